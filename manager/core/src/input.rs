@@ -1,0 +1,106 @@
+//! What the core is told: facts of the past.
+
+use std::sync::Arc;
+
+use podmesh_protocol::ids::{Epoch, JobId, Name, SubmissionId};
+use podmesh_protocol::report::Report;
+use podmesh_protocol::session::Hello;
+use podmesh_protocol::spec::JobSpec;
+
+/// Who sent a message: the identity of one connection to ROUTER. Never used twice.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Peer(pub Arc<[u8]>);
+
+/// One fact.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Input {
+    /// A client submitted a job. The spec has been validated.
+    JobSubmitted {
+        /// Who.
+        peer: Peer,
+        /// The client's number of the request.
+        request: u64,
+        /// The idempotency key.
+        submission: SubmissionId,
+        /// The job.
+        spec: Arc<JobSpec>,
+    },
+    /// A client asked to cancel a job.
+    CancelRequested {
+        /// Who.
+        peer: Peer,
+        /// The client's number of the request.
+        request: u64,
+        /// The job.
+        job: JobId,
+    },
+    /// A client asked why a job's tasks wait; answered by
+    /// [`Effect::Explained`](crate::step::Effect::Explained).
+    ExplanationRequested {
+        /// The shell's number of the question.
+        question: u64,
+        /// The job.
+        job: JobId,
+    },
+    /// A client asked for the nodes.
+    NodesRequested {
+        /// Who.
+        peer: Peer,
+        /// The client's number of the request.
+        request: u64,
+        /// Only nodes whose names sort after this one.
+        after: Option<Name>,
+        /// Rows at the most.
+        limit: u32,
+    },
+    /// An agent asked for a session.
+    AgentConnected {
+        /// Who.
+        peer: Peer,
+        /// How it introduces itself.
+        hello: Box<Hello>,
+    },
+    /// An agent reported.
+    AttemptsReported {
+        /// Who.
+        peer: Peer,
+        /// The session that it believes to have.
+        epoch: Epoch,
+        /// The reports, in order.
+        reports: Vec<Report>,
+    },
+    /// An agent ended its session.
+    AgentLeft {
+        /// Who.
+        peer: Peer,
+        /// The session that it believes to have.
+        epoch: Epoch,
+    },
+    /// A message could not be delivered: the peer's connection is gone.
+    PeerGone {
+        /// Who.
+        peer: Peer,
+    },
+    /// The heartbeat of a session has changed.
+    HeartbeatChanged {
+        /// Which session.
+        epoch: Epoch,
+        /// How.
+        change: HeartbeatChange,
+    },
+    /// Time passed; due timers run. Every other input runs them too.
+    Tick,
+}
+
+/// What can become of a heartbeat.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum HeartbeatChange {
+    /// Its stream was closed: the agent has ended, or its host's kernel says that it is gone.
+    Closed,
+    /// Nothing came for some intervals, and the lease goes on.
+    Late,
+    /// Beats come again after `Late` or `Closed`, before the lease ended.
+    Resumed,
+    /// Nothing came for a whole lease.
+    LeaseExpired,
+}

@@ -1,0 +1,202 @@
+//! What the core decides: plain values, for the shell to carry out.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use podmesh_protocol::event::EventFact;
+use podmesh_protocol::ids::{
+    AttemptId, ClusterId, Epoch, InstanceId, JobId, Name, Revision, SubmissionId,
+};
+use podmesh_protocol::report::{AttemptState, JobState, Outcome, TaskCounts};
+use podmesh_protocol::session::ToPeer;
+use podmesh_protocol::spec::{JobSpec, Resources, RuntimeKind};
+
+use crate::input::Peer;
+
+/// The outcome of one call of [`Core::step`](crate::Core::step): what to commit, and what may
+/// leave after.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Step {
+    /// Rows to write, in this order, in one transaction with the events.
+    pub changes: Vec<Change>,
+    /// The events of this step; the first has the revision `first_revision`.
+    pub events: Vec<EventFact>,
+    /// The revision of the first event; meaningless without events.
+    pub first_revision: Option<Revision>,
+    /// What happens once the changes are on disk, in this order.
+    pub effects: Vec<Effect>,
+}
+
+impl Step {
+    /// Forgets everything, and keeps the memory.
+    pub fn clear(&mut self) {
+        self.changes.clear();
+        self.events.clear();
+        self.first_revision = None;
+        self.effects.clear();
+    }
+
+    /// Whether there is nothing to do.
+    pub fn is_empty(&self) -> bool {
+        self.changes.is_empty() && self.events.is_empty() && self.effects.is_empty()
+    }
+}
+
+/// A row to write.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Change {
+    /// A new job; its [`Change::JobUpdated`] follows in the same step.
+    JobInserted {
+        /// Its number: the next one.
+        job: JobId,
+        /// The idempotency key; no two jobs have the same.
+        submission: SubmissionId,
+        /// What was submitted.
+        spec: Arc<JobSpec>,
+        /// When, for display.
+        wall_ms: u64,
+    },
+    /// Where a job stands now. At most one a job and step, after the changes of its attempts.
+    JobUpdated(JobRow),
+    /// A new attempt, in state `assigned`.
+    AttemptInserted {
+        /// Which.
+        attempt: AttemptId,
+        /// Where.
+        node: Name,
+        /// When, for display.
+        wall_ms: u64,
+    },
+    /// An attempt came to another state short of its end.
+    AttemptAdvanced {
+        /// Which.
+        attempt: AttemptId,
+        /// `preparing` or `running`.
+        state: AttemptState,
+        /// When it was heard of, for display.
+        wall_ms: u64,
+    },
+    /// An attempt ended.
+    AttemptEnded {
+        /// Which.
+        attempt: AttemptId,
+        /// How.
+        outcome: Outcome,
+        /// When it was heard of, for display.
+        wall_ms: u64,
+        /// When the task is tried again: after so many milliseconds. None: the task is over.
+        retry_after_ms: Option<u64>,
+    },
+    /// A task that waited for a retry will have none: its job was cancelled.
+    RetryDropped {
+        /// The last attempt of the task.
+        attempt: AttemptId,
+    },
+    /// What is known of a node, as of its last session.
+    NodeSaved(NodeRow),
+    /// A session was given this epoch; the next one gets a higher one, after a restart too.
+    EpochTaken(Epoch),
+}
+
+/// What changes of a job.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct JobRow {
+    /// Which.
+    pub job: JobId,
+    /// Where it stands.
+    pub state: JobState,
+    /// The index of the first task that has had no attempt; those after have had none either.
+    pub next_index: u64,
+    /// Where its tasks stand.
+    pub counts: TaskCounts,
+    /// When its first attempt was assigned, for display.
+    pub started_wall_ms: Option<u64>,
+    /// When it ended, for display.
+    pub ended_wall_ms: Option<u64>,
+}
+
+/// What is kept of a node.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NodeRow {
+    /// Its name.
+    pub node: Name,
+    /// The life of the machine.
+    pub boot_id: String,
+    /// The life of the agent.
+    pub agent_instance: InstanceId,
+    /// The version of the agent's program.
+    pub program_version: String,
+    /// What it offers in all.
+    pub capacity: Resources,
+    /// Its labels.
+    pub labels: BTreeMap<Name, String>,
+    /// What it can start.
+    pub runtimes: Vec<RuntimeKind>,
+    /// Its last session.
+    pub epoch: Epoch,
+}
+
+/// What happens after the commit.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Effect {
+    /// Send a message.
+    Send {
+        /// To whom.
+        peer: Peer,
+        /// What.
+        message: ToPeer,
+    },
+    /// Watch the heartbeats of this session; its lease runs from now on.
+    SessionOpened {
+        /// Which session.
+        epoch: Epoch,
+        /// Of which node.
+        node: Name,
+        /// Where its agent is reached.
+        peer: Peer,
+    },
+    /// Watch it no more.
+    SessionClosed {
+        /// Which session.
+        epoch: Epoch,
+    },
+    /// The answer to [`Input::ExplanationRequested`](crate::input::Input::ExplanationRequested).
+    Explained {
+        /// The shell's number of the question.
+        question: u64,
+        /// Why the job's queued tasks wait; empty for a job that has none.
+        waits_for: Vec<String>,
+    },
+}
+
+/// What the core is rebuilt from after a start.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Snapshot {
+    /// Whose manager it is.
+    pub cluster: ClusterId,
+    /// The number of the last job; 0 for none.
+    pub last_job: JobId,
+    /// The last session's; 0 for none.
+    pub last_epoch: Epoch,
+    /// The last event's; 0 for none.
+    pub last_revision: Revision,
+    /// The jobs that have not ended.
+    pub jobs: Vec<RestoredJob>,
+    /// The attempts that have not ended: attempt, node, state.
+    pub attempts: Vec<(AttemptId, Name, AttemptState)>,
+    /// The tasks that wait for a retry: the last attempt, and how long it waits.
+    pub retries: Vec<(AttemptId, u64)>,
+    /// Every node that was ever seen.
+    pub nodes: Vec<NodeRow>,
+}
+
+/// A job that has not ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RestoredJob {
+    /// The idempotency key.
+    pub submission: SubmissionId,
+    /// What was submitted.
+    pub spec: Arc<JobSpec>,
+    /// Where it stands.
+    pub row: JobRow,
+}

@@ -1,0 +1,354 @@
+//! The messages between clients, such as the CLI, and the manager.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use crate::error::ErrorReply;
+use crate::event::EventChunk;
+use crate::ids::{
+    AttemptId, ClusterId, Epoch, InstanceId, JobId, Name, Revision, SubmissionId, TaskId,
+};
+use crate::report::{AttemptState, JobState, Outcome, TaskCounts, TaskState};
+use crate::spec::{JobSpec, Resources, RuntimeKind};
+
+/// A client asks.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Request {
+    /// The protocol that it speaks: [`PROTOCOL_VERSION`](crate::limits::PROTOCOL_VERSION).
+    pub version: u16,
+    /// The client's number of the request; the reply carries it.
+    pub id: u64,
+    /// What it asks.
+    pub body: RequestBody,
+}
+
+/// What a client asks.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum RequestBody {
+    /// Who is the manager, and where is its PUB? → [`ReplyBody::Info`]
+    Info,
+    /// Run a job. → [`ReplyBody::Submitted`], sent when it is on disk. The same submission again
+    /// gives the same job.
+    Submit {
+        /// The idempotency key.
+        submission: SubmissionId,
+        /// The job.
+        spec: Box<JobSpec>,
+    },
+    /// Cancel a job: what is queued never starts, what runs is stopped. → [`ReplyBody::Cancelled`]
+    Cancel {
+        /// The job.
+        job: JobId,
+    },
+    /// The jobs, newest first. → [`ReplyBody::Jobs`]
+    Jobs {
+        /// Only jobs before this one, for the next page.
+        #[serde(default)]
+        before: Option<JobId>,
+        /// Only jobs that have not ended.
+        #[serde(default)]
+        active: bool,
+        /// Rows of the page, at most [`PAGE_ROWS_MAX`](crate::limits::PAGE_ROWS_MAX).
+        limit: u32,
+    },
+    /// One job. → [`ReplyBody::Job`]
+    Job {
+        /// The job.
+        job: JobId,
+        /// When given, the reply waits until the job has changed since this revision
+        /// ([`JobDetail::revision`] of an earlier reply), or `wait_ms` have passed.
+        #[serde(default)]
+        since: Option<Revision>,
+        /// Milliseconds to wait, at most [`WAIT_MS_MAX`](crate::limits::WAIT_MS_MAX).
+        #[serde(default)]
+        wait_ms: u32,
+    },
+    /// Tasks of a job in order of index. → [`ReplyBody::Tasks`]
+    Tasks {
+        /// The job.
+        job: JobId,
+        /// Only tasks with an index of at least this.
+        #[serde(default)]
+        from: u32,
+        /// Only tasks in this state.
+        #[serde(default)]
+        state: Option<TaskState>,
+        /// Rows of the page, at most [`PAGE_ROWS_MAX`](crate::limits::PAGE_ROWS_MAX).
+        limit: u32,
+    },
+    /// One task with all its attempts. → [`ReplyBody::Task`]
+    Task {
+        /// The task.
+        task: TaskId,
+        /// When given, the reply waits while the task still has this many attempts, its last one
+        /// is in this state, and `wait_ms` have not passed.
+        #[serde(default)]
+        unless: Option<(u32, AttemptState)>,
+        /// Milliseconds to wait, at most [`WAIT_MS_MAX`](crate::limits::WAIT_MS_MAX).
+        #[serde(default)]
+        wait_ms: u32,
+    },
+    /// The nodes. → [`ReplyBody::Nodes`]
+    Nodes {
+        /// Only nodes whose names sort after this one, for the next page.
+        #[serde(default)]
+        after: Option<Name>,
+        /// Rows of the page, at most [`PAGE_ROWS_MAX`](crate::limits::PAGE_ROWS_MAX).
+        limit: u32,
+    },
+    /// The events after a revision. → [`ReplyBody::Events`]
+    Events {
+        /// The last revision that the client has; 0 for none.
+        since: Revision,
+    },
+    /// Output of an attempt. → [`ReplyBody::Log`]
+    Log(LogRead),
+}
+
+/// Which part of an attempt's output to read.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LogRead {
+    /// The attempt.
+    pub attempt: AttemptId,
+    /// Which of its streams.
+    pub stream: LogStream,
+    /// Where to begin.
+    pub from: LogPosition,
+    /// Bytes at the most, up to [`LOG_READ_BYTES_MAX`](crate::limits::LOG_READ_BYTES_MAX).
+    pub bytes_max: u32,
+    /// Milliseconds that the reply may wait for a first byte while the attempt goes on, at most
+    /// [`WAIT_MS_MAX`](crate::limits::WAIT_MS_MAX).
+    #[serde(default)]
+    pub wait_ms: u32,
+}
+
+/// A stream of output.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum LogStream {
+    /// Standard output; `stdout.log`.
+    Stdout,
+    /// Standard error; `stderr.log`.
+    Stderr,
+}
+
+impl LogStream {
+    /// The name of the stream's file without `.log`.
+    pub fn file_stem(self) -> &'static str {
+        match self {
+            Self::Stdout => "stdout",
+            Self::Stderr => "stderr",
+        }
+    }
+}
+
+/// Where to begin to read a stream.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum LogPosition {
+    /// At this many bytes after the first one ever printed.
+    Offset(u64),
+    /// Where the last so many lines begin.
+    TailLines(u64),
+}
+
+/// A part of an attempt's output.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LogSlice {
+    /// The offset of the first byte of `bytes`. Higher than asked for where older output has
+    /// been removed by rotation.
+    pub offset: u64,
+    /// The bytes as the program printed them.
+    #[serde(with = "serde_bytes")]
+    pub bytes: Vec<u8>,
+    /// Whether this is the last there will be: the attempt is over, and all has been read.
+    pub end: bool,
+}
+
+/// The answer to a request.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Reply {
+    /// The client's number of the request.
+    pub id: u64,
+    /// `{"Ok": …}` or `{"Err": …}`.
+    pub result: Result<ReplyBody, ErrorReply>,
+}
+
+/// What a request is answered with.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ReplyBody {
+    /// To [`RequestBody::Info`].
+    Info(Info),
+    /// To [`RequestBody::Submit`].
+    Submitted {
+        /// The job's number.
+        job: JobId,
+        /// Whether the submission had been accepted before.
+        again: bool,
+    },
+    /// To [`RequestBody::Cancel`].
+    Cancelled {
+        /// Where the job stands now: `cancelling`, or where it had ended before.
+        state: JobState,
+    },
+    /// To [`RequestBody::Jobs`].
+    Jobs(Vec<JobView>),
+    /// To [`RequestBody::Job`].
+    Job(Box<JobDetail>),
+    /// To [`RequestBody::Tasks`]; `next` is the `from` of the next page, where there is one.
+    Tasks {
+        /// The rows.
+        tasks: Vec<TaskView>,
+        /// The index to go on from.
+        next: Option<u32>,
+    },
+    /// To [`RequestBody::Task`].
+    Task(TaskDetail),
+    /// To [`RequestBody::Nodes`].
+    Nodes(Vec<NodeView>),
+    /// To [`RequestBody::Events`].
+    Events {
+        /// The events after `since`, in order, without a gap; as many as fit one message.
+        chunks: Vec<EventChunk>,
+        /// The last committed revision.
+        last: Revision,
+    },
+    /// To [`RequestBody::Log`].
+    Log(LogSlice),
+}
+
+/// Who the manager is.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Info {
+    /// The protocol that it speaks.
+    pub version: u16,
+    /// The version of its program, for display.
+    pub program_version: String,
+    /// Whose manager it is.
+    pub cluster: ClusterId,
+    /// A new one after every start.
+    pub instance: InstanceId,
+    /// TCP port of PUB, on the host of the manager's address.
+    pub publish_port: u16,
+    /// The last committed revision.
+    pub revision: Revision,
+}
+
+/// A row of `jobs`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct JobView {
+    /// The job.
+    pub job: JobId,
+    /// Its name.
+    pub name: Name,
+    /// Where it stands.
+    pub state: JobState,
+    /// Its priority.
+    pub priority: i32,
+    /// Where its tasks stand.
+    pub counts: TaskCounts,
+    /// Milliseconds since 1970 by the manager's clock, for display.
+    pub submitted_wall_ms: u64,
+    /// When its first attempt was assigned; likewise.
+    pub started_wall_ms: Option<u64>,
+    /// When nothing more was to happen to it; likewise.
+    pub ended_wall_ms: Option<u64>,
+}
+
+/// All about a job.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct JobDetail {
+    /// Its row.
+    pub view: JobView,
+    /// What was submitted.
+    pub spec: JobSpec,
+    /// The revision up to which this is true; for `since` of the next request.
+    pub revision: Revision,
+    /// Why its queued tasks wait; one reason a line, none when none are queued.
+    pub waits_for: Vec<String>,
+}
+
+/// A row of `tasks`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TaskView {
+    /// The task.
+    pub task: TaskId,
+    /// Where it stands.
+    pub state: TaskState,
+    /// How many attempts there have been.
+    pub attempts: u32,
+    /// The last of them.
+    pub last: Option<AttemptView>,
+}
+
+/// A task with all its attempts, the oldest first.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TaskDetail {
+    /// The task.
+    pub task: TaskId,
+    /// Where it stands.
+    pub state: TaskState,
+    /// Its attempts; at most the last [`PAGE_ROWS_MAX`](crate::limits::PAGE_ROWS_MAX).
+    pub attempts: Vec<AttemptView>,
+}
+
+/// One attempt.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AttemptView {
+    /// Its number.
+    pub number: u32,
+    /// Where it runs or ran.
+    pub node: Name,
+    /// Where it stands.
+    pub state: AttemptState,
+    /// How it ended, once it has.
+    pub outcome: Option<Outcome>,
+    /// When it was given to the node, in milliseconds since 1970, for display.
+    pub assigned_wall_ms: u64,
+    /// When the manager heard of its start; likewise.
+    pub started_wall_ms: Option<u64>,
+    /// When the manager heard of its end; likewise.
+    pub ended_wall_ms: Option<u64>,
+}
+
+/// Whether a node can be counted on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum NodeState {
+    /// It has a session, and its heartbeat comes.
+    Alive,
+    /// Its session ended or its heartbeat is late, and its lease has not ended. Nothing new is
+    /// placed there.
+    Suspect,
+    /// Its lease ended.
+    Lost,
+}
+
+/// A row of `nodes`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NodeView {
+    /// Its name.
+    pub node: Name,
+    /// Whether it can be counted on.
+    pub state: NodeState,
+    /// Its live session.
+    pub epoch: Option<Epoch>,
+    /// The version of its agent's program, for display.
+    pub program_version: String,
+    /// What it offers in all.
+    pub capacity: Resources,
+    /// What of that is not taken.
+    pub free: Resources,
+    /// Its labels.
+    pub labels: BTreeMap<Name, String>,
+    /// What it can start.
+    pub runtimes: Vec<RuntimeKind>,
+    /// Attempts that are with it.
+    pub attempts: u32,
+    /// Milliseconds since it was last known to be alive, by the manager's monotonic clock.
+    /// None for a node that has not been heard of since the manager started.
+    pub seen_ms_ago: Option<u64>,
+}

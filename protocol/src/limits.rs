@@ -1,0 +1,85 @@
+//! Every limit has a name here. What exceeds one gets an error that names it, or is cut off.
+
+/// The version of the protocol that this crate speaks; carried by `hello` and by every request.
+pub const PROTOCOL_VERSION: u16 = 1;
+
+/// Bytes of one ZeroMQ frame, and so of one message.
+pub const FRAME_BYTES_MAX: usize = 1 << 20;
+/// Frames of one message as the application sees it (identity frame not counted).
+pub const PARTS_MAX: usize = 2;
+
+/// Bytes of a name of a job, a node or a label.
+pub const NAME_BYTES_MAX: usize = 128;
+/// Bytes of the value of a label.
+pub const LABEL_VALUE_BYTES_MAX: usize = 256;
+/// Labels of a node, or asked for by a job.
+pub const LABELS_MAX: usize = 64;
+/// Bytes of an image reference.
+pub const IMAGE_BYTES_MAX: usize = 512;
+/// Bytes of a path: working folder, mount source or target (`PATH_MAX` of Linux).
+pub const PATH_BYTES_MAX: usize = 4096;
+/// Mounts of a job.
+pub const MOUNTS_MAX: usize = 64;
+
+/// Bytes of a command with all its arguments.
+pub const COMMAND_BYTES_MAX: usize = 128 << 10;
+/// Arguments of a command, the program included.
+pub const COMMAND_ARGS_MAX: usize = 16_384;
+/// Bytes of a job's environment, names and values together.
+pub const ENV_BYTES_MAX: usize = 128 << 10;
+/// Variables of a job's environment.
+pub const ENV_VARS_MAX: usize = 4096;
+/// Bytes of a job file (TOML).
+pub const JOB_FILE_BYTES_MAX: u64 = 1 << 20;
+
+/// Tasks of one job.
+pub const ARRAY_TASKS_MAX: u32 = 10_000_000;
+/// Retries of one task.
+pub const RETRIES_MAX: u32 = 1000;
+/// Jobs that have not ended, in one manager.
+pub const JOBS_ACTIVE_MAX: usize = 1_000_000;
+/// A job's priority lies in `-PRIORITY_MAX..=PRIORITY_MAX`.
+pub const PRIORITY_MAX: i32 = 1000;
+/// Thousandths of a core that a task may ask for, or a node may offer.
+pub const CPU_MILLIS_MAX: u32 = 1_000_000;
+/// Bytes of memory that a task may ask for, or a node may offer (1 PiB).
+pub const MEMORY_BYTES_MAX: u64 = 1 << 50;
+/// Milliseconds of a task's timeout, grace or backoff (366 days).
+pub const DURATION_MS_MAX: u64 = 366 * 24 * 3600 * 1000;
+
+/// Attempts that one node holds at a time.
+pub const ATTEMPTS_PER_NODE_MAX: usize = 10_000;
+/// Nodes that a manager knows.
+pub const NODES_MAX: usize = 10_000;
+/// Rows of one `starts`, `stops` or `reports` message.
+pub const BATCH_ROWS_MAX: usize = 4096;
+/// Bytes of a free text in a report: why an attempt failed.
+pub const MESSAGE_BYTES_MAX: usize = 2048;
+
+/// Rows of one page of `jobs`, `tasks` or `nodes`.
+pub const PAGE_ROWS_MAX: u32 = 1000;
+/// Events of one chunk, and so of one reply to `events`.
+pub const EVENTS_PER_CHUNK_MAX: usize = 4096;
+/// Events that the manager keeps; older ones are removed, oldest first.
+pub const EVENTS_KEPT: u64 = 1_000_000;
+/// Bytes of log that one read returns.
+pub const LOG_READ_BYTES_MAX: u32 = 256 << 10;
+/// Milliseconds that a read of a log, or of a job's state, may wait for news.
+pub const WAIT_MS_MAX: u32 = 30_000;
+/// Reads of logs that a manager holds open at a time.
+pub const LOG_READS_MAX: usize = 4096;
+
+/// Steps that wait for the manager's disk; when so many wait, no more messages are read.
+pub const STORE_QUEUE_STEPS: usize = 1024;
+/// Rows written by one commit at the most, give or take the last step.
+pub const COMMIT_ROWS_MAX: usize = 20_000;
+
+/// Milliseconds that a session lives without a heartbeat.
+pub const LEASE_MS_DEFAULT: u64 = 15_000;
+/// Milliseconds between two heartbeats.
+pub const HEARTBEAT_MS_DEFAULT: u64 = 1_000;
+/// Milliseconds that the manager waits after a lease ended before it tries a task elsewhere: the
+/// time that an agent without contact has to kill what it runs.
+pub const LEASE_MARGIN_MS: u64 = 5_000;
+/// Milliseconds after which a `start` without any report is sent again.
+pub const START_RESEND_MS: u64 = 10_000;

@@ -1,0 +1,586 @@
+//! What a user asks for: the spec of a job, and the rules that it keeps.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use crate::ids::{Name, NameError};
+use crate::limits::{self, *};
+
+/// What a user submits once: what to run, how many times, and where it may run.
+///
+/// A `JobSpec` off the wire is not to be trusted before [`JobSpec::validate`] has passed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct JobSpec {
+    /// For people; need not be unique.
+    pub name: Name,
+    /// The tasks of the job.
+    #[serde(default)]
+    pub array: ArrayRange,
+    /// Higher goes first; equal ones in order of arrival. Default 0.
+    #[serde(default)]
+    pub priority: i32,
+    /// Labels that a node must have, with just these values.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub require: BTreeMap<Name, String>,
+    /// What one task takes from its node.
+    #[serde(default)]
+    pub resources: Resources,
+    /// What happens after a task failed.
+    #[serde(default)]
+    pub retry: RetryPolicy,
+    /// What happens when the node of a running task is lost.
+    #[serde(default)]
+    pub on_lost: OnLost,
+    /// How each task is run.
+    pub run: RunSpec,
+}
+
+/// How the tasks of a job are run; all that an agent needs to know.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RunSpec {
+    /// What starts it.
+    pub runtime: RuntimeSpec,
+    /// Program and arguments. With `docker` it may be empty: the image's own command then runs.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub command: Vec<String>,
+    /// Environment variables, on top of what podmesh sets itself.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub env: BTreeMap<String, String>,
+    /// Working folder: in the container, or for `process` on the node (default: an empty folder
+    /// of the attempt's own). Absolute.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub workdir: Option<String>,
+    /// Milliseconds that an attempt may run; then it is stopped and ends as timed out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub timeout_ms: Option<u64>,
+    /// Milliseconds between TERM and KILL when an attempt is stopped. Default 10 s, as Docker's.
+    #[serde(default = "grace_default")]
+    pub stop_grace_ms: u64,
+}
+
+fn grace_default() -> u64 {
+    10_000
+}
+
+/// The runtime of a job with what belongs to it alone.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum RuntimeSpec {
+    /// A command on the node itself.
+    Process,
+    /// A container.
+    Docker(DockerSpec),
+    /// Ends at once with success, and runs nothing: for benchmarks. Off unless an agent is told.
+    Noop,
+}
+
+impl RuntimeSpec {
+    /// The runtime that it needs.
+    pub fn kind(&self) -> RuntimeKind {
+        match self {
+            Self::Process => RuntimeKind::Process,
+            Self::Docker(_) => RuntimeKind::Docker,
+            Self::Noop => RuntimeKind::Noop,
+        }
+    }
+}
+
+/// What starts an attempt.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum RuntimeKind {
+    /// A process of the node.
+    Process,
+    /// A Docker container.
+    Docker,
+    /// Nothing at all; for benchmarks.
+    Noop,
+}
+
+impl std::fmt::Display for RuntimeKind {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.pad(match self {
+            Self::Process => "process",
+            Self::Docker => "docker",
+            Self::Noop => "noop",
+        })
+    }
+}
+
+/// What only a container has.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DockerSpec {
+    /// The image, as `docker run` takes it.
+    pub image: String,
+    /// Replaces the image's entrypoint; an empty list removes it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub entrypoint: Option<Vec<String>>,
+    /// `user[:group]`, by name or number.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub user: Option<String>,
+    /// Folders and files of the node that the container sees; the node must allow each.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub mounts: Vec<Mount>,
+    /// The network; default `bridge`.
+    #[serde(default)]
+    pub network: NetworkMode,
+    /// When the image is pulled.
+    #[serde(default)]
+    pub pull: PullPolicy,
+}
+
+/// A folder or file of the node inside a container.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Mount {
+    /// Path on the node; absolute, without `..`.
+    pub source: String,
+    /// Path in the container; absolute.
+    pub target: String,
+    /// Whether the container may only read it.
+    #[serde(default)]
+    pub read_only: bool,
+}
+
+/// The network of a container.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum NetworkMode {
+    /// Docker's default bridge.
+    #[default]
+    Bridge,
+    /// Loopback only.
+    None,
+    /// The node's own; the node must allow it.
+    Host,
+}
+
+/// When an image is pulled.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum PullPolicy {
+    /// When the node does not have it.
+    #[default]
+    Missing,
+    /// Before every start.
+    Always,
+    /// Never: without it, the attempt fails.
+    Never,
+}
+
+/// The indexes of a job's tasks: `first..=last`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ArrayRange {
+    /// The lowest index.
+    pub first: u32,
+    /// The highest index.
+    pub last: u32,
+}
+
+impl Default for ArrayRange {
+    fn default() -> Self {
+        Self { first: 1, last: 1 }
+    }
+}
+
+impl ArrayRange {
+    /// How many tasks there are. A range turned round has none.
+    pub fn tasks(self) -> u64 {
+        (u64::from(self.last) + 1).saturating_sub(u64::from(self.first))
+    }
+
+    /// Whether the job has a task with this index.
+    pub fn contains(self, index: u32) -> bool {
+        (self.first..=self.last).contains(&index)
+    }
+}
+
+/// What one task takes from its node, and what a node offers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct Resources {
+    /// Thousandths of a core.
+    pub cpu_millis: u32,
+    /// Bytes of memory; 0 takes none into account and sets no limit.
+    #[serde(default)]
+    pub memory_bytes: u64,
+}
+
+impl Default for Resources {
+    fn default() -> Self {
+        Self { cpu_millis: 1000, memory_bytes: 0 }
+    }
+}
+
+/// How often a failed task is tried again, and how long it waits before.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RetryPolicy {
+    /// Further attempts after the first one failed. Default 0.
+    pub retries: u32,
+    /// Milliseconds before the first retry; doubled for each further one. Default 1 s.
+    pub backoff_ms: u64,
+    /// Milliseconds that the wait never exceeds. Default 5 min.
+    pub backoff_ms_max: u64,
+}
+
+impl Default for RetryPolicy {
+    fn default() -> Self {
+        Self { retries: 0, backoff_ms: 1_000, backoff_ms_max: 300_000 }
+    }
+}
+
+/// What happens when the node of a running attempt is lost.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum OnLost {
+    /// Wait until the node is back: never two copies at a time.
+    #[default]
+    Wait,
+    /// Try it elsewhere after the lease: at least once.
+    Requeue,
+}
+
+/// A rule that a spec breaks. Says which field, and what is allowed.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum SpecError {
+    /// A name that cannot be one.
+    #[error("{field}: {source}")]
+    Name {
+        /// Which field.
+        field: &'static str,
+        /// What is wrong with it.
+        source: NameError,
+    },
+    /// A field that must be there is empty.
+    #[error("{field}: must not be empty")]
+    Empty {
+        /// Which field.
+        field: &'static str,
+    },
+    /// A number outside its range.
+    #[error("{field}: {value} is not within {min} and {max}{}", limit.map(|l| format!(" ({l})")).unwrap_or_default())]
+    Range {
+        /// Which field.
+        field: &'static str,
+        /// What was asked for.
+        value: i128,
+        /// The lowest value allowed.
+        min: i128,
+        /// The highest value allowed.
+        max: i128,
+        /// The name of the limit, where it has one.
+        limit: Option<&'static str>,
+    },
+    /// More of something than its limit.
+    #[error("{field}: {found} {unit} is over the limit of {max} ({limit})")]
+    TooMuch {
+        /// Which field.
+        field: &'static str,
+        /// How much there is.
+        found: usize,
+        /// Of what.
+        unit: &'static str,
+        /// How much there may be.
+        max: usize,
+        /// The limit's name.
+        limit: &'static str,
+    },
+    /// A text with a character that cannot stand there.
+    #[error("{field}: {why}")]
+    Text {
+        /// Which field.
+        field: &'static str,
+        /// What is wrong.
+        why: String,
+    },
+}
+
+fn within(
+    field: &'static str,
+    value: impl Into<i128>,
+    range: std::ops::RangeInclusive<i128>,
+    limit: Option<&'static str>,
+) -> Result<(), SpecError> {
+    let value = value.into();
+    if range.contains(&value) {
+        return Ok(());
+    }
+    Err(SpecError::Range { field, value, min: *range.start(), max: *range.end(), limit })
+}
+
+fn at_most(
+    field: &'static str,
+    found: usize,
+    unit: &'static str,
+    max: usize,
+    limit: &'static str,
+) -> Result<(), SpecError> {
+    if found <= max { Ok(()) } else { Err(SpecError::TooMuch { field, found, unit, max, limit }) }
+}
+
+fn no_nul(field: &'static str, text: &str) -> Result<(), SpecError> {
+    match text.bytes().position(|b| b == 0) {
+        None => Ok(()),
+        Some(at) => Err(SpecError::Text { field, why: format!("holds a NUL byte at byte {at}") }),
+    }
+}
+
+fn absolute_path(field: &'static str, path: &str) -> Result<(), SpecError> {
+    no_nul(field, path)?;
+    at_most(field, path.len(), "bytes", PATH_BYTES_MAX, "PATH_BYTES_MAX")?;
+    if !path.starts_with('/') {
+        return Err(SpecError::Text { field, why: format!("`{path}` is not an absolute path") });
+    }
+    if path.split('/').any(|part| part == "..") {
+        return Err(SpecError::Text { field, why: format!("`{path}` holds `..`") });
+    }
+    Ok(())
+}
+
+impl JobSpec {
+    /// Checks every rule and limit.
+    ///
+    /// # Errors
+    /// The first [`SpecError`] found.
+    pub fn validate(&self) -> Result<(), SpecError> {
+        if self.array.tasks() == 0 {
+            let ArrayRange { first, last } = self.array;
+            let why = format!("{first}-{last} holds no task");
+            return Err(SpecError::Text { field: "array", why });
+        }
+        within(
+            "array",
+            i128::from(self.array.tasks()),
+            1..=i128::from(ARRAY_TASKS_MAX),
+            Some("ARRAY_TASKS_MAX"),
+        )?;
+        let priority = i128::from(PRIORITY_MAX);
+        within("priority", self.priority, -priority..=priority, Some("PRIORITY_MAX"))?;
+        at_most("require", self.require.len(), "labels", LABELS_MAX, "LABELS_MAX")?;
+        for value in self.require.values() {
+            validate_label_value("require", value)?;
+        }
+        self.resources.validate()?;
+        within("retries", self.retry.retries, 0..=i128::from(RETRIES_MAX), Some("RETRIES_MAX"))?;
+        let duration_max = i128::from(DURATION_MS_MAX);
+        for (field, value) in [
+            ("backoff (ms)", self.retry.backoff_ms),
+            ("longest backoff (ms)", self.retry.backoff_ms_max),
+        ] {
+            within(field, value, 0..=duration_max, Some("DURATION_MS_MAX"))?;
+        }
+        self.run.validate()
+    }
+}
+
+/// Checks the value of a label.
+///
+/// # Errors
+/// When it is over [`limits::LABEL_VALUE_BYTES_MAX`] or holds a control character.
+pub fn validate_label_value(field: &'static str, value: &str) -> Result<(), SpecError> {
+    at_most(field, value.len(), "bytes", limits::LABEL_VALUE_BYTES_MAX, "LABEL_VALUE_BYTES_MAX")?;
+    if value.chars().any(char::is_control) {
+        let why = format!("the value {value:?} holds a control character");
+        return Err(SpecError::Text { field, why });
+    }
+    Ok(())
+}
+
+impl Resources {
+    /// Checks the limits.
+    ///
+    /// # Errors
+    /// When cpus are 0 or over [`limits::CPU_MILLIS_MAX`], or memory over [`limits::MEMORY_BYTES_MAX`].
+    pub fn validate(&self) -> Result<(), SpecError> {
+        let cpus = 1..=i128::from(CPU_MILLIS_MAX);
+        within("cpus (thousandths)", self.cpu_millis, cpus, Some("CPU_MILLIS_MAX"))?;
+        let memory = 0..=i128::from(MEMORY_BYTES_MAX);
+        within("memory (bytes)", self.memory_bytes, memory, Some("MEMORY_BYTES_MAX"))
+    }
+
+    /// Whether this much can be taken from `room`.
+    pub fn fits(&self, room: &Self) -> bool {
+        self.cpu_millis <= room.cpu_millis && self.memory_bytes <= room.memory_bytes
+    }
+}
+
+impl RunSpec {
+    /// Checks every rule and limit of how a task is run.
+    ///
+    /// # Errors
+    /// The first [`SpecError`] found.
+    pub fn validate(&self) -> Result<(), SpecError> {
+        at_most("command", self.command.len(), "arguments", COMMAND_ARGS_MAX, "COMMAND_ARGS_MAX")?;
+        let bytes = self.command.iter().map(|arg| arg.len() + 1).sum();
+        at_most("command", bytes, "bytes", COMMAND_BYTES_MAX, "COMMAND_BYTES_MAX")?;
+        for arg in &self.command {
+            no_nul("command", arg)?;
+        }
+        let program_missing = self.command.first().is_none_or(String::is_empty);
+        match &self.runtime {
+            RuntimeSpec::Process if program_missing => {
+                return Err(SpecError::Empty { field: "command" });
+            }
+            RuntimeSpec::Docker(docker) => docker.validate()?,
+            RuntimeSpec::Process | RuntimeSpec::Noop => {}
+        }
+        self.validate_env()?;
+        if let Some(workdir) = &self.workdir {
+            absolute_path("workdir", workdir)?;
+        }
+        let limit = Some("DURATION_MS_MAX");
+        if let Some(timeout_ms) = self.timeout_ms {
+            within("timeout (ms)", timeout_ms, 1..=i128::from(DURATION_MS_MAX), limit)?;
+        }
+        within("stop grace (ms)", self.stop_grace_ms, 0..=i128::from(DURATION_MS_MAX), limit)
+    }
+
+    fn validate_env(&self) -> Result<(), SpecError> {
+        at_most("env", self.env.len(), "variables", ENV_VARS_MAX, "ENV_VARS_MAX")?;
+        let bytes = self.env.iter().map(|(name, value)| name.len() + value.len() + 2).sum();
+        at_most("env", bytes, "bytes", ENV_BYTES_MAX, "ENV_BYTES_MAX")?;
+        for (name, value) in &self.env {
+            if name.is_empty() {
+                return Err(SpecError::Empty { field: "env: a variable's name" });
+            }
+            if name.contains('=') {
+                let why = format!("the name `{name}` holds `=`");
+                return Err(SpecError::Text { field: "env", why });
+            }
+            no_nul("env", name)?;
+            no_nul("env", value)?;
+        }
+        Ok(())
+    }
+}
+
+impl DockerSpec {
+    fn validate(&self) -> Result<(), SpecError> {
+        if self.image.is_empty() {
+            return Err(SpecError::Empty { field: "image" });
+        }
+        at_most("image", self.image.len(), "bytes", IMAGE_BYTES_MAX, "IMAGE_BYTES_MAX")?;
+        if let Some(c) = self.image.chars().find(|c| c.is_whitespace() || c.is_control()) {
+            let why = format!("`{}` holds {c:?}", self.image.escape_debug());
+            return Err(SpecError::Text { field: "image", why });
+        }
+        for part in self.entrypoint.iter().flatten() {
+            no_nul("entrypoint", part)?;
+        }
+        let entrypoint = self.entrypoint.iter().flatten().map(|part| part.len() + 1).sum();
+        at_most("entrypoint", entrypoint, "bytes", COMMAND_BYTES_MAX, "COMMAND_BYTES_MAX")?;
+        if let Some(user) = &self.user {
+            if user.is_empty() {
+                return Err(SpecError::Empty { field: "user" });
+            }
+            at_most("user", user.len(), "bytes", NAME_BYTES_MAX, "NAME_BYTES_MAX")?;
+            no_nul("user", user)?;
+        }
+        at_most("mounts", self.mounts.len(), "mounts", MOUNTS_MAX, "MOUNTS_MAX")?;
+        for mount in &self.mounts {
+            absolute_path("mount source", &mount.source)?;
+            absolute_path("mount target", &mount.target)?;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "tests")]
+mod tests {
+    use super::*;
+
+    fn spec() -> JobSpec {
+        JobSpec {
+            name: "a".parse().unwrap(),
+            array: ArrayRange::default(),
+            priority: 0,
+            require: BTreeMap::new(),
+            resources: Resources::default(),
+            retry: RetryPolicy::default(),
+            on_lost: OnLost::Wait,
+            run: RunSpec {
+                runtime: RuntimeSpec::Process,
+                command: vec!["true".into()],
+                env: BTreeMap::new(),
+                workdir: None,
+                timeout_ms: None,
+                stop_grace_ms: 10_000,
+            },
+        }
+    }
+
+    fn refused(change: impl FnOnce(&mut JobSpec)) -> String {
+        let mut spec = spec();
+        change(&mut spec);
+        spec.validate().unwrap_err().to_string()
+    }
+
+    #[test]
+    fn a_plain_spec_passes() {
+        assert_eq!(spec().validate(), Ok(()));
+    }
+
+    #[test]
+    fn each_broken_rule_names_its_field_and_limit() {
+        for (said, text) in [
+            (refused(|s| s.array = ArrayRange { first: 2, last: 1 }), "array"),
+            (refused(|s| s.array.last = u32::MAX), "ARRAY_TASKS_MAX"),
+            (refused(|s| s.array = ArrayRange { first: 0, last: u32::MAX }), "ARRAY_TASKS_MAX"),
+            (refused(|s| s.priority = 1001), "PRIORITY_MAX"),
+            (refused(|s| s.resources.cpu_millis = 0), "CPU_MILLIS_MAX"),
+            (refused(|s| s.resources.memory_bytes = u64::MAX), "MEMORY_BYTES_MAX"),
+            (refused(|s| s.retry.retries = 1001), "RETRIES_MAX"),
+            (refused(|s| s.run.command.clear()), "command: must not be empty"),
+            (refused(|s| s.run.command[0].clear()), "command: must not be empty"),
+            (refused(|s| s.run.command.push("a\0b".into())), "NUL byte at byte 1"),
+            (refused(|s| s.run.command.push("x".repeat(1 << 20))), "COMMAND_BYTES_MAX"),
+            (refused(|s| _ = s.run.env.insert("A".into(), "x".repeat(10 << 20))), "ENV_BYTES_MAX"),
+            (refused(|s| _ = s.run.env.insert("A=B".into(), String::new())), "holds `=`"),
+            (refused(|s| s.run.workdir = Some("a".into())), "absolute"),
+            (refused(|s| s.run.timeout_ms = Some(0)), "timeout"),
+            (refused(|s| s.run.runtime = RuntimeSpec::Docker(DockerSpec::default())), "image"),
+        ] {
+            assert!(said.contains(text), "{said:?} does not say {text:?}");
+        }
+    }
+
+    #[test]
+    fn a_mount_cannot_climb() {
+        let said = refused(|s| {
+            s.run.runtime = RuntimeSpec::Docker(DockerSpec {
+                image: "busybox".into(),
+                mounts: vec![Mount {
+                    source: "/data/../etc".into(),
+                    target: "/x".into(),
+                    read_only: true,
+                }],
+                ..DockerSpec::default()
+            });
+        });
+        assert!(said.contains("mount source") && said.contains(".."), "{said}");
+    }
+
+    #[test]
+    fn the_largest_spec_fits_one_frame() {
+        let mut spec = spec();
+        spec.run.command = vec!["x".repeat(COMMAND_BYTES_MAX - 1)];
+        spec.run.env.insert("A".into(), "y".repeat(ENV_BYTES_MAX - 3));
+        let mounts = vec![
+            Mount {
+                source: format!("/{}", "s".repeat(PATH_BYTES_MAX - 1)),
+                target: format!("/{}", "t".repeat(PATH_BYTES_MAX - 1)),
+                read_only: false,
+            };
+            MOUNTS_MAX
+        ];
+        let entrypoint = Some(vec!["z".repeat(COMMAND_BYTES_MAX - 1)]);
+        spec.run.runtime = RuntimeSpec::Docker(DockerSpec {
+            image: "i".repeat(IMAGE_BYTES_MAX),
+            mounts,
+            entrypoint,
+            ..DockerSpec::default()
+        });
+        assert_eq!(spec.validate(), Ok(()));
+        assert!(rmp_serde::to_vec_named(&spec).unwrap().len() < FRAME_BYTES_MAX - 1024);
+    }
+}
