@@ -60,13 +60,13 @@ pub fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, DecodeError> {
     if bytes.len() > FRAME_BYTES_MAX {
         return Err(DecodeError::TooLarge { bytes: bytes.len() });
     }
-    let mut reader = rmp_serde::Deserializer::from_read_ref(bytes);
+    let mut rest = bytes;
+    let mut reader = rmp_serde::Deserializer::new(&mut rest);
     // Messages nest less than ten deep; ignored unknown values may nest, too, and recurse.
     reader.set_max_depth(64);
     let message = T::deserialize(&mut reader)?;
-    let rest = reader.get_ref().len();
-    if rest > 0 {
-        return Err(DecodeError::Trailing { bytes: rest });
+    if !rest.is_empty() {
+        return Err(DecodeError::Trailing { bytes: rest.len() });
     }
     Ok(message)
 }

@@ -65,7 +65,10 @@ pub struct AttemptId {
 impl AttemptId {
     /// The attempt `number` of task `index` of `job`.
     pub const fn new(job: JobId, index: u32, number: u32) -> Self {
-        Self { task: TaskId { job, index }, number }
+        Self {
+            task: TaskId { job, index },
+            number,
+        }
     }
 }
 
@@ -97,7 +100,11 @@ pub struct ParseIdError {
 
 fn number<T: FromStr>(digits: &str) -> Option<T> {
     // `FromStr` of integers takes a leading `+`; an id has digits only.
-    digits.bytes().all(|b| b.is_ascii_digit()).then(|| digits.parse().ok()).flatten()
+    digits
+        .bytes()
+        .all(|b| b.is_ascii_digit())
+        .then(|| digits.parse().ok())
+        .flatten()
 }
 
 impl FromStr for JobId {
@@ -107,7 +114,10 @@ impl FromStr for JobId {
         number(s)
             .filter(|n| *n > 0)
             .map(JobId)
-            .ok_or_else(|| ParseIdError { text: s.into(), expected: "a job number such as 42" })
+            .ok_or_else(|| ParseIdError {
+                text: s.into(),
+                expected: "a job number such as 42",
+            })
     }
 }
 
@@ -117,10 +127,15 @@ impl FromStr for TaskId {
     fn from_str(s: &str) -> Result<Self, Self::Err> {
         let parse = || {
             let (job, index) = s.split_once('.')?;
-            Some(TaskId { job: job.parse().ok()?, index: number(index)? })
+            Some(TaskId {
+                job: job.parse().ok()?,
+                index: number(index)?,
+            })
         };
-        parse()
-            .ok_or_else(|| ParseIdError { text: s.into(), expected: "a task number such as 42.7" })
+        parse().ok_or_else(|| ParseIdError {
+            text: s.into(),
+            expected: "a task number such as 42.7",
+        })
     }
 }
 
@@ -131,7 +146,10 @@ impl FromStr for AttemptId {
         let parse = || {
             let (task, attempt) = s.split_once('#')?;
             let number = number(attempt).filter(|n| *n > 0)?;
-            Some(AttemptId { task: task.parse().ok()?, number })
+            Some(AttemptId {
+                task: task.parse().ok()?,
+                number,
+            })
         };
         parse().ok_or_else(|| ParseIdError {
             text: s.into(),
@@ -205,7 +223,10 @@ pub enum NameError {
     #[error("a name must not be empty")]
     Empty,
     /// Longer than [`limits::NAME_BYTES_MAX`].
-    #[error("a name of {bytes} bytes is over the limit of {} (NAME_BYTES_MAX)", limits::NAME_BYTES_MAX)]
+    #[error(
+        "a name of {bytes} bytes is over the limit of {} (NAME_BYTES_MAX)",
+        limits::NAME_BYTES_MAX
+    )]
     TooLong {
         /// How long it is.
         bytes: usize,
@@ -239,8 +260,9 @@ impl TryFrom<String> for Name {
         if text.len() > limits::NAME_BYTES_MAX {
             return Err(NameError::TooLong { bytes: text.len() });
         }
-        let allowed =
-            |at: usize, c: char| c.is_ascii_alphanumeric() || (at > 0 && matches!(c, '-' | '_' | '.'));
+        let allowed = |at: usize, c: char| {
+            c.is_ascii_alphanumeric() || (at > 0 && matches!(c, '-' | '_' | '.'))
+        };
         match text.char_indices().find(|(at, c)| !allowed(*at, *c)) {
             Some((at, found)) => Err(NameError::Character { found, at }),
             None => Ok(Self(text)),
@@ -302,7 +324,10 @@ mod tests {
         }
         assert_eq!("".parse::<Name>(), Err(NameError::Empty));
         for bad in ["a/b", "..", "a\nb", "-a", "é", "a b", "a\0"] {
-            assert!(matches!(bad.parse::<Name>(), Err(NameError::Character { .. })), "{bad:?}");
+            assert!(
+                matches!(bad.parse::<Name>(), Err(NameError::Character { .. })),
+                "{bad:?}"
+            );
         }
         assert_eq!(
             "x".repeat(10_000).parse::<Name>(),

@@ -1,0 +1,31 @@
+//! How long to wait before the next try.
+
+use std::time::Duration;
+
+use backon::{BackoffBuilder, ExponentialBuilder};
+
+/// Jittered delays between tries to reach the manager: 50 ms at first, doubled up to 5 s. They
+/// never end: a manager that comes back after a week finds its agents.
+pub fn reconnect_delays() -> impl Iterator<Item = Duration> + Send + use<> {
+    ExponentialBuilder::new()
+        .with_min_delay(Duration::from_millis(50))
+        .with_max_delay(Duration::from_secs(5))
+        .with_jitter()
+        .without_max_times()
+        .build()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn delays_grow_to_a_bound_and_never_end() {
+        let delays: Vec<_> = reconnect_delays().take(1000).collect();
+        assert_eq!(delays.len(), 1000);
+        assert!(delays[0] < Duration::from_millis(101));
+        // Jitter adds up to as much again.
+        assert!(delays.iter().all(|delay| *delay <= Duration::from_secs(10)));
+        assert!(delays[999] >= Duration::from_secs(5));
+    }
+}

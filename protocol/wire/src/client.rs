@@ -1,0 +1,188 @@
+//! Requests and replies over one connection to the manager.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use podmesh_protocol::client::{Reply, ReplyBody, Request, RequestBody};
+use podmesh_protocol::error::ErrorReply;
+use podmesh_protocol::limits::PROTOCOL_VERSION;
+use podmesh_protocol::session::{ToManager, ToPeer};
+use tokio::sync::{Mutex as AsyncMutex, oneshot};
+use tokio::task::JoinHandle;
+use tokio::time::timeout;
+
+use crate::address::ManagerAddress;
+use crate::control::{PeerReceiver, PeerSender, PeerSocket};
+use crate::error::WireError;
+
+/// How long an answer may take beyond what the request itself asks to wait.
+pub const REPLY_LIMIT: Duration = Duration::from_secs(20);
+
+/// Why a request has no result.
+#[derive(Debug, thiserror::Error)]
+pub enum ClientError {
+    /// The manager answered that it will not, or cannot.
+    #[error(transparent)]
+    Refused(#[from] ErrorReply),
+    /// The manager answered something else than what was asked for.
+    #[error("the manager answered something else than it was asked; are both of one version?")]
+    UnexpectedReply,
+    /// The connection failed; a fresh [`Client`] may do better.
+    #[error(transparent)]
+    Wire(#[from] WireError),
+}
+
+/// A connection that asks. Many requests may wait at a time. It does not reconnect.
+#[derive(Clone)]
+pub struct Client {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    sender: AsyncMutex<PeerSender>,
+    waiting: Arc<Waiting>,
+    next_id: AtomicU64,
+    receiver: JoinHandle<()>,
+}
+
+impl Drop for Shared {
+    fn drop(&mut self) {
+        self.receiver.abort();
+    }
+}
+
+/// Who waits for which reply; `None` once the connection has ended.
+struct Waiting(Mutex<Option<HashMap<u64, oneshot::Sender<Answer>>>>);
+
+type Answer = Result<ReplyBody, ErrorReply>;
+
+impl Waiting {
+    fn with<R>(
+        &self,
+        f: impl FnOnce(&mut Option<HashMap<u64, oneshot::Sender<Answer>>>) -> R,
+    ) -> R {
+        // Nothing panics while the lock is held, and the map is whole at every moment.
+        f(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    fn answer(&self, id: u64, result: Answer) {
+        let waiter = self.with(|waiting| waiting.as_mut()?.remove(&id));
+        if let Some(waiter) = waiter {
+            // Whoever asked may have given up.
+            _ = waiter.send(result);
+        }
+    }
+
+    fn answer_all(&self, error: &ErrorReply) {
+        let waiters = self.with(|waiting| waiting.as_mut().map(std::mem::take));
+        for (_, waiter) in waiters.into_iter().flatten() {
+            _ = waiter.send(Err(error.clone()));
+        }
+    }
+}
+
+/// Forgets a request that nobody waits for any more.
+struct Forget<'a> {
+    waiting: &'a Waiting,
+    id: u64,
+}
+
+impl Drop for Forget<'_> {
+    fn drop(&mut self) {
+        self.waiting
+            .with(|waiting| waiting.as_mut().map(|waiting| waiting.remove(&self.id)));
+    }
+}
+
+impl Client {
+    /// Connects to a manager.
+    ///
+    /// # Errors
+    /// As [`PeerSocket::connect`].
+    pub async fn connect(address: &ManagerAddress) -> Result<Self, WireError> {
+        let (receiver, sender) = PeerSocket::connect(address).await?.split();
+        let waiting = Arc::new(Waiting(Mutex::new(Some(HashMap::new()))));
+        let shared = Shared {
+            sender: AsyncMutex::new(sender),
+            receiver: tokio::spawn(receive(receiver, Arc::clone(&waiting))),
+            waiting,
+            next_id: AtomicU64::new(1),
+        };
+        Ok(Self {
+            shared: Arc::new(shared),
+        })
+    }
+
+    /// Asks, and waits for the answer. Can be dropped while it waits.
+    ///
+    /// # Errors
+    /// [`ClientError::Refused`] when the manager says no; [`ClientError::Wire`] when the
+    /// connection ends first, or no answer comes within [`REPLY_LIMIT`] and the wait asked for.
+    pub async fn request(&self, body: RequestBody) -> Result<ReplyBody, ClientError> {
+        let limit = REPLY_LIMIT + wait_of(&body);
+        let id = self.shared.next_id.fetch_add(1, Ordering::Relaxed);
+        let (waiter, answer) = oneshot::channel();
+        let open = self.shared.waiting.with(|waiting| match waiting {
+            Some(waiting) => {
+                waiting.insert(id, waiter);
+                true
+            }
+            None => false,
+        });
+        if !open {
+            return Err(WireError::Disconnected.into());
+        }
+        let _forget = Forget {
+            waiting: &self.shared.waiting,
+            id,
+        };
+        let request = Request {
+            version: PROTOCOL_VERSION,
+            id,
+            body,
+        };
+        self.shared
+            .sender
+            .lock()
+            .await
+            .send(&ToManager::Request(request))
+            .await?;
+        match timeout(limit, answer).await {
+            Ok(Ok(result)) => Ok(result?),
+            Ok(Err(_)) => Err(WireError::Disconnected.into()),
+            Err(_) => Err(WireError::Timeout {
+                what: "the manager's answer",
+                limit,
+            }
+            .into()),
+        }
+    }
+}
+
+fn wait_of(body: &RequestBody) -> Duration {
+    let wait_ms = match body {
+        RequestBody::Job { wait_ms, .. } | RequestBody::Task { wait_ms, .. } => *wait_ms,
+        RequestBody::Log(read) => read.wait_ms,
+        _ => 0,
+    };
+    Duration::from_millis(u64::from(wait_ms))
+}
+
+async fn receive(mut receiver: PeerReceiver, waiting: Arc<Waiting>) {
+    loop {
+        match receiver.recv().await {
+            Ok(ToPeer::Reply(Reply { id, result })) => waiting.answer(id, result),
+            // The manager could not read a message, so it cannot say which request it was.
+            Ok(ToPeer::Error(error)) => waiting.answer_all(&error),
+            Ok(other) => tracing::debug!(?other, "a message that no client expects"),
+            Err(error) => {
+                tracing::debug!(%error, "the connection to the manager ended");
+                // Dropping the waiters tells them.
+                waiting.with(Option::take);
+                return;
+            }
+        }
+    }
+}
