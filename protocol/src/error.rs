@@ -15,10 +15,7 @@ pub struct ErrorReply {
 impl ErrorReply {
     /// An error with its message.
     pub fn new(code: ErrorCode, message: impl Into<String>) -> Self {
-        Self {
-            code,
-            message: message.into(),
-        }
+        Self { code, message: message.into() }
     }
 }
 

@@ -65,10 +65,7 @@ pub struct AttemptId {
 impl AttemptId {
     /// The attempt `number` of task `index` of `job`.
     pub const fn new(job: JobId, index: u32, number: u32) -> Self {
-        Self {
-            task: TaskId { job, index },
-            number,
-        }
+        Self { task: TaskId { job, index }, number }
     }
 }
 
@@ -100,11 +97,7 @@ pub struct ParseIdError {
 
 fn number<T: FromStr>(digits: &str) -> Option<T> {
     // `FromStr` of integers takes a leading `+`; an id has digits only.
-    digits
-        .bytes()
-        .all(|b| b.is_ascii_digit())
-        .then(|| digits.parse().ok())
-        .flatten()
+    digits.bytes().all(|b| b.is_ascii_digit()).then(|| digits.parse().ok()).flatten()
 }
 
 impl FromStr for JobId {
@@ -114,10 +107,7 @@ impl FromStr for JobId {
         number(s)
             .filter(|n| *n > 0)
             .map(JobId)
-            .ok_or_else(|| ParseIdError {
-                text: s.into(),
-                expected: "a job number such as 42",
-            })
+            .ok_or_else(|| ParseIdError { text: s.into(), expected: "a job number such as 42" })
     }
 }
 
@@ -127,15 +117,10 @@ impl FromStr for TaskId {
     fn from_str(s: &str) -> Result<Self, Self::Err> {
         let parse = || {
             let (job, index) = s.split_once('.')?;
-            Some(TaskId {
-                job: job.parse().ok()?,
-                index: number(index)?,
-            })
+            Some(TaskId { job: job.parse().ok()?, index: number(index)? })
         };
-        parse().ok_or_else(|| ParseIdError {
-            text: s.into(),
-            expected: "a task number such as 42.7",
-        })
+        parse()
+            .ok_or_else(|| ParseIdError { text: s.into(), expected: "a task number such as 42.7" })
     }
 }
 
@@ -146,10 +131,7 @@ impl FromStr for AttemptId {
         let parse = || {
             let (task, attempt) = s.split_once('#')?;
             let number = number(attempt).filter(|n| *n > 0)?;
-            Some(AttemptId {
-                task: task.parse().ok()?,
-                number,
-            })
+            Some(AttemptId { task: task.parse().ok()?, number })
         };
         parse().ok_or_else(|| ParseIdError {
             text: s.into(),
@@ -324,14 +306,8 @@ mod tests {
         }
         assert_eq!("".parse::<Name>(), Err(NameError::Empty));
         for bad in ["a/b", "..", "a\nb", "-a", "é", "a b", "a\0"] {
-            assert!(
-                matches!(bad.parse::<Name>(), Err(NameError::Character { .. })),
-                "{bad:?}"
-            );
+            assert!(matches!(bad.parse::<Name>(), Err(NameError::Character { .. })), "{bad:?}");
         }
-        assert_eq!(
-            "x".repeat(10_000).parse::<Name>(),
-            Err(NameError::TooLong { bytes: 10_000 })
-        );
+        assert_eq!("x".repeat(10_000).parse::<Name>(), Err(NameError::TooLong { bytes: 10_000 }));
     }
 }

@@ -53,36 +53,18 @@ pub enum OutcomeKind {
 impl Outcome {
     /// An outcome without code, signal or message.
     pub fn new(kind: OutcomeKind) -> Self {
-        Self {
-            kind,
-            exit_code: None,
-            signal: None,
-            oom_killed: false,
-            message: None,
-            ran_ms: 0,
-        }
+        Self { kind, exit_code: None, signal: None, oom_killed: false, message: None, ran_ms: 0 }
     }
 
     /// The outcome of a program that exited with `code`.
     pub fn exited(code: i32) -> Self {
-        let kind = if code == 0 {
-            OutcomeKind::Succeeded
-        } else {
-            OutcomeKind::Failed
-        };
-        Self {
-            exit_code: Some(code),
-            ..Self::new(kind)
-        }
+        let kind = if code == 0 { OutcomeKind::Succeeded } else { OutcomeKind::Failed };
+        Self { exit_code: Some(code), ..Self::new(kind) }
     }
 
     /// The outcome of what could not be started: `code` is 125, 126 or 127.
     pub fn not_started(code: i32, message: impl Into<String>) -> Self {
-        Self {
-            exit_code: Some(code),
-            ..Self::new(OutcomeKind::Failed)
-        }
-        .with_message(message)
+        Self { exit_code: Some(code), ..Self::new(OutcomeKind::Failed) }.with_message(message)
     }
 
     /// The same with a message for people, cut at [`MESSAGE_BYTES_MAX`].
@@ -208,23 +190,14 @@ pub struct TaskCounts {
 impl TaskCounts {
     /// All tasks of the job.
     pub fn total(&self) -> u64 {
-        [
-            self.queued,
-            self.active,
-            self.succeeded,
-            self.failed,
-            self.cancelled,
-        ]
-        .into_iter()
-        .map(u64::from)
-        .sum()
+        [self.queued, self.active, self.succeeded, self.failed, self.cancelled]
+            .into_iter()
+            .map(u64::from)
+            .sum()
     }
 
     /// Those that are over.
     pub fn ended(&self) -> u64 {
-        [self.succeeded, self.failed, self.cancelled]
-            .into_iter()
-            .map(u64::from)
-            .sum()
+        [self.succeeded, self.failed, self.cancelled].into_iter().map(u64::from).sum()
     }
 }

@@ -207,10 +207,7 @@ pub struct Resources {
 
 impl Default for Resources {
     fn default() -> Self {
-        Self {
-            cpu_millis: 1000,
-            memory_bytes: 0,
-        }
+        Self { cpu_millis: 1000, memory_bytes: 0 }
     }
 }
 
@@ -227,11 +224,7 @@ pub struct RetryPolicy {
 
 impl Default for RetryPolicy {
     fn default() -> Self {
-        Self {
-            retries: 0,
-            backoff_ms: 1_000,
-            backoff_ms_max: 300_000,
-        }
+        Self { retries: 0, backoff_ms: 1_000, backoff_ms_max: 300_000 }
     }
 }
 
@@ -311,13 +304,7 @@ fn within(
     if range.contains(&value) {
         return Ok(());
     }
-    Err(SpecError::Range {
-        field,
-        value,
-        min: *range.start(),
-        max: *range.end(),
-        limit,
-    })
+    Err(SpecError::Range { field, value, min: *range.start(), max: *range.end(), limit })
 }
 
 fn at_most(
@@ -327,26 +314,13 @@ fn at_most(
     max: usize,
     limit: &'static str,
 ) -> Result<(), SpecError> {
-    if found <= max {
-        Ok(())
-    } else {
-        Err(SpecError::TooMuch {
-            field,
-            found,
-            unit,
-            max,
-            limit,
-        })
-    }
+    if found <= max { Ok(()) } else { Err(SpecError::TooMuch { field, found, unit, max, limit }) }
 }
 
 fn no_nul(field: &'static str, text: &str) -> Result<(), SpecError> {
     match text.bytes().position(|b| b == 0) {
         None => Ok(()),
-        Some(at) => Err(SpecError::Text {
-            field,
-            why: format!("holds a NUL byte at byte {at}"),
-        }),
+        Some(at) => Err(SpecError::Text { field, why: format!("holds a NUL byte at byte {at}") }),
     }
 }
 
@@ -354,16 +328,10 @@ fn absolute_path(field: &'static str, path: &str) -> Result<(), SpecError> {
     no_nul(field, path)?;
     at_most(field, path.len(), "bytes", PATH_BYTES_MAX, "PATH_BYTES_MAX")?;
     if !path.starts_with('/') {
-        return Err(SpecError::Text {
-            field,
-            why: format!("`{path}` is not an absolute path"),
-        });
+        return Err(SpecError::Text { field, why: format!("`{path}` is not an absolute path") });
     }
     if path.split('/').any(|part| part == "..") {
-        return Err(SpecError::Text {
-            field,
-            why: format!("`{path}` holds `..`"),
-        });
+        return Err(SpecError::Text { field, why: format!("`{path}` holds `..`") });
     }
     Ok(())
 }
@@ -377,10 +345,7 @@ impl JobSpec {
         if self.array.tasks() == 0 {
             let ArrayRange { first, last } = self.array;
             let why = format!("{first}-{last} holds no task");
-            return Err(SpecError::Text {
-                field: "array",
-                why,
-            });
+            return Err(SpecError::Text { field: "array", why });
         }
         within(
             "array",
@@ -389,29 +354,13 @@ impl JobSpec {
             Some("ARRAY_TASKS_MAX"),
         )?;
         let priority = i128::from(PRIORITY_MAX);
-        within(
-            "priority",
-            self.priority,
-            -priority..=priority,
-            Some("PRIORITY_MAX"),
-        )?;
-        at_most(
-            "require",
-            self.require.len(),
-            "labels",
-            LABELS_MAX,
-            "LABELS_MAX",
-        )?;
+        within("priority", self.priority, -priority..=priority, Some("PRIORITY_MAX"))?;
+        at_most("require", self.require.len(), "labels", LABELS_MAX, "LABELS_MAX")?;
         for value in self.require.values() {
             validate_label_value("require", value)?;
         }
         self.resources.validate()?;
-        within(
-            "retries",
-            self.retry.retries,
-            0..=i128::from(RETRIES_MAX),
-            Some("RETRIES_MAX"),
-        )?;
+        within("retries", self.retry.retries, 0..=i128::from(RETRIES_MAX), Some("RETRIES_MAX"))?;
         let duration_max = i128::from(DURATION_MS_MAX);
         for (field, value) in [
             ("backoff (ms)", self.retry.backoff_ms),
@@ -428,13 +377,7 @@ impl JobSpec {
 /// # Errors
 /// When it is over [`limits::LABEL_VALUE_BYTES_MAX`] or holds a control character.
 pub fn validate_label_value(field: &'static str, value: &str) -> Result<(), SpecError> {
-    at_most(
-        field,
-        value.len(),
-        "bytes",
-        limits::LABEL_VALUE_BYTES_MAX,
-        "LABEL_VALUE_BYTES_MAX",
-    )?;
+    at_most(field, value.len(), "bytes", limits::LABEL_VALUE_BYTES_MAX, "LABEL_VALUE_BYTES_MAX")?;
     if value.chars().any(char::is_control) {
         let why = format!("the value {value:?} holds a control character");
         return Err(SpecError::Text { field, why });
@@ -449,19 +392,9 @@ impl Resources {
     /// When cpus are 0 or over [`limits::CPU_MILLIS_MAX`], or memory over [`limits::MEMORY_BYTES_MAX`].
     pub fn validate(&self) -> Result<(), SpecError> {
         let cpus = 1..=i128::from(CPU_MILLIS_MAX);
-        within(
-            "cpus (thousandths)",
-            self.cpu_millis,
-            cpus,
-            Some("CPU_MILLIS_MAX"),
-        )?;
+        within("cpus (thousandths)", self.cpu_millis, cpus, Some("CPU_MILLIS_MAX"))?;
         let memory = 0..=i128::from(MEMORY_BYTES_MAX);
-        within(
-            "memory (bytes)",
-            self.memory_bytes,
-            memory,
-            Some("MEMORY_BYTES_MAX"),
-        )
+        within("memory (bytes)", self.memory_bytes, memory, Some("MEMORY_BYTES_MAX"))
     }
 
     /// Whether this much can be taken from `room`.
@@ -476,21 +409,9 @@ impl RunSpec {
     /// # Errors
     /// The first [`SpecError`] found.
     pub fn validate(&self) -> Result<(), SpecError> {
-        at_most(
-            "command",
-            self.command.len(),
-            "arguments",
-            COMMAND_ARGS_MAX,
-            "COMMAND_ARGS_MAX",
-        )?;
+        at_most("command", self.command.len(), "arguments", COMMAND_ARGS_MAX, "COMMAND_ARGS_MAX")?;
         let bytes = self.command.iter().map(|arg| arg.len() + 1).sum();
-        at_most(
-            "command",
-            bytes,
-            "bytes",
-            COMMAND_BYTES_MAX,
-            "COMMAND_BYTES_MAX",
-        )?;
+        at_most("command", bytes, "bytes", COMMAND_BYTES_MAX, "COMMAND_BYTES_MAX")?;
         for arg in &self.command {
             no_nul("command", arg)?;
         }
@@ -508,40 +429,18 @@ impl RunSpec {
         }
         let limit = Some("DURATION_MS_MAX");
         if let Some(timeout_ms) = self.timeout_ms {
-            within(
-                "timeout (ms)",
-                timeout_ms,
-                1..=i128::from(DURATION_MS_MAX),
-                limit,
-            )?;
+            within("timeout (ms)", timeout_ms, 1..=i128::from(DURATION_MS_MAX), limit)?;
         }
-        within(
-            "stop grace (ms)",
-            self.stop_grace_ms,
-            0..=i128::from(DURATION_MS_MAX),
-            limit,
-        )
+        within("stop grace (ms)", self.stop_grace_ms, 0..=i128::from(DURATION_MS_MAX), limit)
     }
 
     fn validate_env(&self) -> Result<(), SpecError> {
-        at_most(
-            "env",
-            self.env.len(),
-            "variables",
-            ENV_VARS_MAX,
-            "ENV_VARS_MAX",
-        )?;
-        let bytes = self
-            .env
-            .iter()
-            .map(|(name, value)| name.len() + value.len() + 2)
-            .sum();
+        at_most("env", self.env.len(), "variables", ENV_VARS_MAX, "ENV_VARS_MAX")?;
+        let bytes = self.env.iter().map(|(name, value)| name.len() + value.len() + 2).sum();
         at_most("env", bytes, "bytes", ENV_BYTES_MAX, "ENV_BYTES_MAX")?;
         for (name, value) in &self.env {
             if name.is_empty() {
-                return Err(SpecError::Empty {
-                    field: "env: a variable's name",
-                });
+                return Err(SpecError::Empty { field: "env: a variable's name" });
             }
             if name.contains('=') {
                 let why = format!("the name `{name}` holds `=`");
@@ -559,60 +458,24 @@ impl DockerSpec {
         if self.image.is_empty() {
             return Err(SpecError::Empty { field: "image" });
         }
-        at_most(
-            "image",
-            self.image.len(),
-            "bytes",
-            IMAGE_BYTES_MAX,
-            "IMAGE_BYTES_MAX",
-        )?;
-        if let Some(c) = self
-            .image
-            .chars()
-            .find(|c| c.is_whitespace() || c.is_control())
-        {
+        at_most("image", self.image.len(), "bytes", IMAGE_BYTES_MAX, "IMAGE_BYTES_MAX")?;
+        if let Some(c) = self.image.chars().find(|c| c.is_whitespace() || c.is_control()) {
             let why = format!("`{}` holds {c:?}", self.image.escape_debug());
-            return Err(SpecError::Text {
-                field: "image",
-                why,
-            });
+            return Err(SpecError::Text { field: "image", why });
         }
         for part in self.entrypoint.iter().flatten() {
             no_nul("entrypoint", part)?;
         }
-        let entrypoint = self
-            .entrypoint
-            .iter()
-            .flatten()
-            .map(|part| part.len() + 1)
-            .sum();
-        at_most(
-            "entrypoint",
-            entrypoint,
-            "bytes",
-            COMMAND_BYTES_MAX,
-            "COMMAND_BYTES_MAX",
-        )?;
+        let entrypoint = self.entrypoint.iter().flatten().map(|part| part.len() + 1).sum();
+        at_most("entrypoint", entrypoint, "bytes", COMMAND_BYTES_MAX, "COMMAND_BYTES_MAX")?;
         if let Some(user) = &self.user {
             if user.is_empty() {
                 return Err(SpecError::Empty { field: "user" });
             }
-            at_most(
-                "user",
-                user.len(),
-                "bytes",
-                NAME_BYTES_MAX,
-                "NAME_BYTES_MAX",
-            )?;
+            at_most("user", user.len(), "bytes", NAME_BYTES_MAX, "NAME_BYTES_MAX")?;
             no_nul("user", user)?;
         }
-        at_most(
-            "mounts",
-            self.mounts.len(),
-            "mounts",
-            MOUNTS_MAX,
-            "MOUNTS_MAX",
-        )?;
+        at_most("mounts", self.mounts.len(), "mounts", MOUNTS_MAX, "MOUNTS_MAX")?;
         for mount in &self.mounts {
             absolute_path("mount source", &mount.source)?;
             absolute_path("mount target", &mount.target)?;
@@ -660,57 +523,22 @@ mod tests {
     #[test]
     fn each_broken_rule_names_its_field_and_limit() {
         for (said, text) in [
-            (
-                refused(|s| s.array = ArrayRange { first: 2, last: 1 }),
-                "array",
-            ),
+            (refused(|s| s.array = ArrayRange { first: 2, last: 1 }), "array"),
             (refused(|s| s.array.last = u32::MAX), "ARRAY_TASKS_MAX"),
-            (
-                refused(|s| {
-                    s.array = ArrayRange {
-                        first: 0,
-                        last: u32::MAX,
-                    }
-                }),
-                "ARRAY_TASKS_MAX",
-            ),
+            (refused(|s| s.array = ArrayRange { first: 0, last: u32::MAX }), "ARRAY_TASKS_MAX"),
             (refused(|s| s.priority = 1001), "PRIORITY_MAX"),
             (refused(|s| s.resources.cpu_millis = 0), "CPU_MILLIS_MAX"),
-            (
-                refused(|s| s.resources.memory_bytes = u64::MAX),
-                "MEMORY_BYTES_MAX",
-            ),
+            (refused(|s| s.resources.memory_bytes = u64::MAX), "MEMORY_BYTES_MAX"),
             (refused(|s| s.retry.retries = 1001), "RETRIES_MAX"),
-            (
-                refused(|s| s.run.command.clear()),
-                "command: must not be empty",
-            ),
-            (
-                refused(|s| s.run.command[0].clear()),
-                "command: must not be empty",
-            ),
-            (
-                refused(|s| s.run.command.push("a\0b".into())),
-                "NUL byte at byte 1",
-            ),
-            (
-                refused(|s| s.run.command.push("x".repeat(1 << 20))),
-                "COMMAND_BYTES_MAX",
-            ),
-            (
-                refused(|s| _ = s.run.env.insert("A".into(), "x".repeat(10 << 20))),
-                "ENV_BYTES_MAX",
-            ),
-            (
-                refused(|s| _ = s.run.env.insert("A=B".into(), String::new())),
-                "holds `=`",
-            ),
+            (refused(|s| s.run.command.clear()), "command: must not be empty"),
+            (refused(|s| s.run.command[0].clear()), "command: must not be empty"),
+            (refused(|s| s.run.command.push("a\0b".into())), "NUL byte at byte 1"),
+            (refused(|s| s.run.command.push("x".repeat(1 << 20))), "COMMAND_BYTES_MAX"),
+            (refused(|s| _ = s.run.env.insert("A".into(), "x".repeat(10 << 20))), "ENV_BYTES_MAX"),
+            (refused(|s| _ = s.run.env.insert("A=B".into(), String::new())), "holds `=`"),
             (refused(|s| s.run.workdir = Some("a".into())), "absolute"),
             (refused(|s| s.run.timeout_ms = Some(0)), "timeout"),
-            (
-                refused(|s| s.run.runtime = RuntimeSpec::Docker(DockerSpec::default())),
-                "image",
-            ),
+            (refused(|s| s.run.runtime = RuntimeSpec::Docker(DockerSpec::default())), "image"),
         ] {
             assert!(said.contains(text), "{said:?} does not say {text:?}");
         }
@@ -729,19 +557,14 @@ mod tests {
                 ..DockerSpec::default()
             });
         });
-        assert!(
-            said.contains("mount source") && said.contains(".."),
-            "{said}"
-        );
+        assert!(said.contains("mount source") && said.contains(".."), "{said}");
     }
 
     #[test]
     fn the_largest_spec_fits_one_frame() {
         let mut spec = spec();
         spec.run.command = vec!["x".repeat(COMMAND_BYTES_MAX - 1)];
-        spec.run
-            .env
-            .insert("A".into(), "y".repeat(ENV_BYTES_MAX - 3));
+        spec.run.env.insert("A".into(), "y".repeat(ENV_BYTES_MAX - 3));
         let mounts = vec![
             Mount {
                 source: format!("/{}", "s".repeat(PATH_BYTES_MAX - 1)),

@@ -27,24 +27,15 @@ fn outcomes() -> impl Strategy<Value = Outcome> {
         OutcomeKind::Lost,
     ]);
     let message = prop::option::of(".{0,40}");
-    (
-        kinds,
-        any::<Option<i32>>(),
-        any::<Option<i32>>(),
-        any::<bool>(),
-        message,
-        any::<u64>(),
-    )
-        .prop_map(
-            |(kind, exit_code, signal, oom_killed, message, ran_ms)| Outcome {
-                kind,
-                exit_code,
-                signal,
-                oom_killed,
-                message,
-                ran_ms,
-            },
-        )
+    (kinds, any::<Option<i32>>(), any::<Option<i32>>(), any::<bool>(), message, any::<u64>())
+        .prop_map(|(kind, exit_code, signal, oom_killed, message, ran_ms)| Outcome {
+            kind,
+            exit_code,
+            signal,
+            oom_killed,
+            message,
+            ran_ms,
+        })
 }
 
 fn facts() -> impl Strategy<Value = ReportFact> {
@@ -58,11 +49,8 @@ fn facts() -> impl Strategy<Value = ReportFact> {
 
 fn to_manager() -> impl Strategy<Value = ToManager> {
     let report = (any::<u64>(), attempts(), facts()).prop_map(|(n, a, f)| Report(n, a, f));
-    let hello = (
-        "[a-z][a-z0-9.-]{0,20}",
-        prop::collection::vec(attempts(), 0..5),
-    )
-        .prop_map(|(node, attempts)| {
+    let hello = ("[a-z][a-z0-9.-]{0,20}", prop::collection::vec(attempts(), 0..5)).prop_map(
+        |(node, attempts)| {
             ToManager::Hello(Hello {
                 version: 1,
                 node: node.parse().unwrap(),
@@ -75,7 +63,8 @@ fn to_manager() -> impl Strategy<Value = ToManager> {
                 runtimes: vec![RuntimeKind::Process, RuntimeKind::Docker],
                 attempts,
             })
-        });
+        },
+    );
     prop_oneof![
         hello,
         (any::<u64>(), prop::collection::vec(report, 0..20))
@@ -125,18 +114,9 @@ proptest! {
 fn hot_rows_are_compact_arrays() {
     let starts = ToPeer::Starts(Epoch(1), vec![AttemptId::new(JobId(2), 3, 4)]);
     // {"starts": [1, [[2, 3, 4]]]}
-    assert_eq!(
-        encode(&starts).unwrap(),
-        b"\x81\xa6starts\x92\x01\x91\x93\x02\x03\x04"
-    );
-    let stops = ToPeer::Stops(
-        Epoch(1),
-        vec![(AttemptId::new(JobId(2), 3, 4), StopReason::Fenced)],
-    );
-    assert_eq!(
-        encode(&stops).unwrap(),
-        b"\x81\xa5stops\x92\x01\x91\x92\x93\x02\x03\x04\xa6fenced"
-    );
+    assert_eq!(encode(&starts).unwrap(), b"\x81\xa6starts\x92\x01\x91\x93\x02\x03\x04");
+    let stops = ToPeer::Stops(Epoch(1), vec![(AttemptId::new(JobId(2), 3, 4), StopReason::Fenced)]);
+    assert_eq!(encode(&stops).unwrap(), b"\x81\xa5stops\x92\x01\x91\x92\x93\x02\x03\x04\xa6fenced");
 }
 
 #[test]
@@ -146,43 +126,26 @@ fn unknown_keys_are_ignored() {
     let message: ToPeer = decode(bytes).unwrap();
     assert!(matches!(
         message,
-        ToPeer::Reply(Reply {
-            id: 7,
-            result: Ok(ReplyBody::Cancelled { .. })
-        })
+        ToPeer::Reply(Reply { id: 7, result: Ok(ReplyBody::Cancelled { .. }) })
     ));
 }
 
 #[test]
 fn limits_hold_in_both_directions() {
-    let slice = LogSlice {
-        offset: 0,
-        bytes: vec![0; FRAME_BYTES_MAX],
-        end: false,
-    };
+    let slice = LogSlice { offset: 0, bytes: vec![0; FRAME_BYTES_MAX], end: false };
     assert!(matches!(encode(&slice), Err(EncodeError::TooLarge { .. })));
     let bytes = vec![0; FRAME_BYTES_MAX + 1];
-    assert!(matches!(
-        decode::<ToPeer>(&bytes),
-        Err(DecodeError::TooLarge { .. })
-    ));
+    assert!(matches!(decode::<ToPeer>(&bytes), Err(DecodeError::TooLarge { .. })));
     let mut two = encode(&ToManager::Goodbye(Epoch(1))).unwrap();
     two.push(0);
-    assert!(matches!(
-        decode::<ToManager>(&two),
-        Err(DecodeError::Trailing { bytes: 1 })
-    ));
+    assert!(matches!(decode::<ToManager>(&two), Err(DecodeError::Trailing { bytes: 1 })));
 }
 
 #[test]
 fn deep_nesting_and_huge_lengths_cost_nothing() {
     // Arrays in arrays, a thousand deep; then an array and a map that claim 2^32 - 1 entries.
     assert!(decode::<ToManager>(&[0x91; 1000]).is_err());
-    for head in [
-        b"\xdd\xff\xff\xff\xff",
-        b"\xdf\xff\xff\xff\xff",
-        b"\xc6\xff\xff\xff\xff",
-    ] {
+    for head in [b"\xdd\xff\xff\xff\xff", b"\xdf\xff\xff\xff\xff", b"\xc6\xff\xff\xff\xff"] {
         assert!(decode::<ToManager>(head).is_err());
         let mut reports = b"\x81\xa7reports\x92\x01".to_vec();
         reports.extend(head);

@@ -28,10 +28,7 @@ impl ManagerAddress {
     /// The same host with another port.
     #[must_use]
     pub fn with_port(&self, port: u16) -> Self {
-        Self {
-            host: self.host.clone(),
-            port,
-        }
+        Self { host: self.host.clone(), port }
     }
 
     pub(crate) fn endpoint(&self) -> String {
@@ -48,10 +45,7 @@ impl From<SocketAddr> for ManagerAddress {
             SocketAddr::V6(v6) if v6.ip().is_unspecified() => "::1".to_owned(),
             other => other.ip().to_string(),
         };
-        Self {
-            host,
-            port: address.port(),
-        }
+        Self { host, port: address.port() }
     }
 }
 
@@ -69,26 +63,16 @@ impl FromStr for ManagerAddress {
     type Err = ParseAddressError;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        let error = |why| ParseAddressError {
-            text: text.to_owned(),
-            why,
-        };
+        let error = |why| ParseAddressError { text: text.to_owned(), why };
         if text.parse::<Ipv6Addr>().is_ok() {
-            return Ok(Self {
-                host: text.to_owned(),
-                port: PORT_DEFAULT,
-            });
+            return Ok(Self { host: text.to_owned(), port: PORT_DEFAULT });
         }
         let (host, port) = match text.strip_prefix('[').and_then(|rest| rest.split_once(']')) {
             Some((host, rest)) => {
-                host.parse::<Ipv6Addr>()
-                    .map_err(|_| error("no IPv6 number in the brackets"))?;
+                host.parse::<Ipv6Addr>().map_err(|_| error("no IPv6 number in the brackets"))?;
                 match rest {
                     "" => (host, None),
-                    _ => (
-                        host,
-                        Some(rest.strip_prefix(':').ok_or(error("no `:` after `]`"))?),
-                    ),
+                    _ => (host, Some(rest.strip_prefix(':').ok_or(error("no `:` after `]`"))?)),
                 }
             }
             None => match text.split_once(':') {
@@ -100,9 +84,7 @@ impl FromStr for ManagerAddress {
             return Err(error("no host"));
         }
         if let None = host.parse::<Ipv6Addr>().ok()
-            && !host
-                .bytes()
-                .all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'.' | b'_'))
+            && !host.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'.' | b'_'))
         {
             return Err(error("the host holds a character that no host name has"));
         }
@@ -113,10 +95,7 @@ impl FromStr for ManagerAddress {
                 _ => return Err(error("the port is no number from 1 to 65535")),
             },
         };
-        Ok(Self {
-            host: host.to_owned(),
-            port,
-        })
+        Ok(Self { host: host.to_owned(), port })
     }
 }
 
@@ -143,17 +122,7 @@ mod tests {
 
     #[test]
     fn what_is_no_address_is_refused() {
-        for text in [
-            "",
-            ":1",
-            "a:",
-            "a:0",
-            "a:65536",
-            "a b",
-            "[x]:1",
-            "[::1]x",
-            "tcp://a:1",
-        ] {
+        for text in ["", ":1", "a:", "a:0", "a:65536", "a b", "[x]:1", "[::1]x", "tcp://a:1"] {
             assert!(text.parse::<ManagerAddress>().is_err(), "{text:?}");
         }
     }

@@ -91,8 +91,7 @@ struct Forget<'a> {
 
 impl Drop for Forget<'_> {
     fn drop(&mut self) {
-        self.waiting
-            .with(|waiting| waiting.as_mut().map(|waiting| waiting.remove(&self.id)));
+        self.waiting.with(|waiting| waiting.as_mut().map(|waiting| waiting.remove(&self.id)));
     }
 }
 
@@ -110,9 +109,7 @@ impl Client {
             waiting,
             next_id: AtomicU64::new(1),
         };
-        Ok(Self {
-            shared: Arc::new(shared),
-        })
+        Ok(Self { shared: Arc::new(shared) })
     }
 
     /// Asks, and waits for the answer. Can be dropped while it waits.
@@ -134,29 +131,13 @@ impl Client {
         if !open {
             return Err(WireError::Disconnected.into());
         }
-        let _forget = Forget {
-            waiting: &self.shared.waiting,
-            id,
-        };
-        let request = Request {
-            version: PROTOCOL_VERSION,
-            id,
-            body,
-        };
-        self.shared
-            .sender
-            .lock()
-            .await
-            .send(&ToManager::Request(request))
-            .await?;
+        let _forget = Forget { waiting: &self.shared.waiting, id };
+        let request = Request { version: PROTOCOL_VERSION, id, body };
+        self.shared.sender.lock().await.send(&ToManager::Request(request)).await?;
         match timeout(limit, answer).await {
             Ok(Ok(result)) => Ok(result?),
             Ok(Err(_)) => Err(WireError::Disconnected.into()),
-            Err(_) => Err(WireError::Timeout {
-                what: "the manager's answer",
-                limit,
-            }
-            .into()),
+            Err(_) => Err(WireError::Timeout { what: "the manager's answer", limit }.into()),
         }
     }
 }

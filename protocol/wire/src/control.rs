@@ -55,11 +55,7 @@ impl ManagerSocket {
         let mut socket = RouterSocket::new();
         let monitor = socket.monitor().boxed();
         socket.bind_listener(listener).await?;
-        Ok(Self {
-            socket,
-            monitor,
-            local_address,
-        })
+        Ok(Self { socket, monitor, local_address })
     }
 
     /// Where it listens.
@@ -70,13 +66,7 @@ impl ManagerSocket {
     /// Its two halves, for two tasks. It closes when both are dropped.
     pub fn split(self) -> (ManagerReceiver, ManagerSender) {
         let (sender, receiver) = self.socket.split();
-        (
-            ManagerReceiver {
-                receiver,
-                monitor: self.monitor,
-            },
-            ManagerSender { sender },
-        )
+        (ManagerReceiver { receiver, monitor: self.monitor }, ManagerSender { sender })
     }
 }
 
@@ -121,10 +111,7 @@ fn received(message: ZmqMessage) -> Received {
     };
     let message = match parts {
         [frame] => codec::decode(frame).map_err(WireError::from),
-        _ => Err(WireError::Frames {
-            frames: parts.len(),
-            expected: 1,
-        }),
+        _ => Err(WireError::Frames { frames: parts.len(), expected: 1 }),
     };
     Received { peer, message }
 }
@@ -174,23 +161,14 @@ impl PeerSocket {
         socket
             .connect(&address.endpoint())
             .await
-            .map_err(|source| WireError::Handshake {
-                address: address.clone(),
-                source,
-            })?;
+            .map_err(|source| WireError::Handshake { address: address.clone(), source })?;
         Ok(Self { socket, monitor })
     }
 
     /// Its two halves, for two tasks. It closes when both are dropped.
     pub fn split(self) -> (PeerReceiver, PeerSender) {
         let (sender, receiver) = self.socket.split();
-        (
-            PeerReceiver {
-                receiver,
-                monitor: self.monitor,
-            },
-            PeerSender { sender },
-        )
+        (PeerReceiver { receiver, monitor: self.monitor }, PeerSender { sender })
     }
 }
 
@@ -210,10 +188,7 @@ pub(crate) async fn probe(address: &ManagerAddress) -> Result<(), WireError> {
             format!("no answer within {} s", CONNECT_LIMIT.as_secs()),
         )),
     };
-    result.map_err(|source| WireError::Connect {
-        address: address.clone(),
-        source,
-    })
+    result.map_err(|source| WireError::Connect { address: address.clone(), source })
 }
 
 /// The half of [`PeerSocket`] that receives.
@@ -241,10 +216,7 @@ impl PeerReceiver {
             let frames = message.into_vec();
             return match frames.as_slice() {
                 [frame] => Ok(codec::decode(frame)?),
-                _ => Err(WireError::Frames {
-                    frames: frames.len(),
-                    expected: 1,
-                }),
+                _ => Err(WireError::Frames { frames: frames.len(), expected: 1 }),
             };
         }
     }

@@ -40,10 +40,7 @@ impl Beat {
         if magic != MAGIC {
             return Err(WireError::NotAHeartbeat { found: magic });
         }
-        Ok(Self {
-            epoch: Epoch(u64::from_be_bytes(epoch)),
-            sequence: u64::from_be_bytes(sequence),
-        })
+        Ok(Self { epoch: Epoch(u64::from_be_bytes(epoch)), sequence: u64::from_be_bytes(sequence) })
     }
 }
 
@@ -77,10 +74,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_beat_is_20_bytes_and_comes_back() {
-        let beat = Beat {
-            epoch: Epoch(7),
-            sequence: 258,
-        };
+        let beat = Beat { epoch: Epoch(7), sequence: 258 };
         let mut bytes = Vec::new();
         write_beat(&mut bytes, &beat).await.unwrap();
         assert_eq!(bytes, b"PMHB\0\0\0\0\0\0\0\x07\0\0\0\0\0\0\x01\x02");
@@ -90,13 +84,7 @@ mod tests {
     #[tokio::test]
     async fn other_bytes_are_refused() {
         let mut other: &[u8] = b"GET / HTTP/1.1\r\nHost: x\r\n";
-        assert!(matches!(
-            read_beat(&mut other).await,
-            Err(WireError::NotAHeartbeat { .. })
-        ));
-        assert!(matches!(
-            read_beat(&mut b"PMHB".as_slice()).await,
-            Err(WireError::Io(_))
-        ));
+        assert!(matches!(read_beat(&mut other).await, Err(WireError::NotAHeartbeat { .. })));
+        assert!(matches!(read_beat(&mut b"PMHB".as_slice()).await, Err(WireError::Io(_))));
     }
 }

@@ -28,10 +28,7 @@ impl Publisher {
         let local_address = listener.local_addr()?;
         let mut socket = PubSocket::new();
         socket.bind_listener(listener).await?;
-        Ok(Self {
-            socket,
-            local_address,
-        })
+        Ok(Self { socket, local_address })
     }
 
     /// Where it listens.
@@ -67,10 +64,7 @@ impl Subscriber {
         socket
             .connect(&address.endpoint())
             .await
-            .map_err(|source| WireError::Handshake {
-                address: address.clone(),
-                source,
-            })?;
+            .map_err(|source| WireError::Handshake { address: address.clone(), source })?;
         for topic in topics {
             match timeout(CONNECT_LIMIT, socket.subscribe(topic)).await {
                 Ok(result) => result?,
@@ -93,10 +87,7 @@ impl Subscriber {
         let frames = self.socket.recv().await?.into_vec();
         match frames.as_slice() {
             [_topic, frame] => Ok(codec::decode(frame)?),
-            _ => Err(WireError::Frames {
-                frames: frames.len(),
-                expected: 2,
-            }),
+            _ => Err(WireError::Frames { frames: frames.len(), expected: 2 }),
         }
     }
 }

@@ -33,20 +33,11 @@ async fn manager() -> (ManagerReceiver, ManagerSender, ManagerAddress) {
 async fn messages_cross_both_ways() {
     let (mut receiver, mut sender, address) = manager().await;
     let (mut peer_receiver, mut peer_sender) = PeerSocket::connect(&address).await.unwrap().split();
-    peer_sender
-        .send(&ToManager::Goodbye(Epoch(3)))
-        .await
-        .unwrap();
+    peer_sender.send(&ToManager::Goodbye(Epoch(3))).await.unwrap();
     let received = receiver.recv().await.unwrap();
     assert!(matches!(received.message, Ok(ToManager::Goodbye(Epoch(3)))));
-    sender
-        .send(&received.peer, &ToPeer::HelloAgain(Epoch(3)))
-        .await
-        .unwrap();
-    assert_eq!(
-        peer_receiver.recv().await.unwrap(),
-        ToPeer::HelloAgain(Epoch(3))
-    );
+    sender.send(&received.peer, &ToPeer::HelloAgain(Epoch(3))).await.unwrap();
+    assert_eq!(peer_receiver.recv().await.unwrap(), ToPeer::HelloAgain(Epoch(3)));
 }
 
 #[tokio::test]
@@ -54,31 +45,16 @@ async fn bytes_that_are_no_message_are_told_apart_and_harm_nobody() {
     let (mut receiver, mut sender, address) = manager().await;
     let mut vandal = DealerSocket::new();
     vandal.connect(&format!("tcp://{address}")).await.unwrap();
-    vandal
-        .send(ZmqMessage::from(vec![0xc1, 0, 0xff]))
-        .await
-        .unwrap();
+    vandal.send(ZmqMessage::from(vec![0xc1, 0, 0xff])).await.unwrap();
     let received = receiver.recv().await.unwrap();
-    assert!(
-        matches!(received.message, Err(WireError::Decode(_))),
-        "{received:?}"
-    );
+    assert!(matches!(received.message, Err(WireError::Decode(_))), "{received:?}");
     let mut two = ZmqMessage::from("a");
     two.push_back("b".into());
     vandal.send(two).await.unwrap();
     let received = receiver.recv().await.unwrap();
-    assert!(matches!(
-        received.message,
-        Err(WireError::Frames {
-            frames: 2,
-            expected: 1
-        })
-    ));
+    assert!(matches!(received.message, Err(WireError::Frames { frames: 2, expected: 1 })));
     let error = ErrorReply::new(ErrorCode::BadMessage, "no");
-    sender
-        .send(&received.peer, &ToPeer::Error(error))
-        .await
-        .unwrap();
+    sender.send(&received.peer, &ToPeer::Error(error)).await.unwrap();
 
     let (_, mut honest) = PeerSocket::connect(&address).await.unwrap().split();
     honest.send(&ToManager::Goodbye(Epoch(1))).await.unwrap();
@@ -89,10 +65,7 @@ async fn bytes_that_are_no_message_are_told_apart_and_harm_nobody() {
 async fn the_manager_is_told_of_a_connection_that_ends_and_can_send_there_no_more() {
     let (mut receiver, mut sender, address) = manager().await;
     let (peer_receiver, mut peer_sender) = PeerSocket::connect(&address).await.unwrap().split();
-    peer_sender
-        .send(&ToManager::Goodbye(Epoch(3)))
-        .await
-        .unwrap();
+    peer_sender.send(&ToManager::Goodbye(Epoch(3))).await.unwrap();
     let peer = receiver.recv().await.unwrap().peer;
     drop((peer_receiver, peer_sender));
     let received = timeout(PATIENCE, receiver.recv()).await.unwrap().unwrap();
@@ -139,33 +112,21 @@ async fn replies_find_their_requests_in_any_order() {
         let mut requests = Vec::new();
         while requests.len() < 2 {
             let received = receiver.recv().await.unwrap();
-            let Ok(ToManager::Request(request)) = received.message else {
-                panic!("{received:?}")
-            };
+            let Ok(ToManager::Request(request)) = received.message else { panic!("{received:?}") };
             requests.push((received.peer, request));
         }
         for (peer, request) in requests.into_iter().rev() {
             let result = if request.body == cancel(1) {
-                Ok(ReplyBody::Cancelled {
-                    state: JobState::Cancelling,
-                })
+                Ok(ReplyBody::Cancelled { state: JobState::Cancelling })
             } else {
                 Err(ErrorReply::new(ErrorCode::NotFound, "no such job"))
             };
-            let reply = ToPeer::Reply(Reply {
-                id: request.id,
-                result,
-            });
+            let reply = ToPeer::Reply(Reply { id: request.id, result });
             sender.send(&peer, &reply).await.unwrap();
         }
     };
     let (one, two, ()) = tokio::join!(client.request(cancel(1)), client.request(cancel(2)), server);
-    assert_eq!(
-        one.unwrap(),
-        ReplyBody::Cancelled {
-            state: JobState::Cancelling
-        }
-    );
+    assert_eq!(one.unwrap(), ReplyBody::Cancelled { state: JobState::Cancelling });
     assert!(matches!(two, Err(ClientError::Refused(_))), "{two:?}");
 }
 
@@ -177,39 +138,24 @@ async fn a_request_learns_at_once_that_the_manager_is_gone() {
         receiver.recv().await.unwrap();
         drop((receiver, sender));
     };
-    let (result, ()) = timeout(PATIENCE, async {
-        tokio::join!(client.request(cancel(1)), server)
-    })
-    .await
-    .unwrap();
-    assert!(
-        matches!(result, Err(ClientError::Wire(WireError::Disconnected))),
-        "{result:?}"
-    );
+    let (result, ()) =
+        timeout(PATIENCE, async { tokio::join!(client.request(cancel(1)), server) }).await.unwrap();
+    assert!(matches!(result, Err(ClientError::Wire(WireError::Disconnected))), "{result:?}");
     let again = client.request(cancel(1)).await;
-    assert!(
-        matches!(again, Err(ClientError::Wire(WireError::Disconnected))),
-        "{again:?}"
-    );
+    assert!(matches!(again, Err(ClientError::Wire(WireError::Disconnected))), "{again:?}");
 }
 
 #[tokio::test]
 async fn subscribers_get_the_topics_that_they_asked_for() {
     let mut publisher = Publisher::bind(ANY_PORT).await.unwrap();
     let address = publisher.local_address().into();
-    let mut subscriber = Subscriber::connect(&address, &[TOPIC_EVENTS])
-        .await
-        .unwrap();
+    let mut subscriber = Subscriber::connect(&address, &[TOPIC_EVENTS]).await.unwrap();
     let manager = Published::Manager {
         instance: InstanceId(uuid::Uuid::nil()),
         revision: Revision(1),
         stopping: false,
     };
-    let events = Published::Events {
-        since: Revision(0),
-        last: Revision(2),
-        chunk: None,
-    };
+    let events = Published::Events { since: Revision(0), last: Revision(2), chunk: None };
     // A subscription takes effect a moment after it is made: publish until one comes.
     let publish = async {
         loop {
