@@ -1,0 +1,79 @@
+//! Containers against a bare loop of create, start, wait and remove, with as many in flight.
+
+use std::time::Instant;
+
+use bollard::Docker;
+use bollard::models::ContainerCreateBody;
+use bollard::query_parameters::{
+    CreateContainerOptions, RemoveContainerOptions, StartContainerOptions, WaitContainerOptionsBuilder,
+};
+use futures_util::StreamExt;
+use podmesh_protocol::spec::{DockerSpec, PullPolicy, RuntimeSpec};
+use podmesh_tests::docker;
+use tokio::task::JoinSet;
+
+use crate::rig::{Rig, job};
+use crate::table::{Table, median};
+
+const TASKS: u32 = 40;
+const IN_FLIGHT: usize = 4;
+const FLAGS: [&str; 4] = ["--cpus", "2", "--docker", "on"];
+
+pub(crate) fn measure(table: &mut Table) {
+    let Some(image) = docker::image() else {
+        table.figure("containers/s", "left out: no Docker engine".into(), "0.9");
+        return;
+    };
+    let rig = Rig::new(&["a", "b"], &FLAGS);
+    let spec = || {
+        let docker = DockerSpec {
+            image: image.to_owned(),
+            pull: PullPolicy::Never,
+            ..DockerSpec::default()
+        };
+        job(RuntimeSpec::Docker(docker), &["true"], TASKS)
+    };
+    let mut ours = Vec::new();
+    let mut bare = Vec::new();
+    rig.runtime.block_on(loop_of_containers(image, 4));
+    for _ in 0..3 {
+        bare.push(rig.runtime.block_on(loop_of_containers(image, TASKS)));
+        ours.push(rig.rate(spec()));
+    }
+    let measure = format!("containers/s ×100, {IN_FLIGHT} in flight, against a bare loop");
+    table.ratio(&measure, median(ours) * 100.0, median(bare) * 100.0, "/100 s", "0.9");
+}
+
+async fn loop_of_containers(image: &str, tasks: u32) -> f64 {
+    let docker = Docker::connect_with_local_defaults().unwrap();
+    let start = Instant::now();
+    let mut running = JoinSet::new();
+    for _ in 0..tasks {
+        if running.len() == IN_FLIGHT {
+            running.join_next().await.unwrap().unwrap();
+        }
+        running.spawn(one(docker.clone(), image.to_owned()));
+    }
+    while let Some(ended) = running.join_next().await {
+        ended.unwrap();
+    }
+    f64::from(tasks) / start.elapsed().as_secs_f64()
+}
+
+async fn one(docker: Docker, image: String) {
+    let body = ContainerCreateBody {
+        image: Some(image),
+        cmd: Some(vec!["true".into()]),
+        ..ContainerCreateBody::default()
+    };
+    let created = docker.create_container(None::<CreateContainerOptions>, body).await.unwrap();
+    let options = WaitContainerOptionsBuilder::new().condition("next-exit").build();
+    let mut wait = docker.wait_container(&created.id, Some(options));
+    // The first poll sends the request.
+    let exit = async { wait.next().await.unwrap().unwrap() };
+    let started = docker.start_container(&created.id, None::<StartContainerOptions>);
+    let (exit, started) = tokio::join!(exit, started);
+    started.unwrap();
+    assert_eq!(exit.status_code, 0);
+    docker.remove_container(&created.id, None::<RemoveContainerOptions>).await.unwrap();
+}

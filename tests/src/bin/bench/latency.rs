@@ -1,0 +1,63 @@
+//! How long one task takes on an idle mesh.
+
+use std::process::Stdio;
+use std::time::{Duration, Instant};
+
+use podmesh_protocol::client::{ReplyBody, RequestBody};
+use podmesh_protocol::report::AttemptState;
+use podmesh_protocol::spec::RuntimeSpec;
+use podmesh_protocol::ids::TaskId;
+
+use crate::rig::{Rig, job};
+use crate::table::{Table, percentile};
+
+const TRIES: usize = 200;
+const FLAGS: [&str; 2] = ["--docker", "off"];
+
+pub(crate) fn measure(table: &mut Table) {
+    let rig = Rig::new(&["a", "b"], &FLAGS);
+    let mut started: Vec<_> = (0..TRIES).map(|_| submit_to_started(&rig)).collect();
+    for (name, share) in [("p50", 0.5), ("p99", 0.99)] {
+        let measure = format!("idle: submit to process known as started, {name}");
+        table.figure(&measure, milliseconds(percentile(&mut started, share)), "");
+    }
+    let mut there_and_back: Vec<_> = (0..TRIES / 4).map(|_| run(&rig)).collect();
+    for (name, share) in [("p50", 0.5), ("p99", 0.99)] {
+        let measure = format!("idle: `podmesh run -- true`, there and back, {name}");
+        table.figure(&measure, milliseconds(percentile(&mut there_and_back, share)), "");
+    }
+}
+
+fn milliseconds(time: Duration) -> String {
+    format!("{:.2} ms", time.as_secs_f64() * 1000.0)
+}
+
+fn submit_to_started(rig: &Rig) -> Duration {
+    let spec = job(RuntimeSpec::Process, &["sleep", "0.02"], 1);
+    let start = Instant::now();
+    let id = rig.submit(spec);
+    let task = TaskId { job: id, index: 1 };
+    // The reply comes when the attempt is past `assigned`.
+    let mut unless = None;
+    loop {
+        let reply = rig.ask(RequestBody::Task { task, unless, wait_ms: 10_000 });
+        let ReplyBody::Task(detail) = reply else { panic!("no task") };
+        let last = detail.attempts.last().map(|attempt| attempt.state);
+        if matches!(last, Some(AttemptState::Running | AttemptState::Ended)) {
+            let took = start.elapsed();
+            rig.wait(id);
+            return took;
+        }
+        let attempts = u32::try_from(detail.attempts.len()).unwrap();
+        unless = last.map(|state| (attempts, state));
+        assert!(attempts > 0 || start.elapsed() < Duration::from_secs(10), "nothing starts");
+    }
+}
+
+fn run(rig: &Rig) -> Duration {
+    let mut command = rig.mesh.podmesh(&["run", "--", "true"]);
+    let start = Instant::now();
+    let status = command.stdout(Stdio::null()).stderr(Stdio::null()).status().unwrap();
+    assert!(status.success(), "{status}");
+    start.elapsed()
+}

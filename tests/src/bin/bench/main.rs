@@ -1,0 +1,49 @@
+//! What podmesh must reach, measured: `cargo run --release -p podmesh-tests --bin bench`.
+//!
+//! Every ratio compares two figures of this one run, taken in turn. Nothing here is asserted: the
+//! floors are printed beside what was measured. Give names of measures to run only these.
+#![expect(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "a benchmark that fails ends, with a text"
+)]
+
+mod containers;
+mod latency;
+mod noop;
+mod processes;
+mod rig;
+mod table;
+
+use std::path::Path;
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    // The daemons under measure are this same file, under the name of the real one.
+    let name = std::env::args_os().next().unwrap_or_default();
+    if Path::new(&name).file_name().is_some_and(|name| name == "podmesh") {
+        return podmesh_tools::main();
+    }
+    let wanted: Vec<String> = std::env::args().skip(1).collect();
+    let measures: [(&str, fn(&mut table::Table)); 4] = [
+        ("noop", noop::measure),
+        ("processes", processes::measure),
+        ("containers", containers::measure),
+        ("latency", latency::measure),
+    ];
+    if let Some(unknown) = wanted.iter().find(|name| measures.iter().all(|(known, _)| known != name)) {
+        let known: Vec<_> = measures.iter().map(|(name, _)| *name).collect();
+        eprintln!("bench: no measure is named `{unknown}`; there are: {}", known.join(", "));
+        return ExitCode::from(2);
+    }
+    let mut table = table::Table::new();
+    for (name, measure) in measures {
+        if wanted.is_empty() || wanted.iter().any(|wanted| wanted == name) {
+            eprintln!("measuring {name} …");
+            measure(&mut table);
+        }
+    }
+    println!("{table}");
+    ExitCode::SUCCESS
+}

@@ -1,0 +1,239 @@
+//! A manager and agents as real processes.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+
+use serde_json::Value;
+use tempfile::TempDir;
+
+use crate::docker;
+use crate::ports::free_ports;
+use crate::process::Daemon;
+use crate::wait::until_true;
+
+/// A mesh in a folder of its own. Everything ends and goes when it is dropped.
+pub struct Mesh {
+    // Daemons before the folder: they end before it is removed.
+    manager: Option<Daemon>,
+    agents: BTreeMap<String, Daemon>,
+    program: PathBuf,
+    port: u16,
+    manager_flags: Vec<String>,
+    folder: TempDir,
+}
+
+impl Mesh {
+    /// A mesh without daemons yet. `program` is the binary.
+    pub fn new(program: impl Into<PathBuf>) -> Self {
+        let folder = tempfile::Builder::new().prefix("podmesh-test-").tempdir().unwrap();
+        Self {
+            manager: None,
+            agents: BTreeMap::new(),
+            program: program.into(),
+            port: free_ports(),
+            manager_flags: Vec::new(),
+            folder,
+        }
+    }
+
+    /// A mesh with a manager and agents of these names, all ready.
+    pub fn with_agents(program: impl Into<PathBuf>, names: &[&str]) -> Self {
+        let mut mesh = Self::new(program);
+        mesh.start_manager();
+        for name in names {
+            mesh.start_agent(name, &[]);
+        }
+        mesh
+    }
+
+    /// Flags for every later start of the manager.
+    #[must_use]
+    pub fn manager_flags(mut self, flags: &[&str]) -> Self {
+        self.manager_flags = flags.iter().map(|&flag| flag.to_owned()).collect();
+        self
+    }
+
+    /// The folder of the mesh.
+    pub fn folder(&self) -> &Path {
+        self.folder.path()
+    }
+
+    /// The manager's data directory, with which the CLI finds it.
+    pub fn data_dir(&self) -> PathBuf {
+        self.folder().join("manager-host")
+    }
+
+    /// An agent's data directory.
+    pub fn agent_dir(&self, name: &str) -> PathBuf {
+        self.folder().join(format!("host-{name}"))
+    }
+
+    /// The folder of an attempt's output.
+    pub fn logs(&self, agent: &str, job: u64, task: u32, attempt: u32) -> PathBuf {
+        self.agent_dir(agent).join(format!("logs/{job}/{task}/{attempt}"))
+    }
+
+    /// Where the manager listens.
+    pub fn address(&self) -> String {
+        format!("127.0.0.1:{}", self.port)
+    }
+
+    /// The program with nothing of this process's own settings.
+    pub fn command(&self, args: &[&str]) -> Command {
+        let mut command = Command::new(&self.program);
+        // Under another name the benchmark's own binary is the benchmark.
+        std::os::unix::process::CommandExt::arg0(&mut command, "podmesh");
+        for (name, _) in std::env::vars_os() {
+            if name.to_string_lossy().starts_with("PODMESH_") {
+                command.env_remove(name);
+            }
+        }
+        command.args(args).stdin(Stdio::null());
+        command
+    }
+
+    /// The CLI, on the manager's machine.
+    pub fn podmesh(&self, args: &[&str]) -> Command {
+        let mut command = self.command(args);
+        command.env("PODMESH_DATA_DIR", self.data_dir());
+        command
+    }
+
+    /// Runs the CLI to its end.
+    pub fn output(&self, args: &[&str]) -> Output {
+        self.podmesh(args).output().unwrap()
+    }
+
+    /// Runs the CLI to its end, which must be success; what it printed.
+    pub fn ok(&self, args: &[&str]) -> String {
+        let output = self.output(args);
+        assert!(
+            output.status.success(),
+            "podmesh {args:?}: {}\n{}",
+            output.status,
+            String::from_utf8_lossy(&output.stderr)
+        );
+        String::from_utf8(output.stdout).unwrap()
+    }
+
+    /// Runs the CLI with `--output json`.
+    pub fn json(&self, args: &[&str]) -> Value {
+        let printed = self.ok(&[args, &["--output", "json"]].concat());
+        serde_json::from_str(&printed).unwrap_or_else(|error| panic!("{args:?}: {error}: {printed}"))
+    }
+
+    /// Starts the manager, and waits until it answers.
+    pub fn start_manager(&mut self) {
+        let listen = self.address();
+        let data_dir = self.data_dir();
+        let mut command = self.command(&["manager", "--listen", &listen]);
+        command.args(&self.manager_flags).arg("--data-dir").arg(data_dir);
+        let mut manager = Daemon::start(command, &self.folder().join("manager.txt"));
+        until_true("the manager answers", || {
+            assert!(manager.runs(), "the manager has ended:\n{}", manager.printed());
+            self.output(&["nodes"]).status.success()
+        });
+        self.manager = Some(manager);
+    }
+
+    /// Starts an agent, and waits until the manager counts on it.
+    pub fn start_agent(&mut self, name: &str, flags: &[&str]) {
+        self.spawn_agent(name, flags);
+        self.wait_for_node(name, "alive");
+    }
+
+    /// Starts an agent, and does not wait.
+    pub fn spawn_agent(&mut self, name: &str, flags: &[&str]) {
+        let address = self.address();
+        let mut command = self.command(&["agent", "--name", name, "--manager", &address]);
+        command.arg("--data-dir").arg(self.agent_dir(name)).args(flags);
+        let agent = Daemon::start(command, &self.folder().join(format!("agent-{name}.txt")));
+        self.agents.insert(name.to_owned(), agent);
+    }
+
+    /// Waits until a node is in a state.
+    pub fn wait_for_node(&self, name: &str, state: &str) {
+        until_true(&format!("node {name} is {state}"), || {
+            self.nodes().iter().any(|node| node["node"] == name && node["state"] == state)
+        });
+    }
+
+    /// The nodes, as `podmesh nodes` tells them.
+    pub fn nodes(&self) -> Vec<Value> {
+        let output = self.output(&["nodes", "--output", "json"]);
+        match serde_json::from_slice(&output.stdout) {
+            Ok(Value::Array(nodes)) => nodes,
+            _ => Vec::new(),
+        }
+    }
+
+    /// Submits, and gives the job's number.
+    pub fn submit(&self, args: &[&str]) -> u64 {
+        let printed = self.ok(&[&["submit"], args].concat());
+        printed.trim().parse().unwrap_or_else(|_| panic!("no job number: {printed:?}"))
+    }
+
+    /// Waits until a job is in a state.
+    pub fn wait_for_job(&self, job: u64, state: &str) -> Value {
+        let mut last = Value::Null;
+        until_true(&format!("job {job} is {state}"), || {
+            let output = self.output(&["job", &job.to_string(), "--output", "json"]);
+            if let Ok(job) = serde_json::from_slice::<Value>(&output.stdout) {
+                last = job;
+            }
+            last["state"] == state
+        });
+        last
+    }
+
+    /// The manager's process.
+    pub fn manager(&mut self) -> &mut Daemon {
+        self.manager.as_mut().expect("the manager runs")
+    }
+
+    /// An agent's process.
+    pub fn agent(&mut self, name: &str) -> &mut Daemon {
+        self.agents.get_mut(name).expect("the agent runs")
+    }
+
+    /// `kill -9` of the manager.
+    pub fn kill_manager(&mut self) {
+        self.manager.take().expect("the manager runs").kill();
+    }
+
+    /// `kill -9` of an agent.
+    pub fn kill_agent(&mut self, name: &str) {
+        self.agents.remove(name).expect("the agent runs").kill();
+    }
+
+    /// Stops an agent as a service manager does.
+    pub fn stop_agent(&mut self, name: &str) -> std::process::ExitStatus {
+        self.agents.remove(name).expect("the agent runs").stop()
+    }
+
+    /// Stops the manager as a service manager does.
+    pub fn stop_manager(&mut self) -> std::process::ExitStatus {
+        self.manager.take().expect("the manager runs").stop()
+    }
+}
+
+impl Drop for Mesh {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            for daemon in self.agents.values().chain(&self.manager) {
+                eprintln!("--- {}\n{}", daemon.stderr.display(), daemon.printed());
+            }
+        }
+        // An agent that is asked stops its processes; containers outlive it, and are removed by
+        // its label.
+        for agent in std::mem::take(&mut self.agents).into_values() {
+            agent.end();
+        }
+        for entry in std::fs::read_dir(self.folder()).into_iter().flatten().flatten() {
+            if let Ok(id) = std::fs::read_to_string(entry.path().join("agent/id")) {
+                docker::remove_containers_of(id.trim());
+            }
+        }
+    }
+}
