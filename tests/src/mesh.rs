@@ -162,10 +162,8 @@ impl Mesh {
     /// The nodes, as `podmesh nodes` tells them.
     pub fn nodes(&self) -> Vec<Value> {
         let output = self.output(&["nodes", "--output", "json"]);
-        match serde_json::from_slice(&output.stdout) {
-            Ok(Value::Array(nodes)) => nodes,
-            _ => Vec::new(),
-        }
+        let listed: Value = serde_json::from_slice(&output.stdout).unwrap_or_default();
+        listed["nodes"].as_array().cloned().unwrap_or_default()
     }
 
     /// Submits, and gives the job's number.

@@ -1,0 +1,137 @@
+//! Tasks in containers, on a real Docker engine.
+#![expect(clippy::unwrap_used, reason = "tests")]
+
+use std::fs;
+use std::process::Command;
+
+use podmesh_tests::docker;
+use podmesh_tests::mesh::Mesh;
+use podmesh_tests::wait::until_true;
+
+const PODMESH: &str = env!("CARGO_BIN_EXE_podmesh-under-test");
+
+fn mesh(flags: &[&str]) -> Mesh {
+    let mut mesh = Mesh::new(PODMESH);
+    mesh.start_manager();
+    mesh.start_agent("a", &[&["--docker", "on"], flags].concat());
+    mesh
+}
+
+/// The containers of the mesh's agent, whether they run or not.
+fn containers(mesh: &Mesh) -> Vec<String> {
+    let agent = fs::read_to_string(mesh.agent_dir("a").join("agent/id")).unwrap();
+    let filter = format!("label=podmesh.agent={}", agent.trim());
+    let listed = Command::new("docker").args(["ps", "-aq", "--filter", &filter]).output().unwrap();
+    String::from_utf8(listed.stdout).unwrap().lines().map(str::to_owned).collect()
+}
+
+#[test]
+fn a_container_runs_and_its_output_code_and_variables_are_right() {
+    let Some(image) = docker::image() else { return };
+    let mesh = mesh(&[]);
+    let script = "echo $PODMESH_TASK on $PODMESH_NODE in $PWD as $(id -u); echo err >&2; exit 7";
+    let output = mesh.output(&[
+        "run", "--image", image, "-w", "/tmp", "--user", "7", "--", "sh", "-c", script,
+    ]);
+    assert_eq!(String::from_utf8_lossy(&output.stdout), "1.1 on a in /tmp as 7\n");
+    assert!(String::from_utf8_lossy(&output.stderr).contains("err\n"));
+    assert_eq!(output.status.code(), Some(7));
+    let log = fs::read_to_string(mesh.logs("a", 1, 1, 1).join("stdout.log")).unwrap();
+    assert_eq!(log, "1.1 on a in /tmp as 7\n");
+    until_true("the container is removed", || containers(&mesh).is_empty());
+}
+
+#[test]
+fn what_cannot_be_a_container_says_why() {
+    let Some(image) = docker::image() else { return };
+    let mesh = mesh(&[]);
+    let missing = ["run", "--image", "127.0.0.1:9/no/such:image", "--", "true"];
+    for (args, code, text) in [
+        (missing.as_slice(), 125, "127.0.0.1:9/no/such:image"),
+        (&["run", "--image", image, "--", "no-such-command"], 127, "no-such-command"),
+        (&["run", "--image", image, "--", "/tmp"], 126, "/tmp"),
+        (&["run", "--image", image, "-v", "/etc:/x", "--", "true"], 125, "/etc"),
+        (&["run", "--image", image, "--network", "host", "--", "true"], 125, "host"),
+    ] {
+        let output = mesh.output(args);
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(output.status.code(), Some(code), "{args:?}: {said}");
+        assert!(said.contains(text), "{args:?}: {said}");
+    }
+    until_true("nothing is left", || containers(&mesh).is_empty());
+}
+
+#[test]
+fn a_container_outlives_its_agent_and_every_line_arrives_once() {
+    let Some(image) = docker::image() else { return };
+    let mut mesh = mesh(&[]);
+    let gate_folder = "while ! test -e /tmp/gate; do sleep 0.05; done";
+    let script = format!("seq 1 2000; {gate_folder}; seq 2001 4000; exit 5");
+    let job = mesh.submit(&["--image", image, "--", "sh", "-c", &script]);
+    let log = mesh.logs("a", job, 1, 1).join("stdout.log");
+    until_true("it prints", || log.exists());
+    mesh.kill_agent("a");
+    let id = containers(&mesh).pop().unwrap();
+    // While no agent is there, it goes on, prints the rest, and ends.
+    assert!(Command::new("docker").args(["exec", &id, "touch", "/tmp/gate"]).status().unwrap().success());
+    assert!(Command::new("docker").args(["wait", &id]).output().unwrap().status.success());
+    mesh.start_agent("a", &["--docker", "on"]);
+    mesh.wait_for_job(job, "failed");
+    let expected: String = (1..=4000).map(|n| format!("{n}\n")).collect();
+    assert!(fs::read_to_string(&log).unwrap() == expected);
+    let tasks = mesh.json(&["tasks", &job.to_string()]);
+    let last = &tasks["tasks"][0]["last_attempt"];
+    assert_eq!((&last["number"], &last["outcome"]["exit_code"]), (&1.into(), &5.into()));
+    until_true("the container is removed", || containers(&mesh).is_empty());
+}
+
+#[test]
+fn cancel_stops_containers_with_grace_then_kill() {
+    let Some(image) = docker::image() else { return };
+    let mesh = mesh(&["--cpus", "3"]);
+    let deaf = "trap '' TERM; while :; do sleep 1; done";
+    let job = mesh.submit(&[
+        "--image", image, "--array", "1-10", "--stop-grace", "1s", "--", "sh", "-c", deaf,
+    ]);
+    until_true("three run", || {
+        let tasks = mesh.json(&["tasks", &job.to_string(), "--state", "active"]);
+        let tasks = tasks["tasks"].as_array().unwrap();
+        tasks.iter().filter(|task| task["last_attempt"]["state"] == "running").count() == 3
+    });
+    mesh.ok(&["cancel", &job.to_string()]);
+    let ended = mesh.wait_for_job(job, "cancelled");
+    assert_eq!(ended["tasks"]["cancelled"], 10);
+    until_true("nothing is left", || containers(&mesh).is_empty());
+}
+
+#[test]
+fn an_allowed_mount_is_seen_read_only_and_memory_is_bounded() {
+    let Some(image) = docker::image() else { return };
+    let mut mesh = Mesh::new(PODMESH);
+    mesh.start_manager();
+    let data = mesh.folder().join("data");
+    fs::create_dir(&data).unwrap();
+    fs::write(data.join("file"), "from the node").unwrap();
+    let folder = mesh.agent_dir("a").join("agent");
+    fs::create_dir_all(&folder).unwrap();
+    let settings = format!("[[mount_roots]]\npath = {:?}\nwritable = false\n", data.to_str().unwrap());
+    fs::write(folder.join("agent.toml"), settings).unwrap();
+    mesh.start_agent("a", &["--docker", "on"]);
+    let mount = format!("{}:/data:ro", data.display());
+    let output = mesh.output(&[
+        "run", "--image", image, "-v", &mount, "--", "sh", "-c",
+        "cat /data/file; touch /data/x 2>/dev/null || echo ' cannot write'",
+    ]);
+    assert_eq!(String::from_utf8_lossy(&output.stdout), "from the node cannot write\n");
+    let writable = format!("{}:/data", data.display());
+    let output = mesh.output(&["run", "--image", image, "-v", &writable, "--", "true"]);
+    assert_eq!(output.status.code(), Some(125), "{}", String::from_utf8_lossy(&output.stderr));
+
+    let hungry = "head -c 200000000 /dev/zero | tail";
+    let output = mesh.output(&[
+        "run", "--image", image, "--memory", "32MiB", "--", "sh", "-c", hungry,
+    ]);
+    assert!(!output.status.success());
+    let tasks = mesh.json(&["tasks", "3"]);
+    assert_eq!(tasks["tasks"][0]["last_attempt"]["outcome"]["oom_killed"], true, "{tasks}");
+}

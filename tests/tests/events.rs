@@ -1,0 +1,92 @@
+//! `events -f --since`: none missed, none twice.
+#![expect(clippy::unwrap_used, reason = "tests")]
+
+use std::io::{BufRead, BufReader};
+use std::process::{Child, ChildStdout, Stdio};
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use podmesh_tests::mesh::Mesh;
+use podmesh_tests::wait::until_true;
+use serde_json::Value;
+
+const PODMESH: &str = env!("CARGO_BIN_EXE_podmesh-under-test");
+
+struct Follower {
+    child: Child,
+    lines: std::io::Lines<BufReader<ChildStdout>>,
+}
+
+impl Follower {
+    fn start(mesh: &Mesh, since: u64) -> Self {
+        let mut child = mesh
+            .podmesh(&["events", "-f", "--since", &since.to_string(), "--output", "json"])
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let lines = BufReader::new(child.stdout.take().unwrap()).lines();
+        Self { child, lines }
+    }
+
+    fn signal(&self, signal: Signal) {
+        kill(Pid::from_raw(i32::try_from(self.child.id()).unwrap()), signal).unwrap();
+    }
+
+    /// Reads on until the end of a job is told; every revision must follow the one before.
+    fn read_to_end_of(&mut self, job: u64, mut last: u64) -> u64 {
+        for line in &mut self.lines {
+            let event: Value = serde_json::from_str(&line.unwrap()).unwrap();
+            let revision = event["revision"].as_u64().unwrap();
+            assert_eq!(revision, last + 1, "{event}");
+            last = revision;
+            if event["kind"] == "job_ended" && event["job"] == job {
+                return last;
+            }
+        }
+        unreachable!("the follower ended before the job");
+    }
+}
+
+impl Drop for Follower {
+    fn drop(&mut self) {
+        _ = self.child.kill();
+        _ = self.child.wait();
+    }
+}
+
+#[test]
+fn none_is_missed_and_none_repeated_over_restarts_and_by_a_slow_subscriber() {
+    let mut mesh = Mesh::with_agents(PODMESH, &["a", "b"]);
+    let mut quick = Follower::start(&mesh, 0);
+    let mut slow = Follower::start(&mesh, 0);
+    mesh.ok(&["submit", "--wait", "--array", "1-300", "--", "true"]);
+    let seen = quick.read_to_end_of(1, 0);
+    // The slow one sleeps while thousands of events and two restarts go by.
+    slow.signal(Signal::SIGSTOP);
+    for _ in 0..2 {
+        mesh.kill_manager();
+        mesh.start_manager();
+        mesh.wait_for_node("a", "alive");
+    }
+    mesh.ok(&["submit", "--wait", "--array", "1-1000", "--", "true"]);
+    slow.signal(Signal::SIGCONT);
+    let end = quick.read_to_end_of(2, seen);
+    assert_eq!(slow.read_to_end_of(2, 0), end);
+    // One that comes late, from the middle.
+    let mut late = Follower::start(&mesh, seen);
+    assert_eq!(late.read_to_end_of(2, seen), end);
+}
+
+#[test]
+fn events_follow_what_happens_while_they_are_watched() {
+    let mesh = Mesh::with_agents(PODMESH, &["a"]);
+    let mut follower = Follower::start(&mesh, 0);
+    let mut last = 0;
+    for job in 1..=5 {
+        mesh.ok(&["run", "--", "true"]);
+        last = follower.read_to_end_of(job, last);
+    }
+    until_true("the count agrees", || {
+        mesh.ok(&["events", "--output", "json"]).lines().count() as u64 >= last
+    });
+}

@@ -1,0 +1,83 @@
+//! Bytes that no honest peer sends, at the ports of a running manager: an error, and no harm.
+#![expect(clippy::unwrap_used, reason = "tests")]
+
+use std::io::{Read, Write};
+use std::net::TcpStream;
+use std::time::Duration;
+
+use podmesh_protocol::client::{Request, RequestBody};
+use podmesh_protocol::codec::{decode, encode};
+use podmesh_protocol::error::ErrorCode;
+use podmesh_protocol::ids::{AttemptId, Epoch, JobId};
+use podmesh_protocol::report::{Outcome, Report, ReportFact};
+use podmesh_protocol::session::{ToManager, ToPeer};
+use podmesh_tests::mesh::Mesh;
+use podmesh_tests::wait::PATIENCE;
+use tokio::time::timeout;
+use zeromq::{DealerSocket, Socket, SocketRecv, SocketSend, ZmqMessage};
+
+const PODMESH: &str = env!("CARGO_BIN_EXE_podmesh-under-test");
+
+async fn ask(socket: &mut DealerSocket, bytes: Vec<u8>) -> ToPeer {
+    socket.send(ZmqMessage::from(bytes)).await.unwrap();
+    let answer = timeout(PATIENCE, socket.recv()).await.unwrap().unwrap();
+    decode(answer.get(0).unwrap()).unwrap()
+}
+
+#[tokio::test]
+async fn messages_that_are_cut_wrong_old_or_random_are_answered_with_an_error() {
+    let mesh = Mesh::with_agents(PODMESH, &["a"]);
+    let mut socket = DealerSocket::new();
+    socket.connect(&format!("tcp://{}", mesh.address())).await.unwrap();
+    let info = ToManager::Request(Request { version: 1, id: 7, body: RequestBody::Info });
+    let good = encode(&info).unwrap();
+    let mut state = 0x2545_f491_4f6c_dd1d_u64;
+    let mut random = |length: usize| -> Vec<u8> {
+        (0..length)
+            .map(|_| {
+                state ^= state << 13;
+                state ^= state >> 7;
+                state ^= state << 17;
+                state.to_le_bytes()[0]
+            })
+            .collect()
+    };
+    let mut bad = vec![good[..good.len() - 1].to_vec(), vec![], vec![0xc1], b"GET / HTTP/1.1".to_vec()];
+    bad.extend((0..100).map(|length| random(length * 37)));
+    for bytes in bad {
+        let answer = ask(&mut socket, bytes.clone()).await;
+        let ToPeer::Error(error) = answer else { unreachable!("{answer:?} to {bytes:?}") };
+        assert_eq!(error.code, ErrorCode::BadMessage, "{error}");
+    }
+    let other = ToManager::Request(Request { version: 999, id: 8, body: RequestBody::Info });
+    let ToPeer::Reply(reply) = ask(&mut socket, encode(&other).unwrap()).await else { unreachable!() };
+    assert_eq!(reply.result.unwrap_err().code, ErrorCode::UnsupportedVersion);
+    // Reports of a session that is none change nothing, and are told so.
+    let attempt = AttemptId::new(JobId(1), 1, 1);
+    let report = Report(1, attempt, ReportFact::Ended(Outcome::exited(0)));
+    let stale = encode(&ToManager::Reports(Epoch(99), vec![report])).unwrap();
+    assert_eq!(ask(&mut socket, stale).await, ToPeer::HelloAgain(Epoch(99)));
+    let goodbye = encode(&ToManager::Goodbye(Epoch(1))).unwrap();
+    assert_eq!(ask(&mut socket, goodbye).await, ToPeer::HelloAgain(Epoch(1)));
+    // The same socket, and everybody else, go on as if nothing had been.
+    let ToPeer::Reply(reply) = ask(&mut socket, good).await else { unreachable!() };
+    assert_eq!(reply.id, 7);
+    assert_eq!(mesh.ok(&["run", "--", "echo", "unharmed"]), "unharmed\n");
+}
+
+#[test]
+fn other_bytes_on_the_heartbeat_port_end_that_stream_alone() {
+    let mesh = Mesh::with_agents(PODMESH, &["a"]);
+    let port: u16 = mesh.address().rsplit(':').next().unwrap().parse().unwrap();
+    for bytes in [b"GET / HTTP/1.1\r\n\r\n........".as_slice(), &[0; 20], b"PMHB\xff\xff\xff\xff\xff\xff\xff\xff\0\0\0\0\0\0\0\x01"] {
+        let mut stream = TcpStream::connect(("127.0.0.1", port + 2)).unwrap();
+        stream.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
+        stream.write_all(bytes).unwrap();
+        let mut answer = Vec::new();
+        // Reset or closed: either way it is over, and nothing came.
+        _ = stream.read_to_end(&mut answer);
+        assert!(answer.is_empty(), "{answer:?}");
+    }
+    assert_eq!(mesh.ok(&["run", "--", "echo", "unharmed"]), "unharmed\n");
+    assert_eq!(mesh.nodes()[0]["state"], "alive");
+}

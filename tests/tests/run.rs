@@ -1,0 +1,300 @@
+//! `run`, `submit`, `logs` and `cancel` on a real mesh with real processes.
+#![expect(clippy::unwrap_used, reason = "tests")]
+
+use std::fs;
+use std::io::Write;
+use std::os::unix::ffi::OsStrExt;
+use std::process::{Output, Stdio};
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use podmesh_tests::mesh::Mesh;
+use podmesh_tests::process::with_environment;
+use podmesh_tests::wait::{until, until_true};
+
+const PODMESH: &str = env!("CARGO_BIN_EXE_podmesh-under-test");
+
+fn mesh(agents: &[&str]) -> Mesh {
+    Mesh::with_agents(PODMESH, agents)
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+fn shell(mesh: &Mesh, script: &str) -> Output {
+    mesh.output(&["run", "--", "sh", "-c", script])
+}
+
+#[test]
+fn run_streams_both_outputs_and_ends_with_the_code() {
+    let mesh = mesh(&["a"]);
+    let output = shell(&mesh, "echo out; echo err >&2; exit 3");
+    assert_eq!(text(&output.stdout), "out\n");
+    assert!(text(&output.stderr).contains("err\n"), "{}", text(&output.stderr));
+    assert_eq!(output.status.code(), Some(3));
+    assert_eq!(shell(&mesh, "true").status.code(), Some(0));
+    assert_eq!(shell(&mesh, "kill -9 $$").status.code(), Some(128 + 9));
+}
+
+#[test]
+fn what_cannot_be_started_says_why_as_a_shell_would() {
+    let mesh = mesh(&["a"]);
+    let missing = mesh.output(&["run", "--", "podmesh-has-no-such-command"]);
+    assert_eq!(missing.status.code(), Some(127));
+    assert!(text(&missing.stderr).contains("podmesh-has-no-such-command"));
+    let plain = mesh.folder().join("plain");
+    fs::write(&plain, "not a program").unwrap();
+    let forbidden = mesh.output(&["run", "--", plain.to_str().unwrap()]);
+    assert_eq!(forbidden.status.code(), Some(126), "{}", text(&forbidden.stderr));
+    let nowhere = mesh.output(&["run", "--workdir", "/no/such/folder", "--", "true"]);
+    assert_eq!(nowhere.status.code(), Some(125), "{}", text(&nowhere.stderr));
+    assert!(text(&nowhere.stderr).contains("/no/such/folder"));
+}
+
+#[test]
+fn a_task_knows_who_it_is_and_gets_its_variables() {
+    let mesh = mesh(&["a"]);
+    let script = "echo $PODMESH_JOB.$PODMESH_TASK_INDEX $PODMESH_TASK $PODMESH_ATTEMPT $PODMESH_NODE $PODMESH_JOB_NAME $X $Y";
+    let variables = mesh.folder().join("variables");
+    fs::write(&variables, "# a comment\nY=from file\n").unwrap();
+    let variables = variables.to_str().unwrap();
+    let output = mesh.output(&[
+        "run", "--name", "who", "-e", "X=1 2", "--env-file", variables, "--", "sh", "-c", script,
+    ]);
+    assert_eq!(text(&output.stdout), "1.1 1.1 1 a who 1 2 from file\n");
+}
+
+#[test]
+fn a_binary_byte_stays_a_binary_byte_from_the_pipe_to_the_file_and_to_the_reader() {
+    let mesh = mesh(&["a"]);
+    let all: Vec<u8> = (0..=255).cycle().take(100_000).collect();
+    let input = mesh.folder().join("bytes");
+    fs::write(&input, &all).unwrap();
+    let output = mesh.output(&["run", "--", "cat", input.to_str().unwrap()]);
+    assert!(output.stdout == all, "{} bytes came back", output.stdout.len());
+    assert!(fs::read(mesh.logs("a", 1, 1, 1).join("stdout.log")).unwrap() == all);
+    let again = mesh.output(&["logs", "1"]);
+    assert!(again.stdout == all, "{} bytes came back", again.stdout.len());
+}
+
+#[test]
+fn no_output_no_file() {
+    let mesh = mesh(&["a"]);
+    mesh.ok(&["run", "--", "true"]);
+    assert!(!mesh.logs("a", 1, 1, 1).exists());
+    shell(&mesh, "echo only err >&2");
+    let folder = mesh.logs("a", 2, 1, 1);
+    assert!(folder.join("stderr.log").exists() && !folder.join("stdout.log").exists());
+}
+
+#[test]
+fn an_array_runs_each_index_once_spread_over_the_nodes() {
+    let mesh = mesh(&["a", "b"]);
+    let marks = mesh.folder().join("marks");
+    fs::create_dir(&marks).unwrap();
+    let script = format!("echo $PODMESH_NODE > {}/$PODMESH_TASK_INDEX.$PODMESH_ATTEMPT", marks.display());
+    mesh.ok(&["submit", "--wait", "--array", "5-204", "--", "sh", "-c", &script]);
+    let mut names: Vec<_> = fs::read_dir(&marks)
+        .unwrap()
+        .map(|entry| text(entry.unwrap().file_name().as_bytes()))
+        .collect();
+    names.sort();
+    let mut expected: Vec<_> = (5..=204).map(|index| format!("{index}.1")).collect();
+    expected.sort();
+    assert_eq!(names, expected);
+    let nodes: std::collections::BTreeSet<_> =
+        names.iter().map(|name| fs::read_to_string(marks.join(name)).unwrap()).collect();
+    assert_eq!(nodes.len(), 2, "both nodes take part");
+    let job = mesh.json(&["job", "1"]);
+    assert_eq!(job["state"], "succeeded");
+    assert_eq!(job["tasks"]["succeeded"], 200);
+}
+
+#[test]
+fn submit_wait_fails_when_a_task_fails_and_tasks_tells_which() {
+    let mesh = mesh(&["a"]);
+    let script = "test $PODMESH_TASK_INDEX -ne 7";
+    let output = mesh.output(&["submit", "--wait", "--array", "1-10", "--", "sh", "-c", script]);
+    assert_eq!(output.status.code(), Some(1), "{}", text(&output.stderr));
+    assert_eq!(text(&output.stdout), "1\n");
+    let failed = mesh.json(&["tasks", "1", "--state", "failed"]);
+    let failed = failed["tasks"].as_array().unwrap();
+    assert_eq!(failed.len(), 1);
+    assert_eq!(failed[0]["task"], "1.7");
+    assert_eq!(failed[0]["last_attempt"]["outcome"]["exit_code"], 1);
+}
+
+#[test]
+fn a_job_file_does_what_flags_do_from_a_file_and_from_standard_input() {
+    let mesh = mesh(&["a"]);
+    let file = r#"
+        name = "filed"
+        command = ["sh", "-c", "echo $GREETING $PODMESH_TASK_INDEX"]
+        array = "1-2"
+        env = { GREETING = "hello" }
+    "#;
+    let path = mesh.folder().join("job.toml");
+    fs::write(&path, file).unwrap();
+    mesh.ok(&["submit", "--wait", "-f", path.to_str().unwrap()]);
+    assert_eq!(mesh.ok(&["logs", "1.2"]), "hello 2\n");
+    assert_eq!(mesh.json(&["job", "1"])["name"], "filed");
+
+    let mut child = mesh
+        .podmesh(&["submit", "--wait", "-f", "-"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    child.stdin.take().unwrap().write_all(file.as_bytes()).unwrap();
+    let output = child.wait_with_output().unwrap();
+    assert!(output.status.success());
+    assert_eq!(text(&output.stdout), "2\n");
+    assert_eq!(mesh.ok(&["logs", "2.1"]), "hello 1\n");
+}
+
+#[test]
+fn retries_are_tried_and_each_attempt_keeps_its_own_log() {
+    let mesh = mesh(&["a"]);
+    let script = "echo attempt $PODMESH_ATTEMPT; test $PODMESH_ATTEMPT -eq 3";
+    let args = ["submit", "--wait", "--retries", "5", "--retry-backoff", "10ms", "--", "sh", "-c", script];
+    mesh.ok(&args);
+    let tasks = mesh.json(&["tasks", "1"]);
+    assert_eq!(tasks["tasks"][0]["attempts"], 3);
+    assert_eq!(mesh.ok(&["logs", "1"]), "attempt 1\nattempt 2\nattempt 3\n");
+    assert_eq!(mesh.ok(&["logs", "1.1#2"]), "attempt 2\n");
+}
+
+#[test]
+fn a_timeout_stops_the_task_and_all_that_it_started() {
+    let mesh = mesh(&["a"]);
+    let script = "setsid sleep 1000 & sleep 1000 & wait";
+    let args =
+        ["run", "--timeout", "200ms", "--stop-grace", "100ms", "--", "sh", "-c", script];
+    let output = mesh.output(&args);
+    assert_eq!(output.status.code(), Some(124), "{}", text(&output.stderr));
+    let tasks = mesh.json(&["tasks", "1"]);
+    assert_eq!(tasks["tasks"][0]["last_attempt"]["outcome"]["kind"], "timed_out");
+    until_true("no process is left", || left(&mesh).is_empty());
+}
+
+/// Processes that tasks of this mesh's first agent left.
+fn left(mesh: &Mesh) -> Vec<Pid> {
+    let agent = fs::read_to_string(mesh.agent_dir("a").join("agent/id")).unwrap();
+    with_environment(&format!("PODMESH_AGENT={}", agent.trim()))
+}
+
+#[test]
+fn cancel_stops_what_runs_and_what_waits_never_starts() {
+    let mesh = mesh(&["a"]);
+    let job = mesh.submit(&["--array", "1-1000", "--stop-grace", "200ms", "--", "sleep", "1000"]);
+    until_true("something runs", || mesh.json(&["job", "1"])["tasks"]["active"] != 0);
+    mesh.ok(&["cancel", &job.to_string()]);
+    let ended = mesh.wait_for_job(job, "cancelled");
+    assert_eq!(ended["tasks"]["cancelled"], 1000);
+    until_true("no process is left", || left(&mesh).is_empty());
+    // Again is no error, and tells where it stands.
+    assert_eq!(mesh.json(&["cancel", "1"])["jobs"][0]["state"], "cancelled");
+}
+
+#[test]
+fn ctrl_c_in_run_cancels_the_task_and_twice_leaves_at_once() {
+    let mesh = mesh(&["a"]);
+    let interrupt = |script: &str, times: usize| {
+        let child = mesh
+            .podmesh(&["run", "--stop-grace", "60s", "--", "sh", "-c", script])
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let pid = Pid::from_raw(i32::try_from(child.id()).unwrap());
+        let job = until("the job runs", || {
+            let jobs = mesh.json(&["jobs", "--active"]);
+            let job = jobs["jobs"].as_array().unwrap().first()?.clone();
+            (job["state"] == "running" && !left(&mesh).is_empty())
+                .then(|| job["job"].as_u64().unwrap())
+        });
+        kill(pid, Signal::SIGINT).unwrap();
+        if times == 2 {
+            mesh.wait_for_job(job, "cancelling");
+            kill(pid, Signal::SIGINT).unwrap();
+        }
+        (job, child.wait_with_output().unwrap())
+    };
+    let (job, output) = interrupt("exec sleep 1000", 1);
+    assert!(!output.status.success());
+    assert!(text(&output.stderr).contains("cancel"), "{}", text(&output.stderr));
+    mesh.wait_for_job(job, "cancelled");
+    assert!(left(&mesh).is_empty());
+
+    // A task that ignores TERM would hold a single Ctrl-C for its grace of a minute.
+    let (job, output) = interrupt("trap '' TERM; while :; do sleep 1; done", 2);
+    assert_eq!(output.status.code(), Some(130), "{}", text(&output.stderr));
+    assert_eq!(mesh.json(&["job", &job.to_string()])["state"], "cancelling");
+}
+
+#[test]
+fn logs_follows_until_the_task_ends_and_tail_crosses_rotations() {
+    let mut mesh = Mesh::new(PODMESH);
+    mesh.start_manager();
+    mesh.start_agent("a", &["--log-file-size", "10kB"]);
+    let gate = mesh.folder().join("gate");
+    let script = format!(
+        "seq 1 5000; while ! test -e {}; do sleep 0.02; done; seq 5001 10000",
+        gate.display()
+    );
+    let job = mesh.submit(&["--", "sh", "-c", &script]);
+    let follow = mesh
+        .podmesh(&["logs", "-f", &job.to_string()])
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let folder = mesh.logs("a", job, 1, 1);
+    until_true("it has rotated", || folder.join("stdout.log.1.gz").exists());
+    fs::write(&gate, "").unwrap();
+    let output = follow.wait_with_output().unwrap();
+    assert!(output.status.success());
+    // 48,894 bytes in files of 10 kB: nothing of it had to go yet, so all of it comes.
+    let expected: String = (1..=10_000).map(|n| format!("{n}\n")).collect();
+    assert!(text(&output.stdout) == expected, "{} bytes came", output.stdout.len());
+    let tail: String = (7_001..=10_000).map(|n| format!("{n}\n")).collect();
+    assert_eq!(mesh.ok(&["logs", "--tail", "3000", "1.1"]), tail);
+    assert!(folder.join("stdout.log").exists());
+}
+
+#[test]
+fn placement_respects_labels_and_room_and_says_why_a_task_waits() {
+    let mut mesh = Mesh::new(PODMESH);
+    mesh.start_manager();
+    mesh.start_agent("plain", &["--cpus", "1"]);
+    let job = mesh.submit(&["--require", "gpu=a100", "--", "sh", "-c", "echo $PODMESH_NODE"]);
+    let waits = mesh.wait_for_job(job, "queued")["waits_for"].to_string();
+    assert!(waits.contains("gpu=a100"), "{waits}");
+    let large = mesh.submit(&["--cpus", "64", "--", "true"]);
+    let waits = mesh.wait_for_job(large, "queued")["waits_for"].to_string();
+    assert!(waits.contains("64") && waits.contains("plain"), "{waits}");
+    mesh.start_agent("gpu-box", &["--label", "gpu=a100", "--cpus", "1"]);
+    mesh.wait_for_job(job, "succeeded");
+    assert_eq!(mesh.ok(&["logs", &job.to_string()]), "gpu-box\n");
+    mesh.ok(&["cancel", &large.to_string()]);
+}
+
+#[test]
+fn a_higher_priority_goes_first() {
+    let mut mesh = Mesh::new(PODMESH);
+    mesh.start_manager();
+    mesh.start_agent("a", &["--cpus", "1"]);
+    let gate = mesh.folder().join("gate");
+    let order = mesh.folder().join("order");
+    let block = format!("while ! test -e {}; do sleep 0.02; done", gate.display());
+    let first = mesh.submit(&["--", "sh", "-c", &block]);
+    mesh.wait_for_job(first, "running");
+    let mark = |name: &str| format!("echo {name} >> {}", order.display());
+    let low = mesh.submit(&["--", "sh", "-c", &mark("low")]);
+    let high = mesh.submit(&["--priority", "5", "--", "sh", "-c", &mark("high")]);
+    fs::write(&gate, "").unwrap();
+    for job in [low, high] {
+        mesh.wait_for_job(job, "succeeded");
+    }
+    assert_eq!(fs::read_to_string(&order).unwrap(), "high\nlow\n");
+}
