@@ -1,1 +1,29 @@
-//! podmesh-manager
+//! The manager's daemon: sockets, store and heartbeats around the decisions of its core.
+//!
+//! Every message comes through `router`. What needs a decision goes to the core's thread
+//! (`threads`), whose steps go to the store's thread (`store`), and only what that has committed
+//! goes on to `sender`. What only asks is answered by `requests` from the reader's thread or from
+//! an agent (`log_reads`), after a wait where it is asked for (`waiters`). Heartbeats have a
+//! thread of their own (`heartbeat`). `daemon` starts and stops it all.
+//!
+//! Invariant: nothing leaves before what it follows from is on disk.
+
+mod clock;
+mod config;
+mod daemon;
+mod data_dir;
+mod endpoint;
+mod heartbeat;
+mod log_reads;
+mod publisher;
+mod requests;
+mod router;
+mod sender;
+mod store;
+mod threads;
+mod waiters;
+
+pub use config::{ManagerConfig, ManagerError};
+pub use daemon::run;
+pub use endpoint::{ENDPOINT_FILE, Endpoint, EndpointError};
+pub use store::StoreError;

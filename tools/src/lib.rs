@@ -1,1 +1,110 @@
-//! podmesh-tools
+//! The `podmesh` program: every verb, the two daemons' included, as a library, so that tests and
+//! benchmarks can be the same program.
+//!
+//! Where to look: `cli/` says what can be typed; `verbs/` has a file for each verb; `job.rs` makes
+//! the spec of a job from flags and files; `connect.rs` keeps the connection to the manager, and
+//! `follow.rs` shows output through it; `output/` has tables, lines and JSON; `demo/` the demo.
+
+mod bounded;
+mod cli;
+mod connect;
+mod context;
+mod daemon_log;
+mod demo;
+mod env_vars;
+mod error;
+mod follow;
+mod job;
+mod output;
+mod settings;
+mod signals;
+mod sink;
+mod toml_file;
+mod values;
+mod verbs;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+use clap::error::{ContextKind, ContextValue};
+
+use crate::cli::{Cli, Verb};
+use crate::context::Context;
+use crate::error::{CliError, EXIT_USAGE, Outcome};
+use crate::output::screen;
+use crate::output::text::{clip, escape};
+
+/// Characters of a wrong value that an error repeats.
+const SHOWN_VALUE: usize = 100;
+
+/// Runs the program with the arguments of this process, and returns its exit code.
+///
+/// Exit codes: the task's own for `run`; 2 for a command line that cannot be understood; 125 for
+/// a failure of podmesh itself; 130 when left with Ctrl-C.
+pub fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => return usage(error),
+    };
+    let context = Context::new(cli.global);
+    let result = run(&context, cli.verb);
+    ExitCode::from(result.unwrap_or_else(|error| {
+        if !matches!(error, CliError::StdoutClosed) {
+            screen::say_error(&error);
+        }
+        error.exit_code()
+    }))
+}
+
+/// Prints what clap says: help and version, too, come as its errors.
+fn usage(mut error: clap::Error) -> ExitCode {
+    if let Some(ContextValue::String(value)) = error.get(ContextKind::InvalidValue) {
+        let shown = clip(&escape(value), SHOWN_VALUE);
+        error.insert(ContextKind::InvalidValue, ContextValue::String(shown));
+    }
+    // Nobody reads it where this fails.
+    _ = error.print();
+    ExitCode::from(if error.use_stderr() { EXIT_USAGE } else { 0 })
+}
+
+fn run(context: &Context, verb: Verb) -> Outcome {
+    if context.json()
+        && let Some(name) = verb.without_json()
+    {
+        return Err(CliError::usage(format!("`{name}` has no JSON output"))
+            .hint("leave `--output json` out; jobs, job, tasks, nodes, events, submit and cancel have it"));
+    }
+    let daemon = matches!(verb, Verb::Dev(_) | Verb::Manager(_) | Verb::Agent(_));
+    let mut builder = if daemon {
+        tokio::runtime::Builder::new_multi_thread()
+    } else {
+        tokio::runtime::Builder::new_current_thread()
+    };
+    let runtime = builder
+        .enable_all()
+        .build()
+        .map_err(|why| CliError::failure("podmesh cannot start").because(why))?;
+    let result = runtime.block_on(dispatch(context, verb));
+    // A thread may hang in a write that nobody reads.
+    runtime.shutdown_background();
+    result
+}
+
+async fn dispatch(context: &Context, verb: Verb) -> Outcome {
+    match verb {
+        Verb::Demo(args) => demo::demo(context, args).await,
+        Verb::Dev(args) => verbs::dev::dev(context, args).await,
+        Verb::Manager(args) => verbs::manager::manager(context, args).await,
+        Verb::Agent(args) => verbs::agent::agent(context, args).await,
+        Verb::Run(args) => verbs::run::run(context, args).await,
+        Verb::Submit(args) => verbs::submit::submit(context, args).await,
+        Verb::Jobs(args) => verbs::jobs::jobs(context, args).await,
+        Verb::Job(args) => verbs::job::job(context, args).await,
+        Verb::Tasks(args) => verbs::tasks::tasks(context, args).await,
+        Verb::Logs(args) => verbs::logs::logs(context, args).await,
+        Verb::Cancel(args) => verbs::cancel::cancel(context, args).await,
+        Verb::Nodes => verbs::nodes::nodes(context).await,
+        Verb::Events(args) => verbs::events::events(context, args).await,
+        Verb::Completions { shell } => verbs::completions::completions(shell),
+    }
+}

@@ -1,1 +1,7 @@
-fn main() {}
+//! The `podmesh` program.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    podmesh_tools::main()
+}

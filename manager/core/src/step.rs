@@ -76,7 +76,8 @@ pub enum Change {
         /// When it was heard of, for display.
         wall_ms: u64,
     },
-    /// An attempt ended.
+    /// An attempt ended. Where no retry follows, the kind of its outcome says where the task
+    /// stands: succeeded, cancelled, and failed for all others.
     AttemptEnded {
         /// Which.
         attempt: AttemptId,
@@ -138,6 +139,7 @@ pub struct NodeRow {
 
 /// What happens after the commit.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[expect(clippy::large_enum_variant, reason = "nearly all of them are `Send`, the largest")]
 pub enum Effect {
     /// Send a message.
     Send {
@@ -166,6 +168,16 @@ pub enum Effect {
         question: u64,
         /// Why the job's queued tasks wait; empty for a job that has none.
         waits_for: Vec<String>,
+    },
+    /// Answer a request to cancel a job that had ended before, with where it ended: the core
+    /// keeps no ended jobs, and the database has it, since this comes after its commit.
+    CancelOfEndedJob {
+        /// Who asked.
+        peer: Peer,
+        /// The client's number of the request.
+        request: u64,
+        /// The job.
+        job: JobId,
     },
 }
 

@@ -1,8 +1,11 @@
 //! What the core is told: facts of the past.
 
+use std::sync::Arc;
+
 use podmesh_protocol::ids::{AttemptId, Epoch, JobId};
 use podmesh_protocol::report::Outcome;
 use podmesh_protocol::session::{StopReason, Welcome};
+use podmesh_protocol::spec::OnLost;
 use podmesh_protocol::time::Millis;
 
 use crate::step::JobContext;
@@ -26,7 +29,7 @@ pub enum Input {
         /// The session.
         epoch: Epoch,
         /// The job.
-        context: JobContext,
+        context: Arc<JobContext>,
     },
     /// Attempts to start.
     StartsReceived {
@@ -95,5 +98,7 @@ pub struct FoundAttempt {
     /// Whether it survives the end of the agent (a container does).
     pub outlives_agent: bool,
     /// What to do when the lease ends without contact, as it was written down at its start.
-    pub on_lost: podmesh_protocol::spec::OnLost,
+    pub on_lost: OnLost,
+    /// Milliseconds for which it has run so far, for its timeout; 0 where that is not known.
+    pub ran_ms: u64,
 }

@@ -1,0 +1,272 @@
+//! The names of a stream's files.
+
+use std::cmp::Reverse;
+use std::ffi::OsStr;
+use std::fs::{self, Metadata};
+use std::io;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use crate::error::Error;
+use crate::policy::NUMBER_MAX;
+
+/// Mode of new files.
+pub(crate) const FILE_MODE: u32 = 0o640;
+/// Mode of new folders.
+pub(crate) const DIR_MODE: u32 = 0o750;
+
+/// What a file of a stream is, by its name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Kind {
+    /// `<name>.log`
+    Live,
+    /// `<name>.log.<number>`, or with `.gz`
+    Numbered { number: u32, gz: bool },
+    /// `<name>.log-<date>`, or with `.gz`: rotated by somebody else, who also removes it. Only read.
+    Dated { gz: bool },
+    /// `.<name>.index`
+    Index,
+    /// `.<name>.cursor`
+    Cursor,
+    /// A half-written file that a crash may leave.
+    Temporary,
+}
+
+impl Kind {
+    pub(crate) fn is_rotated(self) -> bool {
+        matches!(self, Self::Numbered { .. } | Self::Dated { .. })
+    }
+
+    /// Sorts numbered files newest first: by number, and of two with one number the plain one is newer.
+    pub(crate) fn age_rank(self) -> (u32, bool) {
+        match self {
+            Self::Numbered { number, gz } => (number, gz),
+            _ => (0, false),
+        }
+    }
+}
+
+/// Tells files apart whatever they are called. The birth time tells a new file from a removed one
+/// whose inode number it got; it is 0 where the file system keeps none.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct FileId {
+    pub(crate) inode: u64,
+    pub(crate) born_ns: u64,
+}
+
+impl FileId {
+    pub(crate) fn of(meta: &Metadata) -> Self {
+        let born = meta.created().ok().and_then(|time| time.duration_since(UNIX_EPOCH).ok());
+        Self { inode: meta.ino(), born_ns: born.map_or(0, whole_ns) }
+    }
+}
+
+/// Nanoseconds since 1970, 0 for anything before.
+pub(crate) fn mtime_ns(meta: &Metadata) -> u64 {
+    let time = meta.modified().ok().and_then(|time| time.duration_since(UNIX_EPOCH).ok());
+    time.map_or(0, whole_ns)
+}
+
+fn whole_ns(since: Duration) -> u64 {
+    u64::try_from(since.as_nanos()).unwrap_or(u64::MAX)
+}
+
+/// Whether a file last written at `mtime_ns` is older than `age_max`.
+pub(crate) fn is_older(mtime_ns: u64, age_max: Duration, now: SystemTime) -> bool {
+    let written = UNIX_EPOCH + Duration::from_nanos(mtime_ns);
+    now.duration_since(written).is_ok_and(|age| age > age_max)
+}
+
+/// A file of the stream found in its folder.
+#[derive(Debug, Clone)]
+pub(crate) struct Found {
+    pub(crate) kind: Kind,
+    pub(crate) path: PathBuf,
+}
+
+/// The folder and the name of a stream.
+#[derive(Debug, Clone)]
+pub(crate) struct Names {
+    pub(crate) dir: PathBuf,
+    name: String,
+    pub(crate) live: PathBuf,
+}
+
+impl Names {
+    pub(crate) fn new(dir: PathBuf, name: &str) -> Result<Self, Error> {
+        let why = if name.is_empty() {
+            Some("is empty")
+        } else if name.len() > 200 {
+            Some("is longer than 200 bytes")
+        } else if name.starts_with('.') {
+            Some("begins with a dot")
+        } else if name.contains(['/', '\0', '\n']) {
+            Some("holds a slash, a newline or a zero byte")
+        } else {
+            None
+        };
+        if let Some(why) = why {
+            return Err(Error::Name { name: name.to_owned(), why });
+        }
+        let live = dir.join(format!("{name}.log"));
+        Ok(Self { dir, name: name.to_owned(), live })
+    }
+
+    pub(crate) fn name(&self) -> &str {
+        &self.name
+    }
+
+    pub(crate) fn numbered(&self, number: u32, gz: bool) -> PathBuf {
+        self.dir.join(format!("{}.log.{number}{}", self.name, if gz { ".gz" } else { "" }))
+    }
+
+    pub(crate) fn index(&self) -> PathBuf {
+        self.hidden("index")
+    }
+
+    pub(crate) fn cursor(&self) -> PathBuf {
+        self.hidden("cursor")
+    }
+
+    /// The unfinished copy that the compressor writes.
+    pub(crate) fn gz_tmp(&self) -> PathBuf {
+        self.hidden("gz.tmp")
+    }
+
+    fn hidden(&self, what: &str) -> PathBuf {
+        self.dir.join(format!(".{}.{what}", self.name))
+    }
+
+    fn classify(&self, file: &OsStr) -> Option<Kind> {
+        let file = file.to_str()?;
+        if let Some(hidden) = file.strip_prefix('.') {
+            return match hidden.strip_prefix(self.name.as_str())? {
+                ".index" => Some(Kind::Index),
+                ".cursor" => Some(Kind::Cursor),
+                ".gz.tmp" | ".index.tmp" | ".cursor.tmp" => Some(Kind::Temporary),
+                _ => None,
+            };
+        }
+        classify_rotated(file.strip_prefix(self.name.as_str())?.strip_prefix(".log")?)
+    }
+
+    /// The files of the stream, in no order; empty when the folder does not exist.
+    pub(crate) fn list(&self) -> Result<Vec<Found>, Error> {
+        let entries = match fs::read_dir(&self.dir) {
+            Ok(entries) => entries,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+            Err(error) => return Err(Error::io("list", &self.dir)(error)),
+        };
+        let mut found = Vec::new();
+        for entry in entries {
+            let entry = entry.map_err(Error::io("list", &self.dir))?;
+            if let Some(kind) = self.classify(&entry.file_name()) {
+                found.push(Found { kind, path: entry.path() });
+            }
+        }
+        Ok(found)
+    }
+
+    /// The numbered files, newest first.
+    pub(crate) fn list_numbered(&self) -> Result<Vec<Found>, Error> {
+        let mut found = self.list()?;
+        found.retain(|file| matches!(file.kind, Kind::Numbered { .. }));
+        found.sort_by_key(|file| file.kind.age_rank());
+        Ok(found)
+    }
+}
+
+/// What stands behind `<name>.log`.
+fn classify_rotated(suffix: &str) -> Option<Kind> {
+    if suffix.is_empty() {
+        return Some(Kind::Live);
+    }
+    let (stem, gz) = suffix.strip_suffix(".gz").map_or((suffix, false), |stem| (stem, true));
+    let digits = stem.strip_prefix(['.', '-'])?;
+    if !digits.starts_with(|c: char| c.is_ascii_digit()) {
+        return None;
+    }
+    match digits.parse::<u32>() {
+        // A leading zero is not how we write a number, and would not come back as the same name.
+        Ok(number @ 1..=NUMBER_MAX) if stem.starts_with('.') && !digits.starts_with('0') => {
+            Some(Kind::Numbered { number, gz })
+        }
+        // Some other compressor's extension is nothing that could be read here.
+        _ if digits.ends_with(|c: char| c.is_ascii_alphabetic()) => None,
+        _ => Some(Kind::Dated { gz }),
+    }
+}
+
+/// The stream that a file belongs to, for a sweep over folders: `stdout` for `stdout.log.1`.
+pub(crate) fn stream_of_pending(file: &OsStr) -> Option<&str> {
+    let (name, suffix) = file.to_str()?.rsplit_once(".log.")?;
+    let number = suffix.parse::<u32>().ok()?;
+    (1..=NUMBER_MAX).contains(&number).then_some(name)
+}
+
+/// The stream that a rotated file belongs to.
+pub(crate) fn is_rotated(file: &OsStr) -> bool {
+    let Some(file) = file.to_str() else { return false };
+    file.match_indices(".log")
+        .any(|(at, log)| classify_rotated(&file[at + log.len()..]).is_some_and(Kind::is_rotated))
+}
+
+/// Sorts files of unknown offset oldest first. Numbers say it best; across other names the time of
+/// the last byte does.
+pub(crate) fn oldest_first(kinds: &mut [(Kind, u64, usize)]) {
+    if kinds.iter().all(|(kind, ..)| matches!(kind, Kind::Numbered { .. })) {
+        kinds.sort_by_key(|(kind, ..)| Reverse(kind.age_rank()));
+    } else {
+        kinds.sort_by_key(|(kind, mtime, at)| (*mtime, Reverse(kind.age_rank()), *at));
+    }
+}
+
+/// Replaces `path` by a file that holds `bytes`, whole or not at all.
+pub(crate) fn replace(path: &Path, bytes: &[u8]) -> Result<(), Error> {
+    use io::Write as _;
+    let mut tmp = path.as_os_str().to_owned();
+    tmp.push(".tmp");
+    let tmp = PathBuf::from(tmp);
+    let written = fs::OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .mode(FILE_MODE)
+        .open(&tmp)
+        .and_then(|mut file| file.write_all(bytes))
+        .map_err(Error::io("write", &tmp))
+        .and_then(|()| crate::failpoint::hit(crate::failpoint::Step::ReplaceTmpWritten, &tmp))
+        .and_then(|()| fs::rename(&tmp, path).map_err(Error::io("replace", path)));
+    if written.is_err() && !crate::failpoint::crashed() {
+        // On a full disk even these few bytes are worth giving back.
+        let _ = fs::remove_file(&tmp);
+    }
+    written
+}
+
+/// Removes a file; one that is gone already is fine.
+pub(crate) fn remove(path: &Path) -> Result<(), Error> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            Err(Error::io("remove", path)(error))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Renames without ever replacing a file that somebody else put there meanwhile.
+pub(crate) fn rename_new(from: &Path, to: &Path) -> io::Result<()> {
+    use nix::errno::Errno;
+    use nix::fcntl::{AT_FDCWD, RenameFlags, renameat2};
+    match renameat2(AT_FDCWD, from, AT_FDCWD, to, RenameFlags::RENAME_NOREPLACE) {
+        // Some network file systems do not know the flag.
+        Err(Errno::EINVAL | Errno::ENOSYS) => {
+            if to.symlink_metadata().is_ok() {
+                return Err(io::ErrorKind::AlreadyExists.into());
+            }
+            fs::rename(from, to)
+        }
+        other => other.map_err(io::Error::from),
+    }
+}

@@ -1,0 +1,146 @@
+//! What holds after every step, checked in tests.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use podmesh_protocol::client::NodeState;
+use podmesh_protocol::ids::TaskId;
+use podmesh_protocol::limits::ATTEMPTS_PER_NODE_MAX;
+use podmesh_protocol::report::{AttemptState, JobState};
+use podmesh_protocol::time::Millis;
+
+use crate::Core;
+use crate::jobs::Job;
+use crate::nodes::{Node, NodeIx};
+use crate::timers::Timer;
+
+impl Core {
+    /// Panics with what is wrong where something of the core contradicts something else.
+    pub fn check_invariants(&self) {
+        assert!(self.dirty.is_empty(), "every changed job was written down");
+        assert!(self.touched.is_empty(), "every message was sent");
+        let mut timers = BTreeSet::new();
+        let mut by_node: BTreeMap<NodeIx, BTreeSet<TaskId>> = BTreeMap::new();
+        for (id, job) in &self.jobs {
+            assert_eq!(*id, job.id);
+            assert!(*id <= self.last_job, "job {id} has a number that was given out");
+            assert_eq!(self.submissions.get(&job.submission), Some(*id));
+            self.check_job(job, &mut timers);
+            for (index, live) in &job.live {
+                by_node.entry(live.node).or_default().insert(TaskId { job: *id, index: *index });
+            }
+        }
+        for (ix, node) in self.nodes.iter() {
+            let attempts = by_node.remove(&ix).unwrap_or_default();
+            assert_eq!(node.attempts, attempts, "node {}: its attempts", node.row.node);
+            self.check_node(ix, node, &mut timers);
+        }
+        assert!(by_node.is_empty(), "every live attempt is with a known node");
+        let (by_epoch, by_peer) = self.nodes.sessions();
+        let sessions = self.nodes.iter().filter(|(_, node)| node.session.is_some()).count();
+        assert_eq!((by_epoch.len(), by_peer.len()), (sessions, sessions), "sessions");
+        assert_eq!(self.timers.iter().copied().collect::<BTreeSet<_>>(), timers, "timers");
+        self.check_queue();
+    }
+
+    fn check_job(&self, job: &Job, timers: &mut BTreeSet<(Millis, Timer)>) {
+        let id = job.id;
+        let counts = &job.counts;
+        assert!(!job.is_over(), "job {id} is over and still there");
+        assert!(!job.dirty);
+        assert_eq!(counts.total(), job.spec.array.tasks(), "job {id}: all tasks");
+        assert_eq!(counts.active as usize, job.live.len(), "job {id}: active tasks");
+        let retrying = job.waiting.len() + job.ready.len();
+        assert_eq!(
+            u64::from(counts.queued),
+            job.fresh() + retrying as u64,
+            "job {id}: queued tasks"
+        );
+        assert_eq!(counts.cancelled > 0 || job.cancelling, job.cancelling, "job {id}: cancelled");
+        let mut seen = BTreeSet::new();
+        let tried = job.waiting.iter().map(|((_, index), tried)| (*index, tried));
+        for (index, tried) in tried.chain(job.ready.iter().map(|(index, tried)| (*index, tried))) {
+            assert!(seen.insert(index), "task {id}.{index} waits once");
+            assert!(tried.number > 0 && tried.lost <= tried.number);
+        }
+        for (index, live) in &job.live {
+            assert!(seen.insert(*index), "task {id}.{index} is live or waits");
+            assert!(live.number > live.lost, "task {id}.{index}: losses");
+            assert_ne!(live.state, AttemptState::Ended);
+        }
+        for index in seen {
+            assert!(job.spec.array.contains(index) && u64::from(index) < job.next_index);
+        }
+        let draining = job.cancelling && retrying > 0;
+        assert_eq!(self.draining.contains(&id), draining, "job {id}: retries to drop");
+        assert_eq!(job.timer, job.waiting.first_key_value().map(|((due, _), _)| *due));
+        timers.extend(job.timer.map(|at| (at, Timer::Retries(id))));
+        let started =
+            job.state() != JobState::Queued || job.next_index == u64::from(job.spec.array.first);
+        assert!(started, "job {id} has had attempts and is queued");
+    }
+
+    fn check_node(&self, ix: NodeIx, node: &Node, timers: &mut BTreeSet<(Millis, Timer)>) {
+        let name = &node.row.node;
+        let resources = node.attempts.iter().map(|task| &self.jobs[&task.job].spec.resources);
+        let cpu: u64 = resources.clone().map(|needs| u64::from(needs.cpu_millis)).sum();
+        let memory: u64 = resources.map(|needs| needs.memory_bytes).sum();
+        let used = (node.used_cpu_millis, node.used_memory_bytes);
+        assert_eq!(used, (cpu, memory), "node {name}: what is taken");
+        assert!(node.attempts.len() <= ATTEMPTS_PER_NODE_MAX);
+        let epoch = node.session.as_ref().map(|session| session.epoch);
+        if let Some(session) = &node.session {
+            assert!(session.epoch <= self.last_epoch);
+            assert_eq!(node.row.epoch, session.epoch);
+            assert_eq!(self.nodes.by_session(&session.peer, session.epoch), Some(ix));
+            assert!(!(session.peer_gone && node.state == NodeState::Alive), "node {name}: peer");
+        }
+        let deadline = self.nodes.deadline(ix);
+        match (node.state, deadline) {
+            (NodeState::Alive, None) => {
+                assert!(epoch.is_some(), "node {name} lives without session")
+            }
+            (NodeState::Suspect, None) => assert!(epoch.is_some(), "node {name} is never lost"),
+            (NodeState::Suspect, Some((_, Timer::NodeLost(of)))) => {
+                assert!(epoch.is_none() && of == ix, "node {name} is lost in spite of its session");
+            }
+            (NodeState::Lost, None) => assert!(epoch.is_none()),
+            (NodeState::Lost, Some((_, Timer::Requeue(of)))) => {
+                assert!(epoch.is_none() && of == ix)
+            }
+            (state, deadline) => unreachable!("node {name} is {state:?} with {deadline:?}"),
+        }
+        timers.extend(deadline);
+        assert!(node.resend_ms.is_none() || epoch.is_some(), "node {name}: starts to a session");
+        timers.extend(node.resend_ms.map(|at| (at, Timer::Resend(ix))));
+        let awaited = epoch.is_some()
+            && node.attempts.iter().any(|task| {
+                let live = &self.jobs[&task.job].live[&task.index];
+                live.sent_ms.is_some() && !live.heard
+            });
+        assert!(!awaited || node.resend_ms.is_some(), "node {name}: a start may be forgotten");
+    }
+
+    fn check_queue(&self) {
+        let mut jobs = BTreeMap::new();
+        for job in self.jobs.values() {
+            let (count, waiting) = jobs.entry(job.shape).or_insert((0, BTreeSet::new()));
+            *count += 1;
+            if job.has_ready() {
+                waiting.insert(job.key());
+            }
+        }
+        for (id, shape) in self.queue.shapes() {
+            let (count, waiting) = jobs.remove(&id).unwrap_or_default();
+            assert_eq!((shape.jobs, &shape.waiting), (count, &waiting), "shape {id:?}: its jobs");
+            let suited: BTreeSet<NodeIx> = self
+                .nodes
+                .iter()
+                .filter(|(_, node)| shape.needs.suit(&node.row))
+                .map(|(ix, _)| ix)
+                .collect();
+            assert_eq!(shape.suited, suited, "shape {id:?}: the nodes that suit");
+        }
+        assert!(jobs.is_empty(), "every job has a shape");
+        self.queue.check_filed(&self.nodes);
+    }
+}

@@ -1,0 +1,286 @@
+//! The nodes that were ever seen, and their sessions.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Bound;
+
+use podmesh_protocol::client::{NodeState, NodeView};
+use podmesh_protocol::ids::{AttemptId, Epoch, JobId, Name, TaskId};
+use podmesh_protocol::limits::{ATTEMPTS_PER_NODE_MAX, FRAME_BYTES_MAX, PAGE_ROWS_MAX};
+use podmesh_protocol::session::StopReason;
+use podmesh_protocol::spec::Resources;
+use podmesh_protocol::time::{Millis, Now};
+
+use crate::input::Peer;
+use crate::step::NodeRow;
+use crate::timers::{Timer, Timers};
+
+/// Which node, in the order in which they were first seen. Made by [`Nodes::insert`] alone;
+/// nodes are never removed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct NodeIx(usize);
+
+/// A node.
+#[derive(Debug)]
+pub(crate) struct Node {
+    pub(crate) row: NodeRow,
+    /// Its place among the names.
+    pub(crate) rank: usize,
+    pub(crate) state: NodeState,
+    pub(crate) session: Option<Session>,
+    /// The tasks whose live attempts are with it.
+    pub(crate) attempts: BTreeSet<TaskId>,
+    /// What these take, in thousandths of a core and bytes.
+    pub(crate) used_cpu_millis: u64,
+    pub(crate) used_memory_bytes: u64,
+    /// The last report of `row.agent_instance` that was taken; none: the next one may have any
+    /// number, since the manager has started since.
+    pub(crate) acked: Option<u64>,
+    /// When it was last known to be alive, where it is not so now.
+    pub(crate) seen_ms: Option<Millis>,
+    /// What becomes of it without a session, as it stands in the timers.
+    deadline: Option<(Millis, Timer)>,
+    /// When starts are sent again, as it stands in the timers.
+    pub(crate) resend_ms: Option<Millis>,
+}
+
+/// The live session of a node.
+#[derive(Debug)]
+pub(crate) struct Session {
+    pub(crate) epoch: Epoch,
+    pub(crate) peer: Peer,
+    /// Whether its connection is gone: only a new session helps.
+    pub(crate) peer_gone: bool,
+    pub(crate) outgoing: Outgoing,
+}
+
+/// What a step has to tell an agent.
+#[derive(Debug, Default)]
+pub(crate) struct Outgoing {
+    pub(crate) specs: Vec<JobId>,
+    pub(crate) starts: Vec<AttemptId>,
+    pub(crate) stops: Vec<(AttemptId, StopReason)>,
+    pub(crate) forget: Vec<JobId>,
+}
+
+impl Node {
+    /// What is not taken.
+    pub(crate) fn free(&self) -> Resources {
+        let cpu = u64::from(self.row.capacity.cpu_millis).saturating_sub(self.used_cpu_millis);
+        Resources {
+            cpu_millis: u32::try_from(cpu).unwrap_or(u32::MAX),
+            memory_bytes: self.row.capacity.memory_bytes.saturating_sub(self.used_memory_bytes),
+        }
+    }
+
+    /// Whether one more attempt of this size may be placed here now.
+    pub(crate) fn has_room(&self, needs: &Resources) -> bool {
+        self.state == NodeState::Alive
+            && self.attempts.len() < ATTEMPTS_PER_NODE_MAX
+            && needs.fits(&self.free())
+    }
+
+    pub(crate) fn take(&mut self, task: TaskId, needs: &Resources) {
+        self.attempts.insert(task);
+        self.used_cpu_millis += u64::from(needs.cpu_millis);
+        self.used_memory_bytes += needs.memory_bytes;
+    }
+
+    pub(crate) fn give_back(&mut self, task: TaskId, needs: &Resources) {
+        self.attempts.remove(&task);
+        self.used_cpu_millis -= u64::from(needs.cpu_millis);
+        self.used_memory_bytes -= needs.memory_bytes;
+    }
+
+    fn view(&self, now: Now) -> NodeView {
+        let row = &self.row;
+        NodeView {
+            node: row.node.clone(),
+            state: self.state,
+            epoch: self.session.as_ref().map(|session| session.epoch),
+            program_version: row.program_version.clone(),
+            capacity: row.capacity,
+            free: self.free(),
+            labels: row.labels.clone(),
+            runtimes: row.runtimes.clone(),
+            attempts: u32::try_from(self.attempts.len()).unwrap_or(u32::MAX),
+            seen_ms_ago: match self.state {
+                NodeState::Alive => Some(0),
+                NodeState::Suspect | NodeState::Lost => {
+                    self.seen_ms.map(|seen| now.mono_ms.saturating_sub(seen))
+                }
+            },
+        }
+    }
+}
+
+/// All nodes.
+#[derive(Debug, Default)]
+pub(crate) struct Nodes {
+    list: Vec<Node>,
+    by_name: BTreeMap<Name, NodeIx>,
+    by_epoch: BTreeMap<Epoch, NodeIx>,
+    by_peer: BTreeMap<Peer, NodeIx>,
+}
+
+impl Nodes {
+    pub(crate) fn get(&self, ix: NodeIx) -> &Node {
+        &self.list[ix.0]
+    }
+
+    pub(crate) fn get_mut(&mut self, ix: NodeIx) -> &mut Node {
+        &mut self.list[ix.0]
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.list.len()
+    }
+
+    pub(crate) fn by_name(&self, name: &Name) -> Option<NodeIx> {
+        self.by_name.get(name).copied()
+    }
+
+    pub(crate) fn by_epoch(&self, epoch: Epoch) -> Option<NodeIx> {
+        self.by_epoch.get(&epoch).copied()
+    }
+
+    pub(crate) fn by_peer(&self, peer: &Peer) -> Option<NodeIx> {
+        self.by_peer.get(peer).copied()
+    }
+
+    /// The node whose live session this is, and this peer's.
+    pub(crate) fn by_session(&self, peer: &Peer, epoch: Epoch) -> Option<NodeIx> {
+        let ix = self.by_epoch(epoch)?;
+        self.get(ix).session.as_ref().is_some_and(|session| session.peer == *peer).then_some(ix)
+    }
+
+    /// All nodes in the order of their names.
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (NodeIx, &Node)> {
+        self.by_name.values().map(|ix| (*ix, self.get(*ix)))
+    }
+
+    /// Adds a node without a session; its name is new.
+    pub(crate) fn insert(&mut self, row: NodeRow) -> NodeIx {
+        let ix = self.push(row);
+        self.rank();
+        ix
+    }
+
+    /// Adds nodes without sessions; their names are new.
+    pub(crate) fn insert_all(&mut self, rows: Vec<NodeRow>) {
+        for row in rows {
+            self.push(row);
+        }
+        self.rank();
+    }
+
+    fn push(&mut self, row: NodeRow) -> NodeIx {
+        let ix = NodeIx(self.list.len());
+        self.by_name.insert(row.node.clone(), ix);
+        self.list.push(Node {
+            row,
+            rank: 0,
+            state: NodeState::Suspect,
+            session: None,
+            attempts: BTreeSet::new(),
+            used_cpu_millis: 0,
+            used_memory_bytes: 0,
+            acked: None,
+            seen_ms: None,
+            deadline: None,
+            resend_ms: None,
+        });
+        ix
+    }
+
+    fn rank(&mut self) {
+        for (rank, ix) in self.by_name.values().enumerate() {
+            self.list[ix.0].rank = rank;
+        }
+    }
+
+    /// Gives a node its session; one that it has must be closed before.
+    pub(crate) fn open_session(&mut self, ix: NodeIx, epoch: Epoch, peer: Peer) {
+        self.by_epoch.insert(epoch, ix);
+        self.by_peer.insert(peer.clone(), ix);
+        let outgoing = Outgoing::default();
+        let node = self.get_mut(ix);
+        node.state = NodeState::Alive;
+        node.session = Some(Session { epoch, peer, peer_gone: false, outgoing });
+    }
+
+    /// Takes a node's session away.
+    pub(crate) fn close_session(&mut self, ix: NodeIx) -> Option<Session> {
+        let session = self.get_mut(ix).session.take()?;
+        self.by_epoch.remove(&session.epoch);
+        self.by_peer.remove(&session.peer);
+        Some(session)
+    }
+
+    /// Marks a node as suspect; its name, where it was alive until now.
+    pub(crate) fn become_suspect(&mut self, ix: NodeIx, seen_ms: Millis) -> Option<Name> {
+        let node = self.get_mut(ix);
+        if node.state != NodeState::Alive {
+            return None;
+        }
+        node.state = NodeState::Suspect;
+        node.seen_ms = Some(seen_ms);
+        Some(node.row.node.clone())
+    }
+
+    /// Marks a node as lost; its name.
+    pub(crate) fn become_lost(&mut self, ix: NodeIx) -> Name {
+        let node = self.get_mut(ix);
+        node.state = NodeState::Lost;
+        node.row.node.clone()
+    }
+
+    pub(crate) fn set_deadline(
+        &mut self,
+        timers: &mut Timers,
+        ix: NodeIx,
+        deadline: Option<(Millis, Timer)>,
+    ) {
+        let node = self.get_mut(ix);
+        if let Some((at, timer)) = node.deadline {
+            timers.replace(Some(at), None, timer);
+        }
+        if let Some((at, timer)) = deadline {
+            timers.replace(None, Some(at), timer);
+        }
+        node.deadline = deadline;
+    }
+
+    #[cfg(any(test, feature = "invariants"))]
+    pub(crate) fn deadline(&self, ix: NodeIx) -> Option<(Millis, Timer)> {
+        self.get(ix).deadline
+    }
+
+    #[cfg(any(test, feature = "invariants"))]
+    pub(crate) fn sessions(&self) -> (&BTreeMap<Epoch, NodeIx>, &BTreeMap<Peer, NodeIx>) {
+        (&self.by_epoch, &self.by_peer)
+    }
+
+    /// The nodes after a name: at most `limit`, at most [`PAGE_ROWS_MAX`], and no more than fit
+    /// one frame, but at least one where there is one and `limit` is not 0.
+    pub(crate) fn page(&self, now: Now, after: Option<&Name>, limit: u32) -> Vec<NodeView> {
+        let start = after.map_or(Bound::Unbounded, Bound::Excluded);
+        let mut bytes = 0;
+        self.by_name
+            .range::<Name, _>((start, Bound::Unbounded))
+            .map(|(_, ix)| self.get(*ix).view(now))
+            .take_while(|view| {
+                let first = bytes == 0;
+                bytes += view_bytes(view);
+                first || bytes <= FRAME_BYTES_MAX / 2
+            })
+            .take(limit.min(PAGE_ROWS_MAX) as usize)
+            .collect()
+    }
+}
+
+/// About how long a row is on the wire.
+fn view_bytes(view: &NodeView) -> usize {
+    let labels: usize =
+        view.labels.iter().map(|(name, value)| name.as_str().len() + value.len() + 8).sum();
+    512 + view.program_version.len() + labels
+}

@@ -1,0 +1,162 @@
+//! What agents say of attempts, and what follows the end of one.
+
+use podmesh_protocol::event::EventFact;
+use podmesh_protocol::ids::{AttemptId, Epoch, TaskId};
+use podmesh_protocol::limits::MESSAGE_BYTES_MAX;
+use podmesh_protocol::report::{AttemptState, Outcome, OutcomeKind, Report, ReportFact};
+use podmesh_protocol::session::ToPeer;
+use podmesh_protocol::time::Now;
+
+use crate::Core;
+use crate::input::{Input, Peer};
+use crate::jobs::{Sequel, Tried};
+use crate::nodes::NodeIx;
+use crate::step::{Change, Effect, Step};
+
+impl Core {
+    /// Takes reports in the order of their numbers. One that was taken before is skipped; one
+    /// that is missing makes the agent say hello again, which brings it.
+    pub(crate) fn on_attempts_reported(
+        &mut self,
+        now: Now,
+        peer: Peer,
+        epoch: Epoch,
+        reports: Vec<Report>,
+        out: &mut Step,
+    ) {
+        let Some(ix) = self.nodes.by_session(&peer, epoch) else {
+            let message = ToPeer::HelloAgain(epoch);
+            return out.effects.push(Effect::Send { peer, message });
+        };
+        let mut gap = false;
+        let mut left = reports.into_iter();
+        while let Some(number) = left.as_slice().first().map(|report| report.0) {
+            let acked = self.nodes.get(ix).acked;
+            if acked.is_some_and(|acked| number <= acked) {
+                left.next();
+                continue;
+            }
+            if acked.is_some_and(|acked| number - acked > 1) {
+                gap = true;
+                break;
+            }
+            if !self.has_room(out) {
+                let reports = left.collect();
+                let rest = Input::AttemptsReported { peer: peer.clone(), epoch, reports };
+                self.backlog.push_front(rest);
+                break;
+            }
+            if let Some(Report(_, attempt, fact)) = left.next() {
+                self.on_report(now, ix, attempt, fact, out);
+            }
+            self.nodes.get_mut(ix).acked = Some(number);
+        }
+        if let Some(acked) = self.nodes.get(ix).acked {
+            let message = ToPeer::Acked(epoch, acked);
+            out.effects.push(Effect::Send { peer: peer.clone(), message });
+        }
+        if gap {
+            out.effects.push(Effect::Send { peer, message: ToPeer::HelloAgain(epoch) });
+        }
+    }
+
+    /// One report. That of an attempt which is not live with this node is fenced.
+    fn on_report(
+        &mut self,
+        now: Now,
+        ix: NodeIx,
+        attempt: AttemptId,
+        fact: ReportFact,
+        out: &mut Step,
+    ) {
+        let task = attempt.task;
+        let Some(live) = self
+            .jobs
+            .get_mut(&task.job)
+            .and_then(|job| job.live.get_mut(&task.index))
+            .filter(|live| live.number == attempt.number && live.node == ix)
+        else {
+            return;
+        };
+        live.heard = true;
+        let wall_ms = now.wall_ms;
+        match fact {
+            ReportFact::Preparing(text) => {
+                let state = AttemptState::Preparing;
+                match live.state {
+                    AttemptState::Assigned => {
+                        live.state = state;
+                        out.changes.push(Change::AttemptAdvanced { attempt, state, wall_ms });
+                    }
+                    AttemptState::Preparing => {}
+                    AttemptState::Running | AttemptState::Ended => return,
+                }
+                out.events.push(EventFact::AttemptPreparing(attempt, cut(text)));
+            }
+            ReportFact::Started => {
+                let state = AttemptState::Running;
+                if live.state != state {
+                    live.state = state;
+                    out.changes.push(Change::AttemptAdvanced { attempt, state, wall_ms });
+                    out.events.push(EventFact::AttemptStarted(attempt));
+                }
+            }
+            ReportFact::Ended(outcome) => self.end_attempt(now, task, outcome, out),
+            ReportFact::LogGap(text) => out.events.push(EventFact::LogGap(attempt, cut(text))),
+        }
+    }
+
+    /// Ends the live attempt of a task, which then is over or is tried again.
+    pub(crate) fn end_attempt(
+        &mut self,
+        now: Now,
+        task: TaskId,
+        mut outcome: Outcome,
+        out: &mut Step,
+    ) {
+        let Some(job) = self.jobs.get_mut(&task.job) else { return };
+        let Some(live) = job.live.remove(&task.index) else { return };
+        let attempt = job.attempt_id(task.index, live.number);
+        let said = outcome.kind;
+        outcome.kind = job.recorded_kind(said);
+        outcome.message = outcome.message.map(cut).or_else(|| {
+            let stopped = said == OutcomeKind::Cancelled && outcome.kind == OutcomeKind::Failed;
+            stopped.then(|| "its agent stopped it, though nobody had cancelled the job".into())
+        });
+        let sequel = job.sequel(&live, outcome.kind);
+        self.nodes.get_mut(live.node).give_back(task, &job.spec.resources);
+        self.queue.gain(live.node);
+        job.counts.active -= 1;
+        let retry_after_ms = match sequel {
+            Sequel::Over => {
+                *match outcome.kind {
+                    OutcomeKind::Succeeded => &mut job.counts.succeeded,
+                    OutcomeKind::Cancelled => &mut job.counts.cancelled,
+                    OutcomeKind::Failed | OutcomeKind::TimedOut | OutcomeKind::Lost => {
+                        &mut job.counts.failed
+                    }
+                } += 1;
+                None
+            }
+            Sequel::Again { after_ms, lost } => {
+                job.counts.queued += 1;
+                self.queue_retry(now, task, Tried { number: live.number, lost }, after_ms);
+                Some(after_ms)
+            }
+        };
+        out.changes.push(Change::AttemptEnded {
+            attempt,
+            outcome: outcome.clone(),
+            wall_ms: now.wall_ms,
+            retry_after_ms,
+        });
+        out.events.push(EventFact::AttemptEnded(attempt, outcome, retry_after_ms));
+        self.mark_dirty(task.job);
+    }
+}
+
+/// A text for people, cut at its limit.
+fn cut(mut text: String) -> String {
+    text.truncate(text.floor_char_boundary(MESSAGE_BYTES_MAX));
+    text
+}

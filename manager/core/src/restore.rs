@@ -1,0 +1,133 @@
+//! The core after a start, from what the store holds.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+
+use podmesh_protocol::ids::{AttemptId, TaskId};
+use podmesh_protocol::report::{AttemptState, JobState};
+use podmesh_protocol::spec::OnLost;
+use podmesh_protocol::time::Now;
+
+use crate::jobs::{Job, Live, Submissions, Tried};
+use crate::nodes::{NodeIx, Nodes};
+use crate::placement::Queue;
+use crate::step::{RestoredJob, Snapshot};
+use crate::timers::{Timer, Timers};
+use crate::{Core, CoreConfig};
+
+impl Core {
+    /// The core as its committed changes left it. No node has a session: each is suspect, for as
+    /// long as a lease, and lost after.
+    ///
+    /// The snapshot is trusted to be what [`Change`](crate::step::Change)s made. A row that refers
+    /// to a job or node which is not in it is left out, with an error in the log.
+    pub fn new(now: Now, config: CoreConfig, snapshot: Snapshot) -> Self {
+        let mut core = Self {
+            config,
+            cluster: snapshot.cluster,
+            last_job: snapshot.last_job,
+            last_epoch: snapshot.last_epoch,
+            last_revision: snapshot.last_revision,
+            now,
+            jobs: BTreeMap::new(),
+            submissions: Submissions::default(),
+            nodes: Nodes::default(),
+            queue: Queue::default(),
+            timers: Timers::default(),
+            backlog: VecDeque::new(),
+            draining: BTreeSet::new(),
+            dirty: Vec::new(),
+            touched: BTreeSet::new(),
+        };
+        core.nodes.insert_all(snapshot.nodes);
+        let all: Vec<NodeIx> = core.nodes.iter().map(|(ix, _)| ix).collect();
+        let lost_at = now.mono_ms.saturating_add(core.config.lease_ms);
+        for ix in all {
+            let deadline = Some((lost_at, Timer::NodeLost(ix)));
+            core.nodes.set_deadline(&mut core.timers, ix, deadline);
+        }
+        for job in snapshot.jobs {
+            core.restore_job(job);
+        }
+        for (attempt, node, state) in snapshot.attempts {
+            let Some(ix) = core.nodes.by_name(&node) else {
+                tracing::error!(%attempt, %node, "the database names a node that it does not hold");
+                continue;
+            };
+            core.restore_attempt(attempt, ix, state);
+        }
+        for (attempt, after_ms) in snapshot.retries {
+            if !core.jobs.contains_key(&attempt.task.job) {
+                tracing::error!(%attempt, "the database names a job that it does not hold");
+            }
+            let tried = Tried { number: attempt.number, lost: 0 };
+            core.queue_retry(now, attempt.task, tried, after_ms);
+        }
+        let retrying = |job: &&Job| !job.waiting.is_empty() || !job.ready.is_empty();
+        for job in core.jobs.values().filter(retrying).filter(|job| job.cancelling) {
+            core.draining.insert(job.id);
+        }
+        core
+    }
+
+    /// How many ended attempts of a task were lost, for the tasks of which one is live or waits
+    /// for a retry: those losses have used up no retries (see [`OnLost::Requeue`]). Optional,
+    /// before the first step; without it they count as failures.
+    pub fn restore_losses(&mut self, losses: impl IntoIterator<Item = (TaskId, u32)>) {
+        for (task, count) in losses {
+            let Some(job) = self.jobs.get_mut(&task.job) else { continue };
+            if job.spec.on_lost != OnLost::Requeue {
+                continue;
+            }
+            if let Some(live) = job.live.get_mut(&task.index) {
+                live.lost = count.min(live.number - 1);
+            }
+            let waiting = job.waiting.iter_mut().map(|((_, index), tried)| (*index, tried));
+            let ready = job.ready.iter_mut().map(|(index, tried)| (*index, tried));
+            if let Some((_, tried)) = waiting.chain(ready).find(|(index, _)| *index == task.index) {
+                tried.lost = count.min(tried.number);
+            }
+        }
+    }
+
+    fn restore_job(&mut self, restored: RestoredJob) {
+        let RestoredJob { submission, spec, row } = restored;
+        let job = Job {
+            id: row.job,
+            submission,
+            shape: self.queue.intern(&spec, &self.nodes),
+            cancelling: row.state == JobState::Cancelling,
+            next_index: row.next_index,
+            counts: row.counts,
+            started_wall_ms: row.started_wall_ms,
+            live: BTreeMap::new(),
+            waiting: BTreeMap::new(),
+            ready: BTreeMap::new(),
+            told: BTreeMap::new(),
+            timer: None,
+            dirty: false,
+            spec,
+        };
+        self.submissions.insert(submission, row.job);
+        if job.has_ready() {
+            self.queue.add(job.shape, job.key());
+        }
+        self.jobs.insert(row.job, job);
+    }
+
+    fn restore_attempt(&mut self, attempt: AttemptId, ix: NodeIx, state: AttemptState) {
+        let Some(job) = self.jobs.get_mut(&attempt.task.job) else {
+            tracing::error!(%attempt, "the database names a job that it does not hold");
+            return;
+        };
+        self.nodes.get_mut(ix).take(attempt.task, &job.spec.resources);
+        let live = Live {
+            number: attempt.number,
+            lost: 0,
+            node: ix,
+            state,
+            sent_ms: None,
+            heard: state != AttemptState::Assigned,
+        };
+        job.live.insert(attempt.task.index, live);
+    }
+}

@@ -1,0 +1,350 @@
+//! Sessions: how they begin and end, and what a new one makes of the attempts held.
+
+use std::collections::BTreeSet;
+
+use podmesh_protocol::client::NodeState;
+use podmesh_protocol::error::{ErrorCode, ErrorReply};
+use podmesh_protocol::event::EventFact;
+use podmesh_protocol::ids::{AttemptId, Epoch, TaskId};
+use podmesh_protocol::limits::{
+    ATTEMPTS_PER_NODE_MAX, LABELS_MAX, NAME_BYTES_MAX, NODES_MAX, PROTOCOL_VERSION,
+};
+use podmesh_protocol::report::{AttemptState, Outcome, OutcomeKind};
+use podmesh_protocol::session::{Hello, StopReason, ToPeer, Welcome};
+use podmesh_protocol::spec::validate_label_value;
+use podmesh_protocol::time::Now;
+
+use crate::Core;
+use crate::input::{HeartbeatChange, Input, Peer};
+use crate::lease::late_after_ms;
+use crate::nodes::NodeIx;
+use crate::step::{Change, Effect, NodeRow, Step};
+use crate::timers::{Timer, seconds};
+
+impl Core {
+    pub(crate) fn on_agent_connected(
+        &mut self,
+        now: Now,
+        peer: Peer,
+        hello: Box<Hello>,
+        out: &mut Step,
+    ) {
+        let (known, held) = match self.admit(&peer, &hello) {
+            Ok(admitted) => admitted,
+            Err(error) => {
+                tracing::info!(node = %hello.node, %error, "an agent gets no session");
+                let message = ToPeer::Refused(error);
+                return out.effects.push(Effect::Send { peer, message });
+            }
+        };
+        if let Some(ix) = known {
+            for (task, outcome) in self.gone(ix, &hello, &held) {
+                if !self.has_room(out) {
+                    // The rest is found again next time, since the session is not open yet.
+                    return self.backlog.push_front(Input::AgentConnected { peer, hello });
+                }
+                self.end_attempt(now, task, outcome, out);
+            }
+        }
+        let ix = self.open_session(known, &peer, *hello, out);
+        self.welcome(now, ix, &peer, &held, out);
+    }
+
+    /// Whether an agent may have a session: its node, where it is known, and what it holds.
+    fn admit(
+        &self,
+        peer: &Peer,
+        hello: &Hello,
+    ) -> Result<(Option<NodeIx>, BTreeSet<AttemptId>), ErrorReply> {
+        let refuse = |code, message: String| Err(ErrorReply::new(code, message));
+        if hello.version != PROTOCOL_VERSION {
+            let message = format!(
+                "the agent speaks version {} of the protocol, and this manager speaks {PROTOCOL_VERSION}: install the same release of podmesh on both",
+                hello.version
+            );
+            return refuse(ErrorCode::UnsupportedVersion, message);
+        }
+        if let Some(cluster) = hello.cluster
+            && cluster != self.cluster
+        {
+            let message = format!(
+                "the data directory of agent `{}` belongs to cluster {cluster}, and this manager's to {}: connect the agent to its own manager, or give it a fresh data directory (--data-dir)",
+                hello.node, self.cluster
+            );
+            return refuse(ErrorCode::WrongCluster, message);
+        }
+        let held = match validate(hello) {
+            Ok(held) => held,
+            Err(why) => return refuse(ErrorCode::BadMessage, format!("hello: {why}")),
+        };
+        if let Some(other) = self.nodes.by_peer(peer) {
+            let other = &self.nodes.get(other).row.node;
+            if *other != hello.node {
+                let message = format!(
+                    "hello: this connection has a session as node `{other}`, and asks for another one as `{}`",
+                    hello.node
+                );
+                return refuse(ErrorCode::BadMessage, message);
+            }
+        }
+        let Some(ix) = self.nodes.by_name(&hello.node) else {
+            if self.nodes.len() >= NODES_MAX {
+                let message = format!(
+                    "the manager knows {NODES_MAX} nodes, which is the limit (NODES_MAX): give the agent the name of a node that is no more (--name)"
+                );
+                return refuse(ErrorCode::Overloaded, message);
+            }
+            return Ok((None, held));
+        };
+        let node = self.nodes.get(ix);
+        if node.state == NodeState::Alive && node.row.agent_instance != hello.agent_instance {
+            let message = format!(
+                "another agent that is alive has the name `{}`: stop it, or choose another name for this one (--name)",
+                hello.node
+            );
+            return refuse(ErrorCode::NameTaken, message);
+        }
+        Ok((Some(ix), held))
+    }
+
+    /// The attempts that should be with a node and are no more, with their ends. What it does not
+    /// hold and has never reacted to is not among them: that start is sent again.
+    fn gone(
+        &self,
+        ix: NodeIx,
+        hello: &Hello,
+        held: &BTreeSet<AttemptId>,
+    ) -> Vec<(TaskId, Outcome)> {
+        let node = self.nodes.get(ix);
+        let rebooted = node.row.boot_id != hello.boot_id;
+        let mut gone = Vec::new();
+        for task in &node.attempts {
+            let Some(job) = self.jobs.get(&task.job) else { continue };
+            let Some(live) = job.live.get(&task.index) else { continue };
+            if held.contains(&job.attempt_id(task.index, live.number)) {
+                continue;
+            }
+            let lost = |why: &str| {
+                let message = format!("{why}; what the attempt did is not known");
+                Outcome::new(OutcomeKind::Lost).with_message(message)
+            };
+            let outcome = if rebooted {
+                lost(&format!("the machine of node `{}` was restarted", hello.node))
+            } else if live.state == AttemptState::Running {
+                lost(&format!("the agent of node `{}` no longer holds it", hello.node))
+            } else if job.cancelling {
+                Outcome::new(OutcomeKind::Cancelled).with_message("cancelled before its start")
+            } else {
+                continue;
+            };
+            gone.push((*task, outcome));
+        }
+        gone
+    }
+
+    /// Gives a node its new session, in place of one that it may have.
+    fn open_session(
+        &mut self,
+        known: Option<NodeIx>,
+        peer: &Peer,
+        hello: Hello,
+        out: &mut Step,
+    ) -> NodeIx {
+        self.last_epoch.0 += 1;
+        let epoch = self.last_epoch;
+        let instance = hello.agent_instance;
+        let row = NodeRow {
+            node: hello.node,
+            boot_id: hello.boot_id,
+            agent_instance: instance,
+            program_version: hello.program_version,
+            capacity: hello.capacity,
+            labels: hello.labels,
+            runtimes: hello.runtimes,
+            epoch,
+        };
+        out.changes.push(Change::EpochTaken(epoch));
+        out.changes.push(Change::NodeSaved(row.clone()));
+        out.events.push(EventFact::NodeConnected(row.node.clone(), instance));
+        let ix = match known {
+            Some(ix) => {
+                if let Some(old) = self.nodes.close_session(ix) {
+                    out.effects.push(Effect::SessionClosed { epoch: old.epoch });
+                }
+                let node = self.nodes.get_mut(ix);
+                if node.row.agent_instance != instance {
+                    node.acked = None;
+                }
+                node.row = row;
+                ix
+            }
+            None => self.nodes.insert(row),
+        };
+        self.nodes.open_session(ix, epoch, peer.clone());
+        self.nodes.set_deadline(&mut self.timers, ix, None);
+        self.set_resend(ix, None);
+        self.queue.node_changed(ix, &self.nodes);
+        ix
+    }
+
+    /// Sorts what the agent holds, and tells it; sends what it lacks.
+    fn welcome(
+        &mut self,
+        now: Now,
+        ix: NodeIx,
+        peer: &Peer,
+        held: &BTreeSet<AttemptId>,
+        out: &mut Step,
+    ) {
+        let mut keep = Vec::new();
+        let mut restarted = false;
+        let node = self.nodes.get_mut(ix);
+        let Some(session) = &mut node.session else { return };
+        for task in &node.attempts {
+            let Some(job) = self.jobs.get_mut(&task.job) else { continue };
+            let cancelling = job.cancelling;
+            let Some(live) = job.live.get_mut(&task.index) else { continue };
+            let attempt = AttemptId { task: *task, number: live.number };
+            live.heard = held.contains(&attempt);
+            if live.heard {
+                live.sent_ms = None;
+                keep.push(attempt);
+                if cancelling {
+                    session.outgoing.stops.push((attempt, StopReason::Cancelled));
+                }
+            } else {
+                live.sent_ms = Some(now.mono_ms);
+                session.outgoing.starts.push(attempt);
+                restarted = true;
+            }
+            if job.told.insert(ix, session.epoch) != Some(session.epoch) {
+                session.outgoing.specs.push(task.job);
+            }
+        }
+        self.touched.insert(ix);
+        let kept: BTreeSet<&AttemptId> = keep.iter().collect();
+        let stop = held.iter().filter(|attempt| !kept.contains(attempt)).copied().collect();
+        let welcome = Welcome {
+            version: PROTOCOL_VERSION,
+            epoch: session.epoch,
+            cluster: self.cluster,
+            lease_ms: self.config.lease_ms,
+            heartbeat_ms: self.config.heartbeat_ms,
+            heartbeat_port: self.config.heartbeat_port,
+            publish_port: self.config.publish_port,
+            acked: node.acked.unwrap_or(0),
+            stop,
+            keep,
+        };
+        out.effects.push(Effect::SessionOpened {
+            epoch: session.epoch,
+            node: node.row.node.clone(),
+            peer: peer.clone(),
+        });
+        out.effects.push(Effect::Send { peer: peer.clone(), message: ToPeer::Welcome(welcome) });
+        if restarted {
+            self.expect_reaction(now, ix);
+        }
+    }
+
+    /// An agent ends its session in an orderly way. Containers may go on: the lease runs.
+    pub(crate) fn on_agent_left(&mut self, now: Now, peer: Peer, epoch: Epoch, out: &mut Step) {
+        let Some(ix) = self.nodes.by_session(&peer, epoch) else {
+            let message = ToPeer::HelloAgain(epoch);
+            return out.effects.push(Effect::Send { peer, message });
+        };
+        self.nodes.close_session(ix);
+        out.effects.push(Effect::SessionClosed { epoch });
+        self.set_resend(ix, None);
+        let lost_at = now.mono_ms.saturating_add(self.config.lease_ms);
+        self.nodes.set_deadline(&mut self.timers, ix, Some((lost_at, Timer::NodeLost(ix))));
+        if let Some(name) = self.nodes.become_suspect(ix, now.mono_ms) {
+            out.events.push(EventFact::NodeSuspect(name, "its agent was stopped".into()));
+        }
+    }
+
+    /// A peer cannot be reached any more. An agent then needs a new session; until it asks for
+    /// one its heartbeats may go on, but nothing new is placed there.
+    pub(crate) fn on_peer_gone(&mut self, now: Now, peer: &Peer, out: &mut Step) {
+        let Some(ix) = self.nodes.by_peer(peer) else { return };
+        if let Some(session) = &mut self.nodes.get_mut(ix).session {
+            session.peer_gone = true;
+        }
+        if let Some(name) = self.nodes.become_suspect(ix, now.mono_ms) {
+            let why = "its connection is gone".into();
+            out.events.push(EventFact::NodeSuspect(name, why));
+        }
+    }
+
+    pub(crate) fn on_heartbeat_changed(
+        &mut self,
+        now: Now,
+        epoch: Epoch,
+        change: HeartbeatChange,
+        out: &mut Step,
+    ) {
+        let Some(ix) = self.nodes.by_epoch(epoch) else { return };
+        match change {
+            HeartbeatChange::Closed => {
+                if let Some(name) = self.nodes.become_suspect(ix, now.mono_ms) {
+                    let why = "its heartbeat connection was closed".into();
+                    out.events.push(EventFact::NodeSuspect(name, why));
+                }
+            }
+            HeartbeatChange::Late => {
+                let late_ms = late_after_ms(self.config.heartbeat_ms);
+                let seen_ms = now.mono_ms.saturating_sub(late_ms);
+                if let Some(name) = self.nodes.become_suspect(ix, seen_ms) {
+                    let why = format!("no heartbeat for {} s", seconds(late_ms));
+                    out.events.push(EventFact::NodeSuspect(name, why));
+                }
+            }
+            HeartbeatChange::Resumed => {
+                let node = self.nodes.get_mut(ix);
+                let reachable = node.session.as_ref().is_some_and(|session| !session.peer_gone);
+                if node.state == NodeState::Suspect && reachable {
+                    node.state = NodeState::Alive;
+                    out.events.push(EventFact::NodeRecovered(node.row.node.clone()));
+                    self.queue.node_changed(ix, &self.nodes);
+                }
+            }
+            HeartbeatChange::LeaseExpired => {
+                self.nodes.become_suspect(ix, now.mono_ms.saturating_sub(self.config.lease_ms));
+                self.nodes.close_session(ix);
+                out.effects.push(Effect::SessionClosed { epoch });
+                self.set_resend(ix, None);
+                self.on_lease_ended(now, ix, out);
+            }
+        }
+    }
+}
+
+/// Checks the limits of a hello: the attempts that it names, or what is wrong.
+fn validate(hello: &Hello) -> Result<BTreeSet<AttemptId>, String> {
+    let at_most = |what: &str, found: usize, max: usize, limit: &str| {
+        if found <= max {
+            return Ok(());
+        }
+        Err(format!("{found} {what} are over the limit of {max} ({limit})"))
+    };
+    at_most("bytes of boot id", hello.boot_id.len(), NAME_BYTES_MAX, "NAME_BYTES_MAX")?;
+    let version = hello.program_version.len();
+    at_most("bytes of program version", version, NAME_BYTES_MAX, "NAME_BYTES_MAX")?;
+    at_most("labels", hello.labels.len(), LABELS_MAX, "LABELS_MAX")?;
+    for value in hello.labels.values() {
+        validate_label_value("labels", value).map_err(|error| error.to_string())?;
+    }
+    hello.capacity.validate().map_err(|error| format!("capacity: {error}"))?;
+    let runtimes: BTreeSet<_> = hello.runtimes.iter().collect();
+    if runtimes.len() != hello.runtimes.len() {
+        return Err("a runtime is named twice".into());
+    }
+    at_most("attempts", hello.attempts.len(), ATTEMPTS_PER_NODE_MAX, "ATTEMPTS_PER_NODE_MAX")?;
+    let mut held = BTreeSet::new();
+    for attempt in &hello.attempts {
+        if !held.insert(*attempt) {
+            return Err(format!("attempt {attempt} is named twice"));
+        }
+    }
+    Ok(held)
+}

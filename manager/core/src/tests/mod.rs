@@ -1,0 +1,318 @@
+//! Inputs in, steps out: values compared, and every invariant checked after each step.
+
+#![expect(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests")]
+
+mod explain;
+mod jobs;
+mod lease;
+mod model;
+mod placement;
+mod property;
+mod purity;
+mod reports;
+mod restore;
+mod sessions;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use podmesh_protocol::client::{NodeState, NodeView, ReplyBody};
+use podmesh_protocol::error::{ErrorCode, ErrorReply};
+use podmesh_protocol::event::EventFact;
+use podmesh_protocol::ids::{
+    AttemptId, ClusterId, Epoch, InstanceId, JobId, Name, Revision, SubmissionId,
+};
+use podmesh_protocol::limits::{EVENTS_PER_CHUNK_MAX, PROTOCOL_VERSION};
+use podmesh_protocol::report::{JobState, Outcome, Report, ReportFact};
+use podmesh_protocol::session::{Hello, StopReason, ToPeer, Welcome};
+use podmesh_protocol::spec::{
+    ArrayRange, JobSpec, OnLost, Resources, RetryPolicy, RunSpec, RuntimeKind, RuntimeSpec,
+};
+use podmesh_protocol::time::Now;
+use uuid::Uuid;
+
+use self::model::Model;
+use crate::input::{HeartbeatChange, Input, Peer};
+use crate::step::{Effect, Step};
+use crate::{Core, CoreConfig};
+
+const LEASE_MS: u64 = 15_000;
+const MARGIN_MS: u64 = 5_000;
+const GIB: u64 = 1 << 30;
+const CLUSTER: ClusterId = ClusterId(Uuid::from_u128(77));
+
+fn config() -> CoreConfig {
+    CoreConfig {
+        lease_ms: LEASE_MS,
+        heartbeat_ms: 1_000,
+        margin_ms: MARGIN_MS,
+        heartbeat_port: 7001,
+        publish_port: 7002,
+    }
+}
+
+fn name(text: &str) -> Name {
+    text.parse().unwrap()
+}
+
+fn peer(number: u64) -> Peer {
+    Peer(Arc::from(number.to_be_bytes().as_slice()))
+}
+
+fn instance(number: u128) -> InstanceId {
+    InstanceId(Uuid::from_u128(number))
+}
+
+fn at(job: u64, index: u32, number: u32) -> AttemptId {
+    AttemptId::new(JobId(job), index, number)
+}
+
+/// A job of one task that takes one core.
+fn spec() -> JobSpec {
+    JobSpec {
+        name: name("work"),
+        array: ArrayRange::default(),
+        priority: 0,
+        require: BTreeMap::new(),
+        resources: Resources { cpu_millis: 1000, memory_bytes: 0 },
+        retry: RetryPolicy { retries: 0, backoff_ms: 1_000, backoff_ms_max: 5_000 },
+        on_lost: OnLost::Wait,
+        run: RunSpec {
+            runtime: RuntimeSpec::Process,
+            command: vec!["true".into()],
+            env: BTreeMap::new(),
+            workdir: None,
+            timeout_ms: None,
+            stop_grace_ms: 10_000,
+        },
+    }
+}
+
+fn array(tasks: u32) -> JobSpec {
+    JobSpec { array: ArrayRange { first: 1, last: tasks }, ..spec() }
+}
+
+/// An agent with four cores and 8 GiB; the number makes its peer and its instance.
+fn hello(node: &str, number: u64) -> Hello {
+    Hello {
+        version: PROTOCOL_VERSION,
+        node: name(node),
+        boot_id: "boot-1".into(),
+        agent_instance: instance(u128::from(number)),
+        cluster: Some(CLUSTER),
+        program_version: "0.1.0".into(),
+        capacity: Resources { cpu_millis: 4000, memory_bytes: 8 * GIB },
+        labels: BTreeMap::new(),
+        runtimes: vec![RuntimeKind::Process],
+        attempts: Vec::new(),
+    }
+}
+
+/// A core with its clock, and a store that takes its changes.
+struct World {
+    core: Core,
+    now: Now,
+    model: Model,
+    /// Of submissions.
+    last_key: u128,
+}
+
+impl World {
+    fn new() -> Self {
+        let model = Model::default();
+        let now = Now { mono_ms: 1_000_000, wall_ms: 5_000 };
+        Self {
+            core: Core::new(now, config(), model.snapshot(now.mono_ms)),
+            now,
+            model,
+            last_key: 0,
+        }
+    }
+
+    /// A start of the manager on what the store holds.
+    fn restart(&mut self) {
+        // Another process: its monotonic clock has nothing to do with the former one's.
+        let snapshot = self.model.snapshot(self.now.mono_ms);
+        self.now.mono_ms += 1_000;
+        self.core = Core::new(self.now, config(), snapshot);
+        self.core.restore_losses(self.model.losses());
+        self.core.check_invariants();
+    }
+
+    fn give(&mut self, input: Input) -> Step {
+        let mut step = Step::default();
+        let before = self.core.last_revision;
+        self.core.step(self.now, input, &mut step);
+        self.core.check_invariants();
+        assert!(step.events.len() <= EVENTS_PER_CHUNK_MAX, "a step has {}", step.events.len());
+        let first = (!step.events.is_empty()).then_some(Revision(before.0 + 1));
+        assert_eq!(step.first_revision, first);
+        assert_eq!(self.core.last_revision.0, before.0 + step.events.len() as u64);
+        self.model.apply(self.now.mono_ms, &step);
+        step
+    }
+
+    /// Ticks until nothing is left over.
+    fn drain(&mut self) -> Vec<Step> {
+        let mut steps = Vec::new();
+        while self.core.next_wakeup().is_some_and(|at| at <= self.now.mono_ms) {
+            steps.push(self.give(Input::Tick));
+            assert!(steps.len() < 10_000, "the core never comes to rest");
+        }
+        steps
+    }
+
+    fn pass(&mut self, ms: u64) -> Step {
+        self.now.mono_ms += ms;
+        self.now.wall_ms += ms;
+        self.give(Input::Tick)
+    }
+
+    fn submit(&mut self, spec: JobSpec) -> Step {
+        assert_eq!(spec.validate(), Ok(()));
+        self.last_key += 1;
+        let submission = SubmissionId(Uuid::from_u128(self.last_key));
+        let input =
+            Input::JobSubmitted { peer: peer(900), request: 1, submission, spec: Arc::new(spec) };
+        self.give(input)
+    }
+
+    fn cancel(&mut self, job: u64) -> Step {
+        self.give(Input::CancelRequested { peer: peer(900), request: 2, job: JobId(job) })
+    }
+
+    fn connect(&mut self, hello: Hello, number: u64) -> Step {
+        self.give(Input::AgentConnected { peer: peer(number), hello: Box::new(hello) })
+    }
+
+    /// A node with four cores, peer and instance `number`; its epoch.
+    fn join(&mut self, node: &str, number: u64) -> Epoch {
+        let step = self.connect(hello(node, number), number);
+        welcome(&step).epoch
+    }
+
+    fn report(&mut self, number: u64, epoch: Epoch, reports: Vec<Report>) -> Step {
+        self.give(Input::AttemptsReported { peer: peer(number), epoch, reports })
+    }
+
+    fn beat(&mut self, epoch: Epoch, change: HeartbeatChange) -> Step {
+        self.give(Input::HeartbeatChanged { epoch, change })
+    }
+
+    fn node(&mut self, node: &str) -> NodeView {
+        let step =
+            self.give(Input::NodesRequested { peer: peer(9), request: 3, after: None, limit: 99 });
+        let Some(Ok(ReplyBody::Nodes(rows))) = replies(&step).pop() else { panic!("{step:?}") };
+        rows.into_iter().find(|row| row.node == name(node)).unwrap()
+    }
+
+    fn explain(&mut self, job: u64) -> Vec<String> {
+        let step = self.give(Input::ExplanationRequested { question: 4, job: JobId(job) });
+        let Some(Effect::Explained { question: 4, waits_for }) = step.effects.first() else {
+            panic!("{step:?}")
+        };
+        waits_for.clone()
+    }
+
+    fn counts(&self, job: u64) -> [u32; 5] {
+        let counts = self.model.job(JobId(job)).counts;
+        [counts.queued, counts.active, counts.succeeded, counts.failed, counts.cancelled]
+    }
+
+    fn state(&self, job: u64) -> JobState {
+        self.model.job(JobId(job)).state
+    }
+}
+
+fn messages(step: &Step) -> Vec<&ToPeer> {
+    step.effects
+        .iter()
+        .filter_map(|effect| match effect {
+            Effect::Send { message, .. } => Some(message),
+            _ => None,
+        })
+        .collect()
+}
+
+fn replies(step: &Step) -> Vec<Result<ReplyBody, ErrorReply>> {
+    messages(step)
+        .into_iter()
+        .filter_map(|message| match message {
+            ToPeer::Reply(reply) => Some(reply.result.clone()),
+            _ => None,
+        })
+        .collect()
+}
+
+fn welcome(step: &Step) -> &Welcome {
+    let found = messages(step).into_iter().find_map(|message| match message {
+        ToPeer::Welcome(welcome) => Some(welcome),
+        _ => None,
+    });
+    found.unwrap_or_else(|| panic!("no welcome in {step:?}"))
+}
+
+fn refusal(step: &Step) -> (ErrorCode, String) {
+    assert!(step.changes.is_empty() && step.events.is_empty(), "{step:?}");
+    match messages(step).as_slice() {
+        [ToPeer::Refused(error)] => (error.code, error.message.clone()),
+        other => panic!("{other:?}"),
+    }
+}
+
+fn starts(step: &Step) -> Vec<AttemptId> {
+    let of = |message: &ToPeer| match message {
+        ToPeer::Starts(_, attempts) => attempts.clone(),
+        _ => Vec::new(),
+    };
+    messages(step).into_iter().flat_map(of).collect()
+}
+
+fn stops(step: &Step) -> Vec<(AttemptId, StopReason)> {
+    let of = |message: &ToPeer| match message {
+        ToPeer::Stops(_, stops) => stops.clone(),
+        _ => Vec::new(),
+    };
+    messages(step).into_iter().flat_map(of).collect()
+}
+
+/// Which attempt went where in a step.
+fn placed(step: &Step) -> Vec<(AttemptId, &str)> {
+    step.events
+        .iter()
+        .filter_map(|event| match event {
+            EventFact::AttemptAssigned(attempt, node) => Some((*attempt, node.as_str())),
+            _ => None,
+        })
+        .collect()
+}
+
+fn started(number: u64, attempt: AttemptId) -> Report {
+    Report(number, attempt, ReportFact::Started)
+}
+
+fn exited(number: u64, attempt: AttemptId, code: i32) -> Report {
+    ended(number, attempt, Outcome::exited(code))
+}
+
+fn ended(number: u64, attempt: AttemptId, outcome: Outcome) -> Report {
+    Report(number, attempt, ReportFact::Ended(outcome))
+}
+
+/// The ends in a step, with the wait before the next try.
+fn ends(step: &Step) -> Vec<(AttemptId, Outcome, Option<u64>)> {
+    step.events
+        .iter()
+        .filter_map(|event| match event {
+            EventFact::AttemptEnded(attempt, outcome, retry) => {
+                Some((*attempt, outcome.clone(), *retry))
+            }
+            _ => None,
+        })
+        .collect()
+}
+
+/// The node's state as the core sees it.
+fn node_state(world: &mut World, node: &str) -> NodeState {
+    world.node(node).state
+}

@@ -1,0 +1,221 @@
+//! A store in memory: what the changes of the core make of it, and what they must keep to.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use podmesh_protocol::ids::{AttemptId, Epoch, JobId, Name, Revision, SubmissionId, TaskId};
+use podmesh_protocol::report::{AttemptState, JobState, OutcomeKind, TaskCounts};
+use podmesh_protocol::spec::JobSpec;
+
+use super::CLUSTER;
+use crate::step::{Change, JobRow, NodeRow, RestoredJob, Snapshot, Step};
+
+#[derive(Debug, Default)]
+pub(super) struct Model {
+    jobs: BTreeMap<JobId, ModelJob>,
+    tasks: BTreeMap<TaskId, Vec<ModelAttempt>>,
+    nodes: BTreeMap<Name, NodeRow>,
+    last_epoch: u64,
+    last_revision: u64,
+}
+
+#[derive(Debug)]
+struct ModelJob {
+    submission: SubmissionId,
+    spec: Arc<JobSpec>,
+    row: Option<JobRow>,
+}
+
+#[derive(Debug)]
+struct ModelAttempt {
+    number: u32,
+    node: Name,
+    state: AttemptState,
+    kind: Option<OutcomeKind>,
+    /// When it is tried again, and whether that was dropped.
+    retry_at: Option<u64>,
+    dropped: bool,
+}
+
+impl Model {
+    pub(super) fn apply(&mut self, mono_ms: u64, step: &Step) {
+        let mut updated = Vec::new();
+        for change in &step.changes {
+            if let Some(attempt) = attempt_of(change) {
+                let job = attempt.task.job;
+                assert!(!updated.contains(&job), "{change:?} comes after its job's row");
+            }
+            match change {
+                Change::JobInserted { job, submission, spec, .. } => {
+                    assert_eq!(job.0, self.jobs.len() as u64 + 1, "job numbers have no gap");
+                    assert!(self.jobs.values().all(|other| other.submission != *submission));
+                    let (submission, spec) = (*submission, Arc::clone(spec));
+                    self.jobs.insert(*job, ModelJob { submission, spec, row: None });
+                }
+                Change::JobUpdated(row) => {
+                    assert!(!updated.contains(&row.job), "a job is updated once a step");
+                    updated.push(row.job);
+                    let job = self.jobs.get_mut(&row.job).unwrap();
+                    let old = job.row.replace(row.clone());
+                    assert!(!old.is_some_and(|old| old.state.is_end()), "an ended job changes");
+                    assert_eq!(row.state.is_end(), row.ended_wall_ms.is_some());
+                }
+                Change::AttemptInserted { attempt, node, .. } => {
+                    assert!(self.nodes.contains_key(node));
+                    let attempts = self.tasks.entry(attempt.task).or_default();
+                    assert_eq!(attempt.number as usize, attempts.len() + 1, "{attempt}");
+                    if let Some(last) = attempts.last() {
+                        let due = last.retry_at.is_some_and(|at| at <= mono_ms) && !last.dropped;
+                        assert!(
+                            due,
+                            "{attempt}: the last one goes on, or is not to be tried again"
+                        );
+                    }
+                    attempts.push(ModelAttempt {
+                        number: attempt.number,
+                        node: node.clone(),
+                        state: AttemptState::Assigned,
+                        kind: None,
+                        retry_at: None,
+                        dropped: false,
+                    });
+                }
+                Change::AttemptAdvanced { attempt, state, .. } => {
+                    let live = self.live(*attempt);
+                    assert!(live.state < *state && *state < AttemptState::Ended, "{attempt}");
+                    live.state = *state;
+                }
+                Change::AttemptEnded { attempt, outcome, retry_after_ms, .. } => {
+                    let live = self.live(*attempt);
+                    live.state = AttemptState::Ended;
+                    live.kind = Some(outcome.kind);
+                    live.retry_at = retry_after_ms.map(|ms| mono_ms + ms);
+                }
+                Change::RetryDropped { attempt } => {
+                    let last = self.tasks.get_mut(&attempt.task).unwrap().last_mut().unwrap();
+                    assert_eq!(last.number, attempt.number);
+                    assert!(last.retry_at.is_some() && !last.dropped);
+                    last.dropped = true;
+                }
+                Change::NodeSaved(row) => _ = self.nodes.insert(row.node.clone(), row.clone()),
+                Change::EpochTaken(epoch) => {
+                    assert!(epoch.0 > self.last_epoch);
+                    self.last_epoch = epoch.0;
+                }
+            }
+        }
+        self.last_revision += step.events.len() as u64;
+        for job in updated {
+            assert_eq!(self.job(job).counts, self.count(job), "job {job}: counts");
+        }
+    }
+
+    fn live(&mut self, attempt: AttemptId) -> &mut ModelAttempt {
+        let last = self.tasks.get_mut(&attempt.task).unwrap().last_mut().unwrap();
+        assert_eq!(last.number, attempt.number, "only the last attempt is live");
+        assert_ne!(last.state, AttemptState::Ended, "{attempt} has ended before");
+        last
+    }
+
+    pub(super) fn job(&self, job: JobId) -> &JobRow {
+        self.jobs[&job].row.as_ref().unwrap()
+    }
+
+    /// Where the tasks stand, from the attempts alone.
+    fn count(&self, id: JobId) -> TaskCounts {
+        let job = &self.jobs[&id];
+        let row = self.job(id);
+        let mut counts = TaskCounts::default();
+        let untried = (u64::from(job.spec.array.last) + 1 - row.next_index) as u32;
+        match row.state {
+            JobState::Cancelling | JobState::Cancelled => counts.cancelled = untried,
+            _ => counts.queued = untried,
+        }
+        for attempts in self.of_job(id).map(|(_, attempts)| attempts) {
+            let last = attempts.last().unwrap();
+            *match last {
+                ModelAttempt { kind: None, .. } => &mut counts.active,
+                ModelAttempt { dropped: true, .. } => &mut counts.cancelled,
+                ModelAttempt { retry_at: Some(_), .. } => &mut counts.queued,
+                ModelAttempt { kind: Some(OutcomeKind::Succeeded), .. } => &mut counts.succeeded,
+                ModelAttempt { kind: Some(OutcomeKind::Cancelled), .. } => &mut counts.cancelled,
+                ModelAttempt { .. } => &mut counts.failed,
+            } += 1;
+        }
+        counts
+    }
+
+    fn of_job(&self, job: JobId) -> impl Iterator<Item = (&TaskId, &Vec<ModelAttempt>)> {
+        self.tasks.range(TaskId { job, index: 0 }..=TaskId { job, index: u32::MAX })
+    }
+
+    /// The attempts that a job ever had: task index, number, node.
+    pub(super) fn attempts(&self) -> Vec<(AttemptId, Name)> {
+        let mut all = Vec::new();
+        for (task, attempts) in &self.tasks {
+            all.extend(attempts.iter().map(|attempt| {
+                (AttemptId { task: *task, number: attempt.number }, attempt.node.clone())
+            }));
+        }
+        all
+    }
+
+    pub(super) fn snapshot(&self, mono_ms: u64) -> Snapshot {
+        let mut snapshot = Snapshot {
+            cluster: CLUSTER,
+            last_job: JobId(self.jobs.len() as u64),
+            last_epoch: Epoch(self.last_epoch),
+            last_revision: Revision(self.last_revision),
+            jobs: Vec::new(),
+            attempts: Vec::new(),
+            retries: Vec::new(),
+            nodes: self.nodes.values().cloned().collect(),
+        };
+        for (id, job) in &self.jobs {
+            let row = self.job(*id).clone();
+            if row.state.is_end() {
+                continue;
+            }
+            let (submission, spec) = (job.submission, Arc::clone(&job.spec));
+            snapshot.jobs.push(RestoredJob { submission, spec, row });
+            for (task, attempts) in self.of_job(*id) {
+                let last = attempts.last().unwrap();
+                let attempt = AttemptId { task: *task, number: last.number };
+                match last.retry_at {
+                    _ if last.kind.is_none() => {
+                        snapshot.attempts.push((attempt, last.node.clone(), last.state));
+                    }
+                    Some(at) if !last.dropped => {
+                        snapshot.retries.push((attempt, at.saturating_sub(mono_ms)));
+                    }
+                    _ => {}
+                }
+            }
+        }
+        snapshot
+    }
+
+    pub(super) fn losses(&self) -> Vec<(TaskId, u32)> {
+        let lost = |attempts: &[ModelAttempt]| {
+            attempts.iter().filter(|attempt| attempt.kind == Some(OutcomeKind::Lost)).count() as u32
+        };
+        self.tasks.iter().map(|(task, attempts)| (*task, lost(attempts))).collect()
+    }
+
+    pub(super) fn ended(&self) -> bool {
+        self.jobs.keys().all(|id| self.job(*id).state.is_end())
+    }
+}
+
+fn attempt_of(change: &Change) -> Option<&AttemptId> {
+    match change {
+        Change::AttemptInserted { attempt, .. }
+        | Change::AttemptAdvanced { attempt, .. }
+        | Change::AttemptEnded { attempt, .. }
+        | Change::RetryDropped { attempt } => Some(attempt),
+        Change::JobInserted { .. }
+        | Change::JobUpdated(_)
+        | Change::NodeSaved(_)
+        | Change::EpochTaken(_) => None,
+    }
+}

@@ -1,0 +1,120 @@
+use super::*;
+use podmesh_protocol::report::AttemptState;
+
+/// What must be the same in two cores with the same store behind them.
+fn durable(core: &Core) -> String {
+    let mut text = format!("{} {} {}\n", core.last_job, core.last_epoch, core.last_revision);
+    for job in core.jobs.values() {
+        text += &format!("{:?} {:?} {:?}\n", job.submission, job.spec, job.row(None));
+        for (index, live) in &job.live {
+            let node = &core.nodes.get(live.node).row.node;
+            text += &format!("{index}#{} {} {node} {:?}\n", live.number, live.lost, live.state);
+        }
+        let waiting = job.waiting.iter().map(|((_, index), tried)| (*index, tried));
+        let ready = job.ready.iter().map(|(index, tried)| (*index, tried));
+        let tried: BTreeMap<u32, _> = waiting.chain(ready).collect();
+        text += &format!("{tried:?}\n");
+    }
+    for (_, node) in core.nodes.iter() {
+        text += &format!("{:?} {}\n", node.row, node.used_cpu_millis);
+    }
+    text
+}
+
+/// Restarts the manager, and holds what it knows against what it knew.
+pub(super) fn restart_and_compare(world: &mut World) {
+    let before = durable(&world.core);
+    world.restart();
+    assert_eq!(durable(&world.core), before);
+}
+
+#[test]
+fn a_restart_brings_back_what_was_committed() {
+    let mut world = World::new();
+    let a = world.join("a", 1);
+    let mut retried = array(20);
+    retried.retry.retries = 2;
+    world.submit(retried);
+    world.submit(spec());
+    world.report(1, a, vec![started(1, at(1, 1, 1)), exited(2, at(1, 2, 1), 5)]);
+    world.submit(array(3));
+    world.cancel(3);
+    restart_and_compare(&mut world);
+    assert_eq!(world.core.jobs.len(), 2);
+    let job = &world.core.jobs[&JobId(1)];
+    assert_eq!((job.live.len(), job.next_index, job.counts.queued), (4, 6, 16));
+    assert_eq!(job.live[&1].state, AttemptState::Running);
+    assert_eq!(*job.waiting.first_key_value().unwrap().0, (world.now.mono_ms + 1_000, 2));
+
+    // Nothing leaves before a session is there; what waits for its retry comes first then.
+    let step = world.give(Input::Tick);
+    assert!(step.is_empty(), "{step:?}");
+    assert_eq!(node_state(&mut world, "a"), NodeState::Suspect);
+    assert_eq!(world.explain(2), ["node `a` is suspect"]);
+    let held = vec![at(1, 1, 1), at(1, 3, 1), at(1, 4, 1), at(1, 5, 1)];
+    let step = world.connect(Hello { attempts: held.clone(), ..hello("a", 1) }, 2);
+    assert_eq!(welcome(&step).keep, held);
+    assert_eq!((welcome(&step).epoch, welcome(&step).acked), (Epoch(2), 0));
+    assert_eq!(step.first_revision, Some(world.core.last_revision));
+    // The agent's reports go on where its acknowledged ones end, and all of that counts.
+    world.now.mono_ms += 1_000;
+    let reports = vec![exited(3, at(1, 1, 1), 0), exited(4, at(1, 3, 1), 0)];
+    let step = world.report(2, Epoch(2), reports);
+    assert_eq!(ends(&step).len(), 2);
+    assert_eq!(placed(&step), [(at(1, 2, 2), "a"), (at(1, 6, 1), "a")]);
+    let step = world.report(2, Epoch(2), vec![exited(9, at(1, 4, 1), 0)]);
+    assert_eq!(messages(&step).last(), Some(&&ToPeer::HelloAgain(Epoch(2))));
+}
+
+#[test]
+fn a_node_that_does_not_come_back_is_lost_a_lease_after_the_start() {
+    let mut world = World::new();
+    world.join("a", 1);
+    world.submit(JobSpec { on_lost: OnLost::Requeue, ..spec() });
+    world.submit(spec());
+    restart_and_compare(&mut world);
+    assert_eq!(world.core.next_wakeup(), Some(world.now.mono_ms + LEASE_MS));
+    assert_eq!(world.pass(LEASE_MS).events, [EventFact::NodeLost(name("a"))]);
+    let step = world.pass(MARGIN_MS);
+    assert_eq!(ends(&step).len(), 1);
+    assert_eq!((world.counts(1), world.counts(2)), ([1, 0, 0, 0, 0], [0, 1, 0, 0, 0]));
+}
+
+#[test]
+fn a_cancel_goes_on_after_a_restart() {
+    let mut world = World::new();
+    let a = world.join("a", 1);
+    let mut retried = array(8);
+    retried.retry.retries = 1;
+    world.submit(retried);
+    let reports = (1..=2).map(|n| exited(n, at(1, n as u32, 1), 1)).collect();
+    world.report(1, a, reports);
+    // As if the manager had died between the cancel and the rest of its work.
+    let job = world.core.jobs.get_mut(&JobId(1)).unwrap();
+    assert_eq!((job.waiting.len(), job.live.len()), (2, 4));
+    world.cancel(1);
+    restart_and_compare(&mut world);
+    let mut snapshot = world.model.snapshot(world.now.mono_ms);
+    snapshot.jobs[0].row.counts.queued = 1;
+    snapshot.jobs[0].row.counts.cancelled -= 1;
+    snapshot.retries.push((at(1, 2, 1), 500));
+    let mut core = Core::new(world.now, config(), snapshot);
+    core.check_invariants();
+    assert_eq!(core.next_wakeup(), Some(world.now.mono_ms));
+    let mut step = Step::default();
+    core.step(world.now, Input::Tick, &mut step);
+    core.check_invariants();
+    assert_eq!(step.changes[0], crate::step::Change::RetryDropped { attempt: at(1, 2, 1) });
+    let step = world.connect(Hello { attempts: vec![at(1, 3, 1)], ..hello("a", 2) }, 2);
+    assert_eq!(stops(&step), [(at(1, 3, 1), StopReason::Cancelled)]);
+}
+
+#[test]
+fn the_same_submission_is_known_after_a_restart() {
+    let mut world = World::new();
+    world.submit(spec());
+    world.restart();
+    world.last_key = 0;
+    let step = world.submit(spec());
+    assert_eq!(replies(&step), [Ok(ReplyBody::Submitted { job: JobId(1), again: true })]);
+}

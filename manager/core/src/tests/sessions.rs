@@ -1,0 +1,316 @@
+use super::*;
+use crate::step::{Change, NodeRow};
+use podmesh_protocol::limits::{ATTEMPTS_PER_NODE_MAX, LABELS_MAX};
+use podmesh_protocol::report::OutcomeKind;
+
+fn gone(world: &mut World, number: u64) -> Step {
+    world.give(Input::PeerGone { peer: peer(number) })
+}
+
+#[test]
+fn a_hello_opens_a_session() {
+    let mut world = World::new();
+    let hello = hello("a", 1);
+    let step = world.connect(hello.clone(), 1);
+    let row = NodeRow {
+        node: name("a"),
+        boot_id: hello.boot_id,
+        agent_instance: hello.agent_instance,
+        program_version: hello.program_version,
+        capacity: hello.capacity,
+        labels: hello.labels,
+        runtimes: hello.runtimes,
+        epoch: Epoch(1),
+    };
+    assert_eq!(step.changes, [Change::EpochTaken(Epoch(1)), Change::NodeSaved(row)]);
+    assert_eq!(step.events, [EventFact::NodeConnected(name("a"), hello.agent_instance)]);
+    let welcome = Welcome {
+        version: PROTOCOL_VERSION,
+        epoch: Epoch(1),
+        cluster: CLUSTER,
+        lease_ms: LEASE_MS,
+        heartbeat_ms: 1_000,
+        heartbeat_port: 7001,
+        publish_port: 7002,
+        acked: 0,
+        stop: vec![],
+        keep: vec![],
+    };
+    assert_eq!(
+        step.effects,
+        [
+            Effect::SessionOpened { epoch: Epoch(1), node: name("a"), peer: peer(1) },
+            Effect::Send { peer: peer(1), message: ToPeer::Welcome(welcome) }
+        ]
+    );
+    assert_eq!(node_state(&mut world, "a"), NodeState::Alive);
+}
+
+#[test]
+fn what_may_not_have_a_session_is_told_why() {
+    let mut world = World::new();
+    world.join("a", 1);
+    let mut refused = |change: &dyn Fn(&mut Hello), number: u64| {
+        let mut hello = hello("b", 2);
+        change(&mut hello);
+        refusal(&world.connect(hello, number))
+    };
+    let labels: BTreeMap<Name, String> =
+        (0..=LABELS_MAX).map(|n| (name(&format!("l{n}")), String::new())).collect();
+    let many = vec![at(1, 1, 1); ATTEMPTS_PER_NODE_MAX + 1];
+    type Case<'a> = (ErrorCode, &'a str, &'a dyn Fn(&mut Hello));
+    let cases: [Case<'_>; 11] = [
+        (ErrorCode::UnsupportedVersion, "speaks version 9", &|h| h.version = 9),
+        (ErrorCode::WrongCluster, "--data-dir", &|h| {
+            h.cluster = Some(ClusterId(Uuid::from_u128(1)));
+        }),
+        (ErrorCode::NameTaken, "--name", &|h| h.node = name("a")),
+        (ErrorCode::BadMessage, "LABELS_MAX", &|h| h.labels = labels.clone()),
+        (ErrorCode::BadMessage, "control", &|h| {
+            h.labels.insert(name("a"), "\n".into());
+        }),
+        (ErrorCode::BadMessage, "CPU_MILLIS_MAX", &|h| h.capacity.cpu_millis = 0),
+        (ErrorCode::BadMessage, "MEMORY_BYTES_MAX", &|h| h.capacity.memory_bytes = u64::MAX),
+        (ErrorCode::BadMessage, "ATTEMPTS_PER_NODE_MAX", &|h| h.attempts = many.clone()),
+        (ErrorCode::BadMessage, "1.1#1 is named twice", &|h| h.attempts = vec![at(1, 1, 1); 2]),
+        (ErrorCode::BadMessage, "runtime is named twice", &|h| {
+            h.runtimes = vec![RuntimeKind::Noop; 2];
+        }),
+        (ErrorCode::BadMessage, "NAME_BYTES_MAX", &|h| h.boot_id = "x".repeat(129)),
+    ];
+    for (code, text, change) in cases {
+        let (found, message) = refused(change, 2);
+        assert!(found == code && message.contains(text), "{found:?} {message:?}, not {text:?}");
+    }
+    // A connection has one session.
+    let (code, message) = refused(&|_| {}, 1);
+    assert!(code == ErrorCode::BadMessage && message.contains("as node `a`"), "{message}");
+    // No cluster: a fresh data directory.
+    world.connect(Hello { cluster: None, ..hello("b", 2) }, 2);
+    assert_eq!(node_state(&mut world, "b"), NodeState::Alive);
+}
+
+#[test]
+fn the_same_agent_replaces_its_session_at_any_time() {
+    let mut world = World::new();
+    let old = world.join("a", 1);
+    let step = world.connect(hello("a", 1), 2);
+    assert_eq!(step.effects[0], Effect::SessionClosed { epoch: old });
+    assert_eq!(welcome(&step).epoch, Epoch(2));
+    // What still comes from the former session's heartbeats concerns nobody.
+    assert!(world.beat(old, HeartbeatChange::LeaseExpired).is_empty());
+    assert!(gone(&mut world, 1).is_empty());
+    assert_eq!(node_state(&mut world, "a"), NodeState::Alive);
+}
+
+#[test]
+fn another_agent_gets_the_name_when_the_first_one_is_suspect() {
+    for (change, taken) in [
+        (HeartbeatChange::Closed, false),
+        (HeartbeatChange::Late, false),
+        (HeartbeatChange::Resumed, true),
+    ] {
+        let mut world = World::new();
+        let epoch = world.join("a", 1);
+        world.beat(epoch, change);
+        let step = world.connect(hello("a", 2), 2);
+        if taken {
+            assert_eq!(refusal(&step).0, ErrorCode::NameTaken);
+        } else {
+            assert_eq!(welcome(&step).epoch, Epoch(2));
+        }
+    }
+}
+
+#[test]
+fn a_suspect_node_gets_nothing_new_and_recovers() {
+    for (change, why) in [
+        (HeartbeatChange::Closed, "its heartbeat connection was closed"),
+        (HeartbeatChange::Late, "no heartbeat for 3 s"),
+    ] {
+        let mut world = World::new();
+        let epoch = world.join("a", 1);
+        let step = world.beat(epoch, change);
+        assert_eq!(step.events, [EventFact::NodeSuspect(name("a"), why.into())]);
+        assert!(world.beat(epoch, HeartbeatChange::Late).is_empty(), "said once");
+        assert_eq!(placed(&world.submit(spec())), []);
+        let step = world.beat(epoch, HeartbeatChange::Resumed);
+        assert_eq!(step.events[0], EventFact::NodeRecovered(name("a")));
+        assert_eq!(placed(&step), [(at(1, 1, 1), "a")]);
+        assert!(world.beat(epoch, HeartbeatChange::Resumed).is_empty());
+    }
+}
+
+#[test]
+fn a_node_without_connection_needs_a_new_session() {
+    let mut world = World::new();
+    let epoch = world.join("a", 1);
+    let step = gone(&mut world, 1);
+    assert_eq!(step.events, [EventFact::NodeSuspect(name("a"), "its connection is gone".into())]);
+    world.beat(epoch, HeartbeatChange::Late);
+    assert!(world.beat(epoch, HeartbeatChange::Resumed).is_empty());
+    assert_eq!(node_state(&mut world, "a"), NodeState::Suspect);
+    world.connect(hello("a", 1), 2);
+    assert_eq!(node_state(&mut world, "a"), NodeState::Alive);
+    assert!(gone(&mut world, 77).is_empty(), "a client");
+}
+
+#[test]
+fn a_lost_node_gives_up_what_may_run_elsewhere_after_the_margin() {
+    let mut world = World::new();
+    let a = world.join("a", 1);
+    world.submit(JobSpec { on_lost: OnLost::Requeue, ..spec() });
+    world.submit(spec());
+    world.report(1, a, vec![started(1, at(1, 1, 1)), started(2, at(2, 1, 1))]);
+    world.join("b", 2);
+    let step = world.beat(a, HeartbeatChange::LeaseExpired);
+    assert_eq!(step.events, [EventFact::NodeLost(name("a"))]);
+    assert_eq!(step.effects, [Effect::SessionClosed { epoch: a }]);
+    assert_eq!(world.node("a").free.cpu_millis, 2_000, "what it ran may still run");
+    assert_eq!(world.core.next_wakeup(), Some(world.now.mono_ms + MARGIN_MS));
+    let stale = world.report(1, a, vec![exited(3, at(1, 1, 1), 0)]);
+    assert_eq!(messages(&stale), [&ToPeer::HelloAgain(a)]);
+    assert!(world.pass(MARGIN_MS - 1).is_empty());
+    let step = world.pass(1);
+    let message = "node `a` was lost: no heartbeat for 15 s, and 5 s more for it to kill what it ran; what the attempt did is not known";
+    let lost = Outcome::new(OutcomeKind::Lost).with_message(message);
+    assert_eq!(ends(&step), [(at(1, 1, 1), lost, Some(0))]);
+    assert_eq!(placed(&step), [(at(1, 1, 2), "b")]);
+    assert_eq!(world.counts(2), [0, 1, 0, 0, 0], "job 2 waits for its node");
+
+    // Back again with both: the requeued one is fenced, the other one goes on.
+    let back = Hello { attempts: vec![at(1, 1, 1), at(2, 1, 1)], ..hello("a", 1) };
+    let step = world.connect(back, 3);
+    let welcome = welcome(&step);
+    assert_eq!((&welcome.stop, &welcome.keep), (&vec![at(1, 1, 1)], &vec![at(2, 1, 1)]));
+    assert_eq!(welcome.acked, 2);
+    assert_eq!(starts(&step), []);
+    let specs: Vec<JobId> = messages(&step)
+        .into_iter()
+        .filter_map(|message| match message {
+            ToPeer::JobSpec { job, .. } => Some(*job),
+            _ => None,
+        })
+        .collect();
+    assert_eq!(specs, [JobId(2)]);
+    let (epoch, reports) =
+        (welcome.epoch, vec![exited(3, at(1, 1, 1), 0), exited(4, at(2, 1, 1), 0)]);
+    let step = world.report(3, epoch, reports);
+    assert_eq!(ends(&step), [(at(2, 1, 1), Outcome::exited(0), None)]);
+}
+
+#[test]
+fn a_node_that_is_back_within_the_margin_keeps_all() {
+    let mut world = World::new();
+    let a = world.join("a", 1);
+    world.submit(JobSpec { on_lost: OnLost::Requeue, ..spec() });
+    world.beat(a, HeartbeatChange::LeaseExpired);
+    world.pass(MARGIN_MS - 1);
+    let step = world.connect(Hello { attempts: vec![at(1, 1, 1)], ..hello("a", 1) }, 2);
+    assert_eq!(welcome(&step).keep, [at(1, 1, 1)]);
+    assert!(world.pass(MARGIN_MS).is_empty());
+    assert_eq!(world.counts(1), [0, 1, 0, 0, 0]);
+}
+
+#[test]
+fn a_goodbye_ends_the_session_and_the_lease_still_runs() {
+    let mut world = World::new();
+    let a = world.join("a", 1);
+    world.submit(JobSpec { on_lost: OnLost::Requeue, ..spec() });
+    let step = world.give(Input::AgentLeft { peer: peer(1), epoch: a });
+    assert_eq!(step.events, [EventFact::NodeSuspect(name("a"), "its agent was stopped".into())]);
+    assert_eq!(step.effects, [Effect::SessionClosed { epoch: a }]);
+    assert!(world.pass(LEASE_MS - 1).is_empty());
+    assert_eq!(world.pass(1).events, [EventFact::NodeLost(name("a"))]);
+    assert_eq!(ends(&world.pass(MARGIN_MS)).len(), 1);
+    assert_eq!(world.core.next_wakeup(), None);
+    assert_eq!(world.node("a").seen_ms_ago, Some(LEASE_MS + MARGIN_MS));
+}
+
+/// Job 1 with five attempts: assigned, preparing, running, and two of cancelled job 2.
+fn before_a_new_session() -> World {
+    let mut world = World::new();
+    let a = world.join("a", 1);
+    let small = |tasks| JobSpec {
+        resources: Resources { cpu_millis: 100, memory_bytes: 0 },
+        on_lost: OnLost::Wait,
+        ..array(tasks)
+    };
+    world.submit(small(3));
+    world.submit(small(2));
+    let preparing = Report(1, at(1, 2, 1), ReportFact::Preparing(String::new()));
+    world.report(1, a, vec![preparing, started(2, at(1, 3, 1)), started(3, at(2, 2, 1))]);
+    world.cancel(2);
+    world
+}
+
+#[test]
+fn what_an_agent_does_not_hold_is_started_again_or_is_gone() {
+    // The same process; and a new one on the same boot.
+    for number in [1, 2] {
+        let mut world = before_a_new_session();
+        let old = world.core.nodes.by_name(&name("a")).unwrap();
+        let old = world.core.nodes.get(old).row.epoch;
+        world.beat(old, HeartbeatChange::Closed);
+        let step = world.connect(hello("a", number), 9);
+        let why = "the agent of node `a` no longer holds it; what the attempt did is not known";
+        let lost = Outcome::new(OutcomeKind::Lost).with_message(why);
+        let unstarted =
+            Outcome::new(OutcomeKind::Cancelled).with_message("cancelled before its start");
+        let cancelled = Outcome { kind: OutcomeKind::Cancelled, ..lost.clone() };
+        assert_eq!(
+            ends(&step),
+            [
+                (at(1, 3, 1), lost, None),
+                (at(2, 1, 1), unstarted, None),
+                (at(2, 2, 1), cancelled, None)
+            ]
+        );
+        assert_eq!(starts(&step), [at(1, 1, 1), at(1, 2, 1)], "under the same numbers");
+        assert_eq!(welcome(&step).acked, if number == 1 { 3 } else { 0 });
+        assert_eq!(world.state(2), JobState::Cancelled);
+    }
+}
+
+#[test]
+fn what_an_agent_does_not_hold_after_a_reboot_is_gone() {
+    let mut world = before_a_new_session();
+    world.beat(Epoch(1), HeartbeatChange::Closed);
+    let reboot = Hello { boot_id: "boot-2".into(), ..hello("a", 2) };
+    let step = world.connect(reboot, 9);
+    assert_eq!(ends(&step).len(), 5);
+    let message = ends(&step)[0].1.message.clone().unwrap();
+    assert!(message.starts_with("the machine of node `a` was restarted"), "{message}");
+    assert_eq!((starts(&step), world.state(1)), (vec![], JobState::Failed));
+}
+
+#[test]
+fn what_an_agent_holds_of_a_cancelled_job_is_kept_and_stopped() {
+    let mut world = before_a_new_session();
+    let held = vec![at(2, 2, 1), at(2, 1, 1), at(1, 1, 1), at(1, 2, 1), at(1, 3, 1), at(7, 1, 1)];
+    let step = world.connect(Hello { attempts: held, ..hello("a", 1) }, 9);
+    assert_eq!(welcome(&step).keep.len(), 5);
+    assert_eq!(welcome(&step).stop, [at(7, 1, 1)]);
+    let cancelled = StopReason::Cancelled;
+    assert_eq!(stops(&step), [(at(2, 1, 1), cancelled), (at(2, 2, 1), cancelled)]);
+    assert_eq!((ends(&step), starts(&step)), (vec![], vec![]));
+}
+
+#[test]
+fn ten_thousand_attempts_gone_at_once_come_in_bounded_steps_before_the_session() {
+    let mut world = World::new();
+    let capacity = Resources { cpu_millis: 10_000, memory_bytes: 0 };
+    let a = welcome(&world.connect(Hello { capacity, ..hello("a", 1) }, 1)).epoch;
+    let mut tiny = array(10_000);
+    tiny.resources.cpu_millis = 1;
+    world.submit(tiny);
+    world.drain();
+    world.beat(a, HeartbeatChange::Closed);
+    let reboot = Hello { boot_id: "boot-2".into(), capacity, ..hello("a", 2) };
+    let mut steps = vec![world.connect(reboot, 2)];
+    assert!(messages(&steps[0]).is_empty());
+    steps.extend(world.drain());
+    assert_eq!(steps.iter().map(|step| ends(step).len()).collect::<Vec<_>>(), [4092, 4092, 1816]);
+    assert_eq!(welcome(&steps[2]).epoch, Epoch(2));
+    assert_eq!(world.state(1), JobState::Failed);
+}

@@ -1,0 +1,155 @@
+//! What happens as time passes.
+
+use std::collections::BTreeSet;
+
+use podmesh_protocol::event::EventFact;
+use podmesh_protocol::ids::{JobId, TaskId};
+use podmesh_protocol::limits::START_RESEND_MS;
+use podmesh_protocol::report::{Outcome, OutcomeKind};
+use podmesh_protocol::session::StopReason;
+use podmesh_protocol::spec::OnLost;
+use podmesh_protocol::time::{Millis, Now};
+
+use crate::Core;
+use crate::nodes::NodeIx;
+use crate::step::Step;
+
+/// What is due.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Timer {
+    /// The first retry of a job.
+    Retries(JobId),
+    /// The lease of a node that has no session.
+    NodeLost(NodeIx),
+    /// The margin after a node's lease.
+    Requeue(NodeIx),
+    /// Starts that the node has not reacted to.
+    Resend(NodeIx),
+}
+
+/// The timers, the earliest first.
+#[derive(Debug, Default)]
+pub(crate) struct Timers(BTreeSet<(Millis, Timer)>);
+
+impl Timers {
+    pub(crate) fn first(&self) -> Option<Millis> {
+        self.0.first().map(|(at, _)| *at)
+    }
+
+    /// Moves a timer from one moment to another; none: not set.
+    pub(crate) fn replace(&mut self, old: Option<Millis>, new: Option<Millis>, timer: Timer) {
+        if let Some(at) = old {
+            self.0.remove(&(at, timer));
+        }
+        if let Some(at) = new {
+            self.0.insert((at, timer));
+        }
+    }
+
+    #[cfg(any(test, feature = "invariants"))]
+    pub(crate) fn iter(&self) -> impl Iterator<Item = &(Millis, Timer)> {
+        self.0.iter()
+    }
+}
+
+impl Core {
+    /// Runs what is due, as far as the step has room for it; the rest stays due.
+    pub(crate) fn run_timers(&mut self, now: Now, out: &mut Step) {
+        while let Some((at, timer)) = self.timers.0.first().copied()
+            && at <= now.mono_ms
+            && self.has_room(out)
+        {
+            match timer {
+                Timer::Retries(job) => self.on_retries_due(now, job),
+                Timer::NodeLost(ix) => self.on_lease_ended(now, ix, out),
+                Timer::Requeue(ix) => self.on_margin_ended(now, ix, out),
+                Timer::Resend(ix) => self.on_resend_due(now, ix),
+            }
+        }
+    }
+
+    /// Nobody has heard of the node for a whole lease.
+    pub(crate) fn on_lease_ended(&mut self, now: Now, ix: NodeIx, out: &mut Step) {
+        let margin = now.mono_ms.saturating_add(self.config.margin_ms);
+        let lost = self.nodes.become_lost(ix);
+        self.nodes.set_deadline(&mut self.timers, ix, Some((margin, Timer::Requeue(ix))));
+        out.events.push(EventFact::NodeLost(lost));
+    }
+
+    /// An agent without contact has had the time to kill what may run elsewhere from now on.
+    fn on_margin_ended(&mut self, now: Now, ix: NodeIx, out: &mut Step) {
+        let node = self.nodes.get(ix);
+        let tasks: Vec<TaskId> = node
+            .attempts
+            .iter()
+            .filter(|task| {
+                self.jobs.get(&task.job).is_some_and(|job| job.spec.on_lost == OnLost::Requeue)
+            })
+            .copied()
+            .collect();
+        let message = format!(
+            "node `{}` was lost: no heartbeat for {} s, and {} s more for it to kill what it ran; what the attempt did is not known",
+            node.row.node,
+            seconds(self.config.lease_ms),
+            seconds(self.config.margin_ms),
+        );
+        for task in tasks {
+            if !self.has_room(out) {
+                return; // the timer stays due
+            }
+            let outcome = Outcome::new(OutcomeKind::Lost).with_message(message.as_str());
+            self.end_attempt(now, task, outcome, out);
+        }
+        self.nodes.set_deadline(&mut self.timers, ix, None);
+    }
+
+    /// Sends the starts again that the node has not reacted to.
+    fn on_resend_due(&mut self, now: Now, ix: NodeIx) {
+        let node = self.nodes.get_mut(ix);
+        let mut next = None;
+        if let Some(session) = &mut node.session {
+            for task in &node.attempts {
+                let Some(job) = self.jobs.get_mut(&task.job) else { continue };
+                let cancelling = job.cancelling;
+                let Some(live) = job.live.get_mut(&task.index) else { continue };
+                let (Some(sent_ms), false) = (live.sent_ms, live.heard) else { continue };
+                let mut due = sent_ms.saturating_add(START_RESEND_MS);
+                if due <= now.mono_ms {
+                    let number = live.number;
+                    live.sent_ms = Some(now.mono_ms);
+                    due = now.mono_ms.saturating_add(START_RESEND_MS);
+                    let attempt = job.attempt_id(task.index, number);
+                    if cancelling {
+                        session.outgoing.stops.push((attempt, StopReason::Cancelled));
+                    } else {
+                        session.outgoing.starts.push(attempt);
+                    }
+                    self.touched.insert(ix);
+                }
+                next = Some(next.map_or(due, |next: Millis| next.min(due)));
+            }
+        }
+        self.set_resend(ix, next);
+    }
+
+    /// A start was sent to the node just now.
+    pub(crate) fn expect_reaction(&mut self, now: Now, ix: NodeIx) {
+        if self.nodes.get(ix).resend_ms.is_none() {
+            self.set_resend(ix, Some(now.mono_ms.saturating_add(START_RESEND_MS)));
+        }
+    }
+
+    pub(crate) fn set_resend(&mut self, ix: NodeIx, at: Option<Millis>) {
+        let node = self.nodes.get_mut(ix);
+        self.timers.replace(node.resend_ms, at, Timer::Resend(ix));
+        node.resend_ms = at;
+    }
+}
+
+/// Seconds for people: `15`, `0.3`.
+pub(crate) fn seconds(ms: Millis) -> String {
+    match ms % 1000 {
+        0 => (ms / 1000).to_string(),
+        _ => format!("{:.1}", ms as f64 / 1000.0),
+    }
+}

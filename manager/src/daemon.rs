@@ -1,0 +1,305 @@
+//! The manager's life: everything that it starts, and the order in which it stops.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+use std::time::Duration;
+
+use crossbeam_channel::bounded;
+use podmesh_manager_core::{Core, CoreConfig};
+use podmesh_protocol::ids::InstanceId;
+use podmesh_protocol::limits::STORE_QUEUE_STEPS;
+use podmesh_wire::WireError;
+use podmesh_wire::control::ManagerSocket;
+use podmesh_wire::publish::Publisher;
+use tokio::sync::{mpsc, watch};
+use tokio::task::{JoinError, JoinHandle, JoinSet};
+use uuid::Uuid;
+
+use crate::clock::{Clock, millis};
+use crate::config::{ManagerConfig, ManagerError, is_loopback};
+use crate::endpoint::{ENDPOINT_FILE, Endpoint};
+use crate::heartbeat::Heartbeats;
+use crate::log_reads::LogReads;
+use crate::publisher::{self, Beacon, Hints};
+use crate::requests::{Manager, Questions};
+use crate::store::{Store, StoreError};
+use crate::threads::{Inputs, Part, Reads, run_core, run_reads};
+use crate::waiters::Waiters;
+use crate::{data_dir, router, sender, store};
+
+/// Commits whose effects wait for the sender at the most; then the store waits, too.
+const COMMITS_MAX: usize = 16;
+/// How long requests that are held may take to be answered when the manager stops.
+const HELD_LIMIT: Duration = Duration::from_secs(3);
+/// How long the sockets stay when all is sent: what is queued in them leaves on its own.
+const LINGER: Duration = Duration::from_millis(100);
+
+/// Runs a manager until `shutdown` is done. `ready` is called once it serves.
+///
+/// A stop is orderly: what was read is committed, and its replies are sent. When this future is
+/// dropped instead, or the process dies, a later start recovers: nothing that was acknowledged is
+/// lost.
+///
+/// # Errors
+/// When it cannot start, or when a part of it fails; the disk, for instance. It has stopped then.
+pub async fn run(
+    config: ManagerConfig,
+    ready: impl FnOnce(Endpoint),
+    shutdown: impl Future<Output = ()>,
+) -> Result<(), ManagerError> {
+    config.validate()?;
+    let data_dir = config.data_dir.clone();
+    // Opening may take long: a log to recover after a kill.
+    let (lock, store) = tokio::task::spawn_blocking(move || {
+        let lock = data_dir::lock(&data_dir)?;
+        Ok::<_, ManagerError>((lock, store::open(&data_dir)?))
+    })
+    .await
+    .map_err(|_| ManagerError::Ended { part: "store" })??;
+    let sockets = Sockets::bind(&config).await?;
+    warn_if_open(sockets.control.local_address());
+    let endpoint = Endpoint {
+        control: sockets.control.local_address(),
+        publish: sockets.publisher.local_address(),
+        heartbeat: sockets.heartbeat_address,
+        pid: std::process::id(),
+        instance: InstanceId(Uuid::new_v4()),
+        cluster: store.snapshot.cluster,
+        version: env!("CARGO_PKG_VERSION").into(),
+    };
+    // The lock is given back when the store, too, has let go of the folder.
+    let mut parts = Parts::start(&config, &endpoint, store, sockets, lock)?;
+    let file = endpoint
+        .write(&config.data_dir)
+        .map_err(|e| data_dir::cannot_write(&config.data_dir, ENDPOINT_FILE, e))?;
+    tracing::info!(control = %endpoint.control, cluster = %endpoint.cluster, "the manager serves");
+    ready(endpoint);
+    let result = tokio::select! {
+        error = parts.failed() => Err(error),
+        () = shutdown => Ok(()),
+    };
+    // From here on nobody is to find it.
+    drop(file);
+    match result {
+        Ok(()) => parts.stop().await,
+        Err(error) => {
+            tracing::error!(%error, "the manager stops");
+            Err(error)
+        }
+    }
+}
+
+fn warn_if_open(address: SocketAddr) {
+    if !is_loopback(address.ip()) {
+        tracing::warn!(
+            %address,
+            "the manager listens beyond this machine, and asks nobody who they are: whoever reaches this port can run commands as the users of its agents, and on this machine if an agent runs here"
+        );
+    }
+}
+
+/// The three listeners.
+struct Sockets {
+    control: ManagerSocket,
+    publisher: Publisher,
+    heartbeat: std::net::TcpListener,
+    heartbeat_address: SocketAddr,
+}
+
+impl Sockets {
+    async fn bind(config: &ManagerConfig) -> Result<Self, ManagerError> {
+        let listen = |what| move |source| ManagerError::Listen { what, source };
+        let control = ManagerSocket::bind(config.listen_nth(0))
+            .await
+            .map_err(listen("agents and clients"))?;
+        let publisher =
+            Publisher::bind(config.listen_nth(1)).await.map_err(listen("subscribers"))?;
+        let address = config.listen_nth(2);
+        let (heartbeat, heartbeat_address) = std::net::TcpListener::bind(address)
+            .and_then(|listener| listener.local_addr().map(|address| (listener, address)))
+            .map_err(|source| listen("heartbeats")(WireError::Bind { address, source }))?;
+        Ok(Self { control, publisher, heartbeat, heartbeat_address })
+    }
+}
+
+/// Everything that runs. Dropped, the tasks end at once, and with them the threads.
+struct Parts {
+    manager: Arc<Manager>,
+    stopping: watch::Sender<bool>,
+    core: Part<()>,
+    store: Part<Result<(), StoreError>>,
+    reads: Part<()>,
+    heartbeats: Part<std::io::Result<()>>,
+    router: Task<Result<JoinSet<()>, WireError>>,
+    sender: Task<()>,
+    publisher: Task<Publisher>,
+    stop_publisher: watch::Sender<bool>,
+}
+
+impl Drop for Parts {
+    fn drop(&mut self) {
+        // These threads hold the means to be told something themselves: nothing else ends them.
+        // The core ends the store with it, and the reader goes with the last task.
+        self.manager.heartbeats.stop();
+        self.manager.inputs.stop();
+    }
+}
+
+/// A task that ends when this is dropped.
+struct Task<T>(JoinHandle<T>);
+
+impl<T> Drop for Task<T> {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+fn ended(part: &'static str) -> impl Fn(JoinError) -> ManagerError {
+    move |_| ManagerError::Ended { part }
+}
+
+impl Parts {
+    fn start(
+        config: &ManagerConfig,
+        endpoint: &Endpoint,
+        store: Store,
+        sockets: Sockets,
+        lock: data_dir::DataDirLock,
+    ) -> Result<Self, ManagerError> {
+        let clock = Clock::start();
+        let (lease_ms, heartbeat_ms) = (millis(config.lease), millis(config.heartbeat));
+        let core_config = CoreConfig {
+            lease_ms,
+            heartbeat_ms,
+            margin_ms: millis(config.lease_margin),
+            heartbeat_port: endpoint.heartbeat.port(),
+            publish_port: endpoint.publish.port(),
+        };
+        let Store { writer, history, snapshot } = store;
+        let (inputs, inputs_receiver) = Inputs::new();
+        let (reads, reads_receiver) = Reads::new();
+        let heartbeats = Heartbeats::new(clock, inputs.clone(), heartbeat_ms, lease_ms);
+        let (stopping, stopping_receiver) = watch::channel(false);
+        let last_revision: Arc<AtomicU64> = writer.last_revision();
+        let manager = Arc::new(Manager {
+            cluster: endpoint.cluster,
+            instance: endpoint.instance,
+            program_version: endpoint.version.clone(),
+            publish_port: endpoint.publish.port(),
+            last_revision: Arc::clone(&last_revision),
+            inputs,
+            reads,
+            heartbeats: heartbeats.clone(),
+            hints: Arc::new(Hints::default()),
+            log_reads: LogReads::default(),
+            waiters: Waiters::default(),
+            questions: Questions::default(),
+            stopping: stopping_receiver,
+        });
+
+        let (steps, steps_receiver) = bounded(STORE_QUEUE_STEPS);
+        let (committed, committed_receiver) = mpsc::channel(COMMITS_MAX);
+        let store = Part::start("podmesh-store", move || {
+            let result = writer.run(&steps_receiver, &committed);
+            drop(lock);
+            result
+        })?;
+        let core = Part::start("podmesh-core", move || {
+            let core = Core::new(clock.now(), core_config, snapshot);
+            run_core(core, clock, &inputs_receiver, &steps);
+        })?;
+        let reads = Part::start("podmesh-reads", move || run_reads(&history, &reads_receiver))?;
+        let heartbeat_listener = sockets.heartbeat;
+        let heartbeats = Part::start("podmesh-beats", move || heartbeats.run(heartbeat_listener))?;
+
+        let (receiver, sender) = sockets.control.split();
+        let router = tokio::spawn(router::run(Arc::clone(&manager), receiver, sender.clone()));
+        let sender = tokio::spawn(sender::run(Arc::clone(&manager), sender, committed_receiver));
+        let beacon =
+            Beacon { instance: endpoint.instance, last_revision, interval: config.heartbeat };
+        let (stop_publisher, mut stopped) = watch::channel(false);
+        let hints = Arc::clone(&manager.hints);
+        let publisher =
+            tokio::spawn(publisher::run(sockets.publisher, hints, beacon, async move {
+                _ = stopped.wait_for(|stopped| *stopped).await;
+            }));
+        Ok(Self {
+            manager,
+            stopping,
+            core,
+            store,
+            reads,
+            heartbeats,
+            router: Task(router),
+            sender: Task(sender),
+            publisher: Task(publisher),
+            stop_publisher,
+        })
+    }
+
+    /// The first part that ends though nobody stopped it, and why.
+    async fn failed(&mut self) -> ManagerError {
+        let ended = |part| ManagerError::Ended { part };
+        tokio::select! {
+            // When the store fails, others end for it: its word counts.
+            biased;
+            result = self.store.ended() => match result {
+                Ok(Ok(())) => ended("podmesh-store"),
+                Ok(Err(error)) => error.into(),
+                Err(error) => error,
+            },
+            result = self.core.ended() => self.core_ended(result).await,
+            result = self.reads.ended() => result.err().unwrap_or(ended("podmesh-reads")),
+            result = self.heartbeats.ended() => match result {
+                Ok(Ok(())) => ended("podmesh-beats"),
+                Ok(Err(source)) => ManagerError::Thread { name: "podmesh-beats", source },
+                Err(error) => error,
+            },
+            result = &mut self.router.0 => match result {
+                Ok(Err(error)) => error.into(),
+                Ok(Ok(_)) | Err(_) => ended("router"),
+            },
+            _ = &mut self.sender.0 => ended("sender"),
+            _ = &mut self.publisher.0 => ended("publisher"),
+        }
+    }
+
+    /// The core ends by itself when the store has failed and says why, or by a panic.
+    async fn core_ended(&mut self, result: Result<(), ManagerError>) -> ManagerError {
+        match (result, self.store.ended().await) {
+            (_, Ok(Err(error))) => error.into(),
+            (Err(error), _) | (Ok(()), Err(error)) => error,
+            (Ok(()), Ok(Ok(()))) => ManagerError::Ended { part: "podmesh-core" },
+        }
+    }
+
+    /// Stops: first what comes in, then the core, then the store, then what goes out.
+    async fn stop(mut self) -> Result<(), ManagerError> {
+        tracing::info!("the manager stops");
+        self.stopping.send_replace(true);
+        let mut held = (&mut self.router.0).await.map_err(ended("router"))??;
+        // What was asked is still answered, for which the core and the reader must go on.
+        let all_answered = async { while held.join_next().await.is_some() {} };
+        if tokio::time::timeout(HELD_LIMIT, all_answered).await.is_err() {
+            tracing::warn!("requests were left without an answer");
+        }
+        // Submissions go through the reader: those before this are with the core now.
+        _ = self.manager.reads.run(|_| Ok(())).await;
+        self.manager.inputs.stop();
+        self.core.ended().await?;
+        self.store.ended().await??;
+        (&mut self.sender.0).await.map_err(ended("sender"))?;
+        self.stop_publisher.send_replace(true);
+        let publisher = (&mut self.publisher.0).await.map_err(ended("publisher"))?;
+        self.manager.heartbeats.stop();
+        match self.heartbeats.ended().await? {
+            Ok(()) => {}
+            Err(source) => return Err(ManagerError::Thread { name: "podmesh-beats", source }),
+        }
+        tokio::time::sleep(LINGER).await;
+        drop(publisher);
+        tracing::info!("the manager has stopped");
+        Ok(())
+    }
+}

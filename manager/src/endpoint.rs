@@ -1,0 +1,142 @@
+//! Where the manager of a data directory can be reached, as a file in it.
+
+use std::fs;
+use std::io::{self, Write};
+use std::net::SocketAddr;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+
+use podmesh_protocol::ids::{ClusterId, InstanceId};
+use serde::{Deserialize, Serialize};
+
+/// The file's name in the manager's data directory.
+pub const ENDPOINT_FILE: &str = "endpoint.json";
+
+/// Where a manager that runs can be reached. It lies as JSON in its data directory while it
+/// serves; one that was killed leaves it behind.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Endpoint {
+    /// Where ROUTER listens.
+    pub control: SocketAddr,
+    /// Where PUB listens.
+    pub publish: SocketAddr,
+    /// Where heartbeats are taken.
+    pub heartbeat: SocketAddr,
+    /// Its process.
+    pub pid: u32,
+    /// Its life: a new one after every start.
+    pub instance: InstanceId,
+    /// Whose manager it is.
+    pub cluster: ClusterId,
+    /// The version of its program, for display.
+    pub version: String,
+}
+
+/// Why there is no endpoint.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum EndpointError {
+    /// No manager serves from this directory.
+    #[error("no manager runs on the data directory {}: start one with `podmesh manager`", path.display())]
+    NoManager {
+        /// The data directory.
+        path: PathBuf,
+    },
+    /// The file cannot be read.
+    #[error("{} cannot be read: {source}", path.display())]
+    Unreadable {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+}
+
+impl Endpoint {
+    /// The endpoint of the manager of a data directory.
+    ///
+    /// # Errors
+    /// When there is none, or it cannot be read.
+    pub fn read(data_dir: &Path) -> Result<Self, EndpointError> {
+        let path = data_dir.join(ENDPOINT_FILE);
+        let text = match fs::read(&path) {
+            Ok(text) => text,
+            Err(e) if e.kind() == io::ErrorKind::NotFound => {
+                return Err(EndpointError::NoManager { path: data_dir.into() });
+            }
+            Err(source) => return Err(EndpointError::Unreadable { path, source }),
+        };
+        serde_json::from_slice(&text)
+            .map_err(|e| EndpointError::Unreadable { path, source: e.into() })
+    }
+
+    /// Writes it: whoever reads finds all of it or nothing.
+    pub(crate) fn write(&self, data_dir: &Path) -> io::Result<EndpointFile> {
+        let path = data_dir.join(ENDPOINT_FILE);
+        let new = path.with_extension("json.new");
+        let mut text = serde_json::to_vec_pretty(self)?;
+        text.push(b'\n');
+        let mut file = fs::OpenOptions::new()
+            .write(true)
+            .create(true)
+            .truncate(true)
+            .mode(0o600)
+            .open(&new)?;
+        file.write_all(&text)?;
+        fs::rename(&new, &path)?;
+        Ok(EndpointFile { path })
+    }
+}
+
+/// Removes the file when the manager ends.
+pub(crate) struct EndpointFile {
+    path: PathBuf,
+}
+
+impl Drop for EndpointFile {
+    fn drop(&mut self) {
+        if let Err(error) = fs::remove_file(&self.path) {
+            tracing::warn!(path = %self.path.display(), %error, "cannot remove the endpoint");
+        }
+    }
+}
+
+#[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "tests")]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
+    use uuid::Uuid;
+
+    use super::*;
+
+    #[test]
+    fn it_reads_back_what_was_written_and_goes_with_the_manager() {
+        let dir = tempfile::tempdir().unwrap();
+        let endpoint = Endpoint {
+            control: "127.0.0.1:7770".parse().unwrap(),
+            publish: "127.0.0.1:7771".parse().unwrap(),
+            heartbeat: "[::1]:7772".parse().unwrap(),
+            pid: 12,
+            instance: InstanceId(Uuid::from_u128(1)),
+            cluster: ClusterId(Uuid::from_u128(2)),
+            version: "1.2.3".into(),
+        };
+        let file = endpoint.write(dir.path()).unwrap();
+        assert_eq!(Endpoint::read(dir.path()).unwrap(), endpoint);
+        let mode = fs::metadata(dir.path().join(ENDPOINT_FILE)).unwrap().permissions().mode();
+        assert_eq!(mode & 0o777, 0o600);
+        drop(file);
+        let said = Endpoint::read(dir.path()).unwrap_err().to_string();
+        assert!(said.contains("no manager runs") && said.contains("podmesh manager"), "{said}");
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn a_file_that_is_none_is_an_error() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::write(dir.path().join(ENDPOINT_FILE), "{").unwrap();
+        let said = Endpoint::read(dir.path()).unwrap_err().to_string();
+        assert!(said.contains(ENDPOINT_FILE), "{said}");
+    }
+}

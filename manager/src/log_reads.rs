@@ -1,0 +1,212 @@
+//! The live sessions, and the reads of logs that wait for an agent's answer.
+
+use std::collections::HashMap;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use podmesh_manager_core::input::Peer;
+use podmesh_protocol::client::LogSlice;
+use podmesh_protocol::error::{ErrorCode, ErrorReply};
+use podmesh_protocol::ids::{AttemptId, Epoch, Name};
+use podmesh_protocol::limits::LOG_READS_MAX;
+use tokio::sync::oneshot;
+
+/// What an agent answers.
+pub(crate) type LogResult = Result<LogSlice, ErrorReply>;
+
+/// Which nodes can be asked, and what they have been asked.
+#[derive(Default)]
+pub(crate) struct LogReads {
+    state: Mutex<State>,
+}
+
+#[derive(Default)]
+struct State {
+    sessions: HashMap<Epoch, (Name, Peer)>,
+    /// The live session of a node.
+    nodes: HashMap<Name, Epoch>,
+    /// The live session of a peer.
+    peers: HashMap<Peer, Epoch>,
+    last_number: u64,
+    waiting: HashMap<u64, Waiting>,
+}
+
+struct Waiting {
+    epoch: Epoch,
+    answer: oneshot::Sender<LogResult>,
+}
+
+/// A read that an agent is asked for. Forgotten when it is dropped.
+pub(crate) struct LogQuestion<'a> {
+    reads: &'a LogReads,
+    /// The number by which the agent answers.
+    pub(crate) number: u64,
+    /// Who is to be asked.
+    pub(crate) peer: Peer,
+    /// The answer. Ends without one when the session does.
+    pub(crate) answer: oneshot::Receiver<LogResult>,
+}
+
+impl LogReads {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        // No code that can panic runs while it is held.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn session_opened(&self, epoch: Epoch, node: Name, peer: Peer) {
+        let mut state = self.lock();
+        state.nodes.insert(node.clone(), epoch);
+        state.peers.insert(peer.clone(), epoch);
+        state.sessions.insert(epoch, (node, peer));
+    }
+
+    /// Whoever waits for an answer of it is told.
+    pub(crate) fn session_closed(&self, epoch: Epoch) {
+        let mut state = self.lock();
+        if let Some((node, peer)) = state.sessions.remove(&epoch) {
+            // A newer session may have taken the place.
+            if state.nodes.get(&node) == Some(&epoch) {
+                state.nodes.remove(&node);
+            }
+            if state.peers.get(&peer) == Some(&epoch) {
+                state.peers.remove(&peer);
+            }
+        }
+        state.waiting.retain(|_, waiting| waiting.epoch != epoch);
+    }
+
+    /// The peer's connection is gone. Whether it had a session; whoever waits for it is told.
+    pub(crate) fn peer_gone(&self, peer: &Peer) -> bool {
+        let mut state = self.lock();
+        let Some(epoch) = state.peers.get(peer).copied() else { return false };
+        state.waiting.retain(|_, waiting| waiting.epoch != epoch);
+        true
+    }
+
+    /// Prepares a question to the agent of a node.
+    pub(crate) fn ask(
+        &self,
+        node: &Name,
+        attempt: AttemptId,
+    ) -> Result<LogQuestion<'_>, ErrorReply> {
+        let mut state = self.lock();
+        let Some(&epoch) = state.nodes.get(node) else { return Err(unavailable(node, attempt)) };
+        let Some((_, peer)) = state.sessions.get(&epoch) else {
+            return Err(unavailable(node, attempt));
+        };
+        let peer = peer.clone();
+        if state.waiting.len() >= LOG_READS_MAX {
+            let message = format!(
+                "{LOG_READS_MAX} reads of logs are open, which is the limit (LOG_READS_MAX): try again later"
+            );
+            return Err(ErrorReply::new(ErrorCode::Overloaded, message));
+        }
+        state.last_number += 1;
+        let number = state.last_number;
+        let (sender, answer) = oneshot::channel();
+        state.waiting.insert(number, Waiting { epoch, answer: sender });
+        Ok(LogQuestion { reads: self, number, peer, answer })
+    }
+
+    /// An agent answers. Whether it was asked that.
+    pub(crate) fn answered(&self, peer: &Peer, number: u64, result: LogResult) -> bool {
+        let mut state = self.lock();
+        let asked = state.peers.get(peer).copied();
+        if asked.is_none() || state.waiting.get(&number).map(|waiting| waiting.epoch) != asked {
+            return false;
+        }
+        if let Some(waiting) = state.waiting.remove(&number) {
+            // The client may be gone.
+            _ = waiting.answer.send(result);
+        }
+        true
+    }
+}
+
+impl Drop for LogQuestion<'_> {
+    fn drop(&mut self) {
+        self.reads.lock().waiting.remove(&self.number);
+    }
+}
+
+/// The answer while a node cannot be asked, with where to look meanwhile.
+pub(crate) fn unavailable(node: &Name, attempt: AttemptId) -> ErrorReply {
+    let AttemptId { task, number } = attempt;
+    let message = format!(
+        "node `{node}`, which has the output of {attempt}, is not connected: try again when it is back, or look at that machine under {}/{}/{number} in its agent's folder for logs",
+        task.job, task.index
+    );
+    ErrorReply::new(ErrorCode::NodeUnavailable, message)
+}
+
+#[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "tests")]
+mod tests {
+    use std::sync::Arc;
+
+    use podmesh_protocol::ids::JobId;
+
+    use super::*;
+
+    const ATTEMPT: AttemptId = AttemptId::new(JobId(1), 2, 3);
+
+    fn peer(text: &str) -> Peer {
+        Peer(Arc::from(text.as_bytes()))
+    }
+
+    fn slice() -> LogResult {
+        Ok(LogSlice { offset: 0, bytes: b"x".to_vec(), end: true })
+    }
+
+    #[test]
+    fn only_who_was_asked_may_answer_and_once() {
+        let reads = LogReads::default();
+        let node: Name = "a".parse().unwrap();
+        let said = reads.ask(&node, ATTEMPT).err().unwrap();
+        assert_eq!(said.code, ErrorCode::NodeUnavailable);
+        assert!(said.message.contains("`a`") && said.message.contains("1/2/3"), "{said}");
+
+        reads.session_opened(Epoch(1), node.clone(), peer("p"));
+        reads.session_opened(Epoch(2), "b".parse().unwrap(), peer("q"));
+        let mut question = reads.ask(&node, ATTEMPT).unwrap();
+        assert_eq!(question.peer, peer("p"));
+        assert!(!reads.answered(&peer("q"), question.number, slice()));
+        assert!(!reads.answered(&peer("stranger"), question.number, slice()));
+        assert!(reads.answered(&peer("p"), question.number, slice()));
+        assert!(!reads.answered(&peer("p"), question.number, slice()));
+        assert_eq!(question.answer.try_recv().unwrap(), slice());
+    }
+
+    #[test]
+    fn the_end_of_a_session_ends_its_questions_and_no_others() {
+        let reads = LogReads::default();
+        let node: Name = "a".parse().unwrap();
+        reads.session_opened(Epoch(1), node.clone(), peer("p"));
+        let mut old = reads.ask(&node, ATTEMPT).unwrap();
+        // The new session of the node begins before the end of the old one is told.
+        reads.session_opened(Epoch(2), node.clone(), peer("q"));
+        let mut new = reads.ask(&node, ATTEMPT).unwrap();
+        reads.session_closed(Epoch(1));
+        assert_eq!(old.answer.try_recv(), Err(oneshot::error::TryRecvError::Closed));
+        assert_eq!(new.answer.try_recv(), Err(oneshot::error::TryRecvError::Empty));
+        assert!(!reads.peer_gone(&peer("p")));
+        assert!(reads.peer_gone(&peer("q")));
+        assert_eq!(new.answer.try_recv(), Err(oneshot::error::TryRecvError::Closed));
+        reads.ask(&node, ATTEMPT).unwrap();
+        reads.session_closed(Epoch(2));
+        reads.ask(&node, ATTEMPT).err().unwrap();
+    }
+
+    #[test]
+    fn a_question_that_is_dropped_is_forgotten_and_too_many_are_refused() {
+        let reads = LogReads::default();
+        let node: Name = "a".parse().unwrap();
+        reads.session_opened(Epoch(1), node.clone(), peer("p"));
+        let questions: Vec<_> =
+            (0..LOG_READS_MAX).map(|_| reads.ask(&node, ATTEMPT).unwrap()).collect();
+        let said = reads.ask(&node, ATTEMPT).err().unwrap();
+        assert_eq!(said.code, ErrorCode::Overloaded);
+        drop(questions);
+        assert!(reads.lock().waiting.is_empty());
+        reads.ask(&node, ATTEMPT).unwrap();
+    }
+}

@@ -1,0 +1,141 @@
+//! PUB: hints of what was committed, and the manager's own beacon. Nobody ever waits for it.
+
+use std::collections::VecDeque;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use podmesh_protocol::event::{PUBLISHED_CHUNK_BYTES_MAX, Published, TOPIC_EVENTS, TOPIC_MANAGER};
+use podmesh_protocol::ids::{InstanceId, Revision};
+use podmesh_wire::publish::Publisher;
+use tokio::sync::Notify;
+use tokio::time::MissedTickBehavior;
+
+use crate::store::CommittedChunk;
+
+/// Hints that wait at the most; then they become one.
+const HINTS_MAX: usize = 1024;
+
+/// What is to be published.
+#[derive(Default)]
+pub(crate) struct Hints {
+    queue: Mutex<VecDeque<Published>>,
+    added: Notify,
+}
+
+impl Hints {
+    /// Adds the events of a commit.
+    pub(crate) fn add(&self, chunks: Vec<CommittedChunk>) {
+        if chunks.is_empty() {
+            return;
+        }
+        // No code that can panic runs while it is held.
+        let mut queue = self.queue.lock().unwrap_or_else(PoisonError::into_inner);
+        for CommittedChunk { chunk, bytes } in chunks {
+            let since = Revision(chunk.first.0.saturating_sub(1));
+            let last = chunk.last();
+            let chunk = (bytes <= PUBLISHED_CHUNK_BYTES_MAX).then_some(chunk);
+            queue.push_back(Published::Events { since, last, chunk });
+        }
+        if queue.len() > HINTS_MAX {
+            let ends = queue.front().cloned().zip(queue.back().cloned());
+            if let Some((Published::Events { since, .. }, Published::Events { last, .. })) = ends {
+                queue.clear();
+                queue.push_back(Published::Events { since, last, chunk: None });
+            }
+        }
+        drop(queue);
+        self.added.notify_one();
+    }
+
+    fn take(&self) -> VecDeque<Published> {
+        std::mem::take(&mut *self.queue.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+/// What the beacon says.
+pub(crate) struct Beacon {
+    pub(crate) instance: InstanceId,
+    pub(crate) last_revision: Arc<AtomicU64>,
+    pub(crate) interval: Duration,
+}
+
+impl Beacon {
+    fn say(&self, stopping: bool) -> Published {
+        let revision = Revision(self.last_revision.load(Ordering::Acquire));
+        Published::Manager { instance: self.instance, revision, stopping }
+    }
+}
+
+/// Publishes until `stopped` is done; then what is left, and that the manager stops.
+pub(crate) async fn run(
+    mut publisher: Publisher,
+    hints: Arc<Hints>,
+    beacon: Beacon,
+    stopped: impl Future<Output = ()>,
+) -> Publisher {
+    let mut stopped = std::pin::pin!(stopped);
+    let mut interval = tokio::time::interval(beacon.interval);
+    interval.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        let stopping = tokio::select! {
+            () = &mut stopped => true,
+            () = hints.added.notified() => false,
+            _ = interval.tick() => {
+                publish(&mut publisher, TOPIC_MANAGER, &beacon.say(false)).await;
+                false
+            }
+        };
+        for hint in hints.take() {
+            publish(&mut publisher, TOPIC_EVENTS, &hint).await;
+        }
+        if stopping {
+            publish(&mut publisher, TOPIC_MANAGER, &beacon.say(true)).await;
+            return publisher;
+        }
+    }
+}
+
+async fn publish(publisher: &mut Publisher, topic: &str, publication: &Published) {
+    // Whoever misses it asks for it.
+    if let Err(error) = publisher.publish(topic, publication).await {
+        tracing::debug!(%error, topic, "a publication was lost");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use podmesh_protocol::event::{EventChunk, EventFact};
+    use podmesh_protocol::ids::JobId;
+
+    use super::*;
+
+    fn chunk(first: u64, bytes: usize) -> CommittedChunk {
+        let facts = vec![EventFact::JobCancelRequested(JobId(1)); 2];
+        CommittedChunk { chunk: EventChunk { first: Revision(first), wall_ms: 0, facts }, bytes }
+    }
+
+    #[test]
+    fn large_chunks_are_hints_and_too_many_hints_are_one() {
+        let hints = Hints::default();
+        hints.add(vec![
+            chunk(1, PUBLISHED_CHUNK_BYTES_MAX),
+            chunk(3, PUBLISHED_CHUNK_BYTES_MAX + 1),
+        ]);
+        let queued = hints.take();
+        let with_chunk: Vec<_> = queued
+            .iter()
+            .map(|hint| match hint {
+                Published::Events { since, last, chunk } => (since.0, last.0, chunk.is_some()),
+                Published::Manager { .. } => unreachable!("no beacon was added"),
+            })
+            .collect();
+        assert_eq!(with_chunk, [(0, 2, true), (2, 4, false)]);
+
+        for n in 0..=HINTS_MAX as u64 {
+            hints.add(vec![chunk(1 + 2 * n, 10)]);
+        }
+        let (since, last) = (Revision(0), Revision(2 * (HINTS_MAX as u64 + 1)));
+        assert_eq!(hints.take(), [Published::Events { since, last, chunk: None }]);
+    }
+}

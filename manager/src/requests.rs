@@ -1,0 +1,254 @@
+//! What clients ask that is answered without a decision: from the database, from an agent, or
+//! after a wait.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use podmesh_manager_core::input::{Input, Peer};
+use podmesh_protocol::client::{Info, JobDetail, LogRead, LogSlice, ReplyBody, RequestBody};
+use podmesh_protocol::error::{ErrorCode, ErrorReply};
+use podmesh_protocol::ids::{ClusterId, InstanceId, JobId, Revision, SubmissionId, TaskId};
+use podmesh_protocol::limits::{LOG_READ_BYTES_MAX, PROTOCOL_VERSION, WAIT_MS_MAX};
+use podmesh_protocol::report::AttemptState;
+use podmesh_protocol::session::ToPeer;
+use podmesh_protocol::spec::JobSpec;
+use podmesh_wire::control::ManagerSender;
+use tokio::runtime::Handle;
+use tokio::sync::{OwnedSemaphorePermit, oneshot, watch};
+use tokio::time::{Instant, sleep_until, timeout};
+
+use crate::heartbeat::Heartbeats;
+use crate::log_reads::{LogReads, unavailable};
+use crate::publisher::Hints;
+use crate::sender::reply;
+use crate::store::{History, ReadError};
+use crate::threads::{Inputs, Reads, stopping};
+use crate::waiters::Waiters;
+
+/// How long an agent may take to answer beyond what it was asked to wait.
+const AGENT_LIMIT: Duration = Duration::from_secs(10);
+/// Reasons why a job waits that one reply names.
+const REASONS_MAX: usize = 64;
+
+/// All parts of the manager that a request may need.
+pub(crate) struct Manager {
+    pub(crate) cluster: ClusterId,
+    pub(crate) instance: InstanceId,
+    pub(crate) program_version: String,
+    pub(crate) publish_port: u16,
+    pub(crate) last_revision: Arc<AtomicU64>,
+    pub(crate) inputs: Inputs,
+    pub(crate) reads: Reads,
+    pub(crate) heartbeats: Heartbeats,
+    pub(crate) hints: Arc<Hints>,
+    pub(crate) log_reads: LogReads,
+    pub(crate) waiters: Waiters,
+    pub(crate) questions: Questions,
+    /// True once the manager is about to stop: nothing waits any longer then.
+    pub(crate) stopping: watch::Receiver<bool>,
+}
+
+/// What the core was asked to explain.
+#[derive(Default)]
+pub(crate) struct Questions {
+    last: AtomicU64,
+    waiting: Mutex<HashMap<u64, oneshot::Sender<Vec<String>>>>,
+}
+
+impl Questions {
+    fn ask(&self) -> (u64, oneshot::Receiver<Vec<String>>) {
+        let question = self.last.fetch_add(1, Ordering::Relaxed) + 1;
+        let (sender, answer) = oneshot::channel();
+        // No code that can panic runs while it is held; the core answers every question.
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner).insert(question, sender);
+        (question, answer)
+    }
+
+    pub(crate) fn answered(&self, question: u64, waits_for: Vec<String>) {
+        let waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner).remove(&question);
+        if let Some(waiting) = waiting {
+            // The request may have been given up.
+            _ = waiting.send(waits_for);
+        }
+    }
+}
+
+/// A submission, and who made it.
+pub(crate) struct Submit {
+    pub(crate) peer: Peer,
+    pub(crate) request: u64,
+    pub(crate) submission: SubmissionId,
+    pub(crate) spec: Box<JobSpec>,
+}
+
+impl Manager {
+    /// Whether the submission is one of before is looked up in the database: the core remembers
+    /// those of late. Both the reader and the core go in order of arrival.
+    pub(crate) fn submit(&self, submit: Submit, room: OwnedSemaphorePermit, sender: ManagerSender) {
+        let Submit { peer, request, submission, spec } = submit;
+        let (inputs, runtime) = (self.inputs.clone(), Handle::current());
+        self.reads.post(move |history| {
+            let result = match history.submission(submission) {
+                Ok(None) => {
+                    let spec = Arc::from(spec);
+                    let input = Input::JobSubmitted { peer, request, submission, spec };
+                    return inputs.send(input, Some(room));
+                }
+                Ok(Some(job)) => Ok(ReplyBody::Submitted { job, again: true }),
+                Err(error) => Err(error.into()),
+            };
+            runtime.spawn(reply(sender, peer, request, result));
+        });
+    }
+
+    /// The answer to a request that needs no decision.
+    pub(crate) async fn answer(
+        &self,
+        body: RequestBody,
+        sender: ManagerSender,
+    ) -> Result<ReplyBody, ErrorReply> {
+        match body {
+            RequestBody::Info => Ok(ReplyBody::Info(Info {
+                version: PROTOCOL_VERSION,
+                program_version: self.program_version.clone(),
+                cluster: self.cluster,
+                instance: self.instance,
+                publish_port: self.publish_port,
+                revision: Revision(self.last_revision.load(Ordering::Acquire)),
+            })),
+            RequestBody::Jobs { before, active, limit } => {
+                let jobs = self.reads.run(move |history| history.jobs(before, active, limit));
+                Ok(ReplyBody::Jobs(jobs.await?))
+            }
+            RequestBody::Job { job, since, wait_ms } => {
+                Ok(ReplyBody::Job(Box::new(self.job(job, since, wait_ms).await?)))
+            }
+            RequestBody::Tasks { job, from, state, limit } => {
+                let tasks = self.reads.run(move |history| history.tasks(job, from, state, limit));
+                let (tasks, next) = tasks.await?;
+                Ok(ReplyBody::Tasks { tasks, next })
+            }
+            RequestBody::Task { task, unless, wait_ms } => self.task(task, unless, wait_ms).await,
+            RequestBody::Events { since } => {
+                self.reads.run(move |history| history.events(since)).await
+            }
+            RequestBody::Log(read) => Ok(ReplyBody::Log(self.log(read, sender).await?)),
+            // These the router hands to the core.
+            RequestBody::Submit { .. } | RequestBody::Cancel { .. } | RequestBody::Nodes { .. } => {
+                Err(ErrorReply::new(ErrorCode::BadMessage, "this is not a request to read"))
+            }
+        }
+    }
+
+    async fn job(
+        &self,
+        job: JobId,
+        since: Option<Revision>,
+        wait_ms: u32,
+    ) -> Result<JobDetail, ErrorReply> {
+        if let Some(since) = since {
+            self.wait(job, wait_ms, move |history| {
+                let (state, changed) = history.job_state(job)?;
+                // An ended job changes no more.
+                Ok(changed > since || state.is_end())
+            })
+            .await?;
+        }
+        let (mut detail, _) = self.reads.run(move |history| history.job(job)).await?;
+        if detail.view.counts.queued > 0 && !detail.view.state.is_end() {
+            detail.waits_for = self.explain(job).await?;
+        }
+        Ok(detail)
+    }
+
+    async fn explain(&self, job: JobId) -> Result<Vec<String>, ErrorReply> {
+        let room = self.inputs.room().await;
+        let (question, answer) = self.questions.ask();
+        self.inputs.send(Input::ExplanationRequested { question, job }, room);
+        let mut reasons = answer.await.map_err(|_| stopping())?;
+        reasons.truncate(REASONS_MAX);
+        Ok(reasons)
+    }
+
+    async fn task(
+        &self,
+        task: TaskId,
+        unless: Option<(u32, AttemptState)>,
+        wait_ms: u32,
+    ) -> Result<ReplyBody, ErrorReply> {
+        if let Some(unless) = unless {
+            self.wait(task.job, wait_ms, move |history| {
+                Ok(history.last_attempt(task)? != Some(unless))
+            })
+            .await?;
+        }
+        Ok(ReplyBody::Task(self.reads.run(move |history| history.task(task)).await?))
+    }
+
+    /// Looks again after every change of the job, until the look says yes, the time is up, or
+    /// the manager stops.
+    async fn wait(
+        &self,
+        job: JobId,
+        wait_ms: u32,
+        look: impl Fn(&History) -> Result<bool, ReadError> + Copy + Send + 'static,
+    ) -> Result<(), ErrorReply> {
+        let wait = Duration::from_millis(wait_ms.min(WAIT_MS_MAX).into());
+        let deadline = Instant::now() + wait;
+        let watch = self.waiters.watch(job);
+        let mut stopping = self.stopping.clone();
+        loop {
+            let next = watch.next();
+            if self.reads.run(look).await? {
+                return Ok(());
+            }
+            tokio::select! {
+                () = next => {}
+                () = sleep_until(deadline) => return Ok(()),
+                _ = stopping.wait_for(|stopping| *stopping) => return Ok(()),
+            }
+        }
+    }
+
+    /// Has the agent that runs or ran the attempt read its log.
+    async fn log(
+        &self,
+        mut read: LogRead,
+        mut sender: ManagerSender,
+    ) -> Result<LogSlice, ErrorReply> {
+        let attempt = read.attempt;
+        read.bytes_max = read.bytes_max.min(LOG_READ_BYTES_MAX);
+        read.wait_ms = read.wait_ms.min(WAIT_MS_MAX);
+        let bytes_max = read.bytes_max as usize;
+        let limit = AGENT_LIMIT + Duration::from_millis(read.wait_ms.into());
+        let node = self.reads.run(move |history| history.node_of(attempt)).await?;
+        let mut question = self.log_reads.ask(&node, attempt)?;
+        let message = ToPeer::LogRead(question.number, read);
+        if sender.send(&question.peer.0, &message).await.is_err() {
+            return Err(unavailable(&node, attempt));
+        }
+        let mut stop = self.stopping.clone();
+        let answer = tokio::select! {
+            answer = timeout(limit, &mut question.answer) => answer,
+            _ = stop.wait_for(|stopping| *stopping) => return Err(stopping()),
+        };
+        match answer {
+            Ok(Ok(Ok(slice))) if slice.bytes.len() > bytes_max => {
+                let message = format!("node `{node}` sent more of the log than it was asked for");
+                Err(ErrorReply::new(ErrorCode::BadMessage, message))
+            }
+            Ok(Ok(result)) => result,
+            // The session ended.
+            Ok(Err(_)) => Err(unavailable(&node, attempt)),
+            Err(_) => {
+                let message = format!(
+                    "node `{node}` did not answer within {} s: try again later",
+                    limit.as_secs()
+                );
+                Err(ErrorReply::new(ErrorCode::NodeUnavailable, message))
+            }
+        }
+    }
+}

@@ -1,0 +1,178 @@
+//! ROUTER: every message that comes, to whom it concerns.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use podmesh_manager_core::input::{Input, Peer};
+use podmesh_protocol::client::{Reply, Request, RequestBody};
+use podmesh_protocol::error::{ErrorCode, ErrorReply};
+use podmesh_protocol::limits::{BATCH_ROWS_MAX, PAGE_ROWS_MAX, PROTOCOL_VERSION};
+use podmesh_protocol::session::{ToManager, ToPeer};
+use podmesh_wire::WireError;
+use podmesh_wire::control::{ManagerReceiver, ManagerSender, Received};
+use tokio::sync::Semaphore;
+use tokio::task::JoinSet;
+
+use crate::requests::{Manager, Submit};
+use crate::sender::reply;
+
+/// Requests that are being answered, or held, at a time.
+const REQUESTS_MAX: usize = 8192;
+/// Answers to messages that could not be taken, on their way at a time; beyond, none are sent.
+const ERRORS_MAX: usize = 256;
+
+/// Takes what comes until the manager stops. The requests that are still held go on.
+///
+/// # Errors
+/// When the socket itself fails.
+pub(crate) async fn run(
+    manager: Arc<Manager>,
+    mut receiver: ManagerReceiver,
+    sender: ManagerSender,
+) -> Result<JoinSet<()>, WireError> {
+    let mut stopping = manager.stopping.clone();
+    let mut router = Router {
+        manager,
+        sender,
+        requests: Arc::new(Semaphore::new(REQUESTS_MAX)),
+        errors: Arc::new(Semaphore::new(ERRORS_MAX)),
+        tasks: JoinSet::new(),
+        bad: BadMessages { count: 0, said: None },
+    };
+    loop {
+        let received = tokio::select! {
+            biased;
+            _ = stopping.wait_for(|stopping| *stopping) => return Ok(router.tasks),
+            Some(_) = router.tasks.join_next() => continue,
+            received = receiver.recv() => received?,
+        };
+        router.take(received).await;
+    }
+}
+
+struct Router {
+    manager: Arc<Manager>,
+    sender: ManagerSender,
+    requests: Arc<Semaphore>,
+    errors: Arc<Semaphore>,
+    tasks: JoinSet<()>,
+    bad: BadMessages,
+}
+
+impl Router {
+    /// Waits only for room in the core: that is how a slow disk makes peers wait.
+    async fn take(&mut self, Received { peer, message }: Received) {
+        let peer = Peer(peer);
+        match message {
+            Ok(ToManager::Hello(hello)) => {
+                self.decide(Input::AgentConnected { peer, hello: Box::new(hello) }).await;
+            }
+            Ok(ToManager::Reports(_, reports)) if reports.len() > BATCH_ROWS_MAX => {
+                let why = format!(
+                    "{} reports in one message are over the limit of {BATCH_ROWS_MAX} (BATCH_ROWS_MAX)",
+                    reports.len()
+                );
+                self.refuse(peer, why);
+            }
+            Ok(ToManager::Reports(epoch, reports)) => {
+                self.decide(Input::AttemptsReported { peer, epoch, reports }).await;
+            }
+            Ok(ToManager::Goodbye(epoch)) => self.decide(Input::AgentLeft { peer, epoch }).await,
+            Ok(ToManager::LogSlice(number, result)) => {
+                if !self.manager.log_reads.answered(&peer, number, result) {
+                    tracing::debug!(number, "a part of a log came that nobody waits for");
+                }
+            }
+            Ok(ToManager::Request(request)) => self.request(peer, request).await,
+            Err(WireError::PeerGone) => {
+                if self.manager.log_reads.peer_gone(&peer) {
+                    self.manager.inputs.tell(Input::PeerGone { peer });
+                }
+            }
+            Err(error) => self.refuse(peer, error.to_string()),
+        }
+    }
+
+    async fn decide(&self, input: Input) {
+        let room = self.manager.inputs.room().await;
+        self.manager.inputs.send(input, room);
+    }
+
+    async fn request(&mut self, peer: Peer, Request { version, id, body }: Request) {
+        if version != PROTOCOL_VERSION {
+            let message = format!(
+                "the request speaks version {version} of the protocol, and this manager speaks {PROTOCOL_VERSION}: install the same release of podmesh on both"
+            );
+            let error = ErrorReply::new(ErrorCode::UnsupportedVersion, message);
+            return self.error(peer, ToPeer::Reply(Reply { id, result: Err(error) }));
+        }
+        match body {
+            RequestBody::Submit { submission, spec } => {
+                if let Err(error) = spec.validate() {
+                    let error = ErrorReply::new(ErrorCode::InvalidSpec, error.to_string());
+                    return self.error(peer, ToPeer::Reply(Reply { id, result: Err(error) }));
+                }
+                // The room is the core's, and is taken before the reader is asked.
+                let Some(room) = self.manager.inputs.room().await else { return };
+                let submit = Submit { peer, request: id, submission, spec };
+                self.manager.submit(submit, room, self.sender.clone());
+            }
+            RequestBody::Cancel { job } => {
+                self.decide(Input::CancelRequested { peer, request: id, job }).await;
+            }
+            RequestBody::Nodes { after, limit } => {
+                let limit = limit.min(PAGE_ROWS_MAX);
+                self.decide(Input::NodesRequested { peer, request: id, after, limit }).await;
+            }
+            body => {
+                let Ok(permit) = Arc::clone(&self.requests).try_acquire_owned() else {
+                    let message = format!(
+                        "{REQUESTS_MAX} requests are being answered, which is the limit (REQUESTS_MAX): try again later"
+                    );
+                    let error = ErrorReply::new(ErrorCode::Overloaded, message);
+                    return self.error(peer, ToPeer::Reply(Reply { id, result: Err(error) }));
+                };
+                let (manager, sender) = (Arc::clone(&self.manager), self.sender.clone());
+                self.tasks.spawn(async move {
+                    let result = manager.answer(body, sender.clone()).await;
+                    reply(sender, peer, id, result).await;
+                    drop(permit);
+                });
+            }
+        }
+    }
+
+    /// A message that is none.
+    fn refuse(&mut self, peer: Peer, why: String) {
+        self.bad.count(&why);
+        let error = ErrorReply::new(ErrorCode::BadMessage, why);
+        self.error(peer, ToPeer::Error(error));
+    }
+
+    /// Answers what was not taken, without waiting for the peer to read it.
+    fn error(&mut self, peer: Peer, message: ToPeer) {
+        let Ok(permit) = Arc::clone(&self.errors).try_acquire_owned() else { return };
+        let mut sender = self.sender.clone();
+        self.tasks.spawn(async move {
+            // Where it is gone, nobody minds.
+            _ = sender.send(&peer.0, &message).await;
+            drop(permit);
+        });
+    }
+}
+
+/// Messages that were none, and when that was last said: a flood of them must not fill the log.
+struct BadMessages {
+    count: u64,
+    said: Option<Instant>,
+}
+
+impl BadMessages {
+    fn count(&mut self, why: &str) {
+        self.count += 1;
+        if self.said.is_none_or(|said| said.elapsed() > Duration::from_secs(1)) {
+            self.said = Some(Instant::now());
+            tracing::debug!(why, so_far = self.count, "a message could not be taken");
+        }
+    }
+}

@@ -1,0 +1,139 @@
+//! What a start reads: all that goes on, and nothing of what is over.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use podmesh_manager_core::step::{JobRow, NodeRow, RestoredJob, Snapshot};
+use podmesh_protocol::ids::{AttemptId, Epoch, InstanceId, JobId, Name, Revision, SubmissionId};
+use podmesh_protocol::report::{AttemptState, TaskCounts};
+use podmesh_protocol::spec::Resources;
+use rusqlite::{Connection, Row};
+use uuid::Uuid;
+
+use super::codes::{attempt_state, job_state, standing, unsigned};
+use super::{schema, unreadable};
+
+/// Where the last life of the manager stopped, and the numbers that nodes have in the database.
+pub(super) fn snapshot(
+    connection: &Connection,
+) -> rusqlite::Result<(Snapshot, HashMap<Name, i64>)> {
+    let number = |sql: &str| -> rusqlite::Result<u64> {
+        Ok(unsigned(connection.query_row(sql, [], |row| row.get(0))?))
+    };
+    let mut numbers = HashMap::new();
+    let mut nodes = Vec::new();
+    let mut statement = connection.prepare(
+        "SELECT node, name, boot_id, agent_instance, program_version, cpu_millis, memory_bytes,
+             labels, runtimes, epoch
+         FROM nodes ORDER BY name",
+    )?;
+    let mut rows = statement.query([])?;
+    while let Some(row) = rows.next()? {
+        let saved = node(row)?;
+        numbers.insert(saved.node.clone(), row.get(0)?);
+        nodes.push(saved);
+    }
+    let (attempts, retries) = attempts(connection, &numbers)?;
+    let snapshot = Snapshot {
+        cluster: schema::cluster(connection)?,
+        last_job: JobId(number("SELECT coalesce(max(job), 0) FROM jobs")?),
+        last_epoch: Epoch(number("SELECT value FROM meta WHERE key = 'last_epoch'")?),
+        last_revision: Revision(number("SELECT coalesce(max(last), 0) FROM events")?),
+        jobs: jobs(connection)?,
+        attempts,
+        retries,
+        nodes,
+    };
+    Ok((snapshot, numbers))
+}
+
+fn node(row: &Row<'_>) -> rusqlite::Result<NodeRow> {
+    Ok(NodeRow {
+        node: name(row, 1)?,
+        boot_id: row.get(2)?,
+        agent_instance: InstanceId(Uuid::from_bytes(row.get(3)?)),
+        program_version: row.get(4)?,
+        capacity: Resources { cpu_millis: row.get(5)?, memory_bytes: unsigned(row.get(6)?) },
+        labels: decoded(row, 7)?,
+        runtimes: decoded(row, 8)?,
+        epoch: Epoch(unsigned(row.get(9)?)),
+    })
+}
+
+fn jobs(connection: &Connection) -> rusqlite::Result<Vec<RestoredJob>> {
+    connection
+        .prepare(
+            "SELECT job, submission, spec, state, next_index, queued, active, succeeded, failed,
+                 cancelled, started_ms, ended_ms
+             FROM jobs JOIN job_specs USING (job) WHERE state < 3 ORDER BY job",
+        )?
+        .query_map([], |row| {
+            Ok(RestoredJob {
+                submission: SubmissionId(Uuid::from_bytes(row.get(1)?)),
+                spec: Arc::new(decoded(row, 2)?),
+                row: JobRow {
+                    job: JobId(unsigned(row.get(0)?)),
+                    state: job_state(row.get(3)?)?,
+                    next_index: unsigned(row.get(4)?),
+                    counts: counts(row, 5)?,
+                    started_wall_ms: row.get::<_, Option<i64>>(10)?.map(unsigned),
+                    ended_wall_ms: row.get::<_, Option<i64>>(11)?.map(unsigned),
+                },
+            })
+        })?
+        .collect()
+}
+
+type ActiveAttempt = (AttemptId, Name, AttemptState);
+type WaitingRetry = (AttemptId, u64);
+
+/// The attempts that are with a node, and the tasks that wait for a retry.
+fn attempts(
+    connection: &Connection,
+    numbers: &HashMap<Name, i64>,
+) -> rusqlite::Result<(Vec<ActiveAttempt>, Vec<WaitingRetry>)> {
+    let names: HashMap<i64, &Name> = numbers.iter().map(|(name, number)| (*number, name)).collect();
+    let (mut active, mut retries) = (Vec::new(), Vec::new());
+    let mut statement = connection.prepare(
+        "SELECT job, task, number, standing, node, state, retry_ms
+         FROM attempts WHERE standing < 2 ORDER BY job, task, number",
+    )?;
+    let mut rows = statement.query([])?;
+    while let Some(row) = rows.next()? {
+        let attempt = AttemptId::new(JobId(unsigned(row.get(0)?)), row.get(1)?, row.get(2)?);
+        if row.get::<_, i64>(3)? == standing::RETRY {
+            retries.push((attempt, unsigned(row.get::<_, Option<i64>>(6)?.unwrap_or(0))));
+            continue;
+        }
+        let node: i64 = row.get(4)?;
+        let name = names.get(&node).ok_or(rusqlite::Error::IntegralValueOutOfRange(4, node))?;
+        active.push((attempt, Name::clone(name), attempt_state(row.get(5)?)?));
+    }
+    Ok((active, retries))
+}
+
+/// A name of a job or node.
+pub(super) fn name(row: &Row<'_>, column: usize) -> rusqlite::Result<Name> {
+    let text: String = row.get(column)?;
+    Name::try_from(text).map_err(|e| unreadable(column, e))
+}
+
+/// A MessagePack value.
+pub(super) fn decoded<T: serde::de::DeserializeOwned>(
+    row: &Row<'_>,
+    column: usize,
+) -> rusqlite::Result<T> {
+    let bytes = row.get_ref(column)?.as_blob().map_err(|e| unreadable(column, e))?;
+    rmp_serde::from_slice(bytes).map_err(|e| unreadable(column, e))
+}
+
+/// Five columns from `first` on.
+pub(super) fn counts(row: &Row<'_>, first: usize) -> rusqlite::Result<TaskCounts> {
+    Ok(TaskCounts {
+        queued: row.get(first)?,
+        active: row.get(first + 1)?,
+        succeeded: row.get(first + 2)?,
+        failed: row.get(first + 3)?,
+        cancelled: row.get(first + 4)?,
+    })
+}

@@ -1,0 +1,279 @@
+//! The database's form: what it is created with, and how an older one comes forward.
+
+use std::path::Path;
+
+use podmesh_protocol::ids::ClusterId;
+use rusqlite::{Connection, OpenFlags};
+use uuid::Uuid;
+
+use super::StoreError;
+use super::codes::integer;
+
+/// `PMSH`: what `PRAGMA application_id` of our databases is.
+const APPLICATION_ID: i32 = 0x504d_5348;
+
+/// The schema's history: entry `n` brings a database from version `n` to `n + 1`. Entries are
+/// never changed once released, only added.
+const MIGRATIONS: &[&str] = &[VERSION_1];
+
+/// Integer codes are those of [`super::codes`].
+const VERSION_1: &str = "
+CREATE TABLE meta (
+    key   TEXT PRIMARY KEY,
+    value ANY NOT NULL
+) STRICT, WITHOUT ROWID;
+
+CREATE TABLE jobs (
+    job          INTEGER PRIMARY KEY,
+    submission   BLOB    NOT NULL UNIQUE,
+    name         TEXT    NOT NULL,
+    priority     INTEGER NOT NULL,
+    first_index  INTEGER NOT NULL,
+    last_index   INTEGER NOT NULL,
+    submitted_ms INTEGER NOT NULL,
+    state        INTEGER NOT NULL,
+    next_index   INTEGER NOT NULL, -- tasks from here on have had no attempt, and have no row
+    queued       INTEGER NOT NULL,
+    active       INTEGER NOT NULL,
+    succeeded    INTEGER NOT NULL,
+    failed       INTEGER NOT NULL,
+    cancelled    INTEGER NOT NULL,
+    started_ms   INTEGER,
+    ended_ms     INTEGER,
+    changed      INTEGER NOT NULL  -- the revision of its last change
+) STRICT;
+CREATE INDEX jobs_going_on ON jobs (job) WHERE state < 3;
+
+-- Apart from jobs: an update of a job's row would write a large spec again.
+CREATE TABLE job_specs (
+    job  INTEGER PRIMARY KEY,
+    spec BLOB NOT NULL -- MessagePack, as on the wire
+) STRICT;
+
+CREATE TABLE nodes (
+    node            INTEGER PRIMARY KEY,
+    name            TEXT    NOT NULL UNIQUE,
+    boot_id         TEXT    NOT NULL,
+    agent_instance  BLOB    NOT NULL,
+    program_version TEXT    NOT NULL,
+    cpu_millis      INTEGER NOT NULL,
+    memory_bytes    INTEGER NOT NULL,
+    labels          BLOB    NOT NULL, -- MessagePack, as on the wire
+    runtimes        BLOB    NOT NULL, -- MessagePack, as on the wire
+    epoch           INTEGER NOT NULL
+) STRICT;
+
+CREATE TABLE attempts (
+    job         INTEGER NOT NULL,
+    task        INTEGER NOT NULL,
+    number      INTEGER NOT NULL,
+    node        INTEGER NOT NULL,
+    state       INTEGER NOT NULL,
+    standing    INTEGER NOT NULL, -- what it means for its task
+    assigned_ms INTEGER NOT NULL,
+    started_ms  INTEGER,
+    ended_ms    INTEGER,
+    retry_ms    INTEGER,
+    outcome     INTEGER,
+    exit_code   INTEGER,
+    signal      INTEGER,
+    oom_killed  INTEGER NOT NULL DEFAULT 0,
+    ran_ms      INTEGER NOT NULL DEFAULT 0,
+    message     TEXT,
+    PRIMARY KEY (job, task, number)
+) STRICT, WITHOUT ROWID;
+-- What a start must read, however much history there is.
+CREATE INDEX attempts_going_on ON attempts (job) WHERE standing < 2;
+
+CREATE TABLE events (
+    last    INTEGER PRIMARY KEY, -- the revision of the last event of the row
+    first   INTEGER NOT NULL,    -- and of its first
+    wall_ms INTEGER NOT NULL,
+    facts   BLOB    NOT NULL     -- MessagePack, as on the wire
+) STRICT;
+";
+
+/// What a file is, as far as a look that changes nothing can tell.
+enum Found {
+    Nothing,
+    Ours { version: usize },
+}
+
+/// Looks at the file without changing a byte of it.
+fn look(path: &Path) -> Result<Found, StoreError> {
+    match std::fs::metadata(path) {
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(Found::Nothing),
+        Err(source) => return Err(StoreError::File { path: path.into(), source }),
+        // Left by a process that was killed before it wrote the first page.
+        Ok(file) if file.len() == 0 => return Ok(Found::Nothing),
+        Ok(_) => {}
+    }
+    let sqlite = |e| StoreError::sqlite(path, "opened", e);
+    let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    let connection = Connection::open_with_flags(path, flags).map_err(sqlite)?;
+    let number = |pragma: &str| -> Result<i64, StoreError> {
+        connection.query_row(pragma, [], |row| row.get(0)).map_err(sqlite)
+    };
+    let application = number("PRAGMA application_id")?;
+    let version = number("PRAGMA user_version")?;
+    if application == 0 && version == 0 && number("SELECT count(*) FROM sqlite_schema")? == 0 {
+        return Ok(Found::Nothing);
+    }
+    if application != i64::from(APPLICATION_ID) {
+        return Err(StoreError::NotOurs { path: path.into() });
+    }
+    match usize::try_from(version) {
+        Ok(version) if version <= MIGRATIONS.len() => Ok(Found::Ours { version }),
+        _ => Err(StoreError::Newer { path: path.into(), found: version, known: MIGRATIONS.len() }),
+    }
+}
+
+/// Opens the database for writing; creates it, or brings it forward, where needed.
+pub(super) fn open(path: &Path) -> Result<Connection, StoreError> {
+    let found = look(path)?;
+    let sqlite = |e| StoreError::sqlite(path, "opened", e);
+    let flags = OpenFlags::SQLITE_OPEN_READ_WRITE
+        | OpenFlags::SQLITE_OPEN_CREATE
+        | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    let mut connection = Connection::open_with_flags(path, flags).map_err(sqlite)?;
+    // Somebody may look at the file with the sqlite3 program, or copy it.
+    connection.busy_timeout(std::time::Duration::from_secs(10)).map_err(sqlite)?;
+    connection
+        .execute_batch(
+            "PRAGMA journal_mode = WAL;
+             PRAGMA synchronous = FULL;
+             PRAGMA cache_size = -8192;
+             PRAGMA wal_autocheckpoint = 4096;
+             PRAGMA journal_size_limit = 67108864;",
+        )
+        .map_err(sqlite)?;
+    connection.set_prepared_statement_cache_capacity(32);
+    let version = match found {
+        Found::Nothing => 0,
+        Found::Ours { version } => version,
+    };
+    migrate(&mut connection, version, MIGRATIONS)
+        .map_err(|e| StoreError::sqlite(path, "brought to the schema of this program", e))?;
+    check(&connection, path)?;
+    Ok(connection)
+}
+
+/// Runs the steps that `version` has not seen: each in a transaction of its own, so that a kill
+/// between two of them leaves a database that the next start brings further.
+fn migrate(
+    connection: &mut Connection,
+    version: usize,
+    migrations: &[&str],
+) -> rusqlite::Result<()> {
+    for (before, sql) in migrations.iter().enumerate().skip(version) {
+        let transaction = connection.transaction()?;
+        transaction.execute_batch(sql)?;
+        if before == 0 {
+            transaction.pragma_update(None, "application_id", APPLICATION_ID)?;
+            transaction.execute(
+                "INSERT INTO meta (key, value) VALUES ('cluster', ?1), ('last_epoch', 0)",
+                [Uuid::new_v4().as_bytes()],
+            )?;
+        }
+        transaction.pragma_update(None, "user_version", integer(before as u64 + 1))?;
+        transaction.commit()?;
+    }
+    Ok(())
+}
+
+/// Quick checks: the tables that a start reads whole. A check of everything would take longer
+/// than a start may; what is damaged elsewhere shows when it is read, and is an error then.
+fn check(connection: &Connection, path: &Path) -> Result<(), StoreError> {
+    for table in ["meta", "nodes", "jobs"] {
+        let said: String = connection
+            .query_row(&format!("PRAGMA quick_check('{table}')"), [], |row| row.get(0))
+            .map_err(|e| StoreError::sqlite(path, "checked", e))?;
+        if said != "ok" {
+            return Err(StoreError::Damaged { path: path.into(), why: said });
+        }
+    }
+    Ok(())
+}
+
+/// The cluster's identity, made with the database.
+pub(super) fn cluster(connection: &Connection) -> rusqlite::Result<ClusterId> {
+    connection.query_row("SELECT value FROM meta WHERE key = 'cluster'", [], |row| {
+        Ok(ClusterId(Uuid::from_bytes(row.get(0)?)))
+    })
+}
+
+#[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "tests")]
+mod tests {
+    use super::*;
+
+    fn version(connection: &Connection) -> i64 {
+        connection.query_row("PRAGMA user_version", [], |row| row.get(0)).unwrap()
+    }
+
+    #[test]
+    fn an_older_database_comes_forward_step_by_step() {
+        let mut connection = Connection::open_in_memory().unwrap();
+        migrate(&mut connection, 0, MIGRATIONS).unwrap();
+        let cluster_before = cluster(&connection).unwrap();
+        let next = "ALTER TABLE jobs ADD COLUMN colour TEXT NOT NULL DEFAULT 'red'";
+        let broken = "ALTER TABLE jobs ADD COLUMN size INTEGER; SELECT nonsense FROM nowhere";
+        migrate(&mut connection, 1, &[VERSION_1, next]).unwrap();
+        assert_eq!(version(&connection), 2);
+        assert_eq!(cluster(&connection).unwrap(), cluster_before);
+        connection.prepare("SELECT colour FROM jobs").unwrap();
+
+        migrate(&mut connection, 2, &[VERSION_1, next, broken]).unwrap_err();
+        assert_eq!(version(&connection), 2, "a step that fails leaves nothing behind");
+        connection.prepare("SELECT size FROM jobs").unwrap_err();
+    }
+
+    #[test]
+    fn a_newer_database_is_refused_and_left_untouched() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("podmesh.db");
+        let connection = open(&path).unwrap();
+        connection.pragma_update(None, "user_version", 2).unwrap();
+        connection.close().unwrap();
+        let before = std::fs::read(&path).unwrap();
+
+        let said = open(&path).unwrap_err().to_string();
+        assert!(said.contains("newer podmesh") && said.contains("podmesh.db"), "{said}");
+        assert_eq!(std::fs::read(&path).unwrap(), before);
+    }
+
+    #[test]
+    fn what_is_not_our_database_is_refused_and_left_untouched() {
+        let dir = tempfile::tempdir().unwrap();
+        let text = dir.path().join("text.db");
+        std::fs::write(&text, "no database, a letter\n".repeat(1000)).unwrap();
+        let said = open(&text).unwrap_err().to_string();
+        assert!(said.contains("text.db") && said.contains("not a database"), "{said}");
+        assert!(std::fs::read(&text).unwrap().starts_with(b"no database, a letter"));
+
+        let other = dir.path().join("other.db");
+        Connection::open(&other).unwrap().execute_batch("CREATE TABLE cats (name TEXT)").unwrap();
+        let said = open(&other).unwrap_err().to_string();
+        assert!(said.contains("other.db") && said.contains("another program"), "{said}");
+    }
+
+    #[test]
+    fn a_damaged_database_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("podmesh.db");
+        open(&path).unwrap().close().unwrap();
+        let mut bytes = std::fs::read(&path).unwrap();
+        bytes[4096..].fill(0xa5);
+        std::fs::write(&path, bytes).unwrap();
+        let said = open(&path).unwrap_err().to_string();
+        assert!(said.contains("damaged") && said.contains("podmesh.db"), "{said}");
+    }
+
+    #[test]
+    fn a_file_without_a_first_page_is_made_anew() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("podmesh.db");
+        std::fs::write(&path, b"").unwrap();
+        assert_eq!(version(&open(&path).unwrap()), 1);
+    }
+}

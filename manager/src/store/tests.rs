@@ -1,0 +1,552 @@
+#![expect(clippy::unwrap_used, reason = "tests")]
+
+use std::sync::Arc;
+use std::thread;
+use std::time::Duration;
+
+use podmesh_manager_core::input::Peer;
+use podmesh_manager_core::step::{Change, Effect, JobRow, NodeRow, Step};
+use podmesh_protocol::client::ReplyBody;
+use podmesh_protocol::event::EventFact;
+use podmesh_protocol::ids::{
+    AttemptId, Epoch, InstanceId, JobId, Name, Revision, SubmissionId, TaskId,
+};
+use podmesh_protocol::limits::{EVENTS_KEPT, EVENTS_PER_CHUNK_MAX, FRAME_BYTES_MAX};
+use podmesh_protocol::report::{
+    AttemptState, JobState, Outcome, OutcomeKind, TaskCounts, TaskState,
+};
+use podmesh_protocol::session::ToPeer;
+use podmesh_protocol::spec::{JobSpec, Resources, RuntimeKind};
+use tokio::sync::mpsc;
+use uuid::Uuid;
+
+use super::*;
+
+const JOB: JobId = JobId(1);
+
+fn job_spec(tasks: u32) -> JobSpec {
+    let text = format!(
+        r#"{{"name": "count", "array": {{"first": 1, "last": {tasks}}}, "priority": 3,
+            "run": {{"runtime": "process", "command": ["true"]}}}}"#
+    );
+    serde_json::from_str(&text).unwrap()
+}
+
+fn name(text: &str) -> Name {
+    text.parse().unwrap()
+}
+
+fn node(text: &str) -> NodeRow {
+    NodeRow {
+        node: name(text),
+        boot_id: "boot".into(),
+        agent_instance: InstanceId(Uuid::from_u128(7)),
+        program_version: "1.2.3".into(),
+        capacity: Resources { cpu_millis: 4000, memory_bytes: u64::MAX },
+        labels: [(name("gpu"), "a100".to_owned())].into(),
+        runtimes: vec![RuntimeKind::Process],
+        epoch: Epoch(4),
+    }
+}
+
+fn job_row(state: JobState, next_index: u64, counts: TaskCounts) -> Change {
+    let ended = state.is_end().then_some(99);
+    Change::JobUpdated(JobRow {
+        job: JOB,
+        state,
+        next_index,
+        counts,
+        started_wall_ms: Some(5),
+        ended_wall_ms: ended,
+    })
+}
+
+fn attempt(index: u32, number: u32) -> AttemptId {
+    AttemptId::new(JOB, index, number)
+}
+
+fn inserted(index: u32, number: u32) -> Change {
+    Change::AttemptInserted { attempt: attempt(index, number), node: name("a"), wall_ms: 10 }
+}
+
+fn ended(index: u32, number: u32, kind: OutcomeKind, retry_after_ms: Option<u64>) -> Change {
+    let outcome = Outcome { ran_ms: u64::MAX, ..Outcome::new(kind).with_message("why") };
+    Change::AttemptEnded { attempt: attempt(index, number), outcome, wall_ms: 20, retry_after_ms }
+}
+
+fn submitted(tasks: u32, submission: u128) -> Vec<Change> {
+    let spec = Arc::new(job_spec(tasks));
+    let submission = SubmissionId(Uuid::from_u128(submission));
+    vec![
+        Change::EpochTaken(Epoch(4)),
+        Change::NodeSaved(node("a")),
+        Change::JobInserted { job: JOB, submission, spec, wall_ms: 1 },
+        job_row(JobState::Queued, 1, TaskCounts { queued: tasks, ..TaskCounts::default() }),
+    ]
+}
+
+fn step(changes: Vec<Change>) -> Decided {
+    Decided { step: Step { changes, ..Step::default() }, wall_ms: 1 }
+}
+
+fn effect(question: u64) -> Effect {
+    Effect::Explained { question, waits_for: Vec::new() }
+}
+
+fn events(first: u64, facts: Vec<EventFact>) -> Decided {
+    let first_revision = Some(Revision(first));
+    Decided { step: Step { events: facts, first_revision, ..Step::default() }, wall_ms: 1 }
+}
+
+fn fact(n: u64) -> EventFact {
+    EventFact::JobCancelRequested(JobId(n))
+}
+
+fn write(store: &mut Store, steps: Vec<Decided>) -> Committed {
+    let mut batch = steps;
+    store.writer.commit(&mut batch).unwrap()
+}
+
+fn replied(history: &History, since: u64) -> (Vec<(u64, u64)>, u64) {
+    let Ok(ReplyBody::Events { chunks, last }) = history.events(Revision(since)) else {
+        unreachable!("no events reply")
+    };
+    let numbers = chunks
+        .iter()
+        .flat_map(podmesh_protocol::event::EventChunk::iter)
+        .map(|(revision, fact)| (revision.0, fact.job().unwrap().0))
+        .collect();
+    (numbers, last.0)
+}
+
+#[test]
+fn a_start_finds_what_goes_on_and_nothing_of_what_is_over() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut store = open(dir.path()).unwrap();
+    let cluster = store.snapshot.cluster;
+    assert_eq!((store.snapshot.last_job, store.snapshot.last_epoch), (JobId(0), Epoch(0)));
+    let mut changes = submitted(10, 1);
+    changes.extend([
+        inserted(1, 1),
+        inserted(2, 1),
+        inserted(3, 1),
+        inserted(4, 1),
+        Change::AttemptAdvanced {
+            attempt: attempt(1, 1),
+            state: AttemptState::Running,
+            wall_ms: 11,
+        },
+        ended(2, 1, OutcomeKind::Succeeded, None),
+        ended(3, 1, OutcomeKind::Failed, Some(500)),
+        ended(4, 1, OutcomeKind::Lost, Some(0)),
+        inserted(4, 2),
+    ]);
+    let counts = TaskCounts { queued: 7, active: 2, succeeded: 1, failed: 0, cancelled: 0 };
+    changes.push(job_row(JobState::Running, 5, counts));
+    let mut done = step(changes);
+    done.step.events = vec![fact(1), fact(2)];
+    done.step.first_revision = Some(Revision(1));
+    write(&mut store, vec![done]);
+    drop(store);
+
+    let Snapshot { jobs, attempts, retries, nodes, .. } = {
+        let snapshot = open(dir.path()).unwrap().snapshot;
+        assert_eq!(snapshot.cluster, cluster);
+        assert_eq!(snapshot.last_job, JOB);
+        assert_eq!(snapshot.last_epoch, Epoch(4));
+        assert_eq!(snapshot.last_revision, Revision(2));
+        snapshot
+    };
+    assert_eq!(
+        attempts,
+        [
+            (attempt(1, 1), name("a"), AttemptState::Running),
+            (attempt(4, 2), name("a"), AttemptState::Assigned),
+        ]
+    );
+    assert_eq!(retries, [(attempt(3, 1), 500)]);
+    let mut saved = node("a");
+    saved.capacity.memory_bytes = i64::MAX as u64;
+    assert_eq!(nodes, [saved]);
+    let [job] = &jobs[..] else { unreachable!("{jobs:?}") };
+    assert_eq!(*job.spec, job_spec(10));
+    assert_eq!(job.submission, SubmissionId(Uuid::from_u128(1)));
+    assert_eq!(Change::JobUpdated(job.row.clone()), job_row(JobState::Running, 5, counts));
+}
+
+#[test]
+fn a_dropped_retry_and_an_ended_job_do_not_come_back() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut store = open(dir.path()).unwrap();
+    let mut changes = submitted(1, 1);
+    changes.extend([inserted(1, 1), ended(1, 1, OutcomeKind::Failed, Some(5))]);
+    write(&mut store, vec![step(changes)]);
+    write(
+        &mut store,
+        vec![step(vec![
+            Change::RetryDropped { attempt: attempt(1, 1) },
+            job_row(JobState::Cancelled, 2, TaskCounts { cancelled: 1, ..TaskCounts::default() }),
+        ])],
+    );
+    let task = store.history.task(TaskId { job: JOB, index: 1 }).unwrap();
+    assert_eq!(task.state, TaskState::Cancelled);
+    assert_eq!(store.history.job_state(JOB).unwrap().0, JobState::Cancelled);
+    drop(store);
+    let snapshot = open(dir.path()).unwrap().snapshot;
+    assert!(
+        snapshot.jobs.is_empty() && snapshot.attempts.is_empty() && snapshot.retries.is_empty()
+    );
+    assert_eq!(snapshot.last_job, JOB);
+}
+
+/// Runs the writer's thread; returns its ends.
+struct Running {
+    steps: Option<crossbeam_channel::Sender<Decided>>,
+    committed: mpsc::Receiver<Committed>,
+    thread: thread::JoinHandle<Result<(), StoreError>>,
+}
+
+impl Running {
+    fn start(writer: Writer) -> Self {
+        let (steps, receiver) = crossbeam_channel::bounded(16);
+        let (sender, committed) = mpsc::channel(16);
+        let thread = thread::spawn(move || writer.run(&receiver, &sender));
+        Self { steps: Some(steps), committed, thread }
+    }
+
+    fn send(&self, step: Decided) {
+        self.steps.as_ref().unwrap().send(step).unwrap();
+    }
+
+    fn stop(&mut self) {
+        self.steps = None;
+    }
+}
+
+#[test]
+fn nothing_leaves_before_it_is_on_disk() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(dir.path()).unwrap();
+    let other = Connection::open(dir.path().join(FILE_NAME)).unwrap();
+    other.execute_batch("BEGIN IMMEDIATE").unwrap();
+    let mut running = Running::start(store.writer);
+    let mut first = step(submitted(1, 1));
+    first.step.effects = vec![effect(1)];
+    running.send(first);
+    // While somebody else holds the lock there can be no commit. Waiting longer would only make
+    // a wrong writer more likely to be caught.
+    thread::sleep(Duration::from_millis(100));
+    assert!(running.committed.try_recv().is_err());
+    assert_eq!(store.history.submission(SubmissionId(Uuid::from_u128(1))).unwrap(), None);
+
+    other.execute_batch("ROLLBACK").unwrap();
+    let done = running.committed.blocking_recv().unwrap();
+    assert_eq!(done.effects, [effect(1)]);
+    assert_eq!(store.history.submission(SubmissionId(Uuid::from_u128(1))).unwrap(), Some(JOB));
+    running.stop();
+    running.thread.join().unwrap().unwrap();
+}
+
+#[test]
+fn what_waits_is_committed_together_and_leaves_in_order() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(dir.path()).unwrap();
+    let other = Connection::open(dir.path().join(FILE_NAME)).unwrap();
+    other.execute_batch("BEGIN IMMEDIATE").unwrap();
+    let mut running = Running::start(store.writer);
+    let mut first = step(submitted(10, 1));
+    first.step.effects = vec![effect(0)];
+    running.send(first);
+    for index in 1..=10_u32 {
+        let mut next = step(vec![inserted(index, 1)]);
+        next.step.effects = vec![effect(u64::from(index))];
+        // Each fifth has nothing to write.
+        if index % 5 == 0 {
+            next.step.changes.clear();
+        }
+        running.send(next);
+    }
+    running.stop();
+    other.execute_batch("ROLLBACK").unwrap();
+    let mut effects = Vec::new();
+    let mut commits = 0;
+    while let Some(done) = running.committed.blocking_recv() {
+        commits += 1;
+        effects.extend(done.effects);
+    }
+    running.thread.join().unwrap().unwrap();
+    assert_eq!(effects, (0..=10).map(effect).collect::<Vec<_>>());
+    // The first is taken alone or with some that follow; whatever waited then comes at once.
+    assert!(commits <= 2, "{commits} commits");
+}
+
+#[test]
+fn a_full_disk_ends_it_and_loses_nothing_that_was_acknowledged() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut store = open(dir.path()).unwrap();
+    write(&mut store, vec![step(submitted(10_000, 1))]);
+    store.writer.connection().pragma_update(None, "max_page_count", 40).unwrap();
+    let mut running = Running::start(store.writer);
+    let sender = running.steps.take().unwrap();
+    let feeding = thread::spawn(move || {
+        for index in 1..=10_000 {
+            let mut next = step(vec![inserted(index, 1)]);
+            next.step.effects = vec![effect(u64::from(index))];
+            if sender.send(next).is_err() {
+                return;
+            }
+        }
+    });
+    let mut acknowledged = Vec::new();
+    while let Some(done) = running.committed.blocking_recv() {
+        acknowledged.extend(done.effects);
+    }
+    feeding.join().unwrap();
+    let said = running.thread.join().unwrap().unwrap_err().to_string();
+    assert!(said.contains("no room") && said.contains(FILE_NAME), "{said}");
+    assert!(!acknowledged.is_empty() && acknowledged.len() < 10_000);
+
+    let snapshot = open(dir.path()).unwrap().snapshot;
+    assert!(snapshot.attempts.len() >= acknowledged.len());
+    for (index, (found, effect_)) in (1..).zip(snapshot.attempts.iter().zip(&acknowledged)) {
+        assert_eq!((found.0, effect_), (attempt(index, 1), &effect(u64::from(index))));
+    }
+}
+
+#[test]
+fn what_contradicts_the_database_is_not_written() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut store = open(dir.path()).unwrap();
+    write(&mut store, vec![step(submitted(3, 1)), events(1, vec![fact(1)])]);
+    for wrong in [
+        step(vec![ended(1, 1, OutcomeKind::Succeeded, None)]),
+        step(vec![Change::AttemptInserted {
+            attempt: attempt(1, 1),
+            node: name("unknown"),
+            wall_ms: 1,
+        }]),
+        events(3, vec![fact(3)]),
+        events(1, vec![fact(1)]),
+    ] {
+        let mut batch = vec![step(vec![inserted(2, 1)]), wrong];
+        let said = store.writer.commit(&mut batch).unwrap_err().to_string();
+        assert!(said.contains("bug"), "{said}");
+    }
+    drop(store);
+    assert!(open(dir.path()).unwrap().snapshot.attempts.is_empty());
+}
+
+#[test]
+fn events_come_without_a_gap_from_any_revision() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut store = open(dir.path()).unwrap();
+    assert_eq!(replied(&store.history, 0), (vec![], 0));
+    let many = EVENTS_PER_CHUNK_MAX as u64 + 3;
+    let done = write(
+        &mut store,
+        vec![
+            events(1, vec![fact(1), fact(2), fact(3)]),
+            events(4, (4..4 + many).map(fact).collect()),
+        ],
+    );
+    let last = 3 + many;
+    assert_eq!(store.writer.last_revision().load(std::sync::atomic::Ordering::Acquire), last);
+    assert!(done.chunks.iter().all(|chunk| chunk.chunk.facts.len() <= EVENTS_PER_CHUNK_MAX));
+    for since in [0, 1, 2, 3, 4, 1000, last - 1] {
+        let expected = (since + 1..=last).map(|n| (n, n)).collect::<Vec<_>>();
+        assert_eq!(replied(&store.history, since), (expected, last), "since {since}");
+    }
+    assert_eq!(replied(&store.history, last), (vec![], last));
+    assert_eq!(replied(&store.history, u64::MAX), (vec![], last));
+}
+
+#[test]
+fn large_events_are_paged_into_messages_that_fit() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut store = open(dir.path()).unwrap();
+    let text = "x".repeat(2048);
+    let facts = (1..=2000).map(|n| EventFact::LogGap(AttemptId::new(JobId(n), 1, 1), text.clone()));
+    write(&mut store, vec![events(1, facts.collect())]);
+    let mut since = 0;
+    let mut pages = 0;
+    while since < 2000 {
+        let reply = store.history.events(Revision(since)).unwrap();
+        assert!(rmp_serde::to_vec_named(&reply).unwrap().len() < FRAME_BYTES_MAX - 1024);
+        let (numbers, _) = replied(&store.history, since);
+        assert_eq!(numbers.first(), Some(&(since + 1, since + 1)));
+        since += numbers.len() as u64;
+        pages += 1;
+    }
+    assert!((4..20).contains(&pages), "{pages} pages");
+}
+
+#[test]
+fn old_events_are_forgotten_and_asking_for_them_says_so() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut store = open(dir.path()).unwrap();
+    let mut next = 1;
+    while next <= EVENTS_KEPT + 10_000 {
+        let facts = (next..next + 4000).map(fact).collect();
+        write(&mut store, vec![events(next, facts)]);
+        next += 4000;
+    }
+    let kept: i64 = store
+        .writer
+        .connection()
+        .query_row("SELECT sum(last - first + 1) FROM events", [], |row| row.get(0))
+        .unwrap();
+    assert!((EVENTS_KEPT as i64..EVENTS_KEPT as i64 + 8000).contains(&kept), "{kept} are kept");
+    let Err(ReadError::Compacted { oldest, .. }) = store.history.events(Revision(0)) else {
+        unreachable!("not refused")
+    };
+    assert!(store.history.events(Revision(oldest.0 - 2)).is_err());
+    let (numbers, _) = replied(&store.history, oldest.0 - 1);
+    assert_eq!(numbers.first(), Some(&(oldest.0, oldest.0)));
+}
+
+#[test]
+fn tasks_with_rows_and_those_without_make_one_list() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut store = open(dir.path()).unwrap();
+    let mut changes = submitted(2500, 1);
+    for index in 1..=6 {
+        changes.push(inserted(index, 1));
+    }
+    changes.extend([
+        ended(1, 1, OutcomeKind::Succeeded, None),
+        ended(2, 1, OutcomeKind::Failed, Some(1)),
+        ended(3, 1, OutcomeKind::Failed, Some(1)),
+        inserted(3, 2),
+        ended(4, 1, OutcomeKind::TimedOut, None),
+        ended(5, 1, OutcomeKind::Cancelled, None),
+    ]);
+    let counts = TaskCounts { queued: 2495, active: 2, succeeded: 1, failed: 1, cancelled: 1 };
+    changes.push(job_row(JobState::Running, 7, counts));
+    write(&mut store, vec![step(changes)]);
+
+    let (all, next) = store.history.tasks(JOB, 0, None, 7).unwrap();
+    let states: Vec<_> =
+        all.iter().map(|task| (task.task.index, task.state, task.attempts)).collect();
+    assert_eq!(
+        states,
+        [
+            (1, TaskState::Succeeded, 1),
+            (2, TaskState::Queued, 1),
+            (3, TaskState::Active, 2),
+            (4, TaskState::Failed, 1),
+            (5, TaskState::Cancelled, 1),
+            (6, TaskState::Active, 1),
+            (7, TaskState::Queued, 0),
+        ]
+    );
+    assert_eq!(next, Some(8));
+    assert_eq!(all[2].last.as_ref().unwrap().number, 2);
+
+    // All pages together are all tasks, once each; the same for one state.
+    for (state, expected) in
+        [(None, 2500), (Some(TaskState::Queued), 2495), (Some(TaskState::Active), 2)]
+    {
+        let mut seen = Vec::new();
+        let mut from = Some(0);
+        while let Some(at) = from {
+            let (tasks, next) = store.history.tasks(JOB, at, state, 999).unwrap();
+            seen.extend(tasks.iter().map(|task| task.task.index));
+            from = next;
+        }
+        assert_eq!(seen.len(), expected);
+        assert!(seen.is_sorted_by(|a, b| a < b));
+    }
+
+    write(&mut store, vec![step(vec![job_row(JobState::Cancelling, 7, counts)])]);
+    let (tasks, _) = store.history.tasks(JOB, 2500, None, 10).unwrap();
+    assert_eq!(tasks[0].state, TaskState::Cancelled);
+    assert_eq!(store.history.tasks(JOB, 2501, None, 10).unwrap(), (vec![], None));
+}
+
+#[test]
+fn large_pages_and_details_fit_a_message() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut store = open(dir.path()).unwrap();
+    let mut changes = submitted(1000, 1);
+    let long = |index, number, retry| Change::AttemptEnded {
+        attempt: attempt(index, number),
+        outcome: Outcome::new(OutcomeKind::Failed).with_message("\u{1f4a5}".repeat(600)),
+        wall_ms: 1,
+        retry_after_ms: retry,
+    };
+    for index in 1..=1000 {
+        changes.extend([inserted(index, 1), long(index, 1, (index == 1).then_some(0))]);
+    }
+    for number in 2..=1001 {
+        changes.extend([inserted(1, number), long(1, number, Some(0))]);
+    }
+    write(&mut store, vec![step(changes)]);
+    let (tasks, next) = store.history.tasks(JOB, 1, None, 1000).unwrap();
+    assert_eq!(next, Some(u32::try_from(tasks.len()).unwrap() + 1));
+    assert!(tasks.len() > 300);
+    let reply = ReplyBody::Tasks { tasks, next };
+    assert!(rmp_serde::to_vec_named(&reply).unwrap().len() < FRAME_BYTES_MAX - 1024);
+    let detail = store.history.task(TaskId { job: JOB, index: 1 }).unwrap();
+    assert_eq!(detail.attempts.last().unwrap().number, 1001);
+    assert!(detail.attempts.len() > 300);
+    assert!(rmp_serde::to_vec_named(&detail).unwrap().len() < FRAME_BYTES_MAX - 1024);
+}
+
+#[test]
+fn what_is_not_there_is_said_in_clear_words() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut store = open(dir.path()).unwrap();
+    let said = |error: ReadError| error.to_string();
+    assert_eq!(
+        said(store.history.job(JobId(12)).unwrap_err()),
+        "there is no job 12; no job has been submitted yet"
+    );
+    write(&mut store, vec![step(submitted(3, 1))]);
+    assert_eq!(
+        said(store.history.job(JobId(u64::MAX)).unwrap_err()),
+        format!("there is no job {}; the last one is 1", u64::MAX)
+    );
+    assert_eq!(
+        said(store.history.task(TaskId { job: JOB, index: 4 }).unwrap_err()),
+        "there is no task 1.4; its tasks are 1.1 to 1.3"
+    );
+    assert_eq!(
+        said(store.history.node_of(attempt(3, 1)).unwrap_err()),
+        "there is no attempt 1.3#1; task 1.3 has not been tried yet"
+    );
+    write(&mut store, vec![step(vec![inserted(3, 1)])]);
+    assert_eq!(
+        said(store.history.node_of(attempt(3, 2)).unwrap_err()),
+        "there is no attempt 1.3#2; the last one is 1.3#1"
+    );
+    assert_eq!(store.history.node_of(attempt(3, 1)).unwrap(), name("a"));
+}
+
+#[test]
+fn a_job_knows_the_revision_of_its_last_change() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut store = open(dir.path()).unwrap();
+    let mut first = step(submitted(3, 1));
+    first.step.events = vec![fact(1), fact(2)];
+    first.step.first_revision = Some(Revision(1));
+    let done = write(&mut store, vec![first, events(3, vec![fact(3)])]);
+    assert_eq!(done.touched.into_iter().collect::<Vec<_>>(), [JOB]);
+    let (detail, changed) = store.history.job(JOB).unwrap();
+    assert_eq!((detail.revision, changed), (Revision(3), Revision(2)));
+    assert_eq!(detail.view.counts.queued, 3);
+    assert_eq!(store.history.jobs(None, true, 10).unwrap(), [detail.view]);
+    assert_eq!(store.history.jobs(Some(JOB), false, 10).unwrap(), []);
+}
+
+#[test]
+fn messages_of_the_core_pass_without_a_commit_where_nothing_is_to_be_written() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut store = open(dir.path()).unwrap();
+    let other = Connection::open(dir.path().join(FILE_NAME)).unwrap();
+    other.execute_batch("BEGIN IMMEDIATE").unwrap();
+    let peer = Peer(Arc::from(&b"peer"[..]));
+    let send = Effect::Send { peer, message: ToPeer::HelloAgain(Epoch(1)) };
+    let mut only = step(Vec::new());
+    only.step.effects = vec![send.clone()];
+    assert_eq!(write(&mut store, vec![only]).effects, [send]);
+}

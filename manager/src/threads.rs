@@ -1,0 +1,187 @@
+//! The threads around the core: its own, and the one that reads history.
+
+use std::io;
+use std::sync::Arc;
+use std::thread;
+
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, unbounded};
+use podmesh_manager_core::Core;
+use podmesh_manager_core::input::Input;
+use podmesh_manager_core::step::Step;
+use podmesh_protocol::error::{ErrorCode, ErrorReply};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
+
+use crate::clock::Clock;
+use crate::config::ManagerError;
+use crate::store::{Decided, History, ReadError};
+
+/// Messages that wait for the core at the most; then no more are read.
+const INPUTS_MAX: usize = 256;
+
+/// A thread of the manager.
+pub(crate) struct Part<T> {
+    name: &'static str,
+    result: oneshot::Receiver<T>,
+}
+
+impl<T: Send + 'static> Part<T> {
+    /// Starts it.
+    pub(crate) fn start(
+        name: &'static str,
+        run: impl FnOnce() -> T + Send + 'static,
+    ) -> Result<Self, ManagerError> {
+        let (sender, result) = oneshot::channel();
+        thread::Builder::new()
+            .name(name.into())
+            .spawn(move || {
+                // Nobody listens any more when the daemon was cut off.
+                _ = sender.send(run());
+            })
+            .map_err(|source: io::Error| ManagerError::Thread { name, source })?;
+        Ok(Self { name, result })
+    }
+
+    /// Waits for its end. Can be dropped and called again until then.
+    pub(crate) async fn ended(&mut self) -> Result<T, ManagerError> {
+        // The sender is dropped without a word only by a panic.
+        (&mut self.result).await.map_err(|_| ManagerError::Ended { part: self.name })
+    }
+}
+
+enum ToCore {
+    Input { input: Input, _room: Option<OwnedSemaphorePermit> },
+    Stop,
+}
+
+/// The way into the core.
+#[derive(Clone)]
+pub(crate) struct Inputs {
+    sender: Sender<ToCore>,
+    room: Arc<Semaphore>,
+}
+
+/// The core's end of [`Inputs`].
+pub(crate) struct InputsReceiver(Receiver<ToCore>);
+
+impl Inputs {
+    pub(crate) fn new() -> (Self, InputsReceiver) {
+        let (sender, receiver) = unbounded();
+        (Self { sender, room: Arc::new(Semaphore::new(INPUTS_MAX)) }, InputsReceiver(receiver))
+    }
+
+    /// Waits until there is room for one more message of a peer.
+    pub(crate) async fn room(&self) -> Option<OwnedSemaphorePermit> {
+        // The semaphore is never closed.
+        Arc::clone(&self.room).acquire_owned().await.ok()
+    }
+
+    /// Hands a message to the core, with the room that it takes until then.
+    pub(crate) fn send(&self, input: Input, room: Option<OwnedSemaphorePermit>) {
+        // When the core has ended, the daemon is about to, and says why.
+        _ = self.sender.send(ToCore::Input { input, _room: room });
+    }
+
+    /// Tells the core of something that happened inside the manager. Never waits: these are as
+    /// many as there are sessions.
+    pub(crate) fn tell(&self, input: Input) {
+        self.send(input, None);
+    }
+
+    /// Lets the core finish what it was sent before, and end.
+    pub(crate) fn stop(&self) {
+        _ = self.sender.send(ToCore::Stop);
+    }
+}
+
+/// Runs the core until it is stopped. The send to the store waits when the store has enough to
+/// do: then inputs pile up to their limit, and the socket is no longer read.
+pub(crate) fn run_core(
+    mut core: Core,
+    clock: Clock,
+    inputs: &InputsReceiver,
+    store: &Sender<Decided>,
+) {
+    let mut stopping = false;
+    loop {
+        let due = core.next_wakeup();
+        let input = if due.is_some_and(|due| due <= clock.mono_ms()) {
+            Input::Tick
+        } else if stopping {
+            return;
+        } else {
+            let received = match due {
+                Some(due) => inputs.0.recv_deadline(clock.instant(due)),
+                None => inputs.0.recv().map_err(|_| RecvTimeoutError::Disconnected),
+            };
+            match received {
+                Ok(ToCore::Input { input, .. }) => input,
+                Ok(ToCore::Stop) => {
+                    stopping = true;
+                    continue;
+                }
+                Err(RecvTimeoutError::Timeout) => Input::Tick,
+                Err(RecvTimeoutError::Disconnected) => return,
+            }
+        };
+        let now = clock.now();
+        let mut step = Step::default();
+        core.step(now, input, &mut step);
+        if !step.is_empty() && store.send(Decided { step, wall_ms: now.wall_ms }).is_err() {
+            return; // The store has failed, and says why.
+        }
+    }
+}
+
+type Read = Box<dyn FnOnce(&History) + Send>;
+
+/// The way to the reader of the database. Everything is read in the order in which it is asked.
+#[derive(Clone)]
+pub(crate) struct Reads {
+    sender: Sender<Read>,
+}
+
+/// The reader's end of [`Reads`].
+pub(crate) struct ReadsReceiver(Receiver<Read>);
+
+impl Reads {
+    pub(crate) fn new() -> (Self, ReadsReceiver) {
+        let (sender, receiver) = unbounded();
+        (Self { sender }, ReadsReceiver(receiver))
+    }
+
+    /// Has something read, without waiting for it. Not bounded: whoever asks is.
+    pub(crate) fn post(&self, read: impl FnOnce(&History) + Send + 'static) {
+        // When the reader has ended, the daemon is about to.
+        _ = self.sender.send(Box::new(read));
+    }
+
+    /// Reads something.
+    pub(crate) async fn run<T: Send + 'static>(
+        &self,
+        read: impl FnOnce(&History) -> Result<T, ReadError> + Send + 'static,
+    ) -> Result<T, ErrorReply> {
+        let (sender, result) = oneshot::channel();
+        self.post(move |history| _ = sender.send(read(history)));
+        match result.await {
+            Ok(result) => result.map_err(|error| {
+                if let ReadError::Sqlite(error) = &error {
+                    tracing::error!(%error, "a read of the database failed");
+                }
+                error.into()
+            }),
+            Err(_) => Err(stopping()),
+        }
+    }
+}
+
+/// The answer to what comes too late.
+pub(crate) fn stopping() -> ErrorReply {
+    ErrorReply::new(ErrorCode::Stopping, "the manager is stopping: ask again when it is back")
+}
+
+/// Reads for whoever asks, until all of them are gone.
+pub(crate) fn run_reads(history: &History, reads: &ReadsReceiver) {
+    while let Ok(read) = reads.0.recv() {
+        read(history);
+    }
+}

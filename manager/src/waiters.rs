@@ -1,0 +1,104 @@
+//! Requests that are held until a commit changes a job.
+
+use std::collections::{BTreeSet, HashMap};
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use podmesh_protocol::ids::JobId;
+use tokio::sync::Notify;
+use tokio::sync::futures::OwnedNotified;
+
+/// Who waits for which job. As many as there are requests, and these are bounded.
+#[derive(Default)]
+pub(crate) struct Waiters {
+    jobs: Mutex<HashMap<JobId, Watched>>,
+}
+
+#[derive(Default)]
+struct Watched {
+    notify: Arc<Notify>,
+    watches: usize,
+}
+
+/// Watches a job for one request.
+pub(crate) struct Watch<'a> {
+    waiters: &'a Waiters,
+    job: JobId,
+    notify: Arc<Notify>,
+}
+
+impl Waiters {
+    fn lock(&self) -> MutexGuard<'_, HashMap<JobId, Watched>> {
+        // No code that can panic runs while it is held.
+        self.jobs.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn watch(&self, job: JobId) -> Watch<'_> {
+        let mut jobs = self.lock();
+        let watched = jobs.entry(job).or_default();
+        watched.watches += 1;
+        Watch { waiters: self, job, notify: Arc::clone(&watched.notify) }
+    }
+
+    /// These jobs have changed, and the change can be read.
+    pub(crate) fn wake(&self, touched: &BTreeSet<JobId>) {
+        let jobs = self.lock();
+        if jobs.is_empty() {
+            return;
+        }
+        for watched in touched.iter().filter_map(|job| jobs.get(job)) {
+            watched.notify.notify_waiters();
+        }
+    }
+}
+
+impl Watch<'_> {
+    /// The next change from now on, also one between this call and the first poll: what is read
+    /// after this call is either new enough, or the change is still to come.
+    pub(crate) fn next(&self) -> Pin<Box<impl Future<Output = ()> + use<>>> {
+        let mut next: Pin<Box<OwnedNotified>> = Box::pin(Arc::clone(&self.notify).notified_owned());
+        next.as_mut().enable();
+        next
+    }
+}
+
+impl Drop for Watch<'_> {
+    fn drop(&mut self) {
+        let mut jobs = self.waiters.lock();
+        if let Some(watched) = jobs.get_mut(&self.job) {
+            watched.watches -= 1;
+            if watched.watches == 0 {
+                jobs.remove(&self.job);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_change_between_two_looks_is_not_missed() {
+        let waiters = Waiters::default();
+        let watch = waiters.watch(JobId(1));
+        let next = watch.next();
+        waiters.wake(&[JobId(1)].into());
+        next.await;
+
+        let mut next = watch.next();
+        waiters.wake(&[JobId(2)].into());
+        tokio::select! {
+            biased;
+            () = &mut next => unreachable!("another job has changed"),
+            () = std::future::ready(()) => {}
+        }
+        let second = waiters.watch(JobId(1));
+        drop(watch);
+        waiters.wake(&[JobId(1)].into());
+        next.await;
+        drop(second);
+        assert!(waiters.lock().is_empty());
+    }
+}

@@ -1,0 +1,169 @@
+//! Sessions and heartbeats.
+
+use std::time::Duration;
+
+use podmesh_manager::ManagerConfig;
+use podmesh_protocol::error::ErrorCode;
+use podmesh_protocol::event::EventFact;
+use podmesh_protocol::ids::{Epoch, InstanceId, JobId};
+use podmesh_protocol::report::{JobState, Outcome, Report, ReportFact};
+use podmesh_protocol::session::{ToManager, ToPeer};
+use podmesh_wire::control::PeerSocket;
+use podmesh_wire::heartbeat::{Beat, read_beat, write_beat};
+use tokio::io::AsyncReadExt;
+use tokio::net::TcpStream;
+use uuid::Uuid;
+
+use crate::support::*;
+
+async fn beat(stream: &mut TcpStream, epoch: Epoch, sequence: u64) {
+    let beat = Beat { epoch, sequence };
+    write_beat(stream, &beat).await.unwrap();
+    assert_eq!(within(read_beat(stream)).await.unwrap(), beat);
+}
+
+async fn heartbeats(manager: &Running) -> TcpStream {
+    TcpStream::connect(manager.endpoint.heartbeat).await.unwrap()
+}
+
+/// Waits until the other side closes.
+async fn closed(mut stream: TcpStream) {
+    // Reset, or closed in order: both is an end.
+    if let Ok(bytes) = within(stream.read(&mut [0; 64])).await {
+        assert_eq!(bytes, 0);
+    }
+}
+
+#[tokio::test]
+async fn a_closed_heartbeat_is_noticed_and_its_return_too() {
+    let dir = tempfile::tempdir().unwrap();
+    // Silence never counts here: only what is closed does.
+    let hour = Duration::from_secs(3600);
+    let config = ManagerConfig { lease: hour * 10, heartbeat: hour, ..config(dir.path()) };
+    let manager = start_with(config).await;
+    let client = manager.client().await;
+    let agent = Agent::connect(&manager, hello("a", 1000, &[])).await;
+    assert_eq!(agent.welcome.heartbeat_port, manager.endpoint.heartbeat.port());
+    assert_eq!(agent.welcome.publish_port, manager.endpoint.publish.port());
+    let epoch = agent.epoch();
+    let mut first = heartbeats(&manager).await;
+    beat(&mut first, epoch, 1).await;
+    beat(&mut first, epoch, 2).await;
+
+    // A second stream takes over; the end of the first is no news.
+    let mut second = heartbeats(&manager).await;
+    beat(&mut second, epoch, 1).await;
+    closed(first).await;
+    beat(&mut second, epoch, 2).await;
+    let suspect = |fact: &EventFact| matches!(fact, EventFact::NodeSuspect(..));
+    assert!(!events(&client).await.iter().any(|(_, fact)| suspect(fact)));
+
+    drop(second);
+    let suspected = event(&client, suspect).await;
+    let mut third = heartbeats(&manager).await;
+    beat(&mut third, epoch, 1).await;
+    let recovered = event(&client, |fact| matches!(fact, EventFact::NodeRecovered(_))).await;
+    assert!(recovered > suspected);
+
+    // With the session its stream ends.
+    let _agent = Agent::connect(&manager, hello("a", 1000, &[])).await;
+    closed(third).await;
+    manager.stop().await;
+}
+
+#[tokio::test]
+async fn heartbeats_of_no_session_are_dropped() {
+    let dir = tempfile::tempdir().unwrap();
+    let manager = start(dir.path()).await;
+    let agent = Agent::connect(&manager, hello("a", 1000, &[])).await;
+    let mut stranger = heartbeats(&manager).await;
+    let beat_of = |epoch| Beat { epoch, sequence: 1 };
+    write_beat(&mut stranger, &beat_of(Epoch(agent.epoch().0 + 1))).await.unwrap();
+    closed(stranger).await;
+    let mut stranger = heartbeats(&manager).await;
+    tokio::io::AsyncWriteExt::write_all(&mut stranger, b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+        .await
+        .unwrap();
+    closed(stranger).await;
+    // A stream that changes its session is none.
+    let mut stranger = heartbeats(&manager).await;
+    beat(&mut stranger, agent.epoch(), 1).await;
+    write_beat(&mut stranger, &beat_of(Epoch(0))).await.unwrap();
+    closed(stranger).await;
+    manager.stop().await;
+}
+
+#[tokio::test]
+async fn silence_ends_the_lease() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = ManagerConfig {
+        lease: Duration::from_millis(400),
+        heartbeat: Duration::from_millis(100),
+        ..config(dir.path())
+    };
+    let manager = start_with(config).await;
+    let client = manager.client().await;
+    let agent = Agent::connect(&manager, hello("a", 1000, &[])).await;
+    let mut stream = heartbeats(&manager).await;
+    beat(&mut stream, agent.epoch(), 1).await;
+    let suspect = event(&client, |fact| matches!(fact, EventFact::NodeSuspect(..))).await;
+    let lost = event(&client, |fact| matches!(fact, EventFact::NodeLost(_))).await;
+    assert!(suspect < lost);
+    closed(stream).await;
+    manager.stop().await;
+}
+
+#[tokio::test]
+async fn two_agents_cannot_have_one_name() {
+    let dir = tempfile::tempdir().unwrap();
+    let manager = start(dir.path()).await;
+    let _first = Agent::connect(&manager, hello("a", 1000, &[])).await;
+    let (mut receiver, mut sender) = PeerSocket::connect(&manager.address()).await.unwrap().split();
+    let mut second = hello("a", 1000, &[]);
+    second.agent_instance = InstanceId(Uuid::from_u128(10));
+    sender.send(&ToManager::Hello(second)).await.unwrap();
+    match within(receiver.recv()).await.unwrap() {
+        ToPeer::Refused(error) => assert_eq!(error.code, ErrorCode::NameTaken),
+        other => panic!("{other:?}"),
+    }
+    manager.stop().await;
+}
+
+#[tokio::test]
+async fn an_agent_whose_connection_is_gone_becomes_suspect() {
+    let dir = tempfile::tempdir().unwrap();
+    let manager = start(dir.path()).await;
+    let client = manager.client().await;
+    let agent = Agent::connect(&manager, hello("a", 1000, &[])).await;
+    drop(agent);
+    event(&client, |fact| matches!(fact, EventFact::NodeSuspect(..))).await;
+    manager.stop().await;
+}
+
+#[tokio::test]
+async fn a_large_array_runs_to_its_end() {
+    let dir = tempfile::tempdir().unwrap();
+    let manager = start(dir.path()).await;
+    let client = manager.client().await;
+    let mut agent = Agent::connect(&manager, hello("a", 1_000_000, &[])).await;
+    let tasks = 5_000;
+    let (id, _) = submit(&client, 1, tasks).await;
+    assert_eq!(id, JobId(1));
+    let mut started = 0;
+    while started < tasks {
+        let mut batch = Vec::new();
+        for attempt in agent.starts().await {
+            started += 1;
+            batch.push(Report(started.into(), attempt, ReportFact::Ended(Outcome::exited(0))));
+        }
+        agent.sender.send(&ToManager::Reports(agent.welcome.epoch, batch)).await.unwrap();
+    }
+    let mut detail = job(&client, id, None).await;
+    while !detail.view.state.is_end() {
+        detail = job(&client, id, Some(detail.revision)).await;
+    }
+    assert_eq!((detail.view.state, detail.view.counts.succeeded), (JobState::Succeeded, tasks));
+    let revisions: Vec<_> = events(&client).await.iter().map(|(revision, _)| *revision).collect();
+    assert_eq!(revisions, (1..=revisions.len() as u64).collect::<Vec<_>>());
+    manager.stop().await;
+}

@@ -1,0 +1,294 @@
+//! What clients ask.
+
+use podmesh_protocol::client::{
+    LogPosition, LogRead, LogSlice, LogStream, Reply, ReplyBody, Request, RequestBody,
+};
+use podmesh_protocol::codec;
+use podmesh_protocol::error::ErrorCode;
+use podmesh_protocol::event::EventFact;
+use podmesh_protocol::ids::{AttemptId, Epoch, JobId, TaskId};
+use podmesh_protocol::limits::{BATCH_ROWS_MAX, PROTOCOL_VERSION};
+use podmesh_protocol::report::{AttemptState, JobState, Report, ReportFact, TaskState};
+use podmesh_protocol::session::{ToManager, ToPeer};
+use podmesh_wire::control::PeerSocket;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+
+use crate::support::*;
+
+#[tokio::test]
+async fn a_submission_makes_one_job_however_often_it_comes() {
+    let dir = tempfile::tempdir().unwrap();
+    let manager = start(dir.path()).await;
+    let client = manager.client().await;
+    assert_eq!(submit(&client, 1, 3).await, (JobId(1), false));
+    assert_eq!(submit(&client, 1, 3).await, (JobId(1), true));
+    assert_eq!(submit(&client, 2, 1).await, (JobId(2), false));
+    // Many at once: what is asked twice before the first has an answer is still one job.
+    let many = (0..50).map(|n| {
+        let client = client.clone();
+        tokio::spawn(async move { submit(&client, 100 + n / 2, 1).await.0 })
+    });
+    let mut jobs = Vec::new();
+    for job in many {
+        jobs.push(job.await.unwrap());
+    }
+    jobs.sort();
+    jobs.dedup();
+    assert_eq!(jobs, (3..28).map(JobId).collect::<Vec<_>>());
+
+    // The database knows what the core of the next life does not.
+    let cancelled = client.request(RequestBody::Cancel { job: JobId(1) }).await.unwrap();
+    assert_eq!(cancelled, ReplyBody::Cancelled { state: JobState::Cancelled });
+    manager.stop().await;
+    let manager = start(dir.path()).await;
+    let client = manager.client().await;
+    assert_eq!(submit(&client, 1, 3).await, (JobId(1), true));
+    let cancelled = client.request(RequestBody::Cancel { job: JobId(1) }).await.unwrap();
+    assert_eq!(cancelled, ReplyBody::Cancelled { state: JobState::Cancelled });
+    assert_eq!(submit(&client, 3, 3).await, (JobId(28), false));
+    manager.stop().await;
+}
+
+#[tokio::test]
+async fn what_is_wrong_is_answered_and_says_why() {
+    let dir = tempfile::tempdir().unwrap();
+    let manager = start(dir.path()).await;
+    let client = manager.client().await;
+    let mut wrong = spec(1);
+    wrong.run.command.clear();
+    let body = RequestBody::Submit { submission: submission(1), spec: Box::new(wrong) };
+    let error = refused(&client, body).await;
+    assert_eq!(error.code, ErrorCode::InvalidSpec);
+    assert!(error.message.contains("command"), "{error}");
+
+    let error = refused(&client, RequestBody::Job { job: JobId(5), since: None, wait_ms: 0 }).await;
+    assert_eq!(error.code, ErrorCode::NotFound);
+    assert_eq!(error.message, "there is no job 5; no job has been submitted yet");
+    let error = refused(&client, RequestBody::Cancel { job: JobId(5) }).await;
+    assert_eq!(error.code, ErrorCode::NotFound);
+
+    let (mut receiver, mut sender) = PeerSocket::connect(&manager.address()).await.unwrap().split();
+    let version = PROTOCOL_VERSION + 1;
+    let request = Request { version, id: 7, body: RequestBody::Info };
+    sender.send(&ToManager::Request(request)).await.unwrap();
+    match within(receiver.recv()).await.unwrap() {
+        ToPeer::Reply(Reply { id: 7, result: Err(error) }) => {
+            assert_eq!(error.code, ErrorCode::UnsupportedVersion);
+            assert!(error.message.contains("same release"), "{error}");
+        }
+        other => panic!("{other:?}"),
+    }
+    let reports = (0..=BATCH_ROWS_MAX as u64)
+        .map(|n| Report(n, AttemptId::new(JobId(1), 1, 1), ReportFact::Started))
+        .collect();
+    sender.send(&ToManager::Reports(Epoch(1), reports)).await.unwrap();
+    match within(receiver.recv()).await.unwrap() {
+        ToPeer::Error(error) => assert!(error.message.contains("BATCH_ROWS_MAX"), "{error}"),
+        other => panic!("{other:?}"),
+    }
+    manager.stop().await;
+}
+
+/// A DEALER of bytes: the handshake of ZMTP 3.0 without security, and then one frame.
+async fn send_bytes(manager: &Running, frame: &[u8]) -> (TcpStream, Vec<u8>) {
+    let mut stream = TcpStream::connect(manager.endpoint.control).await.unwrap();
+    let mut greeting = vec![0xff, 0, 0, 0, 0, 0, 0, 0, 1, 0x7f, 3, 0];
+    greeting.extend(b"NULL");
+    greeting.resize(64, 0);
+    stream.write_all(&greeting).await.unwrap();
+    let ready = b"\x05READY\x0bSocket-Type\0\0\0\x06DEALER";
+    stream.write_all(&[4, u8::try_from(ready.len()).unwrap()]).await.unwrap();
+    stream.write_all(ready).await.unwrap();
+    let mut theirs = [0; 64];
+    within(stream.read_exact(&mut theirs)).await.unwrap();
+    let mut header = [0; 2];
+    within(stream.read_exact(&mut header)).await.unwrap();
+    assert_eq!(header[0], 4, "a command: READY");
+    let mut theirs = vec![0; header[1].into()];
+    within(stream.read_exact(&mut theirs)).await.unwrap();
+
+    stream.write_all(&[0, u8::try_from(frame.len()).unwrap()]).await.unwrap();
+    stream.write_all(frame).await.unwrap();
+    within(stream.read_exact(&mut header)).await.unwrap();
+    let length = match header[0] {
+        0 => usize::from(header[1]),
+        // A long frame: eight bytes of length, of which one has been read.
+        2 => {
+            let mut rest = [0; 7];
+            within(stream.read_exact(&mut rest)).await.unwrap();
+            rest.iter().fold(0, |length, byte| length << 8 | usize::from(*byte))
+        }
+        other => panic!("a frame with flags {other}"),
+    };
+    let mut answer = vec![0; length];
+    within(stream.read_exact(&mut answer)).await.unwrap();
+    (stream, answer)
+}
+
+#[tokio::test]
+async fn bytes_that_are_no_message_are_answered_and_harm_nobody() {
+    let dir = tempfile::tempdir().unwrap();
+    let manager = start(dir.path()).await;
+    let client = manager.client().await;
+    let request = Request { version: 1, id: 1, body: RequestBody::Info };
+    let mut truncated = codec::encode(&ToManager::Request(request)).unwrap();
+    truncated.truncate(truncated.len() - 1);
+    for frame in [&b"no message"[..], b"", b"\xc1", &truncated, &[0x91; 200]] {
+        let (_stream, answer) = send_bytes(&manager, frame).await;
+        match codec::decode(&answer).unwrap() {
+            ToPeer::Error(error) => assert_eq!(error.code, ErrorCode::BadMessage),
+            other => panic!("{other:?}"),
+        }
+    }
+    assert_eq!(submit(&client, 1, 1).await, (JobId(1), false));
+    manager.stop().await;
+}
+
+#[tokio::test]
+async fn requests_that_wait_are_woken_by_commits() {
+    let dir = tempfile::tempdir().unwrap();
+    let manager = start(dir.path()).await;
+    let client = manager.client().await;
+    let (id, _) = submit(&client, 1, 1).await;
+    let queued = job(&client, id, None).await;
+    assert_eq!(queued.view.state, JobState::Queued);
+    assert!(!queued.waits_for.is_empty(), "no node is there: that must be said");
+    let task = TaskId { job: id, index: 1 };
+    let attempt = AttemptId { task, number: 1 };
+    let task_when = |unless| {
+        let client = client.clone();
+        let body = RequestBody::Task { task, unless, wait_ms: 30_000 };
+        tokio::spawn(async move {
+            match client.request(body).await.unwrap() {
+                ReplyBody::Task(detail) => detail,
+                other => panic!("{other:?}"),
+            }
+        })
+    };
+    let job_after = |revision| {
+        let client = client.clone();
+        tokio::spawn(async move { job(&client, id, Some(revision)).await })
+    };
+
+    let waiting = job_after(queued.revision);
+    let mut agent = Agent::connect(&manager, hello("a", 1000, &[])).await;
+    assert_eq!(agent.starts().await, [attempt]);
+    let running = waiting.await.unwrap();
+    assert_eq!(running.view.state, JobState::Running);
+    assert_eq!(running.view.counts.active, 1);
+
+    let waiting = task_when(Some((1, AttemptState::Assigned)));
+    agent.report(attempt, ReportFact::Started).await;
+    let detail = waiting.await.unwrap();
+    assert_eq!(detail.attempts[0].state, AttemptState::Running);
+
+    // Two wait for one job, and one of them gives up before.
+    let given_up = task_when(Some((1, AttemptState::Running)));
+    given_up.abort();
+    let waiting = task_when(Some((1, AttemptState::Running)));
+    let job_waiting = job_after(running.revision);
+    agent.end(attempt).await;
+    let detail = waiting.await.unwrap();
+    assert_eq!((detail.state, detail.attempts.len()), (TaskState::Succeeded, 1));
+    let ended = job_waiting.await.unwrap();
+    assert_eq!(ended.view.state, JobState::Succeeded);
+    assert!(ended.waits_for.is_empty());
+
+    // What has changed already, or never will again, is answered at once.
+    assert_eq!(job(&client, id, Some(queued.revision)).await.view.state, JobState::Succeeded);
+    assert_eq!(job(&client, id, Some(ended.revision)).await.view.state, JobState::Succeeded);
+    manager.stop().await;
+}
+
+#[tokio::test]
+async fn a_wait_ends_with_its_time_and_with_the_manager() {
+    let dir = tempfile::tempdir().unwrap();
+    let manager = start(dir.path()).await;
+    let client = manager.client().await;
+    let (id, _) = submit(&client, 1, 1).await;
+    let revision = job(&client, id, None).await.revision;
+    let body = move |wait_ms| RequestBody::Job { job: id, since: Some(revision), wait_ms };
+    within(client.request(body(20))).await.unwrap();
+    let waiting = {
+        let client = client.clone();
+        tokio::spawn(async move { client.request(body(30_000)).await })
+    };
+    // When this has its answer, the one before has been read.
+    client.request(RequestBody::Info).await.unwrap();
+    manager.stop().await;
+    assert!(matches!(waiting.await.unwrap(), Ok(ReplyBody::Job(_))));
+}
+
+fn log_read(attempt: AttemptId) -> RequestBody {
+    RequestBody::Log(LogRead {
+        attempt,
+        stream: LogStream::Stdout,
+        from: LogPosition::Offset(3),
+        bytes_max: 100,
+        wait_ms: 30_000,
+    })
+}
+
+#[tokio::test]
+async fn the_agent_that_has_a_log_reads_it_for_the_client() {
+    let dir = tempfile::tempdir().unwrap();
+    let manager = start(dir.path()).await;
+    let client = manager.client().await;
+    let mut agent = Agent::connect(&manager, hello("a", 1000, &[])).await;
+    let mut other = Agent::connect(&manager, hello("b", 500, &[])).await;
+    let (id, _) = submit(&client, 1, 1).await;
+    let attempt = AttemptId::new(id, 1, 1);
+    let error = refused(&client, log_read(AttemptId::new(id, 1, 2))).await;
+    assert_eq!(error.code, ErrorCode::NotFound);
+    assert_eq!(agent.starts().await, [attempt]);
+
+    let ask = || {
+        let client = client.clone();
+        tokio::spawn(async move { client.request(log_read(attempt)).await })
+    };
+    let slice = |bytes: &[u8]| {
+        Ok(LogSlice { offset: 3, bytes: bytes.to_vec(), end: false })
+    };
+    let asked = ask();
+    let (number, read) = agent.log_question().await;
+    assert_eq!(RequestBody::Log(read), log_read(attempt));
+    // Another agent cannot answer for it.
+    other.sender.send(&ToManager::LogSlice(number, slice(b"forged"))).await.unwrap();
+    let error = refused(&client, RequestBody::Cancel { job: JobId(99) }).await;
+    assert_eq!(error.code, ErrorCode::NotFound);
+    agent.sender.send(&ToManager::LogSlice(number, slice(b"\xffa\n"))).await.unwrap();
+    assert_eq!(asked.await.unwrap().unwrap(), ReplyBody::Log(slice(b"\xffa\n").unwrap()));
+
+    let asked = ask();
+    let (number, _) = agent.log_question().await;
+    agent.sender.send(&ToManager::LogSlice(number, slice(&[0; 101]))).await.unwrap();
+    assert!(asked.await.unwrap().is_err(), "more than was asked for");
+
+    // The node vanishes while it is asked.
+    let asked = ask();
+    agent.log_question().await;
+    drop(agent);
+    let error = asked.await.unwrap().unwrap_err().to_string();
+    assert!(error.contains("node `a`") && error.contains("1/1/1"), "{error}");
+    manager.stop().await;
+    drop(other);
+}
+
+#[tokio::test]
+async fn a_log_of_a_node_that_is_not_there_says_where_it_is() {
+    let dir = tempfile::tempdir().unwrap();
+    let manager = start(dir.path()).await;
+    let client = manager.client().await;
+    let mut agent = Agent::connect(&manager, hello("a", 1000, &[])).await;
+    let (id, _) = submit(&client, 1, 1).await;
+    let attempt = agent.starts().await[0];
+    assert_eq!(attempt, AttemptId::new(id, 1, 1));
+    agent.end(attempt).await;
+    agent.sender.send(&ToManager::Goodbye(agent.welcome.epoch)).await.unwrap();
+    event(&client, |fact| matches!(fact, EventFact::NodeSuspect(..))).await;
+    let error = refused(&client, log_read(attempt)).await;
+    assert_eq!(error.code, ErrorCode::NodeUnavailable);
+    assert!(error.message.contains("node `a`"), "{error}");
+    manager.stop().await;
+}

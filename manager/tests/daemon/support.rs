@@ -1,0 +1,231 @@
+//! A manager in this process, and agents that are nothing but messages.
+
+use std::path::Path;
+use std::time::Duration;
+
+use podmesh_manager::{Endpoint, ManagerConfig, ManagerError};
+use podmesh_protocol::client::{JobDetail, LogRead, ReplyBody, RequestBody};
+use podmesh_protocol::error::ErrorReply;
+use podmesh_protocol::event::EventFact;
+use podmesh_protocol::ids::{AttemptId, Epoch, InstanceId, JobId, Revision, SubmissionId};
+use podmesh_protocol::limits::PROTOCOL_VERSION;
+use podmesh_protocol::report::{Outcome, Report, ReportFact};
+use podmesh_protocol::session::{Hello, ToManager, ToPeer, Welcome};
+use podmesh_protocol::spec::{JobSpec, Resources, RuntimeKind};
+use podmesh_wire::address::ManagerAddress;
+use podmesh_wire::client::{Client, ClientError};
+use podmesh_wire::control::{PeerReceiver, PeerSender, PeerSocket};
+use tokio::sync::oneshot;
+use tokio::task::JoinHandle;
+use tokio::time::timeout;
+use uuid::Uuid;
+
+/// Much more than anything here takes: only a test that fails waits for it.
+pub(crate) const LIMIT: Duration = Duration::from_secs(30);
+
+pub(crate) struct Running {
+    pub(crate) endpoint: Endpoint,
+    stop: oneshot::Sender<()>,
+    pub(crate) task: JoinHandle<Result<(), ManagerError>>,
+}
+
+pub(crate) fn config(data_dir: &Path) -> ManagerConfig {
+    ManagerConfig::new(data_dir, "127.0.0.1:0".parse().unwrap())
+}
+
+pub(crate) async fn start(data_dir: &Path) -> Running {
+    start_with(config(data_dir)).await
+}
+
+pub(crate) async fn start_with(config: ManagerConfig) -> Running {
+    let (ready, endpoint) = oneshot::channel();
+    let (stop, stopped) = oneshot::channel();
+    let task = tokio::spawn(podmesh_manager::run(
+        config,
+        move |endpoint| ready.send(endpoint).unwrap(),
+        async move { _ = stopped.await },
+    ));
+    match endpoint.await {
+        Ok(endpoint) => Running { endpoint, stop, task },
+        Err(_) => panic!("no manager: {}", task.await.unwrap().unwrap_err()),
+    }
+}
+
+impl Running {
+    pub(crate) fn address(&self) -> ManagerAddress {
+        self.endpoint.control.into()
+    }
+
+    pub(crate) async fn client(&self) -> Client {
+        Client::connect(&self.address()).await.unwrap()
+    }
+
+    pub(crate) async fn stop(self) {
+        self.stop.send(()).unwrap();
+        within(self.task).await.unwrap().unwrap();
+    }
+
+    /// As a kill would: nothing is said to anybody. Returns when another manager may start.
+    pub(crate) async fn cut_off(self, data_dir: &Path) {
+        self.task.abort();
+        _ = self.task.await;
+        let lock = std::fs::File::open(data_dir.join("manager.lock")).unwrap();
+        within(tokio::task::spawn_blocking(move || lock.lock())).await.unwrap().unwrap();
+    }
+}
+
+pub(crate) async fn within<T>(future: impl Future<Output = T>) -> T {
+    timeout(LIMIT, future).await.unwrap()
+}
+
+pub(crate) fn spec(tasks: u32) -> JobSpec {
+    serde_json::from_str(&format!(
+        r#"{{"name": "count", "array": {{"first": 1, "last": {tasks}}},
+            "run": {{"runtime": "process", "command": ["true"]}}}}"#
+    ))
+    .unwrap()
+}
+
+pub(crate) fn submission(n: u128) -> SubmissionId {
+    SubmissionId(Uuid::from_u128(n))
+}
+
+pub(crate) fn submit_body(n: u128, tasks: u32) -> RequestBody {
+    RequestBody::Submit { submission: submission(n), spec: Box::new(spec(tasks)) }
+}
+
+pub(crate) async fn submit(client: &Client, n: u128, tasks: u32) -> (JobId, bool) {
+    match client.request(submit_body(n, tasks)).await.unwrap() {
+        ReplyBody::Submitted { job, again } => (job, again),
+        other => panic!("{other:?}"),
+    }
+}
+
+pub(crate) async fn refused(client: &Client, body: RequestBody) -> ErrorReply {
+    match client.request(body).await {
+        Err(ClientError::Refused(error)) => error,
+        other => panic!("{other:?}"),
+    }
+}
+
+pub(crate) async fn job(client: &Client, job: JobId, since: Option<Revision>) -> JobDetail {
+    let wait_ms = 30_000;
+    match client.request(RequestBody::Job { job, since, wait_ms }).await.unwrap() {
+        ReplyBody::Job(detail) => *detail,
+        other => panic!("{other:?}"),
+    }
+}
+
+/// All events, each with its revision.
+pub(crate) async fn events(client: &Client) -> Vec<(u64, EventFact)> {
+    let mut events = Vec::new();
+    loop {
+        let since = Revision(events.last().map_or(0, |(revision, _)| *revision));
+        match client.request(RequestBody::Events { since }).await.unwrap() {
+            ReplyBody::Events { chunks, last } => {
+                for chunk in &chunks {
+                    events.extend(chunk.iter().map(|(r, fact)| (r.0, fact.clone())));
+                }
+                if events.last().is_none_or(|(revision, _)| *revision >= last.0) {
+                    return events;
+                }
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
+/// Waits for an event; the revision of it.
+pub(crate) async fn event(client: &Client, wanted: impl Fn(&EventFact) -> bool) -> u64 {
+    within(async {
+        loop {
+            if let Some((revision, _)) = events(client).await.iter().find(|(_, fact)| wanted(fact))
+            {
+                return *revision;
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    })
+    .await
+}
+
+/// An agent that does as the test says.
+pub(crate) struct Agent {
+    pub(crate) receiver: PeerReceiver,
+    pub(crate) sender: PeerSender,
+    pub(crate) welcome: Welcome,
+    reports: u64,
+}
+
+pub(crate) fn hello(node: &str, cpu_millis: u32, attempts: &[AttemptId]) -> Hello {
+    Hello {
+        version: PROTOCOL_VERSION,
+        node: node.parse().unwrap(),
+        boot_id: "boot".into(),
+        agent_instance: InstanceId(Uuid::from_u128(9)),
+        cluster: None,
+        program_version: "0".into(),
+        capacity: Resources { cpu_millis, memory_bytes: 1 << 30 },
+        labels: [].into(),
+        runtimes: vec![RuntimeKind::Process],
+        attempts: attempts.to_vec(),
+    }
+}
+
+impl Agent {
+    pub(crate) async fn connect(manager: &Running, hello: Hello) -> Self {
+        let (mut receiver, mut sender) =
+            PeerSocket::connect(&manager.address()).await.unwrap().split();
+        sender.send(&ToManager::Hello(hello)).await.unwrap();
+        match within(receiver.recv()).await.unwrap() {
+            ToPeer::Welcome(welcome) => Self { receiver, sender, welcome, reports: 0 },
+            other => panic!("{other:?}"),
+        }
+    }
+
+    pub(crate) fn epoch(&self) -> Epoch {
+        self.welcome.epoch
+    }
+
+    pub(crate) async fn recv(&mut self) -> ToPeer {
+        within(self.receiver.recv()).await.unwrap()
+    }
+
+    /// The next starts; what comes before is of no interest.
+    pub(crate) async fn starts(&mut self) -> Vec<AttemptId> {
+        loop {
+            if let ToPeer::Starts(epoch, attempts) = self.recv().await {
+                assert_eq!(epoch, self.epoch());
+                return attempts;
+            }
+        }
+    }
+
+    /// The next question for a log.
+    pub(crate) async fn log_question(&mut self) -> (u64, LogRead) {
+        loop {
+            if let ToPeer::LogRead(number, read) = self.recv().await {
+                return (number, read);
+            }
+        }
+    }
+
+    /// Reports, and waits until that is on the manager's disk.
+    pub(crate) async fn report(&mut self, attempt: AttemptId, fact: ReportFact) {
+        self.reports += 1;
+        let report = Report(self.reports, attempt, fact);
+        self.sender.send(&ToManager::Reports(self.epoch(), vec![report])).await.unwrap();
+        loop {
+            if let ToPeer::Acked(_, acked) = self.recv().await
+                && acked == self.reports
+            {
+                return;
+            }
+        }
+    }
+
+    pub(crate) async fn end(&mut self, attempt: AttemptId) {
+        self.report(attempt, ReportFact::Started).await;
+        self.report(attempt, ReportFact::Ended(Outcome::exited(0))).await;
+    }
+}

@@ -1,0 +1,236 @@
+//! Reports on their way to the manager's disk.
+
+use std::collections::{BTreeMap, VecDeque};
+
+use podmesh_protocol::ids::{AttemptId, Epoch};
+use podmesh_protocol::limits::{BATCH_ROWS_MAX, FRAME_BYTES_MAX, MESSAGE_BYTES_MAX};
+use podmesh_protocol::report::{Report, ReportFact};
+use podmesh_protocol::session::ToManager;
+
+/// Messages with reports that may be under way at a time; further reports wait for an
+/// acknowledgement, so that queues stay short and batches grow when the manager is slow.
+pub(crate) const MESSAGES_IN_FLIGHT_MAX: usize = 8;
+
+/// Bytes of a row without its text, generously: number, attempt, and an outcome's named fields.
+const ROW_BYTES: usize = 160;
+/// Bytes of the rows of one message; what is left is for the envelope.
+const ROWS_BYTES_MAX: usize = FRAME_BYTES_MAX - 1024;
+
+/// The place of a report that has no number yet; never used twice.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Place(u64);
+
+/// Reports are numbered when they are first sent, and kept until acknowledged. What has no number
+/// can still be taken back.
+#[derive(Debug, Default)]
+pub(crate) struct Outbox {
+    /// The number of the last report that was sent; 0 for none.
+    last_number: u64,
+    last_place: u64,
+    unsent: BTreeMap<Place, (AttemptId, ReportFact)>,
+    /// Numbered without a gap, up to `last_number`.
+    unacked: VecDeque<Report>,
+    /// How many of `unacked`, from the front, were sent in the current session.
+    sent: usize,
+    /// The last number of each message of the current session that is not acknowledged.
+    in_flight: VecDeque<u64>,
+}
+
+impl Outbox {
+    /// Takes a report in.
+    pub(crate) fn push(&mut self, attempt: AttemptId, mut fact: ReportFact) -> Place {
+        match &mut fact {
+            ReportFact::Preparing(text) | ReportFact::LogGap(text) => cut(text),
+            ReportFact::Ended(outcome) => outcome.message.iter_mut().for_each(cut),
+            ReportFact::Started => {}
+        }
+        self.last_place += 1;
+        let place = Place(self.last_place);
+        self.unsent.insert(place, (attempt, fact));
+        place
+    }
+
+    /// Takes a report back, unless it was sent.
+    pub(crate) fn take_back(&mut self, place: Place) {
+        self.unsent.remove(&place);
+    }
+
+    /// Whether everything is acknowledged.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.unsent.is_empty() && self.unacked.is_empty()
+    }
+
+    /// What was sent in an earlier session is to be sent again.
+    pub(crate) fn session_changed(&mut self) {
+        self.sent = 0;
+        self.in_flight.clear();
+    }
+
+    /// Forgets the reports up to and with this number, and tells of which attempts the end is
+    /// acknowledged now.
+    pub(crate) fn acked(&mut self, number: u64) -> Vec<AttemptId> {
+        let mut ended = Vec::new();
+        let known = self.unacked.partition_point(|report| report.0 <= number);
+        for Report(_, attempt, fact) in self.unacked.drain(..known) {
+            if matches!(fact, ReportFact::Ended(_)) {
+                ended.push(attempt);
+            }
+        }
+        self.sent = self.sent.saturating_sub(known);
+        let arrived = self.in_flight.partition_point(|last| *last <= number);
+        self.in_flight.drain(..arrived);
+        ended
+    }
+
+    /// Sends as much as may be under way.
+    pub(crate) fn fill(&mut self, epoch: Epoch, messages: &mut Vec<ToManager>) {
+        while self.in_flight.len() < MESSAGES_IN_FLIGHT_MAX {
+            let rows = self.next_rows();
+            let Some(Report(last, ..)) = rows.last() else { break };
+            self.in_flight.push_back(*last);
+            messages.push(ToManager::Reports(epoch, rows));
+        }
+    }
+
+    fn next_rows(&mut self) -> Vec<Report> {
+        let mut rows = Vec::new();
+        let mut bytes = 0;
+        while rows.len() < BATCH_ROWS_MAX {
+            if self.sent == self.unacked.len() {
+                let Some((_, (attempt, fact))) = self.unsent.pop_first() else { break };
+                self.last_number += 1;
+                self.unacked.push_back(Report(self.last_number, attempt, fact));
+            }
+            let Some(report) = self.unacked.get(self.sent) else { break };
+            bytes += row_bytes(&report.2);
+            if bytes > ROWS_BYTES_MAX {
+                break;
+            }
+            rows.push(report.clone());
+            self.sent += 1;
+        }
+        rows
+    }
+
+    #[cfg(any(test, feature = "invariants"))]
+    pub(crate) fn check(&self) {
+        assert!(self.sent <= self.unacked.len());
+        assert!(self.in_flight.len() <= MESSAGES_IN_FLIGHT_MAX);
+        let first = self.last_number + 1 - self.unacked.len() as u64;
+        for (number, report) in (first..).zip(&self.unacked) {
+            assert_eq!(report.0, number, "numbers have no gap");
+        }
+        assert!(self.in_flight.iter().is_sorted());
+    }
+
+    /// The attempts whose end is not acknowledged: first those without a number, then those with.
+    #[cfg(any(test, feature = "invariants"))]
+    pub(crate) fn ends(&self) -> (Vec<AttemptId>, Vec<AttemptId>) {
+        let is_end = |fact: &ReportFact| matches!(fact, ReportFact::Ended(_));
+        let unsent = self.unsent.values().filter(|(_, fact)| is_end(fact));
+        let unacked = self.unacked.iter().filter(|report| is_end(&report.2));
+        (unsent.map(|(attempt, _)| *attempt).collect(), unacked.map(|r| r.1).collect())
+    }
+}
+
+fn cut(text: &mut String) {
+    if text.len() > MESSAGE_BYTES_MAX {
+        let end = (0..=MESSAGE_BYTES_MAX).rev().find(|at| text.is_char_boundary(*at));
+        text.truncate(end.unwrap_or(0));
+    }
+}
+
+fn row_bytes(fact: &ReportFact) -> usize {
+    let text = match fact {
+        ReportFact::Preparing(text) | ReportFact::LogGap(text) => text.len(),
+        ReportFact::Ended(outcome) => outcome.message.as_ref().map_or(0, String::len),
+        ReportFact::Started => 0,
+    };
+    ROW_BYTES + text
+}
+
+#[cfg(test)]
+mod tests {
+    use podmesh_protocol::codec::encode;
+    use podmesh_protocol::ids::JobId;
+    use podmesh_protocol::report::Outcome;
+
+    use super::*;
+
+    fn attempt(index: u32) -> AttemptId {
+        AttemptId::new(JobId(u64::MAX), index, u32::MAX)
+    }
+
+    fn numbers(messages: &[ToManager]) -> Vec<Vec<u64>> {
+        let numbers = |message: &ToManager| match message {
+            ToManager::Reports(_, rows) => rows.iter().map(|r| r.0).collect(),
+            _ => Vec::new(),
+        };
+        messages.iter().map(numbers).collect()
+    }
+
+    #[test]
+    fn the_largest_rows_fit_their_frames() {
+        let mut outbox = Outbox::default();
+        let mut outcome = Outcome::not_started(i32::MIN, "x".repeat(1 << 20));
+        outcome.signal = Some(i32::MIN);
+        outcome.oom_killed = true;
+        outcome.ran_ms = u64::MAX;
+        for index in 0..4096 {
+            outbox.push(attempt(u32::MAX - index), ReportFact::Ended(outcome.clone()));
+        }
+        let mut messages = Vec::new();
+        while !outbox.is_empty() {
+            messages.clear();
+            outbox.fill(Epoch(u64::MAX), &mut messages);
+            for message in &messages {
+                assert!(encode(message).is_ok_and(|bytes| bytes.len() > FRAME_BYTES_MAX / 4));
+            }
+            outbox.acked(u64::MAX);
+        }
+    }
+
+    #[test]
+    fn small_rows_fit_their_frames_and_rows_are_bounded() {
+        let mut outbox = Outbox::default();
+        let mut outcome = Outcome::exited(i32::MIN);
+        outcome.signal = Some(i32::MIN);
+        outcome.oom_killed = true;
+        outcome.ran_ms = u64::MAX;
+        for index in 0..20_000 {
+            outbox.push(attempt(u32::MAX - index), ReportFact::Ended(outcome.clone()));
+        }
+        let mut messages = Vec::new();
+        outbox.fill(Epoch(u64::MAX), &mut messages);
+        assert_eq!(numbers(&messages).iter().map(Vec::len).sum::<usize>(), 20_000);
+        for message in &messages {
+            assert!(encode(message).is_ok());
+        }
+    }
+
+    #[test]
+    fn the_window_holds_back_and_a_session_sends_again() {
+        let mut outbox = Outbox::default();
+        let mut messages = Vec::new();
+        for index in 0..20 {
+            outbox.push(attempt(index), ReportFact::Started);
+            outbox.fill(Epoch(1), &mut messages);
+        }
+        let window: Vec<_> = (1..=8).map(|n| vec![n]).collect();
+        assert_eq!(numbers(&messages), window);
+
+        messages.clear();
+        outbox.acked(1);
+        outbox.fill(Epoch(1), &mut messages);
+        let rest: Vec<u64> = (9..=20).collect();
+        assert_eq!(numbers(&messages), [rest]);
+
+        messages.clear();
+        outbox.session_changed();
+        outbox.acked(10);
+        outbox.fill(Epoch(2), &mut messages);
+        let again: Vec<u64> = (11..=20).collect();
+        assert_eq!(numbers(&messages), [again]);
+        outbox.check();
+    }
+}

@@ -1,0 +1,184 @@
+//! The core by its inputs and steps, the invariants checked after each.
+#![expect(clippy::unwrap_used, clippy::panic, reason = "tests")]
+
+mod lease;
+mod purity;
+mod random;
+mod reports;
+mod starts;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use podmesh_protocol::ids::{AttemptId, ClusterId, Epoch, JobId};
+use podmesh_protocol::report::{Outcome, Report, ReportFact};
+use podmesh_protocol::session::{StopReason, ToManager, Welcome};
+use podmesh_protocol::spec::{DockerSpec, OnLost, Resources, RunSpec, RuntimeSpec};
+use podmesh_protocol::time::{Millis, Now};
+
+use crate::input::{FoundAttempt, Input, RuntimeFact};
+use crate::step::{Command, JobContext, Step};
+use crate::{Core, CoreConfig};
+
+const LEASE_MS: u64 = 15_000;
+const GOODBYE_MS: u64 = 5_000;
+const GRACE_MS: u64 = 700;
+const TIMEOUT_MS: u64 = 30_000;
+
+/// Job 1 waits when lost, job 2 is requeued, job 3 has a timeout, job 4 is a container.
+fn context(job: u64) -> Arc<JobContext> {
+    let runtime =
+        if job == 4 { RuntimeSpec::Docker(DockerSpec::default()) } else { RuntimeSpec::Process };
+    Arc::new(JobContext {
+        job: JobId(job),
+        name: "job".parse().unwrap(),
+        on_lost: if job == 2 { OnLost::Requeue } else { OnLost::Wait },
+        resources: Resources::default(),
+        run: RunSpec {
+            runtime,
+            command: vec!["true".into()],
+            env: BTreeMap::new(),
+            workdir: None,
+            timeout_ms: (job == 3).then_some(TIMEOUT_MS),
+            stop_grace_ms: GRACE_MS,
+        },
+    })
+}
+
+fn attempt(job: u64, index: u32, number: u32) -> AttemptId {
+    AttemptId::new(JobId(job), index, number)
+}
+
+fn found(attempt: AttemptId, ended: Option<Outcome>) -> FoundAttempt {
+    let job = attempt.task.job.0;
+    FoundAttempt {
+        attempt,
+        ended,
+        outlives_agent: job == 4,
+        on_lost: context(job).on_lost,
+        ran_ms: 0,
+    }
+}
+
+struct Agent {
+    core: Core,
+    now: Millis,
+    epoch: u64,
+}
+
+impl Agent {
+    fn new() -> Self {
+        Self { core: Core::new(CoreConfig { goodbye_wait_ms: GOODBYE_MS }), now: 1_000, epoch: 0 }
+    }
+
+    /// An agent in a session that knows the jobs 1 to 4.
+    fn in_session() -> Self {
+        let mut agent = Self::new();
+        agent.open_session(0, &[]);
+        agent
+    }
+
+    fn step(&mut self, input: Input) -> Step {
+        let mut step = Step::default();
+        self.core.step(Now { mono_ms: self.now, wall_ms: 0 }, input, &mut step);
+        self.core.check_invariants();
+        step
+    }
+
+    fn tick_at(&mut self, now: Millis) -> Step {
+        self.now = now;
+        self.step(Input::Tick)
+    }
+
+    fn open_session(&mut self, acked: u64, stop: &[AttemptId]) -> Step {
+        self.epoch += 1;
+        let welcome = Welcome {
+            version: 1,
+            epoch: Epoch(self.epoch),
+            cluster: ClusterId(Default::default()),
+            lease_ms: LEASE_MS,
+            heartbeat_ms: 1_000,
+            heartbeat_port: 1,
+            publish_port: 2,
+            acked,
+            stop: stop.to_vec(),
+            keep: self.core.hello_attempts(),
+        };
+        let step = self.step(Input::SessionOpened {
+            welcome: Box::new(welcome),
+            hello_sent_mono_ms: self.now,
+        });
+        for job in 1..=4 {
+            let context = context(job);
+            self.step(Input::JobSpecReceived { epoch: Epoch(self.epoch), context });
+        }
+        step
+    }
+
+    fn start(&mut self, attempts: &[AttemptId]) -> Step {
+        let epoch = Epoch(self.epoch);
+        self.step(Input::StartsReceived { epoch, attempts: attempts.to_vec() })
+    }
+
+    /// Starts an attempt, lets it run, and lets the manager acknowledge that.
+    fn run(&mut self, attempt: AttemptId) {
+        let step = self.start(&[attempt]);
+        assert_eq!(step.commands, [started(attempt)]);
+        let step = self.tell(attempt, RuntimeFact::Started);
+        let last = rows(&step).last().unwrap().0;
+        self.ack(last);
+    }
+
+    fn cancel(&mut self, attempt: AttemptId) -> Step {
+        self.stop(attempt, StopReason::Cancelled)
+    }
+
+    fn stop(&mut self, attempt: AttemptId, reason: StopReason) -> Step {
+        let epoch = Epoch(self.epoch);
+        self.step(Input::StopsReceived { epoch, stops: vec![(attempt, reason)] })
+    }
+
+    fn ack(&mut self, acked: u64) -> Step {
+        self.step(Input::ReportsAcked { epoch: Epoch(self.epoch), acked })
+    }
+
+    fn tell(&mut self, attempt: AttemptId, fact: RuntimeFact) -> Step {
+        self.step(Input::RuntimeReported(vec![(attempt, fact)]))
+    }
+
+    fn end(&mut self, attempt: AttemptId, outcome: Outcome) -> Step {
+        self.tell(attempt, RuntimeFact::Ended(outcome))
+    }
+}
+
+fn started(attempt: AttemptId) -> Command {
+    Command::Start { attempt, context: context(attempt.task.job.0) }
+}
+
+fn stopped(attempt: AttemptId, grace_ms: u64) -> Command {
+    Command::Stop { attempt, grace_ms }
+}
+
+fn removed(attempt: AttemptId) -> Command {
+    Command::Remove { attempt }
+}
+
+fn rows(step: &Step) -> Vec<Report> {
+    let rows = |message: &ToManager| match message {
+        ToManager::Reports(_, rows) => rows.clone(),
+        _ => Vec::new(),
+    };
+    step.messages.iter().flat_map(rows).collect()
+}
+
+/// The one outcome that a step reports.
+fn outcome(step: &Step) -> Outcome {
+    match rows(step).as_slice() {
+        [Report(_, _, ReportFact::Ended(outcome))] => outcome.clone(),
+        rows => panic!("not one end: {rows:?}"),
+    }
+}
+
+fn signalled(signal: i32) -> Outcome {
+    Outcome { signal: Some(signal), ..Outcome::new(podmesh_protocol::report::OutcomeKind::Failed) }
+}

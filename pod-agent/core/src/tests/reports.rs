@@ -1,0 +1,131 @@
+//! Reports: numbers, what they say, and what happens to them.
+
+use podmesh_protocol::report::OutcomeKind;
+
+use super::*;
+
+#[test]
+fn reports_are_numbered_and_kept_until_acknowledged() {
+    let mut agent = Agent::in_session();
+    let a = attempt(1, 1, 1);
+    agent.start(&[a]);
+    let started = agent.tell(a, RuntimeFact::Started);
+    assert_eq!(rows(&started), [Report(1, a, ReportFact::Started)]);
+    let ended = agent.end(a, Outcome::exited(0));
+    let outcome = Outcome { ran_ms: 1, ..Outcome::exited(0) };
+    assert_eq!(rows(&ended), [Report(2, a, ReportFact::Ended(outcome.clone()))]);
+    assert_eq!(agent.ack(1).commands, []);
+    agent.step(Input::SessionClosed);
+    let again = agent.open_session(1, &[]);
+    assert_eq!(rows(&again), [Report(2, a, ReportFact::Ended(outcome))]);
+    assert_eq!(agent.ack(2).commands, [removed(a)]);
+    assert_eq!(agent.ack(2), Step::default());
+}
+
+#[test]
+fn what_was_not_sent_is_told_in_one() {
+    let mut agent = Agent::in_session();
+    let a = attempt(1, 1, 1);
+    agent.start(&[a]);
+    agent.step(Input::SessionClosed);
+    for text in ["pulling 1 %", "pulling 50 %"] {
+        agent.tell(a, RuntimeFact::Preparing(text.into()));
+    }
+    agent.tell(a, RuntimeFact::LogGap("12 bytes".into()));
+    agent.tell(a, RuntimeFact::Started);
+    agent.end(a, Outcome { ran_ms: 42, ..Outcome::exited(1) });
+    let step = agent.open_session(0, &[]);
+    let expected = [
+        Report(1, a, ReportFact::LogGap("12 bytes".into())),
+        Report(2, a, ReportFact::Ended(Outcome { ran_ms: 42, ..Outcome::exited(1) })),
+    ];
+    assert_eq!(rows(&step), expected);
+}
+
+#[test]
+fn news_before_the_start_is_told() {
+    let mut agent = Agent::in_session();
+    let a = attempt(4, 1, 1);
+    agent.start(&[a]);
+    let step = agent.tell(a, RuntimeFact::Preparing("x".repeat(3000)));
+    let Report(1, _, ReportFact::Preparing(text)) = &rows(&step)[0] else { panic!("{step:?}") };
+    assert_eq!(text.len(), 2048, "cut");
+}
+
+#[test]
+fn an_acknowledgement_of_what_was_never_sent_changes_nothing_else() {
+    let mut agent = Agent::in_session();
+    let (a, b) = (attempt(1, 1, 1), attempt(1, 2, 1));
+    agent.run(a);
+    agent.ack(u64::MAX);
+    let step = agent.end(a, Outcome::exited(0));
+    assert_eq!(rows(&step)[0].0, 2);
+    agent.start(&[b]);
+    assert_eq!(rows(&agent.tell(b, RuntimeFact::Started))[0].0, 3);
+}
+
+#[test]
+fn a_cancelled_attempt_says_so_and_keeps_its_code() {
+    let mut agent = Agent::in_session();
+    let (a, b, c) = (attempt(1, 1, 1), attempt(1, 2, 1), attempt(1, 3, 1));
+    for attempt in [a, b, c] {
+        agent.run(attempt);
+    }
+    assert_eq!(agent.cancel(a).commands, [stopped(a, GRACE_MS)]);
+    assert_eq!(agent.cancel(a).commands, [], "once is enough");
+    let out = outcome(&agent.end(a, signalled(15)));
+    assert_eq!((out.kind, out.signal), (OutcomeKind::Cancelled, Some(15)));
+
+    agent.cancel(b);
+    let out = outcome(&agent.end(b, Outcome::exited(0)));
+    assert_eq!((out.kind, out.exit_code), (OutcomeKind::Cancelled, Some(0)));
+
+    let out = outcome(&agent.end(c, Outcome::exited(0)));
+    assert_eq!(agent.cancel(c).commands, [], "it was over before");
+    assert_eq!(out.kind, OutcomeKind::Succeeded);
+}
+
+#[test]
+fn a_cancelled_attempt_can_be_fenced() {
+    let mut agent = Agent::in_session();
+    let a = attempt(1, 1, 1);
+    agent.run(a);
+    agent.cancel(a);
+    assert_eq!(agent.stop(a, StopReason::Fenced).commands, [stopped(a, 0)]);
+    let step = agent.end(a, signalled(9));
+    assert_eq!((rows(&step).len(), step.commands.as_slice()), (0, &[removed(a)][..]));
+}
+
+#[test]
+fn the_time_of_an_attempt_is_up() {
+    let mut agent = Agent::in_session();
+    let a = attempt(3, 1, 1);
+    agent.now = 5_000;
+    agent.step(Input::HeartbeatAnswered { epoch: Epoch(1), sent_mono_ms: 100_000 });
+    agent.run(a);
+    assert_eq!(agent.core.next_wakeup(), Some(35_000));
+    assert_eq!(agent.tick_at(34_999).commands, []);
+    assert_eq!(agent.tick_at(35_000).commands, [stopped(a, GRACE_MS)]);
+    let out = outcome(&agent.end(a, signalled(15)));
+    assert_eq!((out.kind, out.signal), (OutcomeKind::TimedOut, Some(15)));
+    assert_eq!(out.message.unwrap(), "stopped because its timeout of 30 s was over");
+}
+
+#[test]
+fn an_end_in_time_needs_no_timer() {
+    let mut agent = Agent::in_session();
+    let a = attempt(3, 1, 1);
+    agent.run(a);
+    agent.end(a, Outcome::exited(0));
+    assert_eq!(agent.tick_at(1_000 + TIMEOUT_MS).commands, []);
+}
+
+#[test]
+fn a_second_end_is_not_told() {
+    let mut agent = Agent::in_session();
+    let a = attempt(1, 1, 1);
+    agent.run(a);
+    agent.end(a, Outcome::exited(0));
+    assert_eq!(agent.end(a, Outcome::exited(1)), Step::default());
+    assert_eq!(agent.tell(a, RuntimeFact::Started), Step::default());
+}

@@ -1,0 +1,186 @@
+//! Starts, fencing, adoption, and the end of the daemon.
+
+use podmesh_protocol::report::OutcomeKind;
+
+use super::*;
+
+#[test]
+fn a_known_attempt_is_not_started_again() {
+    let mut agent = Agent::in_session();
+    let a = attempt(1, 1, 2);
+    agent.run(a);
+    assert_eq!(agent.start(&[a]), Step::default());
+    assert_eq!(agent.start(&[attempt(1, 1, 1)]), Step::default(), "an older one");
+    let ended = rows(&agent.end(a, Outcome::exited(0)))[0].0;
+    assert_eq!(agent.start(&[a]), Step::default(), "over, and not acknowledged");
+    assert_eq!(agent.ack(ended).commands, [removed(a)]);
+    assert!(agent.core.hello_attempts().is_empty());
+}
+
+#[test]
+fn an_unknown_job_asks_for_a_new_session() {
+    let mut agent = Agent::in_session();
+    let step = agent.start(&[attempt(9, 1, 1)]);
+    assert!(step.reconnect && step.commands.is_empty());
+    assert_eq!(agent.start(&[attempt(1, 1, 1)]), Step::default(), "the session is over");
+    agent.open_session(0, &[]);
+    assert_eq!(agent.start(&[attempt(1, 1, 1)]).commands, [started(attempt(1, 1, 1))]);
+}
+
+#[test]
+fn a_forgotten_job_is_unknown() {
+    let mut agent = Agent::in_session();
+    agent.step(Input::JobsForgotten { epoch: Epoch(1), jobs: vec![JobId(1)] });
+    assert!(agent.start(&[attempt(1, 1, 1)]).reconnect);
+}
+
+#[test]
+fn a_newer_attempt_waits_for_the_end_of_the_older() {
+    let mut agent = Agent::in_session();
+    let (old, new) = (attempt(1, 1, 1), attempt(1, 1, 2));
+    agent.run(old);
+    assert_eq!(agent.start(&[new]).commands, [stopped(old, 0)]);
+    assert!(agent.core.goes_on(new));
+    let step = agent.end(old, signalled(9));
+    assert_eq!(step.commands, [removed(old), started(new)]);
+    assert_eq!(rows(&step), [], "of a fenced attempt nothing is reported");
+    assert_eq!(agent.core.hello_attempts(), [new]);
+}
+
+#[test]
+fn what_waits_for_its_start_can_be_cancelled() {
+    let mut agent = Agent::in_session();
+    let (old, new) = (attempt(1, 1, 1), attempt(1, 1, 2));
+    agent.run(old);
+    agent.start(&[new]);
+    let step = agent.cancel(new);
+    assert_eq!((outcome(&step).kind, outcome(&step).ran_ms), (OutcomeKind::Cancelled, 0));
+    assert_eq!(agent.end(old, signalled(9)).commands, [removed(old)]);
+    let step = agent.ack(2);
+    assert_eq!(step.commands, [], "no runtime ever had it");
+    assert!(agent.core.hello_attempts().is_empty());
+}
+
+#[test]
+fn a_newer_attempt_forgets_the_unacknowledged_end_of_the_older() {
+    let mut agent = Agent::in_session();
+    let (old, new) = (attempt(1, 1, 1), attempt(1, 1, 2));
+    agent.run(old);
+    agent.end(old, Outcome::exited(1));
+    assert_eq!(agent.start(&[new]).commands, [removed(old), started(new)]);
+    assert_eq!(agent.ack(2).commands, []);
+}
+
+#[test]
+fn messages_of_another_session_are_ignored() {
+    let mut agent = Agent::in_session();
+    agent.run(attempt(1, 1, 1));
+    agent.epoch = 7;
+    assert_eq!(agent.start(&[attempt(1, 2, 1)]), Step::default());
+    assert_eq!(agent.cancel(attempt(1, 1, 1)), Step::default());
+    let epoch = Epoch(7);
+    let context = context(1);
+    assert_eq!(agent.step(Input::JobSpecReceived { epoch, context }), Step::default());
+}
+
+#[test]
+fn a_welcome_fences_what_it_stops_and_leaves_the_rest() {
+    let mut agent = Agent::in_session();
+    let (a, b, c) = (attempt(1, 1, 1), attempt(1, 2, 1), attempt(1, 3, 1));
+    for attempt in [a, b, c] {
+        agent.run(attempt);
+    }
+    agent.step(Input::SessionClosed);
+    agent.end(c, Outcome::exited(0));
+    let step = agent.open_session(3, &[a, c]);
+    assert_eq!(step.commands, [stopped(a, 0), removed(c)]);
+    assert_eq!(step.messages, []);
+    assert_eq!(agent.end(a, signalled(9)).commands, [removed(a)]);
+    assert_eq!(agent.core.hello_attempts(), [b]);
+}
+
+#[test]
+fn the_attempts_of_an_earlier_life_are_held() {
+    let mut agent = Agent::new();
+    let (runs, over) = (attempt(4, 1, 1), attempt(1, 1, 1));
+    let lost = Outcome::new(OutcomeKind::Lost).with_message("the agent was restarted");
+    agent.step(Input::AttemptsFound(vec![found(runs, None), found(over, Some(lost.clone()))]));
+    assert_eq!(agent.core.hello_attempts(), [over, runs]);
+    let step = agent.open_session(0, &[]);
+    let expected = [Report(1, runs, ReportFact::Started), Report(2, over, ReportFact::Ended(lost))];
+    assert_eq!(rows(&step), expected);
+    assert_eq!(agent.start(&[runs]), Step::default());
+    assert_eq!(agent.ack(2).commands, [removed(over)]);
+    let step = agent.end(runs, Outcome::exited(3));
+    assert_eq!(outcome(&step).exit_code, Some(3));
+}
+
+#[test]
+fn of_two_found_attempts_of_a_task_the_newer_counts() {
+    let mut agent = Agent::new();
+    let (old, new) = (attempt(4, 1, 1), attempt(4, 1, 2));
+    for order in [[old, new], [new, old]] {
+        let found = order.map(|attempt| found(attempt, None)).to_vec();
+        let step = agent.step(Input::AttemptsFound(found));
+        assert_eq!(step.commands, [stopped(old, 0)]);
+        agent = Agent::new();
+    }
+}
+
+#[test]
+fn a_timeout_counts_what_ran_before() {
+    let mut agent = Agent::new();
+    let a = attempt(3, 1, 1);
+    agent.step(Input::AttemptsFound(vec![FoundAttempt { ran_ms: 29_000, ..found(a, None) }]));
+    agent.open_session(0, &[]);
+    assert_eq!(agent.core.next_wakeup(), Some(2_000));
+    assert_eq!(agent.tick_at(2_000).commands, [stopped(a, GRACE_MS)]);
+}
+
+#[test]
+fn the_daemon_ends_when_its_processes_are_over_and_reported() {
+    let mut agent = Agent::in_session();
+    let (process, container) = (attempt(1, 1, 1), attempt(4, 1, 1));
+    agent.run(process);
+    agent.run(container);
+    let step = agent.step(Input::ShutdownRequested);
+    assert_eq!(
+        (step.commands.as_slice(), step.may_exit),
+        (&[stopped(process, GRACE_MS)][..], false)
+    );
+    assert_eq!(agent.start(&[attempt(1, 9, 1)]), Step::default());
+
+    let step = agent.end(process, signalled(15));
+    assert!(!step.may_exit);
+    let lost = outcome(&step);
+    assert_eq!((lost.kind, lost.signal), (OutcomeKind::Lost, Some(15)));
+    assert_eq!(lost.message.as_deref(), Some("the agent was stopped"));
+
+    let step = agent.ack(3);
+    assert_eq!(step.commands, [removed(process)]);
+    assert_eq!(step.messages, [ToManager::Goodbye(Epoch(1))]);
+    assert!(step.may_exit);
+    assert_eq!(agent.step(Input::Tick), Step::default());
+    assert_eq!(agent.core.next_wakeup(), None);
+}
+
+#[test]
+fn the_daemon_does_not_wait_for_ever_for_the_manager() {
+    let mut agent = Agent::in_session();
+    let a = attempt(1, 1, 1);
+    agent.run(a);
+    agent.step(Input::SessionClosed);
+    agent.step(Input::ShutdownRequested);
+    agent.now = 9_000;
+    assert!(!agent.end(a, signalled(15)).may_exit);
+    assert_eq!(agent.core.next_wakeup(), Some(9_000 + GOODBYE_MS));
+    assert!(!agent.tick_at(9_000 + GOODBYE_MS - 1).may_exit);
+    let step = agent.tick_at(9_000 + GOODBYE_MS);
+    assert!(step.may_exit && step.messages.is_empty());
+}
+
+#[test]
+fn an_idle_daemon_ends_at_once() {
+    let mut agent = Agent::new();
+    assert!(agent.step(Input::ShutdownRequested).may_exit);
+}

@@ -1,0 +1,40 @@
+//! The clock that hands the core its time.
+
+use std::time::{Duration, Instant, SystemTime};
+
+use podmesh_protocol::time::{Millis, Now};
+
+/// Milliseconds since the agent started, and the wall clock's for display.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Clock {
+    origin: Instant,
+}
+
+impl Clock {
+    /// A clock that begins now.
+    pub(crate) fn start() -> Self {
+        Self { origin: Instant::now() }
+    }
+
+    /// This moment.
+    pub(crate) fn now(self) -> Now {
+        let wall = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        Now {
+            mono_ms: self.mono_ms(),
+            wall_ms: u64::try_from(wall.as_millis()).unwrap_or(u64::MAX),
+        }
+    }
+
+    /// This moment by the monotonic clock.
+    pub(crate) fn mono_ms(self) -> Millis {
+        u64::try_from(self.origin.elapsed().as_millis()).unwrap_or(u64::MAX)
+    }
+
+    /// How long it is until a moment, or a part of that when it is far off.
+    pub(crate) fn until(self, at: Millis) -> Duration {
+        const FAR: Duration = Duration::from_secs(3600);
+        // Rounded up, so that a timer that fires is due.
+        let until = Duration::from_millis(at.saturating_add(1));
+        until.saturating_sub(self.origin.elapsed()).min(FAR)
+    }
+}

@@ -1,0 +1,258 @@
+//! Heartbeats: their own TCP stream on their own thread, so that nothing else the agent does can
+//! look like its death.
+
+use std::cell::{Cell, RefCell};
+use std::collections::VecDeque;
+use std::io;
+use std::time::Duration;
+
+use podmesh_protocol::ids::Epoch;
+use podmesh_protocol::time::Millis;
+use podmesh_wire::WireError;
+use podmesh_wire::address::ManagerAddress;
+use podmesh_wire::heartbeat::{Beat, read_beat, write_beat};
+use tokio::net::TcpStream;
+use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
+use tokio::sync::{mpsc, watch};
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep, sleep_until, timeout};
+
+use crate::clock::Clock;
+use crate::error::AgentError;
+
+/// How long to wait before a stream that failed is made anew, while the session lives.
+const RETRY_PAUSE: Duration = Duration::from_millis(100);
+/// Whatever the manager says, beats are not closer together than this.
+const INTERVAL_MIN: Duration = Duration::from_millis(10);
+
+/// Whose heart beats, and how fast.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Target {
+    /// Where the manager listens for beats.
+    pub(crate) address: ManagerAddress,
+    /// The session.
+    pub(crate) epoch: Epoch,
+    /// Between two beats.
+    pub(crate) interval: Duration,
+    /// How long the session lives without.
+    pub(crate) lease: Duration,
+}
+
+/// What became of the beats of a session.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum HeartbeatEvent {
+    /// The manager answered one.
+    Answered {
+        /// The session.
+        epoch: Epoch,
+        /// When that beat was sent.
+        sent_mono_ms: Millis,
+    },
+    /// No answer came for half a lease: the session is to be made anew.
+    Silent(Epoch),
+}
+
+/// The thread. It ends when this is dropped.
+#[derive(Debug)]
+pub(crate) struct Heartbeat {
+    target: watch::Sender<Option<Target>>,
+}
+
+impl Heartbeat {
+    /// Starts the thread. Events are as many as beats, and so no peer can send too many.
+    pub(crate) fn start(
+        clock: Clock,
+        events: mpsc::UnboundedSender<HeartbeatEvent>,
+    ) -> Result<Self, AgentError> {
+        let cannot =
+            |source| AgentError::System { doing: "start the thread of heartbeats", source };
+        let (target, targets) = watch::channel(None);
+        let runtime =
+            tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(cannot)?;
+        std::thread::Builder::new()
+            .name("podmesh-beat".into())
+            .spawn(move || runtime.block_on(run(clock, targets, events)))
+            .map_err(cannot)?;
+        Ok(Self { target })
+    }
+
+    /// Beats for a session, or for none.
+    pub(crate) fn set(&self, target: Option<Target>) {
+        self.target.send_replace(target);
+    }
+}
+
+async fn run(
+    clock: Clock,
+    mut targets: watch::Receiver<Option<Target>>,
+    events: mpsc::UnboundedSender<HeartbeatEvent>,
+) {
+    loop {
+        let target = targets.borrow_and_update().clone();
+        let changed = match target {
+            None => targets.changed().await,
+            Some(target) => tokio::select! {
+                changed = targets.changed() => changed,
+                () = beat(clock, &target, &events) => targets.changed().await,
+            },
+        };
+        if changed.is_err() {
+            return;
+        }
+    }
+}
+
+/// Beats until no answer came for half a lease.
+async fn beat(clock: Clock, target: &Target, events: &mpsc::UnboundedSender<HeartbeatEvent>) {
+    let patience = target.lease / 2;
+    let answered = Cell::new(Instant::now());
+    let silence = async {
+        loop {
+            let until = answered.get() + patience;
+            if until <= Instant::now() {
+                return;
+            }
+            sleep_until(until).await;
+        }
+    };
+    let streams = async {
+        loop {
+            let error = match stream(clock, target, &answered, events).await {
+                Ok(never) => match never {},
+                Err(error) => error,
+            };
+            tracing::debug!(epoch = %target.epoch, "the heartbeat stream failed: {error}");
+            sleep(RETRY_PAUSE).await;
+        }
+    };
+    tokio::select! {
+        () = silence => {
+            // Without a receiver the agent has ended.
+            _ = events.send(HeartbeatEvent::Silent(target.epoch));
+        }
+        () = streams => {}
+    }
+}
+
+/// Nothing: a stream only ends by an error.
+enum Never {}
+
+async fn stream(
+    clock: Clock,
+    target: &Target,
+    answered: &Cell<Instant>,
+    events: &mpsc::UnboundedSender<HeartbeatEvent>,
+) -> Result<Never, WireError> {
+    let address = (target.address.host.as_str(), target.address.port);
+    let stream = timeout(target.lease / 2, TcpStream::connect(address));
+    let stream = stream.await.map_err(io::Error::from)??;
+    stream.set_nodelay(true)?;
+    let (mut reader, mut writer) = stream.into_split();
+    // The beats that are not answered, oldest first.
+    let sent = RefCell::new(VecDeque::new());
+    tokio::select! {
+        end = send_beats(clock, target, &mut writer, &sent) => end,
+        end = read_answers(target.epoch, &mut reader, &sent, answered, events) => end,
+    }
+}
+
+async fn send_beats(
+    clock: Clock,
+    target: &Target,
+    writer: &mut OwnedWriteHalf,
+    sent: &RefCell<VecDeque<(u64, Millis)>>,
+) -> Result<Never, WireError> {
+    let mut ticks = interval(target.interval.max(INTERVAL_MIN));
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    // Those that nobody answers any more need not be remembered.
+    let remembered_max = 1 + (target.lease.as_millis() / ticks.period().as_millis()) as usize;
+    for sequence in 1.. {
+        ticks.tick().await;
+        {
+            let mut sent = sent.borrow_mut();
+            sent.push_back((sequence, clock.mono_ms()));
+            if sent.len() > remembered_max.min(1024) {
+                sent.pop_front();
+            }
+        }
+        write_beat(writer, &Beat { epoch: target.epoch, sequence }).await?;
+    }
+    Err(WireError::Disconnected)
+}
+
+async fn read_answers(
+    epoch: Epoch,
+    reader: &mut OwnedReadHalf,
+    sent: &RefCell<VecDeque<(u64, Millis)>>,
+    answered: &Cell<Instant>,
+    events: &mpsc::UnboundedSender<HeartbeatEvent>,
+) -> Result<Never, WireError> {
+    loop {
+        let beat = read_beat(reader).await?;
+        if beat.epoch != epoch {
+            continue;
+        }
+        let found = {
+            let mut sent = sent.borrow_mut();
+            let at = sent.iter().position(|(sequence, _)| *sequence == beat.sequence);
+            at.and_then(|at| sent.drain(..=at).next_back())
+        };
+        if let Some((_, sent_mono_ms)) = found {
+            answered.set(Instant::now());
+            _ = events.send(HeartbeatEvent::Answered { epoch, sent_mono_ms });
+        }
+    }
+}
+
+#[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "tests")]
+mod tests {
+    use tokio::net::TcpListener;
+
+    use super::*;
+
+    async fn beating(
+        lease: Duration,
+    ) -> (Heartbeat, mpsc::UnboundedReceiver<HeartbeatEvent>, TcpListener) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let (sender, events) = mpsc::unbounded_channel();
+        let heartbeat = Heartbeat::start(Clock::start(), sender).unwrap();
+        heartbeat.set(Some(Target {
+            address: ManagerAddress { host: "127.0.0.1".into(), port },
+            epoch: Epoch(7),
+            interval: Duration::from_millis(10),
+            lease,
+        }));
+        (heartbeat, events, listener)
+    }
+
+    #[tokio::test]
+    async fn beats_are_answered_over_streams_that_fail() {
+        let (_heartbeat, mut events, listener) = beating(Duration::from_secs(3600)).await;
+        for _ in 0..2 {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            for sequence in 1..=3 {
+                let beat = read_beat(&mut stream).await.unwrap();
+                assert_eq!(beat, Beat { epoch: Epoch(7), sequence });
+                // One of another session, one that was never sent, and the right one.
+                write_beat(&mut stream, &Beat { epoch: Epoch(6), sequence }).await.unwrap();
+                write_beat(&mut stream, &Beat { sequence: 99, ..beat }).await.unwrap();
+                write_beat(&mut stream, &beat).await.unwrap();
+                let event = events.recv().await.unwrap();
+                assert!(matches!(event, HeartbeatEvent::Answered { epoch: Epoch(7), .. }));
+            }
+            assert!(events.try_recv().is_err());
+        }
+    }
+
+    #[tokio::test]
+    async fn silence_is_told_once() {
+        let (heartbeat, mut events, listener) = beating(Duration::from_millis(60)).await;
+        let (mut stream, _) = listener.accept().await.unwrap();
+        read_beat(&mut stream).await.unwrap();
+        assert_eq!(events.recv().await.unwrap(), HeartbeatEvent::Silent(Epoch(7)));
+        drop(heartbeat);
+        // The thread ends, and with it its sender.
+        assert_eq!(events.recv().await, None);
+    }
+}

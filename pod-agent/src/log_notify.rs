@@ -1,0 +1,137 @@
+//! Who waits for output hears of it: from the writers of logs to their readers, in this process.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use podmesh_protocol::ids::AttemptId;
+use tokio::sync::Notify;
+
+/// Tells readers that an attempt printed something. Cheap to clone, and next to free to call while
+/// nobody reads.
+#[derive(Clone, Debug, Default)]
+pub struct LogNotify {
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug, Default)]
+struct Shared {
+    /// How many waiters there are, so that writers need no lock while there are none.
+    count: AtomicUsize,
+    waiters: Mutex<HashMap<AttemptId, Vec<Arc<Signal>>>>,
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, HashMap<AttemptId, Vec<Arc<Signal>>>> {
+        // No code that can panic runs under the lock.
+        self.waiters.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn wake(&self, attempt: AttemptId, ended: bool) {
+        if self.count.load(Ordering::SeqCst) == 0 {
+            return;
+        }
+        for signal in self.lock().get(&attempt).into_iter().flatten() {
+            if ended {
+                signal.ended.store(true, Ordering::SeqCst);
+            }
+            signal.news.notify_one();
+        }
+    }
+}
+
+#[derive(Debug, Default)]
+struct Signal {
+    news: Notify,
+    ended: AtomicBool,
+}
+
+impl LogNotify {
+    /// New bytes of the attempt are in a file. Called by whoever wrote them, after the write.
+    pub fn written(&self, attempt: AttemptId) {
+        self.shared.wake(attempt, false);
+    }
+
+    /// The attempt is over, and its last byte is in the file.
+    pub(crate) fn ended(&self, attempt: AttemptId) {
+        self.shared.wake(attempt, true);
+    }
+
+    /// Begins to listen. What is written from now on is heard of, also when it happens before
+    /// [`LogWaiter::news`] is called.
+    pub(crate) fn listen(&self, attempt: AttemptId) -> LogWaiter {
+        let signal = Arc::new(Signal::default());
+        self.shared.lock().entry(attempt).or_default().push(Arc::clone(&signal));
+        self.shared.count.fetch_add(1, Ordering::SeqCst);
+        LogWaiter { shared: Arc::clone(&self.shared), attempt, signal }
+    }
+}
+
+/// Listens for the output of one attempt until it is dropped.
+#[derive(Debug)]
+pub(crate) struct LogWaiter {
+    shared: Arc<Shared>,
+    attempt: AttemptId,
+    signal: Arc<Signal>,
+}
+
+impl LogWaiter {
+    /// Returns when something was written, or the attempt ended, since the last call.
+    pub(crate) async fn news(&self) {
+        self.signal.news.notified().await;
+    }
+
+    /// Whether the attempt ended while this listened.
+    pub(crate) fn has_ended(&self) -> bool {
+        self.signal.ended.load(Ordering::SeqCst)
+    }
+}
+
+impl Drop for LogWaiter {
+    fn drop(&mut self) {
+        let mut waiters = self.shared.lock();
+        if let Some(signals) = waiters.get_mut(&self.attempt) {
+            signals.retain(|signal| !Arc::ptr_eq(signal, &self.signal));
+            if signals.is_empty() {
+                waiters.remove(&self.attempt);
+            }
+        }
+        drop(waiters);
+        self.shared.count.fetch_sub(1, Ordering::SeqCst);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use futures_util::FutureExt;
+    use podmesh_protocol::ids::JobId;
+
+    use super::*;
+
+    fn attempt(index: u32) -> AttemptId {
+        AttemptId::new(JobId(1), index, 1)
+    }
+
+    #[tokio::test]
+    async fn news_before_the_wait_is_not_lost() {
+        let notify = LogNotify::default();
+        let waiter = notify.listen(attempt(1));
+        notify.written(attempt(1));
+        waiter.news().await;
+        assert!(!waiter.has_ended());
+        notify.ended(attempt(1));
+        waiter.news().await;
+        assert!(waiter.has_ended());
+    }
+
+    #[tokio::test]
+    async fn others_are_not_woken_and_nothing_is_left() {
+        let notify = LogNotify::default();
+        let waiter = notify.listen(attempt(1));
+        notify.written(attempt(2));
+        assert!(waiter.news().now_or_never().is_none());
+        drop(waiter);
+        assert!(notify.shared.lock().is_empty());
+        assert_eq!(notify.shared.count.load(Ordering::SeqCst), 0);
+    }
+}

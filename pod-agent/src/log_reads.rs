@@ -1,0 +1,239 @@
+//! Reads of logs for the manager's clients: from files alone, past the core.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use podmesh_logrotate::{Error, LogReader};
+use podmesh_protocol::client::{LogPosition, LogRead, LogSlice};
+use podmesh_protocol::error::{ErrorCode, ErrorReply};
+use podmesh_protocol::limits::{LOG_READ_BYTES_MAX, LOG_READS_MAX, WAIT_MS_MAX};
+use podmesh_protocol::session::ToManager;
+use tokio::sync::{Semaphore, mpsc};
+use tokio::task::spawn_blocking;
+use tokio::time::{Instant, sleep_until};
+
+use crate::log_notify::{LogNotify, LogWaiter};
+use crate::paths::attempt_log_dir;
+
+/// Files that are read at a time; also what bounds the memory of slices that are not sent yet.
+const READERS_MAX: usize = 4;
+/// How often a reader that waits looks by itself: for bytes that somebody else put into the file.
+const LOOK_EVERY: Duration = Duration::from_millis(200);
+
+/// The reads that are under way.
+#[derive(Clone, Debug)]
+pub(crate) struct LogReads {
+    logs_dir: PathBuf,
+    notify: LogNotify,
+    reads: Arc<Semaphore>,
+    readers: Arc<Semaphore>,
+}
+
+impl LogReads {
+    /// Reads below this folder.
+    pub(crate) fn new(logs_dir: PathBuf, notify: LogNotify) -> Self {
+        Self {
+            logs_dir,
+            notify,
+            reads: Arc::new(Semaphore::new(LOG_READS_MAX)),
+            readers: Arc::new(Semaphore::new(READERS_MAX)),
+        }
+    }
+
+    /// Answers one read into `slices`, some time. `goes_on`: more output may come.
+    pub(crate) fn answer(
+        &self,
+        number: u64,
+        read: LogRead,
+        goes_on: bool,
+        slices: mpsc::Sender<ToManager>,
+    ) {
+        let Ok(permit) = Arc::clone(&self.reads).try_acquire_owned() else {
+            let text = format!("{LOG_READS_MAX} reads of logs wait on this node (LOG_READS_MAX)");
+            let reply = Err(ErrorReply::new(ErrorCode::Overloaded, text));
+            // Without room even for that, the manager's own limit of time answers.
+            _ = slices.try_send(ToManager::LogSlice(number, reply));
+            return;
+        };
+        // From here on the end of the attempt is heard of.
+        let waiter = goes_on.then(|| self.notify.listen(read.attempt));
+        let this = self.clone();
+        tokio::spawn(async move {
+            tokio::select! {
+                () = this.read(number, read, waiter, &slices) => {}
+                // The session is over, and with it the question.
+                () = slices.closed() => {}
+            }
+            drop(permit);
+        });
+    }
+
+    async fn read(
+        &self,
+        number: u64,
+        mut read: LogRead,
+        waiter: Option<LogWaiter>,
+        slices: &mpsc::Sender<ToManager>,
+    ) {
+        let wait = Duration::from_millis(u64::from(read.wait_ms.min(WAIT_MS_MAX)));
+        let until = Instant::now() + wait;
+        loop {
+            let is_over = waiter.as_ref().is_none_or(LogWaiter::has_ended);
+            // Held until the slice is on its way.
+            let Ok(reader) = self.readers.acquire().await else { return };
+            let dir = attempt_log_dir(&self.logs_dir, read.attempt);
+            let ask = read.clone();
+            let looked = spawn_blocking(move || look(dir, &ask)).await;
+            let (slice, is_all) = match looked {
+                Ok(Ok(looked)) => looked,
+                Ok(Err(error)) => {
+                    let reply = ErrorReply::new(ErrorCode::Storage, error.to_string());
+                    _ = slices.send(ToManager::LogSlice(number, Err(reply))).await;
+                    return;
+                }
+                // The agent ends.
+                Err(_) => return,
+            };
+            if !slice.bytes.is_empty() || is_over || Instant::now() >= until {
+                let slice = LogSlice { end: is_over && is_all, ..slice };
+                _ = slices.send(ToManager::LogSlice(number, Ok(slice))).await;
+                return;
+            }
+            drop(reader);
+            read.from = LogPosition::Offset(slice.offset);
+            let look_again = (Instant::now() + LOOK_EVERY).min(until);
+            if let Some(waiter) = &waiter {
+                tokio::select! {
+                    () = waiter.news() => {}
+                    () = sleep_until(look_again) => {}
+                }
+            }
+        }
+    }
+}
+
+/// Reads what there is now, and says whether that is all.
+fn look(dir: PathBuf, read: &LogRead) -> Result<(LogSlice, bool), Error> {
+    let mut reader = LogReader::open(dir, read.stream.file_stem())?;
+    let mut offset = match read.from {
+        LogPosition::Offset(offset) => offset,
+        LogPosition::TailLines(lines) => reader.tail_offset(lines)?,
+    };
+    let bytes_max = read.bytes_max.clamp(1, LOG_READ_BYTES_MAX) as usize;
+    let chunk = loop {
+        match reader.read_at(offset, bytes_max) {
+            // Behind the damage it goes on, as behind what was removed.
+            Err(Error::Damaged { resume_at, why, path }) if resume_at > offset => {
+                tracing::warn!("{} is damaged: {why}", path.display());
+                offset = resume_at;
+            }
+            result => break result?,
+        }
+    };
+    let is_all = chunk.bytes.is_empty() || chunk.end() >= reader.end_offset()?;
+    Ok((LogSlice { offset: chunk.offset, bytes: chunk.bytes, end: false }, is_all))
+}
+
+#[cfg(test)]
+#[expect(clippy::unwrap_used, clippy::panic, reason = "tests")]
+mod tests {
+    use podmesh_logrotate::{LogWriter, RotationPolicy};
+    use podmesh_protocol::client::LogStream;
+    use podmesh_protocol::ids::{AttemptId, JobId};
+
+    use super::*;
+
+    const ATTEMPT: AttemptId = AttemptId::new(JobId(1), 2, 3);
+
+    struct Node {
+        logs: tempfile::TempDir,
+        notify: LogNotify,
+        reads: LogReads,
+        sender: mpsc::Sender<ToManager>,
+        slices: mpsc::Receiver<ToManager>,
+    }
+
+    impl Node {
+        fn new() -> Self {
+            let logs = tempfile::tempdir().unwrap();
+            let notify = LogNotify::default();
+            let reads = LogReads::new(logs.path().to_owned(), notify.clone());
+            let (sender, slices) = mpsc::channel(4);
+            Self { logs, notify, reads, sender, slices }
+        }
+
+        fn write(&self, text: &str) {
+            let dir = self.logs.path().join("1/2/3");
+            let mut writer = LogWriter::open(dir, "stdout", RotationPolicy::default()).unwrap();
+            writer.append(text.as_bytes()).unwrap();
+            self.notify.written(ATTEMPT);
+        }
+
+        fn ask(&self, from: LogPosition, wait_ms: u32, goes_on: bool) {
+            let read = LogRead {
+                attempt: ATTEMPT,
+                stream: LogStream::Stdout,
+                from,
+                bytes_max: 5,
+                wait_ms,
+            };
+            self.reads.answer(9, read, goes_on, self.sender.clone());
+        }
+
+        async fn slice(&mut self) -> (u64, String, bool) {
+            match self.slices.recv().await.unwrap() {
+                ToManager::LogSlice(9, Ok(slice)) => {
+                    (slice.offset, String::from_utf8(slice.bytes).unwrap(), slice.end)
+                }
+                other => panic!("{other:?}"),
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn what_is_there_is_read_to_the_end() {
+        let mut node = Node::new();
+        node.write("0123456");
+        node.ask(LogPosition::Offset(0), 0, false);
+        assert_eq!(node.slice().await, (0, "01234".into(), false));
+        node.ask(LogPosition::Offset(5), 0, false);
+        assert_eq!(node.slice().await, (5, "56".into(), true));
+        node.ask(LogPosition::Offset(5), 0, true);
+        assert_eq!(node.slice().await, (5, "56".into(), false));
+        node.ask(LogPosition::Offset(7), 0, false);
+        assert_eq!(node.slice().await, (7, String::new(), true));
+    }
+
+    #[tokio::test]
+    async fn without_a_file_there_is_nothing_to_read() {
+        let mut node = Node::new();
+        node.ask(LogPosition::TailLines(3), 0, false);
+        assert_eq!(node.slice().await, (0, String::new(), true));
+        node.ask(LogPosition::Offset(0), 0, true);
+        assert_eq!(node.slice().await, (0, String::new(), false));
+    }
+
+    #[tokio::test]
+    async fn a_reader_waits_for_the_first_byte_or_the_end() {
+        let mut node = Node::new();
+        node.ask(LogPosition::TailLines(3), WAIT_MS_MAX, true);
+        node.write("abc");
+        assert_eq!(node.slice().await, (0, "abc".into(), false));
+        node.ask(LogPosition::Offset(3), WAIT_MS_MAX, true);
+        node.notify.ended(ATTEMPT);
+        assert_eq!(node.slice().await, (3, String::new(), true));
+    }
+
+    #[tokio::test]
+    async fn what_cannot_be_read_is_said() {
+        let mut node = Node::new();
+        std::fs::create_dir_all(node.logs.path().join("1/2")).unwrap();
+        std::fs::write(node.logs.path().join("1/2/3"), "").unwrap();
+        node.ask(LogPosition::Offset(0), 0, false);
+        let ToManager::LogSlice(9, Err(error)) = node.slices.recv().await.unwrap() else {
+            panic!()
+        };
+        assert_eq!(error.code, ErrorCode::Storage);
+    }
+}

@@ -1,0 +1,337 @@
+//! Sessions with the manager, one after the other, for ever.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use podmesh_protocol::error::{ErrorCode, ErrorReply};
+use podmesh_protocol::event::{Published, TOPIC_MANAGER};
+use podmesh_protocol::ids::Epoch;
+use podmesh_protocol::session::{Hello, ToManager, ToPeer, Welcome};
+use podmesh_protocol::time::Millis;
+use podmesh_wire::WireError;
+use podmesh_wire::address::ManagerAddress;
+use podmesh_wire::backoff::reconnect_delays;
+use podmesh_wire::control::{PeerReceiver, PeerSender, PeerSocket};
+use podmesh_wire::publish::Subscriber;
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::time::{Instant, sleep, timeout};
+
+use crate::clock::Clock;
+use crate::config::{LocateError, ManagerLocator};
+use crate::data_dir::DataDir;
+use crate::error::AgentError;
+
+/// How long the manager may take to answer a hello: it writes to its disk before.
+const WELCOME_LIMIT: Duration = Duration::from_secs(10);
+/// How long a session must have lived for the next try to come at once.
+const LIVED: Duration = Duration::from_secs(1);
+/// How often a manager that cannot be reached is spoken of.
+const REMIND_EVERY: Duration = Duration::from_secs(600);
+/// How long to wait before the manager's publications are subscribed to again.
+const SUBSCRIBE_PAUSE: Duration = Duration::from_secs(1);
+/// How long a socket stays open after the last message went into its queue.
+const LINGER: Duration = Duration::from_millis(300);
+/// Slices of logs that wait to be sent; the reads of others wait for them.
+const SLICES_MAX: usize = 4;
+
+/// What a session tells the rest of the agent.
+#[derive(Debug)]
+pub(crate) enum SessionEvent {
+    /// It wants to introduce itself: what is held right now?
+    HelloAsked(oneshot::Sender<Hello>),
+    /// The manager opened it.
+    Opened(Opened),
+    /// The manager sent a message in it.
+    Received(ToPeer),
+    /// It is over.
+    Closed,
+    /// There can be none.
+    Failed(AgentError),
+}
+
+/// An open session.
+#[derive(Debug)]
+pub(crate) struct Opened {
+    /// Where the manager is.
+    pub(crate) address: ManagerAddress,
+    /// How it was opened.
+    pub(crate) welcome: Box<Welcome>,
+    /// When the hello was sent.
+    pub(crate) hello_sent_mono_ms: Millis,
+    /// Where messages go; as many as the core lets be under way. Dropped, it ends the session.
+    pub(crate) messages: mpsc::UnboundedSender<ToManager>,
+    /// Where slices of logs go.
+    pub(crate) slices: mpsc::Sender<ToManager>,
+}
+
+/// Makes sessions.
+#[derive(Debug)]
+pub(crate) struct Sessions {
+    pub(crate) locator: ManagerLocator,
+    pub(crate) clock: Clock,
+    pub(crate) data_dir: Arc<DataDir>,
+    pub(crate) events: mpsc::Sender<SessionEvent>,
+    /// The last session that is to be dropped.
+    pub(crate) dropped: watch::Receiver<Option<Epoch>>,
+}
+
+/// How a session ended.
+enum End {
+    /// It was dropped; a new one is to follow.
+    Dropped(String),
+    /// The agent ends.
+    Left,
+}
+
+/// Why there is no session.
+#[derive(Debug, thiserror::Error)]
+enum NoSession {
+    #[error(transparent)]
+    Fatal(#[from] AgentError),
+    #[error(transparent)]
+    Locate(#[from] LocateError),
+    #[error(transparent)]
+    Wire(#[from] WireError),
+    #[error("the manager at {manager} does not answer the hello within {} s", WELCOME_LIMIT.as_secs())]
+    NoWelcome { manager: ManagerAddress },
+    #[error("the manager at {0} refuses a session: {1}")]
+    Refused(ManagerAddress, ErrorReply),
+    #[error("the manager at {0} answers the hello with something else")]
+    NotAWelcome(ManagerAddress),
+    #[error("the agent ends")]
+    AgentEnds,
+}
+
+impl Sessions {
+    /// Makes a session after the other, until the agent ends or there can be none.
+    pub(crate) async fn run(mut self) {
+        let mut delays = reconnect_delays();
+        let mut outage = Outage::default();
+        loop {
+            let began = Instant::now();
+            match self.session(&mut outage).await {
+                Ok(End::Left) | Err(NoSession::AgentEnds) => return,
+                Ok(End::Dropped(why)) => {
+                    tracing::warn!("the session is over: {why}");
+                    if self.events.send(SessionEvent::Closed).await.is_err() {
+                        return;
+                    }
+                    if began.elapsed() >= LIVED {
+                        delays = reconnect_delays();
+                        continue;
+                    }
+                }
+                Err(NoSession::Fatal(error)) => {
+                    // Without a receiver the agent ends anyway.
+                    _ = self.events.send(SessionEvent::Failed(error)).await;
+                    return;
+                }
+                Err(error) => outage.say(&error),
+            }
+            let Some(delay) = delays.next() else { return };
+            tokio::select! {
+                () = sleep(delay) => {}
+                () = self.events.closed() => return,
+            }
+        }
+    }
+
+    async fn session(&mut self, outage: &mut Outage) -> Result<End, NoSession> {
+        let address = self.locator.locate()?;
+        let (mut receiver, mut sender) = PeerSocket::connect(&address).await?.split();
+        let (welcome, hello_sent_mono_ms) =
+            self.introduce(&address, &mut receiver, &mut sender).await?;
+        self.check_cluster(&address, &welcome)?;
+        let epoch = welcome.epoch;
+        outage.over();
+        tracing::info!(manager = %address, session = %epoch, "connected");
+
+        let publish = address.with_port(welcome.publish_port);
+        let (messages, messages_receiver) = mpsc::unbounded_channel();
+        let (slices, slices_receiver) = mpsc::channel(SLICES_MAX);
+        let welcome = Box::new(welcome);
+        let opened = Opened { address, welcome, hello_sent_mono_ms, messages, slices };
+        self.tell(SessionEvent::Opened(opened)).await?;
+
+        let mut receiving = std::pin::pin!(receive(&self.events, &mut receiver, epoch));
+        let end = tokio::select! {
+            end = &mut receiving => end,
+            end = send(&mut sender, messages_receiver, slices_receiver) => end,
+            end = watch_manager(&publish) => end,
+            end = wait_until_dropped(&mut self.dropped, epoch) => end,
+        };
+        if matches!(end, End::Left) {
+            // What is queued is not sent yet, and nothing tells when it is.
+            _ = timeout(LINGER, receiving).await;
+        }
+        Ok(end)
+    }
+
+    async fn tell(&self, event: SessionEvent) -> Result<(), NoSession> {
+        self.events.send(event).await.map_err(|_| NoSession::AgentEnds)
+    }
+
+    async fn introduce(
+        &self,
+        address: &ManagerAddress,
+        receiver: &mut PeerReceiver,
+        sender: &mut PeerSender,
+    ) -> Result<(Welcome, Millis), NoSession> {
+        let (answer, hello) = oneshot::channel();
+        self.tell(SessionEvent::HelloAsked(answer)).await?;
+        let hello = hello.await.map_err(|_| NoSession::AgentEnds)?;
+        let sent_mono_ms = self.clock.mono_ms();
+        sender.send(&ToManager::Hello(hello)).await?;
+        let Ok(answer) = timeout(WELCOME_LIMIT, receiver.recv()).await else {
+            return Err(NoSession::NoWelcome { manager: address.clone() });
+        };
+        let refusal = match answer? {
+            ToPeer::Welcome(welcome) => return Ok((welcome, sent_mono_ms)),
+            ToPeer::Refused(error) | ToPeer::Error(error) => error,
+            _ => return Err(NoSession::NotAWelcome(address.clone())),
+        };
+        Err(match refusal.code {
+            ErrorCode::UnsupportedVersion => {
+                let manager = address.to_string();
+                AgentError::UnsupportedVersion { manager, message: refusal.message }.into()
+            }
+            ErrorCode::WrongCluster => self.wrong_cluster(address, None).into(),
+            _ => NoSession::Refused(address.clone(), refusal),
+        })
+    }
+
+    /// The first manager decides to which cluster the agent belongs.
+    fn check_cluster(&self, address: &ManagerAddress, welcome: &Welcome) -> Result<(), AgentError> {
+        match self.data_dir.cluster()? {
+            Some(ours) if ours == welcome.cluster => Ok(()),
+            Some(_) => Err(self.wrong_cluster(address, Some(welcome.cluster))),
+            None => self.data_dir.set_cluster(welcome.cluster),
+        }
+    }
+
+    fn wrong_cluster(
+        &self,
+        address: &ManagerAddress,
+        theirs: Option<podmesh_protocol::ids::ClusterId>,
+    ) -> AgentError {
+        let (manager, path) = (address.to_string(), self.data_dir.cluster_path());
+        AgentError::WrongCluster { manager, theirs, path }
+    }
+}
+
+async fn receive(
+    events: &mpsc::Sender<SessionEvent>,
+    receiver: &mut PeerReceiver,
+    epoch: Epoch,
+) -> End {
+    loop {
+        let message = match receiver.recv().await {
+            Ok(message) => message,
+            Err(error) => return End::Dropped(error.to_string()),
+        };
+        match message {
+            ToPeer::HelloAgain(of) if of == epoch => {
+                return End::Dropped("the manager asks for a new one".into());
+            }
+            ToPeer::HelloAgain(_) => {}
+            ToPeer::Error(error) => {
+                tracing::error!("the manager did not understand a message: {error}");
+            }
+            message => {
+                if events.send(SessionEvent::Received(message)).await.is_err() {
+                    return End::Left;
+                }
+            }
+        }
+    }
+}
+
+async fn send(
+    sender: &mut PeerSender,
+    mut messages: mpsc::UnboundedReceiver<ToManager>,
+    mut slices: mpsc::Receiver<ToManager>,
+) -> End {
+    loop {
+        let message = tokio::select! {
+            biased;
+            message = messages.recv() => match message {
+                Some(message) => message,
+                None => return End::Left,
+            },
+            Some(slice) = slices.recv() => slice,
+        };
+        if let Err(error) = sender.send(&message).await {
+            return End::Dropped(error.to_string());
+        }
+    }
+}
+
+/// Watches for the manager's end, and for another life of it.
+async fn watch_manager(address: &ManagerAddress) -> End {
+    let mut known = None;
+    loop {
+        match Subscriber::connect(address, &[TOPIC_MANAGER]).await {
+            Ok(mut subscriber) => loop {
+                match subscriber.recv().await {
+                    Ok(Published::Manager { stopping: true, .. }) => {
+                        return End::Dropped("the manager stops".into());
+                    }
+                    Ok(Published::Manager { instance, .. }) => {
+                        if *known.get_or_insert(instance) != instance {
+                            return End::Dropped("the manager has been restarted".into());
+                        }
+                    }
+                    Ok(Published::Events { .. }) => {}
+                    Err(error) => {
+                        tracing::debug!("the subscription failed: {error}");
+                        break;
+                    }
+                }
+            },
+            Err(error) => tracing::debug!("cannot subscribe: {error}"),
+        }
+        sleep(SUBSCRIBE_PAUSE).await;
+    }
+}
+
+async fn wait_until_dropped(dropped: &mut watch::Receiver<Option<Epoch>>, epoch: Epoch) -> End {
+    match dropped.wait_for(|dropped| dropped.is_some_and(|dropped| dropped >= epoch)).await {
+        Ok(_) => End::Dropped("the agent asks for a new one".into()),
+        Err(_) => End::Left,
+    }
+}
+
+/// A manager that cannot be reached is spoken of once, and then seldom.
+#[derive(Debug, Default)]
+struct Outage {
+    began: Option<Instant>,
+    said: Option<Instant>,
+}
+
+impl Outage {
+    fn say(&mut self, error: &NoSession) {
+        if let NoSession::Refused(_, ErrorReply { code: ErrorCode::NameTaken, .. }) = error {
+            // Somebody has to do something.
+            tracing::error!(
+                "{error}; stop the other agent, or give this one another name (--name)"
+            );
+            return;
+        }
+        let now = Instant::now();
+        let began = *self.began.get_or_insert(now);
+        if self.said.is_none() {
+            tracing::warn!("no session with a manager: {error}; trying on");
+        } else if self.said.is_some_and(|said| now - said >= REMIND_EVERY) {
+            let minutes = (now - began).as_secs() / 60;
+            tracing::warn!("no session with a manager for {minutes} minutes: {error}; trying on");
+        } else {
+            tracing::debug!("no session with a manager: {error}");
+            return;
+        }
+        self.said = Some(now);
+    }
+
+    fn over(&mut self) {
+        *self = Self::default();
+    }
+}

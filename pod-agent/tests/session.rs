@@ -1,0 +1,440 @@
+//! The agent against a manager that does what the test says.
+#![expect(clippy::unwrap_used, clippy::panic, reason = "tests")]
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use podmesh_agent::policy::NodePolicy;
+use podmesh_agent::{AgentConfig, AgentError, DockerSwitch, ManagerLocator, RuntimeSwitches, run};
+use podmesh_logrotate::RotationPolicy;
+use podmesh_protocol::client::{LogPosition, LogRead, LogSlice, LogStream};
+use podmesh_protocol::error::{ErrorCode, ErrorReply};
+use podmesh_protocol::event::{Published, TOPIC_MANAGER};
+use podmesh_protocol::ids::{AttemptId, ClusterId, Epoch, InstanceId, JobId, Revision};
+use podmesh_protocol::report::{Outcome, OutcomeKind, Report, ReportFact};
+use podmesh_protocol::session::{Hello, StopReason, ToManager, ToPeer, Welcome};
+use podmesh_protocol::spec::{OnLost, Resources, RunSpec, RuntimeKind, RuntimeSpec};
+use podmesh_wire::WireError;
+use podmesh_wire::address::ManagerAddress;
+use podmesh_wire::control::{ManagerReceiver, ManagerSender, ManagerSocket};
+use podmesh_wire::heartbeat::{read_beat, write_beat};
+use podmesh_wire::publish::Publisher;
+use tokio::net::TcpListener;
+use tokio::sync::oneshot;
+use tokio::task::JoinHandle;
+
+const ANY_PORT: SocketAddr =
+    SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 0);
+/// Far more than anything here takes; a test that hangs says where.
+const LIMIT: Duration = Duration::from_secs(60);
+const ATTEMPT: AttemptId = AttemptId::new(JobId(1), 1, 1);
+
+struct Manager {
+    address: SocketAddr,
+    receiver: ManagerReceiver,
+    sender: ManagerSender,
+    publisher: Publisher,
+    heartbeats: SocketAddr,
+    peer: Arc<[u8]>,
+    epoch: Epoch,
+    cluster: ClusterId,
+    lease_ms: u64,
+}
+
+impl Manager {
+    async fn new() -> Self {
+        Self::at(ANY_PORT).await
+    }
+
+    async fn at(address: SocketAddr) -> Self {
+        let socket = ManagerSocket::bind(address).await.unwrap();
+        let address = socket.local_address();
+        let (receiver, sender) = socket.split();
+        let listener = TcpListener::bind(ANY_PORT).await.unwrap();
+        let heartbeats = listener.local_addr().unwrap();
+        tokio::spawn(async move {
+            while let Ok((mut stream, _)) = listener.accept().await {
+                tokio::spawn(async move {
+                    while let Ok(beat) = read_beat(&mut stream).await {
+                        write_beat(&mut stream, &beat).await.unwrap();
+                    }
+                });
+            }
+        });
+        Self {
+            address,
+            receiver,
+            sender,
+            publisher: Publisher::bind(ANY_PORT).await.unwrap(),
+            heartbeats,
+            peer: Arc::from([]),
+            epoch: Epoch(0),
+            cluster: ClusterId(uuid::Uuid::from_u128(1)),
+            lease_ms: 60_000,
+        }
+    }
+
+    async fn receive(&mut self) -> ToManager {
+        loop {
+            let received = self.receiver.recv();
+            let received = tokio::time::timeout(LIMIT, received).await.unwrap().unwrap();
+            match received.message {
+                Ok(ToManager::Hello(hello)) => {
+                    self.peer = received.peer;
+                    return ToManager::Hello(hello);
+                }
+                Ok(message) if received.peer == self.peer => return message,
+                Ok(_) | Err(WireError::PeerGone) => {}
+                Err(error) => panic!("{error}"),
+            }
+        }
+    }
+
+    async fn hello(&mut self) -> Hello {
+        loop {
+            if let ToManager::Hello(hello) = self.receive().await {
+                return hello;
+            }
+        }
+    }
+
+    async fn send(&mut self, message: ToPeer) {
+        self.sender.send(&self.peer.clone(), &message).await.unwrap();
+    }
+
+    async fn welcome(&mut self, acked: u64) {
+        self.epoch.0 += 1;
+        let welcome = Welcome {
+            version: 1,
+            epoch: self.epoch,
+            cluster: self.cluster,
+            lease_ms: self.lease_ms,
+            heartbeat_ms: 20,
+            heartbeat_port: self.heartbeats.port(),
+            publish_port: self.publisher.local_address().port(),
+            acked,
+            stop: Vec::new(),
+            keep: Vec::new(),
+        };
+        self.send(ToPeer::Welcome(welcome)).await;
+    }
+
+    async fn session(&mut self) -> Hello {
+        let hello = self.hello().await;
+        self.welcome(0).await;
+        hello
+    }
+
+    async fn start(&mut self, attempt: AttemptId, runtime: RuntimeSpec, script: &str) {
+        let run = RunSpec {
+            runtime,
+            command: ["sh", "-c", script].map(str::to_owned).to_vec(),
+            env: BTreeMap::new(),
+            workdir: None,
+            timeout_ms: None,
+            stop_grace_ms: 30_000,
+        };
+        self.send(ToPeer::JobSpec {
+            epoch: self.epoch,
+            job: attempt.task.job,
+            on_lost: OnLost::Wait,
+            resources: Resources::default(),
+            run,
+            name: "job".parse().unwrap(),
+        })
+        .await;
+        self.send(ToPeer::Starts(self.epoch, vec![attempt])).await;
+    }
+
+    /// The next reports, whatever else comes.
+    async fn reports(&mut self) -> Vec<Report> {
+        loop {
+            match self.receive().await {
+                ToManager::Reports(epoch, reports) if epoch == self.epoch => return reports,
+                ToManager::Hello(hello) => panic!("a new session: {hello:?}"),
+                _ => {}
+            }
+        }
+    }
+
+    /// The end of the attempt, with the number of its report.
+    async fn end(&mut self) -> (u64, Outcome) {
+        loop {
+            for Report(number, attempt, fact) in self.reports().await {
+                if let ReportFact::Ended(outcome) = fact {
+                    assert_eq!(attempt, ATTEMPT);
+                    return (number, outcome);
+                }
+            }
+        }
+    }
+
+    async fn started(&mut self) {
+        let reports = self.reports().await;
+        assert_eq!(reports, [Report(1, ATTEMPT, ReportFact::Started)]);
+    }
+
+    async fn read_log(&mut self, from: u64, wait_ms: u32) -> LogSlice {
+        let read = LogRead {
+            attempt: ATTEMPT,
+            stream: LogStream::Stdout,
+            from: LogPosition::Offset(from),
+            bytes_max: 1000,
+            wait_ms,
+        };
+        self.send(ToPeer::LogRead(77, read)).await;
+        loop {
+            if let ToManager::LogSlice(number, slice) = self.receive().await {
+                assert_eq!(number, 77);
+                return slice.unwrap();
+            }
+        }
+    }
+}
+
+struct Agent {
+    stop: oneshot::Sender<()>,
+    task: JoinHandle<Result<(), AgentError>>,
+}
+
+impl Agent {
+    fn start(dir: &Path, manager: SocketAddr) -> Self {
+        let manager = ManagerAddress { host: manager.ip().to_string(), port: manager.port() };
+        let config = AgentConfig {
+            data_dir: dir.join("agent"),
+            logs_dir: dir.join("logs"),
+            name: "here".parse().unwrap(),
+            manager: ManagerLocator::At(manager),
+            capacity: Resources { cpu_millis: 2000, memory_bytes: 1 << 30 },
+            labels: BTreeMap::from([("disk".parse().unwrap(), "fast".to_owned())]),
+            runtimes: RuntimeSwitches { process: true, docker: DockerSwitch::Off, noop: true },
+            policy: NodePolicy::default(),
+            rotation: RotationPolicy::default(),
+        };
+        let (stop, stopped) = oneshot::channel::<()>();
+        let task = tokio::spawn(run(config, async {
+            _ = stopped.await;
+        }));
+        Self { stop, task }
+    }
+
+    async fn result(self) -> Result<(), AgentError> {
+        // Kept until the end: to drop it stops the agent.
+        let _stop = self.stop;
+        tokio::time::timeout(LIMIT, self.task).await.unwrap().unwrap()
+    }
+
+    async fn abort(self) {
+        self.task.abort();
+        assert!(self.task.await.unwrap_err().is_cancelled());
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_command_is_started_reported_and_its_output_is_read() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut manager = Manager::new().await;
+    let _agent = Agent::start(dir.path(), manager.address);
+    let hello = manager.session().await;
+    assert_eq!(hello.node.as_str(), "here");
+    assert_eq!((hello.cluster, hello.attempts.len()), (None, 0));
+    assert_eq!(hello.runtimes, [RuntimeKind::Process, RuntimeKind::Noop]);
+    assert_eq!((hello.capacity.cpu_millis, hello.labels.len()), (2000, 1));
+
+    manager.start(ATTEMPT, RuntimeSpec::Process, "printf 'a\\377b'; read x < go; exit 3").await;
+    // The program waits at the pipe that the test opens when it has read the output.
+    manager.started().await;
+    let slice = manager.read_log(0, 30_000).await;
+    assert_eq!((slice.offset, slice.bytes.as_slice(), slice.end), (0, &b"a\xffb"[..], false));
+    let (number, outcome) = manager.end().await;
+    assert_eq!((number, outcome.exit_code), (2, Some(2)), "there is no such pipe");
+    assert!(outcome.ran_ms > 0);
+    let slice = manager.read_log(3, 0).await;
+    assert_eq!((slice.offset, slice.bytes.len(), slice.end), (3, 0, true));
+
+    assert!(dir.path().join("agent/work/1.1.1").exists());
+    manager.send(ToPeer::Acked(manager.epoch, 2)).await;
+    manager.send(ToPeer::HelloAgain(manager.epoch)).await;
+    let hello = manager.session().await;
+    assert_eq!(hello.attempts, []);
+    assert_eq!(hello.cluster, Some(manager.cluster));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_was_not_acknowledged_is_told_again_to_the_next_manager() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut manager = Manager::new().await;
+    let address = manager.address;
+    let _agent = Agent::start(dir.path(), address);
+    let first = manager.session().await;
+    manager.start(ATTEMPT, RuntimeSpec::Noop, "").await;
+    let (number, outcome) = manager.end().await;
+    assert_eq!((number, outcome.kind), (1, OutcomeKind::Succeeded));
+    drop(manager);
+
+    let mut manager = Manager::at(address).await;
+    manager.epoch = Epoch(10);
+    let second = manager.session().await;
+    assert_eq!(second.attempts, [ATTEMPT]);
+    assert_eq!(second.agent_instance, first.agent_instance);
+    assert_eq!(manager.end().await, (1, outcome));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_new_session_is_made_when_the_manager_says_so_or_is_another() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut manager = Manager::new().await;
+    let _agent = Agent::start(dir.path(), manager.address);
+    manager.session().await;
+    // An unknown job.
+    manager.send(ToPeer::Starts(manager.epoch, vec![ATTEMPT])).await;
+    manager.session().await;
+    // Of another session: means nothing.
+    manager.send(ToPeer::HelloAgain(Epoch(1))).await;
+    manager.send(ToPeer::HelloAgain(manager.epoch)).await;
+    manager.session().await;
+
+    for stopping in [false, true] {
+        let mut life = 0;
+        // Published until it is heard: the subscription comes some time after the welcome.
+        loop {
+            // The same life twice, and then another one, or the end.
+            life += u128::from(!stopping);
+            let instance = InstanceId(uuid::Uuid::from_u128(life / 2));
+            let beacon = Published::Manager { instance, revision: Revision(0), stopping };
+            manager.publisher.publish(TOPIC_MANAGER, &beacon).await.unwrap();
+            if tokio::time::timeout(Duration::from_millis(50), manager.hello()).await.is_ok() {
+                manager.welcome(0).await;
+                break;
+            }
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_manager_that_answers_no_heartbeat_is_left() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut manager = Manager::new().await;
+    let deaf = TcpListener::bind(ANY_PORT).await.unwrap();
+    let answering = manager.heartbeats;
+    manager.heartbeats = deaf.local_addr().unwrap();
+    manager.lease_ms = 200;
+    let _agent = Agent::start(dir.path(), manager.address);
+    manager.session().await;
+    // The beats are taken and not answered.
+    let (_stream, _) = deaf.accept().await.unwrap();
+    manager.heartbeats = answering;
+    manager.lease_ms = 60_000;
+    manager.session().await;
+    manager.start(ATTEMPT, RuntimeSpec::Noop, "").await;
+    assert_eq!(manager.end().await.1.kind, OutcomeKind::Succeeded);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_cancelled_command_is_stopped() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut manager = Manager::new().await;
+    let _agent = Agent::start(dir.path(), manager.address);
+    manager.session().await;
+    manager.start(ATTEMPT, RuntimeSpec::Process, "sleep 1000").await;
+    manager.started().await;
+    manager.send(ToPeer::Stops(manager.epoch, vec![(ATTEMPT, StopReason::Cancelled)])).await;
+    let (_, outcome) = manager.end().await;
+    assert_eq!((outcome.kind, outcome.signal), (OutcomeKind::Cancelled, Some(15)));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_stopped_agent_says_what_it_stopped_and_goodbye() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut manager = Manager::new().await;
+    let agent = Agent::start(dir.path(), manager.address);
+    manager.session().await;
+    manager.start(ATTEMPT, RuntimeSpec::Process, "sleep 1000").await;
+    manager.started().await;
+    agent.stop.send(()).unwrap();
+    let (number, outcome) = manager.end().await;
+    assert_eq!((number, outcome.kind), (2, OutcomeKind::Lost));
+    assert_eq!(outcome.message.as_deref(), Some("the agent was stopped"));
+    manager.send(ToPeer::Acked(manager.epoch, 2)).await;
+    assert_eq!(manager.receive().await, ToManager::Goodbye(manager.epoch));
+    tokio::time::timeout(LIMIT, agent.task).await.unwrap().unwrap().unwrap();
+    assert_eq!(std::fs::read_dir(dir.path().join("agent/work")).unwrap().count(), 0);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_agent_that_was_killed_reports_what_it_lost() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut manager = Manager::new().await;
+    let agent = Agent::start(dir.path(), manager.address);
+    let first = manager.session().await;
+    manager.start(ATTEMPT, RuntimeSpec::Process, "sleep 1000").await;
+    manager.started().await;
+    agent.abort().await;
+
+    let _agent = Agent::start(dir.path(), manager.address);
+    let second = manager.session().await;
+    assert_eq!(second.attempts, [ATTEMPT]);
+    assert_ne!(second.agent_instance, first.agent_instance);
+    let (number, outcome) = manager.end().await;
+    assert_eq!((number, outcome.kind), (1, OutcomeKind::Lost));
+    assert_eq!(outcome.message.as_deref(), Some("the agent was restarted"));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_manager_of_another_cluster_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut manager = Manager::new().await;
+    let agent = Agent::start(dir.path(), manager.address);
+    manager.session().await;
+    manager.cluster = ClusterId(uuid::Uuid::from_u128(2));
+    manager.send(ToPeer::HelloAgain(manager.epoch)).await;
+    manager.session().await;
+    let error = agent.result().await.unwrap_err().to_string();
+    assert!(error.contains("agent/cluster"), "{error}");
+
+    // The manager may see it first.
+    let agent = Agent::start(dir.path(), manager.address);
+    manager.hello().await;
+    let refusal = ErrorReply::new(ErrorCode::WrongCluster, "not mine");
+    manager.send(ToPeer::Refused(refusal)).await;
+    let error = agent.result().await.unwrap_err();
+    assert!(matches!(error, AgentError::WrongCluster { .. }), "{error}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_refusal_is_tried_again_or_ends_the_agent() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut manager = Manager::new().await;
+    let agent = Agent::start(dir.path(), manager.address);
+    for code in [ErrorCode::NameTaken, ErrorCode::Stopping] {
+        manager.hello().await;
+        manager.send(ToPeer::Refused(ErrorReply::new(code, "no"))).await;
+    }
+    manager.hello().await;
+    let refusal = ErrorReply::new(ErrorCode::UnsupportedVersion, "this manager speaks 2");
+    manager.send(ToPeer::Refused(refusal)).await;
+    let error = agent.result().await.unwrap_err().to_string();
+    assert!(error.contains("this manager speaks 2"), "{error}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_second_agent_on_one_data_directory_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut manager = Manager::new().await;
+    let _agent = Agent::start(dir.path(), manager.address);
+    manager.session().await;
+    let error = Agent::start(dir.path(), manager.address).result().await.unwrap_err();
+    assert!(matches!(error, AgentError::InUse { .. }), "{error}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_agent_can_start_before_its_manager() {
+    let dir = tempfile::tempdir().unwrap();
+    let address = Manager::new().await.address;
+    let _agent = Agent::start(dir.path(), address);
+    let mut manager = Manager::at(address).await;
+    manager.session().await;
+}

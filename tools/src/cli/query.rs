@@ -1,0 +1,185 @@
+//! The arguments of the verbs that ask the manager.
+
+use std::fmt;
+use std::str::FromStr;
+
+use clap::{Args, ValueEnum};
+use podmesh_protocol::client::LogStream;
+use podmesh_protocol::ids::{AttemptId, JobId, TaskId};
+use podmesh_protocol::report::TaskState;
+
+/// `jobs`.
+#[derive(Args, Debug)]
+pub(crate) struct JobsArgs {
+    /// Only jobs that have not ended
+    #[arg(long)]
+    pub(crate) active: bool,
+    /// At most so many
+    #[arg(long, value_name = "NUMBER", default_value_t = 50, value_parser = clap::value_parser!(u32).range(1..))]
+    pub(crate) limit: u32,
+    /// All of them
+    #[arg(long, conflicts_with = "limit")]
+    pub(crate) all: bool,
+}
+
+/// `job`.
+#[derive(Args, Debug)]
+pub(crate) struct JobArgs {
+    /// The job's number
+    pub(crate) job: JobId,
+}
+
+/// `tasks`.
+#[derive(Args, Debug)]
+pub(crate) struct TasksArgs {
+    /// The job's number
+    pub(crate) job: JobId,
+    /// Only tasks in this state
+    #[arg(long)]
+    pub(crate) state: Option<TaskStateFlag>,
+    /// At most so many
+    #[arg(long, value_name = "NUMBER", default_value_t = 1000, value_parser = clap::value_parser!(u32).range(1..))]
+    pub(crate) limit: u32,
+    /// All of them
+    #[arg(long, conflicts_with = "limit")]
+    pub(crate) all: bool,
+}
+
+/// `--state`.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub(crate) enum TaskStateFlag {
+    /// Waits for room, or for its next try
+    Queued,
+    /// Is with a node
+    Active,
+    /// Its last attempt succeeded
+    Succeeded,
+    /// Its last attempt failed, and no more will follow
+    Failed,
+    /// Was cancelled
+    Cancelled,
+}
+
+impl From<TaskStateFlag> for TaskState {
+    fn from(flag: TaskStateFlag) -> Self {
+        match flag {
+            TaskStateFlag::Queued => Self::Queued,
+            TaskStateFlag::Active => Self::Active,
+            TaskStateFlag::Succeeded => Self::Succeeded,
+            TaskStateFlag::Failed => Self::Failed,
+            TaskStateFlag::Cancelled => Self::Cancelled,
+        }
+    }
+}
+
+/// `logs`.
+#[derive(Args, Debug)]
+pub(crate) struct LogsArgs {
+    /// A job 42, a task 42.7, or an attempt 42.7#2
+    #[arg(value_name = "JOB|TASK|ATTEMPT")]
+    pub(crate) of: LogsOf,
+    /// Go on until it ends
+    #[arg(short, long)]
+    pub(crate) follow: bool,
+    /// Only the last so many lines of each stream of the last attempt
+    #[arg(long, value_name = "LINES")]
+    pub(crate) tail: Option<u64>,
+    /// Only this stream [default: both, each to its own here]
+    #[arg(long)]
+    pub(crate) stream: Option<StreamFlag>,
+}
+
+/// What `logs` is asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum LogsOf {
+    /// All tasks of a job.
+    Job(JobId),
+    /// All attempts of a task.
+    Task(TaskId),
+    /// One attempt.
+    Attempt(AttemptId),
+}
+
+/// A text that is none of what `logs` takes.
+#[derive(Clone, Debug, thiserror::Error)]
+#[error("not a job such as 42, a task such as 42.7, or an attempt such as 42.7#2")]
+pub(crate) struct LogsOfError;
+
+impl FromStr for LogsOf {
+    type Err = LogsOfError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let job = || text.parse().map(Self::Job).ok();
+        let task = || text.parse().map(Self::Task).ok();
+        let attempt = || text.parse().map(Self::Attempt).ok();
+        job().or_else(task).or_else(attempt).ok_or(LogsOfError)
+    }
+}
+
+impl fmt::Display for LogsOf {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Job(job) => job.fmt(f),
+            Self::Task(task) => task.fmt(f),
+            Self::Attempt(attempt) => attempt.fmt(f),
+        }
+    }
+}
+
+/// `--stream`.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub(crate) enum StreamFlag {
+    /// Standard output
+    Stdout,
+    /// Standard error
+    Stderr,
+}
+
+impl From<StreamFlag> for LogStream {
+    fn from(flag: StreamFlag) -> Self {
+        match flag {
+            StreamFlag::Stdout => Self::Stdout,
+            StreamFlag::Stderr => Self::Stderr,
+        }
+    }
+}
+
+/// `cancel`.
+#[derive(Args, Debug)]
+pub(crate) struct CancelArgs {
+    /// The jobs' numbers
+    #[arg(required = true)]
+    pub(crate) jobs: Vec<JobId>,
+}
+
+/// `events`.
+#[derive(Args, Debug)]
+pub(crate) struct EventsArgs {
+    /// Go on as they happen
+    #[arg(short, long)]
+    pub(crate) follow: bool,
+    /// Only those after this revision [default: all that are kept; with -f: only new ones]
+    #[arg(long, value_name = "REVISION")]
+    pub(crate) since: Option<u64>,
+    /// Only those of this job
+    #[arg(long)]
+    pub(crate) job: Option<JobId>,
+}
+
+#[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "tests")]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn logs_takes_jobs_tasks_and_attempts() {
+        assert_eq!("42".parse::<LogsOf>().unwrap(), LogsOf::Job(JobId(42)));
+        let task = TaskId { job: JobId(42), index: 7 };
+        assert_eq!("42.7".parse::<LogsOf>().unwrap(), LogsOf::Task(task));
+        let attempt = LogsOf::Attempt(AttemptId { task, number: 2 });
+        assert_eq!("42.7#2".parse::<LogsOf>().unwrap(), attempt);
+        for text in ["", "x", "42.", "42#1", "42.7#0"] {
+            assert!(text.parse::<LogsOf>().is_err(), "{text}");
+        }
+    }
+}

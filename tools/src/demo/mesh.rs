@@ -1,0 +1,188 @@
+//! A manager and agents as real processes of this program, in a folder of their own. They end
+//! when whoever started them does.
+
+use std::fs::{self, File};
+use std::io;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use podmesh_manager::Endpoint;
+use podmesh_wire::address::ManagerAddress;
+use tempfile::TempDir;
+use tokio::process::{Child, Command};
+use tokio::time::{sleep, timeout};
+
+use crate::error::{CliError, Outcome};
+use crate::settings::DataDir;
+
+/// How long a process may take to begin to serve.
+const START_LIMIT: Duration = Duration::from_secs(20);
+/// How long a process may take to end when asked to; then it is killed.
+const STOP_LIMIT: Duration = Duration::from_secs(10);
+/// Between two looks at what has no event.
+const LOOK: Duration = Duration::from_millis(20);
+
+/// The processes, and the folder of all that they write. Dropped, it kills them and removes it;
+/// should this process be killed, they see their standard input end, and stop.
+pub(crate) struct Mesh {
+    manager: Daemon,
+    agents: Vec<Daemon>,
+    address: ManagerAddress,
+    folder: TempDir,
+}
+
+/// One process.
+struct Daemon {
+    name: String,
+    child: Child,
+    stderr: PathBuf,
+}
+
+impl Mesh {
+    /// Starts a manager and agents with these names.
+    ///
+    /// # Errors
+    /// When one cannot be started, or the manager does not serve in time.
+    pub(crate) async fn start(names: &[&str]) -> Outcome<Self> {
+        let folder = tempfile::Builder::new()
+            .prefix("podmesh-demo-")
+            .tempdir()
+            .map_err(|why| CliError::failure("there is no room for a temporary folder").because(why))?;
+        let data_dir = DataDir::at(folder.path());
+        let mut manager = Daemon::start("manager", &data_dir, folder.path(), |command| {
+            command.args(["manager", "--listen", "127.0.0.1:0"]);
+        })?;
+        let began = Instant::now();
+        let address: ManagerAddress = loop {
+            if let Ok(endpoint) = Endpoint::read(&data_dir.manager()) {
+                break endpoint.control.into();
+            }
+            manager.still_runs()?;
+            if began.elapsed() > START_LIMIT {
+                return Err(manager.failed("does not begin to serve"));
+            }
+            sleep(LOOK).await;
+        };
+        let mut agents = Vec::new();
+        for name in names {
+            agents.push(Daemon::start(name, &data_dir.inner(name), folder.path(), |command| {
+                command.args(["agent", "--name", name, "--manager", &address.to_string()]);
+            })?);
+        }
+        Ok(Self { manager, agents, address, folder })
+    }
+
+    /// Where the manager is.
+    pub(crate) fn address(&self) -> &ManagerAddress {
+        &self.address
+    }
+
+    /// The folder of all that they write.
+    pub(crate) fn folder(&self) -> &Path {
+        self.folder.path()
+    }
+
+    /// The data folder of an agent.
+    pub(crate) fn agent(&self, name: &str) -> DataDir {
+        DataDir::at(self.folder.path()).inner(name)
+    }
+
+    /// Whether all of them still run.
+    ///
+    /// # Errors
+    /// What the first one said that does not.
+    pub(crate) fn still_runs(&mut self) -> Outcome<()> {
+        self.manager.still_runs()?;
+        self.agents.iter_mut().try_for_each(Daemon::still_runs)
+    }
+
+    /// Stops the agents, then the manager, and removes the folder.
+    ///
+    /// # Errors
+    /// When one had to be killed, ended with an error, or the folder cannot be removed.
+    pub(crate) async fn stop(self) -> Outcome<()> {
+        let mut result = Ok(());
+        for daemon in self.agents {
+            result = result.and(daemon.stop().await);
+        }
+        result = result.and(self.manager.stop().await);
+        let path = self.folder.path().to_owned();
+        result.and(self.folder.close().map_err(|why| {
+            CliError::failure(format!("{} cannot be removed", path.display())).because(why)
+        }))
+    }
+}
+
+impl Daemon {
+    fn start(
+        name: &str,
+        data_dir: &DataDir,
+        folder: &Path,
+        arguments: impl FnOnce(&mut Command),
+    ) -> Outcome<Self> {
+        let cannot = |why: io::Error| CliError::failure(format!("{name} cannot be started")).because(why);
+        let stderr = folder.join(format!("{name}.stderr"));
+        let mut command = Command::new(std::env::current_exe().map_err(cannot)?);
+        // What is set for the user's own mesh is not for this one.
+        for (variable, _) in std::env::vars_os() {
+            if variable.as_encoded_bytes().starts_with(b"PODMESH_") {
+                command.env_remove(variable);
+            }
+        }
+        arguments(&mut command);
+        command
+            .arg("--data-dir")
+            .arg(data_dir.path())
+            .arg("--stop-at-eof")
+            .current_dir(folder)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::null())
+            .stderr(File::create(&stderr).map_err(cannot)?)
+            // Not of the terminal's group: Ctrl-C there is for the demo, which then stops them.
+            .process_group(0)
+            .kill_on_drop(true);
+        let child = command.spawn().map_err(cannot)?;
+        Ok(Self { name: name.to_owned(), child, stderr })
+    }
+
+    fn still_runs(&mut self) -> Outcome<()> {
+        match self.child.try_wait() {
+            Ok(None) => Ok(()),
+            Ok(Some(status)) => Err(self.failed(&format!("ended ({status})"))),
+            Err(why) => Err(CliError::failure(format!("{} cannot be watched", self.name)).because(why)),
+        }
+    }
+
+    async fn stop(mut self) -> Outcome<()> {
+        if let Some(pid) = self.child.id().and_then(|pid| i32::try_from(pid).ok()) {
+            // It may have ended by itself.
+            _ = kill(Pid::from_raw(pid), Signal::SIGTERM);
+        }
+        match timeout(STOP_LIMIT, self.child.wait()).await {
+            Ok(Ok(status)) if status.success() => Ok(()),
+            Ok(Ok(status)) => Err(self.failed(&format!("ended with an error ({status})"))),
+            Ok(Err(why)) => {
+                Err(CliError::failure(format!("{} cannot be watched", self.name)).because(why))
+            }
+            Err(_) => {
+                // Dropped, it is killed; waited for here, so that nothing writes to the folder.
+                _ = self.child.kill().await;
+                Err(self.failed("did not stop, and was killed"))
+            }
+        }
+    }
+
+    /// What happened, with the last that it said.
+    fn failed(&self, what: &str) -> CliError {
+        let error = CliError::failure(format!("{} {what}", self.name));
+        let said = fs::read(&self.stderr).unwrap_or_default();
+        let said = String::from_utf8_lossy(&said);
+        match said.lines().rev().find(|line| !line.trim().is_empty()) {
+            Some(line) => error.because(crate::output::text::escape(line)),
+            None => error,
+        }
+    }
+}

@@ -1,0 +1,142 @@
+//! The environment of a job: `-e` and `--env-file`, as Docker has them.
+
+use std::collections::BTreeMap;
+use std::ffi::OsString;
+use std::path::Path;
+
+use crate::bounded::read_bounded;
+use crate::error::{CliError, Outcome};
+
+/// Looks up a variable of this process; a parameter so that tests need not change their own.
+pub(crate) type Lookup<'a> = &'a dyn Fn(&str) -> Option<OsString>;
+
+/// Adds one `-e` argument, `NAME=VALUE`, or `NAME` for the value that this process has.
+///
+/// # Errors
+/// An empty name, or a bare name that is not set here.
+pub(crate) fn add_flag(
+    env: &mut BTreeMap<String, String>,
+    text: &str,
+    lookup: Lookup<'_>,
+) -> Outcome<()> {
+    let (name, value) = variable(text, lookup)
+        .map_err(|why| CliError::usage(format!("--env {}", shown(text))).because(why))?;
+    env.insert(name, value);
+    Ok(())
+}
+
+/// Adds what an env file says: one `NAME=VALUE` or `NAME` a line; empty lines and lines that
+/// begin with `#` are skipped. Nothing is unquoted: what follows `=` is the value.
+///
+/// # Errors
+/// A file that cannot be read, is over the limit, is not UTF-8, or has a line of another form.
+pub(crate) fn add_file(
+    env: &mut BTreeMap<String, String>,
+    path: &Path,
+    lookup: Lookup<'_>,
+) -> Outcome<()> {
+    let text = read_bounded(path, "env file")?;
+    for (number, line) in (1..).zip(text.lines()) {
+        // Docker strips what stands before the name, and a byte order mark of the first line.
+        let line = line.strip_prefix('\u{feff}').filter(|_| number == 1).unwrap_or(line);
+        let line = line.trim_start();
+        if line.is_empty() || line.starts_with('#') {
+            continue;
+        }
+        let (name, value) = variable(line, lookup).map_err(|why| {
+            CliError::usage(format!("{}, line {number}: {}", path.display(), shown(line))).because(why)
+        })?;
+        env.insert(name, value);
+    }
+    Ok(())
+}
+
+fn variable(text: &str, lookup: Lookup<'_>) -> Result<(String, String), String> {
+    let (name, value) = match text.split_once('=') {
+        Some((name, value)) => (name, Some(value)),
+        None => (text, None),
+    };
+    if name.is_empty() {
+        return Err("a variable needs a name before the `=`".into());
+    }
+    if name.contains(char::is_whitespace) {
+        return Err("the name of a variable cannot hold white space; write NAME=VALUE".into());
+    }
+    let value = match value {
+        Some(value) => value.to_owned(),
+        None => lookup(name)
+            .ok_or("there is no `=`, and no variable of that name is set here to take the value from; write NAME=VALUE")?
+            .into_string()
+            .map_err(|_| "the value that is set here is not UTF-8")?,
+    };
+    Ok((name.to_owned(), value))
+}
+
+/// The text, short and without control characters: an env can be large, and secret at its end.
+fn shown(text: &str) -> String {
+    let name = text.split('=').next().unwrap_or_default();
+    let mut name = crate::output::text::escape(name);
+    if let Some((at, _)) = name.char_indices().nth(60) {
+        name.truncate(at);
+        name.push('…');
+    }
+    format!("`{name}{}`", if text.contains('=') { "=…" } else { "" })
+}
+
+#[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "tests")]
+mod tests {
+    use super::*;
+    use std::os::unix::ffi::OsStringExt;
+
+    fn here(name: &str) -> Option<OsString> {
+        match name {
+            "SET" => Some("here".into()),
+            "BYTES" => Some(OsString::from_vec(vec![0xff])),
+            _ => None,
+        }
+    }
+
+    fn flag(text: &str) -> Result<BTreeMap<String, String>, String> {
+        let mut env = BTreeMap::new();
+        add_flag(&mut env, text, &here).map(|()| env).map_err(|e| e.to_string())
+    }
+
+    #[test]
+    fn flags_set_take_over_or_are_refused() {
+        assert_eq!(flag("A=b=c").unwrap()["A"], "b=c");
+        assert_eq!(flag("A=").unwrap()["A"], "");
+        assert_eq!(flag("SET").unwrap()["SET"], "here");
+        for (text, says) in [
+            ("UNSET", "no `=`"),
+            ("=x", "needs a name"),
+            ("", "needs a name"),
+            ("BYTES", "not UTF-8"),
+            ("A B=c", "white space"),
+        ] {
+            let said = flag(text).unwrap_err();
+            assert!(said.contains(says), "{text}: {said}");
+        }
+    }
+
+    #[test]
+    fn a_value_is_not_repeated_in_an_error() {
+        assert!(!flag("A B=secret").unwrap_err().contains("secret"));
+        assert!(flag(&"x".repeat(10 << 20)).unwrap_err().len() < 400);
+    }
+
+    #[test]
+    fn files_have_comments_and_name_the_bad_line() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("env");
+        std::fs::write(&path, "\u{feff}# first\n\n A=b # c\nSET\r\nQ=\"x\"\n").unwrap();
+        let mut env = BTreeMap::new();
+        add_file(&mut env, &path, &here).unwrap();
+        let expected = [("A", "b # c"), ("Q", "\"x\""), ("SET", "here")];
+        assert_eq!(env, expected.map(|(k, v)| (k.to_owned(), v.to_owned())).into());
+
+        std::fs::write(&path, "A=b\nUNSET\n").unwrap();
+        let said = add_file(&mut env, &path, &here).unwrap_err().to_string();
+        assert!(said.contains("line 2") && said.contains("UNSET"), "{said}");
+    }
+}

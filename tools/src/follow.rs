@@ -1,0 +1,315 @@
+//! Showing the output of jobs, tasks and attempts: long reads, pulled, over restarts of the
+//! manager and of nodes, until the end.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use podmesh_protocol::client::{AttemptView, JobDetail, LogPosition, LogRead, LogStream, TaskDetail};
+use podmesh_protocol::error::ErrorCode;
+use podmesh_protocol::ids::{AttemptId, JobId, Revision, TaskId};
+use podmesh_protocol::limits::{LOG_READ_BYTES_MAX, PAGE_ROWS_MAX};
+use podmesh_protocol::report::{AttemptState, JobState, OutcomeKind, TaskState};
+use tokio::time::sleep;
+
+use crate::connect::{Connection, RequestError};
+use crate::error::{CliError, Outcome};
+use crate::output::events::outcome_text;
+use crate::output::screen::{say, say_to_watcher};
+use crate::output::text::escape;
+use crate::sink::Sink;
+
+/// How long one read waits for output, or one question for a change.
+const WAIT: Duration = Duration::from_secs(20);
+/// How long a task that has not started is waited for before its job is asked why.
+const WAIT_QUEUED: Duration = Duration::from_secs(1);
+/// The shortest time between two questions that brought nothing new.
+const PAUSE: Duration = Duration::from_millis(100);
+/// How long the output of an attempt that is over is waited for while its node is away.
+const NODE_PATIENCE: Duration = Duration::from_secs(30);
+
+/// What to show, and how.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Show {
+    /// Go on until the end.
+    pub(crate) follow: bool,
+    /// Only the last so many lines of the last attempt.
+    pub(crate) tail: Option<u64>,
+    /// Only this stream.
+    pub(crate) stream: Option<LogStream>,
+}
+
+/// Shows output.
+pub(crate) struct Follower<'a> {
+    connection: &'a Connection,
+    show: Show,
+    sink: Sink,
+}
+
+/// What is known of one attempt while it is shown.
+struct Shown<'a> {
+    id: AttemptId,
+    view: &'a AttemptView,
+    /// Whether the user has been told that its node is away.
+    away: AtomicBool,
+}
+
+impl<'a> Follower<'a> {
+    /// `headers`: whether more than one task is to be shown.
+    pub(crate) fn new(connection: &'a Connection, show: Show, headers: bool) -> Self {
+        Self { connection, show, sink: Sink::new(headers) }
+    }
+
+    /// Shows all tasks of a job in order of index. Returns how the job stands at the end; when
+    /// following, that is its end.
+    pub(crate) async fn job(&self, detail: JobDetail) -> Outcome<JobDetail> {
+        let job = detail.view.job;
+        if self.show.follow {
+            for index in detail.spec.array.first..=detail.spec.array.last {
+                self.task(TaskId { job, index }).await?;
+            }
+            return ended(self.connection, job).await;
+        }
+        let mut from = Some(detail.spec.array.first);
+        while let Some(index) = from {
+            let (tasks, next) = self.connection.tasks(job, index, None, PAGE_ROWS_MAX).await?;
+            for view in tasks.iter().filter(|view| view.attempts > 0) {
+                self.task(view.task).await?;
+            }
+            from = next;
+        }
+        Ok(detail)
+    }
+
+    /// Shows all attempts of a task. Returns how the task stands at the end.
+    pub(crate) async fn task(&self, task: TaskId) -> Outcome<TaskDetail> {
+        let mut shown = 0;
+        let mut unless = None;
+        let mut queue = Queue::default();
+        loop {
+            let asked = Instant::now();
+            let detail = self.connection.task(task, unless, WAIT).await?;
+            let last = detail.attempts.last();
+            let mut news = false;
+            for view in &detail.attempts {
+                let begun = matches!(view.state, AttemptState::Running | AttemptState::Ended);
+                let wanted = self.show.tail.is_none() || Some(view) == last;
+                if view.number > shown && begun && wanted {
+                    self.attempt(AttemptId { task, number: view.number }, view).await?;
+                    shown = view.number;
+                    news = true;
+                }
+            }
+            let over = !matches!(detail.state, TaskState::Queued | TaskState::Active);
+            if !self.show.follow || (over && last.is_none_or(|last| shown >= last.number)) {
+                return Ok(detail);
+            }
+            if detail.state == TaskState::Queued {
+                if let Some(last) = last {
+                    queue.tell_retry(AttemptId { task, number: last.number }, last);
+                }
+                // Its last attempt does not tell when it leaves the queue: it may be cancelled.
+                unless = None;
+                queue.wait(self.connection, task.job).await?;
+            } else {
+                unless = last.map(|last| (last.number, last.state));
+            }
+            if !news {
+                // A job of many tasks changes all the time, and this task does not.
+                sleep(PAUSE.saturating_sub(asked.elapsed())).await;
+            }
+        }
+    }
+
+    /// Shows one attempt; when following, until its last byte.
+    pub(crate) async fn attempt(&self, id: AttemptId, view: &AttemptView) -> Outcome<()> {
+        let shown = Shown { id, view, away: AtomicBool::new(false) };
+        match self.show.stream {
+            Some(stream) => self.stream(&shown, stream).await,
+            None => tokio::try_join!(
+                self.stream(&shown, LogStream::Stdout),
+                self.stream(&shown, LogStream::Stderr)
+            )
+            .map(|((), ())| ()),
+        }
+    }
+
+    async fn stream(&self, shown: &Shown<'_>, stream: LogStream) -> Outcome<()> {
+        let mut from = match self.show.tail {
+            Some(lines) => LogPosition::TailLines(lines),
+            None => LogPosition::Offset(0),
+        };
+        let mut away_since: Option<Instant> = None;
+        loop {
+            let asked = Instant::now();
+            let read = LogRead {
+                attempt: shown.id,
+                stream,
+                from,
+                bytes_max: LOG_READ_BYTES_MAX,
+                wait_ms: if self.show.follow { WAIT.as_millis() as u32 } else { 0 },
+            };
+            let slice = match self.connection.log(read).await {
+                Ok(slice) => slice,
+                Err(RequestError::Refused(reply)) => match reply.code {
+                    ErrorCode::NodeUnavailable => {
+                        let since = *away_since.get_or_insert_with(Instant::now);
+                        if self.node_away(shown, stream, since, &reply.message).await? {
+                            return Ok(());
+                        }
+                        continue;
+                    }
+                    // An attempt that never ran, or whose output has been removed since.
+                    ErrorCode::NotFound if self.show.follow => {
+                        say_to_watcher(escape(&reply.message));
+                        return Ok(());
+                    }
+                    _ => return Err(RequestError::Refused(reply).into()),
+                },
+                Err(error) => return Err(error.into()),
+            };
+            if away_since.take().is_some() && shown.away.swap(false, Ordering::Relaxed) {
+                say(format!("node {} is back", shown.view.node));
+            }
+            if let LogPosition::Offset(expected) = from
+                && slice.offset > expected
+            {
+                let bytes = slice.offset - expected;
+                let what = stream.file_stem();
+                say(format!("{}: {bytes} bytes of {what} have been removed by rotation", shown.id));
+            }
+            let nothing = slice.bytes.is_empty();
+            from = LogPosition::Offset(slice.offset + slice.bytes.len() as u64);
+            self.sink.write(shown.id, stream, slice.bytes).await?;
+            if slice.end || (nothing && !self.show.follow) {
+                return Ok(());
+            }
+            if nothing {
+                sleep(PAUSE.saturating_sub(asked.elapsed())).await;
+            }
+        }
+    }
+
+    /// The node that has the output is away. Returns whether to give the stream up; waits else.
+    async fn node_away(
+        &self,
+        shown: &Shown<'_>,
+        stream: LogStream,
+        since: Instant,
+        why: &str,
+    ) -> Outcome<bool> {
+        let (id, node) = (shown.id, &shown.view.node);
+        let lost = || {
+            CliError::failure(format!("{id}: its {} lies on node {node}, which is away", stream.file_stem()))
+                .because(escape(why))
+                .hint(format!("when the node is back: podmesh logs '{id}'"))
+        };
+        if !self.show.follow {
+            return Err(lost());
+        }
+        if !shown.away.swap(true, Ordering::Relaxed) {
+            say(format!("node {node}, which has the output of {id}, is away; waiting for it"));
+        }
+        let asked = Instant::now();
+        let detail = self.connection.task(id.task, None, Duration::ZERO).await?;
+        let newer = detail.attempts.last().is_some_and(|last| last.number > id.number);
+        let own = detail.attempts.iter().find(|view| view.number == id.number);
+        let outcome = own.and_then(|view| view.outcome.as_ref());
+        if newer || outcome.is_some_and(|outcome| outcome.kind == OutcomeKind::Lost) {
+            say(format!("{id}: what else it printed lies on node {node}, which is away"));
+            return Ok(true);
+        }
+        if outcome.is_some() && since.elapsed() > NODE_PATIENCE {
+            return Err(lost());
+        }
+        sleep(Duration::from_secs(1).saturating_sub(asked.elapsed())).await;
+        Ok(false)
+    }
+}
+
+/// A task that waits for room, or for its next try.
+#[derive(Default)]
+struct Queue {
+    /// The job's revision when it was last looked at.
+    since: Option<Revision>,
+    /// Since when the task waits.
+    from: Option<Instant>,
+    told: Vec<String>,
+    told_retry: u32,
+}
+
+impl Queue {
+    /// Waits until the job has changed, and says why its tasks wait, where that lasts.
+    async fn wait(&mut self, connection: &Connection, job: JobId) -> Outcome<()> {
+        let from = *self.from.get_or_insert_with(Instant::now);
+        let wait = if from.elapsed() < WAIT_QUEUED { WAIT_QUEUED } else { WAIT };
+        let detail = connection.job(job, self.since, wait).await?;
+        self.since = Some(detail.revision);
+        if from.elapsed() >= WAIT_QUEUED && detail.waits_for != self.told {
+            for reason in &detail.waits_for {
+                say_to_watcher(format!("job {job} waits: {}", escape(reason)));
+            }
+            self.told = detail.waits_for;
+        }
+        Ok(())
+    }
+
+    /// Says that an attempt failed and is tried again.
+    fn tell_retry(&mut self, id: AttemptId, view: &AttemptView) {
+        if let Some(outcome) = &view.outcome
+            && std::mem::replace(&mut self.told_retry, id.number) != id.number
+        {
+            say(format!("{id} on {} {}; it is tried again", view.node, outcome_text(outcome)));
+        }
+    }
+}
+
+/// Waits for the end of a job.
+pub(crate) async fn ended(connection: &Connection, job: JobId) -> Outcome<JobDetail> {
+    let mut since = None;
+    loop {
+        let asked = Instant::now();
+        let detail = connection.job(job, since, WAIT).await?;
+        if detail.view.state.is_end() {
+            return Ok(detail);
+        }
+        since = Some(detail.revision);
+        // A large array changes all the time.
+        sleep(PAUSE.saturating_sub(asked.elapsed())).await;
+    }
+}
+
+/// The exit code that tells of a job that has ended: a single task's own; of an array 0 when every
+/// task succeeded, else 1. Says why where the task's output cannot.
+pub(crate) async fn exit_code(connection: &Connection, detail: &JobDetail) -> Outcome {
+    let job = detail.view.job;
+    let succeeded = detail.view.state == JobState::Succeeded;
+    if detail.spec.array.tasks() != 1 {
+        if !succeeded {
+            let counts = &detail.view.counts;
+            say(format!(
+                "job {job}: {} of {} tasks failed, {} were cancelled; see `podmesh tasks {job}`",
+                counts.failed,
+                counts.total(),
+                counts.cancelled
+            ));
+        }
+        return Ok(u8::from(!succeeded));
+    }
+    let task = TaskId { job, index: detail.spec.array.first };
+    let ended = connection.task(task, None, Duration::ZERO).await?;
+    let Some((view, outcome)) =
+        ended.attempts.last().and_then(|view| Some((view, view.outcome.as_ref()?)))
+    else {
+        // It never came to a node: cancelled, or else refused by all.
+        return Ok(match ended.state {
+            TaskState::Cancelled => crate::error::EXIT_INTERRUPTED,
+            _ => crate::error::EXIT_FAILURE,
+        });
+    };
+    let plain = outcome.message.is_none() && outcome.exit_code.is_some() && !outcome.oom_killed;
+    if !plain || matches!(outcome.kind, OutcomeKind::TimedOut | OutcomeKind::Lost) {
+        say(format!("{task} on {} {}", view.node, outcome_text(outcome)));
+    }
+    // What does not fit is cut as the system does it.
+    Ok((outcome.shell_code() & 0xff) as u8)
+}

@@ -1,0 +1,554 @@
+//! What `--output json` prints. The form is a promise: fields are only added. The schemas are
+//! made from these structures, and lie in `tools/schema`.
+
+use std::collections::BTreeMap;
+
+use podmesh_protocol::client as wire;
+use podmesh_protocol::ids::{AttemptId, JobId, TaskId};
+use podmesh_protocol::report;
+use podmesh_protocol::spec;
+use schemars::JsonSchema;
+use serde::Serialize;
+
+use super::time::rfc3339;
+
+/// Makes the enums that are printed from those on the wire, with the same words.
+macro_rules! words {
+    ($($(#[$doc:meta])* $name:ident = $from:ty { $($(#[$vdoc:meta])* $variant:ident $word:literal),* $(,)? })*) => {$(
+        $(#[$doc])*
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, JsonSchema)]
+        pub(crate) enum $name { $($(#[$vdoc])* #[serde(rename = $word)] $variant),* }
+
+        impl From<$from> for $name {
+            fn from(value: $from) -> Self {
+                match value { $(<$from>::$variant => Self::$variant),* }
+            }
+        }
+
+        impl Word for $name {
+            fn word(self) -> &'static str {
+                match self { $(Self::$variant => $word),* }
+            }
+        }
+    )*};
+}
+
+/// One of a few words.
+pub(crate) trait Word {
+    /// The word for it, as it stands in JSON.
+    fn word(self) -> &'static str;
+}
+
+words! {
+    /// Where a job stands.
+    JobState = report::JobState {
+        /// No task has started.
+        Queued "queued",
+        /// Tasks have started, and some are not over.
+        Running "running",
+        /// A user cancelled it; some attempts have not ended yet.
+        Cancelling "cancelling",
+        /// Every task succeeded.
+        Succeeded "succeeded",
+        /// Every task is over, and some failed.
+        Failed "failed",
+        /// A user cancelled it, and nothing of it runs any more.
+        Cancelled "cancelled",
+    }
+    /// Where a task stands.
+    TaskState = report::TaskState {
+        /// Waits for room on a node, or for its next try.
+        Queued "queued",
+        /// An attempt of it is with a node.
+        Active "active",
+        /// Its last attempt succeeded.
+        Succeeded "succeeded",
+        /// Its last attempt did not, and no more will follow.
+        Failed "failed",
+        /// A user cancelled it.
+        Cancelled "cancelled",
+    }
+    /// Where an attempt stands.
+    AttemptState = report::AttemptState {
+        /// Given to a node that has not spoken of it yet.
+        Assigned "assigned",
+        /// The node prepares its start.
+        Preparing "preparing",
+        /// It runs.
+        Running "running",
+        /// It is over.
+        Ended "ended",
+    }
+    /// How an attempt ended.
+    OutcomeKind = report::OutcomeKind {
+        /// Exit code 0.
+        Succeeded "succeeded",
+        /// Another exit code, a signal, or it could not be started.
+        Failed "failed",
+        /// Stopped because a user asked.
+        Cancelled "cancelled",
+        /// Stopped because its time was up.
+        TimedOut "timed_out",
+        /// Its node, or what held it there, is gone; what it did is not known.
+        Lost "lost",
+    }
+    /// Whether a node can be counted on.
+    NodeState = wire::NodeState {
+        /// It has a session, and its heartbeat comes.
+        Alive "alive",
+        /// Its session ended or its heartbeat is late; nothing new is placed there.
+        Suspect "suspect",
+        /// Its lease ended.
+        Lost "lost",
+    }
+    /// What starts an attempt.
+    RuntimeKind = spec::RuntimeKind {
+        /// A process of the node.
+        Process "process",
+        /// A Docker container.
+        Docker "docker",
+        /// Nothing at all; for benchmarks.
+        Noop "noop",
+    }
+    /// What happens when the node of a running attempt is lost.
+    OnLost = spec::OnLost {
+        /// Wait until the node is back.
+        Wait "wait",
+        /// Try it elsewhere after the lease.
+        Requeue "requeue",
+    }
+    /// The network of a container.
+    NetworkMode = spec::NetworkMode {
+        /// Docker's default bridge.
+        Bridge "bridge",
+        /// Loopback only.
+        None "none",
+        /// The node's own.
+        Host "host",
+    }
+    /// When an image is pulled.
+    PullPolicy = spec::PullPolicy {
+        /// When the node does not have it.
+        Missing "missing",
+        /// Before every start.
+        Always "always",
+        /// Never.
+        Never "never",
+    }
+}
+
+/// `podmesh submit --output json`
+#[derive(Debug, Serialize, JsonSchema)]
+pub(crate) struct SubmitOutput {
+    /// The job's number.
+    pub(crate) job: u64,
+    /// Its name.
+    pub(crate) name: String,
+    /// How many tasks it has.
+    pub(crate) tasks: u64,
+}
+
+/// `podmesh cancel --output json`
+#[derive(Debug, Serialize, JsonSchema)]
+pub(crate) struct CancelOutput {
+    /// The jobs, in the order asked for.
+    pub(crate) jobs: Vec<CancelledJob>,
+}
+
+/// A job that was to be cancelled.
+#[derive(Debug, Serialize, JsonSchema)]
+pub(crate) struct CancelledJob {
+    /// The job's number.
+    pub(crate) job: u64,
+    /// Where it stands now: `cancelling`, or where it had ended before.
+    pub(crate) state: JobState,
+}
+
+/// `podmesh jobs --output json`
+#[derive(Debug, Serialize, JsonSchema)]
+pub(crate) struct JobsOutput {
+    /// The jobs, newest first.
+    pub(crate) jobs: Vec<JobRow>,
+    /// Whether there are more than `--limit` let through.
+    pub(crate) more: bool,
+}
+
+/// A job.
+#[derive(Debug, Serialize, JsonSchema)]
+pub(crate) struct JobRow {
+    /// The job's number.
+    pub(crate) job: u64,
+    /// Its name.
+    pub(crate) name: String,
+    /// Where it stands.
+    pub(crate) state: JobState,
+    /// Its priority; higher goes first.
+    pub(crate) priority: i32,
+    /// Where its tasks stand.
+    pub(crate) tasks: Counts,
+    /// When it was submitted, by the manager's clock: RFC 3339.
+    pub(crate) submitted_at: String,
+    /// When its first attempt was assigned.
+    pub(crate) started_at: Option<String>,
+    /// When nothing more was to happen to it.
+    pub(crate) ended_at: Option<String>,
+}
+
+/// How many tasks stand where.
+#[derive(Debug, Serialize, JsonSchema)]
+pub(crate) struct Counts {
+    /// All of them.
+    pub(crate) total: u64,
+    /// Wait for room on a node, or for their next try.
+    pub(crate) queued: u32,
+    /// An attempt is with a node.
+    pub(crate) active: u32,
+    /// The last attempt succeeded.
+    pub(crate) succeeded: u32,
+    /// The last attempt did not, and no more will follow.
+    pub(crate) failed: u32,
+    /// Cancelled.
+    pub(crate) cancelled: u32,
+}
+
+impl From<&report::TaskCounts> for Counts {
+    fn from(counts: &report::TaskCounts) -> Self {
+        Self {
+            total: counts.total(),
+            queued: counts.queued,
+            active: counts.active,
+            succeeded: counts.succeeded,
+            failed: counts.failed,
+            cancelled: counts.cancelled,
+        }
+    }
+}
+
+impl From<&wire::JobView> for JobRow {
+    fn from(view: &wire::JobView) -> Self {
+        Self {
+            job: view.job.0,
+            name: view.name.to_string(),
+            state: view.state.into(),
+            priority: view.priority,
+            tasks: (&view.counts).into(),
+            submitted_at: rfc3339(view.submitted_wall_ms),
+            started_at: view.started_wall_ms.map(rfc3339),
+            ended_at: view.ended_wall_ms.map(rfc3339),
+        }
+    }
+}
+
+/// `podmesh job N --output json`
+#[derive(Debug, Serialize, JsonSchema)]
+pub(crate) struct JobOutput {
+    /// The job as in `jobs`.
+    #[serde(flatten)]
+    pub(crate) row: JobRow,
+    /// The revision up to which this is true.
+    pub(crate) revision: u64,
+    /// Why its queued tasks wait; none when none are queued.
+    pub(crate) waits_for: Vec<String>,
+    /// What was submitted.
+    pub(crate) spec: SpecOutput,
+}
+
+/// What was submitted.
+#[derive(Debug, Serialize, JsonSchema)]
+pub(crate) struct SpecOutput {
+    /// The lowest index of a task.
+    pub(crate) first_index: u32,
+    /// The highest index of a task.
+    pub(crate) last_index: u32,
+    /// What starts its attempts.
+    pub(crate) runtime: RuntimeKind,
+    /// Program and arguments; empty for an image's own.
+    pub(crate) command: Vec<String>,
+    /// Environment variables.
+    pub(crate) env: BTreeMap<String, String>,
+    /// Working folder, where one was asked for.
+    pub(crate) workdir: Option<String>,
+    /// Thousandths of a core for each task.
+    pub(crate) cpu_millis: u32,
+    /// Bytes of memory for each task; 0 for not taken into account.
+    pub(crate) memory_bytes: u64,
+    /// Labels that a node must have.
+    pub(crate) require: BTreeMap<String, String>,
+    /// How long an attempt may run.
+    pub(crate) timeout_ms: Option<u64>,
+    /// Between TERM and KILL.
+    pub(crate) stop_grace_ms: u64,
+    /// How often a failed task is tried again.
+    pub(crate) retries: u32,
+    /// Before the first retry; doubled for each further one.
+    pub(crate) retry_backoff_ms: u64,
+    /// What that wait never exceeds.
+    pub(crate) retry_backoff_max_ms: u64,
+    /// What happens when the node of a running attempt is lost.
+    pub(crate) on_lost: OnLost,
+    /// What only a container has.
+    pub(crate) container: Option<ContainerOutput>,
+}
+
+/// What only a container has.
+#[derive(Debug, Serialize, JsonSchema)]
+pub(crate) struct ContainerOutput {
+    /// The image.
+    pub(crate) image: String,
+    /// What replaces the image's entrypoint; an empty list removes it.
+    pub(crate) entrypoint: Option<Vec<String>>,
+    /// `user[:group]`.
+    pub(crate) user: Option<String>,
+    /// What it sees of the node.
+    pub(crate) mounts: Vec<MountOutput>,
+    /// Its network.
+    pub(crate) network: NetworkMode,
+    /// When the image is pulled.
+    pub(crate) pull: PullPolicy,
+}
+
+/// A folder or file of the node inside a container.
+#[derive(Debug, Serialize, JsonSchema)]
+pub(crate) struct MountOutput {
+    /// Path on the node.
+    pub(crate) source: String,
+    /// Path in the container.
+    pub(crate) target: String,
+    /// Whether the container may only read it.
+    pub(crate) read_only: bool,
+}
+
+impl From<&wire::JobDetail> for JobOutput {
+    fn from(detail: &wire::JobDetail) -> Self {
+        Self {
+            row: (&detail.view).into(),
+            revision: detail.revision.0,
+            waits_for: detail.waits_for.clone(),
+            spec: (&detail.spec).into(),
+        }
+    }
+}
+
+impl From<&spec::JobSpec> for SpecOutput {
+    fn from(spec: &spec::JobSpec) -> Self {
+        Self {
+            first_index: spec.array.first,
+            last_index: spec.array.last,
+            runtime: spec.run.runtime.kind().into(),
+            command: spec.run.command.clone(),
+            env: spec.run.env.clone(),
+            workdir: spec.run.workdir.clone(),
+            cpu_millis: spec.resources.cpu_millis,
+            memory_bytes: spec.resources.memory_bytes,
+            require: labels(&spec.require),
+            timeout_ms: spec.run.timeout_ms,
+            stop_grace_ms: spec.run.stop_grace_ms,
+            retries: spec.retry.retries,
+            retry_backoff_ms: spec.retry.backoff_ms,
+            retry_backoff_max_ms: spec.retry.backoff_ms_max,
+            on_lost: spec.on_lost.into(),
+            container: match &spec.run.runtime {
+                spec::RuntimeSpec::Docker(docker) => Some(docker.into()),
+                spec::RuntimeSpec::Process | spec::RuntimeSpec::Noop => None,
+            },
+        }
+    }
+}
+
+impl From<&spec::DockerSpec> for ContainerOutput {
+    fn from(docker: &spec::DockerSpec) -> Self {
+        let mount = |mount: &spec::Mount| MountOutput {
+            source: mount.source.clone(),
+            target: mount.target.clone(),
+            read_only: mount.read_only,
+        };
+        Self {
+            image: docker.image.clone(),
+            entrypoint: docker.entrypoint.clone(),
+            user: docker.user.clone(),
+            mounts: docker.mounts.iter().map(mount).collect(),
+            network: docker.network.into(),
+            pull: docker.pull.into(),
+        }
+    }
+}
+
+fn labels(
+    labels: &BTreeMap<podmesh_protocol::ids::Name, String>,
+) -> BTreeMap<String, String> {
+    labels.iter().map(|(name, value)| (name.to_string(), value.clone())).collect()
+}
+
+/// `podmesh tasks N --output json`
+#[derive(Debug, Serialize, JsonSchema)]
+pub(crate) struct TasksOutput {
+    /// The job's number.
+    pub(crate) job: u64,
+    /// Its tasks in order of index.
+    pub(crate) tasks: Vec<TaskRow>,
+    /// Whether there are more than `--limit` let through.
+    pub(crate) more: bool,
+}
+
+/// A task.
+#[derive(Debug, Serialize, JsonSchema)]
+pub(crate) struct TaskRow {
+    /// The task, such as `42.7`.
+    pub(crate) task: String,
+    /// Its index in the job's array.
+    pub(crate) index: u32,
+    /// Where it stands.
+    pub(crate) state: TaskState,
+    /// How many attempts there have been.
+    pub(crate) attempts: u32,
+    /// The last of them.
+    pub(crate) last_attempt: Option<AttemptRow>,
+}
+
+/// An attempt.
+#[derive(Debug, Serialize, JsonSchema)]
+pub(crate) struct AttemptRow {
+    /// The attempt, such as `42.7#2`.
+    pub(crate) attempt: String,
+    /// Its number.
+    pub(crate) number: u32,
+    /// Where it runs or ran.
+    pub(crate) node: String,
+    /// Where it stands.
+    pub(crate) state: AttemptState,
+    /// How it ended, once it has.
+    pub(crate) outcome: Option<OutcomeRow>,
+    /// When it was given to the node, by the manager's clock: RFC 3339.
+    pub(crate) assigned_at: String,
+    /// When the manager heard of its start.
+    pub(crate) started_at: Option<String>,
+    /// When the manager heard of its end.
+    pub(crate) ended_at: Option<String>,
+}
+
+/// How an attempt ended.
+#[derive(Debug, Serialize, JsonSchema)]
+pub(crate) struct OutcomeRow {
+    /// In a word.
+    pub(crate) kind: OutcomeKind,
+    /// The exit code of the program; 127 not found, 126 not executable, 125 not started otherwise.
+    pub(crate) exit_code: Option<i32>,
+    /// The signal that ended the program.
+    pub(crate) signal: Option<i32>,
+    /// Whether the kernel's out-of-memory killer struck in it.
+    pub(crate) oom_killed: bool,
+    /// What there is to say.
+    pub(crate) message: Option<String>,
+    /// How long it ran.
+    pub(crate) ran_ms: u64,
+}
+
+impl From<&report::Outcome> for OutcomeRow {
+    fn from(outcome: &report::Outcome) -> Self {
+        Self {
+            kind: outcome.kind.into(),
+            exit_code: outcome.exit_code,
+            signal: outcome.signal,
+            oom_killed: outcome.oom_killed,
+            message: outcome.message.clone(),
+            ran_ms: outcome.ran_ms,
+        }
+    }
+}
+
+impl AttemptRow {
+    fn new(task: TaskId, view: &wire::AttemptView) -> Self {
+        Self {
+            attempt: AttemptId { task, number: view.number }.to_string(),
+            number: view.number,
+            node: view.node.to_string(),
+            state: view.state.into(),
+            outcome: view.outcome.as_ref().map(Into::into),
+            assigned_at: rfc3339(view.assigned_wall_ms),
+            started_at: view.started_wall_ms.map(rfc3339),
+            ended_at: view.ended_wall_ms.map(rfc3339),
+        }
+    }
+}
+
+impl From<&wire::TaskView> for TaskRow {
+    fn from(view: &wire::TaskView) -> Self {
+        Self {
+            task: view.task.to_string(),
+            index: view.task.index,
+            state: view.state.into(),
+            attempts: view.attempts,
+            last_attempt: view.last.as_ref().map(|last| AttemptRow::new(view.task, last)),
+        }
+    }
+}
+
+impl TasksOutput {
+    pub(crate) fn new(job: JobId, tasks: &[wire::TaskView], more: bool) -> Self {
+        Self { job: job.0, tasks: tasks.iter().map(Into::into).collect(), more }
+    }
+}
+
+/// `podmesh nodes --output json`
+#[derive(Debug, Serialize, JsonSchema)]
+pub(crate) struct NodesOutput {
+    /// The nodes in order of name.
+    pub(crate) nodes: Vec<NodeRow>,
+}
+
+/// A node.
+#[derive(Debug, Serialize, JsonSchema)]
+pub(crate) struct NodeRow {
+    /// Its name.
+    pub(crate) node: String,
+    /// Whether it can be counted on.
+    pub(crate) state: NodeState,
+    /// The number of its live session.
+    pub(crate) epoch: Option<u64>,
+    /// The version of its agent.
+    pub(crate) version: String,
+    /// What it offers in all.
+    pub(crate) capacity: ResourcesRow,
+    /// What of that is not taken.
+    pub(crate) free: ResourcesRow,
+    /// Its labels.
+    pub(crate) labels: BTreeMap<String, String>,
+    /// What it can start.
+    pub(crate) runtimes: Vec<RuntimeKind>,
+    /// Attempts that are with it.
+    pub(crate) attempts: u32,
+    /// Since it was last known to be alive; none when not heard of since the manager started.
+    pub(crate) seen_ms_ago: Option<u64>,
+}
+
+/// Cores and memory.
+#[derive(Debug, Serialize, JsonSchema)]
+pub(crate) struct ResourcesRow {
+    /// Thousandths of a core.
+    pub(crate) cpu_millis: u32,
+    /// Bytes of memory.
+    pub(crate) memory_bytes: u64,
+}
+
+impl From<&spec::Resources> for ResourcesRow {
+    fn from(resources: &spec::Resources) -> Self {
+        Self { cpu_millis: resources.cpu_millis, memory_bytes: resources.memory_bytes }
+    }
+}
+
+impl From<&wire::NodeView> for NodeRow {
+    fn from(view: &wire::NodeView) -> Self {
+        Self {
+            node: view.node.to_string(),
+            state: view.state.into(),
+            epoch: view.epoch.map(|epoch| epoch.0),
+            version: view.program_version.clone(),
+            capacity: (&view.capacity).into(),
+            free: (&view.free).into(),
+            labels: labels(&view.labels),
+            runtimes: view.runtimes.iter().map(|kind| (*kind).into()).collect(),
+            attempts: view.attempts,
+            seen_ms_ago: view.seen_ms_ago,
+        }
+    }
+}

@@ -1,0 +1,10 @@
+//! What the verbs print: for people as tables and lines, for programs as JSON.
+
+pub(crate) mod events;
+pub(crate) mod json;
+#[cfg(test)]
+mod schema;
+pub(crate) mod screen;
+pub(crate) mod table;
+pub(crate) mod text;
+pub(crate) mod time;

@@ -1,0 +1,231 @@
+//! Tables that fit the terminal.
+
+use bytesize::ByteSize;
+use comfy_table::{Attribute, Cell, Color, ContentArrangement, Row, Table, presets};
+use podmesh_protocol::client::{JobView, NodeView, TaskView};
+
+use super::events::outcome_text;
+use super::json::{AttemptState, JobState, NodeState, TaskState, Word};
+use super::screen::Screen;
+use super::text::{count, escape};
+use super::time::{ago, coarse, now_ms};
+
+/// What a word means to the eye.
+#[derive(Clone, Copy)]
+enum Mood {
+    Good,
+    Bad,
+    Busy,
+    Quiet,
+}
+
+fn mood(word: &str) -> Mood {
+    match word {
+        "succeeded" | "alive" => Mood::Good,
+        "failed" | "lost" => Mood::Bad,
+        "running" | "active" | "cancelling" | "suspect" => Mood::Busy,
+        _ => Mood::Quiet,
+    }
+}
+
+fn state(word: &'static str) -> Cell {
+    let cell = Cell::new(word);
+    match mood(word) {
+        Mood::Good => cell.fg(Color::Green),
+        Mood::Bad => cell.fg(Color::Red),
+        Mood::Busy => cell.fg(Color::Yellow),
+        Mood::Quiet => cell,
+    }
+}
+
+/// Rows under a header, without borders. On a terminal each row is one line of its width; elsewhere
+/// nothing is cut.
+pub(crate) fn render(screen: Screen, header: &[&str], rows: Vec<Vec<Cell>>) -> String {
+    let mut table = Table::new();
+    table.load_style(presets::NOTHING);
+    if screen.color {
+        table.enforce_styling();
+    } else {
+        table.force_no_tty();
+    }
+    match screen.width {
+        Some(width) => {
+            table.set_width(width).set_content_arrangement(ContentArrangement::Dynamic);
+        }
+        None => {
+            table.set_content_arrangement(ContentArrangement::Disabled);
+        }
+    }
+    table.set_header(header.iter().map(|title| Cell::new(title).add_attribute(Attribute::Bold)));
+    for cells in rows {
+        let mut row = Row::from(cells);
+        row.max_height(1);
+        table.add_row(row);
+    }
+    let last = header.len().saturating_sub(1);
+    for (index, column) in table.column_iter_mut().enumerate() {
+        column.set_padding((0, if index == last { 0 } else { 2 }));
+    }
+    table.lines().map(|line| line.trim_end().to_owned() + "\n").collect()
+}
+
+/// `podmesh jobs`.
+pub(crate) fn jobs(screen: Screen, jobs: &[JobView]) -> String {
+    let now = now_ms();
+    let row = |view: &JobView| {
+        let counts = &view.counts;
+        let done = format!("{}/{}", counts.ended(), counts.total());
+        let failed = if counts.failed == 0 { String::new() } else { counts.failed.to_string() };
+        let took = match (view.started_wall_ms, view.ended_wall_ms) {
+            (Some(started), Some(ended)) => coarse(ended.saturating_sub(started)),
+            (Some(started), None) => coarse(now.saturating_sub(started)),
+            (None, _) => String::new(),
+        };
+        vec![
+            Cell::new(view.job),
+            Cell::new(&view.name),
+            state(JobState::from(view.state).word()),
+            Cell::new(done),
+            Cell::new(failed),
+            Cell::new(ago(now, view.submitted_wall_ms)),
+            Cell::new(took),
+        ]
+    };
+    let header = ["JOB", "NAME", "STATE", "DONE", "FAILED", "SUBMITTED", "TOOK"];
+    render(screen, &header, jobs.iter().map(row).collect())
+}
+
+/// `podmesh tasks`.
+pub(crate) fn tasks(screen: Screen, tasks: &[TaskView]) -> String {
+    let row = |view: &TaskView| {
+        let last = view.last.as_ref();
+        let how = last.map_or(String::new(), |last| match &last.outcome {
+            Some(outcome) => outcome_text(outcome),
+            None => AttemptState::from(last.state).word().to_owned(),
+        });
+        vec![
+            Cell::new(view.task),
+            state(TaskState::from(view.state).word()),
+            Cell::new(view.attempts),
+            Cell::new(last.map_or("", |last| last.node.as_str())),
+            Cell::new(how),
+        ]
+    };
+    let header = ["TASK", "STATE", "ATTEMPTS", "NODE", "LAST ATTEMPT"];
+    render(screen, &header, tasks.iter().map(row).collect())
+}
+
+/// `podmesh nodes`.
+pub(crate) fn nodes(screen: Screen, nodes: &[NodeView]) -> String {
+    let row = |view: &NodeView| {
+        let seen = match view.seen_ms_ago {
+            // A heartbeat comes every second: less is no news.
+            Some(0..3_000) => "now".to_owned(),
+            Some(ms) => format!("{} ago", coarse(ms)),
+            None => "not yet".to_owned(),
+        };
+        let runtimes: Vec<String> = view.runtimes.iter().map(ToString::to_string).collect();
+        let labels: Vec<String> =
+            view.labels.iter().map(|(name, value)| format!("{name}={}", escape(value))).collect();
+        vec![
+            Cell::new(&view.node),
+            state(NodeState::from(view.state).word()),
+            Cell::new(format!("{}/{}", cores(view.free.cpu_millis), cores(view.capacity.cpu_millis))),
+            Cell::new(format!("{}/{}", size(view.free.memory_bytes), size(view.capacity.memory_bytes))),
+            Cell::new(view.attempts),
+            Cell::new(runtimes.join(",")),
+            Cell::new(seen),
+            Cell::new(labels.join(",")),
+        ]
+    };
+    let header =
+        ["NODE", "STATE", "CPUS FREE", "MEMORY FREE", "ATTEMPTS", "RUNTIMES", "SEEN", "LABELS"];
+    render(screen, &header, nodes.iter().map(row).collect())
+}
+
+/// Cores with as many digits as are needed.
+pub(crate) fn cores(millis: u32) -> String {
+    let text = format!("{}.{:03}", millis / 1000, millis % 1000);
+    text.trim_end_matches('0').trim_end_matches('.').to_owned()
+}
+
+/// Bytes, short.
+pub(crate) fn size(bytes: u64) -> String {
+    ByteSize::b(bytes).display().iec().to_string().replace(' ', "")
+}
+
+/// What a list that was cut says on standard error.
+pub(crate) fn more(shown: usize, noun: &str) -> String {
+    format!("only {} shown; --all shows them all", count(shown as u64, noun))
+}
+
+#[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "tests")]
+mod tests {
+    use super::*;
+    use podmesh_protocol::client::{AttemptView, NodeState};
+    use podmesh_protocol::ids::{JobId, TaskId};
+    use podmesh_protocol::report::{self, Outcome};
+    use podmesh_protocol::spec::{Resources, RuntimeKind};
+
+    fn task(message: &str) -> TaskView {
+        TaskView {
+            task: TaskId { job: JobId(42), index: 7 },
+            state: report::TaskState::Failed,
+            attempts: 1,
+            last: Some(AttemptView {
+                number: 1,
+                node: "node-1".parse().unwrap(),
+                state: report::AttemptState::Ended,
+                outcome: Some(Outcome::exited(3).with_message(message)),
+                assigned_wall_ms: 0,
+                started_wall_ms: None,
+                ended_wall_ms: None,
+            }),
+        }
+    }
+
+    #[test]
+    fn a_terminal_gets_one_line_a_row_that_fits() {
+        let screen = Screen { width: Some(60), color: false };
+        let text = tasks(screen, &[task(&"long ".repeat(50))]);
+        assert_eq!(text.lines().count(), 2, "{text}");
+        assert!(text.lines().all(|line| line.chars().count() <= 60), "{text}");
+        assert!(text.contains('…'), "{text}");
+    }
+
+    #[test]
+    fn a_pipe_gets_everything_and_no_escapes() {
+        let screen = Screen { width: None, color: false };
+        let text = tasks(screen, &[task(&("\u{1b}[31m".to_owned() + &"long ".repeat(50)))]);
+        assert_eq!(text.matches("long").count(), 50, "{text}");
+        assert!(!text.contains('\u{1b}'), "{text}");
+        assert!(text.starts_with("TASK  STATE   ATTEMPTS  NODE    LAST ATTEMPT\n42.7  failed  1 "), "{text}");
+    }
+
+    #[test]
+    fn colour_is_there_when_asked_for() {
+        let text = tasks(Screen { width: None, color: true }, &[task("")]);
+        assert!(text.contains("\u{1b}["), "{text:?}");
+    }
+
+    #[test]
+    fn nodes_show_what_is_free() {
+        let view = NodeView {
+            node: "node-1".parse().unwrap(),
+            state: NodeState::Alive,
+            epoch: None,
+            program_version: String::new(),
+            capacity: Resources { cpu_millis: 4000, memory_bytes: 8 << 30 },
+            free: Resources { cpu_millis: 2500, memory_bytes: 6 << 30 },
+            labels: [("gpu".parse().unwrap(), "a100".to_owned())].into(),
+            runtimes: vec![RuntimeKind::Process, RuntimeKind::Docker],
+            attempts: 3,
+            seen_ms_ago: Some(70_000),
+        };
+        let text = nodes(Screen { width: None, color: false }, &[view]);
+        for part in ["2.5/4", "6.0GiB/8.0GiB", "process,docker", "70s ago", "gpu=a100"] {
+            assert!(text.contains(part), "{part}: {text}");
+        }
+    }
+}

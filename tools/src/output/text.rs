@@ -1,0 +1,76 @@
+//! Texts for people: safe on a terminal, and short.
+
+use std::borrow::Cow;
+
+/// The text without characters that a terminal acts on: control characters, and those that turn
+/// the direction of writing, are shown escaped.
+pub(crate) fn escape(text: &str) -> String {
+    let mut safe = String::with_capacity(text.len());
+    for c in text.chars() {
+        if acts(c) {
+            safe.extend(c.escape_default());
+        } else {
+            safe.push(c);
+        }
+    }
+    safe
+}
+
+fn acts(c: char) -> bool {
+    c.is_control()
+        || matches!(c, '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+}
+
+/// At most so many characters, with `…` where something was cut.
+pub(crate) fn clip(text: &str, most: usize) -> String {
+    match text.char_indices().nth(most) {
+        None => text.to_owned(),
+        Some((at, _)) => format!("{}…", &text[..at]),
+    }
+}
+
+/// A command as one would type it in a shell; safe on a terminal.
+pub(crate) fn command_line(words: &[String]) -> String {
+    words.iter().map(|word| quote(word)).collect::<Vec<_>>().join(" ")
+}
+
+fn quote(word: &str) -> Cow<'_, str> {
+    let plain = |c: char| c.is_alphanumeric() || "-_./:=,@%+".contains(c);
+    if !word.is_empty() && word.chars().all(plain) {
+        Cow::Borrowed(word)
+    } else if word.chars().any(acts) {
+        Cow::Owned(format!("$'{}'", escape(&word.replace('\\', "\\\\").replace('\'', "\\'"))))
+    } else {
+        Cow::Owned(format!("'{}'", word.replace('\'', "'\\''")))
+    }
+}
+
+/// `1 task`, `2 tasks`.
+pub(crate) fn count(number: u64, noun: &str) -> String {
+    format!("{number} {noun}{}", if number == 1 { "" } else { "s" })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nothing_that_a_terminal_acts_on_gets_through() {
+        assert_eq!(escape("a\u{1b}[31m\n\u{9b}é"), "a\\u{1b}[31m\\n\\u{9b}é");
+        assert_eq!(escape("a\u{202e}b"), "a\\u{202e}b");
+        assert!(!command_line(&["\u{1b}]0;x\u{7}".into()]).contains('\u{1b}'));
+    }
+
+    #[test]
+    fn commands_can_be_typed_again() {
+        let words = ["sh", "-c", "echo 'a b'", "", "a=b"].map(String::from);
+        assert_eq!(command_line(&words), r"sh -c 'echo '\''a b'\''' '' a=b");
+    }
+
+    #[test]
+    fn clipping_counts_characters() {
+        assert_eq!(clip("äöü", 3), "äöü");
+        assert_eq!(clip("äöüx", 3), "äöü…");
+        assert_eq!((count(1, "task"), count(0, "task")), ("1 task".into(), "0 tasks".into()));
+    }
+}

@@ -1,0 +1,86 @@
+//! Moments and lengths of time as people and programs read them.
+
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use jiff::Timestamp;
+use jiff::tz::TimeZone;
+
+/// Milliseconds since 1970 by this machine's clock.
+pub(crate) fn now_ms() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+}
+
+fn timestamp(ms: u64) -> Option<Timestamp> {
+    Timestamp::from_millisecond(i64::try_from(ms).ok()?).ok()
+}
+
+/// RFC 3339 in UTC; empty for a moment outside of the calendar.
+pub(crate) fn rfc3339(ms: u64) -> String {
+    timestamp(ms).map(|t| t.to_string()).unwrap_or_default()
+}
+
+/// Date and time where the user is.
+pub(crate) fn local(ms: u64) -> String {
+    local_as(ms, "%Y-%m-%d %H:%M:%S")
+}
+
+/// Time of day where the user is.
+pub(crate) fn local_clock(ms: u64) -> String {
+    local_as(ms, "%H:%M:%S%.3f")
+}
+
+fn local_as(ms: u64, form: &str) -> String {
+    match timestamp(ms) {
+        Some(t) => t.to_zoned(TimeZone::system()).strftime(form).to_string(),
+        None => "?".into(),
+    }
+}
+
+/// How long it is since a moment: `3min ago`. The clocks of two machines may differ: a moment that
+/// is still to come is `now`.
+pub(crate) fn ago(now_ms: u64, ms: u64) -> String {
+    match now_ms.saturating_sub(ms) {
+        0..1000 => "now".into(),
+        since => format!("{} ago", coarse(since)),
+    }
+}
+
+/// A length of time with one unit, two where it is short: `420ms`, `3.2s`, `5min`, `2d`.
+pub(crate) fn coarse(ms: u64) -> String {
+    match ms {
+        0..1000 => format!("{ms}ms"),
+        1000..10_000 => format!("{}.{}s", ms / 1000, ms % 1000 / 100),
+        10_000..120_000 => format!("{}s", ms / 1000),
+        120_000..7_200_000 => format!("{}min", ms / 60_000),
+        7_200_000..172_800_000 => format!("{}h", ms / 3_600_000),
+        _ => format!("{}d", ms / 86_400_000),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn moments_are_rfc3339() {
+        assert_eq!(rfc3339(1_700_000_000_123), "2023-11-14T22:13:20.123Z");
+        assert_eq!(rfc3339(u64::MAX), "");
+        assert_eq!(local(u64::MAX), "?");
+    }
+
+    #[test]
+    fn lengths_are_short() {
+        for (ms, text) in [
+            (7, "7ms"),
+            (3_250, "3.2s"),
+            (90_000, "90s"),
+            (200_000, "3min"),
+            (7_300_000, "2h"),
+            (u64::MAX, "213503982334d"),
+        ] {
+            assert_eq!(coarse(ms), text);
+        }
+        assert_eq!((ago(5000, 9000), ago(9000, 5000)), ("now".into(), "4.0s ago".into()));
+    }
+}

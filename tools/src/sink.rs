@@ -1,0 +1,92 @@
+//! Where followed output goes: byte for byte to standard output and standard error.
+
+use std::io::{self, Write};
+
+use podmesh_protocol::client::LogStream;
+use podmesh_protocol::ids::AttemptId;
+use tokio::sync::Mutex;
+
+use crate::error::{CliError, Outcome};
+
+/// Writes what tasks print to this process's own streams.
+///
+/// Writing happens on a thread of its own: a reader that has stopped to read stops the log, not
+/// Ctrl-C.
+pub(crate) struct Sink {
+    /// Whether output of several tasks is shown, each under its header.
+    headers: bool,
+    shown: Mutex<Shown>,
+}
+
+/// Whose output was last written where.
+#[derive(Default)]
+struct Shown {
+    stdout: Option<AttemptId>,
+    stderr: Option<AttemptId>,
+}
+
+impl Sink {
+    /// Nothing written yet.
+    pub(crate) fn new(headers: bool) -> Self {
+        Self { headers, shown: Mutex::default() }
+    }
+
+    /// Writes output of an attempt, under a header where it is another one's than before.
+    ///
+    /// # Errors
+    /// [`CliError::StdoutClosed`] when nobody reads standard output any more.
+    pub(crate) async fn write(&self, attempt: AttemptId, stream: LogStream, bytes: Vec<u8>) -> Outcome<()> {
+        if bytes.is_empty() {
+            return Ok(());
+        }
+        let mut shown = self.shown.lock().await;
+        let last = match stream {
+            LogStream::Stdout => &mut shown.stdout,
+            LogStream::Stderr => &mut shown.stderr,
+        };
+        let header = (self.headers && *last != Some(attempt))
+            .then(|| header(attempt, stream, last.is_none()))
+            .unwrap_or_default();
+        *last = Some(attempt);
+        // The lock is held: what two attempts print does not mix.
+        let written = tokio::task::spawn_blocking(move || match stream {
+            LogStream::Stdout => put(&mut io::stdout().lock(), &header, &bytes),
+            LogStream::Stderr => put(&mut io::stderr().lock(), &header, &bytes),
+        });
+        match (written.await, stream) {
+            (Ok(result), LogStream::Stdout) => result.map_err(CliError::stdout),
+            // As a program whose standard error is closed: what it says is lost, it goes on.
+            (Ok(_), LogStream::Stderr) => Ok(()),
+            (Err(why), _) => Err(CliError::failure("the output cannot be written").because(why)),
+        }
+    }
+}
+
+/// As `tail` prints it; the attempt's number only where it is not the first.
+fn header(attempt: AttemptId, stream: LogStream, first: bool) -> String {
+    let gap = if first { "" } else { "\n" };
+    let stream = stream.file_stem();
+    match attempt.number {
+        1 => format!("{gap}==> {} {stream} <==\n", attempt.task),
+        _ => format!("{gap}==> {attempt} {stream} <==\n"),
+    }
+}
+
+fn put(to: &mut impl Write, header: &str, bytes: &[u8]) -> io::Result<()> {
+    to.write_all(header.as_bytes())?;
+    to.write_all(bytes)?;
+    to.flush()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use podmesh_protocol::ids::JobId;
+
+    #[test]
+    fn headers_name_the_task_and_a_later_attempt() {
+        let attempt = |number| AttemptId::new(JobId(42), 7, number);
+        assert_eq!(header(attempt(1), LogStream::Stdout, true), "==> 42.7 stdout <==\n");
+        assert_eq!(header(attempt(2), LogStream::Stderr, false), "\n==> 42.7#2 stderr <==\n");
+    }
+}

@@ -1,0 +1,160 @@
+//! TOML files whose unknown keys are errors that name the nearest known one.
+
+use serde::de::{self, Deserialize, DeserializeOwned, Deserializer, Visitor};
+use serde::forward_to_deserialize_any;
+
+use crate::error::{CliError, Outcome};
+use crate::output::text::{clip, escape};
+
+/// Reads `text` as a `T`. `name` is how errors call the file.
+///
+/// `tables` lists the keys of `T` that are tables with keys of their own: `("log", keys_of::<Log>())`.
+///
+/// # Errors
+/// What is not TOML or not of `T`'s form, with its line; an unknown key.
+pub(crate) fn parse<T: DeserializeOwned>(
+    text: &str,
+    name: &str,
+    tables: &[(&str, &[&str])],
+) -> Outcome<T> {
+    let bad = |why: toml::de::Error| {
+        let place = match why.span() {
+            Some(span) => place(text, span.start),
+            None => String::new(),
+        };
+        CliError::usage(format!("{name}{place}")).because(escape(why.message()))
+    };
+    let deserializer = toml::Deserializer::parse(text).map_err(bad)?;
+    let mut unknown: Option<String> = None;
+    let value = serde_ignored::deserialize(deserializer, |path| {
+        unknown.get_or_insert_with(|| path.to_string());
+    })
+    .map_err(bad)?;
+    let Some(path) = unknown else { return Ok(value) };
+
+    let (table, key) = path.rsplit_once('.').unwrap_or(("", &path));
+    let known = if table.is_empty() {
+        keys_of::<T>()
+    } else {
+        // Inside of an Option, serde_ignored shows a `?` part.
+        let table = table.trim_end_matches(".?");
+        tables.iter().find(|(name, _)| *name == table).map_or(&[][..], |(_, keys)| keys)
+    };
+    let error = CliError::usage(format!("{name}: there is no key `{}`", clip(&escape(&path), 80)));
+    Err(match nearest(key, known) {
+        Some(near) => error.hint(format!("did you mean `{near}`?")),
+        None => error.hint(format!("the keys are: {}", known.join(", "))),
+    })
+}
+
+/// `, line 3 (cpus = nan)` for an offset.
+fn place(text: &str, at: usize) -> String {
+    let at = text.floor_char_boundary(at.min(text.len()));
+    let line = text[..at].matches('\n').count() + 1;
+    let start = text[..at].rfind('\n').map_or(0, |n| n + 1);
+    let content = text[start..].lines().next().unwrap_or_default().trim();
+    format!(", line {line} ({})", clip(&escape(content), 80))
+}
+
+/// The known key that was probably meant.
+fn nearest<'a>(key: &str, known: &[&'a str]) -> Option<&'a str> {
+    known
+        .iter()
+        .map(|candidate| (strsim::jaro_winkler(key, candidate), *candidate))
+        .filter(|(likeness, _)| *likeness > 0.8)
+        .max_by(|a, b| a.0.total_cmp(&b.0))
+        .map(|(_, candidate)| candidate)
+}
+
+/// The keys of a structure, as serde knows them.
+pub(crate) fn keys_of<'de, T: Deserialize<'de>>() -> &'static [&'static str] {
+    struct Spy<'a>(&'a mut &'static [&'static str]);
+
+    impl<'de> Deserializer<'de> for Spy<'_> {
+        type Error = de::value::Error;
+
+        fn deserialize_any<V: Visitor<'de>>(self, _: V) -> Result<V::Value, Self::Error> {
+            Err(de::Error::custom("only looked at"))
+        }
+
+        fn deserialize_struct<V: Visitor<'de>>(
+            self,
+            _: &'static str,
+            fields: &'static [&'static str],
+            visitor: V,
+        ) -> Result<V::Value, Self::Error> {
+            *self.0 = fields;
+            self.deserialize_any(visitor)
+        }
+
+        forward_to_deserialize_any! {
+            bool i8 i16 i32 i64 i128 u8 u16 u32 u64 u128 f32 f64 char str string bytes byte_buf
+            option unit unit_struct newtype_struct seq tuple tuple_struct map enum identifier
+            ignored_any
+        }
+    }
+
+    let mut keys: &'static [&'static str] = &[];
+    // Always an error: nothing is built.
+    drop(T::deserialize(Spy(&mut keys)));
+    keys
+}
+
+#[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "tests")]
+mod tests {
+    use super::*;
+
+    #[derive(Debug, serde::Deserialize)]
+    #[serde(default)]
+    #[derive(Default)]
+    struct File {
+        memory: Option<String>,
+        log: Option<Log>,
+        count: u32,
+    }
+
+    #[derive(Debug, Default, serde::Deserialize)]
+    #[serde(default)]
+    struct Log {
+        size: u32,
+    }
+
+    fn refused(text: &str) -> (String, String) {
+        let tables: &[(&str, &[&str])] = &[("log", keys_of::<Log>())];
+        let error = parse::<File>(text, "f.toml", tables).unwrap_err();
+        assert_eq!(error.exit_code(), 2);
+        (error.to_string(), error.hint_text().unwrap_or_default().to_owned())
+    }
+
+    #[test]
+    fn known_keys_pass() {
+        let file: File = parse("memory = \"1\"\ncount = 2\n[log]\nsize = 3", "f", &[]).unwrap();
+        assert_eq!((file.memory.as_deref(), file.count, file.log.unwrap().size), (Some("1"), 2, 3));
+    }
+
+    #[test]
+    fn an_unknown_key_names_the_nearest() {
+        let (said, hint) = refused("memroy = 1");
+        assert!(said.contains("`memroy`") && hint.contains("`memory`"), "{said} {hint}");
+        let (said, hint) = refused("[log]\nsizes = 1");
+        assert!(said.contains("sizes") && hint.contains("`size`"), "{said} {hint}");
+        let (_, hint) = refused("qqqq = 1");
+        assert!(hint.contains("memory, log, count"), "{hint}");
+    }
+
+    #[test]
+    fn what_is_wrong_has_its_line() {
+        for (text, says) in [
+            ("\n\ncount = \"x\"", "line 3 (count = \"x\")"),
+            ("count = ", "line 1"),
+            ("count = 1\ncount = 2", "line 2"),
+            ("\"\u{1b}[31m", "line 1"),
+        ] {
+            let (said, _) = refused(text);
+            assert!(said.contains(says) && !said.contains('\u{1b}'), "{said}");
+        }
+        let long = format!("count = \"{}\"", "x".repeat(1 << 20));
+        assert!(refused(&long).0.len() < 500 + (2 << 20));
+    }
+}

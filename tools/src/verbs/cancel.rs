@@ -1,0 +1,40 @@
+//! `podmesh cancel`
+
+use podmesh_protocol::report::JobState as WireJobState;
+
+use crate::cli::query::CancelArgs;
+use crate::connect::PATIENCE_ASK;
+use crate::context::Context;
+use crate::error::{EXIT_FAILURE, Outcome};
+use crate::output::json::{CancelOutput, CancelledJob, JobState, Word};
+use crate::output::screen;
+
+/// Cancels jobs. One that cannot be cancelled does not keep the others from it.
+pub(crate) async fn cancel(context: &Context, args: CancelArgs) -> Outcome {
+    let connection = context.connection(PATIENCE_ASK)?;
+    let mut output = CancelOutput { jobs: Vec::new() };
+    let mut code = 0;
+    for job in args.jobs {
+        match connection.cancel(job).await {
+            Ok(state) => {
+                if !context.json() {
+                    let word = JobState::from(state).word();
+                    screen::line(match state {
+                        WireJobState::Cancelling | WireJobState::Cancelled => format!("job {job}: {word}"),
+                        _ => format!("job {job}: had ended before: {word}"),
+                    })?;
+                }
+                output.jobs.push(CancelledJob { job: job.0, state: state.into() });
+            }
+            Err(error @ crate::connect::RequestError::Refused(_)) => {
+                screen::say_error(&error.into());
+                code = EXIT_FAILURE;
+            }
+            Err(error) => return Err(error.into()),
+        }
+    }
+    if context.json() {
+        screen::json(&output)?;
+    }
+    Ok(code)
+}

@@ -1,0 +1,16 @@
+//! `podmesh completions`
+
+use clap::CommandFactory;
+use clap_complete::Shell;
+
+use crate::cli::Cli;
+use crate::error::Outcome;
+use crate::output::screen;
+
+/// Prints the completions for a shell.
+pub(crate) fn completions(shell: Shell) -> Outcome {
+    let mut script = Vec::new();
+    clap_complete::generate(shell, &mut Cli::command(), "podmesh", &mut script);
+    screen::print(&String::from_utf8_lossy(&script))?;
+    Ok(0)
+}

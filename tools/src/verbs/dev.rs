@@ -1,0 +1,2 @@
+use crate::{cli::daemon::DevArgs, context::Context, error::Outcome};
+pub(crate) async fn dev(_: &Context, _: DevArgs) -> Outcome { Ok(0) }

@@ -1,0 +1,42 @@
+//! `podmesh jobs`
+
+use podmesh_protocol::client::JobView;
+use podmesh_protocol::limits::PAGE_ROWS_MAX;
+
+use crate::cli::query::JobsArgs;
+use crate::connect::PATIENCE_ASK;
+use crate::context::Context;
+use crate::error::Outcome;
+use crate::output::json::JobsOutput;
+use crate::output::{screen, table};
+
+/// Lists the jobs.
+pub(crate) async fn jobs(context: &Context, args: JobsArgs) -> Outcome {
+    let connection = context.connection(PATIENCE_ASK)?;
+    let wanted = if args.all { usize::MAX } else { args.limit as usize };
+    let mut jobs: Vec<JobView> = Vec::new();
+    let more = loop {
+        // One more than wanted tells whether there are more.
+        let limit = (wanted - jobs.len()).saturating_add(1).min(PAGE_ROWS_MAX as usize);
+        let before = jobs.last().map(|view| view.job);
+        let page = connection.jobs(before, args.active, limit as u32).await?;
+        let last = page.len() < limit;
+        jobs.extend(page);
+        if jobs.len() > wanted {
+            jobs.truncate(wanted);
+            break true;
+        }
+        if last {
+            break false;
+        }
+    };
+    if context.json() {
+        screen::json(&JobsOutput { jobs: jobs.iter().map(Into::into).collect(), more })?;
+    } else {
+        screen::print(&table::jobs(context.screen, &jobs))?;
+        if more {
+            screen::say(table::more(jobs.len(), "job"));
+        }
+    }
+    Ok(0)
+}

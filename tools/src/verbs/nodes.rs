@@ -1,0 +1,21 @@
+//! `podmesh nodes`
+
+use crate::connect::PATIENCE_ASK;
+use crate::context::Context;
+use crate::error::Outcome;
+use crate::output::json::NodesOutput;
+use crate::output::{screen, table};
+
+/// Lists the nodes.
+pub(crate) async fn nodes(context: &Context) -> Outcome {
+    let nodes = context.connection(PATIENCE_ASK)?.nodes().await?;
+    if context.json() {
+        screen::json(&NodesOutput { nodes: nodes.iter().map(Into::into).collect() })?;
+    } else {
+        screen::print(&table::nodes(context.screen, &nodes))?;
+        if nodes.is_empty() {
+            screen::say("no node has come yet; start `podmesh agent` on one");
+        }
+    }
+    Ok(0)
+}

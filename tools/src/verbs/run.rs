@@ -1,0 +1,80 @@
+//! `podmesh run`
+
+use podmesh_protocol::ids::JobId;
+use tokio::sync::OnceCell;
+
+use crate::cli::RunArgs;
+use crate::connect::{Connection, PATIENCE_SUBMIT};
+use crate::context::Context;
+use crate::error::{CliError, EXIT_INTERRUPTED, EXIT_PIPE, Outcome};
+use crate::follow::exit_code;
+use crate::job;
+use crate::output::screen::say;
+use crate::signals::Interrupts;
+use crate::verbs::submit::{send, show};
+
+/// Runs a job in the foreground.
+///
+/// The first Ctrl-C (or SIGTERM) cancels the job and waits for its end, the second leaves at once.
+/// When nobody reads standard output any more, the job is cancelled as well: a command of this
+/// machine would get a SIGPIPE.
+pub(crate) async fn run(context: &Context, args: RunArgs) -> Outcome {
+    let spec = job::build(args.options, args.command.command, &|name| std::env::var_os(name))?;
+    let connection = context.connection(PATIENCE_SUBMIT)?;
+    let mut interrupts = Interrupts::new()?;
+    let submitted = OnceCell::new();
+    let work = async {
+        let job = send(&connection, spec).await?;
+        // Only set here, once.
+        _ = submitted.set(job);
+        connection.follow();
+        let ended = match show(&connection, job).await {
+            Err(CliError::StdoutClosed) => {
+                connection.cancel(job).await?;
+                return Ok(EXIT_PIPE);
+            }
+            shown => shown?,
+        };
+        exit_code(&connection, &ended).await
+    };
+    let stop = async {
+        interrupts.next().await;
+        if !connection.heard() {
+            // Nobody has the job.
+            return Ok(EXIT_INTERRUPTED);
+        }
+        tokio::select! {
+            _ = interrupts.next() => {}
+            error = cancel_once_known(&connection, &submitted) => return Err(error),
+        }
+        leave(submitted.get().copied());
+        Ok(EXIT_INTERRUPTED)
+    };
+    tokio::select! {
+        result = work => result,
+        result = stop => result,
+    }
+}
+
+/// Cancels the job as soon as it has a number; ends only when it cannot be cancelled.
+async fn cancel_once_known(connection: &Connection, submitted: &OnceCell<JobId>) -> CliError {
+    let job = loop {
+        match submitted.get() {
+            Some(job) => break *job,
+            None => tokio::time::sleep(std::time::Duration::from_millis(10)).await,
+        }
+    };
+    say(format!("cancelling job {job} (Ctrl-C again: leave at once)"));
+    match connection.cancel(job).await {
+        // The job's end ends the other side.
+        Ok(_) => std::future::pending().await,
+        Err(error) => error.into(),
+    }
+}
+
+fn leave(job: Option<JobId>) {
+    match job {
+        Some(job) => say(format!("left; see `podmesh job {job}`")),
+        None => say("left before the job had a number; see `podmesh jobs`"),
+    }
+}

@@ -1,0 +1,92 @@
+//! `podmesh submit`
+
+use std::io::IsTerminal;
+use std::time::{Duration, Instant};
+
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use podmesh_protocol::client::JobDetail;
+use podmesh_protocol::ids::{JobId, SubmissionId};
+use podmesh_protocol::spec::JobSpec;
+use tokio::time::sleep;
+use uuid::Uuid;
+
+use crate::cli::SubmitArgs;
+use crate::connect::{Connection, PATIENCE_SUBMIT};
+use crate::context::Context;
+use crate::error::{CliError, Outcome};
+use crate::follow::{Follower, Show, exit_code};
+use crate::job;
+use crate::output::json::SubmitOutput;
+use crate::output::screen;
+
+/// The shortest time between two looks at the progress.
+const LOOK: Duration = Duration::from_millis(100);
+
+/// Submits a job, prints its number, and waits where asked to.
+pub(crate) async fn submit(context: &Context, args: SubmitArgs) -> Outcome {
+    let spec = job::build(args.options, args.command.command, &|name| std::env::var_os(name))?;
+    let connection = context.connection(PATIENCE_SUBMIT)?;
+    let output = SubmitOutput { job: 0, name: spec.name.to_string(), tasks: spec.array.tasks() };
+    let job = send(&connection, spec).await?;
+    if context.json() {
+        screen::json(&SubmitOutput { job: job.0, ..output })?;
+    } else if args.follow {
+        // Standard output is the job's.
+        screen::say(format!("job {job}"));
+    } else {
+        screen::line(job)?;
+    }
+    if !args.wait && !args.follow {
+        return Ok(0);
+    }
+    connection.follow();
+    let ended = if args.follow {
+        show(&connection, job).await?
+    } else {
+        watch(&connection, job).await?
+    };
+    exit_code(&connection, &ended).await
+}
+
+/// Submits a job once, however often that has to be said.
+pub(crate) async fn send(connection: &Connection, spec: JobSpec) -> Outcome<JobId> {
+    let submission = SubmissionId(Uuid::new_v4());
+    connection.submit(submission, spec).await.map_err(CliError::from)
+}
+
+/// Shows a job's output until its end.
+pub(crate) async fn show(connection: &Connection, job: JobId) -> Outcome<JobDetail> {
+    let detail = connection.job(job, None, Duration::ZERO).await?;
+    let headers = detail.spec.array.tasks() > 1;
+    let show = Show { follow: true, ..Show::default() };
+    Follower::new(connection, show, headers).job(detail).await
+}
+
+/// Shows a job's progress on a terminal until its end.
+pub(crate) async fn watch(connection: &Connection, job: JobId) -> Outcome<JobDetail> {
+    let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::hidden());
+    if std::io::stderr().is_terminal() {
+        bar.set_draw_target(ProgressDrawTarget::stderr());
+    }
+    let template = "{prefix} {wide_bar} {human_pos}/{human_len} {msg} {elapsed}";
+    if let Ok(style) = ProgressStyle::with_template(template) {
+        bar.set_style(style);
+    }
+    bar.set_prefix(format!("job {job}"));
+    let mut since = None;
+    loop {
+        let asked = Instant::now();
+        let detail = connection.job(job, since, Duration::from_secs(20)).await?;
+        let counts = &detail.view.counts;
+        bar.set_length(counts.total());
+        bar.set_position(counts.ended());
+        let failed = if counts.failed > 0 { format!(", {} failed", counts.failed) } else { String::new() };
+        bar.set_message(format!("{} active{failed}", counts.active));
+        if detail.view.state.is_end() {
+            bar.finish_and_clear();
+            return Ok(detail);
+        }
+        since = Some(detail.revision);
+        sleep(LOOK.saturating_sub(asked.elapsed())).await;
+    }
+}
