@@ -8,8 +8,8 @@ use std::time::{Duration, Instant};
 use crate::failpoint;
 use crate::stream::{Stream, lock};
 
-/// Streams that wait at most. One that finds no room keeps its plain file, which can be read as well; it is
-/// compressed at its next rotation, when it is opened again, or by a sweep.
+/// Streams that wait at most. One that finds no room keeps its plain file, which can be read as
+/// well; it is compressed at its next rotation, when it is opened again, or by a sweep.
 const QUEUE_MAX: usize = 4096;
 
 #[derive(Default)]
@@ -30,7 +30,8 @@ fn compressor() -> &'static Compressor {
     COMPRESSOR.get_or_init(Compressor::default)
 }
 
-/// Lets the plain rotated files of a stream be compressed soon. Never waits. The stream's lock must not be held.
+/// Lets the plain rotated files of a stream be compressed soon. Never waits. The stream's lock must
+/// not be held.
 pub(crate) fn enqueue(stream: &Arc<Stream>) {
     if !failpoint::background() {
         return;
@@ -59,8 +60,9 @@ pub(crate) fn enqueue(stream: &Arc<Stream>) {
     }
 }
 
-/// Waits until no rotated file of this process waits for compression, at most for `timeout`; says whether that
-/// came to be. A process may end without it: a plain rotated file is as good, and is compressed later.
+/// Waits until no rotated file of this process waits for compression, at most for `timeout`; says
+/// whether that came to be. A process may end without it: a plain rotated file is as good, and is
+/// compressed later.
 #[must_use]
 pub fn wait_for_compression(timeout: Duration) -> bool {
     let this = compressor();

@@ -1,8 +1,8 @@
-//! The sidecar `.<name>.cursor`: how far a capture has come in its source, saved with how far that is in
-//! the log.
+//! The sidecar `.<name>.cursor`: how far a capture has come in its source, saved with how far that
+//! is in the log.
 //!
-//! Layout: `PMCURSOR`, the offset (64-bit little endian), a CRC-32 of the offset and the data (32-bit little endian),
-//! the data. Replaced whole (written beside, then renamed).
+//! Layout: `PMCURSOR`, the offset (64-bit little endian), a CRC-32 of the offset and the data
+//! (32-bit little endian), the data. Replaced whole (written beside, then renamed).
 
 use std::fs;
 use std::io;

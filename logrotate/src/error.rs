@@ -44,7 +44,10 @@ pub enum Error {
         path: PathBuf,
     },
     /// [`truncate_to`](crate::LogWriter::truncate_to) asked for more bytes than there are.
-    #[error("cannot cut {} to offset {offset}: it ends at {end} already; bytes were lost before", path.display())]
+    #[error(
+        "cannot cut {} to offset {offset}: it ends at {end} already; bytes were lost before",
+        path.display()
+    )]
     TruncateBeyondEnd {
         /// The live file of the stream.
         path: PathBuf,
@@ -53,10 +56,11 @@ pub enum Error {
         /// Where the stream ends.
         end: u64,
     },
-    /// [`truncate_to`](crate::LogWriter::truncate_to) asked for an offset that is no longer in a plain file.
-    /// Nothing was changed.
+    /// [`truncate_to`](crate::LogWriter::truncate_to) asked for an offset that is no longer in a
+    /// plain file. Nothing was changed.
     #[error(
-        "cannot cut {} to offset {offset}: that byte is compressed or gone; keep the {} bytes behind it and skip \
+        "cannot cut {} to offset {offset}: that byte is compressed or gone; \
+         keep the {} bytes behind it and skip \
          as many of what is written next",
         path.display(),
         end - offset
@@ -117,7 +121,8 @@ impl From<Error> for io::Error {
 #[derive(Debug, thiserror::Error)]
 #[error("{taken} bytes were written, then: {source}")]
 pub struct AppendError {
-    /// How many bytes of the given slice are in the log, from its beginning. Give the rest again, not these.
+    /// How many bytes of the given slice are in the log, from its beginning. Give the rest again,
+    /// not these.
     pub taken: usize,
     /// What stopped the rest.
     pub source: Error,

@@ -27,6 +27,10 @@ pub(crate) enum Step {
     Cutting,
 }
 
+#[cfg(test)]
+pub(crate) use imp::{arm, disk_full_at, restart, set_background};
+pub(crate) use imp::{background, crashed, hit};
+
 #[cfg(not(test))]
 mod imp {
     use super::{Error, Path, Step};
@@ -110,7 +114,3 @@ mod imp {
         }
     }
 }
-
-#[cfg(test)]
-pub(crate) use imp::{arm, disk_full_at, restart, set_background};
-pub(crate) use imp::{background, crashed, hit};

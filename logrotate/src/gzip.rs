@@ -1,7 +1,7 @@
 //! The `.gz` files: ordinary gzip, whose header says which offsets the file holds.
 //!
-//! The header's extra field has one subfield `PM` of 16 bytes: the logical offset of the first byte and
-//! the number of bytes, both 64-bit little endian. Every gzip tool ignores it.
+//! The header's extra field has one subfield `PM` of 16 bytes: the logical offset of the first byte
+//! and the number of bytes, both 64-bit little endian. Every gzip tool ignores it.
 
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom, Write};

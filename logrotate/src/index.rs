@@ -1,8 +1,8 @@
 //! The sidecar `.<name>.index`: at which offset the files begin that cannot say so themselves.
 //!
-//! It is written when the stream has a second file for the first time, and replaced whole (written beside,
-//! then renamed) whenever a live file begins. A stream that never rotated has none: its only file begins
-//! at 0. The text, one file a line:
+//! It is written when the stream has a second file for the first time, and replaced whole (written
+//! beside, then renamed) whenever a live file begins. A stream that never rotated has none: its
+//! only file begins at 0. The text, one file a line:
 //! ```text
 //! podmesh-log-index 1
 //! live <start> - <inode> <birth ns> -
@@ -10,9 +10,9 @@
 //! moved <start> <length> <inode> <birth ns> <mtime ns>
 //! cut <offset>
 //! ```
-//! `own` files were rotated by us and wait for compression, `moved` ones were renamed or removed by somebody else:
-//! their length and mtime find them again after that somebody has compressed them. `cut` stands there only
-//! while the stream is being cut back.
+//! `own` files were rotated by us and wait for compression, `moved` ones were renamed or removed by
+//! somebody else: their length and mtime find them again after that somebody has compressed them.
+//! `cut` stands there only while the stream is being cut back.
 
 use std::fmt::Write as _;
 use std::fs::{self, File};
@@ -60,14 +60,14 @@ impl Edition {
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Index {
     entries: Vec<Entry>,
-    /// Files are being removed to cut the stream back to this offset: that newer ones are named here does
-    /// not mean that the stream was longer.
+    /// Files are being removed to cut the stream back to this offset: that newer ones are named
+    /// here does not mean that the stream was longer.
     cut: Option<u64>,
 }
 
 impl Index {
-    /// Reads the sidecar; `None` when there is none, or none that makes sense (a power cut may leave an
-    /// empty file): the offsets then follow from the other files.
+    /// Reads the sidecar; `None` when there is none, or none that makes sense (a power cut may
+    /// leave an empty file): the offsets then follow from the other files.
     pub(crate) fn load(names: &Names) -> Result<(Option<Self>, Edition), Error> {
         let path = names.index();
         let read = || -> io::Result<_> {
@@ -189,8 +189,8 @@ impl Index {
         self.cut.is_some()
     }
 
-    /// Forgets the files that a cut, whole or broken off, has removed: the stream ends at `end`. Says whether
-    /// there was one.
+    /// Forgets the files that a cut, whole or broken off, has removed: the stream ends at `end`.
+    /// Says whether there was one.
     pub(crate) fn end_cut(&mut self, end: u64) -> bool {
         if self.cut.take().is_none() {
             return false;
@@ -199,7 +199,8 @@ impl Index {
         true
     }
 
-    /// Forgets our own files that are no longer plain files in the folder (`plain`), and the oldest of the others.
+    /// Forgets our own files that are no longer plain files in the folder (`plain`), and the oldest
+    /// of the others.
     pub(crate) fn forget(&mut self, plain: &[FileId]) {
         self.entries.retain(|entry| match entry.state {
             State::Closed { by_us: true, .. } => plain.contains(&entry.id),

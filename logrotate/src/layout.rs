@@ -36,7 +36,8 @@ impl Segment {
 #[derive(Debug, Default)]
 pub(crate) struct Layout {
     pub(crate) segments: Vec<Segment>,
-    /// Files without a byte of their own: empty ones, and those whose `.gz` a crash left beside them.
+    /// Files without a byte of their own: empty ones, and those whose `.gz` a crash left beside
+    /// them.
     pub(crate) doubles: Vec<Segment>,
     /// Segments whose place was found from their neighbours, not from a record.
     pub(crate) guessed: Vec<Segment>,
@@ -99,8 +100,8 @@ pub(crate) fn scan(names: &Names) -> Result<Layout, Error> {
 
 /// `None` when a file moved so that it cannot be told what it holds.
 ///
-/// Files only ever move from the live name to `.1` and upwards, the highest first, and a `.gz` has its name
-/// before its source is gone. Looking in that same order cannot miss one.
+/// Files only ever move from the live name to `.1` and upwards, the highest first, and a `.gz` has
+/// its name before its source is gone. Looking in that same order cannot miss one.
 fn scan_once(names: &Names) -> Result<Option<Layout>, Error> {
     let live = probe(&names.live, Kind::Live)?;
     let listed = names.list()?;
@@ -201,7 +202,7 @@ fn place(mut probes: Vec<Probe>, mut live: Option<Probe>, index: Option<Index>) 
         }
     }
 
-    let live_start = live.as_ref().and_then(|live| recorded(live)).map(|(start, _)| start);
+    let live_start = live.as_ref().and_then(recorded).map(|(start, _)| start);
     let mut unknown = sort_unknown(unknown);
     if index.is_some() && unknown.iter().any(|probe| probe.content.is_none() && has_moved(probe)) {
         return None;
@@ -211,9 +212,10 @@ fn place(mut probes: Vec<Probe>, mut live: Option<Probe>, index: Option<Index>) 
         Some(Content::Foreign { len }) => len,
         Some(_) => 0,
     };
-    // Files that nobody recorded follow the last recorded one; when the live file is recorded, only if
-    // they fill the room up to it exactly. Where there is a record, somebody else's plain file that is not in it
-    // is a mere copy, and a `.gz` is taken only in the place of a live file that is gone.
+    // Files that nobody recorded follow the last recorded one; when the live file is recorded, only
+    // if they fill the room up to it exactly. Where there is a record, somebody else's plain file
+    // that is not in it is a mere copy, and a `.gz` is taken only in the place of a live file that
+    // is gone.
     let live_gone = |index: &Index| {
         let (id, start) = index.live()?;
         Some(!index.is_cutting() && start == covered && !ids.contains(&id))
@@ -259,7 +261,8 @@ fn sort_unknown(unknown: Vec<Probe>) -> Vec<Probe> {
     order.into_iter().filter_map(|(_, _, at)| unknown.get_mut(at).and_then(Option::take)).collect()
 }
 
-/// Whether the file has left its name since it was looked at, so that the index may have forgotten it.
+/// Whether the file has left its name since it was looked at, so that the index may have forgotten
+/// it.
 fn has_moved(probe: &Probe) -> bool {
     fs::metadata(&probe.path).map_or(true, |meta| FileId::of(&meta) != probe.id)
 }

@@ -1,15 +1,15 @@
-//! The log files of podmesh: a writer that rotates, compresses and forgets by a policy, and a reader
-//! that finds any byte of a stream by its logical offset.
+//! The log files of podmesh: a writer that rotates, compresses and forgets by a policy, and a
+//! reader that finds any byte of a stream by its logical offset.
 //!
-//! A *stream* is one name in one folder, such as `stdout` in `<logs>/<job>/<task>/<attempt>/`. Its live
-//! file is always `<name>.log`, so `tail -F` works; older bytes are in `<name>.log.1.gz` (newest),
-//! `<name>.log.2.gz` and so on. Bytes are kept exactly as they were written. The *logical offset* of a
-//! byte counts from the first byte ever written to the stream and never changes, whatever is rotated,
-//! deleted or restarted.
+//! A *stream* is one name in one folder, such as `stdout` in `<logs>/<job>/<task>/<attempt>/`. Its
+//! live file is always `<name>.log`, so `tail -F` works; older bytes are in `<name>.log.1.gz`
+//! (newest), `<name>.log.2.gz` and so on. Bytes are kept exactly as they were written. The *logical
+//! offset* of a byte counts from the first byte ever written to the stream and never changes,
+//! whatever is rotated, deleted or restarted.
 //!
 //! Where to look:
-//! - [`LogWriter`] (`writer.rs`) writes, `rotate.rs` shifts the numbered files and forgets old ones,
-//!   `compress.rs` makes the `.gz` files on one background thread for the whole process;
+//! - [`LogWriter`] (`writer.rs`) writes, `rotate.rs` shifts the numbered files and forgets old
+//!   ones, `compress.rs` makes the `.gz` files on one background thread for the whole process;
 //! - [`LogReader`] (`reader.rs`) reads, `layout.rs` finds which file holds which offsets;
 //! - [`prune`] sweeps a whole tree of task logs by age;
 //! - `names.rs`, `index.rs`, `gzip.rs` and `cursor.rs` say what stands on disk.

@@ -23,7 +23,8 @@ pub(crate) enum Kind {
     Live,
     /// `<name>.log.<number>`, or with `.gz`
     Numbered { number: u32, gz: bool },
-    /// `<name>.log-<date>`, or with `.gz`: rotated by somebody else, who also removes it. Only read.
+    /// `<name>.log-<date>`, or with `.gz`: rotated by somebody else, who also removes it. Only
+    /// read.
     Dated { gz: bool },
     /// `.<name>.index`
     Index,
@@ -38,7 +39,8 @@ impl Kind {
         matches!(self, Self::Numbered { .. } | Self::Dated { .. })
     }
 
-    /// Sorts numbered files newest first: by number, and of two with one number the plain one is newer.
+    /// Sorts numbered files newest first: by number, and of two with one number the plain one is
+    /// newer.
     pub(crate) fn age_rank(self) -> (u32, bool) {
         match self {
             Self::Numbered { number, gz } => (number, gz),

@@ -10,18 +10,21 @@ pub(crate) const NUMBER_MAX: u32 = 9999;
 /// The bounds hold together; whichever is reached first drops the oldest file.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RotationPolicy {
-    /// Bytes in the live file at most, before compression. The file is cut after its last whole line that
-    /// fits; only a line longer than a file is cut inside. At least 1, and taken as at most half of
-    /// `total_bytes_max`, so that there is always room for the newest rotated file beside the live one.
+    /// Bytes in the live file at most, before compression. The file is cut after its last whole
+    /// line that fits; only a line longer than a file is cut inside. At least 1, and taken as at
+    /// most half of `total_bytes_max`, so that there is always room for the newest rotated file
+    /// beside the live one.
     pub file_bytes_max: u64,
-    /// Rotated files at most, the live file not counted; taken as at most 9999. With 0 only the live file
-    /// is kept.
+    /// Rotated files at most, the live file not counted; taken as at most 9999. With 0 only the
+    /// live file is kept.
     pub files_max: u32,
-    /// Bytes on disk at most for the stream: rotated files (as large as they are on disk, so most of them
-    /// compressed) plus a full live file. While a file is being compressed its unfinished copy comes on top.
+    /// Bytes on disk at most for the stream: rotated files (as large as they are on disk, so most
+    /// of them compressed) plus a full live file. While a file is being compressed its unfinished
+    /// copy comes on top.
     pub total_bytes_max: u64,
-    /// A rotated file whose last byte is older than this is removed: when the stream is opened, when it
-    /// rotates, and by [`prune`](crate::prune). Measured with the wall clock against the file's mtime.
+    /// A rotated file whose last byte is older than this is removed: when the stream is opened,
+    /// when it rotates, and by [`prune`](crate::prune). Measured with the wall clock against the
+    /// file's mtime.
     pub age_max: Duration,
 }
 

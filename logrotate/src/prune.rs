@@ -26,14 +26,15 @@ pub struct PruneReport {
 /// Sweeps the tree `<logs>/<job>/<task>/<attempt>/` by age.
 ///
 /// - Rotated files whose last byte is older than `age_max` are removed, in live attempts too.
-/// - An attempt that `is_live` does not name, and in which every file is older than `age_max`, the live files
-///   included, is removed whole; one with a folder inside is not touched. Its task and its job go with their last one.
+/// - An attempt that `is_live` does not name, and in which every file is older than `age_max`, the
+///   live files included, is removed whole; one with a folder inside is not touched. Its task and
+///   its job go with their last one.
 /// - Rotated files of attempts that are not live and that a killed process left uncompressed are
 ///   compressed in the background.
 ///
-/// `is_live` gets the attempt's folder, and must be true for one that a writer has open or may open.
-/// `now` is the wall clock's time; give a later one only in tests. Blocks for as long as the file system
-/// takes: not for an async thread.
+/// `is_live` gets the attempt's folder, and must be true for one that a writer has open or may
+/// open. `now` is the wall clock's time; give a later one only in tests. Blocks for as long as the
+/// file system takes: not for an async thread.
 pub fn prune(
     logs: &Path,
     age_max: Duration,
@@ -88,10 +89,11 @@ impl Sweep {
                     self.report.files_removed += 1;
                     self.report.bytes_removed += len;
                 }
-            } else if let (false, Some(stream)) = (live, names::stream_of_pending(name)) {
-                if !pending.iter().any(|known| known == stream) {
-                    pending.push(stream.to_owned());
-                }
+            } else if !live
+                && let Some(stream) = names::stream_of_pending(name)
+                && !pending.iter().any(|known| known == stream)
+            {
+                pending.push(stream.to_owned());
             }
         }
         for stream in pending {
@@ -108,8 +110,8 @@ impl Sweep {
         }
     }
 
-    /// Removes a folder if it is empty, and became so in this sweep (`removed` has grown since `before`) or
-    /// longer ago than `age_max`: another one may be about to get its first file.
+    /// Removes a folder if it is empty, and became so in this sweep (`removed` has grown since
+    /// `before`) or longer ago than `age_max`: another one may be about to get its first file.
     fn remove_if_empty(&mut self, dir: &Path, before: u64) {
         let Ok(meta) = fs::symlink_metadata(dir) else { return };
         if self.removed() == before && !names::is_older(mtime_ns(&meta), self.age_max, self.now) {

@@ -24,7 +24,8 @@ const BLOCK: usize = 64 << 10;
 /// Bytes of a stream.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Chunk {
-    /// Logical offset of the first byte. Larger than asked where the bytes asked for are no longer kept.
+    /// Logical offset of the first byte. Larger than asked where the bytes asked for are no longer
+    /// kept.
     pub offset: u64,
     /// The bytes; none at the end of the stream.
     pub bytes: Vec<u8>,
@@ -38,14 +39,16 @@ impl Chunk {
     }
 }
 
-/// Reads one stream by logical offsets, across rotations, beside a writer in this or another process.
+/// Reads one stream by logical offsets, across rotations, beside a writer in this or another
+/// process.
 ///
-/// A stream without any file reads as empty. Reading on where the last call ended is cheap, in compressed
-/// files too; going backwards in a compressed file decompresses it from its beginning.
+/// A stream without any file reads as empty. Reading on where the last call ended is cheap, in
+/// compressed files too; going backwards in a compressed file decompresses it from its beginning.
 ///
-/// Bytes are told apart by the file's identity, never by its name, so a rotation during a call yields the right
-/// bytes. The exception is somebody else's `copytruncate`: until the writer notices, at its first write at least
-/// [`CHECK_INTERVAL`](crate::CHECK_INTERVAL) later, the live file's bytes can be taken for earlier ones.
+/// Bytes are told apart by the file's identity, never by its name, so a rotation during a call
+/// yields the right bytes. The exception is somebody else's `copytruncate`: until the writer
+/// notices, at its first write at least [`CHECK_INTERVAL`](crate::CHECK_INTERVAL) later, the live
+/// file's bytes can be taken for earlier ones.
 #[derive(Debug)]
 pub struct LogReader {
     names: Names,
@@ -90,11 +93,13 @@ impl LogReader {
         Ok(layout::scan(&self.names)?.end)
     }
 
-    /// Reads up to `max_bytes` (and up to [`CHUNK_BYTES_MAX`]) bytes at `offset`, or at the first offset behind it
-    /// that is kept. May return fewer than there are; none only at the end of the stream as it is now.
+    /// Reads up to `max_bytes` (and up to [`CHUNK_BYTES_MAX`]) bytes at `offset`, or at the first
+    /// offset behind it that is kept. May return fewer than there are; none only at the end of the
+    /// stream as it is now.
     ///
     /// # Errors
-    /// [`Error::Damaged`] for a broken compressed file, with the offset to go on at; [`Error::Io`], [`Error::Busy`].
+    /// [`Error::Damaged`] for a broken compressed file, with the offset to go on at; [`Error::Io`],
+    /// [`Error::Busy`].
     pub fn read_at(&mut self, offset: u64, max_bytes: usize) -> Result<Chunk, Error> {
         let max_bytes = max_bytes.min(CHUNK_BYTES_MAX);
         if max_bytes == 0 {
@@ -124,8 +129,8 @@ impl LogReader {
         Err(Error::Busy { path: self.names.live.clone() })
     }
 
-    /// The offset at which the last `lines` lines begin: the start of the stream when there are fewer, its end
-    /// for 0. A last line without a line break counts as one.
+    /// The offset at which the last `lines` lines begin: the start of the stream when there are
+    /// fewer, its end for 0. A last line without a line break counts as one.
     ///
     /// Reads the files from the newest backwards, as far as needed, in bounded memory.
     ///
@@ -150,7 +155,8 @@ impl LogReader {
         Ok(layout.start())
     }
 
-    /// Counts line breaks between two offsets, up to `stop_at` of them; returns the offset behind the last too.
+    /// Counts line breaks between two offsets, up to `stop_at` of them; returns the offset behind
+    /// the last too.
     fn count_breaks(&mut self, from: u64, to: u64, stop_at: u64) -> Result<(u64, u64), Error> {
         let (mut at, mut count, mut behind) = (from, 0, from);
         while at < to {
@@ -209,8 +215,8 @@ impl Source {
         if id != segment.id {
             return Ok(None);
         }
-        // A new file can have the identity of one removed a moment ago. A `.gz` of ours says itself what it
-        // is; a plain file is the same one if the index did not change, or still says so.
+        // A new file can have the identity of one removed a moment ago. A `.gz` of ours says itself
+        // what it is; a plain file is the same one if the index did not change, or still says so.
         let same = match content {
             Some(Content::Known { start, .. }) => start == segment.start,
             Some(_) => true,
@@ -268,7 +274,8 @@ impl Source {
                     _ => Error::io("read", &segment.path)(error),
                 };
                 if offset < *at {
-                    // The decoder cannot go back. The file stays the same one, whatever its name is by now.
+                    // The decoder cannot go back. The file stays the same one, whatever its name is
+                    // by now.
                     let file = decoder.get_ref().get_ref().try_clone().and_then(|mut file| {
                         io::Seek::rewind(&mut file)?;
                         Ok(file)

@@ -11,8 +11,8 @@ use crate::policy::RotationPolicy;
 
 /// Moves numbered files up until no two share a number and none is below `lowest`.
 ///
-/// Files only move up, the highest first, so that a crash in between leaves their order as it was and a
-/// reader that looks upwards misses none. Holes are used up.
+/// Files only move up, the highest first, so that a crash in between leaves their order as it was
+/// and a reader that looks upwards misses none. Holes are used up.
 pub(crate) fn make_room(names: &Names, lowest: u32) -> Result<(), Error> {
     let mut moves = Vec::new();
     let mut free = lowest;

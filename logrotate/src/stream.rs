@@ -32,8 +32,9 @@ pub(crate) struct State {
     /// Waits in the compressor's queue.
     pub(crate) queued: bool,
     compressing: bool,
-    /// By which files may go: the writer's, while the index says where its live file begins, which else
-    /// only the newest rotated file tells. A stream found by a sweep has none and keeps what it has.
+    /// By which files may go: the writer's, while the index says where its live file begins, which
+    /// else only the newest rotated file tells. A stream found by a sweep has none and keeps what
+    /// it has.
     pub(crate) policy: Option<RotationPolicy>,
 }
 
@@ -77,10 +78,12 @@ impl Stream {
         Ok(())
     }
 
-    /// Compresses the oldest plain rotated file; `false` when there is none, or when it changed meanwhile.
+    /// Compresses the oldest plain rotated file; `false` when there is none, or when it changed
+    /// meanwhile.
     ///
-    /// The lock is not held while compressing. On disk: the copy is written and synced under a hidden name, named,
-    /// and only then its source is removed; so at any time each byte is in a whole file.
+    /// The lock is not held while compressing. On disk: the copy is written and synced under a
+    /// hidden name, named, and only then its source is removed; so at any time each byte is in a
+    /// whole file.
     pub(crate) fn compress_one(&self) -> Result<bool, Error> {
         let (segment, source) = {
             let mut state = self.lock();
@@ -113,8 +116,8 @@ impl Stream {
         Ok(Some((segment.clone(), source)))
     }
 
-    /// Puts the finished copy in the place of its source; `false` when that was removed, cut or written
-    /// to meanwhile, so that the copy is of no use.
+    /// Puts the finished copy in the place of its source; `false` when that was removed, cut or
+    /// written to meanwhile, so that the copy is of no use.
     fn put_in_place(&self, state: &State, segment: &Segment) -> Result<bool, Error> {
         // Somebody else's rotation may have left a `.gz` of the same number.
         rotate::make_room(&self.names, 1)?;

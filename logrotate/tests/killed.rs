@@ -28,7 +28,8 @@ fn content(from: u64, to: u64) -> Vec<u8> {
     bytes[skip..skip + usize::try_from(to - from).unwrap()].to_vec()
 }
 
-/// Not a test by itself: the process that gets killed. It says on stdout after each write how far it is.
+/// Not a test by itself: the process that gets killed. It says on stdout after each write how far
+/// it is.
 #[test]
 fn child() {
     let Some(dir) = env::var_os(DIR) else { return };

@@ -1,5 +1,5 @@
 //! The drop-in `podmesh.logrotate` with the real logrotate, while writers write.
-#![expect(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests")]
+#![expect(clippy::unwrap_used, clippy::expect_used, reason = "tests")]
 
 use std::fs::{self, File};
 use std::io::Read;
@@ -14,7 +14,8 @@ use podmesh_logrotate::{LogReader, LogWriter, RotationPolicy, wait_for_compressi
 
 const ROUNDS: usize = 4;
 
-/// The drop-in as an administrator would have it with the task logs switched on, for another data folder.
+/// The drop-in as an administrator would have it with the task logs switched on, for another data
+/// folder.
 fn config(data: &Path) -> String {
     let text =
         fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/podmesh.logrotate")).unwrap();
@@ -42,7 +43,8 @@ impl Rotator {
     fn run(&self) {
         let binary = ["/usr/sbin/logrotate", "/usr/bin/logrotate", "/sbin/logrotate"];
         let binary = binary.iter().find(|path| Path::new(path).exists()).expect(
-            "this test needs the system's logrotate: install it (Debian: apt-get install logrotate) and run again",
+            "this test needs the system's logrotate; \
+             install it (Debian: apt-get install logrotate) and run again",
         );
         let run = Command::new(binary)
             .args(["--verbose", "--force", "--state"])

@@ -244,13 +244,19 @@ async fn a_command_is_started_reported_and_its_output_is_read() {
     assert_eq!(hello.runtimes, [RuntimeKind::Process, RuntimeKind::Noop]);
     assert_eq!((hello.capacity.cpu_millis, hello.labels.len()), (2000, 1));
 
-    manager.start(ATTEMPT, RuntimeSpec::Process, "printf 'a\\377b'; read x < go; exit 3").await;
-    // The program waits at the pipe that the test opens when it has read the output.
+    manager
+        .start(
+            ATTEMPT,
+            RuntimeSpec::Process,
+            "printf 'a\\377b'; until test -e go; do sleep 0.01; done; exit 3",
+        )
+        .await;
     manager.started().await;
     let slice = manager.read_log(0, 30_000).await;
     assert_eq!((slice.offset, slice.bytes.as_slice(), slice.end), (0, &b"a\xffb"[..], false));
+    std::fs::write(dir.path().join("agent/work/1.1.1/go"), "").unwrap();
     let (number, outcome) = manager.end().await;
-    assert_eq!((number, outcome.exit_code), (2, Some(2)), "there is no such pipe");
+    assert_eq!((number, outcome.exit_code), (2, Some(3)));
     assert!(outcome.ran_ms > 0);
     let slice = manager.read_log(3, 0).await;
     assert_eq!((slice.offset, slice.bytes.len(), slice.end), (3, 0, true));

@@ -5,7 +5,6 @@ use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
 use podmesh_protocol::ids::Name;
-use podmesh_protocol::limits::NAME_BYTES_MAX;
 use podmesh_protocol::spec::{
     DockerSpec, JobSpec, Mount, NetworkMode, OnLost, PullPolicy, Resources, RetryPolicy, RunSpec,
     RuntimeSpec,
@@ -17,7 +16,7 @@ use crate::cli::job::{JobOptions, RuntimeFlag};
 use crate::env_vars::{self, Lookup};
 use crate::error::{CliError, Outcome};
 use crate::toml_file;
-use crate::values::{Array, Cpus, MountText, Size, Span};
+use crate::values::{Array, Cpus, MountText, Size, Span, made_name};
 
 /// Milliseconds between TERM and KILL where nothing else is asked for, as Docker's.
 const STOP_GRACE_MS: u64 = 10_000;
@@ -249,11 +248,166 @@ fn default_name(runtime: &RuntimeSpec, command: &[String]) -> Name {
         }
         (None, RuntimeSpec::Process | RuntimeSpec::Noop) => "",
     };
-    let mut valid: String = text
-        .chars()
-        .map(|c| if c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.') { c } else { '-' })
-        .skip_while(|c| !c.is_ascii_alphanumeric())
-        .collect();
-    valid.truncate(NAME_BYTES_MAX);
-    valid.parse().or_else(|_| "job".parse()).expect("`job` is a name")
+    made_name(text).unwrap_or_else(|| "job".parse().expect("`job` is a name"))
+}
+
+#[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "tests")]
+mod tests {
+    use std::os::unix::ffi::OsStringExt;
+
+    use clap::Parser;
+
+    use super::*;
+    use crate::cli::{Cli, Verb};
+
+    fn here(name: &str) -> Option<OsString> {
+        (name == "HERE").then(|| "set".into())
+    }
+
+    /// The spec of `podmesh submit` with these words, or what it says.
+    fn made(words: &[&str]) -> Result<JobSpec, String> {
+        let words = ["podmesh", "submit"].iter().chain(words);
+        let cli = Cli::try_parse_from(words).map_err(|error| error.to_string())?;
+        let Verb::Submit(args) = cli.verb else { unreachable!("a submission was asked for") };
+        build(args.options, args.command.command, &here).map_err(|error| {
+            assert_eq!(error.exit_code(), 2);
+            format!("{error} / {}", error.hint_text().unwrap_or_default())
+        })
+    }
+
+    fn file(text: &str) -> (tempfile::TempDir, String) {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("job.toml");
+        std::fs::write(&path, text).unwrap();
+        let path = path.to_str().unwrap().to_owned();
+        (folder, path)
+    }
+
+    #[test]
+    fn a_command_alone_is_a_job() {
+        let spec = made(&["--", "/bin/echo", "-n", "a b"]).unwrap();
+        assert_eq!(spec.name.as_str(), "echo");
+        assert_eq!(spec.run.command, ["/bin/echo", "-n", "a b"]);
+        assert_eq!(spec.run.runtime, RuntimeSpec::Process);
+        assert_eq!(spec.resources, Resources::default());
+        assert_eq!((spec.array.tasks(), spec.run.stop_grace_ms), (1, 10_000));
+    }
+
+    #[test]
+    fn every_flag_arrives() {
+        let spec = made(&[
+            "--name", "n", "--image", "quay.io/a/b:1@sha256:0", "--array", "0-9", "--cpus", "0.5",
+            "--memory", "512MiB", "--require", "gpu=a100", "-e", "A=b", "-e", "HERE", "--timeout",
+            "90s", "--retries", "3", "--retry-backoff", "10min", "--priority", "-5", "--on-lost",
+            "requeue", "--stop-grace", "1s", "-w", "/w", "--user", "1:2", "--entrypoint", "",
+            "-v", "/s:/t:ro", "--network", "none", "--pull", "never",
+        ])
+        .unwrap();
+        assert_eq!((spec.array.first, spec.array.last, spec.priority), (0, 9, -5));
+        assert_eq!((spec.resources.cpu_millis, spec.resources.memory_bytes), (500, 512 << 20));
+        assert_eq!(spec.require.values().collect::<Vec<_>>(), ["a100"]);
+        assert_eq!((&*spec.run.env["A"], &*spec.run.env["HERE"]), ("b", "set"));
+        assert_eq!((spec.run.timeout_ms, spec.run.stop_grace_ms), (Some(90_000), 1_000));
+        let retry = RetryPolicy { retries: 3, backoff_ms: 600_000, backoff_ms_max: 600_000 };
+        assert_eq!((spec.retry, spec.on_lost), (retry, OnLost::Requeue));
+        assert_eq!(spec.run.workdir.as_deref(), Some("/w"));
+        let RuntimeSpec::Docker(docker) = spec.run.runtime else { unreachable!("an image is given") };
+        assert_eq!((docker.user.as_deref(), docker.entrypoint), (Some("1:2"), Some(vec![])));
+        assert_eq!((docker.network, docker.pull), (NetworkMode::None, PullPolicy::Never));
+        assert!(docker.mounts[0].read_only);
+    }
+
+    #[test]
+    fn an_image_names_its_job() {
+        for (image, name) in [("busybox", "busybox"), ("a.b:5000/c/d:1", "d"), ("x@sha256:0", "x")] {
+            assert_eq!(made(&["--image", image]).unwrap().name.as_str(), name);
+        }
+    }
+
+    #[test]
+    fn flags_win_over_the_file_and_lists_are_joined() {
+        let (folder, path) = file(
+            "name = \"f\"\nimage = \"busybox\"\ncommand = [\"true\"]\narray = 3\ncpus = 2\n\
+             env_file = \"more.env\"\nmounts = [\"/a:/x\", \"/b:/y\"]\n\
+             [env]\nA = \"1\"\nB = \"2\"\n[require]\nzone = \"a\"\n",
+        );
+        std::fs::write(folder.path().join("more.env"), "A=0\nC=3\n").unwrap();
+        let spec = made(&["--file", &path, "--cpus", "1", "-e", "B=9", "-v", "/c:/y", "--", "echo"]).unwrap();
+        assert_eq!((spec.name.as_str(), spec.array.last), ("f", 3));
+        assert_eq!((spec.resources.cpu_millis, spec.run.command.as_slice()), (1000, &["echo".into()][..]));
+        let env: Vec<_> = spec.run.env.values().map(String::as_str).collect();
+        assert_eq!(env, ["1", "9", "3"]);
+        let RuntimeSpec::Docker(docker) = spec.run.runtime else { unreachable!("an image is given") };
+        let sources: Vec<_> = docker.mounts.iter().map(|mount| mount.source.as_str()).collect();
+        assert_eq!(sources, ["/a", "/c"]);
+        assert_eq!(made(&["--file", &path]).unwrap().run.command, ["true"]);
+    }
+
+    #[test]
+    fn bad_input_is_told_and_goes_no_further() {
+        let long = "x".repeat(10_000);
+        for (words, says) in [
+            (&[][..], "no command to run"),
+            (&["--"], "no command to run"),
+            (&["--", ""], "no command to run"),
+            (&["--array", "0", "--", "true"], "holds no task"),
+            (&["--array", "10000001", "--", "true"], "ARRAY_TASKS_MAX"),
+            (&["--cpus", "0", "--", "true"], "above 0"),
+            (&["--cpus", "-1", "--", "true"], "above 0"),
+            (&["--cpus", "NaN", "--", "true"], "above 0"),
+            (&["--cpus", "1e99", "--", "true"], "CPU_MILLIS_MAX"),
+            (&["--memory", "12 parsecs", "--", "true"], "512MiB"),
+            (&["--name", "a/b", "--", "true"], "'/'"),
+            (&["--name", "a\nb", "--", "true"], "'\\n'"),
+            (&["--name", &long, "--", "true"], "NAME_BYTES_MAX"),
+            (&["-e", "NOT_SET", "--", "true"], "no `=`"),
+            (&["-e", "=x", "--", "true"], "name"),
+            (&["--timeout", "90", "--", "true"], "90s"),
+            (&["--timeout", "0s", "--", "true"], "timeout"),
+            (&["-w", "rel", "--", "true"], "absolute"),
+            (&["--user", "me", "--", "true"], "no image"),
+            (&["--network", "lan", "--image", "x"], "possible values"),
+            (&["--image", "a b"], "image"),
+            (&["-v", "/a:/b/../c", "--image", "x"], ".."),
+            (&["--imge", "x"], "--image"),
+            (&["echo"], "unexpected argument"),
+            (&["--file", "/no/such.toml"], "No such file"),
+        ] {
+            let said = made(words).unwrap_err();
+            assert!(said.contains(says), "{words:?}: {said}");
+        }
+    }
+
+    #[test]
+    fn large_things_are_refused_by_name() {
+        let (folder, path) = file(&format!("name = \"{}\"", "x".repeat(2 << 20)));
+        assert!(made(&["--file", &path]).unwrap_err().contains("JOB_FILE_BYTES_MAX"));
+
+        let env = folder.path().join("env");
+        std::fs::write(&env, format!("A={}\n", "x".repeat(500 << 10))).unwrap();
+        let said = made(&["--env-file", env.to_str().unwrap(), "--", "true"]).unwrap_err();
+        assert!(said.contains("ENV_BYTES_MAX") && said.len() < 1000, "{said}");
+        std::fs::write(&env, "A=x\n".repeat(3 << 20)).unwrap();
+        let said = made(&["--env-file", env.to_str().unwrap(), "--", "true"]).unwrap_err();
+        assert!(said.contains("JOB_FILE_BYTES_MAX"), "{said}");
+    }
+
+    #[test]
+    fn an_unknown_key_of_a_job_file_names_the_nearest() {
+        for (text, near) in [("comand = [\"true\"]", "`command`"), ("on-lost = \"wait\"", "`on_lost`")] {
+            let (_folder, path) = file(text);
+            let said = made(&["--file", &path]).unwrap_err();
+            assert!(said.contains(near), "{text}: {said}");
+        }
+        let (_folder, path) = file("command = \"true\"");
+        assert!(made(&["--file", &path]).unwrap_err().contains("sequence"));
+    }
+
+    #[test]
+    fn a_command_that_is_not_utf8_is_refused() {
+        let words = vec!["true".into(), OsString::from_vec(vec![b'a', 0xff])];
+        let said = build(JobOptions::default(), words, &here).unwrap_err().to_string();
+        assert!(said.contains("word 2") && said.contains("not UTF-8"), "{said}");
+    }
 }

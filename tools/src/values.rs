@@ -8,7 +8,8 @@ use std::time::Duration;
 use bytesize::ByteSize;
 use podmesh_protocol::ids::Name;
 use podmesh_protocol::limits::{
-    ARRAY_TASKS_MAX, CPU_MILLIS_MAX, DURATION_MS_MAX, MEMORY_BYTES_MAX, PRIORITY_MAX, RETRIES_MAX,
+    ARRAY_TASKS_MAX, CPU_MILLIS_MAX, DURATION_MS_MAX, MEMORY_BYTES_MAX, NAME_BYTES_MAX,
+    PRIORITY_MAX, RETRIES_MAX,
 };
 use podmesh_protocol::spec::{ArrayRange, Mount, validate_label_value};
 use serde::de::{self, Deserialize, Deserializer, Visitor};
@@ -185,6 +186,17 @@ impl FromStr for MountText {
     }
 }
 
+/// A name made of any text: what no name holds becomes `-`; none when nothing is left.
+pub(crate) fn made_name(text: &str) -> Option<Name> {
+    let mut valid: String = text
+        .chars()
+        .map(|c| if c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.') { c } else { '-' })
+        .skip_while(|c| !c.is_ascii_alphanumeric())
+        .collect();
+    valid.truncate(NAME_BYTES_MAX);
+    valid.parse().ok()
+}
+
 /// A job's priority.
 pub(crate) fn priority(text: &str) -> Result<i32, ValueError> {
     let most = i64::from(PRIORITY_MAX);
@@ -353,6 +365,15 @@ mod tests {
             refused::<MountText>(text, "SOURCE:TARGET");
         }
         refused::<MountText>("a:/b", "absolute");
+    }
+
+    #[test]
+    fn names_are_made_of_any_text() {
+        let made = |text: &str| made_name(text).map(String::from);
+        assert_eq!(made("a b/ü.sh").as_deref(), Some("a-b--.sh"));
+        assert_eq!(made("..-x").as_deref(), Some("x"));
+        assert_eq!(made("[").or(made("")), None);
+        assert_eq!(made(&"x".repeat(10_000)).unwrap().len(), NAME_BYTES_MAX);
     }
 
     #[test]

@@ -180,7 +180,7 @@ impl From<&EventFact> for EventBody {
 
 /// The event as a line for people: revision, time, what happened.
 pub(crate) fn line(revision: Revision, wall_ms: u64, fact: &EventFact) -> String {
-    format!("{revision:>7}  {}  {}", local_clock(wall_ms), describe(fact))
+    format!("{:>7}  {}  {}", revision.0, local_clock(wall_ms), describe(fact))
 }
 
 fn describe(fact: &EventFact) -> String {

@@ -1,2 +1,241 @@
-use crate::{cli::daemon::AgentArgs, context::Context, error::Outcome};
-pub(crate) async fn agent(_: &Context, _: AgentArgs) -> Outcome { Ok(0) }
+//! `podmesh agent`
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use podmesh_agent::policy::{MountRoot, NodePolicy};
+use podmesh_agent::{AgentConfig, DockerSwitch, ManagerLocator, RuntimeSwitches, detect_capacity};
+use podmesh_logrotate::RotationPolicy;
+use podmesh_protocol::ids::Name;
+use podmesh_protocol::limits::LABELS_MAX;
+use podmesh_protocol::spec::{Resources, validate_label_value};
+use podmesh_wire::address::ManagerAddress;
+use serde::Deserialize;
+
+use crate::cli::daemon::{AgentArgs, DockerFlag, Switch};
+use crate::context::Context;
+use crate::daemon_log::{self, LEVEL_DEFAULT};
+use crate::error::{CliError, Outcome};
+use crate::settings::{self, DataDir};
+use crate::signals::{Stop, run_daemon};
+use crate::values::{Cpus, Size, Span, made_name};
+
+/// `agent.toml`: every setting has the name of its flag; what the node's owner allows stands
+/// only here.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct AgentFile {
+    name: Option<Name>,
+    manager: Option<String>,
+    cpus: Option<Cpus>,
+    memory: Option<Size>,
+    labels: BTreeMap<Name, String>,
+    docker: Option<DockerFlag>,
+    process: Option<Switch>,
+    logs_dir: Option<PathBuf>,
+    log_file_size: Option<Size>,
+    log_files: Option<u32>,
+    log_total_size: Option<Size>,
+    log_age: Option<Span>,
+    log_level: Option<String>,
+    mount_roots: Vec<MountRoot>,
+    allow_host_network: bool,
+}
+
+/// Runs the agent until it is asked to stop.
+pub(crate) async fn agent(context: &Context, args: AgentArgs) -> Outcome {
+    let data_dir = context.data_dir()?;
+    let file: AgentFile = settings::load(args.daemon.config.as_deref(), &data_dir, "agent", &[])?;
+    let level = args.daemon.log_level.clone().or(file.log_level.clone());
+    let stop_at_eof = args.daemon.stop_at_eof;
+    let config = config(context.global.manager.clone(), args, file, &data_dir)?;
+    let level = level.as_deref().unwrap_or(LEVEL_DEFAULT);
+    let _log = daemon_log::start(level, &data_dir.daemon_logs(), "agent")?;
+    let stop = Stop::new(stop_at_eof)?;
+    run_daemon(stop, |shutdown| async {
+        podmesh_agent::run(config, shutdown)
+            .await
+            .map_err(|why| CliError::failure("the agent cannot go on").because(why))
+    })
+    .await
+}
+
+/// An agent with nothing but defaults, as `dev` has them.
+///
+/// # Errors
+/// When the folder of the logs is no path.
+pub(crate) fn plain(name: Name, manager: ManagerLocator, data_dir: &DataDir) -> AgentConfig {
+    AgentConfig {
+        data_dir: data_dir.agent(),
+        logs_dir: data_dir.task_logs(),
+        name,
+        manager,
+        capacity: detect_capacity(),
+        labels: BTreeMap::new(),
+        runtimes: RuntimeSwitches::default(),
+        policy: NodePolicy::default(),
+        rotation: RotationPolicy::default(),
+    }
+}
+
+/// Flags and their variables win over the file, the file over the defaults.
+fn config(
+    manager: Option<ManagerAddress>,
+    args: AgentArgs,
+    file: AgentFile,
+    data_dir: &DataDir,
+) -> Outcome<AgentConfig> {
+    let wrong = |key: &str| CliError::usage(format!("agent.toml: `{key}` is not valid"));
+    let manager = match (manager, file.manager) {
+        (Some(address), _) => ManagerLocator::At(address),
+        (None, Some(text)) => {
+            ManagerLocator::At(text.parse().map_err(|why| wrong("manager").because(why))?)
+        }
+        (None, None) => ManagerLocator::Local(data_dir.path().to_owned()),
+    };
+    let name = match args.name.or(file.name) {
+        Some(name) => name,
+        None => host_name()?,
+    };
+    let mut config = plain(name, manager, data_dir);
+    if let Some(logs_dir) = args.logs_dir.or(file.logs_dir) {
+        config.logs_dir = std::path::absolute(&logs_dir).map_err(|why| {
+            CliError::usage(format!("the folder {} is no path", logs_dir.display())).because(why)
+        })?;
+    }
+
+    let detected = config.capacity;
+    config.capacity = Resources {
+        cpu_millis: args.cpus.or(file.cpus).map_or(detected.cpu_millis, |cpus| cpus.0),
+        memory_bytes: args.memory.or(file.memory).map_or(detected.memory_bytes, |memory| memory.0),
+    };
+    for value in file.labels.values() {
+        validate_label_value("labels", value).map_err(|why| wrong("labels").because(why))?;
+    }
+    config.labels = file.labels;
+    config.labels.extend(args.labels.into_iter().map(|label| (label.0, label.1)));
+    if config.labels.len() > LABELS_MAX {
+        return Err(CliError::usage(format!("the node has {} labels", config.labels.len()))
+            .because(format!("the limit is {LABELS_MAX} (LABELS_MAX)")));
+    }
+
+    config.runtimes = RuntimeSwitches {
+        process: args.process.or(file.process) != Some(Switch::Off),
+        docker: match args.docker.or(file.docker) {
+            None | Some(DockerFlag::Auto) => DockerSwitch::Auto,
+            Some(DockerFlag::On) => DockerSwitch::On,
+            Some(DockerFlag::Off) => DockerSwitch::Off,
+        },
+        noop: args.enable_noop,
+    };
+    for root in &file.mount_roots {
+        if !root.path.is_absolute() {
+            return Err(wrong("mount_roots")
+                .because(format!("`{}` is not an absolute path", root.path.display())));
+        }
+    }
+    config.policy = NodePolicy {
+        mount_roots: file.mount_roots,
+        allow_host_network: file.allow_host_network,
+    };
+
+    let usual = RotationPolicy::default();
+    config.rotation = RotationPolicy {
+        file_bytes_max: args.log_file_size.or(file.log_file_size).map_or(usual.file_bytes_max, |s| s.0),
+        files_max: args.log_files.or(file.log_files).unwrap_or(usual.files_max),
+        total_bytes_max: args.log_total_size.or(file.log_total_size).map_or(usual.total_bytes_max, |s| s.0),
+        age_max: args.log_age.or(file.log_age).map_or(usual.age_max, |age| age.0),
+    };
+    Ok(config)
+}
+
+/// The name of this machine, made a valid one.
+fn host_name() -> Outcome<Name> {
+    let unnamed = || CliError::failure("this machine has no name").hint("name the node with --name");
+    let host = nix::unistd::gethostname().map_err(|why| unnamed().because(why))?;
+    made_name(&host.to_string_lossy()).ok_or_else(unnamed)
+}
+
+#[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "tests")]
+mod tests {
+    use std::time::Duration;
+
+    use clap::Parser;
+
+    use super::*;
+    use crate::cli::{Cli, Verb};
+    use crate::toml_file;
+
+    fn made(flags: &[&str], toml: &str) -> Outcome<AgentConfig> {
+        let words = ["podmesh", "agent"].iter().chain(flags);
+        let cli = Cli::try_parse_from(words).unwrap();
+        let Verb::Agent(args) = cli.verb else { unreachable!("an agent was asked for") };
+        let file = toml_file::parse(toml, "agent.toml", &[])?;
+        config(cli.global.manager, args, file, &DataDir::at("/data"))
+    }
+
+    #[test]
+    fn flags_win_over_the_file_over_defaults() {
+        let toml = r#"
+            name = "from-file"
+            manager = "file.lan"
+            cpus = 1.5
+            memory = "1GiB"
+            docker = "off"
+            process = "off"
+            log_file_size = "1MiB"
+            log_age = "7days"
+            mount_roots = [{ path = "/srv", writable = true }]
+            allow_host_network = true
+            [labels]
+            gpu = "a100"
+            zone = "b"
+        "#;
+        let config = made(&["--cpus", "2", "--label", "zone=c", "--log-files", "3"], toml).unwrap();
+        assert_eq!(config.name.as_str(), "from-file");
+        assert_eq!(config.manager, ManagerLocator::At("file.lan:7770".parse().unwrap()));
+        assert_eq!(config.capacity, Resources { cpu_millis: 2000, memory_bytes: 1 << 30 });
+        assert_eq!(config.labels.values().collect::<Vec<_>>(), ["a100", "c"]);
+        let runtimes = RuntimeSwitches { process: false, docker: DockerSwitch::Off, noop: false };
+        assert_eq!(config.runtimes, runtimes);
+        assert!(config.policy.allow_host_network && config.policy.mount_roots[0].writable);
+        assert_eq!(config.rotation.file_bytes_max, 1 << 20);
+        assert_eq!(config.rotation.files_max, 3);
+        assert_eq!(config.rotation.total_bytes_max, RotationPolicy::default().total_bytes_max);
+        assert_eq!(config.rotation.age_max, Duration::from_secs(7 * 24 * 3600));
+
+        let config = made(&["--manager", "flag.lan:1", "--docker", "on"], toml).unwrap();
+        assert_eq!(config.manager, ManagerLocator::At("flag.lan:1".parse().unwrap()));
+        assert_eq!(config.runtimes.docker, DockerSwitch::On);
+    }
+
+    #[test]
+    fn without_anything_there_is_an_agent_of_this_machine() {
+        let config = made(&[], "").unwrap();
+        assert_eq!(config.manager, ManagerLocator::Local("/data".into()));
+        assert_eq!(config.capacity, detect_capacity());
+        assert_eq!(config.logs_dir, PathBuf::from("/data/logs"));
+        assert_eq!(config.data_dir, PathBuf::from("/data/agent"));
+        assert_eq!(config.runtimes, RuntimeSwitches::default());
+        assert_eq!(config.policy, NodePolicy::default());
+    }
+
+    #[test]
+    fn what_is_wrong_in_the_file_is_named() {
+        for (toml, says) in [
+            ("manager = \"a b\"", "manager"),
+            ("mount_roots = [{ path = \"srv\" }]", "absolute"),
+            ("mount_roots = [{ path = \"/srv\", writeable = true }]", "writeable"),
+            ("name = \"a/b\"", "not allowed"),
+            ("docker = \"maybe\"", "maybe"),
+            ("[labels]\ngpu = \"\\u0007\"", "control"),
+            ("cpus = 0", "above 0"),
+        ] {
+            let said = made(&[], toml).unwrap_err().to_string();
+            assert!(said.contains(says), "{toml}: {said}");
+        }
+        let error = made(&[], "alow_host_network = true").unwrap_err();
+        assert!(error.hint_text().unwrap().contains("allow_host_network"));
+    }
+}

@@ -1,2 +1,127 @@
-use crate::{cli::daemon::DevArgs, context::Context, error::Outcome};
-pub(crate) async fn dev(_: &Context, _: DevArgs) -> Outcome { Ok(0) }
+//! `podmesh dev`
+
+use podmesh_agent::ManagerLocator;
+use podmesh_manager::{Endpoint, ManagerConfig};
+use podmesh_protocol::ids::Name;
+use tokio::sync::{oneshot, watch};
+use tokio::task::JoinSet;
+
+use crate::cli::daemon::DevArgs;
+use crate::context::Context;
+use crate::daemon_log;
+use crate::error::{CliError, Outcome};
+use crate::output::screen;
+use crate::output::text::{command_line, count};
+use crate::settings::DataDir;
+use crate::signals::{Shutdown, Stop, run_daemon};
+use crate::verbs::agent::plain;
+
+/// Runs a manager and agents in this process until Ctrl-C. Their state stays for the next time.
+pub(crate) async fn dev(context: &Context, args: DevArgs) -> Outcome {
+    let data_dir = context.data_dir()?;
+    let names: Vec<Name> = (1..=args.agents)
+        .map(|number| {
+            let why = |why| CliError::failure("a node has no name").because(why);
+            format!("node-{number}").parse().map_err(why)
+        })
+        .collect::<Outcome<_>>()?;
+    let _log = daemon_log::start(&args.log_level, &data_dir.daemon_logs(), "dev")?;
+    let stop = Stop::new(false)?;
+    let named = context.global.data_dir.is_some();
+    run_daemon(stop, |shutdown| mesh(args, data_dir, named, names, shutdown)).await
+}
+
+/// Runs all until `shutdown` or until one of them ends: the agents stop first, then the manager,
+/// which so hears of their end.
+async fn mesh(
+    args: DevArgs,
+    data_dir: DataDir,
+    named: bool,
+    names: Vec<Name>,
+    shutdown: Shutdown,
+) -> Outcome<()> {
+    let (serves, serving) = oneshot::channel();
+    let (stop_manager, stopped) = oneshot::channel::<()>();
+    let config = ManagerConfig::new(data_dir.manager(), args.listen);
+    let manager = podmesh_manager::run(
+        config,
+        |endpoint| _ = serves.send(endpoint),
+        async { _ = stopped.await },
+    );
+    let manager = async {
+        manager.await.map_err(|why| CliError::failure("the manager cannot go on").because(why))
+    };
+    let agents = async {
+        // Without an endpoint the manager has ended, and says why itself.
+        if let Ok(endpoint) = serving.await {
+            welcome(&endpoint, &data_dir, named, &names)?;
+            run_agents(&endpoint, &data_dir, names, shutdown).await?;
+        }
+        drop(stop_manager);
+        Ok(())
+    };
+    let mut manager = std::pin::pin!(manager);
+    let mut agents = std::pin::pin!(agents);
+    tokio::select! {
+        ended = &mut manager => ended,
+        ended = &mut agents => {
+            // An agent that failed has not stopped the manager.
+            if ended.is_ok() { manager.await } else { ended }
+        }
+    }
+}
+
+async fn run_agents(
+    endpoint: &Endpoint,
+    data_dir: &DataDir,
+    names: Vec<Name>,
+    shutdown: Shutdown,
+) -> Outcome<()> {
+    let (stop, stopping) = watch::channel(false);
+    let mut agents = JoinSet::new();
+    for name in names {
+        let data_dir = data_dir.inner(name.as_str());
+        let manager = ManagerLocator::At(endpoint.control.into());
+        let config = plain(name.clone(), manager, &data_dir);
+        let mut stopping = stopping.clone();
+        agents.spawn(async move {
+            // The sender lives until all agents have ended.
+            let stopped = async move { _ = stopping.wait_for(|stop| *stop).await };
+            let result = podmesh_agent::run(config, stopped).await;
+            result.map_err(|why| CliError::failure(format!("the agent {name} cannot go on")).because(why))
+        });
+    }
+    tokio::select! {
+        () = shutdown => {}
+        Some(result) = agents.join_next() => ended(result)?,
+    }
+    stop.send_replace(true);
+    while let Some(result) = agents.join_next().await {
+        ended(result)?;
+    }
+    Ok(())
+}
+
+fn ended(result: Result<Outcome<()>, tokio::task::JoinError>) -> Outcome<()> {
+    result.map_err(|why| CliError::failure("an agent ended by itself").because(why))?
+}
+
+fn welcome(endpoint: &Endpoint, data_dir: &DataDir, named: bool, names: &[Name]) -> Outcome<()> {
+    let folder = data_dir.path().display().to_string();
+    let names: Vec<&str> = names.iter().map(Name::as_str).collect();
+    let agents = match names.len() {
+        0 => "no agent".to_owned(),
+        number => format!("{} ({})", count(number as u64, "agent"), names.join(", ")),
+    };
+    // The CLI finds the manager by the data folder; where that is not its own, it has to be told.
+    let told = if named { format!("--data-dir {} ", command_line(&[folder.clone()])) } else { String::new() };
+    screen::print(&format!(
+        "A manager at {} and {agents} run here until Ctrl-C; their state is in {folder}\n\
+         In another terminal, try:\n\
+         \x20 podmesh {told}nodes\n\
+         \x20 podmesh {told}run -- echo hello\n\
+         \x20 podmesh {told}submit --wait --array 100 -- sh -c 'echo task $PODMESH_TASK_INDEX'\n\
+         \x20 podmesh {told}events -f\n",
+        endpoint.control
+    ))
+}

@@ -9,7 +9,7 @@ pub(crate) struct Table(comfy_table::Table);
 impl Table {
     pub(crate) fn new() -> Self {
         let mut table = comfy_table::Table::new();
-        table.load_preset(comfy_table::presets::ASCII_MARKDOWN);
+        table.load_style(comfy_table::presets::ASCII_MARKDOWN);
         table.set_header(["measure", "podmesh", "compared with", "ratio", "floor"]);
         Self(table)
     }
