@@ -369,7 +369,7 @@ impl LogWriter {
         };
         self.checked = Instant::now();
         self.follow_size(ours.len());
-        if moved && ours.len() == 77 {
+        if moved {
             self.leave(&ours, false);
             // It may have got a number, so that compressing it falls to us. The folder may be gone
             // as well.

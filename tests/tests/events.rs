@@ -2,19 +2,20 @@
 #![expect(clippy::unwrap_used, reason = "tests")]
 
 use std::io::{BufRead, BufReader};
-use std::process::{Child, ChildStdout, Stdio};
+use std::process::{Child, Stdio};
+use std::sync::mpsc::{Receiver, channel};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use podmesh_tests::mesh::Mesh;
-use podmesh_tests::wait::until_true;
+use podmesh_tests::wait::{PATIENCE, until_true};
 use serde_json::Value;
 
 const PODMESH: &str = env!("CARGO_BIN_EXE_podmesh-under-test");
 
 struct Follower {
     child: Child,
-    lines: std::io::Lines<BufReader<ChildStdout>>,
+    lines: Receiver<String>,
 }
 
 impl Follower {
@@ -24,7 +25,10 @@ impl Follower {
             .stdout(Stdio::piped())
             .spawn()
             .unwrap();
-        let lines = BufReader::new(child.stdout.take().unwrap()).lines();
+        let stdout = BufReader::new(child.stdout.take().unwrap());
+        // A thread reads, so that a line that never comes is a failure and no hang.
+        let (sender, lines) = channel();
+        std::thread::spawn(move || stdout.lines().try_for_each(|line| sender.send(line.unwrap())));
         Self { child, lines }
     }
 
@@ -34,16 +38,16 @@ impl Follower {
 
     /// Reads on until the end of a job is told; every revision must follow the one before.
     fn read_to_end_of(&mut self, job: u64, mut last: u64) -> u64 {
-        for line in &mut self.lines {
-            let event: Value = serde_json::from_str(&line.unwrap()).unwrap();
+        loop {
+            let line = self.lines.recv_timeout(PATIENCE).unwrap();
+            let event: Value = serde_json::from_str(&line).unwrap();
             let revision = event["revision"].as_u64().unwrap();
             assert_eq!(revision, last + 1, "{event}");
             last = revision;
-            if event["kind"] == "job_ended" && event["job"] == job {
+            if event["event"] == "job_ended" && event["job"] == job {
                 return last;
             }
         }
-        unreachable!("the follower ended before the job");
     }
 }
 

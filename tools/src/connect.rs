@@ -305,7 +305,11 @@ impl Connection {
     }
 
     /// Submits; safe to repeat with the same `submission`.
-    pub(crate) async fn submit(&self, submission: SubmissionId, spec: JobSpec) -> Result<JobId, RequestError> {
+    pub(crate) async fn submit(
+        &self,
+        submission: SubmissionId,
+        spec: JobSpec,
+    ) -> Result<JobId, RequestError> {
         match self.request(RequestBody::Submit { submission, spec: Box::new(spec) }).await? {
             ReplyBody::Submitted { job, .. } => Ok(job),
             _ => Err(unexpected()),
@@ -393,7 +397,10 @@ impl Connection {
     }
 
     /// Events after a revision, as many as fit a message, and the last revision of all.
-    pub(crate) async fn events(&self, since: Revision) -> Result<(Vec<EventChunk>, Revision), RequestError> {
+    pub(crate) async fn events(
+        &self,
+        since: Revision,
+    ) -> Result<(Vec<EventChunk>, Revision), RequestError> {
         match self.request(RequestBody::Events { since }).await? {
             ReplyBody::Events { chunks, last } => Ok((chunks, last)),
             _ => Err(unexpected()),

@@ -43,10 +43,9 @@ impl Context {
     pub(crate) fn connection(&self, first_patience: Duration) -> Outcome<Connection> {
         let place = match &self.global.manager {
             Some(address) => Place::Named(address.clone()),
-            None => Place::Local {
-                data_dir: self.data_dir()?,
-                named: self.global.data_dir.is_some(),
-            },
+            None => {
+                Place::Local { data_dir: self.data_dir()?, named: self.global.data_dir.is_some() }
+            }
         };
         Ok(Connection::new(place, first_patience))
     }

@@ -59,5 +59,8 @@ pub(crate) fn start(level: &str, folder: &Path, daemon: &'static str) -> Outcome
 }
 
 fn background(thread: &str) -> NonBlockingBuilder {
-    NonBlockingBuilder::default().lossy(true).buffered_lines_limit(LINES_WAITING).thread_name(thread)
+    NonBlockingBuilder::default()
+        .lossy(true)
+        .buffered_lines_limit(LINES_WAITING)
+        .thread_name(thread)
 }

@@ -44,7 +44,8 @@ pub(crate) fn add_file(
             continue;
         }
         let (name, value) = variable(line, lookup).map_err(|why| {
-            CliError::usage(format!("{}, line {number}: {}", path.display(), shown(line))).because(why)
+            CliError::usage(format!("{}, line {number}: {}", path.display(), shown(line)))
+                .because(why)
         })?;
         env.insert(name, value);
     }

@@ -4,7 +4,9 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use podmesh_protocol::client::{AttemptView, JobDetail, LogPosition, LogRead, LogStream, TaskDetail};
+use podmesh_protocol::client::{
+    AttemptView, JobDetail, LogPosition, LogRead, LogStream, TaskDetail,
+};
 use podmesh_protocol::error::ErrorCode;
 use podmesh_protocol::ids::{AttemptId, JobId, Revision, TaskId};
 use podmesh_protocol::limits::{LOG_READ_BYTES_MAX, PAGE_ROWS_MAX};
@@ -199,9 +201,12 @@ impl<'a> Follower<'a> {
     ) -> Outcome<bool> {
         let (id, node) = (shown.id, &shown.view.node);
         let lost = || {
-            CliError::failure(format!("{id}: its {} lies on node {node}, which is away", stream.file_stem()))
-                .because(escape(why))
-                .hint(format!("when the node is back: podmesh logs '{id}'"))
+            CliError::failure(format!(
+                "{id}: its {} lies on node {node}, which is away",
+                stream.file_stem()
+            ))
+            .because(escape(why))
+            .hint(format!("when the node is back: podmesh logs '{id}'"))
         };
         if !self.show.follow {
             return Err(lost());

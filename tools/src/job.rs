@@ -70,7 +70,11 @@ impl<T> OneOrMany<T> {
 ///
 /// # Errors
 /// Everything that the manager would refuse, and what cannot be read.
-pub(crate) fn build(options: JobOptions, command: Vec<OsString>, lookup: Lookup<'_>) -> Outcome<JobSpec> {
+pub(crate) fn build(
+    options: JobOptions,
+    command: Vec<OsString>,
+    lookup: Lookup<'_>,
+) -> Outcome<JobSpec> {
     let file = match &options.file {
         Some(path) => read_file(path)?,
         None => JobFile::default(),
@@ -117,7 +121,8 @@ pub(crate) fn build(options: JobOptions, command: Vec<OsString>, lookup: Lookup<
 
     let resources = Resources::default();
     let retry = RetryPolicy::default();
-    let backoff_ms = options.retry_backoff.or(file.retry_backoff).map_or(retry.backoff_ms, Span::ms);
+    let backoff_ms =
+        options.retry_backoff.or(file.retry_backoff).map_or(retry.backoff_ms, Span::ms);
     let spec = JobSpec {
         name,
         array: options.array.or(file.array).map(|array| array.0).unwrap_or_default(),
@@ -152,7 +157,8 @@ pub(crate) fn build(options: JobOptions, command: Vec<OsString>, lookup: Lookup<
 
 fn read_file(path: &Path) -> Outcome<JobFile> {
     let text = read_bounded(path, "job file")?;
-    let name = if path == Path::new("-") { "the job file".into() } else { path.display().to_string() };
+    let name =
+        if path == Path::new("-") { "the job file".into() } else { path.display().to_string() };
     toml_file::parse(&text, &name, &[])
 }
 
@@ -208,7 +214,11 @@ impl Container {
     }
 }
 
-fn runtime(flag: Option<RuntimeFlag>, container: Container, command: &[String]) -> Outcome<RuntimeSpec> {
+fn runtime(
+    flag: Option<RuntimeFlag>,
+    container: Container,
+    command: &[String],
+) -> Outcome<RuntimeSpec> {
     if let Some(RuntimeFlag::Noop) = flag {
         return Ok(RuntimeSpec::Noop);
     }
@@ -223,8 +233,10 @@ fn runtime(flag: Option<RuntimeFlag>, container: Container, command: &[String]) 
         })),
         None => {
             if let Some(option) = container.asked() {
-                return Err(CliError::usage(format!("`{option}` is for containers, and there is no image"))
-                    .hint("name one with --image, or leave the option out"));
+                return Err(CliError::usage(format!(
+                    "`{option}` is for containers, and there is no image"
+                ))
+                .hint("name one with --image, or leave the option out"));
             }
             if command.first().is_none_or(String::is_empty) {
                 return Err(CliError::usage("there is no command to run").hint(
@@ -297,11 +309,46 @@ mod tests {
     #[test]
     fn every_flag_arrives() {
         let spec = made(&[
-            "--name", "n", "--image", "quay.io/a/b:1@sha256:0", "--array", "0-9", "--cpus", "0.5",
-            "--memory", "512MiB", "--require", "gpu=a100", "-e", "A=b", "-e", "HERE", "--timeout",
-            "90s", "--retries", "3", "--retry-backoff", "10min", "--priority", "-5", "--on-lost",
-            "requeue", "--stop-grace", "1s", "-w", "/w", "--user", "1:2", "--entrypoint", "",
-            "-v", "/s:/t:ro", "--network", "none", "--pull", "never",
+            "--name",
+            "n",
+            "--image",
+            "quay.io/a/b:1@sha256:0",
+            "--array",
+            "0-9",
+            "--cpus",
+            "0.5",
+            "--memory",
+            "512MiB",
+            "--require",
+            "gpu=a100",
+            "-e",
+            "A=b",
+            "-e",
+            "HERE",
+            "--timeout",
+            "90s",
+            "--retries",
+            "3",
+            "--retry-backoff",
+            "10min",
+            "--priority",
+            "-5",
+            "--on-lost",
+            "requeue",
+            "--stop-grace",
+            "1s",
+            "-w",
+            "/w",
+            "--user",
+            "1:2",
+            "--entrypoint",
+            "",
+            "-v",
+            "/s:/t:ro",
+            "--network",
+            "none",
+            "--pull",
+            "never",
         ])
         .unwrap();
         assert_eq!((spec.array.first, spec.array.last, spec.priority), (0, 9, -5));
@@ -312,7 +359,9 @@ mod tests {
         let retry = RetryPolicy { retries: 3, backoff_ms: 600_000, backoff_ms_max: 600_000 };
         assert_eq!((spec.retry, spec.on_lost), (retry, OnLost::Requeue));
         assert_eq!(spec.run.workdir.as_deref(), Some("/w"));
-        let RuntimeSpec::Docker(docker) = spec.run.runtime else { unreachable!("an image is given") };
+        let RuntimeSpec::Docker(docker) = spec.run.runtime else {
+            unreachable!("an image is given")
+        };
         assert_eq!((docker.user.as_deref(), docker.entrypoint), (Some("1:2"), Some(vec![])));
         assert_eq!((docker.network, docker.pull), (NetworkMode::None, PullPolicy::Never));
         assert!(docker.mounts[0].read_only);
@@ -320,7 +369,8 @@ mod tests {
 
     #[test]
     fn an_image_names_its_job() {
-        for (image, name) in [("busybox", "busybox"), ("a.b:5000/c/d:1", "d"), ("x@sha256:0", "x")] {
+        for (image, name) in [("busybox", "busybox"), ("a.b:5000/c/d:1", "d"), ("x@sha256:0", "x")]
+        {
             assert_eq!(made(&["--image", image]).unwrap().name.as_str(), name);
         }
     }
@@ -333,12 +383,19 @@ mod tests {
              [env]\nA = \"1\"\nB = \"2\"\n[require]\nzone = \"a\"\n",
         );
         std::fs::write(folder.path().join("more.env"), "A=0\nC=3\n").unwrap();
-        let spec = made(&["--file", &path, "--cpus", "1", "-e", "B=9", "-v", "/c:/y", "--", "echo"]).unwrap();
+        let spec =
+            made(&["--file", &path, "--cpus", "1", "-e", "B=9", "-v", "/c:/y", "--", "echo"])
+                .unwrap();
         assert_eq!((spec.name.as_str(), spec.array.last), ("f", 3));
-        assert_eq!((spec.resources.cpu_millis, spec.run.command.as_slice()), (1000, &["echo".into()][..]));
+        assert_eq!(
+            (spec.resources.cpu_millis, spec.run.command.as_slice()),
+            (1000, &["echo".into()][..])
+        );
         let env: Vec<_> = spec.run.env.values().map(String::as_str).collect();
         assert_eq!(env, ["1", "9", "3"]);
-        let RuntimeSpec::Docker(docker) = spec.run.runtime else { unreachable!("an image is given") };
+        let RuntimeSpec::Docker(docker) = spec.run.runtime else {
+            unreachable!("an image is given")
+        };
         let sources: Vec<_> = docker.mounts.iter().map(|mount| mount.source.as_str()).collect();
         assert_eq!(sources, ["/a", "/c"]);
         assert_eq!(made(&["--file", &path]).unwrap().run.command, ["true"]);
@@ -395,7 +452,9 @@ mod tests {
 
     #[test]
     fn an_unknown_key_of_a_job_file_names_the_nearest() {
-        for (text, near) in [("comand = [\"true\"]", "`command`"), ("on-lost = \"wait\"", "`on_lost`")] {
+        for (text, near) in
+            [("comand = [\"true\"]", "`command`"), ("on-lost = \"wait\"", "`on_lost`")]
+        {
             let (_folder, path) = file(text);
             let said = made(&["--file", &path]).unwrap_err();
             assert!(said.contains(near), "{text}: {said}");

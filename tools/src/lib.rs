@@ -71,8 +71,9 @@ fn run(context: &Context, verb: Verb) -> Outcome {
     if context.json()
         && let Some(name) = verb.without_json()
     {
-        return Err(CliError::usage(format!("`{name}` has no JSON output"))
-            .hint("leave `--output json` out; jobs, job, tasks, nodes, events, submit and cancel have it"));
+        return Err(CliError::usage(format!("`{name}` has no JSON output")).hint(
+            "leave `--output json` out; jobs, job, tasks, nodes, events, submit and cancel have it",
+        ));
     }
     let daemon = matches!(verb, Verb::Dev(_) | Verb::Manager(_) | Verb::Agent(_));
     let mut builder = if daemon {

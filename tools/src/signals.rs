@@ -30,7 +30,10 @@ impl Interrupts {
     /// When the system gives no handler.
     pub(crate) fn new() -> Outcome<Self> {
         let make = || -> io::Result<Self> {
-            Ok(Self { int: signal(SignalKind::interrupt())?, term: signal(SignalKind::terminate())? })
+            Ok(Self {
+                int: signal(SignalKind::interrupt())?,
+                term: signal(SignalKind::terminate())?,
+            })
         };
         make().map_err(|why| CliError::failure("signals cannot be handled").because(why))
     }
@@ -100,10 +103,7 @@ fn stdin_end() -> Outcome<oneshot::Receiver<()>> {
 ///
 /// # Errors
 /// What the daemon ends with.
-pub(crate) async fn run_daemon<F>(
-    mut stop: Stop,
-    daemon: impl FnOnce(Shutdown) -> F,
-) -> Outcome
+pub(crate) async fn run_daemon<F>(mut stop: Stop, daemon: impl FnOnce(Shutdown) -> F) -> Outcome
 where
     F: Future<Output = Outcome<()>>,
 {

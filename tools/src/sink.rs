@@ -35,7 +35,12 @@ impl Sink {
     ///
     /// # Errors
     /// [`CliError::StdoutClosed`] when nobody reads standard output any more.
-    pub(crate) async fn write(&self, attempt: AttemptId, stream: LogStream, bytes: Vec<u8>) -> Outcome<()> {
+    pub(crate) async fn write(
+        &self,
+        attempt: AttemptId,
+        stream: LogStream,
+        bytes: Vec<u8>,
+    ) -> Outcome<()> {
         if bytes.is_empty() {
             return Ok(());
         }
@@ -44,9 +49,11 @@ impl Sink {
             LogStream::Stdout => &mut shown.stdout,
             LogStream::Stderr => &mut shown.stderr,
         };
-        let header = (self.headers && *last != Some(attempt))
-            .then(|| header(attempt, stream, last.is_none()))
-            .unwrap_or_default();
+        let header = if self.headers && *last != Some(attempt) {
+            header(attempt, stream, last.is_none())
+        } else {
+            String::new()
+        };
         *last = Some(attempt);
         // The lock is held: what two attempts print does not mix.
         let written = tokio::task::spawn_blocking(move || match stream {

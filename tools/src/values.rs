@@ -32,8 +32,7 @@ pub(crate) struct Cpus(pub(crate) u32);
 impl Cpus {
     fn from_cores(cores: f64) -> Result<Self, ValueError> {
         let most = f64::from(CPU_MILLIS_MAX);
-        // Written so that NaN, which compares with nothing, is refused as well.
-        if !(cores > 0.0) {
+        if cores.is_nan() || cores <= 0.0 {
             return Err(ValueError::new("a number of cores above 0 is needed, such as 2 or 0.5"));
         }
         let millis = (cores * 1000.0).round();
@@ -68,7 +67,9 @@ impl FromStr for Size {
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         let size: ByteSize = text.trim().parse().map_err(|_| {
-            ValueError::new("not a size; write for example 512MiB, 1.5GiB, 2GB or a number of bytes")
+            ValueError::new(
+                "not a size; write for example 512MiB, 1.5GiB, 2GB or a number of bytes",
+            )
         })?;
         if size.as_u64() > MEMORY_BYTES_MAX {
             let most = ByteSize::b(MEMORY_BYTES_MAX);
@@ -168,7 +169,8 @@ impl FromStr for MountText {
     type Err = ValueError;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        let form = || ValueError::new("write SOURCE:TARGET or SOURCE:TARGET:ro, such as /data:/data:ro");
+        let form =
+            || ValueError::new("write SOURCE:TARGET or SOURCE:TARGET:ro, such as /data:/data:ro");
         let parts: Vec<&str> = text.split(':').collect();
         let (source, target, read_only) = match parts[..] {
             [source, target] | [source, target, "rw"] => (source, target, false),
@@ -359,7 +361,10 @@ mod tests {
         refused::<Label>("gpu=\n", "control");
 
         let mount = "/a:/b:ro".parse::<MountText>().unwrap().0;
-        assert_eq!((mount.source.as_str(), mount.target.as_str(), mount.read_only), ("/a", "/b", true));
+        assert_eq!(
+            (mount.source.as_str(), mount.target.as_str(), mount.read_only),
+            ("/a", "/b", true)
+        );
         assert!(!"/a:/b".parse::<MountText>().unwrap().0.read_only);
         for text in ["/a", "/a:", ":/b", "/a:/b:rx", "/a:/b:ro:x", ""] {
             refused::<MountText>(text, "SOURCE:TARGET");

@@ -15,7 +15,7 @@ pub(crate) struct DaemonOptions {
     #[arg(long, value_name = "FILE.toml")]
     pub(crate) config: Option<PathBuf>,
     /// What to log: error, warn, info, debug or trace [default: info]
-    #[arg(long, value_name = "LEVEL", env = "PODMESH_LOG")]
+    #[arg(long, value_name = "LEVEL", env = "PODMESH_LOG", hide_env_values = true)]
     pub(crate) log_level: Option<String>,
     /// End when standard input does: for whoever starts a daemon for a while
     #[arg(long, hide = true)]
@@ -28,13 +28,13 @@ pub(crate) struct ManagerArgs {
     #[command(flatten)]
     pub(crate) daemon: DaemonOptions,
     /// Where to listen; port 0 takes a free one [default: 127.0.0.1:7770]
-    #[arg(long, value_name = "ADDRESS:PORT", env = "PODMESH_LISTEN")]
+    #[arg(long, value_name = "ADDRESS:PORT", env = "PODMESH_LISTEN", hide_env_values = true)]
     pub(crate) listen: Option<SocketAddr>,
     /// How long a node counts as alive without a heartbeat [default: 15s]
-    #[arg(long, value_name = "TIME", env = "PODMESH_LEASE")]
+    #[arg(long, value_name = "TIME", env = "PODMESH_LEASE", hide_env_values = true)]
     pub(crate) lease: Option<Span>,
     /// Between two heartbeats [default: 1s]
-    #[arg(long, value_name = "TIME", env = "PODMESH_HEARTBEAT")]
+    #[arg(long, value_name = "TIME", env = "PODMESH_HEARTBEAT", hide_env_values = true)]
     pub(crate) heartbeat: Option<Span>,
 }
 
@@ -44,41 +44,104 @@ pub(crate) struct AgentArgs {
     #[command(flatten)]
     pub(crate) daemon: DaemonOptions,
     /// The node's name [default: the host's]
-    #[arg(long, env = "PODMESH_NODE_NAME", help_heading = "The node")]
+    #[arg(long, env = "PODMESH_NODE_NAME", hide_env_values = true, help_heading = "The node")]
     pub(crate) name: Option<Name>,
     /// Cores to offer, such as 4 or 1.5 [default: all]
-    #[arg(long, value_name = "CORES", allow_hyphen_values = true, env = "PODMESH_CPUS", help_heading = "The node")]
+    #[arg(
+        long,
+        value_name = "CORES",
+        allow_hyphen_values = true,
+        env = "PODMESH_CPUS",
+        hide_env_values = true,
+        help_heading = "The node"
+    )]
     pub(crate) cpus: Option<Cpus>,
     /// Memory to offer, such as 8GiB [default: all]
-    #[arg(long, value_name = "SIZE", allow_hyphen_values = true, env = "PODMESH_MEMORY", help_heading = "The node")]
+    #[arg(
+        long,
+        value_name = "SIZE",
+        allow_hyphen_values = true,
+        env = "PODMESH_MEMORY",
+        hide_env_values = true,
+        help_heading = "The node"
+    )]
     pub(crate) memory: Option<Size>,
     /// A label that jobs can require
-    #[arg(long = "label", value_name = "NAME=VALUE", env = "PODMESH_LABELS", value_delimiter = ',', help_heading = "The node")]
+    #[arg(
+        long = "label",
+        value_name = "NAME=VALUE",
+        env = "PODMESH_LABELS",
+        hide_env_values = true,
+        value_delimiter = ',',
+        help_heading = "The node"
+    )]
     pub(crate) labels: Vec<Label>,
     /// Whether to run containers [default: auto]
-    #[arg(long, value_name = "WHEN", env = "PODMESH_DOCKER", help_heading = "The node")]
+    #[arg(
+        long,
+        value_name = "WHEN",
+        env = "PODMESH_DOCKER",
+        hide_env_values = true,
+        help_heading = "The node"
+    )]
     pub(crate) docker: Option<DockerFlag>,
     /// Whether to run commands [default: on]
-    #[arg(long, value_name = "WHETHER", env = "PODMESH_PROCESS", help_heading = "The node")]
+    #[arg(
+        long,
+        value_name = "WHETHER",
+        env = "PODMESH_PROCESS",
+        hide_env_values = true,
+        help_heading = "The node"
+    )]
     pub(crate) process: Option<Switch>,
     /// Run the `noop` runtime of benchmarks, too
     #[arg(long, hide = true)]
     pub(crate) enable_noop: bool,
 
     /// Where the output of tasks lies [default: logs in the data folder]
-    #[arg(long, value_name = "FOLDER", env = "PODMESH_LOGS_DIR", help_heading = "Output of tasks")]
+    #[arg(
+        long,
+        value_name = "FOLDER",
+        env = "PODMESH_LOGS_DIR",
+        hide_env_values = true,
+        help_heading = "Output of tasks"
+    )]
     pub(crate) logs_dir: Option<PathBuf>,
     /// Rotate a file at this size [default: 10MiB]
-    #[arg(long, value_name = "SIZE", env = "PODMESH_LOG_FILE_SIZE", help_heading = "Output of tasks")]
+    #[arg(
+        long,
+        value_name = "SIZE",
+        env = "PODMESH_LOG_FILE_SIZE",
+        hide_env_values = true,
+        help_heading = "Output of tasks"
+    )]
     pub(crate) log_file_size: Option<Size>,
     /// Keep so many rotated files of a stream [default: 5]
-    #[arg(long, value_name = "NUMBER", env = "PODMESH_LOG_FILES", help_heading = "Output of tasks")]
+    #[arg(
+        long,
+        value_name = "NUMBER",
+        env = "PODMESH_LOG_FILES",
+        hide_env_values = true,
+        help_heading = "Output of tasks"
+    )]
     pub(crate) log_files: Option<u32>,
     /// Keep at most so much of a stream [default: 64MiB]
-    #[arg(long, value_name = "SIZE", env = "PODMESH_LOG_TOTAL_SIZE", help_heading = "Output of tasks")]
+    #[arg(
+        long,
+        value_name = "SIZE",
+        env = "PODMESH_LOG_TOTAL_SIZE",
+        hide_env_values = true,
+        help_heading = "Output of tasks"
+    )]
     pub(crate) log_total_size: Option<Size>,
     /// Remove what is older [default: 30days]
-    #[arg(long, value_name = "TIME", env = "PODMESH_LOG_AGE", help_heading = "Output of tasks")]
+    #[arg(
+        long,
+        value_name = "TIME",
+        env = "PODMESH_LOG_AGE",
+        hide_env_values = true,
+        help_heading = "Output of tasks"
+    )]
     pub(crate) log_age: Option<Span>,
 }
 
@@ -114,7 +177,13 @@ pub(crate) struct DevArgs {
     #[arg(long, value_name = "ADDRESS:PORT", default_value = "127.0.0.1:7770")]
     pub(crate) listen: SocketAddr,
     /// What to log: error, warn, info, debug or trace
-    #[arg(long, value_name = "LEVEL", env = "PODMESH_LOG", default_value = "warn")]
+    #[arg(
+        long,
+        value_name = "LEVEL",
+        env = "PODMESH_LOG",
+        hide_env_values = true,
+        default_value = "warn"
+    )]
     pub(crate) log_level: String,
 }
 

@@ -85,7 +85,12 @@ pub(crate) struct JobOptions {
     #[arg(long, value_name = "PROGRAM", help_heading = "Containers")]
     pub(crate) entrypoint: Option<String>,
     /// Show a folder or file of the node to the container; the node must allow it
-    #[arg(short = 'v', long = "mount", value_name = "SOURCE:TARGET[:ro]", help_heading = "Containers")]
+    #[arg(
+        short = 'v',
+        long = "mount",
+        value_name = "SOURCE:TARGET[:ro]",
+        help_heading = "Containers"
+    )]
     pub(crate) mounts: Vec<MountText>,
     /// The container's network [default: bridge]
     #[arg(long, value_name = "MODE", help_heading = "Containers")]

@@ -41,16 +41,43 @@ pub(crate) struct Cli {
 #[derive(Args, Clone, Debug)]
 pub(crate) struct Global {
     /// Where state lies [default: /var/lib/podmesh for root, $XDG_STATE_HOME/podmesh for others]
-    #[arg(long, global = true, value_name = "FOLDER", env = "PODMESH_DATA_DIR", help_heading = "Global options")]
+    #[arg(
+        long,
+        global = true,
+        value_name = "FOLDER",
+        env = "PODMESH_DATA_DIR",
+        hide_env_values = true,
+        help_heading = "Global options"
+    )]
     pub(crate) data_dir: Option<PathBuf>,
     /// Where the manager is [default: that of the data folder, else 127.0.0.1:7770]
-    #[arg(long, global = true, value_name = "HOST:PORT", env = "PODMESH_MANAGER", help_heading = "Global options")]
+    #[arg(
+        long,
+        global = true,
+        value_name = "HOST:PORT",
+        env = "PODMESH_MANAGER",
+        hide_env_values = true,
+        help_heading = "Global options"
+    )]
     pub(crate) manager: Option<ManagerAddress>,
     /// How to print what is listed
-    #[arg(short, long, global = true, value_name = "FORM", default_value = "table", help_heading = "Global options")]
+    #[arg(
+        short,
+        long,
+        global = true,
+        value_name = "FORM",
+        default_value = "table",
+        help_heading = "Global options"
+    )]
     pub(crate) output: OutputForm,
     /// When to use colour; NO_COLOR in the environment turns `auto` off
-    #[arg(long, global = true, value_name = "WHEN", default_value = "auto", help_heading = "Global options")]
+    #[arg(
+        long,
+        global = true,
+        value_name = "WHEN",
+        default_value = "auto",
+        help_heading = "Global options"
+    )]
     pub(crate) color: Color,
 }
 

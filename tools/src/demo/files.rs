@@ -227,7 +227,8 @@ mod tests {
 
     #[test]
     fn other_output_is_no_summary() {
-        for text in ["", "checksum 1 bytes 2 lines 3 words", "checksum 1 bytes 2 lines 3 words x\n"] {
+        for text in ["", "checksum 1 bytes 2 lines 3 words", "checksum 1 bytes 2 lines 3 words x\n"]
+        {
             assert_eq!(Summary::parse(text.as_bytes()), None);
         }
     }

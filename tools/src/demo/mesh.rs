@@ -47,10 +47,9 @@ impl Mesh {
     /// # Errors
     /// When one cannot be started, or the manager does not serve in time.
     pub(crate) async fn start(names: &[&str]) -> Outcome<Self> {
-        let folder = tempfile::Builder::new()
-            .prefix("podmesh-demo-")
-            .tempdir()
-            .map_err(|why| CliError::failure("there is no room for a temporary folder").because(why))?;
+        let folder = tempfile::Builder::new().prefix("podmesh-demo-").tempdir().map_err(|why| {
+            CliError::failure("there is no room for a temporary folder").because(why)
+        })?;
         let data_dir = DataDir::at(folder.path());
         let mut manager = Daemon::start("manager", &data_dir, folder.path(), |command| {
             command.args(["manager", "--listen", "127.0.0.1:0"]);
@@ -123,7 +122,8 @@ impl Daemon {
         folder: &Path,
         arguments: impl FnOnce(&mut Command),
     ) -> Outcome<Self> {
-        let cannot = |why: io::Error| CliError::failure(format!("{name} cannot be started")).because(why);
+        let cannot =
+            |why: io::Error| CliError::failure(format!("{name} cannot be started")).because(why);
         let stderr = folder.join(format!("{name}.stderr"));
         let mut command = Command::new(std::env::current_exe().map_err(cannot)?);
         // What is set for the user's own mesh is not for this one.
@@ -152,7 +152,9 @@ impl Daemon {
         match self.child.try_wait() {
             Ok(None) => Ok(()),
             Ok(Some(status)) => Err(self.failed(&format!("ended ({status})"))),
-            Err(why) => Err(CliError::failure(format!("{} cannot be watched", self.name)).because(why)),
+            Err(why) => {
+                Err(CliError::failure(format!("{} cannot be watched", self.name)).because(why))
+            }
         }
     }
 

@@ -48,7 +48,10 @@ pub(crate) async fn demo(context: &Context, args: DemoArgs) -> Outcome {
     let began = Instant::now();
     let found = files::find(&args.folder)?;
     let mut interrupts = Interrupts::new()?;
-    screen::line(format!("A manager and {} start on this machine.", count(NODES.len() as u64, "agent")))?;
+    screen::line(format!(
+        "A manager and {} start on this machine.",
+        count(NODES.len() as u64, "agent")
+    ))?;
     let mut mesh = tokio::select! {
         mesh = Mesh::start(&NODES) => mesh?,
         _ = interrupts.next() => return Ok(EXIT_INTERRUPTED),
@@ -59,7 +62,9 @@ pub(crate) async fn demo(context: &Context, args: DemoArgs) -> Outcome {
         _ = interrupts.next() => Ok(EXIT_INTERRUPTED),
     };
     if !matches!(shown, Ok(0)) {
-        say("the demo is stopped, and what it started is removed");
+        if !matches!(shown, Err(CliError::StdoutClosed)) {
+            say("the demo is stopped, and what it started is removed");
+        }
         // What still runs is stopped by its agent, not by the end of its agent.
         _ = timeout(CANCEL_LIMIT, cancel_all(&connection)).await;
     }
@@ -71,7 +76,9 @@ pub(crate) async fn demo(context: &Context, args: DemoArgs) -> Outcome {
     stopped?;
     if code == 0 {
         let took = coarse(u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX));
-        screen::line(format!("\nThat took {took}. The processes have ended, and the folder is removed."))?;
+        screen::line(format!(
+            "\nThat took {took}. The processes have ended, and the folder is removed."
+        ))?;
         screen::line("Next: `podmesh dev`, and in another terminal `podmesh run -- echo hello`.")?;
     }
     Ok(code)
@@ -96,7 +103,11 @@ async fn show(
     let detail = watch(connection, job).await?;
     mesh.still_runs()?;
     let counts = &detail.view.counts;
-    screen::line(format!("job {job}: {} succeeded, {} failed", count(counts.succeeded.into(), "task"), counts.failed))?;
+    screen::line(format!(
+        "job {job}: {} succeeded, {} failed",
+        count(counts.succeeded.into(), "task"),
+        counts.failed
+    ))?;
     if detail.view.state != JobState::Succeeded {
         return Err(failed(connection, job).await);
     }
@@ -109,7 +120,10 @@ async fn show(
     show_results(context, folder, &results)?;
     container::show(mesh, connection).await?;
     let events = count_events(connection).await?;
-    screen::line(format!("\n$ podmesh events\n{}, each with its revision, all on disk before anybody saw them", count(events, "event")))
+    screen::line(format!(
+        "\n$ podmesh events\n{}, each with its revision, all on disk before anybody saw them",
+        count(events, "event")
+    ))
 }
 
 /// Waits for the nodes, and shows them.
@@ -123,8 +137,11 @@ async fn nodes(context: &Context, mesh: &mut Mesh, connection: &Connection) -> O
         }
         mesh.still_runs()?;
         if began.elapsed() > NODES_LIMIT {
-            return Err(CliError::failure("the agents do not come")
-                .because(format!("only {} did in {}", nodes.len(), coarse(NODES_LIMIT.as_millis() as u64))));
+            return Err(CliError::failure("the agents do not come").because(format!(
+                "only {} did in {}",
+                nodes.len(),
+                coarse(NODES_LIMIT.as_millis() as u64)
+            )));
         }
         sleep(Duration::from_millis(20)).await;
     }
@@ -136,10 +153,16 @@ fn choose(mesh: &Mesh, folder: &Path, found: files::Found) -> Outcome<Vec<PathBu
     let mut files = found.files;
     if files.is_empty() {
         files = files::samples(&mesh.folder().join("samples")).map_err(cannot_write)?;
-        screen::line(format!("\nThere is no file to read in {shown}; the job works on {} made for it.", count(files.len() as u64, "sample")))?;
+        screen::line(format!(
+            "\nThere is no file to read in {shown}; the job works on {} made for it.",
+            count(files.len() as u64, "sample")
+        ))?;
     } else {
         let more = if found.more { ", the first there are" } else { "" };
-        screen::line(format!("\nA checksum and a word count of {} in {shown}{more}:", count(files.len() as u64, "file")))?;
+        screen::line(format!(
+            "\nA checksum and a word count of {} in {shown}{more}:",
+            count(files.len() as u64, "file")
+        ))?;
     }
     if found.unreadable > 0 {
         screen::line(format!("({} left out: this user cannot read them.)", found.unreadable))?;
@@ -157,14 +180,18 @@ fn spec(links: &Path, files: usize) -> Outcome<JobSpec> {
             .hint("set TMPDIR to a folder whose name is")
     })?;
     let last = u32::try_from(files).map_err(|_| CliError::failure("there are too many files"))?;
-    job("checksums", ArrayRange { first: 1, last }, RunSpec {
-        runtime: RuntimeSpec::Process,
-        command: ["sh", "-c", files::SCRIPT].map(String::from).to_vec(),
-        env: [("DEMO_FILES".to_owned(), links.to_owned())].into(),
-        workdir: None,
-        timeout_ms: Some(60_000),
-        stop_grace_ms: 1_000,
-    })
+    job(
+        "checksums",
+        ArrayRange { first: 1, last },
+        RunSpec {
+            runtime: RuntimeSpec::Process,
+            command: ["sh", "-c", files::SCRIPT].map(String::from).to_vec(),
+            env: [("DEMO_FILES".to_owned(), links.to_owned())].into(),
+            workdir: None,
+            timeout_ms: Some(60_000),
+            stop_grace_ms: 1_000,
+        },
+    )
 }
 
 /// A job of the demo: small, and not tried again.
@@ -310,8 +337,10 @@ async fn cancel_all(connection: &Connection) -> Outcome<()> {
     for view in &jobs {
         connection.cancel(view.job).await?;
     }
+    let mut containers = false;
     for view in &jobs {
-        crate::follow::ended(connection, view.job).await?;
+        let ended = crate::follow::ended(connection, view.job).await?;
+        containers |= matches!(ended.spec.run.runtime, RuntimeSpec::Docker(_));
     }
-    Ok(())
+    if containers { container::removed(connection).await } else { Ok(()) }
 }

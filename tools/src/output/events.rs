@@ -247,7 +247,12 @@ mod tests {
         outcome.ran_ms = 1_250;
         let fact = EventFact::AttemptEnded(AttemptId::new(JobId(42), 7, 2), outcome, Some(2_000));
         let text = line(Revision(9), 0, &fact);
-        assert!(text.contains("42.7#2 failed, exit code 3, after 1.2s: a\\u{1b}[0m; tried again in 2.0s"), "{text}");
+        assert!(
+            text.contains(
+                "42.7#2 failed, exit code 3, after 1.2s: a\\u{1b}[0m; tried again in 2.0s"
+            ),
+            "{text}"
+        );
 
         let json = serde_json::to_value(EventOutput::new(Revision(9), 0, &fact)).unwrap();
         assert_eq!(json["event"], "attempt_ended");

@@ -373,9 +373,7 @@ impl From<&spec::DockerSpec> for ContainerOutput {
     }
 }
 
-fn labels(
-    labels: &BTreeMap<podmesh_protocol::ids::Name, String>,
-) -> BTreeMap<String, String> {
+fn labels(labels: &BTreeMap<podmesh_protocol::ids::Name, String>) -> BTreeMap<String, String> {
     labels.iter().map(|(name, value)| (name.to_string(), value.clone())).collect()
 }
 

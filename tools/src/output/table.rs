@@ -130,8 +130,16 @@ pub(crate) fn nodes(screen: Screen, nodes: &[NodeView]) -> String {
         vec![
             Cell::new(&view.node),
             state(NodeState::from(view.state).word()),
-            Cell::new(format!("{}/{}", cores(view.free.cpu_millis), cores(view.capacity.cpu_millis))),
-            Cell::new(format!("{}/{}", size(view.free.memory_bytes), size(view.capacity.memory_bytes))),
+            Cell::new(format!(
+                "{}/{}",
+                cores(view.free.cpu_millis),
+                cores(view.capacity.cpu_millis)
+            )),
+            Cell::new(format!(
+                "{}/{}",
+                size(view.free.memory_bytes),
+                size(view.capacity.memory_bytes)
+            )),
             Cell::new(view.attempts),
             Cell::new(runtimes.join(",")),
             Cell::new(seen),
@@ -200,7 +208,10 @@ mod tests {
         let text = tasks(screen, &[task(&("\u{1b}[31m".to_owned() + &"long ".repeat(50)))]);
         assert_eq!(text.matches("long").count(), 50, "{text}");
         assert!(!text.contains('\u{1b}'), "{text}");
-        assert!(text.starts_with("TASK  STATE   ATTEMPTS  NODE    LAST ATTEMPT\n42.7  failed  1 "), "{text}");
+        assert!(
+            text.starts_with("TASK  STATE   ATTEMPTS  NODE    LAST ATTEMPT\n42.7  failed  1 "),
+            "{text}"
+        );
     }
 
     #[test]

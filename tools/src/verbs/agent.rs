@@ -134,16 +134,20 @@ fn config(
                 .because(format!("`{}` is not an absolute path", root.path.display())));
         }
     }
-    config.policy = NodePolicy {
-        mount_roots: file.mount_roots,
-        allow_host_network: file.allow_host_network,
-    };
+    config.policy =
+        NodePolicy { mount_roots: file.mount_roots, allow_host_network: file.allow_host_network };
 
     let usual = RotationPolicy::default();
     config.rotation = RotationPolicy {
-        file_bytes_max: args.log_file_size.or(file.log_file_size).map_or(usual.file_bytes_max, |s| s.0),
+        file_bytes_max: args
+            .log_file_size
+            .or(file.log_file_size)
+            .map_or(usual.file_bytes_max, |s| s.0),
         files_max: args.log_files.or(file.log_files).unwrap_or(usual.files_max),
-        total_bytes_max: args.log_total_size.or(file.log_total_size).map_or(usual.total_bytes_max, |s| s.0),
+        total_bytes_max: args
+            .log_total_size
+            .or(file.log_total_size)
+            .map_or(usual.total_bytes_max, |s| s.0),
         age_max: args.log_age.or(file.log_age).map_or(usual.age_max, |age| age.0),
     };
     Ok(config)
@@ -151,7 +155,8 @@ fn config(
 
 /// The name of this machine, made a valid one.
 fn host_name() -> Outcome<Name> {
-    let unnamed = || CliError::failure("this machine has no name").hint("name the node with --name");
+    let unnamed =
+        || CliError::failure("this machine has no name").hint("name the node with --name");
     let host = nix::unistd::gethostname().map_err(|why| unnamed().because(why))?;
     made_name(&host.to_string_lossy()).ok_or_else(unnamed)
 }

@@ -20,7 +20,9 @@ pub(crate) async fn cancel(context: &Context, args: CancelArgs) -> Outcome {
                 if !context.json() {
                     let word = JobState::from(state).word();
                     screen::line(match state {
-                        WireJobState::Cancelling | WireJobState::Cancelled => format!("job {job}: {word}"),
+                        WireJobState::Cancelling | WireJobState::Cancelled => {
+                            format!("job {job}: {word}")
+                        }
                         _ => format!("job {job}: had ended before: {word}"),
                     })?;
                 }

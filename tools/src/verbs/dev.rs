@@ -43,11 +43,9 @@ async fn mesh(
     let (serves, serving) = oneshot::channel();
     let (stop_manager, stopped) = oneshot::channel::<()>();
     let config = ManagerConfig::new(data_dir.manager(), args.listen);
-    let manager = podmesh_manager::run(
-        config,
-        |endpoint| _ = serves.send(endpoint),
-        async { _ = stopped.await },
-    );
+    let manager = podmesh_manager::run(config, |endpoint| _ = serves.send(endpoint), async {
+        _ = stopped.await
+    });
     let manager = async {
         manager.await.map_err(|why| CliError::failure("the manager cannot go on").because(why))
     };
@@ -88,7 +86,9 @@ async fn run_agents(
             // The sender lives until all agents have ended.
             let stopped = async move { _ = stopping.wait_for(|stop| *stop).await };
             let result = podmesh_agent::run(config, stopped).await;
-            result.map_err(|why| CliError::failure(format!("the agent {name} cannot go on")).because(why))
+            result.map_err(|why| {
+                CliError::failure(format!("the agent {name} cannot go on")).because(why)
+            })
         });
     }
     tokio::select! {
@@ -114,7 +114,11 @@ fn welcome(endpoint: &Endpoint, data_dir: &DataDir, named: bool, names: &[Name])
         number => format!("{} ({})", count(number as u64, "agent"), names.join(", ")),
     };
     // The CLI finds the manager by the data folder; where that is not its own, it has to be told.
-    let told = if named { format!("--data-dir {} ", command_line(&[folder.clone()])) } else { String::new() };
+    let told = if named {
+        format!("--data-dir {} ", command_line(std::slice::from_ref(&folder)))
+    } else {
+        String::new()
+    };
     screen::print(&format!(
         "A manager at {} and {agents} run here until Ctrl-C; their state is in {folder}\n\
          In another terminal, try:\n\

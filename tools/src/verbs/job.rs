@@ -68,11 +68,17 @@ fn describe_spec(lines: &mut Lines, spec: &JobSpec) {
     match &run.runtime {
         RuntimeSpec::Docker(docker) => {
             lines.add("image", escape(&docker.image));
-            lines.add_some("entrypoint", docker.entrypoint.as_ref().map(|words| command_line(words)));
+            lines.add_some(
+                "entrypoint",
+                docker.entrypoint.as_ref().map(|words| command_line(words)),
+            );
             lines.add_some("user", docker.user.as_deref().map(escape));
             for mount in &docker.mounts {
                 let mode = if mount.read_only { ":ro" } else { "" };
-                lines.add("mount", format!("{}:{}{mode}", escape(&mount.source), escape(&mount.target)));
+                lines.add(
+                    "mount",
+                    format!("{}:{}{mode}", escape(&mount.source), escape(&mount.target)),
+                );
             }
             lines.add("network", NetworkMode::from(docker.network).word());
             lines.add("pull", PullPolicy::from(docker.pull).word());

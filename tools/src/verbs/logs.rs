@@ -2,13 +2,22 @@
 
 use std::time::Duration;
 
+use podmesh_protocol::client::AttemptView;
+use podmesh_protocol::ids::AttemptId;
 use podmesh_protocol::report::AttemptState;
+use tokio::time::sleep;
 
 use crate::cli::query::{LogsArgs, LogsOf};
-use crate::connect::PATIENCE_ASK;
+use crate::connect::{Connection, PATIENCE_ASK};
 use crate::context::Context;
 use crate::error::{CliError, Outcome};
 use crate::follow::{Follower, Show};
+use crate::output::text::count;
+
+/// How long one question waits for a change.
+const WAIT: Duration = Duration::from_secs(20);
+/// The time between two questions.
+const PAUSE: Duration = Duration::from_millis(100);
 
 /// Prints output; the exit code is 0 when it could be read, however the tasks ended.
 pub(crate) async fn logs(context: &Context, args: LogsArgs) -> Outcome {
@@ -31,26 +40,43 @@ pub(crate) async fn logs(context: &Context, args: LogsArgs) -> Outcome {
             Follower::new(&connection, show, false).task(task).await?;
         }
         LogsOf::Attempt(attempt) => {
-            let detail = connection.task(attempt.task, None, Duration::ZERO).await?;
+            let mut view = find(&connection, attempt, None).await?;
             if args.follow {
                 connection.follow();
             }
-            let view = detail
-                .attempts
-                .iter()
-                .find(|view| view.number == attempt.number)
-                .ok_or_else(|| {
-                    CliError::failure(format!("there is no attempt {attempt}")).because(format!(
-                        "{} has had {} so far",
-                        attempt.task,
-                        crate::output::text::count(detail.attempts.len() as u64, "attempt")
-                    ))
-                })?;
-            let begun = matches!(view.state, AttemptState::Running | AttemptState::Ended);
-            if begun || args.follow {
-                Follower::new(&connection, show, false).attempt(attempt, view).await?;
+            while args.follow && !begun(&view) {
+                view = find(&connection, attempt, Some(view.state)).await?;
+                // Where another attempt is the last one, the question does not wait.
+                sleep(PAUSE).await;
+            }
+            if begun(&view) {
+                Follower::new(&connection, show, false).attempt(attempt, &view).await?;
             }
         }
     }
     Ok(0)
+}
+
+/// Whether there can be output.
+fn begun(view: &AttemptView) -> bool {
+    matches!(view.state, AttemptState::Running | AttemptState::Ended)
+}
+
+/// An attempt; where it was in a state before, once that has changed or a while has passed.
+async fn find(
+    connection: &Connection,
+    attempt: AttemptId,
+    before: Option<AttemptState>,
+) -> Outcome<AttemptView> {
+    let unless = before.map(|state| (attempt.number, state));
+    let detail = connection.task(attempt.task, unless, WAIT).await?;
+    let had = detail.attempts.len() as u64;
+    let view = detail.attempts.into_iter().find(|view| view.number == attempt.number);
+    view.ok_or_else(|| {
+        CliError::failure(format!("there is no attempt {attempt}")).because(format!(
+            "task {} has had {} so far",
+            attempt.task,
+            count(had, "attempt")
+        ))
+    })
 }

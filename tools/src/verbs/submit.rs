@@ -40,11 +40,8 @@ pub(crate) async fn submit(context: &Context, args: SubmitArgs) -> Outcome {
         return Ok(0);
     }
     connection.follow();
-    let ended = if args.follow {
-        show(&connection, job).await?
-    } else {
-        watch(&connection, job).await?
-    };
+    let ended =
+        if args.follow { show(&connection, job).await? } else { watch(&connection, job).await? };
     exit_code(&connection, &ended).await
 }
 
@@ -80,7 +77,8 @@ pub(crate) async fn watch(connection: &Connection, job: JobId) -> Outcome<JobDet
         let counts = &detail.view.counts;
         bar.set_length(counts.total());
         bar.set_position(counts.ended());
-        let failed = if counts.failed > 0 { format!(", {} failed", counts.failed) } else { String::new() };
+        let failed =
+            if counts.failed > 0 { format!(", {} failed", counts.failed) } else { String::new() };
         bar.set_message(format!("{} active{failed}", counts.active));
         if detail.view.state.is_end() {
             bar.finish_and_clear();

@@ -1,0 +1,259 @@
+//! The program as a user meets it, without a manager: usage, help, and errors.
+
+#![expect(clippy::unwrap_used, reason = "tests")]
+
+use std::ffi::{OsStr, OsString};
+use std::fs;
+use std::io::Write;
+use std::os::unix::ffi::OsStringExt;
+use std::process::{Command, Output, Stdio};
+
+use tempfile::TempDir;
+
+/// The program with a data folder of its own, and nothing of this process's settings.
+fn podmesh(home: &TempDir) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_podmesh"));
+    for (name, _) in std::env::vars_os() {
+        if name.as_encoded_bytes().starts_with(b"PODMESH_") {
+            command.env_remove(name);
+        }
+    }
+    command.env("PODMESH_DATA_DIR", home.path()).stdin(Stdio::null());
+    command
+}
+
+fn run<S: AsRef<OsStr>>(arguments: impl IntoIterator<Item = S>) -> Output {
+    let home = tempfile::tempdir().unwrap();
+    podmesh(&home).args(arguments).output().unwrap()
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8(bytes.to_vec()).unwrap()
+}
+
+/// Asserts the exit code, that nothing is on standard output, and what standard error says.
+fn refused(output: &Output, code: i32, says: &[&str]) {
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(code), "{stderr}");
+    assert!(output.stdout.is_empty(), "{:?}", text(&output.stdout));
+    for part in says {
+        assert!(stderr.contains(part), "{stderr:?} does not say {part:?}");
+    }
+    assert!(!stderr.contains("panicked"), "{stderr}");
+    assert!(stderr.len() < 2_000, "{} bytes of error", stderr.len());
+}
+
+/// An address where nobody listens: the port belongs to root, for a service that no one has.
+const NOBODY: &str = "127.0.0.1:1";
+
+const VERBS: [&str; 14] = [
+    "demo",
+    "dev",
+    "manager",
+    "agent",
+    "run",
+    "submit",
+    "jobs",
+    "job",
+    "tasks",
+    "logs",
+    "cancel",
+    "nodes",
+    "events",
+    "completions",
+];
+
+#[test]
+fn every_verb_has_help() {
+    let all = run(["--help"]);
+    assert!(all.status.success());
+    for verb in VERBS {
+        assert!(text(&all.stdout).contains(&format!("\n  {verb} ")), "{verb}");
+        let output = run([verb, "--help"]);
+        let help = text(&output.stdout);
+        assert!(output.status.success() && help.contains("Usage: podmesh "), "{verb}: {help}");
+        assert!(output.stderr.is_empty());
+    }
+    assert!(text(&run(["--version"]).stdout).starts_with("podmesh "));
+}
+
+#[test]
+fn every_shell_has_completions() {
+    for shell in ["bash", "zsh", "fish", "elvish", "powershell"] {
+        let output = run(["completions", shell]);
+        let script = text(&output.stdout);
+        assert!(output.status.success() && script.contains("podmesh"), "{shell}");
+        assert!(VERBS.iter().all(|verb| script.contains(verb)), "{shell}");
+    }
+    refused(&run(["completions", "csh"]), 2, &["csh", "possible values"]);
+}
+
+#[test]
+fn what_cannot_be_understood_is_usage() {
+    refused(&run::<&str>([]), 2, &["Usage: podmesh"]);
+    refused(&run(["submt"]), 2, &["submt", "'submit'"]);
+    refused(&run(["jobs", "--actve"]), 2, &["--actve", "'--active'"]);
+    refused(&run(["run"]), 2, &["no command to run", "hint:", "--"]);
+    refused(&run(["run", "--", ""]), 2, &["no command to run"]);
+    refused(&run(["run", "echo"]), 2, &["unexpected argument 'echo'", "--"]);
+    refused(&run(["job", "x"]), 2, &["job number such as 42"]);
+    refused(&run(["job", "0"]), 2, &["job number"]);
+    refused(&run(["logs", "1.x"]), 2, &["42.7#2"]);
+    refused(&run(["cancel"]), 2, &["<JOBS>"]);
+    refused(&run(["tasks", "1", "--state", "odd"]), 2, &["queued", "succeeded"]);
+    refused(&run(["submit", "--wait", "--follow", "--", "true"]), 2, &["cannot be used with"]);
+    refused(&run(["--manager", "a b", "jobs"]), 2, &["host:port"]);
+    refused(&run(["--manager", "a:0", "jobs"]), 2, &["1 to 65535"]);
+    refused(&run(["--output", "yaml", "jobs"]), 2, &["table, json"]);
+    refused(&run(["run", "-o", "json", "--", "true"]), 2, &["`run` has no JSON output", "hint:"]);
+    refused(&run(["manager", "--listen", "here"]), 2, &["here"]);
+    refused(&run(["dev", "--agents", "101"]), 2, &["101"]);
+}
+
+#[test]
+fn bad_values_of_a_job_are_usage() {
+    for (option, value, says) in [
+        ("--array", "0", "holds no task"),
+        ("--array", "10000001", "ARRAY_TASKS_MAX"),
+        ("--cpus", "0", "above 0"),
+        ("--cpus", "-1", "above 0"),
+        ("--cpus", "NaN", "above 0"),
+        ("--memory", "12 parsecs", "512MiB"),
+        ("--name", "a/b", "'/'"),
+        ("--name", "a\nb", "not allowed"),
+        ("--env", "NOT_SET_HERE_AT_ALL", "no `=`"),
+        ("--require", "gpu", "no `=`"),
+        ("--timeout", "soon", "90s"),
+        ("--file", "/no/such.toml", "No such file"),
+    ] {
+        refused(&run(["submit", option, value, "--", "true"]), 2, &[says]);
+    }
+    refused(&run(["run", "--name", &"x".repeat(10_000), "--", "true"]), 2, &["NAME_BYTES_MAX"]);
+}
+
+#[test]
+fn control_characters_of_an_argument_do_not_reach_the_terminal() {
+    let output = run(["run", "--name", "\u{1b}]0;title\u{7}", "--", "true"]);
+    refused(&output, 2, &["not allowed"]);
+    assert!(!output.stderr.contains(&0x1b), "{:?}", text(&output.stderr));
+}
+
+#[test]
+fn arguments_that_are_not_utf8_are_refused() {
+    let bytes = || OsString::from_vec(vec![b'a', 0xff, 0xfe]);
+    let words = |words: &[&str]| words.iter().map(OsString::from).collect::<Vec<_>>();
+    for mut arguments in [
+        words(&["run", "--"]),
+        words(&["run", "--", "echo"]),
+        words(&["run", "--name"]),
+        words(&["run", "--env"]),
+        words(&["jobs", "--manager"]),
+        words(&["job"]),
+        words(&["logs"]),
+    ] {
+        arguments.push(bytes());
+        refused(&run(&arguments), 2, &["UTF-8"]);
+    }
+    // A path may hold any bytes.
+    let arguments = [words(&["submit", "--file"]), vec![bytes()]].concat();
+    refused(&run(&arguments), 2, &["cannot be read", "No such file"]);
+}
+
+#[test]
+fn a_job_file_is_bounded_and_its_keys_are_known() {
+    let home = tempfile::tempdir().unwrap();
+    let mut child = podmesh(&home)
+        .args(["submit", "--file", "-"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    // More than any pipe holds: whoever read it all would take all of it.
+    let mut stdin = child.stdin.take().unwrap();
+    let line = [b'#'; 1 << 16];
+    let written = (0..1_600).take_while(|_| stdin.write_all(&line).is_ok()).count();
+    drop(stdin);
+    let output = child.wait_with_output().unwrap();
+    refused(&output, 2, &["standard input is too large", "JOB_FILE_BYTES_MAX"]);
+    assert!(written < 100, "{written} of 1600 pieces of the job file were read");
+
+    let file = home.path().join("job.toml");
+    fs::write(&file, "command = [\"true\"]\npriorty = 3\n").unwrap();
+    let output = podmesh(&home).args(["submit", "-f"]).arg(&file).output().unwrap();
+    refused(&output, 2, &["job.toml", "`priorty`", "did you mean `priority`?"]);
+    fs::write(&file, "command = [\"true\"]\n\ncpus = nan\n").unwrap();
+    let output = podmesh(&home).args(["submit", "-f"]).arg(&file).output().unwrap();
+    refused(&output, 2, &["line 3", "above 0"]);
+}
+
+#[test]
+fn settings_files_are_read_and_their_keys_known() {
+    let home = tempfile::tempdir().unwrap();
+    fs::write(home.path().join("agent.toml"), "cpu = 3\n").unwrap();
+    let output = podmesh(&home).arg("agent").output().unwrap();
+    refused(&output, 2, &["agent.toml", "`cpu`", "did you mean `cpus`?"]);
+    let file = home.path().join("other.toml");
+    fs::write(&file, "leas = \"1s\"\n").unwrap();
+    let output = podmesh(&home).args(["manager", "--config"]).arg(&file).output().unwrap();
+    refused(&output, 2, &["other.toml", "did you mean `lease`?"]);
+    let output = podmesh(&home).args(["manager", "--config", "/no/such"]).output().unwrap();
+    refused(&output, 2, &["/no/such", "No such file"]);
+    let output = podmesh(&home).args(["manager", "--log-level", "a=b=c"]).output().unwrap();
+    refused(&output, 2, &["a=b=c", "debug"]);
+}
+
+#[test]
+fn without_a_manager_it_says_what_to_do() {
+    for arguments in
+        [&["jobs"][..], &["nodes"], &["logs", "1"], &["events", "-f"], &["cancel", "1"]]
+    {
+        let output = run(arguments.iter().copied().chain(["--manager", NOBODY]));
+        refused(
+            &output,
+            125,
+            &["no manager answers at 127.0.0.1:1", "hint:", "podmesh manager", "--manager"],
+        );
+    }
+    for verb in ["submit", "run"] {
+        let output = run([verb, "--manager", NOBODY, "--", "true"]);
+        refused(&output, 125, &["no manager answers", "hint:"]);
+    }
+}
+
+#[test]
+fn the_folder_of_a_manager_that_is_not_there_is_not_another_managers() {
+    let home = tempfile::tempdir().unwrap();
+    fs::create_dir(home.path().join("manager")).unwrap();
+    let output = podmesh(&home).arg("jobs").output().unwrap();
+    let folder = home.path().join("manager");
+    refused(&output, 125, &["no manager runs on", folder.to_str().unwrap()]);
+}
+
+#[test]
+fn a_data_folder_that_cannot_be_written_is_named() {
+    let home = tempfile::tempdir().unwrap();
+    let file = home.path().join("file");
+    fs::write(&file, "").unwrap();
+    for verb in ["manager", "agent", "dev"] {
+        let output = podmesh(&home).args([verb, "--data-dir"]).arg(&file).output().unwrap();
+        refused(&output, 125, &[file.to_str().unwrap(), "hint:", "--data-dir"]);
+    }
+}
+
+#[test]
+fn a_reader_that_has_gone_is_no_error() {
+    let home = tempfile::tempdir().unwrap();
+    let (reader, writer) = std::io::pipe().unwrap();
+    drop(reader);
+    let output = podmesh(&home)
+        .args(["completions", "bash"])
+        .stdout(writer)
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap()
+        .wait_with_output()
+        .unwrap();
+    assert_eq!(output.status.code(), Some(0));
+    assert!(output.stderr.is_empty(), "{:?}", text(&output.stderr));
+}
