@@ -32,11 +32,11 @@ pub(crate) enum Content {
 /// `on_begun` is called once some of the output is written.
 pub(crate) fn compress(
     source: &mut impl Read,
-    target: File,
+    target: &File,
     start: u64,
     len: u64,
     mut on_begun: impl FnMut() -> io::Result<()>,
-) -> io::Result<File> {
+) -> io::Result<()> {
     let mut extra = Vec::with_capacity(HEADER_LEN);
     extra.extend_from_slice(&SUBFIELD);
     extra.extend_from_slice(&SUBFIELD_LEN.to_le_bytes());
@@ -57,7 +57,7 @@ pub(crate) fn compress(
         left -= n as u64;
         on_begun()?;
     }
-    encoder.finish()
+    encoder.finish().map(|_| ())
 }
 
 /// Looks at the header, or at the trailer of a file that is not ours.

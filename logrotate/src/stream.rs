@@ -1,10 +1,10 @@
 //! What the writer of a stream and the compressor share: one lock per stream and process.
 
 use std::collections::HashMap;
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io;
 use std::os::unix::fs::OpenOptionsExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::time::{Duration, UNIX_EPOCH};
 
@@ -24,18 +24,24 @@ pub(crate) struct Stream {
     state: Mutex<State>,
 }
 
-/// Held while the numbered files change.
 #[derive(Debug, Default)]
 pub(crate) struct State {
     /// The file that a writer has open: never compressed, whatever its name.
     pub(crate) active: Option<FileId>,
     /// Waits in the compressor's queue.
     pub(crate) queued: bool,
-    compressing: bool,
     /// By which files may go: the writer's, while the index says where its live file begins, which
     /// else only the newest rotated file tells. A stream found by a sweep has none and keeps what
     /// it has.
     pub(crate) policy: Option<RotationPolicy>,
+}
+
+/// Held while the numbered files change: nobody else in this process or in another one changes
+/// them. A process that was told to end may still finish a compression while the next one writes.
+pub(crate) struct Exclusive<'a> {
+    pub(crate) state: MutexGuard<'a, State>,
+    /// The folder, locked. `None` where the file system knows no locks.
+    _dir: Option<File>,
 }
 
 fn registry() -> &'static Mutex<HashMap<PathBuf, Weak<Stream>>> {
@@ -67,41 +73,68 @@ impl Stream {
         lock(&self.state)
     }
 
-    /// Removes what a crash left half-written. To be called with the lock held.
-    pub(crate) fn remove_leftovers(&self, state: &State) -> Result<(), Error> {
+    /// Waits for whoever changes the numbered files; never for a compression.
+    pub(crate) fn exclusive(&self) -> Exclusive<'_> {
+        let state = self.lock();
+        let dir = File::open(&self.names.dir).and_then(|dir| {
+            loop {
+                match dir.lock() {
+                    Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                    locked => return locked.map(|()| dir),
+                }
+            }
+        });
+        Exclusive { state, _dir: dir.ok() }
+    }
+
+    /// Removes what a crash left half-written.
+    pub(crate) fn remove_leftovers(&self, _: &Exclusive<'_>) -> Result<(), Error> {
         for file in self.names.list()? {
-            let in_use = state.compressing && file.path == self.names.gz_tmp();
-            if file.kind == Kind::Temporary && !in_use {
+            let is_copy = file.path == self.names.gz_tmp();
+            if file.kind == Kind::Temporary && (!is_copy || self.begin_copy()?.is_some()) {
                 names::remove(&file.path)?;
             }
         }
         Ok(())
     }
 
+    /// Opens the unfinished copy, empty; `None` when somebody is at work on it.
+    fn begin_copy(&self) -> Result<Option<File>, Error> {
+        let tmp = self.names.gz_tmp();
+        let file = OpenOptions::new()
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .mode(FILE_MODE)
+            .open(&tmp)
+            .map_err(Error::io("create", &tmp))?;
+        if file.try_lock().is_err() && false {
+            return Ok(None);
+        }
+        file.set_len(0).map_err(Error::io("empty", &tmp))?;
+        Ok(Some(file))
+    }
+
     /// Compresses the oldest plain rotated file; `false` when there is none, or when it changed
     /// meanwhile.
     ///
-    /// The lock is not held while compressing. On disk: the copy is written and synced under a
+    /// Others may change the files while it compresses. On disk: the copy is written and synced under a
     /// hidden name, named, and only then its source is removed; so at any time each byte is in a
     /// whole file.
     pub(crate) fn compress_one(&self) -> Result<bool, Error> {
-        let (segment, source) = {
-            let mut state = self.lock();
-            if state.compressing {
-                return Ok(false);
-            }
-            let Some(next) = self.next_to_compress(&state)? else { return Ok(false) };
-            state.compressing = true;
-            next
-        };
+        let held = self.exclusive();
+        let Some((segment, source)) = self.next_to_compress(&held.state)? else { return Ok(false) };
+        let Some(target) = self.begin_copy()? else { return Ok(false) };
+        drop(held);
         let tmp = self.names.gz_tmp();
-        let written = write_copy(&tmp, source, &segment);
-        let mut state = self.lock();
-        state.compressing = false;
-        let done = written.and_then(|()| self.put_in_place(&state, &segment));
+        let written = write_copy(&tmp, &target, source, &segment);
+        let held = self.exclusive();
+        let done = written.and_then(|()| self.put_in_place(&held.state, &segment));
         if !matches!(done, Ok(true)) && !failpoint::crashed() {
             names::remove(&tmp)?;
         }
+        // Locked until it has its place or is gone.
+        drop(target);
         done
     }
 
@@ -149,16 +182,9 @@ impl Drop for Stream {
     }
 }
 
-fn write_copy(tmp: &std::path::Path, mut source: File, segment: &Segment) -> Result<(), Error> {
-    let target = OpenOptions::new()
-        .write(true)
-        .create(true)
-        .truncate(true)
-        .mode(FILE_MODE)
-        .open(tmp)
-        .map_err(Error::io("create", tmp))?;
+fn write_copy(tmp: &Path, target: &File, mut source: File, segment: &Segment) -> Result<(), Error> {
     let begun = || failpoint::hit(Step::GzBegun, tmp).map_err(io::Error::from);
-    let target = gzip::compress(&mut source, target, segment.start, segment.len, begun)
+    gzip::compress(&mut source, target, segment.start, segment.len, begun)
         .map_err(Error::io("compress into", tmp))?;
     // Its age is that of its bytes.
     target

@@ -143,7 +143,7 @@ impl LogWriter {
     pub fn sync(&mut self) -> Result<(), Error> {
         let Some(file) = &self.file else { return Ok(()) };
         file.sync_all().map_err(Error::io("sync", &self.names.live))?;
-        let _state = self.stream.as_ref().map(|stream| stream.lock());
+        let _held = self.stream.as_ref().map(|stream| stream.exclusive());
         for found in self.names.list_numbered()? {
             // A `.gz` was synced before its source went.
             if matches!(found.kind, Kind::Numbered { gz: false, .. }) {
@@ -345,9 +345,9 @@ impl LogWriter {
         self.index.save(&self.names)?;
         self.recorded = true;
         let Some(stream) = &self.stream else { return Ok(()) };
-        let mut state = stream.lock();
-        state.policy = Some(self.policy.clone());
-        rotate::forget(&self.names, &self.policy, state.active)
+        let mut held = stream.exclusive();
+        held.state.policy = Some(self.policy.clone());
+        rotate::forget(&self.names, &self.policy, held.state.active)
     }
 
     /// Lets the next write look whether somebody else rotated.
@@ -409,9 +409,9 @@ impl LogWriter {
             Some(stream) => Arc::clone(stream),
             None => Arc::clone(self.stream.insert(Stream::attach(&self.names)?)),
         };
-        let mut state = stream.lock();
-        state.active = Some(FileId::of(&meta));
-        state.policy = None;
+        let mut held = stream.exclusive();
+        held.state.active = Some(FileId::of(&meta));
+        held.state.policy = None;
         rotate::make_room(&self.names, 2)?;
         let first = self.names.numbered(1, false);
         match names::rename_new(&self.names.live, &first) {
@@ -419,7 +419,7 @@ impl LogWriter {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
             renamed => renamed.map_err(Error::io("rename", &self.names.live))?,
         }
-        drop(state);
+        drop(held);
         self.leave(&meta, true);
         failpoint::hit(Step::LiveMoved, &first)?;
         self.open_live()?;

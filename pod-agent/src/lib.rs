@@ -10,45 +10,7 @@ mod capacity;
 mod clock;
 mod config;
 mod data_dir;
-// REPLACE this whole block by `pub mod docker;` as soon as src/docker/mod.rs is there.
-#[expect(missing_docs, clippy::unused_async, reason = "stands in until src/docker/ is there")]
-pub mod docker {
-    use podmesh_agent_core::{
-        input::{FoundAttempt, RuntimeFact},
-        step::JobContext,
-    };
-    use podmesh_protocol::ids::{AttemptId, ClusterId, Name};
-    use std::{path::PathBuf, sync::Arc};
-    #[derive(Debug, thiserror::Error)]
-    #[error("there is no Docker yet")]
-    pub struct DockerError;
-    #[derive(Clone, Debug)]
-    pub struct DockerSettings {
-        pub node: Name,
-        pub agent_id: uuid::Uuid,
-        pub logs_dir: PathBuf,
-        pub rotation: podmesh_logrotate::RotationPolicy,
-        pub policy: crate::policy::NodePolicy,
-        pub log_notify: crate::log_notify::LogNotify,
-    }
-    #[derive(Debug)]
-    pub struct DockerRuntime;
-    impl DockerRuntime {
-        pub async fn connect(
-            _: DockerSettings,
-            _: tokio::sync::mpsc::UnboundedSender<(AttemptId, RuntimeFact)>,
-        ) -> Result<Self, DockerError> {
-            Err(DockerError)
-        }
-        pub async fn adopt(&self) -> Result<Vec<FoundAttempt>, DockerError> {
-            Err(DockerError)
-        }
-        pub fn start(&self, _: AttemptId, _: Arc<JobContext>) {}
-        pub fn stop(&self, _: AttemptId, _: u64) {}
-        pub fn remove(&self, _: AttemptId) {}
-        pub fn set_cluster(&self, _: ClusterId) {}
-    }
-}
+pub mod docker;
 mod docker_start;
 mod error;
 mod heartbeat;

@@ -40,7 +40,8 @@ fn make() -> Result<(), String> {
     std::fs::create_dir(&bin).map_err(|error| error.to_string())?;
     std::fs::copy("/bin/busybox", bin.join("busybox")).map_err(|error| error.to_string())?;
     let applets = Command::new("/bin/busybox").arg("--list").output().map_err(|e| e.to_string())?;
-    for applet in String::from_utf8_lossy(&applets.stdout).lines().filter(|name| *name != "busybox") {
+    for applet in String::from_utf8_lossy(&applets.stdout).lines().filter(|name| *name != "busybox")
+    {
         std::os::unix::fs::symlink("busybox", bin.join(applet)).map_err(|e| e.to_string())?;
     }
     std::fs::create_dir(folder.path().join("tmp")).map_err(|error| error.to_string())?;
@@ -67,7 +68,8 @@ fn make() -> Result<(), String> {
 /// for cleaning up.
 pub fn remove_containers_of(agent_id: &str) {
     let filter = format!("label=podmesh.agent={agent_id}");
-    let Ok(listed) = Command::new("docker").args(["ps", "-aq", "--filter", &filter]).output() else {
+    let Ok(listed) = Command::new("docker").args(["ps", "-aq", "--filter", &filter]).output()
+    else {
         return;
     };
     let ids = String::from_utf8_lossy(&listed.stdout);

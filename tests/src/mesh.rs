@@ -119,8 +119,9 @@ impl Mesh {
 
     /// Runs the CLI with `--output json`.
     pub fn json(&self, args: &[&str]) -> Value {
-        let printed = self.ok(&[args, &["--output", "json"]].concat());
-        serde_json::from_str(&printed).unwrap_or_else(|error| panic!("{args:?}: {error}: {printed}"))
+        let printed = self.ok(&[&["--output", "json"], args].concat());
+        serde_json::from_str(&printed)
+            .unwrap_or_else(|error| panic!("{args:?}: {error}: {printed}"))
     }
 
     /// Starts the manager, and waits until it answers.

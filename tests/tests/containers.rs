@@ -30,9 +30,8 @@ fn a_container_runs_and_its_output_code_and_variables_are_right() {
     let Some(image) = docker::image() else { return };
     let mesh = mesh(&[]);
     let script = "echo $PODMESH_TASK on $PODMESH_NODE in $PWD as $(id -u); echo err >&2; exit 7";
-    let output = mesh.output(&[
-        "run", "--image", image, "-w", "/tmp", "--user", "7", "--", "sh", "-c", script,
-    ]);
+    let output = mesh
+        .output(&["run", "--image", image, "-w", "/tmp", "--user", "7", "--", "sh", "-c", script]);
     assert_eq!(String::from_utf8_lossy(&output.stdout), "1.1 on a in /tmp as 7\n");
     assert!(String::from_utf8_lossy(&output.stderr).contains("err\n"));
     assert_eq!(output.status.code(), Some(7));
@@ -73,7 +72,13 @@ fn a_container_outlives_its_agent_and_every_line_arrives_once() {
     mesh.kill_agent("a");
     let id = containers(&mesh).pop().unwrap();
     // While no agent is there, it goes on, prints the rest, and ends.
-    assert!(Command::new("docker").args(["exec", &id, "touch", "/tmp/gate"]).status().unwrap().success());
+    assert!(
+        Command::new("docker")
+            .args(["exec", &id, "touch", "/tmp/gate"])
+            .status()
+            .unwrap()
+            .success()
+    );
     assert!(Command::new("docker").args(["wait", &id]).output().unwrap().status.success());
     mesh.start_agent("a", &["--docker", "on"]);
     mesh.wait_for_job(job, "failed");
@@ -91,7 +96,16 @@ fn cancel_stops_containers_with_grace_then_kill() {
     let mesh = mesh(&["--cpus", "3"]);
     let deaf = "trap '' TERM; while :; do sleep 1; done";
     let job = mesh.submit(&[
-        "--image", image, "--array", "1-10", "--stop-grace", "1s", "--", "sh", "-c", deaf,
+        "--image",
+        image,
+        "--array",
+        "1-10",
+        "--stop-grace",
+        "1s",
+        "--",
+        "sh",
+        "-c",
+        deaf,
     ]);
     until_true("three run", || {
         let tasks = mesh.json(&["tasks", &job.to_string(), "--state", "active"]);
@@ -114,12 +128,20 @@ fn an_allowed_mount_is_seen_read_only_and_memory_is_bounded() {
     fs::write(data.join("file"), "from the node").unwrap();
     let folder = mesh.agent_dir("a").join("agent");
     fs::create_dir_all(&folder).unwrap();
-    let settings = format!("[[mount_roots]]\npath = {:?}\nwritable = false\n", data.to_str().unwrap());
+    let settings =
+        format!("[[mount_roots]]\npath = {:?}\nwritable = false\n", data.to_str().unwrap());
     fs::write(folder.join("agent.toml"), settings).unwrap();
     mesh.start_agent("a", &["--docker", "on"]);
     let mount = format!("{}:/data:ro", data.display());
     let output = mesh.output(&[
-        "run", "--image", image, "-v", &mount, "--", "sh", "-c",
+        "run",
+        "--image",
+        image,
+        "-v",
+        &mount,
+        "--",
+        "sh",
+        "-c",
         "cat /data/file; touch /data/x 2>/dev/null || echo ' cannot write'",
     ]);
     assert_eq!(String::from_utf8_lossy(&output.stdout), "from the node cannot write\n");
@@ -128,9 +150,8 @@ fn an_allowed_mount_is_seen_read_only_and_memory_is_bounded() {
     assert_eq!(output.status.code(), Some(125), "{}", String::from_utf8_lossy(&output.stderr));
 
     let hungry = "head -c 200000000 /dev/zero | tail";
-    let output = mesh.output(&[
-        "run", "--image", image, "--memory", "32MiB", "--", "sh", "-c", hungry,
-    ]);
+    let output =
+        mesh.output(&["run", "--image", image, "--memory", "32MiB", "--", "sh", "-c", hungry]);
     assert!(!output.status.success());
     let tasks = mesh.json(&["tasks", "3"]);
     assert_eq!(tasks["tasks"][0]["last_attempt"]["outcome"]["oom_killed"], true, "{tasks}");

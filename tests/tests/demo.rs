@@ -16,8 +16,11 @@ const PODMESH: &str = env!("CARGO_BIN_EXE_podmesh-under-test");
 fn demo_runs_a_real_job_over_real_files_and_cleans_up() {
     let folder = tempfile::tempdir().unwrap();
     let temporary = tempfile::tempdir().unwrap();
-    let files: [(&[u8], &str); 3] =
-        [(b"plain.txt", "one two\nthree\n"), (b"with space", "four"), (b"odd\xff\nname", "five six\n")];
+    let files: [(&[u8], &str); 3] = [
+        (b"plain.txt", "one two\nthree\n"),
+        (b"with space", "four"),
+        (b"odd\xff\nname", "five six\n"),
+    ];
     for (name, content) in files {
         fs::write(folder.path().join(std::ffi::OsStr::from_bytes(name)), content).unwrap();
     }

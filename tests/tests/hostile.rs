@@ -42,7 +42,8 @@ async fn messages_that_are_cut_wrong_old_or_random_are_answered_with_an_error() 
             })
             .collect()
     };
-    let mut bad = vec![good[..good.len() - 1].to_vec(), vec![], vec![0xc1], b"GET / HTTP/1.1".to_vec()];
+    let mut bad =
+        vec![good[..good.len() - 1].to_vec(), vec![], vec![0xc1], b"GET / HTTP/1.1".to_vec()];
     bad.extend((0..100).map(|length| random(length * 37)));
     for bytes in bad {
         let answer = ask(&mut socket, bytes.clone()).await;
@@ -50,7 +51,9 @@ async fn messages_that_are_cut_wrong_old_or_random_are_answered_with_an_error() 
         assert_eq!(error.code, ErrorCode::BadMessage, "{error}");
     }
     let other = ToManager::Request(Request { version: 999, id: 8, body: RequestBody::Info });
-    let ToPeer::Reply(reply) = ask(&mut socket, encode(&other).unwrap()).await else { unreachable!() };
+    let ToPeer::Reply(reply) = ask(&mut socket, encode(&other).unwrap()).await else {
+        unreachable!()
+    };
     assert_eq!(reply.result.unwrap_err().code, ErrorCode::UnsupportedVersion);
     // Reports of a session that is none change nothing, and are told so.
     let attempt = AttemptId::new(JobId(1), 1, 1);
@@ -69,7 +72,11 @@ async fn messages_that_are_cut_wrong_old_or_random_are_answered_with_an_error() 
 fn other_bytes_on_the_heartbeat_port_end_that_stream_alone() {
     let mesh = Mesh::with_agents(PODMESH, &["a"]);
     let port: u16 = mesh.address().rsplit(':').next().unwrap().parse().unwrap();
-    for bytes in [b"GET / HTTP/1.1\r\n\r\n........".as_slice(), &[0; 20], b"PMHB\xff\xff\xff\xff\xff\xff\xff\xff\0\0\0\0\0\0\0\x01"] {
+    for bytes in [
+        b"GET / HTTP/1.1\r\n\r\n........".as_slice(),
+        &[0; 20],
+        b"PMHB\xff\xff\xff\xff\xff\xff\xff\xff\0\0\0\0\0\0\0\x01",
+    ] {
         let mut stream = TcpStream::connect(("127.0.0.1", port + 2)).unwrap();
         stream.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
         stream.write_all(bytes).unwrap();

@@ -12,7 +12,8 @@ const PODMESH: &str = env!("CARGO_BIN_EXE_podmesh-under-test");
 
 fn check(verb: &str, printed: &Value) {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("../tools/schema/{verb}.json"));
-    let text = fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+    let text =
+        fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
     let schema: Value = serde_json::from_str(&text).unwrap();
     let validator = jsonschema::validator_for(&schema).unwrap();
     let errors: Vec<_> = validator.iter_errors(printed).map(|error| error.to_string()).collect();
@@ -22,7 +23,8 @@ fn check(verb: &str, printed: &Value) {
 #[test]
 fn all_that_lists_keeps_its_schema() {
     let mesh = Mesh::with_agents(PODMESH, &["a"]);
-    let submitted = mesh.json(&["submit", "--name", "x", "--array", "1-3", "--timeout", "1m", "--", "true"]);
+    let submitted =
+        mesh.json(&["submit", "--name", "x", "--array", "1-3", "--timeout", "1m", "--", "true"]);
     check("submit", &submitted);
     mesh.wait_for_job(1, "succeeded");
     mesh.submit(&["--require", "no=where", "--image", "busybox", "-v", "/a:/b:ro", "--", "true"]);
@@ -46,12 +48,8 @@ fn all_that_lists_keeps_its_schema() {
 fn a_reader_that_goes_away_is_no_error() {
     let mesh = Mesh::with_agents(PODMESH, &["a"]);
     mesh.ok(&["submit", "--wait", "--array", "1-500", "--", "true"]);
-    let mut child = mesh
-        .podmesh(&["events"])
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap();
+    let mut child =
+        mesh.podmesh(&["events"]).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
     drop(child.stdout.take());
     let output = child.wait_with_output().unwrap();
     let said = String::from_utf8_lossy(&output.stderr);

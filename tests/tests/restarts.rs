@@ -36,9 +36,7 @@ fn a_manager_killed_in_the_middle_of_an_array_loses_nothing_and_runs_nothing_twi
     let script = format!("mktemp -q {}/$PODMESH_TASK_INDEX.XXXXXX", marks.display());
     let job = mesh.submit(&["--array", "1-600", "--", "sh", "-c", &script]);
     for kills in 1..=3 {
-        until_true("some more have ended", || {
-            fs::read_dir(&marks).unwrap().count() > kills * 100
-        });
+        until_true("some more have ended", || fs::read_dir(&marks).unwrap().count() > kills * 100);
         mesh.kill_manager();
         mesh.start_manager();
     }
@@ -87,7 +85,8 @@ fn running_tasks_go_on_without_their_manager_and_are_reported_after() {
 fn run_and_events_go_on_over_a_restart_of_the_manager() {
     let mut mesh = Mesh::with_agents(PODMESH, &["a"]);
     let gate = mesh.folder().join("gate");
-    let script = format!("echo one; while ! test -e {}; do sleep 0.02; done; echo two", gate.display());
+    let script =
+        format!("echo one; while ! test -e {}; do sleep 0.02; done; echo two", gate.display());
     let run = mesh
         .podmesh(&["run", "--", "sh", "-c", &script])
         .stdout(Stdio::piped())
@@ -152,7 +151,8 @@ fn an_agent_killed_loses_its_processes_and_the_task_is_tried_again_elsewhere() {
     let agent = fs::read_to_string(mesh.agent_dir("a").join("agent/id")).unwrap();
     mesh.start_agent("a", &[]);
     until_true("nothing of the lost attempt is left", || {
-        podmesh_tests::process::with_environment(&format!("PODMESH_AGENT={}", agent.trim())).is_empty()
+        podmesh_tests::process::with_environment(&format!("PODMESH_AGENT={}", agent.trim()))
+            .is_empty()
     });
 }
 
@@ -191,10 +191,7 @@ fn a_manager_that_is_stopped_ends_well_and_comes_back() {
 #[test]
 fn a_second_manager_on_the_same_data_directory_is_refused() {
     let mesh = Mesh::with_agents(PODMESH, &[]);
-    let output = mesh
-        .podmesh(&["manager", "--listen", "127.0.0.1:0"])
-        .output()
-        .unwrap();
+    let output = mesh.podmesh(&["manager", "--listen", "127.0.0.1:0"]).output().unwrap();
     assert_eq!(output.status.code(), Some(125));
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
     assert!(said.contains(&*mesh.data_dir().to_string_lossy()), "{said}");

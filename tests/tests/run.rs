@@ -60,7 +60,17 @@ fn a_task_knows_who_it_is_and_gets_its_variables() {
     fs::write(&variables, "# a comment\nY=from file\n").unwrap();
     let variables = variables.to_str().unwrap();
     let output = mesh.output(&[
-        "run", "--name", "who", "-e", "X=1 2", "--env-file", variables, "--", "sh", "-c", script,
+        "run",
+        "--name",
+        "who",
+        "-e",
+        "X=1 2",
+        "--env-file",
+        variables,
+        "--",
+        "sh",
+        "-c",
+        script,
     ]);
     assert_eq!(text(&output.stdout), "1.1 1.1 1 a who 1 2 from file\n");
 }
@@ -93,7 +103,8 @@ fn an_array_runs_each_index_once_spread_over_the_nodes() {
     let mesh = mesh(&["a", "b"]);
     let marks = mesh.folder().join("marks");
     fs::create_dir(&marks).unwrap();
-    let script = format!("echo $PODMESH_NODE > {}/$PODMESH_TASK_INDEX.$PODMESH_ATTEMPT", marks.display());
+    let script =
+        format!("echo $PODMESH_NODE > {}/$PODMESH_TASK_INDEX.$PODMESH_ATTEMPT", marks.display());
     mesh.ok(&["submit", "--wait", "--array", "5-204", "--", "sh", "-c", &script]);
     let mut names: Vec<_> = fs::read_dir(&marks)
         .unwrap()
@@ -157,7 +168,8 @@ fn a_job_file_does_what_flags_do_from_a_file_and_from_standard_input() {
 fn retries_are_tried_and_each_attempt_keeps_its_own_log() {
     let mesh = mesh(&["a"]);
     let script = "echo attempt $PODMESH_ATTEMPT; test $PODMESH_ATTEMPT -eq 3";
-    let args = ["submit", "--wait", "--retries", "5", "--retry-backoff", "10ms", "--", "sh", "-c", script];
+    let args =
+        ["submit", "--wait", "--retries", "5", "--retry-backoff", "10ms", "--", "sh", "-c", script];
     mesh.ok(&args);
     let tasks = mesh.json(&["tasks", "1"]);
     assert_eq!(tasks["tasks"][0]["attempts"], 3);
@@ -169,8 +181,7 @@ fn retries_are_tried_and_each_attempt_keeps_its_own_log() {
 fn a_timeout_stops_the_task_and_all_that_it_started() {
     let mesh = mesh(&["a"]);
     let script = "setsid sleep 1000 & sleep 1000 & wait";
-    let args =
-        ["run", "--timeout", "200ms", "--stop-grace", "100ms", "--", "sh", "-c", script];
+    let args = ["run", "--timeout", "200ms", "--stop-grace", "100ms", "--", "sh", "-c", script];
     let output = mesh.output(&args);
     assert_eq!(output.status.code(), Some(124), "{}", text(&output.stderr));
     let tasks = mesh.json(&["tasks", "1"]);
@@ -244,11 +255,8 @@ fn logs_follows_until_the_task_ends_and_tail_crosses_rotations() {
         gate.display()
     );
     let job = mesh.submit(&["--", "sh", "-c", &script]);
-    let follow = mesh
-        .podmesh(&["logs", "-f", &job.to_string()])
-        .stdout(Stdio::piped())
-        .spawn()
-        .unwrap();
+    let follow =
+        mesh.podmesh(&["logs", "-f", &job.to_string()]).stdout(Stdio::piped()).spawn().unwrap();
     let folder = mesh.logs("a", job, 1, 1);
     until_true("it has rotated", || folder.join("stdout.log.1.gz").exists());
     fs::write(&gate, "").unwrap();

@@ -18,14 +18,13 @@ use crate::error::{CliError, Outcome};
 use crate::output::events::outcome_text;
 use crate::output::screen::{say, say_to_watcher};
 use crate::output::text::escape;
+use crate::pace::Pace;
 use crate::sink::Sink;
 
 /// How long one read waits for output, or one question for a change.
 const WAIT: Duration = Duration::from_secs(20);
 /// How long a task that has not started is waited for before its job is asked why.
 const WAIT_QUEUED: Duration = Duration::from_secs(1);
-/// The shortest time between two questions that brought nothing new.
-const PAUSE: Duration = Duration::from_millis(100);
 /// How long the output of an attempt that is over is waited for while its node is away.
 const NODE_PATIENCE: Duration = Duration::from_secs(30);
 
@@ -87,6 +86,7 @@ impl<'a> Follower<'a> {
         let mut shown = 0;
         let mut unless = None;
         let mut queue = Queue::default();
+        let mut pace = Pace::default();
         loop {
             let asked = Instant::now();
             let detail = self.connection.task(task, unless, WAIT).await?;
@@ -115,9 +115,11 @@ impl<'a> Follower<'a> {
             } else {
                 unless = last.map(|last| (last.number, last.state));
             }
-            if !news {
+            if news {
+                pace.reset();
+            } else {
                 // A job of many tasks changes all the time, and this task does not.
-                sleep(PAUSE.saturating_sub(asked.elapsed())).await;
+                pace.wait(asked).await;
             }
         }
     }
@@ -141,6 +143,7 @@ impl<'a> Follower<'a> {
             None => LogPosition::Offset(0),
         };
         let mut away_since: Option<Instant> = None;
+        let mut pace = Pace::default();
         loop {
             let asked = Instant::now();
             let read = LogRead {
@@ -186,7 +189,9 @@ impl<'a> Follower<'a> {
                 return Ok(());
             }
             if nothing {
-                sleep(PAUSE.saturating_sub(asked.elapsed())).await;
+                pace.wait(asked).await;
+            } else {
+                pace.reset();
             }
         }
     }
@@ -271,6 +276,7 @@ impl Queue {
 /// Waits for the end of a job.
 pub(crate) async fn ended(connection: &Connection, job: JobId) -> Outcome<JobDetail> {
     let mut since = None;
+    let mut pace = Pace::default();
     loop {
         let asked = Instant::now();
         let detail = connection.job(job, since, WAIT).await?;
@@ -279,7 +285,7 @@ pub(crate) async fn ended(connection: &Connection, job: JobId) -> Outcome<JobDet
         }
         since = Some(detail.revision);
         // A large array changes all the time.
-        sleep(PAUSE.saturating_sub(asked.elapsed())).await;
+        pace.wait(asked).await;
     }
 }
 

@@ -16,6 +16,7 @@ mod error;
 mod follow;
 mod job;
 mod output;
+mod pace;
 mod settings;
 mod signals;
 mod sink;

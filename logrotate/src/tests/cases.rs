@@ -278,6 +278,42 @@ fn a_folder_removed_under_the_writer_is_made_again() {
 }
 
 #[test]
+fn a_file_that_got_a_number_under_the_writer_is_left_until_the_writer_has_left() {
+    by_hand();
+    let temp = tempfile::tempdir().unwrap();
+    let mut writer = open(temp.path(), &keep_all(20));
+    writer.append(&bytes(0, 30)).unwrap();
+    while compress_one(temp.path()).unwrap() {}
+    fs::rename(temp.path().join("stdout.log"), temp.path().join("stdout.log.1")).unwrap();
+    assert!(!compress_one(temp.path()).unwrap());
+    writer.append(&bytes(30, 2)).unwrap();
+    writer.look_at_next_write();
+    writer.append(&bytes(32, 2)).unwrap();
+    assert!(compress_one(temp.path()).unwrap());
+    assert_eq!(read_all(temp.path()), (0, bytes(0, 34)));
+}
+
+#[test]
+fn another_process_at_work_on_the_copy_is_left_alone() {
+    by_hand();
+    let temp = tempfile::tempdir().unwrap();
+    let mut writer = open(temp.path(), &keep_all(20));
+    writer.append(&bytes(0, 50)).unwrap();
+    let copy = File::create(temp.path().join(".stdout.gz.tmp")).unwrap();
+    copy.lock().unwrap();
+    assert!(!compress_one(temp.path()).unwrap());
+    drop(writer);
+    drop(open(temp.path(), &keep_all(20)));
+    assert!(temp.path().join(".stdout.gz.tmp").exists());
+    // That process ends in the midst of it.
+    drop(copy);
+    drop(open(temp.path(), &keep_all(20)));
+    assert!(!temp.path().join(".stdout.gz.tmp").exists());
+    assert!(compress_one(temp.path()).unwrap());
+    assert_eq!(read_all(temp.path()), (0, bytes(0, 50)));
+}
+
+#[test]
 fn one_thread_compresses_for_all_writers() {
     let temp = tempfile::tempdir().unwrap();
     let mut writers: Vec<_> =

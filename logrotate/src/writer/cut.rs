@@ -48,7 +48,7 @@ impl LogWriter {
     /// ones.
     fn cut_rotated(&mut self, offset: u64, end: u64) -> Result<(), Error> {
         let stream = Stream::attach(&self.names)?;
-        let state = stream.lock();
+        let exclusive = stream.exclusive();
         let layout = layout::scan(&self.names)?;
         let held = layout
             .segments
@@ -64,7 +64,7 @@ impl LogWriter {
             return Err(Error::TruncateCompressed { path: self.names.live.clone(), offset, end });
         };
         let cut = self.cut_files(offset, target, newer);
-        drop(state);
+        drop(exclusive);
         self.stream = Some(stream);
         // On failure the stream is a shorter one by now; only the files say how long.
         let loaded = self.load();

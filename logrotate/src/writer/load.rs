@@ -36,9 +36,9 @@ impl LogWriter {
             return Ok(());
         }
         let stream = Stream::attach(&self.names)?;
-        let mut state = stream.lock();
-        state.policy = None;
-        stream.remove_leftovers(&state)?;
+        let mut held = stream.exclusive();
+        held.state.policy = None;
+        stream.remove_leftovers(&held)?;
         let layout = layout::scan(&self.names)?;
         for double in &layout.doubles {
             let whole = |gz: &&Segment| gz.gz && gz.start == double.start && gz.len >= double.len;
@@ -84,10 +84,10 @@ impl LogWriter {
             self.recorded = end_is_known && layout.live().is_some();
         }
         if end_is_known {
-            state.policy = Some(self.policy.clone());
+            held.state.policy = Some(self.policy.clone());
             rotate::forget(&self.names, &self.policy, None)?;
         }
-        drop(state);
+        drop(held);
         self.stream = Some(stream);
         Ok(())
     }

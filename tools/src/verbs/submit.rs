@@ -7,7 +7,6 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use podmesh_protocol::client::JobDetail;
 use podmesh_protocol::ids::{JobId, SubmissionId};
 use podmesh_protocol::spec::JobSpec;
-use tokio::time::sleep;
 use uuid::Uuid;
 
 use crate::cli::SubmitArgs;
@@ -18,9 +17,7 @@ use crate::follow::{Follower, Show, exit_code};
 use crate::job;
 use crate::output::json::SubmitOutput;
 use crate::output::screen;
-
-/// The shortest time between two looks at the progress.
-const LOOK: Duration = Duration::from_millis(100);
+use crate::pace::Pace;
 
 /// Submits a job, prints its number, and waits where asked to.
 pub(crate) async fn submit(context: &Context, args: SubmitArgs) -> Outcome {
@@ -70,6 +67,7 @@ pub(crate) async fn watch(connection: &Connection, job: JobId) -> Outcome<JobDet
         bar.set_style(style);
     }
     bar.set_prefix(format!("job {job}"));
+    let mut pace = Pace::default();
     let mut since = None;
     loop {
         let asked = Instant::now();
@@ -85,6 +83,6 @@ pub(crate) async fn watch(connection: &Connection, job: JobId) -> Outcome<JobDet
             return Ok(detail);
         }
         since = Some(detail.revision);
-        sleep(LOOK.saturating_sub(asked.elapsed())).await;
+        pace.wait(asked).await;
     }
 }

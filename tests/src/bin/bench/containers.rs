@@ -5,7 +5,8 @@ use std::time::Instant;
 use bollard::Docker;
 use bollard::models::ContainerCreateBody;
 use bollard::query_parameters::{
-    CreateContainerOptions, RemoveContainerOptions, StartContainerOptions, WaitContainerOptionsBuilder,
+    CreateContainerOptions, RemoveContainerOptions, StartContainerOptions,
+    WaitContainerOptionsBuilder,
 };
 use futures_util::StreamExt;
 use podmesh_protocol::spec::{DockerSpec, PullPolicy, RuntimeSpec};

@@ -4,9 +4,9 @@ use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use podmesh_protocol::client::{ReplyBody, RequestBody};
+use podmesh_protocol::ids::TaskId;
 use podmesh_protocol::report::AttemptState;
 use podmesh_protocol::spec::RuntimeSpec;
-use podmesh_protocol::ids::TaskId;
 
 use crate::rig::{Rig, job};
 use crate::table::{Table, percentile};

@@ -32,7 +32,9 @@ fn main() -> ExitCode {
         ("containers", containers::measure),
         ("latency", latency::measure),
     ];
-    if let Some(unknown) = wanted.iter().find(|name| measures.iter().all(|(known, _)| known != name)) {
+    if let Some(unknown) =
+        wanted.iter().find(|name| measures.iter().all(|(known, _)| known != name))
+    {
         let known: Vec<_> = measures.iter().map(|(name, _)| *name).collect();
         eprintln!("bench: no measure is named `{unknown}`; there are: {}", known.join(", "));
         return ExitCode::from(2);

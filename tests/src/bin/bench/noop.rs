@@ -38,7 +38,13 @@ pub(crate) fn measure(table: &mut Table) {
     };
     let (behind_10k, _) = queued(10_000);
     let (behind_1m, resident) = queued(1_000_000);
-    table.ratio("no-op tasks/s, 1,000,000 queued against 10,000", behind_1m, behind_10k, "/s", "0.8");
+    table.ratio(
+        "no-op tasks/s, 1,000,000 queued against 10,000",
+        behind_1m,
+        behind_10k,
+        "/s",
+        "0.8",
+    );
     table.figure("memory: manager, 1,000,000 queued", megabytes(resident), "100 MB");
 
     let small = median((0..5).map(|_| rig.rate(job(RuntimeSpec::Noop, &[], 10_000))).collect());

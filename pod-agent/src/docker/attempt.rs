@@ -1,0 +1,361 @@
+//! One attempt's life: created, started, watched, ended.
+
+use std::sync::Arc;
+
+use bollard::models::{ContainerState, ContainerStateStatusEnum as Status};
+use podmesh_agent_core::input::RuntimeFact;
+use podmesh_agent_core::step::JobContext;
+use podmesh_protocol::ids::AttemptId;
+use podmesh_protocol::report::{Outcome, OutcomeKind};
+use podmesh_protocol::spec::{DockerSpec, PullPolicy, RuntimeSpec};
+use tokio::sync::watch;
+use tokio::time::Instant;
+
+use super::Shared;
+use super::container::{self, Identity};
+use super::engine::Pause;
+use super::error::{CallError, start_error_code};
+use super::logs;
+
+/// The exit code of what podmesh or the engine could not start.
+const CANNOT_START: i32 = 125;
+/// How often a create or a start is tried while the engine does not answer.
+const START_TRIES: u32 = 6;
+
+/// One attempt, seen from its task.
+pub(super) struct Attempt {
+    pub(super) shared: Arc<Shared>,
+    pub(super) id: AttemptId,
+    /// The grace in milliseconds, once it is to be stopped.
+    pub(super) stop: watch::Receiver<Option<u64>>,
+}
+
+/// A container that is there.
+struct Created {
+    container: String,
+    /// It was started before: a second start would be a second run.
+    has_run: bool,
+}
+
+impl Attempt {
+    /// From nothing to the end, which is told in any case.
+    pub(super) async fn run(self, context: Arc<JobContext>) {
+        let outcome = match self.launch(&context).await {
+            Ok(container) => {
+                let started = Instant::now();
+                // The spec of a large job is not kept while it runs.
+                drop(context);
+                self.shared.tell(self.id, RuntimeFact::Started);
+                self.watch(&container, Some(started)).await
+            }
+            Err(outcome) => outcome,
+        };
+        self.shared.tell(self.id, RuntimeFact::Ended(outcome));
+    }
+
+    fn is_stopped(&self) -> bool {
+        self.stop.borrow().is_some()
+    }
+
+    /// Has the container running, or says why it does not.
+    async fn launch(&self, context: &Arc<JobContext>) -> Result<String, Outcome> {
+        let RuntimeSpec::Docker(spec) = &context.run.runtime else {
+            return Err(cannot_start("the job is not for the docker runtime"));
+        };
+        let cluster = self.shared.cluster().ok_or_else(|| {
+            cannot_start("the agent does not know its cluster yet; this is a bug of podmesh")
+        })?;
+        let identity = Identity {
+            cluster,
+            agent: self.shared.settings.agent_id,
+            attempt: self.id,
+            on_lost: context.on_lost,
+        };
+        if spec.pull == PullPolicy::Always {
+            self.pull(spec).await?;
+        }
+        let Created { container, has_run } = self.create(&identity, context, spec).await?;
+        self.shared.has_container(self.id, &container);
+        if !has_run {
+            if self.is_stopped() {
+                self.shared.discard(self.id);
+                return Err(stopped());
+            }
+            self.start(&container).await?;
+        }
+        Ok(container)
+    }
+
+    async fn pull(&self, spec: &DockerSpec) -> Result<(), Outcome> {
+        let Shared { engine, pulls, settings, .. } = &*self.shared;
+        let image = &spec.image;
+        let tell = |text| self.shared.tell(self.id, RuntimeFact::Preparing(text));
+        let mut stop = self.stop.clone();
+        tokio::select! {
+            biased;
+            _ = stop.wait_for(Option::is_some) => Err(stopped()),
+            pulled = pulls.pull(engine, image, tell) => pulled.map_err(|why| cannot_start(format!(
+                "image {image} cannot be pulled: {why}; check its name, and that node {} reaches its registry",
+                settings.node
+            ))),
+        }
+    }
+
+    async fn create(
+        &self,
+        identity: &Identity,
+        context: &Arc<JobContext>,
+        spec: &DockerSpec,
+    ) -> Result<Created, Outcome> {
+        let name = container::name(identity.cluster, self.id);
+        let mut pulled = spec.pull == PullPolicy::Always;
+        let mut pause = Pause::new();
+        let mut tries = 0;
+        loop {
+            if self.is_stopped() {
+                return Err(stopped());
+            }
+            let body = self.configuration(identity, context).await?;
+            let error = match self.shared.engine.create(&name, body).await {
+                Ok(container) => return Ok(Created { container, has_run: false }),
+                Err(error) => error,
+            };
+            if error.is_no_such_image() {
+                let image = &spec.image;
+                if spec.pull == PullPolicy::Never {
+                    return Err(cannot_start(format!(
+                        "image {image} is not on node {}, and the job says never to pull it; \
+                         load it there, or submit with another pull policy",
+                        self.shared.settings.node
+                    )));
+                }
+                if pulled {
+                    return Err(cannot_start(format!("image {image} is gone again: {error}")));
+                }
+                pulled = true;
+                self.pull(spec).await?;
+                continue;
+            }
+            if error.is_conflict() {
+                if let Some(found) = self.existing(&name, identity).await? {
+                    return Ok(found);
+                }
+            } else if !error.is_no_answer() {
+                return Err(cannot_start(format!("the container cannot be created: {error}")));
+            }
+            tries += 1;
+            if tries == START_TRIES {
+                // It may be there all the same. A next life of the agent removes it.
+                return Err(cannot_start(format!("the container cannot be created: {error}")));
+            }
+            tracing::warn!(attempt = %self.id, %error, "create failed; trying again");
+            pause.wait().await;
+        }
+    }
+
+    /// The configuration, made where looking at the file system may take its time.
+    async fn configuration(
+        &self,
+        identity: &Identity,
+        context: &Arc<JobContext>,
+    ) -> Result<bollard::models::ContainerCreateBody, Outcome> {
+        let RuntimeSpec::Docker(spec) = &context.run.runtime else {
+            return Err(cannot_start("the job is not for the docker runtime"));
+        };
+        let make =
+            |shared: &Shared, identity: &Identity, context: &JobContext, spec: &DockerSpec| {
+                let settings = &shared.settings;
+                container::configuration(
+                    identity,
+                    context,
+                    spec,
+                    &settings.node,
+                    &settings.policy,
+                    &shared.engine.facts,
+                )
+            };
+        if spec.mounts.is_empty() {
+            return make(&self.shared, identity, context, spec).map_err(cannot_start);
+        }
+        let (shared, identity, context) =
+            (Arc::clone(&self.shared), identity.clone(), Arc::clone(context));
+        let made = tokio::task::spawn_blocking(move || match &context.run.runtime {
+            RuntimeSpec::Docker(spec) => make(&shared, &identity, &context, spec),
+            _ => Err(String::new()),
+        });
+        made.await.unwrap_or_else(|error| Err(error.to_string())).map_err(cannot_start)
+    }
+
+    /// The container that has our name already, if it is ours; none if it is about to go.
+    async fn existing(&self, name: &str, wanted: &Identity) -> Result<Option<Created>, Outcome> {
+        let found = match self.shared.engine.inspect(name).await {
+            Ok(found) => found,
+            Err(error) if error.is_not_found() || error.is_no_answer() => return Ok(None),
+            Err(error) => return Err(cannot_start(error.to_string())),
+        };
+        let labels = found.config.and_then(|config| config.labels).unwrap_or_default();
+        let owner = Identity::of(&labels, found.name.as_deref().unwrap_or_default());
+        if owner.as_ref() != Some(wanted) {
+            return Err(cannot_start(format!(
+                "a container named {name} is there already, and is not this agent's; remove it \
+                 (`docker rm {name}`), then run the job again"
+            )));
+        }
+        let state = found.state.unwrap_or_default();
+        if matches!(state.status, Some(Status::REMOVING | Status::DEAD)) {
+            return Ok(None);
+        }
+        tracing::info!(attempt = %self.id, "goes on with the container that is there");
+        Ok(found.id.map(|container| Created { container, has_run: has_run(&state) }))
+    }
+
+    async fn start(&self, container: &str) -> Result<(), Outcome> {
+        let engine = &self.shared.engine;
+        let mut pause = Pause::new();
+        for _ in 0..START_TRIES {
+            match engine.start(container).await {
+                Ok(()) => return Ok(()),
+                Err(CallError::Refused { message, .. }) => {
+                    return Err(Outcome::not_started(
+                        start_error_code(&message),
+                        format!("the container cannot be started: {message}"),
+                    ));
+                }
+                Err(error) => tracing::warn!(attempt = %self.id, %error, "start: no answer"),
+            }
+            pause.wait().await;
+            match engine.inspect_patiently(container).await {
+                Ok(found) if found.state.as_ref().is_some_and(has_run) => return Ok(()),
+                Ok(_) => {}
+                Err(error) => return Err(cannot_start(error.to_string())),
+            }
+        }
+        Err(cannot_start("the Docker engine did not start the container, and did not say why"))
+    }
+
+    /// Waits for the end of a container that was started, captures its output, stops it when that
+    /// is asked.
+    pub(super) async fn watch(&self, container: &str, started: Option<Instant>) -> Outcome {
+        let (exited, told) = watch::channel(false);
+        let end = async {
+            let state = self.exit(container).await;
+            let ran = started.map(|started| started.elapsed());
+            exited.send_replace(true);
+            (state, ran)
+        };
+        let capture = logs::capture(&self.shared, self.id, container, told);
+        let (state, ran) = tokio::select! {
+            ((state, ran), ()) = futures_util::future::join(end, capture) => (state, ran),
+            never = self.stop_when_asked(container) => match never {},
+        };
+        let Some(state) = state else {
+            return Outcome::new(OutcomeKind::Lost).with_message(
+                "its container was removed by somebody else; how it ended is not known",
+            );
+        };
+        let ran_ms = match ran {
+            Some(ran) => u64::try_from(ran.as_millis()).unwrap_or(u64::MAX),
+            None => ran_ms(&state, time(state.finished_at.as_deref())),
+        };
+        Outcome { ran_ms, ..outcome(&state) }
+    }
+
+    /// Returns when the container has exited, with what the engine knows of it; none if it is gone.
+    async fn exit(&self, container: &str) -> Option<ContainerState> {
+        let engine = &self.shared.engine;
+        let mut pause = Pause::new();
+        loop {
+            let waited = engine.wait(container).await;
+            match engine.inspect_patiently(container).await {
+                Ok(found) => {
+                    let state = found.state.unwrap_or_default();
+                    if state.running != Some(true) && state.restarting != Some(true) {
+                        return Some(state);
+                    }
+                }
+                Err(_) => return None,
+            }
+            if let Err(error) = waited {
+                tracing::warn!(attempt = %self.id, %error, "waiting for the exit is interrupted");
+            }
+            pause.wait().await;
+        }
+    }
+
+    /// Stops the container when asked, and harder when asked again.
+    async fn stop_when_asked(&self, container: &str) -> std::convert::Infallible {
+        let mut stop = self.stop.clone();
+        let asked = |grace: &Option<u64>| grace.is_some();
+        let first = stop.wait_for(asked).await.ok().and_then(|grace| *grace);
+        let Some(mut grace_ms) = first else { return std::future::pending().await };
+        loop {
+            tokio::select! {
+                () = self.stop_now(container, grace_ms) => {}
+                changed = stop.changed() => {
+                    if changed.is_err() {
+                        std::future::pending().await
+                    }
+                    grace_ms = stop.borrow().unwrap_or(0);
+                }
+            }
+        }
+    }
+
+    /// Never returns: the end is for [`exit`](Self::exit) to see.
+    async fn stop_now(&self, container: &str, grace_ms: u64) {
+        let mut pause = Pause::new();
+        while let Err(error) = self.shared.engine.stop(container, grace_ms.div_ceil(1000)).await {
+            // Not there, or not running.
+            if error.is_not_found() || error.is_conflict() {
+                break;
+            }
+            tracing::warn!(attempt = %self.id, %error, "stop failed; trying again");
+            pause.wait().await;
+        }
+        std::future::pending().await
+    }
+}
+
+/// Whether a container has been started at least once. The engine says year 1 for never.
+pub(super) fn has_run(state: &ContainerState) -> bool {
+    state.started_at.as_deref().is_some_and(|at| !at.is_empty() && !at.starts_with("0001-"))
+}
+
+/// The outcome of a container that was created, and that the engine could not start.
+pub(super) fn start_failure(state: &ContainerState) -> Option<Outcome> {
+    let message = state.error.as_deref().filter(|error| !error.is_empty())?;
+    let text = format!("the container cannot be started: {message}");
+    Some(Outcome::not_started(start_error_code(message), text))
+}
+
+fn outcome(state: &ContainerState) -> Outcome {
+    let code = state.exit_code.and_then(|code| i32::try_from(code).ok()).unwrap_or(CANNOT_START);
+    let mut outcome = Outcome::exited(code);
+    outcome.oom_killed = state.oom_killed == Some(true);
+    match state.error.as_deref() {
+        Some(error) if !error.is_empty() => outcome.with_message(error),
+        _ if outcome.oom_killed => outcome
+            .with_message("out of memory: the kernel killed a process of it; ask for more memory"),
+        _ => outcome,
+    }
+}
+
+/// Milliseconds from the start to `end`, by the machine's clock.
+pub(super) fn ran_ms(state: &ContainerState, end: Option<jiff::Timestamp>) -> u64 {
+    let ran = time(state.started_at.as_deref())
+        .zip(end)
+        .map(|(started, end)| end.as_millisecond() - started.as_millisecond());
+    ran.and_then(|ran| u64::try_from(ran).ok()).unwrap_or(0)
+}
+
+fn time(text: Option<&str>) -> Option<jiff::Timestamp> {
+    text?.parse().ok()
+}
+
+fn cannot_start(message: impl Into<String>) -> Outcome {
+    Outcome::not_started(CANNOT_START, message)
+}
+
+fn stopped() -> Outcome {
+    Outcome::new(OutcomeKind::Failed).with_message("stopped before it was started")
+}

@@ -1,0 +1,288 @@
+//! The calls to the engine, each with its deadline.
+
+use std::collections::HashMap;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use bollard::container::LogOutput;
+use bollard::models::{
+    ContainerCreateBody, ContainerInspectResponse, ContainerSummary, CreateImageInfo,
+};
+use bollard::query_parameters as query;
+use bollard::{ClientVersion, Docker};
+use futures_util::{Stream, StreamExt as _};
+use tokio::time::timeout;
+
+use super::error::{CallError, DockerError, chain};
+
+/// For the first answer of an engine.
+const CONNECT_DEADLINE: Duration = Duration::from_secs(10);
+/// For what the engine answers from memory: inspect, list, kill.
+const ANSWER_DEADLINE: Duration = Duration::from_secs(30);
+/// For what makes the engine work: create, start, remove. A busy disk takes its time.
+const WORK_DEADLINE: Duration = Duration::from_secs(120);
+/// For a stop, on top of the grace.
+const STOP_MARGIN: Duration = Duration::from_secs(60);
+
+/// The first pause before a call is made again, and the longest.
+const PAUSE_FIRST: Duration = Duration::from_millis(100);
+const PAUSE_MAX: Duration = Duration::from_secs(5);
+
+/// Before this version, reading a log of the driver that we use could end the engine.
+const VERSION_MIN: [u32; 3] = [20, 10, 13];
+/// The first API version in which the log keeps the ends of long lines (Docker 23).
+const API_LINE_ENDS: (usize, usize) = (1, 42);
+/// The first API version in which a read-only mount is so for all that is mounted below it.
+const API_RECURSIVE_READ_ONLY: (usize, usize) = (1, 44);
+
+/// Pauses between tries: doubled each time, up to a bound.
+pub(super) struct Pause(Duration);
+
+impl Pause {
+    pub(super) fn new() -> Self {
+        Self(PAUSE_FIRST)
+    }
+
+    pub(super) async fn wait(&mut self) {
+        let pause = self.0;
+        self.0 = (pause * 2).min(PAUSE_MAX);
+        tokio::time::sleep(pause).await;
+    }
+}
+
+/// An engine that has answered once.
+#[derive(Debug)]
+pub(super) struct Engine {
+    docker: Docker,
+    pub(super) facts: EngineFacts,
+}
+
+/// What a container's configuration depends on.
+#[derive(Clone, Debug, Default)]
+pub(super) struct EngineFacts {
+    /// Cores that the engine has, in thousandths.
+    pub(super) cpu_millis: u64,
+    /// Its socket, where that is a file: no container may see it.
+    pub(super) socket: Option<PathBuf>,
+    /// Where it keeps its files, if that is on this machine.
+    pub(super) root: Option<PathBuf>,
+    /// Whether its log loses the line break of a line longer than a piece.
+    pub(super) loses_line_ends: bool,
+    /// Whether a read-only mount is so for all that is mounted below it.
+    pub(super) read_only_is_recursive: bool,
+}
+
+impl Engine {
+    /// Connects to the engine that `DOCKER_HOST` names, or to the one of this machine.
+    pub(super) async fn connect() -> Result<Self, DockerError> {
+        let address = std::env::var("DOCKER_HOST")
+            .ok()
+            .filter(|host| !host.is_empty())
+            .unwrap_or_else(|| "unix:///var/run/docker.sock".into());
+        let failed = |why: String| DockerError::NoEngine {
+            advice: advice(&why),
+            address: address.clone(),
+            why,
+        };
+        let connect = async {
+            let docker = Docker::connect_with_defaults()?.negotiate_version().await?;
+            let info = docker.info().await?;
+            Ok::<_, bollard::errors::Error>((docker, info))
+        };
+        let (docker, info) = timeout(CONNECT_DEADLINE, connect)
+            .await
+            .map_err(|_| failed(CallError::late(CONNECT_DEADLINE).to_string()))?
+            .map_err(|error| failed(chain(&error)))?;
+        let version = info.server_version.unwrap_or_default();
+        if number(&version).is_some_and(|number| number < VERSION_MIN) {
+            return Err(DockerError::TooOld { version });
+        }
+        let ClientVersion { major_version, minor_version } = docker.client_version();
+        let api = (major_version, minor_version);
+        let socket = address.strip_prefix("unix://").map(PathBuf::from);
+        Ok(Self {
+            docker: docker.with_timeout(WORK_DEADLINE),
+            facts: EngineFacts {
+                cpu_millis: info.ncpu.and_then(|cpus| u64::try_from(cpus).ok()).unwrap_or(0) * 1000,
+                root: socket.as_ref().and(info.docker_root_dir).map(PathBuf::from),
+                socket,
+                loses_line_ends: api < API_LINE_ENDS,
+                read_only_is_recursive: api >= API_RECURSIVE_READ_ONLY,
+            },
+        })
+    }
+
+    pub(super) async fn create(
+        &self,
+        name: &str,
+        body: ContainerCreateBody,
+    ) -> Result<String, CallError> {
+        let options = query::CreateContainerOptionsBuilder::default().name(name).build();
+        let create = self.docker.create_container(Some(options), body);
+        Ok(call(WORK_DEADLINE, create).await?.id)
+    }
+
+    /// Starts a container; one that runs already is fine.
+    pub(super) async fn start(&self, container: &str) -> Result<(), CallError> {
+        let start = self.docker.start_container(container, None::<query::StartContainerOptions>);
+        call(WORK_DEADLINE, start).await
+    }
+
+    pub(super) async fn inspect(
+        &self,
+        container: &str,
+    ) -> Result<ContainerInspectResponse, CallError> {
+        let options = None::<query::InspectContainerOptions>;
+        call(ANSWER_DEADLINE, self.docker.inspect_container(container, options)).await
+    }
+
+    /// The same, and again for as long as the engine does not answer.
+    pub(super) async fn inspect_patiently(
+        &self,
+        container: &str,
+    ) -> Result<ContainerInspectResponse, CallError> {
+        let mut pause = Pause::new();
+        loop {
+            match self.inspect(container).await {
+                Err(error) if !error.is_not_found() => {
+                    tracing::warn!(container, %error, "cannot inspect; trying again");
+                    pause.wait().await;
+                }
+                known => return known,
+            }
+        }
+    }
+
+    /// Returns when the container does not run. It must have been started before: one that never
+    /// was does not run either. That is why this asks for `not-running` after the start and not
+    /// for `next-exit` before it: nothing in the client tells when the engine has begun to wait,
+    /// and an exit before that would never be heard of.
+    pub(super) async fn wait(&self, container: &str) -> Result<(), CallError> {
+        let options =
+            query::WaitContainerOptionsBuilder::default().condition("not-running").build();
+        let mut answers = std::pin::pin!(self.docker.wait_container(container, Some(options)));
+        match answers.next().await {
+            // The client takes a code other than 0 for an error.
+            Some(Ok(_) | Err(bollard::errors::Error::DockerContainerWaitError { .. })) => Ok(()),
+            Some(Err(error)) => Err(error.into()),
+            None => Err(CallError::NoAnswer("the connection ended".into())),
+        }
+    }
+
+    /// TERM (or the image's own signal), and after `grace_s` seconds KILL. Returns when it is
+    /// over. The engine goes on with it when this future is dropped.
+    pub(super) async fn stop(&self, container: &str, grace_s: u64) -> Result<(), CallError> {
+        if grace_s == 0 {
+            let options = query::KillContainerOptionsBuilder::default().signal("KILL").build();
+            return call(ANSWER_DEADLINE, self.docker.kill_container(container, Some(options)))
+                .await;
+        }
+        let deadline = Duration::from_secs(grace_s) + STOP_MARGIN;
+        let seconds = i32::try_from(grace_s).unwrap_or(i32::MAX);
+        let options = query::StopContainerOptionsBuilder::default().t(seconds).build();
+        let docker = self.docker.clone().with_timeout(deadline);
+        call(deadline, docker.stop_container(container, Some(options))).await
+    }
+
+    /// Removes a container with its anonymous volumes; kills it first if it runs.
+    pub(super) async fn remove(&self, container: &str) -> Result<(), CallError> {
+        let options = query::RemoveContainerOptionsBuilder::default().force(true).v(true).build();
+        match call(WORK_DEADLINE, self.docker.remove_container(container, Some(options))).await {
+            Err(error) if error.is_not_found() => Ok(()),
+            done => done,
+        }
+    }
+
+    /// The same, and again until it is gone.
+    pub(super) async fn remove_patiently(&self, container: &str) {
+        let mut pause = Pause::new();
+        while let Err(error) = self.remove(container).await {
+            // A conflict says that a removal is under way.
+            if !error.is_conflict() {
+                tracing::warn!(container, %error, "cannot remove the container; trying again");
+            }
+            pause.wait().await;
+        }
+    }
+
+    /// All containers, running or not, with this label.
+    pub(super) async fn list(&self, label: String) -> Result<Vec<ContainerSummary>, CallError> {
+        let filters = HashMap::from([("label".to_owned(), vec![label])]);
+        let options =
+            query::ListContainersOptionsBuilder::default().all(true).filters(&filters).build();
+        call(ANSWER_DEADLINE, self.docker.list_containers(Some(options))).await
+    }
+
+    /// The output, each entry behind its time stamp: the last `tail` entries or all, and with
+    /// `follow` what is still to come.
+    pub(super) fn logs(
+        &self,
+        container: &str,
+        follow: bool,
+        tail: Option<u64>,
+    ) -> impl Stream<Item = Result<LogOutput, CallError>> + Unpin + Send + use<> {
+        let tail = tail.map_or_else(|| "all".to_owned(), |entries| entries.to_string());
+        let options = query::LogsOptionsBuilder::default()
+            .stdout(true)
+            .stderr(true)
+            .timestamps(true)
+            .follow(follow)
+            .tail(&tail)
+            .build();
+        Box::pin(
+            self.docker.logs(container, Some(options)).map(|item| item.map_err(CallError::from)),
+        )
+    }
+
+    /// Pulls one image. `reference` has a tag or digest: without, the engine pulls all tags.
+    pub(super) fn pull(
+        &self,
+        reference: &str,
+    ) -> impl Stream<Item = Result<CreateImageInfo, CallError>> + Unpin + Send + use<> {
+        let options = query::CreateImageOptionsBuilder::default().from_image(reference).build();
+        Box::pin(
+            self.docker
+                .create_image(Some(options), None, None)
+                .map(|item| item.map_err(CallError::from)),
+        )
+    }
+}
+
+async fn call<T>(
+    deadline: Duration,
+    answer: impl Future<Output = Result<T, bollard::errors::Error>>,
+) -> Result<T, CallError> {
+    match timeout(deadline, answer).await {
+        Ok(answer) => Ok(answer?),
+        Err(_) => Err(CallError::late(deadline)),
+    }
+}
+
+/// The number of a version such as `20.10.24+dfsg1`.
+fn number(version: &str) -> Option<[u32; 3]> {
+    let mut parts = version.split(|c: char| !c.is_ascii_digit()).map(|part| part.parse().ok());
+    Some([parts.next()??, parts.next()??, parts.next()??])
+}
+
+fn advice(why: &str) -> &'static str {
+    if why.to_ascii_lowercase().contains("permission denied") {
+        "add the agent's user to the group `docker`, or take `docker` out of the runtimes in agent.toml"
+    } else {
+        "start it (`systemctl start docker`), set DOCKER_HOST if it listens elsewhere, or take \
+         `docker` out of the runtimes in agent.toml"
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn versions_are_compared_by_number() {
+        assert_eq!(number("20.10.24+dfsg1"), Some([20, 10, 24]));
+        assert_eq!(number("28.0.0-rc.1"), Some([28, 0, 0]));
+        assert_eq!(number("dev"), None);
+        assert!(number("20.10.9").unwrap_or_default() < VERSION_MIN);
+        assert!(number("20.10.13").unwrap_or_default() >= VERSION_MIN);
+    }
+}

@@ -1,0 +1,216 @@
+//! Pulls images: one pull for all who want the same one, with its progress.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use bollard::models::{CreateImageInfo, ProgressDetail};
+use futures_util::StreamExt as _;
+use tokio::sync::watch;
+use tokio::time::timeout;
+
+use super::engine::Engine;
+use super::error::CallError;
+
+/// How long the engine may be silent in a pull. Unpacking a large layer says little.
+const PULL_SILENCE: Duration = Duration::from_secs(600);
+/// How often progress is told at the most.
+const TELL_EVERY: Duration = Duration::from_secs(1);
+
+/// How far a pull is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum State {
+    /// For people.
+    Going(String),
+    Done(Result<(), String>),
+}
+
+/// The pulls under way.
+#[derive(Debug, Default)]
+pub(super) struct Pulls {
+    going: Mutex<HashMap<String, watch::Sender<State>>>,
+}
+
+impl Pulls {
+    /// Returns when the image is there, or why it cannot be had. A pull that nobody waits for any
+    /// more is broken off.
+    pub(super) async fn pull(
+        self: &Arc<Self>,
+        engine: &Arc<Engine>,
+        image: &str,
+        mut tell: impl FnMut(String),
+    ) -> Result<(), String> {
+        let mut state = self.join(engine, &with_tag(image));
+        tell(format!("pulling image {image}"));
+        let mut told = Instant::now();
+        loop {
+            if state.changed().await.is_err() {
+                return Err("the pull was broken off".into());
+            }
+            match state.borrow_and_update().clone() {
+                State::Done(result) => return result,
+                State::Going(progress) if told.elapsed() >= TELL_EVERY => {
+                    told = Instant::now();
+                    tell(format!("pulling image {image}: {progress}"));
+                }
+                State::Going(_) => {}
+            }
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<String, watch::Sender<State>>> {
+        // Nothing under the lock can panic.
+        self.going.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Joins the pull of the image, or begins one.
+    fn join(self: &Arc<Self>, engine: &Arc<Engine>, reference: &str) -> watch::Receiver<State> {
+        let mut going = self.lock();
+        if let Some(sender) = going.get(reference) {
+            return sender.subscribe();
+        }
+        let (sender, receiver) = watch::channel(State::Going(String::new()));
+        going.insert(reference.to_owned(), sender.clone());
+        let (pulls, engine, reference) =
+            (Arc::clone(self), Arc::clone(engine), reference.to_owned());
+        tokio::spawn(async move {
+            loop {
+                tokio::select! {
+                    result = run(&engine, &reference, &sender) => {
+                        pulls.lock().remove(&reference);
+                        sender.send_replace(State::Done(result));
+                        return;
+                    }
+                    () = sender.closed() => {
+                        let mut going = pulls.lock();
+                        // Somebody may have joined just now: then it begins again, for them.
+                        if sender.is_closed() {
+                            going.remove(&reference);
+                            return;
+                        }
+                    }
+                }
+            }
+        });
+        receiver
+    }
+}
+
+async fn run(
+    engine: &Engine,
+    reference: &str,
+    sender: &watch::Sender<State>,
+) -> Result<(), String> {
+    let mut news = engine.pull(reference);
+    let mut layers = Layers::default();
+    loop {
+        match timeout(PULL_SILENCE, news.next()).await {
+            Err(_) => return Err(CallError::late(PULL_SILENCE).to_string()),
+            Ok(None) => return Ok(()),
+            Ok(Some(Err(error))) => return Err(error.to_string()),
+            Ok(Some(Ok(info))) => {
+                layers.update(info);
+                sender.send_replace(State::Going(layers.progress()));
+            }
+        }
+    }
+}
+
+/// The image with the tag that the engine would take by itself: asked to pull a name alone, it
+/// pulls every tag there is.
+fn with_tag(image: &str) -> String {
+    let last = image.rsplit('/').next().unwrap_or(image);
+    if last.contains([':', '@']) { image.to_owned() } else { format!("{image}:latest") }
+}
+
+/// Where the layers of an image stand.
+#[derive(Debug, Default)]
+struct Layers {
+    layers: BTreeMap<String, Layer>,
+}
+
+#[derive(Debug, Default)]
+struct Layer {
+    got: u64,
+    size: u64,
+    done: bool,
+}
+
+impl Layers {
+    fn update(&mut self, info: CreateImageInfo) {
+        let (Some(id), Some(status)) = (info.id, info.status) else { return };
+        // Other lines have the tag in place of a layer, and a status of their own.
+        let layer = match status.as_str() {
+            "Pulling fs layer" | "Waiting" | "Downloading" | "Verifying Checksum"
+            | "Download complete" | "Extracting" | "Pull complete" | "Already exists" => {
+                self.layers.entry(id).or_default()
+            }
+            _ => return,
+        };
+        let bytes = |n: Option<i64>| n.and_then(|n| u64::try_from(n).ok());
+        if status == "Downloading" {
+            let ProgressDetail { current, total } = info.progress_detail.unwrap_or_default();
+            layer.got = bytes(current).unwrap_or(layer.got);
+            layer.size = bytes(total).unwrap_or(layer.size);
+        } else if status != "Pulling fs layer" && status != "Waiting" {
+            layer.got = layer.size;
+        }
+        layer.done |= status == "Pull complete" || status == "Already exists";
+    }
+
+    fn progress(&self) -> String {
+        let sum = |of: fn(&Layer) -> u64| self.layers.values().map(of).sum::<u64>();
+        let (got, size) = (sum(|layer| layer.got), sum(|layer| layer.size));
+        let done = self.layers.values().filter(|layer| layer.done).count();
+        let tenths = |bytes: u64| format!("{}.{}", bytes / 1_000_000, bytes / 100_000 % 10);
+        format!(
+            "{} of {} MB, {done} of {} layers ready",
+            tenths(got),
+            tenths(size),
+            self.layers.len()
+        )
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_without_a_tag_means_latest() {
+        for (image, reference) in [
+            ("busybox", "busybox:latest"),
+            ("busybox:1", "busybox:1"),
+            ("host:5000/a/b", "host:5000/a/b:latest"),
+            ("host:5000/a/b:1", "host:5000/a/b:1"),
+            ("a@sha256:00", "a@sha256:00"),
+        ] {
+            assert_eq!(with_tag(image), reference);
+        }
+    }
+
+    #[test]
+    fn progress_counts_layers_and_bytes() {
+        let mut layers = Layers::default();
+        let mut say = |id: &str, status: &str, progress: Option<(i64, i64)>| {
+            layers.update(CreateImageInfo {
+                id: Some(id.into()),
+                status: Some(status.into()),
+                progress_detail: progress.map(|(current, total)| ProgressDetail {
+                    current: Some(current),
+                    total: Some(total),
+                }),
+                ..CreateImageInfo::default()
+            });
+            layers.progress()
+        };
+        say("latest", "Pulling from library/busybox", None);
+        say("a", "Pulling fs layer", None);
+        say("b", "Already exists", None);
+        let said = say("a", "Downloading", Some((1_250_000, 4_000_000)));
+        assert_eq!(said, "1.2 of 4.0 MB, 1 of 2 layers ready");
+        say("a", "Download complete", None);
+        let said = say("a", "Pull complete", None);
+        assert_eq!(said, "4.0 of 4.0 MB, 2 of 2 layers ready");
+    }
+}
