@@ -108,7 +108,7 @@ impl Stream {
             .mode(FILE_MODE)
             .open(&tmp)
             .map_err(Error::io("create", &tmp))?;
-        if file.try_lock().is_err() && false {
+        if matches!(file.try_lock(), Err(TryLockError::WouldBlock)) {
             return Ok(None);
         }
         file.set_len(0).map_err(Error::io("empty", &tmp))?;

@@ -126,7 +126,7 @@ fn an_allowed_mount_is_seen_read_only_and_memory_is_bounded() {
     let data = mesh.folder().join("data");
     fs::create_dir(&data).unwrap();
     fs::write(data.join("file"), "from the node").unwrap();
-    let folder = mesh.agent_dir("a").join("agent");
+    let folder = mesh.agent_dir("a");
     fs::create_dir_all(&folder).unwrap();
     let settings =
         format!("[[mount_roots]]\npath = {:?}\nwritable = false\n", data.to_str().unwrap());
@@ -144,7 +144,9 @@ fn an_allowed_mount_is_seen_read_only_and_memory_is_bounded() {
         "-c",
         "cat /data/file; touch /data/x 2>/dev/null || echo ' cannot write'",
     ]);
-    assert_eq!(String::from_utf8_lossy(&output.stdout), "from the node cannot write\n");
+    let said = String::from_utf8_lossy(&output.stderr);
+    let printed = String::from_utf8_lossy(&output.stdout);
+    assert_eq!(printed, "from the node cannot write\n", "{said}");
     let writable = format!("{}:/data", data.display());
     let output = mesh.output(&["run", "--image", image, "-v", &writable, "--", "true"]);
     assert_eq!(output.status.code(), Some(125), "{}", String::from_utf8_lossy(&output.stderr));

@@ -62,6 +62,7 @@ impl Core {
             let tried = Tried { number: attempt.number, lost: 0 };
             core.queue_retry(now, attempt.task, tried, after_ms);
         }
+        core.restore_losses(snapshot.losses);
         let retrying = |job: &&Job| !job.waiting.is_empty() || !job.ready.is_empty();
         for job in core.jobs.values().filter(retrying).filter(|job| job.cancelling) {
             core.draining.insert(job.id);
@@ -69,10 +70,8 @@ impl Core {
         core
     }
 
-    /// How many ended attempts of a task were lost, for the tasks of which one is live or waits
-    /// for a retry: those losses have used up no retries (see [`OnLost::Requeue`]). Optional,
-    /// before the first step; without it they count as failures.
-    pub fn restore_losses(&mut self, losses: impl IntoIterator<Item = (TaskId, u32)>) {
+    /// Losses have used up no retries where the job says [`OnLost::Requeue`].
+    fn restore_losses(&mut self, losses: Vec<(TaskId, u32)>) {
         for (task, count) in losses {
             let Some(job) = self.jobs.get_mut(&task.job) else { continue };
             if job.spec.on_lost != OnLost::Requeue {

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use podmesh_protocol::event::EventFact;
 use podmesh_protocol::ids::{
-    AttemptId, ClusterId, Epoch, InstanceId, JobId, Name, Revision, SubmissionId,
+    AttemptId, ClusterId, Epoch, InstanceId, JobId, Name, Revision, SubmissionId, TaskId,
 };
 use podmesh_protocol::report::{AttemptState, JobState, Outcome, TaskCounts};
 use podmesh_protocol::session::ToPeer;
@@ -198,6 +198,9 @@ pub struct Snapshot {
     pub attempts: Vec<(AttemptId, Name, AttemptState)>,
     /// The tasks that wait for a retry: the last attempt, and how long it waits.
     pub retries: Vec<(AttemptId, u64)>,
+    /// For the tasks of both: how many of their ended attempts were lost. Losses in jobs with
+    /// `on_lost = requeue` use up no retries. A task without any need not be there.
+    pub losses: Vec<(TaskId, u32)>,
     /// Every node that was ever seen.
     pub nodes: Vec<NodeRow>,
 }

@@ -4,13 +4,15 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use podmesh_manager_core::step::{JobRow, NodeRow, RestoredJob, Snapshot};
-use podmesh_protocol::ids::{AttemptId, Epoch, InstanceId, JobId, Name, Revision, SubmissionId};
-use podmesh_protocol::report::{AttemptState, TaskCounts};
+use podmesh_protocol::ids::{
+    AttemptId, Epoch, InstanceId, JobId, Name, Revision, SubmissionId, TaskId,
+};
+use podmesh_protocol::report::{AttemptState, OutcomeKind, TaskCounts};
 use podmesh_protocol::spec::Resources;
 use rusqlite::{Connection, Row};
 use uuid::Uuid;
 
-use super::codes::{attempt_state, job_state, standing, unsigned};
+use super::codes::{attempt_state, job_state, outcome_code, standing, unsigned};
 use super::{schema, unreadable};
 
 /// Where the last life of the manager stopped, and the numbers that nodes have in the database.
@@ -42,6 +44,7 @@ pub(super) fn snapshot(
         jobs: jobs(connection)?,
         attempts,
         retries,
+        losses: losses(connection)?,
         nodes,
     };
     Ok((snapshot, numbers))
@@ -110,6 +113,22 @@ fn attempts(
         active.push((attempt, Name::clone(name), attempt_state(row.get(5)?)?));
     }
     Ok((active, retries))
+}
+
+/// How often the tasks that go on have been lost.
+fn losses(connection: &Connection) -> rusqlite::Result<Vec<(TaskId, u32)>> {
+    connection
+        .prepare(
+            "SELECT goes_on.job, goes_on.task, count(*)
+             FROM attempts AS goes_on JOIN attempts AS lost USING (job, task)
+             WHERE goes_on.standing < 2 AND lost.outcome = ?1
+             GROUP BY goes_on.job, goes_on.task",
+        )?
+        .query_map([outcome_code(OutcomeKind::Lost)], |row| {
+            let task = TaskId { job: JobId(unsigned(row.get(0)?)), index: row.get(1)? };
+            Ok((task, row.get(2)?))
+        })?
+        .collect()
 }
 
 /// A name of a job or node.

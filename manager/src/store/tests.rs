@@ -149,7 +149,7 @@ fn a_start_finds_what_goes_on_and_nothing_of_what_is_over() {
     write(&mut store, vec![done]);
     drop(store);
 
-    let Snapshot { jobs, attempts, retries, nodes, .. } = {
+    let Snapshot { jobs, attempts, retries, losses, nodes, .. } = {
         let snapshot = open(dir.path()).unwrap().snapshot;
         assert_eq!(snapshot.cluster, cluster);
         assert_eq!(snapshot.last_job, JOB);
@@ -165,6 +165,7 @@ fn a_start_finds_what_goes_on_and_nothing_of_what_is_over() {
         ]
     );
     assert_eq!(retries, [(attempt(3, 1), 500)]);
+    assert_eq!(losses, [(attempt(4, 2).task, 1)]);
     let mut saved = node("a");
     saved.capacity.memory_bytes = i64::MAX as u64;
     assert_eq!(nodes, [saved]);

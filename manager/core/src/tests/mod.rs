@@ -135,7 +135,6 @@ impl World {
         let snapshot = self.model.snapshot(self.now.mono_ms);
         self.now.mono_ms += 1_000;
         self.core = Core::new(self.now, config(), snapshot);
-        self.core.restore_losses(self.model.losses());
         self.core.check_invariants();
     }
 

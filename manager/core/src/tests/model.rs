@@ -169,6 +169,7 @@ impl Model {
             jobs: Vec::new(),
             attempts: Vec::new(),
             retries: Vec::new(),
+            losses: self.losses(),
             nodes: self.nodes.values().cloned().collect(),
         };
         for (id, job) in &self.jobs {
@@ -195,7 +196,7 @@ impl Model {
         snapshot
     }
 
-    pub(super) fn losses(&self) -> Vec<(TaskId, u32)> {
+    fn losses(&self) -> Vec<(TaskId, u32)> {
         let lost = |attempts: &[ModelAttempt]| {
             attempts.iter().filter(|attempt| attempt.kind == Some(OutcomeKind::Lost)).count() as u32
         };
