@@ -1,8 +1,6 @@
 //! Requests that are held until a commit changes a job.
 
 use std::collections::{BTreeSet, HashMap};
-use std::future::Future;
-use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use podmesh_protocol::ids::JobId;
@@ -54,12 +52,10 @@ impl Waiters {
 }
 
 impl Watch<'_> {
-    /// The next change from now on, also one between this call and the first poll: what is read
-    /// after this call is either new enough, or the change is still to come.
-    pub(crate) fn next(&self) -> Pin<Box<impl Future<Output = ()> + use<>>> {
-        let mut next: Pin<Box<OwnedNotified>> = Box::pin(Arc::clone(&self.notify).notified_owned());
-        next.as_mut().enable();
-        next
+    /// The next change from this call on, polled or not: what is read after this call is either
+    /// new enough, or the change is still to come.
+    pub(crate) fn next(&self) -> OwnedNotified {
+        Arc::clone(&self.notify).notified_owned()
     }
 }
 
@@ -87,7 +83,7 @@ mod tests {
         waiters.wake(&[JobId(1)].into());
         next.await;
 
-        let mut next = watch.next();
+        let mut next = std::pin::pin!(watch.next());
         waiters.wake(&[JobId(2)].into());
         tokio::select! {
             biased;

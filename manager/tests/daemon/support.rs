@@ -33,6 +33,12 @@ pub(crate) fn config(data_dir: &Path) -> ManagerConfig {
     ManagerConfig::new(data_dir, "127.0.0.1:0".parse().unwrap())
 }
 
+/// A configuration in which silence never counts: only what is closed is noticed.
+pub(crate) fn patient(data_dir: &Path) -> ManagerConfig {
+    let heartbeat = Duration::from_secs(3600);
+    ManagerConfig { lease: heartbeat * 10, heartbeat, ..config(data_dir) }
+}
+
 pub(crate) async fn start(data_dir: &Path) -> Running {
     start_with(config(data_dir)).await
 }
