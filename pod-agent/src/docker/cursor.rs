@@ -15,6 +15,9 @@ use super::line_end::EntryEnd;
 /// The two streams, in the order of the arrays here.
 pub(super) const STREAMS: [LogStream; 2] = [LogStream::Stdout, LogStream::Stderr];
 
+/// Bytes that the engine adds to an entry in its log, at the most.
+const ENTRY_BYTES: u64 = 128;
+
 /// One entry of the engine's log.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Entry {
@@ -71,17 +74,25 @@ pub(super) struct Position {
     runs: [Option<Run>; 2],
     /// How the last entry of each stream ended.
     pub(super) ends: [EntryEnd; 2],
+    /// Bytes that what was taken has in the engine's log, at the most.
+    pub(super) engine_bytes: u64,
     /// Entries taken in all, since the log's beginning or the last gap.
     pub(super) taken: u64,
 }
 
 impl Position {
+    /// The stamp of the last entry taken.
+    pub(super) fn nanos(&self) -> i64 {
+        self.runs[self.last].map_or(0, |run| run.nanos)
+    }
+
     /// The position after `entry`.
     pub(super) fn after(before: Option<Self>, entry: &Entry) -> Self {
         let mut position = before.unwrap_or(Self {
             last: entry.stream,
             runs: [None; 2],
             ends: [EntryEnd::Line; 2],
+            engine_bytes: 0,
             taken: 0,
         });
         let run = &mut position.runs[entry.stream];
@@ -92,6 +103,7 @@ impl Position {
         let end = &mut position.ends[entry.stream];
         *end = EntryEnd::of(&entry.bytes, *end);
         position.last = entry.stream;
+        position.engine_bytes += entry.bytes.len() as u64 + ENTRY_BYTES;
         position.taken += 1;
         position
     }

@@ -213,25 +213,15 @@ impl Engine {
         call(ANSWER_DEADLINE, self.docker.list_containers(Some(options))).await
     }
 
-    /// The output, each entry behind its time stamp: the last `tail` entries or all, and with
-    /// `follow` what is still to come.
+    /// The output, both streams, each entry behind its time stamp.
     pub(super) fn logs(
         &self,
         container: &str,
-        follow: bool,
-        tail: Option<u64>,
+        options: query::LogsOptionsBuilder,
     ) -> impl Stream<Item = Result<LogOutput, CallError>> + Unpin + Send + use<> {
-        let tail = tail.map_or_else(|| "all".to_owned(), |entries| entries.to_string());
-        let options = query::LogsOptionsBuilder::default()
-            .stdout(true)
-            .stderr(true)
-            .timestamps(true)
-            .follow(follow)
-            .tail(&tail)
-            .build();
-        Box::pin(
-            self.docker.logs(container, Some(options)).map(|item| item.map_err(CallError::from)),
-        )
+        let options = options.stdout(true).stderr(true).timestamps(true).build();
+        let logs = self.docker.logs(container, Some(options));
+        Box::pin(logs.map(|item| item.map_err(CallError::from)))
     }
 
     /// Pulls one image. `reference` has a tag or digest: without, the engine pulls all tags.

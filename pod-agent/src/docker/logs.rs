@@ -1,14 +1,18 @@
 //! Captures what a container prints: every byte once, over restarts of the agent and the engine.
 //!
 //! It goes through the logs API: attaching would stop the container while we are slow. A reading
-//! that follows is quick but may lose its place, and the engine may end it before its last entry.
-//! So whenever there is doubt, and always after the exit, `catch_up` reads what is there,
-//! to its end.
+//! that follows is quick, and not to be trusted beyond the first file of the engine's log: at the
+//! end of a file Docker 20.10 goes on with the newest one, without a word about those between, and
+//! may read that twice. It may also end before the last entry. A reading that does not follow is
+//! exact. So while the log is small it is followed; once it may fill more than a file, a reading that
+//! follows only tells that there is something new. Then, whenever there is doubt, and always after
+//! the exit, `catch_up` makes an exact reading from our place on.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use bollard::container::LogOutput;
+use bollard::query_parameters::LogsOptionsBuilder;
 use futures_util::{FutureExt as _, Stream, StreamExt as _};
 use podmesh_agent_core::input::RuntimeFact;
 use podmesh_logrotate::Error as LogError;
@@ -27,9 +31,15 @@ use crate::paths::attempt_log_dir;
 
 /// Bytes that are held before they are written.
 const BATCH_BYTES: usize = 64 << 10;
-/// Entries that a reading asks for when the place should be near the end. A log that is no longer
-/// than this is read whole.
-const TAIL_ENTRIES: u64 = 1000;
+/// Entries that a reading asks for when our place should be among the last; the larger number when
+/// it was not among the fewer. A log that is shorter is read whole.
+const TAIL_ENTRIES: [u64; 2] = [1000, 30_000];
+/// Entries that a reading begins with that only is to tell of new ones.
+const NEWS_ENTRIES: u64 = 20;
+/// How far a clock may go back without being noticed.
+const CLOCK_MARGIN: Duration = Duration::from_secs(2);
+/// A log of no more than this many bytes is in one file of the engine (of 50 MB).
+const ONE_FILE_BYTES: u64 = 40 << 20;
 /// How long a reading that follows may be silent after the exit.
 const SILENCE_AFTER_EXIT: Duration = Duration::from_secs(1);
 /// How often the engine may say after the exit that it cannot read its log.
@@ -58,6 +68,16 @@ impl From<CallError> for Trouble {
     }
 }
 
+/// What part of the log is read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Part {
+    All,
+    /// So many entries at its end.
+    Tail(u64),
+    /// What was printed since this second of 1970.
+    Since(i32),
+}
+
 /// How a reading ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum End {
@@ -65,6 +85,8 @@ enum End {
     Whole,
     /// Our place was not in it.
     Lost,
+    /// It followed, there is something new, and it is not to be trusted with that.
+    News,
 }
 
 /// Writes the output of a container to its files until `exited` says true, and returns when the
@@ -92,6 +114,7 @@ pub(super) async fn capture(
                     position,
                     unsaved: false,
                     gap: None,
+                    taken_at: None,
                 };
                 return capture.run(gap, exited).await;
             }
@@ -121,6 +144,8 @@ struct Capture<'a> {
     unsaved: bool,
     /// Told to the core, and to be told in the files before anything else.
     gap: Option<String>,
+    /// Both clocks when the last entry was taken, in this life of the agent.
+    taken_at: Option<(Instant, SystemTime)>,
 }
 
 impl Capture<'_> {
@@ -129,22 +154,22 @@ impl Capture<'_> {
             self.note_gap(text);
         }
         let mut pause = Pause::new();
-        let mut tail = self.tail();
+        let mut part = self.to_follow();
         while !*exited.borrow() {
             let position = self.position;
-            let ended = match self.read(tail, Some(&mut exited)).await {
-                Ok(End::Lost) if tail.is_some() => {
-                    tail = None;
+            let ended = match self.read(part, Some(&mut exited)).await {
+                Ok(End::Lost) if part != Part::All && !self.may_rotate() => {
+                    part = Part::All;
                     continue;
                 }
-                Ok(End::Lost) => self.catch_up().await,
+                Ok(End::Lost | End::News) => self.catch_up().await,
                 Ok(End::Whole) => Ok(()),
                 Err(trouble) => Err(trouble),
             };
             if let Err(trouble) = ended {
                 tracing::warn!(attempt = %self.attempt, %trouble, "log capture is interrupted");
             }
-            tail = self.tail();
+            part = self.to_follow();
             if self.position != position {
                 pause = Pause::new();
             }
@@ -191,7 +216,7 @@ impl Capture<'_> {
             lock(&self.files).drop_pending();
             self.note_gap(text);
             self.settle().await
-        } else if self.tail().is_some() && self.unsaved {
+        } else if self.is_long(TAIL_ENTRIES[0]) && self.unsaved {
             // A short log is read whole anyhow.
             self.save().await
         } else {
@@ -202,26 +227,60 @@ impl Capture<'_> {
         }
     }
 
-    /// How many entries to ask for, where it need not be all.
-    fn tail(&self) -> Option<u64> {
-        self.position.filter(|position| position.taken > TAIL_ENTRIES).map(|_| TAIL_ENTRIES)
+    /// Whether more entries were taken than this.
+    fn is_long(&self, entries: u64) -> bool {
+        self.position.is_some_and(|position| position.taken > entries)
+    }
+
+    /// Whether the log may fill more than a file of the engine.
+    fn may_rotate(&self) -> bool {
+        self.position.is_some_and(|position| position.engine_bytes > ONE_FILE_BYTES)
+    }
+
+    /// What to begin with when following.
+    fn to_follow(&self) -> Part {
+        match TAIL_ENTRIES {
+            _ if self.may_rotate() => Part::Tail(NEWS_ENTRIES),
+            [entries, _] if self.is_long(entries) => Part::Tail(entries),
+            _ => Part::All,
+        }
+    }
+
+    /// What to read when our place may be anywhere. All is always right; a beginning is left out
+    /// only where no clock went back since we were there: nothing behind our place can be stamped
+    /// earlier then.
+    fn behind_place(&self) -> Part {
+        let steady = |(then, wall): (Instant, SystemTime)| {
+            wall.elapsed().is_ok_and(|elapsed| elapsed + CLOCK_MARGIN / 2 >= then.elapsed())
+        };
+        let second = self.position.zip(self.taken_at).filter(|(_, at)| steady(*at)).and_then(
+            |(position, _)| {
+                let nanos = Duration::from_nanos(u64::try_from(position.nanos()).ok()?);
+                i32::try_from(nanos.checked_sub(CLOCK_MARGIN)?.as_secs()).ok()
+            },
+        );
+        second.map_or(Part::All, Part::Since)
     }
 
     /// Reads everything up to the end of what there is now.
     async fn catch_up(&mut self) -> Result<(), Trouble> {
-        if let Some(tail) = self.tail()
-            && self.read(Some(tail), None).await? == End::Whole
-        {
-            return Ok(());
+        let tails = TAIL_ENTRIES.into_iter().filter(|entries| self.is_long(*entries));
+        let long = self.is_long(TAIL_ENTRIES[0]).then(|| self.behind_place());
+        let parts: Vec<_> =
+            tails.map(Part::Tail).chain(long.filter(|part| *part != Part::All)).collect();
+        for part in parts {
+            if self.read(part, None).await? == End::Whole {
+                return Ok(());
+            }
         }
         // Looked at twice: what was dropped stays so.
-        if self.read(None, None).await? == End::Lost
-            && self.read(None, None).await? == End::Lost
+        if self.read(Part::All, None).await? == End::Lost
+            && self.read(Part::All, None).await? == End::Lost
         {
             self.position = None;
             let text = "output is missing here: the engine had dropped it before it was read";
             self.note_gap(text.into());
-            self.read(None, None).await?;
+            self.read(Part::All, None).await?;
         }
         Ok(())
     }
@@ -258,13 +317,19 @@ impl Capture<'_> {
     /// One reading from our place on; with `exited` it follows, until some time after the exit.
     async fn read(
         &mut self,
-        tail: Option<u64>,
+        part: Part,
         mut exited: Option<&mut watch::Receiver<bool>>,
     ) -> Result<End, Trouble> {
         self.settle().await?;
         let follow = exited.is_some();
-        let mut seek = Seek::new(self.position, tail.is_some(), follow);
-        let mut stream = self.shared.engine.logs(self.container, follow, tail);
+        let mut seek = Seek::new(self.position, matches!(part, Part::Tail(_)), follow);
+        let mut options = LogsOptionsBuilder::default().follow(follow);
+        options = match part {
+            Part::All => options,
+            Part::Tail(entries) => options.tail(&entries.to_string()),
+            Part::Since(second) => options.since(second),
+        };
+        let mut stream = self.shared.engine.logs(self.container, options);
         let mut over = false;
         loop {
             let first = tokio::select! {
@@ -280,6 +345,9 @@ impl Capture<'_> {
                 () = sleep(SILENCE_AFTER_EXIT), if over => return Ok(End::Whole),
             };
             let end = self.take(first, &mut stream, &mut seek, follow);
+            if lock(&self.files).has_pending() {
+                self.taken_at = Some((Instant::now(), SystemTime::now()));
+            }
             self.flush().await?;
             if let Some(end) = end {
                 return end;
@@ -314,6 +382,7 @@ impl Capture<'_> {
             match seek.look(&entry) {
                 Verdict::Lost => return Some(Ok(End::Lost)),
                 Verdict::Old => {}
+                Verdict::New if follow && self.may_rotate() => return Some(Ok(End::News)),
                 Verdict::New => {
                     let lost = self.shared.engine.facts.loses_line_ends;
                     let before = self.position.map(|position| position.ends[entry.stream]);

@@ -1,0 +1,429 @@
+//! What the tests of the Docker runtime share: a real engine, an image made here, an agent's worth
+//! of settings, and a guard that removes every container it made, whatever happens.
+//!
+//! `PODMESH_TEST_DOCKER=off` leaves these tests out; `required` fails without an engine; otherwise
+//! they run if an engine answers, and say loudly that they did not.
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
+use std::time::Duration;
+
+use bollard::Docker;
+use bollard::query_parameters as query;
+use futures_util::TryStreamExt as _;
+use podmesh_agent::docker::{DockerRuntime, DockerSettings};
+use podmesh_agent::log_notify::LogNotify;
+use podmesh_agent::policy::NodePolicy;
+use podmesh_agent_core::input::{FoundAttempt, RuntimeFact};
+use podmesh_agent_core::step::JobContext;
+use podmesh_logrotate::{LogReader, RotationPolicy};
+use podmesh_protocol::ids::{AttemptId, ClusterId, JobId};
+use podmesh_protocol::report::Outcome;
+use podmesh_protocol::spec::{DockerSpec, OnLost, Resources, RunSpec, RuntimeSpec};
+use tokio::sync::mpsc;
+use uuid::Uuid;
+
+/// No test should come near it.
+const PATIENCE: Duration = Duration::from_secs(120);
+
+/// A client for what a test does beside the runtime.
+pub fn engine() -> Docker {
+    // A version that every engine has which is supported here.
+    let version = bollard::ClientVersion { major_version: 1, minor_version: 41 };
+    Docker::connect_with_defaults()
+        .map(|docker| docker.with_timeout(PATIENCE))
+        .and_then(|docker| block_on(async move { docker.negotiate_version().await }))
+        .unwrap_or_else(|error| panic!("no Docker engine (API {version} is the least): {error}"))
+}
+
+/// Runs a future to its end on a thread of its own: also from `Drop`, also inside a runtime.
+fn block_on<T: Send>(work: impl Future<Output = T> + Send) -> T {
+    std::thread::scope(|scope| {
+        scope
+            .spawn(|| {
+                tokio::runtime::Builder::new_current_thread()
+                    .enable_all()
+                    .build()
+                    .unwrap()
+                    .block_on(work)
+            })
+            .join()
+            .unwrap()
+    })
+}
+
+/// Whether these tests can run. Says so where they cannot.
+///
+/// # Panics
+/// When they must run and cannot.
+pub fn usable() -> bool {
+    static USABLE: OnceLock<bool> = OnceLock::new();
+    *USABLE.get_or_init(|| {
+        let wish = std::env::var("PODMESH_TEST_DOCKER").unwrap_or_default();
+        let why = match wish.as_str() {
+            "off" => Some("PODMESH_TEST_DOCKER=off".to_owned()),
+            "" | "required" => missing(),
+            other => panic!("PODMESH_TEST_DOCKER={other:?} is neither `off` nor `required`"),
+        };
+        let Some(why) = why else { return true };
+        assert!(wish != "required", "PODMESH_TEST_DOCKER=required, and {why}");
+        eprintln!("\n*** The tests of the Docker runtime are LEFT OUT: {why} ***\n");
+        false
+    })
+}
+
+fn missing() -> Option<String> {
+    let ping = async {
+        let docker = Docker::connect_with_defaults()?.negotiate_version().await?;
+        docker.ping().await
+    };
+    let answer = block_on(async { tokio::time::timeout(Duration::from_secs(10), ping).await });
+    match answer {
+        Err(_) => Some("the Docker engine did not answer for 10 s".into()),
+        Ok(Err(error)) => Some(format!("no Docker engine answers: {error}")),
+        Ok(Ok(_)) if !Path::new("/bin/busybox").exists() => {
+            Some("there is no /bin/busybox (Debian: busybox-static) to make an image of".into())
+        }
+        Ok(Ok(_)) => None,
+    }
+}
+
+/// An image with busybox in it, removed when the last test is done with it.
+#[derive(Debug)]
+pub struct Image {
+    pub name: String,
+}
+
+impl Image {
+    pub fn get() -> Arc<Self> {
+        static IMAGE: Mutex<Weak<Image>> = Mutex::new(Weak::new());
+        let mut known = IMAGE.lock().unwrap_or_else(PoisonError::into_inner);
+        known.upgrade().unwrap_or_else(|| {
+            let image = Arc::new(Self::make());
+            *known = Arc::downgrade(&image);
+            image
+        })
+    }
+
+    fn make() -> Self {
+        let name = format!("podmesh-test-{}", Uuid::new_v4().simple());
+        let tar = busybox_tar(&["--create", "--file=-"]);
+        let options =
+            query::CreateImageOptionsBuilder::default().from_src("-").repo(&name).tag("1").build();
+        let docker = engine();
+        block_on(async move {
+            let body = bollard::body_full(tar.into());
+            docker
+                .create_image(Some(options), Some(body), None)
+                .try_collect::<Vec<_>>()
+                .await
+                .unwrap();
+        });
+        Self { name: format!("{name}:1") }
+    }
+}
+
+impl Drop for Image {
+    fn drop(&mut self) {
+        remove_image(&self.name);
+    }
+}
+
+pub fn remove_image(name: &str) {
+    let docker = engine();
+    let options = query::RemoveImageOptionsBuilder::default().force(true).build();
+    _ = block_on(async move { docker.remove_image(name, Some(options), None).await });
+}
+
+/// A root file system with busybox, as `tar` writes it.
+pub fn busybox_tar(tar: &[&str]) -> Vec<u8> {
+    let dir = tempfile::tempdir().unwrap();
+    let root = dir.path();
+    for folder in ["bin", "etc", "tmp", "in"] {
+        std::fs::create_dir(root.join(folder)).unwrap();
+    }
+    std::fs::copy("/bin/busybox", root.join("bin/busybox")).unwrap();
+    let applets = Command::new("/bin/busybox").arg("--list").output().unwrap();
+    for applet in
+        String::from_utf8(applets.stdout).unwrap().lines().filter(|name| *name != "busybox")
+    {
+        std::os::unix::fs::symlink("busybox", root.join("bin").join(applet)).unwrap();
+    }
+    std::fs::write(root.join("etc/passwd"), "root:x:0:0::/:/bin/sh\nwork:x:1234:1234::/:/bin/sh\n")
+        .unwrap();
+    std::fs::write(root.join("etc/group"), "root:x:0:\nwork:x:1234:\n").unwrap();
+    let done =
+        Command::new("tar").args(tar).arg("--directory").arg(root).arg(".").output().unwrap();
+    assert!(done.status.success(), "tar: {}", String::from_utf8_lossy(&done.stderr));
+    done.stdout
+}
+
+/// An agent's place on this machine: everything of it that outlives a process.
+pub struct Place {
+    pub cluster: ClusterId,
+    pub agent: Uuid,
+    pub policy: NodePolicy,
+    pub rotation: RotationPolicy,
+    pub image: Arc<Image>,
+    dir: tempfile::TempDir,
+}
+
+impl Place {
+    pub fn new() -> Self {
+        let large = 1 << 30;
+        Self {
+            cluster: ClusterId(Uuid::new_v4()),
+            agent: Uuid::new_v4(),
+            policy: NodePolicy::default(),
+            rotation: RotationPolicy {
+                file_bytes_max: large,
+                total_bytes_max: 4 * large,
+                ..RotationPolicy::default()
+            },
+            image: Image::get(),
+            dir: tempfile::tempdir().unwrap(),
+        }
+    }
+
+    pub fn path(&self) -> &Path {
+        self.dir.path()
+    }
+
+    pub fn logs_dir(&self) -> PathBuf {
+        self.path().join("logs")
+    }
+
+    pub fn settings(&self) -> DockerSettings {
+        settings(self.agent, self.logs_dir(), self.rotation.clone(), self.policy.clone())
+    }
+
+    /// A runtime that has adopted what was there.
+    pub async fn agent(&self) -> Agent {
+        let mut agent = self.blind_agent().await;
+        agent.found = agent.runtime.adopt().await.unwrap();
+        agent
+    }
+
+    /// A runtime that has not looked for what was there.
+    pub async fn blind_agent(&self) -> Agent {
+        Agent::new(self.settings(), self.cluster).await
+    }
+
+    /// A job that runs a shell script.
+    pub fn script(&self, script: &str) -> JobContext {
+        self.job(&["sh", "-c", script])
+    }
+
+    pub fn job(&self, command: &[&str]) -> JobContext {
+        job(&self.image.name, command)
+    }
+
+    /// All bytes of a stream, over rotations; none when there is no file.
+    pub fn output(&self, attempt: AttemptId, stream: &str) -> Option<Vec<u8>> {
+        let mut dir = self.logs_dir();
+        for part in [attempt.task.job.0, attempt.task.index.into(), attempt.number.into()] {
+            dir.push(part.to_string());
+        }
+        let mut reader = LogReader::open(&dir, stream).unwrap();
+        assert_eq!(reader.start_offset().unwrap(), 0);
+        let mut bytes = Vec::new();
+        loop {
+            let chunk = reader.read_at(bytes.len() as u64, 1 << 20).unwrap();
+            assert_eq!(chunk.offset, bytes.len() as u64);
+            if chunk.bytes.is_empty() {
+                break;
+            }
+            bytes.extend(chunk.bytes);
+        }
+        (!bytes.is_empty() || dir.join(format!("{stream}.log")).exists()).then_some(bytes)
+    }
+
+    pub fn text(&self, attempt: AttemptId, stream: &str) -> String {
+        String::from_utf8(self.output(attempt, stream).unwrap_or_default()).unwrap()
+    }
+
+    /// Waits until a stream holds `text`.
+    pub async fn until_printed(&self, attempt: AttemptId, stream: &str, text: &str) {
+        let seen = async {
+            while !String::from_utf8_lossy(&self.output(attempt, stream).unwrap_or_default())
+                .contains(text)
+            {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        };
+        within(seen).await;
+    }
+
+    pub fn container_name(&self, attempt: AttemptId) -> String {
+        let cluster = self.cluster.to_string();
+        let AttemptId { task, number } = attempt;
+        format!("podmesh-{}-{}.{}.{number}", &cluster[..8], task.job, task.index)
+    }
+
+    /// The containers of this agent.
+    pub async fn containers(&self) -> Vec<String> {
+        labelled(&engine(), self.agent).await
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        let (docker, agent) = (engine(), self.agent);
+        block_on(async move {
+            for container in labelled(&docker, agent).await {
+                remove(&docker, &container).await;
+            }
+        });
+    }
+}
+
+async fn labelled(docker: &Docker, agent: Uuid) -> Vec<String> {
+    let filters = HashMap::from([("label".to_owned(), vec![format!("podmesh.agent={agent}")])]);
+    let options =
+        query::ListContainersOptionsBuilder::default().all(true).filters(&filters).build();
+    let listed = docker.list_containers(Some(options)).await.unwrap();
+    listed.into_iter().filter_map(|container| container.id).collect()
+}
+
+pub async fn remove(docker: &Docker, container: &str) {
+    let options = query::RemoveContainerOptionsBuilder::default().force(true).v(true).build();
+    _ = docker.remove_container(container, Some(options)).await;
+}
+
+/// A container that a test makes itself, removed with the guard.
+pub struct Foreign(pub String);
+
+impl Drop for Foreign {
+    fn drop(&mut self) {
+        let docker = engine();
+        block_on(async { remove(&docker, &self.0).await });
+    }
+}
+
+pub fn settings(
+    agent: Uuid,
+    logs_dir: PathBuf,
+    rotation: RotationPolicy,
+    policy: NodePolicy,
+) -> DockerSettings {
+    DockerSettings {
+        node: "test-node".parse().unwrap(),
+        agent_id: agent,
+        logs_dir,
+        rotation,
+        policy,
+        log_notify: LogNotify::default(),
+    }
+}
+
+pub fn job(image: &str, command: &[&str]) -> JobContext {
+    JobContext {
+        job: JobId(1),
+        name: "test-job".parse().unwrap(),
+        on_lost: OnLost::Requeue,
+        resources: Resources { cpu_millis: 1000, memory_bytes: 0 },
+        run: RunSpec {
+            runtime: RuntimeSpec::Docker(DockerSpec {
+                image: image.into(),
+                ..DockerSpec::default()
+            }),
+            command: command.iter().map(|part| (*part).to_owned()).collect(),
+            env: Default::default(),
+            workdir: None,
+            timeout_ms: None,
+            stop_grace_ms: 10_000,
+        },
+    }
+}
+
+pub fn docker_spec(job: &mut JobContext) -> &mut DockerSpec {
+    match &mut job.run.runtime {
+        RuntimeSpec::Docker(spec) => spec,
+        _ => unreachable!("jobs of these tests are containers"),
+    }
+}
+
+/// The `index`-th task's first attempt.
+pub fn attempt(index: u32) -> AttemptId {
+    AttemptId::new(JobId(1), index, 1)
+}
+
+/// A runtime with what it has said.
+pub struct Agent {
+    pub runtime: DockerRuntime,
+    pub found: Vec<FoundAttempt>,
+    facts: mpsc::UnboundedReceiver<(AttemptId, RuntimeFact)>,
+    heard: HashMap<AttemptId, Vec<RuntimeFact>>,
+}
+
+impl Agent {
+    pub async fn new(settings: DockerSettings, cluster: ClusterId) -> Self {
+        let (tell, facts) = mpsc::unbounded_channel();
+        let runtime = DockerRuntime::connect(settings, tell).await.unwrap();
+        runtime.set_cluster(cluster);
+        Self { runtime, found: Vec::new(), facts, heard: HashMap::new() }
+    }
+
+    pub fn start(&self, id: AttemptId, job: JobContext) {
+        self.runtime.start(id, Arc::new(job));
+    }
+
+    pub async fn run(&mut self, id: AttemptId, job: JobContext) -> Outcome {
+        self.start(id, job);
+        self.end(id).await
+    }
+
+    pub fn heard(&self, id: AttemptId) -> &[RuntimeFact] {
+        self.heard.get(&id).map_or(&[], Vec::as_slice)
+    }
+
+    /// Waits for a fact of the attempt.
+    pub async fn until(
+        &mut self,
+        id: AttemptId,
+        wanted: impl Fn(&RuntimeFact) -> bool,
+    ) -> RuntimeFact {
+        loop {
+            if let Some(fact) = self.heard(id).iter().find(|fact| wanted(fact)) {
+                return fact.clone();
+            }
+            let (of, fact) = within(self.facts.recv()).await.unwrap();
+            self.heard.entry(of).or_default().push(fact);
+        }
+    }
+
+    pub async fn started(&mut self, id: AttemptId) {
+        self.until(id, |fact| matches!(fact, RuntimeFact::Started | RuntimeFact::Ended(_))).await;
+    }
+
+    pub async fn end(&mut self, id: AttemptId) -> Outcome {
+        match self.until(id, |fact| matches!(fact, RuntimeFact::Ended(_))).await {
+            RuntimeFact::Ended(outcome) => outcome,
+            _ => unreachable!("only ends were asked for"),
+        }
+    }
+
+    pub fn gaps(&self) -> Vec<&RuntimeFact> {
+        self.heard
+            .values()
+            .flatten()
+            .filter(|fact| matches!(fact, RuntimeFact::LogGap(_)))
+            .collect()
+    }
+
+    /// Waits until the containers of the place are gone.
+    pub async fn removed(&self, place: &Place) {
+        within(async {
+            while !place.containers().await.is_empty() {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        })
+        .await;
+    }
+}
+
+pub async fn within<T>(work: impl Future<Output = T>) -> T {
+    tokio::time::timeout(PATIENCE, work).await.expect("nothing happened for two minutes")
+}

@@ -1,0 +1,301 @@
+//! The Docker runtime against a real engine: what is run, with what, and how it ends.
+
+#![expect(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests")]
+
+mod docker_common;
+
+use std::collections::HashMap;
+
+use bollard::models::{ContainerCreateBody, HostConfig};
+use bollard::query_parameters as query;
+use docker_common::*;
+use podmesh_agent::policy::MountRoot;
+use podmesh_agent_core::input::RuntimeFact;
+use podmesh_protocol::report::OutcomeKind;
+use podmesh_protocol::spec::{Mount, NetworkMode, PullPolicy};
+
+macro_rules! need_docker {
+    () => {
+        if !usable() {
+            return;
+        }
+    };
+}
+
+#[tokio::test]
+async fn exit_codes_are_those_of_docker_run() {
+    need_docker!();
+    let place = Place::new();
+    let mut agent = place.agent().await;
+    for (index, command, code) in [
+        (1, vec!["true"], 0),
+        (2, vec!["sh", "-c", "exit 3"], 3),
+        (3, vec!["no-such-program"], 127),
+        (4, vec!["/etc/passwd"], 126),
+    ] {
+        let outcome = agent.run(attempt(index), place.job(&command)).await;
+        assert_eq!(outcome.exit_code, Some(code), "{command:?}: {outcome:?}");
+        let kind = if code == 0 { OutcomeKind::Succeeded } else { OutcomeKind::Failed };
+        assert_eq!(outcome.kind, kind, "{command:?}");
+        let ran = !matches!(code, 126 | 127);
+        assert_eq!(agent.heard(attempt(index)).contains(&RuntimeFact::Started), ran, "{command:?}");
+        assert_eq!(outcome.message.is_none(), ran, "{command:?}: {outcome:?}");
+        // Nothing printed, nothing created.
+        assert_eq!(place.output(attempt(index), "stdout"), None);
+        agent.runtime.remove(attempt(index));
+    }
+    agent.removed(&place).await;
+    assert!(!place.logs_dir().exists());
+}
+
+#[tokio::test]
+async fn the_container_is_as_the_job_says() {
+    need_docker!();
+    let place = Place::new();
+    let mut agent = place.agent().await;
+    let mut job = place.job(&["-c", "echo $A; echo $PODMESH_TASK_INDEX $PODMESH_JOB $PODMESH_NODE; pwd; id -u; id -g; cat /sys/class/net/*/address"]);
+    job.run.env.insert("A".into(), "b = c".into());
+    job.run.env.insert("PODMESH_NODE".into(), "forged".into());
+    job.run.workdir = Some("/in".into());
+    docker_spec(&mut job).entrypoint = Some(vec!["sh".into()]);
+    docker_spec(&mut job).user = Some("work".into());
+    docker_spec(&mut job).network = NetworkMode::None;
+    let outcome = agent.run(attempt(7), job).await;
+    assert_eq!(outcome.exit_code, Some(0), "{outcome:?} {}", place.text(attempt(7), "stderr"));
+    assert_eq!(
+        place.text(attempt(7), "stdout"),
+        "b = c\n7 1 test-node\n/in\n1234\n1234\n00:00:00:00:00:00\n"
+    );
+
+    let mut job = place.script("exit 4");
+    docker_spec(&mut job).entrypoint = Some(Vec::new());
+    job.resources.memory_bytes = 64 << 20;
+    job.resources.cpu_millis = 500;
+    assert_eq!(agent.run(attempt(8), job).await.exit_code, Some(4));
+    let seen = engine().inspect_container(&place.container_name(attempt(8)), None).await.unwrap();
+    let limits: HostConfig = seen.host_config.unwrap();
+    assert_eq!((limits.memory, limits.memory_swap), (Some(64 << 20), Some(64 << 20)));
+    assert_eq!(limits.nano_cpus, Some(500_000_000));
+    assert_eq!(limits.auto_remove, Some(false));
+    assert_ne!(limits.privileged, Some(true));
+    let labels: HashMap<_, _> = seen.config.unwrap().labels.unwrap();
+    let (cluster, agent_id) = (place.cluster.to_string(), place.agent.to_string());
+    for (label, value) in [
+        ("podmesh.cluster", cluster.as_str()),
+        ("podmesh.agent", &agent_id),
+        ("podmesh.node", "test-node"),
+        ("podmesh.job", "1"),
+        ("podmesh.task", "1.8"),
+        ("podmesh.attempt", "1"),
+        ("podmesh.on_lost", "requeue"),
+        ("podmesh.job_name", "test-job"),
+    ] {
+        assert_eq!(labels.get(label).map(String::as_str), Some(value), "{label}");
+    }
+}
+
+#[tokio::test]
+async fn running_out_of_memory_is_told() {
+    need_docker!();
+    let place = Place::new();
+    let mut agent = place.agent().await;
+    let mut job = place.script("dd if=/dev/zero of=/dev/null bs=200M count=1; echo went on");
+    job.resources.memory_bytes = 16 << 20;
+    let outcome = agent.run(attempt(1), job).await;
+    assert!(outcome.oom_killed, "{outcome:?}");
+    // The shell lived on: the code is its own.
+    assert_eq!(outcome.exit_code, Some(0));
+    assert_eq!(place.text(attempt(1), "stdout"), "went on\n");
+}
+
+#[tokio::test]
+async fn a_stop_gives_grace_and_then_kills() {
+    need_docker!();
+    let place = Place::new();
+    let mut agent = place.agent().await;
+    let script = |on_term: &str| {
+        place.script(&format!("trap '{on_term}' TERM; echo ready; while :; do sleep 0.1; done"))
+    };
+    for (index, on_term, grace_ms, code) in
+        [(1, "exit 5", 60_000, 5), (2, "", 700, 137), (3, "exit 5", 0, 137)]
+    {
+        agent.start(attempt(index), script(on_term));
+        place.until_printed(attempt(index), "stdout", "ready").await;
+        agent.runtime.stop(attempt(index), grace_ms);
+        let outcome = agent.end(attempt(index)).await;
+        assert_eq!(outcome.exit_code, Some(code), "{on_term:?} {grace_ms}: {outcome:?}");
+    }
+    // Who asks again with less grace does not wait for the first.
+    agent.start(attempt(4), script(""));
+    place.until_printed(attempt(4), "stdout", "ready").await;
+    agent.runtime.stop(attempt(4), 3_600_000);
+    agent.runtime.stop(attempt(4), 0);
+    assert_eq!(agent.end(attempt(4)).await.exit_code, Some(137));
+    // One that is over is left alone.
+    agent.runtime.stop(attempt(4), 0);
+    // One that has just been asked for never starts, or is stopped.
+    agent.start(attempt(5), script("exit 0"));
+    agent.runtime.stop(attempt(5), 0);
+    assert_eq!(agent.end(attempt(5)).await.kind, OutcomeKind::Failed);
+    for index in 1..=5 {
+        agent.runtime.remove(attempt(index));
+    }
+    agent.removed(&place).await;
+}
+
+#[tokio::test]
+async fn a_missing_image_is_named() {
+    need_docker!();
+    let place = Place::new();
+    let mut agent = place.agent().await;
+    // Nothing listens there.
+    let image = "127.0.0.1:1/no/such-image:7";
+    for (index, policy) in
+        [(1, PullPolicy::Missing), (2, PullPolicy::Always), (3, PullPolicy::Never)]
+    {
+        let mut job = job(image, &["true"]);
+        docker_spec(&mut job).pull = policy;
+        let outcome = agent.run(attempt(index), job).await;
+        let said = outcome.message.unwrap();
+        assert_eq!(outcome.exit_code, Some(125));
+        assert!(said.contains(image) && said.contains("test-node"), "{said}");
+        let pulls = agent
+            .heard(attempt(index))
+            .contains(&RuntimeFact::Preparing(format!("pulling image {image}")));
+        assert_eq!(pulls, policy != PullPolicy::Never);
+    }
+    let outcome = agent.run(attempt(4), job("Not An Image", &["true"])).await;
+    assert_eq!(outcome.exit_code, Some(125), "{outcome:?}");
+}
+
+#[tokio::test]
+async fn a_pull_can_be_stopped() {
+    need_docker!();
+    let place = Place::new();
+    let mut agent = place.agent().await;
+    // A registry that takes calls and never answers.
+    let registry = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let image = format!("{}/silent:1", registry.local_addr().unwrap());
+    agent.start(attempt(1), job(&image, &["true"]));
+    let call = within(registry.accept()).await.unwrap();
+    agent.runtime.stop(attempt(1), 10_000);
+    let outcome = agent.end(attempt(1)).await;
+    assert_eq!((outcome.kind, outcome.exit_code), (OutcomeKind::Failed, None));
+    assert!(outcome.message.unwrap().contains("stopped"));
+    drop(call);
+}
+
+#[tokio::test]
+async fn mounts_and_networks_are_as_the_node_allows() {
+    need_docker!();
+    let mut place = Place::new();
+    let [open, closed, other] = ["open", "closed", "other"].map(|name| place.path().join(name));
+    for dir in [&open, &closed, &other] {
+        std::fs::create_dir(dir).unwrap();
+    }
+    place.policy.mount_roots = vec![
+        MountRoot { path: open.clone(), writable: true },
+        MountRoot { path: closed.clone(), writable: false },
+    ];
+    std::fs::write(closed.join("word"), "hello").unwrap();
+    let mut agent = place.agent().await;
+    let mount = |source: &std::path::Path, target: &str, read_only| Mount {
+        source: source.to_str().unwrap().into(),
+        target: target.into(),
+        read_only,
+    };
+    let mut job = place.script("cat /in/word > /out/copy; echo x > /in/word; echo $?");
+    docker_spec(&mut job).mounts = vec![mount(&closed, "/in", true), mount(&open, "/out", false)];
+    let outcome = agent.run(attempt(1), job).await;
+    assert_eq!(outcome.exit_code, Some(0), "{outcome:?}");
+    assert_eq!(place.text(attempt(1), "stdout"), "1\n");
+    assert!(place.text(attempt(1), "stderr").contains("Read-only"));
+    assert_eq!(std::fs::read(open.join("copy")).unwrap(), b"hello");
+    assert_eq!(std::fs::read(closed.join("word")).unwrap(), b"hello");
+
+    for (index, mount) in [
+        (2, mount(&other, "/in", true)),
+        (3, mount(&closed, "/in", false)),
+        (4, mount("/var/run/docker.sock".as_ref(), "/s", true)),
+    ] {
+        let mut job = place.job(&["true"]);
+        docker_spec(&mut job).mounts = vec![mount];
+        let outcome = agent.run(attempt(index), job).await;
+        let said = outcome.message.unwrap();
+        assert_eq!(outcome.exit_code, Some(125));
+        assert!(said.contains("test-node") && said.contains("agent.toml"), "{said}");
+    }
+    let mut job = place.job(&["true"]);
+    docker_spec(&mut job).network = NetworkMode::Host;
+    let said = agent.run(attempt(5), job).await.message.unwrap();
+    assert!(said.contains("allow_host_network"), "{said}");
+    // Nothing was even created for what was refused.
+    assert_eq!(place.containers().await.len(), 1);
+}
+
+#[tokio::test]
+async fn a_name_is_used_once() {
+    need_docker!();
+    let place = Place::new();
+    let counted = "echo run; while [ ! -e /tmp/go ]; do sleep 0.1; done; exit 9";
+    let mut first = place.agent().await;
+    first.start(attempt(1), place.script(counted));
+    place.until_printed(attempt(1), "stdout", "run").await;
+    drop(first);
+    // An agent that does not know of it is told to start it again.
+    let mut second = place.blind_agent().await;
+    second.start(attempt(1), place.script(counted));
+    second.started(attempt(1)).await;
+    assert_eq!(place.containers().await.len(), 1);
+    second.runtime.stop(attempt(1), 0);
+    assert_eq!(second.end(attempt(1)).await.exit_code, Some(137));
+    drop(second);
+    // Also when it has ended: it is not run twice.
+    let mut third = place.blind_agent().await;
+    assert_eq!(third.run(attempt(1), place.script(counted)).await.exit_code, Some(137));
+    assert_eq!(place.text(attempt(1), "stdout"), "run\n");
+}
+
+#[tokio::test]
+async fn what_is_not_ours_is_left_alone() {
+    need_docker!();
+    let place = Place::new();
+    let docker = engine();
+    let create = |name: String, labels: HashMap<String, String>| {
+        let (docker, image) = (docker.clone(), place.image.name.clone());
+        async move {
+            let body = ContainerCreateBody {
+                image: Some(image),
+                cmd: Some(vec!["sleep".into(), "600".into()]),
+                labels: Some(labels),
+                ..ContainerCreateBody::default()
+            };
+            let options = query::CreateContainerOptionsBuilder::default().name(&name).build();
+            let id = docker.create_container(Some(options), body).await.unwrap().id;
+            Foreign(id)
+        }
+    };
+    // The name of one of our attempts, without labels.
+    let named = create(place.container_name(attempt(1)), HashMap::new()).await;
+    // All our labels but one, and not our name.
+    let labels = [("podmesh.agent", place.agent.to_string()), ("podmesh.job", "1".into())];
+    let labels = labels.map(|(label, value)| (label.to_owned(), value));
+    let labelled = create(format!("{}-x", place.container_name(attempt(2))), labels.into()).await;
+
+    let mut agent = place.agent().await;
+    assert!(agent.found.is_empty());
+    let outcome = agent.run(attempt(1), place.job(&["true"])).await;
+    assert_eq!(outcome.exit_code, Some(125));
+    assert!(outcome.message.unwrap().contains("not this agent's"));
+    agent.runtime.remove(attempt(1));
+    // A removal that was wrong would be under way before this one is done.
+    assert_eq!(agent.run(attempt(3), place.job(&["true"])).await.exit_code, Some(0));
+    agent.runtime.remove(attempt(3));
+    within(async {
+        while place.containers().await != [labelled.0.clone()] {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+    assert!(docker.inspect_container(&named.0, None).await.is_ok());
+}
