@@ -8,8 +8,9 @@ use podmesh_protocol::report::{Report, ReportFact};
 use podmesh_protocol::session::ToManager;
 
 /// Messages with reports that may be under way at a time; further reports wait for an
-/// acknowledgement, so that queues stay short and batches grow when the manager is slow.
-pub(crate) const MESSAGES_IN_FLIGHT_MAX: usize = 8;
+/// acknowledgement, so that queues stay short and batches grow when the manager is slow: each
+/// message costs it a commit.
+pub(crate) const MESSAGES_IN_FLIGHT_MAX: usize = 1;
 
 /// Bytes of a row without its text, generously: number, attempt, and an outcome's named fields.
 const ROW_BYTES: usize = 160;

@@ -3,12 +3,16 @@
 //!
 //! `<data>/work/42.7.2/` is the folder, `<data>/work/42.7.2.attempt` the file. It holds one JSON
 //! value a line, each written when it became true.
+//!
+//! What is empty again is kept under another name and used for the next attempt: to make and to
+//! delete inodes thousands of times a second is what a file system does worst.
 
 use std::ffi::OsStr;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
-use std::os::unix::fs::DirBuilderExt;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use nix::unistd::Pid;
 use podmesh_protocol::ids::{AttemptId, JobId};
@@ -18,6 +22,12 @@ use serde::{Deserialize, Serialize};
 
 /// The extension of the file of an attempt.
 const EXTENSION: &str = "attempt";
+/// Beginning of the names of what is kept for the next attempts.
+const SPARE: &str = "spare-";
+/// Folders, and files, that are kept at the most.
+const SPARES_MAX: usize = 64;
+/// Mode of a work folder.
+const FOLDER_MODE: u32 = 0o755;
 
 /// One line of the file of an attempt.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -32,8 +42,19 @@ enum Line {
 }
 
 /// The folder of all that.
-#[derive(Clone, Debug)]
-pub(super) struct WorkDir(PathBuf);
+#[derive(Debug)]
+pub(super) struct WorkDir {
+    path: PathBuf,
+    spares: Mutex<Spares>,
+}
+
+/// What is empty, and has no attempt.
+#[derive(Debug, Default)]
+struct Spares {
+    folders: Vec<PathBuf>,
+    files: Vec<PathBuf>,
+    last: u64,
+}
 
 /// An attempt of an earlier life of the agent.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -51,25 +72,58 @@ impl WorkDir {
     pub(super) fn create(data_dir: &Path) -> io::Result<Self> {
         let path = data_dir.join("work");
         fs::DirBuilder::new().recursive(true).mode(0o700).create(&path)?;
-        Ok(Self(path))
+        for entry in fs::read_dir(&path)? {
+            let entry = entry?;
+            if entry.file_name().as_encoded_bytes().starts_with(SPARE.as_bytes()) {
+                let spare = entry.path();
+                fs::remove_dir(&spare).or_else(|_| fs::remove_file(&spare))?;
+            }
+        }
+        Ok(Self { path, spares: Mutex::default() })
+    }
+
+    fn spares(&self) -> MutexGuard<'_, Spares> {
+        // No code that can panic runs under the lock.
+        self.spares.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A name for a spare, where one more is wanted.
+    fn spare_name(&self, kind: fn(&mut Spares) -> &mut Vec<PathBuf>) -> Option<PathBuf> {
+        let mut spares = self.spares();
+        if kind(&mut spares).len() >= SPARES_MAX {
+            return None;
+        }
+        spares.last += 1;
+        Some(self.path.join(format!("{SPARE}{}", spares.last)))
     }
 
     /// The work folder of an attempt.
     pub(super) fn folder(&self, attempt: AttemptId) -> PathBuf {
         let AttemptId { task, number } = attempt;
-        self.0.join(format!("{}.{}.{number}", task.job, task.index))
+        self.path.join(format!("{}.{}.{number}", task.job, task.index))
     }
 
     fn file(&self, attempt: AttemptId) -> PathBuf {
         let AttemptId { task, number } = attempt;
-        self.0.join(format!("{}.{}.{number}.{EXTENSION}", task.job, task.index))
+        self.path.join(format!("{}.{}.{number}.{EXTENSION}", task.job, task.index))
     }
 
     /// Writes down that an attempt is about to be started, and makes its folder.
     pub(super) fn take_up(&self, attempt: AttemptId, on_lost: OnLost) -> io::Result<Record> {
-        let mut record = Record(File::create(self.file(attempt))?);
+        let path = self.file(attempt);
+        let spare = self.spares().files.pop();
+        if let Some(spare) = spare {
+            // Where it cannot be used, a new one is made.
+            _ = fs::rename(spare, &path);
+        }
+        let mut record = Record(File::create(path)?);
         record.write(&Line::TakenUp { on_lost })?;
-        match fs::create_dir(self.folder(attempt)) {
+        let folder = self.folder(attempt);
+        let spare = self.spares().folders.pop();
+        if spare.is_some_and(|spare| fs::rename(spare, &folder).is_ok()) {
+            return Ok(record);
+        }
+        match fs::DirBuilder::new().mode(FOLDER_MODE).create(folder) {
             Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(error),
             _ => Ok(record),
         }
@@ -84,21 +138,50 @@ impl WorkDir {
     /// Removes what there is of an attempt.
     pub(super) fn remove(&self, attempt: AttemptId) -> io::Result<()> {
         let folder = self.folder(attempt);
-        let result = match fs::remove_dir(&folder) {
-            Err(error) if error.kind() == io::ErrorKind::DirectoryNotEmpty => {
-                fs::remove_dir_all(&folder)
-            }
-            result => result,
-        };
-        unless_missing(result)?;
+        if !self.spare_folder(&folder) {
+            unless_missing(fs::remove_dir_all(&folder))?;
+        }
         // Last: what is left of the folder is found by it.
-        unless_missing(fs::remove_file(self.file(attempt)))
+        let file = self.file(attempt);
+        if self.spare_file(&file) { Ok(()) } else { unless_missing(fs::remove_file(file)) }
+    }
+
+    /// Keeps a folder for the next attempt, where it is as good as new.
+    fn spare_folder(&self, folder: &Path) -> bool {
+        let is_new = || -> io::Result<bool> {
+            let metadata = fs::symlink_metadata(folder)?;
+            Ok(metadata.is_dir()
+                && metadata.mode() & 0o7777 == FOLDER_MODE
+                && metadata.uid() == nix::unistd::geteuid().as_raw()
+                && fs::read_dir(folder)?.next().is_none())
+        };
+        if !is_new().unwrap_or(false) {
+            return false;
+        }
+        let Some(spare) = self.spare_name(|spares| &mut spares.folders) else { return false };
+        let kept = fs::rename(folder, &spare).is_ok();
+        if kept {
+            self.spares().folders.push(spare);
+        }
+        kept
+    }
+
+    /// Keeps a file for the next attempt.
+    fn spare_file(&self, file: &Path) -> bool {
+        let Some(spare) = self.spare_name(|spares| &mut spares.files) else { return false };
+        // Emptied before anybody can take it for the next attempt's.
+        let emptied = OpenOptions::new().write(true).truncate(true).open(file);
+        let kept = emptied.is_ok() && fs::rename(file, &spare).is_ok();
+        if kept {
+            self.spares().files.push(spare);
+        }
+        kept
     }
 
     /// What an earlier life left. Folders of attempts that were never taken up are removed.
     pub(super) fn found(&self) -> io::Result<Vec<Found>> {
         let mut all = Vec::new();
-        for entry in fs::read_dir(&self.0)? {
+        for entry in fs::read_dir(&self.path)? {
             let path = entry?.path();
             if path.extension() != Some(OsStr::new(EXTENSION)) {
                 if let Some(attempt) = attempt_of(&path)
@@ -173,6 +256,8 @@ impl Record {
 #[cfg(test)]
 #[expect(clippy::unwrap_used, reason = "tests")]
 mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
     use super::*;
 
     const ATTEMPT: AttemptId = AttemptId::new(JobId(42), 7, 2);
@@ -199,7 +284,33 @@ mod tests {
         work.remove(ATTEMPT).unwrap();
         work.remove(ATTEMPT).unwrap();
         assert_eq!(work.found().unwrap(), []);
+        // What was empty is kept, and the next attempt finds nothing of the former one.
+        let next = AttemptId { number: 3, ..ATTEMPT };
+        work.take_up(next, OnLost::Wait).unwrap();
+        let fresh = Found { attempt: next, on_lost: OnLost::Wait, process: None, ended: None };
+        assert_eq!(work.found().unwrap(), [fresh]);
+        assert_eq!(fs::read_dir(work.folder(next)).unwrap().count(), 0);
+        work.remove(next).unwrap();
+        assert_eq!(fs::read_dir(data.path().join("work")).unwrap().count(), 2);
+        // Another life keeps none of it.
+        let work = WorkDir::create(data.path()).unwrap();
+        assert_eq!(work.found().unwrap(), []);
         assert_eq!(fs::read_dir(data.path().join("work")).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn a_folder_that_was_changed_or_filled_is_not_used_again() {
+        let data = tempfile::tempdir().unwrap();
+        let work = WorkDir::create(data.path()).unwrap();
+        for spoil in [
+            (|folder| fs::write(folder.join("x"), "")) as fn(PathBuf) -> io::Result<()>,
+            |folder| fs::set_permissions(folder, fs::Permissions::from_mode(0o500)),
+        ] {
+            work.take_up(ATTEMPT, OnLost::Wait).unwrap();
+            spoil(work.folder(ATTEMPT)).unwrap();
+            work.remove(ATTEMPT).unwrap();
+            assert!(work.spares().folders.is_empty());
+        }
     }
 
     #[test]

@@ -29,7 +29,7 @@ use uuid::Uuid;
 const PATIENCE: Duration = Duration::from_secs(120);
 
 /// A client for what a test does beside the runtime.
-pub fn engine() -> Docker {
+pub(crate) fn engine() -> Docker {
     // A version that every engine has which is supported here.
     let version = bollard::ClientVersion { major_version: 1, minor_version: 41 };
     Docker::connect_with_defaults()
@@ -58,7 +58,7 @@ fn block_on<T: Send>(work: impl Future<Output = T> + Send) -> T {
 ///
 /// # Panics
 /// When they must run and cannot.
-pub fn usable() -> bool {
+pub(crate) fn usable() -> bool {
     static USABLE: OnceLock<bool> = OnceLock::new();
     *USABLE.get_or_init(|| {
         let wish = std::env::var("PODMESH_TEST_DOCKER").unwrap_or_default();
@@ -92,12 +92,12 @@ fn missing() -> Option<String> {
 
 /// An image with busybox in it, removed when the last test is done with it.
 #[derive(Debug)]
-pub struct Image {
-    pub name: String,
+pub(crate) struct Image {
+    pub(crate) name: String,
 }
 
 impl Image {
-    pub fn get() -> Arc<Self> {
+    pub(crate) fn get() -> Arc<Self> {
         static IMAGE: Mutex<Weak<Image>> = Mutex::new(Weak::new());
         let mut known = IMAGE.lock().unwrap_or_else(PoisonError::into_inner);
         known.upgrade().unwrap_or_else(|| {
@@ -131,14 +131,14 @@ impl Drop for Image {
     }
 }
 
-pub fn remove_image(name: &str) {
+pub(crate) fn remove_image(name: &str) {
     let docker = engine();
     let options = query::RemoveImageOptionsBuilder::default().force(true).build();
     _ = block_on(async move { docker.remove_image(name, Some(options), None).await });
 }
 
 /// A root file system with busybox, as `tar` writes it.
-pub fn busybox_tar(tar: &[&str]) -> Vec<u8> {
+pub(crate) fn busybox_tar(tar: &[&str]) -> Vec<u8> {
     let dir = tempfile::tempdir().unwrap();
     let root = dir.path();
     for folder in ["bin", "etc", "tmp", "in"] {
@@ -161,17 +161,17 @@ pub fn busybox_tar(tar: &[&str]) -> Vec<u8> {
 }
 
 /// An agent's place on this machine: everything of it that outlives a process.
-pub struct Place {
-    pub cluster: ClusterId,
-    pub agent: Uuid,
-    pub policy: NodePolicy,
-    pub rotation: RotationPolicy,
-    pub image: Arc<Image>,
+pub(crate) struct Place {
+    pub(crate) cluster: ClusterId,
+    pub(crate) agent: Uuid,
+    pub(crate) policy: NodePolicy,
+    pub(crate) rotation: RotationPolicy,
+    pub(crate) image: Arc<Image>,
     dir: tempfile::TempDir,
 }
 
 impl Place {
-    pub fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let large = 1 << 30;
         Self {
             cluster: ClusterId(Uuid::new_v4()),
@@ -187,41 +187,41 @@ impl Place {
         }
     }
 
-    pub fn path(&self) -> &Path {
+    pub(crate) fn path(&self) -> &Path {
         self.dir.path()
     }
 
-    pub fn logs_dir(&self) -> PathBuf {
+    pub(crate) fn logs_dir(&self) -> PathBuf {
         self.path().join("logs")
     }
 
-    pub fn settings(&self) -> DockerSettings {
+    pub(crate) fn settings(&self) -> DockerSettings {
         settings(self.agent, self.logs_dir(), self.rotation.clone(), self.policy.clone())
     }
 
     /// A runtime that has adopted what was there.
-    pub async fn agent(&self) -> Agent {
+    pub(crate) async fn agent(&self) -> Agent {
         let mut agent = self.blind_agent().await;
         agent.found = agent.runtime.adopt().await.unwrap();
         agent
     }
 
     /// A runtime that has not looked for what was there.
-    pub async fn blind_agent(&self) -> Agent {
+    pub(crate) async fn blind_agent(&self) -> Agent {
         Agent::new(self.settings(), self.cluster).await
     }
 
     /// A job that runs a shell script.
-    pub fn script(&self, script: &str) -> JobContext {
+    pub(crate) fn script(&self, script: &str) -> JobContext {
         self.job(&["sh", "-c", script])
     }
 
-    pub fn job(&self, command: &[&str]) -> JobContext {
+    pub(crate) fn job(&self, command: &[&str]) -> JobContext {
         job(&self.image.name, command)
     }
 
     /// All bytes of a stream, over rotations; none when there is no file.
-    pub fn output(&self, attempt: AttemptId, stream: &str) -> Option<Vec<u8>> {
+    pub(crate) fn output(&self, attempt: AttemptId, stream: &str) -> Option<Vec<u8>> {
         let mut dir = self.logs_dir();
         for part in [attempt.task.job.0, attempt.task.index.into(), attempt.number.into()] {
             dir.push(part.to_string());
@@ -240,12 +240,12 @@ impl Place {
         (!bytes.is_empty() || dir.join(format!("{stream}.log")).exists()).then_some(bytes)
     }
 
-    pub fn text(&self, attempt: AttemptId, stream: &str) -> String {
+    pub(crate) fn text(&self, attempt: AttemptId, stream: &str) -> String {
         String::from_utf8(self.output(attempt, stream).unwrap_or_default()).unwrap()
     }
 
     /// Waits until a stream holds `text`.
-    pub async fn until_printed(&self, attempt: AttemptId, stream: &str, text: &str) {
+    pub(crate) async fn until_printed(&self, attempt: AttemptId, stream: &str, text: &str) {
         let seen = async {
             while !String::from_utf8_lossy(&self.output(attempt, stream).unwrap_or_default())
                 .contains(text)
@@ -256,14 +256,14 @@ impl Place {
         within(seen).await;
     }
 
-    pub fn container_name(&self, attempt: AttemptId) -> String {
+    pub(crate) fn container_name(&self, attempt: AttemptId) -> String {
         let cluster = self.cluster.to_string();
         let AttemptId { task, number } = attempt;
         format!("podmesh-{}-{}.{}.{number}", &cluster[..8], task.job, task.index)
     }
 
     /// The containers of this agent.
-    pub async fn containers(&self) -> Vec<String> {
+    pub(crate) async fn containers(&self) -> Vec<String> {
         labelled(&engine(), self.agent).await
     }
 }
@@ -287,13 +287,13 @@ async fn labelled(docker: &Docker, agent: Uuid) -> Vec<String> {
     listed.into_iter().filter_map(|container| container.id).collect()
 }
 
-pub async fn remove(docker: &Docker, container: &str) {
+pub(crate) async fn remove(docker: &Docker, container: &str) {
     let options = query::RemoveContainerOptionsBuilder::default().force(true).v(true).build();
     _ = docker.remove_container(container, Some(options)).await;
 }
 
 /// A container that a test makes itself, removed with the guard.
-pub struct Foreign(pub String);
+pub(crate) struct Foreign(pub(crate) String);
 
 impl Drop for Foreign {
     fn drop(&mut self) {
@@ -302,7 +302,7 @@ impl Drop for Foreign {
     }
 }
 
-pub fn settings(
+pub(crate) fn settings(
     agent: Uuid,
     logs_dir: PathBuf,
     rotation: RotationPolicy,
@@ -318,7 +318,7 @@ pub fn settings(
     }
 }
 
-pub fn job(image: &str, command: &[&str]) -> JobContext {
+pub(crate) fn job(image: &str, command: &[&str]) -> JobContext {
     JobContext {
         job: JobId(1),
         name: "test-job".parse().unwrap(),
@@ -338,7 +338,7 @@ pub fn job(image: &str, command: &[&str]) -> JobContext {
     }
 }
 
-pub fn docker_spec(job: &mut JobContext) -> &mut DockerSpec {
+pub(crate) fn docker_spec(job: &mut JobContext) -> &mut DockerSpec {
     match &mut job.run.runtime {
         RuntimeSpec::Docker(spec) => spec,
         _ => unreachable!("jobs of these tests are containers"),
@@ -346,41 +346,41 @@ pub fn docker_spec(job: &mut JobContext) -> &mut DockerSpec {
 }
 
 /// The `index`-th task's first attempt.
-pub fn attempt(index: u32) -> AttemptId {
+pub(crate) fn attempt(index: u32) -> AttemptId {
     AttemptId::new(JobId(1), index, 1)
 }
 
 /// A runtime with what it has said.
-pub struct Agent {
-    pub runtime: DockerRuntime,
-    pub found: Vec<FoundAttempt>,
+pub(crate) struct Agent {
+    pub(crate) runtime: DockerRuntime,
+    pub(crate) found: Vec<FoundAttempt>,
     facts: mpsc::UnboundedReceiver<(AttemptId, RuntimeFact)>,
     heard: HashMap<AttemptId, Vec<RuntimeFact>>,
 }
 
 impl Agent {
-    pub async fn new(settings: DockerSettings, cluster: ClusterId) -> Self {
+    pub(crate) async fn new(settings: DockerSettings, cluster: ClusterId) -> Self {
         let (tell, facts) = mpsc::unbounded_channel();
         let runtime = DockerRuntime::connect(settings, tell).await.unwrap();
         runtime.set_cluster(cluster);
         Self { runtime, found: Vec::new(), facts, heard: HashMap::new() }
     }
 
-    pub fn start(&self, id: AttemptId, job: JobContext) {
+    pub(crate) fn start(&self, id: AttemptId, job: JobContext) {
         self.runtime.start(id, Arc::new(job));
     }
 
-    pub async fn run(&mut self, id: AttemptId, job: JobContext) -> Outcome {
+    pub(crate) async fn run(&mut self, id: AttemptId, job: JobContext) -> Outcome {
         self.start(id, job);
         self.end(id).await
     }
 
-    pub fn heard(&self, id: AttemptId) -> &[RuntimeFact] {
+    pub(crate) fn heard(&self, id: AttemptId) -> &[RuntimeFact] {
         self.heard.get(&id).map_or(&[], Vec::as_slice)
     }
 
     /// Waits for a fact of the attempt.
-    pub async fn until(
+    pub(crate) async fn until(
         &mut self,
         id: AttemptId,
         wanted: impl Fn(&RuntimeFact) -> bool,
@@ -394,18 +394,18 @@ impl Agent {
         }
     }
 
-    pub async fn started(&mut self, id: AttemptId) {
+    pub(crate) async fn started(&mut self, id: AttemptId) {
         self.until(id, |fact| matches!(fact, RuntimeFact::Started | RuntimeFact::Ended(_))).await;
     }
 
-    pub async fn end(&mut self, id: AttemptId) -> Outcome {
+    pub(crate) async fn end(&mut self, id: AttemptId) -> Outcome {
         match self.until(id, |fact| matches!(fact, RuntimeFact::Ended(_))).await {
             RuntimeFact::Ended(outcome) => outcome,
             _ => unreachable!("only ends were asked for"),
         }
     }
 
-    pub fn gaps(&self) -> Vec<&RuntimeFact> {
+    pub(crate) fn gaps(&self) -> Vec<&RuntimeFact> {
         self.heard
             .values()
             .flatten()
@@ -414,7 +414,7 @@ impl Agent {
     }
 
     /// Waits until the containers of the place are gone.
-    pub async fn removed(&self, place: &Place) {
+    pub(crate) async fn removed(&self, place: &Place) {
         within(async {
             while !place.containers().await.is_empty() {
                 tokio::time::sleep(Duration::from_millis(20)).await;
@@ -424,6 +424,39 @@ impl Agent {
     }
 }
 
-pub async fn within<T>(work: impl Future<Output = T>) -> T {
+/// Waits until something is so that nobody tells of.
+pub(crate) async fn until(mut so: impl FnMut() -> bool) {
+    within(async {
+        while !so() {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    })
+    .await;
+}
+
+/// Runs a shell command in a running container.
+pub(crate) async fn exec(docker: &Docker, container: &str, command: &str) {
+    let config = bollard::models::ExecConfig {
+        cmd: Some(["sh", "-c", command].map(str::to_owned).into()),
+        attach_stdout: Some(true),
+        ..Default::default()
+    };
+    let exec = docker.create_exec(container, config).await.unwrap().id;
+    match docker.start_exec(&exec, None).await.unwrap() {
+        bollard::exec::StartExecResults::Attached { output, .. } => {
+            output.try_collect::<Vec<_>>().await.unwrap();
+        }
+        bollard::exec::StartExecResults::Detached => unreachable!("it was not asked for"),
+    }
+}
+
+/// Waits until a container that was started does not run.
+pub(crate) async fn exited(docker: &Docker, container: &str) {
+    let options = query::WaitContainerOptionsBuilder::default().condition("not-running").build();
+    // A code other than 0 is an error here.
+    _ = within(docker.wait_container(container, Some(options)).try_collect::<Vec<_>>()).await;
+}
+
+pub(crate) async fn within<T>(work: impl Future<Output = T>) -> T {
     tokio::time::timeout(PATIENCE, work).await.expect("nothing happened for two minutes")
 }

@@ -1,10 +1,6 @@
 //! The Docker runtime's capture of output against a real engine: every byte, once.
 
-#![expect(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests")]
-
-mod docker_common;
-
-use docker_common::*;
+use crate::support::*;
 use podmesh_agent::policy::MountRoot;
 use podmesh_protocol::spec::Mount;
 

@@ -1,30 +1,20 @@
 //! The Docker runtime against a real engine: what is run, with what, and how it ends.
 
-#![expect(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests")]
-
-mod docker_common;
-
 use std::collections::HashMap;
 
+use crate::support::*;
 use bollard::models::{ContainerCreateBody, HostConfig};
 use bollard::query_parameters as query;
-use docker_common::*;
 use podmesh_agent::policy::MountRoot;
 use podmesh_agent_core::input::RuntimeFact;
 use podmesh_protocol::report::OutcomeKind;
 use podmesh_protocol::spec::{Mount, NetworkMode, PullPolicy};
 
-macro_rules! need_docker {
-    () => {
-        if !usable() {
-            return;
-        }
-    };
-}
-
 #[tokio::test]
 async fn exit_codes_are_those_of_docker_run() {
-    need_docker!();
+    if !usable() {
+        return;
+    }
     let place = Place::new();
     let mut agent = place.agent().await;
     for (index, command, code) in [
@@ -50,7 +40,9 @@ async fn exit_codes_are_those_of_docker_run() {
 
 #[tokio::test]
 async fn the_container_is_as_the_job_says() {
-    need_docker!();
+    if !usable() {
+        return;
+    }
     let place = Place::new();
     let mut agent = place.agent().await;
     let mut job = place.job(&["-c", "echo $A; echo $PODMESH_TASK_INDEX $PODMESH_JOB $PODMESH_NODE; pwd; id -u; id -g; cat /sys/class/net/*/address"]);
@@ -96,7 +88,9 @@ async fn the_container_is_as_the_job_says() {
 
 #[tokio::test]
 async fn running_out_of_memory_is_told() {
-    need_docker!();
+    if !usable() {
+        return;
+    }
     let place = Place::new();
     let mut agent = place.agent().await;
     let mut job = place.script("dd if=/dev/zero of=/dev/null bs=200M count=1; echo went on");
@@ -110,7 +104,9 @@ async fn running_out_of_memory_is_told() {
 
 #[tokio::test]
 async fn a_stop_gives_grace_and_then_kills() {
-    need_docker!();
+    if !usable() {
+        return;
+    }
     let place = Place::new();
     let mut agent = place.agent().await;
     let script = |on_term: &str| {
@@ -145,7 +141,9 @@ async fn a_stop_gives_grace_and_then_kills() {
 
 #[tokio::test]
 async fn a_missing_image_is_named() {
-    need_docker!();
+    if !usable() {
+        return;
+    }
     let place = Place::new();
     let mut agent = place.agent().await;
     // Nothing listens there.
@@ -170,7 +168,9 @@ async fn a_missing_image_is_named() {
 
 #[tokio::test]
 async fn a_pull_can_be_stopped() {
-    need_docker!();
+    if !usable() {
+        return;
+    }
     let place = Place::new();
     let mut agent = place.agent().await;
     // A registry that takes calls and never answers.
@@ -187,7 +187,9 @@ async fn a_pull_can_be_stopped() {
 
 #[tokio::test]
 async fn mounts_and_networks_are_as_the_node_allows() {
-    need_docker!();
+    if !usable() {
+        return;
+    }
     let mut place = Place::new();
     let [open, closed, other] = ["open", "closed", "other"].map(|name| place.path().join(name));
     for dir in [&open, &closed, &other] {
@@ -235,10 +237,12 @@ async fn mounts_and_networks_are_as_the_node_allows() {
 
 #[tokio::test]
 async fn a_name_is_used_once() {
-    need_docker!();
+    if !usable() {
+        return;
+    }
     let place = Place::new();
     let counted = "echo run; while [ ! -e /tmp/go ]; do sleep 0.1; done; exit 9";
-    let mut first = place.agent().await;
+    let first = place.agent().await;
     first.start(attempt(1), place.script(counted));
     place.until_printed(attempt(1), "stdout", "run").await;
     drop(first);
@@ -258,7 +262,9 @@ async fn a_name_is_used_once() {
 
 #[tokio::test]
 async fn what_is_not_ours_is_left_alone() {
-    need_docker!();
+    if !usable() {
+        return;
+    }
     let place = Place::new();
     let docker = engine();
     let create = |name: String, labels: HashMap<String, String>| {

@@ -1,0 +1,181 @@
+//! Pulls, from a registry that the test itself is.
+
+use std::io::Write as _;
+use std::net::SocketAddr;
+use std::process::{Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use podmesh_agent_core::input::RuntimeFact;
+use serde_json::json;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::{TcpListener, TcpStream};
+
+use crate::support::*;
+
+const MANIFEST: &str = "application/vnd.docker.distribution.manifest.v2+json";
+
+/// Sends `input` through a program.
+fn through(program: &str, args: &[&str], input: &[u8]) -> Vec<u8> {
+    let mut child = Command::new(program)
+        .args(args)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut stdin = child.stdin.take().unwrap();
+    std::thread::scope(|scope| {
+        scope.spawn(move || stdin.write_all(input).unwrap());
+        let output = child.wait_with_output().unwrap();
+        assert!(output.status.success(), "{program}");
+        output.stdout
+    })
+}
+
+fn digest(bytes: &[u8]) -> String {
+    let sum = String::from_utf8(through("sha256sum", &[], bytes)).unwrap();
+    format!("sha256:{}", sum.split(' ').next().unwrap())
+}
+
+/// A registry with one image of one layer, which it gives slowly.
+struct Registry {
+    address: SocketAddr,
+    /// How often the image was asked for by its tag.
+    asked: Arc<AtomicUsize>,
+}
+
+impl Registry {
+    async fn start() -> Self {
+        let tar = busybox_tar(&["--create", "--file=-"]);
+        let layer = through("gzip", &["-1", "--no-name"], &tar);
+        let architecture = match std::env::consts::ARCH {
+            "x86_64" => "amd64",
+            "aarch64" => "arm64",
+            other => other,
+        };
+        let config = json!({
+            "architecture": architecture,
+            "os": "linux",
+            "config": {"Cmd": ["sh"]},
+            "rootfs": {"type": "layers", "diff_ids": [digest(&tar)]},
+        });
+        let config = config.to_string().into_bytes();
+        let manifest = json!({
+            "schemaVersion": 2,
+            "mediaType": MANIFEST,
+            "config": {
+                "mediaType": "application/vnd.docker.container.image.v1+json",
+                "size": config.len(),
+                "digest": digest(&config),
+            },
+            "layers": [{
+                "mediaType": "application/vnd.docker.image.rootfs.diff.tar.gzip",
+                "size": layer.len(),
+                "digest": digest(&layer),
+            }],
+        });
+        let manifest = manifest.to_string().into_bytes();
+        let files = Arc::new([
+            (format!("/v2/test/image/blobs/{}", digest(&config)), config),
+            (format!("/v2/test/image/blobs/{}", digest(&layer)), layer),
+            (format!("/v2/test/image/manifests/{}", digest(&manifest)), manifest.clone()),
+            ("/v2/test/image/manifests/latest".to_owned(), manifest),
+            ("/v2/".to_owned(), b"{}".to_vec()),
+        ]);
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let asked = Arc::new(AtomicUsize::new(0));
+        let counter = Arc::clone(&asked);
+        tokio::spawn(async move {
+            while let Ok((stream, _)) = listener.accept().await {
+                let (files, counter) = (Arc::clone(&files), Arc::clone(&counter));
+                tokio::spawn(async move { _ = answer(stream, files.as_slice(), &counter).await });
+            }
+        });
+        Self { address, asked }
+    }
+}
+
+/// Answers one request. What is not HTTP (the engine tries TLS first) ends the connection.
+async fn answer(
+    mut stream: TcpStream,
+    files: &[(String, Vec<u8>)],
+    asked: &AtomicUsize,
+) -> std::io::Result<()> {
+    let mut request = Vec::new();
+    while !request.ends_with(b"\r\n\r\n") {
+        let byte = stream.read_u8().await?;
+        request.push(byte);
+        if !request[0].is_ascii_uppercase() {
+            return Ok(());
+        }
+    }
+    let request = String::from_utf8_lossy(&request).into_owned();
+    let mut words = request.split(' ');
+    let (method, path) = (words.next().unwrap_or_default(), words.next().unwrap_or_default());
+    if path.ends_with("/manifests/latest") {
+        asked.fetch_add(1, Ordering::SeqCst);
+    }
+    let Some((_, body)) = files.iter().find(|(known, _)| known == path) else {
+        return stream
+            .write_all(b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
+            .await;
+    };
+    let kind = if path.contains("/manifests/") { MANIFEST } else { "application/octet-stream" };
+    let head = format!(
+        "HTTP/1.1 200 OK\r\nContent-Type: {kind}\r\nContent-Length: {}\r\nDocker-Content-Digest: {}\r\n\
+         Docker-Distribution-Api-Version: registry/2.0\r\nConnection: close\r\n\r\n",
+        body.len(),
+        digest(body),
+    );
+    stream.write_all(head.as_bytes()).await?;
+    if method != "HEAD" {
+        for part in body.chunks(body.len().div_ceil(20).max(4096)) {
+            stream.write_all(part).await?;
+            tokio::time::sleep(Duration::from_millis(150)).await;
+        }
+    }
+    stream.shutdown().await
+}
+
+#[tokio::test]
+async fn a_missing_image_is_pulled_once_and_says_how_far_it_is() {
+    if !usable() {
+        return;
+    }
+    let place = Place::new();
+    let registry = Registry::start().await;
+    // Without a tag: that means `latest`, not all there are.
+    let name = format!("{}/test/image", registry.address);
+    let _image = Pulled(name.clone());
+    let mut agent = place.agent().await;
+    for index in 1..=3 {
+        agent.start(attempt(index), job(&name, &["sh", "-c", "echo pulled"]));
+    }
+    for index in 1..=3 {
+        let outcome = agent.end(attempt(index)).await;
+        assert_eq!(outcome.exit_code, Some(0), "{outcome:?}");
+        assert_eq!(place.text(attempt(index), "stdout"), "pulled\n");
+        let said = agent.heard(attempt(index));
+        assert_eq!(said[0], RuntimeFact::Preparing(format!("pulling image {name}")));
+        let tells = |fact: &RuntimeFact| matches!(fact, RuntimeFact::Preparing(text) if text.contains(" MB, "));
+        assert!(said.iter().any(tells), "{said:?}");
+        // At most once a second.
+        assert!(said.len() < 12, "{said:?}");
+    }
+    // One pull asks once or twice (HEAD, then GET).
+    assert!((1..=2).contains(&registry.asked.load(Ordering::SeqCst)));
+
+    let gone = agent.run(attempt(4), job(&format!("{name}:nothing"), &["true"])).await;
+    assert_eq!(gone.exit_code, Some(125));
+    assert!(gone.message.unwrap().contains(&format!("{name}:nothing")));
+}
+
+struct Pulled(String);
+
+impl Drop for Pulled {
+    fn drop(&mut self) {
+        remove_image(&format!("{}:latest", self.0));
+    }
+}
