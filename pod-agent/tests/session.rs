@@ -50,7 +50,19 @@ impl Manager {
     }
 
     async fn at(address: SocketAddr) -> Self {
-        let socket = ManagerSocket::bind(address).await.unwrap();
+        // An address that was used a moment ago may still be taken, by an outgoing connection.
+        let bind = async {
+            loop {
+                match ManagerSocket::bind(address).await {
+                    Ok(socket) => break socket,
+                    Err(WireError::Bind { .. }) => {
+                        tokio::time::sleep(Duration::from_millis(10)).await
+                    }
+                    Err(error) => panic!("{error}"),
+                }
+            }
+        };
+        let socket = tokio::time::timeout(LIMIT, bind).await.unwrap();
         let address = socket.local_address();
         let (receiver, sender) = socket.split();
         let listener = TcpListener::bind(ANY_PORT).await.unwrap();

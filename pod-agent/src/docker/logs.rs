@@ -158,8 +158,8 @@ impl Capture<'_> {
         while !*exited.borrow() {
             let position = self.position;
             let ended = match self.read(part, Some(&mut exited)).await {
-                Ok(End::Lost) if part != Part::All && !self.may_rotate() => {
-                    part = Part::All;
+                Ok(End::Lost) if matches!(part, Part::Tail(_)) && !self.may_rotate() => {
+                    part = self.behind_place();
                     continue;
                 }
                 Ok(End::Lost | End::News) => self.catch_up().await,

@@ -198,6 +198,9 @@ impl ProcessRuntime {
         if !matches!(joined.await, Ok(Ok(()))) {
             tracing::error!("a thread that starts processes has panicked");
         }
+        if let Err(error) = self.shared.work_dir.remove_spares() {
+            tracing::warn!("cannot tidy up the work folder: {error}");
+        }
     }
 
     fn quit(&self, threads: usize) {

@@ -72,14 +72,24 @@ impl WorkDir {
     pub(super) fn create(data_dir: &Path) -> io::Result<Self> {
         let path = data_dir.join("work");
         fs::DirBuilder::new().recursive(true).mode(0o700).create(&path)?;
-        for entry in fs::read_dir(&path)? {
+        let this = Self { path, spares: Mutex::default() };
+        this.remove_spares()?;
+        Ok(this)
+    }
+
+    /// Removes what is kept for next attempts, an earlier life's too.
+    pub(super) fn remove_spares(&self) -> io::Result<()> {
+        let mut spares = self.spares();
+        spares.folders.clear();
+        spares.files.clear();
+        for entry in fs::read_dir(&self.path)? {
             let entry = entry?;
             if entry.file_name().as_encoded_bytes().starts_with(SPARE.as_bytes()) {
                 let spare = entry.path();
                 fs::remove_dir(&spare).or_else(|_| fs::remove_file(&spare))?;
             }
         }
-        Ok(Self { path, spares: Mutex::default() })
+        Ok(())
     }
 
     fn spares(&self) -> MutexGuard<'_, Spares> {

@@ -163,7 +163,7 @@ async fn an_engine_that_comes_and_goes_is_borne() {
                     });
                 }
             };
-            _ = tokio::time::timeout(Duration::from_millis(700), serve).await;
+            _ = tokio::time::timeout(Duration::from_millis(1500), serve).await;
             connections.shutdown().await;
             drop(listener);
             std::fs::remove_file(&path).unwrap();

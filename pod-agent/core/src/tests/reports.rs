@@ -75,6 +75,7 @@ fn a_cancelled_attempt_says_so_and_keeps_its_code() {
     assert_eq!(agent.cancel(a).commands, [], "once is enough");
     let out = outcome(&agent.end(a, signalled(15)));
     assert_eq!((out.kind, out.signal), (OutcomeKind::Cancelled, Some(15)));
+    agent.ack(4);
 
     agent.cancel(b);
     let out = outcome(&agent.end(b, Outcome::exited(0)));
