@@ -239,9 +239,17 @@ impl Agent {
         tokio::time::timeout(LIMIT, self.task).await.unwrap().unwrap()
     }
 
-    async fn abort(self) {
+    async fn abort(self, dir: &Path) {
         self.task.abort();
         assert!(self.task.await.unwrap_err().is_cancelled());
+        // What it had spawned ends a moment later, and only then its data directory is free.
+        let lock = std::fs::File::open(dir.join("agent/lock")).unwrap();
+        let free = async {
+            while lock.try_lock().is_err() {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        };
+        tokio::time::timeout(LIMIT, free).await.unwrap();
     }
 }
 
@@ -390,7 +398,7 @@ async fn an_agent_that_was_killed_reports_what_it_lost() {
     let first = manager.session().await;
     manager.start(ATTEMPT, RuntimeSpec::Process, "sleep 1000").await;
     manager.started().await;
-    agent.abort().await;
+    agent.abort(dir.path()).await;
 
     let _agent = Agent::start(dir.path(), manager.address);
     let second = manager.session().await;
