@@ -198,3 +198,98 @@ fn load(writer: &LogWriter) -> Option<Saved> {
         }
     }
 }
+
+#[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "tests")]
+mod tests {
+    use std::path::Path;
+
+    use bytes::Bytes;
+
+    use super::super::cursor::Entry;
+    use super::*;
+
+    fn open(dir: &Path) -> (Files, Resume) {
+        Files::open(dir.to_owned(), &RotationPolicy::default()).unwrap()
+    }
+
+    fn text(dir: &Path, stream: &str) -> String {
+        std::fs::read_to_string(dir.join(format!("{stream}.log"))).unwrap_or_default()
+    }
+
+    fn position() -> Option<Position> {
+        let entry = Entry { stream: 0, nanos: 7, bytes: Bytes::from_static(b"a\n") };
+        Some(Position::after(None, &entry))
+    }
+
+    #[test]
+    fn what_is_in_the_files_is_skipped_when_it_comes_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let (mut files, resume) = open(dir.path());
+        assert_eq!(resume.position, None);
+        files.push(0, b"one\n");
+        files.push(1, b"e");
+        assert!(!files.flush(None).unwrap());
+        drop(files);
+        // No cursor was saved: all of it comes again.
+        let (mut files, resume) = open(dir.path());
+        assert_eq!(resume.position, None);
+        files.push(0, b"on");
+        files.push(0, b"e\ntwo\n");
+        files.push(1, b"error\n");
+        files.flush(None).unwrap();
+        files.save(position()).unwrap();
+        files.push(0, b"three\n");
+        files.flush(position()).unwrap();
+        drop(files);
+        let (mut files, resume) = open(dir.path());
+        assert_eq!(resume.position, position());
+        assert_eq!(resume.gap, None);
+        // A cursor that is saved before all has come again.
+        files.push(0, b"thr");
+        files.save(position()).unwrap();
+        drop(files);
+        let (mut files, _) = open(dir.path());
+        files.push(0, b"ee\nfour\n");
+        files.flush(position()).unwrap();
+        assert_eq!(text(dir.path(), "stdout"), "one\ntwo\nthree\nfour\n");
+        assert_eq!(text(dir.path(), "stderr"), "error\n");
+    }
+
+    #[test]
+    fn a_gap_is_told_once_whenever_the_agent_dies() {
+        let dir = tempfile::tempdir().unwrap();
+        let (mut files, _) = open(dir.path());
+        files.push(0, b"out\n");
+        files.push(1, b"err\n");
+        files.flush(position()).unwrap();
+        // It dies when the gap stands in one of two files.
+        files.write_cursor(None, Some("lost")).unwrap();
+        files.writers[0].gap("lost").unwrap();
+        drop(files);
+        let (mut files, resume) = open(dir.path());
+        assert_eq!(resume.gap.as_deref(), Some("lost"));
+        files.gap("lost", resume.position).unwrap();
+        files.push(0, b"on\n");
+        files.flush(None).unwrap();
+        drop(files);
+        let (_, resume) = open(dir.path());
+        assert_eq!(resume.gap, None);
+        assert_eq!(text(dir.path(), "stdout"), "out\n[podmesh: lost]\non\n");
+        assert_eq!(text(dir.path(), "stderr"), "err\n[podmesh: lost]\n");
+    }
+
+    #[test]
+    fn bytes_that_the_file_lost_are_a_gap() {
+        let dir = tempfile::tempdir().unwrap();
+        let (mut files, _) = open(dir.path());
+        files.push(0, b"one\ntwo\n");
+        files.flush(position()).unwrap();
+        files.save(position()).unwrap();
+        drop(files);
+        std::fs::write(dir.path().join("stdout.log"), "one\n").unwrap();
+        let (_, resume) = open(dir.path());
+        assert_eq!(resume.position, position());
+        assert!(resume.gap.unwrap().contains("4 bytes of stdout"));
+    }
+}

@@ -98,3 +98,26 @@ async fn the_last_line_before_the_exit_is_there() {
     }
     agent.removed(&place).await;
 }
+
+#[tokio::test]
+async fn a_disk_that_takes_no_bytes_for_a_while_loses_none() {
+    if !usable() {
+        return;
+    }
+    let place = Place::new();
+    let mut agent = place.agent().await;
+    let script = "while [ ! -e /tmp/go ]; do sleep 0.05; done; seq 1 5000; seq 1 7 >&2; exit 2";
+    agent.start(attempt(1), place.script(script));
+    agent.started(attempt(1)).await;
+    // A file in the place of the folder.
+    std::fs::write(place.logs_dir(), "").unwrap();
+    let (docker, name) = (engine(), place.container_name(attempt(1)));
+    exec(&docker, &name, "touch /tmp/go").await;
+    exited(&docker, &name).await;
+    std::fs::remove_file(place.logs_dir()).unwrap();
+    assert_eq!(agent.end(attempt(1)).await.exit_code, Some(2));
+    let lines: String = (1..=5000).map(|n| format!("{n}\n")).collect();
+    assert!(place.text(attempt(1), "stdout") == lines, "lines differ");
+    assert_eq!(place.text(attempt(1), "stderr"), "1\n2\n3\n4\n5\n6\n7\n");
+    assert!(agent.gaps().is_empty());
+}
