@@ -121,3 +121,29 @@ async fn a_disk_that_takes_no_bytes_for_a_while_loses_none() {
     assert_eq!(place.text(attempt(1), "stderr"), "1\n2\n3\n4\n5\n6\n7\n");
     assert!(agent.gaps().is_empty());
 }
+
+#[tokio::test]
+async fn the_engines_own_rotation_is_borne() {
+    if !usable() {
+        return;
+    }
+    let place = Place::new();
+    let mut agent = place.agent().await;
+    // More than one file of the engine's log (50 MB), at a pace that can be followed.
+    let script = "pad=$(head -c 4000 /dev/zero | tr '\\0' x)
+        for k in $(seq 0 79); do
+            seq $((k * 200 + 1)) $((k * 200 + 200)) | sed \"s/\\$/ $pad/\"; sleep 0.05
+        done";
+    assert_eq!(agent.run(attempt(1), place.script(script)).await.exit_code, Some(0));
+    let output = place.output(attempt(1), "stdout").unwrap();
+    let mut numbers = output.split(|byte| *byte == b'\n').filter(|line| !line.is_empty());
+    for n in 1..=16_000 {
+        let line = std::str::from_utf8(numbers.next().unwrap()).unwrap();
+        assert_eq!(
+            (line.len(), line.split(' ').next()),
+            (n.to_string().len() + 4001, Some(n.to_string().as_str()))
+        );
+    }
+    assert!(numbers.next().is_none());
+    assert!(agent.gaps().is_empty());
+}
