@@ -131,13 +131,13 @@ async fn the_engines_own_rotation_is_borne() {
     let mut agent = place.agent().await;
     // More than one file of the engine's log (50 MB), at a pace that can be followed.
     let script = "pad=$(head -c 4000 /dev/zero | tr '\\0' x)
-        for k in $(seq 0 79); do
-            seq $((k * 200 + 1)) $((k * 200 + 200)) | sed \"s/\\$/ $pad/\"; sleep 0.05
+        for k in $(seq 0 99); do
+            seq $((k * 300 + 1)) $((k * 300 + 300)) | sed \"s/\\$/ $pad/\"; sleep 0.05
         done";
     assert_eq!(agent.run(attempt(1), place.script(script)).await.exit_code, Some(0));
     let output = place.output(attempt(1), "stdout").unwrap();
     let mut numbers = output.split(|byte| *byte == b'\n').filter(|line| !line.is_empty());
-    for n in 1..=16_000 {
+    for n in 1..=30_000 {
         let line = std::str::from_utf8(numbers.next().unwrap()).unwrap();
         assert_eq!(
             (line.len(), line.split(' ').next()),
