@@ -7,6 +7,9 @@ use std::sync::OnceLock;
 /// The image that [`image`] makes.
 const IMAGE: &str = "podmesh-test:busybox";
 
+/// The label with which an agent marks its containers.
+pub const AGENT_LABEL: &str = "podmesh.agent";
+
 /// An image with busybox and `sh`, made from `/bin/busybox`; none where no Docker engine answers,
 /// which is said aloud. With `PODMESH_TEST_DOCKER=required` a missing engine is a failure.
 pub fn image() -> Option<&'static str> {
@@ -31,6 +34,13 @@ fn make() -> Result<(), String> {
         .map_err(|error| format!("`docker` cannot be run: {error}"))?;
     if !answers.status.success() {
         return Err("no Docker engine answers".into());
+    }
+    let there = Command::new("docker")
+        .args(["image", "inspect", IMAGE])
+        .output()
+        .map_err(|error| format!("`docker` cannot be run: {error}"))?;
+    if there.status.success() {
+        return Ok(()); // Each import would leave the one before without a name.
     }
     if !std::path::Path::new("/bin/busybox").exists() {
         return Err("there is no /bin/busybox (package busybox-static)".into());
@@ -67,7 +77,7 @@ fn make() -> Result<(), String> {
 /// Removes every container of an agent, by the label that it gives them. Never panics: this is
 /// for cleaning up.
 pub fn remove_containers_of(agent_id: &str) {
-    let filter = format!("label=podmesh.agent={agent_id}");
+    let filter = format!("label={AGENT_LABEL}={agent_id}");
     let Ok(listed) = Command::new("docker").args(["ps", "-aq", "--filter", &filter]).output()
     else {
         return;
