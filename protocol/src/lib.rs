@@ -2,6 +2,7 @@
 //!
 //! `PROTOCOL.md` beside this crate describes the same for clients in other languages.
 
+pub mod access;
 pub mod client;
 pub mod codec;
 pub mod error;

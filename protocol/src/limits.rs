@@ -83,3 +83,31 @@ pub const HEARTBEAT_MS_DEFAULT: u64 = 1_000;
 pub const LEASE_MARGIN_MS: u64 = 5_000;
 /// Milliseconds after which a `start` without any report is sent again.
 pub const START_RESEND_MS: u64 = 10_000;
+
+/// Bytes of a join token's text.
+pub const TOKEN_TEXT_BYTES_MAX: usize = 4096;
+/// Addresses in a join token.
+pub const TOKEN_ADDRESSES_MAX: usize = 16;
+/// Join tokens that a manager keeps, those that can no longer be used included.
+pub const TOKENS_MAX: usize = 10_000;
+/// Machines and users that one token lets in.
+pub const TOKEN_USES_MAX: u32 = 10_000;
+/// Milliseconds for which a token can be used, unless asked otherwise (one hour).
+pub const TOKEN_TTL_MS_DEFAULT: u64 = 3_600_000;
+/// Keys that a manager knows, revoked ones included.
+pub const KEYS_MAX: usize = 100_000;
+
+/// Bytes of a ZMTP `READY` command, and of any other command.
+pub const COMMAND_FRAME_BYTES_MAX: usize = 512;
+/// Bytes of a subscription to PUB: the topic, and the byte before it.
+pub const SUBSCRIPTION_BYTES_MAX: usize = 64;
+/// Subscriptions and their ends on one connection.
+pub const SUBSCRIPTIONS_MAX: u32 = 64;
+/// Connections that have not shown who they are yet; the next one is closed at once.
+pub const HANDSHAKES_MAX: usize = 128;
+/// The same, of one address.
+pub const HANDSHAKES_PER_ADDRESS_MAX: usize = 32;
+/// Milliseconds until a connection must have shown who it is.
+pub const HANDSHAKE_MS_MAX: u64 = 5_000;
+/// Connections of one key at a time.
+pub const CONNECTIONS_PER_KEY_MAX: usize = 64;

@@ -24,18 +24,6 @@ pub struct ParseAddressError {
     why: &'static str,
 }
 
-impl ManagerAddress {
-    /// The same host with another port.
-    #[must_use]
-    pub fn with_port(&self, port: u16) -> Self {
-        Self { host: self.host.clone(), port }
-    }
-
-    pub(crate) fn endpoint(&self) -> String {
-        format!("tcp://{self}")
-    }
-}
-
 impl From<SocketAddr> for ManagerAddress {
     /// An address that was listened on becomes one that can be connected to: the unspecified
     /// address means this machine.

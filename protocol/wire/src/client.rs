@@ -13,9 +13,9 @@ use tokio::sync::{Mutex as AsyncMutex, oneshot};
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
-use crate::address::ManagerAddress;
 use crate::control::{PeerReceiver, PeerSender, PeerSocket};
 use crate::error::WireError;
+use crate::route::Route;
 
 /// How long an answer may take beyond what the request itself asks to wait.
 pub const REPLY_LIMIT: Duration = Duration::from_secs(20);
@@ -100,8 +100,8 @@ impl Client {
     ///
     /// # Errors
     /// As [`PeerSocket::connect`].
-    pub async fn connect(address: &ManagerAddress) -> Result<Self, WireError> {
-        let (receiver, sender) = PeerSocket::connect(address).await?.split();
+    pub async fn connect(route: &Route) -> Result<Self, WireError> {
+        let (receiver, sender) = PeerSocket::connect(route).await?.split();
         let waiting = Arc::new(Waiting(Mutex::new(Some(HashMap::new()))));
         let shared = Shared {
             sender: AsyncMutex::new(sender),

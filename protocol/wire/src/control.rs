@@ -1,7 +1,6 @@
 //! ROUTER and DEALER with typed messages: one message is one frame.
 
-use std::io;
-use std::net::{SocketAddr, TcpListener};
+use std::os::unix::net::UnixListener;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -9,28 +8,27 @@ use bytes::Bytes;
 use futures_util::StreamExt;
 use podmesh_protocol::codec;
 use podmesh_protocol::session::{ToManager, ToPeer};
-use tokio::net::TcpStream;
 use tokio::time::timeout;
 use zeromq::{
     DealerRecvHalf, DealerSendHalf, DealerSocket, RouterRecvHalf, RouterSendHalf, RouterSocket,
     Socket, SocketEvent, SocketOptions, SocketRecv, SocketSend, ZmqMessage,
 };
 
-use crate::address::ManagerAddress;
 use crate::error::WireError;
+use crate::guard::relay::Expected;
+use crate::guard::zmtp::Traffic;
+use crate::route::{CONNECT_LIMIT, Route};
+use crate::tls::Service;
 
-/// How long a connection with its handshake may take.
-pub const CONNECT_LIMIT: Duration = Duration::from_secs(5);
 /// How long a send may wait for room in the queue of a peer that does not read.
 pub const SEND_LIMIT: Duration = Duration::from_secs(2);
 
-type Monitor = futures_util::stream::BoxStream<'static, SocketEvent>;
+pub(crate) type Monitor = futures_util::stream::BoxStream<'static, SocketEvent>;
 
 /// The manager's ROUTER socket.
 pub struct ManagerSocket {
     socket: RouterSocket,
     monitor: Monitor,
-    local_address: SocketAddr,
 }
 
 /// One message that came to the manager.
@@ -45,22 +43,15 @@ pub struct Received {
 }
 
 impl ManagerSocket {
-    /// Listens on an address; port 0 takes a free one.
+    /// Listens on a socket to which only the front connects ([`crate::front::Front`]).
     ///
     /// # Errors
-    /// When the address cannot be listened on.
-    pub async fn bind(address: SocketAddr) -> Result<Self, WireError> {
-        let listener = listen(address)?;
-        let local_address = listener.local_addr()?;
+    /// When it cannot be used.
+    pub async fn bind(listener: UnixListener) -> Result<Self, WireError> {
         let mut socket = RouterSocket::new();
         let monitor = socket.monitor().boxed();
         socket.bind_listener(listener).await?;
-        Ok(Self { socket, monitor, local_address })
-    }
-
-    /// Where it listens.
-    pub fn local_address(&self) -> SocketAddr {
-        self.local_address
+        Ok(Self { socket, monitor })
     }
 
     /// Its two halves, for two tasks. It closes when both are dropped.
@@ -68,11 +59,6 @@ impl ManagerSocket {
         let (sender, receiver) = self.socket.split();
         (ManagerReceiver { receiver, monitor: self.monitor }, ManagerSender { sender })
     }
-}
-
-/// Listens with the standard library, so that the error is the system's own.
-pub(crate) fn listen(address: SocketAddr) -> Result<TcpListener, WireError> {
-    TcpListener::bind(address).map_err(|source| WireError::Bind { address, source })
 }
 
 /// The half of [`ManagerSocket`] that receives.
@@ -153,15 +139,16 @@ impl PeerSocket {
     /// Connects to a manager.
     ///
     /// # Errors
-    /// When nobody listens there, or does not finish the handshake within [`CONNECT_LIMIT`].
-    pub async fn connect(address: &ManagerAddress) -> Result<Self, WireError> {
-        probe(address).await?;
+    /// When it is not there, refuses, or does not finish the handshake within [`CONNECT_LIMIT`].
+    pub async fn connect(route: &Route) -> Result<Self, WireError> {
+        let expected = Expected { socket: "ROUTER", identity: None, traffic: Traffic::Messages };
+        let bridge = route.bridge(Service::Control, expected).await?;
         let mut socket = DealerSocket::with_options(options());
         let monitor = socket.monitor().boxed();
         socket
-            .connect(&address.endpoint())
+            .connect(&bridge.endpoint())
             .await
-            .map_err(|source| WireError::Handshake { address: address.clone(), source })?;
+            .map_err(|source| WireError::Handshake { route: route.to_string(), source })?;
         Ok(Self { socket, monitor })
     }
 
@@ -176,19 +163,6 @@ pub(crate) fn options() -> SocketOptions {
     let mut options = SocketOptions::default();
     options.connect_timeout(CONNECT_LIMIT);
     options
-}
-
-/// Asks whether anybody listens: ZeroMQ itself would go on trying for the whole limit.
-pub(crate) async fn probe(address: &ManagerAddress) -> Result<(), WireError> {
-    let connect = TcpStream::connect((address.host.as_str(), address.port));
-    let result = match timeout(CONNECT_LIMIT, connect).await {
-        Ok(result) => result.map(drop),
-        Err(_) => Err(io::Error::new(
-            io::ErrorKind::TimedOut,
-            format!("no answer within {} s", CONNECT_LIMIT.as_secs()),
-        )),
-    };
-    result.map_err(|source| WireError::Connect { address: address.clone(), source })
 }
 
 /// The half of [`PeerSocket`] that receives.

@@ -2,12 +2,14 @@
 
 use std::io;
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use podmesh_protocol::codec::{DecodeError, EncodeError};
+use podmesh_protocol::error::ErrorReply;
 use zeromq::ZmqError;
 
-use crate::address::ManagerAddress;
+use crate::address::{ManagerAddress, ParseAddressError};
 
 /// What went wrong on the wire.
 #[derive(Debug, thiserror::Error)]
@@ -21,6 +23,53 @@ pub enum WireError {
         /// Why.
         source: io::Error,
     },
+    /// A folder cannot hold sockets.
+    #[error("cannot make sockets in {}: {source}", dir.display())]
+    SocketDir {
+        /// Which.
+        dir: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// No manager on this machine uses a folder.
+    #[error("no manager answers in {}: {source}", dir.display())]
+    NoLocalManager {
+        /// The folder of its sockets.
+        dir: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// There is no address to try.
+    #[error("no address of the manager is known")]
+    NoAddress,
+    /// A text is no address.
+    #[error(transparent)]
+    Address(#[from] ParseAddressError),
+    /// The other end has another key than the manager.
+    #[error(
+        "who answers at {address} has another key than the manager that was joined: if the manager was set up anew, join again with a new token; if not, somebody else answers there"
+    )]
+    WrongKey {
+        /// Where.
+        address: ManagerAddress,
+    },
+    /// The other end does not speak as a manager does.
+    #[error("what answers at {address} is no podmesh manager, or one of another version")]
+    NotAManager {
+        /// Where.
+        address: ManagerAddress,
+    },
+    /// The manager lets nobody with this key in.
+    #[error("the manager at {address} refuses: {error}")]
+    Refused {
+        /// Where.
+        address: ManagerAddress,
+        /// Why.
+        error: ErrorReply,
+    },
+    /// TLS cannot be set up.
+    #[error("TLS cannot be set up: {0}")]
+    Tls(rustls::Error),
     /// Nobody answers at an address.
     #[error("cannot connect to {address}: {source}")]
     Connect {
@@ -29,11 +78,11 @@ pub enum WireError {
         /// Why.
         source: io::Error,
     },
-    /// Somebody answers at an address, but not as a manager would.
-    #[error("{address} does not answer as a podmesh manager does: {source}")]
+    /// Somebody answers, but not as a manager would.
+    #[error("{route} does not answer as a podmesh manager does: {source}")]
     Handshake {
-        /// Which.
-        address: ManagerAddress,
+        /// How it was tried.
+        route: String,
         /// What it did.
         source: ZmqError,
     },

@@ -1,39 +1,35 @@
 //! PUB and SUB with typed publications: a frame with the topic, a frame with the publication.
 
-use std::net::SocketAddr;
+use std::os::unix::net::UnixListener;
 
 use bytes::Bytes;
+use futures_util::StreamExt;
 use podmesh_protocol::codec;
 use podmesh_protocol::event::Published;
 use tokio::time::timeout;
-use zeromq::{PubSocket, Socket, SocketRecv, SocketSend, SubSocket, ZmqMessage};
+use zeromq::{PubSocket, Socket, SocketEvent, SocketRecv, SocketSend, SubSocket, ZmqMessage};
 
-use crate::address::ManagerAddress;
-use crate::control::{CONNECT_LIMIT, listen, options, probe};
+use crate::control::{Monitor, options};
 use crate::error::WireError;
+use crate::guard::relay::Expected;
+use crate::guard::zmtp::Traffic;
+use crate::route::{CONNECT_LIMIT, Route};
+use crate::tls::Service;
 
 /// The manager's PUB socket.
 pub struct Publisher {
     socket: PubSocket,
-    local_address: SocketAddr,
 }
 
 impl Publisher {
-    /// Listens on an address; port 0 takes a free one.
+    /// Listens on a socket to which only the front connects ([`crate::front::Front`]).
     ///
     /// # Errors
-    /// When the address cannot be listened on.
-    pub async fn bind(address: SocketAddr) -> Result<Self, WireError> {
-        let listener = listen(address)?;
-        let local_address = listener.local_addr()?;
+    /// When it cannot be used.
+    pub async fn bind(listener: UnixListener) -> Result<Self, WireError> {
         let mut socket = PubSocket::new();
         socket.bind_listener(listener).await?;
-        Ok(Self { socket, local_address })
-    }
-
-    /// Where it listens.
-    pub fn local_address(&self) -> SocketAddr {
-        self.local_address
+        Ok(Self { socket })
     }
 
     /// Publishes; never waits for a subscriber. What a slow one has no room for is lost to it.
@@ -48,23 +44,26 @@ impl Publisher {
     }
 }
 
-/// A SUB socket. It reconnects by itself; what was published meanwhile is lost to it.
+/// A SUB socket: one connection.
 pub struct Subscriber {
     socket: SubSocket,
+    monitor: Monitor,
 }
 
 impl Subscriber {
     /// Connects to a PUB socket and subscribes to topics.
     ///
     /// # Errors
-    /// When nobody listens there, or does not finish the handshake in time.
-    pub async fn connect(address: &ManagerAddress, topics: &[&str]) -> Result<Self, WireError> {
-        probe(address).await?;
+    /// When the manager is not there, refuses, or does not finish the handshake in time.
+    pub async fn connect(route: &Route, topics: &[&str]) -> Result<Self, WireError> {
+        let expected = Expected { socket: "PUB", identity: None, traffic: Traffic::Messages };
+        let bridge = route.bridge(Service::Publications, expected).await?;
         let mut socket = SubSocket::with_options(options());
+        let monitor = socket.monitor().boxed();
         socket
-            .connect(&address.endpoint())
+            .connect(&bridge.endpoint())
             .await
-            .map_err(|source| WireError::Handshake { address: address.clone(), source })?;
+            .map_err(|source| WireError::Handshake { route: route.to_string(), source })?;
         for topic in topics {
             match timeout(CONNECT_LIMIT, socket.subscribe(topic)).await {
                 Ok(result) => result?,
@@ -76,15 +75,27 @@ impl Subscriber {
                 }
             }
         }
-        Ok(Self { socket })
+        Ok(Self { socket, monitor })
     }
 
     /// The next publication. Can be dropped and called again without loss.
     ///
     /// # Errors
-    /// When the socket fails, or what came is no publication.
+    /// [`WireError::Disconnected`] when the connection has ended; others when what came is no
+    /// publication. After any error it is to be dropped.
     pub async fn recv(&mut self) -> Result<Published, WireError> {
-        let frames = self.socket.recv().await?.into_vec();
+        let message = loop {
+            tokio::select! {
+                biased;
+                message = self.socket.recv() => break message?,
+                event = self.monitor.next() => {
+                    if matches!(event, Some(SocketEvent::Disconnected(_)) | None) {
+                        return Err(WireError::Disconnected);
+                    }
+                }
+            }
+        };
+        let frames = message.into_vec();
         match frames.as_slice() {
             [_topic, frame] => Ok(codec::decode(frame)?),
             _ => Err(WireError::Frames { frames: frames.len(), expected: 2 }),

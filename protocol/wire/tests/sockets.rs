@@ -1,8 +1,7 @@
-//! The typed sockets against each other, over loopback.
+//! The typed sockets against each other, through the front: by the network and on one machine.
 #![expect(clippy::unwrap_used, clippy::panic, reason = "tests")]
 
-use std::net::{Ipv4Addr, SocketAddr};
-use std::time::Duration;
+mod support;
 
 use podmesh_protocol::client::{Reply, ReplyBody, RequestBody};
 use podmesh_protocol::error::{ErrorCode, ErrorReply};
@@ -11,40 +10,33 @@ use podmesh_protocol::ids::{Epoch, InstanceId, JobId, Revision};
 use podmesh_protocol::report::JobState;
 use podmesh_protocol::session::{ToManager, ToPeer};
 use podmesh_wire::WireError;
-use podmesh_wire::address::ManagerAddress;
 use podmesh_wire::client::{Client, ClientError};
-use podmesh_wire::control::{ManagerReceiver, ManagerSender, ManagerSocket, PeerSocket};
-use podmesh_wire::publish::{Publisher, Subscriber};
+use podmesh_wire::control::PeerSocket;
+use podmesh_wire::publish::Subscriber;
 use tokio::time::timeout;
 use zeromq::{DealerSocket, Socket, SocketSend, ZmqMessage};
 
-const ANY_PORT: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 0);
-/// Far beyond what any of this takes: a test that hangs fails.
-const PATIENCE: Duration = Duration::from_secs(30);
-
-async fn manager() -> (ManagerReceiver, ManagerSender, ManagerAddress) {
-    let socket = ManagerSocket::bind(ANY_PORT).await.unwrap();
-    let address = socket.local_address().into();
-    let (receiver, sender) = socket.split();
-    (receiver, sender, address)
-}
+use support::{PATIENCE, TestManager};
 
 #[tokio::test]
 async fn messages_cross_both_ways() {
-    let (mut receiver, mut sender, address) = manager().await;
-    let (mut peer_receiver, mut peer_sender) = PeerSocket::connect(&address).await.unwrap().split();
-    peer_sender.send(&ToManager::Goodbye(Epoch(3))).await.unwrap();
-    let received = receiver.recv().await.unwrap();
-    assert!(matches!(received.message, Ok(ToManager::Goodbye(Epoch(3)))));
-    sender.send(&received.peer, &ToPeer::HelloAgain(Epoch(3))).await.unwrap();
-    assert_eq!(peer_receiver.recv().await.unwrap(), ToPeer::HelloAgain(Epoch(3)));
+    let mut manager = TestManager::start().await;
+    for route in manager.routes() {
+        let (mut peer_receiver, mut peer_sender) =
+            PeerSocket::connect(&route).await.unwrap().split();
+        peer_sender.send(&ToManager::Goodbye(Epoch(3))).await.unwrap();
+        let peer = manager.next_goodbye().await;
+        manager.sender.send(&peer, &ToPeer::HelloAgain(Epoch(3))).await.unwrap();
+        assert_eq!(peer_receiver.recv().await.unwrap(), ToPeer::HelloAgain(Epoch(3)));
+    }
 }
 
 #[tokio::test]
 async fn bytes_that_are_no_message_are_told_apart_and_harm_nobody() {
-    let (mut receiver, mut sender, address) = manager().await;
+    let TestManager { mut receiver, mut sender, local, .. } = TestManager::start().await;
     let mut vandal = DealerSocket::new();
-    vandal.connect(&format!("tcp://{address}")).await.unwrap();
+    let path = local.path().join("control.sock");
+    vandal.connect(&format!("ipc://{}", path.display())).await.unwrap();
     vandal.send(ZmqMessage::from(vec![0xc1, 0, 0xff])).await.unwrap();
     let received = receiver.recv().await.unwrap();
     assert!(matches!(received.message, Err(WireError::Decode(_))), "{received:?}");
@@ -56,48 +48,41 @@ async fn bytes_that_are_no_message_are_told_apart_and_harm_nobody() {
     let error = ErrorReply::new(ErrorCode::BadMessage, "no");
     sender.send(&received.peer, &ToPeer::Error(error)).await.unwrap();
 
-    let (_, mut honest) = PeerSocket::connect(&address).await.unwrap().split();
+    let route = podmesh_wire::route::Route::Local(local.path().into());
+    let (_, mut honest) = PeerSocket::connect(&route).await.unwrap().split();
     honest.send(&ToManager::Goodbye(Epoch(1))).await.unwrap();
-    assert!(receiver.recv().await.unwrap().message.is_ok());
+    // The look whether anybody is there is a connection, too, and has ended.
+    loop {
+        match receiver.recv().await.unwrap().message {
+            Err(WireError::PeerGone) => {}
+            message => return assert!(message.is_ok()),
+        }
+    }
 }
 
 #[tokio::test]
 async fn the_manager_is_told_of_a_connection_that_ends_and_can_send_there_no_more() {
-    let (mut receiver, mut sender, address) = manager().await;
-    let (peer_receiver, mut peer_sender) = PeerSocket::connect(&address).await.unwrap().split();
-    peer_sender.send(&ToManager::Goodbye(Epoch(3))).await.unwrap();
-    let peer = receiver.recv().await.unwrap().peer;
-    drop((peer_receiver, peer_sender));
-    let received = timeout(PATIENCE, receiver.recv()).await.unwrap().unwrap();
-    assert_eq!(received.peer, peer);
-    assert!(matches!(received.message, Err(WireError::PeerGone)));
-    let result = sender.send(&peer, &ToPeer::HelloAgain(Epoch(3))).await;
-    assert!(matches!(result, Err(WireError::PeerGone)), "{result:?}");
+    let mut manager = TestManager::start().await;
+    for route in manager.routes() {
+        let (peer_receiver, mut peer_sender) = PeerSocket::connect(&route).await.unwrap().split();
+        peer_sender.send(&ToManager::Goodbye(Epoch(3))).await.unwrap();
+        let peer = manager.next_goodbye().await;
+        drop((peer_receiver, peer_sender));
+        manager.gone(&peer).await;
+        let result = manager.sender.send(&peer, &ToPeer::HelloAgain(Epoch(3))).await;
+        assert!(matches!(result, Err(WireError::PeerGone)), "{result:?}");
+    }
 }
 
 #[tokio::test]
-async fn nobody_there_is_an_error_at_once_that_names_the_address() {
-    let (receiver, sender, address) = manager().await;
-    drop((receiver, sender));
-    // The port may take a moment to close; after that, nobody takes it again in this test.
-    let error = timeout(PATIENCE, async {
-        loop {
-            if let Err(error) = PeerSocket::connect(&address).await {
-                return error;
-            }
-            tokio::task::yield_now().await;
-        }
-    });
-    let said = error.await.unwrap().to_string();
-    assert!(said.contains(&address.to_string()), "{said}");
-}
-
-#[tokio::test]
-async fn an_address_in_use_is_an_error_that_names_it() {
-    let (_receiver, _sender, address) = manager().await;
-    let taken: SocketAddr = address.to_string().parse().unwrap();
-    let said = ManagerSocket::bind(taken).await.err().unwrap().to_string();
-    assert!(said.contains(&address.to_string()), "{said}");
+async fn nobody_there_is_an_error_at_once_that_says_where() {
+    let manager = TestManager::start().await;
+    let routes = manager.routes();
+    manager.stop().await;
+    for route in routes {
+        let said = PeerSocket::connect(&route).await.err().unwrap().to_string();
+        assert!(said.contains(&route.to_string()), "{said}");
+    }
 }
 
 fn cancel(job: u64) -> RequestBody {
@@ -106,8 +91,8 @@ fn cancel(job: u64) -> RequestBody {
 
 #[tokio::test]
 async fn replies_find_their_requests_in_any_order() {
-    let (mut receiver, mut sender, address) = manager().await;
-    let client = Client::connect(&address).await.unwrap();
+    let TestManager { mut receiver, mut sender, remote, _running, .. } = TestManager::start().await;
+    let client = Client::connect(&remote).await.unwrap();
     let server = async {
         let mut requests = Vec::new();
         while requests.len() < 2 {
@@ -132,8 +117,8 @@ async fn replies_find_their_requests_in_any_order() {
 
 #[tokio::test]
 async fn a_request_learns_at_once_that_the_manager_is_gone() {
-    let (mut receiver, sender, address) = manager().await;
-    let client = Client::connect(&address).await.unwrap();
+    let TestManager { mut receiver, sender, remote, _running, .. } = TestManager::start().await;
+    let client = Client::connect(&remote).await.unwrap();
     let server = async {
         receiver.recv().await.unwrap();
         drop((receiver, sender));
@@ -147,9 +132,8 @@ async fn a_request_learns_at_once_that_the_manager_is_gone() {
 
 #[tokio::test]
 async fn subscribers_get_the_topics_that_they_asked_for() {
-    let mut publisher = Publisher::bind(ANY_PORT).await.unwrap();
-    let address = publisher.local_address().into();
-    let mut subscriber = Subscriber::connect(&address, &[TOPIC_EVENTS]).await.unwrap();
+    let TestManager { mut publisher, remote, _running, .. } = TestManager::start().await;
+    let mut subscriber = Subscriber::connect(&remote, &[TOPIC_EVENTS]).await.unwrap();
     let manager = Published::Manager {
         instance: InstanceId(uuid::Uuid::nil()),
         revision: Revision(1),

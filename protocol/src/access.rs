@@ -1,0 +1,306 @@
+//! Who may do what: keys, roles, join tokens.
+
+use std::fmt;
+use std::str::FromStr;
+
+use data_encoding::{BASE64URL_NOPAD, HEXLOWER};
+use serde::{Deserialize, Serialize};
+
+use crate::ids::{ClusterId, Name};
+use crate::limits::{TOKEN_ADDRESSES_MAX, TOKEN_TEXT_BYTES_MAX};
+
+/// What the holder of a key may do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Role {
+    /// Have a session as one node, and nothing else.
+    Agent,
+    /// Read: jobs, tasks, nodes, events, logs.
+    Viewer,
+    /// Read, submit and cancel.
+    Operator,
+    /// All of it, tokens and revocation included.
+    Admin,
+}
+
+impl Role {
+    /// All of them.
+    pub const ALL: [Self; 4] = [Self::Agent, Self::Viewer, Self::Operator, Self::Admin];
+
+    /// Whether whoever has this role has the rights of `needed`, too. An agent is no user: it has
+    /// no rights but its own, and only an admin has them besides.
+    pub fn includes(self, needed: Self) -> bool {
+        self == needed || self == Self::Admin || (self == Self::Operator && needed == Self::Viewer)
+    }
+
+    /// As in flags, texts and on the wire.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Agent => "agent",
+            Self::Viewer => "viewer",
+            Self::Operator => "operator",
+            Self::Admin => "admin",
+        }
+    }
+}
+
+impl fmt::Display for Role {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.as_str())
+    }
+}
+
+/// A text that is no role.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("`{0}` is no role: there are agent, viewer, operator and admin")]
+pub struct ParseRoleError(String);
+
+impl FromStr for Role {
+    type Err = ParseRoleError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let known = Self::ALL.into_iter().find(|role| role.as_str() == text);
+        known.ok_or_else(|| ParseRoleError(text.to_owned()))
+    }
+}
+
+/// An Ed25519 public key (RFC 8032), 32 bytes; who a peer is.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(from = "serde_bytes::ByteArray<32>", into = "serde_bytes::ByteArray<32>")]
+pub struct PublicKey(pub [u8; 32]);
+
+/// The SHA-256 of a public key's 32 bytes: by it a manager is known before it is met.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(from = "serde_bytes::ByteArray<32>", into = "serde_bytes::ByteArray<32>")]
+pub struct KeyDigest(pub [u8; 32]);
+
+macro_rules! bytes_as_hex {
+    ($name:ident) => {
+        impl From<serde_bytes::ByteArray<32>> for $name {
+            fn from(bytes: serde_bytes::ByteArray<32>) -> Self {
+                Self(bytes.into_array())
+            }
+        }
+
+        impl From<$name> for serde_bytes::ByteArray<32> {
+            fn from(value: $name) -> Self {
+                Self::new(value.0)
+            }
+        }
+
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str(&HEXLOWER.encode(&self.0))
+            }
+        }
+
+        impl fmt::Debug for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                write!(f, "{}({self})", stringify!($name))
+            }
+        }
+
+        impl FromStr for $name {
+            type Err = ParseKeyError;
+
+            fn from_str(text: &str) -> Result<Self, Self::Err> {
+                let bytes = HEXLOWER.decode(text.as_bytes()).map_err(|_| ParseKeyError)?;
+                Ok(Self(bytes.try_into().map_err(|_| ParseKeyError)?))
+            }
+        }
+    };
+}
+
+bytes_as_hex!(PublicKey);
+bytes_as_hex!(KeyDigest);
+
+/// A text that is no key or digest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("64 hexadecimal digits in lower case are expected")]
+pub struct ParseKeyError;
+
+/// The number of a join token; no secret.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct TokenId(pub u64);
+
+impl fmt::Display for TokenId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.0)
+    }
+}
+
+/// What proves that a token was given by the manager: 16 random bytes.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(from = "serde_bytes::ByteArray<16>", into = "serde_bytes::ByteArray<16>")]
+pub struct TokenSecret(pub [u8; 16]);
+
+impl From<serde_bytes::ByteArray<16>> for TokenSecret {
+    fn from(bytes: serde_bytes::ByteArray<16>) -> Self {
+        Self(bytes.into_array())
+    }
+}
+
+impl From<TokenSecret> for serde_bytes::ByteArray<16> {
+    fn from(secret: TokenSecret) -> Self {
+        Self::new(secret.0)
+    }
+}
+
+impl fmt::Debug for TokenSecret {
+    /// Says nothing: what is printed ends in logs.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("TokenSecret(…)")
+    }
+}
+
+/// Everything that a machine needs to join, as one word.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct JoinToken {
+    /// Where the manager may be reached, `host:port`; tried in this order.
+    pub addresses: Vec<String>,
+    /// Whose key the manager must have.
+    pub manager: KeyDigest,
+    /// Its number.
+    pub id: TokenId,
+    /// Its secret.
+    pub secret: TokenSecret,
+}
+
+/// With what every token begins; the digit is the version of the form.
+const TOKEN_PREFIX: &str = "podmesh1-";
+
+/// Why a text is not a token.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ParseTokenError {
+    /// It is something else.
+    #[error("this is not a join token: one begins with {TOKEN_PREFIX}")]
+    Other,
+    /// A part is missing, or a letter is wrong.
+    #[error("this join token is not whole, or has a wrong letter: copy all of it again")]
+    Damaged,
+}
+
+impl fmt::Display for JoinToken {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut bytes = rmp_serde::to_vec(self).map_err(|_| fmt::Error)?;
+        bytes.extend(crc32fast::hash(&bytes).to_be_bytes());
+        write!(f, "{TOKEN_PREFIX}{}", BASE64URL_NOPAD.encode(&bytes))
+    }
+}
+
+impl FromStr for JoinToken {
+    type Err = ParseTokenError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let text = text.trim();
+        let code = text.strip_prefix(TOKEN_PREFIX).ok_or(ParseTokenError::Other)?;
+        if text.len() > TOKEN_TEXT_BYTES_MAX {
+            return Err(ParseTokenError::Damaged);
+        }
+        let bytes =
+            BASE64URL_NOPAD.decode(code.as_bytes()).map_err(|_| ParseTokenError::Damaged)?;
+        let (bytes, check) = bytes.split_last_chunk::<4>().ok_or(ParseTokenError::Damaged)?;
+        if crc32fast::hash(bytes).to_be_bytes() != *check {
+            return Err(ParseTokenError::Damaged);
+        }
+        let token: Self = crate::codec::decode(bytes).map_err(|_| ParseTokenError::Damaged)?;
+        if token.addresses.is_empty() || token.addresses.len() > TOKEN_ADDRESSES_MAX {
+            return Err(ParseTokenError::Damaged);
+        }
+        Ok(token)
+    }
+}
+
+/// The first and only message of whoever joins, on a connection of its own: a 32-bit big-endian
+/// number of bytes, then this. Its key is that of the connection.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct JoinRequest {
+    /// The protocol that it speaks: [`PROTOCOL_VERSION`](crate::limits::PROTOCOL_VERSION).
+    pub version: u16,
+    /// The token's number.
+    pub token: TokenId,
+    /// The token's secret.
+    pub secret: TokenSecret,
+    /// What it wants to be called: the node's or the user's name.
+    pub name: Name,
+}
+
+/// It has joined.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Joined {
+    /// Whose manager it is.
+    pub cluster: ClusterId,
+    /// What it may do.
+    pub role: Role,
+    /// Its name.
+    pub name: Name,
+}
+
+/// Who is at the other end of a connection.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Caller {
+    /// What they may do.
+    pub role: Role,
+    /// The node's or the user's name; of somebody on the manager's machine, their login name.
+    pub name: Name,
+    /// Their key; none for somebody on the manager's machine, who is known by their user id.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub key: Option<PublicKey>,
+}
+
+#[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "tests")]
+mod tests {
+    use super::*;
+
+    fn token() -> JoinToken {
+        JoinToken {
+            addresses: vec!["10.0.0.1:7770".into(), "[::1]:7770".into()],
+            manager: KeyDigest([7; 32]),
+            id: TokenId(3),
+            secret: TokenSecret([9; 16]),
+        }
+    }
+
+    #[test]
+    fn a_token_is_one_word_and_reads_back() {
+        let text = token().to_string();
+        assert!(text.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_'));
+        assert!(text.len() < 160, "{} letters", text.len());
+        assert_eq!(format!(" {text}\n").parse(), Ok(token()));
+        assert!(!format!("{:?}", token()).contains('9'), "the secret is not printed");
+    }
+
+    #[test]
+    fn a_token_with_a_letter_wrong_or_missing_is_told_apart_from_other_words() {
+        let text = token().to_string();
+        for end in TOKEN_PREFIX.len()..text.len() {
+            assert_eq!(text[..end].parse::<JoinToken>(), Err(ParseTokenError::Damaged), "{end}");
+        }
+        for at in TOKEN_PREFIX.len()..text.len() {
+            let mut other = text.clone().into_bytes();
+            other[at] = if other[at] == b'A' { b'B' } else { b'A' };
+            let other = String::from_utf8(other).unwrap();
+            assert_eq!(other.parse::<JoinToken>(), Err(ParseTokenError::Damaged), "{at}");
+        }
+        for other in ["", "podmesh", "SWMTKN-1-abc", "podmesh2-abc"] {
+            assert_eq!(other.parse::<JoinToken>(), Err(ParseTokenError::Other), "{other}");
+        }
+        let long = format!("{TOKEN_PREFIX}{}", "A".repeat(1 << 20));
+        assert_eq!(long.parse::<JoinToken>(), Err(ParseTokenError::Damaged));
+    }
+
+    #[test]
+    fn roles_include_what_they_should() {
+        use Role::{Admin, Agent, Operator, Viewer};
+        for role in Role::ALL {
+            assert_eq!(role.as_str().parse(), Ok(role));
+            assert!(role.includes(role) && Admin.includes(role));
+            assert_eq!(role.includes(Admin), role == Admin);
+            assert_eq!(role.includes(Agent), matches!(role, Admin | Agent));
+        }
+        assert!(Operator.includes(Viewer) && !Viewer.includes(Operator));
+        assert!("root".parse::<Role>().is_err());
+    }
+}

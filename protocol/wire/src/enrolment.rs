@@ -1,0 +1,143 @@
+//! What a machine or user keeps of the cluster that it joined: its key, and a file beside it.
+
+use std::fs;
+use std::io::{self, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use podmesh_protocol::access::{JoinToken, KeyDigest, Role};
+use podmesh_protocol::ids::{ClusterId, Name};
+use serde::{Deserialize, Serialize};
+
+use crate::address::ManagerAddress;
+use crate::error::WireError;
+use crate::key::{KeyError, KeyPair};
+use crate::route::{self, Credentials, Route};
+
+/// The private key's file in a folder of somebody who joined.
+pub const KEY_FILE: &str = "key";
+/// The file beside it.
+pub const ENROLMENT_FILE: &str = "enrolment.json";
+
+/// What is kept besides the key.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Enrolment {
+    /// Where the manager may be; tried in this order.
+    pub addresses: Vec<String>,
+    /// The digests of keys that the manager may have, in hexadecimal.
+    pub manager: Vec<String>,
+    /// The cluster.
+    pub cluster: ClusterId,
+    /// What the key's owner may do.
+    pub role: Role,
+    /// Their name there.
+    pub name: Name,
+}
+
+/// Why there is no enrolment.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum EnrolmentError {
+    /// Nothing was joined with this folder.
+    #[error("{} has joined no cluster", dir.display())]
+    None {
+        /// The folder.
+        dir: PathBuf,
+    },
+    /// The file cannot be read or written, or is not of the form.
+    #[error("{} cannot be used: {source}; join again with a new token", path.display())]
+    File {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// The key cannot be used.
+    #[error(transparent)]
+    Key(#[from] KeyError),
+    /// The manager was not met, or refused.
+    #[error(transparent)]
+    Wire(#[from] WireError),
+}
+
+impl Enrolment {
+    /// Reads what is kept in a folder.
+    ///
+    /// # Errors
+    /// [`EnrolmentError::None`] when nothing is; others when it cannot be used.
+    pub fn load(dir: &Path) -> Result<Self, EnrolmentError> {
+        let path = dir.join(ENROLMENT_FILE);
+        let file = |source| EnrolmentError::File { path: path.clone(), source };
+        match fs::read(&path) {
+            Ok(text) => serde_json::from_slice(&text).map_err(|error| file(error.into())),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                Err(EnrolmentError::None { dir: dir.into() })
+            }
+            Err(error) => Err(file(error)),
+        }
+    }
+
+    /// The way to the manager; `address` in place of those that are kept.
+    ///
+    /// # Errors
+    /// When the key or the file cannot be used.
+    pub fn route(
+        &self,
+        dir: &Path,
+        address: Option<&ManagerAddress>,
+    ) -> Result<Route, EnrolmentError> {
+        let path = dir.join(ENROLMENT_FILE);
+        let file = |why: String| EnrolmentError::File {
+            path: path.clone(),
+            source: io::Error::new(io::ErrorKind::InvalidData, why),
+        };
+        let key = KeyPair::load(&dir.join(KEY_FILE))?;
+        let digests = self.manager.iter().map(|digest| digest.parse::<KeyDigest>());
+        let manager =
+            digests.collect::<Result<Vec<_>, _>>().map_err(|error| file(error.to_string()))?;
+        let addresses = match address {
+            Some(address) => vec![address.clone()],
+            None => {
+                let addresses =
+                    self.addresses.iter().map(|address| address.parse::<ManagerAddress>());
+                addresses.collect::<Result<Vec<_>, _>>().map_err(|error| file(error.to_string()))?
+            }
+        };
+        Ok(Route::Remote { addresses, credentials: Arc::new(Credentials { key, manager }) })
+    }
+
+    /// Joins with a token, with the folder's key or a new one, and keeps what came of it.
+    ///
+    /// # Errors
+    /// When the folder cannot be written, the manager is not met, or refuses.
+    pub async fn join(dir: &Path, token: &JoinToken, name: &Name) -> Result<Self, EnrolmentError> {
+        let path = dir.join(ENROLMENT_FILE);
+        let file = |source| EnrolmentError::File { path: path.clone(), source };
+        fs::create_dir_all(dir)
+            .map_err(|source| EnrolmentError::File { path: dir.into(), source })?;
+        let key = KeyPair::load_or_create(&dir.join(KEY_FILE))?;
+        let (joined, addresses) = route::join(token, &key, name).await?;
+        let this = Self {
+            addresses: addresses.iter().map(ToString::to_string).collect(),
+            manager: vec![token.manager.to_string()],
+            cluster: joined.cluster,
+            role: joined.role,
+            name: joined.name,
+        };
+        this.save(&path).map_err(file)?;
+        Ok(this)
+    }
+
+    /// All of it or nothing.
+    fn save(&self, path: &Path) -> io::Result<()> {
+        let new = path.with_extension("json.new");
+        let mut options = fs::OpenOptions::new();
+        let mut file = options.write(true).create(true).truncate(true).mode(0o600).open(&new)?;
+        let mut text = serde_json::to_vec_pretty(self)?;
+        text.push(b'\n');
+        file.write_all(&text)?;
+        file.sync_all()?;
+        fs::rename(new, path)
+    }
+}

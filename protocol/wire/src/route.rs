@@ -1,0 +1,323 @@
+//! The ways to a manager: over the network by TLS, or on its own machine by its unix sockets.
+
+use std::io;
+use std::os::unix::net::UnixListener as StdUnixListener;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use podmesh_protocol::access::{JoinRequest, JoinToken, Joined, KeyDigest};
+use podmesh_protocol::codec;
+use podmesh_protocol::error::ErrorReply;
+use podmesh_protocol::ids::Name;
+use podmesh_protocol::limits::PROTOCOL_VERSION;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::net::{TcpStream, UnixListener, UnixStream};
+use tokio::time::timeout;
+use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
+
+use crate::address::ManagerAddress;
+use crate::error::WireError;
+use crate::guard::relay::{Expected, relay};
+use crate::key::KeyPair;
+use crate::socket_dir::SocketDir;
+use crate::tls::{self, Service};
+
+/// How long a connection with its handshake may take.
+pub const CONNECT_LIMIT: Duration = Duration::from_secs(5);
+/// Bytes of a message outside of ZMTP at the most.
+const FRAMED_BYTES_MAX: usize = 16 << 10;
+
+/// Where on its own machine a manager is reached: the sockets' names in its folder.
+pub const CONTROL_SOCKET: &str = "control.sock";
+/// See [`CONTROL_SOCKET`].
+pub const PUBLICATIONS_SOCKET: &str = "publications.sock";
+/// See [`CONTROL_SOCKET`].
+pub const HEARTBEATS_SOCKET: &str = "heartbeats.sock";
+
+/// A way to a manager.
+#[derive(Clone, Debug)]
+pub enum Route {
+    /// By the unix sockets in this folder of a manager on this machine. Who one is, the system
+    /// says.
+    Local(PathBuf),
+    /// Over the network.
+    Remote {
+        /// Where it may be; tried in this order.
+        addresses: Vec<ManagerAddress>,
+        /// Who one is, and whose manager it must be.
+        credentials: Arc<Credentials>,
+    },
+}
+
+/// Who one is, and which manager is meant.
+#[derive(Debug)]
+pub struct Credentials {
+    /// One's own key.
+    pub key: KeyPair,
+    /// The digests of keys that the manager may have.
+    pub manager: Vec<KeyDigest>,
+}
+
+impl std::fmt::Display for Route {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Local(dir) => write!(f, "{}", dir.display()),
+            Self::Remote { addresses, .. } => {
+                for (n, address) in addresses.iter().enumerate() {
+                    write!(f, "{}{address}", if n > 0 { " or " } else { "" })?;
+                }
+                Ok(())
+            }
+        }
+    }
+}
+
+/// A stream both ways.
+pub trait Duplex: AsyncRead + AsyncWrite + Send + Unpin {}
+
+impl<T: AsyncRead + AsyncWrite + Send + Unpin> Duplex for T {}
+
+/// The socket file of a service.
+fn socket_of(service: Service) -> &'static str {
+    match service {
+        Service::Control | Service::Join => CONTROL_SOCKET,
+        Service::Publications => PUBLICATIONS_SOCKET,
+        Service::Heartbeats => HEARTBEATS_SOCKET,
+    }
+}
+
+impl Route {
+    /// A stream of heartbeats, for [`crate::heartbeat`].
+    ///
+    /// # Errors
+    /// When the manager is not there, or refuses.
+    pub async fn heartbeats(&self) -> Result<Box<dyn Duplex>, WireError> {
+        match self {
+            Self::Local(dir) => {
+                let sockets = open_local(dir)?;
+                let stream = UnixStream::connect(sockets.path(HEARTBEATS_SOCKET)).await;
+                Ok(Box::new(stream.map_err(|source| no_manager(dir, source))?))
+            }
+            Self::Remote { addresses, credentials } => {
+                Ok(Box::new(open(addresses, credentials, Service::Heartbeats).await?))
+            }
+        }
+    }
+
+    /// Where a ZeroMQ socket of this process may connect for a service: with the guard in
+    /// between.
+    pub(crate) async fn bridge(
+        &self,
+        service: Service,
+        expected: Expected,
+    ) -> Result<Bridge, WireError> {
+        match self {
+            Self::Local(dir) => {
+                let sockets = open_local(dir)?;
+                let path = sockets.path(socket_of(service));
+                // ZeroMQ itself would go on trying for the whole limit.
+                UnixStream::connect(&path).await.map_err(|source| no_manager(dir, source))?;
+                Ok(Bridge { path, _dir: sockets, _temporary: None })
+            }
+            Self::Remote { addresses, credentials } => {
+                let stream = open(addresses, credentials, service).await?;
+                let temporary = tempfile::Builder::new().prefix("podmesh-").tempdir()?;
+                let sockets = SocketDir::open(temporary.path())?;
+                let listener = sockets.bind("s", 0o600)?;
+                tokio::spawn(bridge(stream, listener, expected));
+                let path = sockets.path("s");
+                Ok(Bridge { path, _dir: sockets, _temporary: Some(temporary) })
+            }
+        }
+    }
+}
+
+/// A way for one ZeroMQ socket; to be kept until it is connected.
+pub(crate) struct Bridge {
+    path: PathBuf,
+    _dir: SocketDir,
+    _temporary: Option<tempfile::TempDir>,
+}
+
+impl Bridge {
+    pub(crate) fn endpoint(&self) -> String {
+        format!("ipc://{}", self.path.display())
+    }
+}
+
+async fn bridge(stream: TlsStream<TcpStream>, listener: StdUnixListener, expected: Expected) {
+    let inner = async {
+        listener.set_nonblocking(true)?;
+        let listener = UnixListener::from_std(listener)?;
+        loop {
+            let (inner, _) = listener.accept().await?;
+            // The folder is ours alone; what else runs as us is still not our socket.
+            if inner.peer_cred()?.pid() == i32::try_from(std::process::id()).ok() {
+                return io::Result::Ok(inner);
+            }
+        }
+    };
+    let result = match timeout(CONNECT_LIMIT, inner).await {
+        Ok(Ok(inner)) => relay(stream, inner, expected).await,
+        Ok(Err(error)) => Err(error.into()),
+        Err(_) => return, // The socket was given up.
+    };
+    if let Err(error) = result {
+        tracing::debug!(%error, "the connection to the manager was cut");
+    }
+}
+
+fn open_local(dir: &Path) -> Result<SocketDir, WireError> {
+    SocketDir::open(dir).map_err(|source| no_manager(dir, source))
+}
+
+fn no_manager(dir: &Path, source: io::Error) -> WireError {
+    WireError::NoLocalManager { dir: dir.into(), source }
+}
+
+/// Connects to the first address at which the manager is.
+async fn open(
+    addresses: &[ManagerAddress],
+    credentials: &Credentials,
+    service: Service,
+) -> Result<TlsStream<TcpStream>, WireError> {
+    let open_at = async |address: &ManagerAddress| {
+        let mut stream =
+            handshake(address, &credentials.key, &credentials.manager, service).await?;
+        let admission: Result<(), ErrorReply> = within(address, read_framed(&mut stream)).await?;
+        admission.map_err(|error| WireError::Refused { address: address.clone(), error })?;
+        Ok(stream)
+    };
+    first(addresses, open_at).await
+}
+
+/// Tries the addresses in order, until one answers.
+async fn first<T>(
+    addresses: &[ManagerAddress],
+    mut attempt: impl AsyncFnMut(&ManagerAddress) -> Result<T, WireError>,
+) -> Result<T, WireError> {
+    let mut last = None;
+    for address in addresses {
+        match attempt(address).await {
+            Ok(done) => return Ok(done),
+            // It is the manager, and its word counts.
+            Err(error @ WireError::Refused { .. }) => return Err(error),
+            // That nobody is at one address says less than what went wrong at another.
+            Err(error) => match last {
+                None | Some(WireError::Connect { .. }) => last = Some(error),
+                Some(_) => {}
+            },
+        }
+    }
+    Err(last.unwrap_or(WireError::NoAddress))
+}
+
+/// Bounds a step of a connection.
+async fn within<T>(
+    address: &ManagerAddress,
+    step: impl Future<Output = io::Result<T>>,
+) -> Result<T, WireError> {
+    let error = |source| WireError::Connect { address: address.clone(), source };
+    match timeout(CONNECT_LIMIT, step).await {
+        Ok(result) => result.map_err(error),
+        Err(_) => Err(error(io::Error::new(
+            io::ErrorKind::TimedOut,
+            format!("no answer within {} s", CONNECT_LIMIT.as_secs()),
+        ))),
+    }
+}
+
+async fn handshake(
+    address: &ManagerAddress,
+    key: &KeyPair,
+    pins: &[KeyDigest],
+    service: Service,
+) -> Result<TlsStream<TcpStream>, WireError> {
+    let config = tls::client_config(key, pins, service).map_err(WireError::Tls)?;
+    let stream = within(address, TcpStream::connect((address.host.as_str(), address.port))).await?;
+    // Without it a small message could wait for the acknowledgement of the one before.
+    stream.set_nodelay(true)?;
+    let connect = TlsConnector::from(config).connect(tls::server_name(), stream);
+    let stream = match within(address, connect).await {
+        Err(WireError::Connect { address, source }) => return Err(tls_error(address, source)),
+        other => other?,
+    };
+    if stream.get_ref().1.alpn_protocol() != Some(service.alpn().as_bytes()) {
+        return Err(WireError::NotAManager { address: address.clone() });
+    }
+    Ok(stream)
+}
+
+fn tls_error(address: ManagerAddress, source: io::Error) -> WireError {
+    use rustls::CertificateError::ApplicationVerificationFailure;
+    use rustls::Error::InvalidCertificate;
+    match source.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>()) {
+        Some(InvalidCertificate(ApplicationVerificationFailure)) => WireError::WrongKey { address },
+        Some(_) => WireError::NotAManager { address },
+        None => WireError::Connect { address, source },
+    }
+}
+
+/// Joins a cluster with a token: from then on the manager knows the key. Gives the addresses of
+/// the token, that at which the manager was met first.
+///
+/// # Errors
+/// When the manager cannot be met, has another key than the token says, or refuses.
+pub async fn join(
+    token: &JoinToken,
+    key: &KeyPair,
+    name: &Name,
+) -> Result<(Joined, Vec<ManagerAddress>), WireError> {
+    let mut addresses = Vec::new();
+    for address in &token.addresses {
+        addresses.push(address.parse::<ManagerAddress>()?);
+    }
+    let request = JoinRequest {
+        version: PROTOCOL_VERSION,
+        token: token.id,
+        secret: token.secret.clone(),
+        name: name.clone(),
+    };
+    let join_at = async |address: &ManagerAddress| {
+        let mut stream = handshake(address, key, &[token.manager], Service::Join).await?;
+        within(address, write_framed(&mut stream, &request)).await?;
+        let joined: Result<Joined, ErrorReply> = within(address, read_framed(&mut stream)).await?;
+        let joined =
+            joined.map_err(|error| WireError::Refused { address: address.clone(), error })?;
+        Ok((joined, address.clone()))
+    };
+    let (joined, met) = first(&addresses, join_at).await?;
+    addresses.retain(|address| *address != met);
+    addresses.insert(0, met);
+    Ok((joined, addresses))
+}
+
+/// Writes a message that stands outside of ZMTP: a 32-bit big-endian length, MessagePack.
+pub(crate) async fn write_framed<T: Serialize>(
+    writer: &mut (impl AsyncWrite + Unpin),
+    message: &T,
+) -> io::Result<()> {
+    let body = codec::encode(message).map_err(io::Error::other)?;
+    let mut frame = (body.len() as u32).to_be_bytes().to_vec();
+    frame.extend(body);
+    writer.write_all(&frame).await?;
+    writer.flush().await
+}
+
+/// Reads such a message.
+pub(crate) async fn read_framed<T: DeserializeOwned>(
+    reader: &mut (impl AsyncRead + Unpin),
+) -> io::Result<T> {
+    let length = reader.read_u32().await? as usize;
+    if length > FRAMED_BYTES_MAX {
+        let why = format!("a message of {length} bytes is over the limit of {FRAMED_BYTES_MAX}");
+        return Err(io::Error::new(io::ErrorKind::InvalidData, why));
+    }
+    let mut body = vec![0; length];
+    reader.read_exact(&mut body).await?;
+    codec::decode(&body).map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))
+}

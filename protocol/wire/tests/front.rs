@@ -1,0 +1,296 @@
+//! The front against strangers, vandals, and those whose key no longer counts.
+#![expect(clippy::unwrap_used, clippy::panic, reason = "tests")]
+
+mod support;
+
+use std::time::Duration;
+
+use podmesh_protocol::access::{JoinToken, KeyDigest, Role, TokenId, TokenSecret};
+use podmesh_protocol::error::ErrorReply;
+use podmesh_protocol::event::{Published, TOPIC_EVENTS, TOPIC_MANAGER};
+use podmesh_protocol::ids::{Epoch, Revision};
+use podmesh_protocol::limits::{HANDSHAKE_MS_MAX, HANDSHAKES_PER_ADDRESS_MAX};
+use podmesh_protocol::session::ToManager;
+use podmesh_wire::WireError;
+use podmesh_wire::control::PeerSocket;
+use podmesh_wire::enrolment::{ENROLMENT_FILE, Enrolment, EnrolmentError, KEY_FILE};
+use podmesh_wire::guard::zmtp::ready_frame;
+use podmesh_wire::heartbeat::{Beat, read_beat, write_beat};
+use podmesh_wire::key::{KeyPair, digest_of};
+use podmesh_wire::publish::Subscriber;
+use podmesh_wire::route::Route;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpStream, UnixStream};
+use tokio::time::timeout;
+
+use support::{PATIENCE, SECRET, TestManager, route};
+
+/// Sends a goodbye and sees it arrive: the manager is well.
+async fn is_well(manager: &mut TestManager) {
+    for route in manager.routes() {
+        let (_receiver, mut sender) = PeerSocket::connect(&route).await.unwrap().split();
+        sender.send(&ToManager::Goodbye(Epoch(1))).await.unwrap();
+        manager.next_goodbye().await;
+    }
+}
+
+/// Waits until the other end has closed, and gives what it said before.
+async fn closed(stream: &mut (impl AsyncReadExt + Unpin)) -> Vec<u8> {
+    let mut said = Vec::new();
+    let mut buffer = [0; 1024];
+    loop {
+        match timeout(PATIENCE, stream.read(&mut buffer)).await.unwrap() {
+            Ok(0) | Err(_) => return said,
+            Ok(count) => said.extend(&buffer[..count]),
+        }
+    }
+}
+
+fn greeting() -> Vec<u8> {
+    let mut greeting = vec![0; 64];
+    greeting[0] = 0xff;
+    greeting[9] = 0x7f;
+    greeting[10] = 3;
+    greeting[12..16].copy_from_slice(b"NULL");
+    greeting
+}
+
+fn giant(flags: u8, length: u64) -> Vec<u8> {
+    [&[flags][..], &length.to_be_bytes()].concat()
+}
+
+#[tokio::test]
+async fn the_73_bytes_end_their_own_connection_and_nothing_else() {
+    let mut manager = TestManager::start().await;
+    for length in [1 << 33, 1 << 47, 1 << 62, u64::MAX] {
+        for flags in [0b010, 0b110] {
+            let bytes = [greeting(), giant(flags, length)].concat();
+            // Over the network without a key: no handshake of TLS, no way in.
+            let mut stranger = TcpStream::connect(manager.address).await.unwrap();
+            stranger.write_all(&bytes).await.unwrap();
+            closed(&mut stranger).await;
+            // On this machine: the guard.
+            let mut neighbour =
+                UnixStream::connect(manager.local.path().join("control.sock")).await.unwrap();
+            neighbour.write_all(&bytes).await.unwrap();
+            closed(&mut neighbour).await;
+            // And with a handshake before.
+            let mut neighbour =
+                UnixStream::connect(manager.local.path().join("control.sock")).await.unwrap();
+            let bytes =
+                [greeting(), ready_frame("DEALER", b"chosen"), giant(flags, length)].concat();
+            neighbour.write_all(&bytes).await.unwrap();
+            closed(&mut neighbour).await;
+        }
+    }
+    manager.gate.refused_for("over the limit").await;
+    is_well(&mut manager).await;
+}
+
+#[tokio::test]
+async fn nobody_chooses_an_identity() {
+    let mut manager = TestManager::start().await;
+    let path = manager.local.path().join("control.sock");
+    let mut peers = Vec::new();
+    let mut streams = Vec::new();
+    for _ in 0..2 {
+        let mut stream = UnixStream::connect(&path).await.unwrap();
+        // A goodbye of session 1, as a message of one frame.
+        let goodbye = podmesh_protocol::codec::encode(&ToManager::Goodbye(Epoch(1))).unwrap();
+        let message = [&[0, goodbye.len() as u8][..], &goodbye].concat();
+        let bytes = [greeting(), ready_frame("DEALER", b"mine"), message].concat();
+        stream.write_all(&bytes).await.unwrap();
+        peers.push(manager.next_goodbye().await);
+        streams.push(stream);
+    }
+    assert_ne!(peers[0], peers[1]);
+    assert!(peers.iter().all(|peer| **peer != *b"mine" && peer.len() == 16), "{peers:?}");
+}
+
+#[tokio::test]
+async fn a_socket_of_another_kind_is_cut_off() {
+    let mut manager = TestManager::start().await;
+    for (socket, kind) in
+        [("control.sock", "ROUTER"), ("control.sock", "SUB"), ("publications.sock", "DEALER")]
+    {
+        let mut stream = UnixStream::connect(manager.local.path().join(socket)).await.unwrap();
+        let bytes = [greeting(), ready_frame(kind, b"")].concat();
+        stream.write_all(&bytes).await.unwrap();
+        closed(&mut stream).await;
+        manager.gate.refused_for(&format!("wrong kind: {kind}")).await;
+    }
+    is_well(&mut manager).await;
+}
+
+#[tokio::test]
+async fn a_key_that_is_not_known_is_told_so() {
+    let mut manager = TestManager::start().await;
+    let stranger = route(manager.address, KeyPair::generate().unwrap(), manager.key);
+    let error = PeerSocket::connect(&stranger).await.err().unwrap();
+    let WireError::Refused { error: ErrorReply { message, .. }, .. } = &error else {
+        panic!("{error:?}")
+    };
+    assert!(message.contains("not known"), "{error}");
+    assert!(stranger.heartbeats().await.is_err());
+    is_well(&mut manager).await;
+}
+
+#[tokio::test]
+async fn a_manager_with_another_key_is_not_spoken_to() {
+    let manager = TestManager::start().await;
+    let other = KeyPair::generate().unwrap().public();
+    let wrong = route(manager.address, KeyPair::generate().unwrap(), other);
+    let error = PeerSocket::connect(&wrong).await.err().unwrap();
+    assert!(matches!(error, WireError::WrongKey { .. }), "{error:?}");
+    assert!(error.to_string().contains("join again"), "{error}");
+}
+
+#[tokio::test]
+async fn what_is_no_manager_is_told_apart() {
+    let listener = tokio::net::TcpListener::bind(support::ANY_PORT).await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let other = tokio::spawn(async move {
+        let (mut stream, _) = listener.accept().await.unwrap();
+        stream.write_all(b"SSH-2.0-OpenSSH_9.2\r\n").await.unwrap();
+        closed(&mut stream).await;
+    });
+    let key = KeyPair::generate().unwrap();
+    let manager = key.public();
+    let error = PeerSocket::connect(&route(address, key, manager)).await.err().unwrap();
+    assert!(matches!(error, WireError::NotAManager { .. }), "{error:?}");
+    other.await.unwrap();
+}
+
+#[tokio::test]
+async fn a_key_that_no_longer_counts_is_cut_off_and_does_not_come_back() {
+    let mut manager = TestManager::start().await;
+    let key = KeyPair::generate().unwrap();
+    manager.gate.keys.lock().unwrap().push((key.public(), Role::Viewer));
+    let public = key.public();
+    let route = route(manager.address, key, manager.key);
+    let (mut receiver, mut sender) = PeerSocket::connect(&route).await.unwrap().split();
+    sender.send(&ToManager::Goodbye(Epoch(1))).await.unwrap();
+    let peer = manager.next_goodbye().await;
+
+    manager.gate.keys.lock().unwrap().retain(|(known, _)| *known != public);
+    let who = podmesh_wire::front::Who::Key(public);
+    for (of, _, cut) in manager.gate.cuts.lock().unwrap().iter() {
+        if *of == who {
+            cut.abort();
+        }
+    }
+    let error = timeout(PATIENCE, receiver.recv()).await.unwrap().unwrap_err();
+    assert!(matches!(error, WireError::Disconnected), "{error:?}");
+    manager.gone(&peer).await;
+    // Nothing of the earlier handshake helps.
+    let error = PeerSocket::connect(&route).await.err().unwrap();
+    assert!(matches!(error, WireError::Refused { .. }), "{error:?}");
+}
+
+#[tokio::test]
+async fn who_has_a_token_joins_and_needs_only_its_folder_from_then_on() {
+    let mut manager = TestManager::start().await;
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path().join("agent");
+    let name = "n1".parse().unwrap();
+    let nobody = tokio::net::TcpListener::bind(support::ANY_PORT).await.unwrap();
+    let closed = nobody.local_addr().unwrap();
+    drop(nobody);
+    let token = JoinToken {
+        addresses: vec![closed.to_string(), manager.address.to_string()],
+        manager: digest_of(&manager.key),
+        id: TokenId(1),
+        secret: TokenSecret([8; 16]),
+    };
+    let error = Enrolment::join(&dir, &token, &name).await.unwrap_err();
+    assert!(error.to_string().contains("no such token"), "{error}");
+    assert!(matches!(Enrolment::load(&dir), Err(EnrolmentError::None { .. })));
+
+    let wrong = JoinToken { manager: KeyDigest([1; 32]), secret: SECRET, ..token.clone() };
+    let error = Enrolment::join(&dir, &wrong, &name).await.unwrap_err();
+    assert!(error.to_string().contains("another key"), "{error}");
+
+    let token = JoinToken { secret: SECRET, ..token };
+    let joined = Enrolment::join(&dir, &token, &name).await.unwrap();
+    // Where it was met comes first from now on.
+    assert_eq!(joined.addresses[0], manager.address.to_string());
+    assert_eq!(Enrolment::load(&dir).unwrap(), joined);
+    for file in [KEY_FILE, ENROLMENT_FILE] {
+        use std::os::unix::fs::MetadataExt;
+        assert_eq!(std::fs::metadata(dir.join(file)).unwrap().mode() & 0o777, 0o600, "{file}");
+    }
+    let route = joined.route(&dir, None).unwrap();
+    let (_receiver, mut sender) = PeerSocket::connect(&route).await.unwrap().split();
+    sender.send(&ToManager::Goodbye(Epoch(1))).await.unwrap();
+    manager.next_goodbye().await;
+}
+
+#[tokio::test]
+async fn heartbeats_come_through_with_who_sends_them() {
+    let mut manager = TestManager::start().await;
+    for (route, role) in manager.routes().into_iter().zip([Role::Operator, Role::Admin]) {
+        let mut stream = route.heartbeats().await.unwrap();
+        let beat = Beat { epoch: Epoch(4), sequence: 1 };
+        write_beat(&mut stream, &beat).await.unwrap();
+        let (caller, theirs) = timeout(PATIENCE, manager.heartbeats.recv()).await.unwrap().unwrap();
+        assert_eq!(caller.role, role);
+        theirs.set_nonblocking(true).unwrap();
+        let mut theirs = UnixStream::from_std(theirs).unwrap();
+        assert_eq!(read_beat(&mut theirs).await.unwrap(), beat);
+        write_beat(&mut theirs, &beat).await.unwrap();
+        assert_eq!(read_beat(&mut stream).await.unwrap(), beat);
+        // Its end is noticed at once.
+        drop(stream);
+        assert!(timeout(PATIENCE, read_beat(&mut theirs)).await.unwrap().is_err());
+    }
+}
+
+#[tokio::test]
+async fn an_agent_subscribes_to_the_manager_and_nothing_else() {
+    let mut manager = TestManager::start().await;
+    let key = KeyPair::generate().unwrap();
+    manager.gate.keys.lock().unwrap().push((key.public(), Role::Agent));
+    let route = route(manager.address, key, manager.key);
+    let mut subscriber = Subscriber::connect(&route, &[TOPIC_MANAGER]).await.unwrap();
+    let beacon = Published::Manager {
+        instance: podmesh_protocol::ids::InstanceId(uuid::Uuid::nil()),
+        revision: Revision(1),
+        stopping: false,
+    };
+    let received = timeout(PATIENCE, async {
+        loop {
+            manager.publisher.publish(TOPIC_MANAGER, &beacon).await.unwrap();
+            tokio::select! {
+                received = subscriber.recv() => return received.unwrap(),
+                () = tokio::task::yield_now() => {}
+            }
+        }
+    });
+    assert_eq!(received.await.unwrap(), beacon);
+
+    let mut curious = Subscriber::connect(&route, &[TOPIC_EVENTS]).await.unwrap();
+    let error = timeout(PATIENCE, curious.recv()).await.unwrap().unwrap_err();
+    assert!(matches!(error, WireError::Disconnected), "{error:?}");
+    manager.gate.refused_for("not a subscription").await;
+}
+
+#[tokio::test]
+async fn who_says_nothing_is_shown_out_and_others_come_in_meanwhile() {
+    let mut manager = TestManager::start().await;
+    let mut idle = Vec::new();
+    while idle.len() < HANDSHAKES_PER_ADDRESS_MAX + 1 {
+        idle.push(TcpStream::connect(manager.address).await.unwrap());
+    }
+    manager.gate.refused_for("HANDSHAKES_PER_ADDRESS_MAX").await;
+    // Somebody who was in before, or is on this machine, does not notice.
+    let local = Route::Local(manager.local.path().into());
+    let (_receiver, mut sender) = PeerSocket::connect(&local).await.unwrap().split();
+    sender.send(&ToManager::Goodbye(Epoch(1))).await.unwrap();
+    manager.next_goodbye().await;
+    for mut stream in idle {
+        closed(&mut stream).await;
+    }
+    manager.gate.refused_for("took longer").await;
+    is_well(&mut manager).await;
+    assert!(Duration::from_millis(HANDSHAKE_MS_MAX) < PATIENCE);
+}
