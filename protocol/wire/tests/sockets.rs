@@ -33,7 +33,7 @@ async fn messages_cross_both_ways() {
 
 #[tokio::test]
 async fn bytes_that_are_no_message_are_told_apart_and_harm_nobody() {
-    let TestManager { mut receiver, mut sender, local, .. } = TestManager::start().await;
+    let TestManager { mut receiver, mut sender, local, _running, .. } = TestManager::start().await;
     let mut vandal = DealerSocket::new();
     let path = local.path().join("control.sock");
     vandal.connect(&format!("ipc://{}", path.display())).await.unwrap();

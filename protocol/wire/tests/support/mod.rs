@@ -93,7 +93,7 @@ impl Gate for TestGate {
     }
 }
 
-pub struct Running(JoinHandle<std::io::Result<()>>);
+pub struct Running(JoinHandle<std::io::Result<()>>, tempfile::TempDir);
 
 impl Drop for Running {
     fn drop(&mut self) {
@@ -112,7 +112,6 @@ pub struct TestManager {
     /// The way of an operator over the network.
     pub remote: Route,
     pub local: tempfile::TempDir,
-    pub private: tempfile::TempDir,
     pub _running: Running,
 }
 
@@ -135,7 +134,7 @@ impl TestManager {
         let (receiver, sender) = ManagerSocket::bind(inner.control).await.unwrap().split();
         let publisher = Publisher::bind(inner.publications).await.unwrap();
         let gate = Arc::new(TestGate::new());
-        let running = Running(tokio::spawn(front.run(Arc::clone(&gate))));
+        let running = Running(tokio::spawn(front.run(Arc::clone(&gate))), private);
         let operator = KeyPair::generate().unwrap();
         gate.keys.lock().unwrap().push((operator.public(), Role::Operator));
         let key = key.public();
@@ -150,7 +149,6 @@ impl TestManager {
             key,
             remote,
             local,
-            private,
             _running: running,
         }
     }
