@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+use crate::access::{Caller, PublicKey, Role, TokenId};
 use crate::error::ErrorReply;
 use crate::event::EventChunk;
 use crate::ids::{
@@ -27,7 +28,7 @@ pub struct Request {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum RequestBody {
-    /// Who is the manager, and where is its PUB? → [`ReplyBody::Info`]
+    /// Who is the manager? → [`ReplyBody::Info`]
     Info,
     /// Run a job. → [`ReplyBody::Submitted`], sent when it is on disk. The same submission again
     /// gives the same job.
@@ -105,6 +106,72 @@ pub enum RequestBody {
     },
     /// Output of an attempt. → [`ReplyBody::Log`]
     Log(LogRead),
+    /// Who am I to the manager? → [`ReplyBody::WhoAmI`]
+    WhoAmI,
+    /// Make a join token. → [`ReplyBody::TokenCreated`]
+    TokenCreate {
+        /// What whoever joins with it may do.
+        role: Role,
+        /// Milliseconds for which it can be used, at most
+        /// [`DURATION_MS_MAX`](crate::limits::DURATION_MS_MAX).
+        ttl_ms: u64,
+        /// How often it can be used, at most [`TOKEN_USES_MAX`](crate::limits::TOKEN_USES_MAX).
+        uses: u32,
+    },
+    /// The join tokens. → [`ReplyBody::Tokens`]
+    Tokens,
+    /// Let a token be of no more use. → [`ReplyBody::TokenRevoked`]
+    TokenRevoke {
+        /// Its number.
+        id: TokenId,
+    },
+    /// The users that joined, by name. → [`ReplyBody::Users`]
+    Users {
+        /// Only users whose names sort after this one, for the next page.
+        #[serde(default)]
+        after: Option<Name>,
+        /// Rows of the page, at most [`PAGE_ROWS_MAX`](crate::limits::PAGE_ROWS_MAX).
+        limit: u32,
+    },
+    /// Let the key of a node or user count no more. → [`ReplyBody::Revoked`]
+    Revoke {
+        /// Which of them.
+        kind: PrincipalKind,
+        /// Its name.
+        name: Name,
+    },
+}
+
+impl RequestBody {
+    /// The role that it takes; none: anybody who may connect.
+    pub fn needs(&self) -> Option<Role> {
+        match self {
+            Self::Info | Self::WhoAmI => None,
+            Self::Jobs { .. }
+            | Self::Job { .. }
+            | Self::Tasks { .. }
+            | Self::Task { .. }
+            | Self::Nodes { .. }
+            | Self::Events { .. }
+            | Self::Log(_) => Some(Role::Viewer),
+            Self::Submit { .. } | Self::Cancel { .. } => Some(Role::Operator),
+            Self::TokenCreate { .. }
+            | Self::Tokens
+            | Self::TokenRevoke { .. }
+            | Self::Users { .. }
+            | Self::Revoke { .. } => Some(Role::Admin),
+        }
+    }
+}
+
+/// What a key can stand for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum PrincipalKind {
+    /// A machine with an agent: role agent.
+    Node,
+    /// A person or program: all other roles.
+    User,
 }
 
 /// Which part of an attempt's output to read.
@@ -218,6 +285,71 @@ pub enum ReplyBody {
     },
     /// To [`RequestBody::Log`].
     Log(LogSlice),
+    /// To [`RequestBody::WhoAmI`].
+    WhoAmI(Caller),
+    /// To [`RequestBody::TokenCreate`].
+    TokenCreated {
+        /// Its number.
+        id: TokenId,
+        /// The token itself ([`JoinToken`](crate::access::JoinToken) as text). It is told once.
+        token: String,
+        /// When it expires: milliseconds since 1970 by the manager's clock.
+        expires_wall_ms: u64,
+    },
+    /// To [`RequestBody::Tokens`].
+    Tokens(Vec<TokenView>),
+    /// To [`RequestBody::TokenRevoke`].
+    TokenRevoked,
+    /// To [`RequestBody::Users`].
+    Users(Vec<UserView>),
+    /// To [`RequestBody::Revoke`].
+    Revoked,
+}
+
+/// A join token.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TokenView {
+    /// Its number.
+    pub id: TokenId,
+    /// Whether it can be used.
+    pub state: TokenState,
+    /// What whoever joins with it may do.
+    pub role: Role,
+    /// How often it can still be used.
+    pub uses_left: u32,
+    /// When it expires: milliseconds since 1970 by the manager's clock.
+    pub expires_wall_ms: u64,
+    /// Who asked for it.
+    pub created_by: Name,
+}
+
+/// Whether a join token can be used.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum TokenState {
+    /// It can.
+    Usable,
+    /// It was used as often as it could be.
+    UsedUp,
+    /// Its time is over.
+    Expired,
+    /// An admin revoked it.
+    Revoked,
+}
+
+/// A user that joined.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct UserView {
+    /// Their name.
+    pub name: Name,
+    /// What they may do.
+    pub role: Role,
+    /// Their key.
+    pub key: PublicKey,
+    /// The token with which they joined.
+    pub token: TokenId,
+    /// When: milliseconds since 1970 by the manager's clock.
+    pub enrolled_wall_ms: u64,
 }
 
 /// Who the manager is.
@@ -231,8 +363,6 @@ pub struct Info {
     pub cluster: ClusterId,
     /// A new one after every start.
     pub instance: InstanceId,
-    /// TCP port of PUB, on the host of the manager's address.
-    pub publish_port: u16,
     /// The last committed revision.
     pub revision: Revision,
 }
@@ -351,4 +481,7 @@ pub struct NodeView {
     /// Milliseconds since it was last known to be alive, by the manager's monotonic clock.
     /// None for a node that has not been heard of since the manager started.
     pub seen_ms_ago: Option<u64>,
+    /// Whether it joined with a key; else its agent is on the manager's machine.
+    #[serde(default)]
+    pub enrolled: bool,
 }

@@ -41,6 +41,12 @@ pub enum ErrorCode {
     NameTaken,
     /// The agent's data directory belongs to another cluster.
     WrongCluster,
+    /// Whoever asks has no role for it.
+    Forbidden,
+    /// The join token is of no use.
+    InvalidToken,
+    /// The key is not known, or was revoked.
+    NotEnrolled,
     /// Reading from disk failed.
     Storage,
     /// The manager is about to stop.

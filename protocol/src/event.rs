@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::access::{Role, TokenId};
 use crate::ids::{AttemptId, InstanceId, JobId, Name, Revision};
 use crate::report::{JobState, Outcome};
 
@@ -58,6 +59,19 @@ pub enum EventFact {
     NodeRecovered(Name),
     /// A node's lease ended.
     NodeLost(Name),
+    /// A join token was made: its number, what whoever joins with it may do, and who asked.
+    TokenCreated(TokenId, Role, Name),
+    /// A join token was revoked, by whom.
+    TokenRevoked(TokenId, Name),
+    /// A key joined: what its owner may do, what they are called, with which token.
+    Enrolled(Role, Name, TokenId),
+    /// A key was revoked: its owner's role and name, and by whom.
+    KeyRevoked(Role, Name, Name),
+    /// Somebody could not join: why, for the last one, and how many since this was last told.
+    JoinsRefused(String, u32),
+    /// Connections were not let in, or cut off: why, for the last one, and how many since this
+    /// was last told.
+    ConnectionsRefused(String, u32),
 }
 
 impl EventFact {
@@ -75,7 +89,13 @@ impl EventFact {
             Self::NodeConnected(..)
             | Self::NodeSuspect(..)
             | Self::NodeRecovered(..)
-            | Self::NodeLost(..) => None,
+            | Self::NodeLost(..)
+            | Self::TokenCreated(..)
+            | Self::TokenRevoked(..)
+            | Self::Enrolled(..)
+            | Self::KeyRevoked(..)
+            | Self::JoinsRefused(..)
+            | Self::ConnectionsRefused(..) => None,
         }
     }
 }

@@ -2,6 +2,8 @@
 
 use std::sync::Arc;
 
+use podmesh_protocol::access::{Caller, PublicKey, Role, TokenId};
+use podmesh_protocol::client::PrincipalKind;
 use podmesh_protocol::ids::{Epoch, JobId, Name, SubmissionId};
 use podmesh_protocol::report::Report;
 use podmesh_protocol::session::Hello;
@@ -57,6 +59,8 @@ pub enum Input {
     AgentConnected {
         /// Who.
         peer: Peer,
+        /// Who that is.
+        caller: Caller,
         /// How it introduces itself.
         hello: Box<Hello>,
     },
@@ -88,8 +92,96 @@ pub enum Input {
         /// How.
         change: HeartbeatChange,
     },
+    /// Something that concerns who may come in.
+    Access(AccessInput),
     /// Time passed; due timers run. Every other input runs them too.
     Tick,
+}
+
+/// Facts that concern who may come in.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum AccessInput {
+    /// An admin asked for a join token. Answered by
+    /// [`Effect::TokenCreated`](crate::step::Effect::TokenCreated): only the shell has the secret.
+    TokenRequested {
+        /// Who.
+        peer: Peer,
+        /// The client's number of the request.
+        request: u64,
+        /// Their name.
+        by: Name,
+        /// SHA-256 of the token's secret.
+        secret_hash: [u8; 32],
+        /// What whoever joins with it may do.
+        role: Role,
+        /// For how long it can be used.
+        ttl_ms: u64,
+        /// How often.
+        uses: u32,
+    },
+    /// An admin asked that a token be of no more use.
+    TokenRevokeRequested {
+        /// Who.
+        peer: Peer,
+        /// The client's number of the request.
+        request: u64,
+        /// Their name.
+        by: Name,
+        /// The token.
+        id: TokenId,
+    },
+    /// An admin asked for the tokens.
+    TokensRequested {
+        /// Who.
+        peer: Peer,
+        /// The client's number of the request.
+        request: u64,
+    },
+    /// An admin asked for the users that joined.
+    UsersRequested {
+        /// Who.
+        peer: Peer,
+        /// The client's number of the request.
+        request: u64,
+        /// Only users whose names sort after this one.
+        after: Option<Name>,
+        /// Rows at the most.
+        limit: u32,
+    },
+    /// An admin asked that the key of a node or user count no more.
+    RevokeRequested {
+        /// Who.
+        peer: Peer,
+        /// The client's number of the request.
+        request: u64,
+        /// Their name.
+        by: Name,
+        /// Whether it is a node or a user.
+        kind: PrincipalKind,
+        /// Its name.
+        name: Name,
+    },
+    /// The owner of a key wants to join. Answered by
+    /// [`Effect::JoinAnswered`](crate::step::Effect::JoinAnswered).
+    JoinRequested {
+        /// The shell's number of the question.
+        question: u64,
+        /// The key; that its owner has the private one is proven.
+        key: PublicKey,
+        /// The token's number.
+        token: TokenId,
+        /// SHA-256 of the secret that they know.
+        secret_hash: [u8; 32],
+        /// What they want to be called.
+        name: Name,
+    },
+    /// Connections were not let in, or cut off. Told at most once a second.
+    ConnectionsRefused {
+        /// Why the last of them was.
+        why: String,
+        /// How many.
+        count: u32,
+    },
 }
 
 /// What can become of a heartbeat.

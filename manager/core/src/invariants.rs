@@ -18,6 +18,7 @@ impl Core {
     pub fn check_invariants(&self) {
         assert!(self.dirty.is_empty(), "every changed job was written down");
         assert!(self.touched.is_empty(), "every message was sent");
+        self.access.check_invariants();
         let mut timers = BTreeSet::new();
         let mut by_node: BTreeMap<NodeIx, BTreeSet<TaskId>> = BTreeMap::new();
         for (id, job) in &self.jobs {

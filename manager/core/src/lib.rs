@@ -24,6 +24,7 @@
 //!
 //! What every step keeps is written down as code in `invariants`.
 
+mod access;
 mod explain;
 pub mod input;
 #[cfg(any(test, feature = "invariants"))]
@@ -49,6 +50,7 @@ use podmesh_protocol::limits::{BATCH_ROWS_MAX, EVENTS_PER_CHUNK_MAX};
 use podmesh_protocol::session::ToPeer;
 use podmesh_protocol::time::{Millis, Now};
 
+use crate::access::Access;
 use crate::input::{Input, Peer};
 use crate::jobs::{Job, Submissions};
 use crate::nodes::{NodeIx, Nodes};
@@ -65,10 +67,6 @@ pub struct CoreConfig {
     pub heartbeat_ms: u64,
     /// Milliseconds between the end of a lease and the first new attempt of what ran there.
     pub margin_ms: u64,
-    /// TCP port for heartbeats.
-    pub heartbeat_port: u16,
-    /// TCP port of PUB.
-    pub publish_port: u16,
 }
 
 /// The manager's decisions: jobs, queue, nodes, sessions, attempts.
@@ -85,6 +83,7 @@ pub struct Core {
     jobs: BTreeMap<JobId, Job>,
     submissions: Submissions,
     nodes: Nodes,
+    access: Access,
     queue: Queue,
     timers: Timers,
     /// Inputs, and rests of inputs, for which the last step had no room, in order.
@@ -151,11 +150,14 @@ impl Core {
                 out.effects.push(Effect::Explained { question, waits_for });
             }
             Input::NodesRequested { peer, request, after, limit } => {
-                let rows = self.nodes.page(now, after.as_ref(), limit);
+                let mut rows = self.nodes.page(now, after.as_ref(), limit);
+                for row in &mut rows {
+                    row.enrolled = self.access.is_enrolled(&row.node);
+                }
                 reply(out, peer, request, Ok(ReplyBody::Nodes(rows)));
             }
-            Input::AgentConnected { peer, hello } => {
-                self.on_agent_connected(now, peer, hello, out);
+            Input::AgentConnected { peer, caller, hello } => {
+                self.on_agent_connected(now, peer, caller, hello, out);
             }
             Input::AttemptsReported { peer, epoch, reports } => {
                 self.on_attempts_reported(now, peer, epoch, reports, out);
@@ -165,6 +167,7 @@ impl Core {
             Input::HeartbeatChanged { epoch, change } => {
                 self.on_heartbeat_changed(now, epoch, change, out);
             }
+            Input::Access(input) => self.on_access(now, input, out),
             Input::Tick => {}
         }
     }

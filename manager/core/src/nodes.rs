@@ -102,6 +102,7 @@ impl Node {
             free: self.free(),
             labels: row.labels.clone(),
             runtimes: row.runtimes.clone(),
+            enrolled: false,
             attempts: u32::try_from(self.attempts.len()).unwrap_or(u32::MAX),
             seen_ms_ago: match self.state {
                 NodeState::Alive => Some(0),

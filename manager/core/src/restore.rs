@@ -7,6 +7,7 @@ use podmesh_protocol::report::{AttemptState, JobState};
 use podmesh_protocol::spec::OnLost;
 use podmesh_protocol::time::Now;
 
+use crate::access::Access;
 use crate::jobs::{Job, Live, Submissions, Tried};
 use crate::nodes::{NodeIx, Nodes};
 use crate::placement::Queue;
@@ -31,6 +32,7 @@ impl Core {
             jobs: BTreeMap::new(),
             submissions: Submissions::default(),
             nodes: Nodes::default(),
+            access: Access::restore(snapshot.tokens, snapshot.last_token, snapshot.keys),
             queue: Queue::default(),
             timers: Timers::default(),
             backlog: VecDeque::new(),

@@ -2,10 +2,11 @@
 
 use std::collections::BTreeSet;
 
+use podmesh_protocol::access::Caller;
 use podmesh_protocol::client::NodeState;
 use podmesh_protocol::error::{ErrorCode, ErrorReply};
 use podmesh_protocol::event::EventFact;
-use podmesh_protocol::ids::{AttemptId, Epoch, TaskId};
+use podmesh_protocol::ids::{AttemptId, Epoch, Name, TaskId};
 use podmesh_protocol::limits::{
     ATTEMPTS_PER_NODE_MAX, LABELS_MAX, NAME_BYTES_MAX, NODES_MAX, PROTOCOL_VERSION,
 };
@@ -26,10 +27,12 @@ impl Core {
         &mut self,
         now: Now,
         peer: Peer,
+        caller: Caller,
         hello: Box<Hello>,
         out: &mut Step,
     ) {
-        let (known, held) = match self.admit(&peer, &hello) {
+        let admitted = self.may_say_hello(&caller, &hello).and_then(|()| self.admit(&peer, &hello));
+        let (known, held) = match admitted {
             Ok(admitted) => admitted,
             Err(error) => {
                 tracing::info!(node = %hello.node, %error, "an agent gets no session");
@@ -41,7 +44,7 @@ impl Core {
             for (task, outcome) in self.gone(ix, &hello, &held) {
                 if !self.has_room(out) {
                     // The rest is found again next time, since the session is not open yet.
-                    return self.backlog.push_front(Input::AgentConnected { peer, hello });
+                    return self.backlog.push_front(Input::AgentConnected { peer, caller, hello });
                 }
                 self.end_attempt(now, task, outcome, out);
             }
@@ -230,8 +233,6 @@ impl Core {
             cluster: self.cluster,
             lease_ms: self.config.lease_ms,
             heartbeat_ms: self.config.heartbeat_ms,
-            heartbeat_port: self.config.heartbeat_port,
-            publish_port: self.config.publish_port,
             acked: node.acked.unwrap_or(0),
             stop,
             keep,
@@ -253,13 +254,18 @@ impl Core {
             let message = ToPeer::HelloAgain(epoch);
             return out.effects.push(Effect::Send { peer, message });
         };
-        self.nodes.close_session(ix);
-        out.effects.push(Effect::SessionClosed { epoch });
+        self.leave(now, ix, "its agent was stopped", out);
+    }
+
+    /// Ends the session of a node whose attempts may go on: until the end of its lease.
+    fn leave(&mut self, now: Now, ix: NodeIx, why: &str, out: &mut Step) {
+        let Some(session) = self.nodes.close_session(ix) else { return };
+        out.effects.push(Effect::SessionClosed { epoch: session.epoch });
         self.set_resend(ix, None);
         let lost_at = now.mono_ms.saturating_add(self.config.lease_ms);
         self.nodes.set_deadline(&mut self.timers, ix, Some((lost_at, Timer::NodeLost(ix))));
         if let Some(name) = self.nodes.become_suspect(ix, now.mono_ms) {
-            out.events.push(EventFact::NodeSuspect(name, "its agent was stopped".into()));
+            out.events.push(EventFact::NodeSuspect(name, why.into()));
         }
     }
 
@@ -315,6 +321,14 @@ impl Core {
                 self.set_resend(ix, None);
                 self.on_lease_ended(now, ix, out);
             }
+        }
+    }
+
+    /// Ends the session of a node whose key counts no more. Its lease runs on: until its end the
+    /// agent may not know, and go on.
+    pub(crate) fn end_session_of(&mut self, now: Now, node: &Name, out: &mut Step) {
+        if let Some(ix) = self.nodes.by_name(node) {
+            self.leave(now, ix, "its key was revoked", out);
         }
     }
 }

@@ -3,6 +3,8 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use podmesh_protocol::access::{PublicKey, Role, TokenId};
+use podmesh_protocol::error::ErrorReply;
 use podmesh_protocol::event::EventFact;
 use podmesh_protocol::ids::{
     AttemptId, ClusterId, Epoch, InstanceId, JobId, Name, Revision, SubmissionId, TaskId,
@@ -97,6 +99,12 @@ pub enum Change {
     NodeSaved(NodeRow),
     /// A session was given this epoch; the next one gets a higher one, after a restart too.
     EpochTaken(Epoch),
+    /// A join token, new or as it is now.
+    TokenSaved(TokenRow),
+    /// A join token that could no longer be used is forgotten; its number is not used again.
+    TokenRemoved(TokenId),
+    /// A key, new or as it is now.
+    KeySaved(KeyRow),
 }
 
 /// What changes of a job.
@@ -137,6 +145,43 @@ pub struct NodeRow {
     pub epoch: Epoch,
 }
 
+/// What is kept of a join token.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TokenRow {
+    /// Its number.
+    pub id: TokenId,
+    /// SHA-256 of its secret.
+    pub secret_hash: [u8; 32],
+    /// What whoever joins with it may do.
+    pub role: Role,
+    /// When it expires, by the manager's clock.
+    pub expires_wall_ms: u64,
+    /// How often it can still be used.
+    pub uses_left: u32,
+    /// Who asked for it.
+    pub created_by: Name,
+    /// Whether it was revoked.
+    pub revoked: bool,
+}
+
+/// What is kept of a key.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct KeyRow {
+    /// The key.
+    pub key: PublicKey,
+    /// What its owner may do.
+    pub role: Role,
+    /// What its owner is called; among the keys of nodes, and among those of users, no two that
+    /// count have the same.
+    pub name: Name,
+    /// The token with which it joined.
+    pub token: TokenId,
+    /// When, for display.
+    pub enrolled_wall_ms: u64,
+    /// Whether it was revoked. It stays so.
+    pub revoked: bool,
+}
+
 /// What happens after the commit.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[expect(clippy::large_enum_variant, reason = "nearly all of them are `Send`, the largest")]
@@ -156,6 +201,38 @@ pub enum Effect {
         node: Name,
         /// Where its agent is reached.
         peer: Peer,
+    },
+    /// The answer to [`AccessInput::TokenRequested`](crate::input::AccessInput::TokenRequested).
+    TokenCreated {
+        /// Who asked.
+        peer: Peer,
+        /// The client's number of the request.
+        request: u64,
+        /// The token's number.
+        id: TokenId,
+        /// When it expires, by the manager's clock.
+        expires_wall_ms: u64,
+    },
+    /// The answer to [`AccessInput::JoinRequested`](crate::input::AccessInput::JoinRequested).
+    JoinAnswered {
+        /// The shell's number of the question.
+        question: u64,
+        /// What its owner may do, and is called; or why they may not join.
+        result: Result<(Role, Name), ErrorReply>,
+    },
+    /// A key counts from now on.
+    KeyEnrolled {
+        /// Which.
+        key: PublicKey,
+        /// What its owner may do.
+        role: Role,
+        /// What its owner is called.
+        name: Name,
+    },
+    /// A key counts no more: its connections are to be cut.
+    KeyRevoked {
+        /// Which.
+        key: PublicKey,
     },
     /// Watch it no more.
     SessionClosed {
@@ -203,6 +280,12 @@ pub struct Snapshot {
     pub losses: Vec<(TaskId, u32)>,
     /// Every node that was ever seen.
     pub nodes: Vec<NodeRow>,
+    /// The number of the last join token; 0 for none.
+    pub last_token: u64,
+    /// The join tokens that are kept.
+    pub tokens: Vec<TokenRow>,
+    /// Every key that ever joined.
+    pub keys: Vec<KeyRow>,
 }
 
 /// A job that has not ended.

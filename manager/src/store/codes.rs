@@ -1,5 +1,6 @@
 //! The integers that stand for states in the database. Never changed once released.
 
+use podmesh_protocol::access::Role;
 use podmesh_protocol::report::{AttemptState, JobState, OutcomeKind, TaskState};
 use rusqlite::types::{FromSqlError, FromSqlResult};
 
@@ -36,6 +37,10 @@ codes!(attempt_code, attempt_state, AttemptState {
 });
 codes!(outcome_code, outcome_kind, OutcomeKind {
     Succeeded = 0, Failed = 1, Cancelled = 2, TimedOut = 3, Lost = 4,
+});
+
+codes!(role_code, role, Role {
+    Agent = 0, Viewer = 1, Operator = 2, Admin = 3,
 });
 
 /// Where a task stands, by its last attempt.

@@ -13,7 +13,7 @@ use rusqlite::{Connection, Row};
 use uuid::Uuid;
 
 use super::codes::{attempt_state, job_state, outcome_code, standing, unsigned};
-use super::{schema, unreadable};
+use super::{access, schema, unreadable};
 
 /// Where the last life of the manager stopped, and the numbers that nodes have in the database.
 pub(super) fn snapshot(
@@ -46,6 +46,9 @@ pub(super) fn snapshot(
         retries,
         losses: losses(connection)?,
         nodes,
+        last_token: number("SELECT value FROM meta WHERE key = 'last_token'")?,
+        tokens: access::tokens(connection)?,
+        keys: access::keys(connection)?,
     };
     Ok((snapshot, numbers))
 }

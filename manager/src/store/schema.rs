@@ -14,7 +14,7 @@ const APPLICATION_ID: i32 = 0x504d_5348;
 
 /// The schema's history: entry `n` brings a database from version `n` to `n + 1`. Entries are
 /// never changed once released, only added.
-const MIGRATIONS: &[&str] = &[VERSION_1];
+const MIGRATIONS: &[&str] = &[VERSION_1, VERSION_2];
 
 /// Integer codes are those of [`super::codes`].
 const VERSION_1: &str = "
@@ -91,6 +91,29 @@ CREATE TABLE events (
     wall_ms INTEGER NOT NULL,
     facts   BLOB    NOT NULL     -- MessagePack, as on the wire
 ) STRICT;
+";
+
+/// Who may come in.
+const VERSION_2: &str = "
+CREATE TABLE tokens (
+    token       INTEGER PRIMARY KEY,
+    secret_hash BLOB    NOT NULL, -- SHA-256
+    role        INTEGER NOT NULL,
+    expires_ms  INTEGER NOT NULL,
+    uses_left   INTEGER NOT NULL,
+    created_by  TEXT    NOT NULL,
+    revoked     INTEGER NOT NULL
+) STRICT;
+INSERT INTO meta (key, value) VALUES ('last_token', 0);
+
+CREATE TABLE keys (
+    key         BLOB    PRIMARY KEY, -- Ed25519
+    role        INTEGER NOT NULL,
+    name        TEXT    NOT NULL,
+    token       INTEGER NOT NULL,
+    enrolled_ms INTEGER NOT NULL,
+    revoked     INTEGER NOT NULL
+) STRICT, WITHOUT ROWID;
 ";
 
 /// What a file is, as far as a look that changes nothing can tell.
@@ -184,7 +207,7 @@ fn migrate(
 /// Quick checks: the tables that a start reads whole. A check of everything would take longer
 /// than a start may; what is damaged elsewhere shows when it is read, and is an error then.
 fn check(connection: &Connection, path: &Path) -> Result<(), StoreError> {
-    for table in ["meta", "nodes", "jobs"] {
+    for table in ["meta", "nodes", "jobs", "tokens", "keys"] {
         let said: String = connection
             .query_row(&format!("PRAGMA quick_check('{table}')"), [], |row| row.get(0))
             .map_err(|e| StoreError::sqlite(path, "checked", e))?;
@@ -214,7 +237,7 @@ mod tests {
     #[test]
     fn an_older_database_comes_forward_step_by_step() {
         let mut connection = Connection::open_in_memory().unwrap();
-        migrate(&mut connection, 0, MIGRATIONS).unwrap();
+        migrate(&mut connection, 0, &[VERSION_1]).unwrap();
         let cluster_before = cluster(&connection).unwrap();
         let next = "ALTER TABLE jobs ADD COLUMN colour TEXT NOT NULL DEFAULT 'red'";
         let broken = "ALTER TABLE jobs ADD COLUMN size INTEGER; SELECT nonsense FROM nowhere";
@@ -229,11 +252,28 @@ mod tests {
     }
 
     #[test]
+    fn a_database_of_before_there_were_keys_keeps_its_rows() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("podmesh.db");
+        let mut connection = Connection::open(&path).unwrap();
+        migrate(&mut connection, 0, &[VERSION_1]).unwrap();
+        connection.execute_batch("UPDATE meta SET value = 7 WHERE key = 'last_epoch'").unwrap();
+        let cluster_before = cluster(&connection).unwrap();
+        drop(connection);
+        let connection = open(&path).unwrap();
+        assert_eq!(version(&connection), 2);
+        assert_eq!(cluster(&connection).unwrap(), cluster_before);
+        let (snapshot, _) = super::super::restore::snapshot(&connection).unwrap();
+        assert_eq!(snapshot.last_epoch.0, 7);
+        assert_eq!((snapshot.last_token, snapshot.keys.len()), (0, 0));
+    }
+
+    #[test]
     fn a_newer_database_is_refused_and_left_untouched() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("podmesh.db");
         let connection = open(&path).unwrap();
-        connection.pragma_update(None, "user_version", 2).unwrap();
+        connection.pragma_update(None, "user_version", MIGRATIONS.len() as i64 + 1).unwrap();
         connection.close().unwrap();
         let before = std::fs::read(&path).unwrap();
 
@@ -274,6 +314,6 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("podmesh.db");
         std::fs::write(&path, b"").unwrap();
-        assert_eq!(version(&open(&path).unwrap()), 1);
+        assert_eq!(version(&open(&path).unwrap()), MIGRATIONS.len() as i64);
     }
 }

@@ -16,6 +16,7 @@ use rusqlite::{CachedStatement, Connection, params};
 use tokio::sync::mpsc;
 
 use super::StoreError;
+use super::access;
 use super::codes::{attempt_code, integer, job_code, outcome_code, standing};
 
 /// Bytes of one row of events, so that a reply has room for at least one.
@@ -241,7 +242,11 @@ fn job_of(change: &Change) -> Option<JobId> {
         | Change::AttemptAdvanced { attempt, .. }
         | Change::AttemptEnded { attempt, .. }
         | Change::RetryDropped { attempt } => Some(attempt.task.job),
-        Change::NodeSaved(_) | Change::EpochTaken(_) => None,
+        Change::NodeSaved(_)
+        | Change::EpochTaken(_)
+        | Change::TokenSaved(_)
+        | Change::TokenRemoved(_)
+        | Change::KeySaved(_) => None,
     }
 }
 
@@ -350,6 +355,9 @@ impl<'a> Rows<'a> {
                     .execute([integer(epoch.0)])?;
                 Ok(())
             }
+            Change::TokenSaved(row) => Ok(access::save_token(self.connection, row)?),
+            Change::TokenRemoved(id) => Ok(access::remove_token(self.connection, *id)?),
+            Change::KeySaved(row) => Ok(access::save_key(self.connection, row)?),
         }
     }
 

@@ -2,6 +2,7 @@
 
 #![expect(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests")]
 
+mod access;
 mod explain;
 mod jobs;
 mod lease;
@@ -16,6 +17,7 @@ mod sessions;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use podmesh_protocol::access::{Caller, Role};
 use podmesh_protocol::client::{NodeState, NodeView, ReplyBody};
 use podmesh_protocol::error::{ErrorCode, ErrorReply};
 use podmesh_protocol::event::EventFact;
@@ -42,13 +44,7 @@ const GIB: u64 = 1 << 30;
 const CLUSTER: ClusterId = ClusterId(Uuid::from_u128(77));
 
 fn config() -> CoreConfig {
-    CoreConfig {
-        lease_ms: LEASE_MS,
-        heartbeat_ms: 1_000,
-        margin_ms: MARGIN_MS,
-        heartbeat_port: 7001,
-        publish_port: 7002,
-    }
+    CoreConfig { lease_ms: LEASE_MS, heartbeat_ms: 1_000, margin_ms: MARGIN_MS }
 }
 
 fn name(text: &str) -> Name {
@@ -57,6 +53,11 @@ fn name(text: &str) -> Name {
 
 fn peer(number: u64) -> Peer {
     Peer(Arc::from(number.to_be_bytes().as_slice()))
+}
+
+/// Somebody on the manager's machine.
+fn local() -> Caller {
+    Caller { role: Role::Admin, name: name("root"), key: None }
 }
 
 fn instance(number: u128) -> InstanceId {
@@ -181,7 +182,11 @@ impl World {
     }
 
     fn connect(&mut self, hello: Hello, number: u64) -> Step {
-        self.give(Input::AgentConnected { peer: peer(number), hello: Box::new(hello) })
+        self.give(Input::AgentConnected {
+            peer: peer(number),
+            caller: local(),
+            hello: Box::new(hello),
+        })
     }
 
     /// A node with four cores, peer and instance `number`; its epoch.

@@ -1,0 +1,399 @@
+//! Who may come in: join tokens, and the keys that joined with them.
+
+use std::collections::BTreeMap;
+
+use podmesh_protocol::access::{Caller, PublicKey, Role, TokenId};
+use podmesh_protocol::client::{PrincipalKind, ReplyBody, TokenState, TokenView, UserView};
+use podmesh_protocol::error::{ErrorCode, ErrorReply};
+use podmesh_protocol::event::EventFact;
+use podmesh_protocol::ids::Name;
+use podmesh_protocol::limits::{
+    DURATION_MS_MAX, KEYS_MAX, PAGE_ROWS_MAX, TOKEN_USES_MAX, TOKENS_MAX,
+};
+use podmesh_protocol::session::Hello;
+use podmesh_protocol::time::{Millis, Now};
+
+use crate::input::AccessInput;
+use crate::step::{Change, Effect, KeyRow, Step, TokenRow};
+use crate::{Core, reply};
+
+/// Refused joins are told at most so often: a flood of them must not push out other events.
+const REFUSALS_EVERY_MS: u64 = 1_000;
+
+/// Tokens and keys.
+#[derive(Debug, Default)]
+pub(crate) struct Access {
+    tokens: BTreeMap<TokenId, TokenRow>,
+    /// The number of the last token; 0 for none.
+    last_token: u64,
+    keys: BTreeMap<PublicKey, KeyRow>,
+    /// The keys that count, by what they are called.
+    names: BTreeMap<(PrincipalKind, Name), PublicKey>,
+    refused: u32,
+    refusal_told_ms: Option<Millis>,
+}
+
+fn kind_of(role: Role) -> PrincipalKind {
+    match role {
+        Role::Agent => PrincipalKind::Node,
+        Role::Viewer | Role::Operator | Role::Admin => PrincipalKind::User,
+    }
+}
+
+impl Access {
+    /// As the store holds it.
+    pub(crate) fn restore(tokens: Vec<TokenRow>, last_token: u64, keys: Vec<KeyRow>) -> Self {
+        let names = keys.iter().filter(|row| !row.revoked);
+        let names = names.map(|row| ((kind_of(row.role), row.name.clone()), row.key)).collect();
+        Self {
+            tokens: tokens.into_iter().map(|row| (row.id, row)).collect(),
+            last_token,
+            keys: keys.into_iter().map(|row| (row.key, row)).collect(),
+            names,
+            refused: 0,
+            refusal_told_ms: None,
+        }
+    }
+
+    /// Whether a node of this name has a key that counts.
+    pub(crate) fn is_enrolled(&self, node: &Name) -> bool {
+        self.names.contains_key(&(PrincipalKind::Node, node.clone()))
+    }
+
+    fn state_of(row: &TokenRow, now: Now) -> TokenState {
+        if row.revoked {
+            TokenState::Revoked
+        } else if row.uses_left == 0 {
+            TokenState::UsedUp
+        } else if row.expires_wall_ms <= now.wall_ms {
+            TokenState::Expired
+        } else {
+            TokenState::Usable
+        }
+    }
+
+    fn check(&self, now: Now, id: TokenId, secret_hash: &[u8; 32]) -> Result<&TokenRow, String> {
+        // Hashes of 128 random bits: how long a comparison takes tells nothing of the secret.
+        let known = self.tokens.get(&id).filter(|row| row.secret_hash == *secret_hash);
+        let Some(row) = known else {
+            return Err("this manager has given no such join token".into());
+        };
+        match Self::state_of(row, now) {
+            TokenState::Usable => Ok(row),
+            TokenState::Revoked => Err(format!("join token {id} was revoked")),
+            TokenState::UsedUp => Err(format!("join token {id} has been used up")),
+            TokenState::Expired => Err(format!("join token {id} has expired")),
+        }
+    }
+
+    #[cfg(any(test, feature = "invariants"))]
+    pub(crate) fn check_invariants(&self) {
+        let live = self.keys.values().filter(|row| !row.revoked).count();
+        assert_eq!(live, self.names.len(), "every key that counts has a name of its own");
+        for ((kind, name), key) in &self.names {
+            let row = &self.keys[key];
+            assert!(!row.revoked && row.name == *name && kind_of(row.role) == *kind);
+        }
+        assert!(self.tokens.keys().all(|id| id.0 <= self.last_token));
+    }
+}
+
+impl Core {
+    pub(crate) fn on_access(&mut self, now: Now, input: AccessInput, out: &mut Step) {
+        match input {
+            AccessInput::TokenRequested { peer, request, by, secret_hash, role, ttl_ms, uses } => {
+                let asked = Asked { by, secret_hash, role, ttl_ms, uses };
+                match self.create_token(now, asked, out) {
+                    Ok((id, expires_wall_ms)) => out.effects.push(Effect::TokenCreated {
+                        peer,
+                        request,
+                        id,
+                        expires_wall_ms,
+                    }),
+                    Err(error) => reply(out, peer, request, Err(error)),
+                }
+            }
+            AccessInput::TokenRevokeRequested { peer, request, by, id } => {
+                let result = self.revoke_token(&by, id, out);
+                reply(out, peer, request, result);
+            }
+            AccessInput::TokensRequested { peer, request } => {
+                let tokens = self.access.tokens.values().map(|row| TokenView {
+                    id: row.id,
+                    state: Access::state_of(row, now),
+                    role: row.role,
+                    uses_left: row.uses_left,
+                    expires_wall_ms: row.expires_wall_ms,
+                    created_by: row.created_by.clone(),
+                });
+                let tokens = tokens.collect();
+                reply(out, peer, request, Ok(ReplyBody::Tokens(tokens)));
+            }
+            AccessInput::UsersRequested { peer, request, after, limit } => {
+                let rows = self.users(after.as_ref(), limit);
+                reply(out, peer, request, Ok(ReplyBody::Users(rows)));
+            }
+            AccessInput::RevokeRequested { peer, request, by, kind, name } => {
+                let result = self.revoke(now, &by, kind, &name, out);
+                reply(out, peer, request, result);
+            }
+            AccessInput::JoinRequested { question, key, token, secret_hash, name } => {
+                let result = self.join(now, key, token, &secret_hash, name, out);
+                out.effects.push(Effect::JoinAnswered { question, result });
+            }
+            AccessInput::ConnectionsRefused { why, count } => {
+                out.events.push(EventFact::ConnectionsRefused(why, count));
+            }
+        }
+    }
+
+    fn create_token(
+        &mut self,
+        now: Now,
+        asked: Asked,
+        out: &mut Step,
+    ) -> Result<(TokenId, u64), ErrorReply> {
+        let Asked { by, secret_hash, role, ttl_ms, uses } = asked;
+        let invalid = |message: String| Err(ErrorReply::new(ErrorCode::InvalidSpec, message));
+        if uses == 0 || uses > TOKEN_USES_MAX {
+            return invalid(format!(
+                "{uses} uses do not lie between 1 and {TOKEN_USES_MAX} (TOKEN_USES_MAX)"
+            ));
+        }
+        if ttl_ms == 0 || ttl_ms > DURATION_MS_MAX {
+            return invalid(format!(
+                "a life of {ttl_ms} ms does not lie between 1 ms and {DURATION_MS_MAX} ms (DURATION_MS_MAX)"
+            ));
+        }
+        if self.access.tokens.len() >= TOKENS_MAX {
+            let useless = |row: &&TokenRow| Access::state_of(row, now) != TokenState::Usable;
+            let Some(oldest) = self.access.tokens.values().find(useless).map(|row| row.id) else {
+                let message = format!(
+                    "the manager keeps {TOKENS_MAX} join tokens that can be used, which is the limit (TOKENS_MAX): revoke some"
+                );
+                return Err(ErrorReply::new(ErrorCode::Overloaded, message));
+            };
+            self.access.tokens.remove(&oldest);
+            out.changes.push(Change::TokenRemoved(oldest));
+        }
+        self.access.last_token += 1;
+        let id = TokenId(self.access.last_token);
+        let expires_wall_ms = now.wall_ms.saturating_add(ttl_ms);
+        let row = TokenRow {
+            id,
+            secret_hash,
+            role,
+            expires_wall_ms,
+            uses_left: uses,
+            created_by: by.clone(),
+            revoked: false,
+        };
+        out.changes.push(Change::TokenSaved(row.clone()));
+        out.events.push(EventFact::TokenCreated(id, role, by));
+        self.access.tokens.insert(id, row);
+        Ok((id, expires_wall_ms))
+    }
+
+    fn revoke_token(
+        &mut self,
+        by: &Name,
+        id: TokenId,
+        out: &mut Step,
+    ) -> Result<ReplyBody, ErrorReply> {
+        let Some(row) = self.access.tokens.get_mut(&id) else {
+            let message = format!("there is no join token {id}; `podmesh token list` shows all");
+            return Err(ErrorReply::new(ErrorCode::NotFound, message));
+        };
+        if !row.revoked {
+            row.revoked = true;
+            out.changes.push(Change::TokenSaved(row.clone()));
+            out.events.push(EventFact::TokenRevoked(id, by.clone()));
+        }
+        Ok(ReplyBody::TokenRevoked)
+    }
+
+    fn users(&self, after: Option<&Name>, limit: u32) -> Vec<UserView> {
+        let mut rows: Vec<&KeyRow> = self
+            .access
+            .keys
+            .values()
+            .filter(|row| kind_of(row.role) == PrincipalKind::User && !row.revoked)
+            .filter(|row| after.is_none_or(|after| row.name > *after))
+            .collect();
+        rows.sort_by(|a, b| a.name.cmp(&b.name));
+        rows.truncate(limit.min(PAGE_ROWS_MAX) as usize);
+        let view = |row: &KeyRow| UserView {
+            name: row.name.clone(),
+            role: row.role,
+            key: row.key,
+            token: row.token,
+            enrolled_wall_ms: row.enrolled_wall_ms,
+        };
+        rows.into_iter().map(view).collect()
+    }
+
+    fn revoke(
+        &mut self,
+        now: Now,
+        by: &Name,
+        kind: PrincipalKind,
+        name: &Name,
+        out: &mut Step,
+    ) -> Result<ReplyBody, ErrorReply> {
+        let Some(key) = self.access.names.remove(&(kind, name.clone())) else {
+            let what = match kind {
+                PrincipalKind::Node => "no node of the name",
+                PrincipalKind::User => "no user of the name",
+            };
+            let message = format!(
+                "{what} `{name}` has joined with a key; who is on the manager's own machine needs none"
+            );
+            return Err(ErrorReply::new(ErrorCode::NotFound, message));
+        };
+        if let Some(row) = self.access.keys.get_mut(&key) {
+            row.revoked = true;
+            out.changes.push(Change::KeySaved(row.clone()));
+            out.events.push(EventFact::KeyRevoked(row.role, name.clone(), by.clone()));
+        }
+        out.effects.push(Effect::KeyRevoked { key });
+        if kind == PrincipalKind::Node {
+            self.end_session_of(now, name, out);
+        }
+        Ok(ReplyBody::Revoked)
+    }
+
+    fn join(
+        &mut self,
+        now: Now,
+        key: PublicKey,
+        token: TokenId,
+        secret_hash: &[u8; 32],
+        name: Name,
+        out: &mut Step,
+    ) -> Result<(Role, Name), ErrorReply> {
+        match self.may_join(now, &key, token, secret_hash, &name) {
+            Ok(role) => {
+                self.enrol(now, key, token, role, name.clone(), out);
+                Ok((role, name))
+            }
+            Err(error) => {
+                self.refuse_join(now, &name, &error, out);
+                Err(error)
+            }
+        }
+    }
+
+    fn may_join(
+        &self,
+        now: Now,
+        key: &PublicKey,
+        token: TokenId,
+        secret_hash: &[u8; 32],
+        name: &Name,
+    ) -> Result<Role, ErrorReply> {
+        let access = &self.access;
+        let row = access.check(now, token, secret_hash).map_err(|why| {
+            let message =
+                format!("{why}: get a new one on the manager's machine (`podmesh token create`)");
+            ErrorReply::new(ErrorCode::InvalidToken, message)
+        })?;
+        let role = row.role;
+        match access.keys.get(key) {
+            Some(known) if known.revoked => {
+                let message = "this key was revoked, and does not come back: remove it from the data directory, and join again with a new token";
+                return Err(ErrorReply::new(ErrorCode::NotEnrolled, message));
+            }
+            None if access.keys.len() >= KEYS_MAX => {
+                let message =
+                    format!("the manager knows {KEYS_MAX} keys, which is the limit (KEYS_MAX)");
+                return Err(ErrorReply::new(ErrorCode::Overloaded, message));
+            }
+            _ => {}
+        }
+        let kind = kind_of(role);
+        let taken = access.names.get(&(kind, name.clone())).is_some_and(|other| other != key);
+        if taken {
+            let (what, verb) = match kind {
+                PrincipalKind::Node => ("node", "nodes"),
+                PrincipalKind::User => ("user", "users"),
+            };
+            let message = format!(
+                "another {what} has joined as `{name}`: choose another name (--name), or, if it is no more, have it revoked (`podmesh {verb} revoke {name}`)"
+            );
+            return Err(ErrorReply::new(ErrorCode::NameTaken, message));
+        }
+        Ok(role)
+    }
+
+    fn enrol(
+        &mut self,
+        now: Now,
+        key: PublicKey,
+        token: TokenId,
+        role: Role,
+        name: Name,
+        out: &mut Step,
+    ) {
+        let access = &mut self.access;
+        if let Some(row) = access.tokens.get_mut(&token) {
+            row.uses_left = row.uses_left.saturating_sub(1);
+            out.changes.push(Change::TokenSaved(row.clone()));
+        }
+        if let Some(before) = access.keys.get(&key) {
+            access.names.remove(&(kind_of(before.role), before.name.clone()));
+        }
+        access.names.insert((kind_of(role), name.clone()), key);
+        let row = KeyRow {
+            key,
+            role,
+            name: name.clone(),
+            token,
+            enrolled_wall_ms: now.wall_ms,
+            revoked: false,
+        };
+        out.changes.push(Change::KeySaved(row.clone()));
+        access.keys.insert(key, row);
+        out.events.push(EventFact::Enrolled(role, name.clone(), token));
+        out.effects.push(Effect::KeyEnrolled { key, role, name });
+    }
+
+    fn refuse_join(&mut self, now: Now, name: &Name, error: &ErrorReply, out: &mut Step) {
+        let access = &mut self.access;
+        access.refused = access.refused.saturating_add(1);
+        let due = |told: Millis| now.mono_ms >= told.saturating_add(REFUSALS_EVERY_MS);
+        if access.refusal_told_ms.is_none_or(due) {
+            access.refusal_told_ms = Some(now.mono_ms);
+            let why = format!("`{name}`: {error}");
+            out.events.push(EventFact::JoinsRefused(why, std::mem::take(&mut access.refused)));
+        }
+    }
+
+    /// Whether somebody may have a session as the node that a hello names.
+    pub(crate) fn may_say_hello(&self, caller: &Caller, hello: &Hello) -> Result<(), ErrorReply> {
+        let forbidden = |message: String| Err(ErrorReply::new(ErrorCode::Forbidden, message));
+        match (caller.role, caller.key) {
+            (Role::Agent, _) if caller.name != hello.node => forbidden(format!(
+                "this agent joined as `{}`, and says hello as `{}`: start it without --name, or join again",
+                caller.name, hello.node
+            )),
+            (Role::Agent, _) => Ok(()),
+            (Role::Admin, None) if !self.access.is_enrolled(&hello.node) => Ok(()),
+            (Role::Admin, None) => forbidden(format!(
+                "the node `{}` has joined with a key, and without it nobody else is that node: choose another name (--name)",
+                hello.node
+            )),
+            (role, _) => forbidden(format!(
+                "{} has the role {role}, and a session needs the role agent: join with a token for it",
+                caller.name
+            )),
+        }
+    }
+}
+
+struct Asked {
+    by: Name,
+    secret_hash: [u8; 32],
+    role: Role,
+    ttl_ms: u64,
+    uses: u32,
+}

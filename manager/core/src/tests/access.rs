@@ -1,0 +1,246 @@
+use podmesh_protocol::access::{PublicKey, TokenId};
+use podmesh_protocol::client::{PrincipalKind, TokenState, TokenView, UserView};
+use podmesh_protocol::limits::{TOKEN_USES_MAX, TOKENS_MAX};
+
+use super::*;
+use crate::input::AccessInput;
+
+const HOUR_MS: u64 = 3_600_000;
+const HASH: [u8; 32] = [5; 32];
+
+type JoinResult = Result<(Role, Name), ErrorReply>;
+
+impl World {
+    fn access(&mut self, input: AccessInput) -> Step {
+        self.give(Input::Access(input))
+    }
+
+    fn ask_token(&mut self, role: Role, ttl_ms: u64, uses: u32) -> Step {
+        let (peer, by) = (peer(900), name("root"));
+        self.access(AccessInput::TokenRequested {
+            peer,
+            request: 7,
+            by,
+            secret_hash: HASH,
+            role,
+            ttl_ms,
+            uses,
+        })
+    }
+
+    fn token(&mut self, role: Role, uses: u32) -> TokenId {
+        let step = self.ask_token(role, HOUR_MS, uses);
+        let Some(Effect::TokenCreated { id, .. }) = step.effects.first() else {
+            panic!("{step:?}")
+        };
+        *id
+    }
+
+    fn ask_to_join(&mut self, key: u8, token: TokenId, secret_hash: [u8; 32], who: &str) -> Step {
+        let (key, name) = (PublicKey([key; 32]), name(who));
+        self.access(AccessInput::JoinRequested { question: 3, key, token, secret_hash, name })
+    }
+
+    fn try_join(&mut self, key: u8, token: TokenId, who: &str) -> JoinResult {
+        let step = self.ask_to_join(key, token, HASH, who);
+        let answer = step.effects.iter().find_map(|effect| match effect {
+            Effect::JoinAnswered { question: 3, result } => Some(result.clone()),
+            _ => None,
+        });
+        let answer = answer.unwrap();
+        let enrolled =
+            step.effects.iter().any(|effect| matches!(effect, Effect::KeyEnrolled { .. }));
+        assert_eq!(enrolled, answer.is_ok());
+        answer
+    }
+
+    fn revoke(&mut self, kind: PrincipalKind, who: &str) -> Step {
+        let (peer, by, name) = (peer(900), name("root"), name(who));
+        self.access(AccessInput::RevokeRequested { peer, request: 7, by, kind, name })
+    }
+
+    fn tokens(&mut self) -> Vec<TokenView> {
+        let step = self.access(AccessInput::TokensRequested { peer: peer(900), request: 7 });
+        let Some(Ok(ReplyBody::Tokens(rows))) = replies(&step).pop() else { panic!("{step:?}") };
+        rows
+    }
+
+    fn users(&mut self, after: Option<&str>, limit: u32) -> Vec<UserView> {
+        let (peer, after) = (peer(900), after.map(name));
+        let step = self.access(AccessInput::UsersRequested { peer, request: 7, after, limit });
+        let Some(Ok(ReplyBody::Users(rows))) = replies(&step).pop() else { panic!("{step:?}") };
+        rows
+    }
+
+    fn hello_from(&mut self, caller: Caller, node: &str, number: u64) -> Step {
+        let hello = Box::new(hello(node, number));
+        self.give(Input::AgentConnected { peer: peer(number), caller, hello })
+    }
+}
+
+fn agent(key: u8, node: &str) -> Caller {
+    Caller { role: Role::Agent, name: name(node), key: Some(PublicKey([key; 32])) }
+}
+
+fn said(result: JoinResult, code: ErrorCode) -> String {
+    let error = result.unwrap_err();
+    assert_eq!(error.code, code, "{error}");
+    error.message
+}
+
+#[test]
+fn a_token_lets_in_as_often_as_it_says_and_an_event_tells_who() {
+    let mut world = World::new();
+    let token = world.token(Role::Agent, 2);
+    assert_eq!(world.try_join(1, token, "a"), Ok((Role::Agent, name("a"))));
+    world.restart();
+    let step = world.ask_to_join(2, token, HASH, "b");
+    assert_eq!(step.events, [EventFact::Enrolled(Role::Agent, name("b"), token)]);
+    let why = said(world.try_join(3, token, "c"), ErrorCode::InvalidToken);
+    assert!(why.contains("used up") && why.contains("podmesh token create"), "{why}");
+    world.restart();
+    assert_eq!(world.tokens()[0].state, TokenState::UsedUp);
+    said(world.try_join(3, token, "c"), ErrorCode::InvalidToken);
+}
+
+#[test]
+fn a_token_that_is_unknown_wrong_expired_or_revoked_says_which() {
+    let mut world = World::new();
+    let token = world.token(Role::Viewer, 1);
+    let why = said(world.try_join(1, TokenId(99), "a"), ErrorCode::InvalidToken);
+    assert!(why.contains("no such"), "{why}");
+    let step = world.ask_to_join(1, token, [6; 32], "a");
+    let text = format!("{:?}", step.effects);
+    assert!(text.contains("no such"), "a wrong secret tells nothing of the token: {text}");
+
+    world.now.wall_ms += HOUR_MS;
+    world.restart();
+    let why = said(world.try_join(1, token, "a"), ErrorCode::InvalidToken);
+    assert!(why.contains("expired"), "{why}");
+
+    let token = world.token(Role::Viewer, 1);
+    let (peer, by) = (peer(900), name("root"));
+    let step = world.access(AccessInput::TokenRevokeRequested { peer, request: 7, by, id: token });
+    assert_eq!(step.events, [EventFact::TokenRevoked(token, name("root"))]);
+    let why = said(world.try_join(1, token, "a"), ErrorCode::InvalidToken);
+    assert!(why.contains("revoked"), "{why}");
+}
+
+#[test]
+fn a_revoked_key_never_comes_back_and_its_name_is_free() {
+    let mut world = World::new();
+    let token = world.token(Role::Agent, 10);
+    world.try_join(1, token, "a").unwrap();
+    let why = said(world.try_join(2, token, "a"), ErrorCode::NameTaken);
+    assert!(why.contains("podmesh nodes revoke a"), "{why}");
+    let step = world.revoke(PrincipalKind::Node, "a");
+    assert!(step.effects.contains(&Effect::KeyRevoked { key: PublicKey([1; 32]) }));
+    assert_eq!(step.events, [EventFact::KeyRevoked(Role::Agent, name("a"), name("root"))]);
+    world.restart();
+    said(world.try_join(1, token, "a"), ErrorCode::NotEnrolled);
+    said(world.try_join(1, token, "other"), ErrorCode::NotEnrolled);
+    world.try_join(2, token, "a").unwrap();
+    let step = world.revoke(PrincipalKind::User, "a");
+    assert!(matches!(&replies(&step)[..], [Err(error)] if error.code == ErrorCode::NotFound));
+}
+
+#[test]
+fn a_key_that_joins_again_is_what_it_joined_as_last() {
+    let mut world = World::new();
+    let (viewer, operator) = (world.token(Role::Viewer, 9), world.token(Role::Operator, 9));
+    world.try_join(1, viewer, "ann").unwrap();
+    world.try_join(1, viewer, "ann").unwrap();
+    world.try_join(1, operator, "bob").unwrap();
+    let users: Vec<_> = world.users(None, 9).into_iter().map(|row| (row.name, row.role)).collect();
+    assert_eq!(users, [(name("bob"), Role::Operator)]);
+    // A node may be called as a user is.
+    let token = world.token(Role::Agent, 1);
+    world.try_join(2, token, "bob").unwrap();
+    world.try_join(3, viewer, "ann").unwrap();
+    assert_eq!(world.users(Some("ann"), 9).len(), 1);
+    assert_eq!(world.users(None, 1)[0].name, name("ann"));
+}
+
+#[test]
+fn an_agent_is_the_node_that_it_joined_as_and_no_other() {
+    let mut world = World::new();
+    let token = world.token(Role::Agent, 1);
+    world.try_join(1, token, "a").unwrap();
+    let (code, why) = refusal(&world.hello_from(agent(1, "a"), "b", 1));
+    assert_eq!(code, ErrorCode::Forbidden);
+    assert!(why.contains("`a`") && why.contains("`b`"), "{why}");
+    // Nobody else is that node, not even on the manager's machine.
+    let (code, _) = refusal(&world.hello_from(local(), "a", 2));
+    assert_eq!(code, ErrorCode::Forbidden);
+    for role in [Role::Viewer, Role::Operator, Role::Admin] {
+        let caller = Caller { role, ..agent(4, "ann") };
+        assert_eq!(refusal(&world.hello_from(caller, "ann", 3)).0, ErrorCode::Forbidden);
+    }
+    welcome(&world.hello_from(agent(1, "a"), "a", 1));
+    assert!(world.node("a").enrolled);
+    world.join("c", 5);
+    assert!(!world.node("c").enrolled);
+}
+
+#[test]
+fn a_node_that_is_revoked_has_no_session_and_its_lease_runs_out() {
+    let mut world = World::new();
+    let token = world.token(Role::Agent, 1);
+    world.try_join(1, token, "a").unwrap();
+    let epoch = welcome(&world.hello_from(agent(1, "a"), "a", 1)).epoch;
+    let mut job = spec();
+    job.on_lost = OnLost::Requeue;
+    world.submit(job);
+    let step = world.revoke(PrincipalKind::Node, "a");
+    assert!(step.effects.contains(&Effect::SessionClosed { epoch }));
+    assert_eq!(node_state(&mut world, "a"), NodeState::Suspect);
+    let step = world.report(1, epoch, vec![started(1, at(1, 1, 1))]);
+    assert!(step.changes.is_empty(), "its reports change nothing: {step:?}");
+    // Until then what it runs may go on there.
+    world.join("b", 2);
+    assert_eq!(placed(&world.pass(LEASE_MS - 1)), []);
+    world.pass(MARGIN_MS + 1);
+    let placed = [world.pass(0), world.pass(10_000)].map(|step| placed(&step).len());
+    assert_eq!(placed.iter().sum::<usize>(), 1);
+}
+
+#[test]
+fn refused_joins_are_told_once_a_second_with_their_number() {
+    let mut world = World::new();
+    let told = |step: &Step| match step.events.as_slice() {
+        [EventFact::JoinsRefused(_, count)] => *count,
+        [] => 0,
+        other => panic!("{other:?}"),
+    };
+    let mut counts = Vec::new();
+    for _ in 0..100 {
+        counts.push(told(&world.ask_to_join(1, TokenId(9), HASH, "a")));
+    }
+    world.pass(1_000);
+    counts.push(told(&world.ask_to_join(1, TokenId(9), HASH, "a")));
+    assert_eq!(counts.iter().filter(|count| **count > 0).count(), 2);
+    assert_eq!(counts.iter().sum::<u32>(), 101);
+}
+
+#[test]
+fn tokens_beyond_the_limits_are_refused_and_useless_ones_make_room() {
+    let mut world = World::new();
+    for (ttl_ms, uses) in [(0, 1), (u64::MAX, 1), (1, 0), (1, TOKEN_USES_MAX + 1)] {
+        let step = world.ask_token(Role::Agent, ttl_ms, uses);
+        assert!(step.changes.is_empty());
+        assert!(
+            matches!(&replies(&step)[..], [Err(error)] if error.code == ErrorCode::InvalidSpec)
+        );
+    }
+    for _ in 0..TOKENS_MAX {
+        world.token(Role::Agent, 1);
+    }
+    let step = world.ask_token(Role::Agent, HOUR_MS, 1);
+    assert!(matches!(&replies(&step)[..], [Err(error)] if error.message.contains("TOKENS_MAX")));
+    world.try_join(1, TokenId(5), "a").unwrap();
+    let token = world.token(Role::Agent, 1);
+    assert_eq!(token, TokenId(TOKENS_MAX as u64 + 1));
+    let tokens = world.tokens();
+    assert_eq!(tokens.len(), TOKENS_MAX);
+    assert!(tokens.iter().all(|row| row.id != TokenId(5)));
+}
