@@ -208,15 +208,14 @@ fn without_a_manager_it_says_what_to_do() {
     for arguments in
         [&["jobs"][..], &["nodes"], &["logs", "1"], &["events", "-f"], &["cancel", "1"]]
     {
+        let output = run(arguments);
+        let says = ["no manager answers", "hint:", "podmesh manager", "podmesh login"];
+        refused(&output, 125, &says);
         let output = run(arguments.iter().copied().chain(["--manager", NOBODY]));
-        refused(
-            &output,
-            125,
-            &["no manager answers at 127.0.0.1:1", "hint:", "podmesh manager", "--manager"],
-        );
+        refused(&output, 125, &["joined no cluster", "podmesh token create"]);
     }
     for verb in ["submit", "run"] {
-        let output = run([verb, "--manager", NOBODY, "--", "true"]);
+        let output = run([verb, "--", "true"]);
         refused(&output, 125, &["no manager answers", "hint:"]);
     }
 }
@@ -224,10 +223,10 @@ fn without_a_manager_it_says_what_to_do() {
 #[test]
 fn the_folder_of_a_manager_that_is_not_there_is_not_another_managers() {
     let home = tempfile::tempdir().unwrap();
-    fs::create_dir(home.path().join("manager")).unwrap();
-    let output = podmesh(&home).arg("jobs").output().unwrap();
-    let folder = home.path().join("manager");
-    refused(&output, 125, &["no manager runs on", folder.to_str().unwrap()]);
+    let folder = home.path().join("other");
+    fs::create_dir(&folder).unwrap();
+    let output = podmesh(&home).args(["jobs", "--manager"]).arg(&folder).output().unwrap();
+    refused(&output, 125, &["no manager answers", folder.to_str().unwrap()]);
 }
 
 #[test]

@@ -6,6 +6,7 @@ use podmesh_protocol::report::{self, OutcomeKind};
 use schemars::JsonSchema;
 use serde::Serialize;
 
+use super::access::Role;
 use super::json::{JobState, OutcomeRow, Word};
 use super::text::{count, escape};
 use super::time::{coarse, local_clock, rfc3339};
@@ -126,6 +127,54 @@ enum EventBody {
         /// Its name.
         node: String,
     },
+    /// A join token was made.
+    TokenCreated {
+        /// Its number.
+        token: u64,
+        /// What whoever joins with it may do.
+        role: Role,
+        /// Who asked for it.
+        by: String,
+    },
+    /// A join token was revoked.
+    TokenRevoked {
+        /// Its number.
+        token: u64,
+        /// By whom.
+        by: String,
+    },
+    /// A machine or user joined.
+    Enrolled {
+        /// What they may do.
+        role: Role,
+        /// What they are called.
+        name: String,
+        /// The number of the token.
+        token: u64,
+    },
+    /// The key of a machine or user was revoked.
+    KeyRevoked {
+        /// What they could do.
+        role: Role,
+        /// What they are called.
+        name: String,
+        /// By whom.
+        by: String,
+    },
+    /// Somebody could not join.
+    JoinsRefused {
+        /// Why, for the last one.
+        message: String,
+        /// How many, since this was last told.
+        count: u32,
+    },
+    /// Connections were not let in, or cut off.
+    ConnectionsRefused {
+        /// Why, for the last one.
+        message: String,
+        /// How many, since this was last told.
+        count: u32,
+    },
 }
 
 impl EventOutput {
@@ -174,6 +223,25 @@ impl From<&EventFact> for EventBody {
             }
             EventFact::NodeRecovered(node) => Self::NodeRecovered { node: node.to_string() },
             EventFact::NodeLost(node) => Self::NodeLost { node: node.to_string() },
+            EventFact::TokenCreated(id, role, by) => {
+                Self::TokenCreated { token: id.0, role: (*role).into(), by: by.to_string() }
+            }
+            EventFact::TokenRevoked(id, by) => {
+                Self::TokenRevoked { token: id.0, by: by.to_string() }
+            }
+            EventFact::Enrolled(role, name, id) => {
+                Self::Enrolled { role: (*role).into(), name: name.to_string(), token: id.0 }
+            }
+            EventFact::KeyRevoked(role, name, by) => {
+                let (name, by) = (name.to_string(), by.to_string());
+                Self::KeyRevoked { role: (*role).into(), name, by }
+            }
+            EventFact::JoinsRefused(message, count) => {
+                Self::JoinsRefused { message: message.clone(), count: *count }
+            }
+            EventFact::ConnectionsRefused(message, count) => {
+                Self::ConnectionsRefused { message: message.clone(), count: *count }
+            }
         }
     }
 }
@@ -204,6 +272,19 @@ fn describe(fact: &EventFact) -> String {
         EventFact::NodeSuspect(node, why) => format!("node {node} is suspect: {}", escape(why)),
         EventFact::NodeRecovered(node) => format!("node {node} recovered"),
         EventFact::NodeLost(node) => format!("node {node} is lost"),
+        EventFact::TokenCreated(id, role, by) => {
+            format!("join token {id} for the role {role} made by {by}")
+        }
+        EventFact::TokenRevoked(id, by) => format!("join token {id} revoked by {by}"),
+        EventFact::Enrolled(role, name, id) => format!("{role} {name} joined with token {id}"),
+        EventFact::KeyRevoked(role, name, by) => format!("{role} {name} revoked by {by}"),
+        EventFact::JoinsRefused(why, number) => {
+            format!("{} refused: {}", count(u64::from(*number), "join"), escape(why))
+        }
+        EventFact::ConnectionsRefused(why, number) => {
+            let number = count(u64::from(*number), "connection");
+            format!("{number} cut off or not let in: {}", escape(why))
+        }
     }
 }
 

@@ -39,6 +39,8 @@ pub(crate) trait Word {
     fn word(self) -> &'static str;
 }
 
+pub(crate) use words;
+
 words! {
     /// Where a job stands.
     JobState = report::JobState {
@@ -517,6 +519,8 @@ pub(crate) struct NodeRow {
     pub(crate) attempts: u32,
     /// Since it was last known to be alive; none when not heard of since the manager started.
     pub(crate) seen_ms_ago: Option<u64>,
+    /// Whether it joined with a key; else its agent is on the manager's machine.
+    pub(crate) enrolled: bool,
 }
 
 /// Cores and memory.
@@ -547,6 +551,7 @@ impl From<&wire::NodeView> for NodeRow {
             runtimes: view.runtimes.iter().map(|kind| (*kind).into()).collect(),
             attempts: view.attempts,
             seen_ms_ago: view.seen_ms_ago,
+            enrolled: view.enrolled,
         }
     }
 }

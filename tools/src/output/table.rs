@@ -2,13 +2,14 @@
 
 use bytesize::ByteSize;
 use comfy_table::{Attribute, Cell, Color, ContentArrangement, Row, Table, presets};
-use podmesh_protocol::client::{JobView, NodeView, TaskView};
+use podmesh_protocol::client::{JobView, NodeView, TaskView, TokenView, UserView};
 
+use super::access::TokenState;
 use super::events::outcome_text;
 use super::json::{AttemptState, JobState, NodeState, TaskState, Word};
 use super::screen::Screen;
 use super::text::{count, escape};
-use super::time::{ago, coarse, now_ms};
+use super::time::{ago, coarse, local, now_ms};
 
 /// What a word means to the eye.
 #[derive(Clone, Copy)]
@@ -21,7 +22,7 @@ enum Mood {
 
 fn mood(word: &str) -> Mood {
     match word {
-        "succeeded" | "alive" => Mood::Good,
+        "succeeded" | "alive" | "usable" => Mood::Good,
         "failed" | "lost" => Mood::Bad,
         "running" | "active" | "cancelling" | "suspect" => Mood::Busy,
         _ => Mood::Quiet,
@@ -151,6 +152,36 @@ pub(crate) fn nodes(screen: Screen, nodes: &[NodeView]) -> String {
     render(screen, &header, nodes.iter().map(row).collect())
 }
 
+/// `podmesh token list`.
+pub(crate) fn tokens(screen: Screen, tokens: &[TokenView]) -> String {
+    let row = |view: &TokenView| {
+        vec![
+            Cell::new(view.id),
+            state(TokenState::from(view.state).word()),
+            Cell::new(view.role),
+            Cell::new(view.uses_left),
+            Cell::new(local(view.expires_wall_ms)),
+            Cell::new(&view.created_by),
+        ]
+    };
+    let header = ["TOKEN", "STATE", "ROLE", "USES LEFT", "EXPIRES", "CREATED BY"];
+    render(screen, &header, tokens.iter().map(row).collect())
+}
+
+/// `podmesh users`.
+pub(crate) fn users(screen: Screen, users: &[UserView]) -> String {
+    let row = |view: &UserView| {
+        vec![
+            Cell::new(&view.name),
+            Cell::new(view.role),
+            Cell::new(view.token),
+            Cell::new(local(view.enrolled_wall_ms)),
+        ]
+    };
+    let header = ["USER", "ROLE", "TOKEN", "JOINED"];
+    render(screen, &header, users.iter().map(row).collect())
+}
+
 /// Cores with as many digits as are needed.
 pub(crate) fn cores(millis: u32) -> String {
     let text = format!("{}.{:03}", millis / 1000, millis % 1000);
@@ -233,6 +264,7 @@ mod tests {
             runtimes: vec![RuntimeKind::Process, RuntimeKind::Docker],
             attempts: 3,
             seen_ms_ago: Some(70_000),
+            enrolled: false,
         };
         let text = nodes(Screen { width: None, color: false }, &[view]);
         for part in ["2.5/4", "6.0GiB/8.0GiB", "process,docker", "70s ago", "gpu=a100"] {

@@ -1,13 +1,20 @@
 //! `podmesh nodes`
 
+use podmesh_protocol::client::PrincipalKind;
+
+use crate::cli::access::{NodesArgs, NodesVerb};
 use crate::connect::PATIENCE_ASK;
 use crate::context::Context;
 use crate::error::Outcome;
 use crate::output::json::NodesOutput;
 use crate::output::{screen, table};
+use crate::verbs::users::revoke;
 
-/// Lists the nodes.
-pub(crate) async fn nodes(context: &Context) -> Outcome {
+/// Lists or revokes nodes.
+pub(crate) async fn nodes(context: &Context, args: NodesArgs) -> Outcome {
+    if let Some(NodesVerb::Revoke { names }) = args.verb {
+        return revoke(context, PrincipalKind::Node, names).await;
+    }
     let nodes = context.connection(PATIENCE_ASK)?.nodes().await?;
     if context.json() {
         screen::json(&NodesOutput { nodes: nodes.iter().map(Into::into).collect() })?;

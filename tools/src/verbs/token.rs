@@ -1,0 +1,48 @@
+//! `podmesh token`
+
+use podmesh_protocol::access::Role;
+use podmesh_protocol::limits::DURATION_MS_MAX;
+
+use crate::cli::access::{TokenCreateArgs, TokenVerb};
+use crate::connect::PATIENCE_ASK;
+use crate::context::Context;
+use crate::error::Outcome;
+use crate::output::access::{TokenOutput, TokensOutput};
+use crate::output::time::local;
+use crate::output::{screen, table};
+
+/// Makes, lists or revokes join tokens.
+pub(crate) async fn token(context: &Context, verb: TokenVerb) -> Outcome {
+    let connection = context.connection(PATIENCE_ASK)?;
+    match verb {
+        TokenVerb::Create(TokenCreateArgs { role, ttl, uses }) => {
+            let ttl_ms = u64::try_from(ttl.0.as_millis()).unwrap_or(DURATION_MS_MAX);
+            let made = connection.token_create(role, ttl_ms, uses).await?;
+            if context.json() {
+                screen::json(&TokenOutput::new(&made, role, uses))?;
+                return Ok(0);
+            }
+            screen::line(&made.token)?;
+            let verb = match role {
+                Role::Agent => "agent --join",
+                Role::Viewer | Role::Operator | Role::Admin => "login",
+            };
+            let times = if uses == 1 { "once".to_owned() } else { format!("{uses} times") };
+            screen::say(format!(
+                "token {} can be used {times}, until {}, on another machine: podmesh {verb} TOKEN",
+                made.id,
+                local(made.expires_wall_ms)
+            ));
+        }
+        TokenVerb::List => {
+            let tokens = connection.tokens().await?;
+            if context.json() {
+                screen::json(&TokensOutput::new(&tokens))?;
+            } else {
+                screen::print(&table::tokens(context.screen, &tokens))?;
+            }
+        }
+        TokenVerb::Revoke { id } => connection.token_revoke(id).await?,
+    }
+    Ok(0)
+}

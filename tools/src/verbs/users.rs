@@ -1,0 +1,44 @@
+//! `podmesh users`, and what it has in common with `podmesh nodes`
+
+use podmesh_protocol::client::PrincipalKind;
+use podmesh_protocol::ids::Name;
+
+use crate::cli::access::{UsersArgs, UsersVerb};
+use crate::connect::PATIENCE_ASK;
+use crate::context::Context;
+use crate::error::{EXIT_FAILURE, Outcome};
+use crate::output::access::UsersOutput;
+use crate::output::{screen, table};
+
+/// Lists or revokes users.
+pub(crate) async fn users(context: &Context, args: UsersArgs) -> Outcome {
+    match args.verb {
+        Some(UsersVerb::Revoke { names }) => revoke(context, PrincipalKind::User, names).await,
+        None => {
+            let users = context.connection(PATIENCE_ASK)?.users().await?;
+            if context.json() {
+                screen::json(&UsersOutput::new(&users))?;
+            } else {
+                screen::print(&table::users(context.screen, &users))?;
+            }
+            Ok(0)
+        }
+    }
+}
+
+/// Revokes keys. One that cannot be revoked does not keep the others from it.
+pub(crate) async fn revoke(context: &Context, kind: PrincipalKind, names: Vec<Name>) -> Outcome {
+    let connection = context.connection(PATIENCE_ASK)?;
+    let mut code = 0;
+    for name in names {
+        match connection.revoke(kind, name).await {
+            Ok(()) => {}
+            Err(error @ crate::connect::RequestError::Refused(_)) => {
+                screen::say_error(&error.into());
+                code = EXIT_FAILURE;
+            }
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Ok(code)
+}
