@@ -61,8 +61,8 @@ fn the_hex_of_the_page_is_what_the_code_writes() {
         program_version: "0.1.0".into(),
         cluster: ClusterId(Uuid::from_u128(0x11)),
         instance: InstanceId(Uuid::from_u128(0x22)),
-        publish_port: 7771,
         revision: Revision(0),
+        wall_ms: 1_700_000_000_000,
     };
     same("info reply", &reply(1, ReplyBody::Info(info)));
     let spec = Box::new(JobSpec {
@@ -97,8 +97,6 @@ fn the_hex_of_the_page_is_what_the_code_writes() {
         cluster: ClusterId(Uuid::from_u128(0x11)),
         lease_ms: 15_000,
         heartbeat_ms: 1_000,
-        heartbeat_port: 7772,
-        publish_port: 7771,
         acked: 0,
         stop: vec![],
         keep: vec![],
@@ -149,6 +147,7 @@ fn every_message_and_field_is_on_the_page() {
         PAGE.split(|c: char| !c.is_ascii_alphanumeric() && c != '_').collect();
     let mut words = 0;
     for source in [
+        include_str!("../src/access.rs"),
         include_str!("../src/client.rs"),
         include_str!("../src/session.rs"),
         include_str!("../src/event.rs"),
@@ -158,6 +157,10 @@ fn every_message_and_field_is_on_the_page() {
     ] {
         for item in source.split("#[derive(").skip(1).filter(|item| item.contains("Deserialize")) {
             let body = item.split("\n}\n").next().unwrap();
+            // A tuple has no words, and ends where it begins.
+            if body.lines().any(|line| line.starts_with("pub struct") && line.ends_with(';')) {
+                continue;
+            }
             for line in body.lines().skip(1).map(str::trim_start) {
                 // `pub field: …`, `Variant(…)`, `Variant {`, `Variant,`, and a variant's `field: …`.
                 let line = match line.strip_prefix("pub ") {
