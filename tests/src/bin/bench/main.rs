@@ -9,6 +9,7 @@ mod latency;
 mod noop;
 mod processes;
 mod rig;
+mod security;
 mod table;
 
 use std::path::Path;
@@ -17,11 +18,12 @@ use std::process::ExitCode;
 /// The name of a measure, and what takes it.
 type Measure = (&'static str, fn(&mut table::Table));
 
-const MEASURES: [Measure; 4] = [
+const MEASURES: [Measure; 5] = [
     ("noop", noop::measure),
     ("processes", processes::measure),
     ("containers", containers::measure),
     ("latency", latency::measure),
+    ("security", security::measure),
 ];
 
 fn main() -> ExitCode {

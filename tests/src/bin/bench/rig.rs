@@ -27,6 +27,11 @@ impl Rig {
         for name in agents {
             mesh.start_agent(name, flags);
         }
+        Self::of(mesh)
+    }
+
+    /// A mesh that runs already.
+    pub(crate) fn of(mesh: Mesh) -> Self {
         let runtime = Runtime::new().unwrap();
         let client = connect(&runtime, &mesh);
         Self { mesh, client, runtime }
