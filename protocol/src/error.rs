@@ -45,6 +45,12 @@ pub enum ErrorCode {
     Storage,
     /// The manager is about to stop.
     Stopping,
+    /// The peer's role does not include this.
+    Forbidden,
+    /// The join token cannot be used, or is none of this manager's.
+    InvalidToken,
+    /// The manager does not know the peer's key, or it was revoked.
+    NotEnrolled,
     /// A code of a later version.
     #[serde(other)]
     Unknown,

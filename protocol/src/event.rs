@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::access::{Role, TokenId};
 use crate::ids::{AttemptId, InstanceId, JobId, Name, Revision};
 use crate::report::{JobState, Outcome};
 
@@ -58,6 +59,18 @@ pub enum EventFact {
     NodeRecovered(Name),
     /// A node's lease ended.
     NodeLost(Name),
+    /// A join token was made: its number, what it gives, and by whom it was made.
+    TokenCreated(TokenId, Role, Name),
+    /// A join token was revoked, and by whom.
+    TokenRevoked(TokenId, Name),
+    /// A node or user joined: what it may do, its name, and with which token.
+    Enrolled(Role, Name, TokenId),
+    /// The key of a node or user was revoked: what it was allowed, its name, and by whom.
+    KeyRevoked(Role, Name, Name),
+    /// Some wanted to join and were refused: why, and how many since this was last said.
+    JoinsRefused(String, u32),
+    /// Connections were refused or cut off: why, and how many since this was last said.
+    ConnectionsRefused(String, u32),
 }
 
 impl EventFact {
@@ -75,7 +88,13 @@ impl EventFact {
             Self::NodeConnected(..)
             | Self::NodeSuspect(..)
             | Self::NodeRecovered(..)
-            | Self::NodeLost(..) => None,
+            | Self::NodeLost(..)
+            | Self::TokenCreated(..)
+            | Self::TokenRevoked(..)
+            | Self::Enrolled(..)
+            | Self::KeyRevoked(..)
+            | Self::JoinsRefused(..)
+            | Self::ConnectionsRefused(..) => None,
         }
     }
 }
