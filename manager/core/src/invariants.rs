@@ -38,6 +38,7 @@ impl Core {
         let (by_epoch, by_peer) = self.nodes.sessions();
         let sessions = self.nodes.iter().filter(|(_, node)| node.session.is_some()).count();
         assert_eq!((by_epoch.len(), by_peer.len()), (sessions, sessions), "sessions");
+        timers.extend(self.access.check_invariants());
         assert_eq!(self.timers.iter().copied().collect::<BTreeSet<_>>(), timers, "timers");
         self.check_queue();
     }

@@ -17,6 +17,7 @@
 //! - `placement`: which task goes to which node
 //! - `nodes`, `sessions`: nodes, their sessions, and what a new session makes of what is held
 //! - `reports`: what agents say, and what follows the end of an attempt
+//! - `access`: join tokens, keys, revocation, and events about what was refused
 //! - `timers`: what happens as time passes
 //! - `explain`: why tasks wait, for people
 //! - `restore`: the core after a start
@@ -24,6 +25,7 @@
 //!
 //! What every step keeps is written down as code in `invariants`.
 
+mod access;
 mod explain;
 pub mod input;
 #[cfg(any(test, feature = "invariants"))]
@@ -49,6 +51,7 @@ use podmesh_protocol::limits::{BATCH_ROWS_MAX, EVENTS_PER_CHUNK_MAX};
 use podmesh_protocol::session::ToPeer;
 use podmesh_protocol::time::{Millis, Now};
 
+use crate::access::{Access, Grant, Joiner};
 use crate::input::{Input, Peer};
 use crate::jobs::{Job, Submissions};
 use crate::nodes::{NodeIx, Nodes};
@@ -86,6 +89,7 @@ pub struct Core {
     submissions: Submissions,
     nodes: Nodes,
     queue: Queue,
+    access: Access,
     timers: Timers,
     /// Inputs, and rests of inputs, for which the last step had no room, in order.
     backlog: VecDeque<Input>,
@@ -151,11 +155,11 @@ impl Core {
                 out.effects.push(Effect::Explained { question, waits_for });
             }
             Input::NodesRequested { peer, request, after, limit } => {
-                let rows = self.nodes.page(now, after.as_ref(), limit);
+                let rows = self.nodes.page(now, &self.access, after.as_ref(), limit);
                 reply(out, peer, request, Ok(ReplyBody::Nodes(rows)));
             }
-            Input::AgentConnected { peer, hello } => {
-                self.on_agent_connected(now, peer, hello, out);
+            Input::AgentConnected { peer, caller, hello } => {
+                self.on_agent_connected(now, peer, caller, hello, out);
             }
             Input::AttemptsReported { peer, epoch, reports } => {
                 self.on_attempts_reported(now, peer, epoch, reports, out);
@@ -164,6 +168,34 @@ impl Core {
             Input::PeerGone { peer } => self.on_peer_gone(now, &peer, out),
             Input::HeartbeatChanged { epoch, change } => {
                 self.on_heartbeat_changed(now, epoch, change, out);
+            }
+            Input::TokenRequested { question, by, secret_hash, role, ttl_ms, uses } => {
+                let grant = Grant { role, ttl_ms, uses };
+                let result = self.access.create_token(now, by, secret_hash, grant, out);
+                out.effects.push(Effect::TokenAnswered { question, result });
+            }
+            Input::TokensListRequested { peer, request, before, limit } => {
+                let rows = self.access.tokens_page(now, before, limit);
+                reply(out, peer, request, Ok(ReplyBody::Tokens(rows)));
+            }
+            Input::TokenRevokeRequested { peer, request, by, id } => {
+                let result = self.access.revoke_token(by, id, out);
+                reply(out, peer, request, result);
+            }
+            Input::JoinRequested { question, key, token, secret_hash, name } => {
+                let joiner = Joiner { key, name, token, secret_hash };
+                self.on_join_requested(now, question, joiner, out);
+            }
+            Input::UsersRequested { peer, request, after, limit } => {
+                let rows = self.access.users_page(after.as_ref(), limit);
+                reply(out, peer, request, Ok(ReplyBody::Users(rows)));
+            }
+            Input::RevokeRequested { peer, request, by, kind, name } => {
+                let result = self.revoke(now, by, kind, &name, out);
+                reply(out, peer, request, result);
+            }
+            Input::ConnectionsRefused { why, count } => {
+                self.on_connections_refused(now, why, count, out);
             }
             Input::Tick => {}
         }

@@ -7,6 +7,7 @@ use podmesh_protocol::report::{AttemptState, JobState};
 use podmesh_protocol::spec::OnLost;
 use podmesh_protocol::time::Now;
 
+use crate::access::Access;
 use crate::jobs::{Job, Live, Submissions, Tried};
 use crate::nodes::{NodeIx, Nodes};
 use crate::placement::Queue;
@@ -32,6 +33,7 @@ impl Core {
             submissions: Submissions::default(),
             nodes: Nodes::default(),
             queue: Queue::default(),
+            access: Access::new(snapshot.tokens, snapshot.keys),
             timers: Timers::default(),
             backlog: VecDeque::new(),
             draining: BTreeSet::new(),

@@ -2,10 +2,11 @@
 
 use std::collections::BTreeSet;
 
+use podmesh_protocol::access::Caller;
 use podmesh_protocol::client::NodeState;
 use podmesh_protocol::error::{ErrorCode, ErrorReply};
 use podmesh_protocol::event::EventFact;
-use podmesh_protocol::ids::{AttemptId, Epoch, TaskId};
+use podmesh_protocol::ids::{AttemptId, Epoch, Name, TaskId};
 use podmesh_protocol::limits::{
     ATTEMPTS_PER_NODE_MAX, LABELS_MAX, NAME_BYTES_MAX, NODES_MAX, PROTOCOL_VERSION,
 };
@@ -26,10 +27,11 @@ impl Core {
         &mut self,
         now: Now,
         peer: Peer,
+        caller: Caller,
         hello: Box<Hello>,
         out: &mut Step,
     ) {
-        let (known, held) = match self.admit(&peer, &hello) {
+        let (known, held) = match self.admit(&peer, &caller, &hello) {
             Ok(admitted) => admitted,
             Err(error) => {
                 tracing::info!(node = %hello.node, %error, "an agent gets no session");
@@ -41,7 +43,8 @@ impl Core {
             for (task, outcome) in self.gone(ix, &hello, &held) {
                 if !self.has_room(out) {
                     // The rest is found again next time, since the session is not open yet.
-                    return self.backlog.push_front(Input::AgentConnected { peer, hello });
+                    let input = Input::AgentConnected { peer, caller, hello };
+                    return self.backlog.push_front(input);
                 }
                 self.end_attempt(now, task, outcome, out);
             }
@@ -54,6 +57,7 @@ impl Core {
     fn admit(
         &self,
         peer: &Peer,
+        caller: &Caller,
         hello: &Hello,
     ) -> Result<(Option<NodeIx>, BTreeSet<AttemptId>), ErrorReply> {
         let refuse = |code, message: String| Err(ErrorReply::new(code, message));
@@ -77,6 +81,7 @@ impl Core {
             Ok(held) => held,
             Err(why) => return refuse(ErrorCode::BadMessage, format!("hello: {why}")),
         };
+        self.access.admit(caller, &hello.node)?;
         if let Some(other) = self.nodes.by_peer(peer) {
             let other = &self.nodes.get(other).row.node;
             if *other != hello.node {
@@ -316,6 +321,19 @@ impl Core {
                 self.on_lease_ended(now, ix, out);
             }
         }
+    }
+
+    /// A node's key was revoked. A session that it has ends at once; without one, the lease of
+    /// before runs out. Its agent hears nothing more, and keeps what it runs until its own lease
+    /// ends: only after that, and the margin, it is tried elsewhere.
+    pub(crate) fn shut_out(&mut self, now: Now, node: &Name, out: &mut Step) {
+        let Some(ix) = self.nodes.by_name(node) else { return };
+        self.nodes.become_suspect(ix, now.mono_ms);
+        let Some(session) = self.nodes.close_session(ix) else { return };
+        out.effects.push(Effect::SessionClosed { epoch: session.epoch });
+        self.set_resend(ix, None);
+        let lease_end = now.mono_ms.saturating_add(self.config.lease_ms);
+        self.lose(ix, lease_end.saturating_add(self.config.margin_ms), out);
     }
 }
 

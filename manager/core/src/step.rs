@@ -3,6 +3,8 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use podmesh_protocol::access::{PublicKey, Role, TokenId};
+use podmesh_protocol::error::ErrorReply;
 use podmesh_protocol::event::EventFact;
 use podmesh_protocol::ids::{
     AttemptId, ClusterId, Epoch, InstanceId, JobId, Name, Revision, SubmissionId, TaskId,
@@ -97,6 +99,49 @@ pub enum Change {
     NodeSaved(NodeRow),
     /// A session was given this epoch; the next one gets a higher one, after a restart too.
     EpochTaken(Epoch),
+    /// A join token, new or changed.
+    TokenSaved(TokenRow),
+    /// An old join token that can no longer be used is forgotten.
+    TokenRemoved(TokenId),
+    /// A key, new or revoked. Keys are never removed.
+    KeySaved(KeyRow),
+}
+
+/// A join token.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TokenRow {
+    /// Its number: 1, 2, 3 … in the order in which they were made.
+    pub id: TokenId,
+    /// The SHA-256 of its secret.
+    pub secret_hash: [u8; 32],
+    /// What those that join with it may do.
+    pub role: Role,
+    /// From this moment on it can no longer be used, by the manager's wall clock.
+    pub expires_wall_ms: u64,
+    /// How many may still join with it.
+    pub uses_left: u32,
+    /// Who made it.
+    pub created_by: Name,
+    /// Whether it was revoked.
+    pub revoked: bool,
+}
+
+/// A key that has joined.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct KeyRow {
+    /// The key.
+    pub key: PublicKey,
+    /// What it may do.
+    pub role: Role,
+    /// The node's or user's name: among the keys that are not revoked, no two nodes and no two
+    /// users have the same.
+    pub name: Name,
+    /// The token that it joined with.
+    pub token: TokenId,
+    /// When, for display.
+    pub enrolled_wall_ms: u64,
+    /// Whether it was revoked: it never counts again then.
+    pub revoked: bool,
 }
 
 /// What changes of a job.
@@ -179,6 +224,34 @@ pub enum Effect {
         /// The job.
         job: JobId,
     },
+    /// The answer to [`Input::TokenRequested`](crate::input::Input::TokenRequested).
+    TokenAnswered {
+        /// The shell's number of the question.
+        question: u64,
+        /// The token's number, and the wall clock's milliseconds from which on it cannot be used.
+        result: Result<(TokenId, u64), ErrorReply>,
+    },
+    /// The answer to [`Input::JoinRequested`](crate::input::Input::JoinRequested).
+    JoinAnswered {
+        /// The shell's number of the question.
+        question: u64,
+        /// What they may do, and their name.
+        result: Result<(Role, Name), ErrorReply>,
+    },
+    /// From now on whoever has this key may connect; comes before its `JoinAnswered`.
+    KeyEnrolled {
+        /// The key.
+        key: PublicKey,
+        /// What it may do.
+        role: Role,
+        /// The node's or user's name.
+        name: Name,
+    },
+    /// From now on nobody with this key may connect, and who has is to be cut off.
+    KeyRevoked {
+        /// The key.
+        key: PublicKey,
+    },
 }
 
 /// What the core is rebuilt from after a start.
@@ -203,6 +276,10 @@ pub struct Snapshot {
     pub losses: Vec<(TaskId, u32)>,
     /// Every node that was ever seen.
     pub nodes: Vec<NodeRow>,
+    /// The join tokens.
+    pub tokens: Vec<TokenRow>,
+    /// Every key that ever joined; the shell, too, goes by those that are not revoked.
+    pub keys: Vec<KeyRow>,
 }
 
 /// A job that has not ended.

@@ -2,6 +2,7 @@
 
 #![expect(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests")]
 
+mod access;
 mod explain;
 mod jobs;
 mod lease;
@@ -16,6 +17,7 @@ mod sessions;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use podmesh_protocol::access::{Caller, Role};
 use podmesh_protocol::client::{NodeState, NodeView, ReplyBody};
 use podmesh_protocol::error::{ErrorCode, ErrorReply};
 use podmesh_protocol::event::EventFact;
@@ -61,6 +63,11 @@ fn peer(number: u64) -> Peer {
 
 fn instance(number: u128) -> InstanceId {
     InstanceId(Uuid::from_u128(number))
+}
+
+/// Somebody on the manager's machine.
+fn local() -> Caller {
+    Caller { role: Role::Admin, name: name("root"), key: None }
 }
 
 fn at(job: u64, index: u32, number: u32) -> AttemptId {
@@ -181,7 +188,11 @@ impl World {
     }
 
     fn connect(&mut self, hello: Hello, number: u64) -> Step {
-        self.give(Input::AgentConnected { peer: peer(number), hello: Box::new(hello) })
+        self.connect_as(local(), hello, number)
+    }
+
+    fn connect_as(&mut self, caller: Caller, hello: Hello, number: u64) -> Step {
+        self.give(Input::AgentConnected { peer: peer(number), caller, hello: Box::new(hello) })
     }
 
     /// A node with four cores, peer and instance `number`; its epoch.

@@ -3,18 +3,21 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use podmesh_protocol::access::{PublicKey, TokenId};
 use podmesh_protocol::ids::{AttemptId, Epoch, JobId, Name, Revision, SubmissionId, TaskId};
 use podmesh_protocol::report::{AttemptState, JobState, OutcomeKind, TaskCounts};
 use podmesh_protocol::spec::JobSpec;
 
 use super::CLUSTER;
-use crate::step::{Change, JobRow, NodeRow, RestoredJob, Snapshot, Step};
+use crate::step::{Change, JobRow, KeyRow, NodeRow, RestoredJob, Snapshot, Step, TokenRow};
 
 #[derive(Debug, Default)]
 pub(super) struct Model {
     jobs: BTreeMap<JobId, ModelJob>,
     tasks: BTreeMap<TaskId, Vec<ModelAttempt>>,
     nodes: BTreeMap<Name, NodeRow>,
+    pub(super) tokens: BTreeMap<TokenId, TokenRow>,
+    pub(super) keys: BTreeMap<PublicKey, KeyRow>,
     last_epoch: u64,
     last_revision: u64,
 }
@@ -102,6 +105,12 @@ impl Model {
                     assert!(epoch.0 > self.last_epoch);
                     self.last_epoch = epoch.0;
                 }
+                Change::TokenSaved(row) => _ = self.tokens.insert(row.id, row.clone()),
+                Change::TokenRemoved(id) => assert!(self.tokens.remove(id).is_some()),
+                Change::KeySaved(row) => {
+                    let old = self.keys.insert(row.key, row.clone());
+                    assert!(old.is_none_or(|old| !old.revoked), "a revoked key changes");
+                }
             }
         }
         self.last_revision += step.events.len() as u64;
@@ -171,6 +180,8 @@ impl Model {
             retries: Vec::new(),
             losses: self.losses(),
             nodes: self.nodes.values().cloned().collect(),
+            tokens: self.tokens.values().cloned().collect(),
+            keys: self.keys.values().cloned().collect(),
         };
         for (id, job) in &self.jobs {
             let row = self.job(*id).clone();
@@ -217,6 +228,9 @@ fn attempt_of(change: &Change) -> Option<&AttemptId> {
         Change::JobInserted { .. }
         | Change::JobUpdated(_)
         | Change::NodeSaved(_)
-        | Change::EpochTaken(_) => None,
+        | Change::EpochTaken(_)
+        | Change::TokenSaved(_)
+        | Change::TokenRemoved(_)
+        | Change::KeySaved(_) => None,
     }
 }
