@@ -1,5 +1,6 @@
 //! The integers that stand for states in the database. Never changed once released.
 
+use podmesh_protocol::access::Role;
 use podmesh_protocol::report::{AttemptState, JobState, OutcomeKind, TaskState};
 use rusqlite::types::{FromSqlError, FromSqlResult};
 
@@ -33,6 +34,9 @@ codes!(job_code, job_state, JobState {
 });
 codes!(attempt_code, attempt_state, AttemptState {
     Assigned = 0, Preparing = 1, Running = 2, Ended = 3,
+});
+codes!(role_code, role, Role {
+    Agent = 0, Viewer = 1, Operator = 2, Admin = 3,
 });
 codes!(outcome_code, outcome_kind, OutcomeKind {
     Succeeded = 0, Failed = 1, Cancelled = 2, TimedOut = 3, Lost = 4,

@@ -14,7 +14,7 @@ const APPLICATION_ID: i32 = 0x504d_5348;
 
 /// The schema's history: entry `n` brings a database from version `n` to `n + 1`. Entries are
 /// never changed once released, only added.
-const MIGRATIONS: &[&str] = &[VERSION_1];
+const MIGRATIONS: &[&str] = &[VERSION_1, VERSION_2];
 
 /// Integer codes are those of [`super::codes`].
 const VERSION_1: &str = "
@@ -91,6 +91,28 @@ CREATE TABLE events (
     wall_ms INTEGER NOT NULL,
     facts   BLOB    NOT NULL     -- MessagePack, as on the wire
 ) STRICT;
+";
+
+/// Who may connect.
+const VERSION_2: &str = "
+CREATE TABLE tokens (
+    token       INTEGER PRIMARY KEY,
+    secret_hash BLOB    NOT NULL, -- SHA-256; the secret itself is nowhere
+    role        INTEGER NOT NULL,
+    expires_ms  INTEGER NOT NULL,
+    uses_left   INTEGER NOT NULL,
+    created_by  TEXT    NOT NULL,
+    revoked     INTEGER NOT NULL
+) STRICT;
+
+CREATE TABLE keys (
+    key         BLOB    PRIMARY KEY,
+    role        INTEGER NOT NULL,
+    name        TEXT    NOT NULL,
+    token       INTEGER NOT NULL, -- which may be gone
+    enrolled_ms INTEGER NOT NULL,
+    revoked     INTEGER NOT NULL
+) STRICT, WITHOUT ROWID;
 ";
 
 /// What a file is, as far as a look that changes nothing can tell.
@@ -184,7 +206,7 @@ fn migrate(
 /// Quick checks: the tables that a start reads whole. A check of everything would take longer
 /// than a start may; what is damaged elsewhere shows when it is read, and is an error then.
 fn check(connection: &Connection, path: &Path) -> Result<(), StoreError> {
-    for table in ["meta", "nodes", "jobs"] {
+    for table in ["meta", "nodes", "jobs", "tokens", "keys"] {
         let said: String = connection
             .query_row(&format!("PRAGMA quick_check('{table}')"), [], |row| row.get(0))
             .map_err(|e| StoreError::sqlite(path, "checked", e))?;
@@ -207,6 +229,31 @@ pub(super) fn cluster(connection: &Connection) -> rusqlite::Result<ClusterId> {
 mod tests {
     use super::*;
 
+    #[test]
+    fn a_database_of_version_1_comes_forward_with_its_rows() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("podmesh.db");
+        let mut old = Connection::open(&path).unwrap();
+        migrate(&mut old, 0, &[VERSION_1]).unwrap();
+        let cluster_before = cluster(&old).unwrap();
+        old.execute_batch(
+            "UPDATE meta SET value = 6 WHERE key = 'last_epoch';
+             INSERT INTO jobs VALUES (3, x'01', 'count', 0, 1, 1, 5, 3, 2, 0, 0, 1, 0, 0, 6, 7, 8);
+             INSERT INTO nodes VALUES (1, 'a', 'b', zeroblob(16), 'v', 1, 1, x'80', x'90', 6);
+             INSERT INTO events VALUES (9, 9, 1, x'90');",
+        )
+        .unwrap();
+        old.close().unwrap();
+
+        let store = crate::store::open(dir.path()).unwrap();
+        let snapshot = store.snapshot;
+        assert_eq!((snapshot.cluster, snapshot.last_job.0), (cluster_before, 3));
+        assert_eq!((snapshot.last_epoch.0, snapshot.last_revision.0), (6, 9));
+        assert_eq!(snapshot.nodes[0].node.as_str(), "a");
+        assert!(snapshot.tokens.is_empty() && snapshot.keys.is_empty());
+        assert_eq!(version(store.writer.connection()), 2);
+    }
+
     fn version(connection: &Connection) -> i64 {
         connection.query_row("PRAGMA user_version", [], |row| row.get(0)).unwrap()
     }
@@ -214,7 +261,7 @@ mod tests {
     #[test]
     fn an_older_database_comes_forward_step_by_step() {
         let mut connection = Connection::open_in_memory().unwrap();
-        migrate(&mut connection, 0, MIGRATIONS).unwrap();
+        migrate(&mut connection, 0, &[VERSION_1]).unwrap();
         let cluster_before = cluster(&connection).unwrap();
         let next = "ALTER TABLE jobs ADD COLUMN colour TEXT NOT NULL DEFAULT 'red'";
         let broken = "ALTER TABLE jobs ADD COLUMN size INTEGER; SELECT nonsense FROM nowhere";
@@ -233,7 +280,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("podmesh.db");
         let connection = open(&path).unwrap();
-        connection.pragma_update(None, "user_version", 2).unwrap();
+        connection.pragma_update(None, "user_version", MIGRATIONS.len() as i64 + 1).unwrap();
         connection.close().unwrap();
         let before = std::fs::read(&path).unwrap();
 
@@ -274,6 +321,6 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("podmesh.db");
         std::fs::write(&path, b"").unwrap();
-        assert_eq!(version(&open(&path).unwrap()), 1);
+        assert_eq!(version(&open(&path).unwrap()), MIGRATIONS.len() as i64);
     }
 }
