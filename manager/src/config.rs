@@ -1,12 +1,14 @@
 //! What the manager is told at its start, and why it may not start.
 
 use std::io;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use podmesh_protocol::limits::{HEARTBEAT_MS_DEFAULT, LEASE_MARGIN_MS, LEASE_MS_DEFAULT};
 use podmesh_wire::WireError;
+use podmesh_wire::address::ManagerAddress;
+use podmesh_wire::key::KeyError;
 
 use crate::StoreError;
 
@@ -16,9 +18,16 @@ pub struct ManagerConfig {
     /// The manager's own folder: the database, the lock, and [`Endpoint`](crate::Endpoint).
     /// Created, with access for its owner alone, where it is missing.
     pub data_dir: PathBuf,
-    /// Where ROUTER listens. PUB listens on the next port, heartbeats on the one after; with
-    /// port 0 each takes a free one.
+    /// Where to listen on the network; port 0 takes a free one.
     pub listen: SocketAddr,
+    /// Where other machines reach it, `host:port` each, as join tokens say; found out where none
+    /// is given.
+    pub advertise: Vec<ManagerAddress>,
+    /// The folder for the sockets of this machine. Created where it is missing.
+    pub sockets_dir: PathBuf,
+    /// The group whose members may use these sockets as operators. None: the owner alone, and
+    /// whoever has the group that new files get.
+    pub sockets_group: Option<u32>,
     /// How long a node counts as alive after a heartbeat.
     pub lease: Duration,
     /// The time between two heartbeats; at most half a lease.
@@ -31,9 +40,13 @@ pub struct ManagerConfig {
 impl ManagerConfig {
     /// The defaults with a folder and an address.
     pub fn new(data_dir: impl Into<PathBuf>, listen: SocketAddr) -> Self {
+        let data_dir = data_dir.into();
         Self {
-            data_dir: data_dir.into(),
+            sockets_dir: data_dir.join("sockets"),
+            data_dir,
             listen,
+            advertise: vec![],
+            sockets_group: None,
             lease: Duration::from_millis(LEASE_MS_DEFAULT),
             heartbeat: Duration::from_millis(HEARTBEAT_MS_DEFAULT),
             lease_margin: Duration::from_millis(LEASE_MARGIN_MS),
@@ -49,28 +62,8 @@ impl ManagerConfig {
                 self.lease.as_millis()
             ));
         }
-        if self.listen.port() > u16::MAX - 2 {
-            return wrong(format!(
-                "port {} leaves no room: the manager listens on it and the two ports after it",
-                self.listen.port()
-            ));
-        }
         Ok(())
     }
-
-    /// The address of the `nth` port after the first.
-    pub(crate) fn listen_nth(&self, nth: u16) -> SocketAddr {
-        let mut address = self.listen;
-        if address.port() != 0 {
-            address.set_port(address.port() + nth);
-        }
-        address
-    }
-}
-
-/// Whether only this machine can reach an address.
-pub(crate) fn is_loopback(address: IpAddr) -> bool {
-    address.to_canonical().is_loopback()
 }
 
 /// Why the manager does not start, or ended.
@@ -111,14 +104,15 @@ pub enum ManagerError {
     /// The database cannot be used, or can no longer be.
     #[error(transparent)]
     Store(#[from] StoreError),
-    /// An address cannot be listened on.
-    #[error("{source}; {what} are to listen there: choose another address (--listen)")]
+    /// An address or a folder cannot be listened on.
+    #[error("{source}; choose another address (--listen) or data directory (--data-dir)")]
     Listen {
-        /// What was to listen.
-        what: &'static str,
         /// Why it cannot.
         source: WireError,
     },
+    /// The manager's key cannot be used.
+    #[error(transparent)]
+    Key(#[from] KeyError),
     /// The socket failed while the manager ran.
     #[error("the manager's socket failed: {0}")]
     Wire(#[from] WireError),

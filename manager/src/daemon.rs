@@ -1,23 +1,26 @@
 //! The manager's life: everything that it starts, and the order in which it stops.
 
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
 use crossbeam_channel::bounded;
 use podmesh_manager_core::{Core, CoreConfig};
+use podmesh_protocol::access::KeyDigest;
 use podmesh_protocol::ids::InstanceId;
 use podmesh_protocol::limits::STORE_QUEUE_STEPS;
 use podmesh_wire::WireError;
 use podmesh_wire::control::ManagerSocket;
+use podmesh_wire::front::{Front, FrontConfig, HeartbeatStream};
+use podmesh_wire::key::{KeyPair, digest_of};
 use podmesh_wire::publish::Publisher;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::{JoinError, JoinHandle, JoinSet};
 use uuid::Uuid;
 
+use crate::callers::Callers;
 use crate::clock::{Clock, millis};
-use crate::config::{ManagerConfig, ManagerError, is_loopback};
+use crate::config::{ManagerConfig, ManagerError};
 use crate::endpoint::{ENDPOINT_FILE, Endpoint};
 use crate::heartbeat::Heartbeats;
 use crate::log_reads::LogReads;
@@ -25,9 +28,16 @@ use crate::publisher::{self, Beacon, Hints};
 use crate::requests::{Manager, Questions};
 use crate::store::{Store, StoreError};
 use crate::threads::{Inputs, Part, Reads, run_core, run_reads};
+use crate::tokens::Tokens;
 use crate::waiters::Waiters;
 use crate::{data_dir, router, sender, store};
 
+/// The manager's private key, in its data directory.
+const KEY_FILE: &str = "key";
+/// The folder in the data directory for sockets between the front and ZeroMQ.
+const PRIVATE_DIR: &str = "private";
+/// Threads for TLS and the guard.
+const FRONT_THREADS: usize = 2;
 /// Commits whose effects wait for the sender at the most; then the store waits, too.
 const COMMITS_MAX: usize = 16;
 /// How long requests that are held may take to be answered when the manager stops.
@@ -57,23 +67,24 @@ pub async fn run(
     })
     .await
     .map_err(|_| ManagerError::Ended { part: "store" })??;
-    let sockets = Sockets::bind(&config).await?;
-    warn_if_open(sockets.control.local_address());
+    let key = KeyPair::load_or_create(&config.data_dir.join(KEY_FILE))?;
+    let sockets = Sockets::bind(&config, &key).await?;
     let endpoint = Endpoint {
-        control: sockets.control.local_address(),
-        publish: sockets.publisher.local_address(),
-        heartbeat: sockets.heartbeat_address,
+        address: sockets.front.address(),
+        sockets: config.sockets_dir.clone(),
+        key: digest_of(&key.public()).to_string(),
         pid: std::process::id(),
         instance: InstanceId(Uuid::new_v4()),
         cluster: store.snapshot.cluster,
         version: env!("CARGO_PKG_VERSION").into(),
     };
     // The lock is given back when the store, too, has let go of the folder.
-    let mut parts = Parts::start(&config, &endpoint, store, sockets, lock)?;
+    let mut parts =
+        Parts::start(&config, &endpoint, store, sockets, digest_of(&key.public()), lock)?;
     let file = endpoint
         .write(&config.data_dir)
         .map_err(|e| data_dir::cannot_write(&config.data_dir, ENDPOINT_FILE, e))?;
-    tracing::info!(control = %endpoint.control, cluster = %endpoint.cluster, "the manager serves");
+    tracing::info!(address = %endpoint.address, cluster = %endpoint.cluster, "the manager serves");
     ready(endpoint);
     let result = tokio::select! {
         error = parts.failed() => Err(error),
@@ -90,36 +101,30 @@ pub async fn run(
     }
 }
 
-fn warn_if_open(address: SocketAddr) {
-    if !is_loopback(address.ip()) {
-        tracing::warn!(
-            %address,
-            "the manager listens beyond this machine, and asks nobody who they are: whoever reaches this port can run commands as the users of its agents, and on this machine if an agent runs here"
-        );
-    }
-}
-
-/// The three listeners.
+/// The listeners.
 struct Sockets {
+    front: Front,
+    heartbeats: mpsc::UnboundedReceiver<HeartbeatStream>,
     control: ManagerSocket,
     publisher: Publisher,
-    heartbeat: std::net::TcpListener,
-    heartbeat_address: SocketAddr,
 }
 
 impl Sockets {
-    async fn bind(config: &ManagerConfig) -> Result<Self, ManagerError> {
-        let listen = |what| move |source| ManagerError::Listen { what, source };
-        let control = ManagerSocket::bind(config.listen_nth(0))
-            .await
-            .map_err(listen("agents and clients"))?;
-        let publisher =
-            Publisher::bind(config.listen_nth(1)).await.map_err(listen("subscribers"))?;
-        let address = config.listen_nth(2);
-        let (heartbeat, heartbeat_address) = std::net::TcpListener::bind(address)
-            .and_then(|listener| listener.local_addr().map(|address| (listener, address)))
-            .map_err(|source| listen("heartbeats")(WireError::Bind { address, source }))?;
-        Ok(Self { control, publisher, heartbeat, heartbeat_address })
+    async fn bind(config: &ManagerConfig, key: &KeyPair) -> Result<Self, ManagerError> {
+        let listen = |source| ManagerError::Listen { source };
+        let (heartbeats_sender, heartbeats) = mpsc::unbounded_channel();
+        let (front, inner) = Front::bind(FrontConfig {
+            listen: config.listen,
+            key,
+            local_dir: config.sockets_dir.clone(),
+            group: config.sockets_group,
+            private_dir: config.data_dir.join(PRIVATE_DIR),
+            heartbeats: heartbeats_sender,
+        })
+        .map_err(listen)?;
+        let control = ManagerSocket::bind(inner.control).await.map_err(listen)?;
+        let publisher = Publisher::bind(inner.publications).await.map_err(listen)?;
+        Ok(Self { front, heartbeats, control, publisher })
     }
 }
 
@@ -131,6 +136,9 @@ struct Parts {
     store: Part<Result<(), StoreError>>,
     reads: Part<()>,
     heartbeats: Part<std::io::Result<()>>,
+    front: Part<std::io::Result<()>>,
+    /// Dropped, it ends the front.
+    front_stop: Option<oneshot::Sender<()>>,
     router: Task<Result<JoinSet<()>, WireError>>,
     sender: Task<()>,
     publisher: Task<Publisher>,
@@ -144,6 +152,28 @@ impl Drop for Parts {
         self.manager.heartbeats.stop();
         self.manager.inputs.stop();
     }
+}
+
+/// The whole life of the front's thread: with a runtime of its own, so that a flood of strangers
+/// and the work of TLS do not hold up anything else.
+fn run_front(
+    front: Front,
+    callers: Callers,
+    stopped: oneshot::Receiver<()>,
+) -> std::io::Result<()> {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(FRONT_THREADS)
+        .thread_name("podmesh-front")
+        .enable_all()
+        .build()?;
+    let result = runtime.block_on(async {
+        tokio::select! {
+            result = front.run(Arc::new(callers)) => result,
+            _ = stopped => Ok(()),
+        }
+    });
+    runtime.shutdown_background();
+    result
 }
 
 /// A task that ends when this is dropped.
@@ -165,28 +195,29 @@ impl Parts {
         endpoint: &Endpoint,
         store: Store,
         sockets: Sockets,
+        key: KeyDigest,
         lock: data_dir::DataDirLock,
     ) -> Result<Self, ManagerError> {
         let clock = Clock::start();
         let (lease_ms, heartbeat_ms) = (millis(config.lease), millis(config.heartbeat));
-        let core_config = CoreConfig {
-            lease_ms,
-            heartbeat_ms,
-            margin_ms: millis(config.lease_margin),
-            heartbeat_port: endpoint.heartbeat.port(),
-            publish_port: endpoint.publish.port(),
-        };
+        let core_config =
+            CoreConfig { lease_ms, heartbeat_ms, margin_ms: millis(config.lease_margin) };
         let Store { writer, history, snapshot } = store;
         let (inputs, inputs_receiver) = Inputs::new();
         let (reads, reads_receiver) = Reads::new();
         let heartbeats = Heartbeats::new(clock, inputs.clone(), heartbeat_ms, lease_ms);
         let (stopping, stopping_receiver) = watch::channel(false);
         let last_revision: Arc<AtomicU64> = writer.last_revision();
+        let life = <[u8; 8]>::try_from(&endpoint.instance.0.as_bytes()[..8]).unwrap_or_default();
+        let keys = snapshot.keys.iter().filter(|row| !row.revoked);
+        let keys = keys.map(|row| (row.key, row.role, row.name.clone()));
+        let callers = Callers::new(endpoint.cluster, life, keys, inputs.clone());
         let manager = Arc::new(Manager {
             cluster: endpoint.cluster,
             instance: endpoint.instance,
             program_version: endpoint.version.clone(),
-            publish_port: endpoint.publish.port(),
+            tokens: Tokens::new(config, endpoint.address, key),
+            callers: callers.clone(),
             last_revision: Arc::clone(&last_revision),
             inputs,
             reads,
@@ -210,20 +241,21 @@ impl Parts {
             run_core(core, clock, &inputs_receiver, &steps);
         })?;
         let reads = Part::start("podmesh-reads", move || run_reads(&history, &reads_receiver))?;
-        let heartbeat_listener = sockets.heartbeat;
-        let heartbeats = Part::start("podmesh-beats", move || heartbeats.run(heartbeat_listener))?;
+        let Sockets { front, heartbeats: streams, control, publisher } = sockets;
+        let heartbeats = Part::start("podmesh-beats", move || heartbeats.run(streams))?;
+        let (front_stop, front_stopped) = oneshot::channel();
+        let front = Part::start("podmesh-front", move || run_front(front, callers, front_stopped))?;
 
-        let (receiver, sender) = sockets.control.split();
+        let (receiver, sender) = control.split();
         let router = tokio::spawn(router::run(Arc::clone(&manager), receiver, sender.clone()));
         let sender = tokio::spawn(sender::run(Arc::clone(&manager), sender, committed_receiver));
         let beacon =
             Beacon { instance: endpoint.instance, last_revision, interval: config.heartbeat };
         let (stop_publisher, mut stopped) = watch::channel(false);
         let hints = Arc::clone(&manager.hints);
-        let publisher =
-            tokio::spawn(publisher::run(sockets.publisher, hints, beacon, async move {
-                _ = stopped.wait_for(|stopped| *stopped).await;
-            }));
+        let publisher = tokio::spawn(publisher::run(publisher, hints, beacon, async move {
+            _ = stopped.wait_for(|stopped| *stopped).await;
+        }));
         Ok(Self {
             manager,
             stopping,
@@ -231,6 +263,8 @@ impl Parts {
             store,
             reads,
             heartbeats,
+            front,
+            front_stop: Some(front_stop),
             router: Task(router),
             sender: Task(sender),
             publisher: Task(publisher),
@@ -254,6 +288,11 @@ impl Parts {
             result = self.heartbeats.ended() => match result {
                 Ok(Ok(())) => ended("podmesh-beats"),
                 Ok(Err(source)) => ManagerError::Thread { name: "podmesh-beats", source },
+                Err(error) => error,
+            },
+            result = self.front.ended() => match result {
+                Ok(Ok(())) => ended("podmesh-front"),
+                Ok(Err(source)) => ManagerError::Thread { name: "podmesh-front", source },
                 Err(error) => error,
             },
             result = &mut self.router.0 => match result {
@@ -299,6 +338,11 @@ impl Parts {
         }
         tokio::time::sleep(LINGER).await;
         drop(publisher);
+        drop(self.front_stop.take());
+        match self.front.ended().await? {
+            Ok(()) => {}
+            Err(source) => return Err(ManagerError::Thread { name: "podmesh-front", source }),
+        }
         tracing::info!("the manager has stopped");
         Ok(())
     }

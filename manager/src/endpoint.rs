@@ -16,12 +16,12 @@ pub const ENDPOINT_FILE: &str = "endpoint.json";
 /// serves; one that was killed leaves it behind.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Endpoint {
-    /// Where ROUTER listens.
-    pub control: SocketAddr,
-    /// Where PUB listens.
-    pub publish: SocketAddr,
-    /// Where heartbeats are taken.
-    pub heartbeat: SocketAddr,
+    /// Where it listens on the network.
+    pub address: SocketAddr,
+    /// The folder with its sockets for this machine.
+    pub sockets: PathBuf,
+    /// The digest of its key, in hexadecimal.
+    pub key: String,
     /// Its process.
     pub pid: u32,
     /// Its life: a new one after every start.
@@ -114,9 +114,9 @@ mod tests {
     fn it_reads_back_what_was_written_and_goes_with_the_manager() {
         let dir = tempfile::tempdir().unwrap();
         let endpoint = Endpoint {
-            control: "127.0.0.1:7770".parse().unwrap(),
-            publish: "127.0.0.1:7771".parse().unwrap(),
-            heartbeat: "[::1]:7772".parse().unwrap(),
+            address: "[::1]:7770".parse().unwrap(),
+            sockets: "/run/podmesh".into(),
+            key: "00ff".into(),
             pid: 12,
             instance: InstanceId(Uuid::from_u128(1)),
             cluster: ClusterId(Uuid::from_u128(2)),

@@ -1,18 +1,19 @@
-//! Heartbeats: a listener and a thread of their own, so that nothing else in the manager makes a
-//! node look dead.
+//! Heartbeats: a thread of their own, so that nothing else in the manager makes a node look dead.
+//! Their streams come from the front, which knows who sends them.
 
 use std::collections::HashMap;
 use std::io;
-use std::net::TcpListener;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use podmesh_manager_core::input::{HeartbeatChange, Input};
 use podmesh_manager_core::lease::LeaseTable;
-use podmesh_protocol::ids::Epoch;
+use podmesh_protocol::access::{Caller, Role};
+use podmesh_protocol::ids::{Epoch, Name};
+use podmesh_wire::front::HeartbeatStream;
 use podmesh_wire::heartbeat::{Beat, read_beat, write_beat};
-use tokio::net::TcpStream;
-use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
+use tokio::net::UnixStream;
+use tokio::sync::{Notify, mpsc};
 use tokio::task::AbortHandle;
 use tokio::time::timeout;
 
@@ -21,10 +22,6 @@ use crate::threads::Inputs;
 
 /// How long a new stream may take to its first beat, and an answer to leave.
 const BEAT_LIMIT: Duration = Duration::from_secs(5);
-/// Streams at a time that have not shown a live session yet.
-const STRANGERS_MAX: usize = 256;
-/// The wait after a connection could not be accepted: out of file descriptors, for instance.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// The sessions that are watched; shared with whoever opens and closes them.
 #[derive(Clone)]
@@ -42,8 +39,8 @@ struct Shared {
 
 struct Table {
     leases: LeaseTable,
-    /// The sessions, each with its stream.
-    sessions: HashMap<Epoch, Option<Stream>>,
+    /// The sessions, each with its node and its stream.
+    sessions: HashMap<Epoch, (Name, Option<Stream>)>,
     last_stream: u64,
     stopping: bool,
 }
@@ -66,10 +63,10 @@ impl Heartbeats {
     }
 
     /// Watches a session from now on.
-    pub(crate) fn open(&self, epoch: Epoch) {
+    pub(crate) fn open(&self, epoch: Epoch, node: Name) {
         let mut table = self.shared.lock();
         table.leases.open(self.shared.clock.mono_ms(), epoch);
-        table.sessions.insert(epoch, None);
+        table.sessions.insert(epoch, (node, None));
         drop(table);
         self.shared.changed.notify_one();
     }
@@ -78,7 +75,7 @@ impl Heartbeats {
     pub(crate) fn close(&self, epoch: Epoch) {
         let mut table = self.shared.lock();
         table.leases.close(epoch);
-        if let Some(Some(stream)) = table.sessions.remove(&epoch) {
+        if let Some((_, Some(stream))) = table.sessions.remove(&epoch) {
             stream.task.abort();
         }
     }
@@ -93,12 +90,10 @@ impl Heartbeats {
     ///
     /// # Errors
     /// When the thread's own runtime cannot be made.
-    pub(crate) fn run(&self, listener: TcpListener) -> io::Result<()> {
+    pub(crate) fn run(&self, streams: mpsc::UnboundedReceiver<HeartbeatStream>) -> io::Result<()> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         runtime.block_on(async {
-            listener.set_nonblocking(true)?;
-            let listener = tokio::net::TcpListener::from_std(listener)?;
-            let accepting = tokio::spawn(accept(Arc::clone(&self.shared), listener));
+            let accepting = tokio::spawn(accept(Arc::clone(&self.shared), streams));
             self.shared.watch().await;
             accepting.abort();
             Ok(())
@@ -148,14 +143,17 @@ impl Shared {
     }
 
     /// The first beat of a stream: it takes the place of an older stream of the session. `None`
-    /// when there is no such session.
-    fn adopt(&self, epoch: Epoch, task: AbortHandle) -> Option<u64> {
+    /// when there is no such session, or it is that of another node.
+    fn adopt(&self, epoch: Epoch, caller: &Caller, task: AbortHandle) -> Option<u64> {
         let change;
         let number;
         {
             let mut table = self.lock();
             let table = &mut *table;
-            let stream = table.sessions.get_mut(&epoch)?;
+            let (node, stream) = table.sessions.get_mut(&epoch)?;
+            if caller.role == Role::Agent && caller.name != *node {
+                return None;
+            }
             table.last_stream += 1;
             number = table.last_stream;
             if let Some(older) = stream.replace(Stream { number, task }) {
@@ -191,7 +189,9 @@ impl Shared {
             if !table.is_stream(epoch, number) {
                 return;
             }
-            table.sessions.insert(epoch, None);
+            if let Some((_, stream)) = table.sessions.get_mut(&epoch) {
+                *stream = None;
+            }
             table.leases.on_stream_closed(epoch)
         };
         if let Some(change) = change {
@@ -202,48 +202,38 @@ impl Shared {
 
 impl Table {
     fn is_stream(&self, epoch: Epoch, number: u64) -> bool {
-        matches!(self.sessions.get(&epoch), Some(Some(stream)) if stream.number == number)
+        matches!(self.sessions.get(&epoch), Some((_, Some(stream))) if stream.number == number)
     }
 }
 
-async fn accept(shared: Arc<Shared>, listener: tokio::net::TcpListener) {
-    let strangers = Arc::new(Semaphore::new(STRANGERS_MAX));
-    loop {
-        // Never closed.
-        let Ok(stranger) = Arc::clone(&strangers).acquire_owned().await else { return };
-        match listener.accept().await {
-            Ok((stream, _)) => {
-                let shared = Arc::clone(&shared);
-                let (sender, own) = tokio::sync::oneshot::channel();
-                let task = tokio::spawn(async move {
-                    // Sent right below.
-                    if let Ok(own) = own.await {
-                        serve(&shared, stream, own, stranger).await;
-                    }
-                });
-                _ = sender.send(task.abort_handle());
-            }
+/// Streams are as many as the front lets in: so many of each key.
+async fn accept(shared: Arc<Shared>, mut streams: mpsc::UnboundedReceiver<HeartbeatStream>) {
+    while let Some((caller, stream)) = streams.recv().await {
+        let stream = stream.set_nonblocking(true).and_then(|()| UnixStream::from_std(stream));
+        let stream = match stream {
+            Ok(stream) => stream,
             Err(error) => {
-                tracing::debug!(%error, "a heartbeat connection could not be accepted");
-                tokio::time::sleep(ACCEPT_PAUSE).await;
+                tracing::warn!(%error, "a heartbeat stream could not be taken");
+                continue;
             }
-        }
+        };
+        let shared = Arc::clone(&shared);
+        let (sender, own) = tokio::sync::oneshot::channel();
+        let task = tokio::spawn(async move {
+            // Sent right below.
+            if let Ok(own) = own.await {
+                serve(&shared, &caller, stream, own).await;
+            }
+        });
+        _ = sender.send(task.abort_handle());
     }
 }
 
 /// The life of one stream.
-async fn serve(
-    shared: &Shared,
-    mut stream: TcpStream,
-    own: AbortHandle,
-    stranger: OwnedSemaphorePermit,
-) {
-    // Without it a beat could wait for the acknowledgement of the one before.
-    _ = stream.set_nodelay(true);
+async fn serve(shared: &Shared, caller: &Caller, mut stream: UnixStream, own: AbortHandle) {
     let Ok(Ok(first)) = timeout(BEAT_LIMIT, read_beat(&mut stream)).await else { return };
     let epoch = first.epoch;
-    let Some(number) = shared.adopt(epoch, own) else { return };
-    drop(stranger);
+    let Some(number) = shared.adopt(epoch, caller, own) else { return };
     let mut beat: Beat = first;
     loop {
         let answered = timeout(BEAT_LIMIT, write_beat(&mut stream, &beat)).await;

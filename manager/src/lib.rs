@@ -4,10 +4,11 @@
 //! (`threads`), whose steps go to the store's thread (`store`), and only what that has committed
 //! goes on to `sender`. What only asks is answered by `requests` from the reader's thread or from
 //! an agent (`log_reads`), after a wait where it is asked for (`waiters`). Heartbeats have a
-//! thread of their own (`heartbeat`). `daemon` starts and stops it all.
+//! thread of their own (`heartbeat`). Who is connected, and may be, `callers` knows. `daemon` starts and stops it all.
 //!
 //! Invariant: nothing leaves before what it follows from is on disk.
 
+mod callers;
 mod clock;
 mod config;
 mod daemon;
@@ -21,6 +22,7 @@ mod router;
 mod sender;
 mod store;
 mod threads;
+mod tokens;
 mod waiters;
 
 pub use config::{ManagerConfig, ManagerError};

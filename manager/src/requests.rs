@@ -19,12 +19,14 @@ use tokio::runtime::Handle;
 use tokio::sync::{OwnedSemaphorePermit, oneshot, watch};
 use tokio::time::{Instant, sleep_until, timeout};
 
+use crate::callers::Callers;
 use crate::heartbeat::Heartbeats;
 use crate::log_reads::{LogReads, unavailable};
 use crate::publisher::Hints;
 use crate::sender::reply;
 use crate::store::{History, ReadError};
 use crate::threads::{Inputs, Reads, stopping};
+use crate::tokens::Tokens;
 use crate::waiters::Waiters;
 
 /// How long an agent may take to answer beyond what it was asked to wait.
@@ -37,7 +39,8 @@ pub(crate) struct Manager {
     pub(crate) cluster: ClusterId,
     pub(crate) instance: InstanceId,
     pub(crate) program_version: String,
-    pub(crate) publish_port: u16,
+    pub(crate) callers: Callers,
+    pub(crate) tokens: Tokens,
     pub(crate) last_revision: Arc<AtomicU64>,
     pub(crate) inputs: Inputs,
     pub(crate) reads: Reads,
@@ -115,7 +118,6 @@ impl Manager {
                 program_version: self.program_version.clone(),
                 cluster: self.cluster,
                 instance: self.instance,
-                publish_port: self.publish_port,
                 revision: Revision(self.last_revision.load(Ordering::Acquire)),
             })),
             RequestBody::Jobs { before, active, limit } => {
@@ -135,8 +137,16 @@ impl Manager {
                 self.reads.run(move |history| history.events(since)).await
             }
             RequestBody::Log(read) => Ok(ReplyBody::Log(self.log(read, sender).await?)),
-            // These the router hands to the core.
-            RequestBody::Submit { .. } | RequestBody::Cancel { .. } | RequestBody::Nodes { .. } => {
+            // These the router answers, or hands to the core.
+            RequestBody::Submit { .. }
+            | RequestBody::Cancel { .. }
+            | RequestBody::Nodes { .. }
+            | RequestBody::WhoAmI
+            | RequestBody::TokenCreate { .. }
+            | RequestBody::Tokens
+            | RequestBody::TokenRevoke { .. }
+            | RequestBody::Users { .. }
+            | RequestBody::Revoke { .. } => {
                 Err(ErrorReply::new(ErrorCode::BadMessage, "this is not a request to read"))
             }
         }

@@ -3,8 +3,9 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use podmesh_manager_core::input::{Input, Peer};
-use podmesh_protocol::client::{Reply, Request, RequestBody};
+use podmesh_manager_core::input::{AccessInput, Input, Peer};
+use podmesh_protocol::access::{Caller, Role};
+use podmesh_protocol::client::{Reply, ReplyBody, Request, RequestBody};
 use podmesh_protocol::error::{ErrorCode, ErrorReply};
 use podmesh_protocol::limits::{BATCH_ROWS_MAX, PAGE_ROWS_MAX, PROTOCOL_VERSION};
 use podmesh_protocol::session::{ToManager, ToPeer};
@@ -13,6 +14,7 @@ use podmesh_wire::control::{ManagerReceiver, ManagerSender, Received};
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 
+use crate::callers::forbidden;
 use crate::requests::{Manager, Submit};
 use crate::sender::reply;
 
@@ -63,9 +65,20 @@ impl Router {
     /// Waits only for room in the core: that is how a slow disk makes peers wait.
     async fn take(&mut self, Received { peer, message }: Received) {
         let peer = Peer(peer);
+        // Whoever is no longer connected gets no answer, and what they sent is of no use.
+        let Some(caller) = self.manager.callers.of(&peer) else {
+            return self.gone(peer, &message);
+        };
         match message {
+            Ok(ToManager::Request(request)) => self.request(peer, caller, request).await,
+            Ok(message) if !caller.role.includes(Role::Agent) => {
+                tracing::debug!(?message, "only an agent may send this");
+                let error = forbidden(&caller, Role::Agent);
+                self.error(peer, ToPeer::Error(error));
+            }
             Ok(ToManager::Hello(hello)) => {
-                self.decide(Input::AgentConnected { peer, hello: Box::new(hello) }).await;
+                let hello = Box::new(hello);
+                self.decide(Input::AgentConnected { peer, caller, hello }).await;
             }
             Ok(ToManager::Reports(_, reports)) if reports.len() > BATCH_ROWS_MAX => {
                 let why = format!(
@@ -83,13 +96,17 @@ impl Router {
                     tracing::debug!(number, "a part of a log came that nobody waits for");
                 }
             }
-            Ok(ToManager::Request(request)) => self.request(peer, request).await,
-            Err(WireError::PeerGone) => {
-                if self.manager.log_reads.peer_gone(&peer) {
-                    self.manager.inputs.tell(Input::PeerGone { peer });
-                }
-            }
+            Err(WireError::PeerGone) => self.gone(peer, &message),
             Err(error) => self.refuse(peer, error.to_string()),
+        }
+    }
+
+    /// What comes when a connection has ended: that it has, or what was under way.
+    fn gone(&self, peer: Peer, message: &Result<ToManager, WireError>) {
+        let agent =
+            matches!(message, Err(WireError::PeerGone)) && self.manager.log_reads.peer_gone(&peer);
+        if agent {
+            self.manager.inputs.tell(Input::PeerGone { peer });
         }
     }
 
@@ -98,7 +115,8 @@ impl Router {
         self.manager.inputs.send(input, room);
     }
 
-    async fn request(&mut self, peer: Peer, Request { version, id, body }: Request) {
+    async fn request(&mut self, peer: Peer, caller: Caller, request: Request) {
+        let Request { version, id, body } = request;
         if version != PROTOCOL_VERSION {
             let message = format!(
                 "the request speaks version {version} of the protocol, and this manager speaks {PROTOCOL_VERSION}: install the same release of podmesh on both"
@@ -106,7 +124,55 @@ impl Router {
             let error = ErrorReply::new(ErrorCode::UnsupportedVersion, message);
             return self.error(peer, ToPeer::Reply(Reply { id, result: Err(error) }));
         }
+        if let Some(needed) = body.needs()
+            && !caller.role.includes(needed)
+        {
+            let error = forbidden(&caller, needed);
+            return self.error(peer, ToPeer::Reply(Reply { id, result: Err(error) }));
+        }
+        let by = caller.name.clone();
         match body {
+            RequestBody::WhoAmI => {
+                let body = ReplyBody::WhoAmI(caller);
+                self.error(peer, ToPeer::Reply(Reply { id, result: Ok(body) }));
+            }
+            RequestBody::TokenCreate { role, ttl_ms, uses } => {
+                let (request, tokens) = (id, &self.manager.tokens);
+                match tokens.begin(&peer, request) {
+                    Ok(secret_hash) => {
+                        let asked = AccessInput::TokenRequested {
+                            peer,
+                            request,
+                            by,
+                            secret_hash,
+                            role,
+                            ttl_ms,
+                            uses,
+                        };
+                        self.decide(Input::Access(asked)).await;
+                    }
+                    Err(error) => {
+                        let error = ErrorReply::new(ErrorCode::Overloaded, error.to_string());
+                        self.error(peer, ToPeer::Reply(Reply { id, result: Err(error) }));
+                    }
+                }
+            }
+            RequestBody::Tokens => {
+                let asked = AccessInput::TokensRequested { peer, request: id };
+                self.decide(Input::Access(asked)).await;
+            }
+            RequestBody::TokenRevoke { id: token } => {
+                let asked = AccessInput::TokenRevokeRequested { peer, request: id, by, id: token };
+                self.decide(Input::Access(asked)).await;
+            }
+            RequestBody::Users { after, limit } => {
+                let asked = AccessInput::UsersRequested { peer, request: id, after, limit };
+                self.decide(Input::Access(asked)).await;
+            }
+            RequestBody::Revoke { kind, name } => {
+                let asked = AccessInput::RevokeRequested { peer, request: id, by, kind, name };
+                self.decide(Input::Access(asked)).await;
+            }
             RequestBody::Submit { submission, spec } => {
                 if let Err(error) = spec.validate() {
                     let error = ErrorReply::new(ErrorCode::InvalidSpec, error.to_string());

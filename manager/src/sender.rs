@@ -33,6 +33,9 @@ pub(crate) async fn run(
         for effect in effects {
             match effect {
                 Effect::Send { peer, message } => {
+                    if let ToPeer::Reply(Reply { id, result: Err(_) }) = &message {
+                        manager.tokens.refused(&peer, *id);
+                    }
                     if !gone.contains(&peer) && !send(&manager, &mut sender, &peer, &message).await
                     {
                         if gone.len() >= GONE_MAX {
@@ -42,7 +45,7 @@ pub(crate) async fn run(
                     }
                 }
                 Effect::SessionOpened { epoch, node, peer } => {
-                    manager.heartbeats.open(epoch);
+                    manager.heartbeats.open(epoch, node.clone());
                     manager.log_reads.session_opened(epoch, node, peer);
                 }
                 Effect::SessionClosed { epoch } => {
@@ -52,6 +55,19 @@ pub(crate) async fn run(
                 Effect::Explained { question, waits_for } => {
                     manager.questions.answered(question, waits_for);
                 }
+                Effect::TokenCreated { peer, request, id, expires_wall_ms } => {
+                    let Some(token) = manager.tokens.created(&peer, request, id) else { continue };
+                    let body = ReplyBody::TokenCreated { id, token, expires_wall_ms };
+                    let message = ToPeer::Reply(Reply { id: request, result: Ok(body) });
+                    send(&manager, &mut sender, &peer, &message).await;
+                }
+                Effect::JoinAnswered { question, result } => {
+                    manager.callers.join_answered(question, result);
+                }
+                Effect::KeyEnrolled { key, role, name } => {
+                    manager.callers.enrolled(key, role, name);
+                }
+                Effect::KeyRevoked { key } => manager.callers.revoked(&key),
                 Effect::CancelOfEndedJob { peer, request, job } => {
                     let (sender, runtime) = (sender.clone(), Handle::current());
                     manager.reads.post(move |history| {

@@ -28,7 +28,7 @@ pub struct Request {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum RequestBody {
-    /// Who is the manager, and where is its PUB? → [`ReplyBody::Info`]
+    /// Who is the manager? → [`ReplyBody::Info`]
     Info,
     /// Run a job. → [`ReplyBody::Submitted`], sent when it is on disk. The same submission again
     /// gives the same job.
@@ -110,29 +110,22 @@ pub enum RequestBody {
     WhoAmI,
     /// Make a join token. → [`ReplyBody::TokenCreated`]
     TokenCreate {
-        /// What those that join with it may do.
+        /// What whoever joins with it may do.
         role: Role,
-        /// Milliseconds for which it can be used, from 1 to
+        /// Milliseconds for which it can be used, at most
         /// [`DURATION_MS_MAX`](crate::limits::DURATION_MS_MAX).
         ttl_ms: u64,
-        /// How many may join with it, from 1 to
-        /// [`TOKEN_USES_MAX`](crate::limits::TOKEN_USES_MAX).
+        /// How often it can be used, at most [`TOKEN_USES_MAX`](crate::limits::TOKEN_USES_MAX).
         uses: u32,
     },
-    /// The join tokens, newest first. → [`ReplyBody::Tokens`]
-    Tokens {
-        /// Only tokens before this one, for the next page.
-        #[serde(default)]
-        before: Option<TokenId>,
-        /// Rows of the page, at most [`PAGE_ROWS_MAX`](crate::limits::PAGE_ROWS_MAX).
-        limit: u32,
-    },
-    /// Let nobody else join with a token; who has, stays. → [`ReplyBody::TokenRevoked`]
+    /// The join tokens. → [`ReplyBody::Tokens`]
+    Tokens,
+    /// Let a token be of no more use. → [`ReplyBody::TokenRevoked`]
     TokenRevoke {
-        /// The token.
+        /// Its number.
         id: TokenId,
     },
-    /// The users that have joined and were not revoked. → [`ReplyBody::Users`]
+    /// The users that joined, by name. → [`ReplyBody::Users`]
     Users {
         /// Only users whose names sort after this one, for the next page.
         #[serde(default)]
@@ -140,19 +133,17 @@ pub enum RequestBody {
         /// Rows of the page, at most [`PAGE_ROWS_MAX`](crate::limits::PAGE_ROWS_MAX).
         limit: u32,
     },
-    /// Shut out a key for good: its connections are cut, and it never joins again.
-    /// → [`ReplyBody::Revoked`]
+    /// Let the key of a node or user count no more. → [`ReplyBody::Revoked`]
     Revoke {
-        /// Whether a node or a user is meant.
-        kind: Principal,
+        /// Which of them.
+        kind: PrincipalKind,
         /// Its name.
         name: Name,
     },
 }
 
 impl RequestBody {
-    /// Who may ask this: whoever [has the rights](Role::includes) of the role. None: everybody who
-    /// is known.
+    /// The role that it takes; none: anybody who may connect.
     pub fn needs(&self) -> Option<Role> {
         match self {
             Self::Info | Self::WhoAmI => None,
@@ -165,7 +156,7 @@ impl RequestBody {
             | Self::Log(_) => Some(Role::Viewer),
             Self::Submit { .. } | Self::Cancel { .. } => Some(Role::Operator),
             Self::TokenCreate { .. }
-            | Self::Tokens { .. }
+            | Self::Tokens
             | Self::TokenRevoke { .. }
             | Self::Users { .. }
             | Self::Revoke { .. } => Some(Role::Admin),
@@ -173,32 +164,14 @@ impl RequestBody {
     }
 }
 
-/// What a key stands for; a node and a user may have the same name.
+/// What a key can stand for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Principal {
-    /// The agent of a node.
+pub enum PrincipalKind {
+    /// A machine with an agent: role agent.
     Node,
-    /// A viewer, operator or admin.
+    /// A person or program: all other roles.
     User,
-}
-
-impl From<Role> for Principal {
-    fn from(role: Role) -> Self {
-        match role {
-            Role::Agent => Self::Node,
-            Role::Viewer | Role::Operator | Role::Admin => Self::User,
-        }
-    }
-}
-
-impl std::fmt::Display for Principal {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.pad(match self {
-            Self::Node => "node",
-            Self::User => "user",
-        })
-    }
 }
 
 /// Which part of an attempt's output to read.
@@ -316,11 +289,11 @@ pub enum ReplyBody {
     WhoAmI(Caller),
     /// To [`RequestBody::TokenCreate`].
     TokenCreated {
-        /// The token as one word, with its secret; the manager keeps no copy.
-        token: String,
         /// Its number.
         id: TokenId,
-        /// Until when it can be used, in milliseconds since 1970 by the manager's clock.
+        /// The token itself ([`JoinToken`](crate::access::JoinToken) as text). It is told once.
+        token: String,
+        /// When it expires: milliseconds since 1970 by the manager's clock.
         expires_wall_ms: u64,
     },
     /// To [`RequestBody::Tokens`].
@@ -331,6 +304,52 @@ pub enum ReplyBody {
     Users(Vec<UserView>),
     /// To [`RequestBody::Revoke`].
     Revoked,
+}
+
+/// A join token.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TokenView {
+    /// Its number.
+    pub id: TokenId,
+    /// Whether it can be used.
+    pub state: TokenState,
+    /// What whoever joins with it may do.
+    pub role: Role,
+    /// How often it can still be used.
+    pub uses_left: u32,
+    /// When it expires: milliseconds since 1970 by the manager's clock.
+    pub expires_wall_ms: u64,
+    /// Who asked for it.
+    pub created_by: Name,
+}
+
+/// Whether a join token can be used.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum TokenState {
+    /// It can.
+    Usable,
+    /// It was used as often as it could be.
+    UsedUp,
+    /// Its time is over.
+    Expired,
+    /// An admin revoked it.
+    Revoked,
+}
+
+/// A user that joined.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct UserView {
+    /// Their name.
+    pub name: Name,
+    /// What they may do.
+    pub role: Role,
+    /// Their key.
+    pub key: PublicKey,
+    /// The token with which they joined.
+    pub token: TokenId,
+    /// When: milliseconds since 1970 by the manager's clock.
+    pub enrolled_wall_ms: u64,
 }
 
 /// Who the manager is.
@@ -344,8 +363,6 @@ pub struct Info {
     pub cluster: ClusterId,
     /// A new one after every start.
     pub instance: InstanceId,
-    /// TCP port of PUB, on the host of the manager's address.
-    pub publish_port: u16,
     /// The last committed revision.
     pub revision: Revision,
 }
@@ -464,100 +481,7 @@ pub struct NodeView {
     /// Milliseconds since it was last known to be alive, by the manager's monotonic clock.
     /// None for a node that has not been heard of since the manager started.
     pub seen_ms_ago: Option<u64>,
-    /// Whether a key is enrolled for it, which [`RequestBody::Revoke`] shuts out. An agent on the
-    /// manager's machine needs none.
+    /// Whether it joined with a key; else its agent is on the manager's machine.
     #[serde(default)]
     pub enrolled: bool,
-}
-
-/// Whether a token can be used.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum TokenState {
-    /// It can.
-    Usable,
-    /// As many have joined with it as may.
-    Used,
-    /// Its time is over.
-    Expired,
-    /// It was revoked.
-    Revoked,
-}
-
-/// A row of `tokens`; without the secret, which the manager does not have.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct TokenView {
-    /// The token.
-    pub id: TokenId,
-    /// What those that join with it may do.
-    pub role: Role,
-    /// Whether it can be used now.
-    pub state: TokenState,
-    /// Until when it can be used, in milliseconds since 1970 by the manager's clock.
-    pub expires_wall_ms: u64,
-    /// How many may still join with it.
-    pub uses_left: u32,
-    /// Who made it.
-    pub created_by: Name,
-}
-
-/// A row of `users`.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct UserView {
-    /// The user.
-    pub name: Name,
-    /// What they may do.
-    pub role: Role,
-    /// Their key.
-    pub key: PublicKey,
-    /// The token that they joined with.
-    pub token: TokenId,
-    /// When, in milliseconds since 1970 by the manager's clock, for display.
-    pub enrolled_wall_ms: u64,
-}
-
-#[cfg(test)]
-#[expect(clippy::unwrap_used, reason = "tests")]
-mod tests {
-    use super::*;
-
-    /// Who may ask what, as one table: columns are agent, viewer, operator, admin.
-    #[test]
-    fn every_request_has_its_role() {
-        let cases = [
-            (r#""info""#, [true, true, true, true]),
-            (r#""who_am_i""#, [true, true, true, true]),
-            (r#"{"jobs": {"limit": 1}}"#, [false, true, true, true]),
-            (r#"{"job": {"job": 1}}"#, [false, true, true, true]),
-            (r#"{"tasks": {"job": 1, "limit": 1}}"#, [false, true, true, true]),
-            (r#"{"task": {"task": [1, 1]}}"#, [false, true, true, true]),
-            (r#"{"nodes": {"limit": 1}}"#, [false, true, true, true]),
-            (r#"{"events": {"since": 0}}"#, [false, true, true, true]),
-            (
-                r#"{"log": {"attempt": [1, 1, 1], "stream": "stdout", "from": {"offset": 0},
-                    "bytes_max": 1}}"#,
-                [false, true, true, true],
-            ),
-            (
-                r#"{"submit": {"submission": "00000000-0000-0000-0000-000000000001", "spec":
-                    {"name": "a", "run": {"runtime": "process", "command": ["true"]}}}}"#,
-                [false, false, true, true],
-            ),
-            (r#"{"cancel": {"job": 1}}"#, [false, false, true, true]),
-            (
-                r#"{"token_create": {"role": "agent", "ttl_ms": 1, "uses": 1}}"#,
-                [false, false, false, true],
-            ),
-            (r#"{"tokens": {"limit": 1}}"#, [false, false, false, true]),
-            (r#"{"token_revoke": {"id": 1}}"#, [false, false, false, true]),
-            (r#"{"users": {"limit": 1}}"#, [false, false, false, true]),
-            (r#"{"revoke": {"kind": "user", "name": "a"}}"#, [false, false, false, true]),
-        ];
-        for (text, may) in cases {
-            let body: RequestBody = serde_json::from_str(text).unwrap();
-            let found =
-                Role::ALL.map(|role| body.needs().is_none_or(|needed| role.includes(needed)));
-            assert_eq!(found, may, "{text}");
-        }
-    }
 }

@@ -41,16 +41,16 @@ pub enum ErrorCode {
     NameTaken,
     /// The agent's data directory belongs to another cluster.
     WrongCluster,
+    /// Whoever asks has no role for it.
+    Forbidden,
+    /// The join token is of no use.
+    InvalidToken,
+    /// The key is not known, or was revoked.
+    NotEnrolled,
     /// Reading from disk failed.
     Storage,
     /// The manager is about to stop.
     Stopping,
-    /// The peer's role does not include this.
-    Forbidden,
-    /// The join token cannot be used, or is none of this manager's.
-    InvalidToken,
-    /// The manager does not know the peer's key, or it was revoked.
-    NotEnrolled,
     /// A code of a later version.
     #[serde(other)]
     Unknown,

@@ -59,17 +59,18 @@ pub enum EventFact {
     NodeRecovered(Name),
     /// A node's lease ended.
     NodeLost(Name),
-    /// A join token was made: its number, what it gives, and by whom it was made.
+    /// A join token was made: its number, what whoever joins with it may do, and who asked.
     TokenCreated(TokenId, Role, Name),
-    /// A join token was revoked, and by whom.
+    /// A join token was revoked, by whom.
     TokenRevoked(TokenId, Name),
-    /// A node or user joined: what it may do, its name, and with which token.
+    /// A key joined: what its owner may do, what they are called, with which token.
     Enrolled(Role, Name, TokenId),
-    /// The key of a node or user was revoked: what it was allowed, its name, and by whom.
+    /// A key was revoked: its owner's role and name, and by whom.
     KeyRevoked(Role, Name, Name),
-    /// Some wanted to join and were refused: why, and how many since this was last said.
+    /// Somebody could not join: why, for the last one, and how many since this was last told.
     JoinsRefused(String, u32),
-    /// Connections were refused or cut off: why, and how many since this was last said.
+    /// Connections were not let in, or cut off: why, for the last one, and how many since this
+    /// was last told.
     ConnectionsRefused(String, u32),
 }
 

@@ -89,7 +89,7 @@ pub const TOKEN_TEXT_BYTES_MAX: usize = 4096;
 /// Addresses in a join token.
 pub const TOKEN_ADDRESSES_MAX: usize = 16;
 /// Join tokens that a manager keeps, those that can no longer be used included.
-pub const TOKENS_MAX: usize = 10_000;
+pub const TOKENS_MAX: usize = 1000;
 /// Machines and users that one token lets in.
 pub const TOKEN_USES_MAX: u32 = 10_000;
 /// Milliseconds for which a token can be used, unless asked otherwise (one hour).

@@ -110,10 +110,6 @@ pub struct Welcome {
     pub lease_ms: u64,
     /// Milliseconds between two heartbeats.
     pub heartbeat_ms: u64,
-    /// TCP port for heartbeats, on the host of the manager's address.
-    pub heartbeat_port: u16,
-    /// TCP port of PUB, on the host of the manager's address.
-    pub publish_port: u16,
     /// Every report of this agent instance up to and with this number is on the manager's disk.
     pub acked: u64,
     /// Of the attempts held, those that are to be stopped and forgotten, without a report.

@@ -1,492 +1,399 @@
-//! Who may connect: join tokens, the keys that joined with them, and what was refused.
+//! Who may come in: join tokens, and the keys that joined with them.
 
 use std::collections::BTreeMap;
-use std::ops::Bound;
 
 use podmesh_protocol::access::{Caller, PublicKey, Role, TokenId};
-use podmesh_protocol::client::{Principal, ReplyBody, TokenState, TokenView, UserView};
+use podmesh_protocol::client::{PrincipalKind, ReplyBody, TokenState, TokenView, UserView};
 use podmesh_protocol::error::{ErrorCode, ErrorReply};
 use podmesh_protocol::event::EventFact;
 use podmesh_protocol::ids::Name;
 use podmesh_protocol::limits::{
     DURATION_MS_MAX, KEYS_MAX, PAGE_ROWS_MAX, TOKEN_USES_MAX, TOKENS_MAX,
 };
+use podmesh_protocol::session::Hello;
 use podmesh_protocol::time::{Millis, Now};
 
-use crate::Core;
+use crate::input::AccessInput;
 use crate::step::{Change, Effect, KeyRow, Step, TokenRow};
-use crate::timers::Timer;
+use crate::{Core, reply};
 
-/// Milliseconds between two events about refusals for the same reason.
-const REFUSALS_EVERY_MS: Millis = 1_000;
-/// Reasons that are counted apart at a time: strangers must not fill the events.
-const REASONS_MAX: usize = 16;
-/// What to do about a token that is of no use.
-const NEW_TOKEN: &str = "ask for a new one (`podmesh token create` on the manager's machine)";
+/// Refused joins are told at most so often: a flood of them must not push out other events.
+const REFUSALS_EVERY_MS: u64 = 1_000;
 
-/// Tokens, keys and refusals.
+/// Tokens and keys.
 #[derive(Debug, Default)]
 pub(crate) struct Access {
-    pub(crate) tokens: BTreeMap<TokenId, TokenRow>,
-    /// Revoked ones, too: they never come back.
-    pub(crate) keys: BTreeMap<PublicKey, KeyRow>,
-    /// The keys that are not revoked, by what they stand for.
-    live: BTreeMap<(Principal, Name), PublicKey>,
-    refusals: Vec<Refusals>,
-    /// When the first of `refusals` is due, as it stands in the timers.
-    due_ms: Option<Millis>,
+    tokens: BTreeMap<TokenId, TokenRow>,
+    /// The number of the last token; 0 for none.
+    last_token: u64,
+    keys: BTreeMap<PublicKey, KeyRow>,
+    /// The keys that count, by what they are called.
+    names: BTreeMap<(PrincipalKind, Name), PublicKey>,
+    refused: u32,
+    refusal_told_ms: Option<Millis>,
 }
 
-/// What is refused.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Refused {
-    Joins,
-    Connections,
-}
-
-/// What was refused for one reason.
-#[derive(Debug)]
-struct Refusals {
-    refused: Refused,
-    why: String,
-    /// How many since that was last said.
-    count: u32,
-    /// When it may be said again.
-    due_ms: Millis,
-}
-
-impl Refused {
-    fn event(self, why: String, count: u32) -> EventFact {
-        match self {
-            Self::Joins => EventFact::JoinsRefused(why, count),
-            Self::Connections => EventFact::ConnectionsRefused(why, count),
-        }
+fn kind_of(role: Role) -> PrincipalKind {
+    match role {
+        Role::Agent => PrincipalKind::Node,
+        Role::Viewer | Role::Operator | Role::Admin => PrincipalKind::User,
     }
 }
 
-impl TokenRow {
-    fn state(&self, now: Now) -> TokenState {
-        if self.revoked {
+impl Access {
+    /// As the store holds it.
+    pub(crate) fn restore(tokens: Vec<TokenRow>, last_token: u64, keys: Vec<KeyRow>) -> Self {
+        let names = keys.iter().filter(|row| !row.revoked);
+        let names = names.map(|row| ((kind_of(row.role), row.name.clone()), row.key)).collect();
+        Self {
+            tokens: tokens.into_iter().map(|row| (row.id, row)).collect(),
+            last_token,
+            keys: keys.into_iter().map(|row| (row.key, row)).collect(),
+            names,
+            refused: 0,
+            refusal_told_ms: None,
+        }
+    }
+
+    /// Whether a node of this name has a key that counts.
+    pub(crate) fn is_enrolled(&self, node: &Name) -> bool {
+        self.names.contains_key(&(PrincipalKind::Node, node.clone()))
+    }
+
+    fn state_of(row: &TokenRow, now: Now) -> TokenState {
+        if row.revoked {
             TokenState::Revoked
-        } else if self.uses_left == 0 {
-            TokenState::Used
-        } else if now.wall_ms >= self.expires_wall_ms {
+        } else if row.uses_left == 0 {
+            TokenState::UsedUp
+        } else if row.expires_wall_ms <= now.wall_ms {
             TokenState::Expired
         } else {
             TokenState::Usable
         }
     }
-}
 
-impl Access {
-    pub(crate) fn new(tokens: Vec<TokenRow>, keys: Vec<KeyRow>) -> Self {
-        let mut access = Self::default();
-        access.tokens.extend(tokens.into_iter().map(|token| (token.id, token)));
-        keys.into_iter().for_each(|key| access.insert_key(key));
-        access
-    }
-
-    fn insert_key(&mut self, key: KeyRow) {
-        if !key.revoked {
-            self.live.insert((key.role.into(), key.name.clone()), key.key);
-        }
-        self.keys.insert(key.key, key);
-    }
-
-    /// Whether a key that is not revoked is enrolled for the node.
-    pub(crate) fn is_enrolled(&self, node: &Name) -> bool {
-        self.live.contains_key(&(Principal::Node, node.clone()))
-    }
-
-    /// Whether whoever says hello may be this node.
-    pub(crate) fn admit(&self, caller: &Caller, node: &Name) -> Result<(), ErrorReply> {
-        // What was read before a revocation may come after it.
-        if caller.key.is_some_and(|key| self.keys.get(&key).is_none_or(|key| key.revoked)) {
-            return Err(revoked_key().into());
-        }
-        if caller.role == Role::Agent {
-            if caller.name == *node {
-                return Ok(());
-            }
-            let message = format!(
-                "hello: this agent joined as node `{}` and says that it is `{node}`: start it with the name that it joined with, or let it join again with a fresh data directory",
-                caller.name
-            );
-            return Err(ErrorReply::new(ErrorCode::Forbidden, message));
-        }
-        if self.is_enrolled(node) {
-            let message = format!(
-                "the name `{node}` belongs to a node that joined with a token: choose another name for this one (--name), or shut that one out first (`podmesh nodes revoke {node}`)"
-            );
-            return Err(ErrorReply::new(ErrorCode::NameTaken, message));
-        }
-        Ok(())
-    }
-
-    /// Who somebody is already, where this very token has let their key in before: they may have
-    /// missed the answer. Else the token, which lets them in.
-    ///
-    /// The hashes are compared without care for the time that it takes: what is compared is the
-    /// SHA-256 of a random secret of 128 bits, and knowing how its hash begins brings nobody
-    /// closer to it.
-    fn check(&self, now: Now, joiner: &Joiner) -> Result<Result<(Role, Name), &TokenRow>, No> {
-        let Joiner { key, token, secret_hash, .. } = joiner;
-        let refuse =
-            |why| Err(No { code: ErrorCode::InvalidToken, why, hint: NEW_TOKEN.to_owned() });
-        let Some(token) = self.tokens.get(token) else {
-            return refuse("the manager knows no such join token".into());
+    fn check(&self, now: Now, id: TokenId, secret_hash: &[u8; 32]) -> Result<&TokenRow, String> {
+        // Hashes of 128 random bits: how long a comparison takes tells nothing of the secret.
+        let known = self.tokens.get(&id).filter(|row| row.secret_hash == *secret_hash);
+        let Some(row) = known else {
+            return Err("this manager has given no such join token".into());
         };
-        let id = token.id;
-        if token.secret_hash != *secret_hash {
-            return refuse(format!("the secret of join token {id} is wrong"));
+        match Self::state_of(row, now) {
+            TokenState::Usable => Ok(row),
+            TokenState::Revoked => Err(format!("join token {id} was revoked")),
+            TokenState::UsedUp => Err(format!("join token {id} has been used up")),
+            TokenState::Expired => Err(format!("join token {id} has expired")),
         }
-        if let Some(known) = self.keys.get(key) {
-            if known.revoked {
-                return Err(revoked_key());
-            }
-            if known.token == id {
-                return Ok(Ok((known.role, known.name.clone())));
-            }
-        }
-        match token.state(now) {
-            TokenState::Usable => Ok(Err(token)),
-            TokenState::Used => refuse(format!("join token {id} has been used already")),
-            TokenState::Expired => refuse(format!("join token {id} has expired")),
-            TokenState::Revoked => refuse(format!("join token {id} was revoked")),
-        }
-    }
-
-    /// Lets somebody in, and counts it: what they are now.
-    fn join(&mut self, now: Now, joiner: Joiner, out: &mut Step) -> Result<(Role, Name), No> {
-        let mut token = match self.check(now, &joiner)? {
-            Ok(known) => return Ok(known),
-            Err(token) => token.clone(),
-        };
-        let Joiner { key, name, .. } = joiner;
-        let (role, name) = match self.keys.get(&key) {
-            Some(known) => (known.role, known.name.clone()),
-            None => {
-                let principal = Principal::from(token.role);
-                if self.live.contains_key(&(principal, name.clone())) {
-                    return Err(No {
-                        code: ErrorCode::NameTaken,
-                        why: format!("another {principal} has joined as `{name}`"),
-                        hint: format!(
-                            "choose another name (--name), or shut that one out first (`podmesh {principal}s revoke {name}`)"
-                        ),
-                    });
-                }
-                if self.keys.len() >= KEYS_MAX {
-                    return Err(No {
-                        code: ErrorCode::Overloaded,
-                        why: format!(
-                            "the manager knows {KEYS_MAX} keys, which is the limit (KEYS_MAX)"
-                        ),
-                        hint: "use a data directory that has joined before".into(),
-                    });
-                }
-                let row = KeyRow {
-                    key,
-                    role: token.role,
-                    name: name.clone(),
-                    token: token.id,
-                    enrolled_wall_ms: now.wall_ms,
-                    revoked: false,
-                };
-                self.insert_key(row.clone());
-                out.changes.push(Change::KeySaved(row));
-                out.effects.push(Effect::KeyEnrolled { key, role: token.role, name: name.clone() });
-                (token.role, name)
-            }
-        };
-        token.uses_left -= 1;
-        out.events.push(EventFact::Enrolled(role, name.clone(), token.id));
-        self.save_token(token, out);
-        Ok((role, name))
-    }
-
-    fn save_token(&mut self, token: TokenRow, out: &mut Step) {
-        out.changes.push(Change::TokenSaved(token.clone()));
-        self.tokens.insert(token.id, token);
-    }
-
-    pub(crate) fn create_token(
-        &mut self,
-        now: Now,
-        by: Name,
-        secret_hash: [u8; 32],
-        grant: Grant,
-        out: &mut Step,
-    ) -> Result<(TokenId, u64), ErrorReply> {
-        let Grant { role, ttl_ms, uses } = grant;
-        let refuse = |code, message: String| Err(ErrorReply::new(code, message));
-        if ttl_ms == 0 || ttl_ms > DURATION_MS_MAX {
-            let message = format!(
-                "ttl_ms: {ttl_ms} is not in 1 to {DURATION_MS_MAX} milliseconds (DURATION_MS_MAX)"
-            );
-            return refuse(ErrorCode::BadMessage, message);
-        }
-        if uses == 0 || uses > TOKEN_USES_MAX {
-            let message = format!("uses: {uses} is not in 1 to {TOKEN_USES_MAX} (TOKEN_USES_MAX)");
-            return refuse(ErrorCode::BadMessage, message);
-        }
-        if self.tokens.len() >= TOKENS_MAX {
-            let old = self.tokens.values().find(|token| token.state(now) != TokenState::Usable);
-            let Some(old) = old.map(|token| token.id) else {
-                let message = format!(
-                    "{TOKENS_MAX} join tokens can be used, which is the limit (TOKENS_MAX): revoke some (`podmesh token list`, `podmesh token revoke`)"
-                );
-                return refuse(ErrorCode::Overloaded, message);
-            };
-            self.tokens.remove(&old);
-            out.changes.push(Change::TokenRemoved(old));
-        }
-        // The newest token is never removed, so that no number is given twice.
-        let id = TokenId(self.last_token().0 + 1);
-        let expires_wall_ms = now.wall_ms.saturating_add(ttl_ms);
-        out.events.push(EventFact::TokenCreated(id, role, by.clone()));
-        let created_by = by;
-        let revoked = false;
-        let uses_left = uses;
-        let token =
-            TokenRow { id, secret_hash, role, expires_wall_ms, uses_left, created_by, revoked };
-        self.save_token(token, out);
-        Ok((id, expires_wall_ms))
-    }
-
-    fn last_token(&self) -> TokenId {
-        self.tokens.last_key_value().map_or(TokenId(0), |(id, _)| *id)
-    }
-
-    pub(crate) fn revoke_token(
-        &mut self,
-        by: Name,
-        id: TokenId,
-        out: &mut Step,
-    ) -> Result<ReplyBody, ErrorReply> {
-        let Some(token) = self.tokens.get(&id) else {
-            let message = format!("there is no join token {id}: see `podmesh token list`");
-            return Err(ErrorReply::new(ErrorCode::NotFound, message));
-        };
-        if !token.revoked {
-            let token = TokenRow { revoked: true, ..token.clone() };
-            out.events.push(EventFact::TokenRevoked(id, by));
-            self.save_token(token, out);
-        }
-        Ok(ReplyBody::TokenRevoked)
-    }
-
-    /// Shuts out the key that has the name. False where it was shut out before.
-    fn revoke_key(
-        &mut self,
-        by: Name,
-        kind: Principal,
-        name: &Name,
-        out: &mut Step,
-    ) -> Result<bool, ErrorReply> {
-        let live = self.live.remove(&(kind, name.clone()));
-        let Some(row) = live.and_then(|key| self.keys.get_mut(&key)) else {
-            let before = |row: &KeyRow| Principal::from(row.role) == kind && row.name == *name;
-            if self.keys.values().any(before) {
-                return Ok(false);
-            }
-            let what = match kind {
-                Principal::Node => {
-                    "an agent on the manager's machine has none, and is shut out by stopping it"
-                }
-                Principal::User => "`podmesh users` lists those that have one",
-            };
-            let message = format!("no key is enrolled for {kind} `{name}`: {what}");
-            return Err(ErrorReply::new(ErrorCode::NotFound, message));
-        };
-        row.revoked = true;
-        out.changes.push(Change::KeySaved(row.clone()));
-        out.events.push(EventFact::KeyRevoked(row.role, row.name.clone(), by));
-        out.effects.push(Effect::KeyRevoked { key: row.key });
-        Ok(true)
-    }
-
-    /// The tokens before one, newest first.
-    pub(crate) fn tokens_page(
-        &self,
-        now: Now,
-        before: Option<TokenId>,
-        limit: u32,
-    ) -> Vec<TokenView> {
-        let end = before.map_or(Bound::Unbounded, Bound::Excluded);
-        let view = |token: &TokenRow| TokenView {
-            id: token.id,
-            role: token.role,
-            state: token.state(now),
-            expires_wall_ms: token.expires_wall_ms,
-            uses_left: token.uses_left,
-            created_by: token.created_by.clone(),
-        };
-        let rows = self.tokens.range((Bound::Unbounded, end)).rev();
-        rows.map(|(_, token)| view(token)).take(limit.min(PAGE_ROWS_MAX) as usize).collect()
-    }
-
-    /// The users after a name: those that were not revoked.
-    pub(crate) fn users_page(&self, after: Option<&Name>, limit: u32) -> Vec<UserView> {
-        let view = |key: &KeyRow| UserView {
-            name: key.name.clone(),
-            role: key.role,
-            key: key.key,
-            token: key.token,
-            enrolled_wall_ms: key.enrolled_wall_ms,
-        };
-        self.live
-            .iter()
-            .filter(|((kind, name), _)| {
-                *kind == Principal::User && after.is_none_or(|after| name > after)
-            })
-            .filter_map(|(_, key)| self.keys.get(key).map(view))
-            .take(limit.min(PAGE_ROWS_MAX) as usize)
-            .collect()
     }
 
     #[cfg(any(test, feature = "invariants"))]
-    pub(crate) fn check_invariants(&self) -> Option<(Millis, Timer)> {
-        assert!(self.tokens.len() <= TOKENS_MAX && self.keys.len() <= KEYS_MAX);
-        assert!(self.refusals.len() <= REASONS_MAX + 2, "{:?}", self.refusals);
-        assert_eq!(self.due_ms, self.refusals.iter().map(|refusals| refusals.due_ms).min());
-        let live = self.keys.values().filter(|key| !key.revoked);
-        assert_eq!(
-            self.live,
-            live.clone().map(|row| ((row.role.into(), row.name.clone()), row.key)).collect(),
-            "the names of live keys"
-        );
-        assert_eq!(self.live.len(), live.count(), "no two live keys have one name");
-        self.due_ms.map(|at| (at, Timer::Refusals))
-    }
-}
-
-/// What a token gives.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Grant {
-    pub(crate) role: Role,
-    pub(crate) ttl_ms: u64,
-    pub(crate) uses: u32,
-}
-
-/// Somebody who wants to join.
-#[derive(Debug)]
-pub(crate) struct Joiner {
-    pub(crate) key: PublicKey,
-    pub(crate) name: Name,
-    pub(crate) token: TokenId,
-    pub(crate) secret_hash: [u8; 32],
-}
-
-/// Why somebody is not let in.
-struct No {
-    code: ErrorCode,
-    why: String,
-    /// What to do.
-    hint: String,
-}
-
-impl From<No> for ErrorReply {
-    fn from(no: No) -> Self {
-        Self::new(no.code, format!("{}: {}", no.why, no.hint))
-    }
-}
-
-fn revoked_key() -> No {
-    No {
-        code: ErrorCode::NotEnrolled,
-        why: "this key was revoked and never counts again".into(),
-        hint: format!(
-            "to come back, make a new key with a fresh data directory (--data-dir), and for a join token {NEW_TOKEN}"
-        ),
+    pub(crate) fn check_invariants(&self) {
+        let live = self.keys.values().filter(|row| !row.revoked).count();
+        assert_eq!(live, self.names.len(), "every key that counts has a name of its own");
+        for ((kind, name), key) in &self.names {
+            let row = &self.keys[key];
+            assert!(!row.revoked && row.name == *name && kind_of(row.role) == *kind);
+        }
+        assert!(self.tokens.keys().all(|id| id.0 <= self.last_token));
     }
 }
 
 impl Core {
-    pub(crate) fn on_join_requested(
-        &mut self,
-        now: Now,
-        question: u64,
-        joiner: Joiner,
-        out: &mut Step,
-    ) {
-        let key = joiner.key;
-        let result = self.access.join(now, joiner, out).map_err(|no| {
-            tracing::info!(%key, why = %no.why, "somebody may not join");
-            self.refused(now, Refused::Joins, no.why.clone(), 1, out);
-            no.into()
-        });
-        out.effects.push(Effect::JoinAnswered { question, result });
+    pub(crate) fn on_access(&mut self, now: Now, input: AccessInput, out: &mut Step) {
+        match input {
+            AccessInput::TokenRequested { peer, request, by, secret_hash, role, ttl_ms, uses } => {
+                let asked = Asked { by, secret_hash, role, ttl_ms, uses };
+                match self.create_token(now, asked, out) {
+                    Ok((id, expires_wall_ms)) => out.effects.push(Effect::TokenCreated {
+                        peer,
+                        request,
+                        id,
+                        expires_wall_ms,
+                    }),
+                    Err(error) => reply(out, peer, request, Err(error)),
+                }
+            }
+            AccessInput::TokenRevokeRequested { peer, request, by, id } => {
+                let result = self.revoke_token(&by, id, out);
+                reply(out, peer, request, result);
+            }
+            AccessInput::TokensRequested { peer, request } => {
+                let tokens = self.access.tokens.values().map(|row| TokenView {
+                    id: row.id,
+                    state: Access::state_of(row, now),
+                    role: row.role,
+                    uses_left: row.uses_left,
+                    expires_wall_ms: row.expires_wall_ms,
+                    created_by: row.created_by.clone(),
+                });
+                let tokens = tokens.collect();
+                reply(out, peer, request, Ok(ReplyBody::Tokens(tokens)));
+            }
+            AccessInput::UsersRequested { peer, request, after, limit } => {
+                let rows = self.users(after.as_ref(), limit);
+                reply(out, peer, request, Ok(ReplyBody::Users(rows)));
+            }
+            AccessInput::RevokeRequested { peer, request, by, kind, name } => {
+                let result = self.revoke(now, &by, kind, &name, out);
+                reply(out, peer, request, result);
+            }
+            AccessInput::JoinRequested { question, key, token, secret_hash, name } => {
+                let result = self.join(now, key, token, &secret_hash, name, out);
+                out.effects.push(Effect::JoinAnswered { question, result });
+            }
+            AccessInput::ConnectionsRefused { why, count } => {
+                out.events.push(EventFact::ConnectionsRefused(why, count));
+            }
+        }
     }
 
-    pub(crate) fn revoke(
+    fn create_token(
         &mut self,
         now: Now,
-        by: Name,
-        kind: Principal,
+        asked: Asked,
+        out: &mut Step,
+    ) -> Result<(TokenId, u64), ErrorReply> {
+        let Asked { by, secret_hash, role, ttl_ms, uses } = asked;
+        let invalid = |message: String| Err(ErrorReply::new(ErrorCode::InvalidSpec, message));
+        if uses == 0 || uses > TOKEN_USES_MAX {
+            return invalid(format!(
+                "{uses} uses do not lie between 1 and {TOKEN_USES_MAX} (TOKEN_USES_MAX)"
+            ));
+        }
+        if ttl_ms == 0 || ttl_ms > DURATION_MS_MAX {
+            return invalid(format!(
+                "a life of {ttl_ms} ms does not lie between 1 ms and {DURATION_MS_MAX} ms (DURATION_MS_MAX)"
+            ));
+        }
+        if self.access.tokens.len() >= TOKENS_MAX {
+            let useless = |row: &&TokenRow| Access::state_of(row, now) != TokenState::Usable;
+            let Some(oldest) = self.access.tokens.values().find(useless).map(|row| row.id) else {
+                let message = format!(
+                    "the manager keeps {TOKENS_MAX} join tokens that can be used, which is the limit (TOKENS_MAX): revoke some"
+                );
+                return Err(ErrorReply::new(ErrorCode::Overloaded, message));
+            };
+            self.access.tokens.remove(&oldest);
+            out.changes.push(Change::TokenRemoved(oldest));
+        }
+        self.access.last_token += 1;
+        let id = TokenId(self.access.last_token);
+        let expires_wall_ms = now.wall_ms.saturating_add(ttl_ms);
+        let row = TokenRow {
+            id,
+            secret_hash,
+            role,
+            expires_wall_ms,
+            uses_left: uses,
+            created_by: by.clone(),
+            revoked: false,
+        };
+        out.changes.push(Change::TokenSaved(row.clone()));
+        out.events.push(EventFact::TokenCreated(id, role, by));
+        self.access.tokens.insert(id, row);
+        Ok((id, expires_wall_ms))
+    }
+
+    fn revoke_token(
+        &mut self,
+        by: &Name,
+        id: TokenId,
+        out: &mut Step,
+    ) -> Result<ReplyBody, ErrorReply> {
+        let Some(row) = self.access.tokens.get_mut(&id) else {
+            let message = format!("there is no join token {id}; `podmesh token list` shows all");
+            return Err(ErrorReply::new(ErrorCode::NotFound, message));
+        };
+        if !row.revoked {
+            row.revoked = true;
+            out.changes.push(Change::TokenSaved(row.clone()));
+            out.events.push(EventFact::TokenRevoked(id, by.clone()));
+        }
+        Ok(ReplyBody::TokenRevoked)
+    }
+
+    fn users(&self, after: Option<&Name>, limit: u32) -> Vec<UserView> {
+        let mut rows: Vec<&KeyRow> = self
+            .access
+            .keys
+            .values()
+            .filter(|row| kind_of(row.role) == PrincipalKind::User && !row.revoked)
+            .filter(|row| after.is_none_or(|after| row.name > *after))
+            .collect();
+        rows.sort_by(|a, b| a.name.cmp(&b.name));
+        rows.truncate(limit.min(PAGE_ROWS_MAX) as usize);
+        let view = |row: &KeyRow| UserView {
+            name: row.name.clone(),
+            role: row.role,
+            key: row.key,
+            token: row.token,
+            enrolled_wall_ms: row.enrolled_wall_ms,
+        };
+        rows.into_iter().map(view).collect()
+    }
+
+    fn revoke(
+        &mut self,
+        now: Now,
+        by: &Name,
+        kind: PrincipalKind,
         name: &Name,
         out: &mut Step,
     ) -> Result<ReplyBody, ErrorReply> {
-        if self.access.revoke_key(by, kind, name, out)? && kind == Principal::Node {
-            self.shut_out(now, name, out);
+        let Some(key) = self.access.names.remove(&(kind, name.clone())) else {
+            let what = match kind {
+                PrincipalKind::Node => "no node of the name",
+                PrincipalKind::User => "no user of the name",
+            };
+            let message = format!(
+                "{what} `{name}` has joined with a key; who is on the manager's own machine needs none"
+            );
+            return Err(ErrorReply::new(ErrorCode::NotFound, message));
+        };
+        if let Some(row) = self.access.keys.get_mut(&key) {
+            row.revoked = true;
+            out.changes.push(Change::KeySaved(row.clone()));
+            out.events.push(EventFact::KeyRevoked(row.role, name.clone(), by.clone()));
+        }
+        out.effects.push(Effect::KeyRevoked { key });
+        if kind == PrincipalKind::Node {
+            self.end_session_of(now, name, out);
         }
         Ok(ReplyBody::Revoked)
     }
 
-    pub(crate) fn on_connections_refused(
+    fn join(
         &mut self,
         now: Now,
-        why: String,
-        count: u32,
+        key: PublicKey,
+        token: TokenId,
+        secret_hash: &[u8; 32],
+        name: Name,
+        out: &mut Step,
+    ) -> Result<(Role, Name), ErrorReply> {
+        match self.may_join(now, &key, token, secret_hash, &name) {
+            Ok(role) => {
+                self.enrol(now, key, token, role, name.clone(), out);
+                Ok((role, name))
+            }
+            Err(error) => {
+                self.refuse_join(now, &name, &error, out);
+                Err(error)
+            }
+        }
+    }
+
+    fn may_join(
+        &self,
+        now: Now,
+        key: &PublicKey,
+        token: TokenId,
+        secret_hash: &[u8; 32],
+        name: &Name,
+    ) -> Result<Role, ErrorReply> {
+        let access = &self.access;
+        let row = access.check(now, token, secret_hash).map_err(|why| {
+            let message =
+                format!("{why}: get a new one on the manager's machine (`podmesh token create`)");
+            ErrorReply::new(ErrorCode::InvalidToken, message)
+        })?;
+        let role = row.role;
+        match access.keys.get(key) {
+            Some(known) if known.revoked => {
+                let message = "this key was revoked, and does not come back: remove it from the data directory, and join again with a new token";
+                return Err(ErrorReply::new(ErrorCode::NotEnrolled, message));
+            }
+            None if access.keys.len() >= KEYS_MAX => {
+                let message =
+                    format!("the manager knows {KEYS_MAX} keys, which is the limit (KEYS_MAX)");
+                return Err(ErrorReply::new(ErrorCode::Overloaded, message));
+            }
+            _ => {}
+        }
+        let kind = kind_of(role);
+        let taken = access.names.get(&(kind, name.clone())).is_some_and(|other| other != key);
+        if taken {
+            let (what, verb) = match kind {
+                PrincipalKind::Node => ("node", "nodes"),
+                PrincipalKind::User => ("user", "users"),
+            };
+            let message = format!(
+                "another {what} has joined as `{name}`: choose another name (--name), or, if it is no more, have it revoked (`podmesh {verb} revoke {name}`)"
+            );
+            return Err(ErrorReply::new(ErrorCode::NameTaken, message));
+        }
+        Ok(role)
+    }
+
+    fn enrol(
+        &mut self,
+        now: Now,
+        key: PublicKey,
+        token: TokenId,
+        role: Role,
+        name: Name,
         out: &mut Step,
     ) {
-        self.refused(now, Refused::Connections, why, count, out);
-    }
-
-    /// Counts refusals; the first ones for a reason are said at once.
-    fn refused(&mut self, now: Now, refused: Refused, why: String, count: u32, out: &mut Step) {
-        let list = &mut self.access.refusals;
-        let position = |list: &[Refusals], why: &str| {
-            list.iter().position(|known| known.refused == refused && known.why == why)
-        };
-        let why = match position(list, &why) {
-            None if list.len() >= REASONS_MAX => "other reasons".to_owned(),
-            _ => why,
-        };
-        if let Some(known) = position(list, &why).and_then(|at| list.get_mut(at)) {
-            known.count = known.count.saturating_add(count);
-            return;
+        let access = &mut self.access;
+        if let Some(row) = access.tokens.get_mut(&token) {
+            row.uses_left = row.uses_left.saturating_sub(1);
+            out.changes.push(Change::TokenSaved(row.clone()));
         }
-        out.events.push(refused.event(why.clone(), count));
-        let due_ms = now.mono_ms.saturating_add(REFUSALS_EVERY_MS);
-        list.push(Refusals { refused, why, count: 0, due_ms });
-        self.set_refusals_due();
+        if let Some(before) = access.keys.get(&key) {
+            access.names.remove(&(kind_of(before.role), before.name.clone()));
+        }
+        access.names.insert((kind_of(role), name.clone()), key);
+        let row = KeyRow {
+            key,
+            role,
+            name: name.clone(),
+            token,
+            enrolled_wall_ms: now.wall_ms,
+            revoked: false,
+        };
+        out.changes.push(Change::KeySaved(row.clone()));
+        access.keys.insert(key, row);
+        out.events.push(EventFact::Enrolled(role, name.clone(), token));
+        out.effects.push(Effect::KeyEnrolled { key, role, name });
     }
 
-    /// Says what was refused since the last time, and forgets the reasons without.
-    pub(crate) fn on_refusals_due(&mut self, now: Now, out: &mut Step) {
-        let mut list = std::mem::take(&mut self.access.refusals);
-        list.retain_mut(|refusals| {
-            if refusals.due_ms > now.mono_ms {
-                return true;
-            }
-            if refusals.count == 0 {
-                return false;
-            }
-            if self.has_room(out) {
-                let count = std::mem::take(&mut refusals.count);
-                out.events.push(refusals.refused.event(refusals.why.clone(), count));
-                refusals.due_ms = now.mono_ms.saturating_add(REFUSALS_EVERY_MS);
-            }
-            true // without room it stays due
-        });
-        self.access.refusals = list;
-        self.set_refusals_due();
+    fn refuse_join(&mut self, now: Now, name: &Name, error: &ErrorReply, out: &mut Step) {
+        let access = &mut self.access;
+        access.refused = access.refused.saturating_add(1);
+        let due = |told: Millis| now.mono_ms >= told.saturating_add(REFUSALS_EVERY_MS);
+        if access.refusal_told_ms.is_none_or(due) {
+            access.refusal_told_ms = Some(now.mono_ms);
+            let why = format!("`{name}`: {error}");
+            out.events.push(EventFact::JoinsRefused(why, std::mem::take(&mut access.refused)));
+        }
     }
 
-    fn set_refusals_due(&mut self) {
-        let due_ms = self.access.refusals.iter().map(|refusals| refusals.due_ms).min();
-        self.timers.replace(self.access.due_ms, due_ms, Timer::Refusals);
-        self.access.due_ms = due_ms;
+    /// Whether somebody may have a session as the node that a hello names.
+    pub(crate) fn may_say_hello(&self, caller: &Caller, hello: &Hello) -> Result<(), ErrorReply> {
+        let forbidden = |message: String| Err(ErrorReply::new(ErrorCode::Forbidden, message));
+        match (caller.role, caller.key) {
+            (Role::Agent, _) if caller.name != hello.node => forbidden(format!(
+                "this agent joined as `{}`, and says hello as `{}`: start it without --name, or join again",
+                caller.name, hello.node
+            )),
+            (Role::Agent, _) => Ok(()),
+            (Role::Admin, None) if !self.access.is_enrolled(&hello.node) => Ok(()),
+            (Role::Admin, None) => forbidden(format!(
+                "the node `{}` has joined with a key, and without it nobody else is that node: choose another name (--name)",
+                hello.node
+            )),
+            (role, _) => forbidden(format!(
+                "{} has the role {role}, and a session needs the role agent: join with a token for it",
+                caller.name
+            )),
+        }
     }
+}
+
+struct Asked {
+    by: Name,
+    secret_hash: [u8; 32],
+    role: Role,
+    ttl_ms: u64,
+    uses: u32,
 }

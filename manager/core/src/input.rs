@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use podmesh_protocol::access::{Caller, PublicKey, Role, TokenId};
-use podmesh_protocol::client::Principal;
+use podmesh_protocol::client::PrincipalKind;
 use podmesh_protocol::ids::{Epoch, JobId, Name, SubmissionId};
 use podmesh_protocol::report::Report;
 use podmesh_protocol::session::Hello;
@@ -57,9 +57,9 @@ pub enum Input {
     },
     /// An agent asked for a session.
     AgentConnected {
-        /// Which connection.
+        /// Who.
         peer: Peer,
-        /// Who is at its other end, as the shell has made sure: an agent, or an admin.
+        /// Who that is.
         caller: Caller,
         /// How it introduces itself.
         hello: Box<Hello>,
@@ -92,60 +92,52 @@ pub enum Input {
         /// How.
         change: HeartbeatChange,
     },
-    /// An admin asked for a join token; answered by
-    /// [`Effect::TokenAnswered`](crate::step::Effect::TokenAnswered).
+    /// Something that concerns who may come in.
+    Access(AccessInput),
+    /// Time passed; due timers run. Every other input runs them too.
+    Tick,
+}
+
+/// Facts that concern who may come in.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum AccessInput {
+    /// An admin asked for a join token. Answered by
+    /// [`Effect::TokenCreated`](crate::step::Effect::TokenCreated): only the shell has the secret.
     TokenRequested {
-        /// The shell's number of the question. The shell made the secret, and keeps it until the
-        /// answer.
-        question: u64,
-        /// Who asked.
-        by: Name,
-        /// The SHA-256 of the secret, which is all that the manager keeps of it.
-        secret_hash: [u8; 32],
-        /// What those that join with it may do.
-        role: Role,
-        /// Milliseconds for which it can be used.
-        ttl_ms: u64,
-        /// How many may join with it.
-        uses: u32,
-    },
-    /// An admin asked for the join tokens.
-    TokensListRequested {
         /// Who.
         peer: Peer,
         /// The client's number of the request.
         request: u64,
-        /// Only tokens before this one.
-        before: Option<TokenId>,
-        /// Rows at the most.
-        limit: u32,
+        /// Their name.
+        by: Name,
+        /// SHA-256 of the token's secret.
+        secret_hash: [u8; 32],
+        /// What whoever joins with it may do.
+        role: Role,
+        /// For how long it can be used.
+        ttl_ms: u64,
+        /// How often.
+        uses: u32,
     },
-    /// An admin asked to revoke a join token.
+    /// An admin asked that a token be of no more use.
     TokenRevokeRequested {
-        /// Which connection.
+        /// Who.
         peer: Peer,
         /// The client's number of the request.
         request: u64,
-        /// Who asked.
+        /// Their name.
         by: Name,
         /// The token.
         id: TokenId,
     },
-    /// Somebody wants to join; answered by
-    /// [`Effect::JoinAnswered`](crate::step::Effect::JoinAnswered).
-    JoinRequested {
-        /// The shell's number of the question.
-        question: u64,
-        /// Their key, which they have shown to be theirs.
-        key: PublicKey,
-        /// The number of the token that they have.
-        token: TokenId,
-        /// The SHA-256 of its secret.
-        secret_hash: [u8; 32],
-        /// What they want to be called.
-        name: Name,
+    /// An admin asked for the tokens.
+    TokensRequested {
+        /// Who.
+        peer: Peer,
+        /// The client's number of the request.
+        request: u64,
     },
-    /// An admin asked for the users.
+    /// An admin asked for the users that joined.
     UsersRequested {
         /// Who.
         peer: Peer,
@@ -156,28 +148,40 @@ pub enum Input {
         /// Rows at the most.
         limit: u32,
     },
-    /// An admin asked to shut out a key.
+    /// An admin asked that the key of a node or user count no more.
     RevokeRequested {
-        /// Which connection.
+        /// Who.
         peer: Peer,
         /// The client's number of the request.
         request: u64,
-        /// Who asked.
+        /// Their name.
         by: Name,
-        /// Whether a node or a user is meant.
-        kind: Principal,
+        /// Whether it is a node or a user.
+        kind: PrincipalKind,
         /// Its name.
         name: Name,
     },
-    /// Connections were refused, or cut off for what they sent.
+    /// The owner of a key wants to join. Answered by
+    /// [`Effect::JoinAnswered`](crate::step::Effect::JoinAnswered).
+    JoinRequested {
+        /// The shell's number of the question.
+        question: u64,
+        /// The key; that its owner has the private one is proven.
+        key: PublicKey,
+        /// The token's number.
+        token: TokenId,
+        /// SHA-256 of the secret that they know.
+        secret_hash: [u8; 32],
+        /// What they want to be called.
+        name: Name,
+    },
+    /// Connections were not let in, or cut off. Told at most once a second.
     ConnectionsRefused {
-        /// Why; the same words for the same reason, and nothing in them that a peer has chosen.
+        /// Why the last of them was.
         why: String,
         /// How many.
         count: u32,
     },
-    /// Time passed; due timers run. Every other input runs them too.
-    Tick,
 }
 
 /// What can become of a heartbeat.

@@ -18,6 +18,7 @@ impl Core {
     pub fn check_invariants(&self) {
         assert!(self.dirty.is_empty(), "every changed job was written down");
         assert!(self.touched.is_empty(), "every message was sent");
+        self.access.check_invariants();
         let mut timers = BTreeSet::new();
         let mut by_node: BTreeMap<NodeIx, BTreeSet<TaskId>> = BTreeMap::new();
         for (id, job) in &self.jobs {
@@ -38,7 +39,6 @@ impl Core {
         let (by_epoch, by_peer) = self.nodes.sessions();
         let sessions = self.nodes.iter().filter(|(_, node)| node.session.is_some()).count();
         assert_eq!((by_epoch.len(), by_peer.len()), (sessions, sessions), "sessions");
-        timers.extend(self.access.check_invariants());
         assert_eq!(self.timers.iter().copied().collect::<BTreeSet<_>>(), timers, "timers");
         self.check_queue();
     }

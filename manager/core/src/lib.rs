@@ -17,7 +17,6 @@
 //! - `placement`: which task goes to which node
 //! - `nodes`, `sessions`: nodes, their sessions, and what a new session makes of what is held
 //! - `reports`: what agents say, and what follows the end of an attempt
-//! - `access`: join tokens, keys, revocation, and events about what was refused
 //! - `timers`: what happens as time passes
 //! - `explain`: why tasks wait, for people
 //! - `restore`: the core after a start
@@ -51,7 +50,7 @@ use podmesh_protocol::limits::{BATCH_ROWS_MAX, EVENTS_PER_CHUNK_MAX};
 use podmesh_protocol::session::ToPeer;
 use podmesh_protocol::time::{Millis, Now};
 
-use crate::access::{Access, Grant, Joiner};
+use crate::access::Access;
 use crate::input::{Input, Peer};
 use crate::jobs::{Job, Submissions};
 use crate::nodes::{NodeIx, Nodes};
@@ -68,10 +67,6 @@ pub struct CoreConfig {
     pub heartbeat_ms: u64,
     /// Milliseconds between the end of a lease and the first new attempt of what ran there.
     pub margin_ms: u64,
-    /// TCP port for heartbeats.
-    pub heartbeat_port: u16,
-    /// TCP port of PUB.
-    pub publish_port: u16,
 }
 
 /// The manager's decisions: jobs, queue, nodes, sessions, attempts.
@@ -88,8 +83,8 @@ pub struct Core {
     jobs: BTreeMap<JobId, Job>,
     submissions: Submissions,
     nodes: Nodes,
-    queue: Queue,
     access: Access,
+    queue: Queue,
     timers: Timers,
     /// Inputs, and rests of inputs, for which the last step had no room, in order.
     backlog: VecDeque<Input>,
@@ -155,7 +150,10 @@ impl Core {
                 out.effects.push(Effect::Explained { question, waits_for });
             }
             Input::NodesRequested { peer, request, after, limit } => {
-                let rows = self.nodes.page(now, &self.access, after.as_ref(), limit);
+                let mut rows = self.nodes.page(now, after.as_ref(), limit);
+                for row in &mut rows {
+                    row.enrolled = self.access.is_enrolled(&row.node);
+                }
                 reply(out, peer, request, Ok(ReplyBody::Nodes(rows)));
             }
             Input::AgentConnected { peer, caller, hello } => {
@@ -169,34 +167,7 @@ impl Core {
             Input::HeartbeatChanged { epoch, change } => {
                 self.on_heartbeat_changed(now, epoch, change, out);
             }
-            Input::TokenRequested { question, by, secret_hash, role, ttl_ms, uses } => {
-                let grant = Grant { role, ttl_ms, uses };
-                let result = self.access.create_token(now, by, secret_hash, grant, out);
-                out.effects.push(Effect::TokenAnswered { question, result });
-            }
-            Input::TokensListRequested { peer, request, before, limit } => {
-                let rows = self.access.tokens_page(now, before, limit);
-                reply(out, peer, request, Ok(ReplyBody::Tokens(rows)));
-            }
-            Input::TokenRevokeRequested { peer, request, by, id } => {
-                let result = self.access.revoke_token(by, id, out);
-                reply(out, peer, request, result);
-            }
-            Input::JoinRequested { question, key, token, secret_hash, name } => {
-                let joiner = Joiner { key, name, token, secret_hash };
-                self.on_join_requested(now, question, joiner, out);
-            }
-            Input::UsersRequested { peer, request, after, limit } => {
-                let rows = self.access.users_page(after.as_ref(), limit);
-                reply(out, peer, request, Ok(ReplyBody::Users(rows)));
-            }
-            Input::RevokeRequested { peer, request, by, kind, name } => {
-                let result = self.revoke(now, by, kind, &name, out);
-                reply(out, peer, request, result);
-            }
-            Input::ConnectionsRefused { why, count } => {
-                self.on_connections_refused(now, why, count, out);
-            }
+            Input::Access(input) => self.on_access(now, input, out),
             Input::Tick => {}
         }
     }

@@ -10,7 +10,6 @@ use podmesh_protocol::session::StopReason;
 use podmesh_protocol::spec::Resources;
 use podmesh_protocol::time::{Millis, Now};
 
-use crate::access::Access;
 use crate::input::Peer;
 use crate::step::NodeRow;
 use crate::timers::{Timer, Timers};
@@ -92,7 +91,7 @@ impl Node {
         self.used_memory_bytes -= needs.memory_bytes;
     }
 
-    fn view(&self, now: Now, access: &Access) -> NodeView {
+    fn view(&self, now: Now) -> NodeView {
         let row = &self.row;
         NodeView {
             node: row.node.clone(),
@@ -103,6 +102,7 @@ impl Node {
             free: self.free(),
             labels: row.labels.clone(),
             runtimes: row.runtimes.clone(),
+            enrolled: false,
             attempts: u32::try_from(self.attempts.len()).unwrap_or(u32::MAX),
             seen_ms_ago: match self.state {
                 NodeState::Alive => Some(0),
@@ -110,7 +110,6 @@ impl Node {
                     self.seen_ms.map(|seen| now.mono_ms.saturating_sub(seen))
                 }
             },
-            enrolled: access.is_enrolled(&row.node),
         }
     }
 }
@@ -264,18 +263,12 @@ impl Nodes {
 
     /// The nodes after a name: at most `limit`, at most [`PAGE_ROWS_MAX`], and no more than fit
     /// one frame, but at least one where there is one and `limit` is not 0.
-    pub(crate) fn page(
-        &self,
-        now: Now,
-        access: &Access,
-        after: Option<&Name>,
-        limit: u32,
-    ) -> Vec<NodeView> {
+    pub(crate) fn page(&self, now: Now, after: Option<&Name>, limit: u32) -> Vec<NodeView> {
         let start = after.map_or(Bound::Unbounded, Bound::Excluded);
         let mut bytes = 0;
         self.by_name
             .range::<Name, _>((start, Bound::Unbounded))
-            .map(|(_, ix)| self.get(*ix).view(now, access))
+            .map(|(_, ix)| self.get(*ix).view(now))
             .take_while(|view| {
                 let first = bytes == 0;
                 bytes += view_bytes(view);

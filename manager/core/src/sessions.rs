@@ -31,7 +31,8 @@ impl Core {
         hello: Box<Hello>,
         out: &mut Step,
     ) {
-        let (known, held) = match self.admit(&peer, &caller, &hello) {
+        let admitted = self.may_say_hello(&caller, &hello).and_then(|()| self.admit(&peer, &hello));
+        let (known, held) = match admitted {
             Ok(admitted) => admitted,
             Err(error) => {
                 tracing::info!(node = %hello.node, %error, "an agent gets no session");
@@ -43,8 +44,7 @@ impl Core {
             for (task, outcome) in self.gone(ix, &hello, &held) {
                 if !self.has_room(out) {
                     // The rest is found again next time, since the session is not open yet.
-                    let input = Input::AgentConnected { peer, caller, hello };
-                    return self.backlog.push_front(input);
+                    return self.backlog.push_front(Input::AgentConnected { peer, caller, hello });
                 }
                 self.end_attempt(now, task, outcome, out);
             }
@@ -57,7 +57,6 @@ impl Core {
     fn admit(
         &self,
         peer: &Peer,
-        caller: &Caller,
         hello: &Hello,
     ) -> Result<(Option<NodeIx>, BTreeSet<AttemptId>), ErrorReply> {
         let refuse = |code, message: String| Err(ErrorReply::new(code, message));
@@ -81,7 +80,6 @@ impl Core {
             Ok(held) => held,
             Err(why) => return refuse(ErrorCode::BadMessage, format!("hello: {why}")),
         };
-        self.access.admit(caller, &hello.node)?;
         if let Some(other) = self.nodes.by_peer(peer) {
             let other = &self.nodes.get(other).row.node;
             if *other != hello.node {
@@ -235,8 +233,6 @@ impl Core {
             cluster: self.cluster,
             lease_ms: self.config.lease_ms,
             heartbeat_ms: self.config.heartbeat_ms,
-            heartbeat_port: self.config.heartbeat_port,
-            publish_port: self.config.publish_port,
             acked: node.acked.unwrap_or(0),
             stop,
             keep,
@@ -258,13 +254,18 @@ impl Core {
             let message = ToPeer::HelloAgain(epoch);
             return out.effects.push(Effect::Send { peer, message });
         };
-        self.nodes.close_session(ix);
-        out.effects.push(Effect::SessionClosed { epoch });
+        self.leave(now, ix, "its agent was stopped", out);
+    }
+
+    /// Ends the session of a node whose attempts may go on: until the end of its lease.
+    fn leave(&mut self, now: Now, ix: NodeIx, why: &str, out: &mut Step) {
+        let Some(session) = self.nodes.close_session(ix) else { return };
+        out.effects.push(Effect::SessionClosed { epoch: session.epoch });
         self.set_resend(ix, None);
         let lost_at = now.mono_ms.saturating_add(self.config.lease_ms);
         self.nodes.set_deadline(&mut self.timers, ix, Some((lost_at, Timer::NodeLost(ix))));
         if let Some(name) = self.nodes.become_suspect(ix, now.mono_ms) {
-            out.events.push(EventFact::NodeSuspect(name, "its agent was stopped".into()));
+            out.events.push(EventFact::NodeSuspect(name, why.into()));
         }
     }
 
@@ -323,17 +324,12 @@ impl Core {
         }
     }
 
-    /// A node's key was revoked. A session that it has ends at once; without one, the lease of
-    /// before runs out. Its agent hears nothing more, and keeps what it runs until its own lease
-    /// ends: only after that, and the margin, it is tried elsewhere.
-    pub(crate) fn shut_out(&mut self, now: Now, node: &Name, out: &mut Step) {
-        let Some(ix) = self.nodes.by_name(node) else { return };
-        self.nodes.become_suspect(ix, now.mono_ms);
-        let Some(session) = self.nodes.close_session(ix) else { return };
-        out.effects.push(Effect::SessionClosed { epoch: session.epoch });
-        self.set_resend(ix, None);
-        let lease_end = now.mono_ms.saturating_add(self.config.lease_ms);
-        self.lose(ix, lease_end.saturating_add(self.config.margin_ms), out);
+    /// Ends the session of a node whose key counts no more. Its lease runs on: until its end the
+    /// agent may not know, and go on.
+    pub(crate) fn end_session_of(&mut self, now: Now, node: &Name, out: &mut Step) {
+        if let Some(ix) = self.nodes.by_name(node) {
+            self.leave(now, ix, "its key was revoked", out);
+        }
     }
 }
 

@@ -99,49 +99,12 @@ pub enum Change {
     NodeSaved(NodeRow),
     /// A session was given this epoch; the next one gets a higher one, after a restart too.
     EpochTaken(Epoch),
-    /// A join token, new or changed.
+    /// A join token, new or as it is now.
     TokenSaved(TokenRow),
-    /// An old join token that can no longer be used is forgotten.
+    /// A join token that could no longer be used is forgotten; its number is not used again.
     TokenRemoved(TokenId),
-    /// A key, new or revoked. Keys are never removed.
+    /// A key, new or as it is now.
     KeySaved(KeyRow),
-}
-
-/// A join token.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct TokenRow {
-    /// Its number: 1, 2, 3 … in the order in which they were made.
-    pub id: TokenId,
-    /// The SHA-256 of its secret.
-    pub secret_hash: [u8; 32],
-    /// What those that join with it may do.
-    pub role: Role,
-    /// From this moment on it can no longer be used, by the manager's wall clock.
-    pub expires_wall_ms: u64,
-    /// How many may still join with it.
-    pub uses_left: u32,
-    /// Who made it.
-    pub created_by: Name,
-    /// Whether it was revoked.
-    pub revoked: bool,
-}
-
-/// A key that has joined.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct KeyRow {
-    /// The key.
-    pub key: PublicKey,
-    /// What it may do.
-    pub role: Role,
-    /// The node's or user's name: among the keys that are not revoked, no two nodes and no two
-    /// users have the same.
-    pub name: Name,
-    /// The token that it joined with.
-    pub token: TokenId,
-    /// When, for display.
-    pub enrolled_wall_ms: u64,
-    /// Whether it was revoked: it never counts again then.
-    pub revoked: bool,
 }
 
 /// What changes of a job.
@@ -182,6 +145,43 @@ pub struct NodeRow {
     pub epoch: Epoch,
 }
 
+/// What is kept of a join token.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TokenRow {
+    /// Its number.
+    pub id: TokenId,
+    /// SHA-256 of its secret.
+    pub secret_hash: [u8; 32],
+    /// What whoever joins with it may do.
+    pub role: Role,
+    /// When it expires, by the manager's clock.
+    pub expires_wall_ms: u64,
+    /// How often it can still be used.
+    pub uses_left: u32,
+    /// Who asked for it.
+    pub created_by: Name,
+    /// Whether it was revoked.
+    pub revoked: bool,
+}
+
+/// What is kept of a key.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct KeyRow {
+    /// The key.
+    pub key: PublicKey,
+    /// What its owner may do.
+    pub role: Role,
+    /// What its owner is called; among the keys of nodes, and among those of users, no two that
+    /// count have the same.
+    pub name: Name,
+    /// The token with which it joined.
+    pub token: TokenId,
+    /// When, for display.
+    pub enrolled_wall_ms: u64,
+    /// Whether it was revoked. It stays so.
+    pub revoked: bool,
+}
+
 /// What happens after the commit.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[expect(clippy::large_enum_variant, reason = "nearly all of them are `Send`, the largest")]
@@ -201,6 +201,38 @@ pub enum Effect {
         node: Name,
         /// Where its agent is reached.
         peer: Peer,
+    },
+    /// The answer to [`AccessInput::TokenRequested`](crate::input::AccessInput::TokenRequested).
+    TokenCreated {
+        /// Who asked.
+        peer: Peer,
+        /// The client's number of the request.
+        request: u64,
+        /// The token's number.
+        id: TokenId,
+        /// When it expires, by the manager's clock.
+        expires_wall_ms: u64,
+    },
+    /// The answer to [`AccessInput::JoinRequested`](crate::input::AccessInput::JoinRequested).
+    JoinAnswered {
+        /// The shell's number of the question.
+        question: u64,
+        /// What its owner may do, and is called; or why they may not join.
+        result: Result<(Role, Name), ErrorReply>,
+    },
+    /// A key counts from now on.
+    KeyEnrolled {
+        /// Which.
+        key: PublicKey,
+        /// What its owner may do.
+        role: Role,
+        /// What its owner is called.
+        name: Name,
+    },
+    /// A key counts no more: its connections are to be cut.
+    KeyRevoked {
+        /// Which.
+        key: PublicKey,
     },
     /// Watch it no more.
     SessionClosed {
@@ -223,34 +255,6 @@ pub enum Effect {
         request: u64,
         /// The job.
         job: JobId,
-    },
-    /// The answer to [`Input::TokenRequested`](crate::input::Input::TokenRequested).
-    TokenAnswered {
-        /// The shell's number of the question.
-        question: u64,
-        /// The token's number, and the wall clock's milliseconds from which on it cannot be used.
-        result: Result<(TokenId, u64), ErrorReply>,
-    },
-    /// The answer to [`Input::JoinRequested`](crate::input::Input::JoinRequested).
-    JoinAnswered {
-        /// The shell's number of the question.
-        question: u64,
-        /// What they may do, and their name.
-        result: Result<(Role, Name), ErrorReply>,
-    },
-    /// From now on whoever has this key may connect; comes before its `JoinAnswered`.
-    KeyEnrolled {
-        /// The key.
-        key: PublicKey,
-        /// What it may do.
-        role: Role,
-        /// The node's or user's name.
-        name: Name,
-    },
-    /// From now on nobody with this key may connect, and who has is to be cut off.
-    KeyRevoked {
-        /// The key.
-        key: PublicKey,
     },
 }
 
@@ -276,9 +280,11 @@ pub struct Snapshot {
     pub losses: Vec<(TaskId, u32)>,
     /// Every node that was ever seen.
     pub nodes: Vec<NodeRow>,
-    /// The join tokens.
+    /// The number of the last join token; 0 for none.
+    pub last_token: u64,
+    /// The join tokens that are kept.
     pub tokens: Vec<TokenRow>,
-    /// Every key that ever joined; the shell, too, goes by those that are not revoked.
+    /// Every key that ever joined.
     pub keys: Vec<KeyRow>,
 }
 

@@ -25,8 +25,6 @@ pub(crate) enum Timer {
     Requeue(NodeIx),
     /// Starts that the node has not reacted to.
     Resend(NodeIx),
-    /// Refusals that were not said yet, or whose reasons can be forgotten.
-    Refusals,
 }
 
 /// The timers, the earliest first.
@@ -66,18 +64,13 @@ impl Core {
                 Timer::NodeLost(ix) => self.on_lease_ended(now, ix, out),
                 Timer::Requeue(ix) => self.on_margin_ended(now, ix, out),
                 Timer::Resend(ix) => self.on_resend_due(now, ix),
-                Timer::Refusals => self.on_refusals_due(now, out),
             }
         }
     }
 
     /// Nobody has heard of the node for a whole lease.
     pub(crate) fn on_lease_ended(&mut self, now: Now, ix: NodeIx, out: &mut Step) {
-        self.lose(ix, now.mono_ms.saturating_add(self.config.margin_ms), out);
-    }
-
-    /// Takes a node as lost, and from the moment `margin` on tries elsewhere what may run there.
-    pub(crate) fn lose(&mut self, ix: NodeIx, margin: Millis, out: &mut Step) {
+        let margin = now.mono_ms.saturating_add(self.config.margin_ms);
         let lost = self.nodes.become_lost(ix);
         self.nodes.set_deadline(&mut self.timers, ix, Some((margin, Timer::Requeue(ix))));
         out.events.push(EventFact::NodeLost(lost));

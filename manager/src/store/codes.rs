@@ -35,11 +35,12 @@ codes!(job_code, job_state, JobState {
 codes!(attempt_code, attempt_state, AttemptState {
     Assigned = 0, Preparing = 1, Running = 2, Ended = 3,
 });
-codes!(role_code, role, Role {
-    Agent = 0, Viewer = 1, Operator = 2, Admin = 3,
-});
 codes!(outcome_code, outcome_kind, OutcomeKind {
     Succeeded = 0, Failed = 1, Cancelled = 2, TimedOut = 3, Lost = 4,
+});
+
+codes!(role_code, role, Role {
+    Agent = 0, Viewer = 1, Operator = 2, Admin = 3,
 });
 
 /// Where a task stands, by its last attempt.

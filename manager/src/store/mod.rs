@@ -1,6 +1,7 @@
 //! Everything that outlives the process: one SQLite database, written by one thread and read by
 //! another.
 
+mod access;
 mod codes;
 mod reader;
 mod restore;

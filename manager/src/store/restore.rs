@@ -3,8 +3,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use podmesh_manager_core::step::{JobRow, KeyRow, NodeRow, RestoredJob, Snapshot, TokenRow};
-use podmesh_protocol::access::{PublicKey, TokenId};
+use podmesh_manager_core::step::{JobRow, NodeRow, RestoredJob, Snapshot};
 use podmesh_protocol::ids::{
     AttemptId, Epoch, InstanceId, JobId, Name, Revision, SubmissionId, TaskId,
 };
@@ -13,8 +12,8 @@ use podmesh_protocol::spec::Resources;
 use rusqlite::{Connection, Row};
 use uuid::Uuid;
 
-use super::codes::{attempt_state, job_state, outcome_code, role, standing, unsigned};
-use super::{schema, unreadable};
+use super::codes::{attempt_state, job_state, outcome_code, standing, unsigned};
+use super::{access, schema, unreadable};
 
 /// Where the last life of the manager stopped, and the numbers that nodes have in the database.
 pub(super) fn snapshot(
@@ -47,8 +46,9 @@ pub(super) fn snapshot(
         retries,
         losses: losses(connection)?,
         nodes,
-        tokens: tokens(connection)?,
-        keys: keys(connection)?,
+        last_token: number("SELECT value FROM meta WHERE key = 'last_token'")?,
+        tokens: access::tokens(connection)?,
+        keys: access::keys(connection)?,
     };
     Ok((snapshot, numbers))
 }
@@ -64,42 +64,6 @@ fn node(row: &Row<'_>) -> rusqlite::Result<NodeRow> {
         runtimes: decoded(row, 8)?,
         epoch: Epoch(unsigned(row.get(9)?)),
     })
-}
-
-fn tokens(connection: &Connection) -> rusqlite::Result<Vec<TokenRow>> {
-    connection
-        .prepare(
-            "SELECT token, secret_hash, role, expires_ms, uses_left, created_by, revoked
-             FROM tokens ORDER BY token",
-        )?
-        .query_map([], |row| {
-            Ok(TokenRow {
-                id: TokenId(unsigned(row.get(0)?)),
-                secret_hash: row.get(1)?,
-                role: role(row.get(2)?)?,
-                expires_wall_ms: unsigned(row.get(3)?),
-                uses_left: row.get(4)?,
-                created_by: name(row, 5)?,
-                revoked: row.get(6)?,
-            })
-        })?
-        .collect()
-}
-
-fn keys(connection: &Connection) -> rusqlite::Result<Vec<KeyRow>> {
-    connection
-        .prepare("SELECT key, role, name, token, enrolled_ms, revoked FROM keys ORDER BY key")?
-        .query_map([], |row| {
-            Ok(KeyRow {
-                key: PublicKey(row.get(0)?),
-                role: role(row.get(1)?)?,
-                name: name(row, 2)?,
-                token: TokenId(unsigned(row.get(3)?)),
-                enrolled_wall_ms: unsigned(row.get(4)?),
-                revoked: row.get(5)?,
-            })
-        })?
-        .collect()
 }
 
 fn jobs(connection: &Connection) -> rusqlite::Result<Vec<RestoredJob>> {
@@ -170,7 +134,7 @@ fn losses(connection: &Connection) -> rusqlite::Result<Vec<(TaskId, u32)>> {
         .collect()
 }
 
-/// A name of a job, node or user.
+/// A name of a job or node.
 pub(super) fn name(row: &Row<'_>, column: usize) -> rusqlite::Result<Name> {
     let text: String = row.get(column)?;
     Name::try_from(text).map_err(|e| unreadable(column, e))

@@ -93,23 +93,24 @@ CREATE TABLE events (
 ) STRICT;
 ";
 
-/// Who may connect.
+/// Who may come in.
 const VERSION_2: &str = "
 CREATE TABLE tokens (
     token       INTEGER PRIMARY KEY,
-    secret_hash BLOB    NOT NULL, -- SHA-256; the secret itself is nowhere
+    secret_hash BLOB    NOT NULL, -- SHA-256
     role        INTEGER NOT NULL,
     expires_ms  INTEGER NOT NULL,
     uses_left   INTEGER NOT NULL,
     created_by  TEXT    NOT NULL,
     revoked     INTEGER NOT NULL
 ) STRICT;
+INSERT INTO meta (key, value) VALUES ('last_token', 0);
 
 CREATE TABLE keys (
-    key         BLOB    PRIMARY KEY,
+    key         BLOB    PRIMARY KEY, -- Ed25519
     role        INTEGER NOT NULL,
     name        TEXT    NOT NULL,
-    token       INTEGER NOT NULL, -- which may be gone
+    token       INTEGER NOT NULL,
     enrolled_ms INTEGER NOT NULL,
     revoked     INTEGER NOT NULL
 ) STRICT, WITHOUT ROWID;
@@ -229,31 +230,6 @@ pub(super) fn cluster(connection: &Connection) -> rusqlite::Result<ClusterId> {
 mod tests {
     use super::*;
 
-    #[test]
-    fn a_database_of_version_1_comes_forward_with_its_rows() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("podmesh.db");
-        let mut old = Connection::open(&path).unwrap();
-        migrate(&mut old, 0, &[VERSION_1]).unwrap();
-        let cluster_before = cluster(&old).unwrap();
-        old.execute_batch(
-            "UPDATE meta SET value = 6 WHERE key = 'last_epoch';
-             INSERT INTO jobs VALUES (3, x'01', 'count', 0, 1, 1, 5, 3, 2, 0, 0, 1, 0, 0, 6, 7, 8);
-             INSERT INTO nodes VALUES (1, 'a', 'b', zeroblob(16), 'v', 1, 1, x'80', x'90', 6);
-             INSERT INTO events VALUES (9, 9, 1, x'90');",
-        )
-        .unwrap();
-        old.close().unwrap();
-
-        let store = crate::store::open(dir.path()).unwrap();
-        let snapshot = store.snapshot;
-        assert_eq!((snapshot.cluster, snapshot.last_job.0), (cluster_before, 3));
-        assert_eq!((snapshot.last_epoch.0, snapshot.last_revision.0), (6, 9));
-        assert_eq!(snapshot.nodes[0].node.as_str(), "a");
-        assert!(snapshot.tokens.is_empty() && snapshot.keys.is_empty());
-        assert_eq!(version(store.writer.connection()), 2);
-    }
-
     fn version(connection: &Connection) -> i64 {
         connection.query_row("PRAGMA user_version", [], |row| row.get(0)).unwrap()
     }
@@ -273,6 +249,23 @@ mod tests {
         migrate(&mut connection, 2, &[VERSION_1, next, broken]).unwrap_err();
         assert_eq!(version(&connection), 2, "a step that fails leaves nothing behind");
         connection.prepare("SELECT size FROM jobs").unwrap_err();
+    }
+
+    #[test]
+    fn a_database_of_before_there_were_keys_keeps_its_rows() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("podmesh.db");
+        let mut connection = Connection::open(&path).unwrap();
+        migrate(&mut connection, 0, &[VERSION_1]).unwrap();
+        connection.execute_batch("UPDATE meta SET value = 7 WHERE key = 'last_epoch'").unwrap();
+        let cluster_before = cluster(&connection).unwrap();
+        drop(connection);
+        let connection = open(&path).unwrap();
+        assert_eq!(version(&connection), 2);
+        assert_eq!(cluster(&connection).unwrap(), cluster_before);
+        let (snapshot, _) = super::super::restore::snapshot(&connection).unwrap();
+        assert_eq!(snapshot.last_epoch.0, 7);
+        assert_eq!((snapshot.last_token, snapshot.keys.len()), (0, 0));
     }
 
     #[test]

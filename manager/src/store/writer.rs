@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use crossbeam_channel::Receiver;
-use podmesh_manager_core::step::{Change, Effect, JobRow, KeyRow, NodeRow, Step, TokenRow};
+use podmesh_manager_core::step::{Change, Effect, JobRow, NodeRow, Step};
 use podmesh_protocol::event::{EventChunk, EventFact};
 use podmesh_protocol::ids::{AttemptId, JobId, Name, Revision};
 use podmesh_protocol::limits::{COMMIT_ROWS_MAX, EVENTS_KEPT, EVENTS_PER_CHUNK_MAX};
@@ -16,7 +16,8 @@ use rusqlite::{CachedStatement, Connection, params};
 use tokio::sync::mpsc;
 
 use super::StoreError;
-use super::codes::{attempt_code, integer, job_code, outcome_code, role_code, standing};
+use super::access;
+use super::codes::{attempt_code, integer, job_code, outcome_code, standing};
 
 /// Bytes of one row of events, so that a reply has room for at least one.
 const CHUNK_BYTES_MAX: usize = 256 << 10;
@@ -354,15 +355,9 @@ impl<'a> Rows<'a> {
                     .execute([integer(epoch.0)])?;
                 Ok(())
             }
-            Change::TokenSaved(row) => Ok(self.token_saved(row)?),
-            Change::TokenRemoved(id) => {
-                let removed = self
-                    .connection
-                    .prepare_cached("DELETE FROM tokens WHERE token = ?1")?
-                    .execute([integer(id.0)])?;
-                one(removed, id)
-            }
-            Change::KeySaved(row) => Ok(self.key_saved(row)?),
+            Change::TokenSaved(row) => Ok(access::save_token(self.connection, row)?),
+            Change::TokenRemoved(id) => Ok(access::remove_token(self.connection, *id)?),
+            Change::KeySaved(row) => Ok(access::save_key(self.connection, row)?),
         }
     }
 
@@ -456,35 +451,6 @@ impl<'a> Rows<'a> {
                 |row| row.get(0),
             )?;
         self.nodes.insert(row.node.clone(), number);
-        Ok(())
-    }
-
-    fn token_saved(&self, row: &TokenRow) -> rusqlite::Result<()> {
-        self.connection
-            .prepare_cached("REPLACE INTO tokens VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)")?
-            .execute(params![
-                integer(row.id.0),
-                row.secret_hash,
-                role_code(row.role),
-                integer(row.expires_wall_ms),
-                row.uses_left,
-                row.created_by.as_str(),
-                row.revoked,
-            ])?;
-        Ok(())
-    }
-
-    fn key_saved(&self, row: &KeyRow) -> rusqlite::Result<()> {
-        self.connection
-            .prepare_cached("REPLACE INTO keys VALUES (?1, ?2, ?3, ?4, ?5, ?6)")?
-            .execute(params![
-                row.key.0,
-                role_code(row.role),
-                row.name.as_str(),
-                integer(row.token.0),
-                integer(row.enrolled_wall_ms),
-                row.revoked,
-            ])?;
         Ok(())
     }
 

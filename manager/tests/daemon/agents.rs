@@ -11,23 +11,23 @@ use podmesh_protocol::session::{ToManager, ToPeer};
 use podmesh_wire::control::PeerSocket;
 use podmesh_wire::heartbeat::{Beat, read_beat, write_beat};
 use tokio::io::AsyncReadExt;
-use tokio::net::TcpStream;
+use tokio::net::UnixStream;
 use uuid::Uuid;
 
 use crate::support::*;
 
-async fn beat(stream: &mut TcpStream, epoch: Epoch, sequence: u64) {
+async fn beat(stream: &mut UnixStream, epoch: Epoch, sequence: u64) {
     let beat = Beat { epoch, sequence };
     write_beat(stream, &beat).await.unwrap();
     assert_eq!(within(read_beat(stream)).await.unwrap(), beat);
 }
 
-async fn heartbeats(manager: &Running) -> TcpStream {
-    TcpStream::connect(manager.endpoint.heartbeat).await.unwrap()
+async fn heartbeats(manager: &Running) -> UnixStream {
+    UnixStream::connect(manager.endpoint.sockets.join("heartbeats.sock")).await.unwrap()
 }
 
 /// Waits until the other side closes.
-async fn closed(mut stream: TcpStream) {
+async fn closed(mut stream: UnixStream) {
     // Reset, or closed in order: both is an end.
     if let Ok(bytes) = within(stream.read(&mut [0; 64])).await {
         assert_eq!(bytes, 0);
@@ -40,8 +40,6 @@ async fn a_closed_heartbeat_is_noticed_and_its_return_too() {
     let manager = start_with(patient(dir.path())).await;
     let client = manager.client().await;
     let agent = Agent::connect(&manager, hello("a", 1000, &[])).await;
-    assert_eq!(agent.welcome.heartbeat_port, manager.endpoint.heartbeat.port());
-    assert_eq!(agent.welcome.publish_port, manager.endpoint.publish.port());
     let epoch = agent.epoch();
     let mut first = heartbeats(&manager).await;
     beat(&mut first, epoch, 1).await;
@@ -113,7 +111,7 @@ async fn two_agents_cannot_have_one_name() {
     let dir = tempfile::tempdir().unwrap();
     let manager = start(dir.path()).await;
     let _first = Agent::connect(&manager, hello("a", 1000, &[])).await;
-    let (mut receiver, mut sender) = PeerSocket::connect(&manager.address()).await.unwrap().split();
+    let (mut receiver, mut sender) = PeerSocket::connect(&manager.route()).await.unwrap().split();
     let mut second = hello("a", 1000, &[]);
     second.agent_instance = InstanceId(Uuid::from_u128(10));
     sender.send(&ToManager::Hello(second)).await.unwrap();

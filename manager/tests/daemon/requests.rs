@@ -12,7 +12,7 @@ use podmesh_protocol::report::{AttemptState, JobState, Report, ReportFact, TaskS
 use podmesh_protocol::session::{ToManager, ToPeer};
 use podmesh_wire::control::PeerSocket;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
+use tokio::net::UnixStream;
 
 use crate::support::*;
 
@@ -68,7 +68,7 @@ async fn what_is_wrong_is_answered_and_says_why() {
     let error = refused(&client, RequestBody::Cancel { job: JobId(5) }).await;
     assert_eq!(error.code, ErrorCode::NotFound);
 
-    let (mut receiver, mut sender) = PeerSocket::connect(&manager.address()).await.unwrap().split();
+    let (mut receiver, mut sender) = PeerSocket::connect(&manager.route()).await.unwrap().split();
     let version = PROTOCOL_VERSION + 1;
     let request = Request { version, id: 7, body: RequestBody::Info };
     sender.send(&ToManager::Request(request)).await.unwrap();
@@ -91,8 +91,9 @@ async fn what_is_wrong_is_answered_and_says_why() {
 }
 
 /// A DEALER of bytes: the handshake of ZMTP 3.0 without security, and then one frame.
-async fn send_bytes(manager: &Running, frame: &[u8]) -> (TcpStream, Vec<u8>) {
-    let mut stream = TcpStream::connect(manager.endpoint.control).await.unwrap();
+async fn send_bytes(manager: &Running, frame: &[u8]) -> (UnixStream, Vec<u8>) {
+    let mut stream =
+        UnixStream::connect(manager.endpoint.sockets.join("control.sock")).await.unwrap();
     let mut greeting = vec![0xff, 0, 0, 0, 0, 0, 0, 0, 1, 0x7f, 3, 0];
     greeting.extend(b"NULL");
     greeting.resize(64, 0);

@@ -12,9 +12,9 @@ use podmesh_protocol::limits::PROTOCOL_VERSION;
 use podmesh_protocol::report::{Outcome, Report, ReportFact};
 use podmesh_protocol::session::{Hello, ToManager, ToPeer, Welcome};
 use podmesh_protocol::spec::{JobSpec, Resources, RuntimeKind};
-use podmesh_wire::address::ManagerAddress;
 use podmesh_wire::client::{Client, ClientError};
 use podmesh_wire::control::{PeerReceiver, PeerSender, PeerSocket};
+use podmesh_wire::route::Route;
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
@@ -58,12 +58,13 @@ pub(crate) async fn start_with(config: ManagerConfig) -> Running {
 }
 
 impl Running {
-    pub(crate) fn address(&self) -> ManagerAddress {
-        self.endpoint.control.into()
+    /// The way of somebody on its machine: an admin.
+    pub(crate) fn route(&self) -> Route {
+        Route::Local(self.endpoint.sockets.clone())
     }
 
     pub(crate) async fn client(&self) -> Client {
-        Client::connect(&self.address()).await.unwrap()
+        Client::connect(&self.route()).await.unwrap()
     }
 
     pub(crate) async fn stop(self) {
@@ -180,8 +181,11 @@ pub(crate) fn hello(node: &str, cpu_millis: u32, attempts: &[AttemptId]) -> Hell
 
 impl Agent {
     pub(crate) async fn connect(manager: &Running, hello: Hello) -> Self {
-        let (mut receiver, mut sender) =
-            PeerSocket::connect(&manager.address()).await.unwrap().split();
+        Self::connect_by(&manager.route(), hello).await
+    }
+
+    pub(crate) async fn connect_by(route: &Route, hello: Hello) -> Self {
+        let (mut receiver, mut sender) = PeerSocket::connect(route).await.unwrap().split();
         sender.send(&ToManager::Hello(hello)).await.unwrap();
         match within(receiver.recv()).await.unwrap() {
             ToPeer::Welcome(welcome) => Self { receiver, sender, welcome, reports: 0 },

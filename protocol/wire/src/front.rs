@@ -44,7 +44,7 @@ const LOCAL_SOCKET_MODE: u32 = 0o660;
 const REFUSAL_LIMIT: Duration = Duration::from_secs(1);
 
 /// Who is at the other end of a connection, as far as it has been proven.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Who {
     /// The owner of a key, somewhere on the network.
     Key(PublicKey),

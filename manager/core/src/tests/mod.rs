@@ -44,13 +44,7 @@ const GIB: u64 = 1 << 30;
 const CLUSTER: ClusterId = ClusterId(Uuid::from_u128(77));
 
 fn config() -> CoreConfig {
-    CoreConfig {
-        lease_ms: LEASE_MS,
-        heartbeat_ms: 1_000,
-        margin_ms: MARGIN_MS,
-        heartbeat_port: 7001,
-        publish_port: 7002,
-    }
+    CoreConfig { lease_ms: LEASE_MS, heartbeat_ms: 1_000, margin_ms: MARGIN_MS }
 }
 
 fn name(text: &str) -> Name {
@@ -61,13 +55,13 @@ fn peer(number: u64) -> Peer {
     Peer(Arc::from(number.to_be_bytes().as_slice()))
 }
 
-fn instance(number: u128) -> InstanceId {
-    InstanceId(Uuid::from_u128(number))
-}
-
 /// Somebody on the manager's machine.
 fn local() -> Caller {
     Caller { role: Role::Admin, name: name("root"), key: None }
+}
+
+fn instance(number: u128) -> InstanceId {
+    InstanceId(Uuid::from_u128(number))
 }
 
 fn at(job: u64, index: u32, number: u32) -> AttemptId {
@@ -188,11 +182,11 @@ impl World {
     }
 
     fn connect(&mut self, hello: Hello, number: u64) -> Step {
-        self.connect_as(local(), hello, number)
-    }
-
-    fn connect_as(&mut self, caller: Caller, hello: Hello, number: u64) -> Step {
-        self.give(Input::AgentConnected { peer: peer(number), caller, hello: Box::new(hello) })
+        self.give(Input::AgentConnected {
+            peer: peer(number),
+            caller: local(),
+            hello: Box::new(hello),
+        })
     }
 
     /// A node with four cores, peer and instance `number`; its epoch.

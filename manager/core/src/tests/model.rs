@@ -16,8 +16,9 @@ pub(super) struct Model {
     jobs: BTreeMap<JobId, ModelJob>,
     tasks: BTreeMap<TaskId, Vec<ModelAttempt>>,
     nodes: BTreeMap<Name, NodeRow>,
-    pub(super) tokens: BTreeMap<TokenId, TokenRow>,
-    pub(super) keys: BTreeMap<PublicKey, KeyRow>,
+    last_token: u64,
+    tokens: BTreeMap<TokenId, TokenRow>,
+    keys: BTreeMap<PublicKey, KeyRow>,
     last_epoch: u64,
     last_revision: u64,
 }
@@ -105,11 +106,15 @@ impl Model {
                     assert!(epoch.0 > self.last_epoch);
                     self.last_epoch = epoch.0;
                 }
-                Change::TokenSaved(row) => _ = self.tokens.insert(row.id, row.clone()),
+                Change::TokenSaved(row) => {
+                    let known = self.tokens.insert(row.id, row.clone()).is_some();
+                    assert!(known || row.id.0 > self.last_token, "a token's number is new");
+                    self.last_token = self.last_token.max(row.id.0);
+                }
                 Change::TokenRemoved(id) => assert!(self.tokens.remove(id).is_some()),
                 Change::KeySaved(row) => {
-                    let old = self.keys.insert(row.key, row.clone());
-                    assert!(old.is_none_or(|old| !old.revoked), "a revoked key changes");
+                    let before = self.keys.insert(row.key, row.clone());
+                    assert!(!before.is_some_and(|before| before.revoked), "a key came back");
                 }
             }
         }
@@ -180,6 +185,7 @@ impl Model {
             retries: Vec::new(),
             losses: self.losses(),
             nodes: self.nodes.values().cloned().collect(),
+            last_token: self.last_token,
             tokens: self.tokens.values().cloned().collect(),
             keys: self.keys.values().cloned().collect(),
         };

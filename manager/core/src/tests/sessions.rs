@@ -30,8 +30,6 @@ fn a_hello_opens_a_session() {
         cluster: CLUSTER,
         lease_ms: LEASE_MS,
         heartbeat_ms: 1_000,
-        heartbeat_port: 7001,
-        publish_port: 7002,
         acked: 0,
         stop: vec![],
         keep: vec![],

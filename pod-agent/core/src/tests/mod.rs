@@ -98,8 +98,6 @@ impl Agent {
             cluster: ClusterId(Default::default()),
             lease_ms: LEASE_MS,
             heartbeat_ms: 1_000,
-            heartbeat_port: 1,
-            publish_port: 2,
             acked,
             stop: stop.to_vec(),
             keep: self.core.hello_attempts(),

@@ -1,0 +1,136 @@
+//! Join tokens as text: what only the shell knows of them, since the core never sees a secret.
+
+use std::collections::HashMap;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use podmesh_manager_core::input::Peer;
+use podmesh_protocol::access::{JoinToken, KeyDigest, TokenId, TokenSecret};
+use podmesh_protocol::limits::TOKEN_ADDRESSES_MAX;
+use podmesh_wire::address::ManagerAddress;
+use podmesh_wire::key::{self, KeyError, sha256};
+
+use crate::config::ManagerConfig;
+
+/// The secrets of tokens that are being made, and what all tokens have in common.
+pub(crate) struct Tokens {
+    manager: KeyDigest,
+    advertise: Vec<ManagerAddress>,
+    listen: SocketAddr,
+    waiting: Mutex<HashMap<(Peer, u64), TokenSecret>>,
+}
+
+impl Tokens {
+    pub(crate) fn new(config: &ManagerConfig, listen: SocketAddr, manager: KeyDigest) -> Self {
+        let advertise = config.advertise.clone();
+        Self { manager, advertise, listen, waiting: Mutex::default() }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<(Peer, u64), TokenSecret>> {
+        // No code that can panic runs while it is held.
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A new secret for a request; its hash.
+    pub(crate) fn begin(&self, peer: &Peer, request: u64) -> Result<[u8; 32], KeyError> {
+        let secret = TokenSecret(key::random()?);
+        let hash = sha256(&secret.0);
+        self.lock().insert((peer.clone(), request), secret);
+        Ok(hash)
+    }
+
+    /// The request will have no token.
+    pub(crate) fn refused(&self, peer: &Peer, request: u64) {
+        self.lock().remove(&(peer.clone(), request));
+    }
+
+    /// The token of a request, now that it has a number. Told once.
+    pub(crate) fn created(&self, peer: &Peer, request: u64, id: TokenId) -> Option<String> {
+        let secret = self.lock().remove(&(peer.clone(), request))?;
+        let addresses = self.addresses().into_iter().map(|address| address.to_string());
+        let mut addresses: Vec<_> = addresses.collect();
+        addresses.truncate(TOKEN_ADDRESSES_MAX);
+        Some(JoinToken { addresses, manager: self.manager, id, secret }.to_string())
+    }
+
+    /// Where other machines may reach this one.
+    fn addresses(&self) -> Vec<ManagerAddress> {
+        if !self.advertise.is_empty() {
+            return self.advertise.clone();
+        }
+        if !self.listen.ip().is_unspecified() {
+            return vec![self.listen.into()];
+        }
+        let port = self.listen.port();
+        let of_this_family = |ip: &IpAddr| self.listen.is_ipv6() || ip.is_ipv4();
+        let mut addresses: Vec<ManagerAddress> = interface_addresses()
+            .into_iter()
+            .filter(of_this_family)
+            .map(|ip| SocketAddr::new(ip, port).into())
+            .collect();
+        if addresses.is_empty() {
+            // A machine without a network: all there is.
+            addresses.push(self.listen.into());
+        }
+        addresses
+    }
+}
+
+/// The addresses of this machine by which others can mean it, IPv4 first.
+fn interface_addresses() -> Vec<IpAddr> {
+    let interfaces = match nix::ifaddrs::getifaddrs() {
+        Ok(interfaces) => interfaces,
+        Err(error) => {
+            tracing::warn!(%error, "the addresses of this machine cannot be listed");
+            return vec![];
+        }
+    };
+    let address = |interface: nix::ifaddrs::InterfaceAddress| {
+        let address = interface.address?;
+        let v4 = address.as_sockaddr_in().map(|v4| IpAddr::V4(v4.ip()));
+        v4.or_else(|| address.as_sockaddr_in6().map(|v6| IpAddr::V6(v6.ip())))
+    };
+    let for_others = |ip: &IpAddr| match ip {
+        IpAddr::V4(v4) => !v4.is_loopback() && !v4.is_link_local(),
+        // A link-local address means nothing without the interface of whoever uses it.
+        IpAddr::V6(v6) => !v6.is_loopback() && !v6.is_unicast_link_local(),
+    };
+    let mut found: Vec<IpAddr> = interfaces.filter_map(address).filter(for_others).collect();
+    found.sort_by_key(IpAddr::is_ipv6);
+    found.dedup();
+    found
+}
+
+#[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "tests")]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+
+    fn tokens(listen: &str, advertise: &[&str]) -> Tokens {
+        let mut config = ManagerConfig::new("/nowhere", listen.parse().unwrap());
+        config.advertise = advertise.iter().map(|text| text.parse().unwrap()).collect();
+        Tokens::new(&config, config.listen, KeyDigest([1; 32]))
+    }
+
+    #[test]
+    fn a_token_is_told_once_and_says_where_the_manager_is() {
+        let tokens = tokens("127.0.0.1:7770", &[]);
+        let peer = Peer(Arc::from([1].as_slice()));
+        let hash = tokens.begin(&peer, 4).unwrap();
+        let token: JoinToken = tokens.created(&peer, 4, TokenId(9)).unwrap().parse().unwrap();
+        assert_eq!(token.addresses, ["127.0.0.1:7770"]);
+        assert_eq!((token.id, token.manager), (TokenId(9), KeyDigest([1; 32])));
+        assert_eq!(sha256(&token.secret.0), hash);
+        assert_eq!(tokens.created(&peer, 4, TokenId(9)), None);
+    }
+
+    #[test]
+    fn a_manager_that_listens_everywhere_names_addresses_that_others_can_use() {
+        let addresses = tokens("0.0.0.0:7770", &[]).addresses();
+        assert!(!addresses.is_empty());
+        let all = tokens("[::]:7770", &["manager.lan"]).addresses();
+        assert_eq!(all.iter().map(ToString::to_string).collect::<Vec<_>>(), ["manager.lan:7770"]);
+    }
+}

@@ -1,0 +1,223 @@
+//! Who may come in, and what they may do: over TLS, with real tokens.
+
+use std::path::Path;
+
+use podmesh_protocol::access::{JoinToken, Role, TokenId};
+use podmesh_protocol::client::{
+    LogPosition, LogRead, LogStream, PrincipalKind, ReplyBody, RequestBody,
+};
+use podmesh_protocol::error::ErrorCode;
+use podmesh_protocol::event::EventFact;
+use podmesh_protocol::ids::{AttemptId, JobId, Revision, TaskId};
+use podmesh_protocol::report::{Outcome, Report, ReportFact};
+use podmesh_protocol::session::{ToManager, ToPeer};
+use podmesh_wire::WireError;
+use podmesh_wire::client::{Client, ClientError};
+use podmesh_wire::control::PeerSocket;
+use podmesh_wire::enrolment::Enrolment;
+use podmesh_wire::route::Route;
+
+use crate::support::*;
+
+async fn token(client: &Client, role: Role, uses: u32) -> JoinToken {
+    let body = RequestBody::TokenCreate { role, ttl_ms: 60_000, uses };
+    match client.request(body).await.unwrap() {
+        ReplyBody::TokenCreated { token, .. } => token.parse().unwrap(),
+        other => panic!("{other:?}"),
+    }
+}
+
+async fn join(client: &Client, dir: &Path, role: Role, who: &str) -> Route {
+    let token = token(client, role, 1).await;
+    let dir = dir.join(who);
+    let enrolment = Enrolment::join(&dir, &token, &who.parse().unwrap()).await.unwrap();
+    assert_eq!((enrolment.role, enrolment.name.as_str()), (role, who));
+    enrolment.route(&dir, None).unwrap()
+}
+
+/// One of each request.
+fn requests() -> Vec<RequestBody> {
+    let (job, task) = (JobId(1), TaskId { job: JobId(1), index: 1 });
+    let attempt = AttemptId::new(JobId(1), 1, 1);
+    let log = LogRead {
+        attempt,
+        stream: LogStream::Stdout,
+        from: LogPosition::Offset(0),
+        bytes_max: 1,
+        wait_ms: 0,
+    };
+    let all = vec![
+        RequestBody::Info,
+        RequestBody::WhoAmI,
+        RequestBody::Jobs { before: None, active: false, limit: 1 },
+        RequestBody::Job { job, since: None, wait_ms: 0 },
+        RequestBody::Tasks { job, from: 1, state: None, limit: 1 },
+        RequestBody::Task { task, unless: None, wait_ms: 0 },
+        RequestBody::Nodes { after: None, limit: 1 },
+        RequestBody::Events { since: Revision(0) },
+        RequestBody::Log(log),
+        submit_body(77, 1),
+        RequestBody::Cancel { job },
+        RequestBody::TokenCreate { role: Role::Agent, ttl_ms: 1000, uses: 1 },
+        RequestBody::Tokens,
+        RequestBody::TokenRevoke { id: TokenId(999) },
+        RequestBody::Users { after: None, limit: 1 },
+        RequestBody::Revoke { kind: PrincipalKind::User, name: "nobody".parse().unwrap() },
+    ];
+    // A new request is to be added above, too.
+    for body in &all {
+        match body {
+            RequestBody::Info
+            | RequestBody::WhoAmI
+            | RequestBody::Jobs { .. }
+            | RequestBody::Job { .. }
+            | RequestBody::Tasks { .. }
+            | RequestBody::Task { .. }
+            | RequestBody::Nodes { .. }
+            | RequestBody::Events { .. }
+            | RequestBody::Log(_)
+            | RequestBody::Submit { .. }
+            | RequestBody::Cancel { .. }
+            | RequestBody::TokenCreate { .. }
+            | RequestBody::Tokens
+            | RequestBody::TokenRevoke { .. }
+            | RequestBody::Users { .. }
+            | RequestBody::Revoke { .. } => {}
+        }
+    }
+    all
+}
+
+#[tokio::test]
+async fn every_role_may_do_what_it_may_and_nothing_else() {
+    let dir = tempfile::tempdir().unwrap();
+    let manager = start(dir.path()).await;
+    let admin = manager.client().await;
+    submit(&admin, 1, 1).await;
+    for role in Role::ALL {
+        let route = join(&admin, dir.path(), role, role.as_str()).await;
+        let client = Client::connect(&route).await.unwrap();
+        let mut allowed = 0;
+        for body in requests() {
+            let name = format!("{role}: {body:?}");
+            let forbidden = match client.request(body).await {
+                Err(ClientError::Refused(error)) => error.code == ErrorCode::Forbidden,
+                Ok(_) => false,
+                other => panic!("{name}: {other:?}"),
+            };
+            allowed += usize::from(!forbidden);
+        }
+        let expected = match role {
+            Role::Agent => 2,
+            Role::Viewer => 9,
+            Role::Operator => 11,
+            Role::Admin => 16,
+        };
+        assert_eq!(allowed, expected, "{role}");
+    }
+    manager.stop().await;
+}
+
+#[tokio::test]
+async fn only_agents_speak_as_agents_and_each_as_its_own_node() {
+    let dir = tempfile::tempdir().unwrap();
+    let manager = start_with(patient(dir.path())).await;
+    let admin = manager.client().await;
+    submit(&admin, 1, 1).await;
+    let one = join(&admin, dir.path(), Role::Agent, "one").await;
+    let two = join(&admin, dir.path(), Role::Agent, "two").await;
+    let operator = join(&admin, dir.path(), Role::Operator, "ann").await;
+
+    let mut agent = Agent::connect_by(&one, hello("one", 1000, &[])).await;
+    let attempt = agent.starts().await[0];
+
+    let (mut receiver, mut sender) = PeerSocket::connect(&operator).await.unwrap().split();
+    sender.send(&ToManager::Hello(hello("three", 1000, &[]))).await.unwrap();
+    match within(receiver.recv()).await.unwrap() {
+        ToPeer::Error(error) => assert_eq!(error.code, ErrorCode::Forbidden),
+        other => panic!("{other:?}"),
+    }
+    let (mut receiver, mut sender) = PeerSocket::connect(&two).await.unwrap().split();
+    sender.send(&ToManager::Hello(hello("one", 1000, &[]))).await.unwrap();
+    match within(receiver.recv()).await.unwrap() {
+        ToPeer::Refused(error) => assert_eq!(error.code, ErrorCode::Forbidden),
+        other => panic!("{other:?}"),
+    }
+    // Another's session is not to be spoken in, ended, or kept alive.
+    let ended = Report(1, attempt, ReportFact::Ended(Outcome::exited(0)));
+    sender.send(&ToManager::Reports(agent.epoch(), vec![ended])).await.unwrap();
+    assert_eq!(within(receiver.recv()).await.unwrap(), ToPeer::HelloAgain(agent.epoch()));
+    sender.send(&ToManager::Goodbye(agent.epoch())).await.unwrap();
+    assert_eq!(within(receiver.recv()).await.unwrap(), ToPeer::HelloAgain(agent.epoch()));
+    let mut beats = two.heartbeats().await.unwrap();
+    let beat = podmesh_wire::heartbeat::Beat { epoch: agent.epoch(), sequence: 1 };
+    podmesh_wire::heartbeat::write_beat(&mut beats, &beat).await.unwrap();
+    assert!(within(podmesh_wire::heartbeat::read_beat(&mut beats)).await.is_err());
+
+    agent.end(attempt).await;
+    manager.stop().await;
+}
+
+#[tokio::test]
+async fn revocation_cuts_what_is_open_and_lasts() {
+    let dir = tempfile::tempdir().unwrap();
+    let manager = start(dir.path()).await;
+    let admin = manager.client().await;
+    let viewer = join(&admin, dir.path(), Role::Viewer, "ann").await;
+    let node = join(&admin, dir.path(), Role::Agent, "one").await;
+    let client = Client::connect(&viewer).await.unwrap();
+    client.request(RequestBody::WhoAmI).await.unwrap();
+    let mut agent = Agent::connect_by(&node, hello("one", 1000, &[])).await;
+
+    for (kind, name) in [(PrincipalKind::User, "ann"), (PrincipalKind::Node, "one")] {
+        let revoke = RequestBody::Revoke { kind, name: name.parse().unwrap() };
+        assert_eq!(admin.request(revoke).await.unwrap(), ReplyBody::Revoked);
+    }
+    let ended = within(agent.receiver.recv()).await;
+    assert!(matches!(ended, Err(WireError::Disconnected)), "{ended:?}");
+    within(async { while client.request(RequestBody::WhoAmI).await.is_ok() {} }).await;
+    event(&admin, |fact| matches!(fact, EventFact::KeyRevoked(Role::Agent, ..))).await;
+
+    // Not after a restart, and not with another token, either.
+    manager.stop().await;
+    let manager = start(dir.path()).await;
+    let admin = manager.client().await;
+    for (who, role) in [("ann", Role::Viewer), ("one", Role::Agent)] {
+        let dir = dir.path().join(who);
+        let token = token(&admin, role, 1).await;
+        let error = Enrolment::join(&dir, &token, &who.parse().unwrap()).await.unwrap_err();
+        assert!(error.to_string().contains("revoked"), "{error}");
+        let address = manager.endpoint.address.into();
+        let route = Enrolment::load(&dir).unwrap().route(&dir, Some(&address)).unwrap();
+        let error = Client::connect(&route).await.err().unwrap();
+        assert!(matches!(error, WireError::Refused { .. }), "{error:?}");
+    }
+    manager.stop().await;
+}
+
+#[tokio::test]
+async fn a_token_is_used_once_and_its_use_is_an_event() {
+    let dir = tempfile::tempdir().unwrap();
+    let manager = start(dir.path()).await;
+    let admin = manager.client().await;
+    let token = token(&admin, Role::Agent, 1).await;
+    let name = "one".parse().unwrap();
+    Enrolment::join(&dir.path().join("a"), &token, &name).await.unwrap();
+    let other = "two".parse().unwrap();
+    let error = Enrolment::join(&dir.path().join("b"), &token, &other).await.unwrap_err();
+    let said = error.to_string();
+    assert!(said.contains("used up") && said.contains("podmesh token create"), "{said}");
+    let facts: Vec<_> = events(&admin).await.into_iter().map(|(_, fact)| fact).collect();
+    assert!(
+        matches!(
+            &facts[..],
+            [
+                EventFact::TokenCreated(TokenId(1), Role::Agent, _),
+                EventFact::Enrolled(Role::Agent, _, TokenId(1)),
+                EventFact::JoinsRefused(_, 1)
+            ]
+        ),
+        "{facts:?}"
+    );
+    manager.stop().await;
+}
