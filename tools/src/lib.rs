@@ -8,6 +8,7 @@
 mod bounded;
 mod cli;
 mod connect;
+mod connect_access;
 mod context;
 mod daemon_log;
 mod demo;
@@ -73,7 +74,7 @@ fn run(context: &Context, verb: Verb) -> Outcome {
         && let Some(name) = verb.without_json()
     {
         return Err(CliError::usage(format!("`{name}` has no JSON output")).hint(
-            "leave `--output json` out; jobs, job, tasks, nodes, events, submit and cancel have it",
+            "leave `--output json` out; jobs, job, tasks, nodes, users, events, submit, cancel, token create and token list have it",
         ));
     }
     let daemon = matches!(verb, Verb::Dev(_) | Verb::Manager(_) | Verb::Agent(_));
@@ -105,7 +106,9 @@ async fn dispatch(context: &Context, verb: Verb) -> Outcome {
         Verb::Tasks(args) => verbs::tasks::tasks(context, args).await,
         Verb::Logs(args) => verbs::logs::logs(context, args).await,
         Verb::Cancel(args) => verbs::cancel::cancel(context, args).await,
-        Verb::Nodes => verbs::nodes::nodes(context).await,
+        Verb::Nodes(args) => verbs::nodes::nodes(context, args).await,
+        Verb::Users(args) => verbs::users::users(context, args).await,
+        Verb::Token(args) => verbs::token::token(context, args).await,
         Verb::Events(args) => verbs::events::events(context, args).await,
         Verb::Completions { shell } => verbs::completions::completions(shell),
     }

@@ -1,5 +1,6 @@
 //! The command line: verbs, options, and what they mean.
 
+pub(crate) mod access;
 pub(crate) mod daemon;
 pub(crate) mod job;
 pub(crate) mod query;
@@ -10,6 +11,7 @@ use clap::builder::styling::{AnsiColor, Styles};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use podmesh_wire::address::ManagerAddress;
 
+use access::{NodesArgs, NodesVerb, TokenArgs, TokenVerb, UsersArgs, UsersVerb};
 use daemon::{AgentArgs, DemoArgs, DevArgs, ManagerArgs};
 use job::{CommandArgs, JobOptions};
 use query::{CancelArgs, EventsArgs, JobArgs, JobsArgs, LogsArgs, TasksArgs};
@@ -131,8 +133,12 @@ pub(crate) enum Verb {
     Logs(LogsArgs),
     /// Cancel jobs: what is queued never starts, what runs is stopped
     Cancel(CancelArgs),
-    /// List the nodes
-    Nodes,
+    /// List the nodes, or shut one out
+    Nodes(NodesArgs),
+    /// List the users that have joined, or shut one out
+    Users(UsersArgs),
+    /// Make, list and revoke the tokens with which machines and users join
+    Token(TokenArgs),
     /// List what happened, every change with its revision
     Events(EventsArgs),
     /// Print completions for a shell
@@ -154,12 +160,17 @@ impl Verb {
             Self::Submit(args) if args.follow => Some("submit --follow"),
             Self::Logs(_) => Some("logs"),
             Self::Completions { .. } => Some("completions"),
+            Self::Nodes(NodesArgs { what: Some(NodesVerb::Revoke { .. }) }) => Some("nodes revoke"),
+            Self::Users(UsersArgs { what: Some(UsersVerb::Revoke { .. }) }) => Some("users revoke"),
+            Self::Token(TokenArgs { what: TokenVerb::Revoke { .. } }) => Some("token revoke"),
             Self::Submit(_)
             | Self::Jobs(_)
             | Self::Job(_)
             | Self::Tasks(_)
             | Self::Cancel(_)
-            | Self::Nodes
+            | Self::Nodes(_)
+            | Self::Users(_)
+            | Self::Token(_)
             | Self::Events(_) => None,
         }
     }

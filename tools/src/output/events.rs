@@ -1,12 +1,13 @@
 //! Events, as a line for people and as JSON.
 
+use podmesh_protocol::access;
 use podmesh_protocol::event::EventFact;
-use podmesh_protocol::ids::{AttemptId, Revision};
+use podmesh_protocol::ids::{AttemptId, Name, Revision};
 use podmesh_protocol::report::{self, OutcomeKind};
 use schemars::JsonSchema;
 use serde::Serialize;
 
-use super::json::{JobState, OutcomeRow, Word};
+use super::json::{JobState, OutcomeRow, Role, Word};
 use super::text::{count, escape};
 use super::time::{coarse, local_clock, rfc3339};
 
@@ -126,6 +127,54 @@ enum EventBody {
         /// Its name.
         node: String,
     },
+    /// A join token was made.
+    TokenCreated {
+        /// Its number.
+        token: u64,
+        /// What whoever joins with it may do.
+        role: Role,
+        /// Who made it.
+        by: String,
+    },
+    /// A join token was revoked.
+    TokenRevoked {
+        /// Its number.
+        token: u64,
+        /// Who revoked it.
+        by: String,
+    },
+    /// A node (role `agent`) or a user joined.
+    Enrolled {
+        /// What it may do.
+        role: Role,
+        /// The node's or user's name.
+        name: String,
+        /// The number of the token that it joined with.
+        token: u64,
+    },
+    /// A node (role `agent`) or a user was shut out.
+    KeyRevoked {
+        /// What it was allowed.
+        role: Role,
+        /// The node's or user's name.
+        name: String,
+        /// Who shut it out.
+        by: String,
+    },
+    /// Somebody wanted to join, and could not.
+    JoinsRefused {
+        /// Why; of several, the last one.
+        message: String,
+        /// How many since this was last told.
+        count: u32,
+    },
+    /// Connections were not let in, or cut off.
+    ConnectionsRefused {
+        /// Why; of several, the last one.
+        message: String,
+        /// How many since this was last told.
+        count: u32,
+    },
 }
 
 impl EventOutput {
@@ -174,6 +223,26 @@ impl From<&EventFact> for EventBody {
             }
             EventFact::NodeRecovered(node) => Self::NodeRecovered { node: node.to_string() },
             EventFact::NodeLost(node) => Self::NodeLost { node: node.to_string() },
+            EventFact::TokenCreated(token, role, by) => {
+                Self::TokenCreated { token: token.0, role: (*role).into(), by: by.to_string() }
+            }
+            EventFact::TokenRevoked(token, by) => {
+                Self::TokenRevoked { token: token.0, by: by.to_string() }
+            }
+            EventFact::Enrolled(role, name, token) => {
+                Self::Enrolled { role: (*role).into(), name: name.to_string(), token: token.0 }
+            }
+            EventFact::KeyRevoked(role, name, by) => Self::KeyRevoked {
+                role: (*role).into(),
+                name: name.to_string(),
+                by: by.to_string(),
+            },
+            EventFact::JoinsRefused(message, count) => {
+                Self::JoinsRefused { message: message.clone(), count: *count }
+            }
+            EventFact::ConnectionsRefused(message, count) => {
+                Self::ConnectionsRefused { message: message.clone(), count: *count }
+            }
         }
     }
 }
@@ -204,6 +273,31 @@ fn describe(fact: &EventFact) -> String {
         EventFact::NodeSuspect(node, why) => format!("node {node} is suspect: {}", escape(why)),
         EventFact::NodeRecovered(node) => format!("node {node} recovered"),
         EventFact::NodeLost(node) => format!("node {node} is lost"),
+        EventFact::TokenCreated(token, role, by) => {
+            format!("join token {token} for role {role} made by {by}")
+        }
+        EventFact::TokenRevoked(token, by) => format!("join token {token} revoked by {by}"),
+        EventFact::Enrolled(role, name, token) => {
+            format!("{} joined with token {token}", principal(*role, name))
+        }
+        EventFact::KeyRevoked(role, name, by) => {
+            format!("{} shut out by {by}", principal(*role, name))
+        }
+        EventFact::JoinsRefused(why, n) => {
+            format!("{} refused: {}", count(u64::from(*n), "join"), escape(why))
+        }
+        EventFact::ConnectionsRefused(why, n) => {
+            format!("{} refused: {}", count(u64::from(*n), "connection"), escape(why))
+        }
+    }
+}
+
+fn principal(role: access::Role, name: &Name) -> String {
+    match role {
+        access::Role::Agent => format!("node {name}"),
+        access::Role::Viewer | access::Role::Operator | access::Role::Admin => {
+            format!("user {name} ({role})")
+        }
     }
 }
 
@@ -240,6 +334,29 @@ mod tests {
     use super::*;
     use podmesh_protocol::ids::JobId;
     use podmesh_protocol::report::Outcome;
+
+    #[test]
+    fn who_came_in_and_who_was_shut_out_is_told() {
+        let (name, by): (Name, Name) = ("a".parse().unwrap(), "root".parse().unwrap());
+        let token = access::TokenId(3);
+        for (fact, text) in [
+            (
+                EventFact::TokenCreated(token, access::Role::Viewer, by.clone()),
+                "join token 3 for role viewer made by root",
+            ),
+            (
+                EventFact::Enrolled(access::Role::Agent, name.clone(), token),
+                "node a joined with token 3",
+            ),
+            (
+                EventFact::KeyRevoked(access::Role::Admin, name, by),
+                "user a (admin) shut out by root",
+            ),
+            (EventFact::JoinsRefused("\u{1b}".into(), 2), "2 joins refused: \\u{1b}"),
+        ] {
+            assert_eq!(describe(&fact), text);
+        }
+    }
 
     #[test]
     fn an_ended_attempt_says_how_for_people_and_programs() {

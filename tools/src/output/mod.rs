@@ -1,5 +1,6 @@
 //! What the verbs print: for people as tables and lines, for programs as JSON.
 
+pub(crate) mod access;
 pub(crate) mod events;
 pub(crate) mod json;
 #[cfg(test)]

@@ -7,12 +7,13 @@ mod tests {
 
     use schemars::{Schema, schema_for};
 
+    use crate::output::access::{TokenCreateOutput, TokenListOutput, UsersOutput};
     use crate::output::events::EventOutput;
     use crate::output::json::{
         CancelOutput, JobOutput, JobsOutput, NodesOutput, SubmitOutput, TasksOutput,
     };
 
-    fn schemas() -> [(&'static str, Schema); 7] {
+    fn schemas() -> [(&'static str, Schema); 10] {
         [
             ("cancel", schema_for!(CancelOutput)),
             ("event", schema_for!(EventOutput)),
@@ -21,6 +22,9 @@ mod tests {
             ("nodes", schema_for!(NodesOutput)),
             ("submit", schema_for!(SubmitOutput)),
             ("tasks", schema_for!(TasksOutput)),
+            ("token-create", schema_for!(TokenCreateOutput)),
+            ("token-list", schema_for!(TokenListOutput)),
+            ("users", schema_for!(UsersOutput)),
         ]
     }
 

@@ -2,10 +2,10 @@
 
 use bytesize::ByteSize;
 use comfy_table::{Attribute, Cell, Color, ContentArrangement, Row, Table, presets};
-use podmesh_protocol::client::{JobView, NodeView, TaskView};
+use podmesh_protocol::client::{JobView, NodeView, TaskView, TokenView, UserView};
 
 use super::events::outcome_text;
-use super::json::{AttemptState, JobState, NodeState, TaskState, Word};
+use super::json::{AttemptState, JobState, NodeState, TaskState, TokenState, Word};
 use super::screen::Screen;
 use super::text::{count, escape};
 use super::time::{ago, coarse, now_ms};
@@ -21,7 +21,7 @@ enum Mood {
 
 fn mood(word: &str) -> Mood {
     match word {
-        "succeeded" | "alive" => Mood::Good,
+        "succeeded" | "alive" | "usable" => Mood::Good,
         "failed" | "lost" => Mood::Bad,
         "running" | "active" | "cancelling" | "suspect" => Mood::Busy,
         _ => Mood::Quiet,
@@ -151,6 +151,43 @@ pub(crate) fn nodes(screen: Screen, nodes: &[NodeView]) -> String {
     render(screen, &header, nodes.iter().map(row).collect())
 }
 
+/// `podmesh token list`.
+pub(crate) fn tokens(screen: Screen, tokens: &[TokenView]) -> String {
+    let now = now_ms();
+    let row = |view: &TokenView| {
+        let expires = match view.expires_wall_ms.checked_sub(now) {
+            Some(left @ 1..) => format!("in {}", coarse(left)),
+            Some(0) | None => ago(now, view.expires_wall_ms),
+        };
+        vec![
+            Cell::new(view.id),
+            state(TokenState::from(view.state).word()),
+            Cell::new(view.role),
+            Cell::new(view.uses_left),
+            Cell::new(expires),
+            Cell::new(&view.created_by),
+        ]
+    };
+    let header = ["TOKEN", "STATE", "ROLE", "USES LEFT", "EXPIRES", "MADE BY"];
+    render(screen, &header, tokens.iter().map(row).collect())
+}
+
+/// `podmesh users`.
+pub(crate) fn users(screen: Screen, users: &[UserView]) -> String {
+    let now = now_ms();
+    let row = |view: &UserView| {
+        vec![
+            Cell::new(&view.name),
+            Cell::new(view.role),
+            Cell::new(ago(now, view.enrolled_wall_ms)),
+            Cell::new(view.token),
+            Cell::new(view.key),
+        ]
+    };
+    let header = ["USER", "ROLE", "JOINED", "TOKEN", "KEY"];
+    render(screen, &header, users.iter().map(row).collect())
+}
+
 /// Cores with as many digits as are needed.
 pub(crate) fn cores(millis: u32) -> String {
     let text = format!("{}.{:03}", millis / 1000, millis % 1000);
@@ -171,7 +208,8 @@ pub(crate) fn more(shown: usize, noun: &str) -> String {
 #[expect(clippy::unwrap_used, reason = "tests")]
 mod tests {
     use super::*;
-    use podmesh_protocol::client::{AttemptView, NodeState};
+    use podmesh_protocol::access::{Role, TokenId};
+    use podmesh_protocol::client::{self as wire, AttemptView, NodeState};
     use podmesh_protocol::ids::{JobId, TaskId};
     use podmesh_protocol::report::{self, Outcome};
     use podmesh_protocol::spec::{Resources, RuntimeKind};
@@ -221,6 +259,25 @@ mod tests {
     }
 
     #[test]
+    fn tokens_show_whether_they_can_be_used() {
+        let view = |id, state, expires_wall_ms| TokenView {
+            id: TokenId(id),
+            state,
+            role: Role::Agent,
+            uses_left: 1,
+            expires_wall_ms,
+            created_by: "root".parse().unwrap(),
+        };
+        let soon = now_ms() + 3_630_000;
+        let rows = [view(1, wire::TokenState::Expired, 0), view(2, wire::TokenState::Usable, soon)];
+        let text = tokens(Screen { width: None, color: false }, &rows);
+        let lines: Vec<&str> = text.lines().collect();
+        assert!(lines[1].starts_with("1      expired  agent  1"), "{text}");
+        assert!(lines[1].ends_with("d ago  root"), "{text}");
+        assert!(lines[2].contains("usable") && lines[2].contains("in 60min"), "{text}");
+    }
+
+    #[test]
     fn nodes_show_what_is_free() {
         let view = NodeView {
             node: "node-1".parse().unwrap(),
@@ -233,6 +290,7 @@ mod tests {
             runtimes: vec![RuntimeKind::Process, RuntimeKind::Docker],
             attempts: 3,
             seen_ms_ago: Some(70_000),
+            enrolled: false,
         };
         let text = nodes(Screen { width: None, color: false }, &[view]);
         for part in ["2.5/4", "6.0GiB/8.0GiB", "process,docker", "70s ago", "gpu=a100"] {

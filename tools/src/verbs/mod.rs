@@ -13,3 +13,5 @@ pub(crate) mod nodes;
 pub(crate) mod run;
 pub(crate) mod submit;
 pub(crate) mod tasks;
+pub(crate) mod token;
+pub(crate) mod users;
