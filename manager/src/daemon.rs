@@ -217,6 +217,7 @@ impl Parts {
             instance: endpoint.instance,
             program_version: endpoint.version.clone(),
             tokens: Tokens::new(config, endpoint.address, key),
+            clock,
             callers: callers.clone(),
             last_revision: Arc::clone(&last_revision),
             inputs,

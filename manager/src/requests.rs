@@ -20,6 +20,7 @@ use tokio::sync::{OwnedSemaphorePermit, oneshot, watch};
 use tokio::time::{Instant, sleep_until, timeout};
 
 use crate::callers::Callers;
+use crate::clock::Clock;
 use crate::heartbeat::Heartbeats;
 use crate::log_reads::{LogReads, unavailable};
 use crate::publisher::Hints;
@@ -39,6 +40,7 @@ pub(crate) struct Manager {
     pub(crate) cluster: ClusterId,
     pub(crate) instance: InstanceId,
     pub(crate) program_version: String,
+    pub(crate) clock: Clock,
     pub(crate) callers: Callers,
     pub(crate) tokens: Tokens,
     pub(crate) last_revision: Arc<AtomicU64>,
@@ -119,6 +121,7 @@ impl Manager {
                 cluster: self.cluster,
                 instance: self.instance,
                 revision: Revision(self.last_revision.load(Ordering::Acquire)),
+                wall_ms: self.clock.now().wall_ms,
             })),
             RequestBody::Jobs { before, active, limit } => {
                 let jobs = self.reads.run(move |history| history.jobs(before, active, limit));

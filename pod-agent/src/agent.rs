@@ -337,10 +337,10 @@ impl Agent {
     }
 
     fn opened(&mut self, opened: Opened) {
-        let Opened { address, welcome, hello_sent_mono_ms, messages, slices } = opened;
+        let Opened { route, welcome, hello_sent_mono_ms, messages, slices } = opened;
         self.runtimes.set_cluster(welcome.cluster);
         self.heartbeat.set(Some(Target {
-            address: address.with_port(welcome.heartbeat_port),
+            route,
             epoch: welcome.epoch,
             interval: Duration::from_millis(welcome.heartbeat_ms),
             lease: Duration::from_millis(welcome.lease_ms),

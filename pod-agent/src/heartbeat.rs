@@ -9,10 +9,9 @@ use std::time::Duration;
 use podmesh_protocol::ids::Epoch;
 use podmesh_protocol::time::Millis;
 use podmesh_wire::WireError;
-use podmesh_wire::address::ManagerAddress;
 use podmesh_wire::heartbeat::{Beat, read_beat, write_beat};
-use tokio::net::TcpStream;
-use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
+use podmesh_wire::route::Route;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep, sleep_until, timeout};
 
@@ -25,10 +24,10 @@ const RETRY_PAUSE: Duration = Duration::from_millis(100);
 const INTERVAL_MIN: Duration = Duration::from_millis(10);
 
 /// Whose heart beats, and how fast.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub(crate) struct Target {
-    /// Where the manager listens for beats.
-    pub(crate) address: ManagerAddress,
+    /// The way to the manager.
+    pub(crate) route: Route,
     /// The session.
     pub(crate) epoch: Epoch,
     /// Between two beats.
@@ -142,11 +141,8 @@ async fn stream(
     answered: &Cell<Instant>,
     events: &mpsc::UnboundedSender<HeartbeatEvent>,
 ) -> Result<Never, WireError> {
-    let address = (target.address.host.as_str(), target.address.port);
-    let stream = timeout(target.lease / 2, TcpStream::connect(address));
-    let stream = stream.await.map_err(io::Error::from)??;
-    stream.set_nodelay(true)?;
-    let (mut reader, mut writer) = stream.into_split();
+    let stream = timeout(target.lease / 2, target.route.heartbeats());
+    let (mut reader, mut writer) = tokio::io::split(stream.await.map_err(io::Error::from)??);
     // The beats that are not answered, oldest first.
     let sent = RefCell::new(VecDeque::new());
     tokio::select! {
@@ -158,7 +154,7 @@ async fn stream(
 async fn send_beats(
     clock: Clock,
     target: &Target,
-    writer: &mut OwnedWriteHalf,
+    writer: &mut (impl AsyncWrite + Unpin),
     sent: &RefCell<VecDeque<(u64, Millis)>>,
 ) -> Result<Never, WireError> {
     let mut ticks = interval(target.interval.max(INTERVAL_MIN));
@@ -181,7 +177,7 @@ async fn send_beats(
 
 async fn read_answers(
     epoch: Epoch,
-    reader: &mut OwnedReadHalf,
+    reader: &mut (impl AsyncRead + Unpin),
     sent: &RefCell<VecDeque<(u64, Millis)>>,
     answered: &Cell<Instant>,
     events: &mpsc::UnboundedSender<HeartbeatEvent>,
@@ -206,29 +202,31 @@ async fn read_answers(
 #[cfg(test)]
 #[expect(clippy::unwrap_used, reason = "tests")]
 mod tests {
-    use tokio::net::TcpListener;
+    use podmesh_wire::route::HEARTBEATS_SOCKET;
+    use tempfile::TempDir;
+    use tokio::net::UnixListener;
 
     use super::*;
 
     async fn beating(
         lease: Duration,
-    ) -> (Heartbeat, mpsc::UnboundedReceiver<HeartbeatEvent>, TcpListener) {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let port = listener.local_addr().unwrap().port();
+    ) -> (Heartbeat, mpsc::UnboundedReceiver<HeartbeatEvent>, UnixListener, TempDir) {
+        let dir = tempfile::tempdir().unwrap();
+        let listener = UnixListener::bind(dir.path().join(HEARTBEATS_SOCKET)).unwrap();
         let (sender, events) = mpsc::unbounded_channel();
         let heartbeat = Heartbeat::start(Clock::start(), sender).unwrap();
         heartbeat.set(Some(Target {
-            address: ManagerAddress { host: "127.0.0.1".into(), port },
+            route: Route::Local(dir.path().into()),
             epoch: Epoch(7),
             interval: Duration::from_millis(10),
             lease,
         }));
-        (heartbeat, events, listener)
+        (heartbeat, events, listener, dir)
     }
 
     #[tokio::test]
     async fn beats_are_answered_over_streams_that_fail() {
-        let (_heartbeat, mut events, listener) = beating(Duration::from_secs(3600)).await;
+        let (_heartbeat, mut events, listener, _dir) = beating(Duration::from_secs(3600)).await;
         for _ in 0..2 {
             let (mut stream, _) = listener.accept().await.unwrap();
             for sequence in 1..=3 {
@@ -247,7 +245,7 @@ mod tests {
 
     #[tokio::test]
     async fn silence_is_told_once() {
-        let (heartbeat, mut events, listener) = beating(Duration::from_millis(60)).await;
+        let (heartbeat, mut events, listener, _dir) = beating(Duration::from_millis(60)).await;
         let (mut stream, _) = listener.accept().await.unwrap();
         read_beat(&mut stream).await.unwrap();
         assert_eq!(events.recv().await.unwrap(), HeartbeatEvent::Silent(Epoch(7)));

@@ -25,5 +25,5 @@ mod task_env;
 
 pub use agent::run;
 pub use capacity::detect_capacity;
-pub use config::{AgentConfig, DockerSwitch, ManagerLocator, RuntimeSwitches};
+pub use config::{AgentConfig, DockerSwitch, RuntimeSwitches};
 pub use error::AgentError;

@@ -9,15 +9,16 @@ use podmesh_protocol::ids::Epoch;
 use podmesh_protocol::session::{Hello, ToManager, ToPeer, Welcome};
 use podmesh_protocol::time::Millis;
 use podmesh_wire::WireError;
-use podmesh_wire::address::ManagerAddress;
 use podmesh_wire::backoff::reconnect_delays;
 use podmesh_wire::control::{PeerReceiver, PeerSender, PeerSocket};
+use podmesh_wire::enrolment::EnrolmentError;
+use podmesh_wire::locate::Locator;
 use podmesh_wire::publish::Subscriber;
+use podmesh_wire::route::Route;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{Instant, sleep, timeout};
 
 use crate::clock::Clock;
-use crate::config::{LocateError, ManagerLocator};
 use crate::data_dir::DataDir;
 use crate::error::AgentError;
 
@@ -52,8 +53,8 @@ pub(crate) enum SessionEvent {
 /// An open session.
 #[derive(Debug)]
 pub(crate) struct Opened {
-    /// Where the manager is.
-    pub(crate) address: ManagerAddress,
+    /// The way to the manager.
+    pub(crate) route: Route,
     /// How it was opened.
     pub(crate) welcome: Box<Welcome>,
     /// When the hello was sent.
@@ -67,7 +68,7 @@ pub(crate) struct Opened {
 /// Makes sessions.
 #[derive(Debug)]
 pub(crate) struct Sessions {
-    pub(crate) locator: ManagerLocator,
+    pub(crate) locator: Locator,
     pub(crate) clock: Clock,
     pub(crate) data_dir: Arc<DataDir>,
     pub(crate) events: mpsc::Sender<SessionEvent>,
@@ -89,15 +90,15 @@ enum NoSession {
     #[error(transparent)]
     Fatal(#[from] AgentError),
     #[error(transparent)]
-    Locate(#[from] LocateError),
+    Locate(#[from] EnrolmentError),
     #[error(transparent)]
     Wire(#[from] WireError),
     #[error("the manager at {manager} does not answer the hello within {} s", WELCOME_LIMIT.as_secs())]
-    NoWelcome { manager: ManagerAddress },
+    NoWelcome { manager: Route },
     #[error("the manager at {0} refuses a session: {1}")]
-    Refused(ManagerAddress, ErrorReply),
+    Refused(Route, ErrorReply),
     #[error("the manager at {0} answers the hello with something else")]
-    NotAWelcome(ManagerAddress),
+    NotAWelcome(Route),
     #[error("the agent ends")]
     AgentEnds,
 }
@@ -137,27 +138,26 @@ impl Sessions {
     }
 
     async fn session(&mut self, outage: &mut Outage) -> Result<End, NoSession> {
-        let address = self.locator.locate()?;
-        let (mut receiver, mut sender) = PeerSocket::connect(&address).await?.split();
+        let route = self.locator.find()?;
+        let (mut receiver, mut sender) = PeerSocket::connect(&route).await?.split();
         let (welcome, hello_sent_mono_ms) =
-            self.introduce(&address, &mut receiver, &mut sender).await?;
-        self.check_cluster(&address, &welcome)?;
+            self.introduce(&route, &mut receiver, &mut sender).await?;
+        self.check_cluster(&route, &welcome)?;
         let epoch = welcome.epoch;
         outage.over();
-        tracing::info!(manager = %address, session = %epoch, "connected");
+        tracing::info!(manager = %route, session = %epoch, "connected");
 
-        let publish = address.with_port(welcome.publish_port);
         let (messages, messages_receiver) = mpsc::unbounded_channel();
         let (slices, slices_receiver) = mpsc::channel(SLICES_MAX);
         let welcome = Box::new(welcome);
-        let opened = Opened { address, welcome, hello_sent_mono_ms, messages, slices };
+        let opened = Opened { route: route.clone(), welcome, hello_sent_mono_ms, messages, slices };
         self.tell(SessionEvent::Opened(opened)).await?;
 
         let mut receiving = std::pin::pin!(receive(&self.events, &mut receiver, epoch));
         let end = tokio::select! {
             end = &mut receiving => end,
             end = send(&mut sender, messages_receiver, slices_receiver) => end,
-            end = watch_manager(&publish) => end,
+            end = watch_manager(&route) => end,
             end = wait_until_dropped(&mut self.dropped, epoch) => end,
         };
         if matches!(end, End::Left) {
@@ -173,7 +173,7 @@ impl Sessions {
 
     async fn introduce(
         &self,
-        address: &ManagerAddress,
+        route: &Route,
         receiver: &mut PeerReceiver,
         sender: &mut PeerSender,
     ) -> Result<(Welcome, Millis), NoSession> {
@@ -183,38 +183,38 @@ impl Sessions {
         let sent_mono_ms = self.clock.mono_ms();
         sender.send(&ToManager::Hello(hello)).await?;
         let Ok(answer) = timeout(WELCOME_LIMIT, receiver.recv()).await else {
-            return Err(NoSession::NoWelcome { manager: address.clone() });
+            return Err(NoSession::NoWelcome { manager: route.clone() });
         };
         let refusal = match answer? {
             ToPeer::Welcome(welcome) => return Ok((welcome, sent_mono_ms)),
             ToPeer::Refused(error) | ToPeer::Error(error) => error,
-            _ => return Err(NoSession::NotAWelcome(address.clone())),
+            _ => return Err(NoSession::NotAWelcome(route.clone())),
         };
         Err(match refusal.code {
             ErrorCode::UnsupportedVersion => {
-                let manager = address.to_string();
+                let manager = route.to_string();
                 AgentError::UnsupportedVersion { manager, message: refusal.message }.into()
             }
-            ErrorCode::WrongCluster => self.wrong_cluster(address, None).into(),
-            _ => NoSession::Refused(address.clone(), refusal),
+            ErrorCode::WrongCluster => self.wrong_cluster(route, None).into(),
+            _ => NoSession::Refused(route.clone(), refusal),
         })
     }
 
     /// The first manager decides to which cluster the agent belongs.
-    fn check_cluster(&self, address: &ManagerAddress, welcome: &Welcome) -> Result<(), AgentError> {
+    fn check_cluster(&self, route: &Route, welcome: &Welcome) -> Result<(), AgentError> {
         match self.data_dir.cluster()? {
             Some(ours) if ours == welcome.cluster => Ok(()),
-            Some(_) => Err(self.wrong_cluster(address, Some(welcome.cluster))),
+            Some(_) => Err(self.wrong_cluster(route, Some(welcome.cluster))),
             None => self.data_dir.set_cluster(welcome.cluster),
         }
     }
 
     fn wrong_cluster(
         &self,
-        address: &ManagerAddress,
+        route: &Route,
         theirs: Option<podmesh_protocol::ids::ClusterId>,
     ) -> AgentError {
-        let (manager, path) = (address.to_string(), self.data_dir.cluster_path());
+        let (manager, path) = (route.to_string(), self.data_dir.cluster_path());
         AgentError::WrongCluster { manager, theirs, path }
     }
 }
@@ -267,10 +267,10 @@ async fn send(
 }
 
 /// Watches for the manager's end, and for another life of it.
-async fn watch_manager(address: &ManagerAddress) -> End {
+async fn watch_manager(route: &Route) -> End {
     let mut known = None;
     loop {
-        match Subscriber::connect(address, &[TOPIC_MANAGER]).await {
+        match Subscriber::connect(route, &[TOPIC_MANAGER]).await {
             Ok(mut subscriber) => loop {
                 match subscriber.recv().await {
                     Ok(Published::Manager { stopping: true, .. }) => {
@@ -310,17 +310,16 @@ struct Outage {
 
 impl Outage {
     fn say(&mut self, error: &NoSession) {
-        if let NoSession::Refused(_, ErrorReply { code: ErrorCode::NameTaken, .. }) = error {
-            // Somebody has to do something.
-            tracing::error!(
-                "{error}; stop the other agent, or give this one another name (--name)"
-            );
-            return;
-        }
         let now = Instant::now();
         let began = *self.began.get_or_insert(now);
         if self.said.is_none() {
-            tracing::warn!("no session with a manager: {error}; trying on");
+            match error {
+                // Somebody has to do something.
+                NoSession::Refused(..) | NoSession::Wire(WireError::Refused { .. }) => {
+                    tracing::error!("{error}; trying on");
+                }
+                _ => tracing::warn!("no session with a manager: {error}; trying on"),
+            }
         } else if self.said.is_some_and(|said| now - said >= REMIND_EVERY) {
             let minutes = (now - began).as_secs() / 60;
             tracing::warn!("no session with a manager for {minutes} minutes: {error}; trying on");

@@ -2,13 +2,13 @@
 #![expect(clippy::unwrap_used, clippy::panic, reason = "tests")]
 
 use std::collections::BTreeMap;
-use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use podmesh_agent::policy::NodePolicy;
-use podmesh_agent::{AgentConfig, AgentError, DockerSwitch, ManagerLocator, RuntimeSwitches, run};
+use podmesh_agent::{AgentConfig, AgentError, DockerSwitch, RuntimeSwitches, run};
 use podmesh_logrotate::RotationPolicy;
 use podmesh_protocol::client::{LogPosition, LogRead, LogSlice, LogStream};
 use podmesh_protocol::error::{ErrorCode, ErrorReply};
@@ -18,26 +18,29 @@ use podmesh_protocol::report::{Outcome, OutcomeKind, Report, ReportFact};
 use podmesh_protocol::session::{Hello, StopReason, ToManager, ToPeer, Welcome};
 use podmesh_protocol::spec::{OnLost, Resources, RunSpec, RuntimeKind, RuntimeSpec};
 use podmesh_wire::WireError;
-use podmesh_wire::address::ManagerAddress;
 use podmesh_wire::control::{ManagerReceiver, ManagerSender, ManagerSocket};
 use podmesh_wire::heartbeat::{read_beat, write_beat};
+use podmesh_wire::locate::{Locator, ManagerPlace, SOCKETS_DIR};
 use podmesh_wire::publish::Publisher;
-use tokio::net::TcpListener;
+use podmesh_wire::route::{CONTROL_SOCKET, HEARTBEATS_SOCKET, PUBLICATIONS_SOCKET};
+use podmesh_wire::socket_dir::SocketDir;
+use tempfile::TempDir;
+use tokio::net::UnixListener;
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 
-const ANY_PORT: SocketAddr =
-    SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 0);
 /// Far more than anything here takes; a test that hangs says where.
 const LIMIT: Duration = Duration::from_secs(60);
 const ATTEMPT: AttemptId = AttemptId::new(JobId(1), 1, 1);
 
 struct Manager {
-    address: SocketAddr,
+    /// Its data folder.
+    address: Arc<TempDir>,
     receiver: ManagerReceiver,
     sender: ManagerSender,
     publisher: Publisher,
-    heartbeats: SocketAddr,
+    /// Whether it answers no heartbeat.
+    deaf: Arc<AtomicBool>,
     peer: Arc<[u8]>,
     epoch: Epoch,
     cluster: ClusterId,
@@ -46,42 +49,39 @@ struct Manager {
 
 impl Manager {
     async fn new() -> Self {
-        Self::at(ANY_PORT).await
+        Self::at(Arc::new(tempfile::tempdir().unwrap())).await
     }
 
-    async fn at(address: SocketAddr) -> Self {
-        // An address that was used a moment ago may still be taken, by an outgoing connection.
-        let bind = async {
-            loop {
-                match ManagerSocket::bind(address).await {
-                    Ok(socket) => break socket,
-                    Err(WireError::Bind { .. }) => {
-                        tokio::time::sleep(Duration::from_millis(10)).await
-                    }
-                    Err(error) => panic!("{error}"),
-                }
-            }
-        };
-        let socket = tokio::time::timeout(LIMIT, bind).await.unwrap();
-        let address = socket.local_address();
+    async fn at(dir: Arc<TempDir>) -> Self {
+        let sockets = SocketDir::create(&dir.path().join(SOCKETS_DIR), 0o700).unwrap();
+        let control = sockets.bind(CONTROL_SOCKET, 0o600).unwrap();
+        let socket = ManagerSocket::bind(control).await.unwrap();
+        let publications = sockets.bind(PUBLICATIONS_SOCKET, 0o600).unwrap();
+        let publisher = Publisher::bind(publications).await.unwrap();
         let (receiver, sender) = socket.split();
-        let listener = TcpListener::bind(ANY_PORT).await.unwrap();
-        let heartbeats = listener.local_addr().unwrap();
+        let listener = sockets.bind(HEARTBEATS_SOCKET, 0o600).unwrap();
+        listener.set_nonblocking(true).unwrap();
+        let listener = UnixListener::from_std(listener).unwrap();
+        let deaf = Arc::new(AtomicBool::new(false));
+        let is_deaf = Arc::clone(&deaf);
         tokio::spawn(async move {
             while let Ok((mut stream, _)) = listener.accept().await {
+                let is_deaf = Arc::clone(&is_deaf);
                 tokio::spawn(async move {
                     while let Ok(beat) = read_beat(&mut stream).await {
-                        write_beat(&mut stream, &beat).await.unwrap();
+                        if !is_deaf.load(Ordering::SeqCst) {
+                            write_beat(&mut stream, &beat).await.unwrap();
+                        }
                     }
                 });
             }
         });
         Self {
-            address,
+            address: dir,
             receiver,
             sender,
-            publisher: Publisher::bind(ANY_PORT).await.unwrap(),
-            heartbeats,
+            publisher,
+            deaf,
             peer: Arc::from([]),
             epoch: Epoch(0),
             cluster: ClusterId(uuid::Uuid::from_u128(1)),
@@ -125,8 +125,6 @@ impl Manager {
             cluster: self.cluster,
             lease_ms: self.lease_ms,
             heartbeat_ms: 20,
-            heartbeat_port: self.heartbeats.port(),
-            publish_port: self.publisher.local_address().port(),
             acked,
             stop: Vec::new(),
             keep: Vec::new(),
@@ -213,13 +211,17 @@ struct Agent {
 }
 
 impl Agent {
-    fn start(dir: &Path, manager: SocketAddr) -> Self {
-        let manager = ManagerAddress { host: manager.ip().to_string(), port: manager.port() };
+    fn start(dir: &Path, manager: &TempDir) -> Self {
+        let manager = Locator {
+            place: Some(ManagerPlace::DataDir(manager.path().into())),
+            data_dir: dir.into(),
+            enrolment_dir: dir.join("agent"),
+        };
         let config = AgentConfig {
             data_dir: dir.join("agent"),
             logs_dir: dir.join("logs"),
             name: "here".parse().unwrap(),
-            manager: ManagerLocator::At(manager),
+            manager,
             capacity: Resources { cpu_millis: 2000, memory_bytes: 1 << 30 },
             labels: BTreeMap::from([("disk".parse().unwrap(), "fast".to_owned())]),
             runtimes: RuntimeSwitches { process: true, docker: DockerSwitch::Off, noop: true },
@@ -257,7 +259,7 @@ impl Agent {
 async fn a_command_is_started_reported_and_its_output_is_read() {
     let dir = tempfile::tempdir().unwrap();
     let mut manager = Manager::new().await;
-    let _agent = Agent::start(dir.path(), manager.address);
+    let _agent = Agent::start(dir.path(), &manager.address);
     let hello = manager.session().await;
     assert_eq!(hello.node.as_str(), "here");
     assert_eq!((hello.cluster, hello.attempts.len()), (None, 0));
@@ -293,8 +295,8 @@ async fn a_command_is_started_reported_and_its_output_is_read() {
 async fn what_was_not_acknowledged_is_told_again_to_the_next_manager() {
     let dir = tempfile::tempdir().unwrap();
     let mut manager = Manager::new().await;
-    let address = manager.address;
-    let _agent = Agent::start(dir.path(), address);
+    let address = Arc::clone(&manager.address);
+    let _agent = Agent::start(dir.path(), &address);
     let first = manager.session().await;
     manager.start(ATTEMPT, RuntimeSpec::Noop, "").await;
     let (number, outcome) = manager.end().await;
@@ -313,7 +315,7 @@ async fn what_was_not_acknowledged_is_told_again_to_the_next_manager() {
 async fn a_new_session_is_made_when_the_manager_says_so_or_is_another() {
     let dir = tempfile::tempdir().unwrap();
     let mut manager = Manager::new().await;
-    let _agent = Agent::start(dir.path(), manager.address);
+    let _agent = Agent::start(dir.path(), &manager.address);
     manager.session().await;
     // An unknown job.
     manager.send(ToPeer::Starts(manager.epoch, vec![ATTEMPT])).await;
@@ -344,17 +346,15 @@ async fn a_new_session_is_made_when_the_manager_says_so_or_is_another() {
 async fn a_manager_that_answers_no_heartbeat_is_left() {
     let dir = tempfile::tempdir().unwrap();
     let mut manager = Manager::new().await;
-    let deaf = TcpListener::bind(ANY_PORT).await.unwrap();
-    let answering = manager.heartbeats;
-    manager.heartbeats = deaf.local_addr().unwrap();
+    manager.deaf.store(true, Ordering::SeqCst);
     manager.lease_ms = 200;
-    let _agent = Agent::start(dir.path(), manager.address);
+    let _agent = Agent::start(dir.path(), &manager.address);
     manager.session().await;
-    // The beats are taken and not answered.
-    let (_stream, _) = deaf.accept().await.unwrap();
-    manager.heartbeats = answering;
+    // The beats are taken and not answered: the agent asks for another session.
+    manager.hello().await;
+    manager.deaf.store(false, Ordering::SeqCst);
     manager.lease_ms = 60_000;
-    manager.session().await;
+    manager.welcome(0).await;
     manager.start(ATTEMPT, RuntimeSpec::Noop, "").await;
     assert_eq!(manager.end().await.1.kind, OutcomeKind::Succeeded);
 }
@@ -363,7 +363,7 @@ async fn a_manager_that_answers_no_heartbeat_is_left() {
 async fn a_cancelled_command_is_stopped() {
     let dir = tempfile::tempdir().unwrap();
     let mut manager = Manager::new().await;
-    let _agent = Agent::start(dir.path(), manager.address);
+    let _agent = Agent::start(dir.path(), &manager.address);
     manager.session().await;
     manager.start(ATTEMPT, RuntimeSpec::Process, "sleep 1000").await;
     manager.started().await;
@@ -376,7 +376,7 @@ async fn a_cancelled_command_is_stopped() {
 async fn a_stopped_agent_says_what_it_stopped_and_goodbye() {
     let dir = tempfile::tempdir().unwrap();
     let mut manager = Manager::new().await;
-    let agent = Agent::start(dir.path(), manager.address);
+    let agent = Agent::start(dir.path(), &manager.address);
     manager.session().await;
     manager.start(ATTEMPT, RuntimeSpec::Process, "sleep 1000").await;
     manager.started().await;
@@ -394,13 +394,13 @@ async fn a_stopped_agent_says_what_it_stopped_and_goodbye() {
 async fn an_agent_that_was_killed_reports_what_it_lost() {
     let dir = tempfile::tempdir().unwrap();
     let mut manager = Manager::new().await;
-    let agent = Agent::start(dir.path(), manager.address);
+    let agent = Agent::start(dir.path(), &manager.address);
     let first = manager.session().await;
     manager.start(ATTEMPT, RuntimeSpec::Process, "sleep 1000").await;
     manager.started().await;
     agent.abort(dir.path()).await;
 
-    let _agent = Agent::start(dir.path(), manager.address);
+    let _agent = Agent::start(dir.path(), &manager.address);
     let second = manager.session().await;
     assert_eq!(second.attempts, [ATTEMPT]);
     assert_ne!(second.agent_instance, first.agent_instance);
@@ -413,7 +413,7 @@ async fn an_agent_that_was_killed_reports_what_it_lost() {
 async fn the_manager_of_another_cluster_is_refused() {
     let dir = tempfile::tempdir().unwrap();
     let mut manager = Manager::new().await;
-    let agent = Agent::start(dir.path(), manager.address);
+    let agent = Agent::start(dir.path(), &manager.address);
     manager.session().await;
     manager.cluster = ClusterId(uuid::Uuid::from_u128(2));
     manager.send(ToPeer::HelloAgain(manager.epoch)).await;
@@ -422,7 +422,7 @@ async fn the_manager_of_another_cluster_is_refused() {
     assert!(error.contains("agent/cluster"), "{error}");
 
     // The manager may see it first.
-    let agent = Agent::start(dir.path(), manager.address);
+    let agent = Agent::start(dir.path(), &manager.address);
     manager.hello().await;
     let refusal = ErrorReply::new(ErrorCode::WrongCluster, "not mine");
     manager.send(ToPeer::Refused(refusal)).await;
@@ -434,7 +434,7 @@ async fn the_manager_of_another_cluster_is_refused() {
 async fn a_refusal_is_tried_again_or_ends_the_agent() {
     let dir = tempfile::tempdir().unwrap();
     let mut manager = Manager::new().await;
-    let agent = Agent::start(dir.path(), manager.address);
+    let agent = Agent::start(dir.path(), &manager.address);
     for code in [ErrorCode::NameTaken, ErrorCode::Stopping] {
         manager.hello().await;
         manager.send(ToPeer::Refused(ErrorReply::new(code, "no"))).await;
@@ -450,9 +450,9 @@ async fn a_refusal_is_tried_again_or_ends_the_agent() {
 async fn a_second_agent_on_one_data_directory_is_refused() {
     let dir = tempfile::tempdir().unwrap();
     let mut manager = Manager::new().await;
-    let _agent = Agent::start(dir.path(), manager.address);
+    let _agent = Agent::start(dir.path(), &manager.address);
     manager.session().await;
-    let error = Agent::start(dir.path(), manager.address).result().await.unwrap_err();
+    let error = Agent::start(dir.path(), &manager.address).result().await.unwrap_err();
     assert!(matches!(error, AgentError::InUse { .. }), "{error}");
 }
 
@@ -460,7 +460,7 @@ async fn a_second_agent_on_one_data_directory_is_refused() {
 async fn an_agent_can_start_before_its_manager() {
     let dir = tempfile::tempdir().unwrap();
     let address = Manager::new().await.address;
-    let _agent = Agent::start(dir.path(), address);
+    let _agent = Agent::start(dir.path(), &address);
     let mut manager = Manager::at(address).await;
     manager.session().await;
 }

@@ -365,6 +365,9 @@ pub struct Info {
     pub instance: InstanceId,
     /// The last committed revision.
     pub revision: Revision,
+    /// What its clock says: milliseconds since 1970.
+    #[serde(default)]
+    pub wall_ms: u64,
 }
 
 /// A row of `jobs`.

@@ -4,11 +4,14 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
+use podmesh_wire::enrolment::ENROLMENT_FILE;
+use podmesh_wire::locate::SOCKETS_DIR;
+use podmesh_wire::route::Route;
 use serde_json::Value;
 use tempfile::TempDir;
 
 use crate::docker;
-use crate::ports::free_ports;
+use crate::ports::free_port;
 use crate::process::Daemon;
 use crate::wait::until_true;
 
@@ -31,7 +34,7 @@ impl Mesh {
             manager: None,
             agents: BTreeMap::new(),
             program: program.into(),
-            port: free_ports(),
+            port: free_port(),
             manager_flags: Vec::new(),
             folder,
         }
@@ -72,6 +75,11 @@ impl Mesh {
     /// The folder of an attempt's output.
     pub fn logs(&self, agent: &str, job: u64, task: u32, attempt: u32) -> PathBuf {
         self.agent_dir(agent).join(format!("logs/{job}/{task}/{attempt}"))
+    }
+
+    /// The way of somebody on the manager's machine.
+    pub fn local(&self) -> Route {
+        Route::Local(self.data_dir().join(SOCKETS_DIR))
     }
 
     /// Where the manager listens.
@@ -144,11 +152,35 @@ impl Mesh {
         self.wait_for_node(name, "alive");
     }
 
-    /// Starts an agent, and does not wait.
+    /// Makes a join token.
+    pub fn token(&self, role: &str) -> String {
+        self.ok(&["token", "create", "--role", role]).trim().to_owned()
+    }
+
+    /// Starts an agent, and does not wait. It joins by the network, as one on another machine
+    /// does; where no manager runs that could let it in, it is one of the manager's own machine.
     pub fn spawn_agent(&mut self, name: &str, flags: &[&str]) {
-        let address = self.address();
-        let mut command = self.command(&["agent", "--name", name, "--manager", &address]);
-        command.arg("--data-dir").arg(self.agent_dir(name)).args(flags);
+        let joined = self.agent_dir(name).join("agent").join(ENROLMENT_FILE).exists();
+        if joined {
+            self.run_agent(name, &[], flags);
+        } else if self.manager.is_some() {
+            let token = self.token("agent");
+            self.run_agent(name, &["--name", name, "--join", &token], flags);
+        } else {
+            self.spawn_local_agent(name, flags);
+        }
+    }
+
+    /// Starts an agent of the manager's own machine, without a key, and does not wait.
+    pub fn spawn_local_agent(&mut self, name: &str, flags: &[&str]) {
+        let manager = self.data_dir();
+        let manager = manager.to_str().expect("a temporary folder's path is text");
+        self.run_agent(name, &["--name", name, "--manager", manager], flags);
+    }
+
+    fn run_agent(&mut self, name: &str, first: &[&str], flags: &[&str]) {
+        let mut command = self.command(&["agent"]);
+        command.args(first).arg("--data-dir").arg(self.agent_dir(name)).args(flags);
         let agent = Daemon::start(command, &self.folder().join(format!("agent-{name}.txt")));
         self.agents.insert(name.to_owned(), agent);
     }

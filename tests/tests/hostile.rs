@@ -2,7 +2,7 @@
 #![expect(clippy::unwrap_used, reason = "tests")]
 
 use std::io::{Read, Write};
-use std::net::TcpStream;
+use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
 use podmesh_protocol::client::{Request, RequestBody};
@@ -28,7 +28,8 @@ async fn ask(socket: &mut DealerSocket, bytes: Vec<u8>) -> ToPeer {
 async fn messages_that_are_cut_wrong_old_or_random_are_answered_with_an_error() {
     let mesh = Mesh::with_agents(PODMESH, &["a"]);
     let mut socket = DealerSocket::new();
-    socket.connect(&format!("tcp://{}", mesh.address())).await.unwrap();
+    let control = mesh.data_dir().join("run/control.sock");
+    socket.connect(&format!("ipc://{}", control.display())).await.unwrap();
     let info = ToManager::Request(Request { version: 1, id: 7, body: RequestBody::Info });
     let good = encode(&info).unwrap();
     let mut state = 0x2545_f491_4f6c_dd1d_u64;
@@ -69,15 +70,15 @@ async fn messages_that_are_cut_wrong_old_or_random_are_answered_with_an_error() 
 }
 
 #[test]
-fn other_bytes_on_the_heartbeat_port_end_that_stream_alone() {
+fn other_bytes_instead_of_heartbeats_end_that_stream_alone() {
     let mesh = Mesh::with_agents(PODMESH, &["a"]);
-    let port: u16 = mesh.address().rsplit(':').next().unwrap().parse().unwrap();
     for bytes in [
         b"GET / HTTP/1.1\r\n\r\n........".as_slice(),
         &[0; 20],
         b"PMHB\xff\xff\xff\xff\xff\xff\xff\xff\0\0\0\0\0\0\0\x01",
     ] {
-        let mut stream = TcpStream::connect(("127.0.0.1", port + 2)).unwrap();
+        let socket = mesh.data_dir().join("run/heartbeats.sock");
+        let mut stream = UnixStream::connect(socket).unwrap();
         stream.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
         stream.write_all(bytes).unwrap();
         let mut answer = Vec::new();

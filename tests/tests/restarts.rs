@@ -199,11 +199,12 @@ fn a_second_manager_on_the_same_data_directory_is_refused() {
 
 #[test]
 fn two_agents_with_one_name_the_second_is_told_to_take_another() {
-    let mut mesh = Mesh::with_agents(PODMESH, &["twin"]);
-    let address = mesh.address();
+    let mut mesh = Mesh::with_agents(PODMESH, &[]);
+    mesh.spawn_local_agent("twin", &[]);
+    mesh.wait_for_node("twin", "alive");
     let other = mesh.folder().join("other-host");
-    let mut command = mesh.command(&["agent", "--name", "twin", "--manager", &address]);
-    command.arg("--data-dir").arg(&other);
+    let mut command = mesh.command(&["agent", "--name", "twin", "--manager"]);
+    command.arg(mesh.data_dir()).arg("--data-dir").arg(&other);
     let log = mesh.folder().join("second.txt");
     let mut second = podmesh_tests::process::Daemon::start(command, &log);
     until_true("the second one is refused", || {

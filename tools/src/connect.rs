@@ -3,12 +3,10 @@
 //! Every request is safe to repeat: those that change something carry an idempotency key, or ask
 //! for a state. So a request goes on over restarts of the manager until patience ends.
 
-use std::net::Ipv4Addr;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex as StdMutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use podmesh_manager::{Endpoint, EndpointError};
 use podmesh_protocol::client::{
     Info, JobDetail, JobView, LogRead, LogSlice, NodeView, ReplyBody, RequestBody, TaskDetail,
     TaskView,
@@ -20,16 +18,16 @@ use podmesh_protocol::limits::PAGE_ROWS_MAX;
 use podmesh_protocol::report::{AttemptState, JobState, TaskState};
 use podmesh_protocol::spec::JobSpec;
 use podmesh_wire::WireError;
-use podmesh_wire::address::{ManagerAddress, PORT_DEFAULT};
 use podmesh_wire::backoff::reconnect_delays;
 use podmesh_wire::client::{Client, ClientError};
+use podmesh_wire::locate::Locator;
+use podmesh_wire::route::Route;
 use tokio::sync::Mutex;
 use tokio::time::sleep;
 
 use crate::error::CliError;
 use crate::output::screen::say;
 use crate::output::text::escape;
-use crate::settings::DataDir;
 
 /// How long a question waits for a manager that has not answered yet.
 pub(crate) const PATIENCE_ASK: Duration = Duration::from_secs(2);
@@ -41,44 +39,6 @@ pub(crate) const PATIENCE_BACK: Duration = Duration::from_secs(30);
 const PAUSE_MAX: Duration = Duration::from_secs(5);
 /// After how long without the manager whoever follows is told.
 const SAY_AFTER: Duration = Duration::from_secs(1);
-
-/// How the manager is found.
-#[derive(Clone, Debug)]
-pub(crate) enum Place {
-    /// Named by flag or environment.
-    Named(ManagerAddress),
-    /// What the manager of this data folder wrote down. Looked up for each connection: after a
-    /// restart it may have another port.
-    Local {
-        /// The data folder.
-        data_dir: DataDir,
-        /// Whether the user named the folder: then no other manager will do, once it had one.
-        named: bool,
-    },
-}
-
-impl Place {
-    /// Where the manager is now; `before` is where it was found before.
-    ///
-    /// # Errors
-    /// When there is no manager in the folder that was named.
-    fn find(&self, before: Option<&ManagerAddress>) -> Result<ManagerAddress, EndpointError> {
-        let (data_dir, named) = match self {
-            Self::Named(address) => return Ok(address.clone()),
-            Self::Local { data_dir, named } => (data_dir, *named),
-        };
-        let folder = data_dir.manager();
-        match (Endpoint::read(&folder), before) {
-            (Ok(endpoint), _) => Ok(endpoint.control.into()),
-            // While it restarts, the file is gone; another manager's jobs have the same numbers.
-            (Err(_), Some(before)) => Ok(before.clone()),
-            (Err(error), None) if named && folder.exists() => Err(error),
-            (Err(_), None) => {
-                Ok(ManagerAddress { host: Ipv4Addr::LOCALHOST.to_string(), port: PORT_DEFAULT })
-            }
-        }
-    }
-}
 
 /// Why a request has no answer.
 #[derive(Debug)]
@@ -111,7 +71,7 @@ impl From<RequestError> for CliError {
 
 /// A connection that is made again when it is lost.
 pub(crate) struct Connection {
-    place: Place,
+    locator: Locator,
     first_patience: Duration,
     /// Whether to wait for ever for a manager that has answered before.
     follows: AtomicBool,
@@ -129,8 +89,8 @@ struct Current {
 /// What has been seen of the manager.
 #[derive(Default)]
 struct Seen {
-    /// Where it last was.
-    address: Option<ManagerAddress>,
+    /// The way by which it was last asked.
+    route: Option<Route>,
     /// Whether whoever follows has been told that it is gone.
     told_gone: bool,
 }
@@ -138,9 +98,9 @@ struct Seen {
 impl Connection {
     /// No connection yet; the first request makes it. `first_patience` is how long it tries when
     /// nobody has ever answered.
-    pub(crate) fn new(place: Place, first_patience: Duration) -> Self {
+    pub(crate) fn new(locator: Locator, first_patience: Duration) -> Self {
         Self {
-            place,
+            locator,
             first_patience,
             follows: AtomicBool::new(false),
             heard: AtomicBool::new(false),
@@ -165,9 +125,9 @@ impl Connection {
         self.current.lock().await.generation
     }
 
-    /// Where the manager was last.
-    pub(crate) fn address(&self) -> Option<ManagerAddress> {
-        self.with_seen(|seen| seen.address.clone())
+    /// The way by which the manager was last asked.
+    pub(crate) fn route(&self) -> Option<Route> {
+        self.with_seen(|seen| seen.route.clone())
     }
 
     /// Asks until there is an answer or patience ends.
@@ -238,19 +198,25 @@ impl Connection {
         if let Some(client) = &current.client {
             return Ok((client.clone(), current.generation));
         }
-        let before = self.address();
-        let address =
-            self.place.find(before.as_ref()).map_err(|error| Miss::NotNow(error.to_string()))?;
-        let client = Client::connect(&address).await;
-        self.with_seen(|seen| seen.address = Some(address));
-        let client = client.map_err(|error| Miss::NotNow(error.to_string()))?;
+        let route = self.locator.find().map_err(|error| {
+            Miss::Never(CliError::failure("there is no way to a manager").because(error))
+        })?;
+        let client = Client::connect(&route).await;
+        self.with_seen(|seen| seen.route = Some(route));
+        let client = client.map_err(|error| match error {
+            // No further try with the same key has another answer.
+            WireError::Refused { .. } | WireError::WrongKey { .. } => {
+                Miss::Never(CliError::failure("the manager cannot be asked").because(error))
+            }
+            _ => Miss::NotNow(error.to_string()),
+        })?;
         current.generation += 1;
         current.client = Some(client.clone());
         Ok((client, current.generation))
     }
 
     fn gone(&self, why: &str) -> CliError {
-        let at = self.address().map_or_else(String::new, |address| format!(" at {address}"));
+        let at = self.route().map_or_else(String::new, |route| format!(" at {route}"));
         if self.heard() {
             return CliError::failure(format!("the manager{at} answers no more"))
                 .because(why)
@@ -258,7 +224,7 @@ impl Connection {
         }
         CliError::failure(format!("no manager answers{at}"))
             .because(why)
-            .hint("start one with `podmesh manager`, or name it with --manager HOST:PORT")
+            .hint("start one here with `podmesh manager`, or join one elsewhere with `podmesh login TOKEN`")
     }
 
     fn with_seen<R>(&self, f: impl FnOnce(&mut Seen) -> R) -> R {
@@ -289,7 +255,7 @@ enum Miss {
     Never(CliError),
 }
 
-fn unexpected() -> RequestError {
+pub(crate) fn unexpected() -> RequestError {
     let why = ClientError::UnexpectedReply;
     RequestError::Failed(CliError::failure("the manager cannot be understood").because(why))
 }

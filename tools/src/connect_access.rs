@@ -1,28 +1,29 @@
-//! The requests about who may connect, by name.
+//! The requests about who may come in, with the answer that belongs to each.
 
-use podmesh_protocol::access::{Role, TokenId};
+use podmesh_protocol::access::{Caller, Role, TokenId};
 use podmesh_protocol::client::{PrincipalKind, ReplyBody, RequestBody, TokenView, UserView};
 use podmesh_protocol::ids::Name;
 use podmesh_protocol::limits::PAGE_ROWS_MAX;
-use podmesh_wire::client::ClientError;
 
-use crate::connect::{Connection, RequestError};
-use crate::error::CliError;
+use crate::connect::{Connection, RequestError, unexpected};
 
-/// A join token that has just been made.
-#[derive(Debug)]
+/// A token that was made.
 pub(crate) struct NewToken {
-    /// Its number.
     pub(crate) id: TokenId,
-    /// Itself, as one word. The manager does not tell it again.
     pub(crate) token: String,
-    /// When it expires: milliseconds since 1970 by the manager's clock.
     pub(crate) expires_wall_ms: u64,
 }
 
 impl Connection {
-    /// Makes a join token. Where the answer is lost and the request goes out again, there is a
-    /// second one that nobody knows, and that expires.
+    /// Who one is to the manager.
+    pub(crate) async fn who_am_i(&self) -> Result<Caller, RequestError> {
+        match self.request(RequestBody::WhoAmI).await? {
+            ReplyBody::WhoAmI(caller) => Ok(caller),
+            _ => Err(unexpected()),
+        }
+    }
+
+    /// Makes a token.
     pub(crate) async fn token_create(
         &self,
         role: Role,
@@ -37,7 +38,7 @@ impl Connection {
         }
     }
 
-    /// The join tokens.
+    /// All tokens.
     pub(crate) async fn tokens(&self) -> Result<Vec<TokenView>, RequestError> {
         match self.request(RequestBody::Tokens).await? {
             ReplyBody::Tokens(tokens) => Ok(tokens),
@@ -45,7 +46,7 @@ impl Connection {
         }
     }
 
-    /// Makes a join token useless.
+    /// Lets a token be of no more use.
     pub(crate) async fn token_revoke(&self, id: TokenId) -> Result<(), RequestError> {
         match self.request(RequestBody::TokenRevoke { id }).await? {
             ReplyBody::TokenRevoked => Ok(()),
@@ -53,11 +54,11 @@ impl Connection {
         }
     }
 
-    /// All users that have joined, in order of name.
+    /// All users in order of name.
     pub(crate) async fn users(&self) -> Result<Vec<UserView>, RequestError> {
         let mut users: Vec<UserView> = Vec::new();
         loop {
-            let after: Option<Name> = users.last().map(|user| user.name.clone());
+            let after = users.last().map(|user| user.name.clone());
             match self.request(RequestBody::Users { after, limit: PAGE_ROWS_MAX }).await? {
                 ReplyBody::Users(page) => {
                     let last = page.len() < PAGE_ROWS_MAX as usize;
@@ -71,16 +72,11 @@ impl Connection {
         }
     }
 
-    /// Shuts out a node or user for good.
+    /// Lets the key of a node or user count no more.
     pub(crate) async fn revoke(&self, kind: PrincipalKind, name: Name) -> Result<(), RequestError> {
         match self.request(RequestBody::Revoke { kind, name }).await? {
             ReplyBody::Revoked => Ok(()),
             _ => Err(unexpected()),
         }
     }
-}
-
-fn unexpected() -> RequestError {
-    let why = ClientError::UnexpectedReply;
-    RequestError::Failed(CliError::failure("the manager cannot be understood").because(why))
 }

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use crate::cli::{Global, OutputForm};
-use crate::connect::{Connection, Place};
+use crate::connect::Connection;
 use crate::error::Outcome;
 use crate::output::screen::Screen;
 use crate::settings::DataDir;
@@ -39,14 +39,9 @@ impl Context {
     /// A connection to the manager that the options name.
     ///
     /// # Errors
-    /// When none is named and there is no data folder to look in.
+    /// When there is no data folder to look in.
     pub(crate) fn connection(&self, first_patience: Duration) -> Outcome<Connection> {
-        let place = match &self.global.manager {
-            Some(address) => Place::Named(address.clone()),
-            None => {
-                Place::Local { data_dir: self.data_dir()?, named: self.global.data_dir.is_some() }
-            }
-        };
-        Ok(Connection::new(place, first_patience))
+        let locator = self.data_dir()?.user_locator(self.global.manager.clone());
+        Ok(Connection::new(locator, first_patience))
     }
 }

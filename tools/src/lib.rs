@@ -74,7 +74,7 @@ fn run(context: &Context, verb: Verb) -> Outcome {
         && let Some(name) = verb.without_json()
     {
         return Err(CliError::usage(format!("`{name}` has no JSON output")).hint(
-            "leave `--output json` out; jobs, job, tasks, nodes, users, events, submit, cancel, token create and token list have it",
+            "leave `--output json` out; jobs, job, tasks, nodes, events, submit, cancel, token, users and doctor have it",
         ));
     }
     let daemon = matches!(verb, Verb::Dev(_) | Verb::Manager(_) | Verb::Agent(_));
@@ -107,8 +107,10 @@ async fn dispatch(context: &Context, verb: Verb) -> Outcome {
         Verb::Logs(args) => verbs::logs::logs(context, args).await,
         Verb::Cancel(args) => verbs::cancel::cancel(context, args).await,
         Verb::Nodes(args) => verbs::nodes::nodes(context, args).await,
+        Verb::Token(verb) => verbs::token::token(context, verb).await,
+        Verb::Login(args) => verbs::login::login(context, args).await,
         Verb::Users(args) => verbs::users::users(context, args).await,
-        Verb::Token(args) => verbs::token::token(context, args).await,
+        Verb::Doctor(args) => verbs::doctor::doctor(context, args).await,
         Verb::Events(args) => verbs::events::events(context, args).await,
         Verb::Completions { shell } => verbs::completions::completions(shell),
     }

@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use etcetera::BaseStrategy;
+use podmesh_wire::locate::{Locator, ManagerPlace, SOCKETS_DIR};
 use serde::de::DeserializeOwned;
 
 use crate::bounded::read_bounded;
@@ -62,6 +63,31 @@ impl DataDir {
     /// The agent's folder.
     pub(crate) fn agent(&self) -> PathBuf {
         self.0.join("agent")
+    }
+
+    /// The key of the user, and what they joined with it.
+    pub(crate) fn user(&self) -> PathBuf {
+        self.0.join("user")
+    }
+
+    /// The sockets of the manager for this machine.
+    pub(crate) fn sockets(&self) -> PathBuf {
+        self.0.join(SOCKETS_DIR)
+    }
+
+    /// How a user finds the manager.
+    pub(crate) fn user_locator(&self, place: Option<ManagerPlace>) -> Locator {
+        Locator { place, data_dir: self.0.clone(), enrolment_dir: self.user() }
+    }
+
+    /// How the manager of this folder is found, whatever was joined.
+    pub(crate) fn local_locator(&self) -> Locator {
+        self.user_locator(Some(ManagerPlace::DataDir(self.0.clone())))
+    }
+
+    /// How the agent finds the manager.
+    pub(crate) fn agent_locator(&self, place: Option<ManagerPlace>) -> Locator {
+        Locator { place, data_dir: self.0.clone(), enrolment_dir: self.agent() }
     }
 
     /// Output of tasks, unless the agent is told otherwise.

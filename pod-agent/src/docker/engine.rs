@@ -55,6 +55,8 @@ impl Pause {
 pub(super) struct Engine {
     docker: Docker,
     pub(super) facts: EngineFacts,
+    /// Its version, for display.
+    pub(super) version: String,
 }
 
 /// What a container's configuration depends on.
@@ -101,6 +103,7 @@ impl Engine {
         let api = (major_version, minor_version);
         let socket = address.strip_prefix("unix://").map(PathBuf::from);
         Ok(Self {
+            version,
             docker: docker.with_timeout(WORK_DEADLINE),
             facts: EngineFacts {
                 cpu_millis: info.ncpu.and_then(|cpus| u64::try_from(cpus).ok()).unwrap_or(0) * 1000,

@@ -60,6 +60,14 @@ pub struct DockerSettings {
     pub log_notify: LogNotify,
 }
 
+/// The version of the engine that an agent here would use.
+///
+/// # Errors
+/// Why it could use none.
+pub async fn engine_version() -> Result<String, DockerError> {
+    Ok(Engine::connect().await?.version)
+}
+
 /// Runs attempts as containers. What becomes of them is told on the channel given to
 /// [`connect`](Self::connect).
 ///

@@ -2,11 +2,11 @@
 
 use std::fs;
 use std::io::{self, Write};
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use podmesh_protocol::access::{JoinToken, KeyDigest, Role};
+use podmesh_protocol::access::{JoinToken, KeyDigest, Role, TokenId};
 use podmesh_protocol::ids::{ClusterId, Name};
 use serde::{Deserialize, Serialize};
 
@@ -33,6 +33,8 @@ pub struct Enrolment {
     pub role: Role,
     /// Their name there.
     pub name: Name,
+    /// The token with which they joined.
+    pub token: TokenId,
 }
 
 /// Why there is no enrolment.
@@ -40,7 +42,10 @@ pub struct Enrolment {
 #[non_exhaustive]
 pub enum EnrolmentError {
     /// Nothing was joined with this folder.
-    #[error("{} has joined no cluster", dir.display())]
+    #[error(
+        "{} has joined no cluster: join with a token that the manager gives (`podmesh token create` on its machine)",
+        dir.display()
+    )]
     None {
         /// The folder.
         dir: PathBuf,
@@ -107,6 +112,11 @@ impl Enrolment {
         Ok(Route::Remote { addresses, credentials: Arc::new(Credentials { key, manager }) })
     }
 
+    /// Whether this came of a token.
+    pub fn is_of(&self, token: &JoinToken) -> bool {
+        self.token == token.id && self.manager.contains(&token.manager.to_string())
+    }
+
     /// Joins with a token, with the folder's key or a new one, and keeps what came of it.
     ///
     /// # Errors
@@ -114,7 +124,10 @@ impl Enrolment {
     pub async fn join(dir: &Path, token: &JoinToken, name: &Name) -> Result<Self, EnrolmentError> {
         let path = dir.join(ENROLMENT_FILE);
         let file = |source| EnrolmentError::File { path: path.clone(), source };
-        fs::create_dir_all(dir)
+        fs::DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(dir)
             .map_err(|source| EnrolmentError::File { path: dir.into(), source })?;
         let key = KeyPair::load_or_create(&dir.join(KEY_FILE))?;
         let (joined, addresses) = route::join(token, &key, name).await?;
@@ -124,6 +137,7 @@ impl Enrolment {
             cluster: joined.cluster,
             role: joined.role,
             name: joined.name,
+            token: token.id,
         };
         this.save(&path).map_err(file)?;
         Ok(this)

@@ -15,6 +15,7 @@ pub mod front;
 pub mod guard;
 pub mod heartbeat;
 pub mod key;
+pub mod locate;
 pub mod publish;
 pub mod route;
 pub mod socket_dir;

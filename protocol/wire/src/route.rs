@@ -185,35 +185,51 @@ async fn open(
     credentials: &Credentials,
     service: Service,
 ) -> Result<TlsStream<TcpStream>, WireError> {
-    let open_at = async |address: &ManagerAddress| {
-        let mut stream =
-            handshake(address, &credentials.key, &credentials.manager, service).await?;
-        let admission: Result<(), ErrorReply> = within(address, read_framed(&mut stream)).await?;
-        admission.map_err(|error| WireError::Refused { address: address.clone(), error })?;
-        Ok(stream)
-    };
-    first(addresses, open_at).await
-}
-
-/// Tries the addresses in order, until one answers.
-async fn first<T>(
-    addresses: &[ManagerAddress],
-    mut attempt: impl AsyncFnMut(&ManagerAddress) -> Result<T, WireError>,
-) -> Result<T, WireError> {
-    let mut last = None;
+    let mut failed = Failed::default();
     for address in addresses {
-        match attempt(address).await {
-            Ok(done) => return Ok(done),
-            // It is the manager, and its word counts.
-            Err(error @ WireError::Refused { .. }) => return Err(error),
-            // That nobody is at one address says less than what went wrong at another.
-            Err(error) => match last {
-                None | Some(WireError::Connect { .. }) => last = Some(error),
-                Some(_) => {}
-            },
+        match open_at(address, credentials, service).await {
+            Ok(stream) => return Ok(stream),
+            Err(error) => failed.note(error)?,
         }
     }
-    Err(last.unwrap_or(WireError::NoAddress))
+    Err(failed.into())
+}
+
+async fn open_at(
+    address: &ManagerAddress,
+    credentials: &Credentials,
+    service: Service,
+) -> Result<TlsStream<TcpStream>, WireError> {
+    let mut stream = handshake(address, &credentials.key, &credentials.manager, service).await?;
+    let admission: Result<(), ErrorReply> = within(address, read_framed(&mut stream)).await?;
+    admission.map_err(|error| WireError::Refused { address: address.clone(), error })?;
+    Ok(stream)
+}
+
+/// What went wrong at the addresses that were tried.
+#[derive(Default)]
+struct Failed(Option<WireError>);
+
+impl Failed {
+    /// Notes an error; gives it back when no other address is worth a try.
+    fn note(&mut self, error: WireError) -> Result<(), WireError> {
+        match (&self.0, error) {
+            // It is the manager, and its word counts.
+            (_, error @ WireError::Refused { .. }) => Err(error),
+            // That nobody is at one address says less than what went wrong at another.
+            (None | Some(WireError::Connect { .. }), error) => {
+                self.0 = Some(error);
+                Ok(())
+            }
+            (Some(_), _) => Ok(()),
+        }
+    }
+}
+
+impl From<Failed> for WireError {
+    fn from(failed: Failed) -> Self {
+        failed.0.unwrap_or(Self::NoAddress)
+    }
 }
 
 /// Bounds a step of a connection.
@@ -282,18 +298,30 @@ pub async fn join(
         secret: token.secret.clone(),
         name: name.clone(),
     };
-    let join_at = async |address: &ManagerAddress| {
-        let mut stream = handshake(address, key, &[token.manager], Service::Join).await?;
-        within(address, write_framed(&mut stream, &request)).await?;
-        let joined: Result<Joined, ErrorReply> = within(address, read_framed(&mut stream)).await?;
-        let joined =
-            joined.map_err(|error| WireError::Refused { address: address.clone(), error })?;
-        Ok((joined, address.clone()))
-    };
-    let (joined, met) = first(&addresses, join_at).await?;
-    addresses.retain(|address| *address != met);
-    addresses.insert(0, met);
-    Ok((joined, addresses))
+    let mut failed = Failed::default();
+    for met in &addresses {
+        match join_at(met, key, token.manager, &request).await {
+            Ok(joined) => {
+                let others = addresses.iter().filter(|address| *address != met);
+                let addresses = std::iter::once(met).chain(others).cloned().collect();
+                return Ok((joined, addresses));
+            }
+            Err(error) => failed.note(error)?,
+        }
+    }
+    Err(failed.into())
+}
+
+async fn join_at(
+    address: &ManagerAddress,
+    key: &KeyPair,
+    manager: KeyDigest,
+    request: &JoinRequest,
+) -> Result<Joined, WireError> {
+    let mut stream = handshake(address, key, &[manager], Service::Join).await?;
+    within(address, write_framed(&mut stream, request)).await?;
+    let joined: Result<Joined, ErrorReply> = within(address, read_framed(&mut stream)).await?;
+    joined.map_err(|error| WireError::Refused { address: address.clone(), error })
 }
 
 /// Writes a message that stands outside of ZMTP: a 32-bit big-endian length, MessagePack.

@@ -46,18 +46,21 @@ impl SocketDir {
         format!("/proc/self/fd/{}/{name}", self.dir.as_raw_fd()).into()
     }
 
-    /// Binds a socket with this mode; what a process that was killed left there goes first.
+    /// Binds a socket with this mode, in place of one that a process which was killed has left.
     ///
     /// # Errors
     /// When it cannot be bound.
     pub fn bind(&self, name: &str, mode: u32) -> io::Result<UnixListener> {
-        let path = self.path(name);
-        match fs::remove_file(&path) {
+        // Under another name first: ZeroMQ removes the file of a socket some time after it has
+        // closed it, and must not find the file of the next one.
+        let new = self.path(&format!(".{name}.new"));
+        match fs::remove_file(&new) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
             _ => {}
         }
-        let listener = UnixListener::bind(&path)?;
-        fs::set_permissions(&path, fs::Permissions::from_mode(mode))?;
+        let listener = UnixListener::bind(&new)?;
+        fs::set_permissions(&new, fs::Permissions::from_mode(mode))?;
+        fs::rename(&new, self.path(name))?;
         Ok(listener)
     }
 }

@@ -1,85 +1,58 @@
-//! The arguments of the verbs that say who may connect.
+//! The arguments of the verbs about who may come in.
 
-use clap::{Args, Subcommand, ValueEnum};
-use podmesh_protocol::access::Role;
+use std::path::PathBuf;
+
+use clap::{Args, Subcommand};
+use podmesh_protocol::access::{JoinToken, Role, TokenId};
 use podmesh_protocol::ids::Name;
 use podmesh_protocol::limits::TOKEN_USES_MAX;
 
 use crate::values::Span;
 
 /// `token`.
-#[derive(Args, Debug)]
-pub(crate) struct TokenArgs {
-    #[command(subcommand)]
-    pub(crate) what: TokenVerb,
-}
-
-/// What to do with tokens.
 #[derive(Subcommand, Debug)]
 pub(crate) enum TokenVerb {
-    /// Make a token, and print it: one word, told once
+    /// Make a join token and print it, alone: it is shown once
     Create(TokenCreateArgs),
-    /// List the tokens
+    /// List the join tokens, without their secrets
     List,
-    /// Let nobody else join with a token; who has joined, stays
+    /// Let a join token be of no more use; who has joined with it stays
     Revoke {
-        /// The token's number
-        id: u64,
+        /// Its number, as `token list` shows it
+        #[arg(value_name = "NUMBER", value_parser = token_id)]
+        id: TokenId,
     },
 }
 
 /// `token create`.
 #[derive(Args, Debug)]
 pub(crate) struct TokenCreateArgs {
-    /// What whoever joins with it may do
+    /// What whoever joins with it may do: agent, viewer (read), operator (and submit, cancel), admin
     #[arg(long, default_value = "agent")]
-    pub(crate) role: RoleFlag,
-    /// How long it can be used, such as 10min, 1h or 7days
+    pub(crate) role: Role,
+    /// For how long it can be used
     #[arg(long, value_name = "TIME", default_value = "1h")]
     pub(crate) ttl: Span,
-    /// How many may join with it
+    /// How many machines or users it lets in
     #[arg(long, value_name = "NUMBER", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=i64::from(TOKEN_USES_MAX)))]
     pub(crate) uses: u32,
-}
-
-/// `--role`.
-#[derive(Clone, Copy, Debug, ValueEnum)]
-pub(crate) enum RoleFlag {
-    /// Be one node, and run its tasks
-    Agent,
-    /// Look at everything
-    Viewer,
-    /// Also submit and cancel
-    Operator,
-    /// Also let others in, and shut them out
-    Admin,
-}
-
-impl From<RoleFlag> for Role {
-    fn from(flag: RoleFlag) -> Self {
-        match flag {
-            RoleFlag::Agent => Self::Agent,
-            RoleFlag::Viewer => Self::Viewer,
-            RoleFlag::Operator => Self::Operator,
-            RoleFlag::Admin => Self::Admin,
-        }
-    }
 }
 
 /// `nodes`.
 #[derive(Args, Debug)]
 pub(crate) struct NodesArgs {
     #[command(subcommand)]
-    pub(crate) what: Option<NodesVerb>,
+    pub(crate) verb: Option<NodesVerb>,
 }
 
-/// What else to do with nodes.
+/// `nodes …`.
 #[derive(Subcommand, Debug)]
 pub(crate) enum NodesVerb {
-    /// Shut a node out: its connections are cut, and its key never counts again
+    /// Cut off nodes, and let their keys count no more
     Revoke {
-        /// The node's name
-        name: Name,
+        /// Their names
+        #[arg(required = true, value_name = "NODE")]
+        names: Vec<Name>,
     },
 }
 
@@ -87,35 +60,54 @@ pub(crate) enum NodesVerb {
 #[derive(Args, Debug)]
 pub(crate) struct UsersArgs {
     #[command(subcommand)]
-    pub(crate) what: Option<UsersVerb>,
+    pub(crate) verb: Option<UsersVerb>,
 }
 
-/// What else to do with users.
+/// `users …`.
 #[derive(Subcommand, Debug)]
 pub(crate) enum UsersVerb {
-    /// Shut a user out: their connections are cut, and their key never counts again
+    /// Cut off users, and let their keys count no more
     Revoke {
-        /// The user's name
-        name: Name,
+        /// Their names
+        #[arg(required = true, value_name = "USER")]
+        names: Vec<Name>,
     },
 }
 
-#[cfg(test)]
-#[expect(clippy::unwrap_used, reason = "tests")]
-mod tests {
-    use clap::Parser;
-    use podmesh_protocol::limits::TOKEN_TTL_MS_DEFAULT;
+/// `login`.
+#[derive(Args, Debug)]
+pub(crate) struct LoginArgs {
+    /// What `podmesh token create --role …` printed; `-` reads it from standard input
+    #[arg(value_name = "TOKEN")]
+    pub(crate) token: String,
+    /// What to be called [default: the login name and the host's]
+    #[arg(long)]
+    pub(crate) name: Option<Name>,
+}
 
-    use super::*;
-    use crate::cli::{Cli, Verb};
+/// `doctor`.
+#[derive(Args, Debug)]
+pub(crate) struct DoctorArgs {
+    /// Look as the agent of this machine instead of as its user
+    #[arg(long)]
+    pub(crate) agent: bool,
+    /// Where the output of tasks lies, if not in the data folder
+    #[arg(long, value_name = "FOLDER", env = "PODMESH_LOGS_DIR", hide_env_values = true)]
+    pub(crate) logs_dir: Option<PathBuf>,
+}
 
-    #[test]
-    fn a_token_is_for_one_agent_and_one_hour_unless_asked_otherwise() {
-        let cli = Cli::try_parse_from(["podmesh", "token", "create"]).unwrap();
-        let Verb::Token(TokenArgs { what: TokenVerb::Create(args) }) = cli.verb else {
-            unreachable!("token create is something else")
-        };
-        assert_eq!((Role::from(args.role), args.uses), (Role::Agent, 1));
-        assert_eq!(args.ttl.ms(), TOKEN_TTL_MS_DEFAULT);
-    }
+fn token_id(text: &str) -> Result<TokenId, std::num::ParseIntError> {
+    text.parse().map(TokenId)
+}
+
+/// Reads a token as [`LoginArgs::token`] says.
+///
+/// # Errors
+/// What is wrong with it.
+pub(crate) fn parse_token(text: &str) -> Result<JoinToken, crate::error::CliError> {
+    text.parse().map_err(|why| {
+        crate::error::CliError::usage("this token cannot be used")
+            .because(why)
+            .hint("get one on the manager's machine: podmesh token create --role operator")
+    })
 }

@@ -4,7 +4,9 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
+use podmesh_protocol::access::JoinToken;
 use podmesh_protocol::ids::Name;
+use podmesh_wire::address::ManagerAddress;
 
 use crate::values::{Cpus, Label, Size, Span};
 
@@ -27,9 +29,21 @@ pub(crate) struct DaemonOptions {
 pub(crate) struct ManagerArgs {
     #[command(flatten)]
     pub(crate) daemon: DaemonOptions,
-    /// Where to listen; port 0 takes a free one [default: 127.0.0.1:7770]
+    /// Where to listen; port 0 takes a free one [default: [::]:7770]
     #[arg(long, value_name = "ADDRESS:PORT", env = "PODMESH_LISTEN", hide_env_values = true)]
     pub(crate) listen: Option<SocketAddr>,
+    /// Where other machines reach this one, for join tokens [default: its addresses]
+    #[arg(
+        long,
+        value_name = "HOST:PORT",
+        env = "PODMESH_ADVERTISE",
+        hide_env_values = true,
+        value_delimiter = ','
+    )]
+    pub(crate) advertise: Vec<ManagerAddress>,
+    /// Let the members of this group of this machine use the manager as operators
+    #[arg(long, value_name = "GROUP", env = "PODMESH_GROUP", hide_env_values = true)]
+    pub(crate) group: Option<String>,
     /// How long a node counts as alive without a heartbeat [default: 15s]
     #[arg(long, value_name = "TIME", env = "PODMESH_LEASE", hide_env_values = true)]
     pub(crate) lease: Option<Span>,
@@ -43,7 +57,10 @@ pub(crate) struct ManagerArgs {
 pub(crate) struct AgentArgs {
     #[command(flatten)]
     pub(crate) daemon: DaemonOptions,
-    /// The node's name [default: the host's]
+    /// Join the cluster of this token, unless that was done before
+    #[arg(long, value_name = "TOKEN", env = "PODMESH_JOIN", hide_env_values = true)]
+    pub(crate) join: Option<JoinToken>,
+    /// The node's name [default: that with which it joined, else the host's]
     #[arg(long, env = "PODMESH_NODE_NAME", hide_env_values = true, help_heading = "The node")]
     pub(crate) name: Option<Name>,
     /// Cores to offer, such as 4 or 1.5 [default: all]

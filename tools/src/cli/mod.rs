@@ -9,9 +9,9 @@ use std::path::PathBuf;
 
 use clap::builder::styling::{AnsiColor, Styles};
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use podmesh_wire::address::ManagerAddress;
+use podmesh_wire::locate::ManagerPlace;
 
-use access::{NodesArgs, NodesVerb, TokenArgs, TokenVerb, UsersArgs, UsersVerb};
+use access::{DoctorArgs, LoginArgs, NodesArgs, TokenVerb, UsersArgs};
 use daemon::{AgentArgs, DemoArgs, DevArgs, ManagerArgs};
 use job::{CommandArgs, JobOptions};
 use query::{CancelArgs, EventsArgs, JobArgs, JobsArgs, LogsArgs, TasksArgs};
@@ -52,16 +52,17 @@ pub(crate) struct Global {
         help_heading = "Global options"
     )]
     pub(crate) data_dir: Option<PathBuf>,
-    /// Where the manager is [default: that of the data folder, else 127.0.0.1:7770]
+    /// Where the manager is: HOST:PORT of one that was joined, or the data folder of one on this
+    /// machine [default: that which was joined, else that of the data folder]
     #[arg(
         long,
         global = true,
-        value_name = "HOST:PORT",
+        value_name = "PLACE",
         env = "PODMESH_MANAGER",
         hide_env_values = true,
         help_heading = "Global options"
     )]
-    pub(crate) manager: Option<ManagerAddress>,
+    pub(crate) manager: Option<ManagerPlace>,
     /// How to print what is listed
     #[arg(
         short,
@@ -133,14 +134,21 @@ pub(crate) enum Verb {
     Logs(LogsArgs),
     /// Cancel jobs: what is queued never starts, what runs is stopped
     Cancel(CancelArgs),
-    /// List the nodes, or shut one out
+    /// List the nodes, or revoke some
+    #[command(args_conflicts_with_subcommands = true)]
     Nodes(NodesArgs),
-    /// List the users that have joined, or shut one out
-    Users(UsersArgs),
-    /// Make, list and revoke the tokens with which machines and users join
-    Token(TokenArgs),
     /// List what happened, every change with its revision
     Events(EventsArgs),
+    /// Make, list or revoke join tokens: with one a machine or user joins
+    #[command(subcommand)]
+    Token(TokenVerb),
+    /// Join a cluster as a user of its manager on another machine
+    Login(LoginArgs),
+    /// List the users that joined, or revoke some
+    #[command(args_conflicts_with_subcommands = true)]
+    Users(UsersArgs),
+    /// Say what is wrong between this machine and its manager
+    Doctor(DoctorArgs),
     /// Print completions for a shell
     Completions {
         /// Which shell
@@ -160,17 +168,19 @@ impl Verb {
             Self::Submit(args) if args.follow => Some("submit --follow"),
             Self::Logs(_) => Some("logs"),
             Self::Completions { .. } => Some("completions"),
-            Self::Nodes(NodesArgs { what: Some(NodesVerb::Revoke { .. }) }) => Some("nodes revoke"),
-            Self::Users(UsersArgs { what: Some(UsersVerb::Revoke { .. }) }) => Some("users revoke"),
-            Self::Token(TokenArgs { what: TokenVerb::Revoke { .. } }) => Some("token revoke"),
+            Self::Login(_) => Some("login"),
+            Self::Token(TokenVerb::Revoke { .. }) => Some("token revoke"),
+            Self::Nodes(NodesArgs { verb: Some(_) }) => Some("nodes revoke"),
+            Self::Users(UsersArgs { verb: Some(_) }) => Some("users revoke"),
             Self::Submit(_)
             | Self::Jobs(_)
             | Self::Job(_)
             | Self::Tasks(_)
             | Self::Cancel(_)
-            | Self::Nodes(_)
-            | Self::Users(_)
-            | Self::Token(_)
+            | Self::Nodes(NodesArgs { verb: None })
+            | Self::Users(UsersArgs { verb: None })
+            | Self::Token(TokenVerb::Create(_) | TokenVerb::List)
+            | Self::Doctor(_)
             | Self::Events(_) => None,
         }
     }

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use podmesh_manager::Endpoint;
-use podmesh_wire::address::ManagerAddress;
+use podmesh_wire::locate::Locator;
 use tempfile::TempDir;
 use tokio::process::{Child, Command};
 use tokio::time::{sleep, timeout};
@@ -30,7 +30,6 @@ const LOOK: Duration = Duration::from_millis(20);
 pub(crate) struct Mesh {
     manager: Daemon,
     agents: Vec<Daemon>,
-    address: ManagerAddress,
     folder: TempDir,
 }
 
@@ -55,28 +54,25 @@ impl Mesh {
             command.args(["manager", "--listen", "127.0.0.1:0"]);
         })?;
         let began = Instant::now();
-        let address: ManagerAddress = loop {
-            if let Ok(endpoint) = Endpoint::read(&data_dir.manager()) {
-                break endpoint.control.into();
-            }
+        while Endpoint::read(&data_dir.manager()).is_err() {
             manager.still_runs()?;
             if began.elapsed() > START_LIMIT {
                 return Err(manager.failed("does not begin to serve"));
             }
             sleep(LOOK).await;
-        };
+        }
         let mut agents = Vec::new();
         for name in names {
             agents.push(Daemon::start(name, &data_dir.inner(name), folder.path(), |command| {
-                command.args(["agent", "--name", name, "--manager", &address.to_string()]);
+                command.args(["agent", "--name", name, "--manager"]).arg(folder.path());
             })?);
         }
-        Ok(Self { manager, agents, address, folder })
+        Ok(Self { manager, agents, folder })
     }
 
-    /// Where the manager is.
-    pub(crate) fn address(&self) -> &ManagerAddress {
-        &self.address
+    /// How the manager is found.
+    pub(crate) fn locator(&self) -> Locator {
+        DataDir::at(self.folder.path()).user_locator(None)
     }
 
     /// The folder of all that they write.

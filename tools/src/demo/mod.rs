@@ -18,7 +18,7 @@ use podmesh_protocol::spec::{
 use tokio::time::{sleep, timeout};
 
 use crate::cli::daemon::DemoArgs;
-use crate::connect::{Connection, PATIENCE_SUBMIT, Place};
+use crate::connect::{Connection, PATIENCE_SUBMIT};
 use crate::context::Context;
 use crate::error::{CliError, EXIT_INTERRUPTED, Outcome};
 use crate::output::screen::{self, say};
@@ -56,7 +56,7 @@ pub(crate) async fn demo(context: &Context, args: DemoArgs) -> Outcome {
         mesh = Mesh::start(&NODES) => mesh?,
         _ = interrupts.next() => return Ok(EXIT_INTERRUPTED),
     };
-    let connection = Connection::new(Place::Named(mesh.address().clone()), PATIENCE_SUBMIT);
+    let connection = Connection::new(mesh.locator(), PATIENCE_SUBMIT);
     let shown = tokio::select! {
         shown = show(context, &mut mesh, &connection, &args.folder, found) => shown.map(|()| 0),
         _ = interrupts.next() => Ok(EXIT_INTERRUPTED),

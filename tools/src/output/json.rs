@@ -3,7 +3,6 @@
 
 use std::collections::BTreeMap;
 
-use podmesh_protocol::access;
 use podmesh_protocol::client as wire;
 use podmesh_protocol::ids::{AttemptId, JobId, TaskId};
 use podmesh_protocol::report;
@@ -39,6 +38,8 @@ pub(crate) trait Word {
     /// The word for it, as it stands in JSON.
     fn word(self) -> &'static str;
 }
+
+pub(crate) use words;
 
 words! {
     /// Where a job stands.
@@ -101,28 +102,6 @@ words! {
         Suspect "suspect",
         /// Its lease ended.
         Lost "lost",
-    }
-    /// What the holder of a key may do.
-    Role = access::Role {
-        /// Be one node.
-        Agent "agent",
-        /// Look at everything.
-        Viewer "viewer",
-        /// Also submit and cancel.
-        Operator "operator",
-        /// Also let others in, and shut them out.
-        Admin "admin",
-    }
-    /// Whether a join token can be used.
-    TokenState = wire::TokenState {
-        /// It can.
-        Usable "usable",
-        /// As many have joined with it as may.
-        UsedUp "used_up",
-        /// Its time is over.
-        Expired "expired",
-        /// An admin revoked it.
-        Revoked "revoked",
     }
     /// What starts an attempt.
     RuntimeKind = spec::RuntimeKind {
@@ -540,7 +519,7 @@ pub(crate) struct NodeRow {
     pub(crate) attempts: u32,
     /// Since it was last known to be alive; none when not heard of since the manager started.
     pub(crate) seen_ms_ago: Option<u64>,
-    /// Whether it has joined with a token: `podmesh nodes revoke` shuts it out.
+    /// Whether it joined with a key; else its agent is on the manager's machine.
     pub(crate) enrolled: bool,
 }
 

@@ -7,23 +7,25 @@ mod tests {
 
     use schemars::{Schema, schema_for};
 
-    use crate::output::access::{TokenCreateOutput, TokenListOutput, UsersOutput};
+    use crate::output::access::{TokenOutput, TokensOutput, UsersOutput};
     use crate::output::events::EventOutput;
     use crate::output::json::{
         CancelOutput, JobOutput, JobsOutput, NodesOutput, SubmitOutput, TasksOutput,
     };
+    use crate::verbs::doctor::DoctorOutput;
 
-    fn schemas() -> [(&'static str, Schema); 10] {
+    fn schemas() -> [(&'static str, Schema); 11] {
         [
             ("cancel", schema_for!(CancelOutput)),
+            ("doctor", schema_for!(DoctorOutput)),
             ("event", schema_for!(EventOutput)),
             ("job", schema_for!(JobOutput)),
             ("jobs", schema_for!(JobsOutput)),
             ("nodes", schema_for!(NodesOutput)),
             ("submit", schema_for!(SubmitOutput)),
             ("tasks", schema_for!(TasksOutput)),
-            ("token-create", schema_for!(TokenCreateOutput)),
-            ("token-list", schema_for!(TokenListOutput)),
+            ("token", schema_for!(TokenOutput)),
+            ("tokens", schema_for!(TokensOutput)),
             ("users", schema_for!(UsersOutput)),
         ]
     }

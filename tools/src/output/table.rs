@@ -4,11 +4,12 @@ use bytesize::ByteSize;
 use comfy_table::{Attribute, Cell, Color, ContentArrangement, Row, Table, presets};
 use podmesh_protocol::client::{JobView, NodeView, TaskView, TokenView, UserView};
 
+use super::access::TokenState;
 use super::events::outcome_text;
-use super::json::{AttemptState, JobState, NodeState, TaskState, TokenState, Word};
+use super::json::{AttemptState, JobState, NodeState, TaskState, Word};
 use super::screen::Screen;
 use super::text::{count, escape};
-use super::time::{ago, coarse, now_ms};
+use super::time::{ago, coarse, local, now_ms};
 
 /// What a word means to the eye.
 #[derive(Clone, Copy)]
@@ -153,38 +154,31 @@ pub(crate) fn nodes(screen: Screen, nodes: &[NodeView]) -> String {
 
 /// `podmesh token list`.
 pub(crate) fn tokens(screen: Screen, tokens: &[TokenView]) -> String {
-    let now = now_ms();
     let row = |view: &TokenView| {
-        let expires = match view.expires_wall_ms.checked_sub(now) {
-            Some(left @ 1..) => format!("in {}", coarse(left)),
-            Some(0) | None => ago(now, view.expires_wall_ms),
-        };
         vec![
             Cell::new(view.id),
             state(TokenState::from(view.state).word()),
             Cell::new(view.role),
             Cell::new(view.uses_left),
-            Cell::new(expires),
+            Cell::new(local(view.expires_wall_ms)),
             Cell::new(&view.created_by),
         ]
     };
-    let header = ["TOKEN", "STATE", "ROLE", "USES LEFT", "EXPIRES", "MADE BY"];
+    let header = ["TOKEN", "STATE", "ROLE", "USES LEFT", "EXPIRES", "CREATED BY"];
     render(screen, &header, tokens.iter().map(row).collect())
 }
 
 /// `podmesh users`.
 pub(crate) fn users(screen: Screen, users: &[UserView]) -> String {
-    let now = now_ms();
     let row = |view: &UserView| {
         vec![
             Cell::new(&view.name),
             Cell::new(view.role),
-            Cell::new(ago(now, view.enrolled_wall_ms)),
             Cell::new(view.token),
-            Cell::new(view.key),
+            Cell::new(local(view.enrolled_wall_ms)),
         ]
     };
-    let header = ["USER", "ROLE", "JOINED", "TOKEN", "KEY"];
+    let header = ["USER", "ROLE", "TOKEN", "JOINED"];
     render(screen, &header, users.iter().map(row).collect())
 }
 
@@ -208,8 +202,7 @@ pub(crate) fn more(shown: usize, noun: &str) -> String {
 #[expect(clippy::unwrap_used, reason = "tests")]
 mod tests {
     use super::*;
-    use podmesh_protocol::access::{Role, TokenId};
-    use podmesh_protocol::client::{self as wire, AttemptView, NodeState};
+    use podmesh_protocol::client::{AttemptView, NodeState};
     use podmesh_protocol::ids::{JobId, TaskId};
     use podmesh_protocol::report::{self, Outcome};
     use podmesh_protocol::spec::{Resources, RuntimeKind};
@@ -256,25 +249,6 @@ mod tests {
     fn colour_is_there_when_asked_for() {
         let text = tasks(Screen { width: None, color: true }, &[task("")]);
         assert!(text.contains("\u{1b}["), "{text:?}");
-    }
-
-    #[test]
-    fn tokens_show_whether_they_can_be_used() {
-        let view = |id, state, expires_wall_ms| TokenView {
-            id: TokenId(id),
-            state,
-            role: Role::Agent,
-            uses_left: 1,
-            expires_wall_ms,
-            created_by: "root".parse().unwrap(),
-        };
-        let soon = now_ms() + 3_630_000;
-        let rows = [view(1, wire::TokenState::Expired, 0), view(2, wire::TokenState::Usable, soon)];
-        let text = tokens(Screen { width: None, color: false }, &rows);
-        let lines: Vec<&str> = text.lines().collect();
-        assert!(lines[1].starts_with("1      expired  agent  1"), "{text}");
-        assert!(lines[1].ends_with("d ago  root"), "{text}");
-        assert!(lines[2].contains("usable") && lines[2].contains("in 60min"), "{text}");
     }
 
     #[test]

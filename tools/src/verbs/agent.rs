@@ -1,15 +1,17 @@
 //! `podmesh agent`
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use podmesh_agent::policy::{MountRoot, NodePolicy};
-use podmesh_agent::{AgentConfig, DockerSwitch, ManagerLocator, RuntimeSwitches, detect_capacity};
+use podmesh_agent::{AgentConfig, DockerSwitch, RuntimeSwitches, detect_capacity};
 use podmesh_logrotate::RotationPolicy;
+use podmesh_protocol::access::{JoinToken, Role};
 use podmesh_protocol::ids::Name;
 use podmesh_protocol::limits::LABELS_MAX;
 use podmesh_protocol::spec::{Resources, validate_label_value};
-use podmesh_wire::address::ManagerAddress;
+use podmesh_wire::enrolment::{Enrolment, EnrolmentError};
+use podmesh_wire::locate::ManagerPlace;
 use serde::Deserialize;
 
 use crate::cli::daemon::{AgentArgs, DockerFlag, Switch};
@@ -48,9 +50,13 @@ pub(crate) async fn agent(context: &Context, args: AgentArgs) -> Outcome {
     let file: AgentFile = settings::load(args.daemon.config.as_deref(), &data_dir, "agent", &[])?;
     let level = args.daemon.log_level.clone().or(file.log_level.clone());
     let stop_at_eof = args.daemon.stop_at_eof;
+    let token = args.join.clone();
     let config = config(context.global.manager.clone(), args, file, &data_dir)?;
     let level = level.as_deref().unwrap_or(LEVEL_DEFAULT);
     let _log = daemon_log::start(level, &data_dir.daemon_logs(), "agent")?;
+    if let Some(token) = token {
+        join(&data_dir.agent(), &token, &config.name).await?;
+    }
     let stop = Stop::new(stop_at_eof)?;
     run_daemon(stop, |shutdown| async {
         podmesh_agent::run(config, shutdown)
@@ -60,16 +66,41 @@ pub(crate) async fn agent(context: &Context, args: AgentArgs) -> Outcome {
     .await
 }
 
+/// Joins the cluster of a token, unless that has been done with the same one: a unit file that
+/// has the token in it starts the agent again and again.
+///
+/// # Errors
+/// When the manager is not met, or does not let this machine join as an agent.
+async fn join(dir: &Path, token: &JoinToken, name: &Name) -> Outcome<()> {
+    match Enrolment::load(dir) {
+        Ok(enrolment) if enrolment.is_of(token) => {
+            tracing::info!(name = %enrolment.name, "has joined with this token before");
+            return Ok(());
+        }
+        Ok(_) | Err(EnrolmentError::None { .. }) => {}
+        Err(why) => return Err(CliError::failure("this machine cannot join").because(why)),
+    }
+    let joined = Enrolment::join(dir, token, name).await;
+    let joined =
+        joined.map_err(|why| CliError::failure("this machine cannot join").because(why))?;
+    if joined.role != Role::Agent {
+        return Err(CliError::failure(format!("the token is for the role {}", joined.role))
+            .hint("an agent needs one of `podmesh token create --role agent`"));
+    }
+    tracing::info!(name = %joined.name, cluster = %joined.cluster, "joined");
+    Ok(())
+}
+
 /// An agent with nothing but defaults, as `dev` has them.
 ///
 /// # Errors
 /// When the folder of the logs is no path.
-pub(crate) fn plain(name: Name, manager: ManagerLocator, data_dir: &DataDir) -> AgentConfig {
+pub(crate) fn plain(name: Name, manager: Option<ManagerPlace>, data_dir: &DataDir) -> AgentConfig {
     AgentConfig {
         data_dir: data_dir.agent(),
         logs_dir: data_dir.task_logs(),
         name,
-        manager,
+        manager: data_dir.agent_locator(manager),
         capacity: detect_capacity(),
         labels: BTreeMap::new(),
         runtimes: RuntimeSwitches::default(),
@@ -80,22 +111,22 @@ pub(crate) fn plain(name: Name, manager: ManagerLocator, data_dir: &DataDir) -> 
 
 /// Flags and their variables win over the file, the file over the defaults.
 fn config(
-    manager: Option<ManagerAddress>,
+    manager: Option<ManagerPlace>,
     args: AgentArgs,
     file: AgentFile,
     data_dir: &DataDir,
 ) -> Outcome<AgentConfig> {
     let wrong = |key: &str| CliError::usage(format!("agent.toml: `{key}` is not valid"));
     let manager = match (manager, file.manager) {
-        (Some(address), _) => ManagerLocator::At(address),
-        (None, Some(text)) => {
-            ManagerLocator::At(text.parse().map_err(|why| wrong("manager").because(why))?)
-        }
-        (None, None) => ManagerLocator::Local(data_dir.path().to_owned()),
+        (None, Some(text)) => Some(text.parse().map_err(|why| wrong("manager").because(why))?),
+        (named, _) => named,
     };
     let name = match args.name.or(file.name) {
         Some(name) => name,
-        None => host_name()?,
+        None => match Enrolment::load(&data_dir.agent()) {
+            Ok(enrolment) => enrolment.name,
+            Err(_) => host_name()?,
+        },
     };
     let mut config = plain(name, manager, data_dir);
     if let Some(logs_dir) = args.logs_dir.or(file.logs_dir) {
@@ -199,7 +230,7 @@ mod tests {
         "#;
         let config = made(&["--cpus", "2", "--label", "zone=c", "--log-files", "3"], toml).unwrap();
         assert_eq!(config.name.as_str(), "from-file");
-        assert_eq!(config.manager, ManagerLocator::At("file.lan:7770".parse().unwrap()));
+        assert_eq!(config.manager.place, Some("file.lan:7770".parse().unwrap()));
         assert_eq!(config.capacity, Resources { cpu_millis: 2000, memory_bytes: 1 << 30 });
         assert_eq!(config.labels.values().collect::<Vec<_>>(), ["a100", "c"]);
         let runtimes = RuntimeSwitches { process: false, docker: DockerSwitch::Off, noop: false };
@@ -211,14 +242,15 @@ mod tests {
         assert_eq!(config.rotation.age_max, Duration::from_secs(7 * 24 * 3600));
 
         let config = made(&["--manager", "flag.lan:1", "--docker", "on"], toml).unwrap();
-        assert_eq!(config.manager, ManagerLocator::At("flag.lan:1".parse().unwrap()));
+        assert_eq!(config.manager.place, Some("flag.lan:1".parse().unwrap()));
         assert_eq!(config.runtimes.docker, DockerSwitch::On);
     }
 
     #[test]
     fn without_anything_there_is_an_agent_of_this_machine() {
         let config = made(&[], "").unwrap();
-        assert_eq!(config.manager, ManagerLocator::Local("/data".into()));
+        let locator = DataDir::at("/data").agent_locator(None);
+        assert_eq!((locator.place.clone(), &config.manager), (None, &locator));
         assert_eq!(config.capacity, detect_capacity());
         assert_eq!(config.logs_dir, PathBuf::from("/data/logs"));
         assert_eq!(config.data_dir, PathBuf::from("/data/agent"));

@@ -1,8 +1,8 @@
 //! `podmesh dev`
 
-use podmesh_agent::ManagerLocator;
 use podmesh_manager::{Endpoint, ManagerConfig};
 use podmesh_protocol::ids::Name;
+use podmesh_wire::locate::ManagerPlace;
 use tokio::sync::{oneshot, watch};
 use tokio::task::JoinSet;
 
@@ -42,7 +42,8 @@ async fn mesh(
 ) -> Outcome<()> {
     let (serves, serving) = oneshot::channel();
     let (stop_manager, stopped) = oneshot::channel::<()>();
-    let config = ManagerConfig::new(data_dir.manager(), args.listen);
+    let mut config = ManagerConfig::new(data_dir.manager(), args.listen);
+    config.sockets_dir = data_dir.sockets();
     let manager = podmesh_manager::run(config, |endpoint| _ = serves.send(endpoint), async {
         _ = stopped.await
     });
@@ -53,7 +54,7 @@ async fn mesh(
         // Without an endpoint the manager has ended, and says why itself.
         if let Ok(endpoint) = serving.await {
             welcome(&endpoint, &data_dir, named, &names)?;
-            run_agents(&endpoint, &data_dir, names, shutdown).await?;
+            run_agents(&data_dir, names, shutdown).await?;
         }
         drop(stop_manager);
         Ok(())
@@ -69,18 +70,13 @@ async fn mesh(
     }
 }
 
-async fn run_agents(
-    endpoint: &Endpoint,
-    data_dir: &DataDir,
-    names: Vec<Name>,
-    shutdown: Shutdown,
-) -> Outcome<()> {
+async fn run_agents(mesh_dir: &DataDir, names: Vec<Name>, shutdown: Shutdown) -> Outcome<()> {
     let (stop, stopping) = watch::channel(false);
     let mut agents = JoinSet::new();
     for name in names {
-        let data_dir = data_dir.inner(name.as_str());
-        let manager = ManagerLocator::At(endpoint.control.into());
-        let config = plain(name.clone(), manager, &data_dir);
+        let data_dir = mesh_dir.inner(name.as_str());
+        let manager = ManagerPlace::DataDir(mesh_dir.path().to_owned());
+        let config = plain(name.clone(), Some(manager), &data_dir);
         let mut stopping = stopping.clone();
         agents.spawn(async move {
             // The sender lives until all agents have ended.
@@ -126,6 +122,6 @@ fn welcome(endpoint: &Endpoint, data_dir: &DataDir, named: bool, names: &[Name])
          \x20 podmesh {told}run -- echo hello\n\
          \x20 podmesh {told}submit --wait --array 100 -- sh -c 'echo task $PODMESH_TASK_INDEX'\n\
          \x20 podmesh {told}events -f\n",
-        endpoint.control
+        endpoint.address
     ))
 }

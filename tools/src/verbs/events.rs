@@ -165,7 +165,6 @@ impl Hints {
 }
 
 async fn subscribe(connection: &Connection) -> Option<Subscriber> {
-    let info = connection.info().await.ok()?;
-    let address = connection.address()?.with_port(info.publish_port);
-    Subscriber::connect(&address, &[TOPIC_EVENTS]).await.ok()
+    connection.info().await.ok()?;
+    Subscriber::connect(&connection.route()?, &[TOPIC_EVENTS]).await.ok()
 }

@@ -1,15 +1,20 @@
 //! `podmesh manager`
 
-use std::net::SocketAddr;
+use std::net::{Ipv6Addr, SocketAddr};
 
 use podmesh_manager::ManagerConfig;
+use podmesh_protocol::access::Role;
+use podmesh_protocol::limits::TOKEN_TTL_MS_DEFAULT;
 use podmesh_wire::address::PORT_DEFAULT;
 use serde::Deserialize;
+use tokio::sync::oneshot;
 
 use crate::cli::daemon::ManagerArgs;
+use crate::connect::{Connection, PATIENCE_ASK, RequestError};
 use crate::context::Context;
 use crate::daemon_log::{self, LEVEL_DEFAULT};
 use crate::error::{CliError, Outcome};
+use crate::output::screen;
 use crate::settings::{self, DataDir};
 use crate::signals::{Stop, run_daemon};
 use crate::values::Span;
@@ -19,6 +24,8 @@ use crate::values::Span;
 #[serde(default)]
 struct ManagerFile {
     listen: Option<SocketAddr>,
+    advertise: Vec<String>,
+    group: Option<String>,
     lease: Option<Span>,
     heartbeat: Option<Span>,
     log_level: Option<String>,
@@ -30,37 +37,84 @@ pub(crate) async fn manager(context: &Context, args: ManagerArgs) -> Outcome {
     let file: ManagerFile =
         settings::load(args.daemon.config.as_deref(), &data_dir, "manager", &[])?;
     let level = args.daemon.log_level.clone().or(file.log_level.clone());
-    let config = config(args.listen, args.lease, args.heartbeat, file, &data_dir);
+    let stop_at_eof = args.daemon.stop_at_eof;
+    let config = config(args, file, &data_dir)?;
     let level = level.as_deref().unwrap_or(LEVEL_DEFAULT);
     let _log = daemon_log::start(level, &data_dir.daemon_logs(), "manager")?;
-    let stop = Stop::new(args.daemon.stop_at_eof)?;
+    let stop = Stop::new(stop_at_eof)?;
+    let connection = Connection::new(data_dir.local_locator(), PATIENCE_ASK);
     run_daemon(stop, |shutdown| async {
-        podmesh_manager::run(config, |_| {}, shutdown)
-            .await
-            .map_err(|why| CliError::failure("the manager cannot go on").because(why))
+        let (serves, serving) = oneshot::channel();
+        let hint = tokio::spawn(async move {
+            // Without an endpoint the manager has ended.
+            if serving.await.is_ok() {
+                say_how_to_join(connection).await;
+            }
+        });
+        let result = podmesh_manager::run(config, |_| _ = serves.send(()), shutdown).await;
+        hint.abort();
+        result.map_err(|why| CliError::failure("the manager cannot go on").because(why))
     })
     .await
 }
 
-fn config(
-    listen: Option<SocketAddr>,
-    lease: Option<Span>,
-    heartbeat: Option<Span>,
-    file: ManagerFile,
-    data_dir: &DataDir,
-) -> ManagerConfig {
-    let listen = listen.or(file.listen).unwrap_or_else(listen_default);
-    let mut config = ManagerConfig::new(data_dir.manager(), listen);
-    if let Some(lease) = lease.or(file.lease) {
-        config.lease = lease.0;
+/// Says on the first start, and until a token was made, how other machines join.
+async fn say_how_to_join(connection: Connection) {
+    let ttl_ms = TOKEN_TTL_MS_DEFAULT;
+    let token = async {
+        if !connection.tokens().await?.is_empty() {
+            return Ok(None);
+        }
+        connection.token_create(Role::Agent, ttl_ms, 1).await.map(Some)
+    };
+    let token: Result<_, RequestError> = token.await;
+    match token {
+        Ok(Some(made)) => screen::say(format!(
+            "to let another machine join, run there, within {} minutes:\n  podmesh agent --join {}\n\
+             for more machines, or for users: podmesh token create",
+            ttl_ms / 60_000,
+            made.token
+        )),
+        Ok(None) => {}
+        Err(error) => {
+            let error = CliError::from(error);
+            tracing::warn!(%error, "no join token could be made; try `podmesh token create`");
+        }
     }
-    if let Some(heartbeat) = heartbeat.or(file.heartbeat) {
-        config.heartbeat = heartbeat.0;
-    }
-    config
 }
 
-/// Loopback only, until told otherwise.
+fn config(args: ManagerArgs, file: ManagerFile, data_dir: &DataDir) -> Outcome<ManagerConfig> {
+    let listen = args.listen.or(file.listen).unwrap_or_else(listen_default);
+    let mut config = ManagerConfig::new(data_dir.manager(), listen);
+    config.sockets_dir = data_dir.sockets();
+    config.advertise = args.advertise;
+    if config.advertise.is_empty() {
+        for text in file.advertise {
+            config.advertise.push(text.parse().map_err(|why| {
+                CliError::usage("manager.toml: `advertise` is not valid").because(why)
+            })?);
+        }
+    }
+    if let Some(group) = args.group.or(file.group) {
+        let found = nix::unistd::Group::from_name(&group).map_err(|why| {
+            CliError::failure(format!("the group {group} cannot be looked up")).because(why)
+        })?;
+        let found = found.ok_or_else(|| {
+            CliError::usage(format!("this machine has no group `{group}`"))
+                .hint(format!("make it: groupadd {group}"))
+        })?;
+        config.sockets_group = Some(found.gid.as_raw());
+    }
+    if let Some(lease) = args.lease.or(file.lease) {
+        config.lease = lease.0;
+    }
+    if let Some(heartbeat) = args.heartbeat.or(file.heartbeat) {
+        config.heartbeat = heartbeat.0;
+    }
+    Ok(config)
+}
+
+/// The whole network: nobody comes in without a key.
 fn listen_default() -> SocketAddr {
-    SocketAddr::from(([127, 0, 0, 1], PORT_DEFAULT))
+    SocketAddr::from((Ipv6Addr::UNSPECIFIED, PORT_DEFAULT))
 }

@@ -8,16 +8,14 @@ use crate::context::Context;
 use crate::error::Outcome;
 use crate::output::json::NodesOutput;
 use crate::output::{screen, table};
+use crate::verbs::users::revoke;
 
-/// Lists the nodes, or shuts one out.
+/// Lists or revokes nodes.
 pub(crate) async fn nodes(context: &Context, args: NodesArgs) -> Outcome {
-    let connection = context.connection(PATIENCE_ASK)?;
-    if let Some(NodesVerb::Revoke { name }) = args.what {
-        connection.revoke(PrincipalKind::Node, name.clone()).await?;
-        screen::say(format!("node {name} is shut out"));
-        return Ok(0);
+    if let Some(NodesVerb::Revoke { names }) = args.verb {
+        return revoke(context, PrincipalKind::Node, names).await;
     }
-    let nodes = connection.nodes().await?;
+    let nodes = context.connection(PATIENCE_ASK)?.nodes().await?;
     if context.json() {
         screen::json(&NodesOutput { nodes: nodes.iter().map(Into::into).collect() })?;
     } else {

@@ -1,30 +1,44 @@
-//! `podmesh users`
+//! `podmesh users`, and what it has in common with `podmesh nodes`
 
 use podmesh_protocol::client::PrincipalKind;
+use podmesh_protocol::ids::Name;
 
 use crate::cli::access::{UsersArgs, UsersVerb};
 use crate::connect::PATIENCE_ASK;
 use crate::context::Context;
-use crate::error::Outcome;
+use crate::error::{EXIT_FAILURE, Outcome};
 use crate::output::access::UsersOutput;
 use crate::output::{screen, table};
 
-/// Lists the users that have joined, or shuts one out.
+/// Lists or revokes users.
 pub(crate) async fn users(context: &Context, args: UsersArgs) -> Outcome {
-    let connection = context.connection(PATIENCE_ASK)?;
-    if let Some(UsersVerb::Revoke { name }) = args.what {
-        connection.revoke(PrincipalKind::User, name.clone()).await?;
-        screen::say(format!("user {name} is shut out"));
-        return Ok(0);
-    }
-    let users = connection.users().await?;
-    if context.json() {
-        screen::json(&UsersOutput { users: users.iter().map(Into::into).collect() })?;
-    } else {
-        screen::print(&table::users(context.screen, &users))?;
-        if users.is_empty() {
-            screen::say("no user has joined; let one in with `podmesh token create --role viewer`");
+    match args.verb {
+        Some(UsersVerb::Revoke { names }) => revoke(context, PrincipalKind::User, names).await,
+        None => {
+            let users = context.connection(PATIENCE_ASK)?.users().await?;
+            if context.json() {
+                screen::json(&UsersOutput::new(&users))?;
+            } else {
+                screen::print(&table::users(context.screen, &users))?;
+            }
+            Ok(0)
         }
     }
-    Ok(0)
+}
+
+/// Revokes keys. One that cannot be revoked does not keep the others from it.
+pub(crate) async fn revoke(context: &Context, kind: PrincipalKind, names: Vec<Name>) -> Outcome {
+    let connection = context.connection(PATIENCE_ASK)?;
+    let mut code = 0;
+    for name in names {
+        match connection.revoke(kind, name).await {
+            Ok(()) => {}
+            Err(error @ crate::connect::RequestError::Refused(_)) => {
+                screen::say_error(&error.into());
+                code = EXIT_FAILURE;
+            }
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Ok(code)
 }

@@ -81,8 +81,7 @@ impl Rig {
 }
 
 fn connect(runtime: &Runtime, mesh: &Mesh) -> Client {
-    let address = mesh.address().parse().unwrap();
-    runtime.block_on(Client::connect(&address)).unwrap()
+    runtime.block_on(Client::connect(&mesh.local())).unwrap()
 }
 
 /// A job of so many tasks that each take one core.
