@@ -65,6 +65,7 @@ fn the_hex_of_the_page_is_what_the_code_writes() {
         cluster: ClusterId(Uuid::from_u128(0x11)),
         instance: InstanceId(Uuid::from_u128(0x22)),
         revision: Revision(0),
+        wall_ms: 1_700_000_000_000,
     };
     same("info reply", &reply(1, ReplyBody::Info(info)));
     let spec = Box::new(JobSpec {
@@ -177,6 +178,10 @@ fn every_message_and_field_is_on_the_page() {
         include_str!("../src/error.rs"),
     ] {
         for item in source.split("#[derive(").skip(1).filter(|item| item.contains("Deserialize")) {
+            let head = item.lines().find(|line| line.starts_with("pub ")).unwrap();
+            if head.ends_with(';') {
+                continue; // a structure whose parts have no names
+            }
             let head = item.lines().find(|line| line.starts_with("pub ")).unwrap();
             if head.ends_with(';') {
                 continue; // a structure whose parts have no names
