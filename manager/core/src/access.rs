@@ -23,10 +23,10 @@ const REFUSALS_EVERY_MS: u64 = 1_000;
 /// Tokens and keys.
 #[derive(Debug, Default)]
 pub(crate) struct Access {
-    tokens: BTreeMap<TokenId, TokenRow>,
+    pub(crate) tokens: BTreeMap<TokenId, TokenRow>,
     /// The number of the last token; 0 for none.
     last_token: u64,
-    keys: BTreeMap<PublicKey, KeyRow>,
+    pub(crate) keys: BTreeMap<PublicKey, KeyRow>,
     /// The keys that count, by what they are called.
     names: BTreeMap<(PrincipalKind, Name), PublicKey>,
     refused: u32,

@@ -28,7 +28,7 @@ impl World {
         })
     }
 
-    fn token(&mut self, role: Role, uses: u32) -> TokenId {
+    pub(super) fn token(&mut self, role: Role, uses: u32) -> TokenId {
         let step = self.ask_token(role, HOUR_MS, uses);
         let Some(Effect::TokenCreated { id, .. }) = step.effects.first() else {
             panic!("{step:?}")
@@ -41,7 +41,7 @@ impl World {
         self.access(AccessInput::JoinRequested { question: 3, key, token, secret_hash, name })
     }
 
-    fn try_join(&mut self, key: u8, token: TokenId, who: &str) -> JoinResult {
+    pub(super) fn try_join(&mut self, key: u8, token: TokenId, who: &str) -> JoinResult {
         let step = self.ask_to_join(key, token, HASH, who);
         let answer = step.effects.iter().find_map(|effect| match effect {
             Effect::JoinAnswered { question: 3, result } => Some(result.clone()),
@@ -54,7 +54,7 @@ impl World {
         answer
     }
 
-    fn revoke(&mut self, kind: PrincipalKind, who: &str) -> Step {
+    pub(super) fn revoke(&mut self, kind: PrincipalKind, who: &str) -> Step {
         let (peer, by, name) = (peer(900), name("root"), name(who));
         self.access(AccessInput::RevokeRequested { peer, request: 7, by, kind, name })
     }
@@ -73,8 +73,7 @@ impl World {
     }
 
     fn hello_from(&mut self, caller: Caller, node: &str, number: u64) -> Step {
-        let hello = Box::new(hello(node, number));
-        self.give(Input::AgentConnected { peer: peer(number), caller, hello })
+        self.connect_as(caller, hello(node, number), number)
     }
 }
 
