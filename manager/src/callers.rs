@@ -54,10 +54,13 @@ struct Table {
     counts: HashMap<Who, usize>,
     last_question: u64,
     /// Those who wait to join.
-    joining: HashMap<u64, oneshot::Sender<Result<(Role, Name), ErrorReply>>>,
+    joining: HashMap<u64, oneshot::Sender<JoinResult>>,
     refused: u64,
     said: Option<Instant>,
 }
+
+/// What became of a wish to join.
+type JoinResult = Result<(Role, Name), ErrorReply>;
 
 struct Connection {
     who: Who,
@@ -109,7 +112,7 @@ impl Callers {
     }
 
     /// The answer to [`AccessInput::JoinRequested`].
-    pub(crate) fn join_answered(&self, question: u64, result: Result<(Role, Name), ErrorReply>) {
+    pub(crate) fn join_answered(&self, question: u64, result: JoinResult) {
         let waiting = self.lock().joining.remove(&question);
         if let Some(waiting) = waiting {
             // Whoever asked may have left.

@@ -1,6 +1,6 @@
 //! Joining, roles and revocation, as people on several machines do them: each has a data folder of
 //! its own, and only the network in common.
-#![expect(clippy::unwrap_used, clippy::panic, reason = "tests")]
+#![expect(clippy::unwrap_used, reason = "tests")]
 
 use std::fs;
 use std::io::{Read, Write};
