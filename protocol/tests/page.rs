@@ -182,10 +182,6 @@ fn every_message_and_field_is_on_the_page() {
             if head.ends_with(';') {
                 continue; // a structure whose parts have no names
             }
-            let head = item.lines().find(|line| line.starts_with("pub ")).unwrap();
-            if head.ends_with(';') {
-                continue; // a structure whose parts have no names
-            }
             let body = item.split("\n}\n").next().unwrap();
             // A tuple has no words, and ends where it begins.
             if body.lines().any(|line| line.starts_with("pub struct") && line.ends_with(';')) {
