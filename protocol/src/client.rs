@@ -488,3 +488,49 @@ pub struct NodeView {
     #[serde(default)]
     pub enrolled: bool,
 }
+
+#[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "tests")]
+mod tests {
+    use super::*;
+
+    /// Who may ask what, as one table: columns are agent, viewer, operator, admin.
+    #[test]
+    fn every_request_has_its_role() {
+        let cases = [
+            (r#""info""#, [true, true, true, true]),
+            (r#""who_am_i""#, [true, true, true, true]),
+            (r#"{"jobs": {"limit": 1}}"#, [false, true, true, true]),
+            (r#"{"job": {"job": 1}}"#, [false, true, true, true]),
+            (r#"{"tasks": {"job": 1, "limit": 1}}"#, [false, true, true, true]),
+            (r#"{"task": {"task": [1, 1]}}"#, [false, true, true, true]),
+            (r#"{"nodes": {"limit": 1}}"#, [false, true, true, true]),
+            (r#"{"events": {"since": 0}}"#, [false, true, true, true]),
+            (
+                r#"{"log": {"attempt": [1, 1, 1], "stream": "stdout", "from": {"offset": 0},
+                    "bytes_max": 1}}"#,
+                [false, true, true, true],
+            ),
+            (
+                r#"{"submit": {"submission": "00000000-0000-0000-0000-000000000001", "spec":
+                    {"name": "a", "run": {"runtime": "process", "command": ["true"]}}}}"#,
+                [false, false, true, true],
+            ),
+            (r#"{"cancel": {"job": 1}}"#, [false, false, true, true]),
+            (
+                r#"{"token_create": {"role": "agent", "ttl_ms": 1, "uses": 1}}"#,
+                [false, false, false, true],
+            ),
+            (r#""tokens""#, [false, false, false, true]),
+            (r#"{"token_revoke": {"id": 1}}"#, [false, false, false, true]),
+            (r#"{"users": {"limit": 1}}"#, [false, false, false, true]),
+            (r#"{"revoke": {"kind": "user", "name": "a"}}"#, [false, false, false, true]),
+        ];
+        for (text, may) in cases {
+            let body: RequestBody = serde_json::from_str(text).unwrap();
+            let found =
+                Role::ALL.map(|role| body.needs().is_none_or(|needed| role.includes(needed)));
+            assert_eq!(found, may, "{text}");
+        }
+    }
+}

@@ -46,7 +46,7 @@ fn refused(output: &Output, code: i32, says: &[&str]) {
 /// An address where nobody listens: the port belongs to root, for a service that no one has.
 const NOBODY: &str = "127.0.0.1:1";
 
-const VERBS: [&str; 14] = [
+const VERBS: [&str; 18] = [
     "demo",
     "dev",
     "manager",
@@ -59,6 +59,10 @@ const VERBS: [&str; 14] = [
     "logs",
     "cancel",
     "nodes",
+    "users",
+    "token",
+    "login",
+    "doctor",
     "events",
     "completions",
 ];
@@ -107,6 +111,15 @@ fn what_cannot_be_understood_is_usage() {
     refused(&run(["--output", "yaml", "jobs"]), 2, &["table, json"]);
     refused(&run(["run", "-o", "json", "--", "true"]), 2, &["`run` has no JSON output", "hint:"]);
     refused(&run(["manager", "--listen", "here"]), 2, &["here"]);
+    refused(&run(["token"]), 2, &["create", "list", "revoke"]);
+    refused(&run(["token", "create", "--role", "root"]), 2, &["agent, viewer, operator"]);
+    refused(&run(["token", "create", "--ttl", "soon"]), 2, &["1h"]);
+    refused(&run(["token", "create", "--uses", "0"]), 2, &["1..=10000"]);
+    refused(&run(["token", "revoke", "x"]), 2, &["<NUMBER>"]);
+    refused(&run(["nodes", "revoke"]), 2, &["<NODE>"]);
+    refused(&run(["users", "revoke", "a b"]), 2, &["' '"]);
+    refused(&run(["users", "revoke", "a", "-o", "json"]), 2, &["has no JSON output", "hint:"]);
+    refused(&run(["login", "SWMTKN-1"]), 2, &["token", "hint:"]);
     refused(&run(["dev", "--agents", "101"]), 2, &["101"]);
 }
 

@@ -23,10 +23,10 @@ const REFUSALS_EVERY_MS: u64 = 1_000;
 /// Tokens and keys.
 #[derive(Debug, Default)]
 pub(crate) struct Access {
-    tokens: BTreeMap<TokenId, TokenRow>,
+    pub(crate) tokens: BTreeMap<TokenId, TokenRow>,
     /// The number of the last token; 0 for none.
     last_token: u64,
-    keys: BTreeMap<PublicKey, KeyRow>,
+    pub(crate) keys: BTreeMap<PublicKey, KeyRow>,
     /// The keys that count, by what they are called.
     names: BTreeMap<(PrincipalKind, Name), PublicKey>,
     refused: u32,
@@ -84,6 +84,20 @@ impl Access {
             TokenState::UsedUp => Err(format!("join token {id} has been used up")),
             TokenState::Expired => Err(format!("join token {id} has expired")),
         }
+    }
+
+    /// What a key may do that has joined just so before: the answer may have been lost on its way,
+    /// and the token is used up.
+    fn has_joined(
+        &self,
+        key: &PublicKey,
+        token: TokenId,
+        secret_hash: &[u8; 32],
+        name: &Name,
+    ) -> Option<Role> {
+        let known = self.keys.get(key).filter(|known| !known.revoked && known.token == token)?;
+        let proven = self.tokens.get(&token).is_some_and(|row| row.secret_hash == *secret_hash);
+        (proven && known.name == *name).then_some(known.role)
     }
 
     #[cfg(any(test, feature = "invariants"))]
@@ -241,6 +255,10 @@ impl Core {
         out: &mut Step,
     ) -> Result<ReplyBody, ErrorReply> {
         let Some(key) = self.access.names.remove(&(kind, name.clone())) else {
+            let before = |row: &KeyRow| kind_of(row.role) == kind && row.name == *name;
+            if self.access.keys.values().any(before) {
+                return Ok(ReplyBody::Revoked); // Asked again: the answer may have been lost.
+            }
             let what = match kind {
                 PrincipalKind::Node => "no node of the name",
                 PrincipalKind::User => "no user of the name",
@@ -271,6 +289,10 @@ impl Core {
         name: Name,
         out: &mut Step,
     ) -> Result<(Role, Name), ErrorReply> {
+        if let Some(role) = self.access.has_joined(&key, token, secret_hash, &name) {
+            out.effects.push(Effect::KeyEnrolled { key, role, name: name.clone() });
+            return Ok((role, name));
+        }
         match self.may_join(now, &key, token, secret_hash, &name) {
             Ok(role) => {
                 self.enrol(now, key, token, role, name.clone(), out);
@@ -371,7 +393,13 @@ impl Core {
     /// Whether somebody may have a session as the node that a hello names.
     pub(crate) fn may_say_hello(&self, caller: &Caller, hello: &Hello) -> Result<(), ErrorReply> {
         let forbidden = |message: String| Err(ErrorReply::new(ErrorCode::Forbidden, message));
+        let counts = |key| self.access.keys.get(&key).is_some_and(|row| !row.revoked);
         match (caller.role, caller.key) {
+            // The hello was on its way here when the key was revoked.
+            (Role::Agent, Some(key)) if !counts(key) => Err(ErrorReply::new(
+                ErrorCode::NotEnrolled,
+                "this key was revoked, and does not come back: join with a new key and a new token",
+            )),
             (Role::Agent, _) if caller.name != hello.node => forbidden(format!(
                 "this agent joined as `{}`, and says hello as `{}`: start it without --name, or join again",
                 caller.name, hello.node

@@ -5,7 +5,8 @@ use std::thread;
 use std::time::Duration;
 
 use podmesh_manager_core::input::Peer;
-use podmesh_manager_core::step::{Change, Effect, JobRow, NodeRow, Step};
+use podmesh_manager_core::step::{Change, Effect, JobRow, KeyRow, NodeRow, Step, TokenRow};
+use podmesh_protocol::access::{PublicKey, Role, TokenId};
 use podmesh_protocol::client::ReplyBody;
 use podmesh_protocol::event::EventFact;
 use podmesh_protocol::ids::{
@@ -173,6 +174,54 @@ fn a_start_finds_what_goes_on_and_nothing_of_what_is_over() {
     assert_eq!(*job.spec, job_spec(10));
     assert_eq!(job.submission, SubmissionId(Uuid::from_u128(1)));
     assert_eq!(Change::JobUpdated(job.row.clone()), job_row(JobState::Running, 5, counts));
+}
+
+#[test]
+fn tokens_and_keys_come_back_as_they_were_saved_last() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut store = open(dir.path()).unwrap();
+    let token = |id, role, uses_left| TokenRow {
+        id: TokenId(id),
+        secret_hash: [id as u8; 32],
+        role,
+        expires_wall_ms: 1_700_000_000_123,
+        uses_left,
+        created_by: name("root"),
+        revoked: id == 4,
+    };
+    let key = |number: u8, role| KeyRow {
+        key: PublicKey([number; 32]),
+        role,
+        name: name("a"),
+        token: TokenId(2),
+        enrolled_wall_ms: 77,
+        revoked: false,
+    };
+    let revoked = KeyRow { revoked: true, ..key(3, Role::Agent) };
+    write(
+        &mut store,
+        vec![
+            step(vec![
+                Change::TokenSaved(token(1, Role::Agent, 1)),
+                Change::TokenSaved(token(2, Role::Viewer, 2)),
+                Change::TokenSaved(token(3, Role::Operator, 10_000)),
+                Change::TokenSaved(token(4, Role::Admin, 1)),
+                Change::KeySaved(key(3, Role::Agent)),
+                Change::KeySaved(key(4, Role::Viewer)),
+            ]),
+            step(vec![
+                Change::TokenRemoved(TokenId(1)),
+                Change::TokenSaved(token(2, Role::Viewer, 1)),
+                Change::KeySaved(revoked.clone()),
+            ]),
+        ],
+    );
+    drop(store);
+    let snapshot = open(dir.path()).unwrap().snapshot;
+    let tokens =
+        [token(2, Role::Viewer, 1), token(3, Role::Operator, 10_000), token(4, Role::Admin, 1)];
+    assert_eq!((snapshot.last_token, snapshot.tokens.as_slice()), (4, &tokens[..]));
+    assert_eq!(snapshot.keys, [revoked, key(4, Role::Viewer)]);
 }
 
 #[test]

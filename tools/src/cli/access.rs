@@ -111,3 +111,23 @@ pub(crate) fn parse_token(text: &str) -> Result<JoinToken, crate::error::CliErro
             .hint("get one on the manager's machine: podmesh token create --role operator")
     })
 }
+
+#[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "tests")]
+mod tests {
+    use clap::Parser;
+    use podmesh_protocol::limits::TOKEN_TTL_MS_DEFAULT;
+
+    use super::*;
+    use crate::cli::{Cli, Verb};
+
+    #[test]
+    fn a_token_is_for_one_agent_and_one_hour_unless_asked_otherwise() {
+        let cli = Cli::try_parse_from(["podmesh", "token", "create"]).unwrap();
+        let Verb::Token(TokenVerb::Create(args)) = cli.verb else {
+            unreachable!("token create is something else")
+        };
+        assert_eq!((args.role, args.uses), (Role::Agent, 1));
+        assert_eq!(args.ttl.ms(), TOKEN_TTL_MS_DEFAULT);
+    }
+}

@@ -318,9 +318,38 @@ pub(crate) fn outcome_text(outcome: &report::Outcome) -> String {
 #[cfg(test)]
 #[expect(clippy::unwrap_used, reason = "tests")]
 mod tests {
-    use super::*;
-    use podmesh_protocol::ids::JobId;
+    use super::{EventOutput, Revision, describe, line};
+    use podmesh_protocol::access::{Role, TokenId};
+    use podmesh_protocol::event::EventFact;
+    use podmesh_protocol::ids::{AttemptId, JobId, Name};
     use podmesh_protocol::report::Outcome;
+
+    #[test]
+    fn who_came_in_and_who_was_shut_out_is_told() {
+        let (name, by): (Name, Name) = ("a".parse().unwrap(), "root".parse().unwrap());
+        let token = TokenId(3);
+        let cases = [
+            (
+                EventFact::TokenCreated(token, Role::Viewer, by.clone()),
+                "join token 3 for the role viewer made by root",
+            ),
+            (EventFact::TokenRevoked(token, by.clone()), "join token 3 revoked by root"),
+            (EventFact::Enrolled(Role::Agent, name.clone(), token), "agent a joined with token 3"),
+            (EventFact::KeyRevoked(Role::Admin, name, by), "admin a revoked by root"),
+            (EventFact::JoinsRefused("\u{1b}".into(), 2), "2 joins refused: \\u{1b}"),
+            (
+                EventFact::ConnectionsRefused("\u{1b}".into(), 1),
+                "1 connection cut off or not let in: \\u{1b}",
+            ),
+        ];
+        for (fact, text) in &cases {
+            assert_eq!(describe(fact), *text);
+        }
+        let json = serde_json::to_value(EventOutput::new(Revision(9), 0, &cases[3].0)).unwrap();
+        assert_eq!(json["event"], "key_revoked");
+        assert_eq!((&json["role"], &json["name"]), (&"admin".into(), &"a".into()));
+        assert_eq!(json["by"], "root");
+    }
 
     #[test]
     fn an_ended_attempt_says_how_for_people_and_programs() {

@@ -202,7 +202,8 @@ pub(crate) fn more(shown: usize, noun: &str) -> String {
 #[expect(clippy::unwrap_used, reason = "tests")]
 mod tests {
     use super::*;
-    use podmesh_protocol::client::{AttemptView, NodeState};
+    use podmesh_protocol::access::{Role, TokenId};
+    use podmesh_protocol::client::{self as wire, AttemptView, NodeState};
     use podmesh_protocol::ids::{JobId, TaskId};
     use podmesh_protocol::report::{self, Outcome};
     use podmesh_protocol::spec::{Resources, RuntimeKind};
@@ -249,6 +250,24 @@ mod tests {
     fn colour_is_there_when_asked_for() {
         let text = tasks(Screen { width: None, color: true }, &[task("")]);
         assert!(text.contains("\u{1b}["), "{text:?}");
+    }
+
+    #[test]
+    fn tokens_show_whether_they_can_be_used() {
+        let view = |id, state| TokenView {
+            id: TokenId(id),
+            state,
+            role: Role::Agent,
+            uses_left: 1,
+            expires_wall_ms: 0,
+            created_by: "root".parse().unwrap(),
+        };
+        let rows = [view(1, wire::TokenState::UsedUp), view(2, wire::TokenState::Usable)];
+        let text = tokens(Screen { width: None, color: false }, &rows);
+        let lines: Vec<&str> = text.lines().collect();
+        assert!(lines[1].starts_with("1      used_up  agent  1 "), "{text}");
+        assert!(lines[2].starts_with("2      usable   agent  1 "), "{text}");
+        assert!(lines[2].ends_with("  root"), "{text}");
     }
 
     #[test]

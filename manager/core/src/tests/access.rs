@@ -28,7 +28,7 @@ impl World {
         })
     }
 
-    fn token(&mut self, role: Role, uses: u32) -> TokenId {
+    pub(super) fn token(&mut self, role: Role, uses: u32) -> TokenId {
         let step = self.ask_token(role, HOUR_MS, uses);
         let Some(Effect::TokenCreated { id, .. }) = step.effects.first() else {
             panic!("{step:?}")
@@ -41,7 +41,7 @@ impl World {
         self.access(AccessInput::JoinRequested { question: 3, key, token, secret_hash, name })
     }
 
-    fn try_join(&mut self, key: u8, token: TokenId, who: &str) -> JoinResult {
+    pub(super) fn try_join(&mut self, key: u8, token: TokenId, who: &str) -> JoinResult {
         let step = self.ask_to_join(key, token, HASH, who);
         let answer = step.effects.iter().find_map(|effect| match effect {
             Effect::JoinAnswered { question: 3, result } => Some(result.clone()),
@@ -54,7 +54,7 @@ impl World {
         answer
     }
 
-    fn revoke(&mut self, kind: PrincipalKind, who: &str) -> Step {
+    pub(super) fn revoke(&mut self, kind: PrincipalKind, who: &str) -> Step {
         let (peer, by, name) = (peer(900), name("root"), name(who));
         self.access(AccessInput::RevokeRequested { peer, request: 7, by, kind, name })
     }
@@ -73,8 +73,7 @@ impl World {
     }
 
     fn hello_from(&mut self, caller: Caller, node: &str, number: u64) -> Step {
-        let hello = Box::new(hello(node, number));
-        self.give(Input::AgentConnected { peer: peer(number), caller, hello })
+        self.connect_as(caller, hello(node, number), number)
     }
 }
 
@@ -243,4 +242,44 @@ fn tokens_beyond_the_limits_are_refused_and_useless_ones_make_room() {
     let tokens = world.tokens();
     assert_eq!(tokens.len(), TOKENS_MAX);
     assert!(tokens.iter().all(|row| row.id != TokenId(5)));
+}
+
+#[test]
+fn a_hello_that_comes_after_its_key_was_revoked_opens_no_session() {
+    let mut world = World::new();
+    let token = world.token(Role::Agent, 1);
+    world.try_join(1, token, "a").unwrap();
+    world.revoke(PrincipalKind::Node, "a");
+    for _ in 0..2 {
+        let (code, _) = refusal(&world.hello_from(agent(1, "a"), "a", 1));
+        assert_eq!(code, ErrorCode::NotEnrolled);
+        world.restart();
+    }
+}
+
+#[test]
+fn who_missed_an_answer_asks_again_and_hears_the_same() {
+    let mut world = World::new();
+    let token = world.token(Role::Agent, 1);
+    world.try_join(1, token, "a").unwrap();
+    world.restart();
+    assert_eq!(world.try_join(1, token, "a"), Ok((Role::Agent, name("a"))));
+    let step = world.ask_to_join(1, token, HASH, "a");
+    assert!(step.changes.is_empty() && step.events.is_empty(), "{step:?}");
+    // Neither another secret, key or name.
+    for (key, hash, who) in [(1, [6; 32], "a"), (2, HASH, "a"), (1, HASH, "b")] {
+        let step = world.ask_to_join(key, token, hash, who);
+        let refused = step
+            .effects
+            .iter()
+            .any(|effect| matches!(effect, Effect::JoinAnswered { result: Err(_), .. }));
+        assert!(refused, "{step:?}");
+    }
+    for _ in 0..2 {
+        let step = world.revoke(PrincipalKind::Node, "a");
+        assert_eq!(replies(&step), [Ok(ReplyBody::Revoked)]);
+    }
+    said(world.try_join(1, token, "a"), ErrorCode::InvalidToken);
+    let fresh = world.token(Role::Agent, 1);
+    said(world.try_join(1, fresh, "a"), ErrorCode::NotEnrolled);
 }

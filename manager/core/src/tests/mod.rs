@@ -182,11 +182,11 @@ impl World {
     }
 
     fn connect(&mut self, hello: Hello, number: u64) -> Step {
-        self.give(Input::AgentConnected {
-            peer: peer(number),
-            caller: local(),
-            hello: Box::new(hello),
-        })
+        self.connect_as(local(), hello, number)
+    }
+
+    fn connect_as(&mut self, caller: Caller, hello: Hello, number: u64) -> Step {
+        self.give(Input::AgentConnected { peer: peer(number), caller, hello: Box::new(hello) })
     }
 
     /// A node with four cores, peer and instance `number`; its epoch.

@@ -18,7 +18,7 @@ pub(super) struct Model {
     nodes: BTreeMap<Name, NodeRow>,
     last_token: u64,
     tokens: BTreeMap<TokenId, TokenRow>,
-    keys: BTreeMap<PublicKey, KeyRow>,
+    pub(super) keys: BTreeMap<PublicKey, KeyRow>,
     last_epoch: u64,
     last_revision: u64,
 }

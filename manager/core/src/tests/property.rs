@@ -7,6 +7,7 @@ use proptest::sample::Index;
 
 use super::restore::restart_and_compare;
 use super::*;
+use podmesh_protocol::client::PrincipalKind;
 use podmesh_protocol::report::OutcomeKind;
 
 const NODES: [&str; 3] = ["a", "b", "c"];
@@ -47,6 +48,12 @@ enum Op {
     Leave(usize),
     PeerGone(usize),
     Explain(Index),
+    /// One of some keys joins as a node.
+    Join {
+        node: usize,
+        key: u8,
+    },
+    Revoke(usize),
     Pass(u64),
     Restart,
 }
@@ -79,7 +86,9 @@ fn op() -> impl Strategy<Value = Op> {
         ).prop_map(|(node, facts, skip, stale)| Op::Report { node, facts, skip, stale }),
         2 => (node.clone(), change).prop_map(|(node, change)| Op::Beat { node, change }),
         1 => node.clone().prop_map(Op::Leave),
-        1 => node.prop_map(Op::PeerGone),
+        1 => node.clone().prop_map(Op::PeerGone),
+        1 => (node.clone(), 0..6u8).prop_map(|(node, key)| Op::Join { node, key }),
+        1 => node.prop_map(Op::Revoke),
         1 => any::<Index>().prop_map(Op::Explain),
         3 => prop_oneof![0..100u64, 0..30_000u64].prop_map(Op::Pass),
         1 => Just(Op::Restart),
@@ -131,7 +140,13 @@ impl Mesh {
     }
 
     fn connect(&mut self, node: usize, hello: Hello, peer: u64) -> Step {
-        let step = self.world.connect(hello, peer);
+        // With its key, where it has one.
+        let mut live = self.world.model.keys.values().filter(|row| !row.revoked);
+        let caller = match live.find(|row| row.name == hello.node) {
+            Some(row) => Caller { role: Role::Agent, name: row.name.clone(), key: Some(row.key) },
+            None => local(),
+        };
+        let step = self.world.connect_as(caller, hello, peer);
         let welcomed = messages(&step).into_iter().find_map(|message| match message {
             ToPeer::Welcome(welcome) => Some(welcome.epoch),
             _ => None,
@@ -209,6 +224,11 @@ impl Mesh {
                 self.world.give(Input::PeerGone { peer });
             }
             Op::Explain(job) => _ = self.world.explain(job.index(jobs as usize + 2) as u64),
+            Op::Join { node, key } => {
+                let token = self.world.token(Role::Agent, 1);
+                _ = self.world.try_join(key, token, NODES[node]);
+            }
+            Op::Revoke(node) => _ = self.world.revoke(PrincipalKind::Node, NODES[node]),
             Op::Pass(ms) => _ = self.world.pass(ms),
             Op::Restart => restart_and_compare(&mut self.world),
         }

@@ -15,6 +15,7 @@ fn durable(core: &Core) -> String {
         let tried: BTreeMap<u32, _> = waiting.chain(ready).collect();
         text += &format!("{tried:?}\n");
     }
+    text += &format!("{:?} {:?}\n", core.access.tokens, core.access.keys);
     for (_, node) in core.nodes.iter() {
         text += &format!("{:?} {}\n", node.row, node.used_cpu_millis);
     }
