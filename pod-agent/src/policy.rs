@@ -2,16 +2,49 @@
 
 use std::path::PathBuf;
 
+use podmesh_protocol::ids::Name;
+use podmesh_protocol::spec::{DockerSpec, NetworkMode, Resources};
 use serde::Deserialize;
+use wildmatch::WildMatch;
 
-/// What jobs may use of this node. The default allows neither mounts nor the node's network.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
-#[serde(deny_unknown_fields, default)]
+/// Processes and threads of one container, unless the owner says otherwise.
+pub const PIDS_MAX_DEFAULT: u32 = 4096;
+
+/// What jobs may use of this node. The default lets a container have any image, as any user, and
+/// neither mounts, nor the node's network, nor any capability.
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NodePolicy {
     /// Folders and files that containers may mount, with all that is below them.
     pub mount_roots: Vec<MountRoot>,
     /// Whether containers may use the node's own network (`network = "host"`).
     pub allow_host_network: bool,
+    /// The images that may run; empty: all. Patterns with `*` and `?` on the whole reference, as
+    /// in `busybox:1.*`, `registry.lan/team/*`, `alpine@sha256:…`. One without a tag or digest
+    /// is for all of them.
+    pub images: Vec<String>,
+    /// As whom containers may run (`user` of a job, without its group); empty: as anybody. What
+    /// runs as the image's own user has the name `""`.
+    pub users: Vec<String>,
+    /// The capabilities that a job may ask for, without `CAP_`.
+    pub capabilities: Vec<String>,
+    /// The most of cores and memory that one attempt may ask for; without it, all that is there.
+    pub attempt_max: Resources,
+    /// Processes and threads of one container at a time.
+    pub pids_max: u32,
+}
+
+impl Default for NodePolicy {
+    fn default() -> Self {
+        Self {
+            mount_roots: vec![],
+            allow_host_network: false,
+            images: vec![],
+            users: vec![],
+            capabilities: vec![],
+            attempt_max: Resources { cpu_millis: u32::MAX, memory_bytes: u64::MAX },
+            pids_max: PIDS_MAX_DEFAULT,
+        }
+    }
 }
 
 /// A folder or file of the node that containers may mount.
@@ -23,4 +56,222 @@ pub struct MountRoot {
     /// Whether containers may write there; otherwise only read-only mounts are allowed.
     #[serde(default)]
     pub writable: bool,
+}
+
+impl NodePolicy {
+    /// Whether an attempt may ask for so much.
+    ///
+    /// # Errors
+    /// Why not, for people.
+    pub(crate) fn check_resources(&self, node: &Name, asked: &Resources) -> Result<(), String> {
+        let most = &self.attempt_max;
+        if asked.cpu_millis > most.cpu_millis {
+            return Err(format!(
+                "node {node} allows {} cores for one task at the most, and this asks for {}; its owner can change attempt_cpus_max in agent.toml",
+                cores(most.cpu_millis),
+                cores(asked.cpu_millis)
+            ));
+        }
+        // Who asks for none has no limit.
+        let limited = most.memory_bytes < u64::MAX;
+        if limited && (asked.memory_bytes == 0 || asked.memory_bytes > most.memory_bytes) {
+            return Err(format!(
+                "node {node} allows {} bytes of memory for one task at the most, and this asks for {}; ask for less with --memory, or its owner can change attempt_memory_max in agent.toml",
+                most.memory_bytes,
+                match asked.memory_bytes {
+                    0 => "no limit".to_owned(),
+                    bytes => bytes.to_string(),
+                }
+            ));
+        }
+        Ok(())
+    }
+
+    /// Whether a container may be as the job asks; mounts are looked at on their own.
+    ///
+    /// # Errors
+    /// Why not, for people.
+    pub(crate) fn check_container(&self, node: &Name, spec: &DockerSpec) -> Result<(), String> {
+        if spec.network == NetworkMode::Host && !self.allow_host_network {
+            return Err(format!(
+                "node {node} does not allow network \"host\"; its owner can: allow_host_network = true in agent.toml"
+            ));
+        }
+        if !self.images.is_empty() && !self.images.iter().any(|p| image_matches(p, &spec.image)) {
+            return Err(format!(
+                "node {node} does not allow image {}: it allows {}; its owner can change images in agent.toml",
+                spec.image,
+                self.images.join(", ")
+            ));
+        }
+        let user = spec.user.as_deref().unwrap_or_default();
+        let user = user.split(':').next().unwrap_or_default();
+        if !self.users.is_empty() && !self.users.iter().any(|allowed| allowed == user) {
+            return Err(format!(
+                "node {node} does not allow containers as {}: it allows {}; ask with --user, or its owner can change users in agent.toml",
+                if user.is_empty() {
+                    "the image's user".to_owned()
+                } else {
+                    format!("user {user}")
+                },
+                self.users.join(", ")
+            ));
+        }
+        if let Some(name) = spec.cap_add.iter().find(|name| !self.capabilities.contains(name)) {
+            return Err(format!(
+                "node {node} does not allow capability {name}; its owner can: capabilities = [\"{name}\"] in agent.toml"
+            ));
+        }
+        if let Some(pids) = spec.pids.filter(|pids| *pids > self.pids_max) {
+            return Err(format!(
+                "node {node} allows {} processes in one container at the most, and this asks for {pids}; its owner can change pids_max in agent.toml",
+                self.pids_max
+            ));
+        }
+        Ok(())
+    }
+}
+
+fn cores(millis: u32) -> f64 {
+    f64::from(millis) / 1000.0
+}
+
+/// Whether a pattern is for an image reference. Both are understood as Docker does: `busybox` is
+/// `docker.io/library/busybox:latest`.
+fn image_matches(pattern: &str, image: &str) -> bool {
+    let image = Reference::parse(image);
+    let pattern = Reference::parse(pattern);
+    let tag = match (pattern.tag, pattern.digest) {
+        // A digest says more than a tag: who pins one, means it.
+        (_, Some(digest)) => image.digest.is_some_and(|has| WildMatch::new(digest).matches(has)),
+        (Some(tag), None) => {
+            image.digest.is_none() && WildMatch::new(tag).matches(image.tag.unwrap_or("latest"))
+        }
+        (None, None) => true,
+    };
+    tag && WildMatch::new(&pattern.name).matches(&image.name)
+}
+
+/// An image reference in its parts.
+struct Reference<'a> {
+    /// With the registry.
+    name: String,
+    tag: Option<&'a str>,
+    digest: Option<&'a str>,
+}
+
+impl<'a> Reference<'a> {
+    fn parse(text: &'a str) -> Self {
+        let (rest, digest) = match text.split_once('@') {
+            Some((rest, digest)) => (rest, Some(digest)),
+            None => (text, None),
+        };
+        // A colon before a slash is that of a port.
+        let (name, tag) = match rest.rsplit_once(':') {
+            Some((name, tag)) if !tag.contains('/') => (name, Some(tag)),
+            _ => (rest, None),
+        };
+        let name = match name.split_once('/') {
+            Some((host, _)) if host.contains(['.', ':']) || host == "localhost" => name.to_owned(),
+            Some(_) => format!("docker.io/{name}"),
+            None => format!("docker.io/library/{name}"),
+        };
+        Self { name, tag, digest }
+    }
+}
+
+#[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "tests")]
+mod tests {
+    use super::*;
+
+    fn node() -> Name {
+        "n1".parse().unwrap()
+    }
+
+    fn spec() -> DockerSpec {
+        DockerSpec { image: "busybox".into(), ..DockerSpec::default() }
+    }
+
+    #[test]
+    fn images_are_understood_as_docker_does() {
+        for (pattern, image, matches) in [
+            ("busybox", "busybox", true),
+            ("busybox", "docker.io/library/busybox:1.36", true),
+            ("busybox:1.*", "busybox:1.36", true),
+            ("busybox:1.*", "busybox", false),
+            ("busybox:latest", "busybox", true),
+            ("busybox:*", "busybox@sha256:aa", false),
+            ("busybox", "busybox@sha256:aa", true),
+            ("busybox@sha256:aa", "busybox@sha256:aa", true),
+            ("busybox@sha256:aa", "busybox:latest@sha256:aa", true),
+            ("busybox@sha256:aa", "busybox@sha256:bb", false),
+            ("busybox@sha256:aa", "busybox", false),
+            ("registry.lan:5000/team/*", "registry.lan:5000/team/app:3", true),
+            ("registry.lan:5000/team/*", "registry.lan:5000/other/app:3", false),
+            ("registry.lan:5000/team/*", "registry.lan/team/app", false),
+            ("busybox", "evil.example/library/busybox", false),
+            ("busybox", "evil/busybox", false),
+            ("busybox", "busybox-evil", false),
+            ("team/*", "docker.io/team/app", true),
+        ] {
+            assert_eq!(image_matches(pattern, image), matches, "{pattern} {image}");
+        }
+    }
+
+    #[test]
+    fn the_default_allows_a_plain_container_and_nothing_beyond() {
+        let policy = NodePolicy::default();
+        assert_eq!(policy.check_container(&node(), &spec()), Ok(()));
+        for (says, more) in [
+            ("network", DockerSpec { network: NetworkMode::Host, ..spec() }),
+            ("NET_RAW", DockerSpec { cap_add: vec!["NET_RAW".into()], ..spec() }),
+            ("4096", DockerSpec { pids: Some(PIDS_MAX_DEFAULT + 1), ..spec() }),
+        ] {
+            let said = policy.check_container(&node(), &more).unwrap_err();
+            assert!(said.contains(says) && said.contains("agent.toml"), "{said}");
+        }
+    }
+
+    #[test]
+    fn what_the_owner_forbids_is_forbidden() {
+        let policy = NodePolicy {
+            images: vec!["busybox:1.*".into()],
+            users: vec!["1000".into()],
+            capabilities: vec!["NET_RAW".into()],
+            pids_max: 10,
+            ..NodePolicy::default()
+        };
+        let good = DockerSpec {
+            image: "busybox:1.36".into(),
+            user: Some("1000:50".into()),
+            cap_add: vec!["NET_RAW".into()],
+            pids: Some(10),
+            ..DockerSpec::default()
+        };
+        assert_eq!(policy.check_container(&node(), &good), Ok(()));
+        for bad in [
+            DockerSpec { image: "alpine".into(), ..good.clone() },
+            DockerSpec { user: None, ..good.clone() },
+            DockerSpec { user: Some("0".into()), ..good.clone() },
+            DockerSpec { cap_add: vec!["SYS_ADMIN".into()], ..good.clone() },
+            DockerSpec { pids: Some(11), ..good.clone() },
+        ] {
+            let said = policy.check_container(&node(), &bad).unwrap_err();
+            assert!(said.contains("n1") && said.contains("agent.toml"), "{said}");
+        }
+    }
+
+    #[test]
+    fn an_attempt_asks_for_no_more_than_the_owner_gives() {
+        let asks = |cpu_millis, memory_bytes| Resources { cpu_millis, memory_bytes };
+        let all = NodePolicy::default();
+        assert_eq!(all.check_resources(&node(), &asks(64_000, 0)), Ok(()));
+        let some = NodePolicy { attempt_max: asks(2_000, 1 << 30), ..NodePolicy::default() };
+        assert_eq!(some.check_resources(&node(), &asks(2_000, 1 << 30)), Ok(()));
+        for (cpus, memory) in [(2_001, 1), (1, (1 << 30) + 1), (1, 0)] {
+            let said = some.check_resources(&node(), &asks(cpus, memory)).unwrap_err();
+            assert!(said.contains("agent.toml"), "{said}");
+        }
+    }
 }

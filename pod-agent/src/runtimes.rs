@@ -5,17 +5,20 @@ use std::sync::Arc;
 
 use podmesh_agent_core::input::{FoundAttempt, RuntimeFact};
 use podmesh_agent_core::step::{Command, JobContext};
-use podmesh_protocol::ids::{AttemptId, ClusterId};
+use podmesh_protocol::ids::{AttemptId, ClusterId, Name};
 use podmesh_protocol::report::Outcome;
 use podmesh_protocol::spec::RuntimeKind;
 use tokio::sync::mpsc::UnboundedSender;
 
 use crate::config::RuntimeSwitches;
 use crate::docker::DockerRuntime;
+use crate::policy::NodePolicy;
 use crate::process::ProcessRuntime;
 
 /// The runtimes of the node.
 pub(crate) struct Runtimes {
+    node: Name,
+    policy: NodePolicy,
     switches: RuntimeSwitches,
     process: ProcessRuntime,
     docker: Option<DockerRuntime>,
@@ -27,11 +30,14 @@ impl Runtimes {
     /// All but Docker. Processes of an earlier life are looked after also where new ones are not
     /// allowed.
     pub(crate) fn new(
+        node: Name,
+        policy: NodePolicy,
         switches: RuntimeSwitches,
         process: ProcessRuntime,
         facts: UnboundedSender<(AttemptId, RuntimeFact)>,
     ) -> Self {
-        Self { switches, process, docker: None, facts, owners: HashMap::new() }
+        let (docker, owners) = (None, HashMap::new());
+        Self { node, policy, switches, process, docker, facts, owners }
     }
 
     /// Docker has come.
@@ -93,6 +99,11 @@ impl Runtimes {
         if !self.has(kind) {
             let text = format!("this node has no runtime `{kind}` now");
             return self.tell(attempt, RuntimeFact::Ended(Outcome::not_started(125, text)));
+        }
+        if kind == RuntimeKind::Process
+            && let Err(why) = self.policy.check_resources(&self.node, &context.resources)
+        {
+            return self.tell(attempt, RuntimeFact::Ended(Outcome::not_started(125, why)));
         }
         match kind {
             RuntimeKind::Process => self.process.start(attempt, context),

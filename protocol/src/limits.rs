@@ -18,6 +18,8 @@ pub const LABELS_MAX: usize = 64;
 pub const IMAGE_BYTES_MAX: usize = 512;
 /// Bytes of a path: working folder, mount source or target (`PATH_MAX` of Linux).
 pub const PATH_BYTES_MAX: usize = 4096;
+/// Capabilities that a job may ask for.
+pub const CAPABILITIES_MAX: usize = 64;
 /// Mounts of a job.
 pub const MOUNTS_MAX: usize = 64;
 

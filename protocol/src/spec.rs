@@ -128,6 +128,13 @@ pub struct DockerSpec {
     /// When the image is pulled.
     #[serde(default)]
     pub pull: PullPolicy,
+    /// Capabilities beyond none, as capabilities(7) names them, without `CAP_`; the node must
+    /// allow each.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub cap_add: Vec<String>,
+    /// Processes and threads at a time; without it the node's own limit.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pids: Option<u32>,
 }
 
 /// A folder or file of the node inside a container.
@@ -474,6 +481,20 @@ impl DockerSpec {
             }
             at_most("user", user.len(), "bytes", NAME_BYTES_MAX, "NAME_BYTES_MAX")?;
             no_nul("user", user)?;
+        }
+        at_most("cap_add", self.cap_add.len(), "names", CAPABILITIES_MAX, "CAPABILITIES_MAX")?;
+        for name in &self.cap_add {
+            let plain = name.bytes().all(|b| b.is_ascii_uppercase() || b == b'_');
+            if name.is_empty() || name.len() > 32 || !plain || name == "ALL" {
+                let why = format!(
+                    "`{}` is no name of a capability; write one such as NET_RAW",
+                    name.escape_debug()
+                );
+                return Err(SpecError::Text { field: "cap_add", why });
+            }
+        }
+        if self.pids == Some(0) {
+            return Err(SpecError::Text { field: "pids", why: "0 leaves no room for any".into() });
         }
         at_most("mounts", self.mounts.len(), "mounts", MOUNTS_MAX, "MOUNTS_MAX")?;
         for mount in &self.mounts {

@@ -45,6 +45,8 @@ struct JobFile {
     entrypoint: Option<OneOrMany<String>>,
     mounts: Vec<MountText>,
     network: Option<NetworkMode>,
+    cap_add: Vec<String>,
+    pids: Option<u32>,
     pull: Option<PullPolicy>,
 }
 
@@ -111,6 +113,8 @@ pub(crate) fn build(
         user: options.user.or(file.user),
         mounts,
         network: options.network.map(Into::into).or(file.network),
+        cap_add: if options.cap_add.is_empty() { file.cap_add } else { options.cap_add },
+        pids: options.pids.or(file.pids),
         pull: options.pull.map(Into::into).or(file.pull),
     };
     let runtime = runtime(options.runtime, container, &command)?;
@@ -196,6 +200,8 @@ struct Container {
     user: Option<String>,
     mounts: Vec<Mount>,
     network: Option<NetworkMode>,
+    cap_add: Vec<String>,
+    pids: Option<u32>,
     pull: Option<PullPolicy>,
 }
 
@@ -207,6 +213,8 @@ impl Container {
             (self.user.is_some(), "user"),
             (!self.mounts.is_empty(), "mount"),
             (self.network.is_some(), "network"),
+            (!self.cap_add.is_empty(), "cap-add"),
+            (self.pids.is_some(), "pids"),
             (self.pull.is_some(), "pull"),
         ]
         .into_iter()
@@ -230,6 +238,8 @@ fn runtime(
             mounts: container.mounts,
             network: container.network.unwrap_or_default(),
             pull: container.pull.unwrap_or_default(),
+            cap_add: container.cap_add,
+            pids: container.pids,
         })),
         None => {
             if let Some(option) = container.asked() {

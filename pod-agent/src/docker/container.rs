@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use bollard::models::{
     ContainerCreateBody, HostConfig, HostConfigLogConfig, Mount as EngineMount, MountType,
+    ResourcesUlimits,
 };
 use podmesh_agent_core::step::JobContext;
 use podmesh_protocol::ids::{AttemptId, ClusterId, JobId, Name, TaskId};
@@ -35,9 +36,18 @@ const LOG_OPTIONS: [(&str, &str); 3] =
 /// The least that the engine takes as a limit, in thousandths of a core.
 const CPU_MILLIS_MIN: u64 = 10;
 
+/// No core files, which would fill the engine's disk. Other limits stay as the engine has them: to
+/// raise one can be more than it may.
+const NO_CORE_FILES: (&str, i64) = ("core", 0);
+
 /// Where engines have their sockets; whoever reaches one has the machine.
-const SOCKETS: [&str; 3] =
-    ["/var/run/docker.sock", "/run/docker.sock", "/run/containerd/containerd.sock"];
+const SOCKETS: [&str; 5] = [
+    "/var/run/docker.sock",
+    "/run/docker.sock",
+    "/run/containerd/containerd.sock",
+    "/run/podman/podman.sock",
+    "/run/crio/crio.sock",
+];
 
 /// The name of an attempt's container; with it a create is idempotent.
 pub(super) fn name(cluster: ClusterId, attempt: AttemptId) -> String {
@@ -107,11 +117,8 @@ pub(super) fn configuration(
     engine: &EngineFacts,
 ) -> Result<ContainerCreateBody, String> {
     let run = &context.run;
-    if spec.network == NetworkMode::Host && !policy.allow_host_network {
-        return Err(format!(
-            "node {node} does not allow network \"host\"; its owner can: allow_host_network = true in agent.toml"
-        ));
-    }
+    policy.check_resources(node, &context.resources)?;
+    policy.check_container(node, spec)?;
     let rules = MountRules { node, policy, engine };
     let mounts =
         spec.mounts.iter().map(|mount| rules.check(mount)).collect::<Result<Vec<_>, _>>()?;
@@ -141,6 +148,11 @@ pub(super) fn configuration(
             .to_owned(),
         ),
         mounts: (!mounts.is_empty()).then_some(mounts),
+        cap_drop: Some(vec!["ALL".into()]),
+        cap_add: (!spec.cap_add.is_empty()).then(|| spec.cap_add.clone()),
+        security_opt: Some(vec!["no-new-privileges".into()]),
+        pids_limit: Some(i64::from(spec.pids.unwrap_or(policy.pids_max))),
+        ulimits: Some(vec![ulimit(NO_CORE_FILES)]),
         ..HostConfig::default()
     };
     Ok(ContainerCreateBody {
@@ -159,6 +171,11 @@ pub(super) fn configuration(
         host_config: Some(host_config),
         ..ContainerCreateBody::default()
     })
+}
+
+fn ulimit((name, number): (&str, i64)) -> ResourcesUlimits {
+    let number = Some(number);
+    ResourcesUlimits { name: Some(name.to_owned()), soft: number, hard: number }
 }
 
 struct MountRules<'a> {
@@ -255,6 +272,9 @@ fn unescape(field: &str) -> String {
         .fold(field.to_owned(), |text, (code, character)| text.replace(code, character))
 }
 
+#[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "tests")]
+mod fields;
 #[cfg(test)]
 #[expect(clippy::unwrap_used, reason = "tests")]
 mod tests {

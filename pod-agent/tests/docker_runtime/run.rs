@@ -305,3 +305,37 @@ async fn what_is_not_ours_is_left_alone() {
     .await;
     assert!(docker.inspect_container(&named.0, None).await.is_ok());
 }
+
+#[tokio::test]
+async fn a_container_has_no_privilege_that_nobody_gave_it() {
+    if !usable() {
+        return;
+    }
+    let place = Place::new();
+    let mut agent = place.agent().await;
+    let script = "grep -E 'CapEff|CapBnd|NoNewPrivs' /proc/self/status; ulimit -c; \
+                  cat /sys/fs/cgroup/pids.max 2>/dev/null || cat /sys/fs/cgroup/pids/pids.max";
+    let outcome = agent.run(attempt(1), place.job(&["sh", "-c", script])).await;
+    assert_eq!(outcome.exit_code, Some(0), "{outcome:?}");
+    let said = place.text(attempt(1), "stdout");
+    for part in ["CapEff:\t0000000000000000", "CapBnd:\t0000000000000000", "NoNewPrivs:\t1"] {
+        assert!(said.contains(part), "{part}: {said}");
+    }
+    assert!(said.ends_with("\n0\n4096\n"), "{said}");
+
+    // More processes than it may have: it cannot make them, and the node does not notice.
+    let mut job = place.job(&["sh", "-c", "for n in $(seq 50); do sleep 30 & done; wait"]);
+    docker_spec(&mut job).pids = Some(10);
+    let outcome = agent.run(attempt(2), job).await;
+    assert_ne!(outcome.exit_code, Some(0), "{outcome:?}");
+
+    let mut job = place.job(&["true"]);
+    docker_spec(&mut job).cap_add = vec!["NET_RAW".into()];
+    let outcome = agent.run(attempt(3), job).await;
+    let said = outcome.message.unwrap();
+    assert!(said.contains("NET_RAW") && said.contains("agent.toml"), "{said}");
+    for index in 1..=3 {
+        agent.runtime.remove(attempt(index));
+    }
+    agent.removed(&place).await;
+}

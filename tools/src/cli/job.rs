@@ -95,6 +95,17 @@ pub(crate) struct JobOptions {
     /// The container's network [default: bridge]
     #[arg(long, value_name = "MODE", help_heading = "Containers")]
     pub(crate) network: Option<NetworkFlag>,
+    /// Give the container a capability, such as NET_RAW; it has none else, and the node must allow it
+    #[arg(
+        long = "cap-add",
+        value_name = "NAME",
+        value_delimiter = ',',
+        help_heading = "Containers"
+    )]
+    pub(crate) cap_add: Vec<String>,
+    /// Processes and threads in the container at a time [default: the node's limit]
+    #[arg(long, value_name = "NUMBER", value_parser = clap::value_parser!(u32).range(1..), help_heading = "Containers")]
+    pub(crate) pids: Option<u32>,
     /// When to pull the image [default: missing]
     #[arg(long, value_name = "WHEN", help_heading = "Containers")]
     pub(crate) pull: Option<PullFlag>,

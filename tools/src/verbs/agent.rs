@@ -1,6 +1,7 @@
 //! `podmesh agent`
 
 use std::collections::BTreeMap;
+use std::num::NonZeroU32;
 use std::path::{Path, PathBuf};
 
 use podmesh_agent::policy::{MountRoot, NodePolicy};
@@ -42,6 +43,12 @@ struct AgentFile {
     log_level: Option<String>,
     mount_roots: Vec<MountRoot>,
     allow_host_network: bool,
+    images: Vec<String>,
+    users: Vec<String>,
+    capabilities: Vec<String>,
+    attempt_cpus_max: Option<Cpus>,
+    attempt_memory_max: Option<Size>,
+    pids_max: Option<NonZeroU32>,
 }
 
 /// Runs the agent until it is asked to stop.
@@ -165,8 +172,19 @@ fn config(
                 .because(format!("`{}` is not an absolute path", root.path.display())));
         }
     }
-    config.policy =
-        NodePolicy { mount_roots: file.mount_roots, allow_host_network: file.allow_host_network };
+    let usual = NodePolicy::default();
+    config.policy = NodePolicy {
+        mount_roots: file.mount_roots,
+        allow_host_network: file.allow_host_network,
+        images: file.images,
+        users: file.users,
+        capabilities: file.capabilities,
+        attempt_max: Resources {
+            cpu_millis: file.attempt_cpus_max.map_or(usual.attempt_max.cpu_millis, |cpus| cpus.0),
+            memory_bytes: file.attempt_memory_max.map_or(usual.attempt_max.memory_bytes, |m| m.0),
+        },
+        pids_max: file.pids_max.map_or(usual.pids_max, NonZeroU32::get),
+    };
 
     let usual = RotationPolicy::default();
     config.rotation = RotationPolicy {
@@ -224,6 +242,10 @@ mod tests {
             log_age = "7days"
             mount_roots = [{ path = "/srv", writable = true }]
             allow_host_network = true
+            images = ["busybox"]
+            capabilities = ["NET_RAW"]
+            attempt_cpus_max = 1
+            pids_max = 100
             [labels]
             gpu = "a100"
             zone = "b"
@@ -236,6 +258,8 @@ mod tests {
         let runtimes = RuntimeSwitches { process: false, docker: DockerSwitch::Off, noop: false };
         assert_eq!(config.runtimes, runtimes);
         assert!(config.policy.allow_host_network && config.policy.mount_roots[0].writable);
+        assert_eq!((config.policy.attempt_max.cpu_millis, config.policy.pids_max), (1000, 100));
+        assert_eq!(config.policy.images, ["busybox"]);
         assert_eq!(config.rotation.file_bytes_max, 1 << 20);
         assert_eq!(config.rotation.files_max, 3);
         assert_eq!(config.rotation.total_bytes_max, RotationPolicy::default().total_bytes_max);

@@ -1,0 +1,290 @@
+//! Every field that the engine knows, and what we make of it. Taken apart without `..`: when the
+//! engine's interface grows a field, this does not compile until somebody has thought about it.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use podmesh_protocol::spec::{PullPolicy, Resources, RunSpec, RuntimeSpec};
+
+use super::*;
+
+/// A job that asks for all that there is to ask for.
+fn demanding() -> (JobContext, DockerSpec) {
+    let spec = DockerSpec {
+        image: "busybox:1.36".into(),
+        entrypoint: Some(vec!["sh".into()]),
+        user: Some("0:0".into()),
+        mounts: vec![Mount { source: "/".into(), target: "/host".into(), read_only: false }],
+        network: NetworkMode::Host,
+        pull: PullPolicy::Always,
+        cap_add: vec!["SYS_ADMIN".into()],
+        pids: Some(7),
+    };
+    let run = RunSpec {
+        runtime: RuntimeSpec::Docker(spec.clone()),
+        command: vec!["true".into()],
+        env: BTreeMap::from([("A".into(), "b".into())]),
+        workdir: Some("/w".into()),
+        timeout_ms: Some(1),
+        stop_grace_ms: 1_500,
+    };
+    let context = JobContext {
+        job: JobId(1),
+        name: "job".parse().unwrap(),
+        on_lost: OnLost::Wait,
+        resources: Resources { cpu_millis: 500, memory_bytes: 1 << 20 },
+        run,
+    };
+    (context, spec)
+}
+
+fn identity() -> Identity {
+    let attempt = AttemptId::new(JobId(1), 1, 1);
+    let (cluster, agent) = (ClusterId(Uuid::from_u128(1)), Uuid::from_u128(2));
+    Identity { cluster, agent, attempt, on_lost: OnLost::Wait }
+}
+
+fn made(policy: &NodePolicy) -> Result<ContainerCreateBody, String> {
+    let (context, spec) = demanding();
+    let engine = EngineFacts { cpu_millis: 64_000, ..EngineFacts::default() };
+    configuration(&identity(), &context, &spec, &"n1".parse().unwrap(), policy, &engine)
+}
+
+#[test]
+fn a_node_that_allows_nothing_refuses_a_demanding_job() {
+    assert!(made(&NodePolicy::default()).unwrap_err().contains("does not allow"));
+}
+
+#[test]
+fn every_field_is_set_by_us_allowed_or_never_there() {
+    let folder = tempfile::tempdir().unwrap();
+    let root = MountRoot { path: PathBuf::from(folder.path()), writable: true };
+    let policy = NodePolicy {
+        mount_roots: vec![root],
+        allow_host_network: true,
+        capabilities: vec!["SYS_ADMIN".into()],
+        ..NodePolicy::default()
+    };
+    // The whole of the node is more than any root allows.
+    assert!(made(&policy).unwrap_err().contains("does not allow mount /"));
+    let (context, mut spec) = demanding();
+    spec.mounts[0].source = folder.path().to_str().unwrap().into();
+    let engine = EngineFacts { cpu_millis: 64_000, ..EngineFacts::default() };
+    let body =
+        configuration(&identity(), &context, &spec, &"n1".parse().unwrap(), &policy, &engine)
+            .unwrap();
+    let ContainerCreateBody {
+        hostname,
+        domainname,
+        user,
+        attach_stdin,
+        attach_stdout,
+        attach_stderr,
+        exposed_ports,
+        tty,
+        open_stdin,
+        stdin_once,
+        env,
+        cmd,
+        healthcheck,
+        args_escaped,
+        image,
+        volumes,
+        working_dir,
+        entrypoint,
+        network_disabled,
+        on_build,
+        labels,
+        stop_signal,
+        stop_timeout,
+        shell,
+        host_config,
+        networking_config,
+    } = body;
+    macro_rules! never {
+        ($field:ident) => {
+            assert_eq!($field, None, stringify!($field));
+        };
+    }
+    never!(hostname);
+    never!(domainname);
+    never!(attach_stdin);
+    never!(attach_stdout);
+    never!(attach_stderr);
+    never!(exposed_ports);
+    never!(tty);
+    never!(open_stdin);
+    never!(stdin_once);
+    never!(healthcheck);
+    never!(args_escaped);
+    never!(volumes);
+    never!(network_disabled);
+    never!(on_build);
+    never!(stop_signal);
+    never!(shell);
+    never!(networking_config);
+    // From the job.
+    assert_eq!(image.as_deref(), Some("busybox:1.36"));
+    assert_eq!(cmd, Some(vec!["true".into()]));
+    assert_eq!(entrypoint, Some(vec!["sh".into()]));
+    assert!(env.unwrap().contains(&"A=b".to_owned()));
+    assert_eq!(working_dir.as_deref(), Some("/w"));
+    assert_eq!(user.as_deref(), Some("0:0"));
+    assert_eq!(stop_timeout, Some(2));
+    // Ours.
+    assert_eq!(labels, Some(identity().labels(&"n1".parse().unwrap(), &context.name)));
+    host_is_as_allowed(host_config.unwrap(), folder.path());
+}
+
+fn host_is_as_allowed(host: HostConfig, folder: &Path) {
+    let HostConfig {
+        cpu_shares,
+        memory,
+        cgroup_parent,
+        blkio_weight,
+        blkio_weight_device,
+        blkio_device_read_bps,
+        blkio_device_write_bps,
+        blkio_device_read_iops,
+        blkio_device_write_iops,
+        cpu_period,
+        cpu_quota,
+        cpu_realtime_period,
+        cpu_realtime_runtime,
+        cpuset_cpus,
+        cpuset_mems,
+        devices,
+        device_cgroup_rules,
+        device_requests,
+        memory_reservation,
+        memory_swap,
+        memory_swappiness,
+        nano_cpus,
+        oom_kill_disable,
+        init,
+        pids_limit,
+        ulimits,
+        cpu_count,
+        cpu_percent,
+        io_maximum_iops,
+        io_maximum_bandwidth,
+        binds,
+        container_id_file,
+        log_config,
+        network_mode,
+        port_bindings,
+        restart_policy,
+        auto_remove,
+        volume_driver,
+        volumes_from,
+        mounts,
+        console_size,
+        annotations,
+        cap_add,
+        cap_drop,
+        cgroupns_mode,
+        dns,
+        dns_options,
+        dns_search,
+        extra_hosts,
+        group_add,
+        ipc_mode,
+        cgroup,
+        links,
+        oom_score_adj,
+        pid_mode,
+        privileged,
+        publish_all_ports,
+        readonly_rootfs,
+        security_opt,
+        storage_opt,
+        tmpfs,
+        uts_mode,
+        userns_mode,
+        shm_size,
+        sysctls,
+        runtime,
+        isolation,
+        masked_paths,
+        readonly_paths,
+    } = host;
+    macro_rules! never {
+        ($field:ident) => {
+            assert_eq!($field, None, stringify!($field));
+        };
+    }
+    never!(cpu_shares);
+    never!(cgroup_parent);
+    never!(blkio_weight);
+    never!(blkio_weight_device);
+    never!(blkio_device_read_bps);
+    never!(blkio_device_write_bps);
+    never!(blkio_device_read_iops);
+    never!(blkio_device_write_iops);
+    never!(cpu_period);
+    never!(cpu_quota);
+    never!(cpu_realtime_period);
+    never!(cpu_realtime_runtime);
+    never!(cpuset_cpus);
+    never!(cpuset_mems);
+    never!(devices);
+    never!(device_cgroup_rules);
+    never!(device_requests);
+    never!(memory_reservation);
+    never!(memory_swappiness);
+    never!(oom_kill_disable);
+    never!(init);
+    never!(cpu_count);
+    never!(cpu_percent);
+    never!(io_maximum_iops);
+    never!(io_maximum_bandwidth);
+    never!(binds);
+    never!(container_id_file);
+    never!(port_bindings);
+    never!(restart_policy);
+    never!(auto_remove);
+    never!(volume_driver);
+    never!(volumes_from);
+    never!(console_size);
+    never!(annotations);
+    never!(cgroupns_mode);
+    never!(dns);
+    never!(dns_options);
+    never!(dns_search);
+    never!(extra_hosts);
+    never!(group_add);
+    never!(ipc_mode);
+    never!(cgroup);
+    never!(links);
+    never!(oom_score_adj);
+    never!(pid_mode);
+    never!(privileged);
+    never!(publish_all_ports);
+    never!(readonly_rootfs);
+    never!(storage_opt);
+    never!(tmpfs);
+    never!(uts_mode);
+    never!(userns_mode);
+    never!(shm_size);
+    never!(sysctls);
+    never!(runtime);
+    never!(isolation);
+    never!(masked_paths);
+    never!(readonly_paths);
+    // From the job, as far as the node allows it.
+    assert_eq!(nano_cpus, Some(500_000_000));
+    assert_eq!((memory, memory_swap), (Some(1 << 20), Some(1 << 20)));
+    assert_eq!(network_mode.as_deref(), Some("host"));
+    assert_eq!(cap_add, Some(vec!["SYS_ADMIN".into()]));
+    assert_eq!(pids_limit, Some(7));
+    let mounts = mounts.unwrap();
+    let source = folder.canonicalize().unwrap();
+    assert_eq!(mounts.len(), 1);
+    assert_eq!(mounts[0].source.as_deref(), source.to_str());
+    assert_eq!(mounts[0].typ, Some(MountType::BIND));
+    // Ours, whatever the job asks for.
+    assert_eq!(cap_drop, Some(vec!["ALL".into()]));
+    assert_eq!(security_opt, Some(vec!["no-new-privileges".into()]));
+    assert_eq!(log_config.unwrap().typ.as_deref(), Some(LOG_DRIVER));
+    assert_eq!(ulimits, Some(vec![ulimit(NO_CORE_FILES)]));
+}
