@@ -37,6 +37,7 @@ const SLICES_MAX: usize = 4;
 
 /// What a session tells the rest of the agent.
 #[derive(Debug)]
+#[expect(clippy::large_enum_variant, reason = "nearly all of them are `Received`, the largest")]
 pub(crate) enum SessionEvent {
     /// It wants to introduce itself: what is held right now?
     HelloAsked(oneshot::Sender<Hello>),
