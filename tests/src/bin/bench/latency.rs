@@ -32,7 +32,7 @@ fn milliseconds(time: Duration) -> String {
     format!("{:.2} ms", time.as_secs_f64() * 1000.0)
 }
 
-fn submit_to_started(rig: &Rig) -> Duration {
+pub(crate) fn submit_to_started(rig: &Rig) -> Duration {
     let spec = job(RuntimeSpec::Process, &["sleep", "0.02"], 1);
     let start = Instant::now();
     let id = rig.submit(spec);

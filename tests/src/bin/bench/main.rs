@@ -5,6 +5,7 @@
 #![expect(clippy::unwrap_used, clippy::panic, reason = "a benchmark that fails ends, with a text")]
 
 mod containers;
+mod hostile;
 mod latency;
 mod noop;
 mod processes;
@@ -18,12 +19,13 @@ use std::process::ExitCode;
 /// The name of a measure, and what takes it.
 type Measure = (&'static str, fn(&mut table::Table));
 
-const MEASURES: [Measure; 5] = [
+const MEASURES: [Measure; 6] = [
     ("noop", noop::measure),
     ("processes", processes::measure),
     ("containers", containers::measure),
     ("latency", latency::measure),
     ("security", security::measure),
+    ("hostile", hostile::measure),
 ];
 
 fn main() -> ExitCode {
