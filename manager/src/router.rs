@@ -152,7 +152,6 @@ impl Router {
                         self.decide(Input::Access(asked)).await;
                     }
                     Err(error) => {
-                        let error = ErrorReply::new(ErrorCode::Overloaded, error.to_string());
                         self.error(peer, ToPeer::Reply(Reply { id, result: Err(error) }));
                     }
                 }

@@ -1,11 +1,13 @@
 //! Join tokens as text: what only the shell knows of them, since the core never sees a secret.
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use podmesh_manager_core::input::Peer;
 use podmesh_protocol::access::{JoinToken, KeyDigest, TokenId, TokenSecret};
+use podmesh_protocol::error::{ErrorCode, ErrorReply};
 use podmesh_protocol::limits::TOKEN_ADDRESSES_MAX;
 use podmesh_wire::address::ManagerAddress;
 use podmesh_wire::key::{self, KeyError, sha256};
@@ -32,11 +34,24 @@ impl Tokens {
     }
 
     /// A new secret for a request; its hash.
-    pub(crate) fn begin(&self, peer: &Peer, request: u64) -> Result<[u8; 32], KeyError> {
-        let secret = TokenSecret(key::random()?);
-        let hash = sha256(&secret.0);
-        self.lock().insert((peer.clone(), request), secret);
-        Ok(hash)
+    ///
+    /// # Errors
+    /// When there is none to be had, or a request of this number waits for its token already.
+    pub(crate) fn begin(&self, peer: &Peer, request: u64) -> Result<[u8; 32], ErrorReply> {
+        let secret = key::random()
+            .map_err(|error: KeyError| ErrorReply::new(ErrorCode::Overloaded, error.to_string()))?;
+        let hash = sha256(&secret);
+        match self.lock().entry((peer.clone(), request)) {
+            Entry::Occupied(_) => {
+                let message =
+                    format!("request {request} has not been answered yet, and comes again");
+                Err(ErrorReply::new(ErrorCode::BadMessage, message))
+            }
+            Entry::Vacant(waiting) => {
+                waiting.insert(TokenSecret(secret));
+                Ok(hash)
+            }
+        }
     }
 
     /// The request will have no token.
@@ -119,6 +134,8 @@ mod tests {
         let tokens = tokens("127.0.0.1:7770", &[]);
         let peer = Peer(Arc::from([1].as_slice()));
         let hash = tokens.begin(&peer, 4).unwrap();
+        // The secret of a token that is being made stays.
+        assert_eq!(tokens.begin(&peer, 4).unwrap_err().code, ErrorCode::BadMessage);
         let token: JoinToken = tokens.created(&peer, 4, TokenId(9)).unwrap().parse().unwrap();
         assert_eq!(token.addresses, ["127.0.0.1:7770"]);
         assert_eq!((token.id, token.manager), (TokenId(9), KeyDigest([1; 32])));
