@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use podmesh_protocol::ids::Epoch;
 use podmesh_protocol::time::Millis;
 
+use crate::faults::planted;
 use crate::input::HeartbeatChange;
 
 /// Milliseconds of silence after which a heartbeat is late: three intervals.
@@ -27,6 +28,8 @@ pub struct LeaseTable {
     sessions: BTreeMap<Epoch, Beats>,
     /// When the next tick is due, while there are sessions.
     wakeup_ms: Millis,
+    #[cfg(feature = "planted-faults")]
+    fault: Option<crate::faults::Fault>,
 }
 
 #[derive(Debug)]
@@ -39,7 +42,26 @@ struct Beats {
 impl LeaseTable {
     /// No sessions yet. Both figures are those of the `Welcome`.
     pub fn new(heartbeat_ms: u64, lease_ms: u64) -> Self {
-        Self { heartbeat_ms, lease_ms, sessions: BTreeMap::new(), wakeup_ms: 0 }
+        Self {
+            heartbeat_ms,
+            lease_ms,
+            sessions: BTreeMap::new(),
+            wakeup_ms: 0,
+            #[cfg(feature = "planted-faults")]
+            fault: None,
+        }
+    }
+
+    /// Makes a mistake from now on, for the simulator to find.
+    #[cfg(feature = "planted-faults")]
+    pub fn plant_fault(&mut self, fault: crate::faults::Fault) {
+        self.fault = Some(fault);
+    }
+
+    /// Whether the session is watched: not closed, and its lease has not expired. A heartbeat of
+    /// any other must not be answered, since the agent would take the answer for a new lease.
+    pub fn watches(&self, epoch: Epoch) -> bool {
+        self.sessions.contains_key(&epoch)
     }
 
     /// Watches a session; its lease runs from now on.
@@ -73,7 +95,7 @@ impl LeaseTable {
     /// more.
     pub fn tick(&mut self, now_ms: Millis, out: &mut Vec<(Epoch, HeartbeatChange)>) {
         let stalled_ms = now_ms.saturating_sub(self.wakeup_ms);
-        if stalled_ms > self.heartbeat_ms {
+        if stalled_ms > self.heartbeat_ms && !planted!(self, StallNotForgiven) {
             for beats in self.sessions.values_mut() {
                 beats.last_ms = beats.last_ms.saturating_add(stalled_ms).min(now_ms);
             }

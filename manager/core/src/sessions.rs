@@ -15,6 +15,7 @@ use podmesh_protocol::spec::validate_label_value;
 use podmesh_protocol::time::Now;
 
 use crate::Core;
+use crate::faults::planted;
 use crate::input::{HeartbeatChange, Input, Peer};
 use crate::lease::late_after_ms;
 use crate::nodes::NodeIx;
@@ -163,7 +164,9 @@ impl Core {
             runtimes: hello.runtimes,
             epoch,
         };
-        out.changes.push(Change::EpochTaken(epoch));
+        if !planted!(self, EpochNotSaved) {
+            out.changes.push(Change::EpochTaken(epoch));
+        }
         out.changes.push(Change::NodeSaved(row.clone()));
         out.events.push(EventFact::NodeConnected(row.node.clone(), instance));
         let ix = match known {
@@ -198,6 +201,8 @@ impl Core {
     ) {
         let mut keep = Vec::new();
         let mut restarted = false;
+        let strays_kept = planted!(self, StraysKept);
+        let starts_forgotten = planted!(self, StartsForgotten);
         let node = self.nodes.get_mut(ix);
         let Some(session) = &mut node.session else { return };
         for task in &node.attempts {
@@ -212,6 +217,8 @@ impl Core {
                 if cancelling {
                     session.outgoing.stops.push((attempt, StopReason::Cancelled));
                 }
+            } else if starts_forgotten {
+                live.sent_ms = None;
             } else {
                 live.sent_ms = Some(now.mono_ms);
                 session.outgoing.starts.push(attempt);
@@ -223,7 +230,8 @@ impl Core {
         }
         self.touched.insert(ix);
         let kept: BTreeSet<&AttemptId> = keep.iter().collect();
-        let stop = held.iter().filter(|attempt| !kept.contains(attempt)).copied().collect();
+        let is_stray = |attempt: &&AttemptId| !kept.contains(attempt) && !strays_kept;
+        let stop = held.iter().filter(is_stray).copied().collect();
         let welcome = Welcome {
             version: PROTOCOL_VERSION,
             epoch: session.epoch,

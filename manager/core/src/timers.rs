@@ -11,6 +11,7 @@ use podmesh_protocol::spec::OnLost;
 use podmesh_protocol::time::{Millis, Now};
 
 use crate::Core;
+use crate::faults::planted;
 use crate::nodes::NodeIx;
 use crate::step::Step;
 
@@ -70,7 +71,10 @@ impl Core {
 
     /// Nobody has heard of the node for a whole lease.
     pub(crate) fn on_lease_ended(&mut self, now: Now, ix: NodeIx, out: &mut Step) {
-        let margin = now.mono_ms.saturating_add(self.config.margin_ms);
+        let mut margin = now.mono_ms.saturating_add(self.config.margin_ms);
+        if planted!(self, NoMargin) {
+            margin = now.mono_ms;
+        }
         let lost = self.nodes.become_lost(ix);
         self.nodes.set_deadline(&mut self.timers, ix, Some((margin, Timer::Requeue(ix))));
         out.events.push(EventFact::NodeLost(lost));
@@ -79,11 +83,13 @@ impl Core {
     /// An agent without contact has had the time to kill what may run elsewhere from now on.
     fn on_margin_ended(&mut self, now: Now, ix: NodeIx, out: &mut Step) {
         let node = self.nodes.get(ix);
+        let all = planted!(self, WaitRequeued);
         let tasks: Vec<TaskId> = node
             .attempts
             .iter()
             .filter(|task| {
-                self.jobs.get(&task.job).is_some_and(|job| job.spec.on_lost == OnLost::Requeue)
+                let job = self.jobs.get(&task.job);
+                job.is_some_and(|job| job.spec.on_lost == OnLost::Requeue || all)
             })
             .copied()
             .collect();
