@@ -35,6 +35,8 @@ pub struct LeaseTable {
 #[derive(Debug)]
 struct Beats {
     last_ms: Millis,
+    /// Whether one has come.
+    begun: bool,
     /// Whether the core was told that it is late or closed.
     suspect: bool,
 }
@@ -69,7 +71,7 @@ impl LeaseTable {
         if self.sessions.is_empty() {
             self.wakeup_ms = now_ms.saturating_add(self.heartbeat_ms);
         }
-        self.sessions.insert(epoch, Beats { last_ms: now_ms, suspect: false });
+        self.sessions.insert(epoch, Beats { last_ms: now_ms, begun: false, suspect: false });
     }
 
     /// Watches it no more.
@@ -77,11 +79,14 @@ impl LeaseTable {
         self.sessions.remove(&epoch);
     }
 
-    /// A heartbeat came. [`HeartbeatChange::Resumed`], where it was late or closed.
+    /// A heartbeat came. [`HeartbeatChange::Begun`] for the first one, otherwise
+    /// [`HeartbeatChange::Resumed`] where it was late or closed.
     pub fn on_beat(&mut self, now_ms: Millis, epoch: Epoch) -> Option<HeartbeatChange> {
         let beats = self.sessions.get_mut(&epoch)?;
         beats.last_ms = now_ms;
-        std::mem::take(&mut beats.suspect).then_some(HeartbeatChange::Resumed)
+        let resumed = std::mem::take(&mut beats.suspect).then_some(HeartbeatChange::Resumed);
+        let begun = std::mem::replace(&mut beats.begun, true);
+        if begun { resumed } else { Some(HeartbeatChange::Begun) }
     }
 
     /// The session's stream was closed, and no other one has taken its place.

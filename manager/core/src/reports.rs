@@ -35,6 +35,10 @@ impl Core {
             let message = ToPeer::HelloAgain(epoch);
             return out.effects.push(Effect::Send { peer, message });
         };
+        if !self.prove(now, ix, out) {
+            let rest = Input::AttemptsReported { peer, epoch, reports };
+            return self.backlog.push_front(rest);
+        }
         let mut gap = false;
         let mut left = reports.into_iter();
         while let Some(number) = left.as_slice().first().map(|report| report.0) {

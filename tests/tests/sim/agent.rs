@@ -29,6 +29,8 @@ pub(crate) struct Agent {
     pub(crate) conn: Option<ConnId>,
     pub(crate) opened: Option<Epoch>,
     hello_sent: u64,
+    /// Whether more is known now than the last hello said.
+    hello_outdated: bool,
     last_epoch: Epoch,
     pub(crate) stream: Option<StreamId>,
     answered_at: u64,
@@ -66,6 +68,7 @@ impl World {
             conn: None,
             opened: None,
             hello_sent: 0,
+            hello_outdated: false,
             last_epoch: Epoch(0),
             stream: None,
             answered_at: 0,
@@ -89,6 +92,7 @@ impl World {
     pub(crate) fn docker_ready(&mut self, node: usize, life: Life) {
         let Some(agent) = self.agent_for(node, life) else { return };
         agent.docker = true;
+        agent.hello_outdated = true;
         let found = self.found(node, true);
         self.feed_agent(node, Input::AttemptsFound(found));
         self.drop_session(node);
@@ -218,6 +222,7 @@ impl World {
             attempts: agent.core.hello_attempts(),
         };
         agent.hello_sent = now;
+        agent.hello_outdated = false;
         let conn = self.open_conn(node, life, manager);
         note!(self, "node {node}: agent {life} says hello over {conn}");
         self.nodes[node].agent.as_mut().expect("it was there").conn = Some(conn);
@@ -309,11 +314,15 @@ impl World {
         agent.answered_at = now;
         let (life, epoch, sent) = (agent.life, welcome.epoch, agent.hello_sent);
         let hello_sent_mono_ms = agent.now(sent).mono_ms;
+        let outdated = agent.hello_outdated;
         self.nodes[node].contact_at = self.nodes[node].contact_at.max(sent);
         let stream = self.open_stream(node, life, epoch);
         self.nodes[node].agent.as_mut().expect("it was there").stream = Some(stream);
         let welcome = Box::new(welcome);
         self.feed_agent(node, Input::SessionOpened { welcome, hello_sent_mono_ms });
+        if outdated {
+            self.drop_session(node);
+        }
     }
 
     /// It is time for a beat.
