@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use podmesh_protocol::client::NodeState;
 use podmesh_protocol::error::{ErrorCode, ErrorReply};
 use podmesh_protocol::event::EventFact;
-use podmesh_protocol::ids::{AttemptId, Epoch, TaskId};
+use podmesh_protocol::ids::{AttemptId, Epoch};
 use podmesh_protocol::limits::{
     ATTEMPTS_PER_NODE_MAX, LABELS_MAX, NAME_BYTES_MAX, NODES_MAX, PROTOCOL_VERSION,
 };
@@ -139,7 +139,8 @@ impl Core {
 
     /// The attempts that should be with a node and are no more, with their ends. What it does not
     /// hold and has never reacted to is not among them: that start is sent again. Nor is what
-    /// belongs to a runtime that the agent does not have now: it may run on.
+    /// belongs to a runtime that the agent does not have now: it may run on, or have ended with a
+    /// code that is known there, also before a restart of the machine.
     fn gone(
         &self,
         ix: NodeIx,
@@ -153,7 +154,7 @@ impl Core {
             let Some(job) = self.jobs.get(&task.job) else { continue };
             let Some(live) = job.live.get(&task.index) else { continue };
             let attempt = job.attempt_id(task.index, live.number);
-            let unseen = !hello.runtimes.contains(&job.spec.run.runtime.kind()) && !rebooted;
+            let unseen = !hello.runtimes.contains(&job.spec.run.runtime.kind());
             if held.contains(&attempt) || unseen {
                 continue;
             }

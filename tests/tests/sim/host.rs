@@ -337,11 +337,12 @@ impl World {
                     State::Over(Outcome { signal: Some(9), ..Outcome::new(OutcomeKind::Failed) });
             }
         }
-        if !keeps {
-            for attempt in std::mem::take(&mut host.things).into_keys() {
-                host.truths.entry(attempt).or_default().disturbed = true;
-            }
-        }
+        // The folders of processes may be gone; Docker keeps what has exited.
+        host.things.retain(|attempt, thing| {
+            let stays = thing.docker || keeps;
+            host.truths.entry(*attempt).or_default().disturbed |= !stays;
+            stays
+        });
         let pause = self.rng.short(40_000);
         self.after(pause, Event::AgentStarts(node));
     }

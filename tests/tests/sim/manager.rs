@@ -273,6 +273,14 @@ impl World {
             let runs = self.nodes.iter().any(|node| node.is_running(attempt));
             assert!(!runs, "{attempt} has ended, says the manager, and it runs: {outcome:?}");
         }
+        if on_lost == OnLost::Requeue && unknown {
+            // Tried again without its node's word, which then no longer counts.
+            for node in &mut self.nodes {
+                if let Some(truth) = node.truths.get_mut(&attempt) {
+                    truth.disturbed = true;
+                }
+            }
+        }
         if let Some(code @ 0..100) = outcome.exit_code {
             let exit = self.truths().find(|(id, _)| *id == attempt).and_then(|(_, t)| t.exit);
             assert_eq!(exit, Some(code), "{attempt} never exited so");
