@@ -1,6 +1,6 @@
 //! The nodes that were ever seen, and their sessions.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::ops::Bound;
 
 use podmesh_protocol::client::{NodeState, NodeView};
@@ -63,7 +63,7 @@ pub(crate) struct Unproven {
     /// The life of the machine.
     pub(crate) boot_id: String,
     /// The attempts that should be with the node and are no more, with their ends.
-    pub(crate) gone: Vec<(AttemptId, Outcome)>,
+    pub(crate) gone: VecDeque<(AttemptId, Outcome)>,
 }
 
 /// What a step has to tell an agent.

@@ -1,6 +1,6 @@
 //! Sessions: how they begin and end, and what a new one makes of the attempts held.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, VecDeque};
 
 use podmesh_protocol::client::NodeState;
 use podmesh_protocol::error::{ErrorCode, ErrorReply};
@@ -38,7 +38,7 @@ impl Core {
                 return out.effects.push(Effect::Send { peer, message });
             }
         };
-        let gone = known.map_or_else(Vec::new, |ix| self.gone(ix, &hello, &held));
+        let gone = known.map_or_else(VecDeque::new, |ix| self.gone(ix, &hello, &held));
         let boot_id = hello.boot_id.clone();
         let ix = self.open_session(known, &peer, *hello, out);
         if let Some(session) = &mut self.nodes.get_mut(ix).session {
@@ -56,9 +56,9 @@ impl Core {
         let node = self.nodes.get_mut(ix);
         let Some(session) = &mut node.session else { return true };
         let Some(Unproven { boot_id, mut gone }) = session.unproven.take() else { return true };
-        while let Some((attempt, outcome)) = gone.pop() {
+        while let Some((attempt, outcome)) = gone.pop_front() {
             if !self.has_room(out) {
-                gone.push((attempt, outcome));
+                gone.push_front((attempt, outcome));
                 if let Some(session) = &mut self.nodes.get_mut(ix).session {
                     session.unproven = Some(Unproven { boot_id, gone });
                 }
@@ -146,10 +146,10 @@ impl Core {
         ix: NodeIx,
         hello: &Hello,
         held: &BTreeSet<AttemptId>,
-    ) -> Vec<(AttemptId, Outcome)> {
+    ) -> VecDeque<(AttemptId, Outcome)> {
         let node = self.nodes.get(ix);
         let rebooted = node.row.boot_id != hello.boot_id;
-        let mut gone = Vec::new();
+        let mut gone = VecDeque::new();
         for task in &node.attempts {
             let Some(job) = self.jobs.get(&task.job) else { continue };
             let Some(live) = job.live.get(&task.index) else { continue };
@@ -171,7 +171,7 @@ impl Core {
             } else {
                 continue;
             };
-            gone.push((attempt, outcome));
+            gone.push_back((attempt, outcome));
         }
         gone
     }

@@ -5,8 +5,6 @@
 #[cfg(feature = "planted-faults")]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fault {
-    /// Messages count whatever their session.
-    SessionsNotFenced,
     /// What was sent and is not acknowledged is lost with the session.
     OutboxLost,
     /// What runs goes on when the lease has ended.

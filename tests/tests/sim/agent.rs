@@ -250,7 +250,6 @@ impl World {
         let (life, conn, stream) = (agent.life, agent.conn.take(), agent.stream.take());
         let was_open = agent.opened.take().is_some();
         note!(self, "node {node}: agent {life} has no session any more");
-        self.nodes[node].trouble_at = self.nodes[node].trouble_at.max(self.now);
         conn.into_iter().for_each(|conn| self.agent_closes(conn));
         stream.into_iter().for_each(|stream| self.agent_closes_stream(stream));
         let pause = self.rng.short(3_000);

@@ -27,7 +27,6 @@ pub(crate) const ALL: &[(Planted, u64)] = &[
     (Planted::Manager(ManagerFault::AckedTooEarly), 2_000),
     (Planted::Manager(ManagerFault::StallNotForgiven), 200),
     (Planted::Manager(ManagerFault::LateHelloCounts), 2_000),
-    (Planted::Agent(AgentFault::SessionsNotFenced), 2_000),
     (Planted::Agent(AgentFault::OutboxLost), 200),
     (Planted::Agent(AgentFault::LeaseIgnored), 200),
     (Planted::Agent(AgentFault::FencedRunsOn), 200),

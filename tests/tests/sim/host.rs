@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use podmesh_agent_core::input::{FoundAttempt, Input, RuntimeFact};
 use podmesh_agent_core::step::{Command, JobContext};
-use podmesh_protocol::ids::{AttemptId, Epoch, Name};
+use podmesh_protocol::ids::{AttemptId, Name};
 use podmesh_protocol::report::{Outcome, OutcomeKind};
 use podmesh_protocol::spec::{OnLost, Resources, RuntimeKind};
 
@@ -26,7 +26,7 @@ pub(crate) struct Node {
     pub(crate) things: BTreeMap<AttemptId, Thing>,
     cut_up_until: u64,
     cut_down_until: u64,
-    /// When its heartbeats last were in trouble.
+    /// Until when its heartbeats were in trouble that is not the manager's.
     pub(crate) trouble_at: u64,
     /// When its agent last had a sign of the manager's that moved its lease: when that was asked.
     pub(crate) contact_at: u64,
@@ -109,6 +109,11 @@ impl Node {
         if way != 0 {
             self.cut_down_until = until;
         }
+        self.trouble(until);
+    }
+
+    /// Its heartbeats are in trouble, until then.
+    pub(crate) fn trouble(&mut self, until: u64) {
         self.trouble_at = self.trouble_at.max(until);
     }
 
@@ -118,10 +123,6 @@ impl Node {
 
     pub(crate) fn stream(&self) -> Option<StreamId> {
         self.agent.as_ref()?.stream
-    }
-
-    pub(crate) fn beats_for(&self, epoch: Epoch) -> bool {
-        self.agent.as_ref().is_some_and(|agent| agent.opened == Some(epoch))
     }
 
     pub(crate) fn is_running(&self, attempt: AttemptId) -> bool {
@@ -221,8 +222,8 @@ impl World {
         assert_eq!(truth.runs, 1, "{attempt} runs a second time");
         let lasts = match self.rng.below(10) {
             0..5 => self.rng.within(0, 500),
-            5..9 => self.rng.within(0, 20_000),
-            _ => self.rng.within(0, 60_000),
+            5..8 => self.rng.within(0, 20_000),
+            _ => self.rng.within(20_000, 90_000),
         };
         let code = if self.rng.percent(70) { 0 } else { self.rng.within(1, 3) as i32 };
         self.tell(node, attempt, RuntimeFact::Started);

@@ -2,12 +2,14 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
-use podmesh_manager_core::input::{HeartbeatChange, Input, Peer};
+use podmesh_manager_core::input::{Input, Peer};
 use podmesh_manager_core::lease::LeaseTable;
 use podmesh_manager_core::step::{Change, Effect, Step};
 use podmesh_manager_core::{Core, CoreConfig};
 use podmesh_protocol::client::{Reply, ReplyBody};
-use podmesh_protocol::ids::{AttemptId, Epoch};
+use podmesh_protocol::event::EventFact;
+use podmesh_protocol::ids::{AttemptId, Epoch, Name};
+use podmesh_protocol::limits::LEASE_MS_DEFAULT;
 use podmesh_protocol::report::{AttemptState, Outcome, OutcomeKind};
 use podmesh_protocol::session::{ToManager, ToPeer};
 use podmesh_protocol::spec::OnLost;
@@ -21,6 +23,7 @@ use crate::world::{Event, Life, World, note};
 /// One life of the manager's process.
 pub(crate) struct Manager {
     pub(crate) life: Life,
+    started_at: u64,
     core: Core,
     leases: LeaseTable,
     /// The sessions that are watched, each with its stream.
@@ -89,6 +92,7 @@ impl World {
         note!(self, "manager {life} starts");
         self.manager = Some(Manager {
             life,
+            started_at: self.now,
             core,
             leases,
             watched: BTreeMap::new(),
@@ -224,6 +228,11 @@ impl World {
                     assert!(ran, "{attempt} runs, says the manager, and it never did");
                 }
                 _ => {}
+            }
+        }
+        for event in &step.events {
+            if let EventFact::NodeLost(node) = event {
+                self.judge_loss(node);
             }
         }
         self.decided.apply(self.now, &step);
@@ -394,23 +403,22 @@ impl World {
             manager.leases.tick(mono_ms, &mut changes);
         }
         for (epoch, change) in changes {
-            if change == HeartbeatChange::LeaseExpired {
-                self.judge_expiry(epoch);
-            }
             self.tell_core(Input::HeartbeatChanged { epoch, change });
         }
         self.after_leases();
     }
 
-    /// A lease ends for an agent that was away, not for a manager that was.
-    fn judge_expiry(&mut self, epoch: Epoch) {
-        note!(self, "the lease of session {epoch} has expired");
-        let patience = self.plan.lease_ms / 2;
-        for node in &self.nodes {
-            if node.beats_for(epoch) && self.now - node.trouble_at > self.plan.lease_ms + patience {
-                panic!("the lease of session {epoch} expired, and its agent beats all the time");
-            }
+    /// A node is lost that was away, not one of a manager that was.
+    fn judge_loss(&mut self, lost: &Name) {
+        let Some(manager) = &self.manager else { return };
+        let patience = self.plan.lease_ms + self.plan.lease_ms / 2;
+        // With a short lease a slow disk alone can keep an agent waiting for too long.
+        if self.plan.lease_ms < LEASE_MS_DEFAULT || self.now - manager.started_at < 3 * patience {
+            return;
         }
+        let node = self.nodes.iter().find(|node| node.name == *lost).expect("a node that exists");
+        let away = node.agent.is_none() || self.now < node.trouble_at + patience;
+        assert!(away, "node {lost} is lost, and was there all the time");
     }
 
     fn tell_core(&mut self, input: Input) {

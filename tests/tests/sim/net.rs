@@ -10,6 +10,9 @@ use podmesh_protocol::session::{ToManager, ToPeer};
 
 use crate::world::{Event, Life, World, note};
 
+/// How long a connection that broke may take to be noticed.
+const TROUBLE_MS: u64 = 10_000;
+
 pub(crate) type ConnId = u64;
 pub(crate) type StreamId = u64;
 
@@ -206,6 +209,7 @@ impl World {
         let conn = self.conns.get_mut(&id).expect("an agent's connection is there");
         conn.up.clear();
         conn.down.clear();
+        self.nodes[node].trouble(self.now + TROUBLE_MS);
         let (up, down) = (self.rng.short(10_000), self.rng.short(10_000));
         self.after(up, Event::ManagerHears(id));
         self.after(down, Event::AgentHears(id));
@@ -261,7 +265,7 @@ impl World {
     pub(crate) fn break_stream(&mut self, node: usize) {
         let Some(id) = self.nodes[node].stream() else { return };
         note!(self, "node {node}: heartbeat stream {id} breaks");
-        self.nodes[node].trouble_at = self.now;
+        self.nodes[node].trouble(self.now + TROUBLE_MS);
         let (up, down) = (self.rng.short(10_000), self.rng.short(10_000));
         self.after(up, Event::StreamEnds(id));
         self.after(down, Event::StreamFails(id));

@@ -259,13 +259,21 @@ impl World {
         match self.rng.below(100) {
             0..10 => self.manager_crashes(),
             10..16 => {
-                let ms = self.rng.short(40_000);
+                let ms = if self.rng.percent(50) {
+                    self.rng.within(10_000, 40_000)
+                } else {
+                    self.rng.short(40_000)
+                };
                 self.manager_stalls(ms);
             }
             16..30 => self.agent_crashes(node),
             30..34 => self.host_reboots(node),
             34..50 => {
-                let ms = self.rng.short(60_000);
+                let ms = if self.rng.percent(40) {
+                    self.rng.within(20_000, 60_000)
+                } else {
+                    self.rng.short(20_000)
+                };
                 let way = self.rng.below(3);
                 self.cut(node, ms, way);
             }
