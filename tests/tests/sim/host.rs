@@ -221,6 +221,7 @@ impl World {
         truth.runs += 1;
         assert_eq!(truth.runs, 1, "{attempt} runs a second time");
         let lasts = match self.rng.below(10) {
+            _ if self.calm => self.rng.within(0, 2_000),
             0..5 => self.rng.within(0, 500),
             5..8 => self.rng.within(0, 20_000),
             _ => self.rng.within(20_000, 90_000),
@@ -305,10 +306,13 @@ impl World {
                 continue;
             }
             if let State::Over(_) = thing.state {
-                // A process: nobody is left who knows its code.
+                let truth = host.truths.entry(*attempt).or_default();
                 if !thing.docker {
+                    // A process: nobody is left who knows its code.
                     thing.state = State::Over(Outcome::new(OutcomeKind::Lost));
-                    host.truths.entry(*attempt).or_default().disturbed = true;
+                    truth.disturbed = true;
+                } else if truth.runs == 0 {
+                    gone.push(*attempt);
                 }
                 continue;
             }
