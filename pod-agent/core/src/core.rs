@@ -221,6 +221,8 @@ impl Core {
     fn session_opened(&mut self, welcome: &Welcome, hello_sent: Millis, out: &mut Step) {
         self.epoch = Some(welcome.epoch);
         self.lease_ms = welcome.lease_ms;
+        // What was assumed before, of the default lease, may be longer than the manager waits.
+        self.lease_until = None;
         self.extend_lease(hello_sent);
         self.jobs.clear();
         self.outbox.session_changed();
