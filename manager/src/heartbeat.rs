@@ -150,6 +150,9 @@ impl Shared {
         {
             let mut table = self.lock();
             let table = &mut *table;
+            if !table.leases.watches(epoch) {
+                return None;
+            }
             let (node, stream) = table.sessions.get_mut(&epoch)?;
             if caller.role == Role::Agent && caller.name != *node {
                 return None;
@@ -171,7 +174,8 @@ impl Shared {
     fn beat(&self, epoch: Epoch, number: u64) -> bool {
         let change = {
             let mut table = self.lock();
-            if !table.is_stream(epoch, number) {
+            // After its lease an answer would give the agent another one.
+            if !table.is_stream(epoch, number) || !table.leases.watches(epoch) {
                 return false;
             }
             table.leases.on_beat(self.clock.mono_ms(), epoch)

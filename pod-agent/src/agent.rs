@@ -118,6 +118,7 @@ pub async fn run(
             labels: config.labels,
         },
         data_dir: Arc::clone(&data_dir),
+        hello_outdated: false,
         may_exit: false,
     };
     agent.found(RuntimeKind::Process, process_found);
@@ -210,6 +211,8 @@ struct Agent {
     log_notify: LogNotify,
     hello: HelloParts,
     data_dir: Arc<DataDir>,
+    /// Whether more is known now than the last hello said.
+    hello_outdated: bool,
     may_exit: bool,
 }
 
@@ -240,6 +243,7 @@ impl Agent {
                     docker_later = None;
                     if let Some(ready) = ready {
                         self.docker_ready(ready);
+                        self.hello_outdated = true;
                         self.drop_session();
                     }
                 }
@@ -313,6 +317,7 @@ impl Agent {
             SessionEvent::HelloAsked(answer) => {
                 // Without a receiver the try has failed meanwhile.
                 _ = answer.send(self.hello()?);
+                self.hello_outdated = false;
             }
             SessionEvent::Opened(opened) => self.opened(opened),
             SessionEvent::Received(message) => self.received(message),
@@ -353,6 +358,9 @@ impl Agent {
         }));
         self.session = Some(Session { epoch: welcome.epoch, messages, slices });
         self.feed(Input::SessionOpened { welcome, hello_sent_mono_ms });
+        if self.hello_outdated {
+            self.drop_session();
+        }
     }
 
     fn received(&mut self, message: ToPeer) {

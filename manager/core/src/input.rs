@@ -187,6 +187,8 @@ pub enum AccessInput {
 /// What can become of a heartbeat.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum HeartbeatChange {
+    /// The first beat of the session came: whoever said hello has got the welcome, and lives.
+    Begun,
     /// Its stream was closed: the agent has ended, or its host's kernel says that it is gone.
     Closed,
     /// Nothing came for some intervals, and the lease goes on.

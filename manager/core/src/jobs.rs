@@ -13,6 +13,7 @@ use podmesh_protocol::session::{StopReason, ToPeer};
 use podmesh_protocol::spec::{JobSpec, OnLost};
 use podmesh_protocol::time::{Millis, Now};
 
+use crate::faults::planted;
 use crate::input::Peer;
 use crate::nodes::NodeIx;
 use crate::placement::{QueueKey, ShapeId};
@@ -235,7 +236,9 @@ impl Core {
         spec: Arc<JobSpec>,
         out: &mut Step,
     ) {
-        if let Some(job) = self.submissions.get(&submission) {
+        if let Some(job) = self.submissions.get(&submission)
+            && !planted!(self, SubmissionTwice)
+        {
             return reply(out, peer, request, Ok(ReplyBody::Submitted { job, again: true }));
         }
         if self.jobs.len() >= JOBS_ACTIVE_MAX {

@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use podmesh_protocol::ids::Epoch;
 use podmesh_protocol::time::Millis;
 
+use crate::faults::planted;
 use crate::input::HeartbeatChange;
 
 /// Milliseconds of silence after which a heartbeat is late: three intervals.
@@ -27,11 +28,15 @@ pub struct LeaseTable {
     sessions: BTreeMap<Epoch, Beats>,
     /// When the next tick is due, while there are sessions.
     wakeup_ms: Millis,
+    #[cfg(feature = "planted-faults")]
+    fault: Option<crate::faults::Fault>,
 }
 
 #[derive(Debug)]
 struct Beats {
     last_ms: Millis,
+    /// Whether one has come.
+    begun: bool,
     /// Whether the core was told that it is late or closed.
     suspect: bool,
 }
@@ -39,7 +44,26 @@ struct Beats {
 impl LeaseTable {
     /// No sessions yet. Both figures are those of the `Welcome`.
     pub fn new(heartbeat_ms: u64, lease_ms: u64) -> Self {
-        Self { heartbeat_ms, lease_ms, sessions: BTreeMap::new(), wakeup_ms: 0 }
+        Self {
+            heartbeat_ms,
+            lease_ms,
+            sessions: BTreeMap::new(),
+            wakeup_ms: 0,
+            #[cfg(feature = "planted-faults")]
+            fault: None,
+        }
+    }
+
+    /// Makes a mistake from now on, for the simulator to find.
+    #[cfg(feature = "planted-faults")]
+    pub fn plant_fault(&mut self, fault: crate::faults::Fault) {
+        self.fault = Some(fault);
+    }
+
+    /// Whether the session is watched: not closed, and its lease has not expired. A heartbeat of
+    /// any other must not be answered, since the agent would take the answer for a new lease.
+    pub fn watches(&self, epoch: Epoch) -> bool {
+        self.sessions.contains_key(&epoch)
     }
 
     /// Watches a session; its lease runs from now on.
@@ -47,7 +71,7 @@ impl LeaseTable {
         if self.sessions.is_empty() {
             self.wakeup_ms = now_ms.saturating_add(self.heartbeat_ms);
         }
-        self.sessions.insert(epoch, Beats { last_ms: now_ms, suspect: false });
+        self.sessions.insert(epoch, Beats { last_ms: now_ms, begun: false, suspect: false });
     }
 
     /// Watches it no more.
@@ -55,11 +79,14 @@ impl LeaseTable {
         self.sessions.remove(&epoch);
     }
 
-    /// A heartbeat came. [`HeartbeatChange::Resumed`], where it was late or closed.
+    /// A heartbeat came. [`HeartbeatChange::Begun`] for the first one, otherwise
+    /// [`HeartbeatChange::Resumed`] where it was late or closed.
     pub fn on_beat(&mut self, now_ms: Millis, epoch: Epoch) -> Option<HeartbeatChange> {
         let beats = self.sessions.get_mut(&epoch)?;
         beats.last_ms = now_ms;
-        std::mem::take(&mut beats.suspect).then_some(HeartbeatChange::Resumed)
+        let resumed = std::mem::take(&mut beats.suspect).then_some(HeartbeatChange::Resumed);
+        let begun = std::mem::replace(&mut beats.begun, true);
+        if begun { resumed } else { Some(HeartbeatChange::Begun) }
     }
 
     /// The session's stream was closed, and no other one has taken its place.
@@ -73,9 +100,12 @@ impl LeaseTable {
     /// more.
     pub fn tick(&mut self, now_ms: Millis, out: &mut Vec<(Epoch, HeartbeatChange)>) {
         let stalled_ms = now_ms.saturating_sub(self.wakeup_ms);
-        if stalled_ms > self.heartbeat_ms {
+        if stalled_ms > self.heartbeat_ms && !planted!(self, StallNotForgiven) {
+            // Agents that gave up on this manager meanwhile have the time to come back.
+            let at_least_ms = now_ms.saturating_sub(self.lease_ms / 2);
             for beats in self.sessions.values_mut() {
-                beats.last_ms = beats.last_ms.saturating_add(stalled_ms).min(now_ms);
+                let moved_ms = beats.last_ms.saturating_add(stalled_ms).min(now_ms);
+                beats.last_ms = moved_ms.max(at_least_ms);
             }
         }
         let (late_ms, lease_ms) = (late_after_ms(self.heartbeat_ms), self.lease_ms);

@@ -26,6 +26,10 @@
 
 mod access;
 mod explain;
+#[cfg(not(feature = "planted-faults"))]
+mod faults;
+#[cfg(feature = "planted-faults")]
+pub mod faults;
 pub mod input;
 #[cfg(any(test, feature = "invariants"))]
 mod invariants;
@@ -94,12 +98,20 @@ pub struct Core {
     dirty: Vec<JobId>,
     /// Nodes that are sent something in this step.
     touched: BTreeSet<NodeIx>,
+    #[cfg(feature = "planted-faults")]
+    fault: Option<faults::Fault>,
 }
 
 /// Events that one unit of work may add, the `JobEnded` that may come of it not counted.
 const EVENTS_PER_UNIT: usize = 4;
 
 impl Core {
+    /// Makes a mistake from now on, for the simulator to find.
+    #[cfg(feature = "planted-faults")]
+    pub fn plant_fault(&mut self, fault: faults::Fault) {
+        self.fault = Some(fault);
+    }
+
     /// Takes one fact, and appends what follows from it to `out`, which must be
     /// [clear](Step::clear).
     ///

@@ -1,11 +1,12 @@
 //! The nodes that were ever seen, and their sessions.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::ops::Bound;
 
 use podmesh_protocol::client::{NodeState, NodeView};
 use podmesh_protocol::ids::{AttemptId, Epoch, JobId, Name, TaskId};
 use podmesh_protocol::limits::{ATTEMPTS_PER_NODE_MAX, FRAME_BYTES_MAX, PAGE_ROWS_MAX};
+use podmesh_protocol::report::Outcome;
 use podmesh_protocol::session::StopReason;
 use podmesh_protocol::spec::Resources;
 use podmesh_protocol::time::{Millis, Now};
@@ -50,7 +51,19 @@ pub(crate) struct Session {
     pub(crate) peer: Peer,
     /// Whether its connection is gone: only a new session helps.
     pub(crate) peer_gone: bool,
+    /// What its hello said, until the agent shows that it has the welcome. A hello can come late,
+    /// from a connection that was given up long ago: nothing ends for its word alone.
+    pub(crate) unproven: Option<Unproven>,
     pub(crate) outgoing: Outgoing,
+}
+
+/// What follows from a hello, once it is known not to be a late one.
+#[derive(Debug)]
+pub(crate) struct Unproven {
+    /// The life of the machine.
+    pub(crate) boot_id: String,
+    /// The attempts that should be with the node and are no more, with their ends.
+    pub(crate) gone: VecDeque<(AttemptId, Outcome)>,
 }
 
 /// What a step has to tell an agent.
@@ -206,7 +219,7 @@ impl Nodes {
         let outgoing = Outgoing::default();
         let node = self.get_mut(ix);
         node.state = NodeState::Alive;
-        node.session = Some(Session { epoch, peer, peer_gone: false, outgoing });
+        node.session = Some(Session { epoch, peer, peer_gone: false, unproven: None, outgoing });
     }
 
     /// Takes a node's session away.

@@ -18,6 +18,7 @@ use podmesh_protocol::spec::{JobSpec, Resources, RuntimeKind};
 use podmesh_protocol::time::Now;
 
 use crate::Core;
+use crate::faults::planted;
 use crate::jobs::Live;
 use crate::nodes::{Node, NodeIx, Nodes};
 use crate::step::{Change, NodeRow, Step};
@@ -454,7 +455,11 @@ impl Core {
         job.started_wall_ms.get_or_insert(now.wall_ms);
         let node = self.nodes.get_mut(ix);
         debug_assert!(node.has_room(&job.spec.resources), "a node is never over-committed");
-        node.take(TaskId { job: job.id, index }, &job.spec.resources);
+        let mut takes = job.spec.resources;
+        if planted!(self, RoomNotBooked) {
+            takes.cpu_millis = 0;
+        }
+        node.take(TaskId { job: job.id, index }, &takes);
         let name = node.row.node.clone();
         if let Some(session) = &mut node.session {
             if job.told.insert(ix, session.epoch) != Some(session.epoch) {

@@ -8,6 +8,7 @@ use podmesh_protocol::session::ToPeer;
 use podmesh_protocol::time::Now;
 
 use crate::Core;
+use crate::faults::planted;
 use crate::input::{Input, Peer};
 use crate::jobs::{Sequel, Tried};
 use crate::nodes::NodeIx;
@@ -24,10 +25,20 @@ impl Core {
         reports: Vec<Report>,
         out: &mut Step,
     ) {
-        let Some(ix) = self.nodes.by_session(&peer, epoch) else {
+        let mut of = self.nodes.by_session(&peer, epoch);
+        if planted!(self, SessionsNotFenced) && of.is_none() {
+            of = reports.first().and_then(|Report(_, AttemptId { task, .. }, _)| {
+                Some(self.jobs.get(&task.job)?.live.get(&task.index)?.node)
+            });
+        }
+        let Some(ix) = of else {
             let message = ToPeer::HelloAgain(epoch);
             return out.effects.push(Effect::Send { peer, message });
         };
+        if !self.prove(now, ix, out) {
+            let rest = Input::AttemptsReported { peer, epoch, reports };
+            return self.backlog.push_front(rest);
+        }
         let mut gap = false;
         let mut left = reports.into_iter();
         while let Some(number) = left.as_slice().first().map(|report| report.0) {
@@ -52,6 +63,7 @@ impl Core {
             self.nodes.get_mut(ix).acked = Some(number);
         }
         if let Some(acked) = self.nodes.get(ix).acked {
+            let acked = acked + u64::from(planted!(self, AckedTooEarly));
             let message = ToPeer::Acked(epoch, acked);
             out.effects.push(Effect::Send { peer: peer.clone(), message });
         }
@@ -70,11 +82,12 @@ impl Core {
         out: &mut Step,
     ) {
         let task = attempt.task;
+        let unfenced = planted!(self, AttemptsNotFenced);
         let Some(live) = self
             .jobs
             .get_mut(&task.job)
             .and_then(|job| job.live.get_mut(&task.index))
-            .filter(|live| live.number == attempt.number && live.node == ix)
+            .filter(|live| (live.number == attempt.number && live.node == ix) || unfenced)
         else {
             return;
         };

@@ -39,6 +39,8 @@ impl Core {
             draining: BTreeSet::new(),
             dirty: Vec::new(),
             touched: BTreeSet::new(),
+            #[cfg(feature = "planted-faults")]
+            fault: None,
         };
         core.nodes.insert_all(snapshot.nodes);
         let all: Vec<NodeIx> = core.nodes.iter().map(|(ix, _)| ix).collect();

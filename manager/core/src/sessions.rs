@@ -1,12 +1,12 @@
 //! Sessions: how they begin and end, and what a new one makes of the attempts held.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, VecDeque};
 
 use podmesh_protocol::access::Caller;
 use podmesh_protocol::client::NodeState;
 use podmesh_protocol::error::{ErrorCode, ErrorReply};
 use podmesh_protocol::event::EventFact;
-use podmesh_protocol::ids::{AttemptId, Epoch, Name, TaskId};
+use podmesh_protocol::ids::{AttemptId, Epoch, Name};
 use podmesh_protocol::limits::{
     ATTEMPTS_PER_NODE_MAX, LABELS_MAX, NAME_BYTES_MAX, NODES_MAX, PROTOCOL_VERSION,
 };
@@ -16,9 +16,10 @@ use podmesh_protocol::spec::validate_label_value;
 use podmesh_protocol::time::Now;
 
 use crate::Core;
+use crate::faults::planted;
 use crate::input::{HeartbeatChange, Input, Peer};
 use crate::lease::late_after_ms;
-use crate::nodes::NodeIx;
+use crate::nodes::{NodeIx, Unproven};
 use crate::step::{Change, Effect, NodeRow, Step};
 use crate::timers::{Timer, seconds};
 
@@ -40,17 +41,46 @@ impl Core {
                 return out.effects.push(Effect::Send { peer, message });
             }
         };
-        if let Some(ix) = known {
-            for (task, outcome) in self.gone(ix, &hello, &held) {
-                if !self.has_room(out) {
-                    // The rest is found again next time, since the session is not open yet.
-                    return self.backlog.push_front(Input::AgentConnected { peer, caller, hello });
+        let gone = known.map_or_else(VecDeque::new, |ix| self.gone(ix, &hello, &held));
+        let boot_id = hello.boot_id.clone();
+        let ix = self.open_session(known, &peer, *hello, out);
+        if let Some(session) = &mut self.nodes.get_mut(ix).session {
+            session.unproven = Some(Unproven { boot_id, gone });
+        }
+        self.welcome(now, ix, &peer, &held, out);
+        if planted!(self, LateHelloCounts) {
+            self.prove(now, ix, out);
+        }
+    }
+
+    /// The agent has shown that it has the welcome: what its hello said counts from now on. False
+    /// when there was no room for all of it; then it is to be called again.
+    pub(crate) fn prove(&mut self, now: Now, ix: NodeIx, out: &mut Step) -> bool {
+        let node = self.nodes.get_mut(ix);
+        let Some(session) = &mut node.session else { return true };
+        let Some(Unproven { boot_id, mut gone }) = session.unproven.take() else { return true };
+        while let Some((attempt, outcome)) = gone.pop_front() {
+            if !self.has_room(out) {
+                gone.push_front((attempt, outcome));
+                if let Some(session) = &mut self.nodes.get_mut(ix).session {
+                    session.unproven = Some(Unproven { boot_id, gone });
                 }
-                self.end_attempt(now, task, outcome, out);
+                return false;
+            }
+            // It may have been ended otherwise meanwhile.
+            let live = self.jobs.get(&attempt.task.job).and_then(|job| {
+                job.live.get(&attempt.task.index).filter(|live| live.number == attempt.number)
+            });
+            if live.is_some_and(|live| live.node == ix) {
+                self.end_attempt(now, attempt.task, outcome, out);
             }
         }
-        let ix = self.open_session(known, &peer, *hello, out);
-        self.welcome(now, ix, &peer, &held, out);
+        let row = &mut self.nodes.get_mut(ix).row;
+        if row.boot_id != boot_id {
+            row.boot_id = boot_id;
+            out.changes.push(Change::NodeSaved(row.clone()));
+        }
+        true
     }
 
     /// Whether an agent may have a session: its node, where it is known, and what it holds.
@@ -111,20 +141,24 @@ impl Core {
     }
 
     /// The attempts that should be with a node and are no more, with their ends. What it does not
-    /// hold and has never reacted to is not among them: that start is sent again.
+    /// hold and has never reacted to is not among them: that start is sent again. Nor is what
+    /// belongs to a runtime that the agent does not have now: it may run on, or have ended with a
+    /// code that is known there, also before a restart of the machine.
     fn gone(
         &self,
         ix: NodeIx,
         hello: &Hello,
         held: &BTreeSet<AttemptId>,
-    ) -> Vec<(TaskId, Outcome)> {
+    ) -> VecDeque<(AttemptId, Outcome)> {
         let node = self.nodes.get(ix);
         let rebooted = node.row.boot_id != hello.boot_id;
-        let mut gone = Vec::new();
+        let mut gone = VecDeque::new();
         for task in &node.attempts {
             let Some(job) = self.jobs.get(&task.job) else { continue };
             let Some(live) = job.live.get(&task.index) else { continue };
-            if held.contains(&job.attempt_id(task.index, live.number)) {
+            let attempt = job.attempt_id(task.index, live.number);
+            let unseen = !hello.runtimes.contains(&job.spec.run.runtime.kind());
+            if held.contains(&attempt) || unseen {
                 continue;
             }
             let lost = |why: &str| {
@@ -140,7 +174,7 @@ impl Core {
             } else {
                 continue;
             };
-            gone.push((*task, outcome));
+            gone.push_back((attempt, outcome));
         }
         gone
     }
@@ -166,8 +200,9 @@ impl Core {
             runtimes: hello.runtimes,
             epoch,
         };
-        out.changes.push(Change::EpochTaken(epoch));
-        out.changes.push(Change::NodeSaved(row.clone()));
+        if !planted!(self, EpochNotSaved) {
+            out.changes.push(Change::EpochTaken(epoch));
+        }
         out.events.push(EventFact::NodeConnected(row.node.clone(), instance));
         let ix = match known {
             Some(ix) => {
@@ -178,11 +213,14 @@ impl Core {
                 if node.row.agent_instance != instance {
                     node.acked = None;
                 }
-                node.row = row;
+                // Until it is proven, the machine counts as the one that was there before.
+                let boot_id = std::mem::take(&mut node.row.boot_id);
+                node.row = NodeRow { boot_id, ..row };
                 ix
             }
             None => self.nodes.insert(row),
         };
+        out.changes.push(Change::NodeSaved(self.nodes.get(ix).row.clone()));
         self.nodes.open_session(ix, epoch, peer.clone());
         self.nodes.set_deadline(&mut self.timers, ix, None);
         self.set_resend(ix, None);
@@ -201,10 +239,15 @@ impl Core {
     ) {
         let mut keep = Vec::new();
         let mut restarted = false;
+        let strays_kept = planted!(self, StraysKept);
+        let starts_forgotten = planted!(self, StartsForgotten);
         let node = self.nodes.get_mut(ix);
         let Some(session) = &mut node.session else { return };
+        let unproven = session.unproven.iter().flat_map(|unproven| &unproven.gone);
+        let gone: BTreeSet<AttemptId> = unproven.map(|(attempt, _)| *attempt).collect();
         for task in &node.attempts {
             let Some(job) = self.jobs.get_mut(&task.job) else { continue };
+            let has_runtime = node.row.runtimes.contains(&job.spec.run.runtime.kind());
             let cancelling = job.cancelling;
             let Some(live) = job.live.get_mut(&task.index) else { continue };
             let attempt = AttemptId { task: *task, number: live.number };
@@ -215,6 +258,8 @@ impl Core {
                 if cancelling {
                     session.outgoing.stops.push((attempt, StopReason::Cancelled));
                 }
+            } else if starts_forgotten || gone.contains(&attempt) || !has_runtime {
+                live.sent_ms = None;
             } else {
                 live.sent_ms = Some(now.mono_ms);
                 session.outgoing.starts.push(attempt);
@@ -226,7 +271,8 @@ impl Core {
         }
         self.touched.insert(ix);
         let kept: BTreeSet<&AttemptId> = keep.iter().collect();
-        let stop = held.iter().filter(|attempt| !kept.contains(attempt)).copied().collect();
+        let is_stray = |attempt: &&AttemptId| !kept.contains(attempt) && !strays_kept;
+        let stop = held.iter().filter(is_stray).copied().collect();
         let welcome = Welcome {
             version: PROTOCOL_VERSION,
             epoch: session.epoch,
@@ -291,6 +337,14 @@ impl Core {
     ) {
         let Some(ix) = self.nodes.by_epoch(epoch) else { return };
         match change {
+            HeartbeatChange::Begun => {
+                if !self.prove(now, ix, out) {
+                    // It stays in this step's backlog, in front.
+                    self.backlog.push_front(Input::HeartbeatChanged { epoch, change });
+                    return;
+                }
+                self.on_heartbeat_changed(now, epoch, HeartbeatChange::Resumed, out);
+            }
             HeartbeatChange::Closed => {
                 if let Some(name) = self.nodes.become_suspect(ix, now.mono_ms) {
                     let why = "its heartbeat connection was closed".into();

@@ -11,6 +11,7 @@ use podmesh_protocol::spec::OnLost;
 use podmesh_protocol::time::{Millis, Now};
 
 use crate::Core;
+use crate::faults::planted;
 use crate::nodes::NodeIx;
 use crate::step::Step;
 
@@ -61,6 +62,11 @@ impl Core {
         {
             match timer {
                 Timer::Retries(job) => self.on_retries_due(now, job),
+                Timer::NodeLost(ix) if self.was_stalled(now, at) => {
+                    let again = now.mono_ms.saturating_add(self.config.lease_ms / 2);
+                    let deadline = Some((again, Timer::NodeLost(ix)));
+                    self.nodes.set_deadline(&mut self.timers, ix, deadline);
+                }
                 Timer::NodeLost(ix) => self.on_lease_ended(now, ix, out),
                 Timer::Requeue(ix) => self.on_margin_ended(now, ix, out),
                 Timer::Resend(ix) => self.on_resend_due(now, ix),
@@ -68,9 +74,19 @@ impl Core {
         }
     }
 
+    /// Whether what was due is so late that this process itself was stopped, or its disk. No agent
+    /// could come back meanwhile, and is to have the time to.
+    fn was_stalled(&self, now: Now, due_ms: Millis) -> bool {
+        let late_ms = now.mono_ms.saturating_sub(due_ms);
+        late_ms > self.config.heartbeat_ms && !planted!(self, StallNotForgiven)
+    }
+
     /// Nobody has heard of the node for a whole lease.
     pub(crate) fn on_lease_ended(&mut self, now: Now, ix: NodeIx, out: &mut Step) {
-        let margin = now.mono_ms.saturating_add(self.config.margin_ms);
+        let mut margin = now.mono_ms.saturating_add(self.config.margin_ms);
+        if planted!(self, NoMargin) {
+            margin = now.mono_ms;
+        }
         let lost = self.nodes.become_lost(ix);
         self.nodes.set_deadline(&mut self.timers, ix, Some((margin, Timer::Requeue(ix))));
         out.events.push(EventFact::NodeLost(lost));
@@ -79,11 +95,13 @@ impl Core {
     /// An agent without contact has had the time to kill what may run elsewhere from now on.
     fn on_margin_ended(&mut self, now: Now, ix: NodeIx, out: &mut Step) {
         let node = self.nodes.get(ix);
+        let all = planted!(self, WaitRequeued);
         let tasks: Vec<TaskId> = node
             .attempts
             .iter()
             .filter(|task| {
-                self.jobs.get(&task.job).is_some_and(|job| job.spec.on_lost == OnLost::Requeue)
+                let job = self.jobs.get(&task.job);
+                job.is_some_and(|job| job.spec.on_lost == OnLost::Requeue || all)
             })
             .copied()
             .collect();

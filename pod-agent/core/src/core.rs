@@ -11,6 +11,7 @@ use podmesh_protocol::spec::OnLost;
 use podmesh_protocol::time::{Millis, Now};
 
 use crate::attempts::{AGENT_STOPPED, Held, LEASE_ENDED, Live, Phase, Stop, StopCause, Unsent};
+use crate::faults::planted;
 use crate::input::{FoundAttempt, Input, RuntimeFact};
 use crate::outbox::Outbox;
 use crate::step::{Command, JobContext, Step};
@@ -39,6 +40,8 @@ pub struct Core {
     pub(crate) timeouts: BTreeSet<(Millis, AttemptId)>,
     pub(crate) outbox: Outbox,
     shutdown: Option<Shutdown>,
+    #[cfg(feature = "planted-faults")]
+    fault: Option<crate::faults::Fault>,
 }
 
 /// The daemon is asked to end.
@@ -63,7 +66,15 @@ impl Core {
             timeouts: BTreeSet::new(),
             outbox: Outbox::default(),
             shutdown: None,
+            #[cfg(feature = "planted-faults")]
+            fault: None,
         }
+    }
+
+    /// Makes a mistake from now on, for the simulator to find.
+    #[cfg(feature = "planted-faults")]
+    pub fn plant_fault(&mut self, fault: crate::faults::Fault) {
+        self.fault = Some(fault);
     }
 
     /// Every attempt that is held, for the hello: those that run, and those whose end is not
@@ -107,6 +118,9 @@ impl Core {
         }
         if let Some(epoch) = self.epoch {
             self.outbox.fill(epoch, &mut out.messages);
+            if planted!(self, ForgottenWhenSent) {
+                self.acked(u64::MAX, out);
+            }
         }
         self.leave_if_done(now, out);
     }
@@ -117,7 +131,12 @@ impl Core {
             Input::SessionOpened { welcome, hello_sent_mono_ms } => {
                 self.session_opened(&welcome, hello_sent_mono_ms, out);
             }
-            Input::SessionClosed => self.leave_session(),
+            Input::SessionClosed => {
+                if planted!(self, OutboxLost) {
+                    self.acked(u64::MAX, out);
+                }
+                self.leave_session();
+            }
             Input::JobSpecReceived { epoch, context } if self.is_current(epoch) => {
                 self.job_told(context);
             }
@@ -168,7 +187,8 @@ impl Core {
 
     fn attempts_found(&mut self, now: Millis, found: Vec<FoundAttempt>, out: &mut Step) {
         for FoundAttempt { attempt, ended, outlives_agent, on_lost, ran_ms } in found {
-            if self.attempts.contains_key(&attempt) {
+            let forgotten = planted!(self, NotAdopted) && ended.is_none();
+            if self.attempts.contains_key(&attempt) || forgotten {
                 continue;
             }
             let mut unsent = Unsent::default();
@@ -201,6 +221,8 @@ impl Core {
     fn session_opened(&mut self, welcome: &Welcome, hello_sent: Millis, out: &mut Step) {
         self.epoch = Some(welcome.epoch);
         self.lease_ms = welcome.lease_ms;
+        // What was assumed before, of the default lease, may be longer than the manager waits.
+        self.lease_until = None;
         self.extend_lease(hello_sent);
         self.jobs.clear();
         self.outbox.session_changed();
@@ -259,7 +281,8 @@ impl Core {
                 continue;
             }
             self.fence_older(attempt, out);
-            let phase = if self.of_task(attempt.task).next().is_some() {
+            let awaits = self.of_task(attempt.task).next().is_some();
+            let phase = if awaits && !planted!(self, OlderNotAwaited) {
                 Phase::Waiting(context)
             } else {
                 out.commands.push(Command::Start { attempt, context: Arc::clone(&context) });
@@ -290,6 +313,10 @@ impl Core {
             self.outbox.take_back(place);
         }
         let remove = match &held.phase {
+            Phase::Live(live) if planted!(self, FencedRunsOn) => {
+                self.timeouts.retain(|(_, of)| *of != attempt || live.timeout_at.is_none());
+                false
+            }
             Phase::Live(_) => return self.stop(attempt, StopCause::Fenced, out),
             Phase::Waiting(_) => false,
             Phase::Ended { remove } => *remove,
@@ -430,6 +457,7 @@ impl Core {
             let endangered: Vec<_> = self
                 .attempts
                 .iter()
+                .filter(|_| !planted!(self, LeaseIgnored))
                 .filter(|(_, held)| match &held.phase {
                     Phase::Live(live) => live.on_lost == OnLost::Requeue,
                     Phase::Waiting(context) => context.on_lost == OnLost::Requeue,

@@ -6,6 +6,11 @@ use crate::attempts::Phase;
 use crate::core::Core;
 
 impl Core {
+    /// Whether every report is acknowledged; for tests.
+    pub fn outbox_is_empty(&self) -> bool {
+        self.outbox.is_empty()
+    }
+
     /// Checks what must hold after every step; for tests.
     ///
     /// # Panics

@@ -5,6 +5,10 @@
 
 mod attempts;
 mod core;
+#[cfg(not(feature = "planted-faults"))]
+mod faults;
+#[cfg(feature = "planted-faults")]
+pub mod faults;
 pub mod input;
 #[cfg(any(test, feature = "invariants"))]
 mod invariants;

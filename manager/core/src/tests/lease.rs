@@ -1,6 +1,6 @@
 use podmesh_protocol::ids::Epoch;
 
-use crate::input::HeartbeatChange::{self, Closed, Late, LeaseExpired, Resumed};
+use crate::input::HeartbeatChange::{self, Begun, Closed, Late, LeaseExpired, Resumed};
 use crate::lease::LeaseTable;
 
 const A: Epoch = Epoch(1);
@@ -32,6 +32,7 @@ fn silence_is_late_after_three_intervals_and_expired_after_the_lease() {
     assert_eq!(run(&mut table, 60_000), [(13_000, A, Late), (25_000, A, LeaseExpired)]);
     assert_eq!(table.next_wakeup(), None);
     assert_eq!(table.on_beat(60_000, A), None, "an expired session does not come back");
+    assert!(!table.watches(A), "and is not to be answered");
 }
 
 #[test]
@@ -39,6 +40,7 @@ fn beats_keep_a_session_alive_and_say_nothing() {
     let mut table = table();
     table.open(0, A);
     table.open(0, B);
+    assert_eq!(table.on_beat(500, A), Some(Begun), "the first one says so");
     for beat_ms in (1_000..40_000).step_by(1_000) {
         assert_eq!(table.on_beat(beat_ms, A), None);
         let said = run(&mut table, beat_ms);
@@ -50,6 +52,7 @@ fn beats_keep_a_session_alive_and_say_nothing() {
 fn a_late_one_resumes_once_and_can_be_late_again() {
     let mut table = table();
     table.open(0, A);
+    assert_eq!(table.on_beat(0, A), Some(Begun));
     assert_eq!(run(&mut table, 4_000), [(3_000, A, Late)]);
     assert_eq!(table.on_beat(4_500, A), Some(Resumed));
     assert_eq!(table.on_beat(4_600, A), None);
@@ -64,6 +67,7 @@ fn a_closed_stream_is_told_once_and_the_lease_goes_on() {
     assert_eq!(table.on_stream_closed(A), None);
     assert_eq!(run(&mut table, 20_000), [(15_000, A, LeaseExpired)], "and not late before");
     table.open(20_000, B);
+    assert_eq!(table.on_beat(20_100, B), Some(Begun));
     assert_eq!(table.on_stream_closed(B), Some(Closed));
     assert_eq!(table.on_beat(20_500, B), Some(Resumed));
     assert_eq!(table.on_stream_closed(B), Some(Closed));
@@ -83,6 +87,15 @@ fn a_thread_that_was_stalled_itself_forgives() {
 }
 
 #[test]
+fn whoever_was_silent_before_a_stall_has_half_a_lease_to_come_back() {
+    let mut table = table();
+    table.open(0, A);
+    assert_eq!(run(&mut table, 14_000), [(3_000, A, Late)]);
+    assert_eq!(tick(&mut table, 60_000), []);
+    assert_eq!(run(&mut table, 70_000), [(67_500, A, LeaseExpired)]);
+}
+
+#[test]
 fn a_wakeup_that_is_a_little_late_forgives_nothing() {
     let mut table = table();
     table.open(0, A);
@@ -94,7 +107,7 @@ fn a_wakeup_that_is_a_little_late_forgives_nothing() {
 fn a_beat_read_after_a_stall_is_not_dated_into_the_future() {
     let mut table = table();
     table.open(0, A);
-    assert_eq!(table.on_beat(60_000, A), None);
+    assert_eq!(table.on_beat(60_000, A), Some(Begun));
     assert_eq!(tick(&mut table, 60_000), []);
     assert_eq!(run(&mut table, 70_000), [(63_000, A, Late)]);
 }

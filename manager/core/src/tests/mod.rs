@@ -35,7 +35,7 @@ use uuid::Uuid;
 
 use self::model::Model;
 use crate::input::{HeartbeatChange, Input, Peer};
-use crate::step::{Effect, Step};
+use crate::step::{Effect, NodeRow, Step};
 use crate::{Core, CoreConfig};
 
 const LEASE_MS: u64 = 15_000;
@@ -208,6 +208,11 @@ impl World {
             self.give(Input::NodesRequested { peer: peer(9), request: 3, after: None, limit: 99 });
         let Some(Ok(ReplyBody::Nodes(rows))) = replies(&step).pop() else { panic!("{step:?}") };
         rows.into_iter().find(|row| row.node == name(node)).unwrap()
+    }
+
+    fn node_row(&self, node: &str) -> &NodeRow {
+        let ix = self.core.nodes.by_name(&name(node)).unwrap();
+        &self.core.nodes.get(ix).row
     }
 
     fn explain(&mut self, job: u64) -> Vec<String> {

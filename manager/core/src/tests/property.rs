@@ -61,6 +61,7 @@ enum Op {
 fn op() -> impl Strategy<Value = Op> {
     let node = 0..NODES.len();
     let change = prop_oneof![
+        Just(HeartbeatChange::Begun),
         Just(HeartbeatChange::Closed),
         Just(HeartbeatChange::Late),
         Just(HeartbeatChange::Resumed),
@@ -254,6 +255,9 @@ impl Mesh {
             let step = self.connect(node, hello, peer);
             self.obey(&step, &mut held);
             self.agents[node].last_report = welcome(&step).acked;
+            let epoch = welcome(&step).epoch;
+            let step = self.world.beat(epoch, HeartbeatChange::Begun);
+            self.obey(&step, &mut held);
         }
         let mut codes = codes.iter().cycle();
         for round in 0.. {

@@ -119,3 +119,13 @@ fn the_same_submission_is_known_after_a_restart() {
     let step = world.submit(spec());
     assert_eq!(replies(&step), [Ok(ReplyBody::Submitted { job: JobId(1), again: true })]);
 }
+
+#[test]
+fn a_manager_that_was_stopped_loses_nobody_on_waking() {
+    let mut world = World::new();
+    world.join("a", 1);
+    restart_and_compare(&mut world);
+    assert_eq!(world.pass(LEASE_MS + 30_000).events, [], "no agent could come back meanwhile");
+    assert_eq!(world.core.next_wakeup(), Some(world.now.mono_ms + LEASE_MS / 2));
+    assert_eq!(world.pass(LEASE_MS / 2).events, [EventFact::NodeLost(name("a"))]);
+}

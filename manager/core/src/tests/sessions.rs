@@ -251,6 +251,10 @@ fn what_an_agent_does_not_hold_is_started_again_or_is_gone() {
         let old = world.core.nodes.get(old).row.epoch;
         world.beat(old, HeartbeatChange::Closed);
         let step = world.connect(hello("a", number), 9);
+        assert_eq!(ends(&step), [], "a hello alone may be a late one");
+        assert_eq!(starts(&step), [at(1, 1, 1), at(1, 2, 1)], "under the same numbers");
+        assert_eq!(welcome(&step).acked, if number == 1 { 3 } else { 0 });
+        let step = world.beat(Epoch(2), HeartbeatChange::Begun);
         let why = "the agent of node `a` no longer holds it; what the attempt did is not known";
         let lost = Outcome::new(OutcomeKind::Lost).with_message(why);
         let unstarted =
@@ -264,8 +268,6 @@ fn what_an_agent_does_not_hold_is_started_again_or_is_gone() {
                 (at(2, 2, 1), cancelled, None)
             ]
         );
-        assert_eq!(starts(&step), [at(1, 1, 1), at(1, 2, 1)], "under the same numbers");
-        assert_eq!(welcome(&step).acked, if number == 1 { 3 } else { 0 });
         assert_eq!(world.state(2), JobState::Cancelled);
     }
 }
@@ -275,11 +277,56 @@ fn what_an_agent_does_not_hold_after_a_reboot_is_gone() {
     let mut world = before_a_new_session();
     world.beat(Epoch(1), HeartbeatChange::Closed);
     let reboot = Hello { boot_id: "boot-2".into(), ..hello("a", 2) };
-    let step = world.connect(reboot, 9);
+    let step = world.connect(reboot.clone(), 9);
+    assert_eq!((ends(&step), starts(&step)), (vec![], vec![]));
+    assert_eq!(world.node_row("a").boot_id, "boot-1", "until it is proven");
+    // The welcome was lost: nothing is forgotten of what the first hello said.
+    let step = world.connect(reboot, 10);
+    assert_eq!((ends(&step), starts(&step)), (vec![], vec![]));
+    let step = world.beat(Epoch(3), HeartbeatChange::Begun);
+    assert_eq!(world.node_row("a").boot_id, "boot-2");
     assert_eq!(ends(&step).len(), 5);
     let message = ends(&step)[0].1.message.clone().unwrap();
     assert!(message.starts_with("the machine of node `a` was restarted"), "{message}");
     assert_eq!((starts(&step), world.state(1)), (vec![], JobState::Failed));
+}
+
+#[test]
+fn a_hello_that_comes_late_ends_nothing() {
+    let mut world = World::new();
+    let a = world.join("a", 1);
+    world.submit(JobSpec { retry: RetryPolicy { retries: 1, ..spec().retry }, ..spec() });
+    world.report(1, a, vec![started(1, at(1, 1, 1))]);
+    // The agent had given that connection up before it had the attempt.
+    let late = world.connect(hello("a", 1), 2);
+    assert_eq!((ends(&late), starts(&late)), (vec![], vec![]));
+    world.give(Input::PeerGone { peer: peer(2) });
+    assert_eq!(ends(&world.pass(5_000)), []);
+    let step = world.connect(Hello { attempts: vec![at(1, 1, 1)], ..hello("a", 1) }, 3);
+    assert_eq!(welcome(&step).keep, [at(1, 1, 1)]);
+    let step = world.report(3, Epoch(3), vec![exited(2, at(1, 1, 1), 0)]);
+    assert_eq!((ends(&step).len(), world.state(1)), (1, JobState::Succeeded));
+}
+
+#[test]
+fn what_belongs_to_a_runtime_that_an_agent_does_not_have_now_is_waited_for() {
+    // The same boot; and after a reboot, before which it may have ended with a code.
+    for boot in ["boot-1", "boot-2"] {
+        let mut world = World::new();
+        let a = world.join("a", 1);
+        world.submit(array(2));
+        world.report(1, a, vec![started(1, at(1, 1, 1))]);
+        world.beat(a, HeartbeatChange::Closed);
+        let without = Hello { runtimes: vec![], boot_id: boot.into(), ..hello("a", 2) };
+        let step = world.connect(without, 2);
+        assert_eq!(starts(&step), []);
+        assert_eq!(ends(&world.beat(Epoch(2), HeartbeatChange::Begun)), []);
+        assert_eq!(ends(&world.pass(60_000)), []);
+        let held = vec![at(1, 1, 1)];
+        let with = Hello { attempts: held.clone(), boot_id: boot.into(), ..hello("a", 2) };
+        let step = world.connect(with, 3);
+        assert_eq!((welcome(&step).keep.clone(), starts(&step)), (held, vec![at(1, 2, 1)]));
+    }
 }
 
 #[test]
@@ -295,7 +342,7 @@ fn what_an_agent_holds_of_a_cancelled_job_is_kept_and_stopped() {
 }
 
 #[test]
-fn ten_thousand_attempts_gone_at_once_come_in_bounded_steps_before_the_session() {
+fn ten_thousand_attempts_gone_at_once_come_in_bounded_steps() {
     let mut world = World::new();
     let capacity = Resources { cpu_millis: 10_000, memory_bytes: 0 };
     let a = welcome(&world.connect(Hello { capacity, ..hello("a", 1) }, 1)).epoch;
@@ -305,10 +352,10 @@ fn ten_thousand_attempts_gone_at_once_come_in_bounded_steps_before_the_session()
     world.drain();
     world.beat(a, HeartbeatChange::Closed);
     let reboot = Hello { boot_id: "boot-2".into(), capacity, ..hello("a", 2) };
-    let mut steps = vec![world.connect(reboot, 2)];
-    assert!(messages(&steps[0]).is_empty());
+    let step = world.connect(reboot, 2);
+    assert_eq!((welcome(&step).epoch, ends(&step)), (Epoch(2), vec![]));
+    let mut steps = vec![world.beat(Epoch(2), HeartbeatChange::Begun)];
     steps.extend(world.drain());
     assert_eq!(steps.iter().map(|step| ends(step).len()).collect::<Vec<_>>(), [4092, 4092, 1816]);
-    assert_eq!(welcome(&steps[2]).epoch, Epoch(2));
     assert_eq!(world.state(1), JobState::Failed);
 }

@@ -69,3 +69,15 @@ fn found_attempts_have_a_lease_before_the_first_contact() {
     assert_eq!(until, 16_000);
     assert_eq!(agent.tick_at(until).commands, [stopped(a, 0)]);
 }
+
+#[test]
+fn the_first_contact_sets_the_lease_that_the_manager_goes_by() {
+    let mut agent = Agent::new();
+    let a = attempt(2, 1, 1);
+    agent.step(Input::AttemptsFound(vec![found(a, None)]));
+    let welcome = Box::new(Welcome { lease_ms: 4_000, ..agent.welcome(0, &[]) });
+    agent.step(Input::SessionOpened { welcome, hello_sent_mono_ms: 1_000 });
+    agent.step(Input::SessionClosed);
+    assert_eq!(agent.core.next_wakeup(), Some(5_000), "not a default lease after the start");
+    assert_eq!(agent.tick_at(5_000).commands, [stopped(a, 0)]);
+}

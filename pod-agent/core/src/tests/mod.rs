@@ -90,9 +90,9 @@ impl Agent {
         self.step(Input::Tick)
     }
 
-    fn open_session(&mut self, acked: u64, stop: &[AttemptId]) -> Step {
+    fn welcome(&mut self, acked: u64, stop: &[AttemptId]) -> Welcome {
         self.epoch += 1;
-        let welcome = Welcome {
+        Welcome {
             version: 1,
             epoch: Epoch(self.epoch),
             cluster: ClusterId(Default::default()),
@@ -101,7 +101,11 @@ impl Agent {
             acked,
             stop: stop.to_vec(),
             keep: self.core.hello_attempts(),
-        };
+        }
+    }
+
+    fn open_session(&mut self, acked: u64, stop: &[AttemptId]) -> Step {
+        let welcome = self.welcome(acked, stop);
         let step = self.step(Input::SessionOpened {
             welcome: Box::new(welcome),
             hello_sent_mono_ms: self.now,

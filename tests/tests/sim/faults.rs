@@ -1,0 +1,39 @@
+//! The deliberate faults, and that each is found.
+
+use podmesh_agent_core::faults::Fault as AgentFault;
+use podmesh_manager_core::faults::Fault as ManagerFault;
+
+/// A fault, and where it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Planted {
+    Manager(ManagerFault),
+    Agent(AgentFault),
+    /// The manager's shell sends before the commit.
+    EarlySend,
+}
+
+/// Seeds within which each must be found.
+pub(crate) const WITHIN: u64 = 1_000;
+
+/// All of them.
+pub(crate) const ALL: &[Planted] = &[
+    Planted::EarlySend,
+    Planted::Manager(ManagerFault::AttemptsNotFenced),
+    Planted::Manager(ManagerFault::SessionsNotFenced),
+    Planted::Manager(ManagerFault::NoMargin),
+    Planted::Manager(ManagerFault::WaitRequeued),
+    Planted::Manager(ManagerFault::SubmissionTwice),
+    Planted::Manager(ManagerFault::StraysKept),
+    Planted::Manager(ManagerFault::StartsForgotten),
+    Planted::Manager(ManagerFault::EpochNotSaved),
+    Planted::Manager(ManagerFault::RoomNotBooked),
+    Planted::Manager(ManagerFault::AckedTooEarly),
+    Planted::Manager(ManagerFault::StallNotForgiven),
+    Planted::Manager(ManagerFault::LateHelloCounts),
+    Planted::Agent(AgentFault::OutboxLost),
+    Planted::Agent(AgentFault::LeaseIgnored),
+    Planted::Agent(AgentFault::FencedRunsOn),
+    Planted::Agent(AgentFault::OlderNotAwaited),
+    Planted::Agent(AgentFault::NotAdopted),
+    Planted::Agent(AgentFault::ForgottenWhenSent),
+];

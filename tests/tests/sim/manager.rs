@@ -1,0 +1,539 @@
+//! The manager's shell: a core, its store, its heartbeats. Nothing leaves before its commit.
+
+use std::collections::{BTreeMap, VecDeque};
+
+use podmesh_manager_core::input::{Input, Peer};
+use podmesh_manager_core::lease::LeaseTable;
+use podmesh_manager_core::step::{Change, Effect, Step};
+use podmesh_manager_core::{Core, CoreConfig};
+use podmesh_protocol::access::{Caller, Role};
+use podmesh_protocol::client::{Reply, ReplyBody};
+use podmesh_protocol::event::EventFact;
+use podmesh_protocol::ids::{AttemptId, Epoch, Name};
+use podmesh_protocol::limits::LEASE_MS_DEFAULT;
+use podmesh_protocol::report::{AttemptState, Outcome, OutcomeKind};
+use podmesh_protocol::session::{ToManager, ToPeer};
+use podmesh_protocol::spec::OnLost;
+use podmesh_protocol::time::Now;
+
+use crate::faults::Planted;
+use crate::net::{ConnId, Direction, StreamId};
+use crate::users::asker;
+use crate::world::{Event, Life, World, note};
+
+/// One life of the manager's process.
+pub(crate) struct Manager {
+    pub(crate) life: Life,
+    started_at: u64,
+    core: Core,
+    leases: LeaseTable,
+    /// The sessions that are watched, each with its stream.
+    watched: BTreeMap<Epoch, Option<StreamId>>,
+    /// The session of each node, as decided.
+    sessions: BTreeMap<usize, (Epoch, Peer)>,
+    /// Decided and not committed, with the moment of the decision.
+    pending: VecDeque<(u64, Step)>,
+    committing: bool,
+    /// Committed and not delivered.
+    committed: VecDeque<Step>,
+    core_wakes: Option<u64>,
+    leases_wake: Option<u64>,
+    /// Stopped, until then.
+    pub(crate) stalled_until: u64,
+    /// The disk is slow, until then.
+    pub(crate) slow_until: u64,
+    /// When the last word of the heartbeats' thread reaches the core.
+    told_until: u64,
+    mono_offset: u64,
+    wall_offset: i64,
+}
+
+impl Manager {
+    fn now(&self, now: u64) -> Now {
+        let wall_ms = 1_700_000_000_000u64.saturating_add_signed(self.wall_offset) + now;
+        Now { mono_ms: now + self.mono_offset, wall_ms }
+    }
+
+    pub(crate) fn stalled(&self, now: u64) -> Option<u64> {
+        (now < self.stalled_until).then_some(self.stalled_until)
+    }
+
+    /// Whether nothing is on its way out.
+    pub(crate) fn rests(&self) -> bool {
+        self.pending.is_empty() && self.committed.is_empty()
+    }
+}
+
+pub(crate) fn peer_of(conn: ConnId) -> Peer {
+    Peer(conn.to_be_bytes().as_slice().into())
+}
+
+fn conn_of(peer: &Peer) -> Option<ConnId> {
+    Some(ConnId::from_be_bytes(peer.0.as_ref().try_into().ok()?))
+}
+
+impl World {
+    pub(crate) fn manager_starts(&mut self) {
+        let life = self.number();
+        let mono_offset = self.rng.below(1_000_000);
+        let config = CoreConfig {
+            lease_ms: self.plan.lease_ms,
+            heartbeat_ms: self.plan.heartbeat_ms,
+            margin_ms: self.plan.margin_ms,
+        };
+        self.decided = self.store.clone();
+        let now = Now { mono_ms: self.now + mono_offset, wall_ms: 0 };
+        let mut core = Core::new(now, config, self.store.snapshot());
+        core.check_invariants();
+        let mut leases = LeaseTable::new(self.plan.heartbeat_ms, self.plan.lease_ms);
+        if let Some(Planted::Manager(fault)) = self.planted {
+            core.plant_fault(fault);
+            leases.plant_fault(fault);
+        }
+        note!(self, "manager {life} starts");
+        self.manager = Some(Manager {
+            life,
+            started_at: self.now,
+            core,
+            leases,
+            watched: BTreeMap::new(),
+            sessions: BTreeMap::new(),
+            pending: VecDeque::new(),
+            committing: false,
+            committed: VecDeque::new(),
+            core_wakes: None,
+            leases_wake: None,
+            stalled_until: 0,
+            slow_until: 0,
+            told_until: 0,
+            mono_offset,
+            wall_offset: 0,
+        });
+        self.after_core();
+    }
+
+    pub(crate) fn manager_crashes(&mut self) {
+        let Some(manager) = self.manager.take() else { return };
+        note!(self, "manager {} dies, {} steps not on disk", manager.life, manager.pending.len());
+        self.stats.crashes += 1;
+        self.decided = self.store.clone();
+        self.manager_closes_all();
+        let pause = self.rng.short(30_000);
+        self.after(pause, Event::ManagerStarts);
+    }
+
+    pub(crate) fn manager_stalls(&mut self, ms: u64) {
+        let now = self.now;
+        if let Some(manager) = &mut self.manager {
+            manager.stalled_until = now + ms;
+            note!(self, "manager stalls for {ms} ms");
+        }
+    }
+
+    pub(crate) fn disk_is_slow(&mut self, ms: u64) {
+        let now = self.now;
+        if let Some(manager) = &mut self.manager {
+            manager.slow_until = now + ms;
+            note!(self, "the disk is slow for {ms} ms");
+        }
+    }
+
+    pub(crate) fn manager_clock_jumps(&mut self, ms: i64) {
+        if let Some(manager) = &mut self.manager {
+            manager.wall_offset = ms;
+        }
+    }
+
+    /// The manager, where this life of it goes on and is not stalled. A stalled one sees the
+    /// event when it wakes.
+    fn manager_for(&mut self, life: Life, event: Event) -> Option<&mut Manager> {
+        let manager = self.manager.as_ref().filter(|manager| manager.life == life)?;
+        if let Some(until) = manager.stalled(self.now) {
+            self.at(until, event);
+            return None;
+        }
+        self.manager.as_mut()
+    }
+
+    pub(crate) fn core_wakes(&mut self, life: Life) {
+        let now = self.now;
+        let Some(manager) = self.manager_for(life, Event::CoreWakes(life)) else { return };
+        if manager.core_wakes.is_some_and(|set| set > now) {
+            return; // Another one was set.
+        }
+        manager.core_wakes = None;
+        self.drain_core();
+        self.after_core();
+    }
+
+    /// Gives a fact to the core as the shell does: what is due first.
+    pub(crate) fn feed_manager(&mut self, input: Input) {
+        if self.manager.is_none() {
+            return;
+        }
+        self.drain_core();
+        note!(self, "core < {input:?}");
+        let stale = self.is_stale(&input);
+        let step = self.step_core(input);
+        if stale {
+            let quiet = step.changes.is_empty() && step.events.is_empty();
+            assert!(quiet, "a report of another session changed something: {step:?}");
+        }
+        self.take_step(step);
+        self.drain_core();
+        self.after_core();
+    }
+
+    fn drain_core(&mut self) {
+        for round in 0.. {
+            assert!(round < 100_000, "the manager's core never rests");
+            let Some(manager) = &self.manager else { return };
+            let mono_ms = manager.now(self.now).mono_ms;
+            if manager.core.next_wakeup().is_none_or(|at| at > mono_ms) {
+                return;
+            }
+            let step = self.step_core(Input::Tick);
+            self.take_step(step);
+        }
+    }
+
+    fn step_core(&mut self, input: Input) -> Step {
+        let mut step = Step::default();
+        if let Some(manager) = &mut self.manager {
+            manager.core.step(manager.now(self.now), input, &mut step);
+            manager.core.check_invariants();
+        }
+        step
+    }
+
+    /// Whether these are reports of a session that is not that of their node.
+    fn is_stale(&self, input: &Input) -> bool {
+        let Input::AttemptsReported { peer, epoch, .. } = input else { return false };
+        let sessions = self.manager.iter().flat_map(|manager| manager.sessions.values());
+        let mut sessions = sessions.filter(|(of, by)| of == epoch && by == peer);
+        sessions.next().is_none()
+    }
+
+    /// Looks at what was decided, and hands it to the store.
+    fn take_step(&mut self, step: Step) {
+        if step.is_empty() {
+            return;
+        }
+        note!(self, "core > {:?} {:?}", step.changes, step.effects);
+        for change in &step.changes {
+            match change {
+                Change::AttemptEnded { attempt, outcome, .. } => {
+                    self.judge_end(*attempt, outcome);
+                }
+                Change::AttemptAdvanced { attempt, state: AttemptState::Running, .. } => {
+                    let ran = self.truths().any(|(id, truth)| id == *attempt && truth.runs > 0);
+                    assert!(ran, "{attempt} runs, says the manager, and it never did");
+                }
+                _ => {}
+            }
+        }
+        for event in &step.events {
+            if let EventFact::NodeLost(node) = event {
+                self.judge_loss(node);
+            }
+        }
+        self.decided.apply(self.now, &step);
+        for effect in &step.effects {
+            match effect {
+                Effect::SessionOpened { epoch, node, peer } => {
+                    let at = self.nodes.iter().position(|known| known.name == *node);
+                    let at = at.expect("a node that exists");
+                    if let Some(manager) = &mut self.manager {
+                        manager.sessions.insert(at, (*epoch, peer.clone()));
+                    }
+                }
+                Effect::SessionClosed { epoch } => {
+                    if let Some(manager) = &mut self.manager {
+                        manager.sessions.retain(|_, (of, _)| of != epoch);
+                    }
+                }
+                _ => {}
+            }
+        }
+        if self.planted == Some(Planted::EarlySend) {
+            let effects = step.effects.clone();
+            let step = Step { effects: Vec::new(), ..step };
+            self.put_in_queue(step);
+            return self.carry_out_effects(effects);
+        }
+        self.put_in_queue(step);
+    }
+
+    fn put_in_queue(&mut self, step: Step) {
+        let now = self.now;
+        let (fast, slow) = (self.rng.short(10), self.rng.short(4_000));
+        let Some(manager) = &mut self.manager else { return };
+        manager.pending.push_back((now, step));
+        if !std::mem::replace(&mut manager.committing, true) {
+            let takes = if now < manager.slow_until { slow } else { fast };
+            let life = manager.life;
+            self.after(takes, Event::Commit(life));
+        }
+    }
+
+    /// The truth of an end that the manager has decided on.
+    fn judge_end(&mut self, attempt: AttemptId, outcome: &Outcome) {
+        let on_lost = self.decided.jobs[&attempt.task.job].spec.on_lost;
+        let unknown = matches!(outcome.kind, OutcomeKind::Lost | OutcomeKind::Cancelled);
+        if on_lost == OnLost::Wait || !unknown {
+            let runs = self.nodes.iter().any(|node| node.is_running(attempt));
+            assert!(!runs, "{attempt} has ended, says the manager, and it runs: {outcome:?}");
+        }
+        if on_lost == OnLost::Requeue && unknown {
+            // Tried again without its node's word, which then no longer counts.
+            for node in &mut self.nodes {
+                if let Some(truth) = node.truths.get_mut(&attempt) {
+                    truth.disturbed = true;
+                }
+            }
+        }
+        if let Some(code @ 0..100) = outcome.exit_code {
+            let exit = self.truths().find(|(id, _)| *id == attempt).and_then(|(_, t)| t.exit);
+            assert_eq!(exit, Some(code), "{attempt} never exited so");
+        }
+    }
+
+    pub(crate) fn commit(&mut self, life: Life) {
+        let Some(manager) = self.manager_for(life, Event::Commit(life)) else { return };
+        let all = manager.pending.len() as u64;
+        let some = 1 + self.rng.below(all.max(1));
+        let (slow, fast) = (self.rng.short(4_000), self.rng.short(10));
+        let deliver = self.rng.short(5);
+        let now = self.now;
+        let Some(manager) = &mut self.manager else { return };
+        for _ in 0..some {
+            let Some((at, step)) = manager.pending.pop_front() else { break };
+            self.store.apply(at, &step);
+            manager.committed.push_back(step);
+        }
+        let more = !manager.pending.is_empty();
+        manager.committing = more;
+        let takes = if now < manager.slow_until { slow } else { fast };
+        self.after(deliver, Event::Deliver(life));
+        if more {
+            self.after(takes, Event::Commit(life));
+        }
+    }
+
+    pub(crate) fn deliver(&mut self, life: Life) {
+        let Some(manager) = self.manager_for(life, Event::Deliver(life)) else { return };
+        let committed = std::mem::take(&mut manager.committed);
+        let effects = committed.into_iter().flat_map(|step| step.effects).collect();
+        self.carry_out_effects(effects);
+    }
+
+    fn carry_out_effects(&mut self, effects: Vec<Effect>) {
+        for effect in effects {
+            let Some(manager) = &mut self.manager else { return };
+            let mono_ms = manager.now(self.now).mono_ms;
+            match effect {
+                Effect::Send { peer, message } => self.send_to(peer, message),
+                Effect::SessionOpened { epoch, .. } => {
+                    manager.leases.open(mono_ms, epoch);
+                    manager.watched.insert(epoch, None);
+                    self.after_leases();
+                }
+                Effect::SessionClosed { epoch } => {
+                    manager.leases.close(epoch);
+                    if let Some(Some(stream)) = manager.watched.remove(&epoch) {
+                        self.manager_closes_stream(stream);
+                    }
+                }
+                // Nobody joins in this world: its agents are trusted by their names.
+                Effect::Explained { .. }
+                | Effect::TokenCreated { .. }
+                | Effect::JoinAnswered { .. }
+                | Effect::KeyEnrolled { .. }
+                | Effect::KeyRevoked { .. } => {}
+                Effect::CancelOfEndedJob { peer, request, job } => {
+                    let state = self.store.row(job).state;
+                    assert!(state.is_end(), "job {job} goes on, and its cancel is answered so");
+                    let result = Ok(ReplyBody::Cancelled { state });
+                    self.send_to(peer, ToPeer::Reply(Reply { id: request, result }));
+                }
+            }
+        }
+    }
+
+    fn send_to(&mut self, peer: Peer, message: ToPeer) {
+        if let Some(ask) = asker(&peer) {
+            if let ToPeer::Reply(reply) = message {
+                self.reply_to(ask, reply);
+            }
+            return;
+        }
+        let Some(conn) = conn_of(&peer) else { return };
+        if !self.send_down(conn, message)
+            && let Some(manager) = &self.manager
+        {
+            let event = Event::ToCore(manager.life, Box::new(Input::PeerGone { peer }));
+            self.after(1, event);
+        }
+    }
+
+    fn after_core(&mut self) {
+        let now = self.now;
+        let Some(manager) = &mut self.manager else { return };
+        let Some(at) = manager.core.next_wakeup() else { return };
+        let at = at.saturating_sub(manager.mono_offset).max(now);
+        if manager.core_wakes.is_none_or(|set| at < set || set < now) {
+            manager.core_wakes = Some(at);
+            let life = manager.life;
+            self.at(at, Event::CoreWakes(life));
+        }
+    }
+
+    fn after_leases(&mut self) {
+        let now = self.now;
+        let Some(manager) = &mut self.manager else { return };
+        let Some(at) = manager.leases.next_wakeup() else { return };
+        let at = at.saturating_sub(manager.mono_offset).max(now);
+        if manager.leases_wake.is_none_or(|set| at < set || set < now) {
+            manager.leases_wake = Some(at);
+            let life = manager.life;
+            self.at(at, Event::LeasesWake(life));
+        }
+    }
+
+    pub(crate) fn leases_wake(&mut self, life: Life) {
+        let now = self.now;
+        let Some(manager) = self.manager_for(life, Event::LeasesWake(life)) else { return };
+        manager.leases_wake = None;
+        let mono_ms = manager.now(now).mono_ms;
+        let mut changes = Vec::new();
+        if manager.leases.next_wakeup().is_some_and(|at| at <= mono_ms) {
+            manager.leases.tick(mono_ms, &mut changes);
+        }
+        for (epoch, change) in changes {
+            self.tell_core(Input::HeartbeatChanged { epoch, change });
+        }
+        self.after_leases();
+    }
+
+    /// A node is lost that was away, not one of a manager that was.
+    fn judge_loss(&mut self, lost: &Name) {
+        let Some(manager) = &self.manager else { return };
+        let patience = self.plan.lease_ms + self.plan.lease_ms / 2;
+        // With a short lease a slow disk alone can keep an agent waiting for too long.
+        if self.plan.lease_ms < LEASE_MS_DEFAULT || self.now - manager.started_at < 3 * patience {
+            return;
+        }
+        let node = self.nodes.iter().find(|node| node.name == *lost).expect("a node that exists");
+        let away = node.agent.is_none() || self.now < node.trouble_at + patience;
+        assert!(away, "node {lost} is lost, and was there all the time");
+    }
+
+    /// The thread of the heartbeats tells the core; in order.
+    fn tell_core(&mut self, input: Input) {
+        let at = self.now + self.rng.short(3);
+        if let Some(manager) = &mut self.manager {
+            manager.told_until = at.max(manager.told_until);
+            let (life, at) = (manager.life, manager.told_until);
+            self.at(at, Event::ToCore(life, Box::new(input)));
+        }
+    }
+
+    pub(crate) fn to_core(&mut self, life: Life, input: Input) {
+        let event = Event::ToCore(life, Box::new(input.clone()));
+        if self.manager_for(life, event).is_some() {
+            self.feed_manager(input);
+        }
+    }
+
+    /// What came over an agent's connection.
+    pub(crate) fn manager_receives(&mut self, conn: ConnId, message: ToManager) {
+        let peer = peer_of(conn);
+        match message {
+            ToManager::Hello(hello) => {
+                let caller = Caller { role: Role::Agent, name: hello.node.clone(), key: None };
+                let hello = Box::new(hello);
+                self.feed_manager(Input::AgentConnected { peer, caller, hello });
+            }
+            ToManager::Reports(epoch, reports) => {
+                self.feed_manager(Input::AttemptsReported { peer, epoch, reports });
+            }
+            ToManager::Goodbye(epoch) => self.feed_manager(Input::AgentLeft { peer, epoch }),
+            ToManager::LogSlice(..) | ToManager::Request(_) => {}
+        }
+    }
+
+    /// The connection of a peer has ended; that hint can be missing.
+    pub(crate) fn manager_hears(&mut self, id: ConnId) {
+        let Some(conn) = self.conns.get(&id).filter(|conn| conn.manager_open) else { return };
+        let (life, node) = (conn.manager, conn.node);
+        let cut_until = self.nodes[node].cut_until(Direction::Up);
+        if self.now < cut_until {
+            return self.at(cut_until, Event::ManagerHears(id));
+        }
+        if self.manager_for(life, Event::ManagerHears(id)).is_none() {
+            return;
+        }
+        self.conns.get_mut(&id).expect("it was there").manager_open = false;
+        if self.rng.percent(95) {
+            self.feed_manager(Input::PeerGone { peer: peer_of(id) });
+        }
+    }
+
+    fn manager_closes_stream(&mut self, id: StreamId) {
+        if let Some(stream) = self.streams.get_mut(&id)
+            && std::mem::replace(&mut stream.manager_open, false)
+        {
+            self.send_beat(id, Event::StreamFails(id), Direction::Down);
+        }
+    }
+
+    pub(crate) fn beat_arrives(&mut self, id: StreamId, sent: u64) {
+        let Some(stream) = self.streams.get_mut(&id).filter(|stream| stream.manager_open) else {
+            return;
+        };
+        let (life, epoch, now) = (stream.manager, stream.epoch, self.now);
+        let Some(manager) = self.manager_for(life, Event::BeatArrives(id, sent)) else { return };
+        let mono_ms = manager.now(now).mono_ms;
+        let adopted = self.streams.get(&id).is_some_and(|stream| stream.adopted);
+        let Some(manager) = &mut self.manager else { return };
+        let known = match manager.watched.get(&epoch) {
+            None => false,
+            Some(_) if !manager.leases.watches(epoch) => false,
+            Some(stream) => !adopted || *stream == Some(id),
+        };
+        if !known {
+            return self.manager_closes_stream(id);
+        }
+        let older = manager.watched.insert(epoch, Some(id)).flatten().filter(|old| *old != id);
+        let change = manager.leases.on_beat(mono_ms, epoch);
+        if let Some(stream) = self.streams.get_mut(&id) {
+            stream.adopted = true;
+        }
+        if let Some(older) = older {
+            self.manager_closes_stream(older);
+        }
+        if let Some(change) = change {
+            self.tell_core(Input::HeartbeatChanged { epoch, change });
+        }
+        self.send_beat(id, Event::AnswerArrives(id, sent), Direction::Down);
+        self.after_leases();
+    }
+
+    /// The manager sees the end of a stream.
+    pub(crate) fn stream_ends(&mut self, id: StreamId) {
+        let Some(stream) = self.streams.get(&id).filter(|stream| stream.manager_open) else {
+            return;
+        };
+        let (life, epoch) = (stream.manager, stream.epoch);
+        let Some(manager) = self.manager_for(life, Event::StreamEnds(id)) else { return };
+        let mut change = None;
+        if manager.watched.get(&epoch) == Some(&Some(id)) {
+            manager.watched.insert(epoch, None);
+            change = manager.leases.on_stream_closed(epoch);
+        }
+        self.streams.get_mut(&id).expect("it was there").manager_open = false;
+        if let Some(change) = change {
+            self.tell_core(Input::HeartbeatChanged { epoch, change });
+        }
+    }
+}

@@ -1,0 +1,354 @@
+//! The world: its time, what is to happen in it, and the order in which that happens.
+
+use std::collections::BTreeMap;
+
+use podmesh_agent_core::input::RuntimeFact;
+use podmesh_manager_core::input::Input;
+use podmesh_protocol::ids::{AttemptId, SubmissionId};
+use podmesh_protocol::spec::Resources;
+
+use crate::faults::Planted;
+use crate::host::{How, Node};
+use crate::manager::Manager;
+use crate::net::{Conn, ConnId, Direction, Stream, StreamId};
+use crate::rng::Rng;
+use crate::store::Store;
+use crate::users::{Ask, User};
+
+/// One life of one process; never used twice.
+pub(crate) type Life = u64;
+
+/// When the chaos ends: everything is mended, and must converge.
+const CALM_AFTER_MS: u64 = 90_000;
+/// How long that may take.
+const CONVERGES_WITHIN_MS: u64 = 1_200_000;
+/// More steps than any healthy run needs.
+const EVENTS_MAX: u64 = 3_000_000;
+
+/// Something that will happen.
+#[derive(Clone, Debug)]
+pub(crate) enum Event {
+    /// Some fault, or a user's whim.
+    Chaos,
+    UserSubmits(usize),
+    AskArrives(Ask),
+    ReplyArrives(Ask, podmesh_protocol::client::Reply),
+    ManagerStarts,
+    CoreWakes(Life),
+    LeasesWake(Life),
+    Commit(Life),
+    Deliver(Life),
+    /// Another thread of the manager tells its core.
+    ToCore(Life, Box<Input>),
+    AgentStarts(usize),
+    AgentWakes(usize, Life),
+    Connect(usize, Life),
+    WelcomeLimit(usize, ConnId),
+    DockerReady(usize, Life),
+    Pump(ConnId, Direction),
+    ManagerHears(ConnId),
+    AgentHears(ConnId),
+    Beat(StreamId),
+    BeatArrives(StreamId, u64),
+    AnswerArrives(StreamId, u64),
+    StreamEnds(StreamId),
+    StreamFails(StreamId),
+    Runs(usize, AttemptId, u64),
+    Exits(usize, AttemptId, u64, How),
+    Fact(usize, Life, AttemptId, RuntimeFact),
+}
+
+/// The figures of one seed.
+#[derive(Clone, Debug)]
+pub(crate) struct Plan {
+    pub(crate) lease_ms: u64,
+    pub(crate) heartbeat_ms: u64,
+    pub(crate) margin_ms: u64,
+    /// Milliseconds between two faults, on average about half of it.
+    pub(crate) chaos_every_ms: u64,
+    /// The longest that a message usually takes.
+    pub(crate) latency_ms: u64,
+}
+
+pub(crate) struct World {
+    pub(crate) now: u64,
+    sequence: u64,
+    events: BTreeMap<(u64, u64), Event>,
+    pub(crate) rng: Rng,
+    pub(crate) plan: Plan,
+    pub(crate) planted: Option<Planted>,
+    pub(crate) calm: bool,
+    pub(crate) manager: Option<Manager>,
+    /// What is on the manager's disk.
+    pub(crate) store: Store,
+    /// What its core has decided, on disk or not.
+    pub(crate) decided: Store,
+    pub(crate) nodes: Vec<Node>,
+    pub(crate) conns: BTreeMap<ConnId, Conn>,
+    pub(crate) streams: BTreeMap<StreamId, Stream>,
+    pub(crate) users: Vec<User>,
+    last_number: u64,
+    log: Option<Vec<String>>,
+    pub(crate) stats: Stats,
+}
+
+/// What a run was made of.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Stats {
+    pub(crate) events: u64,
+    pub(crate) attempts: u64,
+    pub(crate) crashes: u64,
+    /// Copies of tasks with `on_lost = requeue` whose older one outlived its dead agent.
+    pub(crate) orphan_copies: u64,
+}
+
+impl Stats {
+    pub(crate) fn add(&mut self, other: &Self) {
+        self.events += other.events;
+        self.attempts += other.attempts;
+        self.crashes += other.crashes;
+        self.orphan_copies += other.orphan_copies;
+    }
+}
+
+/// Writes a line to the event log, where one is kept.
+macro_rules! note {
+    ($world:expr, $($text:tt)*) => {
+        if $world.logs() {
+            let line = format!($($text)*);
+            $world.write_line(line);
+        }
+    };
+}
+pub(crate) use note;
+
+impl World {
+    pub(crate) fn new(seed: u64, planted: Option<Planted>, log: bool) -> Self {
+        let mut rng = Rng::new(seed);
+        let short = rng.percent(25);
+        let plan = Plan {
+            lease_ms: if short { 4_000 } else { 15_000 },
+            heartbeat_ms: if short { 500 } else { 1_000 },
+            margin_ms: 5_000,
+            chaos_every_ms: [500, 2_000, 6_000, 20_000][rng.below(4) as usize],
+            latency_ms: [2, 20, 300][rng.below(3) as usize],
+        };
+        let mut world = Self {
+            now: 1_000,
+            sequence: 0,
+            events: BTreeMap::new(),
+            rng,
+            plan,
+            planted,
+            calm: false,
+            manager: None,
+            store: Store::default(),
+            decided: Store::default(),
+            nodes: Vec::new(),
+            conns: BTreeMap::new(),
+            streams: BTreeMap::new(),
+            users: Vec::new(),
+            last_number: 0,
+            log: log.then(Vec::new),
+            stats: Stats::default(),
+        };
+        let nodes = world.rng.within(1, 4);
+        for index in 0..nodes {
+            let cpus = world.rng.within(1, 4) as u32;
+            let capacity = Resources { cpu_millis: cpus * 1_000, memory_bytes: 4 << 30 };
+            world.nodes.push(Node::new(index as usize, capacity));
+            let at = world.rng.within(0, 3_000);
+            world.after(at, Event::AgentStarts(index as usize));
+        }
+        world.after(0, Event::ManagerStarts);
+        world.make_users();
+        world.after(1_000, Event::Chaos);
+        world
+    }
+
+    pub(crate) fn logs(&self) -> bool {
+        self.log.is_some()
+    }
+
+    pub(crate) fn write_line(&mut self, line: String) {
+        let now = self.now;
+        if let Some(log) = &mut self.log {
+            log.push(format!("{now:>8} {line}"));
+        }
+    }
+
+    pub(crate) fn take_log(&mut self) -> Vec<String> {
+        self.log.take().unwrap_or_default()
+    }
+
+    /// A number that was never used.
+    pub(crate) fn number(&mut self) -> u64 {
+        self.last_number += 1;
+        self.last_number
+    }
+
+    pub(crate) fn after(&mut self, ms: u64, event: Event) {
+        self.at(self.now + ms, event);
+    }
+
+    pub(crate) fn at(&mut self, at: u64, event: Event) {
+        self.sequence += 1;
+        self.events.insert((at.max(self.now), self.sequence), event);
+    }
+
+    /// Runs the whole seed. Panics where something breaks.
+    pub(crate) fn run(&mut self) {
+        let mut looked = 0;
+        while let Some(((at, _), event)) = self.events.pop_first() {
+            self.now = at;
+            self.stats.events += 1;
+            assert!(self.stats.events < EVENTS_MAX, "this never ends");
+            if !self.calm && self.now >= CALM_AFTER_MS {
+                self.mend();
+            }
+            self.happen(event);
+            if self.calm && self.now >= looked + 500 {
+                looked = self.now;
+                let Err(why) = self.has_converged() else { return self.check_the_end() };
+                let late = self.now > CALM_AFTER_MS + CONVERGES_WITHIN_MS;
+                assert!(!late, "all is mended, and it does not converge: {why}");
+            }
+        }
+        panic!("nothing more happens: {:?}", self.has_converged());
+    }
+
+    fn happen(&mut self, event: Event) {
+        match event {
+            Event::Chaos => self.chaos(),
+            Event::UserSubmits(user) => self.user_submits(user),
+            Event::AskArrives(ask) => self.ask_arrives(ask),
+            Event::ReplyArrives(ask, reply) => self.reply_arrives(ask, reply),
+            Event::ManagerStarts => self.manager_starts(),
+            Event::CoreWakes(life) => self.core_wakes(life),
+            Event::LeasesWake(life) => self.leases_wake(life),
+            Event::Commit(life) => self.commit(life),
+            Event::Deliver(life) => self.deliver(life),
+            Event::ToCore(life, input) => self.to_core(life, *input),
+            Event::AgentStarts(node) => self.agent_starts(node),
+            Event::AgentWakes(node, life) => self.agent_wakes(node, life),
+            Event::Connect(node, life) => self.connect(node, life),
+            Event::WelcomeLimit(node, conn) => self.welcome_limit(node, conn),
+            Event::DockerReady(node, life) => self.docker_ready(node, life),
+            Event::Pump(conn, direction) => self.pump(conn, direction),
+            Event::ManagerHears(conn) => self.manager_hears(conn),
+            Event::AgentHears(conn) => self.agent_hears(conn),
+            Event::Beat(stream) => self.beat(stream),
+            Event::BeatArrives(stream, sent) => self.beat_arrives(stream, sent),
+            Event::AnswerArrives(stream, sent) => self.answer_arrives(stream, sent),
+            Event::StreamEnds(stream) => self.stream_ends(stream),
+            Event::StreamFails(stream) => self.stream_fails(stream),
+            Event::Runs(node, attempt, serial) => self.runs(node, attempt, serial),
+            Event::Exits(node, attempt, serial, how) => self.exits(node, attempt, serial, how),
+            Event::Fact(node, life, attempt, fact) => self.fact(node, life, attempt, fact),
+        }
+    }
+
+    /// One fault.
+    fn chaos(&mut self) {
+        if self.calm {
+            return;
+        }
+        let next = self.rng.within(1, self.plan.chaos_every_ms);
+        self.after(next, Event::Chaos);
+        let node = self.rng.below(self.nodes.len() as u64) as usize;
+        match self.rng.below(100) {
+            0..10 => self.manager_crashes(),
+            10..16 => {
+                let ms = if self.rng.percent(50) {
+                    self.rng.within(10_000, 40_000)
+                } else {
+                    self.rng.short(40_000)
+                };
+                self.manager_stalls(ms);
+            }
+            16..30 => self.agent_crashes(node),
+            30..34 => self.host_reboots(node),
+            34..50 => {
+                let ms = if self.rng.percent(40) {
+                    self.rng.within(20_000, 60_000)
+                } else {
+                    self.rng.short(20_000)
+                };
+                let way = self.rng.below(3);
+                self.cut(node, ms, way);
+            }
+            50..60 => self.break_conn(node),
+            60..68 => self.break_stream(node),
+            68..72 => self.shut_agent_down(node),
+            72..80 => self.clocks_jump(node),
+            80..84 => {
+                let ms = self.rng.short(5_000);
+                self.disk_is_slow(ms);
+            }
+            _ => self.user_cancels(),
+        }
+    }
+
+    /// Ends all faults.
+    fn mend(&mut self) {
+        note!(self, "ALL IS MENDED");
+        self.calm = true;
+        self.plan.latency_ms = 2;
+        for node in 0..self.nodes.len() {
+            self.cut(node, 0, 2);
+        }
+        if let Some(manager) = &mut self.manager {
+            manager.stalled_until = self.now;
+            manager.slow_until = self.now;
+        }
+    }
+
+    fn has_converged(&self) -> Result<(), String> {
+        let Some(manager) = &self.manager else { return Err("no manager".into()) };
+        if !manager.rests() {
+            return Err("the manager has something to commit or to send".into());
+        }
+        for user in &self.users {
+            if user.wants_an_answer() {
+                return Err(format!("submission {:?} has no answer", user.submission));
+            }
+        }
+        for (id, job) in &self.store.jobs {
+            let row = self.store.row(*id);
+            if !row.state.is_end() && !self.waits_for_a_node(&job.spec, row) {
+                return Err(format!("job {id} goes on: {row:?}"));
+            }
+        }
+        for node in &self.nodes {
+            node.is_at_rest()?;
+        }
+        Ok(())
+    }
+
+    /// Whether no node could ever take it.
+    fn waits_for_a_node(
+        &self,
+        spec: &podmesh_protocol::spec::JobSpec,
+        row: &podmesh_manager_core::step::JobRow,
+    ) -> bool {
+        row.counts.active == 0
+            && !self.nodes.iter().any(|node| {
+                spec.resources.fits(&node.capacity)
+                    && spec.require.iter().all(|(k, v)| node.labels().get(k) == Some(v))
+            })
+    }
+
+    /// What must be true of all that ever happened.
+    fn check_the_end(&mut self) {
+        note!(self, "CONVERGED");
+        for user in &self.users {
+            if let Some(job) = user.acked {
+                let stored = self.store.submissions.get(&user.submission);
+                assert_eq!(stored, Some(&job), "an acknowledged submission was lost");
+            }
+        }
+        let known: Vec<SubmissionId> = self.users.iter().map(|user| user.submission).collect();
+        assert!(self.store.submissions.keys().all(|id| known.contains(id)));
+        self.check_truths();
+    }
+}
