@@ -438,7 +438,7 @@ impl World {
         }
     }
 
-    pub(crate) fn to_core(&mut self, life: Life, input: Input) {
+    pub(crate) fn core_hears(&mut self, life: Life, input: Input) {
         let event = Event::ToCore(life, Box::new(input.clone()));
         if self.manager_for(life, event).is_some() {
             self.feed_manager(input);

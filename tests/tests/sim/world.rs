@@ -228,7 +228,7 @@ impl World {
             Event::LeasesWake(life) => self.leases_wake(life),
             Event::Commit(life) => self.commit(life),
             Event::Deliver(life) => self.deliver(life),
-            Event::ToCore(life, input) => self.to_core(life, *input),
+            Event::ToCore(life, input) => self.core_hears(life, *input),
             Event::AgentStarts(node) => self.agent_starts(node),
             Event::AgentWakes(node, life) => self.agent_wakes(node, life),
             Event::Connect(node, life) => self.connect(node, life),
