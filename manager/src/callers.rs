@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use podmesh_manager_core::input::{AccessInput, Input, Peer};
-use podmesh_protocol::access::{Caller, JoinRequest, Joined, PublicKey, Role};
+use podmesh_protocol::access::{Caller, JoinRequest, PublicKey, Role};
 use podmesh_protocol::error::{ErrorCode, ErrorReply};
 use podmesh_protocol::ids::{ClusterId, Name};
 use podmesh_protocol::limits::{CONNECTIONS_PER_KEY_MAX, PROTOCOL_VERSION};
@@ -45,7 +45,7 @@ struct Shared {
 #[derive(Default)]
 struct Table {
     /// The keys that count.
-    keys: HashMap<PublicKey, (Role, Name)>,
+    keys: HashMap<PublicKey, KnownKey>,
     /// The connections, by identity.
     connections: HashMap<[u8; 16], Connection>,
     /// Those of them that have ended, oldest first: ROUTER may still hold what they sent.
@@ -57,6 +57,14 @@ struct Table {
     joining: HashMap<u64, oneshot::Sender<JoinResult>>,
     refused: u64,
     said: Option<Instant>,
+}
+
+#[derive(PartialEq, Eq)]
+struct KnownKey {
+    role: Role,
+    name: Name,
+    /// Whether its first use is to be told: it takes the place of another one then.
+    renews: bool,
 }
 
 /// What became of a wish to join.
@@ -71,14 +79,15 @@ struct Connection {
 }
 
 impl Callers {
-    /// With the keys that count.
+    /// With the keys that count, and whether their first use is to be told.
     pub(crate) fn new(
         cluster: ClusterId,
         life: [u8; 8],
-        keys: impl IntoIterator<Item = (PublicKey, Role, Name)>,
+        keys: impl IntoIterator<Item = (PublicKey, Role, Name, bool)>,
         inputs: Inputs,
     ) -> Self {
-        let keys = keys.into_iter().map(|(key, role, name)| (key, (role, name))).collect();
+        let known = |(key, role, name, renews)| (key, KnownKey { role, name, renews });
+        let keys = keys.into_iter().map(known).collect();
         let table = Mutex::new(Table { keys, ..Table::default() });
         let last_number = AtomicU64::new(0);
         Self { shared: Arc::new(Shared { cluster, inputs, life, last_number, table }) }
@@ -97,9 +106,10 @@ impl Callers {
     }
 
     /// A key counts from now on. What its owner was before ends: their connections are made anew.
-    pub(crate) fn enrolled(&self, key: PublicKey, role: Role, name: Name) {
+    pub(crate) fn enrolled(&self, key: PublicKey, role: Role, name: Name, renews: bool) {
         let mut table = self.lock();
-        if table.keys.insert(key, (role, name.clone())) != Some((role, name)) {
+        let known = || KnownKey { role, name: name.clone(), renews };
+        if table.keys.insert(key, known()) != Some(known()) {
             table.cut(&key);
         }
     }
@@ -109,6 +119,15 @@ impl Callers {
         let mut table = self.lock();
         table.keys.remove(key);
         table.cut(key);
+    }
+
+    /// Has everybody who came with a key connect anew, but one.
+    pub(crate) fn reconnect_all(&self, but: &Peer) {
+        for (identity, connection) in &self.lock().connections {
+            if matches!(connection.who, Who::Key(_)) && identity[..] != *but.0 {
+                connection.cut.abort();
+            }
+        }
     }
 
     /// The answer to [`AccessInput::JoinRequested`].
@@ -134,7 +153,7 @@ impl Table {
     fn who_is(&self, who: Who) -> Result<Caller, ErrorReply> {
         match who {
             Who::Key(key) => match self.keys.get(&key) {
-                Some((role, name)) => {
+                Some(KnownKey { role, name, .. }) => {
                     Ok(Caller { role: *role, name: name.clone(), key: Some(key) })
                 }
                 None => Err(ErrorReply::new(
@@ -220,6 +239,12 @@ impl Gate for Callers {
             return Err(ErrorReply::new(ErrorCode::Overloaded, message));
         }
         *count += 1;
+        if let Who::Key(key) = who
+            && let Some(known) = table.keys.get_mut(&key)
+            && std::mem::take(&mut known.renews)
+        {
+            self.shared.inputs.tell(Input::Access(AccessInput::RenewedKeyUsed { key }));
+        }
         table
             .connections
             .insert(identity, Connection { who, caller: caller.clone(), cut, revoked: false });
@@ -229,7 +254,11 @@ impl Gate for Callers {
         Ok(Admission { caller, identity, registration })
     }
 
-    async fn join(&self, key: PublicKey, request: JoinRequest) -> Result<Joined, ErrorReply> {
+    async fn join(
+        &self,
+        key: PublicKey,
+        request: JoinRequest,
+    ) -> Result<(ClusterId, Role, Name), ErrorReply> {
         let JoinRequest { version, token, secret, name } = request;
         if version != PROTOCOL_VERSION {
             let message = format!(
@@ -255,7 +284,7 @@ impl Gate for Callers {
             name,
         }));
         let (role, name) = answer.await.map_err(|_| stopping())??;
-        Ok(Joined { cluster: self.shared.cluster, role, name })
+        Ok((self.shared.cluster, role, name))
     }
 
     fn refused(&self, from: Option<IpAddr>, why: &str) {

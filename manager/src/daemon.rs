@@ -6,13 +6,13 @@ use std::time::Duration;
 
 use crossbeam_channel::bounded;
 use podmesh_manager_core::{Core, CoreConfig};
-use podmesh_protocol::access::KeyDigest;
 use podmesh_protocol::ids::InstanceId;
 use podmesh_protocol::limits::STORE_QUEUE_STEPS;
 use podmesh_wire::WireError;
 use podmesh_wire::control::ManagerSocket;
 use podmesh_wire::front::{Front, FrontConfig, HeartbeatStream};
-use podmesh_wire::key::{KeyPair, digest_of};
+use podmesh_wire::key::digest_of;
+use podmesh_wire::manager_keys::{ManagerKeys, ShownKeys};
 use podmesh_wire::publish::Publisher;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::{JoinError, JoinHandle, JoinSet};
@@ -24,6 +24,7 @@ use crate::config::{ManagerConfig, ManagerError};
 use crate::endpoint::{ENDPOINT_FILE, Endpoint};
 use crate::heartbeat::Heartbeats;
 use crate::log_reads::LogReads;
+use crate::own_key::OwnKey;
 use crate::publisher::{self, Beacon, Hints};
 use crate::requests::{Manager, Questions};
 use crate::store::{Store, StoreError};
@@ -32,8 +33,6 @@ use crate::tokens::Tokens;
 use crate::waiters::Waiters;
 use crate::{data_dir, router, sender, store};
 
-/// The manager's private key, in its data directory.
-const KEY_FILE: &str = "key";
 /// The folder in the data directory for sockets between the front and ZeroMQ.
 const PRIVATE_DIR: &str = "private";
 /// Threads for TLS and the guard.
@@ -67,20 +66,20 @@ pub async fn run(
     })
     .await
     .map_err(|_| ManagerError::Ended { part: "store" })??;
-    let key = KeyPair::load_or_create(&config.data_dir.join(KEY_FILE))?;
-    let sockets = Sockets::bind(&config, &key).await?;
+    let keys = ManagerKeys::load_or_create(&config.data_dir)?;
+    let shown = ShownKeys::new(&keys).map_err(|source| ManagerError::Listen { source })?;
+    let sockets = Sockets::bind(&config, shown.clone()).await?;
     let endpoint = Endpoint {
         address: sockets.front.address(),
         sockets: config.sockets_dir.clone(),
-        key: digest_of(&key.public()).to_string(),
+        key: digest_of(&keys.current.public()).to_string(),
         pid: std::process::id(),
         instance: InstanceId(Uuid::new_v4()),
         cluster: store.snapshot.cluster,
         version: env!("CARGO_PKG_VERSION").into(),
     };
     // The lock is given back when the store, too, has let go of the folder.
-    let mut parts =
-        Parts::start(&config, &endpoint, store, sockets, digest_of(&key.public()), lock)?;
+    let mut parts = Parts::start(&config, &endpoint, store, sockets, shown, lock)?;
     let file = endpoint
         .write(&config.data_dir)
         .map_err(|e| data_dir::cannot_write(&config.data_dir, ENDPOINT_FILE, e))?;
@@ -110,12 +109,12 @@ struct Sockets {
 }
 
 impl Sockets {
-    async fn bind(config: &ManagerConfig, key: &KeyPair) -> Result<Self, ManagerError> {
+    async fn bind(config: &ManagerConfig, keys: ShownKeys) -> Result<Self, ManagerError> {
         let listen = |source| ManagerError::Listen { source };
         let (heartbeats_sender, heartbeats) = mpsc::unbounded_channel();
         let (front, inner) = Front::bind(FrontConfig {
             listen: config.listen,
-            key,
+            keys,
             local_dir: config.sockets_dir.clone(),
             group: config.sockets_group,
             private_dir: config.data_dir.join(PRIVATE_DIR),
@@ -195,7 +194,7 @@ impl Parts {
         endpoint: &Endpoint,
         store: Store,
         sockets: Sockets,
-        key: KeyDigest,
+        shown: ShownKeys,
         lock: data_dir::DataDirLock,
     ) -> Result<Self, ManagerError> {
         let clock = Clock::start();
@@ -210,13 +209,14 @@ impl Parts {
         let last_revision: Arc<AtomicU64> = writer.last_revision();
         let life = <[u8; 8]>::try_from(&endpoint.instance.0.as_bytes()[..8]).unwrap_or_default();
         let keys = snapshot.keys.iter().filter(|row| !row.revoked);
-        let keys = keys.map(|row| (row.key, row.role, row.name.clone()));
+        let keys = keys.map(|row| (row.key, row.role, row.name.clone(), row.renews.is_some()));
         let callers = Callers::new(endpoint.cluster, life, keys, inputs.clone());
         let manager = Arc::new(Manager {
             cluster: endpoint.cluster,
             instance: endpoint.instance,
             program_version: endpoint.version.clone(),
-            tokens: Tokens::new(config, endpoint.address, key),
+            tokens: Tokens::new(config, endpoint.address),
+            own_key: OwnKey::new(config.data_dir.clone(), shown, endpoint.clone()),
             clock,
             callers: callers.clone(),
             last_revision: Arc::clone(&last_revision),

@@ -70,8 +70,14 @@ impl Endpoint {
             .map_err(|e| EndpointError::Unreadable { path, source: e.into() })
     }
 
-    /// Writes it: whoever reads finds all of it or nothing.
+    /// Writes it, until the manager ends.
     pub(crate) fn write(&self, data_dir: &Path) -> io::Result<EndpointFile> {
+        self.put(data_dir)?;
+        Ok(EndpointFile { path: data_dir.join(ENDPOINT_FILE) })
+    }
+
+    /// Writes it: whoever reads finds all of it or nothing.
+    pub(crate) fn put(&self, data_dir: &Path) -> io::Result<()> {
         let path = data_dir.join(ENDPOINT_FILE);
         let new = path.with_extension("json.new");
         let mut text = serde_json::to_vec_pretty(self)?;
@@ -83,8 +89,7 @@ impl Endpoint {
             .mode(0o600)
             .open(&new)?;
         file.write_all(&text)?;
-        fs::rename(&new, &path)?;
-        Ok(EndpointFile { path })
+        fs::rename(&new, &path)
     }
 }
 

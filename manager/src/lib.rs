@@ -16,6 +16,7 @@ mod data_dir;
 mod endpoint;
 mod heartbeat;
 mod log_reads;
+mod own_key;
 mod publisher;
 mod requests;
 mod router;

@@ -23,6 +23,7 @@ use crate::callers::Callers;
 use crate::clock::Clock;
 use crate::heartbeat::Heartbeats;
 use crate::log_reads::{LogReads, unavailable};
+use crate::own_key::OwnKey;
 use crate::publisher::Hints;
 use crate::sender::reply;
 use crate::store::{History, ReadError};
@@ -43,6 +44,7 @@ pub(crate) struct Manager {
     pub(crate) clock: Clock,
     pub(crate) callers: Callers,
     pub(crate) tokens: Tokens,
+    pub(crate) own_key: OwnKey,
     pub(crate) last_revision: Arc<AtomicU64>,
     pub(crate) inputs: Inputs,
     pub(crate) reads: Reads,
@@ -122,6 +124,7 @@ impl Manager {
                 instance: self.instance,
                 revision: Revision(self.last_revision.load(Ordering::Acquire)),
                 wall_ms: self.clock.now().wall_ms,
+                key: self.own_key.digest(),
             })),
             RequestBody::Jobs { before, active, limit } => {
                 let jobs = self.reads.run(move |history| history.jobs(before, active, limit));
@@ -149,7 +152,9 @@ impl Manager {
             | RequestBody::Tokens
             | RequestBody::TokenRevoke { .. }
             | RequestBody::Users { .. }
-            | RequestBody::Revoke { .. } => {
+            | RequestBody::Revoke { .. }
+            | RequestBody::KeyRenew { .. }
+            | RequestBody::KeyRotate { .. } => {
                 Err(ErrorReply::new(ErrorCode::BadMessage, "this is not a request to read"))
             }
         }

@@ -164,6 +164,29 @@ impl Router {
                 let asked = AccessInput::TokenRevokeRequested { peer, request: id, by, id: token };
                 self.decide(Input::Access(asked)).await;
             }
+            RequestBody::KeyRenew { key } => match caller.key {
+                Some(old) => {
+                    let asked = AccessInput::RenewRequested { peer, request: id, old, new: key };
+                    self.decide(Input::Access(asked)).await;
+                }
+                None => {
+                    let message =
+                        "who is on the manager's own machine has no key that could be renewed";
+                    let error = ErrorReply::new(ErrorCode::InvalidSpec, message);
+                    self.error(peer, ToPeer::Reply(Reply { id, result: Err(error) }));
+                }
+            },
+            RequestBody::KeyRotate { key } => {
+                let (manager, sender) = (Arc::clone(&self.manager), self.sender.clone());
+                self.tasks.spawn(async move {
+                    let result = manager.own_key.rotate(key, by, &manager.inputs).await;
+                    let rotated = result.is_ok();
+                    reply(sender, peer.clone(), id, result).await;
+                    if rotated {
+                        manager.callers.reconnect_all(&peer);
+                    }
+                });
+            }
             RequestBody::Users { after, limit } => {
                 let asked = AccessInput::UsersRequested { peer, request: id, after, limit };
                 self.decide(Input::Access(asked)).await;

@@ -56,7 +56,9 @@ pub(crate) async fn run(
                     manager.questions.answered(question, waits_for);
                 }
                 Effect::TokenCreated { peer, request, id, expires_wall_ms } => {
-                    let Some(token) = manager.tokens.created(&peer, request, id) else { continue };
+                    let key = manager.own_key.digest();
+                    let token = manager.tokens.created(&peer, request, id, key);
+                    let Some(token) = token else { continue };
                     let body = ReplyBody::TokenCreated { id, token, expires_wall_ms };
                     let message = ToPeer::Reply(Reply { id: request, result: Ok(body) });
                     send(&manager, &mut sender, &peer, &message).await;
@@ -64,8 +66,8 @@ pub(crate) async fn run(
                 Effect::JoinAnswered { question, result } => {
                     manager.callers.join_answered(question, result);
                 }
-                Effect::KeyEnrolled { key, role, name } => {
-                    manager.callers.enrolled(key, role, name);
+                Effect::KeyEnrolled { key, role, name, renews } => {
+                    manager.callers.enrolled(key, role, name, renews);
                 }
                 Effect::KeyRevoked { key } => manager.callers.revoked(&key),
                 Effect::CancelOfEndedJob { peer, request, job } => {

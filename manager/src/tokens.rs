@@ -16,16 +16,15 @@ use crate::config::ManagerConfig;
 
 /// The secrets of tokens that are being made, and what all tokens have in common.
 pub(crate) struct Tokens {
-    manager: KeyDigest,
     advertise: Vec<ManagerAddress>,
     listen: SocketAddr,
     waiting: Mutex<HashMap<(Peer, u64), TokenSecret>>,
 }
 
 impl Tokens {
-    pub(crate) fn new(config: &ManagerConfig, listen: SocketAddr, manager: KeyDigest) -> Self {
+    pub(crate) fn new(config: &ManagerConfig, listen: SocketAddr) -> Self {
         let advertise = config.advertise.clone();
-        Self { manager, advertise, listen, waiting: Mutex::default() }
+        Self { advertise, listen, waiting: Mutex::default() }
     }
 
     fn lock(&self) -> MutexGuard<'_, HashMap<(Peer, u64), TokenSecret>> {
@@ -60,12 +59,18 @@ impl Tokens {
     }
 
     /// The token of a request, now that it has a number. Told once.
-    pub(crate) fn created(&self, peer: &Peer, request: u64, id: TokenId) -> Option<String> {
+    pub(crate) fn created(
+        &self,
+        peer: &Peer,
+        request: u64,
+        id: TokenId,
+        manager: KeyDigest,
+    ) -> Option<String> {
         let secret = self.lock().remove(&(peer.clone(), request))?;
         let addresses = self.addresses().into_iter().map(|address| address.to_string());
         let mut addresses: Vec<_> = addresses.collect();
         addresses.truncate(TOKEN_ADDRESSES_MAX);
-        Some(JoinToken { addresses, manager: self.manager, id, secret }.to_string())
+        Some(JoinToken { addresses, manager, id, secret }.to_string())
     }
 
     /// Where other machines may reach this one.
@@ -126,7 +131,7 @@ mod tests {
     fn tokens(listen: &str, advertise: &[&str]) -> Tokens {
         let mut config = ManagerConfig::new("/nowhere", listen.parse().unwrap());
         config.advertise = advertise.iter().map(|text| text.parse().unwrap()).collect();
-        Tokens::new(&config, config.listen, KeyDigest([1; 32]))
+        Tokens::new(&config, config.listen)
     }
 
     #[test]
@@ -136,11 +141,13 @@ mod tests {
         let hash = tokens.begin(&peer, 4).unwrap();
         // The secret of a token that is being made stays.
         assert_eq!(tokens.begin(&peer, 4).unwrap_err().code, ErrorCode::BadMessage);
-        let token: JoinToken = tokens.created(&peer, 4, TokenId(9)).unwrap().parse().unwrap();
+        let digest = KeyDigest([1; 32]);
+        let token = tokens.created(&peer, 4, TokenId(9), digest).unwrap();
+        let token: JoinToken = token.parse().unwrap();
         assert_eq!(token.addresses, ["127.0.0.1:7770"]);
-        assert_eq!((token.id, token.manager), (TokenId(9), KeyDigest([1; 32])));
+        assert_eq!((token.id, token.manager), (TokenId(9), digest));
         assert_eq!(sha256(&token.secret.0), hash);
-        assert_eq!(tokens.created(&peer, 4, TokenId(9)), None);
+        assert_eq!(tokens.created(&peer, 4, TokenId(9), digest), None);
     }
 
     #[test]

@@ -226,6 +226,14 @@ pub struct JoinRequest {
     pub name: Name,
 }
 
+/// The manager's first message to whoever is let in, unless they joined just now.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Admitted {
+    /// The keys that the manager may have at the next connection: the one of now, and the one that
+    /// follows when it is rotated. At most [`MANAGER_KEYS_MAX`](crate::limits::MANAGER_KEYS_MAX).
+    pub manager: Vec<KeyDigest>,
+}
+
 /// It has joined.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Joined {
@@ -235,6 +243,8 @@ pub struct Joined {
     pub role: Role,
     /// Its name.
     pub name: Name,
+    /// As in [`Admitted`].
+    pub manager: Vec<KeyDigest>,
 }
 
 /// Who is at the other end of a connection.

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use crate::access::{Caller, PublicKey, Role, TokenId};
+use crate::access::{Caller, KeyDigest, PublicKey, Role, TokenId};
 use crate::error::ErrorReply;
 use crate::event::EventChunk;
 use crate::ids::{
@@ -140,13 +140,26 @@ pub enum RequestBody {
         /// Its name.
         name: Name,
     },
+    /// Let another key of one's own take the place of the one that asks: from the first time on
+    /// that it is used. → [`ReplyBody::KeyRenewed`]
+    KeyRenew {
+        /// The new one.
+        key: PublicKey,
+    },
+    /// Let the manager's next key take the place of its key. All connections but the one that asks
+    /// are made anew. → [`ReplyBody::KeyRotated`]
+    KeyRotate {
+        /// The digest of the key that is to be replaced, as [`Info`] has it. Where the manager has
+        /// another one by now, nothing happens: the request may have come twice.
+        key: KeyDigest,
+    },
 }
 
 impl RequestBody {
     /// The role that it takes; none: anybody who may connect.
     pub fn needs(&self) -> Option<Role> {
         match self {
-            Self::Info | Self::WhoAmI => None,
+            Self::Info | Self::WhoAmI | Self::KeyRenew { .. } => None,
             Self::Jobs { .. }
             | Self::Job { .. }
             | Self::Tasks { .. }
@@ -159,7 +172,8 @@ impl RequestBody {
             | Self::Tokens
             | Self::TokenRevoke { .. }
             | Self::Users { .. }
-            | Self::Revoke { .. } => Some(Role::Admin),
+            | Self::Revoke { .. }
+            | Self::KeyRotate { .. } => Some(Role::Admin),
         }
     }
 }
@@ -304,6 +318,15 @@ pub enum ReplyBody {
     Users(Vec<UserView>),
     /// To [`RequestBody::Revoke`].
     Revoked,
+    /// To [`RequestBody::KeyRenew`].
+    KeyRenewed,
+    /// To [`RequestBody::KeyRotate`].
+    KeyRotated {
+        /// The digest of the key that the manager has now.
+        key: KeyDigest,
+        /// The digest of the one that is to follow.
+        next: KeyDigest,
+    },
 }
 
 /// A join token.
@@ -368,6 +391,8 @@ pub struct Info {
     /// What its clock says: milliseconds since 1970.
     #[serde(default)]
     pub wall_ms: u64,
+    /// The digest of its key.
+    pub key: KeyDigest,
 }
 
 /// A row of `jobs`.

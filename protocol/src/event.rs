@@ -67,6 +67,10 @@ pub enum EventFact {
     Enrolled(Role, Name, TokenId),
     /// A key was revoked: its owner's role and name, and by whom.
     KeyRevoked(Role, Name, Name),
+    /// A key took the place of another one: its owner's role and name.
+    KeyRenewed(Role, Name),
+    /// The manager has another key: its digest in hexadecimal, and by whom.
+    ManagerKeyRotated(String, Name),
     /// Somebody could not join: why, for the last one, and how many since this was last told.
     JoinsRefused(String, u32),
     /// Connections were not let in, or cut off: why, for the last one, and how many since this
@@ -94,6 +98,8 @@ impl EventFact {
             | Self::TokenRevoked(..)
             | Self::Enrolled(..)
             | Self::KeyRevoked(..)
+            | Self::KeyRenewed(..)
+            | Self::ManagerKeyRotated(..)
             | Self::JoinsRefused(..)
             | Self::ConnectionsRefused(..) => None,
         }

@@ -90,6 +90,8 @@ pub const START_RESEND_MS: u64 = 10_000;
 pub const TOKEN_TEXT_BYTES_MAX: usize = 4096;
 /// Addresses in a join token.
 pub const TOKEN_ADDRESSES_MAX: usize = 16;
+/// Keys that a manager says it may have at the next connection.
+pub const MANAGER_KEYS_MAX: usize = 4;
 /// Join tokens that a manager keeps, those that can no longer be used included.
 pub const TOKENS_MAX: usize = 1000;
 /// Machines and users that one token lets in.

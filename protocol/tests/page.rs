@@ -66,6 +66,7 @@ fn the_hex_of_the_page_is_what_the_code_writes() {
         instance: InstanceId(Uuid::from_u128(0x22)),
         revision: Revision(0),
         wall_ms: 1_700_000_000_000,
+        key: KeyDigest([1; 32]),
     };
     same("info reply", &reply(1, ReplyBody::Info(info)));
     let spec = Box::new(JobSpec {
@@ -150,7 +151,8 @@ fn joining_is_as_the_page_says() {
     let request = JoinRequest { version: 1, token: TokenId(1), secret, name: name.clone() };
     same("join request", &request);
     let cluster = ClusterId(Uuid::from_u128(0x11));
-    let joined = Joined { cluster, role: Role::Agent, name };
+    let manager = vec![KeyDigest([1; 32])];
+    let joined = Joined { cluster, role: Role::Agent, name, manager };
     same("joined", &Ok::<_, podmesh_protocol::error::ErrorReply>(joined));
 }
 

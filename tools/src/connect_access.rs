@@ -1,6 +1,6 @@
 //! The requests about who may come in, with the answer that belongs to each.
 
-use podmesh_protocol::access::{Caller, Role, TokenId};
+use podmesh_protocol::access::{Caller, KeyDigest, PublicKey, Role, TokenId};
 use podmesh_protocol::client::{PrincipalKind, ReplyBody, RequestBody, TokenView, UserView};
 use podmesh_protocol::ids::Name;
 use podmesh_protocol::limits::PAGE_ROWS_MAX;
@@ -69,6 +69,26 @@ impl Connection {
                 }
                 _ => return Err(unexpected()),
             }
+        }
+    }
+
+    /// Lets another key of one's own take the place of the one that asks.
+    pub(crate) async fn key_renew(&self, key: PublicKey) -> Result<(), RequestError> {
+        match self.request(RequestBody::KeyRenew { key }).await? {
+            ReplyBody::KeyRenewed => Ok(()),
+            _ => Err(unexpected()),
+        }
+    }
+
+    /// Lets the manager's next key take the place of `key`; the digests of that one and of its
+    /// next.
+    pub(crate) async fn key_rotate(
+        &self,
+        key: KeyDigest,
+    ) -> Result<(KeyDigest, KeyDigest), RequestError> {
+        match self.request(RequestBody::KeyRotate { key }).await? {
+            ReplyBody::KeyRotated { key, next } => Ok((key, next)),
+            _ => Err(unexpected()),
         }
     }
 

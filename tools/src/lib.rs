@@ -108,6 +108,7 @@ async fn dispatch(context: &Context, verb: Verb) -> Outcome {
         Verb::Cancel(args) => verbs::cancel::cancel(context, args).await,
         Verb::Nodes(args) => verbs::nodes::nodes(context, args).await,
         Verb::Token(verb) => verbs::token::token(context, verb).await,
+        Verb::Key(verb) => verbs::key::key(context, verb).await,
         Verb::Login(args) => verbs::login::login(context, args).await,
         Verb::Users(args) => verbs::users::users(context, args).await,
         Verb::Doctor(args) => verbs::doctor::doctor(context, args).await,

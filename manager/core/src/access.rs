@@ -43,7 +43,7 @@ fn kind_of(role: Role) -> PrincipalKind {
 impl Access {
     /// As the store holds it.
     pub(crate) fn restore(tokens: Vec<TokenRow>, last_token: u64, keys: Vec<KeyRow>) -> Self {
-        let names = keys.iter().filter(|row| !row.revoked);
+        let names = keys.iter().filter(|row| row.has_name());
         let names = names.map(|row| ((kind_of(row.role), row.name.clone()), row.key)).collect();
         Self {
             tokens: tokens.into_iter().map(|row| (row.id, row)).collect(),
@@ -52,6 +52,13 @@ impl Access {
             names,
             refused: 0,
             refusal_told_ms: None,
+        }
+    }
+
+    /// Its owner is called so by this key from now on.
+    pub(crate) fn give_name(&mut self, key: PublicKey) {
+        if let Some(row) = self.keys.get(&key) {
+            self.names.insert((kind_of(row.role), row.name.clone()), key);
         }
     }
 
@@ -102,11 +109,16 @@ impl Access {
 
     #[cfg(any(test, feature = "invariants"))]
     pub(crate) fn check_invariants(&self) {
-        let live = self.keys.values().filter(|row| !row.revoked).count();
+        let live = self.keys.values().filter(|row| row.has_name()).count();
         assert_eq!(live, self.names.len(), "every key that counts has a name of its own");
+        for row in self.keys.values().filter(|row| !row.revoked) {
+            let Some(old) = row.renews else { continue };
+            let name = &self.keys[&old].name;
+            assert!(self.names.get(&(kind_of(row.role), name.clone())) == Some(&old));
+        }
         for ((kind, name), key) in &self.names {
             let row = &self.keys[key];
-            assert!(!row.revoked && row.name == *name && kind_of(row.role) == *kind);
+            assert!(row.has_name() && row.name == *name && kind_of(row.role) == *kind);
         }
         assert!(self.tokens.keys().all(|id| id.0 <= self.last_token));
     }
@@ -146,6 +158,14 @@ impl Core {
             AccessInput::UsersRequested { peer, request, after, limit } => {
                 let rows = self.users(after.as_ref(), limit);
                 reply(out, peer, request, Ok(ReplyBody::Users(rows)));
+            }
+            AccessInput::RenewRequested { peer, request, old, new } => {
+                let result = self.renew(now, old, new, out);
+                reply(out, peer, request, result);
+            }
+            AccessInput::RenewedKeyUsed { key } => self.renewed_key_used(key, out),
+            AccessInput::ManagerKeyRotated { digest, by } => {
+                out.events.push(EventFact::ManagerKeyRotated(digest, by));
             }
             AccessInput::RevokeRequested { peer, request, by, kind, name } => {
                 let result = self.revoke(now, &by, kind, &name, out);
@@ -231,7 +251,7 @@ impl Core {
             .access
             .keys
             .values()
-            .filter(|row| kind_of(row.role) == PrincipalKind::User && !row.revoked)
+            .filter(|row| kind_of(row.role) == PrincipalKind::User && row.has_name())
             .filter(|row| after.is_none_or(|after| row.name > *after))
             .collect();
         rows.sort_by(|a, b| a.name.cmp(&b.name));
@@ -268,12 +288,12 @@ impl Core {
             );
             return Err(ErrorReply::new(ErrorCode::NotFound, message));
         };
-        if let Some(row) = self.access.keys.get_mut(&key) {
-            row.revoked = true;
-            out.changes.push(Change::KeySaved(row.clone()));
+        if let Some(row) = self.access.keys.get(&key) {
             out.events.push(EventFact::KeyRevoked(row.role, name.clone(), by.clone()));
         }
-        out.effects.push(Effect::KeyRevoked { key });
+        // Whoever has the one may have made the other.
+        self.end_renewal_of(key, out);
+        self.end_key(key, out);
         if kind == PrincipalKind::Node {
             self.end_session_of(now, name, out);
         }
@@ -290,7 +310,7 @@ impl Core {
         out: &mut Step,
     ) -> Result<(Role, Name), ErrorReply> {
         if let Some(role) = self.access.has_joined(&key, token, secret_hash, &name) {
-            out.effects.push(Effect::KeyEnrolled { key, role, name: name.clone() });
+            out.effects.push(Effect::KeyEnrolled { key, role, name: name.clone(), renews: false });
             return Ok((role, name));
         }
         match self.may_join(now, &key, token, secret_hash, &name) {
@@ -321,6 +341,10 @@ impl Core {
         })?;
         let role = row.role;
         match access.keys.get(key) {
+            Some(known) if known.renews.is_some() => {
+                let message = "this key is about to take the place of another one: use it once, or join with a new key";
+                return Err(ErrorReply::new(ErrorCode::NotEnrolled, message));
+            }
             Some(known) if known.revoked => {
                 let message = "this key was revoked, and does not come back: remove it from the data directory, and join again with a new token";
                 return Err(ErrorReply::new(ErrorCode::NotEnrolled, message));
@@ -372,11 +396,12 @@ impl Core {
             token,
             enrolled_wall_ms: now.wall_ms,
             revoked: false,
+            renews: None,
         };
         out.changes.push(Change::KeySaved(row.clone()));
         access.keys.insert(key, row);
         out.events.push(EventFact::Enrolled(role, name.clone(), token));
-        out.effects.push(Effect::KeyEnrolled { key, role, name });
+        out.effects.push(Effect::KeyEnrolled { key, role, name, renews: false });
     }
 
     fn refuse_join(&mut self, now: Now, name: &Name, error: &ErrorReply, out: &mut Step) {

@@ -148,6 +148,29 @@ pub enum AccessInput {
         /// Rows at the most.
         limit: u32,
     },
+    /// The owner of a key asked that another one take its place.
+    RenewRequested {
+        /// Who.
+        peer: Peer,
+        /// The client's number of the request.
+        request: u64,
+        /// The key that asked.
+        old: PublicKey,
+        /// The other one.
+        new: PublicKey,
+    },
+    /// A key was used for the first time since it was to take the place of another one.
+    RenewedKeyUsed {
+        /// Which.
+        key: PublicKey,
+    },
+    /// The manager's own key was rotated.
+    ManagerKeyRotated {
+        /// The digest of the one of now, in hexadecimal.
+        digest: String,
+        /// Who asked for it.
+        by: Name,
+    },
     /// An admin asked that the key of a node or user count no more.
     RevokeRequested {
         /// Who.

@@ -37,6 +37,7 @@ mod jobs;
 pub mod lease;
 mod nodes;
 mod placement;
+mod renewal;
 mod reports;
 mod restore;
 mod sessions;

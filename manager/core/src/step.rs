@@ -180,6 +180,8 @@ pub struct KeyRow {
     pub enrolled_wall_ms: u64,
     /// Whether it was revoked. It stays so.
     pub revoked: bool,
+    /// The key of the same owner whose place it takes as soon as it is used.
+    pub renews: Option<PublicKey>,
 }
 
 /// What happens after the commit.
@@ -228,6 +230,9 @@ pub enum Effect {
         role: Role,
         /// What its owner is called.
         name: Name,
+        /// Whether its first use is to be told, by
+        /// [`AccessInput::RenewedKeyUsed`](crate::input::AccessInput::RenewedKeyUsed).
+        renews: bool,
     },
     /// A key counts no more: its connections are to be cut.
     KeyRevoked {

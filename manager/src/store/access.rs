@@ -37,8 +37,8 @@ pub(super) fn remove_token(connection: &Connection, id: TokenId) -> rusqlite::Re
 pub(super) fn save_key(connection: &Connection, row: &KeyRow) -> rusqlite::Result<()> {
     connection
         .prepare_cached(
-            "INSERT OR REPLACE INTO keys (key, role, name, token, enrolled_ms, revoked)
-             VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
+            "INSERT OR REPLACE INTO keys (key, role, name, token, enrolled_ms, revoked, renews)
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)",
         )?
         .execute(params![
             row.key.0,
@@ -47,6 +47,7 @@ pub(super) fn save_key(connection: &Connection, row: &KeyRow) -> rusqlite::Resul
             integer(row.token.0),
             integer(row.enrolled_wall_ms),
             row.revoked,
+            row.renews.map(|key| key.0),
         ])?;
     Ok(())
 }
@@ -73,7 +74,9 @@ pub(super) fn tokens(connection: &Connection) -> rusqlite::Result<Vec<TokenRow>>
 
 pub(super) fn keys(connection: &Connection) -> rusqlite::Result<Vec<KeyRow>> {
     connection
-        .prepare("SELECT key, role, name, token, enrolled_ms, revoked FROM keys ORDER BY key")?
+        .prepare(
+            "SELECT key, role, name, token, enrolled_ms, revoked, renews FROM keys ORDER BY key",
+        )?
         .query_map([], |row| {
             Ok(KeyRow {
                 key: PublicKey(row.get(0)?),
@@ -82,6 +85,7 @@ pub(super) fn keys(connection: &Connection) -> rusqlite::Result<Vec<KeyRow>> {
                 token: TokenId(unsigned(row.get(3)?)),
                 enrolled_wall_ms: unsigned(row.get(4)?),
                 revoked: row.get(5)?,
+                renews: row.get::<_, Option<[u8; 32]>>(6)?.map(PublicKey),
             })
         })?
         .collect()

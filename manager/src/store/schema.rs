@@ -14,7 +14,7 @@ const APPLICATION_ID: i32 = 0x504d_5348;
 
 /// The schema's history: entry `n` brings a database from version `n` to `n + 1`. Entries are
 /// never changed once released, only added.
-const MIGRATIONS: &[&str] = &[VERSION_1, VERSION_2];
+const MIGRATIONS: &[&str] = &[VERSION_1, VERSION_2, VERSION_3];
 
 /// Integer codes are those of [`super::codes`].
 const VERSION_1: &str = "
@@ -115,6 +115,9 @@ CREATE TABLE keys (
     revoked     INTEGER NOT NULL
 ) STRICT, WITHOUT ROWID;
 ";
+
+/// Keys that take the place of others.
+const VERSION_3: &str = "ALTER TABLE keys ADD COLUMN renews BLOB";
 
 /// What a file is, as far as a look that changes nothing can tell.
 enum Found {
@@ -261,7 +264,7 @@ mod tests {
         let cluster_before = cluster(&connection).unwrap();
         drop(connection);
         let connection = open(&path).unwrap();
-        assert_eq!(version(&connection), 2);
+        assert_eq!(version(&connection), 3);
         assert_eq!(cluster(&connection).unwrap(), cluster_before);
         let (snapshot, _) = super::super::restore::snapshot(&connection).unwrap();
         assert_eq!(snapshot.last_epoch.0, 7);

@@ -196,6 +196,7 @@ fn tokens_and_keys_come_back_as_they_were_saved_last() {
         token: TokenId(2),
         enrolled_wall_ms: 77,
         revoked: false,
+        renews: (number == 4).then_some(PublicKey([3; 32])),
     };
     let revoked = KeyRow { revoked: true, ..key(3, Role::Agent) };
     write(

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use podmesh_protocol::access::{JoinToken, Role, TokenId};
+use podmesh_protocol::access::{JoinToken, KeyDigest, PublicKey, Role, TokenId};
 use podmesh_protocol::client::{
     LogPosition, LogRead, LogStream, PrincipalKind, ReplyBody, RequestBody,
 };
@@ -63,6 +63,8 @@ fn requests() -> Vec<RequestBody> {
         RequestBody::TokenRevoke { id: TokenId(999) },
         RequestBody::Users { after: None, limit: 1 },
         RequestBody::Revoke { kind: PrincipalKind::User, name: "nobody".parse().unwrap() },
+        RequestBody::KeyRenew { key: PublicKey([9; 32]) },
+        RequestBody::KeyRotate { key: KeyDigest([9; 32]) },
     ];
     // A new request is to be added above, too.
     for body in &all {
@@ -82,7 +84,9 @@ fn requests() -> Vec<RequestBody> {
             | RequestBody::Tokens
             | RequestBody::TokenRevoke { .. }
             | RequestBody::Users { .. }
-            | RequestBody::Revoke { .. } => {}
+            | RequestBody::Revoke { .. }
+            | RequestBody::KeyRenew { .. }
+            | RequestBody::KeyRotate { .. } => {}
         }
     }
     all
@@ -108,10 +112,10 @@ async fn every_role_may_do_what_it_may_and_nothing_else() {
             allowed += usize::from(!forbidden);
         }
         let expected = match role {
-            Role::Agent => 2,
-            Role::Viewer => 9,
-            Role::Operator => 11,
-            Role::Admin => 16,
+            Role::Agent => 3,
+            Role::Viewer => 10,
+            Role::Operator => 12,
+            Role::Admin => 18,
         };
         assert_eq!(allowed, expected, "{role}");
     }

@@ -2,11 +2,11 @@
 
 use std::fs;
 use std::io::{self, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use podmesh_protocol::access::{JoinToken, KeyDigest, Role, TokenId};
+use podmesh_protocol::access::{JoinToken, KeyDigest, PublicKey, Role, TokenId};
 use podmesh_protocol::ids::{ClusterId, Name};
 use serde::{Deserialize, Serialize};
 
@@ -17,6 +17,8 @@ use crate::route::{self, Credentials, Route};
 
 /// The private key's file in a folder of somebody who joined.
 pub const KEY_FILE: &str = "key";
+/// A new key, until it takes the place of that one.
+const NEXT_KEY_FILE: &str = "key.next";
 /// The file beside it.
 pub const ENROLMENT_FILE: &str = "enrolment.json";
 
@@ -35,6 +37,8 @@ pub struct Enrolment {
     pub name: Name,
     /// The token with which they joined.
     pub token: TokenId,
+    /// The digest in that token, in hexadecimal.
+    pub token_manager: String,
 }
 
 /// Why there is no enrolment.
@@ -97,7 +101,7 @@ impl Enrolment {
             path: path.clone(),
             source: io::Error::new(io::ErrorKind::InvalidData, why),
         };
-        let key = KeyPair::load(&dir.join(KEY_FILE))?;
+        KeyPair::load(&dir.join(KEY_FILE))?;
         let digests = self.manager.iter().map(|digest| digest.parse::<KeyDigest>());
         let manager =
             digests.collect::<Result<Vec<_>, _>>().map_err(|error| file(error.to_string()))?;
@@ -109,12 +113,40 @@ impl Enrolment {
                 addresses.collect::<Result<Vec<_>, _>>().map_err(|error| file(error.to_string()))?
             }
         };
-        Ok(Route::Remote { addresses, credentials: Arc::new(Credentials { key, manager }) })
+        Ok(Route::Remote { addresses, credentials: Arc::new(Credentials::kept_in(dir, manager)) })
     }
 
     /// Whether this came of a token.
     pub fn is_of(&self, token: &JoinToken) -> bool {
-        self.token == token.id && self.manager.contains(&token.manager.to_string())
+        self.token == token.id && self.token_manager == token.manager.to_string()
+    }
+
+    /// Keeps which keys the manager may have from now on.
+    pub(crate) fn learn(dir: &Path, manager: &[KeyDigest]) -> Result<(), EnrolmentError> {
+        let mut this = Self::load(dir)?;
+        this.manager = manager.iter().map(ToString::to_string).collect();
+        let path = dir.join(ENROLMENT_FILE);
+        this.save(&path).map_err(|source| EnrolmentError::File { path, source })
+    }
+
+    /// Prepares a new key in place of the folder's own; the same one until it is put in place.
+    ///
+    /// # Errors
+    /// When it cannot be made or read.
+    pub fn next_key(dir: &Path) -> Result<PublicKey, EnrolmentError> {
+        Ok(KeyPair::load_or_create(&dir.join(NEXT_KEY_FILE))?.public())
+    }
+
+    /// Puts the new key in place, once the manager has said that it counts: the connections from
+    /// then on show it.
+    ///
+    /// # Errors
+    /// When the folder cannot be written.
+    pub fn put_next_key(dir: &Path) -> Result<(), EnrolmentError> {
+        let path = dir.join(KEY_FILE);
+        fs::rename(dir.join(NEXT_KEY_FILE), &path)
+            .and_then(|()| fs::File::open(dir)?.sync_all())
+            .map_err(|source| EnrolmentError::File { path, source })
     }
 
     /// Joins with a token, with the folder's key or a new one, and keeps what came of it.
@@ -133,25 +165,28 @@ impl Enrolment {
         let (joined, addresses) = route::join(token, &key, name).await?;
         let this = Self {
             addresses: addresses.iter().map(ToString::to_string).collect(),
-            manager: vec![token.manager.to_string()],
+            manager: joined.manager.iter().map(ToString::to_string).collect(),
             cluster: joined.cluster,
             role: joined.role,
             name: joined.name,
             token: token.id,
+            token_manager: token.manager.to_string(),
         };
         this.save(&path).map_err(file)?;
         Ok(this)
     }
 
-    /// All of it or nothing.
+    /// All of it or nothing, also where another process does the same.
     fn save(&self, path: &Path) -> io::Result<()> {
-        let new = path.with_extension("json.new");
-        let mut options = fs::OpenOptions::new();
-        let mut file = options.write(true).create(true).truncate(true).mode(0o600).open(&new)?;
+        let mut file = match path.parent() {
+            Some(dir) => tempfile::NamedTempFile::new_in(dir)?,
+            None => return Err(io::ErrorKind::InvalidInput.into()),
+        };
         let mut text = serde_json::to_vec_pretty(self)?;
         text.push(b'\n');
         file.write_all(&text)?;
-        file.sync_all()?;
-        fs::rename(new, path)
+        file.as_file().sync_all()?;
+        file.persist(path)?;
+        Ok(())
     }
 }

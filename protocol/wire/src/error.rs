@@ -10,6 +10,7 @@ use podmesh_protocol::error::ErrorReply;
 use zeromq::ZmqError;
 
 use crate::address::{ManagerAddress, ParseAddressError};
+use crate::key::KeyError;
 
 /// What went wrong on the wire.
 #[derive(Debug, thiserror::Error)]
@@ -67,6 +68,9 @@ pub enum WireError {
         /// Why.
         error: ErrorReply,
     },
+    /// One's own key cannot be used.
+    #[error(transparent)]
+    Key(#[from] KeyError),
     /// TLS cannot be set up.
     #[error("TLS cannot be set up: {0}")]
     Tls(rustls::Error),

@@ -11,11 +11,11 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use podmesh_protocol::access::{Caller, JoinRequest, Joined, PublicKey, Role};
+use podmesh_protocol::access::{Admitted, Caller, JoinRequest, Joined, PublicKey, Role};
 use podmesh_protocol::error::ErrorReply;
 use podmesh_protocol::event::TOPIC_MANAGER;
+use podmesh_protocol::ids::{ClusterId, Name};
 use podmesh_protocol::limits::HANDSHAKE_MS_MAX;
-use rustls::ServerConfig;
 use tokio::io::AsyncWriteExt;
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 use tokio::sync::{mpsc, oneshot};
@@ -27,7 +27,7 @@ use tokio_rustls::server::TlsStream;
 use crate::error::WireError;
 use crate::guard::relay::{Expected, RelayError, relay, relay_plain};
 use crate::guard::zmtp::Traffic;
-use crate::key::KeyPair;
+use crate::manager_keys::ShownKeys;
 use crate::route::{
     CONTROL_SOCKET, Duplex, HEARTBEATS_SOCKET, PUBLICATIONS_SOCKET, read_framed, write_framed,
 };
@@ -70,12 +70,12 @@ pub trait Gate: Send + Sync + 'static {
     /// What they are told when they may not.
     fn admit(&self, who: Who, service: Service, cut: AbortHandle) -> Result<Admission, ErrorReply>;
 
-    /// Whether the owner of a key joins.
+    /// Whether the owner of a key joins: which cluster, as what, and by what name.
     fn join(
         &self,
         key: PublicKey,
         request: JoinRequest,
-    ) -> impl Future<Output = Result<Joined, ErrorReply>> + Send;
+    ) -> impl Future<Output = Result<(ClusterId, Role, Name), ErrorReply>> + Send;
 
     /// A connection was cut off, or not let in.
     fn refused(&self, from: Option<IpAddr>, why: &str);
@@ -85,11 +85,11 @@ pub trait Gate: Send + Sync + 'static {
 pub type HeartbeatStream = (Caller, StdUnixStream);
 
 /// What the front needs.
-pub struct FrontConfig<'a> {
+pub struct FrontConfig {
     /// Where to listen on the network; port 0 takes a free one.
     pub listen: SocketAddr,
-    /// The manager's key.
-    pub key: &'a KeyPair,
+    /// The manager's keys.
+    pub keys: ShownKeys,
     /// The folder for the sockets of this machine.
     pub local_dir: PathBuf,
     /// The group whose members may use them besides the owner.
@@ -106,7 +106,7 @@ pub struct Front {
     network: std::net::TcpListener,
     local: [(Service, StdUnixListener); 3],
     _local_dir: SocketDir,
-    tls: Arc<ServerConfig>,
+    keys: ShownKeys,
     inner: Inner,
 }
 
@@ -129,8 +129,8 @@ impl Front {
     ///
     /// # Errors
     /// When an address or a folder cannot be listened on.
-    pub fn bind(config: FrontConfig<'_>) -> Result<(Self, InnerListeners), WireError> {
-        let FrontConfig { listen: address, key, local_dir, group, private_dir, heartbeats } =
+    pub fn bind(config: FrontConfig) -> Result<(Self, InnerListeners), WireError> {
+        let FrontConfig { listen: address, keys, local_dir, group, private_dir, heartbeats } =
             config;
         let network = std::net::TcpListener::bind(address)
             .map_err(|source| WireError::Bind { address, source })?;
@@ -161,13 +161,12 @@ impl Front {
             (Service::Publications, bind(PUBLICATIONS_SOCKET)?),
             (Service::Heartbeats, bind(HEARTBEATS_SOCKET)?),
         ];
-        let tls = tls::server_config(key).map_err(WireError::Tls)?;
         let front = Self {
             address,
             network,
             local,
             _local_dir: local_sockets,
-            tls,
+            keys,
             inner: Inner { private, heartbeats },
         };
         Ok((front, inner))
@@ -187,9 +186,8 @@ impl Front {
         let network = TcpListener::from_std(self.network)?;
         let inner = Arc::new(self.inner);
         let mut listeners = JoinSet::new();
-        let acceptor = TlsAcceptor::from(self.tls);
         let (the_gate, way) = (Arc::clone(&gate), Arc::clone(&inner));
-        listeners.spawn(accept_network(network, acceptor, the_gate, way));
+        listeners.spawn(accept_network(network, self.keys, the_gate, way));
         for (service, listener) in self.local {
             listener.set_nonblocking(true)?;
             let listener = UnixListener::from_std(listener)?;
@@ -217,7 +215,7 @@ fn start<F: Future<Output = ()> + Send + 'static>(
 
 async fn accept_network(
     listener: TcpListener,
-    acceptor: TlsAcceptor,
+    keys: ShownKeys,
     gate: Arc<impl Gate>,
     inner: Arc<Inner>,
 ) {
@@ -238,14 +236,16 @@ async fn accept_network(
                 continue; // Closed.
             }
         };
-        let (acceptor, gate, inner) = (acceptor.clone(), Arc::clone(&gate), Arc::clone(&inner));
+        let (keys, gate, inner) = (keys.clone(), Arc::clone(&gate), Arc::clone(&inner));
         start(async move |own| {
-            let handshake = shake_hands(stream, acceptor);
+            let handshake = shake_hands(stream, TlsAcceptor::from(keys.tls()));
             let limit = Duration::from_millis(HANDSHAKE_MS_MAX);
             let result = match timeout(limit, handshake).await {
-                Ok(Ok((stream, key, Service::Join))) => join(stream, key, &*gate, limit).await,
+                Ok(Ok((stream, key, Service::Join))) => {
+                    join(stream, key, &keys, &*gate, limit).await
+                }
                 Ok(Ok((stream, key, service))) => {
-                    match admit(stream, key, service, own, &*gate, limit).await {
+                    match admit(stream, key, service, own, &keys, &*gate, limit).await {
                         Ok((stream, admission)) => {
                             drop(slot);
                             serve(stream, service, admission, &inner).await
@@ -280,13 +280,16 @@ async fn shake_hands(
 async fn join(
     mut stream: TlsStream<TcpStream>,
     key: PublicKey,
+    keys: &ShownKeys,
     gate: &impl Gate,
     limit: Duration,
 ) -> Result<(), RelayError> {
     let Ok(request) = timeout(limit, read_framed(&mut stream)).await else {
         return Err(RelayError::Slow);
     };
-    let result = gate.join(key, request?).await;
+    let manager = keys.digests().into();
+    let joined = |(cluster, role, name)| Joined { cluster, role, name, manager };
+    let result = gate.join(key, request?).await.map(joined);
     tell(&mut stream, &result).await;
     Ok(())
 }
@@ -306,18 +309,20 @@ async fn admit(
     key: PublicKey,
     service: Service,
     own: AbortHandle,
+    keys: &ShownKeys,
     gate: &impl Gate,
     limit: Duration,
 ) -> Result<(TlsStream<TcpStream>, Admission), RelayError> {
     match gate.admit(Who::Key(key), service, own) {
         Ok(admission) => {
-            let said = write_framed(&mut stream, &Ok::<(), ErrorReply>(()));
+            let admitted = Ok::<_, ErrorReply>(Admitted { manager: keys.digests().into() });
+            let said = write_framed(&mut stream, &admitted);
             timeout(limit, said).await.map_err(|_| RelayError::Slow)??;
             Ok((stream, admission))
         }
         Err(error) => {
             let why = error.to_string();
-            tell(&mut stream, &Err::<(), _>(error)).await;
+            tell(&mut stream, &Err::<Admitted, _>(error)).await;
             Err(io::Error::new(io::ErrorKind::PermissionDenied, why).into())
         }
     }

@@ -16,6 +16,7 @@ pub mod guard;
 pub mod heartbeat;
 pub mod key;
 pub mod locate;
+pub mod manager_keys;
 pub mod publish;
 pub mod route;
 pub mod socket_dir;

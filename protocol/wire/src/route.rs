@@ -3,14 +3,14 @@
 use std::io;
 use std::os::unix::net::UnixListener as StdUnixListener;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use podmesh_protocol::access::{JoinRequest, JoinToken, Joined, KeyDigest};
+use podmesh_protocol::access::{Admitted, JoinRequest, JoinToken, Joined, KeyDigest};
 use podmesh_protocol::codec;
 use podmesh_protocol::error::ErrorReply;
 use podmesh_protocol::ids::Name;
-use podmesh_protocol::limits::PROTOCOL_VERSION;
+use podmesh_protocol::limits::{MANAGER_KEYS_MAX, PROTOCOL_VERSION};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
@@ -20,9 +20,10 @@ use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
 use crate::address::ManagerAddress;
+use crate::enrolment::{Enrolment, KEY_FILE};
 use crate::error::WireError;
 use crate::guard::relay::{Expected, relay};
-use crate::key::KeyPair;
+use crate::key::{KeyError, KeyPair};
 use crate::socket_dir::SocketDir;
 use crate::tls::{self, Service};
 
@@ -56,10 +57,55 @@ pub enum Route {
 /// Who one is, and which manager is meant.
 #[derive(Debug)]
 pub struct Credentials {
-    /// One's own key.
-    pub key: KeyPair,
+    own: OwnKey,
     /// The digests of keys that the manager may have.
-    pub manager: Vec<KeyDigest>,
+    manager: Mutex<Vec<KeyDigest>>,
+}
+
+#[derive(Debug)]
+enum OwnKey {
+    Given(Arc<KeyPair>),
+    /// In the folder of an enrolment. It is read for each connection: it may have been renewed.
+    Kept(PathBuf),
+}
+
+impl Credentials {
+    /// With a key and the digests of keys that the manager may have; nothing is kept.
+    pub fn new(key: KeyPair, manager: Vec<KeyDigest>) -> Self {
+        Self { own: OwnKey::Given(Arc::new(key)), manager: Mutex::new(manager) }
+    }
+
+    /// Those of an enrolment's folder, where the manager's further keys are kept, too.
+    pub(crate) fn kept_in(dir: &Path, manager: Vec<KeyDigest>) -> Self {
+        Self { own: OwnKey::Kept(dir.into()), manager: Mutex::new(manager) }
+    }
+
+    fn key(&self) -> Result<Arc<KeyPair>, KeyError> {
+        match &self.own {
+            OwnKey::Given(key) => Ok(Arc::clone(key)),
+            OwnKey::Kept(dir) => KeyPair::load(&dir.join(KEY_FILE)).map(Arc::new),
+        }
+    }
+
+    fn manager(&self) -> Vec<KeyDigest> {
+        // No code that can panic runs while it is held.
+        self.manager.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// The manager, which has shown one of the keys that were known, says which it may have.
+    fn learn(&self, digests: Vec<KeyDigest>) {
+        let mut known = self.manager.lock().unwrap_or_else(PoisonError::into_inner);
+        let usable = !digests.is_empty() && digests.len() <= MANAGER_KEYS_MAX;
+        if !usable || *known == digests {
+            return;
+        }
+        if let OwnKey::Kept(dir) = &self.own
+            && let Err(error) = Enrolment::learn(dir, &digests)
+        {
+            tracing::warn!(%error, "the manager's next key could not be kept");
+        }
+        *known = digests;
+    }
 }
 
 impl std::fmt::Display for Route {
@@ -200,9 +246,12 @@ async fn open_at(
     credentials: &Credentials,
     service: Service,
 ) -> Result<TlsStream<TcpStream>, WireError> {
-    let mut stream = handshake(address, &credentials.key, &credentials.manager, service).await?;
-    let admission: Result<(), ErrorReply> = within(address, read_framed(&mut stream)).await?;
-    admission.map_err(|error| WireError::Refused { address: address.clone(), error })?;
+    let key = credentials.key()?;
+    let mut stream = handshake(address, &key, &credentials.manager(), service).await?;
+    let admission: Result<Admitted, ErrorReply> = within(address, read_framed(&mut stream)).await?;
+    let admitted =
+        admission.map_err(|error| WireError::Refused { address: address.clone(), error })?;
+    credentials.learn(admitted.manager);
     Ok(stream)
 }
 

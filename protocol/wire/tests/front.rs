@@ -146,6 +146,21 @@ async fn a_manager_with_another_key_is_not_spoken_to() {
 }
 
 #[tokio::test]
+async fn whoever_connected_before_knows_the_next_key() {
+    let mut manager = TestManager::start().await;
+    is_well(&mut manager).await;
+    let mut keys = support::test_keys();
+    std::mem::swap(&mut keys.current, &mut manager.keys.next);
+    manager.shown.replace(&keys).unwrap();
+    is_well(&mut manager).await;
+    // The one after it is known by now, the first one no more.
+    std::mem::swap(&mut keys.current, &mut manager.keys.current);
+    manager.shown.replace(&keys).unwrap();
+    let error = PeerSocket::connect(&manager.remote).await.err().unwrap();
+    assert!(matches!(error, WireError::WrongKey { .. }), "{error:?}");
+}
+
+#[tokio::test]
 async fn what_is_no_manager_is_told_apart() {
     let listener = tokio::net::TcpListener::bind(support::ANY_PORT).await.unwrap();
     let address = listener.local_addr().unwrap();

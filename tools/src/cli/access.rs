@@ -38,6 +38,20 @@ pub(crate) struct TokenCreateArgs {
     pub(crate) uses: u32,
 }
 
+/// `key`.
+#[derive(Subcommand, Debug)]
+pub(crate) enum KeyVerb {
+    /// Give this user, or with --agent the agent of this machine, a new key in place of its own
+    Renew {
+        /// The agent's key instead of the user's
+        #[arg(long)]
+        agent: bool,
+    },
+    /// Give the manager its next key, which all who joined know already. Whoever does not connect
+    /// between two rotations has to join again
+    Rotate,
+}
+
 /// `nodes`.
 #[derive(Args, Debug)]
 pub(crate) struct NodesArgs {

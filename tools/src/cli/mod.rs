@@ -11,7 +11,7 @@ use clap::builder::styling::{AnsiColor, Styles};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use podmesh_wire::locate::ManagerPlace;
 
-use access::{DoctorArgs, LoginArgs, NodesArgs, TokenVerb, UsersArgs};
+use access::{DoctorArgs, KeyVerb, LoginArgs, NodesArgs, TokenVerb, UsersArgs};
 use daemon::{AgentArgs, DemoArgs, DevArgs, ManagerArgs};
 use job::{CommandArgs, JobOptions};
 use query::{CancelArgs, EventsArgs, JobArgs, JobsArgs, LogsArgs, TasksArgs};
@@ -142,6 +142,9 @@ pub(crate) enum Verb {
     /// Make, list or revoke join tokens: with one a machine or user joins
     #[command(subcommand)]
     Token(TokenVerb),
+    /// Replace keys, without anybody joining again
+    #[command(subcommand)]
+    Key(KeyVerb),
     /// Join a cluster as a user of its manager on another machine
     Login(LoginArgs),
     /// List the users that joined, or revoke some
@@ -169,6 +172,7 @@ impl Verb {
             Self::Logs(_) => Some("logs"),
             Self::Completions { .. } => Some("completions"),
             Self::Login(_) => Some("login"),
+            Self::Key(_) => Some("key"),
             Self::Token(TokenVerb::Revoke { .. }) => Some("token revoke"),
             Self::Nodes(NodesArgs { verb: Some(_) }) => Some("nodes revoke"),
             Self::Users(UsersArgs { verb: Some(_) }) => Some("users revoke"),

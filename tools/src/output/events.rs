@@ -161,6 +161,20 @@ enum EventBody {
         /// By whom.
         by: String,
     },
+    /// A key took the place of another one of the same owner.
+    KeyRenewed {
+        /// What its owner may do.
+        role: Role,
+        /// What they are called.
+        name: String,
+    },
+    /// The manager has another key.
+    ManagerKeyRotated {
+        /// Its digest.
+        key: String,
+        /// Who asked for it.
+        by: String,
+    },
     /// Somebody could not join.
     JoinsRefused {
         /// Why, for the last one.
@@ -236,6 +250,12 @@ impl From<&EventFact> for EventBody {
                 let (name, by) = (name.to_string(), by.to_string());
                 Self::KeyRevoked { role: (*role).into(), name, by }
             }
+            EventFact::KeyRenewed(role, name) => {
+                Self::KeyRenewed { role: (*role).into(), name: name.to_string() }
+            }
+            EventFact::ManagerKeyRotated(key, by) => {
+                Self::ManagerKeyRotated { key: key.clone(), by: by.to_string() }
+            }
             EventFact::JoinsRefused(message, count) => {
                 Self::JoinsRefused { message: message.clone(), count: *count }
             }
@@ -278,6 +298,10 @@ fn describe(fact: &EventFact) -> String {
         EventFact::TokenRevoked(id, by) => format!("join token {id} revoked by {by}"),
         EventFact::Enrolled(role, name, id) => format!("{role} {name} joined with token {id}"),
         EventFact::KeyRevoked(role, name, by) => format!("{role} {name} revoked by {by}"),
+        EventFact::KeyRenewed(role, name) => format!("{role} {name} has a new key"),
+        EventFact::ManagerKeyRotated(key, by) => {
+            format!("the manager's key was rotated by {by}: it is {} now", escape(key))
+        }
         EventFact::JoinsRefused(why, number) => {
             format!("{} refused: {}", count(u64::from(*number), "join"), escape(why))
         }

@@ -8,6 +8,7 @@ pub(crate) mod doctor;
 pub(crate) mod events;
 pub(crate) mod job;
 pub(crate) mod jobs;
+pub(crate) mod key;
 pub(crate) mod login;
 pub(crate) mod logs;
 pub(crate) mod manager;

@@ -10,6 +10,7 @@ mod model;
 mod placement;
 mod property;
 mod purity;
+mod renewal;
 mod reports;
 mod restore;
 mod sessions;

@@ -11,14 +11,15 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use podmesh_protocol::access::{Caller, JoinRequest, Joined, PublicKey, Role, TokenSecret};
+use podmesh_protocol::access::{Caller, JoinRequest, PublicKey, Role, TokenSecret};
 use podmesh_protocol::error::{ErrorCode, ErrorReply};
-use podmesh_protocol::ids::ClusterId;
+use podmesh_protocol::ids::{ClusterId, Name};
 use podmesh_protocol::session::ToManager;
 use podmesh_wire::address::ManagerAddress;
 use podmesh_wire::control::{ManagerReceiver, ManagerSender, ManagerSocket};
 use podmesh_wire::front::{Admission, Front, FrontConfig, Gate, HeartbeatStream, Who};
 use podmesh_wire::key::{KeyPair, digest_of};
+use podmesh_wire::manager_keys::{ManagerKeys, ShownKeys};
 use podmesh_wire::publish::Publisher;
 use podmesh_wire::route::{Credentials, Route};
 use podmesh_wire::{Service, WireError};
@@ -79,13 +80,17 @@ impl Gate for TestGate {
         })
     }
 
-    async fn join(&self, key: PublicKey, request: JoinRequest) -> Result<Joined, ErrorReply> {
+    async fn join(
+        &self,
+        key: PublicKey,
+        request: JoinRequest,
+    ) -> Result<(ClusterId, Role, Name), ErrorReply> {
         if request.secret != SECRET {
             return Err(ErrorReply::new(ErrorCode::NotFound, "there is no such token"));
         }
         self.keys.lock().unwrap().push((key, Role::Agent));
         let cluster = ClusterId(uuid::Uuid::from_u128(5));
-        Ok(Joined { cluster, role: Role::Agent, name: request.name })
+        Ok((cluster, Role::Agent, request.name))
     }
 
     fn refused(&self, _from: Option<IpAddr>, why: &str) {
@@ -109,6 +114,8 @@ pub struct TestManager {
     pub gate: Arc<TestGate>,
     pub address: SocketAddr,
     pub key: PublicKey,
+    pub keys: ManagerKeys,
+    pub shown: ShownKeys,
     /// The way of an operator over the network.
     pub remote: Route,
     pub local: tempfile::TempDir,
@@ -119,11 +126,13 @@ impl TestManager {
     pub async fn start() -> Self {
         let local = tempfile::tempdir().unwrap();
         let private = tempfile::tempdir().unwrap();
-        let key = KeyPair::generate().unwrap();
+        let keys = test_keys();
+        let key = keys.current.public();
+        let shown = ShownKeys::new(&keys).unwrap();
         let (heartbeats_sender, heartbeats) = mpsc::unbounded_channel();
         let (front, inner) = Front::bind(FrontConfig {
             listen: ANY_PORT,
-            key: &key,
+            keys: shown.clone(),
             local_dir: local.path().into(),
             group: None,
             private_dir: private.path().into(),
@@ -137,7 +146,6 @@ impl TestManager {
         let running = Running(tokio::spawn(front.run(Arc::clone(&gate))), private);
         let operator = KeyPair::generate().unwrap();
         gate.keys.lock().unwrap().push((operator.public(), Role::Operator));
-        let key = key.public();
         let remote = route(address, operator, key);
         Self {
             receiver,
@@ -147,6 +155,8 @@ impl TestManager {
             gate,
             address,
             key,
+            keys,
+            shown,
             remote,
             local,
             _running: running,
@@ -188,8 +198,13 @@ impl TestManager {
     }
 }
 
+/// Two keys of a manager that are nowhere on disk.
+pub fn test_keys() -> ManagerKeys {
+    ManagerKeys { current: KeyPair::generate().unwrap(), next: KeyPair::generate().unwrap() }
+}
+
 /// The way of the owner of a key to a manager with that other key.
 pub fn route(address: SocketAddr, key: KeyPair, manager: PublicKey) -> Route {
-    let credentials = Arc::new(Credentials { key, manager: vec![digest_of(&manager)] });
+    let credentials = Arc::new(Credentials::new(key, vec![digest_of(&manager)]));
     Route::Remote { addresses: vec![ManagerAddress::from(address)], credentials }
 }

@@ -5,10 +5,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use podmesh_protocol::access::{Caller, JoinRequest, Joined, PublicKey, Role};
+use podmesh_protocol::access::{Caller, JoinRequest, PublicKey, Role};
 use podmesh_protocol::codec::{decode, encode};
 use podmesh_protocol::error::{ErrorCode, ErrorReply};
-use podmesh_protocol::ids::{AttemptId, Epoch, JobId};
+use podmesh_protocol::ids::{AttemptId, ClusterId, Epoch, JobId, Name};
 use podmesh_protocol::report::{Report, ReportFact};
 use podmesh_protocol::session::{ToManager, ToPeer};
 use podmesh_protocol::spec::RuntimeSpec;
@@ -17,7 +17,8 @@ use podmesh_wire::Service;
 use podmesh_wire::address::ManagerAddress;
 use podmesh_wire::control::{ManagerSocket, PeerSocket};
 use podmesh_wire::front::{Admission, Front, FrontConfig, Gate, Who};
-use podmesh_wire::key::{KeyPair, digest_of};
+use podmesh_wire::key::KeyPair;
+use podmesh_wire::manager_keys::{ManagerKeys, ShownKeys};
 use podmesh_wire::route::{Credentials, Route};
 use tokio::runtime::Runtime;
 use tokio::sync::mpsc;
@@ -125,11 +126,12 @@ fn per_second(began: Instant) -> f64 {
 /// The same by the front, the guard and TLS.
 async fn secured() -> (f64, Vec<Duration>) {
     let folder = tempfile::tempdir().unwrap();
-    let (manager, key) = (KeyPair::generate().unwrap(), KeyPair::generate().unwrap());
+    let keys = ManagerKeys::load_or_create(folder.path()).unwrap();
+    let key = KeyPair::generate().unwrap();
     let (heartbeats, _streams) = mpsc::unbounded_channel();
     let (front, inner) = Front::bind(FrontConfig {
         listen: "127.0.0.1:0".parse().unwrap(),
-        key: &manager,
+        keys: ShownKeys::new(&keys).unwrap(),
         local_dir: folder.path().join("local"),
         group: None,
         private_dir: folder.path().join("private"),
@@ -140,7 +142,7 @@ async fn secured() -> (f64, Vec<Duration>) {
     let socket = ManagerSocket::bind(inner.control).await.unwrap();
     let (mut receiver, mut sender) = socket.split();
     let running = tokio::spawn(front.run(Arc::new(Anybody::default())));
-    let credentials = Arc::new(Credentials { key, manager: vec![digest_of(&manager.public())] });
+    let credentials = Arc::new(Credentials::new(key, keys.digests().into()));
     let route = Route::Remote { addresses, credentials };
     let (mut peer_receiver, mut peer_sender) = PeerSocket::connect(&route).await.unwrap().split();
     let server = tokio::spawn(async move {
@@ -185,7 +187,11 @@ impl Gate for Anybody {
         })
     }
 
-    async fn join(&self, _: PublicKey, _: JoinRequest) -> Result<Joined, ErrorReply> {
+    async fn join(
+        &self,
+        _: PublicKey,
+        _: JoinRequest,
+    ) -> Result<(ClusterId, Role, Name), ErrorReply> {
         Err(ErrorReply::new(ErrorCode::InvalidToken, "nobody joins here"))
     }
 

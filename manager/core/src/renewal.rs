@@ -1,0 +1,94 @@
+//! Keys that take the place of others, without a moment in which neither counts.
+//!
+//! The owner asks with the old key for the new one; both count. The first use of the new one, which
+//! proves that its owner has kept it, ends the old one. A kill between any two of these steps leaves
+//! a key that counts.
+
+use podmesh_protocol::access::PublicKey;
+use podmesh_protocol::client::ReplyBody;
+use podmesh_protocol::error::{ErrorCode, ErrorReply};
+use podmesh_protocol::event::EventFact;
+use podmesh_protocol::limits::KEYS_MAX;
+use podmesh_protocol::time::Now;
+
+use crate::Core;
+use crate::step::{Change, Effect, KeyRow, Step};
+
+impl KeyRow {
+    /// Whether its owner is called so by this key: it counts, and is not only about to.
+    pub(crate) fn has_name(&self) -> bool {
+        !self.revoked && self.renews.is_none()
+    }
+}
+
+impl Core {
+    pub(crate) fn renew(
+        &mut self,
+        now: Now,
+        old: PublicKey,
+        new: PublicKey,
+        out: &mut Step,
+    ) -> Result<ReplyBody, ErrorReply> {
+        let refuse = |code, message: String| Err(ErrorReply::new(code, message));
+        let keys = &self.access.keys;
+        let Some(row) = keys.get(&old).filter(|row| row.has_name()) else {
+            let message = "the key that asks does not count, or has not taken the place of the one before yet: connect with it once more";
+            return refuse(ErrorCode::NotEnrolled, message.into());
+        };
+        match keys.get(&new) {
+            // Asked again: the answer may have been lost.
+            Some(known) if known.renews == Some(old) && !known.revoked => {
+                return Ok(ReplyBody::KeyRenewed);
+            }
+            Some(_) => {
+                let message = "this manager knows the new key already: a key belongs to one owner, and is not used again";
+                return refuse(ErrorCode::InvalidSpec, message.into());
+            }
+            None if keys.len() >= KEYS_MAX => {
+                let message =
+                    format!("the manager knows {KEYS_MAX} keys, which is the limit (KEYS_MAX)");
+                return refuse(ErrorCode::Overloaded, message);
+            }
+            None => {}
+        }
+        let row = KeyRow {
+            key: new,
+            enrolled_wall_ms: now.wall_ms,
+            renews: Some(old),
+            revoked: false,
+            ..row.clone()
+        };
+        self.end_renewal_of(old, out);
+        let (role, name) = (row.role, row.name.clone());
+        out.changes.push(Change::KeySaved(row.clone()));
+        self.access.keys.insert(new, row);
+        out.effects.push(Effect::KeyEnrolled { key: new, role, name, renews: true });
+        Ok(ReplyBody::KeyRenewed)
+    }
+
+    pub(crate) fn renewed_key_used(&mut self, key: PublicKey, out: &mut Step) {
+        let Some(row) = self.access.keys.get_mut(&key).filter(|row| !row.revoked) else { return };
+        let Some(old) = row.renews.take() else { return };
+        out.changes.push(Change::KeySaved(row.clone()));
+        out.events.push(EventFact::KeyRenewed(row.role, row.name.clone()));
+        self.access.give_name(key);
+        self.end_key(old, out);
+    }
+
+    /// What was to take the place of a key will not.
+    pub(crate) fn end_renewal_of(&mut self, old: PublicKey, out: &mut Step) {
+        let pending = |row: &&KeyRow| row.renews == Some(old) && !row.revoked;
+        if let Some(key) = self.access.keys.values().find(pending).map(|row| row.key) {
+            self.end_key(key, out);
+        }
+    }
+
+    /// A key counts no more.
+    pub(crate) fn end_key(&mut self, key: PublicKey, out: &mut Step) {
+        if let Some(row) = self.access.keys.get_mut(&key) {
+            row.revoked = true;
+            out.changes.push(Change::KeySaved(row.clone()));
+        }
+        out.effects.push(Effect::KeyRevoked { key });
+    }
+}

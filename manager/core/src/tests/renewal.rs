@@ -1,0 +1,89 @@
+use podmesh_protocol::access::PublicKey;
+use podmesh_protocol::client::PrincipalKind;
+
+use super::*;
+use crate::input::AccessInput;
+
+const OLD: PublicKey = PublicKey([1; 32]);
+const NEW: PublicKey = PublicKey([2; 32]);
+
+impl World {
+    fn renew(&mut self, old: PublicKey, new: PublicKey) -> (Step, Result<ReplyBody, ErrorReply>) {
+        let asked = AccessInput::RenewRequested { peer: peer(5), request: 8, old, new };
+        let step = self.give(Input::Access(asked));
+        let reply = replies(&step).pop().unwrap();
+        (step, reply)
+    }
+
+    fn used(&mut self, key: PublicKey) -> Step {
+        self.give(Input::Access(AccessInput::RenewedKeyUsed { key }))
+    }
+}
+
+/// A node `a` with the old key.
+fn world() -> World {
+    let mut world = World::new();
+    let token = world.token(Role::Agent, 1);
+    world.try_join(1, token, "a").unwrap();
+    world
+}
+
+fn may_say_hello(world: &mut World, key: PublicKey) -> bool {
+    let caller = Caller { role: Role::Agent, name: name("a"), key: Some(key) };
+    let step = world.connect_as(caller, hello("a", 1), 9);
+    messages(&step).iter().any(|message| matches!(message, ToPeer::Welcome(_)))
+}
+
+#[test]
+fn both_keys_count_until_the_new_one_is_used() {
+    let mut world = world();
+    let (step, reply) = world.renew(OLD, NEW);
+    assert_eq!(reply, Ok(ReplyBody::KeyRenewed));
+    let enrolled =
+        Effect::KeyEnrolled { key: NEW, role: Role::Agent, name: name("a"), renews: true };
+    assert!(step.effects.contains(&enrolled), "{step:?}");
+    // The answer was lost, the manager restarted, the agent asks again.
+    world.restart();
+    let (step, reply) = world.renew(OLD, NEW);
+    assert_eq!((reply, step.changes.len()), (Ok(ReplyBody::KeyRenewed), 0));
+    assert!(may_say_hello(&mut world, OLD) && may_say_hello(&mut world, NEW));
+
+    let step = world.used(NEW);
+    assert_eq!(step.events, [EventFact::KeyRenewed(Role::Agent, name("a"))]);
+    assert_eq!(step.effects, [Effect::KeyRevoked { key: OLD }]);
+    world.restart();
+    assert!(!may_say_hello(&mut world, OLD) && may_say_hello(&mut world, NEW));
+    assert!(world.used(NEW).changes.is_empty(), "told once");
+    assert_eq!(world.renew(OLD, PublicKey([3; 32])).1.unwrap_err().code, ErrorCode::NotEnrolled);
+    assert_eq!(world.renew(NEW, PublicKey([3; 32])).1, Ok(ReplyBody::KeyRenewed));
+}
+
+#[test]
+fn a_key_has_one_successor_and_the_last_one_asked_for() {
+    let mut world = world();
+    world.renew(OLD, NEW).1.unwrap();
+    let step = world.renew(OLD, PublicKey([3; 32])).0;
+    assert!(step.effects.contains(&Effect::KeyRevoked { key: NEW }), "{step:?}");
+    assert!(world.used(NEW).changes.is_empty());
+    assert!(may_say_hello(&mut world, OLD));
+    // A key that is only about to count cannot make others.
+    let refused = world.renew(PublicKey([3; 32]), PublicKey([4; 32])).1.unwrap_err();
+    assert_eq!(refused.code, ErrorCode::NotEnrolled);
+    // Nor does one that is known come again.
+    assert_eq!(world.renew(OLD, NEW).1.unwrap_err().code, ErrorCode::InvalidSpec);
+    assert_eq!(world.renew(OLD, OLD).1.unwrap_err().code, ErrorCode::InvalidSpec);
+}
+
+#[test]
+fn who_is_revoked_does_not_come_back_by_a_renewed_key() {
+    let mut world = world();
+    world.renew(OLD, NEW).1.unwrap();
+    let step = world.revoke(PrincipalKind::Node, "a");
+    for key in [OLD, NEW] {
+        assert!(step.effects.contains(&Effect::KeyRevoked { key }), "{step:?}");
+    }
+    world.restart();
+    assert!(world.used(NEW).changes.is_empty());
+    assert!(!may_say_hello(&mut world, OLD) && !may_say_hello(&mut world, NEW));
+    assert_eq!(world.renew(OLD, NEW).1.unwrap_err().code, ErrorCode::NotEnrolled);
+}

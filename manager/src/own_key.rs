@@ -1,0 +1,70 @@
+//! The manager's own key, and its rotation.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use podmesh_manager_core::input::{AccessInput, Input};
+use podmesh_protocol::access::KeyDigest;
+use podmesh_protocol::client::ReplyBody;
+use podmesh_protocol::error::{ErrorCode, ErrorReply};
+use podmesh_protocol::ids::Name;
+use podmesh_wire::manager_keys::{ManagerKeys, ShownKeys};
+use tokio::sync::Mutex;
+
+use crate::endpoint::Endpoint;
+use crate::threads::{Inputs, stopping};
+
+/// Where the manager's key is, and where it is said.
+pub(crate) struct OwnKey {
+    data_dir: PathBuf,
+    shown: ShownKeys,
+    /// As it lies in the data directory. Held for as long as a rotation takes.
+    endpoint: Arc<Mutex<Endpoint>>,
+}
+
+impl OwnKey {
+    pub(crate) fn new(data_dir: PathBuf, shown: ShownKeys, endpoint: Endpoint) -> Self {
+        Self { data_dir, shown, endpoint: Arc::new(Mutex::new(endpoint)) }
+    }
+
+    /// The digest of the key of now.
+    pub(crate) fn digest(&self) -> KeyDigest {
+        let [key, _next] = self.shown.digests();
+        key
+    }
+
+    /// The next key takes the place of `key`, unless it has already. Connections that are open know the next one, and
+    /// have to be made anew to know the one after it.
+    pub(crate) async fn rotate(
+        &self,
+        key: KeyDigest,
+        by: Name,
+        inputs: &Inputs,
+    ) -> Result<ReplyBody, ErrorReply> {
+        let mut endpoint = Arc::clone(&self.endpoint).lock_owned().await;
+        let [current, next] = self.shown.digests();
+        if current != key {
+            return Ok(ReplyBody::KeyRotated { key: current, next });
+        }
+        let (data_dir, shown) = (self.data_dir.clone(), self.shown.clone());
+        let rotated = tokio::task::spawn_blocking(move || {
+            let failed = |error: &dyn std::error::Error| {
+                ErrorReply::new(ErrorCode::Storage, format!("the key was not rotated: {error}"))
+            };
+            let keys = ManagerKeys::rotate(&data_dir).map_err(|error| failed(&error))?;
+            shown.replace(&keys).map_err(|error| failed(&error))?;
+            let [key, next] = keys.digests();
+            endpoint.key = key.to_string();
+            // Only for display: the key itself is in place.
+            if let Err(error) = endpoint.put(&data_dir) {
+                tracing::warn!(%error, "the endpoint still names the key of before");
+            }
+            Ok::<_, ErrorReply>((key, next))
+        });
+        let (key, next) = rotated.await.map_err(|_| stopping())??;
+        let digest = key.to_string();
+        tracing::info!(key = %digest, %by, "the manager's key was rotated");
+        inputs.tell(Input::Access(AccessInput::ManagerKeyRotated { digest, by }));
+        Ok(ReplyBody::KeyRotated { key, next })
+    }
+}

@@ -1,0 +1,130 @@
+//! Keys that are replaced while work goes on, as people do it.
+#![expect(clippy::unwrap_used, reason = "tests")]
+
+use std::fs;
+use std::path::Path;
+use std::process::Output;
+
+use podmesh_tests::mesh::Mesh;
+use podmesh_tests::wait::until_true;
+use serde_json::Value;
+
+const PODMESH: &str = env!("CARGO_BIN_EXE_podmesh-under-test");
+
+fn json(path: &Path) -> Value {
+    serde_json::from_slice(&fs::read(path).unwrap()).unwrap()
+}
+
+/// A verb of somebody whose data folder is another one.
+fn elsewhere(mesh: &Mesh, name: &str, args: &[&str]) -> Output {
+    let mut command = mesh.command(args);
+    command.env("PODMESH_DATA_DIR", mesh.folder().join(name)).output().unwrap()
+}
+
+fn said(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+/// The digest of the manager's key, as it says itself.
+fn manager_key(mesh: &Mesh) -> Value {
+    json(&mesh.data_dir().join("manager/endpoint.json"))["key"].take()
+}
+
+fn rotate(mesh: &Mesh) {
+    let before = manager_key(mesh);
+    mesh.ok(&["key", "rotate"]);
+    assert_ne!(manager_key(mesh), before);
+    until_true("the agent knows the keys of now", || {
+        let enrolment = mesh.agent_dir("a").join("agent/enrolment.json");
+        json(&enrolment)["manager"][0] == manager_key(mesh)
+    });
+    mesh.wait_for_node("a", "alive");
+}
+
+/// A job that runs until the file that comes back with it is there.
+fn job_that_waits(mesh: &Mesh) -> (u64, std::path::PathBuf) {
+    let file = mesh.folder().join("go");
+    let script = format!("until test -e {}; do sleep 0.05; done", file.display());
+    let job = mesh.submit(&["--", "sh", "-c", &script]);
+    mesh.wait_for_job(job, "running");
+    (job, file)
+}
+
+#[test]
+fn the_managers_key_is_rotated_under_whoever_has_joined() {
+    let mut mesh = Mesh::with_agents(PODMESH, &["a"]);
+    for user in ["ann", "ben"] {
+        let token = mesh.token("viewer");
+        let joined = elsewhere(&mesh, user, &["login", &token, "--name", user]);
+        assert!(joined.status.success(), "{}", said(&joined));
+    }
+    let (job, go) = job_that_waits(&mesh);
+    let token_of_before = mesh.token("viewer");
+    for _ in 0..3 {
+        rotate(&mesh);
+        let nodes = elsewhere(&mesh, "ann", &["nodes"]);
+        assert!(nodes.status.success(), "{}", said(&nodes));
+    }
+    let late = elsewhere(&mesh, "carl", &["login", &token_of_before]);
+    assert!(said(&late).contains("has another key"), "{}", said(&late));
+    let away = elsewhere(&mesh, "ben", &["nodes"]);
+    assert!(said(&away).contains("join again with a new token"), "{}", said(&away));
+
+    // What was rotated is on disk.
+    mesh.kill_manager();
+    mesh.start_manager();
+    mesh.wait_for_node("a", "alive");
+    let token = mesh.token("viewer");
+    let joined = elsewhere(&mesh, "carl", &["login", &token, "--name", "carl"]);
+    assert!(joined.status.success(), "{}", said(&joined));
+
+    fs::write(go, "").unwrap();
+    mesh.wait_for_job(job, "succeeded");
+    assert_eq!(mesh.json(&["tasks", &job.to_string()])["tasks"][0]["attempts"], 1);
+    let rotated = mesh.ok(&["events"]).matches("the manager's key was rotated").count();
+    assert_eq!(rotated, 3);
+}
+
+#[test]
+fn nodes_and_users_renew_their_keys_and_the_old_ones_are_of_no_more_use() {
+    let mesh = Mesh::with_agents(PODMESH, &["a"]);
+    let token = mesh.token("operator");
+    let joined = elsewhere(&mesh, "ann", &["login", &token, "--name", "ann"]);
+    assert!(joined.status.success(), "{}", said(&joined));
+    let (job, go) = job_that_waits(&mesh);
+
+    // Somebody has copied the keys.
+    let thief = mesh.folder().join("thief");
+    fs::create_dir_all(thief.join("user")).unwrap();
+    for file in ["key", "enrolment.json"] {
+        fs::copy(mesh.folder().join("ann/user").join(file), thief.join("user").join(file)).unwrap();
+    }
+    assert!(elsewhere(&mesh, "thief", &["nodes"]).status.success());
+    let key = |path: &str| fs::read(mesh.folder().join(path)).unwrap();
+    let agent_key = mesh.agent_dir("a").join("agent/key");
+    let before = (key("ann/user/key"), fs::read(&agent_key).unwrap());
+
+    let renewed = elsewhere(&mesh, "ann", &["key", "renew"]);
+    assert!(renewed.status.success(), "{}", said(&renewed));
+    let mut command = mesh.command(&["key", "renew", "--agent"]);
+    let renewed = command.env("PODMESH_DATA_DIR", mesh.agent_dir("a")).output().unwrap();
+    assert!(renewed.status.success(), "{}", said(&renewed));
+    assert_ne!((key("ann/user/key"), fs::read(&agent_key).unwrap()), before);
+
+    assert!(elsewhere(&mesh, "ann", &["nodes"]).status.success());
+    let refused = elsewhere(&mesh, "thief", &["nodes"]);
+    assert!(said(&refused).contains("does not know the key"), "{}", said(&refused));
+    let refused = elsewhere(&mesh, "thief", &["key", "renew"]);
+    assert!(said(&refused).contains("does not know the key"), "{}", said(&refused));
+    until_true("the agent is back with its new key", || {
+        mesh.ok(&["events"]).matches("node a connected").count() == 2
+    });
+    mesh.wait_for_node("a", "alive");
+
+    fs::write(go, "").unwrap();
+    mesh.wait_for_job(job, "succeeded");
+    assert_eq!(mesh.json(&["tasks", &job.to_string()])["tasks"][0]["attempts"], 1);
+    let events = mesh.ok(&["events"]);
+    assert!(events.contains("agent a has a new key"), "{events}");
+    assert!(events.contains("operator ann has a new key"), "{events}");
+}
