@@ -78,6 +78,7 @@ pub async fn run(
     let docker_settings = DockerSettings {
         node: config.name.clone(),
         agent_id: data_dir.id(),
+        data_dir: data_dir.path().to_owned(),
         logs_dir: logs_dir.clone(),
         rotation: config.rotation.clone(),
         policy: config.policy.clone(),

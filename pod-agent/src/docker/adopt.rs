@@ -37,6 +37,9 @@ impl DockerRuntime {
     /// # Errors
     /// When the engine does not answer, or does not remove a container that never ran.
     pub async fn adopt(&self) -> Result<Vec<FoundAttempt>, DockerError> {
+        if let Err(error) = self.shared.stage.clear() {
+            tracing::warn!(%error, "mounts of an earlier life of the agent are left");
+        }
         let engine = &self.shared.engine;
         let mut found = Vec::new();
         for (identity, container) in self.find().await.map_err(failed("list the containers"))? {

@@ -12,10 +12,12 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 
 use super::Shared;
-use super::container::{self, Identity};
+use super::container::{self, Configuration, Identity};
 use super::engine::Pause;
 use super::error::{CallError, start_error_code};
 use super::logs;
+use super::mounts::MountRules;
+use super::stage::Held;
 
 /// The exit code of what podmesh or the engine could not start.
 const CANNOT_START: i32 = 125;
@@ -35,6 +37,8 @@ struct Created {
     container: String,
     /// It was started before: a second start would be a second run.
     has_run: bool,
+    /// What it mounts, until it is started.
+    held: Vec<Held>,
 }
 
 impl Attempt {
@@ -74,7 +78,7 @@ impl Attempt {
         if spec.pull == PullPolicy::Always {
             self.pull(spec).await?;
         }
-        let Created { container, has_run } = self.create(&identity, context, spec).await?;
+        let Created { container, has_run, held } = self.create(&identity, context, spec).await?;
         self.shared.has_container(self.id, &container);
         if !has_run {
             if self.is_stopped() {
@@ -83,6 +87,7 @@ impl Attempt {
             }
             self.start(&container).await?;
         }
+        drop(held);
         Ok(container)
     }
 
@@ -115,9 +120,9 @@ impl Attempt {
             if self.is_stopped() {
                 return Err(stopped());
             }
-            let body = self.configuration(identity, context).await?;
+            let Configuration { body, held } = self.configuration(identity, context).await?;
             let error = match self.shared.engine.create(&name, body).await {
-                Ok(container) => return Ok(Created { container, has_run: false }),
+                Ok(container) => return Ok(Created { container, has_run: false, held }),
                 Err(error) => error,
             };
             if error.is_no_such_image() {
@@ -138,7 +143,7 @@ impl Attempt {
             }
             if error.is_conflict() {
                 if let Some(found) = self.existing(&name, identity).await? {
-                    return Ok(found);
+                    return Ok(Created { held, ..found });
                 }
             } else if !error.is_no_answer() {
                 return Err(cannot_start(format!("the container cannot be created: {error}")));
@@ -158,21 +163,21 @@ impl Attempt {
         &self,
         identity: &Identity,
         context: &Arc<JobContext>,
-    ) -> Result<bollard::models::ContainerCreateBody, Outcome> {
+    ) -> Result<Configuration, Outcome> {
         let RuntimeSpec::Docker(spec) = &context.run.runtime else {
             return Err(cannot_start("the job is not for the docker runtime"));
         };
         let make =
             |shared: &Shared, identity: &Identity, context: &JobContext, spec: &DockerSpec| {
                 let settings = &shared.settings;
-                container::configuration(
-                    identity,
-                    context,
-                    spec,
-                    &settings.node,
-                    &settings.policy,
-                    &shared.engine.facts,
-                )
+                let rules = MountRules {
+                    node: &settings.node,
+                    policy: &settings.policy,
+                    engine: &shared.engine.facts,
+                    data_dir: &settings.data_dir,
+                    stage: &shared.stage,
+                };
+                container::configuration(identity, context, spec, &rules)
             };
         if spec.mounts.is_empty() {
             return make(&self.shared, identity, context, spec).map_err(cannot_start);
@@ -206,7 +211,7 @@ impl Attempt {
             return Ok(None);
         }
         tracing::info!(attempt = %self.id, "goes on with the container that is there");
-        Ok(found.id.map(|container| Created { container, has_run: has_run(&state) }))
+        Ok(found.id.map(|container| Created { container, has_run: has_run(&state), held: vec![] }))
     }
 
     async fn start(&self, container: &str) -> Result<(), Outcome> {

@@ -1,19 +1,15 @@
 //! From a job's spec to a container's configuration, within what the node allows.
 
 use std::collections::HashMap;
-use std::path::{Path, PathBuf};
 
-use bollard::models::{
-    ContainerCreateBody, HostConfig, HostConfigLogConfig, Mount as EngineMount, MountType,
-    ResourcesUlimits,
-};
+use bollard::models::{ContainerCreateBody, HostConfig, HostConfigLogConfig, ResourcesUlimits};
 use podmesh_agent_core::step::JobContext;
 use podmesh_protocol::ids::{AttemptId, ClusterId, JobId, Name, TaskId};
-use podmesh_protocol::spec::{DockerSpec, Mount, NetworkMode, OnLost};
+use podmesh_protocol::spec::{DockerSpec, NetworkMode, OnLost};
 use uuid::Uuid;
 
-use super::engine::EngineFacts;
-use crate::policy::{MountRoot, NodePolicy};
+use super::mounts::MountRules;
+use super::stage::Held;
 use crate::task_env::task_env;
 
 const CLUSTER: &str = "podmesh.cluster";
@@ -39,15 +35,6 @@ const CPU_MILLIS_MIN: u64 = 10;
 /// No core files, which would fill the engine's disk. Other limits stay as the engine has them: to
 /// raise one can be more than it may.
 const NO_CORE_FILES: (&str, i64) = ("core", 0);
-
-/// Where engines have their sockets; whoever reaches one has the machine.
-const SOCKETS: [&str; 5] = [
-    "/var/run/docker.sock",
-    "/run/docker.sock",
-    "/run/containerd/containerd.sock",
-    "/run/podman/podman.sock",
-    "/run/crio/crio.sock",
-];
 
 /// The name of an attempt's container; with it a create is idempotent.
 pub(super) fn name(cluster: ClusterId, attempt: AttemptId) -> String {
@@ -104,6 +91,13 @@ impl Identity {
     }
 }
 
+/// A container's configuration.
+pub(super) struct Configuration {
+    pub(super) body: ContainerCreateBody,
+    /// What it mounts, held until it is started.
+    pub(super) held: Vec<Held>,
+}
+
 /// The configuration of an attempt's container. Looks at the file system: not for async code.
 ///
 /// # Errors
@@ -112,16 +106,18 @@ pub(super) fn configuration(
     identity: &Identity,
     context: &JobContext,
     spec: &DockerSpec,
-    node: &Name,
-    policy: &NodePolicy,
-    engine: &EngineFacts,
-) -> Result<ContainerCreateBody, String> {
+    rules: &MountRules<'_>,
+) -> Result<Configuration, String> {
     let run = &context.run;
+    let MountRules { node, policy, engine, .. } = *rules;
     policy.check_resources(node, &context.resources)?;
     policy.check_container(node, spec)?;
-    let rules = MountRules { node, policy, engine };
-    let mounts =
-        spec.mounts.iter().map(|mount| rules.check(mount)).collect::<Result<Vec<_>, _>>()?;
+    let (mut mounts, mut held) = (vec![], vec![]);
+    for (index, mount) in spec.mounts.iter().enumerate() {
+        let (mount, hold) = rules.mount(mount, identity.attempt, index)?;
+        mounts.push(mount);
+        held.extend(hold);
+    }
     let mut env = run.env.clone();
     env.extend(
         task_env(identity.attempt, &context.name, node).map(|(key, value)| (key.to_owned(), value)),
@@ -155,7 +151,7 @@ pub(super) fn configuration(
         ulimits: Some(vec![ulimit(NO_CORE_FILES)]),
         ..HostConfig::default()
     };
-    Ok(ContainerCreateBody {
+    let body = ContainerCreateBody {
         image: Some(spec.image.clone()),
         cmd: (!run.command.is_empty()).then(|| run.command.clone()),
         // The engine takes one empty text, not an empty list, for "none".
@@ -170,106 +166,13 @@ pub(super) fn configuration(
         stop_timeout: i64::try_from(run.stop_grace_ms.div_ceil(1000)).ok(),
         host_config: Some(host_config),
         ..ContainerCreateBody::default()
-    })
+    };
+    Ok(Configuration { body, held })
 }
 
 fn ulimit((name, number): (&str, i64)) -> ResourcesUlimits {
     let number = Some(number);
     ResourcesUlimits { name: Some(name.to_owned()), soft: number, hard: number }
-}
-
-struct MountRules<'a> {
-    node: &'a Name,
-    policy: &'a NodePolicy,
-    engine: &'a EngineFacts,
-}
-
-impl MountRules<'_> {
-    fn check(&self, mount: &Mount) -> Result<EngineMount, String> {
-        let node = self.node;
-        // Symlinks are followed first: what counts is where the container would end up.
-        let source = Path::new(&mount.source).canonicalize().map_err(|error| {
-            format!("cannot mount {}: {error}; the path must be there on node {node}", mount.source)
-        })?;
-        let root = self.root_of(&source).ok_or_else(|| {
-            format!(
-                "node {node} does not allow mount {}{}: allowed roots are {}; its owner can change agent.toml",
-                mount.source,
-                if source == Path::new(&mount.source) { String::new() } else { format!(" (which is {})", source.display()) },
-                self.roots()
-            )
-        })?;
-        if !mount.read_only && !root.writable {
-            return Err(format!(
-                "node {node} does not allow mount {} to be written: allowed roots are {}; mount it \
-                 read-only, or its owner can change agent.toml",
-                mount.source,
-                self.roots()
-            ));
-        }
-        if let Some(socket) = self.sockets().find(|socket| socket.starts_with(&source)) {
-            return Err(format!(
-                "node {node} never allows mount {}: it holds {}, and with that the whole machine",
-                mount.source,
-                socket.display()
-            ));
-        }
-        if mount.read_only
-            && !self.engine.read_only_is_recursive
-            && let Some(inner) = mounted_below(&source)
-        {
-            return Err(format!(
-                "cannot mount {} read-only on node {node}: {} is mounted in it, and this version of \
-                 Docker would leave that writable; mount folders that hold no other file system",
-                mount.source,
-                inner.display()
-            ));
-        }
-        let source = source.to_str().ok_or_else(|| {
-            format!("cannot mount {}: it is {}, which is not UTF-8", mount.source, source.display())
-        })?;
-        Ok(EngineMount {
-            typ: Some(MountType::BIND),
-            source: Some(source.to_owned()),
-            target: Some(mount.target.clone()),
-            read_only: Some(mount.read_only),
-            ..EngineMount::default()
-        })
-    }
-
-    /// The root that the path lies in; a writable one if there are several.
-    fn root_of(&self, source: &Path) -> Option<&MountRoot> {
-        let holds =
-            |root: &&MountRoot| root.path.canonicalize().is_ok_and(|root| source.starts_with(root));
-        self.policy.mount_roots.iter().filter(holds).max_by_key(|root| root.writable)
-    }
-
-    fn roots(&self) -> String {
-        let shown = self.policy.mount_roots.iter().map(|root| {
-            format!("{}{}", root.path.display(), if root.writable { "" } else { " (read-only)" })
-        });
-        let shown: Vec<_> = shown.collect();
-        if shown.is_empty() { "none".to_owned() } else { shown.join(", ") }
-    }
-
-    fn sockets(&self) -> impl Iterator<Item = PathBuf> {
-        let known = SOCKETS.iter().map(PathBuf::from).chain(self.engine.socket.clone());
-        known.filter_map(|socket| socket.canonicalize().ok())
-    }
-}
-
-/// A mount point below `path`, if there is one.
-fn mounted_below(path: &Path) -> Option<PathBuf> {
-    let table = std::fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
-    let points = table.lines().filter_map(|line| line.split(' ').nth(4)).map(unescape);
-    points.map(PathBuf::from).find(|point| point != path && point.starts_with(path))
-}
-
-/// Undoes the escapes of `mountinfo`.
-fn unescape(field: &str) -> String {
-    [("\\040", " "), ("\\011", "\t"), ("\\012", "\n"), ("\\134", "\\")]
-        .into_iter()
-        .fold(field.to_owned(), |text, (code, character)| text.replace(code, character))
 }
 
 #[cfg(test)]
@@ -305,71 +208,5 @@ mod tests {
         let mut fewer = labels.clone();
         fewer.remove(AGENT);
         assert_eq!(Identity::of(&fewer, &name(identity().cluster, identity().attempt)), None);
-    }
-
-    fn engine(socket: Option<PathBuf>) -> EngineFacts {
-        EngineFacts { socket, ..EngineFacts::default() }
-    }
-
-    fn check(
-        roots: &[(&Path, bool)],
-        source: &Path,
-        read_only: bool,
-        engine: &EngineFacts,
-    ) -> Result<EngineMount, String> {
-        let policy = NodePolicy {
-            mount_roots: roots
-                .iter()
-                .map(|(path, writable)| MountRoot { path: path.to_path_buf(), writable: *writable })
-                .collect(),
-            ..NodePolicy::default()
-        };
-        let node = "n1".parse().unwrap();
-        let mount =
-            Mount { source: source.to_str().unwrap().into(), target: "/x".into(), read_only };
-        MountRules { node: &node, policy: &policy, engine }.check(&mount)
-    }
-
-    #[test]
-    fn mounts_stay_inside_their_roots() {
-        let dir = tempfile::tempdir().unwrap();
-        let [read, write, other] = ["read", "write", "other"].map(|name| dir.path().join(name));
-        for folder in [&read, &write, &other] {
-            std::fs::create_dir(folder).unwrap();
-        }
-        std::os::unix::fs::symlink(&other, write.join("link")).unwrap();
-        let sock = other.join("engine.sock");
-        std::fs::write(&sock, "").unwrap();
-        let engine = engine(Some(sock.clone()));
-        let roots = [(read.as_path(), false), (write.as_path(), true)];
-        assert!(check(&roots, &read, true, &engine).is_ok());
-        assert!(check(&roots, &write, false, &engine).is_ok());
-        assert!(check(&roots, &read, false, &engine).unwrap_err().contains("to be written"));
-        let said = check(&roots, &other, true, &engine).unwrap_err();
-        assert!(said.contains("does not allow mount") && said.contains("agent.toml"), "{said}");
-        let said = check(&roots, &write.join("link"), true, &engine).unwrap_err();
-        assert!(said.contains("which is") && said.contains("other"), "{said}");
-        assert!(
-            check(&roots, &write.join("none"), true, &engine)
-                .unwrap_err()
-                .contains("must be there")
-        );
-        assert!(check(&[], &read, true, &engine).unwrap_err().contains("allowed roots are none"));
-        // A sibling whose name begins alike is not inside.
-        let alike = dir.path().join("write2");
-        std::fs::create_dir(&alike).unwrap();
-        assert!(check(&roots, &alike, true, &engine).is_err());
-        let all = [(dir.path(), true)];
-        for socket in [&sock, &other] {
-            assert!(check(&all, socket, true, &engine).unwrap_err().contains("never allows"));
-        }
-    }
-
-    #[test]
-    fn a_file_system_inside_is_found() {
-        assert!(mounted_below(Path::new("/")).is_some());
-        let dir = tempfile::tempdir().unwrap();
-        assert_eq!(mounted_below(dir.path()), None);
-        assert_eq!(unescape("/a\\040b\\134c"), "/a b\\c");
     }
 }

@@ -2,6 +2,7 @@
 //!
 //! - `engine.rs`: the calls to the engine, each with its deadline;
 //! - `container.rs`: labels, name and configuration of a container, within what the node allows;
+//! - `mounts.rs`: what may be mounted; `stage.rs`: how it is held until it is;
 //! - `attempt.rs`: one attempt's life; `pull.rs`: missing images; `adopt.rs`: after a restart;
 //! - `logs.rs`: capture of the output, with `cursor.rs` (where it stands in the engine's log),
 //!   `files.rs` (where it stands in ours) and `line_end.rs` (what Docker 20.10 loses).
@@ -19,7 +20,9 @@ mod error;
 mod files;
 mod line_end;
 mod logs;
+mod mounts;
 mod pull;
+mod stage;
 
 use std::collections::HashMap;
 use std::path::PathBuf;
@@ -39,6 +42,7 @@ pub use self::error::DockerError;
 use self::attempt::Attempt;
 use self::engine::Engine;
 use self::pull::Pulls;
+use self::stage::Stage;
 use crate::log_notify::LogNotify;
 use crate::policy::NodePolicy;
 
@@ -50,6 +54,8 @@ pub struct DockerSettings {
     /// The identity of the agent's data directory. Containers carry it: it must not change over
     /// restarts, and no two agents may share it.
     pub agent_id: Uuid,
+    /// The agent's data directory: never mounted.
+    pub data_dir: PathBuf,
     /// Output goes to `<logs_dir>/<job>/<task>/<attempt>/stdout.log` and `stderr.log`.
     pub logs_dir: PathBuf,
     /// How much output is kept of each stream of an attempt.
@@ -92,6 +98,7 @@ impl DockerRuntime {
         let shared = Arc::new(Shared {
             engine,
             pulls: Arc::default(),
+            stage: Stage::of(settings.agent_id),
             settings,
             facts,
             runtime: Handle::current(),
@@ -152,6 +159,7 @@ impl Drop for DockerRuntime {
 struct Shared {
     engine: Arc<Engine>,
     pulls: Arc<Pulls>,
+    stage: Stage,
     settings: DockerSettings,
     facts: mpsc::UnboundedSender<(AttemptId, RuntimeFact)>,
     runtime: Handle,

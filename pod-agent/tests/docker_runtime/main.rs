@@ -4,6 +4,7 @@
 
 mod adopt;
 mod logs;
+mod mounts;
 mod pull;
 mod run;
 mod support;

@@ -5,10 +5,9 @@ use std::collections::HashMap;
 use crate::support::*;
 use bollard::models::{ContainerCreateBody, HostConfig};
 use bollard::query_parameters as query;
-use podmesh_agent::policy::MountRoot;
 use podmesh_agent_core::input::RuntimeFact;
 use podmesh_protocol::report::OutcomeKind;
-use podmesh_protocol::spec::{Mount, NetworkMode, PullPolicy};
+use podmesh_protocol::spec::{NetworkMode, PullPolicy};
 
 #[tokio::test]
 async fn exit_codes_are_those_of_docker_run() {
@@ -183,56 +182,6 @@ async fn a_pull_can_be_stopped() {
     assert_eq!((outcome.kind, outcome.exit_code), (OutcomeKind::Failed, None));
     assert!(outcome.message.unwrap().contains("stopped"));
     drop(call);
-}
-
-#[tokio::test]
-async fn mounts_and_networks_are_as_the_node_allows() {
-    if !usable() {
-        return;
-    }
-    let mut place = Place::new();
-    let [open, closed, other] = ["open", "closed", "other"].map(|name| place.path().join(name));
-    for dir in [&open, &closed, &other] {
-        std::fs::create_dir(dir).unwrap();
-    }
-    place.policy.mount_roots = vec![
-        MountRoot { path: open.clone(), writable: true },
-        MountRoot { path: closed.clone(), writable: false },
-    ];
-    std::fs::write(closed.join("word"), "hello").unwrap();
-    let mut agent = place.agent().await;
-    let mount = |source: &std::path::Path, target: &str, read_only| Mount {
-        source: source.to_str().unwrap().into(),
-        target: target.into(),
-        read_only,
-    };
-    let mut job = place.script("cat /in/word > /out/copy; echo x > /in/word; echo $?");
-    docker_spec(&mut job).mounts = vec![mount(&closed, "/in", true), mount(&open, "/out", false)];
-    let outcome = agent.run(attempt(1), job).await;
-    assert_eq!(outcome.exit_code, Some(0), "{outcome:?}");
-    assert_eq!(place.text(attempt(1), "stdout"), "1\n");
-    assert!(place.text(attempt(1), "stderr").contains("Read-only"));
-    assert_eq!(std::fs::read(open.join("copy")).unwrap(), b"hello");
-    assert_eq!(std::fs::read(closed.join("word")).unwrap(), b"hello");
-
-    for (index, mount) in [
-        (2, mount(&other, "/in", true)),
-        (3, mount(&closed, "/in", false)),
-        (4, mount("/var/run/docker.sock".as_ref(), "/s", true)),
-    ] {
-        let mut job = place.job(&["true"]);
-        docker_spec(&mut job).mounts = vec![mount];
-        let outcome = agent.run(attempt(index), job).await;
-        let said = outcome.message.unwrap();
-        assert_eq!(outcome.exit_code, Some(125));
-        assert!(said.contains("test-node") && said.contains("agent.toml"), "{said}");
-    }
-    let mut job = place.job(&["true"]);
-    docker_spec(&mut job).network = NetworkMode::Host;
-    let said = agent.run(attempt(5), job).await.message.unwrap();
-    assert!(said.contains("allow_host_network"), "{said}");
-    // Nothing was even created for what was refused.
-    assert_eq!(place.containers().await.len(), 1);
 }
 
 #[tokio::test]

@@ -311,6 +311,7 @@ pub(crate) fn settings(
     DockerSettings {
         node: "test-node".parse().unwrap(),
         agent_id: agent,
+        data_dir: "/nowhere/agent".into(),
         logs_dir,
         rotation,
         policy,

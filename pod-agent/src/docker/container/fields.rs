@@ -2,11 +2,15 @@
 //! engine's interface grows a field, this does not compile until somebody has thought about it.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
-use podmesh_protocol::spec::{PullPolicy, Resources, RunSpec, RuntimeSpec};
+use bollard::models::MountType;
+use podmesh_protocol::spec::{Mount, PullPolicy, Resources, RunSpec, RuntimeSpec};
 
 use super::*;
+use crate::docker::engine::EngineFacts;
+use crate::docker::stage::Stage;
+use crate::policy::{MountRoot, NodePolicy};
 
 /// A job that asks for all that there is to ask for.
 fn demanding() -> (JobContext, DockerSpec) {
@@ -47,7 +51,19 @@ fn identity() -> Identity {
 fn made(policy: &NodePolicy) -> Result<ContainerCreateBody, String> {
     let (context, spec) = demanding();
     let engine = EngineFacts { cpu_millis: 64_000, ..EngineFacts::default() };
-    configuration(&identity(), &context, &spec, &"n1".parse().unwrap(), policy, &engine)
+    make(&context, &spec, policy, &engine)
+}
+
+fn make(
+    context: &JobContext,
+    spec: &DockerSpec,
+    policy: &NodePolicy,
+    engine: &EngineFacts,
+) -> Result<ContainerCreateBody, String> {
+    let (node, stage) = ("n1".parse().unwrap(), Stage::unable());
+    let data_dir = Path::new("/nowhere");
+    let rules = MountRules { node: &node, policy, engine, data_dir, stage: &stage };
+    Ok(configuration(&identity(), context, spec, &rules)?.body)
 }
 
 #[test]
@@ -70,9 +86,7 @@ fn every_field_is_set_by_us_allowed_or_never_there() {
     let (context, mut spec) = demanding();
     spec.mounts[0].source = folder.path().to_str().unwrap().into();
     let engine = EngineFacts { cpu_millis: 64_000, ..EngineFacts::default() };
-    let body =
-        configuration(&identity(), &context, &spec, &"n1".parse().unwrap(), &policy, &engine)
-            .unwrap();
+    let body = make(&context, &spec, &policy, &engine).unwrap();
     let ContainerCreateBody {
         hostname,
         domainname,

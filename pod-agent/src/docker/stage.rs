@@ -1,0 +1,198 @@
+//! Folders held for the engine between the look at them and their mount.
+//!
+//! The engine resolves a path when it starts the container, long after it was judged. So it is given
+//! a path that nobody else can change: a mount of what was judged, in a folder of ours. That takes
+//! the right to mount, which an agent that runs as root has. The hold ends when the container has
+//! started; what a kill has left is cleared by the next life of the agent.
+
+use std::fs::{self, DirBuilder, File};
+use std::io;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt};
+use std::path::{Path, PathBuf};
+
+use podmesh_protocol::ids::AttemptId;
+use rustix::fs::CWD;
+use rustix::io::Errno;
+use rustix::mount::{
+    MountPropagationFlags, MoveMountFlags, OpenTreeFlags, UnmountFlags, mount_change, move_mount,
+    open_tree, unmount,
+};
+use uuid::Uuid;
+
+/// Not in the data directory: whoever removes that must not remove what is mounted.
+const STAGES_DIR: &str = "/run/podmesh-mounts";
+
+/// Where one agent holds its folders.
+#[derive(Debug)]
+pub(super) struct Stage(Option<PathBuf>);
+
+impl Stage {
+    /// That of an agent.
+    pub(super) fn of(agent: Uuid) -> Self {
+        Self(Some(Path::new(STAGES_DIR).join(agent.to_string())))
+    }
+
+    /// One that holds nothing.
+    #[cfg(test)]
+    pub(super) fn unable() -> Self {
+        Self(None)
+    }
+
+    /// Holds what was opened with `O_PATH`.
+    ///
+    /// # Errors
+    /// When it cannot be; [`is_unable`] tells whether for want of rights.
+    pub(super) fn hold(&self, attempt: AttemptId, index: usize, opened: &File) -> io::Result<Held> {
+        let dir = self.0.as_ref().ok_or(Errno::PERM)?;
+        // From here on it is a mount of its own, whatever becomes of the path.
+        let tree = open_tree(
+            opened,
+            "",
+            OpenTreeFlags::OPEN_TREE_CLONE
+                | OpenTreeFlags::AT_RECURSIVE
+                | OpenTreeFlags::AT_EMPTY_PATH
+                | OpenTreeFlags::OPEN_TREE_CLOEXEC,
+        )?;
+        make_private_dir(Path::new(STAGES_DIR))?;
+        make_private_dir(dir)?;
+        let path = dir.join(format!("{}-{index}", attempt.to_string().replace('#', ".")));
+        release(&path)?;
+        if opened.metadata()?.is_dir() {
+            DirBuilder::new().mode(0o700).create(&path)?;
+        } else {
+            File::create_new(&path)?;
+        }
+        let held = Held(path);
+        let by_itself = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH;
+        move_mount(&tree, "", CWD, &held.0, by_itself)?;
+        // Its end must not end what is mounted inside of the original.
+        mount_change(&held.0, MountPropagationFlags::PRIVATE | MountPropagationFlags::REC)?;
+        Ok(held)
+    }
+
+    /// Ends all holds of an earlier life.
+    ///
+    /// # Errors
+    /// When one cannot be ended.
+    pub(super) fn clear(&self) -> io::Result<()> {
+        let Some(dir) = &self.0 else { return Ok(()) };
+        let entries = match fs::read_dir(dir) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+            entries => entries?,
+        };
+        for entry in entries {
+            release(&entry?.path())?;
+        }
+        fs::remove_dir(dir)
+    }
+}
+
+/// Whether something cannot be held because this process may not mount, or the kernel is too old.
+pub(super) fn is_unable(error: &io::Error) -> bool {
+    [Errno::PERM, Errno::ACCESS, Errno::NOSYS]
+        .iter()
+        .any(|unable| error.raw_os_error() == Some(unable.raw_os_error()))
+}
+
+/// Makes a folder for us alone; one that is somebody else's is an error.
+fn make_private_dir(path: &Path) -> io::Result<()> {
+    match DirBuilder::new().mode(0o700).create(path) {
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+        made => return made,
+    }
+    let found = fs::symlink_metadata(path)?;
+    let ours = found.is_dir() && found.uid() == nix::unistd::geteuid().as_raw();
+    if ours && found.mode() & 0o077 == 0 {
+        return Ok(());
+    }
+    Err(io::Error::other(format!(
+        "{} is not a folder for this user alone: remove it",
+        path.display()
+    )))
+}
+
+/// Ends a hold. Never removes anything inside of it.
+fn release(path: &Path) -> io::Result<()> {
+    loop {
+        match unmount(path, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW) {
+            Ok(()) => {}
+            Err(Errno::INVAL) => break, // Nothing is mounted there.
+            Err(Errno::NOENT) => return Ok(()),
+            Err(error) => return Err(error.into()),
+        }
+    }
+    match fs::remove_dir(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotADirectory => fs::remove_file(path),
+        removed => removed,
+    }
+}
+
+/// A folder or file that is held for the engine. Dropped, it is no more.
+#[derive(Debug)]
+pub(super) struct Held(PathBuf);
+
+impl Held {
+    /// Where.
+    pub(super) fn path(&self) -> &Path {
+        &self.0
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        if let Err(error) = release(&self.0) {
+            tracing::warn!(path = %self.0.display(), %error, "a mount could not be released");
+        }
+    }
+}
+
+#[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "tests")]
+mod tests {
+    use std::os::unix::fs::OpenOptionsExt;
+
+    use podmesh_protocol::ids::JobId;
+
+    use super::*;
+
+    fn open(path: &Path) -> File {
+        let flags = nix::libc::O_PATH;
+        fs::OpenOptions::new().read(true).custom_flags(flags).open(path).unwrap()
+    }
+
+    fn attempt() -> AttemptId {
+        AttemptId::new(JobId(1), 2, 3)
+    }
+
+    #[test]
+    fn what_is_held_stays_what_it_was() {
+        if !nix::unistd::geteuid().is_root() {
+            println!("LEFT OUT: only root may mount");
+            return;
+        }
+        let dir = tempfile::tempdir().unwrap();
+        let [folder, moved] = ["folder", "moved"].map(|name| dir.path().join(name));
+        fs::create_dir(&folder).unwrap();
+        fs::write(folder.join("word"), "good").unwrap();
+        let stage = Stage::of(Uuid::new_v4());
+        let opened = open(&folder);
+        fs::rename(&folder, &moved).unwrap();
+        std::os::unix::fs::symlink("/etc", &folder).unwrap();
+        let held = stage.hold(attempt(), 0, &opened).unwrap();
+        assert_eq!(fs::read(held.path().join("word")).unwrap(), b"good");
+        let file = stage.hold(attempt(), 1, &open(&moved.join("word"))).unwrap();
+        assert_eq!(fs::read(file.path()).unwrap(), b"good");
+        // Held again, after a create that had no answer.
+        let again = stage.hold(attempt(), 0, &opened).unwrap();
+        assert_eq!(fs::read(again.path().join("word")).unwrap(), b"good");
+        let path = held.path().to_owned();
+        drop((held, file, again));
+        assert!(!path.exists() && moved.join("word").exists());
+        // What a kill leaves.
+        std::mem::forget(stage.hold(attempt(), 0, &opened).unwrap());
+        stage.clear().unwrap();
+        stage.clear().unwrap();
+        assert!(!path.exists() && moved.join("word").exists());
+        assert!(!path.parent().unwrap().exists());
+    }
+}
