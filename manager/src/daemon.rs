@@ -13,6 +13,7 @@ use podmesh_wire::control::ManagerSocket;
 use podmesh_wire::front::{Front, FrontConfig, HeartbeatStream};
 use podmesh_wire::key::digest_of;
 use podmesh_wire::manager_keys::{ManagerKeys, ShownKeys};
+use podmesh_wire::open_files;
 use podmesh_wire::publish::Publisher;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::{JoinError, JoinHandle, JoinSet};
@@ -58,6 +59,7 @@ pub async fn run(
     shutdown: impl Future<Output = ()>,
 ) -> Result<(), ManagerError> {
     config.validate()?;
+    open_files::raise_limit();
     let data_dir = config.data_dir.clone();
     // Opening may take long: a log to recover after a kill.
     let (lock, store) = tokio::task::spawn_blocking(move || {

@@ -6,7 +6,6 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use podmesh_agent_core::input::{FoundAttempt, Input, RuntimeFact};
 use podmesh_agent_core::step::{JobContext, Step};
 use podmesh_agent_core::{Core, CoreConfig};
@@ -43,8 +42,6 @@ const EVENTS_MAX: usize = 64;
 const FACTS_MAX: usize = 4096;
 /// How often logs are swept by age.
 const SWEEP_EVERY: Duration = Duration::from_secs(600);
-/// Files that an agent likes to have open: three of an attempt, and its logs.
-const OPEN_FILES: u64 = 65_536;
 
 /// Runs an agent until `shutdown`, then stops its processes, reports them, and returns. Containers
 /// go on. To be called within a tokio runtime with time and I/O.
@@ -56,7 +53,7 @@ pub async fn run(
     config: AgentConfig,
     shutdown: impl Future<Output = ()>,
 ) -> Result<(), AgentError> {
-    raise_open_files();
+    podmesh_wire::open_files::raise_limit();
     let data_dir = Arc::new(DataDir::open(&config.data_dir)?);
     let logs_dir = make_logs_dir(&config.logs_dir)?;
     let clock = Clock::start();
@@ -156,17 +153,6 @@ fn make_logs_dir(path: &Path) -> Result<PathBuf, AgentError> {
         path: path.to_owned(),
         source,
     })
-}
-
-/// Attempts take open files; the usual limit of 1024 is for programs that use `select`.
-fn raise_open_files() {
-    let raised = getrlimit(Resource::RLIMIT_NOFILE).and_then(|(soft, hard)| {
-        let wanted = OPEN_FILES.min(hard);
-        if soft < wanted { setrlimit(Resource::RLIMIT_NOFILE, wanted, hard) } else { Ok(()) }
-    });
-    if let Err(error) = raised {
-        tracing::warn!("cannot raise the limit of open files: {error}");
-    }
 }
 
 /// What the agent says of itself in every hello.

@@ -23,6 +23,7 @@ pub struct Mesh {
     program: PathBuf,
     port: u16,
     manager_flags: Vec<String>,
+    manager_open_files: Option<u32>,
     folder: TempDir,
 }
 
@@ -36,6 +37,7 @@ impl Mesh {
             program: program.into(),
             port: free_port(),
             manager_flags: Vec::new(),
+            manager_open_files: None,
             folder,
         }
     }
@@ -54,6 +56,13 @@ impl Mesh {
     #[must_use]
     pub fn manager_flags(mut self, flags: &[&str]) -> Self {
         self.manager_flags = flags.iter().map(|&flag| flag.to_owned()).collect();
+        self
+    }
+
+    /// How many files every later manager may have open.
+    #[must_use]
+    pub fn manager_open_files(mut self, limit: u32) -> Self {
+        self.manager_open_files = Some(limit);
         self
     }
 
@@ -87,17 +96,30 @@ impl Mesh {
         format!("127.0.0.1:{}", self.port)
     }
 
+    /// The program, with no more open files than that.
+    fn limited(&self, open_files: u32) -> Command {
+        let script = format!("ulimit -n {open_files} && exec \"$0\" \"$@\"");
+        let mut command = Self::without_settings(Command::new("sh"));
+        command.args(["-c", &script]).arg(&self.program);
+        command
+    }
+
     /// The program with nothing of this process's own settings.
     pub fn command(&self, args: &[&str]) -> Command {
-        let mut command = Command::new(&self.program);
+        let mut command = Self::without_settings(Command::new(&self.program));
         // Under another name the benchmark's own binary is the benchmark.
         std::os::unix::process::CommandExt::arg0(&mut command, "podmesh");
+        command.args(args);
+        command
+    }
+
+    fn without_settings(mut command: Command) -> Command {
         for (name, _) in std::env::vars_os() {
             if name.to_string_lossy().starts_with("PODMESH_") {
                 command.env_remove(name);
             }
         }
-        command.args(args).stdin(Stdio::null());
+        command.stdin(Stdio::null());
         command
     }
 
@@ -136,7 +158,11 @@ impl Mesh {
     pub fn start_manager(&mut self) {
         let listen = self.address();
         let data_dir = self.data_dir();
-        let mut command = self.command(&["manager", "--listen", &listen]);
+        let mut command = match self.manager_open_files {
+            None => self.command(&[]),
+            Some(limit) => self.limited(limit),
+        };
+        command.args(["manager", "--listen", &listen]);
         command.args(&self.manager_flags).arg("--data-dir").arg(data_dir);
         let mut manager = Daemon::start(command, &self.folder().join("manager.txt"));
         until_true("the manager answers", || {

@@ -2,6 +2,7 @@
 #![expect(clippy::unwrap_used, reason = "tests")]
 
 use std::io::{Read, Write};
+use std::net::{Ipv4Addr, SocketAddr, TcpStream};
 use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
@@ -88,4 +89,37 @@ fn other_bytes_instead_of_heartbeats_end_that_stream_alone() {
     }
     assert_eq!(mesh.ok(&["run", "--", "echo", "unharmed"]), "unharmed\n");
     assert_eq!(mesh.nodes()[0]["state"], "alive");
+}
+
+/// Strangers that come and say nothing, from as many addresses as a machine has on loopback.
+fn idle_strangers(mesh: &Mesh, count: u32) -> Vec<TcpStream> {
+    let to: SocketAddr = mesh.address().parse().unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let connect = |number: u32| {
+        let socket = tokio::net::TcpSocket::new_v4().unwrap();
+        let from = Ipv4Addr::from(0x7f00_0100 + number % 16);
+        socket.bind((from, 0).into()).unwrap();
+        runtime.block_on(socket.connect(to)).ok()?.into_std().ok()
+    };
+    (0..count).filter_map(connect).collect()
+}
+
+#[test]
+fn strangers_do_not_take_the_last_open_files() {
+    // Under the default of a shell, and few enough for strangers to take them all.
+    let mut mesh = Mesh::new(PODMESH).manager_open_files(160);
+    mesh.start_manager();
+    mesh.start_agent("a", &[]);
+    let connected = || mesh.ok(&["events"]).matches("node a connected").count();
+    let strangers = idle_strangers(&mesh, 500);
+    for _ in 0..5 {
+        assert_eq!(mesh.ok(&["run", "--", "echo", "unharmed"]), "unharmed\n");
+    }
+    assert_eq!(mesh.nodes()[0]["state"], "alive");
+    drop(strangers);
+    let again = idle_strangers(&mesh, 500);
+    assert_eq!(mesh.ok(&["run", "--", "echo", "unharmed"]), "unharmed\n");
+    assert_eq!(connected(), 1, "the agent never lost its session");
+    assert!(mesh.ok(&["events"]).contains("HANDSHAKES"), "the strangers were told of");
+    drop(again);
 }

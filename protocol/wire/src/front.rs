@@ -28,6 +28,7 @@ use crate::error::WireError;
 use crate::guard::relay::{Expected, RelayError, relay, relay_plain};
 use crate::guard::zmtp::Traffic;
 use crate::manager_keys::ShownKeys;
+use crate::open_files;
 use crate::route::{
     CONTROL_SOCKET, Duplex, HEARTBEATS_SOCKET, PUBLICATIONS_SOCKET, read_framed, write_framed,
 };
@@ -219,7 +220,7 @@ async fn accept_network(
     gate: Arc<impl Gate>,
     inner: Arc<Inner>,
 ) {
-    let slots = Arc::new(Slots::default());
+    let slots = Arc::new(Slots::new(open_files::limit()));
     loop {
         let (stream, from) = match listener.accept().await {
             Ok((stream, from)) => (stream, from.ip()),

@@ -17,6 +17,7 @@ pub mod heartbeat;
 pub mod key;
 pub mod locate;
 pub mod manager_keys;
+pub mod open_files;
 pub mod publish;
 pub mod route;
 pub mod socket_dir;

@@ -6,9 +6,13 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use podmesh_protocol::limits::{HANDSHAKES_MAX, HANDSHAKES_PER_ADDRESS_MAX};
 
+/// One in so many of the files that the process may have open is for strangers at the most.
+const FILES_PER_STRANGER: u64 = 4;
+
 /// Connections that have not shown who they are.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Slots {
+    max: usize,
     taken: Mutex<HashMap<IpAddr, usize>>,
 }
 
@@ -20,12 +24,20 @@ pub(super) struct Slot {
 }
 
 impl Slots {
+    /// As many as there may be, of a process that may have so many files open.
+    pub(super) fn new(open_files: u64) -> Self {
+        let max = usize::try_from(open_files / FILES_PER_STRANGER).unwrap_or(HANDSHAKES_MAX);
+        Self { max: max.clamp(1, HANDSHAKES_MAX), taken: Mutex::default() }
+    }
+
     /// A slot for a connection from there, or why there is none.
     pub(super) fn take(slots: &Arc<Self>, from: IpAddr) -> Result<Slot, &'static str> {
         let of = network_of(from);
         let mut taken = slots.lock();
-        if taken.values().sum::<usize>() >= HANDSHAKES_MAX {
-            return Err("too many connections that have not shown who they are (HANDSHAKES_MAX)");
+        if taken.values().sum::<usize>() >= slots.max {
+            return Err(
+                "too many connections that have not shown who they are (HANDSHAKES_MAX, or a quarter of the open files allowed)",
+            );
         }
         let own = taken.entry(of).or_default();
         if *own >= HANDSHAKES_PER_ADDRESS_MAX {
@@ -72,7 +84,7 @@ mod tests {
 
     #[test]
     fn one_address_cannot_take_all_and_all_cannot_take_more() {
-        let slots = Arc::new(Slots::default());
+        let slots = Arc::new(Slots::new(1024));
         let flood = |n: u8| -> Vec<Slot> {
             let from = IpAddr::from(Ipv4Addr::new(10, 0, 0, n));
             (0..1000).map_while(|_| Slots::take(&slots, from).ok()).collect()
@@ -83,6 +95,8 @@ mod tests {
         drop(held);
         assert!(slots.lock().is_empty());
         assert_eq!(flood(1).len(), HANDSHAKES_PER_ADDRESS_MAX);
+        assert_eq!(Slots::new(100).max, 25);
+        assert_eq!(Slots::new(0).max, 1);
     }
 
     #[test]

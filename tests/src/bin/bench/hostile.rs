@@ -9,11 +9,15 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use podmesh_protocol::access::JoinToken;
+use podmesh_protocol::access::{JoinToken, Role};
+use podmesh_protocol::client::{PrincipalKind, RequestBody};
 use podmesh_protocol::codec::{decode, encode};
 use podmesh_protocol::ids::Epoch;
 use podmesh_protocol::session::{ToManager, ToPeer};
 use podmesh_tests::mesh::Mesh;
+use podmesh_wire::client::Client;
+use podmesh_wire::control::PeerSocket;
+use podmesh_wire::enrolment::Enrolment;
 use podmesh_wire::guard::zmtp::{
     GREETING_BYTES, Inspector, Traffic, check_greeting, command_length, ready_frame, socket_type,
 };
@@ -28,6 +32,7 @@ const CONNECTIONS: usize = 2_000;
 const IDLE: usize = 500;
 const NEW_A_SECOND: u64 = 200;
 const TRIES: usize = 200;
+const REVOCATIONS: usize = 50;
 
 pub(crate) fn measure(table: &mut Table) {
     let (panics, accepted) = mutations();
@@ -36,38 +41,23 @@ pub(crate) fn measure(table: &mut Table) {
     table.figure("mutated tokens that were taken for whole", accepted.to_string(), "");
     memory(table);
     disturbance(table);
+    revocation(table);
 }
 
-/// A small generator: the same inputs in each run.
-struct Random(u64);
-
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        self.0
-    }
-
-    fn below(&mut self, end: usize) -> usize {
-        usize::try_from(self.next() % end as u64).unwrap()
-    }
-
-    /// A copy with a few bytes changed, dropped or put in.
-    fn mutate(&mut self, good: &[u8]) -> Vec<u8> {
-        let mut bytes = good.to_vec();
-        for _ in 0..=self.below(4) {
-            let at = self.below(bytes.len().max(1));
-            let byte = self.next().to_le_bytes()[0];
-            match (self.below(4), bytes.is_empty()) {
-                (_, true) | (0, _) => bytes.insert(at.min(bytes.len()), byte),
-                (1, _) => drop(bytes.remove(at)),
-                (2, _) => bytes.truncate(at),
-                (_, _) => bytes[at] = byte,
-            }
+/// A copy with a few bytes changed, dropped or put in.
+fn mutate(random: &mut fastrand::Rng, good: &[u8]) -> Vec<u8> {
+    let mut bytes = good.to_vec();
+    for _ in 0..random.usize(1..=4) {
+        let at = random.usize(..bytes.len().max(1));
+        let byte = random.u8(..);
+        match (random.u8(..4), bytes.is_empty()) {
+            (_, true) | (0, _) => bytes.insert(at.min(bytes.len()), byte),
+            (1, _) => drop(bytes.remove(at)),
+            (2, _) => bytes.truncate(at),
+            (_, _) => bytes[at] = byte,
         }
-        bytes
     }
+    bytes
 }
 
 /// How many inputs made something panic, and how many tokens were read though they were changed.
@@ -88,10 +78,11 @@ fn mutations() -> (u64, u64) {
     let text = token.to_string();
     let seeds =
         [&greeting[..], &ready_frame("DEALER", &[1; 16]), &frame, &message, text.as_bytes()];
-    let mut random = Random(0x2545_f491_4f6c_dd1d);
+    // The same inputs in each run.
+    let mut random = fastrand::Rng::with_seed(1);
     let (mut panics, mut accepted) = (0, 0);
     for n in 0..MUTATIONS {
-        let bytes = random.mutate(seeds[usize::try_from(n).unwrap() % seeds.len()]);
+        let bytes = mutate(&mut random, seeds[usize::try_from(n).unwrap() % seeds.len()]);
         let taken = catch_unwind(|| {
             if let Some(greeting) = bytes.first_chunk() {
                 _ = check_greeting(greeting);
@@ -185,4 +176,32 @@ fn disturbance(table: &mut Table) {
     table.ratio(&name, micros(attacked), micros(quiet), "µs", "at most 2");
     let alive = rig.mesh.nodes().iter().filter(|node| node["state"] == "alive").count();
     table.figure("nodes alive after it", format!("{alive} of 2"), "2 of 2");
+}
+
+/// How long a connection lives after its key was revoked.
+fn revocation(table: &mut Table) {
+    let mesh = Mesh::with_agents(std::env::current_exe().unwrap(), &[]);
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let mut times: Vec<_> = (0..REVOCATIONS)
+        .map(|number| {
+            let name = format!("user-{number}");
+            let token: JoinToken = mesh.token(Role::Viewer.as_str()).parse().unwrap();
+            let dir = mesh.folder().join(&name);
+            runtime.block_on(async {
+                let enrolment =
+                    Enrolment::join(&dir, &token, &name.parse().unwrap()).await.unwrap();
+                let route = enrolment.route(&dir, None).unwrap();
+                let (mut receiver, _sender) = PeerSocket::connect(&route).await.unwrap().split();
+                let admin = Client::connect(&mesh.local()).await.unwrap();
+                let (kind, name) = (PrincipalKind::User, name.parse().unwrap());
+                let began = Instant::now();
+                admin.request(RequestBody::Revoke { kind, name }).await.unwrap();
+                assert!(receiver.recv().await.is_err(), "nothing else comes");
+                began.elapsed()
+            })
+        })
+        .collect();
+    let longest = percentile(&mut times, 1.0);
+    let figure = format!("{:.1} ms", longest.as_secs_f64() * 1e3);
+    table.figure("revoked to cut off, the longest of 50", figure, "1000 ms");
 }
