@@ -5,6 +5,7 @@
 #![expect(clippy::unwrap_used, clippy::panic, reason = "a benchmark that fails ends, with a text")]
 
 mod containers;
+mod faults;
 mod hostile;
 mod latency;
 mod noop;
@@ -19,13 +20,14 @@ use std::process::ExitCode;
 /// The name of a measure, and what takes it.
 type Measure = (&'static str, fn(&mut table::Table));
 
-const MEASURES: [Measure; 6] = [
+const MEASURES: [Measure; 7] = [
     ("noop", noop::measure),
     ("processes", processes::measure),
     ("containers", containers::measure),
     ("latency", latency::measure),
     ("security", security::measure),
     ("hostile", hostile::measure),
+    ("faults", faults::measure),
 ];
 
 fn main() -> ExitCode {

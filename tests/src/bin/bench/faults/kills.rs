@@ -1,0 +1,188 @@
+//! Managers and agents killed at random moments while jobs are submitted.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use podmesh_protocol::client::{ReplyBody, RequestBody};
+use podmesh_protocol::ids::{JobId, SubmissionId};
+use podmesh_protocol::limits::PAGE_ROWS_MAX;
+use podmesh_protocol::report::JobState;
+use podmesh_protocol::spec::{JobSpec, RuntimeSpec};
+use podmesh_tests::mesh::Mesh;
+use podmesh_wire::client::Client;
+use podmesh_wire::route::Route;
+use tokio::runtime::Runtime;
+use uuid::Uuid;
+
+use crate::rig::job;
+use crate::table::Table;
+
+/// The longest pause between a daemon's start and its end.
+const LIFE_MS_MAX: u64 = 200;
+/// Tasks of each job.
+const TASKS: u32 = 2;
+/// How long all that was accepted may take to end once nobody is killed any more.
+const END_LIMIT: Duration = Duration::from_secs(300);
+
+pub(crate) fn measure(table: &mut Table, kills: u32) {
+    let manager = run(kills, &["manager"]);
+    let name = format!("submissions acknowledged and lost, manager killed {kills} times");
+    table.figure(&name, format!("{} of {}", manager.lost, manager.accepted), "0");
+    let name = format!("tasks run twice, or not at all, manager killed {kills} times");
+    table.figure(&name, format!("{} and {}", manager.twice, manager.undone), "0 and 0");
+    let both = run(kills, &["manager", "a", "b"]);
+    let name = format!("submissions acknowledged and lost, both killed {kills} times");
+    table.figure(&name, format!("{} of {}", both.lost, both.accepted), "0");
+    let name = format!("tasks run twice, or not at all, both killed {kills} times");
+    table.figure(&name, format!("{} and {}", both.twice, both.undone), "0 and 0");
+    let name = format!("jobs that did not succeed, both killed {kills} times");
+    table.figure(&name, both.failed.to_string(), "0");
+}
+
+/// What came of it.
+#[derive(Debug, Default)]
+struct Counted {
+    accepted: usize,
+    /// Accepted, and not known any more.
+    lost: usize,
+    /// Tasks of which something ran more than once.
+    twice: usize,
+    /// Tasks of succeeded jobs that never ran.
+    undone: usize,
+    /// Jobs that ended otherwise.
+    failed: usize,
+}
+
+fn run(kills: u32, victims: &[&str]) -> Counted {
+    let mut mesh = Mesh::new(std::env::current_exe().unwrap());
+    mesh.start_manager();
+    for agent in ["a", "b"] {
+        mesh.start_agent(agent, &["--docker", "off"]);
+    }
+    let marks = mesh.folder().join("marks");
+    fs::create_dir(&marks).unwrap();
+    let submitter = Submitter::start(mesh.local(), marks.clone());
+    let mut random = fastrand::Rng::with_seed(u64::from(kills));
+    for _ in 0..kills {
+        thread::sleep(Duration::from_millis(random.u64(..LIFE_MS_MAX)));
+        match victims[random.usize(..victims.len())] {
+            "manager" => {
+                mesh.kill_manager();
+                mesh.start_manager();
+            }
+            agent => {
+                mesh.kill_agent(agent);
+                mesh.spawn_agent(agent, &["--docker", "off"]);
+            }
+        }
+    }
+    let accepted = submitter.stop();
+    count(&mesh, &accepted, &marks)
+}
+
+/// Submits one job after the other; each one until it is accepted.
+struct Submitter {
+    stop: Arc<AtomicBool>,
+    thread: JoinHandle<BTreeMap<SubmissionId, JobId>>,
+}
+
+impl Submitter {
+    fn start(route: Route, marks: PathBuf) -> Self {
+        let stop = Arc::new(AtomicBool::new(false));
+        let stopped = Arc::clone(&stop);
+        let thread = thread::spawn(move || {
+            let runtime = Runtime::new().unwrap();
+            let mut accepted = BTreeMap::new();
+            let mut client = None;
+            while !stopped.load(Ordering::Relaxed) {
+                let submission = SubmissionId(Uuid::new_v4());
+                let spec = spec(submission, &marks);
+                let job = runtime.block_on(submit(&route, &mut client, submission, &spec));
+                accepted.insert(submission, job);
+                thread::sleep(Duration::from_millis(10));
+            }
+            accepted
+        });
+        Self { stop, thread }
+    }
+
+    fn stop(self) -> BTreeMap<SubmissionId, JobId> {
+        self.stop.store(true, Ordering::Relaxed);
+        self.thread.join().unwrap()
+    }
+}
+
+/// Every run of a task leaves a line.
+fn spec(submission: SubmissionId, marks: &Path) -> JobSpec {
+    let file = marks.join(submission.0.to_string());
+    let script = format!("echo >> {}.$PODMESH_TASK_INDEX", file.display());
+    let mut spec = job(RuntimeSpec::Process, &["sh", "-c", &script], TASKS);
+    spec.resources.cpu_millis = 100;
+    spec
+}
+
+async fn submit(
+    route: &Route,
+    client: &mut Option<Client>,
+    submission: SubmissionId,
+    spec: &JobSpec,
+) -> JobId {
+    loop {
+        if client.is_none() {
+            *client = Client::connect(route).await.ok();
+        }
+        if let Some(connected) = client {
+            let body = RequestBody::Submit { submission, spec: Box::new(spec.clone()) };
+            if let Ok(ReplyBody::Submitted { job, .. }) = connected.request(body).await {
+                return job;
+            }
+            *client = None;
+        }
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+fn count(mesh: &Mesh, accepted: &BTreeMap<SubmissionId, JobId>, marks: &Path) -> Counted {
+    let runtime = Runtime::new().unwrap();
+    let client = runtime.block_on(Client::connect(&mesh.local())).unwrap();
+    let ended = Instant::now() + END_LIMIT;
+    let jobs = loop {
+        let jobs = runtime.block_on(all_jobs(&client));
+        if jobs.values().all(|state| state.is_end()) || Instant::now() > ended {
+            break jobs;
+        }
+        thread::sleep(Duration::from_millis(200));
+    };
+    let mut counted = Counted { accepted: accepted.len(), ..Counted::default() };
+    for (submission, job) in accepted {
+        let state = jobs.get(job);
+        counted.lost += usize::from(state.is_none());
+        counted.failed += usize::from(state.is_some_and(|state| *state != JobState::Succeeded));
+        for index in 1..=TASKS {
+            let runs = fs::read(marks.join(format!("{}.{index}", submission.0)));
+            let runs = runs.unwrap_or_default().len();
+            counted.twice += usize::from(runs > 1);
+            counted.undone += usize::from(runs == 0 && state == Some(&JobState::Succeeded));
+        }
+    }
+    counted
+}
+
+async fn all_jobs(client: &Client) -> BTreeMap<JobId, JobState> {
+    let mut all = BTreeMap::new();
+    let mut before = None;
+    loop {
+        let page = RequestBody::Jobs { before, active: false, limit: PAGE_ROWS_MAX };
+        let Ok(ReplyBody::Jobs(jobs)) = client.request(page).await else { panic!("no jobs") };
+        before = jobs.last().map(|view| view.job);
+        all.extend(jobs.into_iter().map(|view| (view.job, view.state)));
+        if before.is_none() {
+            return all;
+        }
+    }
+}

@@ -1,0 +1,17 @@
+//! What survives: daemons killed at random while work goes on, and counted afterwards.
+//!
+//! `PODMESH_KILLS` sets how many kills each count takes: 1,000 unless it is given.
+
+mod kills;
+mod silence;
+
+use crate::table::Table;
+
+const KILLS_DEFAULT: u32 = 1_000;
+
+pub(crate) fn measure(table: &mut Table) {
+    let kills = std::env::var("PODMESH_KILLS").ok();
+    let kills = kills.map_or(KILLS_DEFAULT, |text| text.parse().unwrap());
+    kills::measure(table, kills);
+    silence::measure(table);
+}
