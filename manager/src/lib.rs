@@ -28,4 +28,7 @@ mod waiters;
 pub use config::{ManagerConfig, ManagerError};
 pub use daemon::run;
 pub use endpoint::{ENDPOINT_FILE, Endpoint, EndpointError};
-pub use store::StoreError;
+pub use store::{BackupError, Checked, MadeBackup, StoreError, backup, check};
+
+/// The manager's private key, in its data directory.
+const KEY_FILE: &str = "key";
