@@ -118,8 +118,8 @@ CREATE TABLE keys (
 ) STRICT, WITHOUT ROWID;
 ";
 
-/// A database up to this size is checked whole at every start that finds no seal: a tenth of a
-/// second for each 32 MiB.
+/// A database up to this size is checked whole at every start that finds no seal: a quarter of a
+/// second at the most. For one of 143 MiB, with three million tasks, it is 1.2 s.
 const QUICK_CHECK_BYTES_MAX: u64 = 32 << 20;
 /// The tables that a start reads whole.
 const START_TABLES: [&str; 5] = ["meta", "nodes", "jobs", "tokens", "keys"];
