@@ -314,6 +314,52 @@ fn a_manager_that_is_killed_at_any_moment_leaves_what_is_taken_again() {
 }
 
 #[test]
+fn damage_in_the_log_that_would_lose_commits_is_found() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut store = open(dir.path()).unwrap();
+    fs::write(dir.path().join(KEY_FILE), "").unwrap();
+    let log = format!("{FILE_NAME}-wal");
+    let (mut revision, mut lengths) = (0, Vec::new());
+    for job in 1..=12 {
+        revision = add_job(&mut store, job, revision);
+        lengths.push(fs::metadata(dir.path().join(&log)).unwrap().len() as usize);
+    }
+    let whole = fs::read(dir.path().join(&log)).unwrap();
+    let killed = |bytes: &[u8]| {
+        let killed = tempfile::tempdir().unwrap();
+        for file in [KEY_FILE, FILE_NAME] {
+            fs::copy(dir.path().join(file), killed.path().join(file)).unwrap();
+        }
+        fs::write(killed.path().join(&log), bytes).unwrap();
+        killed
+    };
+    let mut random = fastrand::Rng::with_seed(1147);
+    // Up to the last commit but one, every bit counts.
+    let counts = lengths[lengths.len() - 2];
+    let bits = (0..32 * 8).chain((0..200).map(|_| random.usize(..counts * 8)));
+    for bit in bits {
+        let mut bytes = whole.clone();
+        bytes[bit / 8] ^= 1 << (bit % 8);
+        let killed = killed(&bytes);
+        let last_two = bit / 8 >= lengths[lengths.len() - 3];
+        match open(killed.path()) {
+            Err(error) => says_what_to_do(&error),
+            // It ends with the last but one, which one commit alone follows.
+            Ok(_) => assert!(last_two, "byte {}", bit / 8),
+        }
+    }
+    // What a power cut or a kill leaves: the last commit in part, in whatever order.
+    for cut in [counts, counts + 1, counts + 24, counts + 4120, whole.len() - 1] {
+        let snapshot = open(killed(&whole[..cut]).path()).unwrap().snapshot;
+        assert_eq!(snapshot.last_revision, Revision(revision - 20), "{cut}");
+    }
+    let mut torn = whole.clone();
+    torn[counts..counts + 4120].fill(0);
+    assert_eq!(open(killed(&torn).path()).unwrap().snapshot.last_revision.0, revision - 20);
+    assert_eq!(open(killed(&whole).path()).unwrap().snapshot.last_revision.0, revision);
+}
+
+#[test]
 fn the_last_one_to_close_a_database_seals_it_and_a_start_removes_the_seal() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join(FILE_NAME);

@@ -7,6 +7,7 @@ mod check;
 mod codes;
 #[cfg(test)]
 mod damage_tests;
+mod log;
 mod reader;
 mod restore;
 mod schema;

@@ -7,6 +7,7 @@ use rusqlite::{Connection, OpenFlags};
 use uuid::Uuid;
 
 use super::codes::integer;
+use super::log::log_of;
 use super::seal::{self, Bytes, Unfit};
 use super::{BUSY_TIMEOUT, StoreError, open_for_reading};
 use crate::KEY_FILE;
@@ -142,7 +143,7 @@ pub(super) enum Found {
 /// a start, and what only by `podmesh manager --check`:
 ///
 /// * After an orderly stop the file has a seal: any byte that differs is found.
-/// * After a kill there is none. Missing pages are found, and missing or changed tables; in a
+/// * After a kill there is none. Damage in the log in front of commits is found. Missing pages are found, and missing or changed tables; in a
 ///   small database every page that is not well-formed; in a large one those of the tables that
 ///   a start reads whole, and what contradicts itself in what goes on. The rest of a large
 ///   database would take longer than a start may: damage there shows when it is read, and ends
@@ -156,7 +157,7 @@ pub(super) fn look(path: &Path) -> Result<Found, StoreError> {
     let used = path.with_file_name(KEY_FILE).exists();
     let length = match std::fs::metadata(path) {
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
-            let log = seal::log_of(path);
+            let log = log_of(path);
             if seal::length_of(&log).map_err(file)? > 0 {
                 return damaged(format!("it is gone, and its log {} is there", log.display()));
             }

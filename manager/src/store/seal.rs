@@ -7,10 +7,11 @@
 //! of pages in its header and never looks behind them; when any other program writes to the
 //! database, its checkpoint cuts the file to its pages, and with that the seal off.
 
-use std::collections::HashSet;
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Seek, SeekFrom, Write};
-use std::path::{Path, PathBuf};
+use std::path::Path;
+
+use super::log::{Log, NoLog, log_of, word};
 
 const MAGIC: &[u8; 16] = b"podmesh sealed 1";
 const SEAL_BYTES: usize = 32;
@@ -99,13 +100,6 @@ pub(super) fn remove(path: &Path) -> io::Result<()> {
     file.sync_all()
 }
 
-/// The database's write-ahead log.
-pub(super) fn log_of(path: &Path) -> PathBuf {
-    let mut log = path.to_path_buf().into_os_string();
-    log.push("-wal");
-    log.into()
-}
-
 /// The length of a file; none has none.
 pub(super) fn length_of(path: &Path) -> io::Result<u64> {
     match std::fs::metadata(path) {
@@ -132,19 +126,12 @@ impl Seal {
         if !bytes.starts_with(MAGIC) {
             return Ok(None);
         }
-        if crc32fast::hash(&bytes[..28]) != number(&bytes, 28) {
+        if crc32fast::hash(&bytes[..28]) != word(&bytes, 28) {
             return Ok(Some(Err("the checksum at its end is damaged".into())));
         }
-        let length = u64::from(number(&bytes, 16)) << 32 | u64::from(number(&bytes, 20));
-        Ok(Some(Ok(Self { length, checksum: number(&bytes, 24) })))
+        let length = u64::from(word(&bytes, 16)) << 32 | u64::from(word(&bytes, 20));
+        Ok(Some(Ok(Self { length, checksum: word(&bytes, 24) })))
     }
-}
-
-/// Four bytes, big-endian, as all of SQLite's are.
-fn number(bytes: &[u8], at: usize) -> u32 {
-    let mut four = [0; 4];
-    four.copy_from_slice(&bytes[at..at + 4]);
-    u32::from_be_bytes(four)
 }
 
 fn checksum(file: &mut File, length: u64) -> io::Result<u32> {
@@ -179,7 +166,7 @@ impl Header {
             Err(e) if e.kind() == io::ErrorKind::UnexpectedEof => return Ok(None),
             result => result?,
         }
-        let page_bytes = match number(&bytes, 16) >> 16 {
+        let page_bytes = match word(&bytes, 16) >> 16 {
             1 => 65_536,
             bytes => u64::from(bytes),
         };
@@ -187,8 +174,8 @@ impl Header {
             && page_bytes.is_power_of_two()
             && page_bytes >= 512
             // Every program of the last ten years writes these two alike.
-            && number(&bytes, 24) == number(&bytes, 92);
-        Ok(sound.then(|| Self { page_bytes, pages: number(&bytes, 28).into() }))
+            && word(&bytes, 24) == word(&bytes, 92);
+        Ok(sound.then(|| Self { page_bytes, pages: word(&bytes, 28).into() }))
     }
 
     fn bytes(&self) -> u64 {
@@ -199,7 +186,16 @@ impl Header {
 /// Whether all pages are there: SQLite takes one that is missing for one of zeroes, and makes it
 /// so at its next checkpoint. Those in the log need not be in the file yet.
 fn complete(path: &Path, file: &mut File, length: u64) -> Result<(), Unfit> {
-    let log = Log::read(path)?;
+    let log = match Log::read(path)? {
+        Ok(log) => Some(log),
+        Err(NoLog::Nothing) => None,
+        Err(NoLog::Damaged) => {
+            return damaged(format!(
+                "its log {} is damaged, and commits behind the damage would be lost",
+                log_of(path).display()
+            ));
+        }
+    };
     let (page_bytes, pages) = match &log {
         Some(log) => (log.page_bytes, log.pages),
         None => match Header::read(file)? {
@@ -219,51 +215,4 @@ fn complete(path: &Path, file: &mut File, length: u64) -> Result<(), Unfit> {
         return damaged("it is not a database: its first page is not one's");
     }
     Ok(())
-}
-
-/// What the write-ahead log holds of the database.
-struct Log {
-    page_bytes: u64,
-    /// Pages of the database with it.
-    pages: u64,
-    holds: HashSet<u64>,
-}
-
-impl Log {
-    /// None: nothing that counts is in it. What its checksums are for is left to SQLite, which
-    /// ignores what follows a frame that is damaged.
-    fn read(path: &Path) -> io::Result<Option<Self>> {
-        const HEADER_BYTES: usize = 32;
-        const FRAME_BYTES: usize = 24;
-        let mut file = match File::open(log_of(path)) {
-            Ok(file) => file,
-            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
-            Err(e) => return Err(e),
-        };
-        let mut header = [0; HEADER_BYTES];
-        if file.read_exact(&mut header).is_err() || number(&header, 0) & !1 != 0x377f_0682 {
-            return Ok(None);
-        }
-        let page_bytes = u64::from(number(&header, 8));
-        if !page_bytes.is_power_of_two() || !(512..=65_536).contains(&page_bytes) {
-            return Ok(None);
-        }
-        let (mut pages, mut holds, mut pending) = (None, HashSet::new(), Vec::new());
-        let mut frame = [0; FRAME_BYTES];
-        let mut at = HEADER_BYTES as u64;
-        loop {
-            file.seek(SeekFrom::Start(at))?;
-            if file.read_exact(&mut frame).is_err() || frame[8..16] != header[16..24] {
-                break;
-            }
-            pending.push(u64::from(number(&frame, 0)));
-            let commit = number(&frame, 4);
-            if commit != 0 {
-                pages = Some(u64::from(commit));
-                holds.extend(pending.drain(..));
-            }
-            at += FRAME_BYTES as u64 + page_bytes;
-        }
-        Ok(pages.map(|pages| Self { page_bytes, pages, holds }))
-    }
 }

@@ -17,6 +17,7 @@ use rusqlite::{CachedStatement, Connection, params};
 use tokio::sync::mpsc;
 
 use super::codes::{attempt_code, integer, job_code, outcome_code, standing};
+use super::log::log_of;
 use super::{BUSY_TIMEOUT, StoreError, access, seal};
 
 /// Bytes of one row of events, so that a reply has room for at least one.
@@ -213,7 +214,7 @@ impl Writer {
             return;
         }
         self.commits_until_look = WAL_LOOK_COMMITS;
-        let bytes = seal::length_of(&seal::log_of(&self.path)).unwrap_or(0);
+        let bytes = seal::length_of(&log_of(&self.path)).unwrap_or(0);
         if bytes > WAL_BYTES_MAX {
             let emptied = self.empty_the_wal(READERS_WAIT);
             if !emptied {
