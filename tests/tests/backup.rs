@@ -31,6 +31,7 @@ fn refused(mesh: &Mesh) -> String {
 #[test]
 fn backups_of_a_busy_manager_have_all_that_was_acknowledged_before() {
     let mut mesh = Mesh::with_agents(PODMESH, &["a"]);
+    mesh.submit(&["--array", "1-500", "--", "true"]);
     let done = AtomicBool::new(false);
     let (backups, all) = std::thread::scope(|scope| {
         let submitting = scope.spawn(|| {
@@ -42,6 +43,7 @@ fn backups_of_a_busy_manager_have_all_that_was_acknowledged_before() {
         });
         let mut backups = Vec::new();
         for n in 0..5 {
+            until_true("more was submitted", || jobs(&mesh).len() > 4 * (n + 1));
             // What is acknowledged now must be in it.
             let before = jobs(&mesh);
             let file = mesh.folder().join(format!("backup-{n}.db"));
