@@ -1,6 +1,7 @@
 //! `podmesh backup`
 
 use bytesize::ByteSize;
+use podmesh_manager::{BackupError, StoreError};
 
 use crate::cli::daemon::BackupArgs;
 use crate::context::Context;
@@ -10,8 +11,15 @@ use crate::output::screen;
 /// Copies the database of the manager of this machine to a file.
 pub(crate) fn backup(context: &Context, args: &BackupArgs) -> Outcome {
     let folder = context.data_dir()?.manager();
-    let made = podmesh_manager::backup(&folder, &args.file)
-        .map_err(|why| CliError::failure("there is no backup").because(why))?;
+    let made = podmesh_manager::backup(&folder, &args.file).map_err(|why| {
+        let error = CliError::failure("there is no backup").because(&why);
+        match why {
+            BackupError::Store(StoreError::File { .. } | StoreError::Sqlite { .. }) => {
+                error.hint("run it as the user of the manager, or as root")
+            }
+            _ => error,
+        }
+    })?;
     screen::line(format!(
         "{}: {}, {} jobs, {} attempts, events up to revision {}",
         args.file.display(),
