@@ -409,6 +409,37 @@ mod tests {
     }
 
     #[test]
+    fn a_large_database_is_checked_where_a_start_reads_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("podmesh.db");
+        open(&path).unwrap().close().unwrap();
+        let change = |sql: &str| {
+            let connection = Connection::open(&path).unwrap();
+            connection.execute_batch(sql).unwrap();
+            check(&connection, false).unwrap()
+        };
+        let index = |state: u32| {
+            let connection = Connection::open(&path).unwrap();
+            connection
+                .execute_batch(&format!(
+                    "PRAGMA writable_schema = ON;
+                 UPDATE sqlite_schema
+                 SET sql = 'CREATE INDEX jobs_going_on ON jobs (job) WHERE state < {state}'
+                 WHERE name = 'jobs_going_on'"
+                ))
+                .unwrap();
+        };
+        assert_eq!(change("SELECT 1"), None);
+        let insert =
+            "INSERT INTO jobs VALUES (1, x'01', '', 0, 1, 1, 0, 0, 1, 1, 0, 0, 0, 0, 0, 0, 0)";
+        index(0);
+        // In the table, and not in the index.
+        Connection::open(&path).unwrap().execute_batch(insert).unwrap();
+        index(3);
+        assert!(change("SELECT 1").unwrap().contains("jobs_going_on"));
+    }
+
+    #[test]
     fn a_file_without_a_first_page_is_made_anew() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("podmesh.db");
