@@ -28,7 +28,7 @@ use crate::log_reads::LogReads;
 use crate::own_key::OwnKey;
 use crate::publisher::{self, Beacon, Hints};
 use crate::requests::{Manager, Questions};
-use crate::store::{Store, StoreError};
+use crate::store::{Closing, Store, StoreError};
 use crate::threads::{Inputs, Part, Reads, run_core, run_reads};
 use crate::tokens::Tokens;
 use crate::waiters::Waiters;
@@ -80,8 +80,8 @@ pub async fn run(
         cluster: store.snapshot.cluster,
         version: env!("CARGO_PKG_VERSION").into(),
     };
-    // The lock is given back when the store, too, has let go of the folder.
-    let mut parts = Parts::start(&config, &endpoint, store, sockets, shown, lock)?;
+    let closing = Arc::new(Closing::new(&config.data_dir, lock));
+    let mut parts = Parts::start(&config, &endpoint, store, sockets, shown, closing)?;
     let file = endpoint
         .write(&config.data_dir)
         .map_err(|e| data_dir::cannot_write(&config.data_dir, ENDPOINT_FILE, e))?;
@@ -135,7 +135,7 @@ struct Parts {
     stopping: watch::Sender<bool>,
     core: Part<()>,
     store: Part<Result<(), StoreError>>,
-    reads: Part<()>,
+    reads: Part<Result<(), StoreError>>,
     heartbeats: Part<std::io::Result<()>>,
     front: Part<std::io::Result<()>>,
     /// Dropped, it ends the front.
@@ -197,7 +197,7 @@ impl Parts {
         store: Store,
         sockets: Sockets,
         shown: ShownKeys,
-        lock: data_dir::DataDirLock,
+        closing: Arc<Closing>,
     ) -> Result<Self, ManagerError> {
         let clock = Clock::start();
         let (lease_ms, heartbeat_ms) = (millis(config.lease), millis(config.heartbeat));
@@ -234,16 +234,21 @@ impl Parts {
 
         let (steps, steps_receiver) = bounded(STORE_QUEUE_STEPS);
         let (committed, committed_receiver) = mpsc::channel(COMMITS_MAX);
+        let writing = Arc::clone(&closing);
         let store = Part::start("podmesh-store", move || {
             let result = writer.run(&steps_receiver, &committed);
-            drop(lock);
+            writing.closed(result.is_ok());
             result
         })?;
         let core = Part::start("podmesh-core", move || {
             let core = Core::new(clock.now(), core_config, snapshot);
             run_core(core, clock, &inputs_receiver, &steps);
         })?;
-        let reads = Part::start("podmesh-reads", move || run_reads(&history, &reads_receiver))?;
+        let reads = Part::start("podmesh-reads", move || {
+            let result = run_reads(history, &reads_receiver);
+            closing.closed(result.is_ok());
+            result
+        })?;
         let Sockets { front, heartbeats: streams, control, publisher } = sockets;
         let heartbeats = Part::start("podmesh-beats", move || heartbeats.run(streams))?;
         let (front_stop, front_stopped) = oneshot::channel();
@@ -287,7 +292,11 @@ impl Parts {
                 Err(error) => error,
             },
             result = self.core.ended() => self.core_ended(result).await,
-            result = self.reads.ended() => result.err().unwrap_or(ended("podmesh-reads")),
+            result = self.reads.ended() => match result {
+                Ok(Ok(())) => ended("podmesh-reads"),
+                Ok(Err(error)) => error.into(),
+                Err(error) => error,
+            },
             result = self.heartbeats.ended() => match result {
                 Ok(Ok(())) => ended("podmesh-beats"),
                 Ok(Err(source)) => ManagerError::Thread { name: "podmesh-beats", source },
@@ -332,6 +341,8 @@ impl Parts {
         self.core.ended().await?;
         self.store.ended().await??;
         (&mut self.sender.0).await.map_err(ended("sender"))?;
+        self.manager.reads.stop();
+        self.reads.ended().await??;
         self.stop_publisher.send_replace(true);
         let publisher = (&mut self.publisher.0).await.map_err(ended("publisher"))?;
         self.manager.heartbeats.stop();

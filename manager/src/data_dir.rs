@@ -45,6 +45,13 @@ pub(crate) fn lock(path: &Path) -> Result<DataDirLock, ManagerError> {
     }
 }
 
+/// Whether a manager uses the folder.
+pub(crate) fn in_use(path: &Path) -> bool {
+    let Ok(file) = File::open(path.join(LOCK_FILE)) else { return false };
+    // Given back at once: a manager that starts in this very moment would be refused.
+    matches!(file.try_lock_shared(), Err(TryLockError::WouldBlock))
+}
+
 /// The error for what went wrong with a file in the folder.
 pub(crate) fn cannot_write(path: &Path, name: &str, source: io::Error) -> ManagerError {
     ManagerError::DataDir { path: path.into(), doing: format!("writing {name} in it"), source }
@@ -65,7 +72,9 @@ mod tests {
         assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o700);
         let said = lock(&path).unwrap_err().to_string();
         assert!(said.contains("another manager") && said.contains("state/manager"), "{said}");
+        assert!(in_use(&path));
         drop(first);
+        assert!(!in_use(&path) && !in_use(dir.path()));
         lock(&path).unwrap();
     }
 

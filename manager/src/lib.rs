@@ -29,4 +29,4 @@ mod waiters;
 pub use config::{ManagerConfig, ManagerError};
 pub use daemon::run;
 pub use endpoint::{ENDPOINT_FILE, Endpoint, EndpointError};
-pub use store::StoreError;
+pub use store::{BackupError, Checked, MadeBackup, StoreError, backup, check};

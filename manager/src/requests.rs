@@ -97,7 +97,7 @@ impl Manager {
         let Submit { peer, request, submission, spec } = submit;
         let (inputs, runtime) = (self.inputs.clone(), Handle::current());
         self.reads.post(move |history| {
-            let result = match history.submission(submission) {
+            let result = match history.note(history.submission(submission)) {
                 Ok(None) => {
                     let spec = Arc::from(spec);
                     let input = Input::JobSubmitted { peer, request, submission, spec };

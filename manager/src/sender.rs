@@ -74,7 +74,7 @@ pub(crate) async fn run(
                     let (sender, runtime) = (sender.clone(), Handle::current());
                     manager.reads.post(move |history| {
                         let result = history
-                            .job_state(job)
+                            .note(history.job_state(job))
                             .map(|(state, _)| ReplyBody::Cancelled { state })
                             .map_err(ErrorReply::from);
                         runtime.spawn(reply(sender, peer, request, result));

@@ -13,7 +13,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 
 use crate::clock::Clock;
 use crate::config::ManagerError;
-use crate::store::{Decided, History, ReadError};
+use crate::store::{Decided, History, ReadError, StoreError};
 
 /// Messages that wait for the core at the most; then no more are read.
 const INPUTS_MAX: usize = 256;
@@ -132,7 +132,8 @@ pub(crate) fn run_core(
     }
 }
 
-type Read = Box<dyn FnOnce(&History) + Send>;
+/// None: the last one.
+type Read = Option<Box<dyn FnOnce(&History) + Send>>;
 
 /// The way to the reader of the database. Everything is read in the order in which it is asked.
 #[derive(Clone)]
@@ -152,7 +153,12 @@ impl Reads {
     /// Has something read, without waiting for it. Not bounded: whoever asks is.
     pub(crate) fn post(&self, read: impl FnOnce(&History) + Send + 'static) {
         // When the reader has ended, the daemon is about to.
-        _ = self.sender.send(Box::new(read));
+        _ = self.sender.send(Some(Box::new(read)));
+    }
+
+    /// Lets the reader finish what it was asked before, and end.
+    pub(crate) fn stop(&self) {
+        _ = self.sender.send(None);
     }
 
     /// Reads something.
@@ -161,7 +167,7 @@ impl Reads {
         read: impl FnOnce(&History) -> Result<T, ReadError> + Send + 'static,
     ) -> Result<T, ErrorReply> {
         let (sender, result) = oneshot::channel();
-        self.post(move |history| _ = sender.send(read(history)));
+        self.post(move |history| _ = sender.send(history.note(read(history))));
         match result.await {
             Ok(result) => result.map_err(|error| {
                 if let ReadError::Sqlite(error) = &error {
@@ -179,9 +185,16 @@ pub(crate) fn stopping() -> ErrorReply {
     ErrorReply::new(ErrorCode::Stopping, "the manager is stopping: ask again when it is back")
 }
 
-/// Reads for whoever asks, until all of them are gone.
-pub(crate) fn run_reads(history: &History, reads: &ReadsReceiver) {
-    while let Ok(read) = reads.0.recv() {
-        read(history);
+/// Reads for whoever asks, until it is stopped or all of them are gone.
+///
+/// # Errors
+/// When the database is found to be damaged: going on would hand out what is wrong.
+pub(crate) fn run_reads(history: History, reads: &ReadsReceiver) -> Result<(), StoreError> {
+    while let Ok(Some(read)) = reads.0.recv() {
+        read(&history);
+        if let Some(error) = history.damage() {
+            return Err(error);
+        }
     }
+    Ok(())
 }

@@ -78,6 +78,15 @@ impl CliError {
         self
     }
 
+    /// The same with another exit code.
+    #[must_use]
+    pub(crate) fn code(mut self, code: u8) -> Self {
+        if let Self::Told(told) = &mut self {
+            told.code = code;
+        }
+        self
+    }
+
     /// What writing to standard output failed with.
     pub(crate) fn stdout(error: io::Error) -> Self {
         if error.kind() == io::ErrorKind::BrokenPipe {

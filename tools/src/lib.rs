@@ -98,6 +98,7 @@ async fn dispatch(context: &Context, verb: Verb) -> Outcome {
         Verb::Demo(args) => demo::demo(context, args).await,
         Verb::Dev(args) => verbs::dev::dev(context, args).await,
         Verb::Manager(args) => verbs::manager::manager(context, args).await,
+        Verb::Backup(args) => verbs::backup::backup(context, &args),
         Verb::Agent(args) => verbs::agent::agent(context, args).await,
         Verb::Run(args) => verbs::run::run(context, args).await,
         Verb::Submit(args) => verbs::submit::submit(context, args).await,

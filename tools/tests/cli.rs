@@ -46,7 +46,8 @@ fn refused(output: &Output, code: i32, says: &[&str]) {
 /// An address where nobody listens: the port belongs to root, for a service that no one has.
 const NOBODY: &str = "127.0.0.1:1";
 
-const VERBS: [&str; 18] = [
+const VERBS: [&str; 19] = [
+    "backup",
     "demo",
     "dev",
     "manager",
@@ -111,6 +112,8 @@ fn what_cannot_be_understood_is_usage() {
     refused(&run(["--output", "yaml", "jobs"]), 2, &["table, json"]);
     refused(&run(["run", "-o", "json", "--", "true"]), 2, &["`run` has no JSON output", "hint:"]);
     refused(&run(["manager", "--listen", "here"]), 2, &["here"]);
+    refused(&run(["backup"]), 2, &["<FILE>"]);
+    refused(&run(["backup", "x", "-o", "json"]), 2, &["has no JSON output", "hint:"]);
     refused(&run(["token"]), 2, &["create", "list", "revoke"]);
     refused(&run(["token", "create", "--role", "root"]), 2, &["agent, viewer, operator"]);
     refused(&run(["token", "create", "--ttl", "soon"]), 2, &["1h"]);
@@ -121,6 +124,20 @@ fn what_cannot_be_understood_is_usage() {
     refused(&run(["users", "revoke", "a", "-o", "json"]), 2, &["has no JSON output", "hint:"]);
     refused(&run(["login", "SWMTKN-1"]), 2, &["token", "hint:"]);
     refused(&run(["dev", "--agents", "101"]), 2, &["101"]);
+}
+
+#[test]
+fn without_a_database_there_is_nothing_to_copy_or_check() {
+    let home = tempfile::tempdir().unwrap();
+    let target = home.path().join("copy");
+    let output = podmesh(&home).arg("backup").arg(&target).output().unwrap();
+    refused(&output, 125, &["there is no backup", "podmesh.db", "--data-dir"]);
+    refused(
+        &podmesh(&home).args(["manager", "--check"]).output().unwrap(),
+        125,
+        &["podmesh.db", "--data-dir"],
+    );
+    assert_eq!(fs::read_dir(&home).unwrap().count(), 0, "nothing was made");
 }
 
 #[test]

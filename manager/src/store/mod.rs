@@ -2,25 +2,40 @@
 //! another.
 
 mod access;
+mod backup;
+mod check;
 mod codes;
+#[cfg(test)]
+mod damage_tests;
+mod log;
 mod reader;
 mod restore;
 mod schema;
+mod seal;
 #[cfg(test)]
 mod tests;
 mod writer;
 
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::Duration;
 
 use podmesh_manager_core::step::Snapshot;
 use rusqlite::{Connection, ErrorCode, OpenFlags};
 
+use crate::data_dir::DataDirLock;
+
+pub use backup::{BackupError, MadeBackup, backup};
+pub use check::{Checked, check};
 pub(crate) use reader::{History, ReadError};
 pub(crate) use writer::{Committed, CommittedChunk, Decided, Writer};
 
 /// The database's name in the data directory.
 pub(crate) const FILE_NAME: &str = "podmesh.db";
+
+/// How long to wait for somebody who has the database locked: the sqlite3 program, for instance.
+const BUSY_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Why the database cannot be used, or can no longer be.
 #[derive(Debug, thiserror::Error)]
@@ -48,9 +63,20 @@ pub enum StoreError {
         /// The database.
         path: PathBuf,
     },
+    /// There is none.
+    #[error(
+        "there is no {}: is this the data directory of a manager (--data-dir)?",
+        path.display()
+    )]
+    Missing {
+        /// The database.
+        path: PathBuf,
+    },
     /// It is not a database, or one with damage.
     #[error(
-        "{} is not a database or is damaged ({why}): restore it from a copy, or move it away to begin anew, with every job of before forgotten",
+        "{0} is not a database or is damaged ({why}): nothing was changed; `podmesh manager --check` tells more; \
+         to restore a backup, move {0}, {0}-wal and {0}-shm away, copy the file that `podmesh backup` made to {0}, \
+         and start the manager; without a backup it begins anew, with every job of before forgotten",
         path.display()
     )]
     Damaged {
@@ -106,6 +132,8 @@ impl StoreError {
                 Self::Damaged { path, why: "it is not a database".into() }
             }
             Some(ErrorCode::DatabaseCorrupt) => Self::Damaged { path, why: source.to_string() },
+            // A value that its column cannot hold, or a row that is always there.
+            None => Self::Damaged { path, why: source.to_string() },
             _ => Self::Sqlite { path, doing, source },
         }
     }
@@ -127,19 +155,61 @@ pub(crate) fn open(data_dir: &Path) -> Result<Store, StoreError> {
     let connection = schema::open(&path)?;
     let (snapshot, nodes) =
         restore::snapshot(&connection).map_err(|e| StoreError::sqlite(&path, "read", e))?;
+    if let Some(why) = restore::contradiction(&snapshot) {
+        return Err(StoreError::Damaged { path, why });
+    }
     let reading = open_for_reading(&path).map_err(|e| StoreError::sqlite(&path, "opened", e))?;
+    let history = History::new(reading, path.clone());
     let writer = Writer::new(connection, path, nodes, snapshot.last_revision);
-    Ok(Store { writer, history: History::new(reading), snapshot })
+    Ok(Store { writer, history, snapshot })
 }
 
 fn open_for_reading(path: &Path) -> rusqlite::Result<Connection> {
     let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
     let connection = Connection::open_with_flags(path, flags)?;
     // Readers wait for nobody in WAL, but for the recovery after a kill.
-    connection.busy_timeout(std::time::Duration::from_secs(10))?;
-    connection.execute_batch("PRAGMA query_only = ON; PRAGMA cache_size = -2048;")?;
+    connection.busy_timeout(BUSY_TIMEOUT)?;
+    connection.execute_batch(
+        "PRAGMA query_only = ON; PRAGMA cell_size_check = ON; PRAGMA cache_size = -2048;",
+    )?;
     connection.set_prepared_statement_cache_capacity(32);
     Ok(connection)
+}
+
+/// The end of a store: who has the database open says when it has closed it, and the last one
+/// seals it. The folder stays locked until then.
+pub(crate) struct Closing {
+    path: PathBuf,
+    open: AtomicUsize,
+    well: AtomicBool,
+    _lock: DataDirLock,
+}
+
+impl Closing {
+    /// For a [`Store`] that is open, with its writer and its reader.
+    pub(crate) fn new(data_dir: &Path, lock: DataDirLock) -> Self {
+        let path = data_dir.join(FILE_NAME);
+        Self { path, open: AtomicUsize::new(2), well: AtomicBool::new(true), _lock: lock }
+    }
+
+    /// The writer or the reader is gone, and whether all was well until then.
+    pub(crate) fn closed(&self, well: bool) {
+        if !well {
+            self.well.store(false, Ordering::Release);
+        }
+        let last = self.open.fetch_sub(1, Ordering::AcqRel) == 1;
+        // What is damaged would be vouched for.
+        if last && self.well.load(Ordering::Acquire) {
+            match seal::seal(&self.path) {
+                Ok(true) => {}
+                Ok(false) => {
+                    tracing::info!("the database is left without a checksum: it is in use")
+                }
+                // The next start does without.
+                Err(error) => tracing::warn!(%error, "the database is left without a checksum"),
+            }
+        }
+    }
 }
 
 /// An error of a value that is not what its column should hold.

@@ -2,6 +2,9 @@
 //!
 //! Every read is bounded in rows and in bytes, so that one thread serves all clients in turn.
 
+use std::cell::RefCell;
+use std::path::PathBuf;
+
 use podmesh_protocol::client::{AttemptView, JobDetail, JobView, ReplyBody, TaskDetail, TaskView};
 use podmesh_protocol::error::{ErrorCode, ErrorReply};
 use podmesh_protocol::event::{EventChunk, EventFact};
@@ -9,8 +12,9 @@ use podmesh_protocol::ids::{AttemptId, JobId, Name, Revision, SubmissionId, Task
 use podmesh_protocol::limits::{FRAME_BYTES_MAX, PAGE_ROWS_MAX};
 use podmesh_protocol::report::{AttemptState, JobState, Outcome, TaskState};
 use podmesh_protocol::spec::ArrayRange;
-use rusqlite::{Connection, OptionalExtension, Row, params};
+use rusqlite::{Connection, ErrorCode as Sqlite, OptionalExtension, Row, params};
 
+use super::StoreError;
 use super::codes::{attempt_state, integer, job_state, outcome_kind, task_state, unsigned};
 use super::restore::{counts, decoded, name};
 
@@ -40,7 +44,9 @@ pub(crate) enum ReadError {
         oldest: Revision,
     },
     /// SQLite failed.
-    #[error("the manager could not read its database: {0}")]
+    #[error(
+        "the manager could not read its database: {0}; `podmesh manager --check` there tells more"
+    )]
     Sqlite(#[from] rusqlite::Error),
 }
 
@@ -58,6 +64,8 @@ impl From<ReadError> for ErrorReply {
 /// The read-only connection.
 pub(crate) struct History {
     connection: Connection,
+    path: PathBuf,
+    damage: RefCell<Option<String>>,
 }
 
 const JOB_COLUMNS: &str = "job, name, state, priority, queued, active, succeeded, failed,
@@ -144,8 +152,24 @@ impl JobTasks {
 }
 
 impl History {
-    pub(super) fn new(connection: Connection) -> Self {
-        Self { connection }
+    pub(super) fn new(connection: Connection, path: PathBuf) -> Self {
+        Self { connection, path, damage: RefCell::default() }
+    }
+
+    /// Passes on what was read, and remembers when SQLite found damage in it.
+    pub(crate) fn note<T>(&self, read: Result<T, ReadError>) -> Result<T, ReadError> {
+        if let Err(ReadError::Sqlite(error)) = &read
+            && let Some(Sqlite::DatabaseCorrupt | Sqlite::NotADatabase) = error.sqlite_error_code()
+        {
+            self.damage.replace(Some(error.to_string()));
+        }
+        read
+    }
+
+    /// The error that ends the manager, when the database was found to be damaged.
+    pub(crate) fn damage(&self) -> Option<StoreError> {
+        let why = self.damage.take()?;
+        Some(StoreError::Damaged { path: self.path.clone(), why })
     }
 
     /// The job that a submission made.

@@ -7,8 +7,8 @@ use podmesh_manager_core::step::{JobRow, NodeRow, RestoredJob, Snapshot};
 use podmesh_protocol::ids::{
     AttemptId, Epoch, InstanceId, JobId, Name, Revision, SubmissionId, TaskId,
 };
-use podmesh_protocol::report::{AttemptState, OutcomeKind, TaskCounts};
-use podmesh_protocol::spec::Resources;
+use podmesh_protocol::report::{AttemptState, JobState, OutcomeKind, TaskCounts};
+use podmesh_protocol::spec::{ArrayRange, Resources};
 use rusqlite::{Connection, Row};
 use uuid::Uuid;
 
@@ -51,6 +51,52 @@ pub(super) fn snapshot(
         keys: access::keys(connection)?,
     };
     Ok((snapshot, numbers))
+}
+
+/// What the parts of a snapshot say against each other, which they do only when the database is
+/// damaged: every commit holds whole steps.
+pub(super) fn contradiction(snapshot: &Snapshot) -> Option<String> {
+    let mut jobs = HashMap::new();
+    for RestoredJob { spec, row, .. } in &snapshot.jobs {
+        let (job, counts) = (row.job, row.counts);
+        let tasks = u64::from(spec.array.last) - u64::from(spec.array.first) + 1;
+        let Some(untried) = untried(spec.array, row.next_index) else {
+            return Some(format!("job {job} goes on with a task that it does not have"));
+        };
+        let all = [counts.queued, counts.active, counts.succeeded, counts.failed, counts.cancelled];
+        if all.into_iter().map(u64::from).sum::<u64>() != tasks {
+            return Some(format!("job {job} has {tasks} tasks, and counts others"));
+        }
+        let untried = if row.state == JobState::Cancelling { 0 } else { untried };
+        let retries = u64::from(counts.queued).checked_sub(untried);
+        jobs.insert(job, (u64::from(counts.active), retries));
+    }
+    let mut found: HashMap<JobId, (u64, u64)> = HashMap::new();
+    for (attempt, ..) in &snapshot.attempts {
+        found.entry(attempt.task.job).or_default().0 += 1;
+    }
+    for (attempt, _) in &snapshot.retries {
+        found.entry(attempt.task.job).or_default().1 += 1;
+    }
+    if let Some(job) = found.keys().find(|job| !jobs.contains_key(job)) {
+        return Some(format!("a task of job {job} goes on, and that job does not"));
+    }
+    for (job, (active, retries)) in jobs {
+        let found = found.get(&job).copied().unwrap_or_default();
+        if (found.0, Some(found.1)) != (active, retries) {
+            return Some(format!(
+                "{} tasks of job {job} are with a node and {} wait for a retry, and it counts others",
+                found.0, found.1
+            ));
+        }
+    }
+    None
+}
+
+/// How many tasks of an array have had no attempt, where the next one is one that it can have.
+pub(super) fn untried(array: ArrayRange, next_index: u64) -> Option<u64> {
+    let untried = (u64::from(array.last) + 1).checked_sub(next_index)?;
+    (next_index >= u64::from(array.first)).then_some(untried)
 }
 
 fn node(row: &Row<'_>) -> rusqlite::Result<NodeRow> {

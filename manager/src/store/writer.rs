@@ -2,9 +2,10 @@
 //! effects out.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use crossbeam_channel::Receiver;
 use podmesh_manager_core::step::{Change, Effect, JobRow, NodeRow, Step};
@@ -15,15 +16,19 @@ use podmesh_protocol::report::{AttemptState, Outcome};
 use rusqlite::{CachedStatement, Connection, params};
 use tokio::sync::mpsc;
 
-use super::StoreError;
-use super::access;
 use super::codes::{attempt_code, integer, job_code, outcome_code, standing};
+use super::log::log_of;
+use super::{BUSY_TIMEOUT, StoreError, access, seal};
 
 /// Bytes of one row of events, so that a reply has room for at least one.
 const CHUNK_BYTES_MAX: usize = 256 << 10;
 /// When the write-ahead log has grown beyond this, readers that keep it from being used again
 /// are waited for.
 const WAL_BYTES_MAX: u64 = 256 << 20;
+/// How long such readers are waited for: a commit takes longer by it.
+const READERS_WAIT: Duration = Duration::from_millis(100);
+/// The same at the end of the manager.
+const LAST_WAIT: Duration = Duration::from_secs(1);
 /// Commits between two looks at the length of the write-ahead log.
 const WAL_LOOK_COMMITS: u32 = 256;
 
@@ -131,7 +136,7 @@ impl Writer {
             }
         }
         // Leaves one plain file where it can; the next start does the rest.
-        self.empty_the_wal();
+        self.empty_the_wal(LAST_WAIT);
         Ok(())
     }
 
@@ -209,23 +214,28 @@ impl Writer {
             return;
         }
         self.commits_until_look = WAL_LOOK_COMMITS;
-        let mut wal = self.path.clone().into_os_string();
-        wal.push("-wal");
-        let bytes = std::fs::metadata(Path::new(&wal)).map_or(0, |file| file.len());
+        let bytes = seal::length_of(&log_of(&self.path)).unwrap_or(0);
         if bytes > WAL_BYTES_MAX {
-            let emptied = self.empty_the_wal();
+            let emptied = self.empty_the_wal(READERS_WAIT);
             if !emptied {
                 tracing::warn!(bytes, "the database's log is long and cannot be emptied yet");
             }
         }
     }
 
-    /// What is committed stays so, whatever becomes of this.
-    fn empty_the_wal(&self) -> bool {
-        let busy = self
-            .connection
-            .query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |row| row.get::<_, bool>(0));
-        busy.is_ok_and(|busy| !busy)
+    /// What is committed stays so, whatever becomes of this. Waits for readers, of which a
+    /// backup may be one for long, no longer than this.
+    fn empty_the_wal(&self, wait: Duration) -> bool {
+        let emptied = || -> rusqlite::Result<bool> {
+            self.connection.busy_timeout(wait)?;
+            let checkpoint = "PRAGMA wal_checkpoint(TRUNCATE)";
+            let busy: bool = self.connection.query_row(checkpoint, [], |row| row.get(0))?;
+            Ok(!busy)
+        };
+        let emptied = emptied().unwrap_or(false);
+        // Setting a number cannot fail.
+        _ = self.connection.busy_timeout(BUSY_TIMEOUT);
+        emptied
     }
 }
 

@@ -13,7 +13,8 @@ use crate::error::WireError;
 use crate::key::{KeyError, KeyPair, digest_of};
 use crate::tls;
 
-const CURRENT_FILE: &str = "key";
+/// The key that the manager shows, in its data directory.
+pub const KEY_FILE: &str = "key";
 const NEXT_FILE: &str = "key.next";
 /// The one after the next, in the middle of a rotation.
 const AFTER_FILE: &str = "key.after";
@@ -35,7 +36,7 @@ impl ManagerKeys {
     pub fn load_or_create(dir: &Path) -> Result<Self, KeyError> {
         // Left by a rotation that a kill ended half-way: it is finished.
         rename(dir, AFTER_FILE, NEXT_FILE, &dir.join(NEXT_FILE))?;
-        let current = KeyPair::load_or_create(&dir.join(CURRENT_FILE))?;
+        let current = KeyPair::load_or_create(&dir.join(KEY_FILE))?;
         Ok(Self { current, next: KeyPair::load_or_create(&dir.join(NEXT_FILE))? })
     }
 
@@ -47,7 +48,7 @@ impl ManagerKeys {
     pub fn rotate(dir: &Path) -> Result<Self, KeyError> {
         remove(&dir.join(AFTER_FILE))?;
         KeyPair::load_or_create(&dir.join(AFTER_FILE))?;
-        rename(dir, NEXT_FILE, CURRENT_FILE, Path::new(""))?;
+        rename(dir, NEXT_FILE, KEY_FILE, Path::new(""))?;
         Self::load_or_create(dir)
     }
 
@@ -146,7 +147,7 @@ mod tests {
         KeyPair::load_or_create(&dir.path().join(AFTER_FILE)).unwrap();
         assert_eq!(ManagerKeys::load_or_create(dir.path()).unwrap().digests(), told);
         // Killed between the two: it goes on to the end.
-        fs::rename(dir.path().join(NEXT_FILE), dir.path().join(CURRENT_FILE)).unwrap();
+        fs::rename(dir.path().join(NEXT_FILE), dir.path().join(KEY_FILE)).unwrap();
         let after = ManagerKeys::load_or_create(dir.path()).unwrap().digests();
         assert_eq!(after[0], told[1]);
         assert!(!dir.path().join(AFTER_FILE).exists());

@@ -29,6 +29,10 @@ pub(crate) struct DaemonOptions {
 pub(crate) struct ManagerArgs {
     #[command(flatten)]
     pub(crate) daemon: DaemonOptions,
+    /// Start nothing: check the whole database, say what is found, and end, with 1 when it is
+    /// damaged. The manager may be running
+    #[arg(long)]
+    pub(crate) check: bool,
     /// Where to listen; port 0 takes a free one [default: [::]:7770]
     #[arg(long, value_name = "ADDRESS:PORT", env = "PODMESH_LISTEN", hide_env_values = true)]
     pub(crate) listen: Option<SocketAddr>,
@@ -50,6 +54,13 @@ pub(crate) struct ManagerArgs {
     /// Between two heartbeats [default: 1s]
     #[arg(long, value_name = "TIME", env = "PODMESH_HEARTBEAT", hide_env_values = true)]
     pub(crate) heartbeat: Option<Span>,
+}
+
+/// `backup`.
+#[derive(Args, Debug)]
+pub(crate) struct BackupArgs {
+    /// The file to make; one that is there is not overwritten
+    pub(crate) file: PathBuf,
 }
 
 /// `agent`.

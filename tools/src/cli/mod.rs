@@ -12,7 +12,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use podmesh_wire::locate::ManagerPlace;
 
 use access::{DoctorArgs, KeyVerb, LoginArgs, NodesArgs, TokenVerb, UsersArgs};
-use daemon::{AgentArgs, DemoArgs, DevArgs, ManagerArgs};
+use daemon::{AgentArgs, BackupArgs, DemoArgs, DevArgs, ManagerArgs};
 use job::{CommandArgs, JobOptions};
 use query::{CancelArgs, EventsArgs, JobArgs, JobsArgs, LogsArgs, TasksArgs};
 
@@ -114,6 +114,13 @@ pub(crate) enum Verb {
     Dev(DevArgs),
     /// The manager: one for all machines
     Manager(ManagerArgs),
+    /// Copy the database of this machine's manager, which may be running, to a file
+    ///
+    /// Run it as the user of the manager, or as root. The copy is of one moment, checked, and
+    /// has a checksum. The manager's key is not in it. To restore it: stop the manager, move
+    /// podmesh.db, podmesh.db-wal and podmesh.db-shm in <data folder>/manager away, copy the
+    /// file to podmesh.db there, as the manager's user, and start the manager.
+    Backup(BackupArgs),
     /// The agent: one on every machine that runs tasks
     Agent(AgentArgs),
     /// Run a job, show its output, and end with its exit code
@@ -167,6 +174,7 @@ impl Verb {
             Self::Dev(_) => Some("dev"),
             Self::Manager(_) => Some("manager"),
             Self::Agent(_) => Some("agent"),
+            Self::Backup(_) => Some("backup"),
             Self::Run(_) => Some("run"),
             Self::Submit(args) if args.follow => Some("submit --follow"),
             Self::Logs(_) => Some("logs"),

@@ -1,6 +1,7 @@
 //! The verbs.
 
 pub(crate) mod agent;
+pub(crate) mod backup;
 pub(crate) mod cancel;
 pub(crate) mod completions;
 pub(crate) mod dev;

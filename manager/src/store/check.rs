@@ -1,0 +1,370 @@
+//! Looks at a whole database: its pages, and whether all that it says agrees.
+
+use std::path::{Path, PathBuf};
+
+use podmesh_protocol::event::EventFact;
+use podmesh_protocol::report::{AttemptState, JobState, TaskCounts, TaskState};
+use podmesh_protocol::spec::{ArrayRange, JobSpec};
+use rusqlite::{Connection, Row};
+
+use super::codes::{attempt_state, job_state, outcome_kind, standing, task_state, unsigned};
+use super::restore::{counts, decoded, name, untried};
+use super::seal::{self, Bytes, Unfit};
+use super::{FILE_NAME, StoreError, open_for_reading, restore, schema};
+use crate::data_dir;
+
+/// Findings that are told: what is damaged is rarely so in one place.
+const FINDINGS_MAX: usize = 20;
+
+/// What a database holds, and what is wrong with it.
+#[derive(Clone, Debug, Default)]
+pub struct Checked {
+    /// The database.
+    pub path: PathBuf,
+    /// Its length.
+    pub bytes: u64,
+    /// Whether a manager has it open.
+    pub in_use: bool,
+    /// Whether its checksum was verified: an orderly stop leaves one, and so does a backup.
+    pub sealed: bool,
+    /// Jobs in it.
+    pub jobs: u64,
+    /// Attempts in it.
+    pub attempts: u64,
+    /// The revision of its last event.
+    pub revision: u64,
+    /// What is wrong, the first few; nothing where it is whole.
+    pub wrong: Vec<String>,
+}
+
+/// Checks the database of a data directory, and changes nothing. A manager may have it open.
+///
+/// # Errors
+/// When there is none, when it cannot be read, and when it is none of ours or damaged so that
+/// no more can be said.
+pub fn check(data_dir: &Path) -> Result<Checked, StoreError> {
+    let path = data_dir.join(FILE_NAME);
+    let (bytes, sealed, in_use) = look(data_dir, &path)?;
+    let sqlite = |e| StoreError::sqlite(&path, "checked", e);
+    let connection = open_for_reading(&path).map_err(sqlite)?;
+    // All of it is of one moment.
+    connection.execute_batch("BEGIN").map_err(sqlite)?;
+    let found = examine(&connection, &path)?;
+    Ok(Checked { bytes, in_use, sealed, ..found })
+}
+
+/// Looks at the bytes: length, whether they have their checksum, whether a manager is at work.
+fn look(data_dir: &Path, path: &Path) -> Result<(u64, bool, bool), StoreError> {
+    let file = |source| StoreError::File { path: path.into(), source };
+    let bytes = match std::fs::metadata(path) {
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
+            return Err(StoreError::Missing { path: path.into() });
+        }
+        found => found.map_err(file)?.len(),
+    };
+    if data_dir::in_use(data_dir) {
+        return Ok((bytes, false, true));
+    }
+    let looked = seal::look(path);
+    if data_dir::in_use(data_dir) {
+        // One has just started, and what was read has changed meanwhile.
+        return Ok((bytes, false, true));
+    }
+    match looked {
+        Ok(found) => Ok((bytes, found == Bytes::Sealed, false)),
+        Err(Unfit::Io(source)) => Err(file(source)),
+        Err(Unfit::Damaged(why)) => Err(StoreError::Damaged { path: path.into(), why }),
+    }
+}
+
+/// Verifies the checksum of a database that no manager has open, where it has one.
+pub(super) fn verify(data_dir: &Path, path: &Path) -> Result<(), StoreError> {
+    look(data_dir, path).map(|_| ())
+}
+
+/// Checks everything that a connection sees.
+pub(super) fn examine(connection: &Connection, path: &Path) -> Result<Checked, StoreError> {
+    let nothing = || StoreError::Damaged { path: path.into(), why: "it holds no table".into() };
+    schema::identify(connection, path)?.ok_or_else(nothing)?;
+    let mut found = Checked { path: path.into(), ..Checked::default() };
+    let parts: [fn(&Connection, &mut Checked) -> rusqlite::Result<()>; 5] =
+        [pages, going_on, jobs, events, nodes];
+    for part in parts {
+        if found.wrong.len() < FINDINGS_MAX
+            && let Err(error) = part(connection, &mut found)
+        {
+            found.wrong(error);
+        }
+    }
+    found.wrong.truncate(FINDINGS_MAX);
+    Ok(found)
+}
+
+impl Checked {
+    fn wrong(&mut self, what: impl ToString) {
+        if self.wrong.len() < FINDINGS_MAX {
+            self.wrong.push(what.to_string());
+        }
+    }
+}
+
+fn pages(connection: &Connection, found: &mut Checked) -> rusqlite::Result<()> {
+    let mut statement = connection.prepare(&format!("PRAGMA integrity_check({FINDINGS_MAX})"))?;
+    let mut rows = statement.query([])?;
+    while let Some(row) = rows.next()? {
+        let said: String = row.get(0)?;
+        if said != "ok" {
+            found.wrong(said.replace('\n', " "));
+        }
+    }
+    Ok(())
+}
+
+/// What a start would read.
+fn going_on(connection: &Connection, found: &mut Checked) -> rusqlite::Result<()> {
+    let (snapshot, _) = restore::snapshot(connection)?;
+    found.revision = snapshot.last_revision.0;
+    if let Some(contradiction) = restore::contradiction(&snapshot) {
+        found.wrong(contradiction);
+    }
+    Ok(())
+}
+
+/// A job as its row has it, against which its attempts are counted.
+struct Job {
+    id: u64,
+    array: ArrayRange,
+    state: JobState,
+    next_index: u64,
+    counts: TaskCounts,
+    counted: TaskCounts,
+    /// Tasks that have had an attempt.
+    tried: u64,
+}
+
+fn jobs(connection: &Connection, found: &mut Checked) -> rusqlite::Result<()> {
+    let specs: i64 =
+        connection.query_row("SELECT count(*) FROM job_specs", [], |row| row.get(0))?;
+    let mut statement = connection.prepare(
+        "SELECT job, spec, name, priority, first_index, last_index, state, next_index, queued,
+             active, succeeded, failed, cancelled, length(submission), submitted_ms, started_ms,
+             ended_ms, changed
+         FROM jobs LEFT JOIN job_specs USING (job) ORDER BY job",
+    )?;
+    let mut rows = statement.query([])?;
+    let mut attempts_statement = connection.prepare(
+        "SELECT job, task, number, standing, attempts.state, outcome, nodes.name, retry_ms,
+             ended_ms, assigned_ms, started_ms, exit_code, signal, oom_killed, ran_ms, message
+         FROM attempts LEFT JOIN nodes USING (node) ORDER BY job, task, number",
+    )?;
+    let mut attempts = Attempts { rows: attempts_statement.query([])?, next: None, read: 0 };
+    attempts.advance()?;
+    while let Some(row) = rows.next()? {
+        found.jobs += 1;
+        let mut job = job(row, found)?;
+        while let Some(before) = attempts.next.as_ref().filter(|next| next.job < job.id) {
+            found.wrong(format!("attempt {before} belongs to no job"));
+            attempts.advance()?;
+        }
+        job.count(&mut attempts, found)?;
+        job.compare(found);
+    }
+    while let Some(rest) = attempts.next.take() {
+        found.wrong(format!("attempt {rest} belongs to no job"));
+        attempts.advance()?;
+    }
+    if unsigned(specs) != found.jobs {
+        found.wrong(format!("{} jobs have {specs} specs", found.jobs));
+    }
+    found.attempts = attempts.read;
+    Ok(())
+}
+
+fn job(row: &Row<'_>, found: &mut Checked) -> rusqlite::Result<Job> {
+    let job = Job {
+        id: unsigned(row.get(0)?),
+        array: ArrayRange { first: row.get(4)?, last: row.get(5)? },
+        state: job_state(row.get(6)?)?,
+        next_index: unsigned(row.get(7)?),
+        counts: counts(row, 8)?,
+        counted: TaskCounts::default(),
+        tried: 0,
+    };
+    let spec: JobSpec = decoded(row, 1)?;
+    let same = spec.name == name(row, 2)?
+        && i64::from(spec.priority) == row.get::<_, i64>(3)?
+        && (spec.array.first, spec.array.last) == (job.array.first, job.array.last);
+    if !same {
+        found.wrong(format!("job {} is not what its spec says", job.id));
+    }
+    let ended: Option<i64> = row.get(16)?;
+    let (submission, submitted): (Option<i64>, i64) = (row.get(13)?, row.get(14)?);
+    let (started, changed): (Option<i64>, i64) = (row.get(15)?, row.get(17)?);
+    if submission != Some(16)
+        || ended.is_some() != job.state.is_end()
+        || submitted < 0
+        || started.is_some_and(|ms| ms < 0)
+        || unsigned(changed) > found.revision
+    {
+        found.wrong(format!("job {}: its row contradicts itself", job.id));
+    }
+    Ok(job)
+}
+
+impl Job {
+    /// Counts its attempts, the next ones.
+    fn count(&mut self, attempts: &mut Attempts<'_>, found: &mut Checked) -> rusqlite::Result<()> {
+        let mut before: Option<Attempt> = None;
+        while let Some(next) = attempts.next.take_if(|next| next.job == self.id) {
+            let last = before.take_if(|before| before.task != next.task);
+            if let Some(last) = last {
+                self.add(&last);
+            }
+            let expected = before.as_ref().map_or(1, |before| before.number + 1);
+            if next.number != expected {
+                found.wrong(format!("attempt {next} follows no attempt {expected}"));
+            }
+            if before.as_ref().is_some_and(|before| before.standing != standing::OVER) {
+                found.wrong(format!("attempt {next} follows one that is not over"));
+            }
+            let fits = self.array.contains(next.task) && u64::from(next.task) < self.next_index;
+            if !fits || !next.sound {
+                found.wrong(format!("attempt {next} contradicts itself"));
+            }
+            before = Some(next);
+            attempts.advance()?;
+        }
+        if let Some(last) = before {
+            self.add(&last);
+        }
+        Ok(())
+    }
+
+    fn add(&mut self, last: &Attempt) {
+        self.tried += 1;
+        let counted = &mut self.counted;
+        *match last.state {
+            TaskState::Queued => &mut counted.queued,
+            TaskState::Active => &mut counted.active,
+            TaskState::Succeeded => &mut counted.succeeded,
+            TaskState::Failed => &mut counted.failed,
+            TaskState::Cancelled => &mut counted.cancelled,
+        } += 1;
+    }
+
+    fn compare(mut self, found: &mut Checked) {
+        let Some(untried) = untried(self.array, self.next_index) else {
+            return found
+                .wrong(format!("job {} goes on with a task that it does not have", self.id));
+        };
+        let rows = self.next_index - u64::from(self.array.first);
+        if rows != self.tried {
+            found.wrong(format!(
+                "job {}: {rows} tasks have had attempts, and {} have rows",
+                self.id, self.tried
+            ));
+        }
+        let untried = u32::try_from(untried).unwrap_or(u32::MAX);
+        match self.state {
+            JobState::Cancelling | JobState::Cancelled => self.counted.cancelled += untried,
+            _ => self.counted.queued += untried,
+        }
+        if self.counted != self.counts {
+            found.wrong(format!(
+                "job {} counts {:?}, and its attempts are {:?}",
+                self.id, self.counts, self.counted
+            ));
+        }
+    }
+}
+
+struct Attempt {
+    job: u64,
+    task: u32,
+    number: u32,
+    standing: i64,
+    state: TaskState,
+    /// Whether its row agrees with itself.
+    sound: bool,
+}
+
+impl std::fmt::Display for Attempt {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}.{}#{}", self.job, self.task, self.number)
+    }
+}
+
+/// All attempts in order.
+struct Attempts<'a> {
+    rows: rusqlite::Rows<'a>,
+    next: Option<Attempt>,
+    read: u64,
+}
+
+impl Attempts<'_> {
+    fn advance(&mut self) -> rusqlite::Result<()> {
+        self.next = self.rows.next()?.map(attempt).transpose()?;
+        self.read += u64::from(self.next.is_some());
+        Ok(())
+    }
+}
+
+fn attempt(row: &Row<'_>) -> rusqlite::Result<Attempt> {
+    let (standing, state): (i64, i64) = (row.get(3)?, row.get(4)?);
+    let state = attempt_state(state)?;
+    let outcome = row.get::<_, Option<i64>>(5)?.map(outcome_kind).transpose()?;
+    let present = |column: usize| -> rusqlite::Result<bool> {
+        Ok(row.get::<_, Option<i64>>(column)?.is_some_and(|value| value >= 0))
+    };
+    let ended = state == AttemptState::Ended;
+    let sound = (standing::ACTIVE..=standing::DROPPED).contains(&standing)
+        && ended == outcome.is_some()
+        && ended == present(8)?
+        && (standing == standing::ACTIVE) != ended
+        && present(9)?
+        && row.get_ref(6)?.as_str().is_ok()
+        && (standing != standing::RETRY || present(7)?)
+        && present(14)?;
+    // Whether they can be read is what counts here.
+    let _: (Option<i32>, Option<i32>, bool) = (row.get(11)?, row.get(12)?, row.get(13)?);
+    let _: Option<String> = row.get(15)?;
+    Ok(Attempt {
+        job: unsigned(row.get(0)?),
+        task: row.get(1)?,
+        number: row.get(2)?,
+        standing,
+        state: task_state(standing, outcome),
+        sound,
+    })
+}
+
+fn events(connection: &Connection, found: &mut Checked) -> rusqlite::Result<()> {
+    let mut statement =
+        connection.prepare("SELECT last, first, facts FROM events ORDER BY last")?;
+    let mut rows = statement.query([])?;
+    let mut before = None;
+    while let Some(row) = rows.next()? {
+        let (last, first): (i64, i64) = (row.get(0)?, row.get(1)?);
+        let facts: Vec<EventFact> = decoded(row, 2)?;
+        let follows = before.is_none_or(|before: i64| before.checked_add(1) == Some(first));
+        let length = last.checked_sub(first).and_then(|length| length.checked_add(1));
+        if !follows || length != i64::try_from(facts.len()).ok() {
+            found.wrong(format!("the events {first} to {last} have a gap, or are too many"));
+        }
+        before = Some(last);
+    }
+    Ok(())
+}
+
+fn nodes(connection: &Connection, found: &mut Checked) -> rusqlite::Result<()> {
+    let (epoch, newest): (i64, i64) = connection.query_row(
+        "SELECT (SELECT value FROM meta WHERE key = 'last_epoch'),
+             (SELECT coalesce(max(epoch), 0) FROM nodes)",
+        [],
+        |row| Ok((row.get(0)?, row.get(1)?)),
+    )?;
+    if newest > epoch {
+        found.wrong(format!("a node has epoch {newest}, and the last one is {epoch}"));
+    }
+    Ok(())
+}
