@@ -74,16 +74,17 @@ fn make() -> Result<(), String> {
     if status.success() { Ok(()) } else { Err(format!("docker import: {status}")) }
 }
 
-/// Removes every container of an agent, by the label that it gives them. Never panics: this is
-/// for cleaning up.
-pub fn remove_containers_of(agent_id: &str) {
+/// The containers of an agent, by the label that it gives them; none where Docker does not answer.
+pub fn containers_of(agent_id: &str) -> Vec<String> {
     let filter = format!("label={AGENT_LABEL}={agent_id}");
-    let Ok(listed) = Command::new("docker").args(["ps", "-aq", "--filter", &filter]).output()
-    else {
-        return;
-    };
-    let ids = String::from_utf8_lossy(&listed.stdout);
-    for id in ids.lines() {
-        _ = Command::new("docker").args(["rm", "-f", "-v", id]).output();
+    let listed = Command::new("docker").args(["ps", "-aq", "--filter", &filter]).output();
+    let ids = listed.map(|listed| listed.stdout).unwrap_or_default();
+    String::from_utf8_lossy(&ids).lines().map(str::to_owned).collect()
+}
+
+/// Removes every container of an agent. Never panics: this is for cleaning up.
+pub fn remove_containers_of(agent_id: &str) {
+    for id in containers_of(agent_id) {
+        _ = Command::new("docker").args(["rm", "-f", "-v", &id]).output();
     }
 }
