@@ -12,8 +12,8 @@ use podmesh_wire::WireError;
 use podmesh_wire::control::ManagerSocket;
 use podmesh_wire::front::{Front, FrontConfig, HeartbeatStream};
 use podmesh_wire::key::digest_of;
+use podmesh_wire::machine;
 use podmesh_wire::manager_keys::{ManagerKeys, ShownKeys};
-use podmesh_wire::open_files;
 use podmesh_wire::publish::Publisher;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::{JoinError, JoinHandle, JoinSet};
@@ -59,7 +59,7 @@ pub async fn run(
     shutdown: impl Future<Output = ()>,
 ) -> Result<(), ManagerError> {
     config.validate()?;
-    open_files::raise_limit();
+    machine::raise_open_files();
     let data_dir = config.data_dir.clone();
     // Opening may take long: a log to recover after a kill.
     let (lock, store) = tokio::task::spawn_blocking(move || {
@@ -213,7 +213,9 @@ impl Parts {
         let keys = snapshot.keys.iter().filter(|row| !row.revoked);
         let keys = keys.map(|row| (row.key, row.role, row.name.clone(), row.renews.is_some()));
         let callers = Callers::new(endpoint.cluster, life, keys, inputs.clone());
+        let writer_stopping = stopping_receiver.clone();
         let manager = Arc::new(Manager {
+            data_dir: config.data_dir.clone(),
             cluster: endpoint.cluster,
             instance: endpoint.instance,
             program_version: endpoint.version.clone(),
@@ -236,7 +238,7 @@ impl Parts {
         let (committed, committed_receiver) = mpsc::channel(COMMITS_MAX);
         let writing = Arc::clone(&closing);
         let store = Part::start("podmesh-store", move || {
-            let result = writer.run(&steps_receiver, &committed);
+            let result = writer.run(&steps_receiver, &committed, &writer_stopping);
             writing.closed(result.is_ok());
             result
         })?;

@@ -2,6 +2,7 @@
 //! after a wait.
 
 use std::collections::HashMap;
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -38,6 +39,7 @@ const REASONS_MAX: usize = 64;
 
 /// All parts of the manager that a request may need.
 pub(crate) struct Manager {
+    pub(crate) data_dir: PathBuf,
     pub(crate) cluster: ClusterId,
     pub(crate) instance: InstanceId,
     pub(crate) program_version: String,

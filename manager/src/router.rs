@@ -11,6 +11,7 @@ use podmesh_protocol::limits::{BATCH_ROWS_MAX, PAGE_ROWS_MAX, PROTOCOL_VERSION};
 use podmesh_protocol::session::{ToManager, ToPeer};
 use podmesh_wire::WireError;
 use podmesh_wire::control::{ManagerReceiver, ManagerSender, Received};
+use podmesh_wire::machine::no_room;
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 
@@ -198,6 +199,10 @@ impl Router {
             RequestBody::Submit { submission, spec } => {
                 if let Err(error) = spec.validate() {
                     let error = ErrorReply::new(ErrorCode::InvalidSpec, error.to_string());
+                    return self.error(peer, ToPeer::Reply(Reply { id, result: Err(error) }));
+                }
+                if let Some(why) = no_room(&self.manager.data_dir) {
+                    let error = ErrorReply::new(ErrorCode::Storage, why);
                     return self.error(peer, ToPeer::Reply(Reply { id, result: Err(error) }));
                 }
                 // The room is the core's, and is taken before the reader is asked.

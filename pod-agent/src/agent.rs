@@ -53,7 +53,7 @@ pub async fn run(
     config: AgentConfig,
     shutdown: impl Future<Output = ()>,
 ) -> Result<(), AgentError> {
-    podmesh_wire::open_files::raise_limit();
+    podmesh_wire::machine::raise_open_files();
     let data_dir = Arc::new(DataDir::open(&config.data_dir)?);
     let logs_dir = make_logs_dir(&config.logs_dir)?;
     let clock = Clock::start();

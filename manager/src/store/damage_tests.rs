@@ -373,7 +373,8 @@ fn the_last_one_to_close_a_database_seals_it_and_a_start_removes_the_seal() {
         let closing = Closing::new(dir.path(), lock);
         let (steps, receiver) = crossbeam_channel::bounded(1);
         drop(steps);
-        store.writer.run(&receiver, &tokio::sync::mpsc::channel(1).0).unwrap();
+        let (_stop, stopping) = tokio::sync::watch::channel(false);
+        store.writer.run(&receiver, &tokio::sync::mpsc::channel(1).0, &stopping).unwrap();
         closing.closed(true);
         drop(store.history);
         closing.closed(life != 2);

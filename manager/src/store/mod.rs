@@ -7,6 +7,9 @@ mod check;
 mod codes;
 #[cfg(test)]
 mod damage_tests;
+mod events;
+#[cfg(test)]
+mod full_tests;
 mod log;
 mod reader;
 mod restore;

@@ -9,19 +9,20 @@ use std::time::Duration;
 
 use crossbeam_channel::Receiver;
 use podmesh_manager_core::step::{Change, Effect, JobRow, NodeRow, Step};
-use podmesh_protocol::event::{EventChunk, EventFact};
+use podmesh_protocol::event::EventChunk;
 use podmesh_protocol::ids::{AttemptId, JobId, Name, Revision};
-use podmesh_protocol::limits::{COMMIT_ROWS_MAX, EVENTS_KEPT, EVENTS_PER_CHUNK_MAX};
+use podmesh_protocol::limits::COMMIT_ROWS_MAX;
 use podmesh_protocol::report::{AttemptState, Outcome};
 use rusqlite::{CachedStatement, Connection, params};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 
 use super::codes::{attempt_code, integer, job_code, outcome_code, standing};
+use super::events::{self, EventRow};
 use super::log::log_of;
 use super::{BUSY_TIMEOUT, StoreError, access, seal};
 
-/// Bytes of one row of events, so that a reply has room for at least one.
-const CHUNK_BYTES_MAX: usize = 256 << 10;
+/// Between two tries to write to a full disk.
+const FULL_PAUSE: Duration = Duration::from_millis(250);
 /// When the write-ahead log has grown beyond this, readers that keep it from being used again
 /// are waited for.
 const WAL_BYTES_MAX: u64 = 256 << 20;
@@ -70,7 +71,7 @@ pub(crate) struct Writer {
 
 /// Why a transaction failed.
 #[derive(Debug, thiserror::Error)]
-enum WriteError {
+pub(super) enum WriteError {
     #[error(transparent)]
     Sqlite(#[from] rusqlite::Error),
     #[error("{0}")]
@@ -111,7 +112,8 @@ impl Writer {
     }
 
     /// Writes what comes until all senders of `steps` are gone. When `committed` is full, it
-    /// waits, and so in turn does everybody before it.
+    /// waits, and so in turn does everybody before it. While the disk is full it waits, too, unless
+    /// the manager is stopping.
     ///
     /// # Errors
     /// The first failure to write: nothing of that transaction has left, and nothing more will.
@@ -119,6 +121,7 @@ impl Writer {
         mut self,
         steps: &Receiver<Decided>,
         committed: &mpsc::Sender<Committed>,
+        stopping: &watch::Receiver<bool>,
     ) -> Result<(), StoreError> {
         let mut batch = Vec::new();
         while let Ok(first) = steps.recv() {
@@ -130,7 +133,7 @@ impl Writer {
                 rows += self::rows(&next.step);
                 batch.push(next);
             }
-            let done = self.commit(&mut batch)?;
+            let done = self.commit_patiently(&mut batch, stopping)?;
             if committed.blocking_send(done).is_err() {
                 break; // Nobody is left to act on it: the daemon is ending.
             }
@@ -140,16 +143,46 @@ impl Writer {
         Ok(())
     }
 
-    /// Writes the steps in one transaction, where there is anything to write.
+    /// Commits as soon as there is room on the disk. Nothing of the steps has left before: whoever
+    /// waits for their effects goes on waiting, and agents keep their reports.
+    fn commit_patiently(
+        &mut self,
+        batch: &mut Vec<Decided>,
+        stopping: &watch::Receiver<bool>,
+    ) -> Result<Committed, StoreError> {
+        let mut full = false;
+        loop {
+            match self.commit(batch) {
+                Err(StoreError::Full { path }) if !*stopping.borrow() => {
+                    if !full {
+                        full = true;
+                        let path = path.display();
+                        tracing::error!("no room is left for {path}: it waits until there is");
+                    }
+                    std::thread::sleep(FULL_PAUSE);
+                }
+                done => {
+                    if full && done.is_ok() {
+                        tracing::info!("there is room for the database again");
+                    }
+                    return done;
+                }
+            }
+        }
+    }
+
+    /// Writes the steps in one transaction, where there is anything to write. After an error the
+    /// batch is as it was.
     pub(super) fn commit(&mut self, batch: &mut Vec<Decided>) -> Result<Committed, StoreError> {
         let mut done = Committed::default();
         if batch.iter().any(|decided| rows(&decided.step) > 0) {
-            self.transaction(batch, &mut done).map_err(|e| match e {
+            let rows = self.transaction(batch, &mut done).map_err(|e| match e {
                 WriteError::Sqlite(e) => StoreError::sqlite(&self.path, "written", e),
                 WriteError::Contradiction(what) => {
                     StoreError::Contradiction { path: self.path.clone(), what }
                 }
             })?;
+            done.chunks = events::chunks(rows, batch);
             if let Some(CommittedChunk { chunk, .. }) = done.chunks.last() {
                 self.last_revision.store(chunk.last().0, Ordering::Release);
             }
@@ -161,16 +194,16 @@ impl Writer {
 
     fn transaction(
         &mut self,
-        batch: &mut [Decided],
+        batch: &[Decided],
         done: &mut Committed,
-    ) -> Result<(), WriteError> {
+    ) -> Result<Vec<EventRow>, WriteError> {
         // Dropped without a commit, it rolls back.
         let transaction = self.connection.unchecked_transaction()?;
         let mut rows = Rows::new(&transaction, &mut self.nodes)?;
-        let mut jobs = BTreeMap::new();
+        let (mut jobs, mut event_rows) = (BTreeMap::new(), Vec::new());
         let mut last_revision = Revision(self.last_revision.load(Ordering::Acquire));
         for Decided { step, wall_ms } in batch {
-            let facts = std::mem::take(&mut step.events);
+            let facts = &step.events;
             if !facts.is_empty() {
                 let first = Revision(last_revision.0 + 1);
                 if step.first_revision != Some(first) {
@@ -179,7 +212,7 @@ impl Writer {
                     return Err(WriteError::Contradiction(what));
                 }
                 last_revision.0 += facts.len() as u64;
-                rows.events(first, *wall_ms, facts, &mut done.chunks)?;
+                events::write(&transaction, first, *wall_ms, facts, &mut event_rows)?;
             }
             for change in &step.changes {
                 match change {
@@ -197,13 +230,13 @@ impl Writer {
         for (row, changed) in jobs.values() {
             rows.job_updated(row, *changed)?;
         }
-        if !done.chunks.is_empty() {
-            rows.forget_old_events(last_revision, done.chunks.len())?;
+        if !event_rows.is_empty() {
+            events::forget_old(&transaction, last_revision, event_rows.len())?;
         }
         drop(rows);
         done.touched.extend(jobs.into_keys());
         transaction.commit()?;
-        Ok(())
+        Ok(event_rows)
     }
 
     /// SQLite starts its log over when all of it is in the database and nobody reads it. Under
@@ -461,50 +494,6 @@ impl<'a> Rows<'a> {
                 |row| row.get(0),
             )?;
         self.nodes.insert(row.node.clone(), number);
-        Ok(())
-    }
-
-    /// Writes events in rows that are neither too long nor too large.
-    fn events(
-        &mut self,
-        first: Revision,
-        wall_ms: u64,
-        mut facts: Vec<EventFact>,
-        chunks: &mut Vec<CommittedChunk>,
-    ) -> Result<(), WriteError> {
-        let mut bytes = None;
-        if facts.len() <= EVENTS_PER_CHUNK_MAX {
-            let encoded = rmp_serde::to_vec_named(&facts)?;
-            if facts.len() == 1 || encoded.len() <= CHUNK_BYTES_MAX {
-                bytes = Some(encoded);
-            }
-        }
-        let Some(bytes) = bytes else {
-            let half = facts.len() / 2;
-            let rest = facts.split_off(half);
-            self.events(first, wall_ms, facts, chunks)?;
-            return self.events(Revision(first.0 + half as u64), wall_ms, rest, chunks);
-        };
-        let chunk = EventChunk { first, wall_ms, facts };
-        self.connection
-            .prepare_cached(
-                "INSERT INTO events (last, first, wall_ms, facts) VALUES (?1, ?2, ?3, ?4)",
-            )?
-            .execute(params![integer(chunk.last().0), integer(first.0), integer(wall_ms), bytes])?;
-        chunks.push(CommittedChunk { chunk, bytes: bytes.len() });
-        Ok(())
-    }
-
-    /// Removes rows of events that have only such as are too old: some more than were added,
-    /// so that it never lags behind, and never takes long.
-    fn forget_old_events(&mut self, last: Revision, added: usize) -> rusqlite::Result<()> {
-        let Some(oldest) = last.0.checked_sub(EVENTS_KEPT) else { return Ok(()) };
-        self.connection
-            .prepare_cached(
-                "DELETE FROM events WHERE last IN
-                     (SELECT last FROM events WHERE last <= ?1 ORDER BY last LIMIT ?2)",
-            )?
-            .execute(params![integer(oldest), integer(added as u64 * 2 + 16)])?;
         Ok(())
     }
 }

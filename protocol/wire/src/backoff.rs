@@ -4,12 +4,13 @@ use std::time::Duration;
 
 use backon::{BackoffBuilder, ExponentialBuilder};
 
-/// Jittered delays between tries to reach the manager: 50 ms at first, doubled up to 5 s. They
+/// Jittered delays between tries to reach the manager: 50 ms at first, doubled up to 2 s, of which
+/// jitter makes up to 4 s: whoever waits for a manager is back 5 s after it is. They
 /// never end: a manager that comes back after a week finds its agents.
 pub fn reconnect_delays() -> impl Iterator<Item = Duration> + Send + use<> {
     ExponentialBuilder::new()
         .with_min_delay(Duration::from_millis(50))
-        .with_max_delay(Duration::from_secs(5))
+        .with_max_delay(Duration::from_secs(2))
         .with_jitter()
         .without_max_times()
         .build()
@@ -25,7 +26,7 @@ mod tests {
         assert_eq!(delays.len(), 1000);
         assert!(delays[0] < Duration::from_millis(101));
         // Jitter adds up to as much again.
-        assert!(delays.iter().all(|delay| *delay <= Duration::from_secs(10)));
-        assert!(delays[999] >= Duration::from_secs(5));
+        assert!(delays.iter().all(|delay| *delay <= Duration::from_secs(4)));
+        assert!(delays[999] >= Duration::from_secs(2));
     }
 }

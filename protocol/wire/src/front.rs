@@ -27,8 +27,8 @@ use tokio_rustls::server::TlsStream;
 use crate::error::WireError;
 use crate::guard::relay::{Expected, RelayError, relay, relay_plain};
 use crate::guard::zmtp::Traffic;
+use crate::machine;
 use crate::manager_keys::ShownKeys;
-use crate::open_files;
 use crate::route::{
     CONTROL_SOCKET, Duplex, HEARTBEATS_SOCKET, PUBLICATIONS_SOCKET, read_framed, write_framed,
 };
@@ -220,7 +220,7 @@ async fn accept_network(
     gate: Arc<impl Gate>,
     inner: Arc<Inner>,
 ) {
-    let slots = Arc::new(Slots::new(open_files::limit()));
+    let slots = Arc::new(Slots::new(machine::open_files()));
     loop {
         let (stream, from) = match listener.accept().await {
             Ok((stream, from)) => (stream, from.ip()),

@@ -3,12 +3,12 @@
 use std::path::Path;
 use std::time::Duration;
 
-use nix::sys::statvfs::statvfs;
 use podmesh_protocol::access::Caller;
 use podmesh_protocol::client::Info;
 use podmesh_wire::WireError;
 use podmesh_wire::enrolment::EnrolmentError;
 use podmesh_wire::locate::Locator;
+use podmesh_wire::machine::free_bytes;
 use podmesh_wire::route::Route;
 use schemars::JsonSchema;
 use serde::Serialize;
@@ -108,9 +108,8 @@ fn folder(checks: &mut Checks, what: &'static str, path: &Path) {
         let advice = "run as its owner, or choose another one with --data-dir";
         return checks.wrong(what, format!("{shown} cannot be written: {error}"), advice);
     }
-    match statvfs(path) {
-        Ok(stat) => {
-            let free = stat.blocks_available().saturating_mul(stat.fragment_size());
+    match free_bytes(path) {
+        Ok(free) => {
             let free_text = bytesize::ByteSize::b(free).display().iec().to_string();
             let found = format!("{shown}, {free_text} free");
             if free < FREE_BYTES_MIN {
