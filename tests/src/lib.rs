@@ -9,6 +9,7 @@
 
 pub mod docker;
 pub mod mesh;
+pub mod namespace;
 pub mod ports;
 pub mod process;
 pub mod wait;

@@ -1,6 +1,7 @@
 //! A manager and agents as real processes.
 
 use std::collections::BTreeMap;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
@@ -11,6 +12,7 @@ use serde_json::Value;
 use tempfile::TempDir;
 
 use crate::docker;
+use crate::namespace::Namespace;
 use crate::ports::free_port;
 use crate::process::Daemon;
 use crate::wait::until_true;
@@ -21,6 +23,7 @@ pub struct Mesh {
     manager: Option<Daemon>,
     agents: BTreeMap<String, Daemon>,
     program: PathBuf,
+    host: IpAddr,
     port: u16,
     manager_flags: Vec<String>,
     manager_open_files: Option<u32>,
@@ -35,6 +38,7 @@ impl Mesh {
             manager: None,
             agents: BTreeMap::new(),
             program: program.into(),
+            host: Ipv4Addr::LOCALHOST.into(),
             port: free_port(),
             manager_flags: Vec::new(),
             manager_open_files: None,
@@ -56,6 +60,13 @@ impl Mesh {
     #[must_use]
     pub fn manager_flags(mut self, flags: &[&str]) -> Self {
         self.manager_flags = flags.iter().map(|&flag| flag.to_owned()).collect();
+        self
+    }
+
+    /// Where every later manager listens, instead of on loopback.
+    #[must_use]
+    pub fn listen_on(mut self, host: IpAddr) -> Self {
+        self.host = host;
         self
     }
 
@@ -93,7 +104,7 @@ impl Mesh {
 
     /// Where the manager listens.
     pub fn address(&self) -> String {
-        format!("127.0.0.1:{}", self.port)
+        SocketAddr::new(self.host, self.port).to_string()
     }
 
     /// The program, with no more open files than that.
@@ -204,8 +215,20 @@ impl Mesh {
         self.run_agent(name, &["--name", name, "--manager", manager], flags);
     }
 
+    /// Starts an agent in a network namespace, and waits until the manager counts on it.
+    pub fn start_agent_in(&mut self, namespace: &Namespace, name: &str, flags: &[&str]) {
+        let token = self.token("agent");
+        let command = Self::without_settings(namespace.command(&self.program));
+        self.run_agent_by(command, name, &["--name", name, "--join", &token], flags);
+        self.wait_for_node(name, "alive");
+    }
+
     fn run_agent(&mut self, name: &str, first: &[&str], flags: &[&str]) {
-        let mut command = self.command(&["agent"]);
+        self.run_agent_by(self.command(&[]), name, first, flags);
+    }
+
+    fn run_agent_by(&mut self, mut command: Command, name: &str, first: &[&str], flags: &[&str]) {
+        command.arg("agent");
         command.args(first).arg("--data-dir").arg(self.agent_dir(name)).args(flags);
         let agent = Daemon::start(command, &self.folder().join(format!("agent-{name}.txt")));
         self.agents.insert(name.to_owned(), agent);

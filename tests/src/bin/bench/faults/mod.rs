@@ -5,6 +5,7 @@
 
 mod containers;
 mod kills;
+mod partition;
 mod silence;
 
 use crate::table::Table;
@@ -17,4 +18,5 @@ pub(crate) fn measure(table: &mut Table) {
     kills::measure(table, kills);
     containers::measure(table, kills);
     silence::measure(table);
+    partition::measure(table);
 }

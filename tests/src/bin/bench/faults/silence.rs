@@ -27,7 +27,7 @@ pub(crate) fn measure(table: &mut Table) {
     standstill(table);
 }
 
-fn milliseconds(time: Duration) -> String {
+pub(super) fn milliseconds(time: Duration) -> String {
     format!("{:.0} ms", time.as_secs_f64() * 1e3)
 }
 
@@ -38,7 +38,7 @@ fn state(rig: &Rig, node: &str) -> NodeState {
     nodes.iter().find(|view| view.node.as_str() == node).unwrap().state
 }
 
-fn time_until(rig: &Rig, node: &str, wanted: NodeState) -> Duration {
+pub(super) fn time_until(rig: &Rig, node: &str, wanted: NodeState) -> Duration {
     let began = Instant::now();
     while state(rig, node) != wanted {
         assert!(began.elapsed() < Duration::from_secs(60), "{node} does not become {wanted:?}");
