@@ -29,9 +29,9 @@ use crate::heartbeat::{Heartbeat, HeartbeatEvent, Target};
 use crate::log_notify::LogNotify;
 use crate::log_reads::LogReads;
 use crate::paths::attempt_log_dir;
-use crate::process::{ProcessRuntime, ProcessSettings};
 use crate::runtimes::Runtimes;
 use crate::session::{Opened, SessionEvent, Sessions};
+use crate::supervisor::{LinkSettings, Processes};
 
 /// How long the end of the daemon waits for the acknowledgement of what it reported.
 const GOODBYE_WAIT_MS: u64 = 5_000;
@@ -46,8 +46,8 @@ const SWEEP_EVERY: Duration = Duration::from_secs(600);
 /// Files that an agent likes to have open: three of an attempt, and its logs.
 const OPEN_FILES: u64 = 65_536;
 
-/// Runs an agent until `shutdown`, then stops its processes, reports them, and returns. Containers
-/// go on. To be called within a tokio runtime with time and I/O.
+/// Runs an agent until `shutdown`, and returns when what it has to say is said. Containers go on,
+/// and processes, too, unless the configuration has them stopped. To be called within a tokio runtime with time and I/O.
 ///
 /// # Errors
 /// When the data directory cannot be used, the manager belongs to another cluster or speaks
@@ -63,18 +63,19 @@ pub async fn run(
     let log_notify = LogNotify::default();
     let (facts_sender, facts) = mpsc::unbounded_channel();
 
-    let process_settings = ProcessSettings {
-        node: config.name.clone(),
+    let link_settings = LinkSettings {
+        command: config.supervisor,
+        stop_with_agent: config.stop_processes,
         agent_id: data_dir.id(),
         data_dir: data_dir.path().to_owned(),
+        node: config.name.clone(),
         logs_dir: logs_dir.clone(),
         rotation: config.rotation.clone(),
         log_notify: log_notify.clone(),
     };
-    let system = |doing| move |source| AgentError::System { doing, source };
-    let process = ProcessRuntime::new(process_settings, facts_sender.clone())
-        .map_err(system("set up the process runtime"))?;
-    let (process, process_found) = adopt(process).await.map_err(system("look for old attempts"))?;
+    let opened =
+        Processes::open(link_settings, config.runtimes.process, facts_sender.clone()).await?;
+    let (process, process_found) = opened.unzip();
     let docker_settings = DockerSettings {
         node: config.name.clone(),
         agent_id: data_dir.id(),
@@ -95,7 +96,10 @@ pub async fn run(
     let (session_sender, session_events) = mpsc::channel(EVENTS_MAX);
     let (drop_session, dropped) = watch::channel(None);
     let mut agent = Agent {
-        core: Core::new(CoreConfig { goodbye_wait_ms: GOODBYE_WAIT_MS }),
+        core: Core::new(CoreConfig {
+            goodbye_wait_ms: GOODBYE_WAIT_MS,
+            processes_outlive: !config.stop_processes,
+        }),
         step: Step::default(),
         clock,
         runtimes: Runtimes::new(
@@ -121,7 +125,7 @@ pub async fn run(
         hello_outdated: false,
         may_exit: false,
     };
-    agent.found(RuntimeKind::Process, process_found);
+    agent.found(RuntimeKind::Process, process_found.unwrap_or_default());
     let mut docker_later = None;
     match docker {
         DockerStart::Ready(ready) => agent.docker_ready(ready),
@@ -141,11 +145,6 @@ pub async fn run(
     }
     agent.runtimes.close().await;
     result
-}
-
-async fn adopt(process: ProcessRuntime) -> std::io::Result<(ProcessRuntime, Vec<FoundAttempt>)> {
-    let adopted = spawn_blocking(move || process.adopt().map(|found| (process, found)));
-    adopted.await.unwrap_or_else(|error| Err(error.into()))
 }
 
 fn make_logs_dir(path: &Path) -> Result<PathBuf, AgentError> {
@@ -250,7 +249,7 @@ impl Agent {
                 _ = sweeps.tick() => self.sweep(&sweep),
                 () = &mut shutdown, if !is_shutting_down => {
                     is_shutting_down = true;
-                    tracing::info!("stopping: processes are stopped, containers go on");
+                    tracing::info!("stopping");
                     self.feed(Input::ShutdownRequested);
                 }
             }
@@ -260,7 +259,14 @@ impl Agent {
 
     /// Gives a fact to the core, and does what it decides.
     fn feed(&mut self, input: Input) {
+        let is_contact =
+            matches!(input, Input::SessionOpened { .. } | Input::HeartbeatAnswered { .. });
         self.core.step(self.clock.now(), input, &mut self.step);
+        // Told only of a contact, not of what is assumed before the first: about as often as there
+        // are heartbeats.
+        if is_contact && let Some(until) = self.core.lease_until() {
+            self.runtimes.lease(self.clock.on_machine(until));
+        }
         for command in self.step.commands.drain(..) {
             self.runtimes.carry_out(command);
         }

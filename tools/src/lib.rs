@@ -77,7 +77,15 @@ fn run(context: &Context, verb: Verb) -> Outcome {
             "leave `--output json` out; jobs, job, tasks, nodes, events, submit, cancel, token, users and doctor have it",
         ));
     }
-    let daemon = matches!(verb, Verb::Dev(_) | Verb::Manager(_) | Verb::Agent(_));
+    if let Verb::ProcessSupervisor(args) = &verb
+        && !args.kept
+    {
+        return verbs::process_supervisor::keeper(context, args);
+    }
+    let daemon = matches!(
+        verb,
+        Verb::Dev(_) | Verb::Manager(_) | Verb::Agent(_) | Verb::ProcessSupervisor(_)
+    );
     let mut builder = if daemon {
         tokio::runtime::Builder::new_multi_thread()
     } else {
@@ -99,6 +107,7 @@ async fn dispatch(context: &Context, verb: Verb) -> Outcome {
         Verb::Dev(args) => verbs::dev::dev(context, args).await,
         Verb::Manager(args) => verbs::manager::manager(context, args).await,
         Verb::Agent(args) => verbs::agent::agent(context, args).await,
+        Verb::ProcessSupervisor(args) => verbs::process_supervisor::supervisor(context, args).await,
         Verb::Run(args) => verbs::run::run(context, args).await,
         Verb::Submit(args) => verbs::submit::submit(context, args).await,
         Verb::Jobs(args) => verbs::jobs::jobs(context, args).await,

@@ -56,7 +56,7 @@ impl World {
         }
         let life = self.number();
         let docker = self.calm || self.rng.percent(80);
-        let mut core = Core::new(CoreConfig { goodbye_wait_ms: 5_000 });
+        let mut core = Core::new(CoreConfig { goodbye_wait_ms: 5_000, processes_outlive: false });
         if let Some(Planted::Agent(fault)) = self.planted {
             core.plant_fault(fault);
         }

@@ -12,7 +12,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use podmesh_wire::locate::ManagerPlace;
 
 use access::{DoctorArgs, LoginArgs, NodesArgs, TokenVerb, UsersArgs};
-use daemon::{AgentArgs, DemoArgs, DevArgs, ManagerArgs};
+use daemon::{AgentArgs, DemoArgs, DevArgs, ManagerArgs, SupervisorArgs};
 use job::{CommandArgs, JobOptions};
 use query::{CancelArgs, EventsArgs, JobArgs, JobsArgs, LogsArgs, TasksArgs};
 
@@ -116,6 +116,9 @@ pub(crate) enum Verb {
     Manager(ManagerArgs),
     /// The agent: one on every machine that runs tasks
     Agent(AgentArgs),
+    /// Holds the processes of an agent, which starts it
+    #[command(hide = true)]
+    ProcessSupervisor(SupervisorArgs),
     /// Run a job, show its output, and end with its exit code
     ///
     /// Output comes out byte for byte, that of an array in order of index with a header a task.
@@ -164,6 +167,7 @@ impl Verb {
             Self::Dev(_) => Some("dev"),
             Self::Manager(_) => Some("manager"),
             Self::Agent(_) => Some("agent"),
+            Self::ProcessSupervisor(_) => Some("process-supervisor"),
             Self::Run(_) => Some("run"),
             Self::Submit(args) if args.follow => Some("submit --follow"),
             Self::Logs(_) => Some("logs"),

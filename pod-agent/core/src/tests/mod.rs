@@ -22,6 +22,7 @@ use crate::{Core, CoreConfig};
 
 const LEASE_MS: u64 = 15_000;
 const GOODBYE_MS: u64 = 5_000;
+const CONFIG: CoreConfig = CoreConfig { goodbye_wait_ms: GOODBYE_MS, processes_outlive: false };
 const GRACE_MS: u64 = 700;
 const TIMEOUT_MS: u64 = 30_000;
 
@@ -68,7 +69,7 @@ struct Agent {
 
 impl Agent {
     fn new() -> Self {
-        Self { core: Core::new(CoreConfig { goodbye_wait_ms: GOODBYE_MS }), now: 1_000, epoch: 0 }
+        Self { core: Core::new(CONFIG), now: 1_000, epoch: 0 }
     }
 
     /// An agent in a session that knows the jobs 1 to 4.
