@@ -11,4 +11,5 @@ pub mod docker;
 pub mod mesh;
 pub mod ports;
 pub mod process;
+pub mod supervisor;
 pub mod wait;
