@@ -123,6 +123,11 @@ pub async fn run(
         },
         data_dir: Arc::clone(&data_dir),
         hello_outdated: false,
+        stop_means: if config.stop_processes {
+            "processes are stopped, containers go on"
+        } else {
+            "processes and containers go on"
+        },
         may_exit: false,
     };
     agent.found(RuntimeKind::Process, process_found.unwrap_or_default());
@@ -212,6 +217,8 @@ struct Agent {
     data_dir: Arc<DataDir>,
     /// Whether more is known now than the last hello said.
     hello_outdated: bool,
+    /// What becomes of what runs when the agent stops, for people.
+    stop_means: &'static str,
     may_exit: bool,
 }
 
@@ -249,7 +256,7 @@ impl Agent {
                 _ = sweeps.tick() => self.sweep(&sweep),
                 () = &mut shutdown, if !is_shutting_down => {
                     is_shutting_down = true;
-                    tracing::info!("stopping");
+                    tracing::info!("stopping: {}", self.stop_means);
                     self.feed(Input::ShutdownRequested);
                 }
             }

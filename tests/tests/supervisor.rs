@@ -191,8 +191,7 @@ fn twenty_restarts_in_a_row_under_load_run_all_once_and_leave_nothing() {
 
     let marks = mesh.folder().join("marks");
     fs::create_dir(&marks).unwrap();
-    let script =
-        format!("mktemp -q {}/$PODMESH_TASK_INDEX.XXXXXX; sleep 0.1", marks.display());
+    let script = format!("mktemp -q {}/$PODMESH_TASK_INDEX.XXXXXX; sleep 0.1", marks.display());
     let array = format!("1-{TASKS}");
     let job = mesh.submit(&["--array", &array, "--", "sh", "-c", &script]);
     for restart in 0..20 {
@@ -214,16 +213,15 @@ fn twenty_restarts_in_a_row_under_load_run_all_once_and_leave_nothing() {
     until_true("no open file is left", || open_files() <= before);
     let work = mesh.agent_dir("a").join("agent/work");
     until_true("no folder is left", || {
-        fs::read_dir(&work).unwrap().all(|entry| {
-            entry.unwrap().file_name().to_string_lossy().starts_with("spare-")
-        })
+        fs::read_dir(&work)
+            .unwrap()
+            .all(|entry| entry.unwrap().file_name().to_string_lossy().starts_with("spare-"))
     });
 }
 
 #[test]
 fn the_supervisor_keeps_the_lease_of_an_agent_that_stays_dead() {
-    let mut mesh =
-        Mesh::new(PODMESH).manager_flags(&["--lease", "2s", "--heartbeat", "200ms"]);
+    let mut mesh = Mesh::new(PODMESH).manager_flags(&["--lease", "2s", "--heartbeat", "200ms"]);
     mesh.start_manager();
     mesh.start_agent("a", &["--cpus", "2"]);
     let file = mesh.folder().join("pids");

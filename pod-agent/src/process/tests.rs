@@ -451,7 +451,10 @@ async fn what_a_killed_supervisor_left_is_killed_and_lost() {
 #[tokio::test]
 async fn an_end_is_written_down_until_it_is_removed() {
     let mut node = Node::new();
-    node.run("exit 3").await;
+    node.start("until test -e go; do sleep 0.01; done; exit 3");
+    assert_eq!(node.facts.recv().await.unwrap(), (ATTEMPT, RuntimeFact::Started));
+    fs::write(node.data.path().join("work/42.7.2/go"), "").unwrap();
+    node.end().await;
     let mut found = node.runtime.shared.work_dir.found().unwrap();
     let found = found.pop().unwrap();
     assert_eq!((found.attempt, found.on_lost), (ATTEMPT, OnLost::Requeue));

@@ -40,6 +40,21 @@ impl Connection {
     }
 }
 
+/// A supervisor that has said what it holds.
+struct Greeted {
+    connection: Connection,
+    found: Vec<Found>,
+    program_version: String,
+}
+
+impl Greeted {
+    /// Whether it is of another version of the program, and ends without harm to anybody.
+    fn is_outdated(&self) -> bool {
+        self.program_version != env!("CARGO_PKG_VERSION")
+            && self.found.iter().all(|found| found.ended.is_some())
+    }
+}
+
 /// Connects to the supervisor there is, or starts one, and hears what it holds.
 pub(super) async fn connect(
     settings: &LinkSettings,
@@ -60,7 +75,12 @@ pub(super) async fn connect(
             Err(error) => Ok(Err(error)),
         };
         match greeted {
-            Ok(Ok(Ok(greeted))) => return Ok(greeted),
+            Ok(Ok(Ok(greeted))) if greeted.is_outdated() => {
+                tracing::info!("a supervisor of another version holds nothing: another follows");
+                // Whatever comes of it, the next try tells.
+                _ = timeout(WELCOME_LIMIT, end(greeted.connection)).await;
+            }
+            Ok(Ok(Ok(Greeted { connection, found, .. }))) => return Ok((connection, found)),
             Ok(Ok(Err(message))) => {
                 return Err(SupervisorError::Refused { message, pid_file: place.lock_path() });
             }
@@ -78,28 +98,37 @@ pub(super) async fn connect(
 }
 
 /// Says hello. The inner error is what a supervisor says that refuses.
-async fn greet(
-    stream: UnixStream,
-    settings: &LinkSettings,
-) -> io::Result<Result<(Connection, Vec<Found>), String>> {
+async fn greet(stream: UnixStream, settings: &LinkSettings) -> io::Result<Result<Greeted, String>> {
     let (reader, writer) = stream.into_split();
     let mut connection = Connection { frames: Frames::new(reader), writer };
     let mut out = Vec::new();
     put(&mut out, &ToSupervisor::Hello(Box::new(settings.hello())))?;
     connection.write(&out).await?;
-    let mut found = Vec::new();
+    let (mut found, mut its_version) = (Vec::new(), String::new());
     loop {
         match connection.frames.next().await? {
             None => return Err(io::ErrorKind::UnexpectedEof.into()),
             Some(ToAgent::Refused { message }) => return Ok(Err(message)),
             Some(ToAgent::Welcome { version, program_version }) => {
                 tracing::info!(version, program_version, "a supervisor holds the processes");
+                its_version = program_version;
             }
             Some(ToAgent::Found(one)) => found.push(*one),
-            Some(ToAgent::Ready) => return Ok(Ok((connection, found))),
+            Some(ToAgent::Ready) => {
+                return Ok(Ok(Greeted { connection, found, program_version: its_version }));
+            }
             Some(other) => return Err(io::Error::other(format!("{other:?} came too early"))),
         }
     }
+}
+
+/// Has a supervisor end, and waits until it is about to.
+async fn end(mut connection: Connection) -> io::Result<()> {
+    let mut out = Vec::new();
+    put(&mut out, &ToSupervisor::End)?;
+    connection.write(&out).await?;
+    while connection.frames.next::<ToAgent>().await?.is_some() {}
+    Ok(())
 }
 
 /// Starts a supervisor, and waits until it can be connected to.

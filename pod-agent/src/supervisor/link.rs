@@ -15,6 +15,7 @@ use podmesh_protocol::report::{Outcome, OutcomeKind};
 use podmesh_protocol::time::Millis;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio::task::JoinHandle;
+use tokio::time::sleep;
 
 use uuid::Uuid;
 
@@ -330,24 +331,7 @@ impl Link {
     /// Has a supervisor again, and tells what became of the attempts of the one before. None: the
     /// agent ends meanwhile.
     async fn connect_again(&mut self) -> Option<Connection> {
-        let mut pause = RETRY_FIRST;
-        let (connection, found) = loop {
-            match connect(&self.settings).await {
-                Ok(connected) => break connected,
-                Err(error) => tracing::error!("{error}; trying again"),
-            }
-            let until = tokio::time::Instant::now() + pause;
-            while until > tokio::time::Instant::now() {
-                tokio::select! {
-                    () = tokio::time::sleep_until(until) => {}
-                    request = self.requests.recv() => match request {
-                        None | Some(Request::Close) => return None,
-                        Some(request) => self.waiting.push(request),
-                    },
-                }
-            }
-            pause = (pause * 2).min(RETRY_LONGEST);
-        };
+        let (connection, found) = self.retry().await?;
         tracing::warn!("there is a supervisor of processes again");
         self.last_context = None;
         self.out.clear();
@@ -370,5 +354,30 @@ impl Link {
             self.say(&ToSupervisor::Lease { until_ms });
         }
         Some(connection)
+    }
+
+    /// Tries until there is a supervisor. None: the agent ends meanwhile.
+    async fn retry(&mut self) -> Option<(Connection, Vec<Found>)> {
+        let settings = self.settings.clone();
+        let mut connecting = std::pin::pin!(async {
+            let mut pause = RETRY_FIRST;
+            loop {
+                match connect(&settings).await {
+                    Ok(connected) => return connected,
+                    Err(error) => tracing::error!("{error}; trying again"),
+                }
+                sleep(pause).await;
+                pause = (pause * 2).min(RETRY_LONGEST);
+            }
+        });
+        loop {
+            tokio::select! {
+                connected = &mut connecting => return Some(connected),
+                request = self.requests.recv() => match request {
+                    None | Some(Request::Close) => return None,
+                    Some(request) => self.waiting.push(request),
+                },
+            }
+        }
     }
 }

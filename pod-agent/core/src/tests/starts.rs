@@ -165,6 +165,19 @@ fn the_daemon_ends_when_its_processes_are_over_and_reported() {
 }
 
 #[test]
+fn the_daemon_ends_without_its_processes_when_these_have_a_supervisor() {
+    let config = CoreConfig { processes_outlive: true, ..CONFIG };
+    let mut agent = Agent { core: Core::new(config), ..Agent::new() };
+    agent.open_session(0, &[]);
+    let process = attempt(1, 1, 1);
+    agent.run(process);
+    agent.ack(1);
+    let step = agent.step(Input::ShutdownRequested);
+    assert_eq!((step.commands, step.may_exit), (vec![], true));
+    assert_eq!(step.messages, [ToManager::Goodbye(Epoch(1))]);
+}
+
+#[test]
 fn the_daemon_does_not_wait_for_ever_for_the_manager() {
     let mut agent = Agent::in_session();
     let a = attempt(1, 1, 1);
