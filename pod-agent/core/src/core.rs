@@ -193,7 +193,7 @@ impl Core {
     }
 
     fn attempts_found(&mut self, now: Millis, found: Vec<FoundAttempt>, out: &mut Step) {
-        for FoundAttempt { attempt, ended, outlives_agent, on_lost, ran_ms } in found {
+        for FoundAttempt { attempt, ended, started, outlives_agent, on_lost, ran_ms } in found {
             let forgotten = planted!(self, NotAdopted) && ended.is_none();
             if self.attempts.contains_key(&attempt) || forgotten {
                 continue;
@@ -203,13 +203,15 @@ impl Core {
                 unsent.ended = Some(self.outbox.push(attempt, ReportFact::Ended(outcome)));
                 Phase::Ended { remove: true }
             } else {
-                // Whether its start was ever reported, nobody here knows any more.
-                unsent.started = Some(self.outbox.push(attempt, ReportFact::Started));
+                if started {
+                    // Whether that was ever reported, nobody here knows any more.
+                    unsent.started = Some(self.outbox.push(attempt, ReportFact::Started));
+                }
                 Phase::Live(Live {
                     context: None,
                     on_lost,
                     outlives_agent,
-                    started: Some((now, ran_ms)),
+                    started: started.then_some((now, ran_ms)),
                     timeout_at: None,
                     stop: None,
                 })

@@ -95,6 +95,8 @@ pub struct FoundAttempt {
     pub attempt: AttemptId,
     /// How it ended; none: it goes on, and the runtime will say when it ends.
     pub ended: Option<Outcome>,
+    /// Whether it runs already; where it does not, the runtime will say when it does.
+    pub started: bool,
     /// Whether it survives the end of the agent (a container does, and a process that has a
     /// supervisor).
     pub outlives_agent: bool,

@@ -134,6 +134,7 @@ impl Processes {
         let found = found.into_iter().map(|found| FoundAttempt {
             attempt: found.attempt,
             ended: found.ended,
+            started: found.started,
             outlives_agent: !settings.stop_with_agent,
             on_lost: found.on_lost,
             ran_ms: found.ran_ms,

@@ -195,6 +195,8 @@ pub(super) struct Found {
     pub(super) on_lost: OnLost,
     /// How it ended; none: it goes on.
     pub(super) ended: Option<Outcome>,
+    /// Whether it runs, or has run.
+    pub(super) started: bool,
     /// For how long it has run.
     pub(super) ran_ms: u64,
 }

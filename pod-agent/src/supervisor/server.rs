@@ -286,6 +286,7 @@ impl Server {
             return;
         }
         tracing::info!("an agent is there");
+        self.table.agent_changed();
         let program_version = env!("CARGO_PKG_VERSION").to_owned();
         let welcome = ToAgent::Welcome { version: common, program_version };
         let held = self.table.list(machine_ms()).map(|found| ToAgent::Found(Box::new(found)));

@@ -23,6 +23,8 @@ const WAS_STOPPED: &str = "it was being stopped when the agent was restarted";
 pub(super) enum Why {
     /// The agent asked, and knows why.
     Asked,
+    /// An earlier life of the agent asked.
+    AskedBefore,
     /// The lease ended.
     LeaseEnded,
     /// The supervisor ends.
@@ -83,8 +85,17 @@ impl Table {
 
     /// It is being stopped. The first reason stays.
     pub(super) fn stop(&mut self, attempt: AttemptId, why: Why) {
-        if let Some(entry) = self.attempts.get_mut(&attempt) {
-            entry.stop.get_or_insert(why);
+        if let Some(entry) = self.attempts.get_mut(&attempt)
+            && matches!(entry.stop, None | Some(Why::AskedBefore))
+        {
+            entry.stop = Some(why);
+        }
+    }
+
+    /// Another life of the agent is there.
+    pub(super) fn agent_changed(&mut self) {
+        for entry in self.attempts.values_mut().filter(|entry| entry.stop == Some(Why::Asked)) {
+            entry.stop = Some(Why::AskedBefore);
         }
     }
 
@@ -97,12 +108,12 @@ impl Table {
         let lost =
             |text: &str| Outcome { kind: OutcomeKind::Lost, ..outcome.clone() }.with_message(text);
         let kept = entry.stop.map(|why| match why {
-            Why::Asked => lost(WAS_STOPPED),
+            Why::Asked | Why::AskedBefore => lost(WAS_STOPPED),
             Why::LeaseEnded => lost(LEASE_ENDED),
             Why::Ending => lost(ENDED_WITH),
         });
         let told = match entry.stop {
-            Some(Why::LeaseEnded | Why::Ending) => kept.clone(),
+            Some(Why::LeaseEnded | Why::Ending | Why::AskedBefore) => kept.clone(),
             Some(Why::Asked) | None => None,
         };
         entry.ended = Some(kept.clone().unwrap_or_else(|| outcome.clone()));
@@ -162,6 +173,7 @@ impl Table {
             attempt: *attempt,
             on_lost: entry.on_lost,
             ended: entry.ended.clone(),
+            started: entry.since.is_some(),
             ran_ms: match (&entry.ended, entry.since) {
                 (None, Some(since)) => now.saturating_sub(since),
                 _ => 0,
@@ -215,7 +227,21 @@ mod tests {
         let kept = end.kept.unwrap();
         assert_eq!((kept.kind, kept.signal), (OutcomeKind::Lost, Some(9)));
         assert_eq!(kept.message.as_deref(), Some(WAS_STOPPED));
-        assert_eq!(table.list(0).next().unwrap().ended, Some(kept));
+        assert_eq!(table.list(0).next().unwrap().ended, Some(kept.clone()));
+
+        // The next one is told what the list says, unless it asks, too.
+        for asks_again in [false, true] {
+            let mut table = Table::default();
+            table.take_up(attempt(1), OnLost::Wait, 5);
+            table.stop(attempt(1), Why::Asked);
+            table.agent_changed();
+            if asks_again {
+                table.stop(attempt(1), Why::Asked);
+            }
+            let end = table.ended(attempt(1), killed()).unwrap();
+            let told = if asks_again { killed() } else { kept.clone() };
+            assert_eq!(end, End { told, kept: Some(kept.clone()) });
+        }
     }
 
     #[test]

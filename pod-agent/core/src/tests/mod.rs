@@ -55,6 +55,7 @@ fn found(attempt: AttemptId, ended: Option<Outcome>) -> FoundAttempt {
     FoundAttempt {
         attempt,
         ended,
+        started: true,
         outlives_agent: job == 4,
         on_lost: context(job).on_lost,
         ran_ms: 0,

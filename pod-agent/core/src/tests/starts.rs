@@ -128,6 +128,19 @@ fn of_two_found_attempts_of_a_task_the_newer_counts() {
 }
 
 #[test]
+fn what_is_found_before_it_runs_is_reported_when_it_does() {
+    let mut agent = Agent::new();
+    let a = attempt(3, 1, 1);
+    agent.step(Input::AttemptsFound(vec![FoundAttempt { started: false, ..found(a, None) }]));
+    assert_eq!(agent.open_session(0, &[]).messages, []);
+    assert_eq!(agent.core.next_wakeup(), Some(16_000), "no timeout before the start");
+    agent.now = 2_000;
+    let step = agent.step(Input::RuntimeReported(vec![(a, RuntimeFact::Started)]));
+    let started = Report(1, a, ReportFact::Started);
+    assert_eq!(step.messages, [ToManager::Reports(Epoch(1), vec![started])]);
+}
+
+#[test]
 fn a_timeout_counts_what_ran_before() {
     let mut agent = Agent::new();
     let a = attempt(3, 1, 1);
