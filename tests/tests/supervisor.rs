@@ -6,7 +6,7 @@ use std::path::Path;
 use std::process::Stdio;
 
 use nix::errno::Errno;
-use nix::sys::signal::kill;
+use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use podmesh_tests::mesh::Mesh;
 use podmesh_tests::process::{Daemon, with_environment};
@@ -177,6 +177,29 @@ fn agent_and_supervisor_killed_together_leave_nothing_and_lose_nothing_silently(
     mesh.start_agent("a", &[]);
     assert_eq!(mesh.wait_for_job(job, "failed")["tasks"]["failed"], 2);
     assert_eq!(last_attempt(&mesh, job)["outcome"]["kind"], "lost");
+}
+
+#[test]
+fn a_keeper_that_is_killed_harms_nobody_and_the_next_supervisor_does_its_work() {
+    let mut mesh = Mesh::with_agents(PODMESH, &["a"]);
+    let file = mesh.folder().join("pids");
+    let script =
+        format!("setsid sh -c 'echo $$ >> {0}; sleep 1000' & echo $$ >> {0}; wait", file.display());
+    let job = mesh.submit(&["--", "sh", "-c", &script]);
+    let pids = pids(&file, 2);
+    let status = fs::read_to_string(format!("/proc/{}/status", mesh.supervisor("a"))).unwrap();
+    let keeper = status.lines().find_map(|line| line.strip_prefix("PPid:")).unwrap();
+    let keeper = Pid::from_raw(keeper.trim().parse().unwrap());
+    kill(keeper, Signal::SIGKILL).unwrap();
+    mesh.kill_agent("a");
+    mesh.start_agent("a", &[]);
+    mesh.wait_for_job(job, "running");
+    // Now nobody is left who would know what was started, but by its marks.
+    mesh.kill_supervisor("a");
+    mesh.wait_for_job(job, "failed");
+    assert_eq!(last_attempt(&mesh, job)["outcome"]["kind"], "lost");
+    until_true("nothing is left", || pids.iter().all(|pid| is_gone(*pid)));
+    mesh.ok(&["run", "--", "true"]);
 }
 
 #[test]

@@ -10,6 +10,8 @@ pub(crate) enum Planted {
     Agent(AgentFault),
     /// The manager's shell sends before the commit.
     EarlySend,
+    /// The supervisor of processes lets them run on when the lease ends without an agent.
+    SupervisorIdle,
 }
 
 /// Seeds within which each must be found.
@@ -30,6 +32,7 @@ pub(crate) const ALL: &[Planted] = &[
     Planted::Manager(ManagerFault::AckedTooEarly),
     Planted::Manager(ManagerFault::StallNotForgiven),
     Planted::Manager(ManagerFault::LateHelloCounts),
+    Planted::SupervisorIdle,
     Planted::Agent(AgentFault::OutboxLost),
     Planted::Agent(AgentFault::LeaseIgnored),
     Planted::Agent(AgentFault::FencedRunsOn),

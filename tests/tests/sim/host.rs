@@ -9,6 +9,7 @@ use podmesh_protocol::report::{Outcome, OutcomeKind};
 use podmesh_protocol::spec::{OnLost, Resources, RuntimeKind};
 
 use crate::agent::Agent;
+use crate::faults::Planted;
 use crate::net::{ConnId, Direction, StreamId};
 use crate::world::{Event, Life, World, note};
 
@@ -362,7 +363,8 @@ impl World {
 
     /// The supervisor kills what the manager is about to try elsewhere, agent or not.
     pub(crate) fn supervisor_lease_ends(&mut self, node: usize, until: u64) {
-        if self.nodes[node].supervisor_lease != Some(until) {
+        let is_planted = self.planted == Some(Planted::SupervisorIdle);
+        if self.nodes[node].supervisor_lease != Some(until) || is_planted {
             return;
         }
         self.nodes[node].supervisor_lease = None;
