@@ -56,12 +56,9 @@ fn a_process_goes_on_while_its_agent_is_killed_and_every_line_is_there_once() {
     let log = mesh.logs("a", job, 1, 1).join("stdout.log");
     let bytes = || fs::metadata(&log).map_or(0, |log| log.len());
     until_true("it prints", || bytes() > 0);
-    let follow = mesh
-        .podmesh(&["logs", "-f", &job.to_string()])
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap();
+    let (stdout, stderr) = (mesh.folder().join("followed"), mesh.folder().join("said"));
+    let follow = mesh.podmesh(&["logs", "-f", &job.to_string()]);
+    let mut follow = Daemon::start_split(follow, &stdout, &stderr);
     for _ in 0..3 {
         mesh.kill_agent("a");
         let before = bytes();
@@ -79,9 +76,9 @@ fn a_process_goes_on_while_its_agent_is_killed_and_every_line_is_there_once() {
     let expected = (1..lines.len()).map(|line| line.to_string()).chain(["end".to_owned()]);
     assert!(lines.iter().map(|line| (*line).to_owned()).eq(expected), "{printed}");
     assert_eq!(mesh.ok(&["logs", &job.to_string()]), printed);
-    let followed = follow.wait_with_output().unwrap();
-    let said = String::from_utf8_lossy(&followed.stderr);
-    assert_eq!(String::from_utf8_lossy(&followed.stdout), printed, "{said}");
+    follow.wait_for_end();
+    let followed = fs::read_to_string(&stdout).unwrap();
+    assert_eq!(followed, printed, "{}", follow.printed());
 }
 
 #[test]
