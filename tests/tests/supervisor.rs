@@ -240,6 +240,61 @@ fn twenty_restarts_in_a_row_under_load_run_all_once_and_leave_nothing() {
 }
 
 #[test]
+fn agents_and_supervisors_killed_in_any_order_never_leave_two_copies() {
+    let mut mesh = Mesh::with_agents(PODMESH, &[]);
+    mesh.start_agent("a", &["--cpus", "8"]);
+    let dir = mesh.folder().join("locks");
+    fs::create_dir(&dir).unwrap();
+    // The lock is held as long as anything of an attempt lives.
+    let script = format!(
+        "flock -n -E 99 {0}/$PODMESH_TASK_INDEX.lock sh -c 'setsid sleep 0.2 & sleep 0.1'
+         test $? != 99 || touch {0}/violated
+         touch {0}/$PODMESH_TASK_INDEX.done",
+        dir.display()
+    );
+    let job = mesh.submit(&[
+        "--array",
+        "1-200",
+        "--retries",
+        "100",
+        "--retry-backoff",
+        "1ms",
+        "--",
+        "sh",
+        "-c",
+        &script,
+    ]);
+    let done = || {
+        let is_done = |name: &std::ffi::OsStr| name.as_encoded_bytes().ends_with(b".done");
+        fs::read_dir(&dir)
+            .unwrap()
+            .filter(|entry| is_done(&entry.as_ref().unwrap().file_name()))
+            .count()
+    };
+    for round in 0..8 {
+        until_true("some more are done", || done() > round * 10);
+        match round % 4 {
+            0 => mesh.kill_supervisor("a"),
+            1 => mesh.kill_agent("a"),
+            2 => {
+                mesh.kill_supervisor("a");
+                mesh.kill_agent("a");
+            }
+            _ => {
+                mesh.kill_agent("a");
+                mesh.kill_supervisor("a");
+            }
+        }
+        if round % 4 != 0 {
+            mesh.start_agent("a", &["--cpus", "8"]);
+        }
+    }
+    assert_eq!(mesh.wait_for_job(job, "succeeded")["tasks"]["succeeded"], 200);
+    assert!(!dir.join("violated").exists());
+    until_true("no process is left", || processes_of(&mesh.agent_dir("a")).is_empty());
+}
+
+#[test]
 fn the_supervisor_keeps_the_lease_of_an_agent_that_stays_dead() {
     let mut mesh = Mesh::new(PODMESH).manager_flags(&["--lease", "2s", "--heartbeat", "200ms"]);
     mesh.start_manager();

@@ -38,8 +38,8 @@ pub enum SupervisorError {
     },
     /// It does not answer.
     #[error(
-        "the supervisor of processes behind {} does not answer; see `{}`, or end it and its processes with `kill -9`",
-        socket.display(), pid_file.display()
+        "the supervisor of processes behind {} does not answer; see what keeps the process busy whose number is in \
+         {}, or end it, and all that it holds, with `kill -9`", socket.display(), pid_file.display()
     )]
     Silent {
         /// Its socket.
@@ -47,10 +47,10 @@ pub enum SupervisorError {
         /// The file with its number.
         pid_file: PathBuf,
     },
-    /// Another process holds its lock, and no socket answers.
+    /// The one before it does not come to its end.
     #[error(
-        "another supervisor of processes holds {} and does not answer; its number is in that file",
-        path.display()
+        "the supervisor of processes before this one still holds {}: it ends when its processes have; wait, or end \
+         them", path.display()
     )]
     Locked {
         /// The lock.

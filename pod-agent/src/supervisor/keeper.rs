@@ -10,6 +10,7 @@
 //! supervisor finds what is left by its environment: see `survivors.rs`.
 
 use std::fs;
+use std::io::{self, Write};
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::thread::sleep;
@@ -45,11 +46,12 @@ pub fn keep(agent_dir: &Path, command: &SupervisorCommand) -> Result<(), Supervi
     let lock = match place.take_turn()? {
         Turn::Ours(lock) => lock,
         Turn::Served => {
-            println!("{READY}");
+            // Where nobody reads any more, nobody waits for it.
+            _ = writeln!(io::stdout(), "{READY}");
             return Ok(());
         }
     };
-    let not_started = |why: std::io::Error| SupervisorError::NotStarted {
+    let not_started = |why: io::Error| SupervisorError::NotStarted {
         program: command.program.clone(),
         why: why.to_string(),
     };
@@ -64,7 +66,8 @@ pub fn keep(agent_dir: &Path, command: &SupervisorCommand) -> Result<(), Supervi
     if let Some(agent) = read_agent_id(agent_dir) {
         kill_survivors(agent, &[]);
     }
-    drop(lock);
+    // A number that means nothing any more is not to be killed by anybody.
+    _ = lock.set_len(0);
     Ok(())
 }
 

@@ -129,6 +129,7 @@ impl Processes {
             watches,
             out: Vec::new(),
             waiting: Vec::new(),
+            is_closing: false,
         };
         let link = tokio::spawn(link.run(connection));
         let found = found.into_iter().map(|found| FoundAttempt {
@@ -207,6 +208,8 @@ struct Link {
     out: Vec<u8>,
     /// Requests that came while there was no supervisor.
     waiting: Vec<Request>,
+    /// Whether the agent ends.
+    is_closing: bool,
 }
 
 impl Link {
@@ -214,6 +217,7 @@ impl Link {
         loop {
             match self.serve(&mut connection).await {
                 Ok(Over::Closed) => return,
+                Ok(Over::Lost) | Err(_) if self.is_closing => return,
                 Ok(Over::Lost) => tracing::error!("the supervisor of processes has died"),
                 Err(error) => tracing::error!("the supervisor of processes is lost: {error}"),
             }
@@ -230,22 +234,20 @@ impl Link {
         let mut requests = mem::take(&mut self.waiting);
         let mut watches = Vec::new();
         loop {
-            let mut is_closing = false;
             for request in requests.drain(..) {
-                is_closing |= matches!(request, Request::Close);
                 self.put(request);
             }
             for (attempt, on) in watches.drain(..) {
                 self.say(&ToSupervisor::Watch { attempt, on });
             }
-            if is_closing && self.settings.stop_with_agent {
+            if self.is_closing && self.settings.stop_with_agent {
                 self.say(&ToSupervisor::End);
             }
             if !self.out.is_empty() {
                 connection.write(&self.out).await?;
                 self.out.clear();
             }
-            if is_closing {
+            if self.is_closing {
                 // It closes the connection when all is done.
                 while self.settings.stop_with_agent
                     && let Some(message) = connection.frames.next().await?
@@ -298,7 +300,10 @@ impl Link {
                 self.lease_until = Some(until_ms);
                 ToSupervisor::Lease { until_ms }
             }
-            Request::Close => return,
+            Request::Close => {
+                self.is_closing = true;
+                return;
+            }
         };
         self.say(&message);
     }

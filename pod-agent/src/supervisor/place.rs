@@ -17,8 +17,8 @@ const DIR: &str = "run";
 const SOCKET: &str = "supervisor.sock";
 /// Held as long as a supervisor or anything of it lives; holds the supervisor's number.
 const LOCK: &str = "supervisor.lock";
-/// How long the end of the supervisor before may take.
-const LOCK_LIMIT: Duration = Duration::from_secs(10);
+/// How long the end of the supervisor before may take: it leaves processes their grace.
+const LOCK_LIMIT: Duration = Duration::from_secs(25);
 /// Between two looks at a lock, which has no event.
 const LOOK: Duration = Duration::from_millis(5);
 
