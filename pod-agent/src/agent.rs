@@ -75,7 +75,10 @@ pub async fn run(
     };
     let opened =
         Processes::open(link_settings, config.runtimes.process, facts_sender.clone()).await?;
-    let (process, process_found) = opened.unzip();
+    let (process, link, process_found) = match opened {
+        Some((process, link, found)) => (Some(process), Some(link), found),
+        None => (None, None, Vec::new()),
+    };
     let docker_settings = DockerSettings {
         node: config.name.clone(),
         agent_id: data_dir.id(),
@@ -130,7 +133,7 @@ pub async fn run(
         },
         may_exit: false,
     };
-    agent.found(RuntimeKind::Process, process_found.unwrap_or_default());
+    agent.found(RuntimeKind::Process, process_found);
     let mut docker_later = None;
     match docker {
         DockerStart::Ready(ready) => agent.docker_ready(ready),
@@ -142,14 +145,27 @@ pub async fn run(
     let sessions = tokio::spawn(sessions.run());
     let sources = Sources { session_events, heartbeats, facts, docker_later };
     let sweep = Sweep { logs_dir, age_max: config.rotation.age_max };
-    let result = agent.run(sources, sweep, shutdown).await;
-    agent.session = None;
-    // The goodbye is on its way.
-    if timeout(LAST_SESSION_LIMIT, sessions).await.is_err() {
-        tracing::debug!("the last session does not end");
+    let work = async {
+        let result = agent.run(sources, sweep, shutdown).await;
+        agent.session = None;
+        // The goodbye is on its way.
+        if timeout(LAST_SESSION_LIMIT, sessions).await.is_err() {
+            tracing::debug!("the last session does not end");
+        }
+        agent.runtimes.close().await;
+        result
+    };
+    // In one task: no thread has to wake another one for each process.
+    let link = async {
+        if let Some(link) = link {
+            link.run().await;
+        }
+        std::future::pending().await
+    };
+    tokio::select! {
+        result = work => result,
+        never = link => match never {},
     }
-    agent.runtimes.close().await;
-    result
 }
 
 fn make_logs_dir(path: &Path) -> Result<PathBuf, AgentError> {

@@ -160,6 +160,23 @@ fn what_a_supervisor_that_is_killed_held_is_killed_and_lost_and_tried_again() {
 }
 
 #[test]
+fn a_supervisor_that_is_asked_to_stop_leaves_processes_their_grace() {
+    let mesh = Mesh::with_agents(PODMESH, &["a"]);
+    let script = "trap 'echo bye; exit 0' TERM; echo ready; while :; do sleep 0.01; done";
+    let job = mesh.submit(&["--", "sh", "-c", script]);
+    let log = mesh.logs("a", job, 1, 1).join("stdout.log");
+    until_true("it can be asked", || fs::read(&log).is_ok_and(|printed| printed == b"ready\n"));
+    kill(mesh.supervisor("a"), Signal::SIGTERM).unwrap();
+    mesh.wait_for_job(job, "failed");
+    let outcome = &last_attempt(&mesh, job)["outcome"];
+    assert_eq!((&outcome["kind"], &outcome["exit_code"]), (&"lost".into(), &0.into()));
+    assert!(outcome["message"].as_str().unwrap().contains("was stopped"), "{outcome}");
+    assert_eq!(fs::read_to_string(&log).unwrap(), "ready\nbye\n");
+    // An agent that lives has another one.
+    mesh.ok(&["run", "--", "true"]);
+}
+
+#[test]
 fn agent_and_supervisor_killed_together_leave_nothing_and_lose_nothing_silently() {
     let mut mesh = Mesh::with_agents(PODMESH, &["a"]);
     let file = mesh.folder().join("pids");

@@ -82,10 +82,9 @@ fn run(context: &Context, verb: Verb) -> Outcome {
     {
         return verbs::process_supervisor::keeper(context, args);
     }
-    let daemon = matches!(
-        verb,
-        Verb::Dev(_) | Verb::Manager(_) | Verb::Agent(_) | Verb::ProcessSupervisor(_)
-    );
+    // The supervisor does with one thread, beside those that start processes and write to disks:
+    // to wake others for each process costs more than it brings.
+    let daemon = matches!(verb, Verb::Dev(_) | Verb::Manager(_) | Verb::Agent(_));
     let mut builder = if daemon {
         tokio::runtime::Builder::new_multi_thread()
     } else {

@@ -1,6 +1,7 @@
 //! The agent's side: starts the supervisor, or finds the one there is, and talks to it.
 
 use std::collections::HashMap;
+use std::convert::Infallible;
 use std::io;
 use std::mem;
 use std::path::PathBuf;
@@ -14,9 +15,8 @@ use podmesh_protocol::ids::{AttemptId, Name};
 use podmesh_protocol::report::{Outcome, OutcomeKind};
 use podmesh_protocol::time::Millis;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
-use tokio::task::JoinHandle;
+use tokio::sync::oneshot;
 use tokio::time::sleep;
-
 use uuid::Uuid;
 
 use super::SupervisorCommand;
@@ -81,7 +81,8 @@ impl LinkSettings {
 #[derive(Debug)]
 pub(crate) struct Processes {
     requests: UnboundedSender<Request>,
-    link: JoinHandle<()>,
+    /// Fails when the link has ended.
+    link: oneshot::Receiver<Infallible>,
 }
 
 #[derive(Debug)]
@@ -96,7 +97,7 @@ enum Request {
 impl Processes {
     /// Finds the supervisor of an earlier life of the agent, or starts one, and tells what it
     /// holds. With `wanted` false nothing new will be started: there is one only where an
-    /// earlier life left something.
+    /// earlier life left something. The link is to be run beside all else.
     ///
     /// # Errors
     /// When it cannot be started, or refuses this agent.
@@ -104,7 +105,7 @@ impl Processes {
         settings: LinkSettings,
         wanted: bool,
         facts: UnboundedSender<(AttemptId, RuntimeFact)>,
-    ) -> Result<Option<(Self, Vec<FoundAttempt>)>, SupervisorError> {
+    ) -> Result<Option<(Self, Link, Vec<FoundAttempt>)>, SupervisorError> {
         if !wanted {
             let place = Place::open(&settings.data_dir)?;
             if place.connect().is_err() && !has_records(&settings.data_dir) {
@@ -115,6 +116,7 @@ impl Processes {
         let (watch_sender, watches) = unbounded_channel();
         settings.log_notify.follow_elsewhere(watch_sender);
         let (requests, receiver) = unbounded_channel();
+        let (lives, ended) = oneshot::channel();
         let standing = |found: &Found| match found.ended {
             Some(_) => Standing::Over,
             None => Standing::Live,
@@ -130,8 +132,9 @@ impl Processes {
             out: Vec::new(),
             waiting: Vec::new(),
             is_closing: false,
+            connection: Some(connection),
+            _lives: lives,
         };
-        let link = tokio::spawn(link.run(connection));
         let found = found.into_iter().map(|found| FoundAttempt {
             attempt: found.attempt,
             ended: found.ended,
@@ -140,7 +143,7 @@ impl Processes {
             on_lost: found.on_lost,
             ran_ms: found.ran_ms,
         });
-        Ok(Some((Self { requests, link }, found.collect())))
+        Ok(Some((Self { requests, link: ended }, link, found.collect())))
     }
 
     fn ask(&self, request: Request) {
@@ -174,9 +177,7 @@ impl Processes {
     /// agent, is done.
     pub(crate) async fn close(self) {
         self.ask(Request::Close);
-        if self.link.await.is_err() {
-            tracing::error!("what talks to the supervisor of processes has panicked");
-        }
+        _ = self.link.await;
     }
 }
 
@@ -195,7 +196,8 @@ enum Over {
     Closed,
 }
 
-struct Link {
+/// Talks to the supervisor.
+pub(crate) struct Link {
     settings: LinkSettings,
     facts: UnboundedSender<(AttemptId, RuntimeFact)>,
     requests: UnboundedReceiver<Request>,
@@ -210,10 +212,15 @@ struct Link {
     waiting: Vec<Request>,
     /// Whether the agent ends.
     is_closing: bool,
+    /// The first one.
+    connection: Option<Connection>,
+    _lives: oneshot::Sender<Infallible>,
 }
 
 impl Link {
-    async fn run(mut self, mut connection: Connection) {
+    /// Talks until the agent has nothing more to ask.
+    pub(crate) async fn run(mut self) {
+        let Some(mut connection) = self.connection.take() else { return };
         loop {
             match self.serve(&mut connection).await {
                 Ok(Over::Closed) => return,

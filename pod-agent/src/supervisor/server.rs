@@ -41,6 +41,11 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 const EVENTS_MAX: usize = 1024;
 /// Facts of the runtime that are looked at together.
 const FACTS_MAX: usize = 4096;
+/// With more attempts than this that go on, facts are gathered for a moment: one message, and one
+/// report to the manager, for many. With fewer, each is told at once.
+const GATHER_FROM: usize = 8;
+/// How long they are gathered.
+const GATHER: Duration = Duration::from_millis(2);
 /// News of output that wait for a slow agent.
 const NEWS_MAX: usize = 64;
 
@@ -143,6 +148,7 @@ impl Server {
         let mut stop = std::pin::pin!(stop);
         let mut accepted = 0;
         let mut idle_since = None;
+        let mut facts_from = Instant::now();
         while !(self.is_ending && self.table.live() == 0) {
             let is_idle =
                 self.connection.is_none() && self.greeting.is_empty() && self.table.live() == 0;
@@ -150,8 +156,15 @@ impl Server {
             let idle_until = idle_since.map(|since| since + IDLE_LIMIT);
             let lease = self.table.lease_until().map(until);
             let (mut batch, mut words) = (Vec::new(), Vec::new());
+            let gathers = Instant::now() < facts_from;
             tokio::select! {
-                _ = facts.recv_many(&mut batch, FACTS_MAX) => self.facts(batch),
+                _ = facts.recv_many(&mut batch, FACTS_MAX), if !gathers => {
+                    self.facts(batch);
+                    if self.table.live() > GATHER_FROM {
+                        facts_from = Instant::now() + GATHER;
+                    }
+                }
+                () = sleep_until(facts_from), if gathers => {}
                 _ = events.recv_many(&mut words, EVENTS_MAX) => {
                     for (number, event) in words {
                         self.event(number, event);

@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::sync::Arc;
 use std::time::Duration;
 
 use podmesh_agent_core::input::RuntimeFact;
@@ -11,7 +12,6 @@ use podmesh_logrotate::RotationPolicy;
 use podmesh_protocol::ids::{AttemptId, JobId};
 use podmesh_protocol::report::{Outcome, OutcomeKind};
 use podmesh_protocol::spec::{OnLost, Resources, RunSpec, RuntimeSpec};
-use std::sync::Arc;
 use tempfile::TempDir;
 use tokio::net::UnixStream;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
@@ -291,7 +291,8 @@ async fn the_link_tells_what_became_of_all_when_its_supervisor_is_another() {
     let supervisor = node.supervise().await;
     let (sender, mut facts) = mpsc::unbounded_channel();
     let opened = Processes::open(node.settings(), true, sender).await.unwrap();
-    let (processes, found) = opened.unwrap();
+    let (processes, link, found) = opened.unwrap();
+    tokio::spawn(link.run());
     assert_eq!(found, []);
     processes.start(ATTEMPT, context(OnLost::Wait, GATE));
     assert_eq!(facts.recv().await.unwrap(), (ATTEMPT, RuntimeFact::Started));
@@ -350,7 +351,8 @@ async fn a_supervisor_of_another_version_that_holds_nothing_is_replaced() {
     });
     let (sender, _facts) = mpsc::unbounded_channel();
     let opened = Processes::open(node.settings(), true, sender).await.unwrap();
-    opened.unwrap().0.close().await;
+    let (processes, link, _) = opened.unwrap();
+    tokio::join!(processes.close(), link.run());
     timeout(LIMIT, fake).await.unwrap().unwrap();
 }
 
