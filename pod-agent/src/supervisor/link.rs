@@ -197,6 +197,7 @@ enum Over {
 }
 
 /// Talks to the supervisor.
+#[derive(Debug)]
 pub(crate) struct Link {
     settings: LinkSettings,
     facts: UnboundedSender<(AttemptId, RuntimeFact)>,
