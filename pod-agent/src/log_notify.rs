@@ -1,5 +1,5 @@
 //! Who waits for output hears of it: from the writers of logs to their readers, in this process,
-//! and over [`LogNotify::follow_elsewhere`] from those in another one.
+//! and, where they are told who listens, from those in another one.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
