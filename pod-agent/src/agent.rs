@@ -28,9 +28,9 @@ use crate::heartbeat::{Heartbeat, HeartbeatEvent, Target};
 use crate::log_notify::LogNotify;
 use crate::log_reads::LogReads;
 use crate::paths::attempt_log_dir;
-use crate::process::{ProcessRuntime, ProcessSettings};
 use crate::runtimes::Runtimes;
 use crate::session::{Opened, SessionEvent, Sessions};
+use crate::supervisor::{LinkSettings, Processes};
 
 /// How long the end of the daemon waits for the acknowledgement of what it reported.
 const GOODBYE_WAIT_MS: u64 = 5_000;
@@ -43,8 +43,8 @@ const FACTS_MAX: usize = 4096;
 /// How often logs are swept by age.
 const SWEEP_EVERY: Duration = Duration::from_secs(600);
 
-/// Runs an agent until `shutdown`, then stops its processes, reports them, and returns. Containers
-/// go on. To be called within a tokio runtime with time and I/O.
+/// Runs an agent until `shutdown`, and returns when what it has to say is said. Containers go on,
+/// and processes, too, unless the configuration has them stopped. To be called within a tokio runtime with time and I/O.
 ///
 /// # Errors
 /// When the data directory cannot be used, the manager belongs to another cluster or speaks
@@ -60,18 +60,22 @@ pub async fn run(
     let log_notify = LogNotify::default();
     let (facts_sender, facts) = mpsc::unbounded_channel();
 
-    let process_settings = ProcessSettings {
-        node: config.name.clone(),
+    let link_settings = LinkSettings {
+        command: config.supervisor,
+        stop_with_agent: config.stop_processes,
         agent_id: data_dir.id(),
         data_dir: data_dir.path().to_owned(),
+        node: config.name.clone(),
         logs_dir: logs_dir.clone(),
         rotation: config.rotation.clone(),
         log_notify: log_notify.clone(),
     };
-    let system = |doing| move |source| AgentError::System { doing, source };
-    let process = ProcessRuntime::new(process_settings, facts_sender.clone())
-        .map_err(system("set up the process runtime"))?;
-    let (process, process_found) = adopt(process).await.map_err(system("look for old attempts"))?;
+    let opened =
+        Processes::open(link_settings, config.runtimes.process, facts_sender.clone()).await?;
+    let (process, link, process_found) = match opened {
+        Some((process, link, found)) => (Some(process), Some(link), found),
+        None => (None, None, Vec::new()),
+    };
     let docker_settings = DockerSettings {
         node: config.name.clone(),
         agent_id: data_dir.id(),
@@ -93,7 +97,10 @@ pub async fn run(
     let (session_sender, session_events) = mpsc::channel(EVENTS_MAX);
     let (drop_session, dropped) = watch::channel(None);
     let mut agent = Agent {
-        core: Core::new(CoreConfig { goodbye_wait_ms: GOODBYE_WAIT_MS }),
+        core: Core::new(CoreConfig {
+            goodbye_wait_ms: GOODBYE_WAIT_MS,
+            processes_outlive: !config.stop_processes,
+        }),
         step: Step::default(),
         clock,
         runtimes: Runtimes::new(
@@ -117,6 +124,11 @@ pub async fn run(
         },
         data_dir: Arc::clone(&data_dir),
         hello_outdated: false,
+        stop_means: if config.stop_processes {
+            "processes are stopped, containers go on"
+        } else {
+            "processes and containers go on"
+        },
         may_exit: false,
     };
     agent.found(RuntimeKind::Process, process_found);
@@ -131,19 +143,27 @@ pub async fn run(
     let sessions = tokio::spawn(sessions.run());
     let sources = Sources { session_events, heartbeats, facts, docker_later };
     let sweep = Sweep { logs_dir, age_max: config.rotation.age_max };
-    let result = agent.run(sources, sweep, shutdown).await;
-    agent.session = None;
-    // The goodbye is on its way.
-    if timeout(LAST_SESSION_LIMIT, sessions).await.is_err() {
-        tracing::debug!("the last session does not end");
+    let work = async {
+        let result = agent.run(sources, sweep, shutdown).await;
+        agent.session = None;
+        // The goodbye is on its way.
+        if timeout(LAST_SESSION_LIMIT, sessions).await.is_err() {
+            tracing::debug!("the last session does not end");
+        }
+        agent.runtimes.close().await;
+        result
+    };
+    // In one task: no thread has to wake another one for each process.
+    let link = async {
+        if let Some(link) = link {
+            link.run().await;
+        }
+        std::future::pending().await
+    };
+    tokio::select! {
+        result = work => result,
+        never = link => match never {},
     }
-    agent.runtimes.close().await;
-    result
-}
-
-async fn adopt(process: ProcessRuntime) -> std::io::Result<(ProcessRuntime, Vec<FoundAttempt>)> {
-    let adopted = spawn_blocking(move || process.adopt().map(|found| (process, found)));
-    adopted.await.unwrap_or_else(|error| Err(error.into()))
 }
 
 fn make_logs_dir(path: &Path) -> Result<PathBuf, AgentError> {
@@ -200,6 +220,8 @@ struct Agent {
     data_dir: Arc<DataDir>,
     /// Whether more is known now than the last hello said.
     hello_outdated: bool,
+    /// What becomes of what runs when the agent stops, for people.
+    stop_means: &'static str,
     may_exit: bool,
 }
 
@@ -237,7 +259,7 @@ impl Agent {
                 _ = sweeps.tick() => self.sweep(&sweep),
                 () = &mut shutdown, if !is_shutting_down => {
                     is_shutting_down = true;
-                    tracing::info!("stopping: processes are stopped, containers go on");
+                    tracing::info!("stopping: {}", self.stop_means);
                     self.feed(Input::ShutdownRequested);
                 }
             }
@@ -247,7 +269,14 @@ impl Agent {
 
     /// Gives a fact to the core, and does what it decides.
     fn feed(&mut self, input: Input) {
+        let is_contact =
+            matches!(input, Input::SessionOpened { .. } | Input::HeartbeatAnswered { .. });
         self.core.step(self.clock.now(), input, &mut self.step);
+        // Told only of a contact, not of what is assumed before the first: about as often as there
+        // are heartbeats.
+        if is_contact && let Some(until) = self.core.lease_until() {
+            self.runtimes.lease(self.clock.on_machine(until));
+        }
         for command in self.step.commands.drain(..) {
             self.runtimes.carry_out(command);
         }

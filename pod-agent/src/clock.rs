@@ -2,7 +2,15 @@
 
 use std::time::{Duration, Instant, SystemTime};
 
+use nix::time::{ClockId, clock_gettime};
 use podmesh_protocol::time::{Millis, Now};
+
+/// Milliseconds by the machine's monotonic clock, which all its processes share.
+pub(crate) fn machine_ms() -> Millis {
+    let time = clock_gettime(ClockId::CLOCK_MONOTONIC).map(Duration::from);
+    // It is there on every Linux.
+    u64::try_from(time.unwrap_or_default().as_millis()).unwrap_or(u64::MAX)
+}
 
 /// Milliseconds since the agent started, and the wall clock's for display.
 #[derive(Clone, Copy, Debug)]
@@ -28,6 +36,11 @@ impl Clock {
     /// This moment by the monotonic clock.
     pub(crate) fn mono_ms(self) -> Millis {
         u64::try_from(self.origin.elapsed().as_millis()).unwrap_or(u64::MAX)
+    }
+
+    /// A moment that is not over by the machine's monotonic clock.
+    pub(crate) fn on_machine(self, at: Millis) -> Millis {
+        machine_ms().saturating_add(at.saturating_sub(self.mono_ms()))
     }
 
     /// How long it is until a moment, or a part of that when it is far off.

@@ -9,6 +9,7 @@ use podmesh_protocol::spec::Resources;
 use podmesh_wire::locate::Locator;
 
 use crate::policy::NodePolicy;
+use crate::supervisor::SupervisorCommand;
 
 /// What an agent is told at its start.
 #[derive(Clone, Debug)]
@@ -32,6 +33,11 @@ pub struct AgentConfig {
     pub policy: NodePolicy,
     /// How much output of an attempt is kept.
     pub rotation: RotationPolicy,
+    /// How the supervisor of processes is started, where there is none yet.
+    pub supervisor: SupervisorCommand,
+    /// Whether processes are stopped when the agent ends, however it does. Otherwise they go on,
+    /// as containers do.
+    pub stop_processes: bool,
 }
 
 /// Which runtimes an agent has.

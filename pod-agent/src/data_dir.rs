@@ -10,6 +10,9 @@ use uuid::Uuid;
 
 use crate::error::AgentError;
 
+/// The file with the id of the agent.
+const ID: &str = "id";
+
 /// A data directory in use by this agent, for as long as this lives.
 #[derive(Debug)]
 pub(crate) struct DataDir {
@@ -49,11 +52,11 @@ impl DataDir {
             Err(TryLockError::WouldBlock) => return Err(AgentError::InUse { path }),
             Err(TryLockError::Error(error)) => return Err(at("lock", &lock_path)(error)),
         }
-        let id = match read(&path.join("id"), "the id of an agent")? {
+        let id = match read(&path.join(ID), "the id of an agent")? {
             Some(id) => id,
             None => {
                 let id = Uuid::new_v4();
-                write(&path, "id", id)?;
+                write(&path, ID, id)?;
                 id
             }
         };
@@ -84,6 +87,11 @@ impl DataDir {
     pub(crate) fn set_cluster(&self, cluster: ClusterId) -> Result<(), AgentError> {
         write(&self.path, "cluster", cluster.0)
     }
+}
+
+/// Which agent a data directory belongs to; none: it is no agent's.
+pub(crate) fn read_agent_id(dir: &Path) -> Option<Uuid> {
+    read(&dir.join(ID), "the id of an agent").ok().flatten()
 }
 
 fn read(path: &Path, expected: &'static str) -> Result<Option<Uuid>, AgentError> {

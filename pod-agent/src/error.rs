@@ -5,6 +5,8 @@ use std::path::PathBuf;
 
 use podmesh_protocol::ids::ClusterId;
 
+use crate::supervisor::SupervisorError;
+
 /// Why an agent cannot start or go on.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -58,6 +60,9 @@ pub enum AgentError {
         /// What it said.
         message: String,
     },
+    /// There is no supervisor to hold processes.
+    #[error(transparent)]
+    Supervisor(#[from] SupervisorError),
     /// The operating system refused something that the agent needs.
     #[error("cannot {doing}: {source}")]
     System {

@@ -4,6 +4,7 @@
 //! what comes out is a command for a runtime or a message for the manager (`agent.rs`). Beside
 //! that loop run the sessions (`session.rs`), the heartbeats on a thread of their own
 //! (`heartbeat.rs`), and the reads of logs (`log_reads.rs`), which never wait for the core.
+//! Processes are held by a process of their own, the supervisor (`supervisor/`).
 
 mod agent;
 mod capacity;
@@ -21,6 +22,7 @@ pub mod policy;
 mod process;
 mod runtimes;
 mod session;
+pub mod supervisor;
 mod task_env;
 
 pub use agent::run;

@@ -1,11 +1,13 @@
-//! Who waits for output hears of it: from the writers of logs to their readers, in this process.
+//! Who waits for output hears of it: from the writers of logs to their readers, in this process,
+//! and, where they are told who listens, from those in another one.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use podmesh_protocol::ids::AttemptId;
 use tokio::sync::Notify;
+use tokio::sync::mpsc::UnboundedSender;
 
 /// Tells readers that an attempt printed something. Cheap to clone, and next to free to call while
 /// nobody reads.
@@ -19,12 +21,22 @@ struct Shared {
     /// How many waiters there are, so that writers need no lock while there are none.
     count: AtomicUsize,
     waiters: Mutex<HashMap<AttemptId, Vec<Arc<Signal>>>>,
+    elsewhere: OnceLock<UnboundedSender<(AttemptId, bool)>>,
 }
 
 impl Shared {
     fn lock(&self) -> MutexGuard<'_, HashMap<AttemptId, Vec<Arc<Signal>>>> {
         // No code that can panic runs under the lock.
         self.waiters.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Says to the writers elsewhere whether anybody listens. Called under the lock, so that what
+    /// is said last is true.
+    fn tell_elsewhere(&self, attempt: AttemptId, listens: bool) {
+        if let Some(elsewhere) = self.elsewhere.get() {
+            // Without a receiver nothing is written there any more.
+            _ = elsewhere.send((attempt, listens));
+        }
     }
 
     fn wake(&self, attempt: AttemptId, ended: bool) {
@@ -47,6 +59,13 @@ struct Signal {
 }
 
 impl LogNotify {
+    /// Tells `elsewhere` of every attempt that somebody begins to listen to, and of which nobody
+    /// does any more; to be called once. What is written there is then to be told to
+    /// [`written`](Self::written), and once right at the beginning: what came in between counts.
+    pub(crate) fn follow_elsewhere(&self, elsewhere: UnboundedSender<(AttemptId, bool)>) {
+        _ = self.shared.elsewhere.set(elsewhere);
+    }
+
     /// New bytes of the attempt are in a file. Called by whoever wrote them, after the write.
     pub fn written(&self, attempt: AttemptId) {
         self.shared.wake(attempt, false);
@@ -61,7 +80,13 @@ impl LogNotify {
     /// [`LogWaiter::news`] is called.
     pub(crate) fn listen(&self, attempt: AttemptId) -> LogWaiter {
         let signal = Arc::new(Signal::default());
-        self.shared.lock().entry(attempt).or_default().push(Arc::clone(&signal));
+        let mut waiters = self.shared.lock();
+        let signals = waiters.entry(attempt).or_default();
+        if signals.is_empty() {
+            self.shared.tell_elsewhere(attempt, true);
+        }
+        signals.push(Arc::clone(&signal));
+        drop(waiters);
         self.shared.count.fetch_add(1, Ordering::SeqCst);
         LogWaiter { shared: Arc::clone(&self.shared), attempt, signal }
     }
@@ -94,6 +119,7 @@ impl Drop for LogWaiter {
             signals.retain(|signal| !Arc::ptr_eq(signal, &self.signal));
             if signals.is_empty() {
                 waiters.remove(&self.attempt);
+                self.shared.tell_elsewhere(self.attempt, false);
             }
         }
         drop(waiters);
@@ -122,6 +148,19 @@ mod tests {
         notify.ended(attempt(1));
         waiter.news().await;
         assert!(waiter.has_ended());
+    }
+
+    #[tokio::test]
+    async fn writers_elsewhere_hear_who_listens() {
+        let notify = LogNotify::default();
+        let (sender, mut elsewhere) = tokio::sync::mpsc::unbounded_channel();
+        notify.follow_elsewhere(sender);
+        let waiters = [notify.listen(attempt(1)), notify.listen(attempt(1))];
+        assert_eq!(elsewhere.try_recv(), Ok((attempt(1), true)));
+        assert!(elsewhere.try_recv().is_err());
+        drop(waiters);
+        assert_eq!(elsewhere.try_recv(), Ok((attempt(1), false)));
+        assert!(elsewhere.try_recv().is_err());
     }
 
     #[tokio::test]

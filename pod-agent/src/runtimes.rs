@@ -8,19 +8,20 @@ use podmesh_agent_core::step::{Command, JobContext};
 use podmesh_protocol::ids::{AttemptId, ClusterId, Name};
 use podmesh_protocol::report::Outcome;
 use podmesh_protocol::spec::RuntimeKind;
+use podmesh_protocol::time::Millis;
 use tokio::sync::mpsc::UnboundedSender;
 
 use crate::config::RuntimeSwitches;
 use crate::docker::DockerRuntime;
 use crate::policy::NodePolicy;
-use crate::process::ProcessRuntime;
+use crate::supervisor::Processes;
 
 /// The runtimes of the node.
 pub(crate) struct Runtimes {
     node: Name,
     policy: NodePolicy,
     switches: RuntimeSwitches,
-    process: ProcessRuntime,
+    process: Option<Processes>,
     docker: Option<DockerRuntime>,
     facts: UnboundedSender<(AttemptId, RuntimeFact)>,
     owners: HashMap<AttemptId, RuntimeKind>,
@@ -33,7 +34,7 @@ impl Runtimes {
         node: Name,
         policy: NodePolicy,
         switches: RuntimeSwitches,
-        process: ProcessRuntime,
+        process: Option<Processes>,
         facts: UnboundedSender<(AttemptId, RuntimeFact)>,
     ) -> Self {
         let (docker, owners) = (None, HashMap::new());
@@ -57,6 +58,11 @@ impl Runtimes {
         self.owners.extend(found.iter().map(|found| (found.attempt, kind)));
     }
 
+    /// The manager was in contact: until when that counts, by the machine's clock.
+    pub(crate) fn lease(&self, until: Millis) {
+        self.process.iter().for_each(|process| process.lease(until));
+    }
+
     /// What can be started, for the hello.
     pub(crate) fn kinds(&self) -> Vec<RuntimeKind> {
         [RuntimeKind::Process, RuntimeKind::Docker, RuntimeKind::Noop]
@@ -67,7 +73,7 @@ impl Runtimes {
 
     fn has(&self, kind: RuntimeKind) -> bool {
         match kind {
-            RuntimeKind::Process => self.switches.process,
+            RuntimeKind::Process => self.switches.process && self.process.is_some(),
             RuntimeKind::Docker => self.docker.is_some(),
             RuntimeKind::Noop => self.switches.noop,
         }
@@ -78,14 +84,18 @@ impl Runtimes {
         match command {
             Command::Start { attempt, context } => self.start(attempt, context),
             Command::Stop { attempt, grace_ms } => match self.owners.get(&attempt) {
-                Some(RuntimeKind::Process) => self.process.stop(attempt, grace_ms),
+                Some(RuntimeKind::Process) => {
+                    self.process.iter().for_each(|process| process.stop(attempt, grace_ms));
+                }
                 Some(RuntimeKind::Docker) => {
                     self.docker.iter().for_each(|docker| docker.stop(attempt, grace_ms));
                 }
                 Some(RuntimeKind::Noop) | None => {}
             },
             Command::Remove { attempt } => match self.owners.remove(&attempt) {
-                Some(RuntimeKind::Process) => self.process.remove(attempt),
+                Some(RuntimeKind::Process) => {
+                    self.process.iter().for_each(|process| process.remove(attempt));
+                }
                 Some(RuntimeKind::Docker) => {
                     self.docker.iter().for_each(|docker| docker.remove(attempt));
                 }
@@ -106,7 +116,11 @@ impl Runtimes {
             return self.tell(attempt, RuntimeFact::Ended(Outcome::not_started(125, why)));
         }
         match kind {
-            RuntimeKind::Process => self.process.start(attempt, context),
+            RuntimeKind::Process => {
+                self.process
+                    .iter()
+                    .for_each(|process| process.start(attempt, Arc::clone(&context)));
+            }
             RuntimeKind::Docker => {
                 self.docker.iter().for_each(|docker| docker.start(attempt, Arc::clone(&context)));
             }
@@ -123,8 +137,11 @@ impl Runtimes {
         _ = self.facts.send((attempt, fact));
     }
 
-    /// Lets the runtimes finish what they were asked for, and ends them. Containers go on.
+    /// Lets the runtimes finish what they were asked for. Containers go on, and so do processes,
+    /// unless they are to end with the agent.
     pub(crate) async fn close(self) {
-        self.process.close().await;
+        if let Some(process) = self.process {
+            process.close().await;
+        }
     }
 }

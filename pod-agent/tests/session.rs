@@ -2,12 +2,14 @@
 #![expect(clippy::unwrap_used, clippy::panic, reason = "tests")]
 
 use std::collections::BTreeMap;
+use std::os::unix::fs::DirBuilderExt;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use podmesh_agent::policy::NodePolicy;
+use podmesh_agent::supervisor::{SupervisorCommand, supervise};
 use podmesh_agent::{AgentConfig, AgentError, DockerSwitch, RuntimeSwitches, run};
 use podmesh_logrotate::RotationPolicy;
 use podmesh_protocol::client::{LogPosition, LogRead, LogSlice, LogStream};
@@ -210,8 +212,31 @@ struct Agent {
     task: JoinHandle<Result<(), AgentError>>,
 }
 
+/// Holds the processes of the agents of a folder from its first one on: in life it is a process
+/// of its own. Ready when the receiver says so.
+fn supervise_once(dir: &Path) -> oneshot::Receiver<()> {
+    let (ready, is_ready) = oneshot::channel();
+    let agent_dir = dir.join("agent");
+    let ready = move || _ = ready.send(());
+    if agent_dir.exists() {
+        ready();
+        return is_ready;
+    }
+    std::fs::DirBuilder::new().mode(0o700).create(&agent_dir).unwrap();
+    std::fs::write(agent_dir.join("id"), uuid::Uuid::new_v4().to_string()).unwrap();
+    tokio::spawn(async move {
+        supervise(&agent_dir, ready, std::future::pending()).await.unwrap();
+    });
+    is_ready
+}
+
 impl Agent {
     fn start(dir: &Path, manager: &TempDir) -> Self {
+        Self::start_with(dir, manager, false)
+    }
+
+    fn start_with(dir: &Path, manager: &TempDir, stop_processes: bool) -> Self {
+        let supervised = supervise_once(dir);
         let manager = Locator {
             place: Some(ManagerPlace::DataDir(manager.path().into())),
             data_dir: dir.into(),
@@ -227,11 +252,22 @@ impl Agent {
             runtimes: RuntimeSwitches { process: true, docker: DockerSwitch::Off, noop: true },
             policy: NodePolicy::default(),
             rotation: RotationPolicy::default(),
+            // Never started: there is one already.
+            supervisor: SupervisorCommand {
+                program: "/nonexistent".into(),
+                arg0: "podmesh".into(),
+                args: Vec::new(),
+            },
+            stop_processes,
         };
         let (stop, stopped) = oneshot::channel::<()>();
-        let task = tokio::spawn(run(config, async {
-            _ = stopped.await;
-        }));
+        let task = tokio::spawn(async {
+            supervised.await.unwrap();
+            run(config, async {
+                _ = stopped.await;
+            })
+            .await
+        });
         Self { stop, task }
     }
 
@@ -376,7 +412,7 @@ async fn a_cancelled_command_is_stopped() {
 async fn a_stopped_agent_says_what_it_stopped_and_goodbye() {
     let dir = tempfile::tempdir().unwrap();
     let mut manager = Manager::new().await;
-    let agent = Agent::start(dir.path(), &manager.address);
+    let agent = Agent::start_with(dir.path(), &manager.address, true);
     manager.session().await;
     manager.start(ATTEMPT, RuntimeSpec::Process, "sleep 1000").await;
     manager.started().await;
@@ -391,22 +427,59 @@ async fn a_stopped_agent_says_what_it_stopped_and_goodbye() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_agent_that_was_killed_reports_what_it_lost() {
+async fn an_agent_that_is_stopped_leaves_its_processes_to_the_next() {
     let dir = tempfile::tempdir().unwrap();
     let mut manager = Manager::new().await;
     let agent = Agent::start(dir.path(), &manager.address);
-    let first = manager.session().await;
-    manager.start(ATTEMPT, RuntimeSpec::Process, "sleep 1000").await;
+    manager.session().await;
+    let script = "until test -e go; do sleep 0.01; done; exit 7";
+    manager.start(ATTEMPT, RuntimeSpec::Process, script).await;
     manager.started().await;
-    agent.abort(dir.path()).await;
+    manager.send(ToPeer::Acked(manager.epoch, 1)).await;
+    agent.stop.send(()).unwrap();
+    assert_eq!(manager.receive().await, ToManager::Goodbye(manager.epoch));
+    tokio::time::timeout(LIMIT, agent.task).await.unwrap().unwrap().unwrap();
 
     let _agent = Agent::start(dir.path(), &manager.address);
     let second = manager.session().await;
     assert_eq!(second.attempts, [ATTEMPT]);
+    std::fs::write(dir.path().join("agent/work/1.1.1/go"), "").unwrap();
+    assert_eq!(manager.end().await.1.exit_code, Some(7));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_agent_that_was_killed_goes_on_with_what_runs_and_reports_what_ended() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut manager = Manager::new().await;
+    let agent = Agent::start(dir.path(), &manager.address);
+    let first = manager.session().await;
+    let script = "until test -e go; do sleep 0.01; done; exit 7";
+    manager.start(ATTEMPT, RuntimeSpec::Process, script).await;
+    manager.started().await;
+    agent.abort(dir.path()).await;
+
+    let agent = Agent::start(dir.path(), &manager.address);
+    let second = manager.session().await;
+    assert_eq!(second.attempts, [ATTEMPT]);
     assert_ne!(second.agent_instance, first.agent_instance);
+    manager.started().await;
+    agent.abort(dir.path()).await;
+
+    // It ends while no agent is there.
+    let work = dir.path().join("agent/work");
+    std::fs::write(work.join("1.1.1/go"), "").unwrap();
+    let written = || std::fs::read_to_string(work.join("1.1.1.attempt")).unwrap();
+    let ended = async {
+        while !written().contains("ended") {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    tokio::time::timeout(LIMIT, ended).await.unwrap();
+    let _agent = Agent::start(dir.path(), &manager.address);
+    manager.session().await;
     let (number, outcome) = manager.end().await;
-    assert_eq!((number, outcome.kind), (1, OutcomeKind::Lost));
-    assert_eq!(outcome.message.as_deref(), Some("the agent was restarted"));
+    assert_eq!((number, outcome.exit_code), (1, Some(7)));
+    assert!(outcome.ran_ms > 0);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -55,6 +55,8 @@ pub const ATTEMPTS_PER_NODE_MAX: usize = 10_000;
 pub const NODES_MAX: usize = 10_000;
 /// Rows of one `starts`, `stops` or `reports` message.
 pub const BATCH_ROWS_MAX: usize = 4096;
+/// Bytes of one message between an agent and the supervisor of its processes.
+pub const SUPERVISOR_FRAME_BYTES_MAX: usize = 2 << 20;
 /// Bytes of a free text in a report: why an attempt failed.
 pub const MESSAGE_BYTES_MAX: usize = 2048;
 

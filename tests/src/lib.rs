@@ -12,4 +12,5 @@ pub mod mesh;
 pub mod namespace;
 pub mod ports;
 pub mod process;
+pub mod supervisor;
 pub mod wait;

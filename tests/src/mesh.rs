@@ -5,6 +5,8 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use podmesh_wire::enrolment::ENROLMENT_FILE;
 use podmesh_wire::locate::SOCKETS_DIR;
 use podmesh_wire::route::Route;
@@ -15,7 +17,8 @@ use crate::docker;
 use crate::namespace::Namespace;
 use crate::ports::free_port;
 use crate::process::Daemon;
-use crate::wait::until_true;
+use crate::supervisor;
+use crate::wait::{until, until_true};
 
 /// A mesh in a folder of its own. Everything ends and goes when it is dropped.
 pub struct Mesh {
@@ -287,6 +290,16 @@ impl Mesh {
         self.agents.remove(name).expect("the agent runs").kill();
     }
 
+    /// The supervisor of an agent's processes.
+    pub fn supervisor(&self, name: &str) -> Pid {
+        until("there is a supervisor", || supervisor::pid(&self.agent_dir(name)))
+    }
+
+    /// `kill -9` of the supervisor of an agent's processes.
+    pub fn kill_supervisor(&self, name: &str) {
+        kill(self.supervisor(name), Signal::SIGKILL).expect("the supervisor runs");
+    }
+
     /// Stops an agent as a service manager does.
     pub fn stop_agent(&mut self, name: &str) -> std::process::ExitStatus {
         self.agents.remove(name).expect("the agent runs").stop()
@@ -305,12 +318,13 @@ impl Drop for Mesh {
                 eprintln!("--- {}\n{}", daemon.stderr.display(), daemon.printed());
             }
         }
-        // An agent that is asked stops its processes; containers outlive it, and are removed by
-        // its label.
         for agent in std::mem::take(&mut self.agents).into_values() {
             agent.end();
         }
+        // What outlives it: processes, which end with their supervisor, and containers, which are
+        // removed by its label.
         for entry in std::fs::read_dir(self.folder()).into_iter().flatten().flatten() {
+            supervisor::kill_and_wait(&entry.path());
             if let Ok(id) = std::fs::read_to_string(entry.path().join("agent/id")) {
                 docker::remove_containers_of(id.trim());
             }

@@ -19,15 +19,20 @@ pub struct Daemon {
 
 impl Daemon {
     /// Starts it with its output in `<log>`.
-    pub fn start(mut command: Command, log: &Path) -> Self {
-        let file = File::options().create(true).append(true).open(log).unwrap();
+    pub fn start(command: Command, log: &Path) -> Self {
+        Self::start_split(command, log, log)
+    }
+
+    /// Starts it with its standard output and its standard error in files of their own.
+    pub fn start_split(mut command: Command, stdout: &Path, stderr: &Path) -> Self {
+        let file = |path| File::options().create(true).append(true).open(path).unwrap();
         let child = command
             .stdin(Stdio::null())
-            .stdout(file.try_clone().unwrap())
-            .stderr(file)
+            .stdout(file(stdout))
+            .stderr(file(stderr))
             .spawn()
             .unwrap_or_else(|error| panic!("{command:?}: {error}"));
-        Self { child, stderr: log.to_owned() }
+        Self { child, stderr: stderr.to_owned() }
     }
 
     /// Its process.

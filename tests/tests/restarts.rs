@@ -5,6 +5,7 @@ use std::fs;
 use std::process::Stdio;
 
 use podmesh_tests::mesh::Mesh;
+use podmesh_tests::supervisor;
 use podmesh_tests::wait::until_true;
 use serde_json::Value;
 
@@ -130,7 +131,7 @@ fn everything_acknowledged_is_there_after_kill_9() {
 }
 
 #[test]
-fn an_agent_killed_loses_its_processes_and_the_task_is_tried_again_elsewhere() {
+fn a_task_of_an_agent_that_stays_away_is_tried_again_elsewhere() {
     let mut mesh = quick();
     mesh.start_manager();
     mesh.start_agent("a", &[]);
@@ -147,35 +148,25 @@ fn an_agent_killed_loses_its_processes_and_the_task_is_tried_again_elsewhere() {
     mesh.wait_for_node("a", "lost");
     mesh.wait_for_job(job, "succeeded");
     assert_eq!(fs::read_to_string(&runs).unwrap(), "a\nb\n");
-    // Started again, the agent finds what its earlier life left, and ends it.
+    // Without an agent its supervisor has ended it.
     let agent = fs::read_to_string(mesh.agent_dir("a").join("agent/id")).unwrap();
+    let left = podmesh_tests::process::with_environment(&format!("PODMESH_AGENT={}", agent.trim()));
+    assert_eq!(left, []);
+    // Started again, the agent has nothing to say of it that counts.
     mesh.start_agent("a", &[]);
-    until_true("nothing of the lost attempt is left", || {
-        podmesh_tests::process::with_environment(&format!("PODMESH_AGENT={}", agent.trim()))
-            .is_empty()
-    });
+    assert_eq!(mesh.wait_for_job(job, "succeeded")["tasks"]["succeeded"], 1);
 }
 
 #[test]
-fn an_agent_started_again_tells_of_attempts_that_died_with_it() {
-    let mut mesh = Mesh::with_agents(PODMESH, &["a"]);
-    let job = mesh.submit(&["--", "sleep", "1000"]);
-    mesh.wait_for_job(job, "running");
-    mesh.kill_agent("a");
-    mesh.start_agent("a", &[]);
-    mesh.wait_for_job(job, "failed");
-    let tasks = mesh.json(&["tasks", &job.to_string()]);
-    assert_eq!(tasks["tasks"][0]["last_attempt"]["outcome"]["kind"], "lost");
-}
-
-#[test]
-fn an_agent_that_is_stopped_ends_its_processes_and_says_so() {
-    let mut mesh = Mesh::with_agents(PODMESH, &["a"]);
+fn an_agent_that_is_to_stop_its_processes_does_and_says_so() {
+    let mut mesh = Mesh::with_agents(PODMESH, &[]);
+    mesh.start_agent("a", &["--stop-processes"]);
     let job = mesh.submit(&["--", "sleep", "1000"]);
     mesh.wait_for_job(job, "running");
     assert!(mesh.stop_agent("a").success());
     mesh.wait_for_job(job, "failed");
     mesh.wait_for_node("a", "suspect");
+    until_true("nothing is left", || !supervisor::lives(&mesh.agent_dir("a")));
 }
 
 #[test]

@@ -77,6 +77,13 @@ fn run(context: &Context, verb: Verb) -> Outcome {
             "leave `--output json` out; jobs, job, tasks, nodes, events, submit, cancel, token, users and doctor have it",
         ));
     }
+    if let Verb::ProcessSupervisor(args) = &verb
+        && !args.kept
+    {
+        return verbs::process_supervisor::keeper(context, args);
+    }
+    // The supervisor does with one thread, beside those that start processes and write to disks:
+    // to wake others for each process costs more than it brings.
     let daemon = matches!(verb, Verb::Dev(_) | Verb::Manager(_) | Verb::Agent(_));
     let mut builder = if daemon {
         tokio::runtime::Builder::new_multi_thread()
@@ -100,6 +107,7 @@ async fn dispatch(context: &Context, verb: Verb) -> Outcome {
         Verb::Manager(args) => verbs::manager::manager(context, args).await,
         Verb::Backup(args) => verbs::backup::backup(context, &args),
         Verb::Agent(args) => verbs::agent::agent(context, args).await,
+        Verb::ProcessSupervisor(args) => verbs::process_supervisor::supervisor(context, args).await,
         Verb::Run(args) => verbs::run::run(context, args).await,
         Verb::Submit(args) => verbs::submit::submit(context, args).await,
         Verb::Jobs(args) => verbs::jobs::jobs(context, args).await,

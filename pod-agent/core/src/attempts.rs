@@ -6,6 +6,7 @@ use podmesh_protocol::report::{Outcome, OutcomeKind};
 use podmesh_protocol::spec::{OnLost, RuntimeKind};
 use podmesh_protocol::time::Millis;
 
+use crate::core::CoreConfig;
 use crate::outbox::Place;
 use crate::step::JobContext;
 
@@ -86,10 +87,15 @@ pub(crate) enum StopCause {
 }
 
 impl Live {
-    pub(crate) fn new(context: Arc<JobContext>) -> Self {
+    pub(crate) fn new(config: &CoreConfig, context: Arc<JobContext>) -> Self {
+        let outlives_agent = match context.run.runtime.kind() {
+            RuntimeKind::Docker => true,
+            RuntimeKind::Process => config.processes_outlive,
+            RuntimeKind::Noop => false,
+        };
         Self {
             on_lost: context.on_lost,
-            outlives_agent: context.run.runtime.kind() == RuntimeKind::Docker,
+            outlives_agent,
             context: Some(context),
             started: None,
             timeout_at: None,

@@ -22,6 +22,8 @@ pub struct CoreConfig {
     /// Milliseconds that the end of the daemon waits for the manager's acknowledgement, once
     /// everything that had to end has ended.
     pub goodbye_wait_ms: u64,
+    /// Whether processes go on when the daemon ends, as containers do: they have a supervisor.
+    pub processes_outlive: bool,
 }
 
 /// The agent's decisions: which attempts run, what is reported of them, and when they are stopped.
@@ -87,6 +89,11 @@ impl Core {
     pub fn goes_on(&self, attempt: AttemptId) -> bool {
         let held = self.attempts.get(&attempt);
         held.is_some_and(|held| !matches!(held.phase, Phase::Ended { .. }))
+    }
+
+    /// When the lease ends without further contact; none: it has ended, or never began.
+    pub fn lease_until(&self) -> Option<Millis> {
+        self.lease_until
     }
 
     /// When [`Input::Tick`] is due, if nothing happens before.
@@ -186,7 +193,7 @@ impl Core {
     }
 
     fn attempts_found(&mut self, now: Millis, found: Vec<FoundAttempt>, out: &mut Step) {
-        for FoundAttempt { attempt, ended, outlives_agent, on_lost, ran_ms } in found {
+        for FoundAttempt { attempt, ended, started, outlives_agent, on_lost, ran_ms } in found {
             let forgotten = planted!(self, NotAdopted) && ended.is_none();
             if self.attempts.contains_key(&attempt) || forgotten {
                 continue;
@@ -196,13 +203,15 @@ impl Core {
                 unsent.ended = Some(self.outbox.push(attempt, ReportFact::Ended(outcome)));
                 Phase::Ended { remove: true }
             } else {
-                // Whether its start was ever reported, nobody here knows any more.
-                unsent.started = Some(self.outbox.push(attempt, ReportFact::Started));
+                if started {
+                    // Whether that was ever reported, nobody here knows any more.
+                    unsent.started = Some(self.outbox.push(attempt, ReportFact::Started));
+                }
                 Phase::Live(Live {
                     context: None,
                     on_lost,
                     outlives_agent,
-                    started: Some((now, ran_ms)),
+                    started: started.then_some((now, ran_ms)),
                     timeout_at: None,
                     stop: None,
                 })
@@ -286,7 +295,7 @@ impl Core {
                 Phase::Waiting(context)
             } else {
                 out.commands.push(Command::Start { attempt, context: Arc::clone(&context) });
-                Phase::Live(Live::new(context))
+                Phase::Live(Live::new(&self.config, context))
             };
             self.attempts.insert(attempt, Held { phase, unsent: Unsent::default() });
         }
@@ -351,7 +360,7 @@ impl Core {
         let Some(Held { phase: Phase::Waiting(context), .. }) = self.attempts.get(&attempt) else {
             return self.stop(attempt, cause, out);
         };
-        let mut live = Live::new(Arc::clone(context));
+        let mut live = Live::new(&self.config, Arc::clone(context));
         live.stop = Some(Stop { cause, at_once: true });
         let outcome = live.outcome(Outcome::new(OutcomeKind::Lost));
         self.end(attempt, outcome, false);
@@ -426,7 +435,7 @@ impl Core {
         let Some(held) = self.attempts.get_mut(&attempt) else { return };
         if let Phase::Waiting(context) = &held.phase {
             let context = Arc::clone(context);
-            held.phase = Phase::Live(Live::new(Arc::clone(&context)));
+            held.phase = Phase::Live(Live::new(&self.config, Arc::clone(&context)));
             out.commands.push(Command::Start { attempt, context });
         }
     }

@@ -68,7 +68,7 @@ pub enum Input {
     },
     /// The runtimes have news, in order.
     RuntimeReported(Vec<(AttemptId, RuntimeFact)>),
-    /// The daemon is asked to end: processes are stopped, containers go on.
+    /// The daemon is asked to end: what does not outlive it is stopped.
     ShutdownRequested,
     /// Time passed; due timers run. Every other input runs them too.
     Tick,
@@ -95,7 +95,10 @@ pub struct FoundAttempt {
     pub attempt: AttemptId,
     /// How it ended; none: it goes on, and the runtime will say when it ends.
     pub ended: Option<Outcome>,
-    /// Whether it survives the end of the agent (a container does).
+    /// Whether it runs already; where it does not, the runtime will say when it does.
+    pub started: bool,
+    /// Whether it survives the end of the agent (a container does, and a process that has a
+    /// supervisor).
     pub outlives_agent: bool,
     /// What to do when the lease ends without contact, as it was written down at its start.
     pub on_lost: OnLost,

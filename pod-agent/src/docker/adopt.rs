@@ -91,6 +91,7 @@ impl DockerRuntime {
         let told = |ended| FoundAttempt {
             attempt: id,
             ended,
+            started: true,
             outlives_agent: true,
             on_lost: identity.on_lost,
             ran_ms,

@@ -23,20 +23,20 @@ const PATH_DEFAULT: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/s
 
 /// The environment that the agent was started with, as far as tasks inherit it.
 #[derive(Clone, Debug)]
-pub(super) struct BaseEnv(Vec<(&'static str, OsString)>);
+pub(crate) struct BaseEnv(pub(crate) Vec<(String, OsString)>);
 
 impl BaseEnv {
     /// Reads it.
-    pub(super) fn of_this_process() -> Self {
+    pub(crate) fn of_this_process() -> Self {
         let inherited = INHERITED.iter().map(|name| {
             let default = || (*name == "PATH").then(|| PATH_DEFAULT.into());
-            Some((*name, std::env::var_os(name).or_else(default)?))
+            Some(((*name).to_owned(), std::env::var_os(name).or_else(default)?))
         });
         Self(inherited.flatten().collect())
     }
 
     fn path(&self) -> OsString {
-        let path = self.0.iter().find(|(name, _)| *name == "PATH");
+        let path = self.0.iter().find(|(name, _)| name == "PATH");
         path.map_or_else(|| PATH_DEFAULT.into(), |(_, value)| value.clone())
     }
 }
@@ -75,7 +75,7 @@ pub(super) fn command(
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
         .env_clear()
-        .envs(base.0.iter().map(|(name, value)| (*name, value)))
+        .envs(base.0.iter().map(|(name, value)| (name, value)))
         .envs(&run.env)
         .envs(task_env(mark.attempt, &context.name, node))
         .env(AGENT_VARIABLE, mark.agent.to_string());

@@ -4,6 +4,8 @@
 //! output and waits for the end, and a thread writes the end down and tells it. When the process
 //! of an attempt ends, whatever is left of its group, and of descendants that left the group, is
 //! killed: only then its output is complete, and its end is told. See `children.rs`.
+//!
+//! All this happens in the supervisor, see `supervisor/`, and not in the agent.
 
 mod capture;
 mod children;
@@ -24,12 +26,13 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender};
 use nix::sys::signal::Signal;
-use podmesh_agent_core::input::{FoundAttempt, RuntimeFact};
+use podmesh_agent_core::input::RuntimeFact;
 use podmesh_agent_core::step::JobContext;
 use podmesh_logrotate::RotationPolicy;
 use podmesh_protocol::client::LogStream;
 use podmesh_protocol::ids::{AttemptId, Name};
 use podmesh_protocol::report::{Outcome, OutcomeKind};
+use podmesh_protocol::spec::OnLost;
 use tokio::runtime::Handle;
 use tokio::sync::mpsc::UnboundedSender;
 use tokio::time::timeout;
@@ -37,9 +40,12 @@ use uuid::Uuid;
 
 use self::capture::{Sink, capture};
 use self::children::{Children, Exit, Started, children};
-use self::command::{BaseEnv, command, refused};
+pub(crate) use self::command::BaseEnv;
+use self::command::{command, refused};
 use self::mark::{Mark, Stat};
+pub(crate) use self::survivors::kill_survivors;
 use self::work::WorkDir;
+pub(crate) use self::work::has_records;
 use crate::log_notify::LogNotify;
 use crate::paths::attempt_log_dir;
 
@@ -52,18 +58,40 @@ const THREADS_MAX: usize = 4;
 /// What the runtime needs to know.
 #[derive(Clone, Debug)]
 pub(crate) struct ProcessSettings {
-    /// The node's name.
-    pub(crate) node: Name,
     /// The id of the agent's data directory.
     pub(crate) agent_id: Uuid,
     /// Absolute; work folders are made there.
     pub(crate) data_dir: PathBuf,
+    /// Who waits for output.
+    pub(crate) log_notify: LogNotify,
+}
+
+/// What holds for the attempts that one life of the agent starts.
+#[derive(Clone, Debug)]
+pub(crate) struct Terms {
+    /// The node's name.
+    pub(crate) node: Name,
     /// Absolute; output is written there.
     pub(crate) logs_dir: PathBuf,
     /// How much output is kept.
     pub(crate) rotation: RotationPolicy,
-    /// Who waits for output.
-    pub(crate) log_notify: LogNotify,
+    /// What programs inherit.
+    pub(crate) base_env: BaseEnv,
+}
+
+/// An attempt of which nobody knows how it ended.
+const SUPERVISOR_DIED: &str = "the supervisor of the node's processes died (it was killed, or the machine was \
+     restarted), and this process with it";
+
+/// An attempt that an earlier supervisor left.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Left {
+    /// Which.
+    pub(crate) attempt: AttemptId,
+    /// What was to be done at the end of the lease.
+    pub(crate) on_lost: OnLost,
+    /// How it ended.
+    pub(crate) ended: Outcome,
 }
 
 /// Starts and stops processes. Dropped, it kills what runs.
@@ -79,7 +107,6 @@ struct Shared {
     settings: ProcessSettings,
     children: &'static Children,
     work_dir: WorkDir,
-    base_env: BaseEnv,
     facts: UnboundedSender<(AttemptId, RuntimeFact)>,
     runtime: Handle,
     states: Mutex<HashMap<AttemptId, State>>,
@@ -100,7 +127,7 @@ struct State {
 
 /// What the threads do when there is no [`Work`].
 enum Start {
-    Attempt(AttemptId, Arc<JobContext>),
+    Attempt(AttemptId, Arc<JobContext>, Arc<Terms>),
     /// The runtime closes.
     Quit,
 }
@@ -124,7 +151,6 @@ impl ProcessRuntime {
         children.agent_lives_here(settings.agent_id);
         let shared = Arc::new(Shared {
             work_dir: WorkDir::create(&settings.data_dir)?,
-            base_env: BaseEnv::of_this_process(),
             runtime: Handle::current(),
             states: Mutex::default(),
             children,
@@ -147,30 +173,33 @@ impl ProcessRuntime {
         Ok(this)
     }
 
-    /// Kills what an earlier life of the agent left running, and tells of the attempts that it
-    /// held. Blocks until the killed are gone.
+    /// Kills what an earlier supervisor left running, and tells how the attempts that it held
+    /// ended. Blocks until the killed are gone.
     ///
     /// # Errors
     /// When the folder cannot be read.
-    pub(crate) fn adopt(&self) -> io::Result<Vec<FoundAttempt>> {
+    pub(crate) fn left(&self) -> io::Result<Vec<Left>> {
         let found = self.shared.work_dir.found()?;
-        survivors::kill_survivors(self.shared.settings.agent_id, &found);
-        let lost = || Outcome::new(OutcomeKind::Lost).with_message("the agent was restarted");
-        let found = found.into_iter().map(|found| FoundAttempt {
+        kill_survivors(self.shared.settings.agent_id, &found);
+        let died = || Outcome::new(OutcomeKind::Lost).with_message(SUPERVISOR_DIED);
+        let left = found.into_iter().map(|found| Left {
             attempt: found.attempt,
-            ended: Some(found.ended.unwrap_or_else(lost)),
-            outlives_agent: false,
             on_lost: found.on_lost,
-            ran_ms: 0,
+            ended: found.ended.unwrap_or_else(died),
         });
-        Ok(found.collect())
+        Ok(left.collect())
+    }
+
+    /// Writes down the end of an attempt that was stopped, for another life of the supervisor.
+    pub(crate) fn write_end(&self, attempt: AttemptId, outcome: &Outcome) {
+        self.shared.write_end(attempt, outcome);
     }
 
     /// Starts an attempt. Its end is told in any case.
-    pub(crate) fn start(&self, attempt: AttemptId, context: Arc<JobContext>) {
+    pub(crate) fn start(&self, attempt: AttemptId, context: Arc<JobContext>, terms: Arc<Terms>) {
         self.shared.states().insert(attempt, State { is_started: false, stop: None });
         // The threads have a receiver for as long as this lives.
-        _ = self.starts.send(Start::Attempt(attempt, context));
+        _ = self.starts.send(Start::Attempt(attempt, context, terms));
     }
 
     /// Stops an attempt: TERM to its process group, and after the grace KILL. With a grace of 0
@@ -249,8 +278,8 @@ impl Shared {
                     Err(_) => return,
                 },
                 recv(starts) -> next => match next {
-                    Ok(Start::Attempt(attempt, context)) => {
-                        if let Err(outcome) = self.start(attempt, &context, sender) {
+                    Ok(Start::Attempt(attempt, context, terms)) => {
+                        if let Err(outcome) = self.start(attempt, &context, terms, sender) {
                             self.finish(attempt, outcome);
                         }
                     }
@@ -272,6 +301,7 @@ impl Shared {
         self: &Arc<Self>,
         attempt: AttemptId,
         context: &JobContext,
+        terms: Arc<Terms>,
         work: &Sender<Work>,
     ) -> Result<(), Outcome> {
         if self.states().get(&attempt).is_none_or(|state| state.stop.is_some()) {
@@ -283,7 +313,7 @@ impl Shared {
             Outcome::not_started(125, format!("cannot make the work folder {folder}: {error}"))
         })?;
         let mark = self.mark(attempt);
-        let mut command = command(&self.base_env, context, mark, &self.settings.node, &folder)?;
+        let mut command = command(&terms.base_env, context, mark, &terms.node, &folder)?;
         let since = Instant::now();
         let started = self.children.start(&mut command, mark).map_err(|error| {
             refused(context.run.command.first().map_or("", String::as_str), &error)
@@ -297,7 +327,7 @@ impl Shared {
             tracing::warn!(%attempt, "cannot write down that it was started: {error}");
         }
         self.tell(attempt, RuntimeFact::Started);
-        self.runtime.spawn(Arc::clone(self).attend(attempt, since, started, work.clone()));
+        self.runtime.spawn(Arc::clone(self).attend(attempt, terms, since, started, work.clone()));
         // It may have been asked to stop meanwhile.
         let mut states = self.states();
         if let Some(state) = states.get_mut(&attempt) {
@@ -326,6 +356,7 @@ impl Shared {
     async fn attend(
         self: Arc<Self>,
         attempt: AttemptId,
+        terms: Arc<Terms>,
         since: Instant,
         started: Started,
         work: Sender<Work>,
@@ -335,8 +366,8 @@ impl Shared {
             let sink = Sink {
                 attempt,
                 stream,
-                log_dir: attempt_log_dir(&self.settings.logs_dir, attempt),
-                rotation: self.settings.rotation.clone(),
+                log_dir: attempt_log_dir(&terms.logs_dir, attempt),
+                rotation: terms.rotation.clone(),
                 notify: self.settings.log_notify.clone(),
                 facts: self.facts.clone(),
             };
@@ -391,15 +422,19 @@ impl Shared {
     /// Writes down how an attempt ended, and tells it.
     fn finish(&self, attempt: AttemptId, outcome: Outcome) {
         let state = self.states().remove(&attempt);
-        // Of one that was stopped only the core can say why, and what that means: another life of
-        // the agent takes it for lost.
-        if state.is_none_or(|state| state.stop.is_none())
-            && let Err(error) = self.work_dir.ended(attempt, &outcome)
+        // Of one that was stopped others know why, and what that means.
+        if state.is_none_or(|state| state.stop.is_none()) {
+            self.write_end(attempt, &outcome);
+        }
+        self.tell(attempt, RuntimeFact::Ended(outcome));
+    }
+
+    fn write_end(&self, attempt: AttemptId, outcome: &Outcome) {
+        if let Err(error) = self.work_dir.ended(attempt, outcome)
             && error.kind() != io::ErrorKind::NotFound
         {
             tracing::warn!(%attempt, "cannot write down how it ended: {error}");
         }
-        self.tell(attempt, RuntimeFact::Ended(outcome));
     }
 }
 

@@ -1,4 +1,4 @@
-//! What an agent that was killed left running.
+//! What a supervisor that was killed left running.
 
 use std::thread::sleep;
 use std::time::{Duration, Instant};
@@ -15,16 +15,16 @@ use super::work::Found;
 const LIMIT: Duration = Duration::from_secs(5);
 const PAUSE: Duration = Duration::from_millis(10);
 
-/// Kills every process of an earlier life of the agent: nobody reads its output or waits for its
-/// end any more. Blocks until they are gone.
-pub(super) fn kill_survivors(agent: Uuid, found: &[Found]) {
+/// Kills every process of an earlier supervisor of the agent: nobody reads its output or waits for
+/// its end any more. Blocks until they are gone.
+pub(crate) fn kill_survivors(agent: Uuid, found: &[Found]) {
     let until = Instant::now() + LIMIT;
     for attempt in found {
         if let Some((pid, start_ticks)) = attempt.process
             && Stat::of(pid)
                 .is_some_and(|stat| stat.start_ticks == start_ticks && stat.group == pid.as_raw())
         {
-            tracing::warn!(attempt = %attempt.attempt, %pid, "killing what a killed agent left");
+            tracing::warn!(attempt = %attempt.attempt, %pid, "killing what a killed supervisor left");
             _ = killpg(pid, Signal::SIGKILL);
         }
     }
@@ -40,7 +40,7 @@ pub(super) fn kill_survivors(agent: Uuid, found: &[Found]) {
             return;
         }
         if Instant::now() >= until {
-            tracing::error!(processes = killed, "what a killed agent left cannot be killed");
+            tracing::error!(processes = killed, "what a killed supervisor left cannot be killed");
             return;
         }
         sleep(PAUSE);

@@ -21,6 +21,7 @@ const ATTEMPT: AttemptId = AttemptId::new(JobId(42), 7, 2);
 struct Node {
     data: tempfile::TempDir,
     runtime: ProcessRuntime,
+    terms: Arc<Terms>,
     facts: UnboundedReceiver<(AttemptId, RuntimeFact)>,
     notify: LogNotify,
 }
@@ -35,16 +36,19 @@ impl Node {
     fn with_logs(data: tempfile::TempDir, logs_dir: PathBuf) -> Self {
         let notify = LogNotify::default();
         let settings = ProcessSettings {
-            node: "here".parse().unwrap(),
             agent_id: Uuid::new_v4(),
             data_dir: data.path().to_owned(),
+            log_notify: notify.clone(),
+        };
+        let terms = Terms {
+            node: "here".parse().unwrap(),
             logs_dir,
             rotation: RotationPolicy { file_bytes_max: 1 << 40, ..whole() },
-            log_notify: notify.clone(),
+            base_env: BaseEnv::of_this_process(),
         };
         let (sender, facts) = tokio::sync::mpsc::unbounded_channel();
         let runtime = ProcessRuntime::new(settings, sender).unwrap();
-        Self { data, runtime, facts, notify }
+        Self { data, runtime, terms: Arc::new(terms), facts, notify }
     }
 
     fn start(&self, script: &str) {
@@ -52,7 +56,7 @@ impl Node {
     }
 
     fn start_with(&self, change: impl FnOnce(&mut RunSpec)) {
-        self.runtime.start(ATTEMPT, context(change));
+        self.runtime.start(ATTEMPT, context(change), Arc::clone(&self.terms));
     }
 
     /// The facts up to and with the end.
@@ -375,7 +379,8 @@ async fn many_at_a_time_all_end_and_leave_no_zombie() {
     let mut node = Node::new();
     let context = context(|run| run.command = vec!["true".into()]);
     for index in 1..=300 {
-        node.runtime.start(AttemptId::new(JobId(1), index, 1), Arc::clone(&context));
+        let (context, terms) = (Arc::clone(&context), Arc::clone(&node.terms));
+        node.runtime.start(AttemptId::new(JobId(1), index, 1), context, terms);
     }
     // Children of other code are left to it.
     for code in 0..20 {
@@ -393,7 +398,7 @@ async fn many_at_a_time_all_end_and_leave_no_zombie() {
 }
 
 #[tokio::test]
-async fn what_a_killed_agent_left_is_killed_and_lost() {
+async fn what_a_killed_supervisor_left_is_killed_and_lost() {
     let node = Node::new();
     let work = &node.runtime.shared.work_dir;
     let agent = node.runtime.shared.settings.agent_id;
@@ -427,17 +432,17 @@ async fn what_a_killed_agent_left_is_killed_and_lost() {
     let reaper = std::thread::spawn(move || (left.wait(), bare.wait()));
     let runtime = node.runtime;
     let (found, runtime) =
-        tokio::task::spawn_blocking(move || (runtime.adopt().unwrap(), runtime)).await.unwrap();
+        tokio::task::spawn_blocking(move || (runtime.left().unwrap(), runtime)).await.unwrap();
     reaper.join().unwrap().0.unwrap();
     assert!(!is_alive(pid_in(&line)));
     assert!(!is_alive(bare_pid));
-    let lost = Outcome::new(OutcomeKind::Lost).with_message("the agent was restarted");
+    let lost = Outcome::new(OutcomeKind::Lost).with_message(SUPERVISOR_DIED);
     let found: Vec<_> = found.into_iter().map(|f| (f.attempt, f.on_lost, f.ended)).collect();
     let expected = [
-        (ATTEMPT, OnLost::Requeue, Some(lost.clone())),
-        (second, OnLost::Wait, Some(lost.clone())),
-        (third, OnLost::Wait, Some(Outcome::exited(6))),
-        (fourth, OnLost::Wait, Some(lost)),
+        (ATTEMPT, OnLost::Requeue, lost.clone()),
+        (second, OnLost::Wait, lost.clone()),
+        (third, OnLost::Wait, Outcome::exited(6)),
+        (fourth, OnLost::Wait, lost),
     ];
     assert_eq!(found, expected);
     drop(runtime);
@@ -446,7 +451,10 @@ async fn what_a_killed_agent_left_is_killed_and_lost() {
 #[tokio::test]
 async fn an_end_is_written_down_until_it_is_removed() {
     let mut node = Node::new();
-    node.run("exit 3").await;
+    node.start("until test -e go; do sleep 0.01; done; exit 3");
+    assert_eq!(node.facts.recv().await.unwrap(), (ATTEMPT, RuntimeFact::Started));
+    fs::write(node.data.path().join("work/42.7.2/go"), "").unwrap();
+    node.end().await;
     let mut found = node.runtime.shared.work_dir.found().unwrap();
     let found = found.pop().unwrap();
     assert_eq!((found.attempt, found.on_lost), (ATTEMPT, OnLost::Requeue));

@@ -1,5 +1,5 @@
 //! What an attempt leaves on disk while it is held: its work folder, and beside that a file that
-//! says how far it has come, for the next life of an agent that is killed.
+//! says how far it has come, for the next supervisor when this one is killed.
 //!
 //! `<data>/work/42.7.2/` is the folder, `<data>/work/42.7.2.attempt` the file. It holds one JSON
 //! value a line, each written when it became true.
@@ -56,21 +56,32 @@ struct Spares {
     last: u64,
 }
 
-/// An attempt of an earlier life of the agent.
+/// An attempt of an earlier life of the supervisor.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Found {
+pub(crate) struct Found {
     pub(super) attempt: AttemptId,
     pub(super) on_lost: OnLost,
     /// Its process, and when that was started.
     pub(super) process: Option<(Pid, u64)>,
-    /// How it ended, where it did before the agent.
+    /// How it ended, where it did before the supervisor.
     pub(super) ended: Option<Outcome>,
 }
 
+/// The folder in the agent's data directory.
+const DIR: &str = "work";
+
+/// Whether attempts were written down that nobody has removed.
+pub(crate) fn has_records(data_dir: &Path) -> bool {
+    let is_record = |entry: io::Result<fs::DirEntry>| {
+        entry.is_ok_and(|entry| entry.path().extension() == Some(OsStr::new(EXTENSION)))
+    };
+    fs::read_dir(data_dir.join(DIR)).is_ok_and(|mut entries| entries.any(is_record))
+}
+
 impl WorkDir {
-    /// Makes the folder, for the agent alone.
+    /// Makes the folder, for the agent's user alone.
     pub(super) fn create(data_dir: &Path) -> io::Result<Self> {
-        let path = data_dir.join("work");
+        let path = data_dir.join(DIR);
         fs::DirBuilder::new().recursive(true).mode(0o700).create(&path)?;
         let this = Self { path, spares: Mutex::default() };
         this.remove_spares()?;

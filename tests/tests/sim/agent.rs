@@ -56,7 +56,7 @@ impl World {
         }
         let life = self.number();
         let docker = self.calm || self.rng.percent(80);
-        let mut core = Core::new(CoreConfig { goodbye_wait_ms: 5_000 });
+        let mut core = Core::new(CoreConfig { goodbye_wait_ms: 5_000, processes_outlive: true });
         if let Some(Planted::Agent(fault)) = self.planted {
             core.plant_fault(fault);
         }
@@ -162,11 +162,18 @@ impl World {
         let now = self.now;
         let mut step = Step::default();
         let shown = if self.logs() { format!("{input:?}") } else { String::new() };
+        let is_contact =
+            matches!(input, Input::SessionOpened { .. } | Input::HeartbeatAnswered { .. });
         let Some(agent) = self.nodes[node].agent.as_mut() else { return };
         agent.core.step(agent.now(now), input, &mut step);
         agent.core.check_invariants();
+        let lease = agent.core.lease_until().filter(|_| is_contact);
+        let lease = lease.map(|until| until.saturating_sub(agent.mono_offset));
         let (life, session) = (agent.life, agent.conn.filter(|_| agent.opened.is_some()));
         note!(self, "node {node} < {shown} > {:?}", step.messages);
+        if let Some(until) = lease {
+            self.supervisor_hears_of_lease(node, until);
+        }
         for command in step.commands {
             self.carry_out(node, command);
         }

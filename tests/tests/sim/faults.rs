@@ -10,10 +10,12 @@ pub(crate) enum Planted {
     Agent(AgentFault),
     /// The manager's shell sends before the commit.
     EarlySend,
+    /// The supervisor of processes lets them run on when the lease ends without an agent.
+    SupervisorIdle,
 }
 
 /// Seeds within which each must be found.
-pub(crate) const WITHIN: u64 = 1_000;
+pub(crate) const WITHIN: u64 = 3_000;
 
 /// All of them.
 pub(crate) const ALL: &[Planted] = &[
@@ -30,6 +32,7 @@ pub(crate) const ALL: &[Planted] = &[
     Planted::Manager(ManagerFault::AckedTooEarly),
     Planted::Manager(ManagerFault::StallNotForgiven),
     Planted::Manager(ManagerFault::LateHelloCounts),
+    Planted::SupervisorIdle,
     Planted::Agent(AgentFault::OutboxLost),
     Planted::Agent(AgentFault::LeaseIgnored),
     Planted::Agent(AgentFault::FencedRunsOn),

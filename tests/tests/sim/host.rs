@@ -9,6 +9,7 @@ use podmesh_protocol::report::{Outcome, OutcomeKind};
 use podmesh_protocol::spec::{OnLost, Resources, RuntimeKind};
 
 use crate::agent::Agent;
+use crate::faults::Planted;
 use crate::net::{ConnId, Direction, StreamId};
 use crate::world::{Event, Life, World, note};
 
@@ -32,6 +33,8 @@ pub(crate) struct Node {
     pub(crate) trouble_at: u64,
     /// Since when the agent, which can stop containers, has had contact; `None` since one died.
     contact_since: Option<u64>,
+    /// Until when the supervisor of processes lets `requeue` attempts run.
+    supervisor_lease: Option<u64>,
     /// How often something of an attempt is on the way to be started.
     pub(crate) truths: BTreeMap<AttemptId, Truth>,
 }
@@ -44,6 +47,8 @@ pub(crate) struct Thing {
     on_lost: OnLost,
     state: State,
     since: u64,
+    /// Which life of the agent has asked for its stop.
+    stopped_by: Option<Life>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -69,6 +74,8 @@ pub(crate) struct Truth {
 pub(crate) enum How {
     Exit(i32),
     Killed,
+    /// Killed by what ends processes when no agent does.
+    Lost,
 }
 
 impl Node {
@@ -84,6 +91,7 @@ impl Node {
             cut_down_until: 0,
             trouble_at: 0,
             contact_since: None,
+            supervisor_lease: None,
             truths: BTreeMap::new(),
         }
     }
@@ -202,6 +210,7 @@ impl World {
             on_lost: context.on_lost,
             state: State::Asked(agent.life),
             since: self.now,
+            stopped_by: None,
         };
         self.nodes[node].things.insert(attempt, thing);
         if slow {
@@ -216,7 +225,8 @@ impl World {
         let now = self.now;
         let Some(thing) = self.nodes[node].things.get_mut(&attempt) else { return };
         let State::Asked(by) = thing.state else { return };
-        if thing.serial != serial || life != Some(by) {
+        // What the supervisor was asked to start, it starts.
+        if thing.serial != serial || thing.docker && life != Some(by) {
             return;
         }
         thing.state = State::Running;
@@ -266,9 +276,11 @@ impl World {
 
     fn stop(&mut self, node: usize, attempt: AttemptId, grace_ms: u64) {
         let takes = self.rng.short(grace_ms) + self.rng.short(KILL_TAKES_MS);
+        let life = self.nodes[node].agent.as_ref().map(|agent| agent.life);
         let truth = self.nodes[node].truths.entry(attempt).or_default();
         truth.disturbed = true;
         let Some(thing) = self.nodes[node].things.get_mut(&attempt) else { return };
+        thing.stopped_by = life.filter(|_| !thing.docker);
         match thing.state {
             State::Asked(_) => {
                 let outcome = Outcome::new(OutcomeKind::Lost);
@@ -288,8 +300,15 @@ impl World {
         if thing.serial != serial || thing.state != State::Running {
             return;
         }
+        let life = self.nodes[node].agent.as_ref().map(|agent| agent.life);
+        let Some(thing) = self.nodes[node].things.get_mut(&attempt) else { return };
         let outcome = match how {
+            // Why it was stopped, only the agent knew that is gone.
+            _ if thing.stopped_by.is_some_and(|by| life != Some(by)) => {
+                Outcome::new(OutcomeKind::Lost)
+            }
             How::Exit(code) => Outcome::exited(code),
+            How::Lost => Outcome::new(OutcomeKind::Lost),
             How::Killed => Outcome { signal: Some(9), ..Outcome::new(OutcomeKind::Failed) },
         };
         thing.state = State::Over(outcome.clone());
@@ -306,35 +325,79 @@ impl World {
         }
     }
 
-    /// What dies with the agent's process: processes, and what was to be started.
+    /// What dies with the agent's process: what it was about to start. Processes are held by their
+    /// supervisor, containers by the engine.
     pub(crate) fn agent_leaves_host(&mut self, node: usize) {
         let host = &mut self.nodes[node];
         host.contact_since = None;
         let mut gone = Vec::new();
         for (attempt, thing) in &mut host.things {
-            if thing.docker && thing.state == State::Running {
-                continue;
-            }
-            if let State::Over(_) = thing.state {
-                let truth = host.truths.entry(*attempt).or_default();
-                if !thing.docker {
-                    // A process: nobody is left who knows its code.
+            let truth = host.truths.entry(*attempt).or_default();
+            match &thing.state {
+                State::Running => {}
+                // Why it was stopped, nobody knows any more.
+                State::Over(_) if !thing.docker && thing.stopped_by.is_some() => {
                     thing.state = State::Over(Outcome::new(OutcomeKind::Lost));
+                }
+                // A container that never ran is removed, and not spoken of.
+                State::Over(_) if thing.docker && truth.runs == 0 => gone.push(*attempt),
+                State::Over(_) => {}
+                // The supervisor may have heard of it already.
+                State::Asked(_) if !thing.docker && self.rng.percent(70) => {}
+                State::Asked(_) => {
                     truth.disturbed = true;
-                } else if truth.runs == 0 {
                     gone.push(*attempt);
                 }
-                continue;
-            }
-            host.truths.entry(*attempt).or_default().disturbed = true;
-            if thing.docker {
-                // A container that never ran is removed, and not spoken of.
-                gone.push(*attempt);
-            } else {
-                thing.state = State::Over(Outcome::new(OutcomeKind::Lost));
             }
         }
         host.things.retain(|attempt, _| !gone.contains(attempt));
+    }
+
+    /// The agent tells the supervisor of a lease.
+    pub(crate) fn supervisor_hears_of_lease(&mut self, node: usize, until: u64) {
+        if self.nodes[node].supervisor_lease != Some(until) {
+            self.nodes[node].supervisor_lease = Some(until);
+            self.at(until.max(self.now), Event::SupervisorLease(node, until));
+        }
+    }
+
+    /// The supervisor kills what the manager is about to try elsewhere, agent or not.
+    pub(crate) fn supervisor_lease_ends(&mut self, node: usize, until: u64) {
+        let is_planted = self.planted == Some(Planted::SupervisorIdle);
+        if self.nodes[node].supervisor_lease != Some(until) || is_planted {
+            return;
+        }
+        self.nodes[node].supervisor_lease = None;
+        self.end_processes(node, KILL_TAKES_MS, |thing| thing.on_lost == OnLost::Requeue);
+    }
+
+    /// The supervisor of processes is killed, and with it all that it holds.
+    pub(crate) fn supervisor_dies(&mut self, node: usize) {
+        note!(self, "node {node}: its supervisor of processes dies");
+        self.end_processes(node, 0, |_| true);
+    }
+
+    fn end_processes(&mut self, node: usize, takes_ms: u64, which: impl Fn(&Thing) -> bool) {
+        let things = self.nodes[node].things.iter();
+        let ending: Vec<_> = things
+            .filter(|(_, thing)| !thing.docker && which(thing))
+            .filter(|(_, thing)| !matches!(thing.state, State::Over(_)))
+            .map(|(attempt, thing)| (*attempt, thing.serial))
+            .collect();
+        for (attempt, serial) in ending {
+            self.nodes[node].truths.entry(attempt).or_default().disturbed = true;
+            let Some(thing) = self.nodes[node].things.get_mut(&attempt) else { continue };
+            if let State::Asked(_) = thing.state {
+                let outcome = Outcome::new(OutcomeKind::Lost);
+                thing.state = State::Over(outcome.clone());
+                self.tell(node, attempt, RuntimeFact::Ended(outcome));
+            } else if takes_ms == 0 {
+                self.exits(node, attempt, serial, How::Lost);
+            } else {
+                let takes = self.rng.short(takes_ms);
+                self.after(takes, Event::Exits(node, attempt, serial, How::Lost));
+            }
+        }
     }
 
     /// The machine ends without a word.
@@ -343,8 +406,10 @@ impl World {
         let keeps = self.rng.percent(50);
         self.agent_vanishes(node);
         self.agent_leaves_host(node);
+        self.supervisor_dies(node);
         let host = &mut self.nodes[node];
         host.boot += 1;
+        host.supervisor_lease = None;
         for (attempt, thing) in &mut host.things {
             if thing.state == State::Running {
                 host.truths.entry(*attempt).or_default().disturbed = true;
@@ -383,7 +448,8 @@ impl World {
             found.push(FoundAttempt {
                 attempt: *attempt,
                 ended,
-                outlives_agent: docker,
+                started: thing.state == State::Running,
+                outlives_agent: true,
                 on_lost: thing.on_lost,
                 ran_ms,
             });

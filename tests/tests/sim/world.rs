@@ -56,6 +56,8 @@ pub(crate) enum Event {
     Runs(usize, AttemptId, u64),
     Exits(usize, AttemptId, u64, How),
     Fact(usize, Life, AttemptId, RuntimeFact),
+    /// The lease ends that a supervisor of processes was told of last, if this is it.
+    SupervisorLease(usize, u64),
 }
 
 /// The figures of one seed.
@@ -245,6 +247,7 @@ impl World {
             Event::Runs(node, attempt, serial) => self.runs(node, attempt, serial),
             Event::Exits(node, attempt, serial, how) => self.exits(node, attempt, serial, how),
             Event::Fact(node, life, attempt, fact) => self.fact(node, life, attempt, fact),
+            Event::SupervisorLease(node, until) => self.supervisor_lease_ends(node, until),
         }
     }
 
@@ -285,6 +288,7 @@ impl World {
                 let ms = self.rng.short(5_000);
                 self.disk_is_slow(ms);
             }
+            84..88 => self.supervisor_dies(node),
             _ => self.user_cancels(),
         }
     }

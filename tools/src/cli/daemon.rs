@@ -122,6 +122,18 @@ pub(crate) struct AgentArgs {
         help_heading = "The node"
     )]
     pub(crate) process: Option<Switch>,
+    /// Stop commands when the agent stops; without it they go on, as containers do
+    #[arg(
+        long,
+        value_name = "WHETHER",
+        num_args = 0..=1,
+        require_equals = true,
+        default_missing_value = "on",
+        env = "PODMESH_STOP_PROCESSES",
+        hide_env_values = true,
+        help_heading = "The node"
+    )]
+    pub(crate) stop_processes: Option<Switch>,
     /// Run the `noop` runtime of benchmarks, too
     #[arg(long, hide = true)]
     pub(crate) enable_noop: bool,
@@ -213,6 +225,17 @@ pub(crate) struct DevArgs {
         default_value = "warn"
     )]
     pub(crate) log_level: String,
+}
+
+/// `process-supervisor`.
+#[derive(Args, Debug)]
+pub(crate) struct SupervisorArgs {
+    /// What to log: error, warn, info, debug or trace [default: info]
+    #[arg(long, value_name = "LEVEL")]
+    pub(crate) log_level: Option<String>,
+    /// Be the supervisor; without it, start one and see to it that nothing survives it
+    #[arg(long)]
+    pub(crate) kept: bool,
 }
 
 /// `demo`.

@@ -12,7 +12,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use podmesh_wire::locate::ManagerPlace;
 
 use access::{DoctorArgs, KeyVerb, LoginArgs, NodesArgs, TokenVerb, UsersArgs};
-use daemon::{AgentArgs, BackupArgs, DemoArgs, DevArgs, ManagerArgs};
+use daemon::{AgentArgs, BackupArgs, DemoArgs, DevArgs, ManagerArgs, SupervisorArgs};
 use job::{CommandArgs, JobOptions};
 use query::{CancelArgs, EventsArgs, JobArgs, JobsArgs, LogsArgs, TasksArgs};
 
@@ -123,6 +123,9 @@ pub(crate) enum Verb {
     Backup(BackupArgs),
     /// The agent: one on every machine that runs tasks
     Agent(AgentArgs),
+    /// Holds the processes of an agent, which starts it
+    #[command(hide = true)]
+    ProcessSupervisor(SupervisorArgs),
     /// Run a job, show its output, and end with its exit code
     ///
     /// Output comes out byte for byte, that of an array in order of index with a header a task.
@@ -175,6 +178,7 @@ impl Verb {
             Self::Manager(_) => Some("manager"),
             Self::Agent(_) => Some("agent"),
             Self::Backup(_) => Some("backup"),
+            Self::ProcessSupervisor(_) => Some("process-supervisor"),
             Self::Run(_) => Some("run"),
             Self::Submit(args) if args.follow => Some("submit --follow"),
             Self::Logs(_) => Some("logs"),

@@ -64,7 +64,8 @@ impl Mesh {
         let mut agents = Vec::new();
         for name in names {
             agents.push(Daemon::start(name, &data_dir.inner(name), folder.path(), |command| {
-                command.args(["agent", "--name", name, "--manager"]).arg(folder.path());
+                command.args(["agent", "--name", name, "--stop-processes", "--manager"]);
+                command.arg(folder.path());
             })?);
         }
         Ok(Self { manager, agents, folder })

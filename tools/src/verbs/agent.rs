@@ -22,6 +22,7 @@ use crate::error::{CliError, Outcome};
 use crate::settings::{self, DataDir};
 use crate::signals::{Stop, run_daemon};
 use crate::values::{Cpus, Size, Span, made_name};
+use crate::verbs::process_supervisor;
 
 /// `agent.toml`: every setting has the name of its flag; what the node's owner allows stands
 /// only here.
@@ -35,6 +36,7 @@ struct AgentFile {
     labels: BTreeMap<Name, String>,
     docker: Option<DockerFlag>,
     process: Option<Switch>,
+    stop_processes: Option<bool>,
     logs_dir: Option<PathBuf>,
     log_file_size: Option<Size>,
     log_files: Option<u32>,
@@ -58,7 +60,8 @@ pub(crate) async fn agent(context: &Context, args: AgentArgs) -> Outcome {
     let level = args.daemon.log_level.clone().or(file.log_level.clone());
     let stop_at_eof = args.daemon.stop_at_eof;
     let token = args.join.clone();
-    let config = config(context.global.manager.clone(), args, file, &data_dir)?;
+    let mut config = config(context.global.manager.clone(), args, file, &data_dir)?;
+    config.supervisor = process_supervisor::command(&data_dir, level.as_deref());
     let level = level.as_deref().unwrap_or(LEVEL_DEFAULT);
     let _log = daemon_log::start(level, &data_dir.daemon_logs(), "agent")?;
     if let Some(token) = token {
@@ -113,6 +116,8 @@ pub(crate) fn plain(name: Name, manager: Option<ManagerPlace>, data_dir: &DataDi
         runtimes: RuntimeSwitches::default(),
         policy: NodePolicy::default(),
         rotation: RotationPolicy::default(),
+        supervisor: process_supervisor::command(data_dir, None),
+        stop_processes: false,
     }
 }
 
@@ -166,6 +171,9 @@ fn config(
         },
         noop: args.enable_noop,
     };
+    config.stop_processes = args
+        .stop_processes
+        .map_or(file.stop_processes.unwrap_or_default(), |switch| switch == Switch::On);
     for root in &file.mount_roots {
         if !root.path.is_absolute() {
             return Err(wrong("mount_roots")
@@ -238,6 +246,7 @@ mod tests {
             memory = "1GiB"
             docker = "off"
             process = "off"
+            stop_processes = true
             log_file_size = "1MiB"
             log_age = "7days"
             mount_roots = [{ path = "/srv", writable = true }]
@@ -257,6 +266,7 @@ mod tests {
         assert_eq!(config.labels.values().collect::<Vec<_>>(), ["a100", "c"]);
         let runtimes = RuntimeSwitches { process: false, docker: DockerSwitch::Off, noop: false };
         assert_eq!(config.runtimes, runtimes);
+        assert!(config.stop_processes);
         assert!(config.policy.allow_host_network && config.policy.mount_roots[0].writable);
         assert_eq!((config.policy.attempt_max.cpu_millis, config.policy.pids_max), (1000, 100));
         assert_eq!(config.policy.images, ["busybox"]);
@@ -265,7 +275,9 @@ mod tests {
         assert_eq!(config.rotation.total_bytes_max, RotationPolicy::default().total_bytes_max);
         assert_eq!(config.rotation.age_max, Duration::from_secs(7 * 24 * 3600));
 
-        let config = made(&["--manager", "flag.lan:1", "--docker", "on"], toml).unwrap();
+        let flags = ["--manager", "flag.lan:1", "--docker", "on", "--stop-processes=off"];
+        let config = made(&flags, toml).unwrap();
+        assert!(!config.stop_processes);
         assert_eq!(config.manager.place, Some("flag.lan:1".parse().unwrap()));
         assert_eq!(config.runtimes.docker, DockerSwitch::On);
     }

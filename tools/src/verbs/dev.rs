@@ -76,7 +76,9 @@ async fn run_agents(mesh_dir: &DataDir, names: Vec<Name>, shutdown: Shutdown) ->
     for name in names {
         let data_dir = mesh_dir.inner(name.as_str());
         let manager = ManagerPlace::DataDir(mesh_dir.path().to_owned());
-        let config = plain(name.clone(), Some(manager), &data_dir);
+        let mut config = plain(name.clone(), Some(manager), &data_dir);
+        // Nothing is to stay behind, also when this process is killed.
+        config.stop_processes = true;
         let mut stopping = stopping.clone();
         agents.spawn(async move {
             // The sender lives until all agents have ended.

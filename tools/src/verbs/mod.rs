@@ -14,6 +14,7 @@ pub(crate) mod login;
 pub(crate) mod logs;
 pub(crate) mod manager;
 pub(crate) mod nodes;
+pub(crate) mod process_supervisor;
 pub(crate) mod run;
 pub(crate) mod submit;
 pub(crate) mod tasks;

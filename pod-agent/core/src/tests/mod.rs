@@ -22,6 +22,7 @@ use crate::{Core, CoreConfig};
 
 const LEASE_MS: u64 = 15_000;
 const GOODBYE_MS: u64 = 5_000;
+const CONFIG: CoreConfig = CoreConfig { goodbye_wait_ms: GOODBYE_MS, processes_outlive: false };
 const GRACE_MS: u64 = 700;
 const TIMEOUT_MS: u64 = 30_000;
 
@@ -54,6 +55,7 @@ fn found(attempt: AttemptId, ended: Option<Outcome>) -> FoundAttempt {
     FoundAttempt {
         attempt,
         ended,
+        started: true,
         outlives_agent: job == 4,
         on_lost: context(job).on_lost,
         ran_ms: 0,
@@ -68,7 +70,7 @@ struct Agent {
 
 impl Agent {
     fn new() -> Self {
-        Self { core: Core::new(CoreConfig { goodbye_wait_ms: GOODBYE_MS }), now: 1_000, epoch: 0 }
+        Self { core: Core::new(CONFIG), now: 1_000, epoch: 0 }
     }
 
     /// An agent in a session that knows the jobs 1 to 4.

@@ -128,6 +128,19 @@ fn of_two_found_attempts_of_a_task_the_newer_counts() {
 }
 
 #[test]
+fn what_is_found_before_it_runs_is_reported_when_it_does() {
+    let mut agent = Agent::new();
+    let a = attempt(3, 1, 1);
+    agent.step(Input::AttemptsFound(vec![FoundAttempt { started: false, ..found(a, None) }]));
+    assert_eq!(agent.open_session(0, &[]).messages, []);
+    assert_eq!(agent.core.next_wakeup(), Some(16_000), "no timeout before the start");
+    agent.now = 2_000;
+    let step = agent.step(Input::RuntimeReported(vec![(a, RuntimeFact::Started)]));
+    let started = Report(1, a, ReportFact::Started);
+    assert_eq!(step.messages, [ToManager::Reports(Epoch(1), vec![started])]);
+}
+
+#[test]
 fn a_timeout_counts_what_ran_before() {
     let mut agent = Agent::new();
     let a = attempt(3, 1, 1);
@@ -162,6 +175,19 @@ fn the_daemon_ends_when_its_processes_are_over_and_reported() {
     assert!(step.may_exit);
     assert_eq!(agent.step(Input::Tick), Step::default());
     assert_eq!(agent.core.next_wakeup(), None);
+}
+
+#[test]
+fn the_daemon_ends_without_its_processes_when_these_have_a_supervisor() {
+    let config = CoreConfig { processes_outlive: true, ..CONFIG };
+    let mut agent = Agent { core: Core::new(config), ..Agent::new() };
+    agent.open_session(0, &[]);
+    let process = attempt(1, 1, 1);
+    agent.run(process);
+    agent.ack(1);
+    let step = agent.step(Input::ShutdownRequested);
+    assert_eq!((step.commands, step.may_exit), (vec![], true));
+    assert_eq!(step.messages, [ToManager::Goodbye(Epoch(1))]);
 }
 
 #[test]

@@ -1,0 +1,144 @@
+//! Messages on a stream: four bytes of length, the highest first, then MessagePack.
+
+use std::io;
+
+use bytes::{Buf, BytesMut};
+use podmesh_protocol::limits::SUPERVISOR_FRAME_BYTES_MAX;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use tokio::io::{AsyncRead, AsyncReadExt};
+
+/// Bytes of the length.
+const LENGTH_BYTES: usize = 4;
+/// Bytes that are asked for at once.
+const BLOCK: usize = 16 << 10;
+
+/// Adds a message to what is to be written.
+///
+/// # Errors
+/// When it is longer than a frame may be, or cannot be written as MessagePack.
+pub(super) fn put(out: &mut Vec<u8>, message: &impl Serialize) -> io::Result<()> {
+    let start = out.len();
+    out.extend_from_slice(&[0; LENGTH_BYTES]);
+    // Names of fields are written: the other side may be older or newer.
+    let mut serializer = rmp_serde::Serializer::new(&mut *out).with_struct_map();
+    let written = message.serialize(&mut serializer).map_err(io::Error::other);
+    let length = out.len() - start - LENGTH_BYTES;
+    let checked = written.and_then(|()| check(length));
+    match checked {
+        Ok(length) => out[start..start + LENGTH_BYTES].copy_from_slice(&length.to_be_bytes()),
+        Err(_) => out.truncate(start),
+    }
+    checked.map(|_| ())
+}
+
+fn check(length: usize) -> io::Result<u32> {
+    let fits = u32::try_from(length).ok().filter(|_| length <= SUPERVISOR_FRAME_BYTES_MAX);
+    fits.ok_or_else(|| {
+        io::Error::other(format!(
+            "a message of {length} bytes is longer than {SUPERVISOR_FRAME_BYTES_MAX} \
+             (SUPERVISOR_FRAME_BYTES_MAX)"
+        ))
+    })
+}
+
+/// Reads messages.
+#[derive(Debug)]
+pub(super) struct Frames<R> {
+    stream: R,
+    buffer: BytesMut,
+}
+
+impl<R: AsyncRead + Unpin> Frames<R> {
+    /// Of a stream of which nothing was read yet.
+    pub(super) fn new(stream: R) -> Self {
+        Self { stream, buffer: BytesMut::new() }
+    }
+
+    /// The next message; none at the end of the stream. Can be dropped without loss.
+    pub(super) async fn next<T: DeserializeOwned>(&mut self) -> io::Result<Option<T>> {
+        loop {
+            if let Some(message) = self.buffered()? {
+                return Ok(Some(message));
+            }
+            self.buffer.reserve(BLOCK);
+            if self.stream.read_buf(&mut self.buffer).await? == 0 {
+                // What ends within a message came from a side that was killed.
+                return Ok(None);
+            }
+        }
+    }
+
+    /// The next message, where all of it has come.
+    pub(super) fn buffered<T: DeserializeOwned>(&mut self) -> io::Result<Option<T>> {
+        let Some((length, rest)) = self.buffer.split_first_chunk::<LENGTH_BYTES>() else {
+            return Ok(None);
+        };
+        let length = check(u32::from_be_bytes(*length) as usize)? as usize;
+        let Some(body) = rest.get(..length) else { return Ok(None) };
+        let message = rmp_serde::from_slice(body).map_err(io::Error::other)?;
+        self.buffer.advance(LENGTH_BYTES + length);
+        Ok(Some(message))
+    }
+}
+
+#[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "tests")]
+mod tests {
+    use podmesh_protocol::ids::{AttemptId, JobId};
+
+    use super::super::messages::{ToAgent, ToSupervisor};
+    use super::*;
+
+    const ATTEMPT: AttemptId = AttemptId::new(JobId(4), 2, 1);
+
+    #[tokio::test]
+    async fn messages_come_out_as_they_went_in_however_they_are_cut() {
+        let mut bytes = Vec::new();
+        put(&mut bytes, &ToSupervisor::Stop { attempt: ATTEMPT, grace_ms: 7 }).unwrap();
+        put(&mut bytes, &ToSupervisor::End).unwrap();
+        for piece in [1, 3, bytes.len()] {
+            let (mut writer, reader) = tokio::io::duplex(piece);
+            let sent = bytes.clone();
+            tokio::spawn(async move {
+                tokio::io::AsyncWriteExt::write_all(&mut writer, &sent).await.unwrap();
+            });
+            let mut frames = Frames::new(reader);
+            let first = frames.next().await.unwrap();
+            let is_stop = matches!(
+                first,
+                Some(ToSupervisor::Stop { attempt, grace_ms: 7 }) if attempt == ATTEMPT
+            );
+            assert!(is_stop, "{first:?}");
+            let second = frames.next().await.unwrap();
+            assert!(matches!(second, Some(ToSupervisor::End)), "{second:?}");
+            assert!(frames.next::<ToSupervisor>().await.unwrap().is_none());
+        }
+    }
+
+    #[tokio::test]
+    async fn what_is_no_message_is_an_error() {
+        for bytes in [&[0xff; 8][..], &[0, 0, 0, 1, 0xc1]] {
+            let error = Frames::new(bytes).next::<ToAgent>().await.unwrap_err();
+            assert!(!error.to_string().is_empty());
+        }
+        let text = "x".repeat(SUPERVISOR_FRAME_BYTES_MAX);
+        let mut out = vec![1];
+        let error = put(&mut out, &ToAgent::LogGap { attempt: ATTEMPT, text }).unwrap_err();
+        assert!(error.to_string().contains("SUPERVISOR_FRAME_BYTES_MAX"), "{error}");
+        assert_eq!(out, [1]);
+    }
+
+    #[tokio::test]
+    async fn a_field_that_is_not_known_is_left_out() {
+        #[derive(Serialize)]
+        #[serde(rename_all = "snake_case")]
+        enum Newer {
+            Lease { until_ms: u64, of_later: u8 },
+        }
+        let mut bytes = Vec::new();
+        put(&mut bytes, &Newer::Lease { until_ms: 5, of_later: 1 }).unwrap();
+        let read = Frames::new(bytes.as_slice()).next().await.unwrap();
+        assert!(matches!(read, Some(ToSupervisor::Lease { until_ms: 5 })), "{read:?}");
+    }
+}

@@ -1,0 +1,455 @@
+//! The supervisor itself: one loop that hears of agents, of the runtime, and of time.
+
+use std::collections::HashMap;
+use std::ffi::OsString;
+use std::future::Future;
+use std::io;
+use std::os::unix::ffi::OsStringExt;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use podmesh_agent_core::input::RuntimeFact;
+use podmesh_agent_core::step::JobContext;
+use podmesh_protocol::ids::AttemptId;
+use podmesh_protocol::report::{Outcome, OutcomeKind};
+use tokio::io::AsyncWriteExt;
+use tokio::net::unix::OwnedWriteHalf;
+use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::{mpsc, oneshot};
+use tokio::task::{JoinHandle, spawn_blocking};
+use tokio::time::{Instant, sleep, sleep_until, timeout};
+use uuid::Uuid;
+
+use super::error::SupervisorError;
+use super::frames::{Frames, put};
+use super::messages::{self, Hello, ToAgent, ToSupervisor, VERSION, VERSION_OLDEST};
+use super::place::Place;
+use super::table::{Table, Why};
+use crate::clock::machine_ms;
+use crate::data_dir::read_agent_id;
+use crate::log_notify::LogNotify;
+use crate::process::{BaseEnv, ProcessRuntime, ProcessSettings, Terms};
+
+/// How long a supervisor that holds nothing waits for an agent.
+const IDLE_LIMIT: Duration = Duration::from_secs(10);
+/// How long the last words to an agent may take.
+const GOODBYE_LIMIT: Duration = Duration::from_secs(1);
+/// After an error of the socket.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+/// Messages of an agent that wait; more wait in the socket.
+const EVENTS_MAX: usize = 1024;
+/// Facts of the runtime that are looked at together.
+const FACTS_MAX: usize = 4096;
+/// With more attempts than this that go on, facts are gathered for a moment: one message, and one
+/// report to the manager, for many. With fewer, each is told at once.
+const GATHER_FROM: usize = 8;
+/// How long they are gathered.
+const GATHER: Duration = Duration::from_millis(2);
+/// News of output that wait for a slow agent.
+const NEWS_MAX: usize = 64;
+
+/// Holds the processes of the agent whose data directory this is, until `stop` is done or it has
+/// nothing to do for some time. `ready` is called when agents can connect. To be called within a
+/// tokio runtime with time and I/O.
+///
+/// # Errors
+/// When the data directory is none, or cannot be used.
+pub async fn supervise(
+    agent_dir: &Path,
+    ready: impl FnOnce(),
+    stop: impl Future<Output = ()>,
+) -> Result<(), SupervisorError> {
+    let data_dir = agent_dir.canonicalize();
+    let data_dir = data_dir.map_err(SupervisorError::io("find the data directory", agent_dir))?;
+    let agent = read_agent_id(&data_dir).ok_or_else(|| {
+        let missing = io::Error::other("it holds no id of an agent");
+        SupervisorError::io("use the data directory", &data_dir)(missing)
+    })?;
+    let place = Place::open(&data_dir)?;
+    let (facts_sender, facts) = mpsc::unbounded_channel();
+    let notify = LogNotify::default();
+    let settings =
+        ProcessSettings { agent_id: agent, data_dir: data_dir.clone(), log_notify: notify.clone() };
+    let failed = |error| SupervisorError::io("hold processes in", &data_dir)(error);
+    let runtime = ProcessRuntime::new(settings, facts_sender).map_err(failed)?;
+    let left = spawn_blocking(move || runtime.left().map(|left| (runtime, left)));
+    let (runtime, left) = left.await.unwrap_or_else(|why| Err(why.into())).map_err(failed)?;
+    let mut table = Table::default();
+    for one in left {
+        table.found(one.attempt, one.on_lost, one.ended);
+    }
+    place.write_number()?;
+    let listener = UnixListener::from_std(place.bind()?).map_err(failed)?;
+    ready();
+    let (events_sender, events) = mpsc::channel(EVENTS_MAX);
+    let server = Server {
+        agent,
+        runtime,
+        table,
+        notify,
+        greeting: HashMap::new(),
+        connection: None,
+        is_ending: false,
+    };
+    server.run(listener, (events_sender, events), facts, stop).await;
+    place.unbind();
+    Ok(())
+}
+
+/// What a connection brings, by its number.
+enum Event {
+    Opened(Out),
+    Received(ToSupervisor),
+    Closed,
+}
+
+type Events = mpsc::Sender<(u64, Event)>;
+
+/// What goes out over a connection, until it is dropped.
+struct Out {
+    messages: mpsc::UnboundedSender<ToAgent>,
+    /// News of output: these wait where the agent is slow.
+    news: mpsc::Sender<AttemptId>,
+    writer: JoinHandle<()>,
+}
+
+/// The agent that is there.
+struct Connection {
+    number: u64,
+    out: Out,
+    stop_with_agent: bool,
+    terms: Arc<Terms>,
+    context: Option<Arc<JobContext>>,
+    /// Dropped, they end.
+    watches: HashMap<AttemptId, oneshot::Sender<()>>,
+}
+
+struct Server {
+    agent: Uuid,
+    runtime: ProcessRuntime,
+    table: Table,
+    notify: LogNotify,
+    /// Connections that have said nothing yet.
+    greeting: HashMap<u64, Out>,
+    connection: Option<Connection>,
+    /// Whether all is to end.
+    is_ending: bool,
+}
+
+impl Server {
+    async fn run(
+        mut self,
+        listener: UnixListener,
+        (sender, mut events): (Events, mpsc::Receiver<(u64, Event)>),
+        mut facts: mpsc::UnboundedReceiver<(AttemptId, RuntimeFact)>,
+        stop: impl Future<Output = ()>,
+    ) {
+        let mut stop = std::pin::pin!(stop);
+        let mut accepted = 0;
+        let mut idle_since = None;
+        let mut facts_from = Instant::now();
+        while !(self.is_ending && self.table.live() == 0) {
+            let is_idle =
+                self.connection.is_none() && self.greeting.is_empty() && self.table.live() == 0;
+            idle_since = is_idle.then(|| idle_since.unwrap_or_else(Instant::now));
+            let idle_until = idle_since.map(|since| since + IDLE_LIMIT);
+            let lease = self.table.lease_until().map(until);
+            let (mut batch, mut words) = (Vec::new(), Vec::new());
+            let gathers = Instant::now() < facts_from;
+            tokio::select! {
+                _ = facts.recv_many(&mut batch, FACTS_MAX), if !gathers => {
+                    self.facts(batch);
+                    if self.table.live() > GATHER_FROM {
+                        facts_from = Instant::now() + GATHER;
+                    }
+                }
+                () = sleep_until(facts_from), if gathers => {}
+                _ = events.recv_many(&mut words, EVENTS_MAX) => {
+                    for (number, event) in words {
+                        self.event(number, event);
+                    }
+                }
+                stream = listener.accept(), if !self.is_ending => match stream {
+                    Ok((stream, _)) => {
+                        accepted += 1;
+                        tokio::spawn(attend(stream, accepted, sender.clone()));
+                    }
+                    Err(error) => {
+                        tracing::error!("the socket for the agent fails: {error}");
+                        sleep(ACCEPT_PAUSE).await;
+                    }
+                },
+                () = sleep(lease.unwrap_or_default()), if lease.is_some() => {}
+                () = sleep_until(idle_until.unwrap_or_else(Instant::now)), if is_idle => {
+                    if idle_until.is_some_and(|until| until <= Instant::now()) {
+                        tracing::info!("nothing to hold, and no agent: the supervisor ends");
+                        break;
+                    }
+                }
+                () = &mut stop, if !self.is_ending => {
+                    tracing::info!("asked to stop");
+                    self.end_all();
+                }
+            }
+            self.look_at_lease();
+        }
+        self.runtime.close().await;
+        // What the agent takes for the last word.
+        if let Some(Connection { out: Out { messages, news, writer }, watches, .. }) =
+            self.connection
+        {
+            drop((messages, news, watches));
+            _ = timeout(GOODBYE_LIMIT, writer).await;
+        }
+    }
+
+    fn look_at_lease(&mut self) {
+        let endangered = self.table.lease_ended(machine_ms());
+        if !endangered.is_empty() {
+            tracing::warn!(attempts = endangered.len(), "the lease ended: killing attempts");
+        }
+        for attempt in endangered {
+            self.runtime.stop(attempt, 0);
+        }
+    }
+
+    /// Stops all that runs; when it is over, so is this.
+    fn end_all(&mut self) {
+        self.is_ending = true;
+        for (attempt, grace_ms) in self.table.all_live() {
+            self.table.stop(attempt, Why::Ending);
+            self.runtime.stop(attempt, grace_ms);
+        }
+    }
+
+    fn tell(&self, message: ToAgent) {
+        if let Some(connection) = &self.connection {
+            // Without a receiver the agent is gone, and the next one asks.
+            _ = connection.out.messages.send(message);
+        }
+    }
+
+    fn facts(&mut self, facts: Vec<(AttemptId, RuntimeFact)>) {
+        for (attempt, fact) in facts {
+            match fact {
+                RuntimeFact::Started => {
+                    self.table.started(attempt, machine_ms());
+                    self.tell(ToAgent::Started { attempt });
+                }
+                RuntimeFact::Ended(outcome) => self.ended(attempt, outcome),
+                RuntimeFact::LogGap(text) => self.tell(ToAgent::LogGap { attempt, text }),
+                // Nothing comes before the start of a process.
+                RuntimeFact::Preparing(_) => {}
+            }
+        }
+    }
+
+    fn ended(&mut self, attempt: AttemptId, outcome: Outcome) {
+        let Some(end) = self.table.ended(attempt, outcome) else { return };
+        if let Some(kept) = &end.kept {
+            self.runtime.write_end(attempt, kept);
+        }
+        self.tell(ToAgent::Ended { attempt, outcome: Box::new(end.told) });
+    }
+
+    fn event(&mut self, number: u64, event: Event) {
+        let is_current = self.connection.as_ref().is_some_and(|known| known.number == number);
+        match event {
+            Event::Opened(out) => _ = self.greeting.insert(number, out),
+            Event::Received(ToSupervisor::Hello(hello)) => {
+                if let Some(out) = self.greeting.remove(&number) {
+                    self.hello(number, *hello, out);
+                }
+            }
+            Event::Received(message) if is_current => self.message(message),
+            // Of an agent that another one has followed.
+            Event::Received(_) => {}
+            Event::Closed if is_current => {
+                tracing::info!("the agent is gone");
+                let left = self.connection.take();
+                if left.is_some_and(|connection| connection.stop_with_agent) {
+                    self.end_all();
+                }
+            }
+            Event::Closed => _ = self.greeting.remove(&number),
+        }
+    }
+
+    fn hello(&mut self, number: u64, hello: Hello, out: Out) {
+        let Hello { version, version_oldest, agent, stop_with_agent, terms } = hello;
+        let common = version.min(VERSION);
+        let refusal = if agent != self.agent {
+            Some("it holds the processes of another agent".to_owned())
+        } else if common < VERSION_OLDEST.max(version_oldest) {
+            Some(format!(
+                "it speaks the versions {VERSION_OLDEST} to {VERSION} (podmesh {}), the agent \
+                 {version_oldest} to {version}",
+                env!("CARGO_PKG_VERSION")
+            ))
+        } else if self.is_ending {
+            // To be closed says so: another supervisor follows.
+            return;
+        } else {
+            None
+        };
+        if let Some(message) = refusal {
+            tracing::warn!("an agent is refused: {message}");
+            _ = out.messages.send(ToAgent::Refused { message });
+            return;
+        }
+        tracing::info!("an agent is there");
+        self.table.agent_changed();
+        let program_version = env!("CARGO_PKG_VERSION").to_owned();
+        let welcome = ToAgent::Welcome { version: common, program_version };
+        let held = self.table.list(machine_ms()).map(|found| ToAgent::Found(Box::new(found)));
+        for message in [welcome].into_iter().chain(held).chain([ToAgent::Ready]) {
+            _ = out.messages.send(message);
+        }
+        self.connection = Some(Connection {
+            number,
+            out,
+            stop_with_agent,
+            terms: Arc::new(terms.into()),
+            context: None,
+            watches: HashMap::new(),
+        });
+    }
+
+    fn message(&mut self, message: ToSupervisor) {
+        match message {
+            ToSupervisor::Start { attempt, context } => self.start(attempt, context),
+            ToSupervisor::Stop { attempt, grace_ms } => {
+                self.table.stop(attempt, Why::Asked);
+                self.runtime.stop(attempt, grace_ms);
+            }
+            ToSupervisor::Remove { attempt } => {
+                if self.table.remove(attempt) {
+                    self.runtime.remove(attempt);
+                }
+            }
+            ToSupervisor::Lease { until_ms } => self.table.set_lease(until_ms),
+            ToSupervisor::Watch { attempt, on } => self.watch(attempt, on),
+            ToSupervisor::End => {
+                tracing::info!("the agent asks to end");
+                self.end_all();
+            }
+            // Said once already.
+            ToSupervisor::Hello(_) => {}
+        }
+    }
+
+    fn start(&mut self, attempt: AttemptId, context: Option<Box<messages::Context>>) {
+        let Some(connection) = &mut self.connection else { return };
+        if let Some(context) = context {
+            connection.context = Some(Arc::new((*context).into()));
+        }
+        let Some(context) = connection.context.clone() else {
+            tracing::error!(%attempt, "the agent did not say how to start it");
+            return;
+        };
+        let terms = Arc::clone(&connection.terms);
+        if !self.table.take_up(attempt, context.on_lost, context.run.stop_grace_ms) {
+            tracing::warn!(%attempt, "the agent starts it a second time");
+        } else if self.is_ending {
+            self.ended(attempt, Outcome::new(OutcomeKind::Lost).with_message("never started"));
+        } else {
+            self.runtime.start(attempt, context, terms);
+        }
+    }
+
+    fn watch(&mut self, attempt: AttemptId, on: bool) {
+        let Some(connection) = &mut self.connection else { return };
+        if !on {
+            connection.watches.remove(&attempt);
+            return;
+        }
+        let (watch, mut ended) = oneshot::channel();
+        connection.watches.insert(attempt, watch);
+        let waiter = self.notify.listen(attempt);
+        let news = connection.out.news.clone();
+        tokio::spawn(async move {
+            // Once at the beginning: what was written meanwhile was told to nobody.
+            while news.send(attempt).await.is_ok() {
+                tokio::select! {
+                    () = waiter.news() => {}
+                    _ = &mut ended => return,
+                }
+            }
+        });
+    }
+}
+
+impl From<messages::Terms> for Terms {
+    fn from(terms: messages::Terms) -> Self {
+        let messages::Terms { node, logs_dir, rotation, env } = terms;
+        let env = env.into_iter();
+        let base_env = BaseEnv(
+            env.map(|(name, value)| (name, OsString::from_vec(value.into_vec()))).collect(),
+        );
+        Self { node, logs_dir, rotation: rotation.into(), base_env }
+    }
+}
+
+/// How long it is until a moment of the machine's clock, or a part of that when it is far off.
+fn until(at_ms: u64) -> Duration {
+    const FAR: Duration = Duration::from_secs(3600);
+    // Rounded up, so that a timer that fires is due.
+    Duration::from_millis(at_ms.saturating_sub(machine_ms()).saturating_add(1)).min(FAR)
+}
+
+/// Hands on what a connection says, until it ends.
+async fn attend(stream: UnixStream, number: u64, events: Events) {
+    // The folder lets nobody else in; this is for one that was opened to others.
+    let peer = stream.peer_cred().map(|peer| peer.uid());
+    let own = nix::unistd::geteuid().as_raw();
+    if !peer.is_ok_and(|uid| uid == own || uid == 0) {
+        tracing::warn!("a process of another user has connected, and is sent away");
+        return;
+    }
+    let (reader, writer) = stream.into_split();
+    let (messages, outgoing) = mpsc::unbounded_channel();
+    let (news, written) = mpsc::channel(NEWS_MAX);
+    let writer = tokio::spawn(write(writer, outgoing, written));
+    let mut frames = Frames::new(reader);
+    let mut event = Event::Opened(Out { messages, news, writer });
+    // Its receiver lives as long as anything here has to.
+    while events.send((number, event)).await.is_ok() {
+        event = match frames.next().await {
+            Ok(Some(message)) => Event::Received(message),
+            Ok(None) => break,
+            Err(error) => {
+                tracing::error!("what the agent says cannot be understood: {error}");
+                break;
+            }
+        };
+    }
+    _ = events.send((number, Event::Closed)).await;
+}
+
+/// Writes what is to be said until nobody has any more to say.
+async fn write(
+    mut stream: OwnedWriteHalf,
+    mut outgoing: mpsc::UnboundedReceiver<ToAgent>,
+    mut written: mpsc::Receiver<AttemptId>,
+) {
+    let mut bytes = Vec::new();
+    let mut batch = Vec::new();
+    loop {
+        tokio::select! {
+            biased;
+            count = outgoing.recv_many(&mut batch, FACTS_MAX) => if count == 0 { return },
+            Some(attempt) = written.recv() => batch.push(ToAgent::Written { attempt }),
+        }
+        bytes.clear();
+        for message in batch.drain(..) {
+            if let Err(error) = put(&mut bytes, &message) {
+                tracing::error!("cannot tell the agent something: {error}");
+            }
+        }
+        // An error says that the agent is gone: so does the other half.
+        if stream.write_all(&bytes).await.is_err() {
+            return;
+        }
+    }
+}

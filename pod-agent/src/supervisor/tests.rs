@@ -1,0 +1,372 @@
+//! A supervisor in this process, with real processes, and an agent that says what the test says.
+#![expect(clippy::unwrap_used, clippy::panic, reason = "tests")]
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::sync::Arc;
+use std::time::Duration;
+
+use podmesh_agent_core::input::RuntimeFact;
+use podmesh_agent_core::step::JobContext;
+use podmesh_logrotate::RotationPolicy;
+use podmesh_protocol::ids::{AttemptId, JobId};
+use podmesh_protocol::report::{Outcome, OutcomeKind};
+use podmesh_protocol::spec::{OnLost, Resources, RunSpec, RuntimeSpec};
+use tempfile::TempDir;
+use tokio::net::UnixStream;
+use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
+use tokio::sync::{mpsc, oneshot};
+use tokio::task::JoinHandle;
+use tokio::time::timeout;
+use uuid::Uuid;
+
+use super::frames::{Frames, put};
+use super::messages::{Context, Found, Hello, ToAgent, ToSupervisor, VERSION};
+use super::place::{Place, Turn};
+use super::*;
+use crate::clock::machine_ms;
+use crate::log_notify::LogNotify;
+
+/// Far more than anything here takes.
+const LIMIT: Duration = Duration::from_secs(60);
+const ATTEMPT: AttemptId = AttemptId::new(JobId(1), 1, 1);
+/// Goes on until there is a file `go`.
+const GATE: &str = "until test -e go; do sleep 0.01; done; exit 7";
+
+struct Node {
+    dir: TempDir,
+    agent: Uuid,
+}
+
+impl Node {
+    fn new() -> Self {
+        let this = Self { dir: tempfile::tempdir().unwrap(), agent: Uuid::new_v4() };
+        fs::write(this.dir.path().join("id"), this.agent.to_string()).unwrap();
+        this
+    }
+
+    async fn supervise(&self) -> JoinHandle<Result<(), SupervisorError>> {
+        let dir = self.dir.path().to_owned();
+        let (ready, is_ready) = oneshot::channel();
+        let ready = || _ = ready.send(());
+        let task =
+            tokio::spawn(async move { supervise(&dir, ready, std::future::pending()).await });
+        is_ready.await.unwrap();
+        task
+    }
+
+    fn settings(&self) -> LinkSettings {
+        LinkSettings {
+            command: SupervisorCommand {
+                program: "/nonexistent".into(),
+                arg0: "podmesh".into(),
+                args: Vec::new(),
+            },
+            stop_with_agent: false,
+            agent_id: self.agent,
+            data_dir: self.dir.path().to_owned(),
+            node: "here".parse().unwrap(),
+            logs_dir: self.dir.path().join("logs"),
+            rotation: RotationPolicy::default(),
+            log_notify: LogNotify::default(),
+        }
+    }
+
+    fn connect(&self) -> Agent {
+        let stream = Place::open(self.dir.path()).unwrap().connect().unwrap();
+        let (reader, writer) = UnixStream::from_std(stream).unwrap().into_split();
+        Agent { frames: Frames::new(reader), writer }
+    }
+
+    /// An agent that was welcomed, and what it was told.
+    async fn agent(&self, change: impl FnOnce(&mut Hello)) -> (Agent, Vec<Found>) {
+        let mut agent = self.connect();
+        let mut hello = self.settings().hello();
+        change(&mut hello);
+        agent.say(ToSupervisor::Hello(Box::new(hello))).await;
+        let ToAgent::Welcome { .. } = agent.hear().await else { panic!("no welcome") };
+        let mut found = Vec::new();
+        loop {
+            match agent.hear().await {
+                ToAgent::Found(one) => found.push(*one),
+                ToAgent::Ready => return (agent, found),
+                other => panic!("{other:?}"),
+            }
+        }
+    }
+
+    fn open_gate(&self) {
+        fs::write(self.dir.path().join("work/1.1.1/go"), "").unwrap();
+    }
+}
+
+struct Agent {
+    frames: Frames<OwnedReadHalf>,
+    writer: OwnedWriteHalf,
+}
+
+impl Agent {
+    async fn say(&mut self, message: ToSupervisor) {
+        let mut bytes = Vec::new();
+        put(&mut bytes, &message).unwrap();
+        tokio::io::AsyncWriteExt::write_all(&mut self.writer, &bytes).await.unwrap();
+    }
+
+    async fn hear(&mut self) -> ToAgent {
+        timeout(LIMIT, self.frames.next()).await.unwrap().unwrap().unwrap()
+    }
+
+    async fn start(&mut self, on_lost: OnLost, script: &str) {
+        let context = Some(Box::new(Context::from(&*context(on_lost, script))));
+        self.say(ToSupervisor::Start { attempt: ATTEMPT, context }).await;
+        let started = self.hear().await;
+        assert!(matches!(started, ToAgent::Started { attempt: ATTEMPT }), "{started:?}");
+    }
+
+    async fn end(&mut self) -> Outcome {
+        match self.hear().await {
+            ToAgent::Ended { attempt: ATTEMPT, outcome } => *outcome,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    /// Waits until the supervisor has closed the connection.
+    async fn closed(mut self) {
+        let next = timeout(LIMIT, self.frames.next::<ToAgent>()).await.unwrap();
+        assert!(matches!(next, Ok(None)), "{next:?}");
+    }
+}
+
+fn context(on_lost: OnLost, script: &str) -> Arc<JobContext> {
+    Arc::new(JobContext {
+        job: JobId(1),
+        name: "job".parse().unwrap(),
+        on_lost,
+        resources: Resources::default(),
+        run: RunSpec {
+            runtime: RuntimeSpec::Process,
+            command: ["sh", "-c", script].map(str::to_owned).to_vec(),
+            env: BTreeMap::new(),
+            workdir: None,
+            timeout_ms: None,
+            stop_grace_ms: 10_000,
+        },
+    })
+}
+
+#[tokio::test]
+async fn the_newest_version_that_both_know_is_spoken() {
+    let node = Node::new();
+    let _supervisor = node.supervise().await;
+    for (version, oldest) in [(VERSION, 1), (VERSION + 7, 1)] {
+        node.agent(|hello| (hello.version, hello.version_oldest) = (version, oldest)).await;
+    }
+}
+
+#[tokio::test]
+async fn an_agent_that_cannot_be_understood_is_refused_and_nothing_ends() {
+    let node = Node::new();
+    let _supervisor = node.supervise().await;
+    let (mut first, _) = node.agent(|_| {}).await;
+    first.start(OnLost::Wait, GATE).await;
+    for (change, says) in [
+        (
+            (|hello| (hello.version, hello.version_oldest) = (VERSION + 2, VERSION + 1))
+                as fn(&mut Hello),
+            "versions",
+        ),
+        (|hello| hello.version = 0, "versions"),
+        (|hello| hello.agent = Uuid::nil(), "another agent"),
+    ] {
+        let mut agent = node.connect();
+        let mut hello = node.settings().hello();
+        change(&mut hello);
+        agent.say(ToSupervisor::Hello(Box::new(hello))).await;
+        let ToAgent::Refused { message } = agent.hear().await else { panic!("not refused") };
+        assert!(message.contains(says), "{message}");
+        agent.closed().await;
+    }
+    // Not even a hello.
+    let mut agent = node.connect();
+    agent.say(ToSupervisor::Stop { attempt: ATTEMPT, grace_ms: 0 }).await;
+    tokio::io::AsyncWriteExt::write_all(&mut agent.writer, &[0xff; 64]).await.unwrap();
+    agent.closed().await;
+    node.open_gate();
+    assert_eq!(first.end().await.exit_code, Some(7));
+}
+
+#[tokio::test]
+async fn the_next_agent_is_told_all_and_the_one_before_has_no_say() {
+    let node = Node::new();
+    let _supervisor = node.supervise().await;
+    let (mut first, found) = node.agent(|_| {}).await;
+    assert_eq!(found, []);
+    first.start(OnLost::Requeue, GATE).await;
+    let (mut second, found) = node.agent(|_| {}).await;
+    assert_eq!((found.len(), found[0].attempt, &found[0].ended), (1, ATTEMPT, &None));
+    assert_eq!(found[0].on_lost, OnLost::Requeue);
+    first.say(ToSupervisor::Stop { attempt: ATTEMPT, grace_ms: 0 }).await;
+    first.closed().await;
+    node.open_gate();
+    assert_eq!(second.end().await.exit_code, Some(7));
+    drop(second);
+
+    let (mut third, found) = node.agent(|_| {}).await;
+    assert_eq!(found[0].ended.as_ref().unwrap().exit_code, Some(7));
+    third.say(ToSupervisor::Remove { attempt: ATTEMPT }).await;
+    // The answer to another request says that this one is done.
+    third.say(ToSupervisor::Watch { attempt: ATTEMPT, on: true }).await;
+    assert!(matches!(third.hear().await, ToAgent::Written { .. }));
+    let (_, found) = node.agent(|_| {}).await;
+    assert_eq!(found, []);
+}
+
+#[tokio::test]
+async fn output_is_told_to_who_watches() {
+    let node = Node::new();
+    let _supervisor = node.supervise().await;
+    let (mut agent, _) = node.agent(|_| {}).await;
+    agent.start(OnLost::Wait, &format!("echo before; {GATE}")).await;
+    agent.say(ToSupervisor::Watch { attempt: ATTEMPT, on: true }).await;
+    let log = node.dir.path().join("logs/1/1/1/stdout.log");
+    while fs::read(&log).unwrap_or_default() != b"before\n" {
+        let news = agent.hear().await;
+        assert!(matches!(news, ToAgent::Written { attempt: ATTEMPT }), "{news:?}");
+    }
+    agent.say(ToSupervisor::Watch { attempt: ATTEMPT, on: false }).await;
+    node.open_gate();
+    while let ToAgent::Written { .. } = agent.hear().await {}
+}
+
+#[tokio::test]
+async fn what_is_tried_elsewhere_is_killed_when_the_lease_ends() {
+    let node = Node::new();
+    let _supervisor = node.supervise().await;
+    let (mut agent, _) = node.agent(|_| {}).await;
+    agent.say(ToSupervisor::Lease { until_ms: machine_ms() + 3_600_000 }).await;
+    agent.start(OnLost::Requeue, GATE).await;
+    agent.say(ToSupervisor::Lease { until_ms: machine_ms() + 20 }).await;
+    let outcome = agent.end().await;
+    assert_eq!((outcome.kind, outcome.signal), (OutcomeKind::Lost, Some(9)));
+    assert!(outcome.message.unwrap().contains("lease"));
+}
+
+#[tokio::test]
+async fn what_an_agent_was_stopping_is_lost_for_the_next_one() {
+    let node = Node::new();
+    let supervisor = node.supervise().await;
+    let (mut agent, _) = node.agent(|_| {}).await;
+    agent.start(OnLost::Wait, GATE).await;
+    agent.say(ToSupervisor::Stop { attempt: ATTEMPT, grace_ms: 60_000 }).await;
+    let outcome = agent.end().await;
+    assert_eq!((outcome.kind, outcome.signal), (OutcomeKind::Failed, Some(15)));
+    let (mut agent, found) = node.agent(|_| {}).await;
+    let lost = found[0].ended.clone().unwrap();
+    assert_eq!((lost.kind, lost.signal), (OutcomeKind::Lost, Some(15)));
+    // The next supervisor says the same.
+    agent.say(ToSupervisor::End).await;
+    agent.closed().await;
+    timeout(LIMIT, supervisor).await.unwrap().unwrap().unwrap();
+    let _supervisor = node.supervise().await;
+    let (_, found) = node.agent(|_| {}).await;
+    assert_eq!(found[0].ended.as_ref(), Some(&lost));
+}
+
+#[tokio::test]
+async fn what_is_to_end_with_its_agent_does() {
+    let node = Node::new();
+    let supervisor = node.supervise().await;
+    let (mut agent, _) = node.agent(|hello| hello.stop_with_agent = true).await;
+    agent.start(OnLost::Wait, GATE).await;
+    drop(agent);
+    timeout(LIMIT, supervisor).await.unwrap().unwrap().unwrap();
+    let record = fs::read_to_string(node.dir.path().join("work/1.1.1.attempt")).unwrap();
+    assert!(record.contains("was stopped"), "{record}");
+    assert!(Place::open(node.dir.path()).unwrap().connect().is_err());
+}
+
+#[tokio::test]
+async fn the_link_tells_what_became_of_all_when_its_supervisor_is_another() {
+    let node = Node::new();
+    let supervisor = node.supervise().await;
+    let (sender, mut facts) = mpsc::unbounded_channel();
+    let opened = Processes::open(node.settings(), true, sender).await.unwrap();
+    let (processes, link, found) = opened.unwrap();
+    tokio::spawn(link.run());
+    assert_eq!(found, []);
+    processes.start(ATTEMPT, context(OnLost::Wait, GATE));
+    assert_eq!(facts.recv().await.unwrap(), (ATTEMPT, RuntimeFact::Started));
+    supervisor.abort();
+    assert!(supervisor.await.unwrap_err().is_cancelled());
+    // Until there is one, it is tried: here nobody starts one but the test.
+    let late = AttemptId { number: 2, ..ATTEMPT };
+    processes.start(late, context(OnLost::Wait, "exit 3"));
+    let _supervisor = node.supervise().await;
+    let mut ends = BTreeMap::new();
+    while ends.len() < 2 {
+        if let (attempt, RuntimeFact::Ended(outcome)) = facts.recv().await.unwrap() {
+            ends.insert(attempt, outcome);
+        }
+    }
+    assert_eq!(ends[&ATTEMPT].kind, OutcomeKind::Lost, "{ends:?}");
+    // Asked for in time or not: it is started, or said to be lost.
+    assert!(ends[&late].exit_code == Some(3) || ends[&late].kind == OutcomeKind::Lost, "{ends:?}");
+    processes.close().await;
+}
+
+#[tokio::test]
+async fn where_no_process_is_wanted_and_none_was_left_there_is_no_supervisor() {
+    let node = Node::new();
+    let (sender, _facts) = mpsc::unbounded_channel();
+    let opened = Processes::open(node.settings(), false, sender.clone()).await.unwrap();
+    assert!(opened.is_none());
+    // With something left there has to be one.
+    fs::create_dir_all(node.dir.path().join("work")).unwrap();
+    fs::write(node.dir.path().join("work/1.1.1.attempt"), "").unwrap();
+    let error = Processes::open(node.settings(), false, sender).await.unwrap_err().to_string();
+    assert!(error.contains("/nonexistent"), "{error}");
+}
+
+#[tokio::test]
+async fn a_supervisor_of_another_version_that_holds_nothing_is_replaced() {
+    let node = Node::new();
+    let place = Place::open(node.dir.path()).unwrap();
+    let listener = tokio::net::UnixListener::from_std(place.bind().unwrap()).unwrap();
+    let fake = tokio::spawn(async move {
+        for program_version in ["0.0.0", env!("CARGO_PKG_VERSION")] {
+            let (reader, writer) = listener.accept().await.unwrap().0.into_split();
+            let mut other = (Frames::new(reader), writer);
+            let hello = other.0.next().await.unwrap();
+            assert!(matches!(hello, Some(ToSupervisor::Hello(_))), "{hello:?}");
+            let mut out = Vec::new();
+            let program_version = program_version.to_owned();
+            put(&mut out, &ToAgent::Welcome { version: VERSION, program_version }).unwrap();
+            put(&mut out, &ToAgent::Ready).unwrap();
+            tokio::io::AsyncWriteExt::write_all(&mut other.1, &out).await.unwrap();
+            // The first one is asked to end, the second one left when the agent ends.
+            let last = other.0.next().await.unwrap();
+            let is_end = matches!(last, Some(ToSupervisor::End));
+            assert_eq!(is_end, last.is_some(), "{last:?}");
+        }
+    });
+    let (sender, _facts) = mpsc::unbounded_channel();
+    let opened = Processes::open(node.settings(), true, sender).await.unwrap();
+    let (processes, link, _) = opened.unwrap();
+    tokio::join!(processes.close(), link.run());
+    timeout(LIMIT, fake).await.unwrap().unwrap();
+}
+
+#[test]
+fn one_is_the_supervisor_and_the_next_waits_for_its_end() {
+    let dir = tempfile::tempdir().unwrap();
+    let place = Place::open(dir.path()).unwrap();
+    let Turn::Ours(lock) = place.take_turn().unwrap() else { panic!("nobody else is there") };
+    let listener = place.bind().unwrap();
+    assert!(matches!(place.take_turn().unwrap(), Turn::Served));
+    drop(listener);
+    std::thread::scope(|scope| {
+        let next = scope.spawn(|| place.take_turn().unwrap());
+        drop(lock);
+        assert!(matches!(next.join().unwrap(), Turn::Ours(_)));
+    });
+}
