@@ -107,6 +107,7 @@ pub async fn run(
             config.name.clone(),
             config.policy,
             config.runtimes,
+            [data_dir.path().to_owned(), logs_dir.clone()],
             process,
             facts_sender,
         ),

@@ -1,6 +1,7 @@
 //! The runtimes of the node, and which of them has which attempt.
 
 use std::collections::HashMap;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use podmesh_agent_core::input::{FoundAttempt, RuntimeFact};
@@ -9,6 +10,7 @@ use podmesh_protocol::ids::{AttemptId, ClusterId, Name};
 use podmesh_protocol::report::Outcome;
 use podmesh_protocol::spec::RuntimeKind;
 use podmesh_protocol::time::Millis;
+use podmesh_wire::machine::no_room;
 use tokio::sync::mpsc::UnboundedSender;
 
 use crate::config::RuntimeSwitches;
@@ -21,6 +23,8 @@ pub(crate) struct Runtimes {
     node: Name,
     policy: NodePolicy,
     switches: RuntimeSwitches,
+    /// What attempts write to: work folders and output.
+    folders: [PathBuf; 2],
     process: Option<Processes>,
     docker: Option<DockerRuntime>,
     facts: UnboundedSender<(AttemptId, RuntimeFact)>,
@@ -34,11 +38,12 @@ impl Runtimes {
         node: Name,
         policy: NodePolicy,
         switches: RuntimeSwitches,
+        folders: [PathBuf; 2],
         process: Option<Processes>,
         facts: UnboundedSender<(AttemptId, RuntimeFact)>,
     ) -> Self {
         let (docker, owners) = (None, HashMap::new());
-        Self { node, policy, switches, process, docker, facts, owners }
+        Self { node, policy, switches, folders, process, docker, facts, owners }
     }
 
     /// Docker has come.
@@ -114,6 +119,13 @@ impl Runtimes {
             && let Err(why) = self.policy.check_resources(&self.node, &context.resources)
         {
             return self.tell(attempt, RuntimeFact::Ended(Outcome::not_started(125, why)));
+        }
+        // What runs already has the room that is kept; what does not start can be tried elsewhere.
+        if kind != RuntimeKind::Noop
+            && let Some(why) = self.folders.iter().find_map(|folder| no_room(folder))
+        {
+            let text = format!("node {}: {why}", self.node);
+            return self.tell(attempt, RuntimeFact::Ended(Outcome::not_started(125, text)));
         }
         match kind {
             RuntimeKind::Process => {

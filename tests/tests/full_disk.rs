@@ -1,4 +1,5 @@
-//! Disks that fill up, and have room again: the manager's, on a file system of its own.
+//! Disks that fill up, and have room again: the manager's and an agent's, on a file system of their
+//! own.
 #![expect(clippy::unwrap_used, reason = "tests")]
 
 use std::fs::{self, File};
@@ -113,6 +114,42 @@ fn a_manager_without_room_refuses_work_and_goes_on_by_itself() {
     mesh.stop_manager();
     let checked = mesh.ok(&["manager", "--check", "--data-dir", mesh.data_dir().to_str().unwrap()]);
     assert!(!checked.is_empty());
+    drop(mesh);
+    drop(disk);
+}
+
+#[test]
+fn an_agent_without_room_starts_nothing_and_loses_no_line() {
+    if !may_mount() {
+        return;
+    }
+    let mut mesh = Mesh::new(PODMESH);
+    let disk = SmallDisk::mount(&mesh.agent_dir("a"));
+    mesh.start_manager();
+    mesh.start_agent("a", &["--docker", "off"]);
+    let file = mesh.folder().join("go");
+    // More than the pipe holds, so that some of it waits for the disk.
+    let script = format!(
+        "until test -e {}; do sleep 0.05; done; i=0; \
+         while [ $i -lt 50000 ]; do i=$((i+1)); echo line $i; done",
+        file.display()
+    );
+    let job = mesh.submit(&["--", "sh", "-c", &script]);
+    mesh.wait_for_job(job, "running");
+    disk.fill(0);
+    let output = mesh.output(&["run", "--", "true"]);
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(125), "{said}");
+    let folder = mesh.agent_dir("a");
+    assert!(said.contains("node a: no room is left in"), "{said}");
+    assert!(said.contains(folder.to_str().unwrap()), "{said}");
+    fs::write(&file, "").unwrap();
+    assert_eq!(mesh.nodes()[0]["state"], "alive");
+    disk.make_room();
+    mesh.wait_for_job(job, "succeeded");
+    let expected: String = (1..=50_000).map(|number| format!("line {number}\n")).collect();
+    assert!(mesh.ok(&["logs", &job.to_string()]) == expected, "a line is missing or doubled");
+    assert_eq!(mesh.ok(&["run", "--", "echo", "again"]), "again\n");
     drop(mesh);
     drop(disk);
 }
