@@ -7,6 +7,7 @@ mod containers;
 mod kills;
 mod partition;
 mod silence;
+mod subscribers;
 
 use crate::table::Table;
 
@@ -19,4 +20,5 @@ pub(crate) fn measure(table: &mut Table) {
     containers::measure(table, kills);
     silence::measure(table);
     partition::measure(table);
+    subscribers::measure(table);
 }
