@@ -186,6 +186,21 @@ impl Mesh {
         self.manager = Some(manager);
     }
 
+    /// Starts the manager so that it is killed, as with `kill -9`, when one of its threads makes a
+    /// system call for the `count`th time; and waits for that. Takes `strace`.
+    pub fn run_manager_until(&mut self, call: &str, count: u32) {
+        let mut command = Self::without_settings(Command::new("strace"));
+        let inject = format!("inject={call}:signal=SIGKILL:when={count}");
+        command.args(["-f", "--seccomp-bpf", "-qqq", "-o", "/dev/null", "-e"]);
+        command.arg(format!("trace={call}")).args(["-e", &inject]);
+        // The benchmark's own binary goes by its name.
+        command.args(["bash", "-c", "exec -a podmesh \"$0\" \"$@\""]).arg(&self.program);
+        command.args(["manager", "--listen", &self.address()]);
+        command.args(&self.manager_flags).arg("--data-dir").arg(self.data_dir());
+        let log = self.folder().join("manager.txt");
+        Daemon::start(command, &log).wait_for_end();
+    }
+
     /// Starts an agent, and waits until the manager counts on it.
     pub fn start_agent(&mut self, name: &str, flags: &[&str]) {
         self.spawn_agent(name, flags);

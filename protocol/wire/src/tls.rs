@@ -231,3 +231,51 @@ impl ServerCertVerifier for PinnedKey {
         true
     }
 }
+
+#[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "tests")]
+mod tests {
+    use rustls::{ClientConnection, HandshakeKind, ServerConnection};
+
+    use super::*;
+
+    /// A whole handshake, in memory.
+    fn shake_hands(client: &Arc<ClientConfig>, server: &Arc<ServerConfig>) -> HandshakeKind {
+        let mut client = ClientConnection::new(Arc::clone(client), server_name()).unwrap();
+        let mut server = ServerConnection::new(Arc::clone(server)).unwrap();
+        let mut bytes = Vec::new();
+        while client.is_handshaking() || server.is_handshaking() || client.wants_write() {
+            bytes.clear();
+            while client.wants_write() {
+                client.write_tls(&mut bytes).unwrap();
+            }
+            server.read_tls(&mut &bytes[..]).unwrap();
+            server.process_new_packets().unwrap();
+            bytes.clear();
+            while server.wants_write() {
+                server.write_tls(&mut bytes).unwrap();
+            }
+            if !bytes.is_empty() {
+                client.read_tls(&mut &bytes[..]).unwrap();
+                client.process_new_packets().unwrap();
+            }
+        }
+        server.handshake_kind().unwrap()
+    }
+
+    #[test]
+    fn nothing_of_a_connection_lets_anybody_come_back_without_their_key() {
+        let (manager, user) = (KeyPair::generate().unwrap(), KeyPair::generate().unwrap());
+        let server = server_config(&manager).unwrap();
+        let pins = [digest_of(&manager.public())];
+        let ours = client_config(&user, &pins, Service::Control).unwrap();
+        // One that would come back with a ticket, if it had been given one.
+        let mut eager = ClientConfig::clone(&ours);
+        eager.resumption = Resumption::in_memory_sessions(8);
+        for client in [ours, Arc::new(eager)] {
+            for _ in 0..2 {
+                assert_eq!(shake_hands(&client, &server), HandshakeKind::Full);
+            }
+        }
+    }
+}

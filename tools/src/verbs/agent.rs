@@ -311,4 +311,45 @@ mod tests {
         let error = made(&[], "alow_host_network = true").unwrap_err();
         assert!(error.hint_text().unwrap().contains("allow_host_network"));
     }
+
+    /// A settings file that somebody has typed badly is an error or another one, never a panic.
+    #[test]
+    fn any_change_of_a_settings_file_is_read_or_refused() {
+        let toml = r#"name = "a"
+cpus = 1.5
+memory = "1GiB"
+docker = "off"
+log_age = "7days"
+mount_roots = [{ path = "/srv", writable = true }]
+images = ["busybox:1.*", "registry.lan:5000/x@sha256:aa"]
+attempt_memory_max = "8GiB"
+[labels]
+gpu = "a100"
+"#;
+        let count = std::env::var("MUTATIONS").map_or(20_000, |text| text.parse().unwrap());
+        let mut random = fastrand::Rng::with_seed(1);
+        let (mut read, mut refused) = (0, 0);
+        for _ in 0..count {
+            let mut bytes = toml.as_bytes().to_vec();
+            for _ in 0..random.usize(1..=3) {
+                let Some(at) = bytes.len().checked_sub(1).map(|last| random.usize(..=last)) else {
+                    break;
+                };
+                match random.u8(..4) {
+                    0 => bytes[at] = random.u8(..),
+                    1 => _ = bytes.remove(at),
+                    2 => bytes.insert(at, *random.choice(b"\"[]{}=.,-#\n09eE").unwrap()),
+                    _ => bytes.truncate(at.max(1)),
+                }
+            }
+            match made(&[], &String::from_utf8_lossy(&bytes)) {
+                Ok(_) => read += 1,
+                Err(error) => {
+                    assert!(!error.to_string().is_empty());
+                    refused += 1;
+                }
+            }
+        }
+        assert!(read > 0 && refused > 0, "{read} read, {refused} refused");
+    }
 }

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, JoinHandle};
@@ -35,6 +36,7 @@ pub(crate) fn measure(table: &mut Table, kills: u32) {
     table.figure(&name, format!("{} of {}", manager.lost, manager.accepted), "0");
     let name = format!("tasks run twice, or not at all, manager killed {kills} times");
     table.figure(&name, format!("{} and {}", manager.twice, manager.undone), "0 and 0");
+    edges(table, kills);
     let both = run(kills, &["manager", "a", "b"]);
     let name = format!("submissions acknowledged and lost, both killed {kills} times");
     table.figure(&name, format!("{} of {}", both.lost, both.accepted), "0");
@@ -58,7 +60,7 @@ struct Counted {
     failed: usize,
 }
 
-fn run(kills: u32, victims: &[&str]) -> Counted {
+fn start() -> (Mesh, PathBuf, Submitter) {
     let mut mesh = Mesh::new(std::env::current_exe().unwrap());
     mesh.start_manager();
     for agent in ["a", "b"] {
@@ -67,6 +69,35 @@ fn run(kills: u32, victims: &[&str]) -> Counted {
     let marks = mesh.folder().join("marks");
     fs::create_dir(&marks).unwrap();
     let submitter = Submitter::start(mesh.local(), marks.clone());
+    (mesh, marks, submitter)
+}
+
+/// The manager is killed at the calls of which a commit is made: the pages that it writes to the
+/// log, and the wait for the disk.
+fn edges(table: &mut Table, kills: u32) {
+    if Command::new("strace").arg("-V").stdout(Stdio::null()).status().is_err() {
+        eprintln!("  LEFT OUT: there is no strace to kill with at the edges of commits");
+        return;
+    }
+    let (mut mesh, marks, submitter) = start();
+    mesh.kill_manager();
+    let mut random = fastrand::Rng::with_seed(u64::from(kills));
+    for _ in 0..kills {
+        let (call, last) = if random.bool() { ("fdatasync", 20) } else { ("pwrite64", 60) };
+        mesh.run_manager_until(call, random.u32(1..=last));
+    }
+    mesh.start_manager();
+    let counted = count(&mesh, &submitter.stop(), &marks);
+    let name =
+        format!("submissions acknowledged and lost, manager killed at {kills} edges of commits");
+    table.figure(&name, format!("{} of {}", counted.lost, counted.accepted), "0");
+    let name =
+        format!("tasks run twice, or not at all, manager killed at {kills} edges of commits");
+    table.figure(&name, format!("{} and {}", counted.twice, counted.undone), "0 and 0");
+}
+
+fn run(kills: u32, victims: &[&str]) -> Counted {
+    let (mut mesh, marks, submitter) = start();
     let mut random = fastrand::Rng::with_seed(u64::from(kills));
     for _ in 0..kills {
         thread::sleep(Duration::from_millis(random.u64(..LIFE_MS_MAX)));
