@@ -326,7 +326,7 @@ attempt_memory_max = "8GiB"
 [labels]
 gpu = "a100"
 "#;
-        let count = std::env::var("MUTATIONS").map_or(20_000, |text| text.parse().unwrap());
+        let count = std::env::var("MUTATIONS").map_or(5_000, |text| text.parse().unwrap());
         let mut random = fastrand::Rng::with_seed(1);
         let (mut read, mut refused) = (0, 0);
         for _ in 0..count {
