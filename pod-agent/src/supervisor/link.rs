@@ -6,7 +6,6 @@ use std::io;
 use std::mem;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
 
 use podmesh_agent_core::input::{FoundAttempt, RuntimeFact};
 use podmesh_agent_core::step::JobContext;
@@ -14,6 +13,7 @@ use podmesh_logrotate::RotationPolicy;
 use podmesh_protocol::ids::{AttemptId, Name};
 use podmesh_protocol::report::{Outcome, OutcomeKind};
 use podmesh_protocol::time::Millis;
+use podmesh_wire::backoff::reconnect_delays;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio::sync::oneshot;
 use tokio::time::sleep;
@@ -29,9 +29,6 @@ use crate::process::{BaseEnv, has_records};
 
 /// Requests that are written together.
 const REQUESTS_MAX: usize = 4096;
-/// Between two tries to have a supervisor again: first, and longest.
-const RETRY_FIRST: Duration = Duration::from_millis(100);
-const RETRY_LONGEST: Duration = Duration::from_secs(5);
 /// What is said of an attempt that the supervisor which died had not taken up.
 const NEVER_TAKEN_UP: &str =
     "the supervisor of the node's processes died before it could start this";
@@ -374,14 +371,14 @@ impl Link {
     async fn retry(&mut self) -> Option<(Connection, Vec<Found>)> {
         let settings = self.settings.clone();
         let mut connecting = std::pin::pin!(async {
-            let mut pause = RETRY_FIRST;
+            let mut pauses = reconnect_delays();
             loop {
                 match connect(&settings).await {
                     Ok(connected) => return connected,
                     Err(error) => tracing::error!("{error}; trying again"),
                 }
-                sleep(pause).await;
-                pause = (pause * 2).min(RETRY_LONGEST);
+                // They never end.
+                sleep(pauses.next().unwrap_or_default()).await;
             }
         });
         loop {
