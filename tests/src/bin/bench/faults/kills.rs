@@ -83,7 +83,7 @@ fn edges(table: &mut Table, kills: u32) {
     mesh.kill_manager();
     let mut random = fastrand::Rng::with_seed(u64::from(kills));
     for _ in 0..kills {
-        let (call, last) = if random.bool() { ("fdatasync", 20) } else { ("pwrite64", 60) };
+        let (call, last) = if random.bool() { ("fsync", 20) } else { ("pwrite64", 60) };
         mesh.run_manager_until(call, random.u32(1..=last));
     }
     mesh.start_manager();
