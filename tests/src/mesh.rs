@@ -191,7 +191,7 @@ impl Mesh {
     pub fn run_manager_until(&mut self, call: &str, count: u32) {
         let mut command = Self::without_settings(Command::new("strace"));
         let inject = format!("inject={call}:signal=SIGKILL:when={count}");
-        command.args(["-f", "--seccomp-bpf", "-qqq", "-o", "/dev/null", "-e"]);
+        command.args(["-f", "-qqq", "-o", "/dev/null", "-e"]);
         command.arg(format!("trace={call}")).args(["-e", &inject]);
         // The benchmark's own binary goes by its name.
         command.args(["bash", "-c", "exec -a podmesh \"$0\" \"$@\""]).arg(&self.program);

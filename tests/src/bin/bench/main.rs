@@ -20,14 +20,19 @@ use std::process::ExitCode;
 /// The name of a measure, and what takes it.
 type Measure = (&'static str, fn(&mut table::Table));
 
-const MEASURES: [Measure; 7] = [
+const MEASURES: [Measure; 12] = [
     ("noop", noop::measure),
     ("processes", processes::measure),
     ("containers", containers::measure),
     ("latency", latency::measure),
     ("security", security::measure),
     ("hostile", hostile::measure),
-    ("faults", faults::measure),
+    ("kills", faults::kills::measure),
+    ("edges", faults::kills::edges),
+    ("adoption", faults::containers::measure),
+    ("outages", faults::silence::measure),
+    ("partition", faults::partition::measure),
+    ("subscribers", faults::subscribers::measure),
 ];
 
 fn main() -> ExitCode {

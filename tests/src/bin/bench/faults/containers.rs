@@ -18,7 +18,8 @@ const EXITS: u32 = 40;
 const LIFE_MS_MAX: u64 = 400;
 const REMOVAL_LIMIT: Duration = Duration::from_secs(30);
 
-pub(crate) fn measure(table: &mut Table, kills: u32) {
+pub(crate) fn measure(table: &mut Table) {
+    let kills = super::kills();
     let Some(image) = docker::image() else {
         eprintln!("  LEFT OUT: no Docker engine answers");
         return;

@@ -30,13 +30,13 @@ const TASKS: u32 = 2;
 /// How long all that was accepted may take to end once nobody is killed any more.
 const END_LIMIT: Duration = Duration::from_secs(300);
 
-pub(crate) fn measure(table: &mut Table, kills: u32) {
+pub(crate) fn measure(table: &mut Table) {
+    let kills = super::kills();
     let manager = run(kills, &["manager"]);
     let name = format!("submissions acknowledged and lost, manager killed {kills} times");
     table.figure(&name, format!("{} of {}", manager.lost, manager.accepted), "0");
     let name = format!("tasks run twice, or not at all, manager killed {kills} times");
     table.figure(&name, format!("{} and {}", manager.twice, manager.undone), "0 and 0");
-    edges(table, kills);
     let both = run(kills, &["manager", "a", "b"]);
     let name = format!("submissions acknowledged and lost, both killed {kills} times");
     table.figure(&name, format!("{} of {}", both.lost, both.accepted), "0");
@@ -74,7 +74,8 @@ fn start() -> (Mesh, PathBuf, Submitter) {
 
 /// The manager is killed at the calls of which a commit is made: the pages that it writes to the
 /// log, and the wait for the disk.
-fn edges(table: &mut Table, kills: u32) {
+pub(crate) fn edges(table: &mut Table) {
+    let kills = super::kills().div_ceil(4);
     if Command::new("strace").arg("-V").stdout(Stdio::null()).status().is_err() {
         eprintln!("  LEFT OUT: there is no strace to kill with at the edges of commits");
         return;
