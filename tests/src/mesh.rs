@@ -20,6 +20,9 @@ use crate::process::Daemon;
 use crate::supervisor;
 use crate::wait::{until, until_true};
 
+/// Arguments of bash, before the program and its own: the benchmark's binary goes by its name.
+const BY_ITS_NAME: [&str; 2] = ["-c", "exec -a podmesh \"$0\" \"$@\""];
+
 /// A mesh in a folder of its own. Everything ends and goes when it is dropped.
 pub struct Mesh {
     // Daemons before the folder: they end before it is removed.
@@ -193,9 +196,11 @@ impl Mesh {
         let inject = format!("inject={call}:signal=SIGKILL:when={count}");
         command.args(["-f", "-qqq", "-o", "/dev/null", "-e"]);
         command.arg(format!("trace={call}")).args(["-e", &inject]);
-        // The benchmark's own binary goes by its name.
-        command.args(["bash", "-c", "exec -a podmesh \"$0\" \"$@\""]).arg(&self.program);
-        command.args(["manager", "--listen", &self.address()]);
+        command.arg("bash").args(BY_ITS_NAME).arg(&self.program).args([
+            "manager",
+            "--listen",
+            &self.address(),
+        ]);
         command.args(&self.manager_flags).arg("--data-dir").arg(self.data_dir());
         let log = self.folder().join("manager.txt");
         Daemon::start(command, &log).wait_for_end();
@@ -236,7 +241,8 @@ impl Mesh {
     /// Starts an agent in a network namespace, and waits until the manager counts on it.
     pub fn start_agent_in(&mut self, namespace: &Namespace, name: &str, flags: &[&str]) {
         let token = self.token("agent");
-        let command = Self::without_settings(namespace.command(&self.program));
+        let mut command = Self::without_settings(namespace.command("bash"));
+        command.args(BY_ITS_NAME).arg(&self.program);
         self.run_agent_by(command, name, &["--name", name, "--join", &token], flags);
         self.wait_for_node(name, "alive");
     }
