@@ -22,14 +22,14 @@ use uuid::Uuid;
 /// Not in the data directory: whoever removes that must not remove what is mounted.
 const STAGES_DIR: &str = "/run/podmesh-mounts";
 
-/// Where one agent holds its folders.
+/// What one agent holds: all that is named after it.
 #[derive(Debug)]
-pub(super) struct Stage(Option<PathBuf>);
+pub(super) struct Stage(Option<Uuid>);
 
 impl Stage {
     /// That of an agent.
     pub(super) fn of(agent: Uuid) -> Self {
-        Self(Some(Path::new(STAGES_DIR).join(agent.to_string())))
+        Self(Some(agent))
     }
 
     /// One that holds nothing.
@@ -43,7 +43,7 @@ impl Stage {
     /// # Errors
     /// When it cannot be; [`is_unable`] tells whether for want of rights.
     pub(super) fn hold(&self, attempt: AttemptId, index: usize, opened: &File) -> io::Result<Held> {
-        let dir = self.0.as_ref().ok_or(Errno::PERM)?;
+        let agent = self.0.ok_or(Errno::PERM)?;
         // From here on it is a mount of its own, whatever becomes of the path.
         let tree = open_tree(
             opened,
@@ -53,9 +53,10 @@ impl Stage {
                 | OpenTreeFlags::AT_EMPTY_PATH
                 | OpenTreeFlags::OPEN_TREE_CLOEXEC,
         )?;
-        make_private_dir(Path::new(STAGES_DIR))?;
+        let dir = Path::new(STAGES_DIR);
         make_private_dir(dir)?;
-        let path = dir.join(format!("{}-{index}", attempt.to_string().replace('#', ".")));
+        let attempt = attempt.to_string().replace('#', ".");
+        let path = dir.join(format!("{agent}-{attempt}-{index}"));
         release(&path)?;
         if opened.metadata()?.is_dir() {
             DirBuilder::new().mode(0o700).create(&path)?;
@@ -75,15 +76,18 @@ impl Stage {
     /// # Errors
     /// When one cannot be ended.
     pub(super) fn clear(&self) -> io::Result<()> {
-        let Some(dir) = &self.0 else { return Ok(()) };
-        let entries = match fs::read_dir(dir) {
+        let Some(agent) = self.0.map(|agent| agent.to_string()) else { return Ok(()) };
+        let entries = match fs::read_dir(STAGES_DIR) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
             entries => entries?,
         };
         for entry in entries {
-            release(&entry?.path())?;
+            let entry = entry?;
+            if entry.file_name().to_string_lossy().starts_with(&agent) {
+                release(&entry.path())?;
+            }
         }
-        fs::remove_dir(dir)
+        Ok(())
     }
 }
 
@@ -193,6 +197,5 @@ mod tests {
         stage.clear().unwrap();
         stage.clear().unwrap();
         assert!(!path.exists() && moved.join("word").exists());
-        assert!(!path.parent().unwrap().exists());
     }
 }
