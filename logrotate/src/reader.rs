@@ -230,7 +230,8 @@ impl Source {
         Ok(same.then_some(Self { segment, edition, body }))
     }
 
-    /// Whether the index says by now that the file begins at another offset: somebody truncated it.
+    /// Whether the index says by now that the file begins at another offset, or does not know it any
+    /// more: somebody truncated it, or renamed it after that.
     fn begins_elsewhere(&mut self, names: &Names) -> Result<bool, Error> {
         if self.edition.is_current(names) {
             return Ok(false);
@@ -238,7 +239,7 @@ impl Source {
         let (index, edition) = Index::load(names)?;
         self.edition = edition;
         let start = index.and_then(|index| index.start_of(self.segment.id));
-        Ok(start.is_some_and(|start| start != self.segment.start))
+        Ok(start != Some(self.segment.start))
     }
 
     /// Nothing when the file does not hold `offset`, or does not yet.

@@ -330,6 +330,27 @@ fn run(policy: RotationPolicy, ops: &[Op]) {
     }));
 }
 
+/// The writer truncated for somebody else, and the file then renamed: a reader that had it open
+/// from before does not know where it begins.
+#[test]
+fn a_file_that_was_cut_and_renamed_is_looked_for_again() {
+    let policy = RotationPolicy {
+        file_bytes_max: 73,
+        files_max: 9999,
+        total_bytes_max: 1 << 30,
+        age_max: Duration::from_secs(3600),
+    };
+    let ops = [
+        Op::Write(1),
+        Op::Read(0.0, 1),
+        Op::CopyTruncate,
+        Op::Write(64),
+        Op::RotateDated { compress: false },
+        Op::Read(0.0, 1),
+    ];
+    run(policy, &ops);
+}
+
 proptest! {
     #![proptest_config(ProptestConfig {
         cases: 80,
