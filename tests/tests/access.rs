@@ -5,7 +5,7 @@
 use std::fs;
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::sync::{Arc, Mutex};
@@ -317,4 +317,19 @@ fn a_stock_libzmq_client_that_knows_only_the_page_lists_submits_and_watches() {
         assert!(printed.contains(line), "{line}: {printed}");
     }
     assert_eq!(mesh.ok(&["logs", "1"]).matches("hello").count(), 3);
+}
+
+/// The owner's primary group can have other members: it is not let in by itself.
+#[test]
+fn the_managers_sockets_are_open_to_its_owner_alone_unless_a_group_is_named() {
+    let own_group = nix::unistd::Group::from_gid(nix::unistd::getegid()).unwrap().unwrap();
+    for (flags, mode) in [(vec![], 0o600), (vec!["--group", &own_group.name], 0o660)] {
+        let mut mesh = Mesh::new(PODMESH).manager_flags(&flags);
+        mesh.start_manager();
+        for name in ["control.sock", "publications.sock", "heartbeats.sock"] {
+            let socket = fs::metadata(mesh.data_dir().join("run").join(name)).unwrap();
+            assert_eq!(socket.mode() & 0o777, mode, "{name} with {flags:?}");
+            assert_eq!(socket.gid(), own_group.gid.as_raw());
+        }
+    }
 }

@@ -62,3 +62,20 @@ fn dev_is_a_whole_mesh_that_the_cli_finds_by_its_data_directory() {
     assert!(dev.wait_for_end().success(), "{}", dev.printed());
     assert!(!mesh.output(&["nodes"]).status.success());
 }
+
+#[test]
+fn two_dev_meshes_run_beside_each_other() {
+    let meshes = [Mesh::new(PODMESH), Mesh::new(PODMESH)];
+    let devs = meshes.each_ref().map(|mesh| {
+        let mut command = mesh.podmesh(&["dev", "--agents", "1"]);
+        command.stdin(Stdio::null());
+        Daemon::start(command, &mesh.folder().join("dev.txt"))
+    });
+    for mesh in &meshes {
+        mesh.wait_for_node("node-1", "alive");
+    }
+    for mut dev in devs {
+        dev.signal(Signal::SIGINT);
+        assert!(dev.wait_for_end().success(), "{}", dev.printed());
+    }
+}

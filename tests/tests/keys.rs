@@ -1,9 +1,9 @@
 //! Keys that are replaced while work goes on, as people do it.
-#![expect(clippy::unwrap_used, reason = "tests")]
+#![expect(clippy::unwrap_used, clippy::panic, reason = "tests")]
 
 use std::fs;
 use std::path::Path;
-use std::process::Output;
+use std::process::{Command, Output, Stdio};
 
 use podmesh_tests::mesh::Mesh;
 use podmesh_tests::wait::until_true;
@@ -127,4 +127,28 @@ fn nodes_and_users_renew_their_keys_and_the_old_ones_are_of_no_more_use() {
     let events = mesh.ok(&["events"]);
     assert!(events.contains("agent a has a new key"), "{events}");
     assert!(events.contains("operator ann has a new key"), "{events}");
+}
+
+/// A power cut cannot be made here, but the calls that guard against it can be seen.
+#[test]
+fn the_managers_first_key_is_on_disk_with_its_name_before_it_is_used() {
+    let mesh = Mesh::new(PODMESH);
+    let trace = mesh.folder().join("trace");
+    let mut command = Command::new("strace");
+    command.args(["-f", "-y", "-qq", "-e", "trace=link,linkat,fsync,bind"]).arg("-o").arg(&trace);
+    command.arg(PODMESH).args(["manager", "--listen", "127.0.0.1:0", "--stop-at-eof"]);
+    command.arg("--data-dir").arg(mesh.data_dir()).stdin(Stdio::null());
+    let output = command.output().expect("strace is installed");
+    assert!(output.status.success(), "{}", said(&output));
+    let trace = fs::read_to_string(trace).unwrap();
+    let folder = mesh.data_dir().join("manager").canonicalize().unwrap();
+    let synced = format!("<{}>)", folder.display());
+    let lines: Vec<_> = trace.lines().collect();
+    for name in ["/key\"", "/key.next\""] {
+        let linked = lines.iter().position(|line| line.contains("link") && line.contains(name));
+        let next = linked.map(|at| &lines[at + 1..]).unwrap_or_else(|| panic!("{name}: {trace}"));
+        let sync = next.iter().position(|line| line.contains("fsync(") && line.contains(&synced));
+        let used = next.iter().position(|line| line.contains("link") || line.contains("bind("));
+        assert!(sync.is_some() && used.is_none_or(|used| sync < Some(used)), "{name}: {trace}");
+    }
 }

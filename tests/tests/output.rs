@@ -5,8 +5,14 @@ use std::fs;
 use std::path::Path;
 use std::process::Stdio;
 
+use podmesh_protocol::ids::InstanceId;
+use podmesh_protocol::limits::{LABELS_MAX, PROTOCOL_VERSION};
+use podmesh_protocol::session::{Hello, ToManager, ToPeer};
+use podmesh_protocol::spec::Resources;
 use podmesh_tests::mesh::Mesh;
+use podmesh_wire::control::PeerSocket;
 use serde_json::Value;
+use uuid::Uuid;
 
 const PODMESH: &str = env!("CARGO_BIN_EXE_podmesh-under-test");
 
@@ -115,4 +121,54 @@ fn a_job_over_a_limit_is_refused_with_the_limit() {
         assert!(said.contains(text), "{args:?}: {said}");
     }
     assert_eq!(mesh.json(&["jobs"])["jobs"].as_array().unwrap().len(), 0);
+}
+
+/// A page of nodes ends by its bytes before it ends by its rows.
+#[test]
+fn nodes_with_large_labels_are_all_listed() {
+    const NODES: usize = 40;
+    let mut mesh = Mesh::new(PODMESH);
+    mesh.start_manager();
+    let hello = |number: usize| {
+        let label = |n: usize| (format!("label-{n}").parse().unwrap(), "v".repeat(250));
+        ToManager::Hello(Hello {
+            version: PROTOCOL_VERSION,
+            node: format!("node-{number}").parse().unwrap(),
+            boot_id: "boot".into(),
+            agent_instance: InstanceId(Uuid::from_u128(number as u128)),
+            cluster: None,
+            program_version: "test".into(),
+            capacity: Resources { cpu_millis: 1000, memory_bytes: 0 },
+            labels: (0..LABELS_MAX).map(label).collect(),
+            runtimes: vec![],
+            attempts: vec![],
+        })
+    };
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let agents: Vec<_> = (0..NODES)
+        .map(|number| {
+            runtime.block_on(async {
+                let (mut receiver, mut sender) =
+                    PeerSocket::connect(&mesh.local()).await.unwrap().split();
+                sender.send(&hello(number)).await.unwrap();
+                assert!(matches!(receiver.recv().await.unwrap(), ToPeer::Welcome(_)));
+                (receiver, sender)
+            })
+        })
+        .collect();
+    assert_eq!(mesh.nodes().len(), NODES);
+    drop(agents);
+}
+
+#[test]
+fn a_job_is_described_with_its_capabilities_and_its_limit_of_processes() {
+    let mut mesh = Mesh::new(PODMESH);
+    mesh.start_manager();
+    mesh.submit(&["--image", "x", "--cap-add", "NET_RAW", "--pids", "77", "--", "true"]);
+    let job = mesh.json(&["job", "1"]);
+    check("job", &job);
+    assert_eq!(job["spec"]["container"]["cap_add"], serde_json::json!(["NET_RAW"]));
+    assert_eq!(job["spec"]["container"]["pids"], 77);
+    let text = mesh.ok(&["job", "1"]);
+    assert!(text.contains("NET_RAW") && text.contains("77"), "{text}");
 }

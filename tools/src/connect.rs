@@ -343,20 +343,15 @@ impl Connection {
         }
     }
 
-    /// All nodes in order of name.
+    /// All nodes in order of name. A page can be shorter than asked for, because its bytes are
+    /// bounded, too: only an empty one is the last.
     pub(crate) async fn nodes(&self) -> Result<Vec<NodeView>, RequestError> {
         let mut nodes: Vec<NodeView> = Vec::new();
         loop {
             let after: Option<Name> = nodes.last().map(|node| node.node.clone());
             match self.request(RequestBody::Nodes { after, limit: PAGE_ROWS_MAX }).await? {
                 ReplyBody::Nodes(page) if page.is_empty() => return Ok(nodes),
-                ReplyBody::Nodes(page) => {
-                    let last = page.len() < PAGE_ROWS_MAX as usize;
-                    nodes.extend(page);
-                    if last {
-                        return Ok(nodes);
-                    }
-                }
+                ReplyBody::Nodes(page) => nodes.extend(page),
                 _ => return Err(unexpected()),
             }
         }

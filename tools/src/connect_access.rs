@@ -60,13 +60,8 @@ impl Connection {
         loop {
             let after = users.last().map(|user| user.name.clone());
             match self.request(RequestBody::Users { after, limit: PAGE_ROWS_MAX }).await? {
-                ReplyBody::Users(page) => {
-                    let last = page.len() < PAGE_ROWS_MAX as usize;
-                    users.extend(page);
-                    if last {
-                        return Ok(users);
-                    }
-                }
+                ReplyBody::Users(page) if page.is_empty() => return Ok(users),
+                ReplyBody::Users(page) => users.extend(page),
                 _ => return Err(unexpected()),
             }
         }

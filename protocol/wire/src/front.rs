@@ -4,8 +4,10 @@
 mod slots;
 
 use std::any::Any;
+use std::fs;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
+use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{UnixListener as StdUnixListener, UnixStream as StdUnixStream};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -40,7 +42,11 @@ use slots::Slots;
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// The mode of the folder with the sockets for this machine: the sockets' own modes count.
 const LOCAL_DIR_MODE: u32 = 0o755;
-const LOCAL_SOCKET_MODE: u32 = 0o660;
+/// Only the owner and root can connect, unless a group is given: the owner's primary group can have
+/// other members.
+const LOCAL_SOCKET_MODE: u32 = 0o600;
+/// The same, where members of a group are let in.
+const GROUP_SOCKET_MODE: u32 = 0o660;
 /// How long whoever may not come in may take to read why.
 const REFUSAL_LIMIT: Duration = Duration::from_secs(1);
 
@@ -152,7 +158,10 @@ impl Front {
             let listener =
                 local_sockets.bind(name, LOCAL_SOCKET_MODE).map_err(folder(&local_dir))?;
             if let Some(group) = group {
-                std::os::unix::fs::chown(local_sockets.path(name), None, Some(group))
+                let path = local_sockets.path(name);
+                // The group first: the other way round, the wrong one could connect for a moment.
+                std::os::unix::fs::chown(&path, None, Some(group)).map_err(folder(&local_dir))?;
+                fs::set_permissions(&path, fs::Permissions::from_mode(GROUP_SOCKET_MODE))
                     .map_err(folder(&local_dir))?;
             }
             Ok::<_, WireError>(listener)

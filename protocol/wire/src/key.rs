@@ -147,7 +147,10 @@ impl KeyPair {
         // A key that is there already stays.
         let linked = fs::hard_link(&new, path);
         fs::remove_file(&new)?;
-        linked
+        linked?;
+        // Without this a power cut can still take the name away.
+        let dir = path.parent().filter(|dir| !dir.as_os_str().is_empty());
+        fs::File::open(dir.unwrap_or(Path::new(".")))?.sync_all()
     }
 
     /// Its public half.

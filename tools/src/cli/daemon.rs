@@ -213,8 +213,8 @@ pub(crate) struct DevArgs {
     /// How many agents
     #[arg(long, value_name = "NUMBER", default_value_t = 2, value_parser = clap::value_parser!(u32).range(0..=100))]
     pub(crate) agents: u32,
-    /// Where the manager listens; port 0 takes a free one
-    #[arg(long, value_name = "ADDRESS:PORT", default_value = "127.0.0.1:7770")]
+    /// Where the manager listens; port 0 takes a free port
+    #[arg(long, value_name = "ADDRESS:PORT", default_value = "127.0.0.1:0")]
     pub(crate) listen: SocketAddr,
     /// What to log: error, warn, info, debug or trace
     #[arg(

@@ -307,6 +307,10 @@ pub(crate) struct ContainerOutput {
     pub(crate) network: NetworkMode,
     /// When the image is pulled.
     pub(crate) pull: PullPolicy,
+    /// The capabilities that it has.
+    pub(crate) cap_add: Vec<String>,
+    /// Its limit of processes and threads; null for the node's own.
+    pub(crate) pids: Option<u32>,
 }
 
 /// A folder or file of the node inside a container.
@@ -371,6 +375,8 @@ impl From<&spec::DockerSpec> for ContainerOutput {
             mounts: docker.mounts.iter().map(mount).collect(),
             network: docker.network.into(),
             pull: docker.pull.into(),
+            cap_add: docker.cap_add.clone(),
+            pids: docker.pids,
         }
     }
 }

@@ -82,6 +82,10 @@ fn describe_spec(lines: &mut Lines, spec: &JobSpec) {
             }
             lines.add("network", NetworkMode::from(docker.network).word());
             lines.add("pull", PullPolicy::from(docker.pull).word());
+            if !docker.cap_add.is_empty() {
+                lines.add("cap add", escape(&docker.cap_add.join(" ")));
+            }
+            lines.add_some("pids", docker.pids);
         }
         RuntimeSpec::Process => {}
         RuntimeSpec::Noop => lines.add("runtime", "noop"),
