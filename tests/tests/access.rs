@@ -169,6 +169,29 @@ fn who_is_revoked_is_cut_off_and_stays_out() {
 }
 
 #[test]
+fn a_user_who_logs_out_has_no_key_any_more_and_can_join_again() {
+    let mut mesh = Mesh::new(PODMESH);
+    mesh.start_manager();
+    let ann = Elsewhere::new(&mesh, "ann");
+    let joined = ann.output(&["login", &mesh.token("viewer"), "--name", "ann"]);
+    assert!(joined.status.success(), "{}", said(&joined));
+    assert!(ann.output(&["jobs"]).status.success());
+    let left = ann.output(&["logout"]);
+    assert!(left.status.success(), "{}", said(&left));
+    assert!(said(&left).contains("podmesh users revoke ann"), "{}", said(&left));
+    assert_eq!(fs::read_dir(ann.data_dir.join("user")).unwrap().count(), 0);
+    assert!(!ann.output(&["jobs"]).status.success());
+    let twice = ann.output(&["logout"]);
+    assert_eq!(twice.status.code(), Some(125), "{}", said(&twice));
+    assert!(said(&twice).contains("has joined no cluster"), "{}", said(&twice));
+    let again = ann.output(&["login", &mesh.token("viewer"), "--name", "ann-again"]);
+    assert!(again.status.success(), "{}", said(&again));
+    // Without a verb, tokens are listed.
+    assert_eq!(mesh.json(&["token"])["tokens"].as_array().unwrap().len(), 3);
+    assert_eq!(mesh.json(&["token"]), mesh.json(&["token", "list"]));
+}
+
+#[test]
 fn a_token_that_cannot_be_used_says_why() {
     let mesh = Mesh::with_agents(PODMESH, &[]);
     let elsewhere = Elsewhere::new(&mesh, "elsewhere");

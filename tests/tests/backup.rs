@@ -58,14 +58,14 @@ fn backups_of_a_busy_manager_have_all_that_was_acknowledged_before() {
     let again = mesh.output(&["backup", file.to_str().unwrap()]);
     assert_eq!(again.status.code(), Some(125));
     assert!(String::from_utf8_lossy(&again.stderr).contains("not overwritten"));
-    assert!(mesh.ok(&["manager", "--check"]).contains("all is well"), "beside the manager");
+    assert!(mesh.ok(&["check"]).contains("all is well"), "beside the manager");
     assert!(jobs(&mesh).is_superset(&all.into_iter().collect()), "the manager lost nothing by it");
 
     for (file, before) in &backups {
         let mut fresh = Mesh::new(PODMESH);
         fs::create_dir_all(database(&fresh).parent().unwrap()).unwrap();
         fs::copy(file, database(&fresh)).unwrap();
-        assert!(fresh.ok(&["manager", "--check"]).contains("every byte is as it was"));
+        assert!(fresh.ok(&["check"]).contains("every byte is as it was"));
         fresh.start_manager();
         let restored = jobs(&fresh);
         assert!(restored.is_superset(before), "{:?}", before.difference(&restored));
@@ -88,7 +88,7 @@ fn backups_of_a_busy_manager_have_all_that_was_acknowledged_before() {
     });
     mesh.stop_agent("a");
     assert!(mesh.stop_manager().success());
-    assert!(mesh.ok(&["manager", "--check"]).contains("every byte is as it was"));
+    assert!(mesh.ok(&["check"]).contains("every byte is as it was"));
 }
 
 #[test]
@@ -107,10 +107,10 @@ fn a_damaged_database_is_refused_with_what_to_do_and_the_backup_works() {
     for bytes in [&whole[..0], &whole[..5000], &whole[..whole.len() / 2], &flipped] {
         fs::write(&path, bytes).unwrap();
         let said = refused(&mesh);
-        for part in ["damaged", "manager --check", "podmesh backup", "-wal", "podmesh.db"] {
+        for part in ["damaged", "podmesh check", "podmesh backup", "-wal", "podmesh.db"] {
             assert!(said.contains(part), "{said}");
         }
-        let checked = mesh.output(&["manager", "--check"]);
+        let checked = mesh.output(&["check"]);
         assert_eq!(checked.status.code(), Some(1));
         let said = String::from_utf8_lossy(&checked.stderr).into_owned();
         assert!(said.contains("damaged") && said.contains("restore a backup"), "{said}");

@@ -112,7 +112,7 @@ fn a_manager_without_room_refuses_work_and_goes_on_by_itself() {
     assert_eq!(mesh.ok(&["events"]).matches("node a connected").count(), 1, "nobody was lost");
 
     mesh.stop_manager();
-    let checked = mesh.ok(&["manager", "--check", "--data-dir", mesh.data_dir().to_str().unwrap()]);
+    let checked = mesh.ok(&["check", "--data-dir", mesh.data_dir().to_str().unwrap()]);
     assert!(!checked.is_empty());
     drop(mesh);
     drop(disk);

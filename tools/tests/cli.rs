@@ -46,8 +46,9 @@ fn refused(output: &Output, code: i32, says: &[&str]) {
 /// An address where nobody listens: the port belongs to root, for a service that no one has.
 const NOBODY: &str = "127.0.0.1:1";
 
-const VERBS: [&str; 19] = [
+const VERBS: [&str; 22] = [
     "backup",
+    "check",
     "demo",
     "dev",
     "manager",
@@ -62,7 +63,9 @@ const VERBS: [&str; 19] = [
     "nodes",
     "users",
     "token",
+    "key",
     "login",
+    "logout",
     "doctor",
     "events",
     "completions",
@@ -114,7 +117,7 @@ fn what_cannot_be_understood_is_usage() {
     refused(&run(["manager", "--listen", "here"]), 2, &["here"]);
     refused(&run(["backup"]), 2, &["<FILE>"]);
     refused(&run(["backup", "x", "-o", "json"]), 2, &["has no JSON output", "hint:"]);
-    refused(&run(["token"]), 2, &["create", "list", "revoke"]);
+    refused(&run(["token", "make"]), 2, &["make", "--help"]);
     refused(&run(["token", "create", "--role", "root"]), 2, &["agent, viewer, operator"]);
     refused(&run(["token", "create", "--ttl", "soon"]), 2, &["1h"]);
     refused(&run(["token", "create", "--uses", "0"]), 2, &["1..=10000"]);
@@ -132,11 +135,7 @@ fn without_a_database_there_is_nothing_to_copy_or_check() {
     let target = home.path().join("copy");
     let output = podmesh(&home).arg("backup").arg(&target).output().unwrap();
     refused(&output, 125, &["there is no backup", "podmesh.db", "--data-dir"]);
-    refused(
-        &podmesh(&home).args(["manager", "--check"]).output().unwrap(),
-        125,
-        &["podmesh.db", "--data-dir"],
-    );
+    refused(&podmesh(&home).args(["check"]).output().unwrap(), 125, &["podmesh.db", "--data-dir"]);
     assert_eq!(fs::read_dir(&home).unwrap().count(), 0, "nothing was made");
 }
 

@@ -125,7 +125,7 @@ fn dump(dir: &Path) -> rusqlite::Result<Vec<(String, Vec<Value>)>> {
 
 fn says_what_to_do(error: &StoreError) {
     let said = error.to_string();
-    for part in [FILE_NAME, "damaged", "podmesh manager --check", "podmesh backup", "-wal"] {
+    for part in [FILE_NAME, "damaged", "podmesh check", "podmesh backup", "-wal"] {
         assert!(said.contains(part), "{said}");
     }
 }

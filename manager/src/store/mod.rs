@@ -77,7 +77,7 @@ pub enum StoreError {
     },
     /// It is not a database, or one with damage.
     #[error(
-        "{0} is not a database or is damaged ({why}): nothing was changed; `podmesh manager --check` tells more; \
+        "{0} is not a database or is damaged ({why}): nothing was changed; `podmesh check` tells more; \
          to restore a backup, move {0}, {0}-wal and {0}-shm away, copy the file that `podmesh backup` made to {0}, \
          and start the manager; without a backup it begins anew, with every job of before forgotten",
         path.display()

@@ -44,9 +44,7 @@ pub(crate) enum ReadError {
         oldest: Revision,
     },
     /// SQLite failed.
-    #[error(
-        "the manager could not read its database: {0}; `podmesh manager --check` there tells more"
-    )]
+    #[error("the manager could not read its database: {0}; `podmesh check` there tells more")]
     Sqlite(#[from] rusqlite::Error),
 }
 

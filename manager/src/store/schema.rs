@@ -143,7 +143,7 @@ pub(super) enum Found {
 }
 
 /// Looks at the file without changing a byte of it, while nobody has it open. What is found at
-/// a start, and what only by `podmesh manager --check`:
+/// a start, and what only by `podmesh check`:
 ///
 /// * After an orderly stop the file has a seal: any byte that differs is found.
 /// * After a kill there is none. Damage in the log in front of commits is found. Missing pages are

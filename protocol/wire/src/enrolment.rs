@@ -176,6 +176,28 @@ impl Enrolment {
         Ok(this)
     }
 
+    /// Removes the key and the file beside it: the folder has joined no cluster then. The manager
+    /// still knows the key; an admin can revoke it.
+    ///
+    /// # Errors
+    /// [`EnrolmentError::None`] when there is nothing to remove; others when it cannot be removed.
+    pub fn remove(dir: &Path) -> Result<(), EnrolmentError> {
+        if !dir.join(ENROLMENT_FILE).try_exists().unwrap_or(true) {
+            return Err(EnrolmentError::None { dir: dir.into() });
+        }
+        // The file last: as long as it is there, this can be repeated.
+        for name in [NEXT_KEY_FILE, KEY_FILE, ENROLMENT_FILE] {
+            let path = dir.join(name);
+            match fs::remove_file(&path) {
+                Err(source) if source.kind() != io::ErrorKind::NotFound => {
+                    return Err(EnrolmentError::File { path, source });
+                }
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
     /// All of it or nothing, also where another process does the same.
     fn save(&self, path: &Path) -> io::Result<()> {
         let mut file = match path.parent() {

@@ -1,4 +1,4 @@
-//! The arguments of the verbs about who may come in.
+//! The arguments of the verbs about access: tokens, keys, nodes and users.
 
 use std::path::PathBuf;
 
@@ -10,15 +10,22 @@ use podmesh_protocol::limits::TOKEN_USES_MAX;
 use crate::values::Span;
 
 /// `token`.
+#[derive(Args, Debug)]
+pub(crate) struct TokenArgs {
+    #[command(subcommand)]
+    pub(crate) verb: Option<TokenVerb>,
+}
+
+/// `token …`.
 #[derive(Subcommand, Debug)]
 pub(crate) enum TokenVerb {
-    /// Make a join token and print it, alone: it is shown once
+    /// Create a join token and print it; it is shown only once
     Create(TokenCreateArgs),
-    /// List the join tokens, without their secrets
+    /// List join tokens, without their secrets; so does `token` alone
     List,
-    /// Let a join token be of no more use; who has joined with it stays
+    /// Revoke a join token; existing members keep access
     Revoke {
-        /// Its number, as `token list` shows it
+        /// The token's number, as `podmesh token` shows it
         #[arg(value_name = "NUMBER", value_parser = token_id)]
         id: TokenId,
     },
@@ -27,13 +34,14 @@ pub(crate) enum TokenVerb {
 /// `token create`.
 #[derive(Args, Debug)]
 pub(crate) struct TokenCreateArgs {
-    /// What whoever joins with it may do: agent, viewer (read), operator (and submit, cancel), admin
+    /// Role of those who join with it: agent, viewer (read), operator (also submit and cancel) or
+    /// admin (everything)
     #[arg(long, default_value = "agent")]
     pub(crate) role: Role,
-    /// For how long it can be used
+    /// How long the token can be used
     #[arg(long, value_name = "TIME", default_value = "1h")]
     pub(crate) ttl: Span,
-    /// How many machines or users it lets in
+    /// How many machines or users can join with it
     #[arg(long, value_name = "NUMBER", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=i64::from(TOKEN_USES_MAX)))]
     pub(crate) uses: u32,
 }
@@ -41,14 +49,14 @@ pub(crate) struct TokenCreateArgs {
 /// `key`.
 #[derive(Subcommand, Debug)]
 pub(crate) enum KeyVerb {
-    /// Give this user, or with --agent the agent of this machine, a new key in place of its own
+    /// Replace the key of this user, or with --agent that of this machine's agent
     Renew {
-        /// The agent's key instead of the user's
+        /// Replace the agent's key instead of the user's
         #[arg(long)]
         agent: bool,
     },
-    /// Give the manager its next key, which all who joined know already. Whoever does not connect
-    /// between two rotations has to join again
+    /// Replace the manager's key with its next one, which all members know already. A member that
+    /// does not connect between two rotations must join again
     Rotate,
 }
 
@@ -62,9 +70,9 @@ pub(crate) struct NodesArgs {
 /// `nodes …`.
 #[derive(Subcommand, Debug)]
 pub(crate) enum NodesVerb {
-    /// Cut off nodes, and let their keys count no more
+    /// Disconnect nodes and revoke their keys
     Revoke {
-        /// Their names
+        /// Names of the nodes
         #[arg(required = true, value_name = "NODE")]
         names: Vec<Name>,
     },
@@ -80,9 +88,9 @@ pub(crate) struct UsersArgs {
 /// `users …`.
 #[derive(Subcommand, Debug)]
 pub(crate) enum UsersVerb {
-    /// Cut off users, and let their keys count no more
+    /// Disconnect users and revoke their keys
     Revoke {
-        /// Their names
+        /// Names of the users
         #[arg(required = true, value_name = "USER")]
         names: Vec<Name>,
     },
@@ -91,10 +99,10 @@ pub(crate) enum UsersVerb {
 /// `login`.
 #[derive(Args, Debug)]
 pub(crate) struct LoginArgs {
-    /// What `podmesh token create --role …` printed; `-` reads it from standard input
+    /// The token that `podmesh token create --role …` printed; `-` reads it from standard input
     #[arg(value_name = "TOKEN")]
     pub(crate) token: String,
-    /// What to be called [default: the login name and the host's]
+    /// User name to join as [default: your login name and the host name]
     #[arg(long)]
     pub(crate) name: Option<Name>,
 }
@@ -102,10 +110,10 @@ pub(crate) struct LoginArgs {
 /// `doctor`.
 #[derive(Args, Debug)]
 pub(crate) struct DoctorArgs {
-    /// Look as the agent of this machine instead of as its user
+    /// Check the connection of this machine's agent instead of the user's
     #[arg(long)]
     pub(crate) agent: bool,
-    /// Where the output of tasks lies, if not in the data folder
+    /// Folder with the output of tasks, if it is not in the data folder
     #[arg(long, value_name = "FOLDER", env = "PODMESH_LOGS_DIR", hide_env_values = true)]
     pub(crate) logs_dir: Option<PathBuf>,
 }
@@ -138,7 +146,7 @@ mod tests {
     #[test]
     fn a_token_is_for_one_agent_and_one_hour_unless_asked_otherwise() {
         let cli = Cli::try_parse_from(["podmesh", "token", "create"]).unwrap();
-        let Verb::Token(TokenVerb::Create(args)) = cli.verb else {
+        let Verb::Token(TokenArgs { verb: Some(TokenVerb::Create(args)) }) = cli.verb else {
             unreachable!("token create is something else")
         };
         assert_eq!((args.role, args.uses), (Role::Agent, 1));

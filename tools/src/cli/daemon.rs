@@ -1,4 +1,4 @@
-//! The arguments of the daemons, and of the verbs that start daemons.
+//! The arguments of the daemons and of the verbs that start daemons.
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -10,16 +10,16 @@ use podmesh_wire::address::ManagerAddress;
 
 use crate::values::{Cpus, Label, Size, Span};
 
-/// What both daemons have.
+/// The options of both daemons.
 #[derive(Args, Debug)]
 pub(crate) struct DaemonOptions {
-    /// Read settings from this file [default: that of the data folder, where there is one]
+    /// Read settings from this file [default: the one in the data folder, if there is one]
     #[arg(long, value_name = "FILE.toml")]
     pub(crate) config: Option<PathBuf>,
-    /// What to log: error, warn, info, debug or trace [default: info]
+    /// Log level: error, warn, info, debug or trace [default: info]
     #[arg(long, value_name = "LEVEL", env = "PODMESH_LOG", hide_env_values = true)]
     pub(crate) log_level: Option<String>,
-    /// End when standard input does: for whoever starts a daemon for a while
+    /// Stop when standard input ends: for programs that start a daemon for a while
     #[arg(long, hide = true)]
     pub(crate) stop_at_eof: bool,
 }
@@ -29,14 +29,10 @@ pub(crate) struct DaemonOptions {
 pub(crate) struct ManagerArgs {
     #[command(flatten)]
     pub(crate) daemon: DaemonOptions,
-    /// Start nothing: check the whole database, say what is found, and end, with 1 when it is
-    /// damaged. The manager may be running
-    #[arg(long)]
-    pub(crate) check: bool,
-    /// Where to listen; port 0 takes a free one [default: [::]:7770]
+    /// Address to listen on; port 0 takes a free port [default: [::]:7770]
     #[arg(long, value_name = "ADDRESS:PORT", env = "PODMESH_LISTEN", hide_env_values = true)]
     pub(crate) listen: Option<SocketAddr>,
-    /// Where other machines reach this one, for join tokens [default: its addresses]
+    /// Addresses at which other machines reach this one, for join tokens [default: all its addresses]
     #[arg(
         long,
         value_name = "HOST:PORT",
@@ -45,13 +41,13 @@ pub(crate) struct ManagerArgs {
         value_delimiter = ','
     )]
     pub(crate) advertise: Vec<ManagerAddress>,
-    /// Let the members of this group of this machine use the manager as operators
+    /// Let members of this local group use the manager, as operators
     #[arg(long, value_name = "GROUP", env = "PODMESH_GROUP", hide_env_values = true)]
     pub(crate) group: Option<String>,
     /// How long a node counts as alive without a heartbeat [default: 15s]
     #[arg(long, value_name = "TIME", env = "PODMESH_LEASE", hide_env_values = true)]
     pub(crate) lease: Option<Span>,
-    /// Between two heartbeats [default: 1s]
+    /// Time between two heartbeats [default: 1s]
     #[arg(long, value_name = "TIME", env = "PODMESH_HEARTBEAT", hide_env_values = true)]
     pub(crate) heartbeat: Option<Span>,
 }
@@ -59,7 +55,7 @@ pub(crate) struct ManagerArgs {
 /// `backup`.
 #[derive(Args, Debug)]
 pub(crate) struct BackupArgs {
-    /// The file to make; one that is there is not overwritten
+    /// The file to create; an existing file is not overwritten
     pub(crate) file: PathBuf,
 }
 
@@ -68,10 +64,10 @@ pub(crate) struct BackupArgs {
 pub(crate) struct AgentArgs {
     #[command(flatten)]
     pub(crate) daemon: DaemonOptions,
-    /// Join the cluster of this token, unless that was done before
+    /// Join the cluster of this token, unless this machine has joined it already
     #[arg(long, value_name = "TOKEN", env = "PODMESH_JOIN", hide_env_values = true)]
     pub(crate) join: Option<JoinToken>,
-    /// The node's name [default: that with which it joined, else the host's]
+    /// Name of the node [default: the name it joined with, else the host name]
     #[arg(long, env = "PODMESH_NODE_NAME", hide_env_values = true, help_heading = "The node")]
     pub(crate) name: Option<Name>,
     /// Cores to offer, such as 4 or 1.5 [default: all]
@@ -94,7 +90,7 @@ pub(crate) struct AgentArgs {
         help_heading = "The node"
     )]
     pub(crate) memory: Option<Size>,
-    /// A label that jobs can require
+    /// Label that jobs can require
     #[arg(
         long = "label",
         value_name = "NAME=VALUE",
@@ -104,7 +100,7 @@ pub(crate) struct AgentArgs {
         help_heading = "The node"
     )]
     pub(crate) labels: Vec<Label>,
-    /// Whether to run containers [default: auto]
+    /// Run containers [default: auto]
     #[arg(
         long,
         value_name = "WHEN",
@@ -113,7 +109,7 @@ pub(crate) struct AgentArgs {
         help_heading = "The node"
     )]
     pub(crate) docker: Option<DockerFlag>,
-    /// Whether to run commands [default: on]
+    /// Run commands as processes [default: on]
     #[arg(
         long,
         value_name = "WHETHER",
@@ -122,7 +118,7 @@ pub(crate) struct AgentArgs {
         help_heading = "The node"
     )]
     pub(crate) process: Option<Switch>,
-    /// Stop commands when the agent stops; without it they go on, as containers do
+    /// Stop processes when the agent stops; without it they go on, as containers do
     #[arg(
         long,
         value_name = "WHETHER",
@@ -134,11 +130,11 @@ pub(crate) struct AgentArgs {
         help_heading = "The node"
     )]
     pub(crate) stop_processes: Option<Switch>,
-    /// Run the `noop` runtime of benchmarks, too
+    /// Also offer the `noop` runtime, for benchmarks
     #[arg(long, hide = true)]
     pub(crate) enable_noop: bool,
 
-    /// Where the output of tasks lies [default: logs in the data folder]
+    /// Folder for the output of tasks [default: logs in the data folder]
     #[arg(
         long,
         value_name = "FOLDER",
@@ -156,7 +152,7 @@ pub(crate) struct AgentArgs {
         help_heading = "Output of tasks"
     )]
     pub(crate) log_file_size: Option<Size>,
-    /// Keep so many rotated files of a stream [default: 5]
+    /// How many rotated files to keep of each stream [default: 5]
     #[arg(
         long,
         value_name = "NUMBER",
@@ -165,7 +161,7 @@ pub(crate) struct AgentArgs {
         help_heading = "Output of tasks"
     )]
     pub(crate) log_files: Option<u32>,
-    /// Keep at most so much of a stream [default: 64MiB]
+    /// How much output to keep of each stream [default: 64MiB]
     #[arg(
         long,
         value_name = "SIZE",
@@ -174,7 +170,7 @@ pub(crate) struct AgentArgs {
         help_heading = "Output of tasks"
     )]
     pub(crate) log_total_size: Option<Size>,
-    /// Remove what is older [default: 30days]
+    /// Remove output that is older [default: 30days]
     #[arg(
         long,
         value_name = "TIME",
@@ -189,11 +185,11 @@ pub(crate) struct AgentArgs {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, serde::Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum DockerFlag {
-    /// When an engine answers
+    /// If a Docker engine answers
     Auto,
-    /// Yes; a missing engine is an error
+    /// Always; warn while no engine answers
     On,
-    /// No
+    /// Never
     Off,
 }
 
@@ -210,13 +206,13 @@ pub(crate) enum Switch {
 /// `dev`.
 #[derive(Args, Debug)]
 pub(crate) struct DevArgs {
-    /// How many agents
+    /// Number of agents
     #[arg(long, value_name = "NUMBER", default_value_t = 2, value_parser = clap::value_parser!(u32).range(0..=100))]
     pub(crate) agents: u32,
-    /// Where the manager listens; port 0 takes a free port
+    /// Address that the manager listens on; port 0 takes a free port
     #[arg(long, value_name = "ADDRESS:PORT", default_value = "127.0.0.1:0")]
     pub(crate) listen: SocketAddr,
-    /// What to log: error, warn, info, debug or trace
+    /// Log level: error, warn, info, debug or trace
     #[arg(
         long,
         value_name = "LEVEL",
@@ -230,10 +226,10 @@ pub(crate) struct DevArgs {
 /// `process-supervisor`.
 #[derive(Args, Debug)]
 pub(crate) struct SupervisorArgs {
-    /// What to log: error, warn, info, debug or trace [default: info]
+    /// Log level: error, warn, info, debug or trace [default: info]
     #[arg(long, value_name = "LEVEL")]
     pub(crate) log_level: Option<String>,
-    /// Be the supervisor; without it, start one and see to it that nothing survives it
+    /// Be the supervisor; without it, start a supervisor and kill what it leaves when it dies
     #[arg(long)]
     pub(crate) kept: bool,
 }
@@ -241,7 +237,7 @@ pub(crate) struct SupervisorArgs {
 /// `demo`.
 #[derive(Args, Debug)]
 pub(crate) struct DemoArgs {
-    /// Whose files to work on
+    /// Folder to process
     #[arg(default_value = ".")]
     pub(crate) folder: PathBuf,
 }

@@ -11,7 +11,7 @@ use clap::builder::styling::{AnsiColor, Styles};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use podmesh_wire::locate::ManagerPlace;
 
-use access::{DoctorArgs, KeyVerb, LoginArgs, NodesArgs, TokenVerb, UsersArgs};
+use access::{DoctorArgs, KeyVerb, LoginArgs, NodesArgs, TokenArgs, TokenVerb, UsersArgs};
 use daemon::{AgentArgs, BackupArgs, DemoArgs, DevArgs, ManagerArgs, SupervisorArgs};
 use job::{CommandArgs, JobOptions};
 use query::{CancelArgs, EventsArgs, JobArgs, JobsArgs, LogsArgs, TasksArgs};
@@ -24,9 +24,9 @@ const STYLES: Styles = Styles::styled()
 
 const AFTER_HELP: &str = "\
 Try it:     podmesh demo
-Begin:      podmesh dev, and in another terminal: podmesh run -- echo hello
-Exit codes: the task's own for `run`; 2 for a command line that cannot be understood;
-            125 for a failure of podmesh itself; 130 when left with Ctrl-C";
+Start here: podmesh dev, then in another terminal: podmesh run -- echo hello
+Exit codes: `run` exits with the task's own code; 2: invalid command line;
+            125: podmesh itself failed; 130: interrupted with Ctrl-C";
 
 /// Run containers and commands on the machines of your LAN.
 #[derive(Parser, Debug)]
@@ -42,7 +42,7 @@ pub(crate) struct Cli {
 /// The options of every verb.
 #[derive(Args, Clone, Debug)]
 pub(crate) struct Global {
-    /// Where state lies [default: /var/lib/podmesh for root, $XDG_STATE_HOME/podmesh for others]
+    /// Folder for podmesh's state [default: /var/lib/podmesh for root, $XDG_STATE_HOME/podmesh for others]
     #[arg(
         long,
         global = true,
@@ -52,8 +52,8 @@ pub(crate) struct Global {
         help_heading = "Global options"
     )]
     pub(crate) data_dir: Option<PathBuf>,
-    /// Where the manager is: HOST:PORT of one that was joined, or the data folder of one on this
-    /// machine [default: that which was joined, else that of the data folder]
+    /// The manager to use: HOST:PORT of the manager you joined, or the data folder of a manager on
+    /// this machine [default: the manager you joined, else the one in the data folder]
     #[arg(
         long,
         global = true,
@@ -63,7 +63,7 @@ pub(crate) struct Global {
         help_heading = "Global options"
     )]
     pub(crate) manager: Option<ManagerPlace>,
-    /// How to print what is listed
+    /// Output format
     #[arg(
         short,
         long,
@@ -73,7 +73,7 @@ pub(crate) struct Global {
         help_heading = "Global options"
     )]
     pub(crate) output: OutputForm,
-    /// When to use colour; NO_COLOR in the environment turns `auto` off
+    /// When to use colour; with `auto`, the variable NO_COLOR turns it off
     #[arg(
         long,
         global = true,
@@ -90,7 +90,7 @@ pub(crate) enum OutputForm {
     /// For people
     #[default]
     Table,
-    /// For programs; the schemas are in tools/schema
+    /// For programs; tools/schema has the schemas
     Json,
 }
 
@@ -108,61 +108,69 @@ pub(crate) enum Color {
 /// What to do.
 #[derive(Subcommand, Debug)]
 pub(crate) enum Verb {
-    /// A whole mesh on this machine, a real job through it, then it cleans up
+    /// Start a whole mesh on this machine, run a real job on it, and clean up
     Demo(DemoArgs),
-    /// A manager and agents in the foreground, for trying things
+    /// Run a manager and agents in the foreground, to try things out
     Dev(DevArgs),
-    /// The manager: one for all machines
+    /// Run the manager; a cluster has one
     Manager(ManagerArgs),
-    /// Copy the database of this machine's manager, which may be running, to a file
+    /// Copy the manager's database to a file, while the manager runs
     ///
-    /// Run it as the user of the manager, or as root. The copy is of one moment, checked, and
-    /// has a checksum. The manager's key is not in it. To restore it: stop the manager, move
-    /// podmesh.db, podmesh.db-wal and podmesh.db-shm in <data folder>/manager away, copy the
-    /// file to podmesh.db there, as the manager's user, and start the manager.
+    /// Run this on the manager's machine, as the manager's user or as root. The copy shows one
+    /// moment, is checked, and has a checksum. It does not contain the manager's key. To restore
+    /// it: stop the manager, move podmesh.db, podmesh.db-wal and podmesh.db-shm in
+    /// <data folder>/manager away, copy the file to podmesh.db there, as the manager's user, and
+    /// start the manager.
     Backup(BackupArgs),
-    /// The agent: one on every machine that runs tasks
+    /// Check the manager's whole database; exit with 1 if it is damaged
+    ///
+    /// Run this on the manager's machine. It changes nothing, and the manager may be running.
+    Check,
+    /// Run the agent; every machine that runs tasks has one
     Agent(AgentArgs),
-    /// Holds the processes of an agent, which starts it
+    /// Hold the processes of an agent; started by the agent
     #[command(hide = true)]
     ProcessSupervisor(SupervisorArgs),
-    /// Run a job, show its output, and end with its exit code
+    /// Run a job, print its output, and exit with its exit code
     ///
-    /// Output comes out byte for byte, that of an array in order of index with a header a task.
-    /// Ctrl-C cancels the job and waits for its end; a second Ctrl-C leaves at once. The exit
-    /// code is the task's own; of an array: 0 when every task succeeded, else 1.
+    /// The output is printed byte for byte. An array prints its tasks in order of their index,
+    /// each below a header. Ctrl-C cancels the job and waits until it has ended; a second Ctrl-C
+    /// exits at once. The exit code is that of the task; for an array it is 0 if every task
+    /// succeeded, else 1.
     Run(RunArgs),
     /// Submit a job and print its number
     Submit(SubmitArgs),
-    /// List the jobs, newest first
+    /// List jobs, newest first
     Jobs(JobsArgs),
-    /// Show one job, and why it waits
+    /// Show one job, and why its tasks wait
     Job(JobArgs),
     /// List the tasks of a job
     Tasks(TasksArgs),
-    /// Print the output of a job, a task, or one attempt
+    /// Print the output of a job, a task or an attempt
     Logs(LogsArgs),
-    /// Cancel jobs: what is queued never starts, what runs is stopped
+    /// Cancel jobs: queued tasks never start, running tasks are stopped
     Cancel(CancelArgs),
-    /// List the nodes, or revoke some
+    /// List nodes, or revoke them
     #[command(args_conflicts_with_subcommands = true)]
     Nodes(NodesArgs),
-    /// List what happened, every change with its revision
+    /// List events: every change, with its revision
     Events(EventsArgs),
-    /// Make, list or revoke join tokens: with one a machine or user joins
-    #[command(subcommand)]
-    Token(TokenVerb),
-    /// Replace keys, without anybody joining again
+    /// List, create or revoke join tokens, with which machines and users join
+    #[command(args_conflicts_with_subcommands = true)]
+    Token(TokenArgs),
+    /// Replace keys; nobody has to join again
     #[command(subcommand)]
     Key(KeyVerb),
-    /// Join a cluster as a user of its manager on another machine
+    /// Join the cluster of a manager on another machine, as a user
     Login(LoginArgs),
-    /// List the users that joined, or revoke some
+    /// Leave that cluster: remove this user's key from this machine
+    Logout,
+    /// List the users who joined, or revoke them
     #[command(args_conflicts_with_subcommands = true)]
     Users(UsersArgs),
-    /// Say what is wrong between this machine and its manager
+    /// Find out what is wrong between this machine and its manager
     Doctor(DoctorArgs),
-    /// Print completions for a shell
+    /// Print a completion script for a shell
     Completions {
         /// Which shell
         shell: clap_complete::Shell,
@@ -178,14 +186,16 @@ impl Verb {
             Self::Manager(_) => Some("manager"),
             Self::Agent(_) => Some("agent"),
             Self::Backup(_) => Some("backup"),
+            Self::Check => Some("check"),
             Self::ProcessSupervisor(_) => Some("process-supervisor"),
             Self::Run(_) => Some("run"),
             Self::Submit(args) if args.follow => Some("submit --follow"),
             Self::Logs(_) => Some("logs"),
             Self::Completions { .. } => Some("completions"),
             Self::Login(_) => Some("login"),
+            Self::Logout => Some("logout"),
             Self::Key(_) => Some("key"),
-            Self::Token(TokenVerb::Revoke { .. }) => Some("token revoke"),
+            Self::Token(TokenArgs { verb: Some(TokenVerb::Revoke { .. }) }) => Some("token revoke"),
             Self::Nodes(NodesArgs { verb: Some(_) }) => Some("nodes revoke"),
             Self::Users(UsersArgs { verb: Some(_) }) => Some("users revoke"),
             Self::Submit(_)
@@ -195,7 +205,7 @@ impl Verb {
             | Self::Cancel(_)
             | Self::Nodes(NodesArgs { verb: None })
             | Self::Users(UsersArgs { verb: None })
-            | Self::Token(TokenVerb::Create(_) | TokenVerb::List)
+            | Self::Token(_)
             | Self::Doctor(_)
             | Self::Events(_) => None,
         }
@@ -214,10 +224,11 @@ pub(crate) struct RunArgs {
 /// `submit`.
 #[derive(Args, Debug)]
 pub(crate) struct SubmitArgs {
-    /// Wait for the end: exit 0 when every task succeeded, with the code of a single task, else 1
+    /// Wait until the job has ended. Exit with the code of a single task; for an array with 0 if
+    /// every task succeeded, else 1
     #[arg(long)]
     pub(crate) wait: bool,
-    /// Show the output as `run` does, and end likewise; Ctrl-C leaves the job alone
+    /// Print the output and exit as `run` does; Ctrl-C does not cancel the job
     #[arg(long, conflicts_with = "wait")]
     pub(crate) follow: bool,
     #[command(flatten)]

@@ -14,10 +14,10 @@ pub(crate) struct JobsArgs {
     /// Only jobs that have not ended
     #[arg(long)]
     pub(crate) active: bool,
-    /// At most so many
+    /// Show at most this many
     #[arg(long, value_name = "NUMBER", default_value_t = 50, value_parser = clap::value_parser!(u32).range(1..))]
     pub(crate) limit: u32,
-    /// All of them
+    /// Show all jobs
     #[arg(long, conflicts_with = "limit")]
     pub(crate) all: bool,
 }
@@ -37,10 +37,10 @@ pub(crate) struct TasksArgs {
     /// Only tasks in this state
     #[arg(long)]
     pub(crate) state: Option<TaskStateFlag>,
-    /// At most so many
+    /// Show at most this many
     #[arg(long, value_name = "NUMBER", default_value_t = 1000, value_parser = clap::value_parser!(u32).range(1..))]
     pub(crate) limit: u32,
-    /// All of them
+    /// Show all tasks
     #[arg(long, conflicts_with = "limit")]
     pub(crate) all: bool,
 }
@@ -48,13 +48,13 @@ pub(crate) struct TasksArgs {
 /// `--state`.
 #[derive(Clone, Copy, Debug, ValueEnum)]
 pub(crate) enum TaskStateFlag {
-    /// Waits for room, or for its next try
+    /// Waits for room, or for its next attempt
     Queued,
-    /// Is with a node
+    /// Assigned to a node
     Active,
     /// Its last attempt succeeded
     Succeeded,
-    /// Its last attempt failed, and no more will follow
+    /// Its last attempt failed, and there are no retries left
     Failed,
     /// Was cancelled
     Cancelled,
@@ -75,21 +75,21 @@ impl From<TaskStateFlag> for TaskState {
 /// `logs`.
 #[derive(Args, Debug)]
 pub(crate) struct LogsArgs {
-    /// A job 42, a task 42.7, or an attempt 42.7#2
+    /// A job such as 42, a task such as 42.7, or an attempt such as 42.7#2
     #[arg(value_name = "JOB|TASK|ATTEMPT")]
     pub(crate) of: LogsOf,
-    /// Go on until it ends
+    /// Follow the output until the end
     #[arg(short, long)]
     pub(crate) follow: bool,
-    /// Only the last so many lines of each stream of the last attempt
+    /// Print only the last lines of each stream, of the last attempt
     #[arg(long, value_name = "LINES")]
     pub(crate) tail: Option<u64>,
-    /// Only this stream [default: both, each to its own here]
+    /// Print only this stream [default: stdout to stdout, stderr to stderr]
     #[arg(long)]
     pub(crate) stream: Option<StreamFlag>,
 }
 
-/// What `logs` is asked for.
+/// The argument of `logs`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum LogsOf {
     /// All tasks of a job.
@@ -100,7 +100,7 @@ pub(crate) enum LogsOf {
     Attempt(AttemptId),
 }
 
-/// A text that is none of what `logs` takes.
+/// Error for a text that is neither a job, a task nor an attempt.
 #[derive(Clone, Debug, thiserror::Error)]
 #[error("not a job such as 42, a task such as 42.7, or an attempt such as 42.7#2")]
 pub(crate) struct LogsOfError;
@@ -147,7 +147,7 @@ impl From<StreamFlag> for LogStream {
 /// `cancel`.
 #[derive(Args, Debug)]
 pub(crate) struct CancelArgs {
-    /// The jobs' numbers
+    /// Numbers of the jobs
     #[arg(required = true)]
     pub(crate) jobs: Vec<JobId>,
 }
@@ -155,13 +155,13 @@ pub(crate) struct CancelArgs {
 /// `events`.
 #[derive(Args, Debug)]
 pub(crate) struct EventsArgs {
-    /// Go on as they happen
+    /// Follow new events as they happen
     #[arg(short, long)]
     pub(crate) follow: bool,
-    /// Only those after this revision [default: all that are kept; with -f: only new ones]
+    /// Show only events after this revision [default: all that are kept; with -f only new ones]
     #[arg(long, value_name = "REVISION")]
     pub(crate) since: Option<u64>,
-    /// Only those of this job
+    /// Show only events of this job
     #[arg(long)]
     pub(crate) job: Option<JobId>,
 }

@@ -61,7 +61,7 @@ impl TokenOutput {
     }
 }
 
-/// `podmesh token list --output json`
+/// `podmesh token --output json`
 #[derive(Debug, Serialize, JsonSchema)]
 pub(crate) struct TokensOutput {
     /// The tokens in order of number.

@@ -152,7 +152,7 @@ pub(crate) fn nodes(screen: Screen, nodes: &[NodeView]) -> String {
     render(screen, &header, nodes.iter().map(row).collect())
 }
 
-/// `podmesh token list`.
+/// `podmesh token`.
 pub(crate) fn tokens(screen: Screen, tokens: &[TokenView]) -> String {
     let row = |view: &TokenView| {
         vec![

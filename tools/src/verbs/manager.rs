@@ -1,10 +1,8 @@
 //! `podmesh manager`
 
 use std::net::{Ipv6Addr, SocketAddr};
-use std::path::Path;
 
-use bytesize::ByteSize;
-use podmesh_manager::{ManagerConfig, StoreError};
+use podmesh_manager::ManagerConfig;
 use podmesh_protocol::access::Role;
 use podmesh_protocol::limits::TOKEN_TTL_MS_DEFAULT;
 use podmesh_wire::address::PORT_DEFAULT;
@@ -17,13 +15,9 @@ use crate::context::Context;
 use crate::daemon_log::{self, LEVEL_DEFAULT};
 use crate::error::{CliError, Outcome};
 use crate::output::screen;
-use crate::output::text::escape;
 use crate::settings::{self, DataDir};
 use crate::signals::{Stop, run_daemon};
 use crate::values::Span;
-
-/// Exit code of `--check` for a database that is damaged.
-const EXIT_DAMAGED: u8 = 1;
 
 /// `manager.toml`: every setting has the name of its flag.
 #[derive(Debug, Default, Deserialize)]
@@ -40,9 +34,6 @@ struct ManagerFile {
 /// Runs the manager until it is asked to stop.
 pub(crate) async fn manager(context: &Context, args: ManagerArgs) -> Outcome {
     let data_dir = context.data_dir()?;
-    if args.check {
-        return check(&data_dir);
-    }
     let file: ManagerFile =
         settings::load(args.daemon.config.as_deref(), &data_dir, "manager", &[])?;
     let level = args.daemon.log_level.clone().or(file.log_level.clone());
@@ -65,44 +56,6 @@ pub(crate) async fn manager(context: &Context, args: ManagerArgs) -> Outcome {
         result.map_err(|why| CliError::failure("the manager cannot go on").because(why))
     })
     .await
-}
-
-/// Checks the database and says what was found.
-fn check(data_dir: &DataDir) -> Outcome {
-    let folder = data_dir.manager();
-    let found = podmesh_manager::check(&folder).map_err(|why| match why {
-        StoreError::Damaged { path, why } => damaged(&path).because(why),
-        other => CliError::failure("the database cannot be checked").because(other),
-    })?;
-    let shown = found.path.display();
-    screen::line(format!(
-        "{shown}: {}, {} jobs, {} attempts, events up to revision {}",
-        ByteSize::b(found.bytes).display().iec(),
-        found.jobs,
-        found.attempts,
-        found.revision
-    ))?;
-    screen::line(match (found.sealed, found.in_use) {
-        (true, _) => "checksum: every byte is as it was when the database was closed",
-        (false, true) => "checksum: none while a manager runs",
-        (false, false) => "checksum: none, for the manager was not stopped in order",
-    })?;
-    for wrong in &found.wrong {
-        screen::line(format!("WRONG: {}", escape(wrong)))?;
-    }
-    if !found.wrong.is_empty() {
-        return Err(damaged(&found.path));
-    }
-    screen::line("pages, tables, and what they say of each other: all is well")?;
-    Ok(0)
-}
-
-fn damaged(path: &Path) -> CliError {
-    let path = path.display();
-    CliError::failure(format!("{path} is damaged")).code(EXIT_DAMAGED).hint(format!(
-        "to restore a backup: stop the manager; move {path}, {path}-wal and {path}-shm away; \
-         copy the file that `podmesh backup` made to {path}, as the manager's user; start the manager"
-    ))
 }
 
 /// Says on the first start, and until a token was made, how other machines join.

@@ -11,10 +11,10 @@ use crate::output::access::{TokenOutput, TokensOutput};
 use crate::output::time::local;
 use crate::output::{screen, table};
 
-/// Makes, lists or revokes join tokens.
-pub(crate) async fn token(context: &Context, verb: TokenVerb) -> Outcome {
+/// Creates, lists or revokes join tokens.
+pub(crate) async fn token(context: &Context, verb: Option<TokenVerb>) -> Outcome {
     let connection = context.connection(PATIENCE_ASK)?;
-    match verb {
+    match verb.unwrap_or(TokenVerb::List) {
         TokenVerb::Create(TokenCreateArgs { role, ttl, uses }) => {
             let ttl_ms = u64::try_from(ttl.0.as_millis()).unwrap_or(DURATION_MS_MAX);
             let made = connection.token_create(role, ttl_ms, uses).await?;

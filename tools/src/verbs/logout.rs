@@ -1,0 +1,20 @@
+//! `podmesh logout`
+
+use podmesh_wire::enrolment::Enrolment;
+
+use crate::context::Context;
+use crate::error::{CliError, Outcome};
+use crate::output::screen;
+
+/// Removes this user's key: from then on verbs ask the manager of this machine again.
+pub(crate) fn logout(context: &Context) -> Outcome {
+    let dir = context.data_dir()?.user();
+    let failed = |why| CliError::failure("you cannot log out").because(why);
+    let joined = Enrolment::load(&dir).map_err(failed)?;
+    Enrolment::remove(&dir).map_err(failed)?;
+    screen::say(format!(
+        "the key of {name} is removed from this machine; the manager still knows it, and an admin can revoke it: podmesh users revoke {name}",
+        name = joined.name
+    ));
+    Ok(0)
+}
