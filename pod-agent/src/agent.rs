@@ -84,6 +84,7 @@ pub async fn run(
         rotation: config.rotation.clone(),
         policy: config.policy.clone(),
         log_notify: log_notify.clone(),
+        docker_config: crate::docker::config_dir(),
     };
     let docker = start_docker(
         config.runtimes.docker,

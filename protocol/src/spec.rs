@@ -135,6 +135,10 @@ pub struct DockerSpec {
     /// Processes and threads at a time; without it the node's own limit.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pids: Option<u32>,
+    /// The platform of the image, as `os[/architecture[/variant]]`, for example `linux/arm64`;
+    /// without it the engine's own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub platform: Option<String>,
 }
 
 /// A folder or file of the node inside a container.
@@ -495,6 +499,17 @@ impl DockerSpec {
         }
         if self.pids == Some(0) {
             return Err(SpecError::Text { field: "pids", why: "0 leaves no room for any".into() });
+        }
+        if let Some(platform) = &self.platform {
+            at_most("platform", platform.len(), "bytes", NAME_BYTES_MAX, "NAME_BYTES_MAX")?;
+            let plain = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'/' | b'.' | b'_' | b'-');
+            if platform.is_empty() || !platform.bytes().all(plain) {
+                let why = format!(
+                    "`{}` is not a platform; write one such as linux/arm64",
+                    platform.escape_debug()
+                );
+                return Err(SpecError::Text { field: "platform", why });
+            }
         }
         at_most("mounts", self.mounts.len(), "mounts", MOUNTS_MAX, "MOUNTS_MAX")?;
         for mount in &self.mounts {

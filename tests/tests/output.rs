@@ -114,6 +114,8 @@ fn a_job_over_a_limit_is_refused_with_the_limit() {
         (&["submit", "--memory", "12 parsecs", "--", "true"], "12 parsecs"),
         (&["submit", "--name", "a/b", "--", "true"], "name"),
         (&["submit", "-e", "=x", "--", "true"], "="),
+        (&["submit", "--image", "x", "--platform", "an atari"], "linux/arm64"),
+        (&["submit", "--platform", "linux", "--", "true"], "--image"),
     ] {
         let output = mesh.output(args);
         let said = String::from_utf8_lossy(&output.stderr).into_owned();
@@ -161,14 +163,17 @@ fn nodes_with_large_labels_are_all_listed() {
 }
 
 #[test]
-fn a_job_is_described_with_its_capabilities_and_its_limit_of_processes() {
+fn a_job_is_described_with_all_that_its_container_asks_for() {
     let mut mesh = Mesh::new(PODMESH);
     mesh.start_manager();
-    mesh.submit(&["--image", "x", "--cap-add", "NET_RAW", "--pids", "77", "--", "true"]);
+    let platform = ["--platform", "linux/s390x"];
+    let asked = ["--image", "x", "--cap-add", "NET_RAW", "--pids", "77"];
+    mesh.submit(&[&asked[..], &platform, &["--", "true"]].concat());
     let job = mesh.json(&["job", "1"]);
     check("job", &job);
     assert_eq!(job["spec"]["container"]["cap_add"], serde_json::json!(["NET_RAW"]));
     assert_eq!(job["spec"]["container"]["pids"], 77);
+    assert_eq!(job["spec"]["container"]["platform"], "linux/s390x");
     let text = mesh.ok(&["job", "1"]);
-    assert!(text.contains("NET_RAW") && text.contains("77"), "{text}");
+    assert!(["NET_RAW", "77", "s390x"].iter().all(|part| text.contains(part)), "{text}");
 }

@@ -47,6 +47,7 @@ struct JobFile {
     network: Option<NetworkMode>,
     cap_add: Vec<String>,
     pids: Option<u32>,
+    platform: Option<String>,
     pull: Option<PullPolicy>,
 }
 
@@ -115,6 +116,7 @@ pub(crate) fn build(
         network: options.network.map(Into::into).or(file.network),
         cap_add: if options.cap_add.is_empty() { file.cap_add } else { options.cap_add },
         pids: options.pids.or(file.pids),
+        platform: options.platform.or(file.platform),
         pull: options.pull.map(Into::into).or(file.pull),
     };
     let runtime = runtime(options.runtime, container, &command)?;
@@ -202,6 +204,7 @@ struct Container {
     network: Option<NetworkMode>,
     cap_add: Vec<String>,
     pids: Option<u32>,
+    platform: Option<String>,
     pull: Option<PullPolicy>,
 }
 
@@ -215,6 +218,7 @@ impl Container {
             (self.network.is_some(), "network"),
             (!self.cap_add.is_empty(), "cap-add"),
             (self.pids.is_some(), "pids"),
+            (self.platform.is_some(), "platform"),
             (self.pull.is_some(), "pull"),
         ]
         .into_iter()
@@ -240,6 +244,7 @@ fn runtime(
             pull: container.pull.unwrap_or_default(),
             cap_add: container.cap_add,
             pids: container.pids,
+            platform: container.platform,
         })),
         None => {
             if let Some(option) = container.asked() {

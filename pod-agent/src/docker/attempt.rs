@@ -99,7 +99,7 @@ impl Attempt {
         tokio::select! {
             biased;
             _ = stop.wait_for(Option::is_some) => Err(stopped()),
-            pulled = pulls.pull(engine, image, tell) => pulled.map_err(|why| cannot_start(format!(
+            pulled = pulls.pull(engine, image, spec.platform.as_deref(), tell) => pulled.map_err(|why| cannot_start(format!(
                 "image {image} cannot be pulled: {why}; check its name, and that node {} reaches its registry",
                 settings.node
             ))),
@@ -121,7 +121,8 @@ impl Attempt {
                 return Err(stopped());
             }
             let Configuration { body, held } = self.configuration(identity, context).await?;
-            let error = match self.shared.engine.create(&name, body).await {
+            let error = match self.shared.engine.create(&name, spec.platform.as_deref(), body).await
+            {
                 Ok(container) => return Ok(Created { container, has_run: false, held }),
                 Err(error) => error,
             };

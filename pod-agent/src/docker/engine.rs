@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use bollard::auth::DockerCredentials;
 use bollard::container::LogOutput;
 use bollard::models::{
     ContainerCreateBody, ContainerInspectResponse, ContainerSummary, CreateImageInfo,
@@ -118,9 +119,13 @@ impl Engine {
     pub(super) async fn create(
         &self,
         name: &str,
+        platform: Option<&str>,
         body: ContainerCreateBody,
     ) -> Result<String, CallError> {
-        let options = query::CreateContainerOptionsBuilder::default().name(name).build();
+        let options = query::CreateContainerOptionsBuilder::default()
+            .name(name)
+            .platform(platform.unwrap_or_default())
+            .build();
         let create = self.docker.create_container(Some(options), body);
         Ok(call(WORK_DEADLINE, create).await?.id)
     }
@@ -231,11 +236,16 @@ impl Engine {
     pub(super) fn pull(
         &self,
         reference: &str,
+        platform: Option<&str>,
+        credentials: Option<DockerCredentials>,
     ) -> impl Stream<Item = Result<CreateImageInfo, CallError>> + Unpin + Send + use<> {
-        let options = query::CreateImageOptionsBuilder::default().from_image(reference).build();
+        let options = query::CreateImageOptionsBuilder::default()
+            .from_image(reference)
+            .platform(platform.unwrap_or_default())
+            .build();
         Box::pin(
             self.docker
-                .create_image(Some(options), None, None)
+                .create_image(Some(options), None, credentials)
                 .map(|item| item.map_err(CallError::from)),
         )
     }

@@ -3,7 +3,8 @@
 //! - `engine.rs`: the calls to the engine, each with its deadline;
 //! - `container.rs`: labels, name and configuration of a container, within what the node allows;
 //! - `mounts.rs`: what may be mounted; `stage.rs`: how it is held until it is;
-//! - `attempt.rs`: one attempt's life; `pull.rs`: missing images; `adopt.rs`: after a restart;
+//! - `attempt.rs`: one attempt's life; `pull.rs`: missing images; `registry.rs`: credentials for
+//!   them; `adopt.rs`: after a restart;
 //! - `logs.rs`: capture of the output, with `cursor.rs` (where it stands in the engine's log),
 //!   `files.rs` (where it stands in ours) and `line_end.rs` (what Docker 20.10 loses).
 //!
@@ -22,6 +23,7 @@ mod line_end;
 mod logs;
 mod mounts;
 mod pull;
+mod registry;
 mod stage;
 
 use std::collections::HashMap;
@@ -38,6 +40,7 @@ use tokio::task::AbortHandle;
 use uuid::Uuid;
 
 pub use self::error::DockerError;
+pub(crate) use self::registry::config_dir;
 
 use self::attempt::Attempt;
 use self::engine::Engine;
@@ -64,6 +67,8 @@ pub struct DockerSettings {
     pub policy: NodePolicy,
     /// Who waits for output.
     pub log_notify: LogNotify,
+    /// The folder of Docker's client configuration, with the credentials of `docker login`.
+    pub docker_config: Option<PathBuf>,
 }
 
 /// The version of the engine that an agent here would use.
@@ -97,7 +102,7 @@ impl DockerRuntime {
         let engine = Arc::new(Engine::connect().await?);
         let shared = Arc::new(Shared {
             engine,
-            pulls: Arc::default(),
+            pulls: Arc::new(Pulls::new(settings.docker_config.clone())),
             stage: Stage::of(settings.agent_id),
             settings,
             facts,

@@ -1,16 +1,18 @@
 //! Pulls images: one pull for all who want the same one, with its progress.
 
 use std::collections::{BTreeMap, HashMap};
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use bollard::models::{CreateImageInfo, ProgressDetail};
-use futures_util::StreamExt as _;
+use futures_util::{Stream, StreamExt as _};
 use tokio::sync::watch;
 use tokio::time::timeout;
 
 use super::engine::Engine;
 use super::error::CallError;
+use super::registry;
 
 /// How long the engine may be silent in a pull. Unpacking a large layer says little.
 const PULL_SILENCE: Duration = Duration::from_secs(600);
@@ -25,22 +27,39 @@ enum State {
     Done(Result<(), String>),
 }
 
+/// An image that is pulled.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+struct Wanted {
+    /// With a tag or digest.
+    reference: String,
+    /// As a job asks for it.
+    platform: Option<String>,
+}
+
 /// The pulls under way.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Pulls {
-    going: Mutex<HashMap<String, watch::Sender<State>>>,
+    docker_config: Option<PathBuf>,
+    going: Mutex<HashMap<Wanted, watch::Sender<State>>>,
 }
 
 impl Pulls {
+    /// With the folder of Docker's client configuration.
+    pub(super) fn new(docker_config: Option<PathBuf>) -> Self {
+        Self { docker_config, going: Mutex::default() }
+    }
+
     /// Returns when the image is there, or why it cannot be had. A pull that nobody waits for any
     /// more is broken off.
     pub(super) async fn pull(
         self: &Arc<Self>,
         engine: &Arc<Engine>,
         image: &str,
+        platform: Option<&str>,
         mut tell: impl FnMut(String),
     ) -> Result<(), String> {
-        let mut state = self.join(engine, &with_tag(image));
+        let wanted = Wanted { reference: with_tag(image), platform: platform.map(str::to_owned) };
+        let mut state = self.join(engine, wanted);
         tell(format!("pulling image {image}"));
         let mut told = Instant::now();
         loop {
@@ -58,26 +77,25 @@ impl Pulls {
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, HashMap<String, watch::Sender<State>>> {
+    fn lock(&self) -> MutexGuard<'_, HashMap<Wanted, watch::Sender<State>>> {
         // Nothing under the lock can panic.
         self.going.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Joins the pull of the image, or begins one.
-    fn join(self: &Arc<Self>, engine: &Arc<Engine>, reference: &str) -> watch::Receiver<State> {
+    fn join(self: &Arc<Self>, engine: &Arc<Engine>, wanted: Wanted) -> watch::Receiver<State> {
         let mut going = self.lock();
-        if let Some(sender) = going.get(reference) {
+        if let Some(sender) = going.get(&wanted) {
             return sender.subscribe();
         }
         let (sender, receiver) = watch::channel(State::Going(String::new()));
-        going.insert(reference.to_owned(), sender.clone());
-        let (pulls, engine, reference) =
-            (Arc::clone(self), Arc::clone(engine), reference.to_owned());
+        going.insert(wanted.clone(), sender.clone());
+        let (pulls, engine) = (Arc::clone(self), Arc::clone(engine));
         tokio::spawn(async move {
             loop {
                 tokio::select! {
-                    result = run(&engine, &reference, &sender) => {
-                        pulls.lock().remove(&reference);
+                    result = pulls.run(&engine, &wanted, &sender) => {
+                        pulls.lock().remove(&wanted);
                         sender.send_replace(State::Done(result));
                         return;
                     }
@@ -85,7 +103,7 @@ impl Pulls {
                         let mut going = pulls.lock();
                         // Somebody may have joined just now: then it begins again, for them.
                         if sender.is_closed() {
-                            going.remove(&reference);
+                            going.remove(&wanted);
                             return;
                         }
                     }
@@ -94,14 +112,33 @@ impl Pulls {
         });
         receiver
     }
+
+    /// Pulls. An image may be public though the credentials for its registry cannot be read: that
+    /// is told only where the pull fails.
+    async fn run(
+        &self,
+        engine: &Engine,
+        wanted: &Wanted,
+        sender: &watch::Sender<State>,
+    ) -> Result<(), String> {
+        let Wanted { reference, platform } = wanted;
+        let (credentials, unreadable) =
+            match registry::credentials(self.docker_config.as_deref(), reference).await {
+                Ok(credentials) => (credentials, None),
+                Err(why) => (None, Some(why)),
+            };
+        let news = engine.pull(reference, platform.as_deref(), credentials);
+        watch_pull(news, sender).await.map_err(|why| match unreadable {
+            Some(unreadable) => format!("{why} ({unreadable})"),
+            None => why,
+        })
+    }
 }
 
-async fn run(
-    engine: &Engine,
-    reference: &str,
+async fn watch_pull(
+    mut news: impl Stream<Item = Result<CreateImageInfo, CallError>> + Unpin,
     sender: &watch::Sender<State>,
 ) -> Result<(), String> {
-    let mut news = engine.pull(reference);
     let mut layers = Layers::default();
     loop {
         match timeout(PULL_SILENCE, news.next()).await {

@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use podmesh_agent_core::input::RuntimeFact;
+use podmesh_protocol::spec::PullPolicy;
 use serde_json::json;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
@@ -47,6 +48,11 @@ struct Registry {
 
 impl Registry {
     async fn start() -> Self {
+        Self::open_to(None).await
+    }
+
+    /// Open only to those who send this `Authorization`, or to everybody.
+    async fn open_to(authorization: Option<&'static str>) -> Self {
         let tar = busybox_tar(&["--create", "--file=-"]);
         let layer = through("gzip", &["-1", "--no-name"], &tar);
         let architecture = match std::env::consts::ARCH {
@@ -90,7 +96,9 @@ impl Registry {
         tokio::spawn(async move {
             while let Ok((stream, _)) = listener.accept().await {
                 let (files, counter) = (Arc::clone(&files), Arc::clone(&counter));
-                tokio::spawn(async move { _ = answer(stream, files.as_slice(), &counter).await });
+                tokio::spawn(async move {
+                    _ = answer(stream, files.as_slice(), &counter, authorization).await
+                });
             }
         });
         Self { address, asked }
@@ -102,6 +110,7 @@ async fn answer(
     mut stream: TcpStream,
     files: &[(String, Vec<u8>)],
     asked: &AtomicUsize,
+    authorization: Option<&str>,
 ) -> std::io::Result<()> {
     let mut request = Vec::new();
     while !request.ends_with(b"\r\n\r\n") {
@@ -112,6 +121,14 @@ async fn answer(
         }
     }
     let request = String::from_utf8_lossy(&request).into_owned();
+    if authorization.is_some_and(|wanted| !request.contains(wanted)) {
+        return stream
+            .write_all(
+                b"HTTP/1.1 401 Unauthorized\r\nWWW-Authenticate: Basic realm=\"test\"\r\n\
+                  Content-Length: 0\r\nConnection: close\r\n\r\n",
+            )
+            .await;
+    }
     let mut words = request.split(' ');
     let (method, path) = (words.next().unwrap_or_default(), words.next().unwrap_or_default());
     if path.ends_with("/manifests/latest") {
@@ -170,6 +187,48 @@ async fn a_missing_image_is_pulled_once_and_says_how_far_it_is() {
     let gone = agent.run(attempt(4), job(&format!("{name}:nothing"), &["true"])).await;
     assert_eq!(gone.exit_code, Some(125));
     assert!(gone.message.unwrap().contains(&format!("{name}:nothing")));
+}
+
+#[tokio::test]
+async fn a_private_image_is_pulled_with_what_docker_login_left_at_that_moment() {
+    if !usable() {
+        return;
+    }
+    // echo -n me:secret | base64
+    let registry = Registry::open_to(Some("Authorization: Basic bWU6c2VjcmV0\r\n")).await;
+    let name = format!("{}/test/image", registry.address);
+    let _image = Pulled(name.clone());
+    let config = tempfile::tempdir().unwrap();
+    let place = Place::new();
+    let mut settings = place.settings();
+    settings.docker_config = Some(config.path().to_owned());
+    let mut agent = Agent::new(settings, place.cluster).await;
+
+    let refused = agent.run(attempt(1), job(&name, &["true"])).await;
+    assert_eq!(refused.exit_code, Some(125), "{refused:?}");
+
+    // The agent is not started again.
+    let login = json!({"auths": {registry.address.to_string(): {"auth": "bWU6c2VjcmV0"}}});
+    std::fs::write(config.path().join("config.json"), login.to_string()).unwrap();
+    let pulled = agent.run(attempt(2), job(&name, &["true"])).await;
+    assert_eq!(pulled.exit_code, Some(0), "{pulled:?}");
+}
+
+#[tokio::test]
+async fn an_image_of_another_platform_is_not_run_in_place_of_the_one_asked_for() {
+    if !usable() {
+        return;
+    }
+    let place = Place::new();
+    let mut agent = place.agent().await;
+    let mut other = place.job(&["true"]);
+    docker_spec(&mut other).platform = Some("linux/s390x".into());
+    docker_spec(&mut other).pull = PullPolicy::Never;
+    let outcome = agent.run(attempt(1), other).await;
+    assert_eq!(outcome.exit_code, Some(125), "{outcome:?}");
+    let mut own = place.job(&["true"]);
+    docker_spec(&mut own).platform = Some("linux".into());
+    assert_eq!(agent.run(attempt(2), own).await.exit_code, Some(0));
 }
 
 struct Pulled(String);

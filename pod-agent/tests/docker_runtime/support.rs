@@ -316,6 +316,7 @@ pub(crate) fn settings(
         rotation,
         policy,
         log_notify: LogNotify::default(),
+        docker_config: None,
     }
 }
 

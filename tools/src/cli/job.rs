@@ -106,6 +106,9 @@ pub(crate) struct JobOptions {
     /// Limit of processes and threads in the container [default: that of the node]
     #[arg(long, value_name = "NUMBER", value_parser = clap::value_parser!(u32).range(1..), help_heading = "Containers")]
     pub(crate) pids: Option<u32>,
+    /// Platform of the image, such as linux/arm64 [default: that of the node's engine]
+    #[arg(long, value_name = "OS/ARCH", help_heading = "Containers")]
+    pub(crate) platform: Option<String>,
     /// When to pull the image [default: missing]
     #[arg(long, value_name = "WHEN", help_heading = "Containers")]
     pub(crate) pull: Option<PullFlag>,

@@ -311,6 +311,8 @@ pub(crate) struct ContainerOutput {
     pub(crate) cap_add: Vec<String>,
     /// Its limit of processes and threads; null for the node's own.
     pub(crate) pids: Option<u32>,
+    /// The platform of the image; null for that of the node's engine.
+    pub(crate) platform: Option<String>,
 }
 
 /// A folder or file of the node inside a container.
@@ -377,6 +379,7 @@ impl From<&spec::DockerSpec> for ContainerOutput {
             pull: docker.pull.into(),
             cap_add: docker.cap_add.clone(),
             pids: docker.pids,
+            platform: docker.platform.clone(),
         }
     }
 }

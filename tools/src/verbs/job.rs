@@ -86,6 +86,7 @@ fn describe_spec(lines: &mut Lines, spec: &JobSpec) {
                 lines.add("cap add", escape(&docker.cap_add.join(" ")));
             }
             lines.add_some("pids", docker.pids);
+            lines.add_some("platform", docker.platform.as_deref().map(escape));
         }
         RuntimeSpec::Process => {}
         RuntimeSpec::Noop => lines.add("runtime", "noop"),

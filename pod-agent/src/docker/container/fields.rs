@@ -23,6 +23,7 @@ fn demanding() -> (JobContext, DockerSpec) {
         pull: PullPolicy::Always,
         cap_add: vec!["SYS_ADMIN".into()],
         pids: Some(7),
+        platform: Some("linux/amd64".into()),
     };
     let run = RunSpec {
         runtime: RuntimeSpec::Docker(spec.clone()),
