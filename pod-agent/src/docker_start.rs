@@ -41,7 +41,7 @@ pub(crate) async fn start_docker(
         tracing::warn!("this node takes no containers: {error}");
         return DockerStart::None;
     }
-    tracing::error!("this node takes no containers yet: {error}; trying on");
+    tracing::error!("this node takes no containers yet: {error}; retrying");
     let (ready, later) = oneshot::channel();
     tokio::spawn(async move {
         let mut ready = ready;

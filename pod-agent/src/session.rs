@@ -317,13 +317,13 @@ impl Outage {
             match error {
                 // Somebody has to do something.
                 NoSession::Refused(..) | NoSession::Wire(WireError::Refused { .. }) => {
-                    tracing::error!("{error}; trying on");
+                    tracing::error!("{error}; retrying");
                 }
-                _ => tracing::warn!("no session with a manager: {error}; trying on"),
+                _ => tracing::warn!("no session with a manager: {error}; retrying"),
             }
         } else if self.said.is_some_and(|said| now - said >= REMIND_EVERY) {
             let minutes = (now - began).as_secs() / 60;
-            tracing::warn!("no session with a manager for {minutes} minutes: {error}; trying on");
+            tracing::warn!("no session with a manager for {minutes} minutes: {error}; retrying");
         } else {
             tracing::debug!("no session with a manager: {error}");
             return;

@@ -187,7 +187,7 @@ impl Connection {
                 Miss::NotNow(error.to_string())
             }
             ClientError::Wire(_) | ClientError::UnexpectedReply => {
-                Miss::Never(CliError::failure("the manager cannot be asked").because(error))
+                Miss::Never(CliError::failure("the request to the manager failed").because(error))
             }
         })
     }
@@ -199,14 +199,14 @@ impl Connection {
             return Ok((client.clone(), current.generation));
         }
         let route = self.locator.find().map_err(|error| {
-            Miss::Never(CliError::failure("there is no way to a manager").because(error))
+            Miss::Never(CliError::failure("no manager can be reached").because(error))
         })?;
         let client = Client::connect(&route).await;
         self.with_seen(|seen| seen.route = Some(route));
         let client = client.map_err(|error| match error {
             // No further try with the same key has another answer.
             WireError::Refused { .. } | WireError::WrongKey { .. } => {
-                Miss::Never(CliError::failure("the manager cannot be asked").because(error))
+                Miss::Never(CliError::failure("the request to the manager failed").because(error))
             }
             _ => Miss::NotNow(error.to_string()),
         })?;
@@ -218,7 +218,7 @@ impl Connection {
     fn gone(&self, why: &str) -> CliError {
         let at = self.route().map_or_else(String::new, |route| format!(" at {route}"));
         if self.heard() {
-            return CliError::failure(format!("the manager{at} answers no more"))
+            return CliError::failure(format!("the manager{at} has stopped responding"))
                 .because(why)
                 .hint("is it running? its log is log/manager.log in its data folder");
         }
@@ -257,7 +257,9 @@ enum Miss {
 
 pub(crate) fn unexpected() -> RequestError {
     let why = ClientError::UnexpectedReply;
-    RequestError::Failed(CliError::failure("the manager cannot be understood").because(why))
+    RequestError::Failed(
+        CliError::failure("the manager's answer cannot be understood").because(why),
+    )
 }
 
 /// The requests by name, with the answer that belongs to each.

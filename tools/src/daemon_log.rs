@@ -33,7 +33,7 @@ pub(crate) struct LogGuard {
 /// A level that cannot be understood; a folder that cannot be written; called twice.
 pub(crate) fn start(level: &str, folder: &Path, daemon: &'static str) -> Outcome<LogGuard> {
     let filter = EnvFilter::builder().parse(level).map_err(|why| {
-        CliError::usage(format!("the log level `{}` is none", crate::output::text::escape(level)))
+        CliError::usage(format!("`{}` is not a log level", crate::output::text::escape(level)))
             .because(why)
             .hint("use error, warn, info, debug or trace")
     })?;
@@ -54,7 +54,7 @@ pub(crate) fn start(level: &str, folder: &Path, daemon: &'static str) -> Outcome
         .with(fmt::layer().with_writer(file).with_ansi(false))
         .with(fmt::layer().with_writer(stderr).with_ansi(colour))
         .try_init()
-        .map_err(|why| CliError::failure("logging cannot begin").because(why))?;
+        .map_err(|why| CliError::failure("logging cannot start").because(why))?;
     Ok(LogGuard { _file: file_guard, _stderr: stderr_guard })
 }
 

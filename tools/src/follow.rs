@@ -268,7 +268,7 @@ impl Queue {
         if let Some(outcome) = &view.outcome
             && std::mem::replace(&mut self.told_retry, id.number) != id.number
         {
-            say(format!("{id} on {} {}; it is tried again", view.node, outcome_text(outcome)));
+            say(format!("{id} on {} {}; retrying", view.node, outcome_text(outcome)));
         }
     }
 }

@@ -22,7 +22,7 @@ impl DataDir {
     pub(crate) fn resolve(asked: Option<&Path>) -> Outcome<Self> {
         if let Some(path) = asked {
             let path = std::path::absolute(path).map_err(|why| {
-                CliError::usage(format!("the data folder {} is no path", path.display()))
+                CliError::usage(format!("the data folder {} is not a valid path", path.display()))
                     .because(why)
             })?;
             return Ok(Self(path));

@@ -134,7 +134,7 @@ fn without_a_database_there_is_nothing_to_copy_or_check() {
     let home = tempfile::tempdir().unwrap();
     let target = home.path().join("copy");
     let output = podmesh(&home).arg("backup").arg(&target).output().unwrap();
-    refused(&output, 125, &["there is no backup", "podmesh.db", "--data-dir"]);
+    refused(&output, 125, &["no backup was made", "podmesh.db", "--data-dir"]);
     refused(&podmesh(&home).args(["check"]).output().unwrap(), 125, &["podmesh.db", "--data-dir"]);
     assert_eq!(fs::read_dir(&home).unwrap().count(), 0, "nothing was made");
 }

@@ -30,7 +30,7 @@ pub struct MadeBackup {
     pub revision: u64,
 }
 
-/// Why there is no backup.
+/// Why no backup was made.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum BackupError {

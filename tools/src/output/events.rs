@@ -276,7 +276,7 @@ fn describe(fact: &EventFact) -> String {
         EventFact::JobSubmitted(job, name, tasks) => {
             format!("job {job} ({name}) submitted, {}", count(u64::from(*tasks), "task"))
         }
-        EventFact::JobCancelRequested(job) => format!("job {job} is to be cancelled"),
+        EventFact::JobCancelRequested(job) => format!("job {job} is being cancelled"),
         EventFact::JobEnded(job, state) => {
             format!("job {job} ended: {}", JobState::from(*state).word())
         }
@@ -284,7 +284,7 @@ fn describe(fact: &EventFact) -> String {
         EventFact::AttemptPreparing(id, message) => format!("{id} prepares: {}", escape(message)),
         EventFact::AttemptStarted(id) => format!("{id} started"),
         EventFact::AttemptEnded(id, outcome, retry) => {
-            let retry = retry.map(|ms| format!("; tried again in {}", coarse(ms)));
+            let retry = retry.map(|ms| format!("; retry in {}", coarse(ms)));
             format!("{id} {}{}", outcome_text(outcome), retry.unwrap_or_default())
         }
         EventFact::LogGap(id, message) => format!("{id} lost output: {}", escape(message)),
@@ -293,7 +293,7 @@ fn describe(fact: &EventFact) -> String {
         EventFact::NodeRecovered(node) => format!("node {node} recovered"),
         EventFact::NodeLost(node) => format!("node {node} is lost"),
         EventFact::TokenCreated(id, role, by) => {
-            format!("join token {id} for the role {role} made by {by}")
+            format!("join token {id} for the role {role} created by {by}")
         }
         EventFact::TokenRevoked(id, by) => format!("join token {id} revoked by {by}"),
         EventFact::Enrolled(role, name, id) => format!("{role} {name} joined with token {id}"),
@@ -307,7 +307,7 @@ fn describe(fact: &EventFact) -> String {
         }
         EventFact::ConnectionsRefused(why, number) => {
             let number = count(u64::from(*number), "connection");
-            format!("{number} cut off or not let in: {}", escape(why))
+            format!("{number} refused or cut off: {}", escape(why))
         }
     }
 }
@@ -355,7 +355,7 @@ mod tests {
         let cases = [
             (
                 EventFact::TokenCreated(token, Role::Viewer, by.clone()),
-                "join token 3 for the role viewer made by root",
+                "join token 3 for the role viewer created by root",
             ),
             (EventFact::TokenRevoked(token, by.clone()), "join token 3 revoked by root"),
             (EventFact::Enrolled(Role::Agent, name.clone(), token), "agent a joined with token 3"),
@@ -363,7 +363,7 @@ mod tests {
             (EventFact::JoinsRefused("\u{1b}".into(), 2), "2 joins refused: \\u{1b}"),
             (
                 EventFact::ConnectionsRefused("\u{1b}".into(), 1),
-                "1 connection cut off or not let in: \\u{1b}",
+                "1 connection refused or cut off: \\u{1b}",
             ),
         ];
         for (fact, text) in &cases {
@@ -382,9 +382,7 @@ mod tests {
         let fact = EventFact::AttemptEnded(AttemptId::new(JobId(42), 7, 2), outcome, Some(2_000));
         let text = line(Revision(9), 0, &fact);
         assert!(
-            text.contains(
-                "42.7#2 failed, exit code 3, after 1.2s: a\\u{1b}[0m; tried again in 2.0s"
-            ),
+            text.contains("42.7#2 failed, exit code 3, after 1.2s: a\\u{1b}[0m; retry in 2.0s"),
             "{text}"
         );
 

@@ -56,7 +56,7 @@ pub(crate) fn line(text: impl Display) -> Outcome<()> {
 /// As [`print`].
 pub(crate) fn json(value: &impl Serialize) -> Outcome<()> {
     let text = serde_json::to_string_pretty(value)
-        .map_err(|why| CliError::failure("the output has no JSON form").because(why))?;
+        .map_err(|why| CliError::failure("the output cannot be written as JSON").because(why))?;
     line(text)
 }
 
@@ -66,7 +66,7 @@ pub(crate) fn json(value: &impl Serialize) -> Outcome<()> {
 /// When it has no JSON form.
 pub(crate) fn json_text(value: &impl Serialize) -> Outcome<String> {
     serde_json::to_string(value)
-        .map_err(|why| CliError::failure("the output has no JSON form").because(why))
+        .map_err(|why| CliError::failure("the output cannot be written as JSON").because(why))
 }
 
 /// Says something on standard error. That it cannot be read is no error.

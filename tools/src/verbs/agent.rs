@@ -71,7 +71,7 @@ pub(crate) async fn agent(context: &Context, args: AgentArgs) -> Outcome {
     run_daemon(stop, |shutdown| async {
         podmesh_agent::run(config, shutdown)
             .await
-            .map_err(|why| CliError::failure("the agent cannot go on").because(why))
+            .map_err(|why| CliError::failure("the agent has failed").because(why))
     })
     .await
 }
@@ -84,7 +84,7 @@ pub(crate) async fn agent(context: &Context, args: AgentArgs) -> Outcome {
 async fn join(dir: &Path, token: &JoinToken, name: &Name) -> Outcome<()> {
     match Enrolment::load(dir) {
         Ok(enrolment) if enrolment.is_of(token) => {
-            tracing::info!(name = %enrolment.name, "has joined with this token before");
+            tracing::info!(name = %enrolment.name, "has already joined with this token");
             return Ok(());
         }
         Ok(_) | Err(EnrolmentError::None { .. }) => {}
@@ -101,10 +101,7 @@ async fn join(dir: &Path, token: &JoinToken, name: &Name) -> Outcome<()> {
     Ok(())
 }
 
-/// An agent with nothing but defaults, as `dev` has them.
-///
-/// # Errors
-/// When the folder of the logs is no path.
+/// The configuration of an agent with defaults only, as `dev` uses it.
 pub(crate) fn plain(name: Name, manager: Option<ManagerPlace>, data_dir: &DataDir) -> AgentConfig {
     AgentConfig {
         data_dir: data_dir.agent(),
@@ -143,7 +140,7 @@ fn config(
     let mut config = plain(name, manager, data_dir);
     if let Some(logs_dir) = args.logs_dir.or(file.logs_dir) {
         config.logs_dir = std::path::absolute(&logs_dir).map_err(|why| {
-            CliError::usage(format!("the folder {} is no path", logs_dir.display())).because(why)
+            CliError::usage(format!("{} is not a valid path", logs_dir.display())).because(why)
         })?;
     }
 

@@ -12,7 +12,7 @@ use crate::output::screen;
 pub(crate) fn backup(context: &Context, args: &BackupArgs) -> Outcome {
     let folder = context.data_dir()?.manager();
     let made = podmesh_manager::backup(&folder, &args.file).map_err(|why| {
-        let error = CliError::failure("there is no backup").because(&why);
+        let error = CliError::failure("no backup was made").because(&why);
         match why {
             BackupError::Store(StoreError::File { .. } | StoreError::Sqlite { .. }) => {
                 error.hint("run it as the user of the manager, or as root")

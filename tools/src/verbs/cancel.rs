@@ -23,7 +23,7 @@ pub(crate) async fn cancel(context: &Context, args: CancelArgs) -> Outcome {
                         WireJobState::Cancelling | WireJobState::Cancelled => {
                             format!("job {job}: {word}")
                         }
-                        _ => format!("job {job}: had ended before: {word}"),
+                        _ => format!("job {job}: had already ended: {word}"),
                     })?;
                 }
                 output.jobs.push(CancelledJob { job: job.0, state: state.into() });

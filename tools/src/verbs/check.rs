@@ -31,7 +31,7 @@ pub(crate) fn check(context: &Context) -> Outcome {
     screen::line(match (found.sealed, found.in_use) {
         (true, _) => "checksum: every byte is as it was when the database was closed",
         (false, true) => "checksum: none while a manager runs",
-        (false, false) => "checksum: none, for the manager was not stopped in order",
+        (false, false) => "checksum: none, because the manager was not stopped in order",
     })?;
     for wrong in &found.wrong {
         screen::line(format!("WRONG: {}", escape(wrong)))?;
@@ -39,7 +39,7 @@ pub(crate) fn check(context: &Context) -> Outcome {
     if !found.wrong.is_empty() {
         return Err(damaged(&found.path));
     }
-    screen::line("pages, tables, and what they say of each other: all is well")?;
+    screen::line("pages, tables and their references: all is well")?;
     Ok(0)
 }
 

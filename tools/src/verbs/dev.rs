@@ -48,7 +48,7 @@ async fn mesh(
         _ = stopped.await
     });
     let manager = async {
-        manager.await.map_err(|why| CliError::failure("the manager cannot go on").because(why))
+        manager.await.map_err(|why| CliError::failure("the manager has failed").because(why))
     };
     let agents = async {
         // Without an endpoint the manager has ended, and says why itself.
@@ -85,7 +85,7 @@ async fn run_agents(mesh_dir: &DataDir, names: Vec<Name>, shutdown: Shutdown) ->
             let stopped = async move { _ = stopping.wait_for(|stop| *stop).await };
             let result = podmesh_agent::run(config, stopped).await;
             result.map_err(|why| {
-                CliError::failure(format!("the agent {name} cannot go on")).because(why)
+                CliError::failure(format!("the agent {name} has failed")).because(why)
             })
         });
     }
@@ -101,7 +101,7 @@ async fn run_agents(mesh_dir: &DataDir, names: Vec<Name>, shutdown: Shutdown) ->
 }
 
 fn ended(result: Result<Outcome<()>, tokio::task::JoinError>) -> Outcome<()> {
-    result.map_err(|why| CliError::failure("an agent ended by itself").because(why))?
+    result.map_err(|why| CliError::failure("an agent ended unexpectedly").because(why))?
 }
 
 fn welcome(endpoint: &Endpoint, data_dir: &DataDir, named: bool, names: &[Name]) -> Outcome<()> {

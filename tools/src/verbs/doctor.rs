@@ -138,7 +138,7 @@ fn way(checks: &mut Checks, locator: &Locator) -> Option<Route> {
                 EnrolmentError::None { .. } => {
                     "join: podmesh login TOKEN, podmesh agent --join TOKEN"
                 }
-                _ => "mend the file, or remove it and join again with a new token",
+                _ => "repair the file, or remove it and join again with a new token",
             };
             checks.wrong("key", error.to_string(), advice);
             None
@@ -153,9 +153,9 @@ async fn manager(checks: &mut Checks, route: &Route, locator: Locator) {
         let (what, advice) = match &error {
             WireError::NoLocalManager { .. } => (
                 "address",
-                "start one with `podmesh manager`; or does another user's run, with sockets that are not for you (--group)?",
+                "start one with `podmesh manager`; if another user runs it, ask them for access (--group)",
             ),
-            WireError::WrongKey { .. } => ("key", "ask whoever runs the manager which it is"),
+            WireError::WrongKey { .. } => ("key", "ask the manager's admin which key is right"),
             WireError::NotAManager { .. } => {
                 ("address", "is the port right? are both of one version?")
             }

@@ -115,8 +115,8 @@ impl Printer {
 #[derive(Default)]
 struct Hints {
     subscriber: Option<Subscriber>,
-    /// The connection after which the subscriber was made. After a restart the manager may publish
-    /// on another port, and a subscriber by itself would try the old one for ever.
+    /// The connection after which the subscriber was made. A subscriber belongs to one life of the
+    /// manager: after a restart a new one is made.
     generation: u64,
     failed: Option<Instant>,
 }

@@ -17,7 +17,7 @@ pub(crate) async fn key(context: &Context, verb: KeyVerb) -> Outcome {
             let before = connection.info().await?.key;
             let (key, _next) = connection.key_rotate(before).await?;
             screen::say(format!(
-                "the manager's key has the digest {key} now; join tokens of before are of no more use"
+                "the manager's key now has the digest {key}; older join tokens can no longer be used"
             ));
             Ok(0)
         }

@@ -19,7 +19,7 @@ pub(crate) async fn login(context: &Context, args: LoginArgs) -> Outcome {
         std::io::stdin()
             .take(TOKEN_TEXT_BYTES_MAX as u64)
             .read_to_string(&mut text)
-            .map_err(|why| CliError::failure("no token can be read").because(why))?;
+            .map_err(|why| CliError::failure("the token cannot be read").because(why))?;
         parse_token(&text)?
     } else {
         parse_token(&args.token)?

@@ -53,7 +53,7 @@ pub(crate) async fn manager(context: &Context, args: ManagerArgs) -> Outcome {
         });
         let result = podmesh_manager::run(config, |_| _ = serves.send(()), shutdown).await;
         hint.abort();
-        result.map_err(|why| CliError::failure("the manager cannot go on").because(why))
+        result.map_err(|why| CliError::failure("the manager has failed").because(why))
     })
     .await
 }

@@ -21,7 +21,7 @@ pub(crate) async fn nodes(context: &Context, args: NodesArgs) -> Outcome {
     } else {
         screen::print(&table::nodes(context.screen, &nodes))?;
         if nodes.is_empty() {
-            screen::say("no node has come yet; start `podmesh agent` on one");
+            screen::say("there are no nodes yet; start `podmesh agent` on a machine");
         }
     }
     Ok(0)

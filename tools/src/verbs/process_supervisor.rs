@@ -65,7 +65,7 @@ pub(crate) async fn supervisor(context: &Context, args: SupervisorArgs) -> Outco
 }
 
 fn cannot(why: podmesh_agent::supervisor::SupervisorError) -> CliError {
-    CliError::failure("the supervisor of processes cannot go on").because(why)
+    CliError::failure("the supervisor of processes has failed").because(why)
 }
 
 /// Says on standard output, which the agent reads, why it does not become ready.

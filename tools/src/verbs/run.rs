@@ -64,7 +64,7 @@ async fn cancel_once_known(connection: &Connection, submitted: &OnceCell<JobId>)
             None => tokio::time::sleep(std::time::Duration::from_millis(10)).await,
         }
     };
-    say(format!("cancelling job {job} (Ctrl-C again: leave at once)"));
+    say(format!("cancelling job {job} (Ctrl-C again: exit at once)"));
     match connection.cancel(job).await {
         // The job's end ends the other side.
         Ok(_) => std::future::pending().await,
@@ -74,7 +74,7 @@ async fn cancel_once_known(connection: &Connection, submitted: &OnceCell<JobId>)
 
 fn leave(job: Option<JobId>) {
     match job {
-        Some(job) => say(format!("left; see `podmesh job {job}`")),
-        None => say("left before the job had a number; see `podmesh jobs`"),
+        Some(job) => say(format!("no longer waiting; see `podmesh job {job}`")),
+        None => say("stopped before the job had a number; see `podmesh jobs`"),
     }
 }
