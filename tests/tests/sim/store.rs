@@ -36,7 +36,7 @@ pub(crate) struct StoredAttempt {
     pub(crate) node: Name,
     pub(crate) state: AttemptState,
     pub(crate) outcome: Option<Outcome>,
-    /// After how long retrying, and when that is.
+    /// After how long it is retried, and when that is.
     retry: Option<(u64, u64)>,
     dropped: bool,
 }

@@ -36,7 +36,7 @@ struct ModelAttempt {
     node: Name,
     state: AttemptState,
     kind: Option<OutcomeKind>,
-    /// When retrying, and whether that was dropped.
+    /// When it is retried, and whether that was dropped.
     retry_at: Option<u64>,
     dropped: bool,
 }
