@@ -1,7 +1,6 @@
 //! Who is connected, and who may: the gate of the front.
 
-use std::any::Any;
-use std::collections::{HashMap, VecDeque};
+use std::collections::HashMap;
 use std::net::IpAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -22,8 +21,6 @@ use crate::threads::{Inputs, stopping};
 
 /// Connections of one user of this machine at a time: as many as a large `xargs -P` makes.
 const CONNECTIONS_PER_USER_MAX: usize = 4096;
-/// Connections that have ended and are still known.
-const ENDED_MAX: usize = 1024;
 /// How often somebody who was cut off is spoken of.
 const SAY_EVERY: Duration = Duration::from_secs(1);
 
@@ -46,10 +43,9 @@ struct Shared {
 struct Table {
     /// The keys that count.
     keys: HashMap<PublicKey, KnownKey>,
-    /// The connections, by identity.
+    /// The connections, by identity, and those that have ended while ROUTER still holds what they
+    /// sent.
     connections: HashMap<[u8; 16], Connection>,
-    /// Those of them that have ended, oldest first: ROUTER may still hold what they sent.
-    ended: VecDeque<[u8; 16]>,
     /// How many of them each has.
     counts: HashMap<Who, usize>,
     last_question: u64,
@@ -97,12 +93,19 @@ impl Callers {
         self.shared.lock()
     }
 
-    /// Who sent by this identity; none where it is none, ended long ago, or was cut off.
+    /// Who sent by this identity. `None` when it was cut off.
     pub(crate) fn of(&self, peer: &Peer) -> Option<Caller> {
         let identity = <[u8; 16]>::try_from(&*peer.0).ok()?;
         let table = self.lock();
         let connection = table.connections.get(&identity)?;
         (!connection.revoked).then(|| connection.caller.clone())
+    }
+
+    /// A connection has ended, and all that it sent was taken.
+    pub(crate) fn forget(&self, peer: &Peer) {
+        if let Ok(identity) = <[u8; 16]>::try_from(&*peer.0) {
+            self.lock().connections.remove(&identity);
+        }
     }
 
     /// A key counts from now on. What its owner was before ends: their connections are made anew.
@@ -186,32 +189,17 @@ impl Shared {
     }
 }
 
-/// Forgets a connection that has ended.
-struct Registration {
-    shared: Arc<Shared>,
-    identity: [u8; 16],
-    service: Service,
-}
-
-impl Drop for Registration {
-    fn drop(&mut self) {
-        let mut table = self.shared.lock();
-        let Some(Connection { who, .. }) = table.connections.get(&self.identity) else { return };
-        let who = *who;
-        if let Some(count) = table.counts.get_mut(&who) {
+impl Table {
+    /// A connection has ended. When it spoke, ROUTER may still hold what it sent.
+    fn ended(&mut self, identity: [u8; 16], who: Who, spoke: bool) {
+        if let Some(count) = self.counts.get_mut(&who) {
             *count -= 1;
             if *count == 0 {
-                table.counts.remove(&who);
+                self.counts.remove(&who);
             }
         }
-        let forgotten = if self.service == Service::Control {
-            table.ended.push_back(self.identity);
-            (table.ended.len() > ENDED_MAX).then(|| table.ended.pop_front()).flatten()
-        } else {
-            Some(self.identity)
-        };
-        if let Some(identity) = forgotten {
-            table.connections.remove(&identity);
+        if !spoke {
+            self.connections.remove(&identity);
         }
     }
 }
@@ -249,9 +237,9 @@ impl Gate for Callers {
             .connections
             .insert(identity, Connection { who, caller: caller.clone(), cut, revoked: false });
         drop(table);
-        let registration: Box<dyn Any + Send> =
-            Box::new(Registration { shared: Arc::clone(&self.shared), identity, service });
-        Ok(Admission { caller, identity, registration })
+        let shared = Arc::clone(&self.shared);
+        let ended = Box::new(move |spoke| shared.lock().ended(identity, who, spoke));
+        Ok(Admission { caller, identity, ended })
     }
 
     async fn join(

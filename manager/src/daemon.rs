@@ -9,7 +9,7 @@ use podmesh_manager_core::{Core, CoreConfig};
 use podmesh_protocol::ids::InstanceId;
 use podmesh_protocol::limits::STORE_QUEUE_STEPS;
 use podmesh_wire::WireError;
-use podmesh_wire::control::ManagerSocket;
+use podmesh_wire::control::{ManagerReceiver, ManagerSender, ManagerSocket};
 use podmesh_wire::front::{Front, FrontConfig, HeartbeatStream};
 use podmesh_wire::key::digest_of;
 use podmesh_wire::machine;
@@ -29,7 +29,7 @@ use crate::own_key::OwnKey;
 use crate::publisher::{self, Beacon, Hints};
 use crate::requests::{Manager, Questions};
 use crate::store::{Closing, Store, StoreError};
-use crate::threads::{Inputs, Part, Reads, run_core, run_reads};
+use crate::threads::{Inputs, Part, Reads, run_core, run_reads, yield_to_others};
 use crate::tokens::Tokens;
 use crate::waiters::Waiters;
 use crate::{data_dir, router, sender, store};
@@ -136,12 +136,13 @@ struct Parts {
     core: Part<()>,
     store: Part<Result<(), StoreError>>,
     reads: Part<Result<(), StoreError>>,
+    lookups: Part<Result<(), StoreError>>,
     heartbeats: Part<std::io::Result<()>>,
     front: Part<std::io::Result<()>>,
     /// Dropped, it ends the front.
     front_stop: Option<oneshot::Sender<()>>,
-    router: Task<Result<JoinSet<()>, WireError>>,
-    sender: Task<()>,
+    router: Task<Result<(JoinSet<()>, ManagerReceiver), WireError>>,
+    sender: Task<ManagerSender>,
     publisher: Task<Publisher>,
     stop_publisher: watch::Sender<bool>,
 }
@@ -173,6 +174,8 @@ fn run_front(
             _ = stopped => Ok(()),
         }
     });
+    // The connections end now, each when what waits for its peer has left.
+    runtime.block_on(async { tokio::time::sleep(LINGER).await });
     runtime.shutdown_background();
     result
 }
@@ -203,9 +206,10 @@ impl Parts {
         let (lease_ms, heartbeat_ms) = (millis(config.lease), millis(config.heartbeat));
         let core_config =
             CoreConfig { lease_ms, heartbeat_ms, margin_ms: millis(config.lease_margin) };
-        let Store { writer, history, snapshot } = store;
+        let Store { writer, history, lookups, snapshot } = store;
         let (inputs, inputs_receiver) = Inputs::new();
         let (reads, reads_receiver) = Reads::new();
+        let (lookups_sender, lookups_receiver) = Reads::new();
         let heartbeats = Heartbeats::new(clock, inputs.clone(), heartbeat_ms, lease_ms);
         let (stopping, stopping_receiver) = watch::channel(false);
         let last_revision: Arc<AtomicU64> = writer.last_revision();
@@ -226,6 +230,7 @@ impl Parts {
             last_revision: Arc::clone(&last_revision),
             inputs,
             reads,
+            lookups: lookups_sender,
             heartbeats: heartbeats.clone(),
             hints: Arc::new(Hints::default()),
             log_reads: LogReads::default(),
@@ -246,8 +251,15 @@ impl Parts {
             let core = Core::new(clock.now(), core_config, snapshot);
             run_core(core, clock, &inputs_receiver, &steps);
         })?;
+        let reading = Arc::clone(&closing);
         let reads = Part::start("podmesh-reads", move || {
+            yield_to_others();
             let result = run_reads(history, &reads_receiver);
+            reading.closed(result.is_ok());
+            result
+        })?;
+        let lookups = Part::start("podmesh-lookups", move || {
+            let result = run_reads(lookups, &lookups_receiver);
             closing.closed(result.is_ok());
             result
         })?;
@@ -272,6 +284,7 @@ impl Parts {
             core,
             store,
             reads,
+            lookups,
             heartbeats,
             front,
             front_stop: Some(front_stop),
@@ -296,6 +309,11 @@ impl Parts {
             result = self.core.ended() => self.core_ended(result).await,
             result = self.reads.ended() => match result {
                 Ok(Ok(())) => ended("podmesh-reads"),
+                Ok(Err(error)) => error.into(),
+                Err(error) => error,
+            },
+            result = self.lookups.ended() => match result {
+                Ok(Ok(())) => ended("podmesh-lookups"),
                 Ok(Err(error)) => error.into(),
                 Err(error) => error,
             },
@@ -331,20 +349,22 @@ impl Parts {
     async fn stop(mut self) -> Result<(), ManagerError> {
         tracing::info!("the manager stops");
         self.stopping.send_replace(true);
-        let mut held = (&mut self.router.0).await.map_err(ended("router"))??;
+        let (mut held, receiver) = (&mut self.router.0).await.map_err(ended("router"))??;
         // What was asked is still answered, for which the core and the reader must go on.
         let all_answered = async { while held.join_next().await.is_some() {} };
         if tokio::time::timeout(HELD_LIMIT, all_answered).await.is_err() {
             tracing::warn!("requests were left without an answer");
         }
-        // Submissions go through the reader: those before this are with the core now.
-        _ = self.manager.reads.run(|_| Ok(())).await;
+        // Submissions are looked up first: those before this are with the core now.
+        _ = self.manager.lookups.run(|_| Ok(())).await;
         self.manager.inputs.stop();
         self.core.ended().await?;
         self.store.ended().await??;
-        (&mut self.sender.0).await.map_err(ended("sender"))?;
+        let sender = (&mut self.sender.0).await.map_err(ended("sender"))?;
         self.manager.reads.stop();
         self.reads.ended().await??;
+        self.manager.lookups.stop();
+        self.lookups.ended().await??;
         self.stop_publisher.send_replace(true);
         let publisher = (&mut self.publisher.0).await.map_err(ended("publisher"))?;
         self.manager.heartbeats.stop();
@@ -353,12 +373,12 @@ impl Parts {
             Err(source) => return Err(ManagerError::Thread { name: "podmesh-beats", source }),
         }
         tokio::time::sleep(LINGER).await;
-        drop(publisher);
         drop(self.front_stop.take());
         match self.front.ended().await? {
             Ok(()) => {}
             Err(source) => return Err(ManagerError::Thread { name: "podmesh-front", source }),
         }
+        drop((publisher, receiver, sender));
         tracing::info!("the manager has stopped");
         Ok(())
     }

@@ -12,7 +12,7 @@ use podmesh_protocol::access::{Caller, Role};
 use podmesh_protocol::ids::{Epoch, Name};
 use podmesh_wire::front::HeartbeatStream;
 use podmesh_wire::heartbeat::{Beat, read_beat, write_beat};
-use tokio::net::UnixStream;
+use tokio::io::DuplexStream;
 use tokio::sync::{Notify, mpsc};
 use tokio::task::AbortHandle;
 use tokio::time::timeout;
@@ -213,14 +213,6 @@ impl Table {
 /// Streams are as many as the front lets in: so many of each key.
 async fn accept(shared: Arc<Shared>, mut streams: mpsc::UnboundedReceiver<HeartbeatStream>) {
     while let Some((caller, stream)) = streams.recv().await {
-        let stream = stream.set_nonblocking(true).and_then(|()| UnixStream::from_std(stream));
-        let stream = match stream {
-            Ok(stream) => stream,
-            Err(error) => {
-                tracing::warn!(%error, "a heartbeat stream could not be taken");
-                continue;
-            }
-        };
         let shared = Arc::clone(&shared);
         let (sender, own) = tokio::sync::oneshot::channel();
         let task = tokio::spawn(async move {
@@ -234,7 +226,7 @@ async fn accept(shared: Arc<Shared>, mut streams: mpsc::UnboundedReceiver<Heartb
 }
 
 /// The life of one stream.
-async fn serve(shared: &Shared, caller: &Caller, mut stream: UnixStream, own: AbortHandle) {
+async fn serve(shared: &Shared, caller: &Caller, mut stream: DuplexStream, own: AbortHandle) {
     let Ok(Ok(first)) = timeout(BEAT_LIMIT, read_beat(&mut stream)).await else { return };
     let epoch = first.epoch;
     let Some(number) = shared.adopt(epoch, caller, own) else { return };

@@ -74,12 +74,12 @@ impl LogReads {
         state.waiting.retain(|_, waiting| waiting.epoch != epoch);
     }
 
-    /// The peer's connection is gone. Whether it had a session; whoever waits for it is told.
-    pub(crate) fn peer_gone(&self, peer: &Peer) -> bool {
+    /// The connection of a peer has ended: who waits for an answer of it is told.
+    pub(crate) fn peer_gone(&self, peer: &Peer) {
         let mut state = self.lock();
-        let Some(epoch) = state.peers.get(peer).copied() else { return false };
-        state.waiting.retain(|_, waiting| waiting.epoch != epoch);
-        true
+        if let Some(epoch) = state.peers.get(peer).copied() {
+            state.waiting.retain(|_, waiting| waiting.epoch != epoch);
+        }
     }
 
     /// Prepares a question to the agent of a node.
@@ -188,8 +188,8 @@ mod tests {
         reads.session_closed(Epoch(1));
         assert_eq!(old.answer.try_recv(), Err(oneshot::error::TryRecvError::Closed));
         assert_eq!(new.answer.try_recv(), Err(oneshot::error::TryRecvError::Empty));
-        assert!(!reads.peer_gone(&peer("p")));
-        assert!(reads.peer_gone(&peer("q")));
+        reads.peer_gone(&peer("p"));
+        reads.peer_gone(&peer("q"));
         assert_eq!(new.answer.try_recv(), Err(oneshot::error::TryRecvError::Closed));
         reads.ask(&node, ATTEMPT).unwrap();
         reads.session_closed(Epoch(2));

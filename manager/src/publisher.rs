@@ -9,10 +9,13 @@ use podmesh_protocol::event::{PUBLISHED_CHUNK_BYTES_MAX, Published, TOPIC_EVENTS
 use podmesh_protocol::ids::{InstanceId, Revision};
 use podmesh_wire::publish::Publisher;
 use tokio::sync::Notify;
-use tokio::time::MissedTickBehavior;
+use tokio::time::{Instant, MissedTickBehavior, sleep_until};
 
 use crate::store::CommittedChunk;
 
+/// The least time between two times that hints are published: what is committed meanwhile goes out
+/// together, so that many subscribers cost little beside a busy manager.
+const GATHER: Duration = Duration::from_millis(10);
 /// Hints that wait at the most; then they become one.
 const HINTS_MAX: usize = 1024;
 
@@ -77,10 +80,17 @@ pub(crate) async fn run(
     let mut stopped = std::pin::pin!(stopped);
     let mut interval = tokio::time::interval(beacon.interval);
     interval.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut published = Instant::now();
     loop {
         let stopping = tokio::select! {
             () = &mut stopped => true,
-            () = hints.added.notified() => false,
+            () = async {
+                hints.added.notified().await;
+                sleep_until(published + GATHER).await;
+            } => {
+                published = Instant::now();
+                false
+            }
             _ = interval.tick() => {
                 publish(&mut publisher, TOPIC_MANAGER, &beacon.say(false)).await;
                 false

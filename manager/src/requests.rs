@@ -50,6 +50,8 @@ pub(crate) struct Manager {
     pub(crate) last_revision: Arc<AtomicU64>,
     pub(crate) inputs: Inputs,
     pub(crate) reads: Reads,
+    /// The same database, for submissions alone.
+    pub(crate) lookups: Reads,
     pub(crate) heartbeats: Heartbeats,
     pub(crate) hints: Arc<Hints>,
     pub(crate) log_reads: LogReads,
@@ -94,11 +96,11 @@ pub(crate) struct Submit {
 
 impl Manager {
     /// Whether the submission is one of before is looked up in the database: the core remembers
-    /// those of late. Both the reader and the core go in order of arrival.
+    /// those of late. Both the lookups and the core go in order of arrival.
     pub(crate) fn submit(&self, submit: Submit, room: OwnedSemaphorePermit, sender: ManagerSender) {
         let Submit { peer, request, submission, spec } = submit;
         let (inputs, runtime) = (self.inputs.clone(), Handle::current());
-        self.reads.post(move |history| {
+        self.lookups.post(move |history| {
             let result = match history.note(history.submission(submission)) {
                 Ok(None) => {
                     let spec = Arc::from(spec);

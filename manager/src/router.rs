@@ -1,5 +1,6 @@
 //! ROUTER: every message that comes, to whom it concerns.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -7,7 +8,9 @@ use podmesh_manager_core::input::{AccessInput, Input, Peer};
 use podmesh_protocol::access::{Caller, Role};
 use podmesh_protocol::client::{Reply, ReplyBody, Request, RequestBody};
 use podmesh_protocol::error::{ErrorCode, ErrorReply};
-use podmesh_protocol::limits::{BATCH_ROWS_MAX, PAGE_ROWS_MAX, PROTOCOL_VERSION};
+use podmesh_protocol::limits::{
+    BATCH_ROWS_MAX, PAGE_ROWS_MAX, PROTOCOL_VERSION, REQUESTS_PER_CONNECTION_MAX,
+};
 use podmesh_protocol::session::{ToManager, ToPeer};
 use podmesh_wire::WireError;
 use podmesh_wire::control::{ManagerReceiver, ManagerSender, Received};
@@ -17,14 +20,13 @@ use tokio::task::JoinSet;
 
 use crate::callers::forbidden;
 use crate::requests::{Manager, Submit};
-use crate::sender::reply;
+use crate::sender::{reply, send};
 
 /// Requests that are being answered, or held, at a time.
 const REQUESTS_MAX: usize = 8192;
-/// Answers to messages that could not be taken, on their way at a time; beyond, none are sent.
-const ERRORS_MAX: usize = 256;
 
-/// Takes what comes until the manager stops. The requests that are still held go on.
+/// Takes what comes until the manager stops. The requests that are still held go on. The socket is
+/// given back: it is to stay open until the front has ended.
 ///
 /// # Errors
 /// When the socket itself fails.
@@ -32,20 +34,20 @@ pub(crate) async fn run(
     manager: Arc<Manager>,
     mut receiver: ManagerReceiver,
     sender: ManagerSender,
-) -> Result<JoinSet<()>, WireError> {
+) -> Result<(JoinSet<()>, ManagerReceiver), WireError> {
     let mut stopping = manager.stopping.clone();
     let mut router = Router {
         manager,
         sender,
         requests: Arc::new(Semaphore::new(REQUESTS_MAX)),
-        errors: Arc::new(Semaphore::new(ERRORS_MAX)),
+        of_connections: HashMap::new(),
         tasks: JoinSet::new(),
         bad: BadMessages { count: 0, said: None },
     };
     loop {
         let received = tokio::select! {
             biased;
-            _ = stopping.wait_for(|stopping| *stopping) => return Ok(router.tasks),
+            _ = stopping.wait_for(|stopping| *stopping) => return Ok((router.tasks, receiver)),
             Some(_) = router.tasks.join_next() => continue,
             received = receiver.recv() => received?,
         };
@@ -57,7 +59,8 @@ struct Router {
     manager: Arc<Manager>,
     sender: ManagerSender,
     requests: Arc<Semaphore>,
-    errors: Arc<Semaphore>,
+    /// The same of each connection that has any.
+    of_connections: HashMap<Peer, Arc<Semaphore>>,
     tasks: JoinSet<()>,
     bad: BadMessages,
 }
@@ -66,16 +69,17 @@ impl Router {
     /// Waits only for room in the core: that is how a slow disk makes peers wait.
     async fn take(&mut self, Received { peer, message }: Received) {
         let peer = Peer(peer);
-        // Whoever is no longer connected gets no answer, and what they sent is of no use.
-        let Some(caller) = self.manager.callers.of(&peer) else {
-            return self.gone(peer, &message);
-        };
+        if matches!(message, Err(WireError::PeerGone)) {
+            return self.gone(peer).await;
+        }
+        // What was sent by somebody who was cut off since is of no use.
+        let Some(caller) = self.manager.callers.of(&peer) else { return };
         match message {
             Ok(ToManager::Request(request)) => self.request(peer, caller, request).await,
             Ok(message) if !caller.role.includes(Role::Agent) => {
                 tracing::debug!(?message, "only an agent may send this");
                 let error = forbidden(&caller, Role::Agent);
-                self.error(peer, ToPeer::Error(error));
+                self.error(peer, ToPeer::Error(error)).await;
             }
             Ok(ToManager::Hello(hello)) => {
                 let hello = Box::new(hello);
@@ -86,7 +90,7 @@ impl Router {
                     "{} reports in one message are over the limit of {BATCH_ROWS_MAX} (BATCH_ROWS_MAX)",
                     reports.len()
                 );
-                self.refuse(peer, why);
+                self.refuse(peer, why).await;
             }
             Ok(ToManager::Reports(epoch, reports)) => {
                 self.decide(Input::AttemptsReported { peer, epoch, reports }).await;
@@ -97,17 +101,19 @@ impl Router {
                     tracing::debug!(number, "a part of a log came that nobody waits for");
                 }
             }
-            Err(WireError::PeerGone) => self.gone(peer, &message),
-            Err(error) => self.refuse(peer, error.to_string()),
+            Err(error) => self.refuse(peer, error.to_string()).await,
         }
     }
 
-    /// What comes when a connection has ended: that it has, or what was under way.
-    fn gone(&self, peer: Peer, message: &Result<ToManager, WireError>) {
-        let agent =
-            matches!(message, Err(WireError::PeerGone)) && self.manager.log_reads.peer_gone(&peer);
-        if agent {
-            self.manager.inputs.tell(Input::PeerGone { peer });
+    /// A connection has ended, and this comes behind all that it sent.
+    async fn gone(&mut self, peer: Peer) {
+        let caller = self.manager.callers.of(&peer);
+        self.manager.callers.forget(&peer);
+        self.of_connections.remove(&peer);
+        self.manager.log_reads.peer_gone(&peer);
+        // Whether it had a session, the core knows.
+        if caller.is_none_or(|caller| caller.role.includes(Role::Agent)) {
+            self.decide(Input::PeerGone { peer }).await;
         }
     }
 
@@ -123,19 +129,19 @@ impl Router {
                 "the request speaks version {version} of the protocol, and this manager speaks {PROTOCOL_VERSION}: install the same release of podmesh on both"
             );
             let error = ErrorReply::new(ErrorCode::UnsupportedVersion, message);
-            return self.error(peer, ToPeer::Reply(Reply { id, result: Err(error) }));
+            return self.error(peer, ToPeer::Reply(Reply { id, result: Err(error) })).await;
         }
         if let Some(needed) = body.needs()
             && !caller.role.includes(needed)
         {
             let error = forbidden(&caller, needed);
-            return self.error(peer, ToPeer::Reply(Reply { id, result: Err(error) }));
+            return self.error(peer, ToPeer::Reply(Reply { id, result: Err(error) })).await;
         }
         let by = caller.name.clone();
         match body {
             RequestBody::WhoAmI => {
                 let body = ReplyBody::WhoAmI(caller);
-                self.error(peer, ToPeer::Reply(Reply { id, result: Ok(body) }));
+                self.error(peer, ToPeer::Reply(Reply { id, result: Ok(body) })).await;
             }
             RequestBody::TokenCreate { role, ttl_ms, uses } => {
                 let (request, tokens) = (id, &self.manager.tokens);
@@ -153,7 +159,7 @@ impl Router {
                         self.decide(Input::Access(asked)).await;
                     }
                     Err(error) => {
-                        self.error(peer, ToPeer::Reply(Reply { id, result: Err(error) }));
+                        self.error(peer, ToPeer::Reply(Reply { id, result: Err(error) })).await;
                     }
                 }
             }
@@ -174,7 +180,7 @@ impl Router {
                     let message =
                         "who is on the manager's own machine has no key that could be renewed";
                     let error = ErrorReply::new(ErrorCode::InvalidSpec, message);
-                    self.error(peer, ToPeer::Reply(Reply { id, result: Err(error) }));
+                    self.error(peer, ToPeer::Reply(Reply { id, result: Err(error) })).await;
                 }
             },
             RequestBody::KeyRotate { key } => {
@@ -199,11 +205,11 @@ impl Router {
             RequestBody::Submit { submission, spec } => {
                 if let Err(error) = spec.validate() {
                     let error = ErrorReply::new(ErrorCode::InvalidSpec, error.to_string());
-                    return self.error(peer, ToPeer::Reply(Reply { id, result: Err(error) }));
+                    return self.error(peer, ToPeer::Reply(Reply { id, result: Err(error) })).await;
                 }
                 if let Some(why) = no_room(&self.manager.data_dir) {
                     let error = ErrorReply::new(ErrorCode::Storage, why);
-                    return self.error(peer, ToPeer::Reply(Reply { id, result: Err(error) }));
+                    return self.error(peer, ToPeer::Reply(Reply { id, result: Err(error) })).await;
                 }
                 // The room is the core's, and is taken before the reader is asked.
                 let Some(room) = self.manager.inputs.room().await else { return };
@@ -218,43 +224,44 @@ impl Router {
                 self.decide(Input::NodesRequested { peer, request: id, after, limit }).await;
             }
             body => {
-                let Ok(permit) = Arc::clone(&self.requests).try_acquire_owned() else {
+                let own = self
+                    .of_connections
+                    .entry(peer.clone())
+                    .or_insert_with(|| Arc::new(Semaphore::new(REQUESTS_PER_CONNECTION_MAX)));
+                let permits = Arc::clone(own)
+                    .try_acquire_owned()
+                    .and_then(|own| Ok((own, Arc::clone(&self.requests).try_acquire_owned()?)));
+                let Ok(permits) = permits else {
                     let message = format!(
-                        "{REQUESTS_MAX} requests are being answered, which is the limit (REQUESTS_MAX): try again later"
+                        "{REQUESTS_MAX} requests are being answered (REQUESTS_MAX), or {REQUESTS_PER_CONNECTION_MAX} of this connection (REQUESTS_PER_CONNECTION_MAX): try again later"
                     );
                     let error = ErrorReply::new(ErrorCode::Overloaded, message);
-                    return self.error(peer, ToPeer::Reply(Reply { id, result: Err(error) }));
+                    return self.error(peer, ToPeer::Reply(Reply { id, result: Err(error) })).await;
                 };
                 let (manager, sender) = (Arc::clone(&self.manager), self.sender.clone());
                 self.tasks.spawn(async move {
                     let result = manager.answer(body, sender.clone()).await;
                     reply(sender, peer, id, result).await;
-                    drop(permit);
+                    drop(permits);
                 });
             }
         }
     }
 
-    /// A message that is none.
-    fn refuse(&mut self, peer: Peer, why: String) {
+    /// Answers bytes that cannot be read as a message.
+    async fn refuse(&mut self, peer: Peer, why: String) {
         self.bad.count(&why);
         let error = ErrorReply::new(ErrorCode::BadMessage, why);
-        self.error(peer, ToPeer::Error(error));
+        self.error(peer, ToPeer::Error(error)).await;
     }
 
-    /// Answers what was not taken, without waiting for the peer to read it.
-    fn error(&mut self, peer: Peer, message: ToPeer) {
-        let Ok(permit) = Arc::clone(&self.errors).try_acquire_owned() else { return };
-        let mut sender = self.sender.clone();
-        self.tasks.spawn(async move {
-            // Where it is gone, nobody minds.
-            _ = sender.send(&peer.0, &message).await;
-            drop(permit);
-        });
+    /// Answers what was not taken. Does not wait for the peer to read it.
+    async fn error(&mut self, peer: Peer, message: ToPeer) {
+        send(&mut self.sender, &peer, &message).await;
     }
 }
 
-/// Messages that were none, and when that was last said: a flood of them must not fill the log.
+/// Messages that could not be read, and when that was last said: a flood of them must not fill the log.
 struct BadMessages {
     count: u64,
     said: Option<Instant>,

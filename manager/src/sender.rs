@@ -1,10 +1,9 @@
 //! What was committed goes out: messages in order, sessions to whoever watches them, hints to
 //! PUB, news to the requests that wait.
 
-use std::collections::HashSet;
 use std::sync::Arc;
 
-use podmesh_manager_core::input::{Input, Peer};
+use podmesh_manager_core::input::Peer;
 use podmesh_manager_core::step::Effect;
 use podmesh_protocol::client::{Reply, ReplyBody};
 use podmesh_protocol::error::{ErrorCode, ErrorReply};
@@ -17,17 +16,13 @@ use tokio::sync::mpsc;
 use crate::requests::Manager;
 use crate::store::Committed;
 
-/// Peers that are gone and for which more may still come.
-const GONE_MAX: usize = 1024;
-
-/// Carries out what each commit allows, until the store has ended.
+/// Carries out what each commit allows, until the store has ended. The socket is given back, as by
+/// the router.
 pub(crate) async fn run(
     manager: Arc<Manager>,
     mut sender: ManagerSender,
     mut committed: mpsc::Receiver<Committed>,
-) {
-    // A peer that does not read makes each send wait: once is enough.
-    let mut gone = HashSet::new();
+) -> ManagerSender {
     while let Some(Committed { effects, chunks, touched }) = committed.recv().await {
         manager.hints.add(chunks);
         for effect in effects {
@@ -36,13 +31,7 @@ pub(crate) async fn run(
                     if let ToPeer::Reply(Reply { id, result: Err(_) }) = &message {
                         manager.tokens.refused(&peer, *id);
                     }
-                    if !gone.contains(&peer) && !send(&manager, &mut sender, &peer, &message).await
-                    {
-                        if gone.len() >= GONE_MAX {
-                            gone.clear();
-                        }
-                        gone.insert(peer);
-                    }
+                    send(&mut sender, &peer, &message).await;
                 }
                 Effect::SessionOpened { epoch, node, peer } => {
                     manager.heartbeats.open(epoch, node.clone());
@@ -61,7 +50,7 @@ pub(crate) async fn run(
                     let Some(token) = token else { continue };
                     let body = ReplyBody::TokenCreated { id, token, expires_wall_ms };
                     let message = ToPeer::Reply(Reply { id: request, result: Ok(body) });
-                    send(&manager, &mut sender, &peer, &message).await;
+                    send(&mut sender, &peer, &message).await;
                 }
                 Effect::JoinAnswered { question, result } => {
                     manager.callers.join_answered(question, result);
@@ -84,46 +73,31 @@ pub(crate) async fn run(
         }
         manager.waiters.wake(&touched);
     }
+    sender
 }
 
-/// Sends a message that the core decided on. False when the peer is gone.
-async fn send(
-    manager: &Manager,
-    sender: &mut ManagerSender,
-    peer: &Peer,
-    message: &ToPeer,
-) -> bool {
-    match sender.send(&peer.0, message).await {
-        Ok(()) => true,
-        Err(WireError::Encode(error)) => {
-            tracing::error!(%error, "a message does not fit the wire");
-            if let ToPeer::Reply(Reply { id, .. }) = message {
-                let error = ErrorReply::new(ErrorCode::Overloaded, error.to_string());
-                let message = ToPeer::Reply(Reply { id: *id, result: Err(error) });
-                _ = sender.send(&peer.0, &message).await;
-            }
-            true
-        }
-        Err(_) => {
-            // The core knows whether it was an agent's.
-            manager.log_reads.peer_gone(peer);
-            manager.inputs.tell(Input::PeerGone { peer: peer.clone() });
-            false
+/// Sends a message. A peer that is gone is no error: ROUTER tells the core of it.
+pub(crate) async fn send(sender: &mut ManagerSender, peer: &Peer, message: &ToPeer) {
+    let error = match sender.send(&peer.0, message).await {
+        Ok(()) => return,
+        Err(error) => error,
+    };
+    tracing::error!(%error, "a message cannot be sent");
+    if let (WireError::Encode(error), ToPeer::Reply(Reply { id, .. })) = (error, message) {
+        let error = ErrorReply::new(ErrorCode::Overloaded, error.to_string());
+        let message = ToPeer::Reply(Reply { id: *id, result: Err(error) });
+        if let Err(error) = sender.send(&peer.0, &message).await {
+            tracing::error!(%error, "a message cannot be sent");
         }
     }
 }
 
-/// Answers a client; where it is gone, nobody minds.
+/// Answers a client.
 pub(crate) async fn reply(
     mut sender: ManagerSender,
     peer: Peer,
     id: u64,
     result: Result<ReplyBody, ErrorReply>,
 ) {
-    let message = ToPeer::Reply(Reply { id, result });
-    if let Err(WireError::Encode(error)) = sender.send(&peer.0, &message).await {
-        tracing::error!(%error, "a reply does not fit the wire");
-        let error = ErrorReply::new(ErrorCode::Overloaded, error.to_string());
-        _ = sender.send(&peer.0, &ToPeer::Reply(Reply { id, result: Err(error) })).await;
-    }
+    send(&mut sender, &peer, &ToPeer::Reply(Reply { id, result })).await;
 }

@@ -1,4 +1,4 @@
-//! The threads around the core: its own, and the one that reads history.
+//! The threads around the core: its own, and those that read the database.
 
 use std::io;
 use std::sync::Arc;
@@ -183,6 +183,16 @@ impl Reads {
 /// The answer to what comes too late.
 pub(crate) fn stopping() -> ErrorReply {
     ErrorReply::new(ErrorCode::Stopping, "the manager is stopping: ask again when it is back")
+}
+
+/// Lets the calling thread wait while others of the machine have work: who reads history must not
+/// slow down what makes it.
+pub(crate) fn yield_to_others() {
+    let niceness = 10;
+    // On Linux this is about the thread, not the process (setpriority(2), BUGS).
+    if let Err(error) = rustix::process::setpriority_process(None, niceness) {
+        tracing::debug!(%error, "a thread keeps its priority");
+    }
 }
 
 /// Reads for whoever asks, until it is stopped or all of them are gone.

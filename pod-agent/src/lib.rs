@@ -8,6 +8,7 @@
 
 mod agent;
 mod capacity;
+mod capture;
 mod clock;
 mod config;
 mod data_dir;

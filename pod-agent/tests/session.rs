@@ -2,34 +2,36 @@
 #![expect(clippy::unwrap_used, clippy::panic, reason = "tests")]
 
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use podmesh_agent::policy::NodePolicy;
 use podmesh_agent::supervisor::{SupervisorCommand, supervise};
 use podmesh_agent::{AgentConfig, AgentError, DockerSwitch, RuntimeSwitches, run};
 use podmesh_logrotate::RotationPolicy;
+use podmesh_protocol::access::{Caller, JoinRequest, PublicKey, Role};
 use podmesh_protocol::client::{LogPosition, LogRead, LogSlice, LogStream};
 use podmesh_protocol::error::{ErrorCode, ErrorReply};
 use podmesh_protocol::event::{Published, TOPIC_MANAGER};
-use podmesh_protocol::ids::{AttemptId, ClusterId, Epoch, InstanceId, JobId, Revision};
+use podmesh_protocol::ids::{AttemptId, ClusterId, Epoch, InstanceId, JobId, Name, Revision};
 use podmesh_protocol::report::{Outcome, OutcomeKind, Report, ReportFact};
 use podmesh_protocol::session::{Hello, StopReason, ToManager, ToPeer, Welcome};
 use podmesh_protocol::spec::{OnLost, Resources, RunSpec, RuntimeKind, RuntimeSpec};
-use podmesh_wire::WireError;
 use podmesh_wire::control::{ManagerReceiver, ManagerSender, ManagerSocket};
+use podmesh_wire::front::{Admission, Front, FrontConfig, Gate, Who};
 use podmesh_wire::heartbeat::{read_beat, write_beat};
+use podmesh_wire::key::KeyPair;
 use podmesh_wire::locate::{Locator, ManagerPlace, SOCKETS_DIR};
+use podmesh_wire::manager_keys::{ManagerKeys, ShownKeys};
 use podmesh_wire::publish::Publisher;
-use podmesh_wire::route::{CONTROL_SOCKET, HEARTBEATS_SOCKET, PUBLICATIONS_SOCKET};
-use podmesh_wire::socket_dir::SocketDir;
+use podmesh_wire::{Service, WireError};
 use tempfile::TempDir;
-use tokio::net::UnixListener;
-use tokio::sync::oneshot;
-use tokio::task::JoinHandle;
+use tokio::sync::{mpsc, oneshot};
+use tokio::task::{AbortHandle, JoinHandle};
 
 /// Far more than anything here takes; a test that hangs says where.
 const LIMIT: Duration = Duration::from_secs(60);
@@ -38,6 +40,7 @@ const ATTEMPT: AttemptId = AttemptId::new(JobId(1), 1, 1);
 struct Manager {
     /// Its data folder.
     address: Arc<TempDir>,
+    _front: Running,
     receiver: ManagerReceiver,
     sender: ManagerSender,
     publisher: Publisher,
@@ -49,30 +52,78 @@ struct Manager {
     lease_ms: u64,
 }
 
+/// Ends the front of a manager with it.
+struct Running(JoinHandle<std::io::Result<()>>);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+/// Lets everybody on this machine in.
+#[derive(Default)]
+struct Anybody {
+    last: AtomicU64,
+}
+
+impl Gate for Anybody {
+    fn admit(&self, _: Who, _: Service, _: AbortHandle) -> Result<Admission, ErrorReply> {
+        let number = self.last.fetch_add(1, Ordering::Relaxed) + 1;
+        Ok(Admission {
+            caller: Caller { role: Role::Admin, name: "me".parse().unwrap(), key: None },
+            identity: u128::from(number).to_be_bytes(),
+            ended: Box::new(|_| ()),
+        })
+    }
+
+    async fn join(
+        &self,
+        _: PublicKey,
+        _: JoinRequest,
+    ) -> Result<(ClusterId, Role, Name), ErrorReply> {
+        Err(ErrorReply::new(ErrorCode::InvalidToken, "nobody joins here"))
+    }
+
+    fn refused(&self, _: Option<IpAddr>, why: &str) {
+        panic!("{why}");
+    }
+}
+
 impl Manager {
     async fn new() -> Self {
         Self::at(Arc::new(tempfile::tempdir().unwrap())).await
     }
 
     async fn at(dir: Arc<TempDir>) -> Self {
-        let sockets = SocketDir::create(&dir.path().join(SOCKETS_DIR), 0o700).unwrap();
-        let control = sockets.bind(CONTROL_SOCKET, 0o600).unwrap();
-        let socket = ManagerSocket::bind(control).await.unwrap();
-        let publications = sockets.bind(PUBLICATIONS_SOCKET, 0o600).unwrap();
-        let publisher = Publisher::bind(publications).await.unwrap();
+        let (heartbeats, mut streams) = mpsc::unbounded_channel();
+        let keys = ManagerKeys {
+            current: KeyPair::generate().unwrap(),
+            next: KeyPair::generate().unwrap(),
+        };
+        let (front, inner) = Front::bind(FrontConfig {
+            listen: "127.0.0.1:0".parse().unwrap(),
+            keys: ShownKeys::new(&keys).unwrap(),
+            local_dir: dir.path().join(SOCKETS_DIR),
+            group: None,
+            private_dir: dir.path().join("private"),
+            heartbeats,
+        })
+        .unwrap();
+        let socket = ManagerSocket::bind(inner.control).await.unwrap();
+        let publisher = Publisher::bind(inner.publications).await.unwrap();
         let (receiver, sender) = socket.split();
-        let listener = sockets.bind(HEARTBEATS_SOCKET, 0o600).unwrap();
-        listener.set_nonblocking(true).unwrap();
-        let listener = UnixListener::from_std(listener).unwrap();
+        let front = tokio::spawn(front.run(Arc::new(Anybody::default())));
         let deaf = Arc::new(AtomicBool::new(false));
         let is_deaf = Arc::clone(&deaf);
         tokio::spawn(async move {
-            while let Ok((mut stream, _)) = listener.accept().await {
+            while let Some((_, mut stream)) = streams.recv().await {
                 let is_deaf = Arc::clone(&is_deaf);
                 tokio::spawn(async move {
                     while let Ok(beat) = read_beat(&mut stream).await {
                         if !is_deaf.load(Ordering::SeqCst) {
-                            write_beat(&mut stream, &beat).await.unwrap();
+                            // Without a reader the agent is gone.
+                            _ = write_beat(&mut stream, &beat).await;
                         }
                     }
                 });
@@ -80,6 +131,7 @@ impl Manager {
         });
         Self {
             address: dir,
+            _front: Running(front),
             receiver,
             sender,
             publisher,

@@ -117,3 +117,19 @@ pub const HANDSHAKES_PER_ADDRESS_MAX: usize = 32;
 pub const HANDSHAKE_MS_MAX: u64 = 5_000;
 /// Connections of one key at a time.
 pub const CONNECTIONS_PER_KEY_MAX: usize = 64;
+
+/// Bytes of messages that a client has not read, beyond what its system keeps; then its connection
+/// is cut.
+pub const CLIENT_UNREAD_BYTES_MAX: u32 = 16 << 20;
+/// The same of an agent.
+pub const AGENT_UNREAD_BYTES_MAX: u32 = 64 << 20;
+/// Bytes of messages that a peer has not read; while there are more, nothing of it is read.
+pub const PAUSE_UNREAD_BYTES: usize = 256 << 10;
+/// Bytes of publications that a subscriber has not read; while there are more, it misses
+/// publications.
+pub const PUBLICATIONS_UNREAD_BYTES_MAX: u32 = 4 << 20;
+/// Bytes of messages on the way from all connections to the manager's ROUTER; connections take
+/// turns.
+pub const TRUNK_BYTES_MAX: u32 = 256 << 10;
+/// Requests of one connection that are being answered, or held, at a time.
+pub const REQUESTS_PER_CONNECTION_MAX: usize = 1024;

@@ -150,6 +150,31 @@ fn an_agent_without_room_starts_nothing_and_loses_no_line() {
     let expected: String = (1..=50_000).map(|number| format!("line {number}\n")).collect();
     assert!(mesh.ok(&["logs", &job.to_string()]) == expected, "a line is missing or doubled");
     assert_eq!(mesh.ok(&["run", "--", "echo", "again"]), "again\n");
+
+    // One that has ended while its output waits: it is waited for, however long it takes.
+    fs::remove_file(&file).unwrap();
+    let pid = mesh.folder().join("pid");
+    let script = format!(
+        "echo $$ >{}; until test -e {}; do sleep 0.05; done; echo last",
+        pid.display(),
+        file.display()
+    );
+    let job = mesh.submit(&["--", "sh", "-c", &script]);
+    mesh.wait_for_job(job, "running");
+    disk.fill(0);
+    until_true("the program runs", || {
+        fs::read_to_string(&pid).is_ok_and(|pid| pid.ends_with('\n'))
+    });
+    let process = Path::new("/proc").join(fs::read_to_string(&pid).unwrap().trim());
+    fs::write(&file, "").unwrap();
+    until_true("the program ends", || !process.exists());
+    // Longer than anything that is not worth waiting for would be given.
+    std::thread::sleep(Duration::from_secs(6));
+    let state = mesh.ok(&["job", &job.to_string()]);
+    assert!(state.contains("running"), "{state}");
+    disk.make_room();
+    mesh.wait_for_job(job, "succeeded");
+    assert_eq!(mesh.ok(&["logs", &job.to_string()]), "last\n");
     drop(mesh);
     drop(disk);
 }

@@ -148,6 +148,8 @@ pub(crate) struct Store {
     pub(crate) writer: Writer,
     /// Reads history.
     pub(crate) history: History,
+    /// Looks up submissions, which must not wait for those who read history.
+    pub(crate) lookups: History,
     /// Where the last life of the manager stopped.
     pub(crate) snapshot: Snapshot,
 }
@@ -161,10 +163,13 @@ pub(crate) fn open(data_dir: &Path) -> Result<Store, StoreError> {
     if let Some(why) = restore::contradiction(&snapshot) {
         return Err(StoreError::Damaged { path, why });
     }
-    let reading = open_for_reading(&path).map_err(|e| StoreError::sqlite(&path, "opened", e))?;
-    let history = History::new(reading, path.clone());
+    let reader = || match open_for_reading(&path) {
+        Ok(reading) => Ok(History::new(reading, path.clone())),
+        Err(error) => Err(StoreError::sqlite(&path, "opened", error)),
+    };
+    let (history, lookups) = (reader()?, reader()?);
     let writer = Writer::new(connection, path, nodes, snapshot.last_revision);
-    Ok(Store { writer, history, snapshot })
+    Ok(Store { writer, history, lookups, snapshot })
 }
 
 fn open_for_reading(path: &Path) -> rusqlite::Result<Connection> {
@@ -189,13 +194,13 @@ pub(crate) struct Closing {
 }
 
 impl Closing {
-    /// For a [`Store`] that is open, with its writer and its reader.
+    /// For a [`Store`] that is open, with its writer and its two readers.
     pub(crate) fn new(data_dir: &Path, lock: DataDirLock) -> Self {
         let path = data_dir.join(FILE_NAME);
-        Self { path, open: AtomicUsize::new(2), well: AtomicBool::new(true), _lock: lock }
+        Self { path, open: AtomicUsize::new(3), well: AtomicBool::new(true), _lock: lock }
     }
 
-    /// The writer or the reader is gone, and whether all was well until then.
+    /// The writer or a reader is gone, and whether all was well until then.
     pub(crate) fn closed(&self, well: bool) {
         if !well {
             self.well.store(false, Ordering::Release);

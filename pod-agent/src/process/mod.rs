@@ -7,7 +7,6 @@
 //!
 //! All this happens in the supervisor, see `supervisor/`, and not in the agent.
 
-mod capture;
 mod children;
 mod command;
 mod mark;
@@ -35,10 +34,10 @@ use podmesh_protocol::report::{Outcome, OutcomeKind};
 use podmesh_protocol::spec::OnLost;
 use tokio::runtime::Handle;
 use tokio::sync::mpsc::UnboundedSender;
+use tokio::sync::watch;
 use tokio::time::timeout;
 use uuid::Uuid;
 
-use self::capture::{Sink, capture};
 use self::children::{Children, Exit, Started, children};
 pub(crate) use self::command::BaseEnv;
 use self::command::{command, refused};
@@ -46,12 +45,10 @@ use self::mark::{Mark, Stat};
 pub(crate) use self::survivors::kill_survivors;
 use self::work::WorkDir;
 pub(crate) use self::work::has_records;
+use crate::capture::{DRAIN_LIMIT, Life, Sink, capture_pipe};
 use crate::log_notify::LogNotify;
 use crate::paths::attempt_log_dir;
 
-/// How long the killed rest of an attempt, and its output, may take after its process ended. What
-/// takes longer hangs in the kernel, or has handed its output to a process outside.
-const DRAIN_LIMIT: Duration = Duration::from_secs(5);
 /// Threads that start processes, at the most.
 const THREADS_MAX: usize = 4;
 
@@ -119,10 +116,11 @@ impl std::fmt::Debug for Shared {
 }
 
 /// Where an attempt stands, and with what grace it is to be stopped, where it is.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 struct State {
     is_started: bool,
     stop: Option<u64>,
+    life: watch::Sender<Life>,
 }
 
 /// What the threads do when there is no [`Work`].
@@ -197,7 +195,10 @@ impl ProcessRuntime {
 
     /// Starts an attempt. Its end is told in any case.
     pub(crate) fn start(&self, attempt: AttemptId, context: Arc<JobContext>, terms: Arc<Terms>) {
-        self.shared.states().insert(attempt, State { is_started: false, stop: None });
+        self.shared.states().insert(
+            attempt,
+            State { is_started: false, stop: None, life: watch::Sender::default() },
+        );
         // The threads have a receiver for as long as this lives.
         _ = self.starts.send(Start::Attempt(attempt, context, terms));
     }
@@ -208,6 +209,7 @@ impl ProcessRuntime {
         let mut states = self.shared.states();
         let Some(state) = states.get_mut(&attempt) else { return };
         state.stop = Some(grace_ms);
+        state.life.send_modify(|life| life.stopped = true);
         if state.is_started {
             self.shared.signal_stop(attempt, grace_ms);
         }
@@ -362,6 +364,8 @@ impl Shared {
         work: Sender<Work>,
     ) {
         let Started { stdout, stderr, mut exit, .. } = started;
+        // It is there until the end of the attempt, which is told below.
+        let life = self.states().get(&attempt).map(|state| state.life.clone()).unwrap_or_default();
         let output = |fd: Option<OwnedFd>, stream| {
             let sink = Sink {
                 attempt,
@@ -370,10 +374,11 @@ impl Shared {
                 rotation: terms.rotation.clone(),
                 notify: self.settings.log_notify.clone(),
                 facts: self.facts.clone(),
+                life: life.subscribe(),
             };
             async move {
                 if let Some(fd) = fd {
-                    capture(fd, sink).await;
+                    capture_pipe(fd, sink).await;
                 }
             }
         };
@@ -392,25 +397,18 @@ impl Shared {
             Ok(Exit { status, at, leftovers }) => (status, at, leftovers),
             Err(_) => (Err(io::Error::other("nobody waits for it")), Instant::now(), None),
         };
-        let rest = async {
-            if !is_complete {
-                outputs.await;
-                is_complete = true;
+        let end = async {
+            if let Some(gone) = leftovers
+                && timeout(DRAIN_LIMIT, gone).await.is_err()
+            {
+                tracing::warn!(%attempt, "a process that it started cannot be killed");
             }
-            if let Some(gone) = leftovers {
-                _ = gone.await;
-            }
+            life.send_modify(|life| life.ended = true);
         };
-        if timeout(DRAIN_LIMIT, rest).await.is_err() {
-            let text = if is_complete {
-                "a process that it started cannot be killed"
-            } else {
-                "a process that is not part of it keeps its output open; what comes now is lost"
-            };
-            tracing::warn!(%attempt, "{text}");
-            if !is_complete {
-                self.tell(attempt, RuntimeFact::LogGap(text.into()));
-            }
+        if is_complete {
+            end.await;
+        } else {
+            tokio::join!(end, outputs);
         }
         let ran = at.saturating_duration_since(since).as_millis();
         // 0 would say that it never ran.

@@ -1,34 +1,52 @@
-//! ROUTER and DEALER with typed messages: one message is one frame.
+//! Messages between the manager and its peers: one message is one frame.
+//!
+//! # Why the manager's ROUTER and PUB have one peer each
+//!
+//! zeromq 0.7.0 keeps the peers of ROUTER and PUB in maps of the crate `scc`, and takes the locks of
+//! their entries both synchronously (when a peer comes, goes or subscribes) and asynchronously
+//! (when a message is sent). An asynchronous waiter that holds its place in the line of such a lock
+//! has to be polled before the next in line gets it; when all threads of the runtime wait
+//! synchronously in that line, nobody polls it, and the manager stops for ever. It takes two
+//! threads, and a peer that comes or goes while a message is sent.
+//!
+//! Here no peer comes or goes: the front (see [`crate::front`]) makes one connection to each socket
+//! before it lets anybody in, and keeps it until the manager ends. It carries the messages of all
+//! connections, each with the identity of its connection before it. After that connection is made,
+//! the maps are only read, and a lock that nobody writes under makes nobody wait. When the
+//! connection fails, the manager ends.
+//!
+//! The other end of a connection, an agent's or a client's, has one connection and needs no map: it
+//! speaks ZMTP on its stream directly.
 
 use std::os::unix::net::UnixListener;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use futures_util::StreamExt;
 use podmesh_protocol::codec;
+use podmesh_protocol::limits::AGENT_UNREAD_BYTES_MAX;
 use podmesh_protocol::session::{ToManager, ToPeer};
+use tokio::io::ReadHalf;
+use tokio::task::JoinHandle;
 use tokio::time::timeout;
 use zeromq::{
-    DealerRecvHalf, DealerSendHalf, DealerSocket, RouterRecvHalf, RouterSendHalf, RouterSocket,
-    Socket, SocketEvent, SocketOptions, SocketRecv, SocketSend, ZmqMessage,
+    RouterRecvHalf, RouterSendHalf, RouterSocket, Socket, SocketRecv, SocketSend, ZmqMessage,
 };
 
 use crate::error::WireError;
-use crate::guard::relay::Expected;
+use crate::front::FRONT_IDENTITY;
 use crate::guard::zmtp::Traffic;
-use crate::route::{CONNECT_LIMIT, Route};
+use crate::outbox::Outbox;
+use crate::route::{Duplex, Route};
+use crate::stream::{MessageReader, handshake};
 use crate::tls::Service;
 
-/// How long a send may wait for room in the queue of a peer that does not read.
+/// How long a send may wait until the manager reads.
 pub const SEND_LIMIT: Duration = Duration::from_secs(2);
-
-pub(crate) type Monitor = futures_util::stream::BoxStream<'static, SocketEvent>;
 
 /// The manager's ROUTER socket.
 pub struct ManagerSocket {
     socket: RouterSocket,
-    monitor: Monitor,
 }
 
 /// One message that came to the manager.
@@ -36,9 +54,8 @@ pub struct ManagerSocket {
 pub struct Received {
     /// The identity of the connection; a new one for each.
     pub peer: Arc<[u8]>,
-    /// What it sent. [`WireError::PeerGone`]: the connection ended; told once, and only as a
-    /// hint: under a flood of connections it can be missing. Any other error: bytes that are no
-    /// message.
+    /// What it sent. [`WireError::PeerGone`]: the connection has ended; this comes once, after all
+    /// its messages, and only if there were any. Any other error: bytes that are no message.
     pub message: Result<ToManager, WireError>,
 }
 
@@ -49,22 +66,20 @@ impl ManagerSocket {
     /// When it cannot be used.
     pub async fn bind(listener: UnixListener) -> Result<Self, WireError> {
         let mut socket = RouterSocket::new();
-        let monitor = socket.monitor().boxed();
         socket.bind_listener(listener).await?;
-        Ok(Self { socket, monitor })
+        Ok(Self { socket })
     }
 
     /// Its two halves, for two tasks. It closes when both are dropped.
     pub fn split(self) -> (ManagerReceiver, ManagerSender) {
         let (sender, receiver) = self.socket.split();
-        (ManagerReceiver { receiver, monitor: self.monitor }, ManagerSender { sender })
+        (ManagerReceiver { receiver }, ManagerSender { sender })
     }
 }
 
 /// The half of [`ManagerSocket`] that receives.
 pub struct ManagerReceiver {
     receiver: RouterRecvHalf,
-    monitor: Monitor,
 }
 
 impl ManagerReceiver {
@@ -73,33 +88,19 @@ impl ManagerReceiver {
     /// # Errors
     /// When the socket itself fails; bytes that are no message are no error of it.
     pub async fn recv(&mut self) -> Result<Received, WireError> {
-        loop {
-            tokio::select! {
-                biased;
-                message = self.receiver.recv() => return Ok(received(message?)),
-                Some(event) = self.monitor.next() => {
-                    if let SocketEvent::Disconnected(identity) = event {
-                        let peer = Arc::from(identity.as_ref());
-                        return Ok(Received { peer, message: Err(WireError::PeerGone) });
-                    }
-                }
-            }
-        }
+        let frames = self.receiver.recv().await?.into_vec();
+        // ROUTER puts the identity of the front before what came, and the front that of the peer.
+        let (peer, parts) = match frames.as_slice() {
+            [_front, peer, parts @ ..] => (Arc::from(peer.as_ref()), parts),
+            _ => (Arc::from([].as_slice()), [].as_slice()),
+        };
+        let message = match parts {
+            [] => Err(WireError::PeerGone),
+            [frame] => codec::decode(frame).map_err(WireError::from),
+            _ => Err(WireError::Frames { frames: parts.len(), expected: 1 }),
+        };
+        Ok(Received { peer, message })
     }
-}
-
-fn received(message: ZmqMessage) -> Received {
-    let frames = message.into_vec();
-    // ROUTER puts the identity in front of what came.
-    let (peer, parts) = match frames.split_first() {
-        Some((identity, parts)) => (Arc::from(identity.as_ref()), parts),
-        None => (Arc::from([].as_slice()), [].as_slice()),
-    };
-    let message = match parts {
-        [frame] => codec::decode(frame).map_err(WireError::from),
-        _ => Err(WireError::Frames { frames: parts.len(), expected: 1 }),
-    };
-    Received { peer, message }
 }
 
 /// The half of [`ManagerSocket`] that sends.
@@ -109,66 +110,59 @@ pub struct ManagerSender {
 }
 
 impl ManagerSender {
-    /// Puts a message into the queue of a peer. `Ok` means queued, nothing more.
+    /// Hands a message to the front, which sends it to the peer if that is still connected. A peer
+    /// that does not read is cut off by the front and makes nobody wait.
     ///
     /// # Errors
-    /// [`WireError::PeerGone`] when there is no such connection any more or its queue stays full;
-    /// [`WireError::Encode`] when the message is over the limit of a frame.
+    /// [`WireError::Encode`] when the message is over the limit of a frame; others when the socket
+    /// itself fails.
     pub async fn send(&mut self, peer: &[u8], message: &ToPeer) -> Result<(), WireError> {
-        let mut frames = ZmqMessage::from(Bytes::copy_from_slice(peer));
-        frames.push_back(codec::encode(message)?.into());
-        match timeout(SEND_LIMIT, self.sender.send(frames)).await {
-            Ok(Ok(())) => Ok(()),
-            // An unknown identity, a broken queue, or one that stays full.
-            Ok(Err(error)) => {
-                tracing::debug!(%error, "a message found no connection");
-                Err(WireError::PeerGone)
-            }
-            Err(_) => Err(WireError::PeerGone),
-        }
+        let body = codec::encode(message)?;
+        let mut frames = ZmqMessage::from(Bytes::from_static(FRONT_IDENTITY));
+        frames.push_back(Bytes::copy_from_slice(peer));
+        frames.push_back(body.into());
+        Ok(self.sender.send(frames).await?)
     }
 }
 
-/// The DEALER socket of an agent or a client: one connection, with an identity of its own.
+/// The DEALER socket of an agent or a client: one connection.
 pub struct PeerSocket {
-    socket: DealerSocket,
-    monitor: Monitor,
+    receiver: PeerReceiver,
+    sender: PeerSender,
 }
 
 impl PeerSocket {
     /// Connects to a manager.
     ///
     /// # Errors
-    /// When it is not there, refuses, or does not finish the handshake within [`CONNECT_LIMIT`].
+    /// When it is not there, refuses, or does not finish the handshake within
+    /// [`CONNECT_LIMIT`](crate::route::CONNECT_LIMIT).
     pub async fn connect(route: &Route) -> Result<Self, WireError> {
-        let expected = Expected { socket: "ROUTER", identity: None, traffic: Traffic::Messages };
-        let bridge = route.bridge(Service::Control, expected).await?;
-        let mut socket = DealerSocket::with_options(options());
-        let monitor = socket.monitor().boxed();
-        socket
-            .connect(&bridge.endpoint())
+        let mut stream = route.open(Service::Control).await?;
+        handshake(&mut stream, "DEALER", "ROUTER", b"")
             .await
-            .map_err(|source| WireError::Handshake { route: route.to_string(), source })?;
-        Ok(Self { socket, monitor })
+            .map_err(|error| WireError::handshake(route, error))?;
+        let (reader, mut writer) = tokio::io::split(stream);
+        let outbox = Arc::new(Outbox::new(AGENT_UNREAD_BYTES_MAX));
+        let written = Arc::clone(&outbox);
+        let writing = tokio::spawn(async move {
+            if let Err(error) = written.write_to(&mut writer).await {
+                tracing::debug!(%error, "the connection to the manager has failed");
+            }
+        });
+        let reader = MessageReader::new(reader, Traffic::Messages);
+        Ok(Self { receiver: PeerReceiver { reader }, sender: PeerSender { outbox, writing } })
     }
 
     /// Its two halves, for two tasks. It closes when both are dropped.
     pub fn split(self) -> (PeerReceiver, PeerSender) {
-        let (sender, receiver) = self.socket.split();
-        (PeerReceiver { receiver, monitor: self.monitor }, PeerSender { sender })
+        (self.receiver, self.sender)
     }
-}
-
-pub(crate) fn options() -> SocketOptions {
-    let mut options = SocketOptions::default();
-    options.connect_timeout(CONNECT_LIMIT);
-    options
 }
 
 /// The half of [`PeerSocket`] that receives.
 pub struct PeerReceiver {
-    receiver: DealerRecvHalf,
-    monitor: Monitor,
+    reader: MessageReader<ReadHalf<Box<dyn Duplex>>>,
 }
 
 impl PeerReceiver {
@@ -178,40 +172,47 @@ impl PeerReceiver {
     /// [`WireError::Disconnected`] when the connection has ended; other errors for bytes that are
     /// no message. After any error the socket is to be dropped.
     pub async fn recv(&mut self) -> Result<ToPeer, WireError> {
-        loop {
-            let message = tokio::select! {
-                biased;
-                message = self.receiver.recv() => message?,
-                event = self.monitor.next() => match event {
-                    Some(SocketEvent::Disconnected(_)) | None => return Err(WireError::Disconnected),
-                    Some(_) => continue,
-                },
-            };
-            let frames = message.into_vec();
-            return match frames.as_slice() {
-                [frame] => Ok(codec::decode(frame)?),
-                _ => Err(WireError::Frames { frames: frames.len(), expected: 1 }),
-            };
+        match self.reader.next().await.map_err(WireError::broken)?.as_deref() {
+            Some([frame]) => Ok(codec::decode(frame)?),
+            Some(frames) => Err(WireError::Frames { frames: frames.len(), expected: 1 }),
+            None => Err(WireError::Disconnected),
         }
     }
 }
 
 /// The half of [`PeerSocket`] that sends.
 pub struct PeerSender {
-    sender: DealerSendHalf,
+    outbox: Arc<Outbox>,
+    writing: JoinHandle<()>,
 }
 
 impl PeerSender {
-    /// Puts a message into the queue of the connection. `Ok` means queued, nothing more.
+    /// Queues a message for the connection. `Ok` means queued, nothing more.
     ///
     /// # Errors
-    /// [`WireError::Disconnected`] when the connection has ended or its queue stays full;
-    /// [`WireError::Encode`] when the message is over the limit of a frame.
+    /// [`WireError::Disconnected`] when the connection has ended, or 64 MiB wait to be read and
+    /// none of them is within [`SEND_LIMIT`]; [`WireError::Encode`] when the message is over the
+    /// limit of a frame.
     pub async fn send(&mut self, message: &ToManager) -> Result<(), WireError> {
-        let frame = codec::encode(message)?;
-        match timeout(SEND_LIMIT, self.sender.send(Bytes::from(frame).into())).await {
-            Ok(Ok(())) => Ok(()),
-            Ok(Err(_)) | Err(_) => Err(WireError::Disconnected),
+        let frame = [Bytes::from(codec::encode(message)?)];
+        if self.writing.is_finished() {
+            return Err(WireError::Disconnected);
+        }
+        let sent = timeout(SEND_LIMIT, self.outbox.send(&frame));
+        sent.await.map_err(|_| WireError::Disconnected)
+    }
+}
+
+impl Drop for PeerSender {
+    /// What is queued is still written, unless the manager does not read it.
+    fn drop(&mut self) {
+        self.outbox.close();
+        let writing = self.writing.abort_handle();
+        if let Ok(runtime) = tokio::runtime::Handle::try_current() {
+            runtime.spawn(async move {
+                tokio::time::sleep(SEND_LIMIT).await;
+                writing.abort();
+            });
         }
     }
 }

@@ -11,6 +11,8 @@ use zeromq::ZmqError;
 
 use crate::address::{ManagerAddress, ParseAddressError};
 use crate::key::KeyError;
+use crate::route::Route;
+use crate::stream::StreamError;
 
 /// What went wrong on the wire.
 #[derive(Debug, thiserror::Error)]
@@ -83,12 +85,12 @@ pub enum WireError {
         source: io::Error,
     },
     /// Somebody answers, but not as a manager would.
-    #[error("{route} does not answer as a podmesh manager does: {source}")]
+    #[error("{route} does not answer as a podmesh manager does: {why}")]
     Handshake {
         /// How it was tried.
         route: String,
         /// What it did.
-        source: ZmqError,
+        why: String,
     },
     /// An answer did not come in time.
     #[error("{what} took longer than {} s", limit.as_secs_f32())]
@@ -130,6 +132,20 @@ pub enum WireError {
     /// ZeroMQ failed.
     #[error("{0}")]
     Zmq(ZmqError),
+}
+
+impl WireError {
+    pub(crate) fn handshake(route: &Route, error: StreamError) -> Self {
+        Self::Handshake { route: route.to_string(), why: error.to_string() }
+    }
+
+    /// Why a connection cannot be read.
+    pub(crate) fn broken(error: StreamError) -> Self {
+        match error {
+            StreamError::Io(_) => Self::Disconnected,
+            other => Self::Io(io::Error::new(io::ErrorKind::InvalidData, other)),
+        }
+    }
 }
 
 impl From<ZmqError> for WireError {

@@ -1,14 +1,15 @@
 //! The manager's front: the one port on the network, and the sockets on its own machine. Whoever
-//! comes shows who they are, and only then, measured by the guard, their bytes reach a socket.
+//! comes shows who they are, and only then, measured by the guard, their messages go on: by one
+//! connection to each of the manager's ZeroMQ sockets, which all share.
 
 mod slots;
+mod trunk;
 
-use std::any::Any;
 use std::fs;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::os::unix::fs::PermissionsExt;
-use std::os::unix::net::{UnixListener as StdUnixListener, UnixStream as StdUnixStream};
+use std::os::unix::net::UnixListener as StdUnixListener;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,26 +18,31 @@ use podmesh_protocol::access::{Admitted, Caller, JoinRequest, Joined, PublicKey,
 use podmesh_protocol::error::ErrorReply;
 use podmesh_protocol::event::TOPIC_MANAGER;
 use podmesh_protocol::ids::{ClusterId, Name};
-use podmesh_protocol::limits::HANDSHAKE_MS_MAX;
-use tokio::io::AsyncWriteExt;
-use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
-use tokio::sync::{mpsc, oneshot};
+use podmesh_protocol::limits::{
+    AGENT_UNREAD_BYTES_MAX, CLIENT_UNREAD_BYTES_MAX, HANDSHAKE_MS_MAX, PAUSE_UNREAD_BYTES,
+};
+use tokio::io::{AsyncWriteExt, DuplexStream};
+use tokio::net::{TcpListener, TcpStream, UnixListener};
+use tokio::sync::{Semaphore, mpsc, oneshot};
 use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::{sleep, timeout};
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 
 use crate::error::WireError;
-use crate::guard::relay::{Expected, RelayError, relay, relay_plain};
 use crate::guard::zmtp::Traffic;
 use crate::machine;
 use crate::manager_keys::ShownKeys;
+use crate::outbox::Outbox;
 use crate::route::{
     CONTROL_SOCKET, Duplex, HEARTBEATS_SOCKET, PUBLICATIONS_SOCKET, read_framed, write_framed,
 };
 use crate::socket_dir::SocketDir;
+use crate::stream::{MessageReader, StreamError, handshake};
 use crate::tls::{self, Service};
 use slots::Slots;
+pub(crate) use trunk::FRONT_IDENTITY;
+use trunk::{Place, Subscriber, Trunk};
 
 /// The wait after a connection could not be accepted: out of file descriptors, for instance.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
@@ -47,6 +53,10 @@ const LOCAL_DIR_MODE: u32 = 0o755;
 const LOCAL_SOCKET_MODE: u32 = 0o600;
 /// The same, where members of a group are let in.
 const GROUP_SOCKET_MODE: u32 = 0o660;
+/// Bytes on the way between a heartbeat's connection and who answers it.
+const HEARTBEAT_BYTES: usize = 256;
+/// How long a connection may take to close.
+const CLOSE_LIMIT: Duration = Duration::from_secs(1);
 /// How long whoever may not come in may take to read why.
 const REFUSAL_LIMIT: Duration = Duration::from_secs(1);
 
@@ -65,9 +75,13 @@ pub struct Admission {
     pub caller: Caller,
     /// Their identity on ROUTER: one that was never used.
     pub identity: [u8; 16],
-    /// Dropped when the connection ends.
-    pub registration: Box<dyn Any + Send>,
+    /// Called once, when the connection has ended.
+    pub ended: OnEnd,
 }
+
+/// Called when a connection has ended, however it did. True: it has sent messages to ROUTER, which
+/// hears of its end, too, and after all of them. False: ROUTER never hears of it.
+pub type OnEnd = Box<dyn FnOnce(bool) + Send + Sync>;
 
 /// Decides who comes in.
 pub trait Gate: Send + Sync + 'static {
@@ -89,7 +103,7 @@ pub trait Gate: Send + Sync + 'static {
 }
 
 /// A stream of heartbeats, and who sends them.
-pub type HeartbeatStream = (Caller, StdUnixStream);
+pub type HeartbeatStream = (Caller, DuplexStream);
 
 /// What the front needs.
 pub struct FrontConfig {
@@ -120,6 +134,7 @@ pub struct Front {
 /// The way on.
 struct Inner {
     private: SocketDir,
+    trunk: Arc<Trunk>,
     heartbeats: mpsc::UnboundedSender<HeartbeatStream>,
 }
 
@@ -177,7 +192,7 @@ impl Front {
             local,
             _local_dir: local_sockets,
             keys,
-            inner: Inner { private, heartbeats },
+            inner: Inner { private, trunk: Arc::new(Trunk::new()), heartbeats },
         };
         Ok((front, inner))
     }
@@ -190,7 +205,7 @@ impl Front {
     /// Lets people in until this is dropped.
     ///
     /// # Errors
-    /// When a listener cannot be used.
+    /// When a listener cannot be used, or ROUTER or PUB is gone.
     pub async fn run(self, gate: Arc<impl Gate>) -> io::Result<()> {
         self.network.set_nonblocking(true)?;
         let network = TcpListener::from_std(self.network)?;
@@ -203,9 +218,25 @@ impl Front {
             let listener = UnixListener::from_std(listener)?;
             listeners.spawn(accept_local(listener, service, Arc::clone(&gate), Arc::clone(&inner)));
         }
-        // None ends by itself.
-        while listeners.join_next().await.is_some() {}
-        Ok(())
+        let trunk = &inner.trunk;
+        let _closing = Closing(trunk);
+        let (control, publications) =
+            (inner.private.path(CONTROL_SOCKET), inner.private.path(PUBLICATIONS_SOCKET));
+        // The listeners end when this does.
+        let result = tokio::select! {
+            result = trunk.run_control(&control) => result,
+            result = trunk.run_publications(&publications) => result,
+        };
+        result.map_err(io::Error::other)
+    }
+}
+
+/// Ends all connections when the front ends.
+struct Closing<'a>(&'a Trunk);
+
+impl Drop for Closing<'_> {
+    fn drop(&mut self) {
+        self.0.close();
     }
 }
 
@@ -229,7 +260,9 @@ async fn accept_network(
     gate: Arc<impl Gate>,
     inner: Arc<Inner>,
 ) {
-    let slots = Arc::new(Slots::new(machine::open_files()));
+    let open_files = machine::open_files();
+    let slots = Arc::new(Slots::new(open_files));
+    let connections = Arc::new(Semaphore::new(slots::connections_max(open_files)));
     loop {
         let (stream, from) = match listener.accept().await {
             Ok((stream, from)) => (stream, from.ip()),
@@ -238,6 +271,13 @@ async fn accept_network(
                 sleep(ACCEPT_PAUSE).await;
                 continue;
             }
+        };
+        let Ok(connection) = Arc::clone(&connections).try_acquire_owned() else {
+            gate.refused(
+                Some(from),
+                "all connections that the limit of open files allows are in use: raise it (ulimit -n, or LimitNOFILE= in the unit)",
+            );
+            continue; // Closed.
         };
         let slot = match Slots::take(&slots, from) {
             Ok(slot) => slot,
@@ -255,18 +295,19 @@ async fn accept_network(
                     join(stream, key, &keys, &*gate, limit).await
                 }
                 Ok(Ok((stream, key, service))) => {
-                    match admit(stream, key, service, own, &keys, &*gate, limit).await {
-                        Ok((stream, admission)) => {
+                    match admit(stream, key, own, service, &keys, &*gate, &inner, limit).await {
+                        Ok((stream, visitor)) => {
                             drop(slot);
-                            serve(stream, service, admission, &inner).await
+                            serve(stream, service, visitor, &inner).await
                         }
                         Err(error) => Err(error),
                     }
                 }
                 Ok(Err(error)) => Err(error.into()),
-                Err(_) => Err(RelayError::Slow),
+                Err(_) => Err(StreamError::Slow),
             };
             say(result, &*gate, Some(from));
+            drop(connection);
         });
     }
 }
@@ -293,9 +334,9 @@ async fn join(
     keys: &ShownKeys,
     gate: &impl Gate,
     limit: Duration,
-) -> Result<(), RelayError> {
+) -> Result<(), StreamError> {
     let Ok(request) = timeout(limit, read_framed(&mut stream)).await else {
-        return Err(RelayError::Slow);
+        return Err(StreamError::Slow);
     };
     let manager = keys.digests().into();
     let joined = |(cluster, role, name)| Joined { cluster, role, name, manager };
@@ -314,21 +355,38 @@ async fn tell<T: serde::Serialize>(stream: &mut TlsStream<TcpStream>, message: &
     .await;
 }
 
+/// Somebody who was let in, and their place.
+struct Visitor {
+    caller: Caller,
+    identity: [u8; 16],
+    place: Place,
+}
+
+impl Visitor {
+    fn new(admission: Admission, inner: &Inner) -> Self {
+        let Admission { caller, identity, ended } = admission;
+        Self { caller, identity, place: Place::new(Arc::clone(&inner.trunk), identity, ended) }
+    }
+}
+
+#[expect(clippy::too_many_arguments, reason = "one step of a connection's life, cut out of it")]
 async fn admit(
     mut stream: TlsStream<TcpStream>,
     key: PublicKey,
-    service: Service,
     own: AbortHandle,
+    service: Service,
     keys: &ShownKeys,
     gate: &impl Gate,
+    inner: &Inner,
     limit: Duration,
-) -> Result<(TlsStream<TcpStream>, Admission), RelayError> {
+) -> Result<(TlsStream<TcpStream>, Visitor), StreamError> {
     match gate.admit(Who::Key(key), service, own) {
         Ok(admission) => {
+            let visitor = Visitor::new(admission, inner);
             let admitted = Ok::<_, ErrorReply>(Admitted { manager: keys.digests().into() });
             let said = write_framed(&mut stream, &admitted);
-            timeout(limit, said).await.map_err(|_| RelayError::Slow)??;
-            Ok((stream, admission))
+            timeout(limit, said).await.map_err(|_| StreamError::Slow)??;
+            Ok((stream, visitor))
         }
         Err(error) => {
             let why = error.to_string();
@@ -358,7 +416,9 @@ async fn accept_local(
             let result = async {
                 let user = stream.peer_cred()?.uid();
                 match gate.admit(Who::User(user), service, own) {
-                    Ok(admission) => serve(stream, service, admission, &inner).await,
+                    Ok(admission) => {
+                        serve(stream, service, Visitor::new(admission, &inner), &inner).await
+                    }
                     Err(error) => {
                         let kind = io::ErrorKind::PermissionDenied;
                         Err(io::Error::new(kind, error.to_string()).into())
@@ -371,11 +431,11 @@ async fn accept_local(
 }
 
 /// Says when somebody was cut off. Whoever leaves by themselves was not, however abruptly.
-fn say(result: Result<(), RelayError>, gate: &impl Gate, from: Option<IpAddr>) {
+fn say(result: Result<(), StreamError>, gate: &impl Gate, from: Option<IpAddr>) {
     use io::ErrorKind::{BrokenPipe, ConnectionReset, UnexpectedEof};
     match result {
         Ok(()) => {}
-        Err(RelayError::Io(error))
+        Err(StreamError::Io(error))
             if matches!(error.kind(), BrokenPipe | ConnectionReset | UnexpectedEof) => {}
         Err(error) => gate.refused(from, &error.to_string()),
     }
@@ -385,32 +445,84 @@ fn say(result: Result<(), RelayError>, gate: &impl Gate, from: Option<IpAddr>) {
 async fn serve(
     stream: impl Duplex,
     service: Service,
-    admission: Admission,
+    visitor: Visitor,
     inner: &Inner,
-) -> Result<(), RelayError> {
-    let Admission { caller, identity, registration: _registration } = admission;
-    let connect = async |name| UnixStream::connect(inner.private.path(name)).await;
+) -> Result<(), StreamError> {
     match service {
-        Service::Control => {
-            let expected =
-                Expected { socket: "DEALER", identity: Some(identity), traffic: Traffic::Messages };
-            relay(stream, connect(CONTROL_SOCKET).await?, expected).await
-        }
-        Service::Publications => {
-            // What other nodes do is not an agent's business.
-            let only = (caller.role == Role::Agent).then_some(TOPIC_MANAGER);
-            let traffic = Traffic::Subscriptions { only };
-            let expected = Expected { socket: "SUB", identity: Some(identity), traffic };
-            relay(stream, connect(PUBLICATIONS_SOCKET).await?, expected).await
-        }
+        Service::Control => serve_control(stream, visitor, &inner.trunk).await,
+        Service::Publications => serve_publications(stream, visitor, &inner.trunk).await,
         Service::Heartbeats => {
-            let (ours, theirs) = StdUnixStream::pair()?;
-            if inner.heartbeats.send((caller, theirs)).is_err() {
+            let (mut ours, theirs) = tokio::io::duplex(HEARTBEAT_BYTES);
+            if inner.heartbeats.send((visitor.caller, theirs)).is_err() {
                 return Ok(()); // The manager stops.
             }
-            ours.set_nonblocking(true)?;
-            Ok(relay_plain(stream, UnixStream::from_std(ours)?).await?)
+            let (mut stream, limit) = (stream, HEARTBEAT_BYTES);
+            tokio::io::copy_bidirectional_with_sizes(&mut stream, &mut ours, limit, limit).await?;
+            Ok(())
         }
         Service::Join => Ok(()),
+    }
+}
+
+/// The place of ROUTER at the other end of a connection.
+async fn serve_control(
+    mut stream: impl Duplex,
+    visitor: Visitor,
+    trunk: &Trunk,
+) -> Result<(), StreamError> {
+    let Visitor { caller, identity, place } = visitor;
+    handshake(&mut stream, "ROUTER", "DEALER", b"").await?;
+    let (limit, name) = if caller.role.includes(Role::Agent) {
+        (AGENT_UNREAD_BYTES_MAX, "AGENT_UNREAD_BYTES_MAX")
+    } else {
+        (CLIENT_UNREAD_BYTES_MAX, "CLIENT_UNREAD_BYTES_MAX")
+    };
+    let outbox = Arc::new(Outbox::new(limit));
+    trunk.add_control(identity, Arc::clone(&outbox));
+    let (reader, mut writer) = tokio::io::split(stream);
+    let mut reader = MessageReader::new(reader, Traffic::Messages);
+    let read = async {
+        loop {
+            // Who does not read is not heard.
+            outbox.has_drained_to(PAUSE_UNREAD_BYTES).await;
+            let Some(message) = reader.next().await? else { return Ok(()) };
+            place.send(message).await;
+        }
+    };
+    let result = tokio::select! {
+        result = read => result,
+        result = outbox.write_to(&mut writer) => result.map_err(StreamError::from),
+        bytes = outbox.has_overflown() => {
+            Err(StreamError::Unread { bytes, limit: limit as usize, name })
+        }
+    };
+    // Tells the other end; where it does not listen, the connection is dropped.
+    _ = timeout(CLOSE_LIMIT, writer.shutdown()).await;
+    result
+}
+
+/// The place of PUB at the other end of a connection.
+async fn serve_publications(
+    mut stream: impl Duplex,
+    visitor: Visitor,
+    trunk: &Trunk,
+) -> Result<(), StreamError> {
+    let Visitor { caller, identity, place: _place } = visitor;
+    handshake(&mut stream, "PUB", "SUB", b"").await?;
+    // What other nodes do is not an agent's business.
+    let only = (caller.role == Role::Agent).then_some(TOPIC_MANAGER);
+    let subscriber = Arc::new(Subscriber::new());
+    trunk.add_subscriber(identity, Arc::clone(&subscriber));
+    let (reader, mut writer) = tokio::io::split(stream);
+    let mut reader = MessageReader::new(reader, Traffic::Subscriptions { only });
+    let read = async {
+        while let Some(message) = reader.next().await? {
+            message.iter().for_each(|frame| subscriber.subscribe(frame));
+        }
+        Ok(())
+    };
+    tokio::select! {
+        result = read => result,
+        result = subscriber.outbox.write_to(&mut writer) => result.map_err(Into::into),
     }
 }

@@ -18,9 +18,11 @@ pub mod key;
 pub mod locate;
 pub mod machine;
 pub mod manager_keys;
+mod outbox;
 pub mod publish;
 pub mod route;
 pub mod socket_dir;
+mod stream;
 mod tls;
 
 pub use tls::Service;

@@ -3,17 +3,15 @@
 use std::os::unix::net::UnixListener;
 
 use bytes::Bytes;
-use futures_util::StreamExt;
 use podmesh_protocol::codec;
 use podmesh_protocol::event::Published;
-use tokio::time::timeout;
-use zeromq::{PubSocket, Socket, SocketEvent, SocketRecv, SocketSend, SubSocket, ZmqMessage};
+use tokio::io::{AsyncWriteExt, ReadHalf, WriteHalf};
+use zeromq::{PubSocket, Socket, SocketSend, ZmqMessage};
 
-use crate::control::{Monitor, options};
 use crate::error::WireError;
-use crate::guard::relay::Expected;
-use crate::guard::zmtp::Traffic;
-use crate::route::{CONNECT_LIMIT, Route};
+use crate::guard::zmtp::{Traffic, frame_header};
+use crate::route::{Duplex, Route};
+use crate::stream::{MessageReader, StreamError, handshake};
 use crate::tls::Service;
 
 /// The manager's PUB socket.
@@ -46,8 +44,9 @@ impl Publisher {
 
 /// A SUB socket: one connection.
 pub struct Subscriber {
-    socket: SubSocket,
-    monitor: Monitor,
+    reader: MessageReader<ReadHalf<Box<dyn Duplex>>>,
+    /// The connection lives as long as both halves do.
+    _writer: WriteHalf<Box<dyn Duplex>>,
 }
 
 impl Subscriber {
@@ -56,26 +55,20 @@ impl Subscriber {
     /// # Errors
     /// When the manager is not there, refuses, or does not finish the handshake in time.
     pub async fn connect(route: &Route, topics: &[&str]) -> Result<Self, WireError> {
-        let expected = Expected { socket: "PUB", identity: None, traffic: Traffic::Messages };
-        let bridge = route.bridge(Service::Publications, expected).await?;
-        let mut socket = SubSocket::with_options(options());
-        let monitor = socket.monitor().boxed();
-        socket
-            .connect(&bridge.endpoint())
-            .await
-            .map_err(|source| WireError::Handshake { route: route.to_string(), source })?;
-        for topic in topics {
-            match timeout(CONNECT_LIMIT, socket.subscribe(topic)).await {
-                Ok(result) => result?,
-                Err(_) => {
-                    return Err(WireError::Timeout {
-                        what: "a subscription",
-                        limit: CONNECT_LIMIT,
-                    });
-                }
+        let mut stream = route.open(Service::Publications).await?;
+        let subscribe = async {
+            handshake(&mut stream, "SUB", "PUB", b"").await?;
+            for topic in topics {
+                let body = [b"\x01", topic.as_bytes()].concat();
+                stream.write_all(frame_header(body.len(), false).as_ref()).await?;
+                stream.write_all(&body).await?;
             }
-        }
-        Ok(Self { socket, monitor })
+            stream.flush().await?;
+            Ok::<_, StreamError>(())
+        };
+        subscribe.await.map_err(|error| WireError::handshake(route, error))?;
+        let (reader, writer) = tokio::io::split(stream);
+        Ok(Self { reader: MessageReader::new(reader, Traffic::Messages), _writer: writer })
     }
 
     /// The next publication. Can be dropped and called again without loss.
@@ -84,21 +77,10 @@ impl Subscriber {
     /// [`WireError::Disconnected`] when the connection has ended; others when what came is no
     /// publication. After any error it is to be dropped.
     pub async fn recv(&mut self) -> Result<Published, WireError> {
-        let message = loop {
-            tokio::select! {
-                biased;
-                message = self.socket.recv() => break message?,
-                event = self.monitor.next() => {
-                    if matches!(event, Some(SocketEvent::Disconnected(_)) | None) {
-                        return Err(WireError::Disconnected);
-                    }
-                }
-            }
-        };
-        let frames = message.into_vec();
-        match frames.as_slice() {
-            [_topic, frame] => Ok(codec::decode(frame)?),
-            _ => Err(WireError::Frames { frames: frames.len(), expected: 2 }),
+        match self.reader.next().await.map_err(WireError::broken)?.as_deref() {
+            Some([_topic, frame]) => Ok(codec::decode(frame)?),
+            Some(frames) => Err(WireError::Frames { frames: frames.len(), expected: 2 }),
+            None => Err(WireError::Disconnected),
         }
     }
 }

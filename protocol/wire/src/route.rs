@@ -1,7 +1,6 @@
 //! The ways to a manager: over the network by TLS, or on its own machine by its unix sockets.
 
 use std::io;
-use std::os::unix::net::UnixListener as StdUnixListener;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -14,7 +13,7 @@ use podmesh_protocol::limits::{MANAGER_KEYS_MAX, PROTOCOL_VERSION};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
-use tokio::net::{TcpStream, UnixListener, UnixStream};
+use tokio::net::{TcpStream, UnixStream};
 use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
@@ -22,7 +21,6 @@ use tokio_rustls::client::TlsStream;
 use crate::address::ManagerAddress;
 use crate::enrolment::{Enrolment, KEY_FILE};
 use crate::error::WireError;
-use crate::guard::relay::{Expected, relay};
 use crate::key::{KeyError, KeyPair};
 use crate::socket_dir::SocketDir;
 use crate::tls::{self, Service};
@@ -142,78 +140,21 @@ impl Route {
     /// # Errors
     /// When the manager is not there, or refuses.
     pub async fn heartbeats(&self) -> Result<Box<dyn Duplex>, WireError> {
+        self.open(Service::Heartbeats).await
+    }
+
+    /// A connection for a service.
+    pub(crate) async fn open(&self, service: Service) -> Result<Box<dyn Duplex>, WireError> {
         match self {
             Self::Local(dir) => {
                 let sockets = open_local(dir)?;
-                let stream = UnixStream::connect(sockets.path(HEARTBEATS_SOCKET)).await;
+                let stream = UnixStream::connect(sockets.path(socket_of(service))).await;
                 Ok(Box::new(stream.map_err(|source| no_manager(dir, source))?))
             }
             Self::Remote { addresses, credentials } => {
-                Ok(Box::new(open(addresses, credentials, Service::Heartbeats).await?))
+                Ok(Box::new(open(addresses, credentials, service).await?))
             }
         }
-    }
-
-    /// Where a ZeroMQ socket of this process may connect for a service: with the guard in
-    /// between.
-    pub(crate) async fn bridge(
-        &self,
-        service: Service,
-        expected: Expected,
-    ) -> Result<Bridge, WireError> {
-        match self {
-            Self::Local(dir) => {
-                let sockets = open_local(dir)?;
-                let path = sockets.path(socket_of(service));
-                // ZeroMQ itself would go on trying for the whole limit.
-                UnixStream::connect(&path).await.map_err(|source| no_manager(dir, source))?;
-                Ok(Bridge { path, _dir: sockets, _temporary: None })
-            }
-            Self::Remote { addresses, credentials } => {
-                let stream = open(addresses, credentials, service).await?;
-                let temporary = tempfile::Builder::new().prefix("podmesh-").tempdir()?;
-                let sockets = SocketDir::open(temporary.path())?;
-                let listener = sockets.bind("s", 0o600)?;
-                tokio::spawn(bridge(stream, listener, expected));
-                let path = sockets.path("s");
-                Ok(Bridge { path, _dir: sockets, _temporary: Some(temporary) })
-            }
-        }
-    }
-}
-
-/// A way for one ZeroMQ socket; to be kept until it is connected.
-pub(crate) struct Bridge {
-    path: PathBuf,
-    _dir: SocketDir,
-    _temporary: Option<tempfile::TempDir>,
-}
-
-impl Bridge {
-    pub(crate) fn endpoint(&self) -> String {
-        format!("ipc://{}", self.path.display())
-    }
-}
-
-async fn bridge(stream: TlsStream<TcpStream>, listener: StdUnixListener, expected: Expected) {
-    let inner = async {
-        listener.set_nonblocking(true)?;
-        let listener = UnixListener::from_std(listener)?;
-        loop {
-            let (inner, _) = listener.accept().await?;
-            // The folder is ours alone; what else runs as us is still not our socket.
-            if inner.peer_cred()?.pid() == i32::try_from(std::process::id()).ok() {
-                return io::Result::Ok(inner);
-            }
-        }
-    };
-    let result = match timeout(CONNECT_LIMIT, inner).await {
-        Ok(Ok(inner)) => relay(stream, inner, expected).await,
-        Ok(Err(error)) => Err(error.into()),
-        Err(_) => return, // The socket was given up.
-    };
-    if let Err(error) = result {
-        tracing::debug!(%error, "the connection to the manager was cut");
     }
 }
 

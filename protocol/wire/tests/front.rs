@@ -247,10 +247,9 @@ async fn heartbeats_come_through_with_who_sends_them() {
         let mut stream = route.heartbeats().await.unwrap();
         let beat = Beat { epoch: Epoch(4), sequence: 1 };
         write_beat(&mut stream, &beat).await.unwrap();
-        let (caller, theirs) = timeout(PATIENCE, manager.heartbeats.recv()).await.unwrap().unwrap();
+        let (caller, mut theirs) =
+            timeout(PATIENCE, manager.heartbeats.recv()).await.unwrap().unwrap();
         assert_eq!(caller.role, role);
-        theirs.set_nonblocking(true).unwrap();
-        let mut theirs = UnixStream::from_std(theirs).unwrap();
         assert_eq!(read_beat(&mut theirs).await.unwrap(), beat);
         write_beat(&mut theirs, &beat).await.unwrap();
         assert_eq!(read_beat(&mut stream).await.unwrap(), beat);

@@ -3,9 +3,11 @@
 
 mod support;
 
+use std::time::Duration;
+
 use podmesh_protocol::client::{Reply, ReplyBody, RequestBody};
 use podmesh_protocol::error::{ErrorCode, ErrorReply};
-use podmesh_protocol::event::{Published, TOPIC_EVENTS, TOPIC_MANAGER};
+use podmesh_protocol::event::{EventChunk, EventFact, Published, TOPIC_EVENTS, TOPIC_MANAGER};
 use podmesh_protocol::ids::{Epoch, InstanceId, JobId, Revision};
 use podmesh_protocol::report::JobState;
 use podmesh_protocol::session::{ToManager, ToPeer};
@@ -33,7 +35,8 @@ async fn messages_cross_both_ways() {
 
 #[tokio::test]
 async fn bytes_that_are_no_message_are_told_apart_and_harm_nobody() {
-    let TestManager { mut receiver, mut sender, local, _running, .. } = TestManager::start().await;
+    let TestManager { mut receiver, mut sender, local, _running, publisher: _publisher, .. } =
+        TestManager::start().await;
     let mut vandal = DealerSocket::new();
     let path = local.path().join("control.sock");
     vandal.connect(&format!("ipc://{}", path.display())).await.unwrap();
@@ -51,27 +54,146 @@ async fn bytes_that_are_no_message_are_told_apart_and_harm_nobody() {
     let route = podmesh_wire::route::Route::Local(local.path().into());
     let (_, mut honest) = PeerSocket::connect(&route).await.unwrap().split();
     honest.send(&ToManager::Goodbye(Epoch(1))).await.unwrap();
-    // The look whether anybody is there is a connection, too, and has ended.
-    loop {
-        match receiver.recv().await.unwrap().message {
-            Err(WireError::PeerGone) => {}
-            message => return assert!(message.is_ok()),
+    assert!(receiver.recv().await.unwrap().message.is_ok());
+}
+
+#[tokio::test]
+async fn the_manager_is_told_of_a_connection_that_ends_after_all_that_it_sent() {
+    let mut manager = TestManager::start().await;
+    for route in manager.routes() {
+        for _ in 0..20 {
+            let (receiver, mut sender) = PeerSocket::connect(&route).await.unwrap().split();
+            for epoch in 1..=5 {
+                sender.send(&ToManager::Goodbye(Epoch(epoch))).await.unwrap();
+            }
+            drop((receiver, sender));
+            let mut peer = None;
+            for epoch in 1..=5 {
+                let received = timeout(PATIENCE, manager.receiver.recv()).await.unwrap().unwrap();
+                assert_eq!(received.message.unwrap(), ToManager::Goodbye(Epoch(epoch)));
+                assert_eq!(*peer.get_or_insert(received.peer.clone()), received.peer);
+            }
+            let peer = peer.unwrap();
+            manager.gone(&peer).await;
+            // What is sent there is lost, and disturbs nobody.
+            manager.sender.send(&peer, &ToPeer::HelloAgain(Epoch(3))).await.unwrap();
         }
+        // Who never said anything is not spoken of.
+        drop(PeerSocket::connect(&route).await.unwrap());
+        let (_receiver, mut sender) = PeerSocket::connect(&route).await.unwrap().split();
+        sender.send(&ToManager::Goodbye(Epoch(9))).await.unwrap();
+        let received = timeout(PATIENCE, manager.receiver.recv()).await.unwrap().unwrap();
+        assert_eq!(received.message.unwrap(), ToManager::Goodbye(Epoch(9)));
+        drop((_receiver, sender));
+        manager.gone(&received.peer).await;
+    }
+}
+
+/// A reply of about 100 kB.
+fn large_reply(id: u64) -> ToPeer {
+    let error = ErrorReply::new(ErrorCode::NotFound, "x".repeat(100_000));
+    ToPeer::Reply(Reply { id, result: Err(error) })
+}
+
+#[tokio::test]
+async fn a_client_that_does_not_read_is_cut_off_and_others_do_not_notice() {
+    let mut manager = TestManager::start().await;
+    let (_deaf, mut sender) = PeerSocket::connect(&manager.remote).await.unwrap().split();
+    sender.send(&ToManager::Goodbye(Epoch(1))).await.unwrap();
+    let deaf = manager.next_goodbye().await;
+    let (mut receiver, mut sender) = PeerSocket::connect(&manager.remote).await.unwrap().split();
+    sender.send(&ToManager::Goodbye(Epoch(2))).await.unwrap();
+    let reader = manager.next_goodbye().await;
+    // Five times what a client may leave unread.
+    for id in 0..800 {
+        manager.sender.send(&deaf, &large_reply(id)).await.unwrap();
+        manager.sender.send(&reader, &large_reply(id)).await.unwrap();
+        let read = timeout(PATIENCE, receiver.recv()).await.unwrap().unwrap();
+        assert_eq!(read, large_reply(id));
+    }
+    manager.gone(&deaf).await;
+    manager.gate.refused_for("CLIENT_UNREAD_BYTES_MAX").await;
+}
+
+#[tokio::test]
+async fn who_does_not_read_is_not_heard_either() {
+    let mut manager = TestManager::start().await;
+    let [_, local] = manager.routes();
+    let (mut receiver, mut sender) = PeerSocket::connect(&local).await.unwrap().split();
+    sender.send(&ToManager::Goodbye(Epoch(1))).await.unwrap();
+    let peer = manager.next_goodbye().await;
+    // More than the system keeps of a unix socket, so that some wait at the front.
+    for id in 0..150 {
+        manager.sender.send(&peer, &large_reply(id)).await.unwrap();
+    }
+    // All of them are at the front when one is through to somebody else.
+    let (mut other, mut other_sender) = PeerSocket::connect(&local).await.unwrap().split();
+    other_sender.send(&ToManager::Goodbye(Epoch(1))).await.unwrap();
+    let identity = manager.next_goodbye().await;
+    manager.sender.send(&identity, &large_reply(0)).await.unwrap();
+    timeout(PATIENCE, other.recv()).await.unwrap().unwrap();
+    sender.send(&ToManager::Goodbye(Epoch(2))).await.unwrap();
+    sender.send(&ToManager::Goodbye(Epoch(3))).await.unwrap();
+    let mut heard = 0;
+    // The first could be waited for before the replies came.
+    while timeout(Duration::from_millis(200), manager.receiver.recv()).await.is_ok() {
+        heard += 1;
+    }
+    assert!(heard < 2, "it was heard though it did not read");
+    for id in 0..150 {
+        assert_eq!(timeout(PATIENCE, receiver.recv()).await.unwrap().unwrap(), large_reply(id));
+    }
+    for _ in heard..2 {
+        manager.next_goodbye().await;
     }
 }
 
 #[tokio::test]
-async fn the_manager_is_told_of_a_connection_that_ends_and_can_send_there_no_more() {
+async fn a_subscriber_that_does_not_read_misses_publications_and_stays() {
     let mut manager = TestManager::start().await;
-    for route in manager.routes() {
-        let (peer_receiver, mut peer_sender) = PeerSocket::connect(&route).await.unwrap().split();
-        peer_sender.send(&ToManager::Goodbye(Epoch(3))).await.unwrap();
-        let peer = manager.next_goodbye().await;
-        drop((peer_receiver, peer_sender));
-        manager.gone(&peer).await;
-        let result = manager.sender.send(&peer, &ToPeer::HelloAgain(Epoch(3))).await;
-        assert!(matches!(result, Err(WireError::PeerGone)), "{result:?}");
+    let [_, local] = manager.routes();
+    let mut deaf = Subscriber::connect(&local, &[TOPIC_EVENTS]).await.unwrap();
+    let mut reader = Subscriber::connect(&local, &[TOPIC_EVENTS]).await.unwrap();
+    let published = |last| {
+        let facts = vec![EventFact::ConnectionsRefused("y".repeat(60_000), 1)];
+        let chunk = EventChunk { first: Revision(last), wall_ms: 0, facts };
+        Published::Events { since: Revision(last - 1), last: Revision(last), chunk: Some(chunk) }
+    };
+    // A subscription takes effect a moment after it is made: publish until one comes.
+    for subscriber in [&mut deaf, &mut reader] {
+        let first = timeout(PATIENCE, async {
+            loop {
+                manager.publisher.publish(TOPIC_EVENTS, &published(1)).await.unwrap();
+                if let Ok(received) = timeout(Duration::from_millis(20), subscriber.recv()).await {
+                    return received.unwrap();
+                }
+            }
+        });
+        assert_eq!(first.await.unwrap(), published(1));
     }
+    // 18 MB: more than the front and the system keep.
+    for last in 2..300 {
+        manager.publisher.publish(TOPIC_EVENTS, &published(last)).await.unwrap();
+        while timeout(PATIENCE, reader.recv()).await.unwrap().unwrap() != published(last) {}
+    }
+    let mut received = 0;
+    let end = async {
+        loop {
+            match timeout(Duration::from_millis(20), deaf.recv()).await {
+                Ok(publication) => {
+                    received += 1;
+                    if publication.unwrap() == published(1000) {
+                        return;
+                    }
+                }
+                Err(_) => {
+                    manager.publisher.publish(TOPIC_EVENTS, &published(1000)).await.unwrap();
+                }
+            }
+        }
+    };
+    timeout(PATIENCE, end).await.unwrap();
+    assert!(received < 200, "{received} were kept");
 }
 
 #[tokio::test]
@@ -91,7 +213,8 @@ fn cancel(job: u64) -> RequestBody {
 
 #[tokio::test]
 async fn replies_find_their_requests_in_any_order() {
-    let TestManager { mut receiver, mut sender, remote, _running, .. } = TestManager::start().await;
+    let TestManager { mut receiver, mut sender, remote, _running, publisher: _publisher, .. } =
+        TestManager::start().await;
     let client = Client::connect(&remote).await.unwrap();
     let server = async {
         let mut requests = Vec::new();
@@ -117,7 +240,8 @@ async fn replies_find_their_requests_in_any_order() {
 
 #[tokio::test]
 async fn a_request_learns_at_once_that_the_manager_is_gone() {
-    let TestManager { mut receiver, sender, remote, _running, .. } = TestManager::start().await;
+    let TestManager { mut receiver, sender, remote, _running, publisher: _publisher, .. } =
+        TestManager::start().await;
     let client = Client::connect(&remote).await.unwrap();
     let server = async {
         receiver.recv().await.unwrap();
@@ -132,7 +256,9 @@ async fn a_request_learns_at_once_that_the_manager_is_gone() {
 
 #[tokio::test]
 async fn subscribers_get_the_topics_that_they_asked_for() {
-    let TestManager { mut publisher, remote, _running, .. } = TestManager::start().await;
+    let TestManager {
+        mut publisher, remote, _running, receiver: _receiver, sender: _sender, ..
+    } = TestManager::start().await;
     let mut subscriber = Subscriber::connect(&remote, &[TOPIC_EVENTS]).await.unwrap();
     let manager = Published::Manager {
         instance: InstanceId(uuid::Uuid::nil()),

@@ -9,6 +9,19 @@ use podmesh_protocol::limits::{HANDSHAKES_MAX, HANDSHAKES_PER_ADDRESS_MAX};
 /// One in so many of the files that the process may have open is for strangers at the most.
 const FILES_PER_STRANGER: u64 = 4;
 
+/// Files that connections from the network leave to everything else: to the database, and to the
+/// people on the manager's own machine.
+const OTHER_FILES_MIN: u64 = 64;
+/// The most that are left.
+const OTHER_FILES_MAX: u64 = 1024;
+
+/// Connections from the network at a time, of a process that may have so many files open.
+pub(super) fn connections_max(open_files: u64) -> usize {
+    let others = (open_files / FILES_PER_STRANGER).clamp(OTHER_FILES_MIN, OTHER_FILES_MAX);
+    let max = open_files.saturating_sub(others).max(1);
+    usize::try_from(max).unwrap_or(usize::MAX).min(tokio::sync::Semaphore::MAX_PERMITS)
+}
+
 /// Connections that have not shown who they are.
 #[derive(Debug)]
 pub(super) struct Slots {
@@ -97,6 +110,14 @@ mod tests {
         assert_eq!(flood(1).len(), HANDSHAKES_PER_ADDRESS_MAX);
         assert_eq!(Slots::new(100).max, 25);
         assert_eq!(Slots::new(0).max, 1);
+    }
+
+    #[test]
+    fn the_network_leaves_files_to_others() {
+        assert_eq!(connections_max(65_536), 65_536 - 1024);
+        assert_eq!(connections_max(256), 192);
+        assert_eq!(connections_max(10), 1);
+        assert!(connections_max(u64::MAX) > 1 << 30);
     }
 
     #[test]

@@ -1,8 +1,7 @@
-//! The guard: what stands between bytes from the network and a ZeroMQ socket, in both daemons and
-//! in every client.
+//! The guard: it measures what a peer sends before anything is kept or allocated for it, in both
+//! daemons and in every client. Pure: bytes in, a verdict out.
 //!
-//! ZeroMQ's decoder believes what a frame says of its length, and so nothing reaches it that was
-//! not measured first. [`zmtp`] measures, without any I/O; [`relay`] moves the bytes.
+//! A ZMTP frame says how long it is, up to 2^63 bytes. No decoder here believes it before
+//! [`zmtp`] has compared it with the limit.
 
-pub(crate) mod relay;
 pub mod zmtp;

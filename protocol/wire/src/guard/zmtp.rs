@@ -12,6 +12,21 @@ const MORE: u8 = 0b001;
 const LONG: u8 = 0b010;
 const COMMAND: u8 = 0b100;
 
+/// Our greeting: ZMTP 3.0, mechanism NULL. With 3.0, subscriptions are messages and not commands.
+pub const GREETING: [u8; GREETING_BYTES] = {
+    let mut greeting = [0; GREETING_BYTES];
+    greeting[0] = 0xff;
+    greeting[9] = 0x7f;
+    greeting[10] = 3;
+    let mechanism = *b"NULL";
+    let mut n = 0;
+    while n < mechanism.len() {
+        greeting[12 + n] = mechanism[n];
+        n += 1;
+    }
+    greeting
+};
+
 /// How a peer broke the rules.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Violation {
@@ -123,6 +138,41 @@ pub fn ready_frame(socket_type: &str, identity: &[u8]) -> Vec<u8> {
     let mut frame = vec![COMMAND, body.len() as u8];
     frame.append(&mut body);
     frame
+}
+
+/// The header of a message's frame.
+#[derive(Clone, Copy, Debug)]
+pub struct FrameHeader {
+    bytes: [u8; 9],
+    length: usize,
+}
+
+impl AsRef<[u8]> for FrameHeader {
+    fn as_ref(&self) -> &[u8] {
+        &self.bytes[..self.length]
+    }
+}
+
+/// The header of a frame with a body of so many bytes; `more`: the message goes on after it.
+pub fn frame_header(body: usize, more: bool) -> FrameHeader {
+    let flags = if more { MORE } else { 0 };
+    let mut bytes = [0; 9];
+    if let Ok(short) = u8::try_from(body) {
+        bytes[..2].copy_from_slice(&[flags, short]);
+        return FrameHeader { bytes, length: 2 };
+    }
+    bytes[0] = flags | LONG;
+    bytes[1..].copy_from_slice(&(body as u64).to_be_bytes());
+    FrameHeader { bytes, length: 9 }
+}
+
+/// The first frame of bytes that an [`Inspector`] has let pass, if it is complete: whether the
+/// message goes on after it, and where its body is.
+pub fn complete_frame(bytes: &[u8]) -> Option<(bool, std::ops::Range<usize>)> {
+    let header = Header::read(bytes)?;
+    // The inspector has compared it with the limit.
+    let end = header.bytes + usize::try_from(header.body).ok()?;
+    (end <= bytes.len()).then_some((header.flags & MORE != 0, header.bytes..end))
 }
 
 struct Header {

@@ -76,7 +76,7 @@ impl Gate for TestGate {
         Ok(Admission {
             caller: Caller { role, name: "somebody".parse().unwrap(), key: None },
             identity: u128::from(number).to_be_bytes(),
-            registration: Box::new(()),
+            ended: Box::new(|_| ()),
         })
     }
 
