@@ -15,6 +15,7 @@ use podmesh_wire::key::digest_of;
 use podmesh_wire::machine;
 use podmesh_wire::manager_keys::{ManagerKeys, ShownKeys};
 use podmesh_wire::publish::Publisher;
+use podmesh_wire::watchdog::{BEAT_EVERY, Pulse, Watchdog, Watching};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::{JoinError, JoinHandle, JoinSet};
 use uuid::Uuid;
@@ -132,6 +133,8 @@ impl Sockets {
 /// Everything that runs. Dropped, the tasks end at once, and with them the threads.
 struct Parts {
     manager: Arc<Manager>,
+    /// Until the stop, which takes its time.
+    watching: Option<Watching>,
     stopping: watch::Sender<bool>,
     core: Part<()>,
     store: Part<Result<(), StoreError>>,
@@ -162,12 +165,21 @@ fn run_front(
     front: Front,
     callers: Callers,
     stopped: oneshot::Receiver<()>,
+    pulse: Pulse,
 ) -> std::io::Result<()> {
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(FRONT_THREADS)
         .thread_name("podmesh-front")
         .enable_all()
         .build()?;
+    let beats = async move {
+        loop {
+            pulse.beat();
+            tokio::time::sleep(BEAT_EVERY).await;
+        }
+    };
+    // On a worker, as the connections are.
+    runtime.spawn(beats);
     let result = runtime.block_on(async {
         tokio::select! {
             result = front.run(Arc::new(callers)) => result,
@@ -206,6 +218,7 @@ impl Parts {
         let (lease_ms, heartbeat_ms) = (millis(config.lease), millis(config.heartbeat));
         let core_config =
             CoreConfig { lease_ms, heartbeat_ms, margin_ms: millis(config.lease_margin) };
+        let mut watchdog = Watchdog::default();
         let Store { writer, history, lookups, snapshot } = store;
         let (inputs, inputs_receiver) = Inputs::new();
         let (reads, reads_receiver) = Reads::new();
@@ -242,14 +255,16 @@ impl Parts {
         let (steps, steps_receiver) = bounded(STORE_QUEUE_STEPS);
         let (committed, committed_receiver) = mpsc::channel(COMMITS_MAX);
         let writing = Arc::clone(&closing);
+        let pulse = watchdog.pulse("store");
         let store = Part::start("podmesh-store", move || {
-            let result = writer.run(&steps_receiver, &committed, &writer_stopping);
+            let result = writer.run(&steps_receiver, &committed, &writer_stopping, &pulse);
             writing.closed(result.is_ok());
             result
         })?;
+        let pulse = watchdog.pulse("core");
         let core = Part::start("podmesh-core", move || {
             let core = Core::new(clock.now(), core_config, snapshot);
-            run_core(core, clock, &inputs_receiver, &steps);
+            run_core(core, clock, &inputs_receiver, &steps, &pulse);
         })?;
         let reading = Arc::clone(&closing);
         let reads = Part::start("podmesh-reads", move || {
@@ -266,11 +281,23 @@ impl Parts {
         let Sockets { front, heartbeats: streams, control, publisher } = sockets;
         let heartbeats = Part::start("podmesh-beats", move || heartbeats.run(streams))?;
         let (front_stop, front_stopped) = oneshot::channel();
-        let front = Part::start("podmesh-front", move || run_front(front, callers, front_stopped))?;
+        let pulse = watchdog.pulse("front");
+        let front =
+            Part::start("podmesh-front", move || run_front(front, callers, front_stopped, pulse))?;
 
         let (receiver, sender) = control.split();
-        let router = tokio::spawn(router::run(Arc::clone(&manager), receiver, sender.clone()));
-        let sender = tokio::spawn(sender::run(Arc::clone(&manager), sender, committed_receiver));
+        let router = tokio::spawn(router::run(
+            Arc::clone(&manager),
+            receiver,
+            sender.clone(),
+            watchdog.pulse("router"),
+        ));
+        let sender = tokio::spawn(sender::run(
+            Arc::clone(&manager),
+            sender,
+            committed_receiver,
+            watchdog.pulse("sender"),
+        ));
         let beacon =
             Beacon { instance: endpoint.instance, last_revision, interval: config.heartbeat };
         let (stop_publisher, mut stopped) = watch::channel(false);
@@ -278,8 +305,12 @@ impl Parts {
         let publisher = tokio::spawn(publisher::run(publisher, hints, beacon, async move {
             _ = stopped.wait_for(|stopped| *stopped).await;
         }));
+        let watching = watchdog
+            .start()
+            .map_err(|source| ManagerError::Thread { name: "podmesh-watch", source })?;
         Ok(Self {
             manager,
+            watching: Some(watching),
             stopping,
             core,
             store,
@@ -348,6 +379,7 @@ impl Parts {
     /// Stops: first what comes in, then the core, then the store, then what goes out.
     async fn stop(mut self) -> Result<(), ManagerError> {
         tracing::info!("the manager stops");
+        drop(self.watching.take());
         self.stopping.send_replace(true);
         let (mut held, receiver) = (&mut self.router.0).await.map_err(ended("router"))??;
         // What was asked is still answered, for which the core and the reader must go on.

@@ -15,6 +15,7 @@ use podmesh_protocol::session::{ToManager, ToPeer};
 use podmesh_wire::WireError;
 use podmesh_wire::control::{ManagerReceiver, ManagerSender, Received};
 use podmesh_wire::machine::no_room;
+use podmesh_wire::watchdog::{BEAT_EVERY, Pulse};
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 
@@ -34,6 +35,7 @@ pub(crate) async fn run(
     manager: Arc<Manager>,
     mut receiver: ManagerReceiver,
     sender: ManagerSender,
+    pulse: Pulse,
 ) -> Result<(JoinSet<()>, ManagerReceiver), WireError> {
     let mut stopping = manager.stopping.clone();
     let mut router = Router {
@@ -44,9 +46,12 @@ pub(crate) async fn run(
         tasks: JoinSet::new(),
         bad: BadMessages { count: 0, said: None },
     };
+    let mut beats = tokio::time::interval(BEAT_EVERY);
     loop {
+        pulse.beat();
         let received = tokio::select! {
             biased;
+            _ = beats.tick() => continue,
             _ = stopping.wait_for(|stopping| *stopping) => return Ok((router.tasks, receiver)),
             Some(_) = router.tasks.join_next() => continue,
             received = receiver.recv() => received?,

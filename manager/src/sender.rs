@@ -10,8 +10,10 @@ use podmesh_protocol::error::{ErrorCode, ErrorReply};
 use podmesh_protocol::session::ToPeer;
 use podmesh_wire::WireError;
 use podmesh_wire::control::ManagerSender;
+use podmesh_wire::watchdog::{BEAT_EVERY, Pulse};
 use tokio::runtime::Handle;
 use tokio::sync::mpsc;
+use tokio::time::timeout;
 
 use crate::requests::Manager;
 use crate::store::Committed;
@@ -22,8 +24,12 @@ pub(crate) async fn run(
     manager: Arc<Manager>,
     mut sender: ManagerSender,
     mut committed: mpsc::Receiver<Committed>,
+    pulse: Pulse,
 ) -> ManagerSender {
-    while let Some(Committed { effects, chunks, touched }) = committed.recv().await {
+    loop {
+        pulse.beat();
+        let Ok(next) = timeout(BEAT_EVERY, committed.recv()).await else { continue };
+        let Some(Committed { effects, chunks, touched }) = next else { return sender };
         manager.hints.add(chunks);
         for effect in effects {
             match effect {
@@ -73,7 +79,6 @@ pub(crate) async fn run(
         }
         manager.waiters.wake(&touched);
     }
-    sender
 }
 
 /// Sends a message. A peer that is gone is no error: ROUTER tells the core of it.

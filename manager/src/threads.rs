@@ -3,12 +3,14 @@
 use std::io;
 use std::sync::Arc;
 use std::thread;
+use std::time::Instant;
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, unbounded};
 use podmesh_manager_core::Core;
 use podmesh_manager_core::input::Input;
 use podmesh_manager_core::step::Step;
 use podmesh_protocol::error::{ErrorCode, ErrorReply};
+use podmesh_wire::watchdog::{BEAT_EVERY, Pulse};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 
 use crate::clock::Clock;
@@ -100,26 +102,27 @@ pub(crate) fn run_core(
     clock: Clock,
     inputs: &InputsReceiver,
     store: &Sender<Decided>,
+    pulse: &Pulse,
 ) {
     let mut stopping = false;
     loop {
+        pulse.beat();
         let due = core.next_wakeup();
         let input = if due.is_some_and(|due| due <= clock.mono_ms()) {
             Input::Tick
         } else if stopping {
             return;
         } else {
-            let received = match due {
-                Some(due) => inputs.0.recv_deadline(clock.instant(due)),
-                None => inputs.0.recv().map_err(|_| RecvTimeoutError::Disconnected),
-            };
-            match received {
+            let next_beat = Instant::now() + BEAT_EVERY;
+            let until = due.map_or(next_beat, |due| clock.instant(due).min(next_beat));
+            match inputs.0.recv_deadline(until) {
                 Ok(ToCore::Input { input, .. }) => input,
                 Ok(ToCore::Stop) => {
                     stopping = true;
                     continue;
                 }
-                Err(RecvTimeoutError::Timeout) => Input::Tick,
+                // When nothing is due, it was time for a beat.
+                Err(RecvTimeoutError::Timeout) => continue,
                 Err(RecvTimeoutError::Disconnected) => return,
             }
         };

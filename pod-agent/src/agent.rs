@@ -13,6 +13,7 @@ use podmesh_protocol::ids::{AttemptId, Epoch, InstanceId, Name};
 use podmesh_protocol::limits::PROTOCOL_VERSION;
 use podmesh_protocol::session::{Hello, ToManager, ToPeer};
 use podmesh_protocol::spec::{Resources, RuntimeKind};
+use podmesh_wire::watchdog::{BEAT_EVERY, Watchdog};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::spawn_blocking;
 use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
@@ -240,7 +241,14 @@ impl Agent {
         let mut is_shutting_down = false;
         let mut sweeps = interval(SWEEP_EVERY);
         sweeps.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut watchdog = Watchdog::default();
+        let pulse = watchdog.pulse("agent");
+        let _watching = watchdog
+            .start()
+            .map_err(|source| AgentError::System { doing: "start a thread", source })?;
+        let mut beats = interval(BEAT_EVERY);
         while !self.may_exit {
+            pulse.beat();
             let wakeup = self.core.next_wakeup().map(|at| self.clock.until(at));
             let mut batch = Vec::new();
             tokio::select! {
@@ -258,6 +266,7 @@ impl Agent {
                         self.drop_session();
                     }
                 }
+                _ = beats.tick() => {}
                 _ = sweeps.tick() => self.sweep(&sweep),
                 () = &mut shutdown, if !is_shutting_down => {
                     is_shutting_down = true;

@@ -47,7 +47,8 @@ impl Daemon {
 
     /// Kills it as `kill -9` does, and waits until it is gone.
     pub fn kill(mut self) {
-        self.signal(Signal::SIGKILL);
+        // It may have ended by itself.
+        self.child.kill().unwrap();
         self.child.wait().unwrap();
     }
 

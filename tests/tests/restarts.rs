@@ -4,7 +4,11 @@
 use std::fs;
 use std::process::Stdio;
 
+use nix::sys::ptrace;
+use nix::sys::wait::{WaitPidFlag, waitpid};
+use nix::unistd::Pid;
 use podmesh_tests::mesh::Mesh;
+use podmesh_tests::process::Daemon;
 use podmesh_tests::supervisor;
 use podmesh_tests::wait::until_true;
 use serde_json::Value;
@@ -197,7 +201,7 @@ fn two_agents_with_one_name_the_second_is_told_to_take_another() {
     let mut command = mesh.command(&["agent", "--name", "twin", "--manager"]);
     command.arg(mesh.data_dir()).arg("--data-dir").arg(&other);
     let log = mesh.folder().join("second.txt");
-    let mut second = podmesh_tests::process::Daemon::start(command, &log);
+    let mut second = Daemon::start(command, &log);
     until_true("the second one is refused", || {
         assert!(second.runs(), "it goes on trying: {}", second.printed());
         let said = second.printed();
@@ -226,4 +230,59 @@ fn a_database_of_a_newer_version_is_refused_and_left_alone() {
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
     assert!(said.contains("1000000") && said.contains("newer"), "{said}");
     assert!(fs::read(&path).unwrap() == before);
+}
+
+/// Stops a thread, and nothing else of its process, until the process has ended.
+fn freeze_until_it_ends(daemon: &mut Daemon, thread: Pid) {
+    ptrace::seize(thread, ptrace::Options::empty()).unwrap();
+    ptrace::interrupt(thread).unwrap();
+    waitpid(thread, Some(WaitPidFlag::__WALL)).unwrap();
+    until_true("the daemon ends", || {
+        if thread != daemon.pid() {
+            // Who traces a thread has to take notice of its end.
+            _ = waitpid(thread, Some(WaitPidFlag::__WALL | WaitPidFlag::WNOHANG));
+        }
+        !daemon.runs()
+    });
+    let said = daemon.printed();
+    assert!(said.contains("has made no step for 30 s"), "{said}");
+    assert!(said.contains("podmesh-watch: waits in"), "{said}");
+}
+
+/// The thread of a process with this name.
+fn thread_of(daemon: &Daemon, name: &str) -> Pid {
+    let tasks = fs::read_dir(format!("/proc/{}/task", daemon.pid())).unwrap();
+    let mut tasks = tasks.map(|task| task.unwrap());
+    let task = tasks.find(|task| {
+        fs::read_to_string(task.path().join("comm")).is_ok_and(|found| found.trim() == name)
+    });
+    Pid::from_raw(task.unwrap().file_name().into_string().unwrap().parse().unwrap())
+}
+
+#[test]
+fn a_manager_that_hangs_says_so_and_ends_and_the_next_goes_on() {
+    let mut mesh = Mesh::with_agents(PODMESH, &["a"]);
+    let job = mesh.submit(&["--", "sh", "-c", "sleep 1; echo done"]);
+    let thread = thread_of(mesh.manager(), "podmesh-core");
+    freeze_until_it_ends(mesh.manager(), thread);
+    mesh.kill_manager();
+    mesh.start_manager();
+    mesh.wait_for_job(job, "succeeded");
+    assert_eq!(mesh.ok(&["logs", &job.to_string()]), "done\n");
+}
+
+#[test]
+fn an_agent_that_hangs_says_so_and_ends_and_the_next_goes_on() {
+    let mut mesh = Mesh::with_agents(PODMESH, &["a"]);
+    let file = mesh.folder().join("go");
+    let script = format!("until test -e {}; do sleep 0.05; done; echo done", file.display());
+    let job = mesh.submit(&["--", "sh", "-c", &script]);
+    mesh.wait_for_job(job, "running");
+    let thread = mesh.agent("a").pid();
+    freeze_until_it_ends(mesh.agent("a"), thread);
+    mesh.kill_agent("a");
+    mesh.start_agent("a", &[]);
+    fs::write(&file, "").unwrap();
+    mesh.wait_for_job(job, "succeeded");
+    assert_eq!(mesh.ok(&["logs", &job.to_string()]), "done\n");
 }

@@ -374,7 +374,8 @@ fn the_last_one_to_close_a_database_seals_it_and_a_start_removes_the_seal() {
         let (steps, receiver) = crossbeam_channel::bounded(1);
         drop(steps);
         let (_stop, stopping) = tokio::sync::watch::channel(false);
-        store.writer.run(&receiver, &tokio::sync::mpsc::channel(1).0, &stopping).unwrap();
+        let pulse = podmesh_wire::watchdog::Watchdog::default().pulse("store");
+        store.writer.run(&receiver, &tokio::sync::mpsc::channel(1).0, &stopping, &pulse).unwrap();
         closing.closed(true);
         drop(store.history);
         closing.closed(life != 2);

@@ -66,7 +66,8 @@ fn a_manager_that_stops_does_not_wait_for_room() {
     let (steps, receiver) = unbounded();
     let (committed, _effects) = mpsc::channel(1);
     let (stop, stopping) = watch::channel(false);
-    let writer = thread::spawn(move || store.writer.run(&receiver, &committed, &stopping));
+    let pulse = podmesh_wire::watchdog::Watchdog::default().pulse("store");
+    let writer = thread::spawn(move || store.writer.run(&receiver, &committed, &stopping, &pulse));
     steps.send(large_step(1, 1).0).unwrap();
     stop.send(true).unwrap();
     let error = writer.join().unwrap().unwrap_err();

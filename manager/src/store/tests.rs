@@ -277,7 +277,8 @@ impl Running {
         let (steps, receiver) = crossbeam_channel::bounded(16);
         let (sender, committed) = mpsc::channel(16);
         let (_stop, stopping) = watch::channel(false);
-        let thread = thread::spawn(move || writer.run(&receiver, &sender, &stopping));
+        let pulse = podmesh_wire::watchdog::Watchdog::default().pulse("store");
+        let thread = thread::spawn(move || writer.run(&receiver, &sender, &stopping, &pulse));
         Self { steps: Some(steps), committed, thread }
     }
 

@@ -7,12 +7,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use crossbeam_channel::Receiver;
+use crossbeam_channel::{Receiver, RecvTimeoutError};
 use podmesh_manager_core::step::{Change, Effect, JobRow, NodeRow, Step};
 use podmesh_protocol::event::EventChunk;
 use podmesh_protocol::ids::{AttemptId, JobId, Name, Revision};
 use podmesh_protocol::limits::COMMIT_ROWS_MAX;
 use podmesh_protocol::report::{AttemptState, Outcome};
+use podmesh_wire::watchdog::{BEAT_EVERY, Pulse};
 use rusqlite::{CachedStatement, Connection, params};
 use tokio::sync::{mpsc, watch};
 
@@ -122,9 +123,16 @@ impl Writer {
         steps: &Receiver<Decided>,
         committed: &mpsc::Sender<Committed>,
         stopping: &watch::Receiver<bool>,
+        pulse: &Pulse,
     ) -> Result<(), StoreError> {
         let mut batch = Vec::new();
-        while let Ok(first) = steps.recv() {
+        loop {
+            pulse.beat();
+            let first = match steps.recv_timeout(BEAT_EVERY) {
+                Ok(first) => first,
+                Err(RecvTimeoutError::Timeout) => continue,
+                Err(RecvTimeoutError::Disconnected) => break,
+            };
             let mut rows = rows(&first.step);
             batch.push(first);
             while rows < COMMIT_ROWS_MAX
@@ -133,7 +141,7 @@ impl Writer {
                 rows += self::rows(&next.step);
                 batch.push(next);
             }
-            let done = self.commit_patiently(&mut batch, stopping)?;
+            let done = self.commit_patiently(&mut batch, stopping, pulse)?;
             if committed.blocking_send(done).is_err() {
                 break; // Nobody is left to act on it: the daemon is ending.
             }
@@ -149,6 +157,7 @@ impl Writer {
         &mut self,
         batch: &mut Vec<Decided>,
         stopping: &watch::Receiver<bool>,
+        pulse: &Pulse,
     ) -> Result<Committed, StoreError> {
         let mut full = false;
         loop {
@@ -156,12 +165,14 @@ impl Writer {
                 Err(StoreError::Full { path }) if !*stopping.borrow() => {
                     if !full {
                         full = true;
+                        pulse.excuse(true);
                         let path = path.display();
                         tracing::error!("no room is left for {path}: it waits until there is");
                     }
                     std::thread::sleep(FULL_PAUSE);
                 }
                 done => {
+                    pulse.excuse(false);
                     if full && done.is_ok() {
                         tracing::info!("there is room for the database again");
                     }

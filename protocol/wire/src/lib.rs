@@ -24,6 +24,7 @@ pub mod route;
 pub mod socket_dir;
 mod stream;
 mod tls;
+pub mod watchdog;
 
 pub use tls::Service;
 
