@@ -8,6 +8,7 @@
 )]
 
 pub mod docker;
+pub mod light;
 pub mod mesh;
 pub mod namespace;
 pub mod ports;

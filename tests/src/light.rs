@@ -1,0 +1,207 @@
+//! Light agents: many in one process. They speak the protocol as an agent does, with a session, a
+//! subscription and heartbeats each, and end every attempt at once with success.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::time::Duration;
+
+use podmesh_protocol::event::TOPIC_MANAGER;
+use podmesh_protocol::ids::{AttemptId, ClusterId, Epoch, InstanceId, Name};
+use podmesh_protocol::limits::{BATCH_ROWS_MAX, PROTOCOL_VERSION};
+use podmesh_protocol::report::{Outcome, Report, ReportFact};
+use podmesh_protocol::session::{Hello, ToManager, ToPeer};
+use podmesh_protocol::spec::{Resources, RuntimeKind};
+use podmesh_wire::WireError;
+use podmesh_wire::control::{PeerSender, PeerSocket};
+use podmesh_wire::heartbeat::{Beat, read_beat, write_beat};
+use podmesh_wire::publish::Subscriber;
+use podmesh_wire::route::Route;
+use tokio::runtime::Runtime;
+use tokio::time::{interval, sleep};
+use uuid::Uuid;
+
+/// The wait before another try to connect; each agent adds up to as much again.
+const RETRY: Duration = Duration::from_millis(100);
+
+/// Agents that run until this is dropped.
+#[derive(Debug)]
+pub struct LightAgents {
+    counts: Arc<Counts>,
+    _runtime: Runtime,
+}
+
+#[derive(Debug, Default)]
+struct Counts {
+    connected: AtomicUsize,
+    ended: AtomicU64,
+}
+
+impl LightAgents {
+    /// Starts agents with the names `light-0`, `light-1` … and so many cores each. `route` gives
+    /// the way to the manager, anew for each connection.
+    pub fn start(
+        agents: usize,
+        cores: u32,
+        route: impl Fn(usize) -> Route + Send + Sync + 'static,
+    ) -> Self {
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(1)
+            .enable_all()
+            .build()
+            .expect("a runtime can be made");
+        let counts = Arc::new(Counts::default());
+        let route = Arc::new(route);
+        for number in 0..agents {
+            let agent = Agent {
+                name: format!("light-{number}").parse().expect("a name"),
+                cores,
+                instance: InstanceId(Uuid::new_v4()),
+                cluster: None,
+                unacked: VecDeque::new(),
+                last_report: 0,
+                counts: Arc::clone(&counts),
+            };
+            let route = Arc::clone(&route);
+            runtime.spawn(agent.run(move || route(number)));
+        }
+        Self { counts, _runtime: runtime }
+    }
+
+    /// How many have a session now.
+    pub fn connected(&self) -> usize {
+        self.counts.connected.load(Ordering::SeqCst)
+    }
+
+    /// How many attempts they have ended.
+    pub fn ended(&self) -> u64 {
+        self.counts.ended.load(Ordering::SeqCst)
+    }
+}
+
+struct Agent {
+    name: Name,
+    cores: u32,
+    instance: InstanceId,
+    cluster: Option<ClusterId>,
+    /// Reports that the manager has not acknowledged.
+    unacked: VecDeque<Report>,
+    last_report: u64,
+    counts: Arc<Counts>,
+}
+
+/// Counts a session while it is there.
+struct Connected<'a>(&'a Counts);
+
+impl<'a> Connected<'a> {
+    fn new(counts: &'a Counts) -> Self {
+        counts.connected.fetch_add(1, Ordering::SeqCst);
+        Self(counts)
+    }
+}
+
+impl Drop for Connected<'_> {
+    fn drop(&mut self) {
+        self.0.connected.fetch_sub(1, Ordering::SeqCst);
+    }
+}
+
+impl Agent {
+    async fn run(mut self, route: impl Fn() -> Route) {
+        loop {
+            // Whatever ends a session, another one follows.
+            _ = self.session(&route()).await;
+            sleep(RETRY.mul_f64(1.0 + fastrand::f64())).await;
+        }
+    }
+
+    async fn session(&mut self, route: &Route) -> Result<(), WireError> {
+        let (mut receiver, mut sender) = PeerSocket::connect(route).await?.split();
+        sender.send(&ToManager::Hello(self.hello())).await?;
+        let ToPeer::Welcome(welcome) = receiver.recv().await? else { return Ok(()) };
+        let counts = Arc::clone(&self.counts);
+        let _connected = Connected::new(&counts);
+        let epoch = welcome.epoch;
+        self.cluster = Some(welcome.cluster);
+        self.acked(welcome.acked);
+        self.unacked.retain(|report| !welcome.stop.contains(&report.1));
+        let unacked: Vec<_> = self.unacked.iter().cloned().collect();
+        send(&mut sender, epoch, unacked).await?;
+
+        let mut subscriber = Subscriber::connect(route, &[TOPIC_MANAGER]).await?;
+        let mut stream = route.heartbeats().await?;
+        let mut beats = interval(Duration::from_millis(welcome.heartbeat_ms));
+        let mut beat = Beat { epoch, sequence: 0 };
+        loop {
+            tokio::select! {
+                message = receiver.recv() => match message? {
+                    ToPeer::Starts(of, attempts) if of == epoch => {
+                        let reports = self.end(attempts);
+                        send(&mut sender, epoch, reports).await?;
+                    }
+                    ToPeer::Acked(of, number) if of == epoch => self.acked(number),
+                    ToPeer::HelloAgain(_) | ToPeer::Refused(_) | ToPeer::Error(_) => return Ok(()),
+                    _ => {}
+                },
+                publication = subscriber.recv() => { publication?; }
+                _ = beats.tick() => {
+                    beat.sequence += 1;
+                    write_beat(&mut stream, &beat).await?;
+                    read_beat(&mut stream).await?;
+                }
+            }
+        }
+    }
+
+    fn hello(&self) -> Hello {
+        let mut attempts: Vec<_> = self.unacked.iter().map(|report| report.1).collect();
+        attempts.dedup();
+        Hello {
+            version: PROTOCOL_VERSION,
+            node: self.name.clone(),
+            boot_id: "light".into(),
+            agent_instance: self.instance,
+            cluster: self.cluster,
+            program_version: env!("CARGO_PKG_VERSION").into(),
+            capacity: Resources { cpu_millis: 1000 * self.cores, memory_bytes: 1 << 40 },
+            labels: [].into(),
+            runtimes: vec![RuntimeKind::Noop],
+            attempts,
+        }
+    }
+
+    fn acked(&mut self, number: u64) {
+        while self.unacked.front().is_some_and(|report| report.0 <= number) {
+            self.unacked.pop_front();
+        }
+    }
+
+    fn end(&mut self, attempts: Vec<AttemptId>) -> Vec<Report> {
+        let mut reports = Vec::new();
+        for attempt in attempts {
+            // Sent again when its report was slow.
+            if self.unacked.iter().any(|report| report.1 == attempt) {
+                continue;
+            }
+            let ended = Outcome { ran_ms: 1, ..Outcome::exited(0) };
+            for fact in [ReportFact::Started, ReportFact::Ended(ended)] {
+                self.last_report += 1;
+                reports.push(Report(self.last_report, attempt, fact));
+            }
+            self.counts.ended.fetch_add(1, Ordering::SeqCst);
+        }
+        self.unacked.extend(reports.iter().cloned());
+        reports
+    }
+}
+
+async fn send(
+    sender: &mut PeerSender,
+    epoch: Epoch,
+    reports: Vec<Report>,
+) -> Result<(), WireError> {
+    for reports in reports.chunks(BATCH_ROWS_MAX) {
+        sender.send(&ToManager::Reports(epoch, reports.to_vec())).await?;
+    }
+    Ok(())
+}
