@@ -4,6 +4,7 @@
 //! floors are printed beside what was measured. Give names of measures to run only these.
 #![expect(clippy::unwrap_used, clippy::panic, reason = "a benchmark that fails ends, with a text")]
 
+mod churn;
 mod containers;
 mod faults;
 mod hostile;
@@ -20,13 +21,14 @@ use std::process::ExitCode;
 /// The name of a measure, and what takes it.
 type Measure = (&'static str, fn(&mut table::Table));
 
-const MEASURES: [Measure; 12] = [
+const MEASURES: [Measure; 13] = [
     ("noop", noop::measure),
     ("processes", processes::measure),
     ("containers", containers::measure),
     ("latency", latency::measure),
     ("security", security::measure),
     ("hostile", hostile::measure),
+    ("churn", churn::measure),
     ("kills", faults::kills::measure),
     ("edges", faults::kills::edges),
     ("adoption", faults::containers::measure),
