@@ -19,8 +19,9 @@ use tokio::task::spawn_blocking;
 use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
 use uuid::Uuid;
 
+use crate::capture::Captures;
 use crate::clock::Clock;
-use crate::config::AgentConfig;
+use crate::config::{AgentConfig, DockerSwitch};
 use crate::data_dir::{DataDir, boot_id};
 use crate::docker::DockerSettings;
 use crate::docker_start::{DockerReady, DockerStart, start_docker};
@@ -71,8 +72,11 @@ pub async fn run(
         rotation: config.rotation.clone(),
         log_notify: log_notify.clone(),
     };
+    let (captures, capture_requests) = Captures::new();
+    // It holds processes, and captures containers.
+    let wanted = config.runtimes.process || config.runtimes.docker != DockerSwitch::Off;
     let opened =
-        Processes::open(link_settings, config.runtimes.process, facts_sender.clone()).await?;
+        Processes::open(link_settings, wanted, facts_sender.clone(), capture_requests).await?;
     let (process, link, process_found) = match opened {
         Some((process, link, found)) => (Some(process), Some(link), found),
         None => (None, None, Vec::new()),
@@ -81,10 +85,8 @@ pub async fn run(
         node: config.name.clone(),
         agent_id: data_dir.id(),
         data_dir: data_dir.path().to_owned(),
-        logs_dir: logs_dir.clone(),
-        rotation: config.rotation.clone(),
         policy: config.policy.clone(),
-        log_notify: log_notify.clone(),
+        captures,
         docker_config: crate::docker::config_dir(),
     };
     let docker = start_docker(

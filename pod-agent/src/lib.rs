@@ -8,7 +8,7 @@
 
 mod agent;
 mod capacity;
-mod capture;
+pub mod capture;
 mod clock;
 mod config;
 mod data_dir;

@@ -4,6 +4,8 @@
 //! is full is waited for, too. What cannot be written for another reason is lost, and the log says
 //! how much.
 
+mod client;
+mod container;
 mod pipe;
 
 use std::path::PathBuf;
@@ -18,6 +20,9 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::spawn_blocking;
 use tokio::time::{sleep, timeout};
 
+pub use self::client::Captures;
+pub(crate) use self::client::{CaptureRequest, Capturing, WaitingList};
+pub(crate) use self::container::{CaptureFact, Container, Holder, LogPlace, Standing};
 pub(crate) use self::pipe::capture_pipe;
 use crate::log_notify::LogNotify;
 

@@ -13,6 +13,7 @@ use super::DockerRuntime;
 use super::attempt::{has_run, ran_ms, start_failure};
 use super::container::{AGENT, Identity};
 use super::error::{CallError, DockerError};
+use crate::capture::Standing;
 
 /// How long the ends of attempts that are over are waited for: their output is completed first.
 const ENDS_WAIT: Duration = Duration::from_secs(10);
@@ -104,10 +105,12 @@ impl DockerRuntime {
         if failure.is_some() {
             return told(failure);
         }
+        let standing = if runs { Standing::Running } else { Standing::Exited };
+        let captured = attempt.capture(container.clone(), standing).complete;
         let (tell, mut hear) = oneshot::channel();
         let shared = self.shared.clone();
         self.shared.run(id, async move {
-            let outcome = attempt.watch(&container, None).await;
+            let outcome = attempt.watch(&container, captured, None).await;
             if let Err(outcome) = tell.send(outcome) {
                 shared.tell(id, RuntimeFact::Ended(outcome));
             }

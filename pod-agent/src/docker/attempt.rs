@@ -8,21 +8,28 @@ use podmesh_agent_core::step::JobContext;
 use podmesh_protocol::ids::AttemptId;
 use podmesh_protocol::report::{Outcome, OutcomeKind};
 use podmesh_protocol::spec::{DockerSpec, PullPolicy, RuntimeSpec};
-use tokio::sync::watch;
+use tokio::sync::{oneshot, watch};
 use tokio::time::Instant;
 
 use super::Shared;
 use super::container::{self, Configuration, Identity};
 use super::engine::Pause;
 use super::error::{CallError, start_error_code};
-use super::logs;
 use super::mounts::MountRules;
 use super::stage::Held;
+use crate::capture::{Capturing, Container, Standing};
 
 /// The exit code of what podmesh or the engine could not start.
 const CANNOT_START: i32 = 125;
 /// How often a create or a start is tried while the engine does not answer.
 const START_TRIES: u32 = 6;
+
+/// What is said of a container that ended while its engine was away.
+const ENGINE_STOPPED: &str = "the Docker engine of its node was stopped, and its containers with it \
+     (the engine's setting `live-restore` lets them go on)";
+
+/// Tells when all output is in the files.
+pub(super) type Captured = oneshot::Receiver<()>;
 
 /// One attempt, seen from its task.
 pub(super) struct Attempt {
@@ -45,12 +52,12 @@ impl Attempt {
     /// From nothing to the end, which is told in any case.
     pub(super) async fn run(self, context: Arc<JobContext>) {
         let outcome = match self.launch(&context).await {
-            Ok(container) => {
+            Ok((container, captured)) => {
                 let started = Instant::now();
                 // The spec of a large job is not kept while it runs.
                 drop(context);
                 self.shared.tell(self.id, RuntimeFact::Started);
-                self.watch(&container, Some(started)).await
+                self.watch(&container, captured, Some(started)).await
             }
             Err(outcome) => outcome,
         };
@@ -61,8 +68,8 @@ impl Attempt {
         self.stop.borrow().is_some()
     }
 
-    /// Has the container running, or says why it does not.
-    async fn launch(&self, context: &Arc<JobContext>) -> Result<String, Outcome> {
+    /// Has the container running and captured, or says why it does not.
+    async fn launch(&self, context: &Arc<JobContext>) -> Result<(String, Captured), Outcome> {
         let RuntimeSpec::Docker(spec) = &context.run.runtime else {
             return Err(cannot_start("the job is not for the docker runtime"));
         };
@@ -80,15 +87,26 @@ impl Attempt {
         }
         let Created { container, has_run, held } = self.create(&identity, context, spec).await?;
         self.shared.has_container(self.id, &container);
-        if !has_run {
-            if self.is_stopped() {
-                self.shared.discard(self.id);
-                return Err(stopped());
-            }
-            self.start(&container).await?;
+        if has_run {
+            return Ok((container.clone(), self.capture(container, Standing::Running).complete));
         }
+        if self.is_stopped() {
+            self.shared.discard(self.id);
+            return Err(stopped());
+        }
+        let started = self.start(&container).await;
         drop(held);
-        Ok(container)
+        if started.is_err() {
+            self.shared.settings.captures.forget(self.id);
+        }
+        Ok((container, started?))
+    }
+
+    /// Has the output of a container captured.
+    pub(super) fn capture(&self, container: String, standing: Standing) -> Capturing {
+        let engine = self.shared.engine.address.clone();
+        let container = Container { attempt: self.id, id: container, engine, standing };
+        self.shared.settings.captures.begin(container)
     }
 
     async fn pull(&self, spec: &DockerSpec) -> Result<(), Outcome> {
@@ -215,12 +233,21 @@ impl Attempt {
         Ok(found.id.map(|container| Created { container, has_run: has_run(&state), held: vec![] }))
     }
 
-    async fn start(&self, container: &str) -> Result<(), Outcome> {
+    /// Attaches to the container, and only then starts it: not a byte is missed.
+    async fn start(&self, container: &str) -> Result<Captured, Outcome> {
         let engine = &self.shared.engine;
         let mut pause = Pause::new();
         for _ in 0..START_TRIES {
-            match engine.start(container).await {
-                Ok(()) => return Ok(()),
+            let Capturing { attached, complete } =
+                self.capture(container.to_owned(), Standing::New);
+            let started = match attached.await {
+                Ok(Ok(())) => engine.start(container).await,
+                Ok(Err(why)) => Err(CallError::NoAnswer(format!("cannot attach: {why}"))),
+                // The agent ends; its next life removes the container.
+                Err(_) => return std::future::pending().await,
+            };
+            match started {
+                Ok(()) => return Ok(complete),
                 Err(CallError::Refused { message, .. }) => {
                     return Err(Outcome::not_started(
                         start_error_code(&message),
@@ -231,7 +258,7 @@ impl Attempt {
             }
             pause.wait().await;
             match engine.inspect_patiently(container).await {
-                Ok(found) if found.state.as_ref().is_some_and(has_run) => return Ok(()),
+                Ok(found) if found.state.as_ref().is_some_and(has_run) => return Ok(complete),
                 Ok(_) => {}
                 Err(error) => return Err(cannot_start(error.to_string())),
             }
@@ -239,26 +266,40 @@ impl Attempt {
         Err(cannot_start("the Docker engine did not start the container, and did not say why"))
     }
 
-    /// Waits for the end of a container that was started, captures its output, stops it when that
-    /// is asked.
-    pub(super) async fn watch(&self, container: &str, started: Option<Instant>) -> Outcome {
-        let (exited, told) = watch::channel(false);
+    /// Waits for the end of a container that was started and for the last byte of its output;
+    /// stops it when that is asked.
+    pub(super) async fn watch(
+        &self,
+        container: &str,
+        captured: Captured,
+        started: Option<Instant>,
+    ) -> Outcome {
         let end = async {
             let state = self.exit(container).await;
-            let ran = started.map(|started| started.elapsed());
-            exited.send_replace(true);
-            (state, ran)
+            (state, started.map(|started| started.elapsed()))
         };
-        let capture = logs::capture(&self.shared, self.id, container, told);
+        let captured = async {
+            if captured.await.is_err() {
+                // The agent ends, and leaves this to its next life.
+                std::future::pending().await
+            }
+        };
         let (state, ran) = tokio::select! {
-            ((state, ran), ()) = futures_util::future::join(end, capture) => (state, ran),
+            ((state, ran), ()) = futures_util::future::join(end, captured) => (state, ran),
             never = self.stop_when_asked(container) => match never {},
         };
-        let Some(state) = state else {
+        let Some((state, engine_was_away)) = state else {
             return Outcome::new(OutcomeKind::Lost).with_message(
                 "its container was removed by somebody else; how it ended is not known",
             );
         };
+        if engine_was_away && !self.shared.engine.facts.live_restore {
+            return Outcome {
+                exit_code: outcome(&state).exit_code,
+                ..Outcome::new(OutcomeKind::Lost)
+            }
+            .with_message(ENGINE_STOPPED);
+        }
         let ran_ms = match ran {
             Some(ran) => u64::try_from(ran.as_millis()).unwrap_or(u64::MAX),
             None => ran_ms(&state, time(state.finished_at.as_deref())),
@@ -266,17 +307,24 @@ impl Attempt {
         Outcome { ran_ms, ..outcome(&state) }
     }
 
-    /// Returns when the container has exited, with what the engine knows of it; none if it is gone.
-    async fn exit(&self, container: &str) -> Option<ContainerState> {
+    /// Returns when the container has exited, with what the engine knows of it, and whether the
+    /// engine did not answer around the exit; none if the container is gone.
+    async fn exit(&self, container: &str) -> Option<(ContainerState, bool)> {
         let engine = &self.shared.engine;
         let mut pause = Pause::new();
         loop {
             let waited = engine.wait(container).await;
-            match engine.inspect_patiently(container).await {
+            let mut was_away = waited.as_ref().is_err_and(CallError::is_no_answer);
+            let mut found = engine.inspect(container).await;
+            if found.as_ref().is_err_and(|error| !error.is_not_found()) {
+                was_away = true;
+                found = engine.inspect_patiently(container).await;
+            }
+            match found {
                 Ok(found) => {
                     let state = found.state.unwrap_or_default();
                     if state.running != Some(true) && state.restarting != Some(true) {
-                        return Some(state);
+                        return Some((state, was_away));
                     }
                 }
                 Err(_) => return None,
@@ -309,6 +357,7 @@ impl Attempt {
 
     /// Never returns: the end is for [`exit`](Self::exit) to see.
     async fn stop_now(&self, container: &str, grace_ms: u64) {
+        self.shared.settings.captures.stopped(self.id);
         let mut pause = Pause::new();
         while let Err(error) = self.shared.engine.stop(container, grace_ms.div_ceil(1000)).await {
             // Not there, or not running.

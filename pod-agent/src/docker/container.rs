@@ -22,12 +22,8 @@ const ATTEMPT: &str = "podmesh.attempt";
 const ON_LOST: &str = "podmesh.on_lost";
 const JOB_NAME: &str = "podmesh.job_name";
 
-/// The log driver. `json-file` replaces every byte that is not UTF-8; `local` keeps all.
-const LOG_DRIVER: &str = "local";
-/// How much output the engine holds until it is captured. A reader that is more than one file
-/// behind loses what was dropped.
-const LOG_OPTIONS: [(&str, &str); 3] =
-    [("max-size", "50m"), ("max-file", "3"), ("compress", "false")];
+/// The log driver: the output goes to our files, and the engine keeps none.
+const LOG_DRIVER: &str = "none";
 
 /// The least that the engine takes as a limit, in thousandths of a core.
 const CPU_MILLIS_MIN: u64 = 10;
@@ -131,10 +127,7 @@ pub(super) fn configuration(
             .flatten(),
         memory,
         memory_swap: memory,
-        log_config: Some(HostConfigLogConfig {
-            typ: Some(LOG_DRIVER.to_owned()),
-            config: Some(LOG_OPTIONS.map(|(key, value)| (key.to_owned(), value.to_owned())).into()),
-        }),
+        log_config: Some(HostConfigLogConfig { typ: Some(LOG_DRIVER.to_owned()), config: None }),
         network_mode: Some(
             match spec.network {
                 NetworkMode::Bridge => "bridge",

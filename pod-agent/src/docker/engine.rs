@@ -5,7 +5,6 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use bollard::auth::DockerCredentials;
-use bollard::container::LogOutput;
 use bollard::models::{
     ContainerCreateBody, ContainerInspectResponse, ContainerSummary, CreateImageInfo,
 };
@@ -29,10 +28,8 @@ const STOP_MARGIN: Duration = Duration::from_secs(60);
 const PAUSE_FIRST: Duration = Duration::from_millis(100);
 const PAUSE_MAX: Duration = Duration::from_secs(5);
 
-/// Before this version, reading a log of the driver that we use could end the engine.
-const VERSION_MIN: [u32; 3] = [20, 10, 13];
-/// The first API version in which the log keeps the ends of long lines (Docker 23).
-const API_LINE_ENDS: (usize, usize) = (1, 42);
+/// The oldest version that is tested.
+const VERSION_MIN: [u32; 3] = [20, 10, 0];
 /// The first API version in which a read-only mount is so for all that is mounted below it.
 const API_RECURSIVE_READ_ONLY: (usize, usize) = (1, 44);
 
@@ -55,6 +52,8 @@ impl Pause {
 #[derive(Debug)]
 pub(super) struct Engine {
     docker: Docker,
+    /// As in `DOCKER_HOST`.
+    pub(super) address: String,
     pub(super) facts: EngineFacts,
     /// Its version, for display.
     pub(super) version: String,
@@ -67,10 +66,8 @@ pub(super) struct EngineFacts {
     pub(super) cpu_millis: u64,
     /// Its socket, where that is a file: no container may see it.
     pub(super) socket: Option<PathBuf>,
-    /// Where it keeps its files, if that is on this machine.
-    pub(super) root: Option<PathBuf>,
-    /// Whether its log loses the line break of a line longer than a piece.
-    pub(super) loses_line_ends: bool,
+    /// Whether containers go on when the engine stops.
+    pub(super) live_restore: bool,
     /// Whether a read-only mount is so for all that is mounted below it.
     pub(super) read_only_is_recursive: bool,
 }
@@ -105,12 +102,12 @@ impl Engine {
         let socket = address.strip_prefix("unix://").map(PathBuf::from);
         Ok(Self {
             version,
+            address,
             docker: docker.with_timeout(WORK_DEADLINE),
             facts: EngineFacts {
                 cpu_millis: info.ncpu.and_then(|cpus| u64::try_from(cpus).ok()).unwrap_or(0) * 1000,
-                root: socket.as_ref().and(info.docker_root_dir).map(PathBuf::from),
                 socket,
-                loses_line_ends: api < API_LINE_ENDS,
+                live_restore: info.live_restore_enabled == Some(true),
                 read_only_is_recursive: api >= API_RECURSIVE_READ_ONLY,
             },
         })
@@ -221,17 +218,6 @@ impl Engine {
         call(ANSWER_DEADLINE, self.docker.list_containers(Some(options))).await
     }
 
-    /// The output, both streams, each entry behind its time stamp.
-    pub(super) fn logs(
-        &self,
-        container: &str,
-        options: query::LogsOptionsBuilder,
-    ) -> impl Stream<Item = Result<LogOutput, CallError>> + Unpin + Send + use<> {
-        let options = options.stdout(true).stderr(true).timestamps(true).build();
-        let logs = self.docker.logs(container, Some(options));
-        Box::pin(logs.map(|item| item.map_err(CallError::from)))
-    }
-
     /// Pulls one image. `reference` has a tag or digest: without, the engine pulls all tags.
     pub(super) fn pull(
         &self,
@@ -285,7 +271,7 @@ mod tests {
         assert_eq!(number("20.10.24+dfsg1"), Some([20, 10, 24]));
         assert_eq!(number("28.0.0-rc.1"), Some([28, 0, 0]));
         assert_eq!(number("dev"), None);
-        assert!(number("20.10.9").unwrap_or_default() < VERSION_MIN);
+        assert!(number("19.3.9").unwrap_or_default() < VERSION_MIN);
         assert!(number("20.10.13").unwrap_or_default() >= VERSION_MIN);
     }
 }

@@ -5,8 +5,9 @@
 //! - `mounts.rs`: what may be mounted; `stage.rs`: how it is held until it is;
 //! - `attempt.rs`: one attempt's life; `pull.rs`: missing images; `registry.rs`: credentials for
 //!   them; `adopt.rs`: after a restart;
-//! - `logs.rs`: capture of the output, with `cursor.rs` (where it stands in the engine's log),
-//!   `files.rs` (where it stands in ours) and `line_end.rs` (what Docker 20.10 loses).
+//!
+//! The output is captured by somebody else, see [`Captures`]: the container waits for that before
+//! it is started, and its end waits for the last byte.
 //!
 //! A container's name and labels say which attempt it is: creating it twice gives one container,
 //! and a restarted agent finds it. It is kept until [`DockerRuntime::remove`]. Containers without
@@ -15,12 +16,8 @@
 mod adopt;
 mod attempt;
 mod container;
-mod cursor;
 mod engine;
 mod error;
-mod files;
-mod line_end;
-mod logs;
 mod mounts;
 mod pull;
 mod registry;
@@ -32,7 +29,6 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use podmesh_agent_core::input::RuntimeFact;
 use podmesh_agent_core::step::JobContext;
-use podmesh_logrotate::RotationPolicy;
 use podmesh_protocol::ids::{AttemptId, ClusterId, Name};
 use tokio::runtime::Handle;
 use tokio::sync::{mpsc, watch};
@@ -46,7 +42,7 @@ use self::attempt::Attempt;
 use self::engine::Engine;
 use self::pull::Pulls;
 use self::stage::Stage;
-use crate::log_notify::LogNotify;
+use crate::capture::Captures;
 use crate::policy::NodePolicy;
 
 /// What the runtime has to know of its node.
@@ -59,14 +55,10 @@ pub struct DockerSettings {
     pub agent_id: Uuid,
     /// The agent's data directory: never mounted.
     pub data_dir: PathBuf,
-    /// Output goes to `<logs_dir>/<job>/<task>/<attempt>/stdout.log` and `stderr.log`.
-    pub logs_dir: PathBuf,
-    /// How much output is kept of each stream of an attempt.
-    pub rotation: RotationPolicy,
     /// What the node's owner allows.
     pub policy: NodePolicy,
-    /// Who waits for output.
-    pub log_notify: LogNotify,
+    /// Who captures output.
+    pub captures: Captures,
     /// The folder of Docker's client configuration, with the credentials of `docker login`.
     pub docker_config: Option<PathBuf>,
 }
@@ -145,6 +137,7 @@ impl DockerRuntime {
     /// anonymous volumes, in the background and until it is gone. Its logs stay.
     pub fn remove(&self, id: AttemptId) {
         self.shared.discard(id);
+        self.shared.settings.captures.forget(id);
         if let Some(known) = lock(&self.shared.attempts).remove(&id) {
             known.abort();
         }

@@ -12,7 +12,7 @@ use tokio::time::timeout;
 use super::error::SupervisorError;
 use super::frames::{Frames, put};
 use super::link::LinkSettings;
-use super::messages::{Found, ToAgent, ToSupervisor};
+use super::messages::{Found, ToAgent, ToSupervisor, VERSION_OLDEST};
 use super::place::Place;
 use super::{READY, SupervisorCommand};
 
@@ -28,6 +28,8 @@ const SAID_BYTES_MAX: u64 = 4096;
 /// A connection after its hello and welcome.
 #[derive(Debug)]
 pub(super) struct Connection {
+    /// The version that is spoken.
+    pub(super) version: u16,
     /// What comes.
     pub(super) frames: Frames<OwnedReadHalf>,
     writer: OwnedWriteHalf,
@@ -45,12 +47,14 @@ struct Greeted {
     connection: Connection,
     found: Vec<Found>,
     program_version: String,
+    captures: usize,
 }
 
 impl Greeted {
     /// Whether it is of another version of the program, and ends without harm to anybody.
     fn is_outdated(&self) -> bool {
         self.program_version != env!("CARGO_PKG_VERSION")
+            && self.captures == 0
             && self.found.iter().all(|found| found.ended.is_some())
     }
 }
@@ -100,22 +104,29 @@ pub(super) async fn connect(
 /// Says hello. The inner error is what a supervisor says that refuses.
 async fn greet(stream: UnixStream, settings: &LinkSettings) -> io::Result<Result<Greeted, String>> {
     let (reader, writer) = stream.into_split();
-    let mut connection = Connection { frames: Frames::new(reader), writer };
+    let mut connection =
+        Connection { version: VERSION_OLDEST, frames: Frames::new(reader), writer };
     let mut out = Vec::new();
     put(&mut out, &ToSupervisor::Hello(Box::new(settings.hello())))?;
     connection.write(&out).await?;
-    let (mut found, mut its_version) = (Vec::new(), String::new());
+    let (mut found, mut its_version, mut its_captures) = (Vec::new(), String::new(), 0);
     loop {
         match connection.frames.next().await? {
             None => return Err(io::ErrorKind::UnexpectedEof.into()),
             Some(ToAgent::Refused { message }) => return Ok(Err(message)),
-            Some(ToAgent::Welcome { version, program_version }) => {
+            Some(ToAgent::Welcome { version, program_version, captures }) => {
+                (connection.version, its_captures) = (version, captures);
                 tracing::info!(version, program_version, "a supervisor holds the processes");
                 its_version = program_version;
             }
             Some(ToAgent::Found(one)) => found.push(*one),
             Some(ToAgent::Ready) => {
-                return Ok(Ok(Greeted { connection, found, program_version: its_version }));
+                return Ok(Ok(Greeted {
+                    connection,
+                    found,
+                    program_version: its_version,
+                    captures: its_captures,
+                }));
             }
             Some(other) => return Err(io::Error::other(format!("{other:?} came too early"))),
         }

@@ -22,8 +22,11 @@ use uuid::Uuid;
 use super::SupervisorCommand;
 use super::connect::{Connection, connect};
 use super::error::SupervisorError;
-use super::messages::{Found, Hello, Terms, ToAgent, ToSupervisor, VERSION, VERSION_OLDEST};
+use super::messages::{
+    Found, Hello, Terms, ToAgent, ToSupervisor, VERSION, VERSION_CAPTURES, VERSION_OLDEST,
+};
 use super::place::Place;
+use crate::capture::{CaptureFact, CaptureRequest, Container, WaitingList};
 use crate::log_notify::LogNotify;
 use crate::process::{BaseEnv, has_records};
 
@@ -53,6 +56,10 @@ pub(crate) struct LinkSettings {
     /// Who waits for output.
     pub(crate) log_notify: LogNotify,
 }
+
+/// What is said of a container where the supervisor is too old to capture it.
+const NO_CAPTURES: &str = "the supervisor of this node's processes is of an older podmesh, which does not \
+     capture containers: it ends when the processes that it holds have ended, and then this works";
 
 impl LinkSettings {
     pub(super) fn hello(&self) -> Hello {
@@ -102,6 +109,7 @@ impl Processes {
         settings: LinkSettings,
         wanted: bool,
         facts: UnboundedSender<(AttemptId, RuntimeFact)>,
+        captures: UnboundedReceiver<CaptureRequest>,
     ) -> Result<Option<(Self, Link, Vec<FoundAttempt>)>, SupervisorError> {
         if !wanted {
             let place = Place::open(&settings.data_dir)?;
@@ -125,6 +133,9 @@ impl Processes {
             settings: settings.clone(),
             facts,
             requests: receiver,
+            captures,
+            capturing: WaitingList::default(),
+            version: connection.version,
             watches,
             out: Vec::new(),
             waiting: Vec::new(),
@@ -199,6 +210,10 @@ pub(crate) struct Link {
     settings: LinkSettings,
     facts: UnboundedSender<(AttemptId, RuntimeFact)>,
     requests: UnboundedReceiver<Request>,
+    captures: UnboundedReceiver<CaptureRequest>,
+    capturing: WaitingList,
+    /// The version that is spoken with the supervisor.
+    version: u16,
     watches: UnboundedReceiver<(AttemptId, bool)>,
     /// What was started or found, and not removed.
     held: HashMap<AttemptId, Standing>,
@@ -276,6 +291,7 @@ impl Link {
                     }
                 }
                 Some(watch) = self.watches.recv() => watches.push(watch),
+                Some(request) = self.captures.recv() => self.capture(request),
             }
         }
     }
@@ -313,11 +329,42 @@ impl Link {
         self.say(&message);
     }
 
+    fn capture(&mut self, request: CaptureRequest) {
+        match request {
+            CaptureRequest::Begin(container, waiting) => {
+                let attempt = container.attempt;
+                self.capturing.add(container.clone(), waiting);
+                if self.version < VERSION_CAPTURES {
+                    let refused = CaptureFact::Attached(Err(NO_CAPTURES.into()));
+                    return self.capturing.tell(attempt, refused);
+                }
+                self.begin_capture(container);
+            }
+            CaptureRequest::Stopped(attempt) => self.say(&ToSupervisor::CaptureStopped { attempt }),
+            CaptureRequest::Forget(attempt) => {
+                self.capturing.forget(attempt);
+                if self.version >= VERSION_CAPTURES {
+                    self.say(&ToSupervisor::CaptureForget { attempt });
+                }
+            }
+        }
+    }
+
+    fn begin_capture(&mut self, container: Container) {
+        let Container { attempt, id, engine, standing } = container;
+        self.say(&ToSupervisor::Capture { attempt, container: id, engine, standing });
+    }
+
     fn hear(&mut self, message: ToAgent) {
         match message {
             ToAgent::Started { attempt } => self.tell(attempt, RuntimeFact::Started),
             ToAgent::Ended { attempt, outcome } => self.ended(attempt, *outcome),
             ToAgent::LogGap { attempt, text } => self.tell(attempt, RuntimeFact::LogGap(text)),
+            ToAgent::Attached { attempt, error } => {
+                let result = error.map_or(Ok(()), Err);
+                self.capturing.tell(attempt, CaptureFact::Attached(result));
+            }
+            ToAgent::Captured { attempt } => self.capturing.tell(attempt, CaptureFact::Complete),
             ToAgent::Written { attempt } => self.settings.log_notify.written(attempt),
             // Of the beginning of a connection.
             ToAgent::Welcome { .. }
@@ -346,6 +393,11 @@ impl Link {
         tracing::warn!("there is a supervisor of processes again");
         self.last_context = None;
         self.out.clear();
+        self.version = connection.version;
+        let containers: Vec<_> = self.capturing.incomplete().cloned().collect();
+        for container in containers {
+            self.begin_capture(container);
+        }
         let mut missing: HashMap<_, _> = self.held.clone();
         for Found { attempt, ended, .. } in found {
             match (missing.remove(&attempt), ended) {

@@ -18,8 +18,12 @@ use podmesh_protocol::spec::{OnLost, Resources, RunSpec};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
+use crate::capture::Standing;
+
 /// The newest version that this program speaks.
-pub(super) const VERSION: u16 = 1;
+pub(super) const VERSION: u16 = 2;
+/// The first version in which containers are captured.
+pub(super) const VERSION_CAPTURES: u16 = 2;
 /// The oldest version that it speaks.
 pub(super) const VERSION_OLDEST: u16 = 1;
 
@@ -60,6 +64,28 @@ pub(super) enum ToSupervisor {
         /// Whether to.
         on: bool,
     },
+    /// Capture the output of a container, unless it is captured already. Answered by
+    /// [`ToAgent::Attached`] and [`ToAgent::Captured`].
+    Capture {
+        /// Whose.
+        attempt: AttemptId,
+        /// The container's id.
+        container: String,
+        /// The address of its engine.
+        engine: String,
+        /// Where it stands.
+        standing: Standing,
+    },
+    /// The attempt was told to stop: its output does not wait for a full disk for long.
+    CaptureStopped {
+        /// Whose.
+        attempt: AttemptId,
+    },
+    /// End a capture, and forget it.
+    CaptureForget {
+        /// Whose.
+        attempt: AttemptId,
+    },
     /// Stop all that runs, and end; then the connection is closed.
     End,
 }
@@ -74,6 +100,9 @@ pub(super) enum ToAgent {
         version: u16,
         /// The version of its program, for people.
         program_version: String,
+        /// How many containers it captures.
+        #[serde(default)]
+        captures: usize,
     },
     /// The other answer; then the connection is closed.
     Refused {
@@ -102,6 +131,18 @@ pub(super) enum ToAgent {
         attempt: AttemptId,
         /// How much, and why.
         text: String,
+    },
+    /// A container is attached, and can be started.
+    Attached {
+        /// Whose.
+        attempt: AttemptId,
+        /// Why it is not.
+        error: Option<String>,
+    },
+    /// All output of a container is in the files.
+    Captured {
+        /// Whose.
+        attempt: AttemptId,
     },
     /// There is new output.
     Written {

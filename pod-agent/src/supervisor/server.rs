@@ -26,6 +26,7 @@ use super::frames::{Frames, put};
 use super::messages::{self, Hello, ToAgent, ToSupervisor, VERSION, VERSION_OLDEST};
 use super::place::Place;
 use super::table::{Table, Why};
+use crate::capture::{CaptureFact, Container, Holder, LogPlace};
 use crate::clock::machine_ms;
 use crate::data_dir::read_agent_id;
 use crate::log_notify::LogNotify;
@@ -68,6 +69,7 @@ pub async fn supervise(
     })?;
     let place = Place::open(&data_dir)?;
     let (facts_sender, facts) = mpsc::unbounded_channel();
+    let capture_facts = facts_sender.clone();
     let notify = LogNotify::default();
     let settings =
         ProcessSettings { agent_id: agent, data_dir: data_dir.clone(), log_notify: notify.clone() };
@@ -83,16 +85,18 @@ pub async fn supervise(
     let listener = UnixListener::from_std(place.bind()?).map_err(failed)?;
     ready();
     let (events_sender, events) = mpsc::channel(EVENTS_MAX);
+    let (told, captured) = mpsc::unbounded_channel();
     let server = Server {
         agent,
         runtime,
         table,
+        captures: Holder::new(notify.clone(), capture_facts, told),
         notify,
         greeting: HashMap::new(),
         connection: None,
         is_ending: false,
     };
-    server.run(listener, (events_sender, events), facts, stop).await;
+    server.run(listener, (events_sender, events), facts, captured, stop).await;
     place.unbind();
     Ok(())
 }
@@ -129,6 +133,7 @@ struct Server {
     agent: Uuid,
     runtime: ProcessRuntime,
     table: Table,
+    captures: Holder,
     notify: LogNotify,
     /// Connections that have said nothing yet.
     greeting: HashMap<u64, Out>,
@@ -143,6 +148,7 @@ impl Server {
         listener: UnixListener,
         (sender, mut events): (Events, mpsc::Receiver<(u64, Event)>),
         mut facts: mpsc::UnboundedReceiver<(AttemptId, RuntimeFact)>,
+        mut captured: mpsc::UnboundedReceiver<(AttemptId, CaptureFact)>,
         stop: impl Future<Output = ()>,
     ) {
         let mut stop = std::pin::pin!(stop);
@@ -150,8 +156,10 @@ impl Server {
         let mut idle_since = None;
         let mut facts_from = Instant::now();
         while !(self.is_ending && self.table.live() == 0) {
-            let is_idle =
-                self.connection.is_none() && self.greeting.is_empty() && self.table.live() == 0;
+            let is_idle = self.connection.is_none()
+                && self.greeting.is_empty()
+                && self.table.live() == 0
+                && self.captures.len() == 0;
             idle_since = is_idle.then(|| idle_since.unwrap_or_else(Instant::now));
             let idle_until = idle_since.map(|since| since + IDLE_LIMIT);
             let lease = self.table.lease_until().map(until);
@@ -165,6 +173,7 @@ impl Server {
                     }
                 }
                 () = sleep_until(facts_from), if gathers => {}
+                Some((attempt, fact)) = captured.recv() => self.captured(attempt, fact),
                 _ = events.recv_many(&mut words, EVENTS_MAX) => {
                     for (number, event) in words {
                         self.event(number, event);
@@ -245,6 +254,14 @@ impl Server {
         }
     }
 
+    fn captured(&mut self, attempt: AttemptId, fact: CaptureFact) {
+        self.captures.note(attempt, &fact);
+        self.tell(match fact {
+            CaptureFact::Attached(result) => ToAgent::Attached { attempt, error: result.err() },
+            CaptureFact::Complete => ToAgent::Captured { attempt },
+        });
+    }
+
     fn ended(&mut self, attempt: AttemptId, outcome: Outcome) {
         let Some(end) = self.table.ended(attempt, outcome) else { return };
         if let Some(kept) = &end.kept {
@@ -301,7 +318,8 @@ impl Server {
         tracing::info!("an agent is there");
         self.table.agent_changed();
         let program_version = env!("CARGO_PKG_VERSION").to_owned();
-        let welcome = ToAgent::Welcome { version: common, program_version };
+        let captures = self.captures.live();
+        let welcome = ToAgent::Welcome { version: common, program_version, captures };
         let held = self.table.list(machine_ms()).map(|found| ToAgent::Found(Box::new(found)));
         for message in [welcome].into_iter().chain(held).chain([ToAgent::Ready]) {
             _ = out.messages.send(message);
@@ -330,6 +348,15 @@ impl Server {
             }
             ToSupervisor::Lease { until_ms } => self.table.set_lease(until_ms),
             ToSupervisor::Watch { attempt, on } => self.watch(attempt, on),
+            ToSupervisor::Capture { attempt, container, engine, standing } => {
+                let Some(connection) = &self.connection else { return };
+                let Terms { logs_dir, rotation, .. } = &*connection.terms;
+                let place = LogPlace { logs_dir: logs_dir.clone(), rotation: rotation.clone() };
+                let container = Container { attempt, id: container, engine, standing };
+                self.captures.begin(container, place);
+            }
+            ToSupervisor::CaptureStopped { attempt } => self.captures.stopped(attempt),
+            ToSupervisor::CaptureForget { attempt } => self.captures.forget(attempt),
             ToSupervisor::End => {
                 tracing::info!("the agent asks to end");
                 self.end_all();

@@ -24,6 +24,7 @@ use super::frames::{Frames, put};
 use super::messages::{Context, Found, Hello, ToAgent, ToSupervisor, VERSION};
 use super::place::{Place, Turn};
 use super::*;
+use crate::capture::Captures;
 use crate::clock::machine_ms;
 use crate::log_notify::LogNotify;
 
@@ -290,7 +291,7 @@ async fn the_link_tells_what_became_of_all_when_its_supervisor_is_another() {
     let node = Node::new();
     let supervisor = node.supervise().await;
     let (sender, mut facts) = mpsc::unbounded_channel();
-    let opened = Processes::open(node.settings(), true, sender).await.unwrap();
+    let opened = Processes::open(node.settings(), true, sender, Captures::new().1).await.unwrap();
     let (processes, link, found) = opened.unwrap();
     tokio::spawn(link.run());
     assert_eq!(found, []);
@@ -318,12 +319,16 @@ async fn the_link_tells_what_became_of_all_when_its_supervisor_is_another() {
 async fn where_no_process_is_wanted_and_none_was_left_there_is_no_supervisor() {
     let node = Node::new();
     let (sender, _facts) = mpsc::unbounded_channel();
-    let opened = Processes::open(node.settings(), false, sender.clone()).await.unwrap();
+    let opened =
+        Processes::open(node.settings(), false, sender.clone(), Captures::new().1).await.unwrap();
     assert!(opened.is_none());
     // With something left there has to be one.
     fs::create_dir_all(node.dir.path().join("work")).unwrap();
     fs::write(node.dir.path().join("work/1.1.1.attempt"), "").unwrap();
-    let error = Processes::open(node.settings(), false, sender).await.unwrap_err().to_string();
+    let error = Processes::open(node.settings(), false, sender, Captures::new().1)
+        .await
+        .unwrap_err()
+        .to_string();
     assert!(error.contains("/nonexistent"), "{error}");
 }
 
@@ -340,7 +345,8 @@ async fn a_supervisor_of_another_version_that_holds_nothing_is_replaced() {
             assert!(matches!(hello, Some(ToSupervisor::Hello(_))), "{hello:?}");
             let mut out = Vec::new();
             let program_version = program_version.to_owned();
-            put(&mut out, &ToAgent::Welcome { version: VERSION, program_version }).unwrap();
+            put(&mut out, &ToAgent::Welcome { version: VERSION, program_version, captures: 0 })
+                .unwrap();
             put(&mut out, &ToAgent::Ready).unwrap();
             tokio::io::AsyncWriteExt::write_all(&mut other.1, &out).await.unwrap();
             // The first one is asked to end, the second one left when the agent ends.
@@ -350,7 +356,7 @@ async fn a_supervisor_of_another_version_that_holds_nothing_is_replaced() {
         }
     });
     let (sender, _facts) = mpsc::unbounded_channel();
-    let opened = Processes::open(node.settings(), true, sender).await.unwrap();
+    let opened = Processes::open(node.settings(), true, sender, Captures::new().1).await.unwrap();
     let (processes, link, _) = opened.unwrap();
     tokio::join!(processes.close(), link.run());
     timeout(LIMIT, fake).await.unwrap().unwrap();

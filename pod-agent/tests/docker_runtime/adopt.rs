@@ -1,6 +1,6 @@
 //! Restarts of the agent, and trouble with the engine: nothing is lost, nothing comes twice.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
@@ -49,62 +49,6 @@ fn check_printed(place: &Place) {
     assert!(place.text(attempt(1), "stdout") == stdout, "stdout differs");
 }
 
-const CHILD: &str = "PODMESH_TEST_CHILD_DIR";
-const CHILD_IDS: &str = "PODMESH_TEST_CHILD_IDS";
-const CHILD_STARTS: &str = "PODMESH_TEST_CHILD_STARTS";
-
-/// Not a test of its own: the agent process that other tests start and kill. It goes on with what
-/// it finds, or starts an attempt, and writes down its exit code.
-#[tokio::test]
-async fn agent_in_a_child_process() {
-    let Ok(dir) = std::env::var(CHILD) else { return };
-    let ids = std::env::var(CHILD_IDS).unwrap();
-    let (cluster, agent_id) = ids.split_once(' ').unwrap();
-    let dir = PathBuf::from(dir);
-    let settings =
-        settings(agent_id.parse().unwrap(), dir.join("logs"), small_files(), Default::default());
-    let mut agent = Agent::new(settings, ClusterId(cluster.parse().unwrap())).await;
-    agent.found = agent.runtime.adopt().await.unwrap();
-    if let Ok(image) = std::env::var(CHILD_STARTS) {
-        agent.start(attempt(1), job(&image, &["sh", "-c", &printer()]));
-    } else {
-        assert_eq!(agent.found.len(), 1);
-    }
-    let outcome = match agent.found.pop().and_then(|found| found.ended) {
-        Some(outcome) => outcome,
-        None => agent.end(attempt(1)).await,
-    };
-    assert!(agent.gaps().is_empty(), "{:?}", agent.gaps());
-    std::fs::write(dir.join("ended"), format!("{:?}", outcome.exit_code)).unwrap();
-}
-
-struct AgentProcess(Child);
-
-impl AgentProcess {
-    fn spawn(place: &Place, starts: bool, docker_host: Option<&Path>) -> Self {
-        let mut command = Command::new(std::env::current_exe().unwrap());
-        command
-            .args(["adopt::agent_in_a_child_process", "--exact", "--nocapture"])
-            .env(CHILD, place.path())
-            .env(CHILD_IDS, format!("{} {}", place.cluster, place.agent))
-            .stdout(Stdio::null());
-        if starts {
-            command.env(CHILD_STARTS, &place.image.name);
-        }
-        if let Some(socket) = docker_host {
-            command.env("DOCKER_HOST", format!("unix://{}", socket.display()));
-        }
-        Self(command.spawn().unwrap())
-    }
-}
-
-impl Drop for AgentProcess {
-    fn drop(&mut self) {
-        _ = self.0.kill();
-        _ = self.0.wait();
-    }
-}
-
 fn small_files() -> podmesh_logrotate::RotationPolicy {
     podmesh_logrotate::RotationPolicy {
         file_bytes_max: 100_000,
@@ -115,71 +59,159 @@ fn small_files() -> podmesh_logrotate::RotationPolicy {
 }
 
 #[tokio::test]
-async fn killed_agents_neither_lose_nor_double_output() {
+async fn agents_that_come_and_go_neither_lose_nor_double_output() {
     if !usable() {
         return;
     }
     let mut place = Place::new();
     place.rotation = small_files();
+    let first = place.agent().await;
+    first.start(attempt(1), place.script(&printer()));
+    let mut agent = Some(first);
     for life in 1..=8 {
-        // A kill in the middle of whatever it does once there is some more output.
-        let agent = AgentProcess::spawn(&place, life == 1, None);
         place.until_printed(attempt(1), "stderr", &format!("error {}\n", life * 3)).await;
-        drop(agent);
+        // As a kill: it ends in the middle of whatever it does.
+        drop(agent.take());
+        let next = place.agent().await;
+        assert_eq!(next.found.len(), 1);
+        assert_eq!(next.found[0].on_lost, OnLost::Requeue);
+        assert!(next.found[0].outlives_agent && next.found[0].ended.is_none());
+        agent = Some(next);
     }
-    let mut agent = place.agent().await;
-    assert_eq!(agent.found.len(), 1);
-    assert_eq!(agent.found[0].on_lost, OnLost::Requeue);
-    assert!(agent.found[0].outlives_agent && agent.found[0].ended.is_none());
-    assert!(agent.found[0].ran_ms > 0);
+    let mut agent = agent.unwrap();
     go(&engine(), &place.container_name(attempt(1))).await;
     assert_eq!(agent.end(attempt(1)).await.exit_code, Some(6));
     check_printed(&place);
+    assert!(place.gaps().is_empty(), "{:?}", place.gaps());
     agent.runtime.remove(attempt(1));
     agent.removed(&place).await;
 }
 
 #[tokio::test]
-async fn an_engine_that_comes_and_goes_is_borne() {
+async fn a_capture_that_died_leaves_a_mark_and_another_goes_on() {
+    if !usable() {
+        return;
+    }
+    let mut place = Place::new();
+    let agent = place.agent().await;
+    let script = format!("echo before; {UNTIL_GO}; echo after; exit 3");
+    agent.start(attempt(1), place.script(&script));
+    place.until_printed(attempt(1), "stdout", "before").await;
+    drop(agent);
+    place.lose_captures();
+    let mut agent = place.agent().await;
+    place.until_printed(attempt(1), "stdout", "podmesh").await;
+    go(&engine(), &place.container_name(attempt(1))).await;
+    assert_eq!(agent.end(attempt(1)).await.exit_code, Some(3));
+    let text = place.text(attempt(1), "stdout");
+    let lines: Vec<_> = text.lines().collect();
+    assert_eq!((lines[0], lines[2], lines.len()), ("before", "after", 3), "{text}");
+    assert!(lines[1].starts_with("[podmesh: output may be missing here"), "{text}");
+    assert_eq!(place.gaps().len(), 1);
+}
+
+/// A connection to the engine that is cut, and away for a moment, again and again.
+async fn cut_again_and_again(path: PathBuf) {
+    loop {
+        let listener = UnixListener::bind(&path).unwrap();
+        let mut connections = JoinSet::new();
+        let serve = async {
+            loop {
+                let (mut from, _) = listener.accept().await.unwrap();
+                connections.spawn(async move {
+                    if let Ok(mut to) = UnixStream::connect("/var/run/docker.sock").await {
+                        _ = tokio::io::copy_bidirectional(&mut from, &mut to).await;
+                    }
+                });
+            }
+        };
+        _ = tokio::time::timeout(Duration::from_millis(1500), serve).await;
+        connections.shutdown().await;
+        drop(listener);
+        std::fs::remove_file(&path).unwrap();
+        tokio::time::sleep(Duration::from_millis(150)).await;
+    }
+}
+
+const CHILD: &str = "PODMESH_TEST_CHILD_DIR";
+
+/// Not a test of its own: an agent that has the engine behind [`cut_again_and_again`].
+#[tokio::test]
+async fn agent_in_a_child_process() {
+    let Ok(dir) = std::env::var(CHILD) else { return };
+    let ids = std::env::var("PODMESH_TEST_CHILD_IDS").unwrap();
+    let (cluster, agent_id) = ids.split_once(' ').unwrap();
+    let image = std::env::var("PODMESH_TEST_CHILD_IMAGE").unwrap();
+    let dir = PathBuf::from(dir);
+    let captures = captures(dir.join("logs"), small_files(), Default::default());
+    let settings = settings(agent_id.parse().unwrap(), captures, Default::default());
+    let mut agent = Agent::new(settings, ClusterId(cluster.parse().unwrap())).await;
+    agent.start(attempt(1), job(&image, &["sh", "-c", &printer()]));
+    let outcome = agent.end(attempt(1)).await;
+    std::fs::write(dir.join("ended"), format!("{:?}", outcome.exit_code)).unwrap();
+}
+
+/// Ended when it is dropped.
+struct AgentProcess(Child);
+
+impl Drop for AgentProcess {
+    fn drop(&mut self) {
+        _ = self.0.kill();
+        _ = self.0.wait();
+    }
+}
+
+#[tokio::test]
+async fn an_engine_that_comes_and_goes_is_borne_and_what_is_missing_is_marked() {
     if !usable() {
         return;
     }
     let mut place = Place::new();
     place.rotation = small_files();
     let socket = place.path().join("engine.sock");
-    let path = socket.clone();
-    // Between agent and engine: cuts every connection, and is away for a moment, again and again.
-    let proxy = tokio::spawn(async move {
-        loop {
-            let listener = UnixListener::bind(&path).unwrap();
-            let mut connections = JoinSet::new();
-            let serve = async {
-                loop {
-                    let (mut from, _) = listener.accept().await.unwrap();
-                    connections.spawn(async move {
-                        if let Ok(mut to) = UnixStream::connect("/var/run/docker.sock").await {
-                            _ = tokio::io::copy_bidirectional(&mut from, &mut to).await;
-                        }
-                    });
-                }
-            };
-            _ = tokio::time::timeout(Duration::from_millis(1500), serve).await;
-            connections.shutdown().await;
-            drop(listener);
-            std::fs::remove_file(&path).unwrap();
-            tokio::time::sleep(Duration::from_millis(150)).await;
-        }
-    });
+    let proxy = tokio::spawn(cut_again_and_again(socket.clone()));
     until(|| socket.exists()).await;
-    let mut agent = AgentProcess::spawn(&place, true, Some(&socket));
+    let child = Command::new(std::env::current_exe().unwrap())
+        .args(["adopt::agent_in_a_child_process", "--exact", "--nocapture"])
+        .env(CHILD, place.path())
+        .env("PODMESH_TEST_CHILD_IDS", format!("{} {}", place.cluster, place.agent))
+        .env("PODMESH_TEST_CHILD_IMAGE", &place.image.name)
+        .env("DOCKER_HOST", format!("unix://{}", socket.display()))
+        .stdout(Stdio::null())
+        .spawn();
+    let mut agent = AgentProcess(child.unwrap());
+    let (docker, name) = (engine(), place.container_name(attempt(1)));
     place.until_printed(attempt(1), "stderr", &format!("error {PORTIONS}\n")).await;
-    go(&engine(), &place.container_name(attempt(1))).await;
+    go(&docker, &name).await;
     until(|| agent.0.try_wait().unwrap().is_some()).await;
     assert!(!proxy.is_finished());
     proxy.abort();
     let ended = std::fs::read_to_string(place.path().join("ended"));
     assert_eq!(ended.unwrap(), "Some(6)");
-    check_printed(&place);
+    // Numbers only grow, and where one is left out there is a mark.
+    let text = place.text(attempt(1), "stdout");
+    let is_mark = |line: &str| line.starts_with("[podmesh: output may be missing");
+    let lines: Vec<_> = text.lines().collect();
+    let (mut last, mut is_marked) = (0, false);
+    for (at, line) in lines.iter().enumerate() {
+        if is_mark(line) {
+            is_marked = true;
+            continue;
+        }
+        // A line beside a mark can be a part of one.
+        let beside = [at.checked_sub(1), Some(at + 1)];
+        let beside = beside.into_iter().flatten().filter_map(|at| lines.get(at));
+        if beside.clone().any(|line| is_mark(line)) {
+            continue;
+        }
+        if let Ok(number) = line.parse::<u32>() {
+            assert!(number > last, "{number} after {last}");
+            assert!(number == last + 1 || is_marked, "{number} after {last} without a mark");
+            (last, is_marked) = (number, false);
+        }
+    }
+    assert_eq!(last, 20_000);
+    assert!(lines.iter().any(|line| is_mark(line)), "no connection was cut");
 }
 
 #[tokio::test]

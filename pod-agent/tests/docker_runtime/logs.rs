@@ -29,7 +29,7 @@ async fn bytes_stay_bytes() {
     assert_eq!(agent.run(attempt(1), job).await.exit_code, Some(0));
     assert!(place.output(attempt(1), "stdout").unwrap() == bytes, "bytes differ");
     assert_eq!(place.text(attempt(1), "stderr"), "no line break");
-    assert!(agent.gaps().is_empty());
+    assert!(place.gaps().is_empty(), "{:?}", place.gaps());
 }
 
 #[tokio::test]
@@ -48,7 +48,7 @@ async fn no_line_is_lost_or_doubled() {
     assert!(place.text(attempt(1), "stdout") == lines, "lines differ");
     let lines: String = (1..=500).map(|n| format!("{n}\n")).collect();
     assert_eq!(place.text(attempt(1), "stderr"), lines);
-    assert!(agent.gaps().is_empty());
+    assert!(place.gaps().is_empty(), "{:?}", place.gaps());
 }
 
 #[tokio::test]
@@ -74,7 +74,7 @@ async fn long_lines_stay_whole() {
         assert_eq!(agent.run(attempt(index), place.script(&script)).await.exit_code, Some(0));
         assert!(place.text(attempt(index), "stderr") == "z".repeat(n) + "\n", "{n}: text differs");
     }
-    assert!(agent.gaps().is_empty());
+    assert!(place.gaps().is_empty(), "{:?}", place.gaps());
 }
 
 #[tokio::test]
@@ -99,51 +99,91 @@ async fn the_last_line_before_the_exit_is_there() {
     agent.removed(&place).await;
 }
 
+/// Waits until a test says so, from inside of a container.
+const UNTIL_GO: &str = "while [ ! -e /tmp/go ]; do sleep 0.05; done";
+
 #[tokio::test]
-async fn a_disk_that_takes_no_bytes_for_a_while_loses_none() {
+async fn output_that_cannot_be_written_is_counted_in_the_file() {
     if !usable() {
         return;
     }
     let place = Place::new();
     let mut agent = place.agent().await;
-    let script = "while [ ! -e /tmp/go ]; do sleep 0.05; done; seq 1 5000; seq 1 7 >&2; exit 2";
-    agent.start(attempt(1), place.script(script));
+    let script =
+        format!("{UNTIL_GO}; echo lost; sleep 0.2; rm /tmp/go; {UNTIL_GO}; echo kept; exit 2");
+    agent.start(attempt(1), place.script(&script));
     agent.started(attempt(1)).await;
     // A file in the place of the folder.
     std::fs::write(place.logs_dir(), "").unwrap();
     let (docker, name) = (engine(), place.container_name(attempt(1)));
     exec(&docker, &name, "touch /tmp/go").await;
-    exited(&docker, &name).await;
+    until(|| !place.gaps().is_empty()).await;
     std::fs::remove_file(place.logs_dir()).unwrap();
+    exec(&docker, &name, "while [ -e /tmp/go ]; do sleep 0.05; done; touch /tmp/go").await;
     assert_eq!(agent.end(attempt(1)).await.exit_code, Some(2));
-    let lines: String = (1..=5000).map(|n| format!("{n}\n")).collect();
-    assert!(place.text(attempt(1), "stdout") == lines, "lines differ");
-    assert_eq!(place.text(attempt(1), "stderr"), "1\n2\n3\n4\n5\n6\n7\n");
-    assert!(agent.gaps().is_empty());
+    let text = place.text(attempt(1), "stdout");
+    assert_eq!(text, "[podmesh: 5 bytes of output were lost here]\nkept\n");
 }
 
 #[tokio::test]
-async fn the_engines_own_rotation_is_borne() {
+async fn a_container_may_do_what_it_likes_with_its_output() {
     if !usable() {
         return;
     }
     let place = Place::new();
     let mut agent = place.agent().await;
-    // More than one file of the engine's log (50 MB), at a pace that can be followed.
-    let script = "pad=$(head -c 4000 /dev/zero | tr '\\0' x)
-        for k in $(seq 0 99); do
-            seq $((k * 300 + 1)) $((k * 300 + 300)) | sed \"s/\\$/ $pad/\"; sleep 0.05
-        done";
+    let scripts = [
+        // Closes both streams and goes on; leaves a child that keeps them.
+        ("echo a; exec >&- 2>&-; sleep 1; exit 4", "a\n".to_owned(), 4),
+        ("echo a; (sleep 600; echo b) & exit 5", "a\n".to_owned(), 5),
+        ("yes '' | head -n 400000", "\n".repeat(400_000), 0),
+        ("head -c 3000000 /dev/zero; printf '\\377\\376'", String::new(), 0),
+        // One line, no end.
+        ("head -c 50000000 /dev/zero | tr '\\0' z", "z".repeat(50_000_000), 0),
+        ("exit 0", String::new(), 0),
+    ];
+    for (index, (script, text, code)) in (1..).zip(&scripts) {
+        let outcome = agent.run(attempt(index), place.script(script)).await;
+        assert_eq!(outcome.exit_code, Some(*code), "{script}");
+        let output = place.output(attempt(index), "stdout").unwrap_or_default();
+        if index == 4 {
+            let mut expected = vec![0; 3_000_000];
+            expected.extend([0xff, 0xfe]);
+            assert!(output == expected, "bytes differ");
+        } else {
+            assert!(output == text.as_bytes(), "{script}: {} bytes", output.len());
+        }
+    }
+    assert_eq!(place.output(attempt(6), "stdout"), None, "no output, no file");
+    assert!(place.gaps().is_empty(), "{:?}", place.gaps());
+}
+
+#[tokio::test]
+async fn a_container_that_prints_faster_than_its_output_is_taken_waits() {
+    if !usable() {
+        return;
+    }
+    let place = Place::new();
+    let mut agent = place.agent().await;
+    // 100 MB as fast as it can; what captures it has one thread, beside all else.
+    let script = "yes 0123456789012345678901234567890123456789012345678901234567890123456789 | head -n 1400000";
     assert_eq!(agent.run(attempt(1), place.script(script)).await.exit_code, Some(0));
     let output = place.output(attempt(1), "stdout").unwrap();
-    let mut numbers = output.split(|byte| *byte == b'\n').filter(|line| !line.is_empty());
-    for n in 1..=30_000 {
-        let line = std::str::from_utf8(numbers.next().unwrap()).unwrap();
-        assert_eq!(
-            (line.len(), line.split(' ').next()),
-            (n.to_string().len() + 4001, Some(n.to_string().as_str()))
-        );
+    assert_eq!(output.len(), 71 * 1_400_000);
+    assert!(place.gaps().is_empty(), "{:?}", place.gaps());
+}
+
+#[tokio::test]
+async fn a_container_removed_while_it_prints_keeps_what_it_printed() {
+    if !usable() {
+        return;
     }
-    assert!(numbers.next().is_none());
-    assert!(agent.gaps().is_empty());
+    let place = Place::new();
+    let mut agent = place.agent().await;
+    agent.start(attempt(1), place.script("while :; do echo here; done"));
+    place.until_printed(attempt(1), "stdout", "here").await;
+    remove(&engine(), &place.container_name(attempt(1))).await;
+    agent.end(attempt(1)).await;
+    let text = place.text(attempt(1), "stdout");
+    assert!(text.lines().all(|line| "here".starts_with(line)), "only what was printed");
 }

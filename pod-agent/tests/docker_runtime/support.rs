@@ -13,6 +13,7 @@ use std::time::Duration;
 use bollard::Docker;
 use bollard::query_parameters as query;
 use futures_util::TryStreamExt as _;
+use podmesh_agent::capture::Captures;
 use podmesh_agent::docker::{DockerRuntime, DockerSettings};
 use podmesh_agent::log_notify::LogNotify;
 use podmesh_agent::policy::NodePolicy;
@@ -167,6 +168,9 @@ pub(crate) struct Place {
     pub(crate) policy: NodePolicy,
     pub(crate) rotation: RotationPolicy,
     pub(crate) image: Arc<Image>,
+    /// What captures output, and outlives agents as their supervisor does; from the first on.
+    captures: OnceLock<Captures>,
+    gaps: Arc<Mutex<Vec<String>>>,
     dir: tempfile::TempDir,
 }
 
@@ -183,6 +187,8 @@ impl Place {
                 ..RotationPolicy::default()
             },
             image: Image::get(),
+            captures: OnceLock::new(),
+            gaps: Arc::default(),
             dir: tempfile::tempdir().unwrap(),
         }
     }
@@ -196,7 +202,19 @@ impl Place {
     }
 
     pub(crate) fn settings(&self) -> DockerSettings {
-        settings(self.agent, self.logs_dir(), self.rotation.clone(), self.policy.clone())
+        let capture = || captures(self.logs_dir(), self.rotation.clone(), Arc::clone(&self.gaps));
+        let captures = self.captures.get_or_init(capture).clone();
+        settings(self.agent, captures, self.policy.clone())
+    }
+
+    /// Has what captures output die, and another follow.
+    pub(crate) fn lose_captures(&mut self) {
+        self.captures = OnceLock::new();
+    }
+
+    /// What was said to be missing.
+    pub(crate) fn gaps(&self) -> Vec<String> {
+        self.gaps.lock().unwrap().clone()
     }
 
     /// A runtime that has adopted what was there.
@@ -302,20 +320,29 @@ impl Drop for Foreign {
     }
 }
 
-pub(crate) fn settings(
-    agent: Uuid,
+/// Captures, and where they say what is missing.
+pub(crate) fn captures(
     logs_dir: PathBuf,
     rotation: RotationPolicy,
-    policy: NodePolicy,
-) -> DockerSettings {
+    gaps: Arc<Mutex<Vec<String>>>,
+) -> Captures {
+    let (facts, mut told) = mpsc::unbounded_channel();
+    tokio::spawn(async move {
+        while let Some((_, fact)) = told.recv().await {
+            let RuntimeFact::LogGap(text) = fact else { panic!("{fact:?}") };
+            gaps.lock().unwrap().push(text);
+        }
+    });
+    Captures::here(logs_dir, rotation, LogNotify::default(), facts)
+}
+
+pub(crate) fn settings(agent: Uuid, captures: Captures, policy: NodePolicy) -> DockerSettings {
     DockerSettings {
         node: "test-node".parse().unwrap(),
         agent_id: agent,
         data_dir: "/nowhere/agent".into(),
-        logs_dir,
-        rotation,
         policy,
-        log_notify: LogNotify::default(),
+        captures,
         docker_config: None,
     }
 }
@@ -405,14 +432,6 @@ impl Agent {
             RuntimeFact::Ended(outcome) => outcome,
             _ => unreachable!("only ends were asked for"),
         }
-    }
-
-    pub(crate) fn gaps(&self) -> Vec<&RuntimeFact> {
-        self.heard
-            .values()
-            .flatten()
-            .filter(|fact| matches!(fact, RuntimeFact::LogGap(_)))
-            .collect()
     }
 
     /// Waits until the containers of the place are gone.
