@@ -311,6 +311,12 @@ impl Mesh {
         self.agents.remove(name).expect("the agent runs").kill();
     }
 
+    /// The processes of the manager and of an agent.
+    pub fn pids(&self, name: &str) -> (Pid, Pid) {
+        let manager = self.manager.as_ref().expect("the manager runs");
+        (manager.pid(), self.agents.get(name).expect("the agent runs").pid())
+    }
+
     /// The supervisor of an agent's processes.
     pub fn supervisor(&self, name: &str) -> Pid {
         until("there is a supervisor", || supervisor::pid(&self.agent_dir(name)))

@@ -42,7 +42,7 @@ pub(crate) fn measure(table: &mut Table) {
     over_tls(table);
 }
 
-fn setting(name: &str, default: u64) -> u64 {
+pub(crate) fn setting(name: &str, default: u64) -> u64 {
     std::env::var(name).map_or(default, |value| value.parse().unwrap())
 }
 

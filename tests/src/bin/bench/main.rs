@@ -9,6 +9,7 @@ mod containers;
 mod faults;
 mod hostile;
 mod latency;
+mod logs;
 mod noop;
 mod processes;
 mod rig;
@@ -21,13 +22,14 @@ use std::process::ExitCode;
 /// The name of a measure, and what takes it.
 type Measure = (&'static str, fn(&mut table::Table));
 
-const MEASURES: [Measure; 13] = [
+const MEASURES: [Measure; 14] = [
     ("noop", noop::measure),
     ("processes", processes::measure),
     ("containers", containers::measure),
     ("latency", latency::measure),
     ("security", security::measure),
     ("hostile", hostile::measure),
+    ("logs", logs::measure),
     ("churn", churn::measure),
     ("kills", faults::kills::measure),
     ("edges", faults::kills::edges),
