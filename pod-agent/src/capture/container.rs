@@ -37,6 +37,9 @@ use crate::paths::attempt_log_dir;
 const STREAMS: [LogStream; 2] = [LogStream::Stdout, LogStream::Stderr];
 /// Bytes that are gathered for one write.
 const BATCH_BYTES: usize = 256 << 10;
+/// How long output is let gather after less than that came: engines hand it on in pieces of a few
+/// KiB, and a wakeup for each costs more than all else.
+const GATHER: Duration = Duration::from_millis(1);
 /// The pause before an engine that does not answer is asked again, at first and at most.
 const PAUSE: [Duration; 2] = [Duration::from_millis(50), Duration::from_secs(2)];
 
@@ -349,6 +352,9 @@ impl Capture {
             }
             if let Some(error) = failed {
                 return Err(error);
+            }
+            if bytes < BATCH_BYTES {
+                sleep(GATHER).await;
             }
             next = output.next().await;
         }

@@ -3,14 +3,19 @@
 use std::io;
 use std::os::fd::OwnedFd;
 
+use bytes::BytesMut;
 use nix::fcntl::{FcntlArg, fcntl};
 use tokio::net::unix::pipe;
 use tokio::time::sleep;
 
 use super::{DRAIN_LIMIT, OutputLog, Sink};
 
-/// Bytes that are read at once: as much as a pipe holds.
+/// Bytes that are read at once: as much as a pipe holds (pipe(7)).
 const BLOCK: usize = 64 << 10;
+/// The same of a pipe that is always full: each block is a hand-over to the thread that writes.
+const LARGE_BLOCK: usize = 1 << 20;
+/// Full blocks after which a pipe is made larger.
+const FULL_BLOCKS: u32 = 16;
 
 /// Copies a pipe into a log until the last process that holds its other end is gone.
 pub(crate) async fn capture_pipe(pipe: OwnedFd, sink: Sink) {
@@ -18,11 +23,13 @@ pub(crate) async fn capture_pipe(pipe: OwnedFd, sink: Sink) {
     let mut life = sink.life.clone();
     let mut log = OutputLog::new(sink);
     let copy = async {
-        // What a pipe holds (pipe(7)), where the system does not say.
-        let capacity = fcntl(&pipe, FcntlArg::F_GETPIPE_SZ).map_or(BLOCK, |bytes| bytes as usize);
+        let mut capacity =
+            fcntl(&pipe, FcntlArg::F_GETPIPE_SZ).map_or(BLOCK, |bytes| bytes as usize);
+        let (mut block_bytes, mut full_blocks) = (BLOCK, 0);
         let pipe = pipe::Receiver::from_owned_fd(pipe)?;
         // Once the program and all that it started are gone: how much of theirs there can be yet.
         let mut rest = None;
+        let mut block = BytesMut::new();
         loop {
             let ready = tokio::select! {
                 biased;
@@ -37,15 +44,28 @@ pub(crate) async fn capture_pipe(pipe: OwnedFd, sink: Sink) {
             if rest.is_none() && life.borrow().ended {
                 rest = Some(capacity);
             }
-            // Made anew each time: most pipes are idle, and there may be many.
-            let mut block = Vec::with_capacity(BLOCK);
+            if full_blocks == 0 {
+                // Most pipes are idle, and there may be many.
+                block = BytesMut::new();
+            }
+            block.reserve(block_bytes);
             match pipe.try_read_buf(&mut block) {
                 Ok(0) => return Ok(true),
                 Ok(_) => {}
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => continue,
                 Err(error) => return Err(error),
             }
-            while block.len() < BLOCK && pipe.try_read_buf(&mut block).is_ok_and(|read| read > 0) {}
+            while block.len() < block_bytes
+                && pipe.try_read_buf(&mut block).is_ok_and(|read| read > 0)
+            {}
+            full_blocks = if block.len() < BLOCK { 0 } else { full_blocks + 1 };
+            if full_blocks == FULL_BLOCKS {
+                // A system that has no more room for pipes leaves it as it is.
+                let larger = fcntl(&pipe, FcntlArg::F_SETPIPE_SZ(LARGE_BLOCK as i32));
+                if let Ok(bytes) = larger {
+                    (capacity, block_bytes) = (bytes as usize, LARGE_BLOCK);
+                }
+            }
             if let Some(rest) = &mut rest {
                 if *rest == 0 {
                     return Ok(false);
@@ -53,7 +73,7 @@ pub(crate) async fn capture_pipe(pipe: OwnedFd, sink: Sink) {
                 block.truncate(*rest);
                 *rest -= block.len();
             }
-            log.write(block.into()).await;
+            log.write(block.split().freeze()).await;
         }
     };
     match copy.await {
