@@ -1,11 +1,17 @@
 //! A real Docker engine for tests, and an image made of this machine's busybox.
 
 use std::io::Write;
-use std::process::{Command, Stdio};
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
 use std::sync::OnceLock;
 
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+use crate::wait::until_true;
+
 /// The image that [`image`] makes.
-const IMAGE: &str = "podmesh-test:busybox";
+pub const IMAGE: &str = "podmesh-test:busybox";
 
 /// The label with which an agent marks its containers.
 pub const AGENT_LABEL: &str = "podmesh.agent";
@@ -86,5 +92,105 @@ pub fn containers_of(agent_id: &str) -> Vec<String> {
 pub fn remove_containers_of(agent_id: &str) {
     for id in containers_of(agent_id) {
         _ = Command::new("docker").args(["rm", "-f", "-v", &id]).output();
+    }
+}
+
+/// A Docker engine of its own, which a test may stop and start. Takes root. It has no network, and
+/// the image of [`image`].
+pub struct PrivateEngine {
+    folder: tempfile::TempDir,
+    flags: Vec<&'static str>,
+    process: Option<Child>,
+}
+
+impl PrivateEngine {
+    /// Starts one with further flags of `dockerd`; none where [`image`] gives none.
+    pub fn start(flags: &[&'static str]) -> Option<Self> {
+        let image = image()?;
+        let folder = tempfile::Builder::new().prefix("podmesh-engine-").tempdir();
+        let folder = folder.expect("a temporary folder can be made");
+        let mut this = Self { folder, flags: flags.to_vec(), process: None };
+        this.run();
+        let save = Command::new("docker").args(["save", image]).output().expect("docker runs");
+        let mut load = this.docker(&["load"]).stdin(Stdio::piped()).stdout(Stdio::null()).spawn();
+        let load = load.as_mut().expect("docker runs");
+        let mut stdin = load.stdin.take().expect("a pipe");
+        stdin.write_all(&save.stdout).expect("the engine takes the image");
+        drop(stdin);
+        assert!(load.wait().expect("docker ends").success());
+        Some(this)
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    /// Its address, for `DOCKER_HOST`.
+    pub fn address(&self) -> String {
+        format!("unix://{}", self.path("sock").display())
+    }
+
+    /// The `docker` command for it.
+    pub fn docker(&self, args: &[&str]) -> Command {
+        let mut command = Command::new("docker");
+        command.arg("-H").arg(self.address()).args(args).stdin(Stdio::null());
+        command
+    }
+
+    /// Starts it, or starts it again, and waits until it answers.
+    pub fn run(&mut self) {
+        let log = std::fs::File::options().create(true).append(true).open(self.path("log"));
+        let log = log.expect("a log can be written");
+        // In a network of its own: without a bridge it removes that of the machine's engine.
+        let mut command = Command::new("unshare");
+        command.args(["--net", "dockerd", "--bridge", "none", "--iptables=false"]);
+        command.args(&self.flags);
+        command.arg("--data-root").arg(self.path("root")).arg("--exec-root").arg(self.path("exec"));
+        command.arg("--pidfile").arg(self.path("pid")).arg("-H").arg(self.address());
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
+        self.process = Some(command.spawn().expect("dockerd can be started"));
+        until_true("the engine answers", || {
+            let asked =
+                self.docker(&["version"]).stdout(Stdio::null()).stderr(Stdio::null()).status();
+            asked.is_ok_and(|status| status.success())
+        });
+    }
+
+    /// Stops it as `systemctl stop` does, or kills it, and waits until it is gone.
+    pub fn end(&mut self, signal: Signal) {
+        if let Some(mut process) = self.process.take() {
+            let pid = Pid::from_raw(i32::try_from(process.id()).unwrap_or(i32::MAX));
+            kill(pid, signal).expect("the engine runs");
+            process.wait().expect("the engine ends");
+        }
+    }
+}
+
+impl Drop for PrivateEngine {
+    fn drop(&mut self) {
+        if self.process.is_none() && !std::thread::panicking() {
+            self.run();
+        }
+        let listed = self.docker(&["ps", "-aq"]).output();
+        let ids = listed.map(|listed| listed.stdout).unwrap_or_default();
+        for id in String::from_utf8_lossy(&ids).lines() {
+            _ = self.docker(&["rm", "-f", id]).output();
+        }
+        if let Some(mut process) = self.process.take() {
+            let pid = Pid::from_raw(i32::try_from(process.id()).unwrap_or(i32::MAX));
+            _ = kill(pid, Signal::SIGTERM);
+            _ = process.wait();
+        }
+        // What it leaves mounted would keep the folder.
+        let mounts = std::fs::read_to_string("/proc/mounts").unwrap_or_default();
+        for mount in mounts.lines().filter_map(|line| line.split(' ').nth(1)) {
+            if std::path::Path::new(mount).starts_with(self.folder.path()) {
+                _ = Command::new("umount").args(["--lazy", mount]).status();
+            }
+        }
+        if std::thread::panicking() {
+            let log = std::fs::read_to_string(self.path("log")).unwrap_or_default();
+            eprintln!("--- dockerd\n{log}");
+        }
     }
 }

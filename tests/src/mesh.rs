@@ -33,6 +33,7 @@ pub struct Mesh {
     port: u16,
     manager_flags: Vec<String>,
     manager_open_files: Option<u32>,
+    agent_variables: Vec<(String, String)>,
     folder: TempDir,
 }
 
@@ -48,6 +49,7 @@ impl Mesh {
             port: free_port(),
             manager_flags: Vec::new(),
             manager_open_files: None,
+            agent_variables: Vec::new(),
             folder,
         }
     }
@@ -80,6 +82,13 @@ impl Mesh {
     #[must_use]
     pub fn manager_open_files(mut self, limit: u32) -> Self {
         self.manager_open_files = Some(limit);
+        self
+    }
+
+    /// A variable in the environment of every later agent.
+    #[must_use]
+    pub fn agent_variable(mut self, name: &str, value: &str) -> Self {
+        self.agent_variables.push((name.to_owned(), value.to_owned()));
         self
     }
 
@@ -254,6 +263,7 @@ impl Mesh {
     fn run_agent_by(&mut self, mut command: Command, name: &str, first: &[&str], flags: &[&str]) {
         command.arg("agent");
         command.args(first).arg("--data-dir").arg(self.agent_dir(name)).args(flags);
+        command.envs(self.agent_variables.iter().cloned());
         let agent = Daemon::start(command, &self.folder().join(format!("agent-{name}.txt")));
         self.agents.insert(name.to_owned(), agent);
     }

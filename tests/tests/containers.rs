@@ -4,7 +4,8 @@
 use std::fs;
 use std::process::Command;
 
-use podmesh_tests::docker;
+use nix::sys::signal::Signal;
+use podmesh_tests::docker::{self, PrivateEngine};
 use podmesh_tests::mesh::Mesh;
 use podmesh_tests::wait::until_true;
 
@@ -157,4 +158,110 @@ fn an_allowed_mount_is_seen_read_only_and_memory_is_bounded() {
     assert!(!output.status.success());
     let tasks = mesh.json(&["tasks", "3"]);
     assert_eq!(tasks["tasks"][0]["last_attempt"]["outcome"]["oom_killed"], true, "{tasks}");
+}
+
+#[test]
+fn a_supervisor_killed_while_a_container_prints_leaves_a_mark_and_the_container_goes_on() {
+    let Some(image) = docker::image() else { return };
+    let mesh = mesh(&[]);
+    let script = "echo before; until test -e /tmp/go; do sleep 0.05; done; echo after; exit 3";
+    let job = mesh.submit(&["--image", image, "--", "sh", "-c", script]);
+    let log = mesh.logs("a", job, 1, 1).join("stdout.log");
+    let printed = || fs::read_to_string(&log).unwrap_or_default();
+    until_true("it prints", || printed() == "before\n");
+    mesh.kill_supervisor("a");
+    until_true("another supervisor goes on", || printed().contains("output may be missing here"));
+    assert_eq!(mesh.json(&["job", &job.to_string()])["state"], "running");
+    let events = || mesh.ok(&["events"]);
+    until_true("an event says so", || events().contains("output may be missing here"));
+    let id = containers(&mesh).pop().unwrap();
+    assert!(
+        Command::new("docker").args(["exec", &id, "touch", "/tmp/go"]).status().unwrap().success()
+    );
+    mesh.wait_for_job(job, "failed");
+    let printed = printed();
+    let lines: Vec<_> = printed.lines().collect();
+    assert_eq!((lines[0], lines[2], lines.len()), ("before", "after", 3), "{printed}");
+    assert_eq!(
+        mesh.json(&["tasks", &job.to_string()])["tasks"][0]["last_attempt"]["outcome"]["exit_code"],
+        3
+    );
+}
+
+/// A mesh whose agent has an engine of its own.
+fn mesh_with(engine: &PrivateEngine) -> Mesh {
+    let mut mesh = Mesh::new(PODMESH).agent_variable("DOCKER_HOST", &engine.address());
+    mesh.start_manager();
+    mesh.start_agent("a", &["--docker", "on"]);
+    mesh
+}
+
+#[test]
+fn an_engine_that_stops_its_containers_has_lost_them_and_they_are_tried_again() {
+    let Some(mut engine) = PrivateEngine::start(&[]) else { return };
+    let mesh = mesh_with(&engine);
+    // Both would look well: one ends with 0 when it is told to, one as if it had failed by itself.
+    let polite = "trap 'exit 0' TERM; echo up; while :; do sleep 0.05; done";
+    let rude = "echo up; while :; do sleep 0.05; done";
+    let submit = |on_lost: &str, script: &str| {
+        mesh.submit(&[
+            "--image",
+            docker::IMAGE,
+            "--network",
+            "none",
+            "--cpus",
+            "0.1",
+            "--on-lost",
+            on_lost,
+            "--",
+            "sh",
+            "-c",
+            script,
+        ])
+    };
+    let again = format!("if [ $PODMESH_ATTEMPT = 2 ]; then exit 0; fi; {rude}");
+    let jobs = [submit("wait", polite), submit("requeue", &again)];
+    for job in jobs {
+        let log = mesh.logs("a", job, 1, 1).join("stdout.log");
+        until_true("it prints", || fs::read_to_string(&log).is_ok_and(|text| text == "up\n"));
+    }
+    engine.end(Signal::SIGTERM);
+    engine.run();
+    mesh.wait_for_job(jobs[0], "failed");
+    mesh.wait_for_job(jobs[1], "succeeded");
+    let task = &mesh.json(&["tasks", &jobs[0].to_string()])["tasks"][0];
+    let outcome = &task["last_attempt"]["outcome"];
+    assert_eq!(outcome["kind"], "lost", "{outcome}");
+    assert!(outcome["message"].as_str().unwrap().contains("engine"), "{outcome}");
+}
+
+#[test]
+fn an_engine_with_live_restore_comes_back_to_its_containers_and_the_log_is_marked() {
+    let Some(mut engine) = PrivateEngine::start(&["--live-restore"]) else { return };
+    let mesh = mesh_with(&engine);
+    let script =
+        "n=0; until test -e /tmp/go; do n=$((n+1)); echo $n; sleep 0.05; done; echo end; exit 4";
+    let job =
+        mesh.submit(&["--image", docker::IMAGE, "--network", "none", "--", "sh", "-c", script]);
+    let log = mesh.logs("a", job, 1, 1).join("stdout.log");
+    let printed = || fs::read_to_string(&log).unwrap_or_default();
+    until_true("it prints", || printed().lines().count() > 3);
+    engine.end(Signal::SIGTERM);
+    engine.run();
+    until_true("the log is marked, and goes on", || {
+        let printed = printed();
+        printed
+            .split_once("output may be missing here")
+            .is_some_and(|(_, after)| after.lines().count() > 3)
+    });
+    let ids = engine.docker(&["ps", "-q"]).output().unwrap().stdout;
+    let id = String::from_utf8(ids).unwrap();
+    assert!(engine.docker(&["exec", id.trim(), "touch", "/tmp/go"]).status().unwrap().success());
+    mesh.wait_for_job(job, "failed");
+    let printed = printed();
+    assert!(printed.ends_with("\nend\n"), "{printed}");
+    let numbers: Vec<u32> = printed.lines().filter_map(|line| line.parse().ok()).collect();
+    assert!(numbers.is_sorted(), "{printed}");
+    let outcome = &mesh.json(&["tasks", &job.to_string()])["tasks"][0]["last_attempt"]["outcome"];
+    assert_eq!(outcome["exit_code"], 4, "{outcome}");
 }
