@@ -77,7 +77,7 @@ fn closed(jobs: u64, sealed: bool) -> TempDir {
     for job in 1..=jobs {
         revision = add_job(&mut store, job, revision);
     }
-    drop(store.history);
+    drop((store.history, store.lookups));
     drop(store.writer);
     fs::write(dir.path().join(KEY_FILE), "").unwrap();
     for file in ["-wal", "-shm"] {
@@ -379,6 +379,8 @@ fn the_last_one_to_close_a_database_seals_it_and_a_start_removes_the_seal() {
         closing.closed(true);
         drop(store.history);
         closing.closed(life != 2);
+        drop(store.lookups);
+        closing.closed(true);
         drop(closing);
         let found = if life == 2 { Bytes::Complete } else { Bytes::Sealed };
         assert_eq!(seal::look(&path).unwrap(), found);

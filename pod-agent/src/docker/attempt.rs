@@ -1,15 +1,18 @@
 //! One attempt's life: created, started, watched, ended.
 
 use std::sync::Arc;
+use std::time::Duration;
 
-use bollard::models::{ContainerState, ContainerStateStatusEnum as Status};
+use bollard::models::{
+    ContainerInspectResponse, ContainerState, ContainerStateStatusEnum as Status,
+};
 use podmesh_agent_core::input::RuntimeFact;
 use podmesh_agent_core::step::JobContext;
 use podmesh_protocol::ids::AttemptId;
 use podmesh_protocol::report::{Outcome, OutcomeKind};
 use podmesh_protocol::spec::{DockerSpec, PullPolicy, RuntimeSpec};
 use tokio::sync::{oneshot, watch};
-use tokio::time::Instant;
+use tokio::time::{Instant, sleep};
 
 use super::Shared;
 use super::container::{self, Configuration, Identity};
@@ -24,6 +27,8 @@ const CANNOT_START: i32 = 125;
 /// How often a create or a start is tried while the engine does not answer.
 const START_TRIES: u32 = 6;
 
+/// How much later than an exit the engine can hear that the kernel killed for want of memory.
+const OOM_WAIT: Duration = Duration::from_millis(50);
 /// What is said of a container that ended while its engine was away.
 const ENGINE_STOPPED: &str = "the Docker engine of its node was stopped, and its containers with it \
      (the engine's setting `live-restore` lets them go on)";
@@ -321,10 +326,10 @@ impl Attempt {
                 found = engine.inspect_patiently(container).await;
             }
             match found {
-                Ok(found) => {
-                    let state = found.state.unwrap_or_default();
+                Ok(mut found) => {
+                    let state = found.state.take().unwrap_or_default();
                     if state.running != Some(true) && state.restarting != Some(true) {
-                        return Some((state, was_away));
+                        return Some((self.with_oom(container, found, state).await, was_away));
                     }
                 }
                 Err(_) => return None,
@@ -333,6 +338,26 @@ impl Attempt {
                 tracing::warn!(attempt = %self.id, %error, "waiting for the exit is interrupted");
             }
             pause.wait().await;
+        }
+    }
+
+    /// The engine hears of the exit and of the kernel's kill apart, and in any order: of a container
+    /// whose memory is limited it is asked again.
+    async fn with_oom(
+        &self,
+        container: &str,
+        found: ContainerInspectResponse,
+        state: ContainerState,
+    ) -> ContainerState {
+        let is_limited =
+            found.host_config.and_then(|host| host.memory).is_some_and(|bytes| bytes > 0);
+        if !is_limited || state.oom_killed == Some(true) {
+            return state;
+        }
+        sleep(OOM_WAIT).await;
+        match self.shared.engine.inspect(container).await {
+            Ok(again) => again.state.unwrap_or(state),
+            Err(_) => state,
         }
     }
 
