@@ -42,6 +42,8 @@ const LAST_SESSION_LIMIT: Duration = Duration::from_secs(2);
 const EVENTS_MAX: usize = 64;
 /// Facts of the runtimes that are looked at together.
 const FACTS_MAX: usize = 4096;
+/// How often the agent looks whether it can start work: whether there is room, and an engine.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// How often logs are swept by age.
 const SWEEP_EVERY: Duration = Duration::from_secs(600);
 
@@ -135,12 +137,16 @@ pub async fn run(
             "processes and containers go on"
         },
         may_exit: false,
+        waits_for_docker: false,
     };
     agent.found(RuntimeKind::Process, process_found);
     let mut docker_later = None;
     match docker {
         DockerStart::Ready(ready) => agent.docker_ready(ready),
-        DockerStart::Later(later) => docker_later = Some(later),
+        DockerStart::Later(later) => {
+            docker_later = Some(later);
+            agent.waits_for_docker = true;
+        }
         DockerStart::None => {}
     }
     let sessions =
@@ -228,6 +234,8 @@ struct Agent {
     /// What becomes of what runs when the agent stops, for people.
     stop_means: &'static str,
     may_exit: bool,
+    /// Whether the attempts in the engine are not known yet.
+    waits_for_docker: bool,
 }
 
 impl Agent {
@@ -249,6 +257,8 @@ impl Agent {
             .start()
             .map_err(|source| AgentError::System { doing: "start a thread", source })?;
         let mut beats = interval(BEAT_EVERY);
+        let mut looks = interval(LOOK_EVERY);
+        looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         while !self.may_exit {
             pulse.beat();
             let wakeup = self.core.next_wakeup().map(|at| self.clock.until(at));
@@ -262,6 +272,7 @@ impl Agent {
                 }
                 ready = wait_for(&mut docker_later), if docker_later.is_some() => {
                     docker_later = None;
+                    self.waits_for_docker = false;
                     if let Some(ready) = ready {
                         self.docker_ready(ready);
                         self.hello_outdated = true;
@@ -269,6 +280,12 @@ impl Agent {
                     }
                 }
                 _ = beats.tick() => {}
+                _ = looks.tick() => {
+                    if self.runtimes.look() {
+                        self.hello_outdated = true;
+                        self.drop_session();
+                    }
+                }
                 _ = sweeps.tick() => self.sweep(&sweep),
                 () = &mut shutdown, if !is_shutting_down => {
                     is_shutting_down = true;
@@ -372,6 +389,7 @@ impl Agent {
             capacity: *capacity,
             labels: labels.clone(),
             runtimes: self.runtimes.kinds(),
+            withdrawn: self.runtimes.withdrawn(),
             attempts: self.core.hello_attempts(),
         })
     }
@@ -399,7 +417,12 @@ impl Agent {
                 Input::JobSpecReceived { epoch, context }
             }
             ToPeer::Starts(epoch, attempts) => Input::StartsReceived { epoch, attempts },
-            ToPeer::Stops(epoch, stops) => Input::StopsReceived { epoch, stops },
+            ToPeer::Stops(epoch, mut stops) => {
+                // What is not here can still be with the engine, which is asked when it answers;
+                // the hello after that says so, and the manager tells it again.
+                stops.retain(|(attempt, _)| !self.waits_for_docker || self.core.holds(attempt));
+                Input::StopsReceived { epoch, stops }
+            }
             ToPeer::Acked(epoch, acked) => Input::ReportsAcked { epoch, acked },
             ToPeer::ForgetJobs(epoch, jobs) => Input::JobsForgotten { epoch, jobs },
             ToPeer::LogRead(number, read) => {

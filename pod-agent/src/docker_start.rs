@@ -37,11 +37,12 @@ pub(crate) async fn start_docker(
         Ok(ready) => return DockerStart::Ready(ready),
         Err(error) => error,
     };
+    // An engine can be started, or installed, after the agent.
     if switch == DockerSwitch::Auto {
-        tracing::warn!("this node takes no containers: {error}");
-        return DockerStart::None;
+        tracing::info!("this node takes no containers until there is an engine: {error}");
+    } else {
+        tracing::error!("this node takes no containers yet: {error}; retrying");
     }
-    tracing::error!("this node takes no containers yet: {error}; retrying");
     let (ready, later) = oneshot::channel();
     tokio::spawn(async move {
         let mut ready = ready;

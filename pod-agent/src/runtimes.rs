@@ -1,12 +1,13 @@
 //! The runtimes of the node, and which of them has which attempt.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::path::PathBuf;
 use std::sync::Arc;
 
 use podmesh_agent_core::input::{FoundAttempt, RuntimeFact};
 use podmesh_agent_core::step::{Command, JobContext};
 use podmesh_protocol::ids::{AttemptId, ClusterId, Name};
+use podmesh_protocol::limits::MESSAGE_BYTES_MAX;
 use podmesh_protocol::report::Outcome;
 use podmesh_protocol::spec::RuntimeKind;
 use podmesh_protocol::time::Millis;
@@ -29,6 +30,8 @@ pub(crate) struct Runtimes {
     docker: Option<DockerRuntime>,
     facts: UnboundedSender<(AttemptId, RuntimeFact)>,
     owners: HashMap<AttemptId, RuntimeKind>,
+    /// What cannot be started now though it could be otherwise, and why.
+    withdrawn: BTreeMap<RuntimeKind, String>,
 }
 
 impl Runtimes {
@@ -42,13 +45,58 @@ impl Runtimes {
         process: Option<Processes>,
         facts: UnboundedSender<(AttemptId, RuntimeFact)>,
     ) -> Self {
-        let (docker, owners) = (None, HashMap::new());
-        Self { node, policy, switches, folders, process, docker, facts, owners }
+        let mut this = Self {
+            node,
+            policy,
+            switches,
+            folders,
+            process,
+            docker: None,
+            facts,
+            owners: HashMap::new(),
+            withdrawn: BTreeMap::new(),
+        };
+        this.look();
+        this
+    }
+
+    /// Looks what can be started now. Whether that has changed: then a hello is to say so.
+    pub(crate) fn look(&mut self) -> bool {
+        let no_room = self.folders.iter().find_map(|folder| no_room(folder));
+        let mut withdrawn = BTreeMap::new();
+        for kind in [RuntimeKind::Process, RuntimeKind::Docker] {
+            let why = no_room.clone().or_else(|| match (kind, &self.docker) {
+                (RuntimeKind::Docker, Some(docker)) => docker.trouble(),
+                _ => None,
+            });
+            if let Some(why) = why.filter(|_| self.is_set_up(kind)) {
+                withdrawn.insert(kind, why);
+            }
+        }
+        // A text with other numbers of free bytes says nothing new.
+        let changed = !withdrawn.keys().eq(self.withdrawn.keys());
+        if changed {
+            for (kind, why) in &withdrawn {
+                tracing::warn!("this node takes no work for {kind}: {why}");
+            }
+            for kind in self.withdrawn.keys().filter(|kind| !withdrawn.contains_key(kind)) {
+                tracing::info!("this node takes work for {kind} again");
+            }
+            self.withdrawn = withdrawn;
+        }
+        changed
+    }
+
+    /// What cannot be started now, and why, for the hello.
+    pub(crate) fn withdrawn(&self) -> BTreeMap<RuntimeKind, String> {
+        let cut = |why: &String| why[..why.floor_char_boundary(MESSAGE_BYTES_MAX)].to_owned();
+        self.withdrawn.iter().map(|(kind, why)| (*kind, cut(why))).collect()
     }
 
     /// Docker has come.
     pub(crate) fn set_docker(&mut self, docker: DockerRuntime) {
         self.docker = Some(docker);
+        self.look();
     }
 
     /// To which cluster the containers belong.
@@ -72,11 +120,11 @@ impl Runtimes {
     pub(crate) fn kinds(&self) -> Vec<RuntimeKind> {
         [RuntimeKind::Process, RuntimeKind::Docker, RuntimeKind::Noop]
             .into_iter()
-            .filter(|kind| self.has(*kind))
+            .filter(|kind| self.is_set_up(*kind) && !self.withdrawn.contains_key(kind))
             .collect()
     }
 
-    fn has(&self, kind: RuntimeKind) -> bool {
+    fn is_set_up(&self, kind: RuntimeKind) -> bool {
         match kind {
             RuntimeKind::Process => self.switches.process && self.process.is_some(),
             RuntimeKind::Docker => self.docker.is_some(),
@@ -111,21 +159,21 @@ impl Runtimes {
 
     fn start(&mut self, attempt: AttemptId, context: Arc<JobContext>) {
         let kind = context.run.runtime.kind();
-        if !self.has(kind) {
-            let text = format!("this node has no runtime `{kind}` now");
-            return self.tell(attempt, RuntimeFact::Ended(Outcome::not_started(125, text)));
+        if !self.is_set_up(kind) {
+            let text = format!("node {} has no runtime `{kind}` now", self.node);
+            return self.tell(attempt, RuntimeFact::Ended(Outcome::not_started(text)));
         }
         if kind == RuntimeKind::Process
             && let Err(why) = self.policy.check_resources(&self.node, &context.resources)
         {
-            return self.tell(attempt, RuntimeFact::Ended(Outcome::not_started(125, why)));
+            return self.tell(attempt, RuntimeFact::Ended(Outcome::start_failed(125, why)));
         }
-        // What runs already has the room that is kept; what does not start can be tried elsewhere.
+        // What runs already has the room that is kept; what does not start is tried elsewhere.
         if kind != RuntimeKind::Noop
             && let Some(why) = self.folders.iter().find_map(|folder| no_room(folder))
         {
             let text = format!("node {}: {why}", self.node);
-            return self.tell(attempt, RuntimeFact::Ended(Outcome::not_started(125, text)));
+            return self.tell(attempt, RuntimeFact::Ended(Outcome::not_started(text)));
         }
         match kind {
             RuntimeKind::Process => {

@@ -504,6 +504,9 @@ pub struct NodeView {
     pub labels: BTreeMap<Name, String>,
     /// What it can start.
     pub runtimes: Vec<RuntimeKind>,
+    /// What it cannot start now though it is set up to, and why.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub withdrawn: BTreeMap<RuntimeKind, String>,
     /// Attempts that are with it.
     pub attempts: u32,
     /// Milliseconds since it was last known to be alive, by the manager's monotonic clock.

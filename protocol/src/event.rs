@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 use crate::access::{Role, TokenId};
 use crate::ids::{AttemptId, InstanceId, JobId, Name, Revision};
 use crate::report::{JobState, Outcome};
+use crate::spec::RuntimeKind;
 
 /// Events that were committed together: their revisions are `first`, `first + 1`, …
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -76,6 +77,10 @@ pub enum EventFact {
     /// Connections were not let in, or cut off: why, for the last one, and how many since this
     /// was last told.
     ConnectionsRefused(String, u32),
+    /// A node cannot start a runtime's work now, and why.
+    RuntimeWithdrawn(Name, RuntimeKind, String),
+    /// A node can start a runtime's work again.
+    RuntimeOffered(Name, RuntimeKind),
 }
 
 impl EventFact {
@@ -101,7 +106,9 @@ impl EventFact {
             | Self::KeyRenewed(..)
             | Self::ManagerKeyRotated(..)
             | Self::JoinsRefused(..)
-            | Self::ConnectionsRefused(..) => None,
+            | Self::ConnectionsRefused(..)
+            | Self::RuntimeWithdrawn(..)
+            | Self::RuntimeOffered(..) => None,
         }
     }
 }

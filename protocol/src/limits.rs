@@ -85,6 +85,10 @@ pub const HEARTBEAT_MS_DEFAULT: u64 = 1_000;
 /// Milliseconds that the manager waits after a lease ended before it tries a task elsewhere: the
 /// time that an agent without contact has to kill what it runs.
 pub const LEASE_MARGIN_MS: u64 = 5_000;
+/// Milliseconds until a task is tried again that its node could not start; doubled each time.
+pub const NOT_STARTED_BACKOFF_MS: u64 = 1_000;
+/// The longest such time.
+pub const NOT_STARTED_BACKOFF_MS_MAX: u64 = 60_000;
 /// Milliseconds after which a `start` without any report is sent again.
 pub const START_RESEND_MS: u64 = 10_000;
 

@@ -40,7 +40,7 @@ fn is_zero(n: &u64) -> bool {
 pub enum OutcomeKind {
     /// Exit code 0.
     Succeeded,
-    /// Another exit code, a signal, or it could not be started.
+    /// Another exit code, a signal, or a program that cannot be started anywhere.
     Failed,
     /// Stopped because a user asked.
     Cancelled,
@@ -48,6 +48,9 @@ pub enum OutcomeKind {
     TimedOut,
     /// Its node, or what held it there, is gone; what it did is not known.
     Lost,
+    /// Its node could not start it for a reason of the node's own: no room, or no answer of its
+    /// Docker engine. It has done nothing; the task is tried again, and uses no retry for it.
+    NotStarted,
 }
 
 impl Outcome {
@@ -62,8 +65,13 @@ impl Outcome {
         Self { exit_code: Some(code), ..Self::new(kind) }
     }
 
-    /// The outcome of what could not be started: `code` is 125, 126 or 127.
-    pub fn not_started(code: i32, message: impl Into<String>) -> Self {
+    /// The outcome of a node that cannot start anything now.
+    pub fn not_started(message: impl Into<String>) -> Self {
+        Self::new(OutcomeKind::NotStarted).with_message(message)
+    }
+
+    /// The outcome of a program that cannot be started: `code` is 125, 126 or 127.
+    pub fn start_failed(code: i32, message: impl Into<String>) -> Self {
         Self { exit_code: Some(code), ..Self::new(OutcomeKind::Failed) }.with_message(message)
     }
 
@@ -85,7 +93,7 @@ impl Outcome {
             (_, None, Some(signal)) => 128 + signal,
             (OutcomeKind::Succeeded, ..) => 0,
             (OutcomeKind::Cancelled, ..) => 130,
-            (OutcomeKind::Failed | OutcomeKind::Lost, ..) => 125,
+            (OutcomeKind::Failed | OutcomeKind::Lost | OutcomeKind::NotStarted, ..) => 125,
         }
     }
 }

@@ -92,6 +92,10 @@ pub struct Hello {
     pub labels: BTreeMap<Name, String>,
     /// What it can start.
     pub runtimes: Vec<RuntimeKind>,
+    /// What it cannot start now though it is set up to, and why: each at most
+    /// [`MESSAGE_BYTES_MAX`](crate::limits::MESSAGE_BYTES_MAX) bytes. At most one of each runtime.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub withdrawn: BTreeMap<RuntimeKind, String>,
     /// Every attempt that it holds: those that run, and those whose end has not been
     /// acknowledged. At most [`ATTEMPTS_PER_NODE_MAX`](crate::limits::ATTEMPTS_PER_NODE_MAX).
     pub attempts: Vec<AttemptId>,

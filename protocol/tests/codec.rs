@@ -61,6 +61,7 @@ fn to_manager() -> impl Strategy<Value = ToManager> {
                 capacity: Resources::default(),
                 labels: BTreeMap::from([("gpu".parse().unwrap(), "a100".into())]),
                 runtimes: vec![RuntimeKind::Process, RuntimeKind::Docker],
+                withdrawn: [].into(),
                 attempts,
             })
         },

@@ -92,6 +92,7 @@ fn the_hex_of_the_page_is_what_the_code_writes() {
         capacity: Resources { cpu_millis: 2000, memory_bytes: 1 << 30 },
         labels: [].into(),
         runtimes: vec![RuntimeKind::Process],
+        withdrawn: [].into(),
         attempts: vec![],
     };
     same("hello", &ToManager::Hello(hello));

@@ -166,6 +166,7 @@ impl Agent {
             capacity: Resources { cpu_millis: 1000 * self.cores, memory_bytes: 1 << 40 },
             labels: [].into(),
             runtimes: vec![RuntimeKind::Noop],
+            withdrawn: [].into(),
             attempts,
         }
     }

@@ -226,7 +226,16 @@ fn an_engine_that_stops_its_containers_has_lost_them_and_they_are_tried_again() 
         until_true("it prints", || fs::read_to_string(&log).is_ok_and(|text| text == "up\n"));
     }
     engine.end(Signal::SIGTERM);
+    // Meanwhile the node takes no containers, says why, and what comes waits.
+    let withdrawn =
+        |mesh: &Mesh| mesh.nodes()[0]["withdrawn"]["docker"].as_str().map(str::to_owned);
+    until_true("the node takes no containers", || {
+        withdrawn(&mesh).is_some_and(|why| why.contains("engine does not answer"))
+    });
+    let waits = submit("wait", "true");
     engine.run();
+    mesh.wait_for_job(waits, "succeeded");
+    assert_eq!(withdrawn(&mesh), None);
     mesh.wait_for_job(jobs[0], "failed");
     mesh.wait_for_job(jobs[1], "succeeded");
     let task = &mesh.json(&["tasks", &jobs[0].to_string()])["tasks"][0];

@@ -137,16 +137,20 @@ fn an_agent_without_room_starts_nothing_and_loses_no_line() {
     let job = mesh.submit(&["--", "sh", "-c", &script]);
     mesh.wait_for_job(job, "running");
     disk.fill(0);
-    let output = mesh.output(&["run", "--", "true"]);
-    let said = String::from_utf8_lossy(&output.stderr).into_owned();
-    assert_eq!(output.status.code(), Some(125), "{said}");
+    // It takes no work, and says why; work that comes waits.
     let folder = mesh.agent_dir("a");
-    assert!(said.contains("node a: no room is left in"), "{said}");
-    assert!(said.contains(folder.to_str().unwrap()), "{said}");
+    let takes = |mesh: &Mesh| !mesh.nodes()[0]["runtimes"].as_array().unwrap().is_empty();
+    until_true("it takes no work", || !takes(&mesh));
+    let why = mesh.nodes()[0]["withdrawn"]["process"].as_str().unwrap().to_owned();
+    assert!(why.contains("no room is left in") && why.contains(folder.to_str().unwrap()), "{why}");
+    assert!(mesh.ok(&["events"]).contains("node a takes no work for process: no room is left in"));
+    let waits = mesh.submit(&["--", "true"]);
     fs::write(&file, "").unwrap();
     assert_eq!(mesh.nodes()[0]["state"], "alive");
     disk.make_room();
     mesh.wait_for_job(job, "succeeded");
+    mesh.wait_for_job(waits, "succeeded");
+    assert!(mesh.ok(&["events"]).contains("node a takes work for process again"));
     let expected: String = (1..=50_000).map(|number| format!("line {number}\n")).collect();
     assert!(mesh.ok(&["logs", &job.to_string()]) == expected, "a line is missing or doubled");
     assert_eq!(mesh.ok(&["run", "--", "echo", "again"]), "again\n");
@@ -175,6 +179,31 @@ fn an_agent_without_room_starts_nothing_and_loses_no_line() {
     disk.make_room();
     mesh.wait_for_job(job, "succeeded");
     assert_eq!(mesh.ok(&["logs", &job.to_string()]), "last\n");
+    drop(mesh);
+    drop(disk);
+}
+
+#[test]
+fn a_node_without_room_takes_no_work_from_one_that_has() {
+    if !may_mount() {
+        return;
+    }
+    let mut mesh = Mesh::new(PODMESH);
+    let disk = SmallDisk::mount(&mesh.agent_dir("full"));
+    mesh.start_manager();
+    let flags = ["--docker", "off", "--cpus", "100"];
+    mesh.start_agent("full", &flags);
+    mesh.start_agent("good", &["--docker", "off", "--cpus", "2"]);
+    // Its room ends just as the work comes.
+    disk.fill(0);
+    let job = mesh.submit(&["--array", "1-400", "--", "true"]);
+    mesh.wait_for_job(job, "succeeded");
+    // And of a node that starts so, nothing is tried at all.
+    mesh.kill_agent("full");
+    mesh.start_agent("full", &flags);
+    let job = mesh.submit(&["--array", "1-50", "--", "true"]);
+    mesh.wait_for_job(job, "succeeded");
+    assert!(!mesh.ok(&["tasks", &job.to_string()]).contains("full"));
     drop(mesh);
     drop(disk);
 }

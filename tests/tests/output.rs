@@ -143,6 +143,7 @@ fn nodes_with_large_labels_are_all_listed() {
             capacity: Resources { cpu_millis: 1000, memory_bytes: 0 },
             labels: (0..LABELS_MAX).map(label).collect(),
             runtimes: vec![],
+            withdrawn: [].into(),
             attempts: vec![],
         })
     };

@@ -318,7 +318,12 @@ pub(crate) async fn exit_code(connection: &Connection, detail: &JobDetail) -> Ou
         });
     };
     let plain = outcome.message.is_none() && outcome.exit_code.is_some() && !outcome.oom_killed;
-    if !plain || matches!(outcome.kind, OutcomeKind::TimedOut | OutcomeKind::Lost) {
+    if !plain
+        || matches!(
+            outcome.kind,
+            OutcomeKind::TimedOut | OutcomeKind::Lost | OutcomeKind::NotStarted
+        )
+    {
         say(format!("{task} on {} {}", view.node, outcome_text(outcome)));
     }
     // What does not fit is cut as the system does it.

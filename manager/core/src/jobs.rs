@@ -1,13 +1,16 @@
 //! Jobs that have not ended: one entry each, however many tasks they have.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
-use podmesh_protocol::client::ReplyBody;
+use podmesh_protocol::client::{NodeState, ReplyBody};
 use podmesh_protocol::error::{ErrorCode, ErrorReply};
 use podmesh_protocol::event::EventFact;
 use podmesh_protocol::ids::{AttemptId, Epoch, JobId, SubmissionId, TaskId};
-use podmesh_protocol::limits::{BATCH_ROWS_MAX, JOBS_ACTIVE_MAX, RETRIES_MAX};
+use podmesh_protocol::limits::{
+    BATCH_ROWS_MAX, JOBS_ACTIVE_MAX, NOT_STARTED_BACKOFF_MS, NOT_STARTED_BACKOFF_MS_MAX,
+    RETRIES_MAX,
+};
 use podmesh_protocol::report::{AttemptState, JobState, OutcomeKind, TaskCounts};
 use podmesh_protocol::session::{StopReason, ToPeer};
 use podmesh_protocol::spec::{JobSpec, OnLost};
@@ -162,7 +165,10 @@ impl Job {
             OutcomeKind::Succeeded => OutcomeKind::Succeeded,
             _ if self.cancelling => OutcomeKind::Cancelled,
             OutcomeKind::Cancelled => OutcomeKind::Failed,
-            OutcomeKind::Failed | OutcomeKind::TimedOut | OutcomeKind::Lost => kind,
+            OutcomeKind::Failed
+            | OutcomeKind::TimedOut
+            | OutcomeKind::Lost
+            | OutcomeKind::NotStarted => kind,
         }
     }
 
@@ -170,7 +176,9 @@ impl Job {
     ///
     /// A retry is used up by each attempt that failed, timed out, or was lost in a job with
     /// `on_lost = wait`. With `on_lost = requeue` a lost one uses none, and is tried again at
-    /// once; [`RETRIES_MAX`] losses of one task are the end all the same.
+    /// once. One that its node could not start uses none, either; it is tried again after a moment,
+    /// since that node may still look as if it had room. [`RETRIES_MAX`] of both together are the
+    /// end all the same.
     pub(crate) fn sequel(&self, live: &Live, kind: OutcomeKind) -> Sequel {
         if self.cancelling {
             return Sequel::Over;
@@ -180,7 +188,12 @@ impl Job {
             (OutcomeKind::Lost, OnLost::Requeue) if live.lost < RETRIES_MAX => {
                 Sequel::Again { after_ms: 0, lost: live.lost + 1 }
             }
-            (OutcomeKind::Lost, OnLost::Requeue) => Sequel::Over,
+            (OutcomeKind::NotStarted, _) if live.lost < RETRIES_MAX => {
+                let doubled = NOT_STARTED_BACKOFF_MS << live.lost.min(16);
+                let after_ms = doubled.min(NOT_STARTED_BACKOFF_MS_MAX);
+                Sequel::Again { after_ms, lost: live.lost + 1 }
+            }
+            (OutcomeKind::Lost, OnLost::Requeue) | (OutcomeKind::NotStarted, _) => Sequel::Over,
             (OutcomeKind::Failed | OutcomeKind::TimedOut | OutcomeKind::Lost, _) => {
                 let used = live.number.saturating_sub(live.lost);
                 let policy = &self.spec.retry;
@@ -315,12 +328,20 @@ impl Core {
         if !job.waiting.is_empty() || !job.ready.is_empty() {
             self.draining.insert(id);
         }
+        let mut gone = BTreeSet::new();
         for (index, live) in &job.live {
             let attempt = job.attempt_id(*index, live.number);
+            if self.nodes.get(live.node).state == NodeState::Lost {
+                gone.insert(live.node);
+            }
             if let Some(session) = &mut self.nodes.get_mut(live.node).session {
                 session.outgoing.stops.push((attempt, StopReason::Cancelled));
                 self.touched.insert(live.node);
             }
+        }
+        // Of those whose lease has ended long ago nothing else is to come.
+        for ix in gone {
+            self.end_margin(ix);
         }
         self.mark_dirty(id);
         self.drop_retries(out);

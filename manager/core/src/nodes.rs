@@ -8,7 +8,7 @@ use podmesh_protocol::ids::{AttemptId, Epoch, JobId, Name, TaskId};
 use podmesh_protocol::limits::{ATTEMPTS_PER_NODE_MAX, FRAME_BYTES_MAX, PAGE_ROWS_MAX};
 use podmesh_protocol::report::Outcome;
 use podmesh_protocol::session::StopReason;
-use podmesh_protocol::spec::Resources;
+use podmesh_protocol::spec::{Resources, RuntimeKind};
 use podmesh_protocol::time::{Millis, Now};
 
 use crate::input::Peer;
@@ -24,6 +24,8 @@ pub(crate) struct NodeIx(usize);
 #[derive(Debug)]
 pub(crate) struct Node {
     pub(crate) row: NodeRow,
+    /// What its agent cannot start now, and why, as its last hello said.
+    pub(crate) withdrawn: BTreeMap<RuntimeKind, String>,
     /// Its place among the names.
     pub(crate) rank: usize,
     pub(crate) state: NodeState,
@@ -115,6 +117,7 @@ impl Node {
             free: self.free(),
             labels: row.labels.clone(),
             runtimes: row.runtimes.clone(),
+            withdrawn: self.withdrawn.clone(),
             enrolled: false,
             attempts: u32::try_from(self.attempts.len()).unwrap_or(u32::MAX),
             seen_ms_ago: match self.state {
@@ -192,6 +195,7 @@ impl Nodes {
         self.by_name.insert(row.node.clone(), ix);
         self.list.push(Node {
             row,
+            withdrawn: BTreeMap::new(),
             rank: 0,
             state: NodeState::Suspect,
             session: None,
@@ -264,7 +268,6 @@ impl Nodes {
         node.deadline = deadline;
     }
 
-    #[cfg(any(test, feature = "invariants"))]
     pub(crate) fn deadline(&self, ix: NodeIx) -> Option<(Millis, Timer)> {
         self.get(ix).deadline
     }
@@ -296,5 +299,6 @@ impl Nodes {
 fn view_bytes(view: &NodeView) -> usize {
     let labels: usize =
         view.labels.iter().map(|(name, value)| name.as_str().len() + value.len() + 8).sum();
-    512 + view.program_version.len() + labels
+    let withdrawn: usize = view.withdrawn.values().map(|why| why.len() + 16).sum();
+    512 + view.program_version.len() + labels + withdrawn
 }

@@ -145,9 +145,10 @@ impl Core {
                 *match outcome.kind {
                     OutcomeKind::Succeeded => &mut job.counts.succeeded,
                     OutcomeKind::Cancelled => &mut job.counts.cancelled,
-                    OutcomeKind::Failed | OutcomeKind::TimedOut | OutcomeKind::Lost => {
-                        &mut job.counts.failed
-                    }
+                    OutcomeKind::Failed
+                    | OutcomeKind::TimedOut
+                    | OutcomeKind::Lost
+                    | OutcomeKind::NotStarted => &mut job.counts.failed,
                 } += 1;
                 None
             }

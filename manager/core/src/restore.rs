@@ -11,7 +11,7 @@ use crate::access::Access;
 use crate::jobs::{Job, Live, Submissions, Tried};
 use crate::nodes::{NodeIx, Nodes};
 use crate::placement::Queue;
-use crate::step::{RestoredJob, Snapshot};
+use crate::step::{Losses, RestoredJob, Snapshot};
 use crate::timers::{Timer, Timers};
 use crate::{Core, CoreConfig};
 
@@ -66,7 +66,7 @@ impl Core {
             let tried = Tried { number: attempt.number, lost: 0 };
             core.queue_retry(now, attempt.task, tried, after_ms);
         }
-        core.restore_losses(snapshot.losses);
+        core.restore_losses(&snapshot.losses);
         let retrying = |job: &&Job| !job.waiting.is_empty() || !job.ready.is_empty();
         for job in core.jobs.values().filter(retrying).filter(|job| job.cancelling) {
             core.draining.insert(job.id);
@@ -74,20 +74,30 @@ impl Core {
         core
     }
 
-    /// Losses have used up no retries where the job says [`OnLost::Requeue`].
-    fn restore_losses(&mut self, losses: Vec<(TaskId, u32)>) {
-        for (task, count) in losses {
-            let Some(job) = self.jobs.get_mut(&task.job) else { continue };
-            if job.spec.on_lost != OnLost::Requeue {
-                continue;
+    /// What was not started has used up no retries, and what was lost has not where the job says
+    /// [`OnLost::Requeue`].
+    fn restore_losses(&mut self, losses: &[Losses]) {
+        // Looked up for each task that waits, and not the other way round: both can be many.
+        let losses: BTreeMap<TaskId, &Losses> =
+            losses.iter().map(|losses| (losses.task, losses)).collect();
+        if losses.is_empty() {
+            return;
+        }
+        for job in self.jobs.values_mut() {
+            let (id, requeues) = (job.id, job.spec.on_lost == OnLost::Requeue);
+            let count = |index| match losses.get(&TaskId { job: id, index }) {
+                Some(losses) if requeues => losses.not_started + losses.lost,
+                Some(losses) => losses.not_started,
+                None => 0,
+            };
+            for (index, live) in &mut job.live {
+                live.lost = count(*index).min(live.number - 1);
             }
-            if let Some(live) = job.live.get_mut(&task.index) {
-                live.lost = count.min(live.number - 1);
+            for ((_, index), tried) in &mut job.waiting {
+                tried.lost = count(*index).min(tried.number);
             }
-            let waiting = job.waiting.iter_mut().map(|((_, index), tried)| (*index, tried));
-            let ready = job.ready.iter_mut().map(|(index, tried)| (*index, tried));
-            if let Some((_, tried)) = waiting.chain(ready).find(|(index, _)| *index == task.index) {
-                tried.lost = count.min(tried.number);
+            for (index, tried) in &mut job.ready {
+                tried.lost = count(*index).min(tried.number);
             }
         }
     }

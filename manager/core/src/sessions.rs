@@ -1,6 +1,6 @@
 //! Sessions: how they begin and end, and what a new one makes of the attempts held.
 
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use podmesh_protocol::access::Caller;
 use podmesh_protocol::client::NodeState;
@@ -8,7 +8,8 @@ use podmesh_protocol::error::{ErrorCode, ErrorReply};
 use podmesh_protocol::event::EventFact;
 use podmesh_protocol::ids::{AttemptId, Epoch, Name};
 use podmesh_protocol::limits::{
-    ATTEMPTS_PER_NODE_MAX, LABELS_MAX, NAME_BYTES_MAX, NODES_MAX, PROTOCOL_VERSION,
+    ATTEMPTS_PER_NODE_MAX, LABELS_MAX, MESSAGE_BYTES_MAX, NAME_BYTES_MAX, NODES_MAX,
+    PROTOCOL_VERSION,
 };
 use podmesh_protocol::report::{AttemptState, Outcome, OutcomeKind};
 use podmesh_protocol::session::{Hello, StopReason, ToPeer, Welcome};
@@ -204,6 +205,19 @@ impl Core {
             out.changes.push(Change::EpochTaken(epoch));
         }
         out.events.push(EventFact::NodeConnected(row.node.clone(), instance));
+        let withdrawn = hello.withdrawn;
+        let before = known.map(|ix| &self.nodes.get(ix).withdrawn);
+        for (runtime, why) in &withdrawn {
+            if before.and_then(|before| before.get(runtime)) != Some(why) {
+                let fact = EventFact::RuntimeWithdrawn(row.node.clone(), *runtime, why.clone());
+                out.events.push(fact);
+            }
+        }
+        for runtime in before.into_iter().flat_map(BTreeMap::keys) {
+            if row.runtimes.contains(runtime) {
+                out.events.push(EventFact::RuntimeOffered(row.node.clone(), *runtime));
+            }
+        }
         let ix = match known {
             Some(ix) => {
                 if let Some(old) = self.nodes.close_session(ix) {
@@ -220,6 +234,7 @@ impl Core {
             }
             None => self.nodes.insert(row),
         };
+        self.nodes.get_mut(ix).withdrawn = withdrawn;
         out.changes.push(Change::NodeSaved(self.nodes.get(ix).row.clone()));
         self.nodes.open_session(ix, epoch, peer.clone());
         self.nodes.set_deadline(&mut self.timers, ix, None);
@@ -406,6 +421,9 @@ fn validate(hello: &Hello) -> Result<BTreeSet<AttemptId>, String> {
     let runtimes: BTreeSet<_> = hello.runtimes.iter().collect();
     if runtimes.len() != hello.runtimes.len() {
         return Err("a runtime is named twice".into());
+    }
+    for why in hello.withdrawn.values() {
+        at_most("bytes of a reason", why.len(), MESSAGE_BYTES_MAX, "MESSAGE_BYTES_MAX")?;
     }
     at_most("attempts", hello.attempts.len(), ATTEMPTS_PER_NODE_MAX, "ATTEMPTS_PER_NODE_MAX")?;
     let mut held = BTreeSet::new();

@@ -280,9 +280,9 @@ pub struct Snapshot {
     pub attempts: Vec<(AttemptId, Name, AttemptState)>,
     /// The tasks that wait for a retry: the last attempt, and how long it waits.
     pub retries: Vec<(AttemptId, u64)>,
-    /// For the tasks of both: how many of their ended attempts were lost. Losses in jobs with
-    /// `on_lost = requeue` use up no retries. A task without any need not be there.
-    pub losses: Vec<(TaskId, u32)>,
+    /// For the tasks of both: how many of their ended attempts were lost or not started. A task
+    /// without any need not be there.
+    pub losses: Vec<Losses>,
     /// Every node that was ever seen.
     pub nodes: Vec<NodeRow>,
     /// The number of the last join token; 0 for none.
@@ -291,6 +291,17 @@ pub struct Snapshot {
     pub tokens: Vec<TokenRow>,
     /// Every key that ever joined.
     pub keys: Vec<KeyRow>,
+}
+
+/// How many of a task's ended attempts can have used up no retry.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Losses {
+    /// Which task.
+    pub task: TaskId,
+    /// Those that were lost: in jobs with `on_lost = requeue` they use up no retries.
+    pub lost: u32,
+    /// Those that their nodes could not start: they never use up any.
+    pub not_started: u32,
 }
 
 /// A job that has not ended.

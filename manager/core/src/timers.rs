@@ -101,7 +101,8 @@ impl Core {
             .iter()
             .filter(|task| {
                 let job = self.jobs.get(&task.job);
-                job.is_some_and(|job| job.spec.on_lost == OnLost::Requeue || all)
+                // What was cancelled is to end also where its node never returns.
+                job.is_some_and(|job| job.spec.on_lost == OnLost::Requeue || job.cancelling || all)
             })
             .copied()
             .collect();
@@ -119,6 +120,14 @@ impl Core {
             self.end_attempt(now, task, outcome, out);
         }
         self.nodes.set_deadline(&mut self.timers, ix, None);
+    }
+
+    /// Looks again at what a lost node holds, if its margin is over.
+    pub(crate) fn end_margin(&mut self, ix: NodeIx) {
+        if self.nodes.deadline(ix).is_none() {
+            let deadline = Some((self.now.mono_ms, Timer::Requeue(ix)));
+            self.nodes.set_deadline(&mut self.timers, ix, deadline);
+        }
     }
 
     /// Sends the starts again that the node has not reacted to.

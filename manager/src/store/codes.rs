@@ -36,7 +36,7 @@ codes!(attempt_code, attempt_state, AttemptState {
     Assigned = 0, Preparing = 1, Running = 2, Ended = 3,
 });
 codes!(outcome_code, outcome_kind, OutcomeKind {
-    Succeeded = 0, Failed = 1, Cancelled = 2, TimedOut = 3, Lost = 4,
+    Succeeded = 0, Failed = 1, Cancelled = 2, TimedOut = 3, Lost = 4, NotStarted = 5,
 });
 
 codes!(role_code, role, Role {
@@ -50,9 +50,16 @@ pub(super) fn task_state(standing: i64, outcome: Option<OutcomeKind>) -> TaskSta
         (standing::RETRY, _) => TaskState::Queued,
         (standing::DROPPED, _) | (_, Some(OutcomeKind::Cancelled)) => TaskState::Cancelled,
         (_, Some(OutcomeKind::Succeeded)) => TaskState::Succeeded,
-        (_, Some(OutcomeKind::Failed | OutcomeKind::TimedOut | OutcomeKind::Lost) | None) => {
-            TaskState::Failed
-        }
+        (
+            _,
+            Some(
+                OutcomeKind::Failed
+                | OutcomeKind::TimedOut
+                | OutcomeKind::Lost
+                | OutcomeKind::NotStarted,
+            )
+            | None,
+        ) => TaskState::Failed,
     }
 }
 

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use podmesh_manager_core::step::{JobRow, NodeRow, RestoredJob, Snapshot};
+use podmesh_manager_core::step::{JobRow, Losses, NodeRow, RestoredJob, Snapshot};
 use podmesh_protocol::ids::{
     AttemptId, Epoch, InstanceId, JobId, Name, Revision, SubmissionId, TaskId,
 };
@@ -164,18 +164,19 @@ fn attempts(
     Ok((active, retries))
 }
 
-/// How often the tasks that go on have been lost.
-fn losses(connection: &Connection) -> rusqlite::Result<Vec<(TaskId, u32)>> {
+/// How often the tasks that go on have been lost, and not started.
+fn losses(connection: &Connection) -> rusqlite::Result<Vec<Losses>> {
+    let kinds = [OutcomeKind::Lost, OutcomeKind::NotStarted].map(outcome_code);
     connection
         .prepare(
-            "SELECT goes_on.job, goes_on.task, count(*)
-             FROM attempts AS goes_on JOIN attempts AS lost USING (job, task)
-             WHERE goes_on.standing < 2 AND lost.outcome = ?1
+            "SELECT goes_on.job, goes_on.task, sum(ended.outcome = ?1), sum(ended.outcome = ?2)
+             FROM attempts AS goes_on JOIN attempts AS ended USING (job, task)
+             WHERE goes_on.standing < 2 AND ended.outcome IN (?1, ?2)
              GROUP BY goes_on.job, goes_on.task",
         )?
-        .query_map([outcome_code(OutcomeKind::Lost)], |row| {
+        .query_map(kinds, |row| {
             let task = TaskId { job: JobId(unsigned(row.get(0)?)), index: row.get(1)? };
-            Ok((task, row.get(2)?))
+            Ok(Losses { task, lost: row.get(2)?, not_started: row.get(3)? })
         })?
         .collect()
 }

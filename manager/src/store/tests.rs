@@ -181,7 +181,9 @@ fn a_start_finds_what_goes_on_and_nothing_of_what_is_over() {
         ]
     );
     assert_eq!(retries, [(attempt(3, 1), 500)]);
-    assert_eq!(losses, [(attempt(4, 2).task, 1)]);
+    let lost =
+        podmesh_manager_core::step::Losses { task: attempt(4, 2).task, lost: 1, not_started: 0 };
+    assert_eq!(losses, [lost]);
     let mut saved = node("a");
     saved.capacity.memory_bytes = i64::MAX as u64;
     assert_eq!(nodes, [saved]);

@@ -175,6 +175,7 @@ pub(crate) fn hello(node: &str, cpu_millis: u32, attempts: &[AttemptId]) -> Hell
         capacity: Resources { cpu_millis, memory_bytes: 1 << 30 },
         labels: [].into(),
         runtimes: vec![RuntimeKind::Process],
+        withdrawn: [].into(),
         attempts: attempts.to_vec(),
     }
 }

@@ -16,6 +16,9 @@ use crate::input::{FoundAttempt, Input, RuntimeFact};
 use crate::outbox::Outbox;
 use crate::step::{Command, JobContext, Step};
 
+/// What is said of an attempt that is to be stopped and is not here.
+const NOT_HELD: &str = "its agent does not hold it";
+
 /// What does not change in the life of a core.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct CoreConfig {
@@ -83,6 +86,11 @@ impl Core {
     /// acknowledged.
     pub fn hello_attempts(&self) -> Vec<AttemptId> {
         self.attempts.keys().copied().collect()
+    }
+
+    /// Whether the attempt is held.
+    pub fn holds(&self, attempt: &AttemptId) -> bool {
+        self.attempts.contains_key(attempt)
     }
 
     /// Whether the attempt is held and not over: more output may come.
@@ -153,6 +161,9 @@ impl Core {
             Input::StopsReceived { epoch, stops } if self.is_current(epoch) => {
                 for (attempt, reason) in stops {
                     match reason {
+                        StopReason::Cancelled if !self.attempts.contains_key(&attempt) => {
+                            self.answer_for(attempt);
+                        }
                         StopReason::Cancelled => {
                             self.stop_or_end(attempt, StopCause::Cancelled, out);
                         }
@@ -195,6 +206,12 @@ impl Core {
     fn attempts_found(&mut self, now: Millis, found: Vec<FoundAttempt>, out: &mut Step) {
         for FoundAttempt { attempt, ended, started, outlives_agent, on_lost, ran_ms } in found {
             let forgotten = planted!(self, NotAdopted) && ended.is_none();
+            if let Some(Held { phase: Phase::Ended { remove }, .. }) =
+                self.attempts.get_mut(&attempt)
+            {
+                // Its end was told before its runtime was there.
+                *remove = true;
+            }
             if self.attempts.contains_key(&attempt) || forgotten {
                 continue;
             }
@@ -353,6 +370,14 @@ impl Core {
             let grace_ms = if at_once { 0 } else { live.grace_ms() };
             out.commands.push(Command::Stop { attempt, grace_ms });
         }
+    }
+
+    /// The manager waits for the end of an attempt that is not here: it would wait for ever.
+    fn answer_for(&mut self, attempt: AttemptId) {
+        let outcome = Outcome::new(OutcomeKind::Lost).with_message(NOT_HELD);
+        let ended = Some(self.outbox.push(attempt, ReportFact::Ended(outcome)));
+        let unsent = Unsent { ended, ..Unsent::default() };
+        self.attempts.insert(attempt, Held { phase: Phase::Ended { remove: false }, unsent });
     }
 
     /// Stops what runs, and ends what waits for its start.

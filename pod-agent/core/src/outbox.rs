@@ -173,7 +173,7 @@ mod tests {
     #[test]
     fn the_largest_rows_fit_their_frames() {
         let mut outbox = Outbox::default();
-        let mut outcome = Outcome::not_started(i32::MIN, "x".repeat(1 << 20));
+        let mut outcome = Outcome::start_failed(i32::MIN, "x".repeat(1 << 20));
         outcome.signal = Some(i32::MIN);
         outcome.oom_killed = true;
         outcome.ran_ms = u64::MAX;

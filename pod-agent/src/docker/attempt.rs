@@ -174,8 +174,14 @@ impl Attempt {
             }
             tries += 1;
             if tries == START_TRIES {
-                // It may be there all the same. A next life of the agent removes it.
-                return Err(cannot_start(format!("the container cannot be created: {error}")));
+                // It may be there all the same, and was never started. A next life of the agent
+                // removes it.
+                let text = format!("the container cannot be created: {error}");
+                return Err(if error.is_no_answer() {
+                    self.not_started(&text)
+                } else {
+                    cannot_start(text)
+                });
             }
             tracing::warn!(attempt = %self.id, %error, "create failed; trying again");
             pause.wait().await;
@@ -254,7 +260,7 @@ impl Attempt {
             match started {
                 Ok(()) => return Ok(complete),
                 Err(CallError::Refused { message, .. }) => {
-                    return Err(Outcome::not_started(
+                    return Err(Outcome::start_failed(
                         start_error_code(&message),
                         format!("the container cannot be started: {message}"),
                     ));
@@ -268,7 +274,14 @@ impl Attempt {
                 Err(error) => return Err(cannot_start(error.to_string())),
             }
         }
-        Err(cannot_start("the Docker engine did not start the container, and did not say why"))
+        // It answers, and says that the container has not run.
+        self.shared.discard(self.id);
+        Err(self.not_started("the Docker engine does not start containers now"))
+    }
+
+    /// What is tried elsewhere.
+    fn not_started(&self, why: &str) -> Outcome {
+        Outcome::not_started(format!("node {}: {why}", self.shared.settings.node))
     }
 
     /// Waits for the end of a container that was started and for the last byte of its output;
@@ -405,7 +418,7 @@ pub(super) fn has_run(state: &ContainerState) -> bool {
 pub(super) fn start_failure(state: &ContainerState) -> Option<Outcome> {
     let message = state.error.as_deref().filter(|error| !error.is_empty())?;
     let text = format!("the container cannot be started: {message}");
-    Some(Outcome::not_started(start_error_code(message), text))
+    Some(Outcome::start_failed(start_error_code(message), text))
 }
 
 fn outcome(state: &ContainerState) -> Outcome {
@@ -433,7 +446,7 @@ fn time(text: Option<&str>) -> Option<jiff::Timestamp> {
 }
 
 fn cannot_start(message: impl Into<String>) -> Outcome {
-    Outcome::not_started(CANNOT_START, message)
+    Outcome::start_failed(CANNOT_START, message)
 }
 
 fn stopped() -> Outcome {

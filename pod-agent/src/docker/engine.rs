@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bollard::auth::DockerCredentials;
@@ -21,6 +22,8 @@ const CONNECT_DEADLINE: Duration = Duration::from_secs(10);
 const ANSWER_DEADLINE: Duration = Duration::from_secs(30);
 /// For what makes the engine work: create, start, remove. A busy disk takes its time.
 const WORK_DEADLINE: Duration = Duration::from_secs(120);
+/// How often the engine is asked whether it is there.
+const WATCH_EVERY: Duration = Duration::from_secs(1);
 /// For a stop, on top of the grace.
 const STOP_MARGIN: Duration = Duration::from_secs(60);
 
@@ -52,6 +55,7 @@ impl Pause {
 #[derive(Debug)]
 pub(super) struct Engine {
     docker: Docker,
+    trouble: Mutex<Option<String>>,
     /// As in `DOCKER_HOST`.
     pub(super) address: String,
     pub(super) facts: EngineFacts,
@@ -104,6 +108,7 @@ impl Engine {
             version,
             address,
             docker: docker.with_timeout(WORK_DEADLINE),
+            trouble: Mutex::default(),
             facts: EngineFacts {
                 cpu_millis: info.ncpu.and_then(|cpus| u64::try_from(cpus).ok()).unwrap_or(0) * 1000,
                 socket,
@@ -111,6 +116,23 @@ impl Engine {
                 read_only_is_recursive: api >= API_RECURSIVE_READ_ONLY,
             },
         })
+    }
+
+    /// Asks the engine again and again whether it is there.
+    pub(super) async fn watch(self: Arc<Self>) {
+        loop {
+            tokio::time::sleep(WATCH_EVERY).await;
+            let answered = call(CONNECT_DEADLINE, self.docker.ping()).await;
+            let trouble =
+                answered.err().map(|error| format!("the Docker engine does not answer: {error}"));
+            *self.trouble.lock().unwrap_or_else(PoisonError::into_inner) = trouble;
+        }
+    }
+
+    /// Why it was not there when it was asked last.
+    pub(super) fn trouble(&self) -> Option<String> {
+        // No code that can panic runs while it is held.
+        self.trouble.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     pub(super) async fn create(

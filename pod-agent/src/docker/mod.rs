@@ -79,6 +79,8 @@ pub async fn engine_version() -> Result<String, DockerError> {
 #[derive(Debug)]
 pub struct DockerRuntime {
     shared: Arc<Shared>,
+    /// Looks whether the engine answers.
+    watching: AbortHandle,
 }
 
 impl DockerRuntime {
@@ -102,7 +104,13 @@ impl DockerRuntime {
             cluster: Mutex::default(),
             attempts: Mutex::default(),
         });
-        Ok(Self { shared })
+        let watching = Handle::current().spawn(Arc::clone(&shared.engine).watch()).abort_handle();
+        Ok(Self { shared, watching })
+    }
+
+    /// Why nothing can be started now: the engine does not answer.
+    pub(crate) fn trouble(&self) -> Option<String> {
+        self.shared.engine.trouble()
     }
 
     /// Says whose attempts these are; before the first [`start`](Self::start).
@@ -146,6 +154,7 @@ impl DockerRuntime {
 
 impl Drop for DockerRuntime {
     fn drop(&mut self) {
+        self.watching.abort();
         for (_, known) in lock(&self.shared.attempts).drain() {
             known.abort();
         }

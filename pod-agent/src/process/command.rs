@@ -59,7 +59,7 @@ pub(super) fn command(
             "the working folder {} is not a folder of this node; make it, or give another workdir",
             folder.display()
         );
-        return Err(Outcome::not_started(125, message));
+        return Err(Outcome::start_failed(125, message));
     }
     let name = run.command.first().map_or("", String::as_str);
     let program = find_program(name, &search_path(base, run), folder)?;
@@ -107,7 +107,7 @@ fn find_program(name: &str, path: &OsString, folder: &Path) -> Result<PathBuf, O
     }
     if found == Errno::ENOENT {
         let message = format!("command not found: `{name}` is in no folder of PATH on this node");
-        return Err(Outcome::not_started(127, message));
+        return Err(Outcome::start_failed(127, message));
     }
     Err(cannot_run(name, found))
 }
@@ -124,7 +124,7 @@ fn cannot_run(name: &str, error: Errno) -> Outcome {
         Errno::EISDIR => (126, "it is a folder"),
         other => (126, other.desc()),
     };
-    Outcome::not_started(code, format!("cannot run `{name}`: {why}"))
+    Outcome::start_failed(code, format!("cannot run `{name}`: {why}"))
 }
 
 /// The outcome of a command that the operating system refused to start.
@@ -155,7 +155,7 @@ pub(super) fn refused(name: &str, error: &io::Error) -> Outcome {
         ),
         _ => (125, error.to_string()),
     };
-    Outcome::not_started(code, format!("cannot start `{name}`: {why}"))
+    Outcome::start_failed(code, format!("cannot start `{name}`: {why}"))
 }
 
 #[cfg(test)]

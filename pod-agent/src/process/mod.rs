@@ -312,7 +312,7 @@ impl Shared {
         let folder = self.work_dir.folder(attempt);
         let mut record = self.work_dir.take_up(attempt, context.on_lost).map_err(|error| {
             let folder = folder.display();
-            Outcome::not_started(125, format!("cannot make the work folder {folder}: {error}"))
+            Outcome::start_failed(125, format!("cannot make the work folder {folder}: {error}"))
         })?;
         let mark = self.mark(attempt);
         let mut command = command(&terms.base_env, context, mark, &terms.node, &folder)?;

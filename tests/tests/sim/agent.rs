@@ -229,6 +229,7 @@ impl World {
             capacity,
             labels,
             runtimes,
+            withdrawn: [].into(),
             attempts: agent.core.hello_attempts(),
         };
         agent.hello_sent = now;
@@ -310,7 +311,10 @@ impl World {
                 }
                 Input::StartsReceived { epoch, attempts }
             }
-            ToPeer::Stops(epoch, stops) => Input::StopsReceived { epoch, stops },
+            ToPeer::Stops(epoch, mut stops) => {
+                stops.retain(|(attempt, _)| agent.docker || agent.core.holds(attempt));
+                Input::StopsReceived { epoch, stops }
+            }
             ToPeer::Acked(epoch, acked) => Input::ReportsAcked { epoch, acked },
             ToPeer::ForgetJobs(epoch, jobs) => Input::JobsForgotten { epoch, jobs },
             _ => return,

@@ -201,7 +201,7 @@ impl World {
         let Some(agent) = &self.nodes[node].agent else { return };
         if docker && !agent.docker || bad {
             self.nodes[node].truths.entry(attempt).or_default().disturbed = true;
-            let outcome = Outcome::not_started(125, "no such runtime");
+            let outcome = Outcome::start_failed(125, "no such runtime");
             return self.tell(node, attempt, RuntimeFact::Ended(outcome));
         }
         let thing = Thing {

@@ -280,12 +280,15 @@ impl World {
     fn judge_end(&mut self, attempt: AttemptId, outcome: &Outcome) {
         let on_lost = self.decided.jobs[&attempt.task.job].spec.on_lost;
         let unknown = matches!(outcome.kind, OutcomeKind::Lost | OutcomeKind::Cancelled);
-        if on_lost == OnLost::Wait || !unknown {
+        // What was cancelled does not wait for a node that is lost.
+        let given_up = outcome.kind == OutcomeKind::Cancelled
+            && outcome.message.as_ref().is_some_and(|text| text.contains("was lost: no heartbeat"));
+        if (on_lost == OnLost::Wait && !given_up) || !unknown {
             let runs = self.nodes.iter().any(|node| node.is_running(attempt));
             assert!(!runs, "{attempt} has ended, says the manager, and it runs: {outcome:?}");
         }
-        if on_lost == OnLost::Requeue && unknown {
-            // Tried again without its node's word, which then no longer counts.
+        if (on_lost == OnLost::Requeue || given_up) && unknown {
+            // Tried again, or over, without its node's word, which then no longer counts.
             for node in &mut self.nodes {
                 if let Some(truth) = node.truths.get_mut(&attempt) {
                     truth.disturbed = true;

@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use podmesh_manager_core::step::{Change, JobRow, NodeRow, RestoredJob, Snapshot, Step};
+use podmesh_manager_core::step::{Change, JobRow, Losses, NodeRow, RestoredJob, Snapshot, Step};
 use podmesh_protocol::ids::{
     AttemptId, ClusterId, Epoch, JobId, Name, Revision, SubmissionId, TaskId,
 };
@@ -219,10 +219,15 @@ impl Store {
             let (submission, spec) = (job.submission, Arc::clone(&job.spec));
             snapshot.jobs.push(RestoredJob { submission, spec, row });
             for (task, attempts) in self.of_job(*id) {
-                let lost = attempts.iter().filter(|attempt| {
-                    attempt.outcome.as_ref().is_some_and(|o| o.kind == OutcomeKind::Lost)
+                let count = |kind| {
+                    let outcomes = attempts.iter().filter_map(|attempt| attempt.outcome.as_ref());
+                    outcomes.filter(|outcome| outcome.kind == kind).count() as u32
+                };
+                snapshot.losses.push(Losses {
+                    task: *task,
+                    lost: count(OutcomeKind::Lost),
+                    not_started: count(OutcomeKind::NotStarted),
                 });
-                snapshot.losses.push((*task, lost.count() as u32));
                 let Some(last) = attempts.last() else { continue };
                 let attempt = AttemptId { task: *task, number: last.number };
                 match last.retry {

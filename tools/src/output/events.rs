@@ -7,7 +7,7 @@ use schemars::JsonSchema;
 use serde::Serialize;
 
 use super::access::Role;
-use super::json::{JobState, OutcomeRow, Word};
+use super::json::{JobState, OutcomeRow, RuntimeKind, Word};
 use super::text::{count, escape};
 use super::time::{coarse, local_clock, rfc3339};
 
@@ -189,6 +189,22 @@ enum EventBody {
         /// How many, since this was last told.
         count: u32,
     },
+    /// A node cannot start a runtime's work now.
+    RuntimeWithdrawn {
+        /// Which node.
+        node: String,
+        /// What it cannot start.
+        runtime: RuntimeKind,
+        /// Why.
+        message: String,
+    },
+    /// A node can start a runtime's work again.
+    RuntimeOffered {
+        /// Which node.
+        node: String,
+        /// What it can start.
+        runtime: RuntimeKind,
+    },
 }
 
 impl EventOutput {
@@ -237,6 +253,14 @@ impl From<&EventFact> for EventBody {
             }
             EventFact::NodeRecovered(node) => Self::NodeRecovered { node: node.to_string() },
             EventFact::NodeLost(node) => Self::NodeLost { node: node.to_string() },
+            EventFact::RuntimeWithdrawn(node, runtime, message) => Self::RuntimeWithdrawn {
+                node: node.to_string(),
+                runtime: (*runtime).into(),
+                message: message.clone(),
+            },
+            EventFact::RuntimeOffered(node, runtime) => {
+                Self::RuntimeOffered { node: node.to_string(), runtime: (*runtime).into() }
+            }
             EventFact::TokenCreated(id, role, by) => {
                 Self::TokenCreated { token: id.0, role: (*role).into(), by: by.to_string() }
             }
@@ -302,6 +326,12 @@ fn describe(fact: &EventFact) -> String {
         EventFact::ManagerKeyRotated(key, by) => {
             format!("the manager's key was rotated by {by}: it is {} now", escape(key))
         }
+        EventFact::RuntimeWithdrawn(node, runtime, why) => {
+            format!("node {node} takes no work for {runtime}: {}", escape(why))
+        }
+        EventFact::RuntimeOffered(node, runtime) => {
+            format!("node {node} takes work for {runtime} again")
+        }
         EventFact::JoinsRefused(why, number) => {
             format!("{} refused: {}", count(u64::from(*number), "join"), escape(why))
         }
@@ -320,6 +350,7 @@ pub(crate) fn outcome_text(outcome: &report::Outcome) -> String {
         OutcomeKind::Cancelled => "was cancelled",
         OutcomeKind::TimedOut => "timed out",
         OutcomeKind::Lost => "was lost",
+        OutcomeKind::NotStarted => "was not started",
     }
     .to_owned();
     match (outcome.exit_code, outcome.signal) {

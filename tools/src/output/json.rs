@@ -93,6 +93,8 @@ words! {
         TimedOut "timed_out",
         /// Its node, or what held it there, is gone; what it did is not known.
         Lost "lost",
+        /// Its node could not start it for a reason of the node's own.
+        NotStarted "not_started",
     }
     /// Whether a node can be counted on.
     NodeState = wire::NodeState {
@@ -524,6 +526,8 @@ pub(crate) struct NodeRow {
     pub(crate) labels: BTreeMap<String, String>,
     /// What it can start.
     pub(crate) runtimes: Vec<RuntimeKind>,
+    /// What it cannot start now though it is set up to, and why.
+    pub(crate) withdrawn: BTreeMap<String, String>,
     /// Attempts that are with it.
     pub(crate) attempts: u32,
     /// Since it was last known to be alive; none when not heard of since the manager started.
@@ -558,6 +562,11 @@ impl From<&wire::NodeView> for NodeRow {
             free: (&view.free).into(),
             labels: labels(&view.labels),
             runtimes: view.runtimes.iter().map(|kind| (*kind).into()).collect(),
+            withdrawn: view
+                .withdrawn
+                .iter()
+                .map(|(kind, why)| (kind.to_string(), why.clone()))
+                .collect(),
             attempts: view.attempts,
             seen_ms_ago: view.seen_ms_ago,
             enrolled: view.enrolled,

@@ -281,6 +281,7 @@ mod tests {
             free: Resources { cpu_millis: 2500, memory_bytes: 6 << 30 },
             labels: [("gpu".parse().unwrap(), "a100".to_owned())].into(),
             runtimes: vec![RuntimeKind::Process, RuntimeKind::Docker],
+            withdrawn: [].into(),
             attempts: 3,
             seen_ms_ago: Some(70_000),
             enrolled: false,

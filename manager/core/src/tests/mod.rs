@@ -106,6 +106,7 @@ fn hello(node: &str, number: u64) -> Hello {
         capacity: Resources { cpu_millis: 4000, memory_bytes: 8 * GIB },
         labels: BTreeMap::new(),
         runtimes: vec![RuntimeKind::Process],
+        withdrawn: [].into(),
         attempts: Vec::new(),
     }
 }

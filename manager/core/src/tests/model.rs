@@ -9,7 +9,7 @@ use podmesh_protocol::report::{AttemptState, JobState, OutcomeKind, TaskCounts};
 use podmesh_protocol::spec::JobSpec;
 
 use super::CLUSTER;
-use crate::step::{Change, JobRow, KeyRow, NodeRow, RestoredJob, Snapshot, Step, TokenRow};
+use crate::step::{Change, JobRow, KeyRow, Losses, NodeRow, RestoredJob, Snapshot, Step, TokenRow};
 
 #[derive(Debug, Default)]
 pub(super) struct Model {
@@ -213,11 +213,16 @@ impl Model {
         snapshot
     }
 
-    fn losses(&self) -> Vec<(TaskId, u32)> {
-        let lost = |attempts: &[ModelAttempt]| {
-            attempts.iter().filter(|attempt| attempt.kind == Some(OutcomeKind::Lost)).count() as u32
+    fn losses(&self) -> Vec<Losses> {
+        let count = |attempts: &[ModelAttempt], kind| {
+            attempts.iter().filter(|attempt| attempt.kind == Some(kind)).count() as u32
         };
-        self.tasks.iter().map(|(task, attempts)| (*task, lost(attempts))).collect()
+        let losses = self.tasks.iter().map(|(task, attempts)| Losses {
+            task: *task,
+            lost: count(attempts, OutcomeKind::Lost),
+            not_started: count(attempts, OutcomeKind::NotStarted),
+        });
+        losses.collect()
     }
 
     pub(super) fn ended(&self) -> bool {

@@ -227,3 +227,26 @@ fn an_array_fails_when_one_task_does() {
     assert_eq!(step.events[1], EventFact::JobEnded(JobId(1), JobState::Failed));
     assert_eq!(world.counts(1), [0, 0, 2, 1, 0]);
 }
+
+#[test]
+fn what_a_node_cannot_start_uses_no_retry_and_is_tried_again_after_a_moment() {
+    let mut spec = spec();
+    spec.retry.retries = 1;
+    let (mut world, epoch) = with(spec);
+    let not_started = || Outcome::not_started("no room");
+    for (number, wait) in [(1, 1_000), (2, 2_000), (3, 4_000)] {
+        let attempt = at(1, 1, number);
+        let report = ended(number.into(), attempt, not_started());
+        let step = world.report(1, epoch, vec![report]);
+        assert_eq!(ends(&step), [(attempt, not_started(), Some(wait))]);
+        assert_eq!(placed(&world.pass(wait)), [(at(1, 1, number + 1), "a")]);
+    }
+    // The one retry is still there, also after a restart of the manager.
+    world.restart();
+    let epoch = world.join("a", 1);
+    let step = world.report(1, epoch, vec![exited(4, at(1, 1, 4), 3)]);
+    assert_eq!(ends(&step), [(at(1, 1, 4), Outcome::exited(3), Some(1_000))]);
+    world.pass(1_000);
+    let step = world.report(1, epoch, vec![exited(5, at(1, 1, 5), 3)]);
+    assert_eq!(ends(&step), [(at(1, 1, 5), Outcome::exited(3), None)]);
+}

@@ -359,3 +359,44 @@ fn ten_thousand_attempts_gone_at_once_come_in_bounded_steps() {
     assert_eq!(steps.iter().map(|step| ends(step).len()).collect::<Vec<_>>(), [4092, 4092, 1816]);
     assert_eq!(world.state(1), JobState::Failed);
 }
+
+#[test]
+fn a_cancelled_job_ends_also_where_its_node_never_returns() {
+    // Cancelled before the end of the margin, and long after it.
+    for late in [false, true] {
+        let mut world = World::new();
+        let a = world.join("a", 1);
+        world.submit(spec());
+        world.report(1, a, vec![started(1, at(1, 1, 1))]);
+        world.beat(a, HeartbeatChange::LeaseExpired);
+        if late {
+            world.pass(MARGIN_MS);
+            assert_eq!(world.state(1), JobState::Running, "it waits for its node");
+            world.pass(3_600_000);
+        }
+        world.cancel(1);
+        world.pass(if late { 0 } else { MARGIN_MS });
+        assert_eq!(world.state(1), JobState::Cancelled);
+        // Should it come back all the same, it is told to stop.
+        let step = world.connect(Hello { attempts: vec![at(1, 1, 1)], ..hello("a", 1) }, 2);
+        assert_eq!(welcome(&step).stop, [at(1, 1, 1)]);
+    }
+}
+
+#[test]
+fn a_node_says_what_it_cannot_start_and_why_and_that_it_can_again() {
+    let mut world = World::new();
+    let withdrawn = [(RuntimeKind::Process, "no room".to_owned())];
+    let full = || Hello { runtimes: vec![], withdrawn: withdrawn.clone().into(), ..hello("a", 1) };
+    let fact = EventFact::RuntimeWithdrawn(name("a"), RuntimeKind::Process, "no room".into());
+    let step = world.connect(full(), 1);
+    assert!(step.events.contains(&fact), "{step:?}");
+    assert_eq!(world.node("a").withdrawn, withdrawn.clone().into());
+    world.submit(spec());
+    assert_eq!(world.state(1), JobState::Queued);
+    // Told once.
+    assert!(!world.connect(full(), 2).events.contains(&fact));
+    let step = world.connect(hello("a", 1), 3);
+    assert!(step.events.contains(&EventFact::RuntimeOffered(name("a"), RuntimeKind::Process)));
+    assert_eq!(placed(&step), [(at(1, 1, 1), "a")]);
+}

@@ -130,3 +130,17 @@ fn a_second_end_is_not_told() {
     assert_eq!(agent.end(a, Outcome::exited(1)), Step::default());
     assert_eq!(agent.tell(a, RuntimeFact::Started), Step::default());
 }
+
+#[test]
+fn a_stop_of_what_is_not_held_is_answered() {
+    let mut agent = Agent::in_session();
+    let step = agent.cancel(attempt(1, 7, 1));
+    assert_eq!(step.commands, []);
+    let outcome = outcome(&step);
+    assert_eq!(outcome.kind, OutcomeKind::Lost);
+    assert!(outcome.message.unwrap().contains("does not hold it"));
+    // Said once, and over when it is acknowledged.
+    let last = rows(&step).last().unwrap().0;
+    agent.ack(last);
+    assert_eq!(agent.core.hello_attempts(), []);
+}
