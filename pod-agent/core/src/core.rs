@@ -374,6 +374,10 @@ impl Core {
 
     /// The manager waits for the end of an attempt that is not here: it would wait for ever.
     fn answer_for(&mut self, attempt: AttemptId) {
+        // Older ones of the task are over first; the manager asks again.
+        if self.of_task(attempt.task).next().is_some() {
+            return;
+        }
         let outcome = Outcome::new(OutcomeKind::Lost).with_message(NOT_HELD);
         let ended = Some(self.outbox.push(attempt, ReportFact::Ended(outcome)));
         let unsent = Unsent { ended, ..Unsent::default() };
