@@ -2,11 +2,10 @@
 
 use std::fs;
 use std::io;
-use std::time::SystemTime;
 
 use crate::error::Error;
 use crate::failpoint::{self, Step};
-use crate::names::{self, FileId, Kind, Names, mtime_ns};
+use crate::names::{self, FileId, Kind, Names};
 use crate::policy::RotationPolicy;
 
 /// Moves numbered files up until no two share a number and none is below `lowest`.
@@ -35,7 +34,8 @@ pub(crate) fn make_room(names: &Names, lowest: u32) -> Result<(), Error> {
     Ok(())
 }
 
-/// Removes the numbered files that the policy does not keep, the oldest first.
+/// Removes the numbered files that are too many or too large for the policy, the oldest first. Those
+/// that are too old are left to [`prune`](crate::prune()), which knows a clock that can be trusted.
 ///
 /// `spare` is a file that somebody else gave a number while the writer still writes to it.
 pub(crate) fn forget(
@@ -43,7 +43,6 @@ pub(crate) fn forget(
     policy: &RotationPolicy,
     spare: Option<FileId>,
 ) -> Result<(), Error> {
-    let now = SystemTime::now();
     let mut bytes = 0;
     let mut kept = 0;
     let mut drop = Vec::new();
@@ -53,10 +52,8 @@ pub(crate) fn forget(
             continue;
         }
         bytes += meta.len();
-        let keep = drop.is_empty()
-            && kept < policy.files_max
-            && bytes <= policy.rotated_bytes_max()
-            && !names::is_older(mtime_ns(&meta), policy.age_max, now);
+        let keep =
+            drop.is_empty() && kept < policy.files_max && bytes <= policy.rotated_bytes_max();
         if keep {
             kept += 1;
         } else {

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, HashSet};
 use std::future::Future;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use podmesh_agent_core::input::{FoundAttempt, Input, RuntimeFact};
 use podmesh_agent_core::step::{JobContext, Step};
@@ -19,6 +19,7 @@ use tokio::task::spawn_blocking;
 use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
 use uuid::Uuid;
 
+use crate::age_clock::AgeClock;
 use crate::capture::Captures;
 use crate::clock::Clock;
 use crate::config::{AgentConfig, DockerSwitch};
@@ -149,11 +150,12 @@ pub async fn run(
         }
         DockerStart::None => {}
     }
+    let age_clock = AgeClock::open(data_dir.path());
     let sessions =
         Sessions { locator: config.manager, clock, data_dir, events: session_sender, dropped };
     let sessions = tokio::spawn(sessions.run());
     let sources = Sources { session_events, heartbeats, facts, docker_later };
-    let sweep = Sweep { logs_dir, age_max: config.rotation.age_max };
+    let sweep = Sweep { logs_dir, age_max: config.rotation.age_max, clock: age_clock };
     let work = async {
         let result = agent.run(sources, sweep, shutdown).await;
         agent.session = None;
@@ -207,6 +209,7 @@ struct Sources {
 struct Sweep {
     logs_dir: PathBuf,
     age_max: Duration,
+    clock: AgeClock,
 }
 
 /// The session there is now.
@@ -457,13 +460,16 @@ impl Agent {
     }
 
     /// Removes logs that are too old, beside everything else.
-    fn sweep(&self, Sweep { logs_dir, age_max }: &Sweep) {
+    fn sweep(&self, Sweep { logs_dir, age_max, clock }: &Sweep) {
         let held = self.core.hello_attempts().into_iter();
         let held: HashSet<_> = held.map(|attempt| attempt_log_dir(logs_dir, attempt)).collect();
-        let (logs_dir, age_max) = (logs_dir.clone(), *age_max);
+        let (logs_dir, age_max, clock) = (logs_dir.clone(), *age_max, clock.clone());
         spawn_blocking(move || {
             let is_held = |dir: &Path| held.contains(dir);
-            let report = podmesh_logrotate::prune(&logs_dir, age_max, SystemTime::now(), is_held);
+            let report = podmesh_logrotate::prune(&logs_dir, age_max, clock.now(), is_held);
+            if let Err(error) = clock.save() {
+                tracing::warn!("the age of logs cannot be kept: {error}");
+            }
             for error in report.errors {
                 tracing::warn!("old logs stay: {error}");
             }

@@ -6,6 +6,7 @@
 //! (`heartbeat.rs`), and the reads of logs (`log_reads.rs`), which never wait for the core.
 //! Processes are held by a process of their own, the supervisor (`supervisor/`).
 
+mod age_clock;
 mod agent;
 mod capacity;
 pub mod capture;

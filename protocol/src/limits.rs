@@ -136,4 +136,4 @@ pub const PUBLICATIONS_UNREAD_BYTES_MAX: u32 = 4 << 20;
 /// turns.
 pub const TRUNK_BYTES_MAX: u32 = 256 << 10;
 /// Requests of one connection that are being answered, or held, at a time.
-pub const REQUESTS_PER_CONNECTION_MAX: usize = 1024;
+pub const REQUESTS_PER_CONNECTION_MAX: usize = 64;

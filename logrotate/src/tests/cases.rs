@@ -204,20 +204,6 @@ fn a_full_disk_says_what_to_do_and_loses_nothing() {
 }
 
 #[test]
-fn old_rotated_files_go_when_a_stream_is_opened() {
-    by_hand();
-    let temp = tempfile::tempdir().unwrap();
-    let policy = RotationPolicy { age_max: HOUR, ..keep_all(10) };
-    open(temp.path(), &policy).append(&bytes(0, 60)).unwrap();
-    let third = numbered(temp.path())[2].0.clone();
-    age(&temp.path().join(third), HOUR * 2);
-    let writer = open(temp.path(), &policy);
-    assert_eq!((numbered(temp.path()).len(), writer.offset()), (2, 60));
-    let (start, kept) = read_all(temp.path());
-    assert_eq!(kept, bytes(start, 60 - start));
-}
-
-#[test]
 fn a_sweep_removes_what_is_old_and_not_live() {
     by_hand();
     let temp = tempfile::tempdir().unwrap();
