@@ -22,9 +22,7 @@ pub struct RotationPolicy {
     /// of them compressed) plus a full live file. While a file is being compressed its unfinished
     /// copy comes on top.
     pub total_bytes_max: u64,
-    /// A rotated file whose last byte is older than this is removed: when the stream is opened,
-    /// when it rotates, and by [`prune`](crate::prune). Measured with the wall clock against the
-    /// file's mtime.
+    /// A rotated file whose last byte is older than this is removed by [`prune`](crate::prune()).
     pub age_max: Duration,
 }
 

@@ -14,6 +14,7 @@ use uuid::Uuid;
 
 use super::codes::{attempt_state, job_state, outcome_code, standing, unsigned};
 use super::{access, schema, unreadable};
+use crate::clock::Clock;
 
 /// Where the last life of the manager stopped, and the numbers that nodes have in the database.
 pub(super) fn snapshot(
@@ -146,15 +147,18 @@ fn attempts(
 ) -> rusqlite::Result<(Vec<ActiveAttempt>, Vec<WaitingRetry>)> {
     let names: HashMap<i64, &Name> = numbers.iter().map(|(name, number)| (*number, name)).collect();
     let (mut active, mut retries) = (Vec::new(), Vec::new());
+    let wall_ms = Clock::start().now().wall_ms;
     let mut statement = connection.prepare(
-        "SELECT job, task, number, standing, node, state, retry_ms
+        "SELECT job, task, number, standing, node, state, retry_ms, ended_ms
          FROM attempts WHERE standing < 2 ORDER BY job, task, number",
     )?;
     let mut rows = statement.query([])?;
     while let Some(row) = rows.next()? {
         let attempt = AttemptId::new(JobId(unsigned(row.get(0)?)), row.get(1)?, row.get(2)?);
         if row.get::<_, i64>(3)? == standing::RETRY {
-            retries.push((attempt, unsigned(row.get::<_, Option<i64>>(6)?.unwrap_or(0))));
+            let after_ms = unsigned(row.get::<_, Option<i64>>(6)?.unwrap_or(0));
+            let ended_ms = unsigned(row.get::<_, Option<i64>>(7)?.unwrap_or(0));
+            retries.push((attempt, remaining(after_ms, ended_ms, wall_ms)));
             continue;
         }
         let node: i64 = row.get(4)?;
@@ -162,6 +166,12 @@ fn attempts(
         active.push((attempt, Name::clone(name), attempt_state(row.get(5)?)?));
     }
     Ok((active, retries))
+}
+
+/// What is left of a retry's wait that began at `ended_ms`. A wall clock that went back meanwhile
+/// makes it no longer than it was.
+fn remaining(after_ms: u64, ended_ms: u64, wall_ms: u64) -> u64 {
+    ended_ms.saturating_add(after_ms).saturating_sub(wall_ms).min(after_ms)
 }
 
 /// How often the tasks that go on have been lost, and not started.
@@ -205,4 +215,17 @@ pub(super) fn counts(row: &Row<'_>, first: usize) -> rusqlite::Result<TaskCounts
         failed: row.get(first + 3)?,
         cancelled: row.get(first + 4)?,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::remaining;
+
+    #[test]
+    fn a_restart_does_not_begin_a_backoff_anew() {
+        assert_eq!(remaining(25_000, 100_000, 110_000), 15_000);
+        assert_eq!(remaining(25_000, 100_000, 125_000), 0);
+        assert_eq!(remaining(25_000, 100_000, u64::MAX), 0, "a clock that went forward");
+        assert_eq!(remaining(25_000, 100_000, 5), 25_000, "a clock that went back");
+    }
 }
