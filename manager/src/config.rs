@@ -35,6 +35,8 @@ pub struct ManagerConfig {
     /// How long after the end of a lease the tasks of a lost node are tried elsewhere, where
     /// their job allows it: the time that its agent has to kill what it runs.
     pub lease_margin: Duration,
+    /// The highest priority that a job of an operator may have; admins have no such limit.
+    pub priority_max: i32,
 }
 
 impl ManagerConfig {
@@ -50,6 +52,7 @@ impl ManagerConfig {
             lease: Duration::from_millis(LEASE_MS_DEFAULT),
             heartbeat: Duration::from_millis(HEARTBEAT_MS_DEFAULT),
             lease_margin: Duration::from_millis(LEASE_MARGIN_MS),
+            priority_max: 0,
         }
     }
 

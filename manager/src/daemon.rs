@@ -233,6 +233,7 @@ impl Parts {
         let writer_stopping = stopping_receiver.clone();
         let manager = Arc::new(Manager {
             data_dir: config.data_dir.clone(),
+            priority_max: config.priority_max,
             cluster: endpoint.cluster,
             instance: endpoint.instance,
             program_version: endpoint.version.clone(),

@@ -40,6 +40,8 @@ const REASONS_MAX: usize = 64;
 /// All parts of the manager that a request may need.
 pub(crate) struct Manager {
     pub(crate) data_dir: PathBuf,
+    /// The highest priority that a job of an operator may have.
+    pub(crate) priority_max: i32,
     pub(crate) cluster: ClusterId,
     pub(crate) instance: InstanceId,
     pub(crate) program_version: String,

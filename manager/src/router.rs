@@ -212,6 +212,15 @@ impl Router {
                     let error = ErrorReply::new(ErrorCode::InvalidSpec, error.to_string());
                     return self.error(peer, ToPeer::Reply(Reply { id, result: Err(error) })).await;
                 }
+                let max = self.manager.priority_max;
+                if spec.priority > max && !caller.role.includes(Role::Admin) {
+                    let message = format!(
+                        "the priority {} is for admins: {} has the role {}, and may submit with a priority of up to {max} (an admin can raise that: `priority_max` in manager.toml)",
+                        spec.priority, caller.name, caller.role
+                    );
+                    let error = ErrorReply::new(ErrorCode::Forbidden, message);
+                    return self.error(peer, ToPeer::Reply(Reply { id, result: Err(error) })).await;
+                }
                 if let Some(why) = no_room(&self.manager.data_dir) {
                     let error = ErrorReply::new(ErrorCode::Storage, why);
                     return self.error(peer, ToPeer::Reply(Reply { id, result: Err(error) })).await;

@@ -120,10 +120,14 @@ fn users_on_other_machines_may_do_what_their_role_says() {
     viewer.refused(&["submit", "--", "true"], &["role viewer", "needs operator"]);
     viewer.refused(&["cancel", "1"], &["role viewer"]);
     operator.refused(&["token", "create"], &["role operator", "needs admin"]);
+    let high = ["submit", "--priority", "1", "--", "true"];
+    operator.refused(&high, &["priority 1 is for admins", "up to 0", "priority_max"]);
     operator.refused(&["nodes", "revoke", "a"], &["needs admin"]);
     // Nothing of that has happened.
     assert_eq!(mesh.json(&["jobs"])["jobs"].as_array().unwrap().len(), 1);
     assert_eq!(mesh.nodes()[0]["state"], "alive");
+    operator.ok(&["submit", "--priority", "-5", "--", "true"]);
+    mesh.ok(&high);
 
     let users = mesh.json(&["users"]);
     let names: Vec<_> = users["users"].as_array().unwrap().iter().map(|row| &row["user"]).collect();

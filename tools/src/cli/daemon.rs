@@ -50,6 +50,16 @@ pub(crate) struct ManagerArgs {
     /// Time between two heartbeats [default: 1s]
     #[arg(long, value_name = "TIME", env = "PODMESH_HEARTBEAT", hide_env_values = true)]
     pub(crate) heartbeat: Option<Span>,
+    /// Highest priority that operators may give their jobs; admins have no such limit [default: 0]
+    #[arg(
+        long,
+        value_name = "NUMBER",
+        value_parser = crate::values::priority,
+        env = "PODMESH_PRIORITY_MAX",
+        hide_env_values = true,
+        allow_hyphen_values = true
+    )]
+    pub(crate) priority_max: Option<i32>,
 }
 
 /// `backup`.

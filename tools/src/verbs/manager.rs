@@ -28,6 +28,7 @@ struct ManagerFile {
     group: Option<String>,
     lease: Option<Span>,
     heartbeat: Option<Span>,
+    priority_max: Option<i32>,
     log_level: Option<String>,
 }
 
@@ -107,6 +108,9 @@ fn config(args: ManagerArgs, file: ManagerFile, data_dir: &DataDir) -> Outcome<M
     }
     if let Some(lease) = args.lease.or(file.lease) {
         config.lease = lease.0;
+    }
+    if let Some(priority_max) = args.priority_max.or(file.priority_max) {
+        config.priority_max = priority_max;
     }
     if let Some(heartbeat) = args.heartbeat.or(file.heartbeat) {
         config.heartbeat = heartbeat.0;
