@@ -1,4 +1,4 @@
-//! The one background thread that compresses rotated files for all writers of the process.
+//! The background thread that compresses rotated files for all writers of the process.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Condvar, Mutex, OnceLock};
@@ -8,8 +8,8 @@ use std::time::{Duration, Instant};
 use crate::failpoint;
 use crate::stream::{Stream, lock};
 
-/// Streams that wait at most. One that finds no room keeps its plain file, which can be read as
-/// well; it is compressed at its next rotation, when it is opened again, or by a sweep.
+/// The maximum number of waiting streams. If the queue is full, a file stays uncompressed, which is
+/// readable too. It is compressed at the next rotation, at the next open, or by a sweep.
 const QUEUE_MAX: usize = 4096;
 
 #[derive(Default)]
@@ -30,8 +30,8 @@ fn compressor() -> &'static Compressor {
     COMPRESSOR.get_or_init(Compressor::default)
 }
 
-/// Lets the plain rotated files of a stream be compressed soon. Never waits. The stream's lock must
-/// not be held.
+/// Queues the plain rotated files of a stream for compression. Never blocks. The caller must not
+/// hold the stream's lock.
 pub(crate) fn enqueue(stream: &Arc<Stream>) {
     if !failpoint::background() {
         return;
@@ -60,9 +60,9 @@ pub(crate) fn enqueue(stream: &Arc<Stream>) {
     }
 }
 
-/// Waits until no rotated file of this process waits for compression, at most for `timeout`; says
-/// whether that came to be. A process may end without it: a plain rotated file is as good, and is
-/// compressed later.
+/// Waits up to `timeout` until no rotated file of this process waits for compression. Returns
+/// whether that is so. A process can exit without calling this: a plain rotated file is readable
+/// too and is compressed later.
 #[must_use]
 pub fn wait_for_compression(timeout: Duration) -> bool {
     let this = compressor();
@@ -99,14 +99,14 @@ fn run(this: &'static Compressor) {
 }
 
 fn compress_all(stream: &Stream) {
-    // Before the work, so that a rotation during it queues the stream again.
+    // Cleared before the work, so that a rotation meanwhile queues the stream again.
     stream.lock().queued = false;
     loop {
         match stream.compress_one() {
             Ok(true) => {}
             Ok(false) => return,
             Err(error) => {
-                // No lock is held here: the warning may itself end up in a log of this process.
+                // No lock is held here, because the warning itself may go to a log of this process.
                 tracing::warn!(
                     log = %stream.names.live.display(),
                     %error,

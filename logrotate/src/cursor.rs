@@ -1,8 +1,8 @@
-//! The sidecar `.<name>.cursor`: how far a capture has come in its source, saved with how far that
-//! is in the log.
+//! The sidecar `.<name>.cursor`: how far a capture has read its source, saved together with the
+//! matching log offset.
 //!
 //! Layout: `PMCURSOR`, the offset (64-bit little endian), a CRC-32 of the offset and the data
-//! (32-bit little endian), the data. Replaced whole (written beside, then renamed).
+//! (32-bit little endian), the data. Replaced atomically (temporary file, then rename).
 
 use std::fs;
 use std::io;
@@ -12,18 +12,19 @@ use flate2::Crc;
 use crate::error::Error;
 use crate::names::{self, Names};
 
-/// The largest blob that [`LogWriter::save_cursor`](crate::LogWriter::save_cursor) takes, in bytes.
+/// The maximum size of the data that [`LogWriter::save_cursor`](crate::LogWriter::save_cursor)
+/// accepts, in bytes.
 pub const CURSOR_BYTES_MAX: usize = 4096;
 
 const MAGIC: &[u8; 8] = b"PMCURSOR";
 const HEAD_LEN: usize = 20;
 
-/// What [`LogWriter::save_cursor`](crate::LogWriter::save_cursor) saved.
+/// A saved position: see [`LogWriter::save_cursor`](crate::LogWriter::save_cursor).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Cursor {
     /// The logical offset of the stream when the cursor was saved.
     pub offset: u64,
-    /// The caller's bytes.
+    /// The caller's data.
     pub data: Vec<u8>,
 }
 

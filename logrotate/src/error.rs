@@ -1,12 +1,12 @@
-//! What can go wrong, and what to do about it.
+//! Errors, with advice for the user.
 
 use std::io;
 use std::path::{Path, PathBuf};
 
-/// Why a log could not be written or read.
+/// The reason why a log could not be written or read.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The name of a stream cannot be a file name.
+    /// The name of a stream is not a valid file name.
     #[error("log name {name:?} {why}; use letters, digits, '-' and '_', such as \"stdout\"")]
     Name {
         /// The name as given.
@@ -14,19 +14,19 @@ pub enum Error {
         /// What is wrong with it.
         why: &'static str,
     },
-    /// The file system refused.
+    /// A file system operation failed.
     #[error("cannot {doing} {}: {source}; {}", path.display(), advice(source))]
     Io {
-        /// What was tried, such as "write to".
+        /// The operation that failed, such as "write to".
         doing: &'static str,
-        /// On which file or folder.
+        /// The file or folder.
         path: PathBuf,
-        /// What the system answered.
+        /// The error from the system.
         source: io::Error,
     },
-    /// A file of the stream does not hold what it should.
+    /// A file of the stream is corrupt.
     #[error(
-        "{} is damaged: {why}; its bytes are lost, the stream goes on at offset {resume_at}",
+        "{} is damaged: {why}; its bytes are lost, the stream continues at offset {resume_at}",
         path.display()
     )]
     Damaged {
@@ -34,18 +34,18 @@ pub enum Error {
         path: PathBuf,
         /// What was found.
         why: String,
-        /// The logical offset behind the damaged file, where reading can go on.
+        /// The logical offset after the damaged file, where reading can continue.
         resume_at: u64,
     },
-    /// The files of the stream changed faster than they could be looked at.
+    /// The files of the stream changed faster than they could be scanned.
     #[error("{} is being rotated faster than it can be read; try again", path.display())]
     Busy {
         /// The live file of the stream.
         path: PathBuf,
     },
-    /// [`truncate_to`](crate::LogWriter::truncate_to) asked for more bytes than there are.
+    /// [`truncate_to`](crate::LogWriter::truncate_to) was given an offset after the end.
     #[error(
-        "cannot cut {} to offset {offset}: it ends at {end} already; bytes were lost before",
+        "cannot cut {} to offset {offset}: the stream ends at {end}; the bytes after it were lost",
         path.display()
     )]
     TruncateBeyondEnd {
@@ -56,12 +56,12 @@ pub enum Error {
         /// Where the stream ends.
         end: u64,
     },
-    /// [`truncate_to`](crate::LogWriter::truncate_to) asked for an offset that is no longer in a
-    /// plain file. Nothing was changed.
+    /// [`truncate_to`](crate::LogWriter::truncate_to) was given an offset that is no longer in an
+    /// uncompressed file. Nothing was changed.
     #[error(
-        "cannot cut {} to offset {offset}: that byte is compressed or gone; \
-         keep the {} bytes behind it and skip \
-         as many of what is written next",
+        "cannot cut {} to offset {offset}: that byte is compressed or deleted; \
+         keep the {} bytes after it and skip \
+         the same number of the bytes written next",
         path.display(),
         end - offset
     )]
@@ -82,8 +82,8 @@ pub enum Error {
         /// Its length in bytes.
         len: usize,
     },
-    /// The saved cursor does not hold what was saved.
-    #[error("the cursor in {} is damaged: {why}; remove it to go on without", path.display())]
+    /// The saved cursor is corrupt.
+    #[error("the cursor in {} is damaged: {why}; remove it to continue without a cursor", path.display())]
     CursorDamaged {
         /// The cursor's file.
         path: PathBuf,
@@ -102,7 +102,7 @@ impl Error {
 }
 
 impl From<Error> for io::Error {
-    /// Keeps the kind, so that a caller of [`std::io::Write`] can tell a full disk from the rest.
+    /// Keeps the kind, so that a caller of [`std::io::Write`] can recognize a full disk.
     fn from(error: Error) -> Self {
         let kind = match &error {
             Error::Io { source, .. } => source.kind(),
@@ -121,10 +121,10 @@ impl From<Error> for io::Error {
 #[derive(Debug, thiserror::Error)]
 #[error("{taken} bytes were written, then: {source}")]
 pub struct AppendError {
-    /// How many bytes of the given slice are in the log, from its beginning. Give the rest again,
-    /// not these.
+    /// The number of bytes from the beginning of the given slice that are in the log. Retry only
+    /// the rest.
     pub taken: usize,
-    /// What stopped the rest.
+    /// The error that stopped the write.
     pub source: Error,
 }
 
@@ -134,25 +134,25 @@ impl From<AppendError> for io::Error {
     }
 }
 
-/// What a person can do about it.
+/// Returns what the user can do about it.
 fn advice(error: &io::Error) -> &'static str {
     use io::ErrorKind as Kind;
     match error.kind() {
         Kind::StorageFull | Kind::QuotaExceeded => {
-            "free space there: what was accepted is safe, and writing goes on when there is room"
+            "free space there: accepted bytes are safe, and writing continues when there is room"
         }
         Kind::FileTooLarge => "raise the file size limit (ulimit -f) or lower file_bytes_max",
         Kind::PermissionDenied => "give the user that podmesh runs as access to it",
         Kind::ReadOnlyFilesystem => "mount it writable, or move the data directory",
         Kind::NotADirectory | Kind::IsADirectory => {
-            "move away what stands in the place of a log folder or file"
+            "move away the file or folder that has the name of a log folder or file"
         }
         _ if matches!(
             nix::errno::Errno::from_raw(error.raw_os_error().unwrap_or(0)),
             nix::errno::Errno::EMFILE
         ) =>
         {
-            "raise the limit of open files (ulimit -n)"
+            "raise the limit on open files (ulimit -n)"
         }
         _ => "check the disk and the kernel's log",
     }

@@ -1,29 +1,30 @@
-//! Where tests stop a rotation, as `kill -9` would. Outside tests nothing of it exists.
+//! Points at which tests stop a rotation, as `kill -9` would. Outside tests these functions do
+//! nothing.
 
 use std::path::Path;
 
 use crate::error::Error;
 
-/// The points between two changes on disk.
+/// A point between two changes on disk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Step {
+pub(crate) enum CrashPoint {
     /// Before each rename of a numbered file to the next number.
     Shifting,
-    /// The live file has become `.1`; there is no live file.
+    /// The live file was renamed to `.1`; there is no live file.
     LiveMoved,
-    /// The new live file exists; the index does not know it.
+    /// The new live file exists; the index does not contain it yet.
     LiveCreated,
-    /// The index or cursor is written beside its name.
+    /// The new index or cursor is complete under its temporary name.
     ReplaceTmpWritten,
-    /// Before each removal by the policy.
-    Forgetting,
-    /// The unfinished `.gz` has some bytes.
+    /// Before the policy removes a file.
+    Removing,
+    /// The unfinished `.gz` has its first bytes.
     GzBegun,
-    /// The unfinished `.gz` is whole, under its temporary name.
+    /// The unfinished `.gz` is complete, under its temporary name.
     GzWritten,
-    /// The `.gz` has its name; the plain file is still there.
+    /// The `.gz` has its final name; the plain file still exists.
     GzNamed,
-    /// Before each change on the way to cut the stream.
+    /// Before each change while the stream is cut back.
     Cutting,
 }
 
@@ -33,10 +34,10 @@ pub(crate) use imp::{background, crashed, hit};
 
 #[cfg(not(test))]
 mod imp {
-    use super::{Error, Path, Step};
+    use super::{CrashPoint, Error, Path};
 
     #[inline]
-    pub(crate) fn hit(_: Step, _: &Path) -> Result<(), Error> {
+    pub(crate) fn hit(_: CrashPoint, _: &Path) -> Result<(), Error> {
         Ok(())
     }
 
@@ -56,32 +57,32 @@ mod imp {
     use std::cell::Cell;
     use std::io;
 
-    use super::{Error, Path, Step};
+    use super::{CrashPoint, Error, Path};
 
     thread_local! {
-        static ARMED: Cell<Option<(Step, u32)>> = const { Cell::new(None) };
+        static ARMED: Cell<Option<(CrashPoint, u32)>> = const { Cell::new(None) };
         static CRASHED: Cell<bool> = const { Cell::new(false) };
-        static FULL: Cell<Option<Step>> = const { Cell::new(None) };
+        static FULL: Cell<Option<CrashPoint>> = const { Cell::new(None) };
         static BACKGROUND: Cell<bool> = const { Cell::new(true) };
     }
 
-    /// Dies at `step`, the time after `passes` more of them.
-    pub(crate) fn arm(step: Step, passes: u32) {
+    /// Crashes at `step`, after passing it `passes` times.
+    pub(crate) fn arm(step: CrashPoint, passes: u32) {
         ARMED.set(Some((step, passes)));
     }
 
-    /// The process starts again; says whether it had died.
+    /// Restarts after a crash. Returns whether there was one.
     pub(crate) fn restart() -> bool {
         ARMED.set(None);
         CRASHED.replace(false)
     }
 
-    /// Lets `step` fail with a full disk until set to `None`.
-    pub(crate) fn disk_full_at(step: Option<Step>) {
+    /// Makes `step` fail with a full disk until set to `None`.
+    pub(crate) fn disk_full_at(step: Option<CrashPoint>) {
         FULL.set(step);
     }
 
-    /// Whether this thread's streams are compressed by the background thread.
+    /// Sets whether the background thread compresses the streams of this thread.
     pub(crate) fn set_background(on: bool) {
         BACKGROUND.set(on);
     }
@@ -94,7 +95,7 @@ mod imp {
         CRASHED.get()
     }
 
-    pub(crate) fn hit(step: Step, path: &Path) -> Result<(), Error> {
+    pub(crate) fn hit(step: CrashPoint, path: &Path) -> Result<(), Error> {
         if FULL.get() == Some(step) {
             return Err(Error::io("write", path)(io::ErrorKind::StorageFull.into()));
         }
@@ -106,7 +107,7 @@ mod imp {
             Some((armed, passes)) if armed == step => ARMED.set(Some((armed, passes - 1))),
             _ => {}
         }
-        // After its death a process changes nothing more.
+        // After a crash the process changes nothing more.
         if CRASHED.get() {
             Err(Error::io("crash at", path)(io::Error::other("test")))
         } else {

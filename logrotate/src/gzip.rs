@@ -1,4 +1,4 @@
-//! The `.gz` files: ordinary gzip, whose header says which offsets the file holds.
+//! The `.gz` files: ordinary gzip with the logical offsets in the header.
 //!
 //! The header's extra field has one subfield `PM` of 16 bytes: the logical offset of the first byte
 //! and the number of bytes, both 64-bit little endian. Every gzip tool ignores it.
@@ -10,26 +10,26 @@ use flate2::{Compression, GzBuilder};
 
 const SUBFIELD: [u8; 2] = *b"PM";
 const SUBFIELD_LEN: u16 = 16;
-/// Ten fixed bytes, the extra field's length, the subfield's head and its two numbers.
+/// Ten fixed bytes, the length of the extra field, the subfield header and its two numbers.
 const HEADER_LEN: usize = 10 + 2 + 4 + SUBFIELD_LEN as usize;
 const FLAG_EXTRA: u8 = 4;
-/// Fast: a printing task must not lose its processor to the compression of what it printed.
+/// Fast: compression must not take much CPU time from the running tasks.
 const LEVEL: Compression = Compression::fast();
 
-/// What is known of a `.gz` without decompressing it.
+/// Facts about a `.gz`, known without decompressing it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Content {
-    /// Ours.
+    /// Written by us.
     Known { start: u64, len: u64 },
-    /// Compressed by somebody else; the number of bytes is as the trailer says, modulo 2^32.
+    /// Compressed by another program; the number of bytes comes from the trailer, modulo 2^32.
     Foreign { len: u64 },
-    /// No gzip file, or one that is still being written.
+    /// Not a gzip file, or one that is still being written.
     Broken,
 }
 
 /// Compresses `len` bytes of `source` that begin at the logical offset `start`.
 ///
-/// `on_begun` is called once some of the output is written.
+/// `on_begun` is called after each block that is written.
 pub(crate) fn compress(
     source: &mut impl Read,
     target: &File,
@@ -60,7 +60,7 @@ pub(crate) fn compress(
     encoder.finish().map(|_| ())
 }
 
-/// Looks at the header, or at the trailer of a file that is not ours.
+/// Reads the header, or the trailer of a file that is not ours.
 pub(crate) fn inspect(file: &mut File, file_len: u64) -> io::Result<Content> {
     let mut head = [0; HEADER_LEN];
     let mut got = 0;

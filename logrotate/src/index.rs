@@ -1,8 +1,8 @@
-//! The sidecar `.<name>.index`: at which offset the files begin that cannot say so themselves.
+//! The sidecar `.<name>.index`: the start offsets of the files that do not contain their own.
 //!
-//! It is written when the stream has a second file for the first time, and replaced whole (written
-//! beside, then renamed) whenever a live file begins. A stream that never rotated has none: its
-//! only file begins at 0. The text, one file a line:
+//! It is first written when the stream gets a second file, and replaced atomically (temporary file,
+//! then rename) whenever a live file begins. A stream that never rotated has none: its only file
+//! begins at 0. The format is text, one file per line:
 //! ```text
 //! podmesh-log-index 1
 //! live <start> - <inode> <birth ns> -
@@ -10,9 +10,9 @@
 //! moved <start> <length> <inode> <birth ns> <mtime ns>
 //! cut <offset>
 //! ```
-//! `own` files were rotated by us and wait for compression, `moved` ones were renamed or removed by
-//! somebody else: their length and mtime find them again after that somebody has compressed them.
-//! `cut` stands there only while the stream is being cut back.
+//! We rotated the `own` files; they wait for compression. Another program renamed or removed the
+//! `moved` files: their length and mtime identify them after that program has compressed them.
+//! `cut` is present only while the stream is being cut back.
 
 use std::fmt::Write as _;
 use std::fs::{self, File};
@@ -23,9 +23,10 @@ use crate::error::Error;
 use crate::names::{self, FileId, Names};
 
 const HEAD: &str = "podmesh-log-index 1";
-/// Files rotated by others that are remembered; the oldest are forgotten first.
+/// The maximum number of remembered files that others rotated; the oldest entries are dropped
+/// first.
 const MOVED_MAX: usize = 64;
-/// Far above what is ever written; a larger file is not ours.
+/// Far more than we ever write; a larger file is not ours.
 const BYTES_MAX: u64 = 4 << 20;
 
 /// One file of the stream.
@@ -33,17 +34,17 @@ const BYTES_MAX: u64 = 4 << 20;
 pub(crate) struct Entry {
     pub(crate) start: u64,
     pub(crate) id: FileId,
-    pub(crate) state: State,
+    pub(crate) state: EntryState,
 }
 
 /// Whether a file still grows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum State {
+pub(crate) enum EntryState {
     Live,
     Closed { len: u64, mtime_ns: u64, by_us: bool },
 }
 
-/// The sidecar as it was read. It is kept open: so no later one can get its inode number.
+/// An open sidecar file. Keeping it open prevents a later one from getting its inode number.
 #[derive(Debug, Default)]
 pub(crate) struct Edition {
     read: Option<(File, u64)>,
@@ -56,18 +57,18 @@ impl Edition {
     }
 }
 
-/// All that the sidecar says.
+/// The content of the sidecar.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Index {
     entries: Vec<Entry>,
-    /// Files are being removed to cut the stream back to this offset: that newer ones are named
-    /// here does not mean that the stream was longer.
+    /// Files are being removed to cut the stream back to this offset. Until that ends, entries
+    /// after it do not mean that the stream was longer.
     cut: Option<u64>,
 }
 
 impl Index {
-    /// Reads the sidecar; `None` when there is none, or none that makes sense (a power cut may
-    /// leave an empty file): the offsets then follow from the other files.
+    /// Reads the sidecar. Returns `None` if it is missing or invalid (a power failure may leave an
+    /// empty file): the offsets are then derived from the other files.
     pub(crate) fn load(names: &Names) -> Result<(Option<Self>, Edition), Error> {
         let path = names.index();
         let read = || -> io::Result<_> {
@@ -104,8 +105,8 @@ impl Index {
         for Entry { start, id: FileId { inode, born_ns }, state } in &self.entries {
             // Writing to a String cannot fail.
             let _ = match state {
-                State::Live => writeln!(text, "live {start} - {inode} {born_ns} -"),
-                State::Closed { len, mtime_ns, by_us } => {
+                EntryState::Live => writeln!(text, "live {start} - {inode} {born_ns} -"),
+                EntryState::Closed { len, mtime_ns, by_us } => {
                     let word = if *by_us { "own" } else { "moved" };
                     writeln!(text, "{word} {start} {len} {inode} {born_ns} {mtime_ns}")
                 }
@@ -117,19 +118,20 @@ impl Index {
         names::replace(&names.index(), text.as_bytes())
     }
 
-    /// Start and length of the plain file `id` of `size` bytes.
+    /// Returns start and length of the plain file `id` of `size` bytes.
     pub(crate) fn plain(&self, id: FileId, size: u64) -> Option<(u64, u64)> {
         self.entries.iter().rev().find_map(|entry| match entry.state {
             _ if entry.id != id => None,
-            State::Closed { len, .. } if len != size => None,
+            EntryState::Closed { len, .. } if len != size => None,
             _ => Some((entry.start, size)),
         })
     }
 
-    /// Start and length of a file that somebody else compressed: such tools keep the mtime.
+    /// Returns start and length of a file that another program compressed: such tools keep the
+    /// mtime.
     pub(crate) fn compressed(&self, mtime_ns: u64, len_mod_32: u64) -> Option<(u64, u64)> {
         self.entries.iter().rev().find_map(|entry| match entry.state {
-            State::Closed { len, mtime_ns: closed, .. }
+            EntryState::Closed { len, mtime_ns: closed, .. }
                 if closed == mtime_ns && len & 0xffff_ffff == len_mod_32 =>
             {
                 Some((entry.start, len))
@@ -142,16 +144,16 @@ impl Index {
         self.entries.is_empty()
     }
 
-    /// Where the plain file `id` begins.
+    /// Returns where the plain file `id` begins.
     pub(crate) fn start_of(&self, id: FileId) -> Option<u64> {
         self.entries.iter().rev().find(|entry| entry.id == id).map(|entry| entry.start)
     }
 
-    /// The live file and its start.
+    /// Returns the live file and its start.
     pub(crate) fn live(&self) -> Option<(FileId, u64)> {
         self.entries
             .iter()
-            .find(|entry| entry.state == State::Live)
+            .find(|entry| entry.state == EntryState::Live)
             .map(|entry| (entry.id, entry.start))
     }
 
@@ -159,25 +161,25 @@ impl Index {
         self.live().is_some_and(|(live, _)| live == id)
     }
 
-    /// No live file can begin before this offset.
+    /// Returns the lowest offset at which a live file can begin.
     pub(crate) fn floor(&self) -> u64 {
         let end = |entry: &Entry| match entry.state {
-            State::Live => entry.start,
-            State::Closed { len, .. } => entry.start + len,
+            EntryState::Live => entry.start,
+            EntryState::Closed { len, .. } => entry.start + len,
         };
         self.cut.unwrap_or_else(|| self.entries.iter().map(end).max().unwrap_or(0))
     }
 
-    /// Names the live file; the one named before is forgotten, unless it was closed.
+    /// Sets the live file. The previous one is dropped unless it was closed.
     pub(crate) fn set_live(&mut self, id: FileId, start: u64) {
-        self.entries.retain(|entry| entry.id != id && entry.state != State::Live);
-        self.entries.push(Entry { start, id, state: State::Live });
+        self.entries.retain(|entry| entry.id != id && entry.state != EntryState::Live);
+        self.entries.push(Entry { start, id, state: EntryState::Live });
     }
 
-    /// Notes that a file has got its last byte.
+    /// Records that a file is complete.
     pub(crate) fn close(&mut self, id: FileId, start: u64, len: u64, mtime_ns: u64, by_us: bool) {
-        self.entries.retain(|entry| entry.id != id && entry.state != State::Live);
-        self.entries.push(Entry { start, id, state: State::Closed { len, mtime_ns, by_us } });
+        self.entries.retain(|entry| entry.id != id && entry.state != EntryState::Live);
+        self.entries.push(Entry { start, id, state: EntryState::Closed { len, mtime_ns, by_us } });
         self.entries.sort_by_key(|entry| entry.start);
     }
 
@@ -189,24 +191,25 @@ impl Index {
         self.cut.is_some()
     }
 
-    /// Forgets the files that a cut, whole or broken off, has removed: the stream ends at `end`.
-    /// Says whether there was one.
+    /// Drops the entries of files that a cut, complete or interrupted, has removed: the stream ends
+    /// at `end`. Returns whether there was a cut.
     pub(crate) fn end_cut(&mut self, end: u64) -> bool {
         if self.cut.take().is_none() {
             return false;
         }
-        self.entries.retain(|entry| entry.state == State::Live || entry.start < end);
+        self.entries.retain(|entry| entry.state == EntryState::Live || entry.start < end);
         true
     }
 
-    /// Forgets our own files that are no longer plain files in the folder (`plain`), and the oldest
-    /// of the others.
+    /// Drops our own files that are no longer in the folder as plain files (`plain`), and the
+    /// oldest entries of the others.
     pub(crate) fn forget(&mut self, plain: &[FileId]) {
         self.entries.retain(|entry| match entry.state {
-            State::Closed { by_us: true, .. } => plain.contains(&entry.id),
+            EntryState::Closed { by_us: true, .. } => plain.contains(&entry.id),
             _ => true,
         });
-        let is_moved = |entry: &Entry| matches!(entry.state, State::Closed { by_us: false, .. });
+        let is_moved =
+            |entry: &Entry| matches!(entry.state, EntryState::Closed { by_us: false, .. });
         let mut too_many =
             self.entries.iter().filter(|entry| is_moved(entry)).count().saturating_sub(MOVED_MAX);
         self.entries.retain(|entry| {
@@ -225,8 +228,8 @@ fn parse_entry(line: &str) -> Option<Entry> {
     let id = FileId { inode: words.next()?.parse().ok()?, born_ns: words.next()?.parse().ok()? };
     let mtime = words.next()?;
     let state = match word {
-        "live" => State::Live,
-        "own" | "moved" => State::Closed {
+        "live" => EntryState::Live,
+        "own" | "moved" => EntryState::Closed {
             len: len.parse().ok()?,
             mtime_ns: mtime.parse().ok()?,
             by_us: word == "own",

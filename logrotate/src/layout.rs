@@ -1,4 +1,4 @@
-//! Which file of a stream holds which offsets.
+//! Maps offsets of a stream to its files.
 
 use std::fs::{self, File};
 use std::io;
@@ -9,12 +9,12 @@ use std::time::Duration;
 use crate::error::Error;
 use crate::gzip::{self, Content};
 use crate::index::{Edition, Index};
-use crate::names::{self, FileId, Found, Kind, Names, mtime_ns};
+use crate::names::{self, FileId, Kind, Names, StreamFile, mtime_ns};
 
-/// How often a folder that changes under the scan is looked at before giving up.
+/// How many times a scan is repeated while the folder changes.
 const TRIES: u32 = 50;
 
-/// A file and the offsets that it holds.
+/// A file and the offsets that it contains.
 #[derive(Debug, Clone)]
 pub(crate) struct Segment {
     pub(crate) kind: Kind,
@@ -36,20 +36,20 @@ impl Segment {
 #[derive(Debug, Default)]
 pub(crate) struct Layout {
     pub(crate) segments: Vec<Segment>,
-    /// Files without a byte of their own: empty ones, and those whose `.gz` a crash left beside
-    /// them.
-    pub(crate) doubles: Vec<Segment>,
-    /// Segments whose place was found from their neighbours, not from a record.
+    /// Files that add no bytes: empty ones, and plain files whose `.gz` exists too after a crash.
+    pub(crate) duplicates: Vec<Segment>,
+    /// Segments whose offset was derived from their neighbours, not from a record.
     pub(crate) guessed: Vec<Segment>,
     pub(crate) index: Option<Index>,
-    /// The index file that this follows; a later one may say something else of the live file.
+    /// The index file that this layout is based on. A later one may give the live file another
+    /// start.
     pub(crate) edition: Edition,
-    /// Where the stream ends; a new live file begins here.
+    /// The end of the stream, where a new live file begins.
     pub(crate) end: u64,
 }
 
 impl Layout {
-    /// The first segment with a byte at or behind `offset`.
+    /// Returns the first segment with a byte at or after `offset`.
     pub(crate) fn at(&self, offset: u64) -> Option<&Segment> {
         self.segments.iter().find(|segment| segment.end() > offset)
     }
@@ -69,7 +69,7 @@ struct Probe {
     id: FileId,
     mtime_ns: u64,
     size: u64,
-    /// Of a `.gz` only.
+    /// Only for a `.gz`.
     content: Option<Content>,
 }
 
@@ -87,7 +87,7 @@ impl Probe {
     }
 }
 
-/// Looks at the files of a stream, while others may rotate them.
+/// Scans the files of a stream while others may rotate them.
 pub(crate) fn scan(names: &Names) -> Result<Layout, Error> {
     for _ in 0..TRIES {
         if let Some(layout) = scan_once(names)? {
@@ -98,10 +98,10 @@ pub(crate) fn scan(names: &Names) -> Result<Layout, Error> {
     Err(Error::Busy { path: names.live.clone() })
 }
 
-/// `None` when a file moved so that it cannot be told what it holds.
+/// Returns `None` if a file moved in a way that makes its content ambiguous.
 ///
-/// Files only ever move from the live name to `.1` and upwards, the highest first, and a `.gz` has
-/// its name before its source is gone. Looking in that same order cannot miss one.
+/// Files only move from the live name to `.1` and upwards, the highest first, and a `.gz` exists
+/// before its source is removed. Scanning in the same order cannot miss a file.
 fn scan_once(names: &Names) -> Result<Option<Layout>, Error> {
     let live = probe(&names.live, Kind::Live)?;
     let listed = names.list()?;
@@ -109,8 +109,8 @@ fn scan_once(names: &Names) -> Result<Option<Layout>, Error> {
         return Ok(Some(Layout::default()));
     }
     let mut probes = Vec::new();
-    for Found { kind, path } in &listed {
-        // A dated `.gz` beside its source is still being written by whoever does so.
+    for StreamFile { kind, path } in &listed {
+        // If a dated `.gz` has its source beside it, another program is still writing it.
         let unfinished = *kind == Kind::Dated { gz: true }
             && listed.iter().any(|other| other.path == path.with_extension(""));
         if matches!(kind, Kind::Dated { .. }) && !unfinished {
@@ -119,14 +119,14 @@ fn scan_once(names: &Names) -> Result<Option<Layout>, Error> {
     }
     let highest = listed.iter().map(|file| file.kind.age_rank().0).max().unwrap_or(0);
     if highest > 0 || live.is_none() {
-        // Some more than were seen, for the rotations that happen meanwhile.
+        // A few more than listed, because rotations may happen meanwhile.
         for number in 1..=highest + 4 {
             for gz in [false, true] {
                 probes.extend(probe(&names.numbered(number, gz), Kind::Numbered { number, gz })?);
             }
         }
     }
-    // Read last: whatever the probes found is in it by now.
+    // Read last, so that it covers everything that the probes found.
     let (index, edition) = Index::load(names)?;
     Ok(place(probes, live, index).map(|layout| Layout { edition, ..layout }))
 }
@@ -151,7 +151,7 @@ fn probe(path: &Path, kind: Kind) -> Result<Option<Probe>, Error> {
             size: meta.len(),
             content,
         })),
-        // A folder of that name holds no bytes of the stream.
+        // A folder with such a name is not part of the stream.
         Ok(_) => Ok(None),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
         Err(error) => Err(Error::io("look at", path)(error)),
@@ -159,7 +159,8 @@ fn probe(path: &Path, kind: Kind) -> Result<Option<Probe>, Error> {
 }
 
 fn place(mut probes: Vec<Probe>, mut live: Option<Probe>, index: Option<Index>) -> Option<Layout> {
-    // A file that a scan during a rotation saw under two names counts once, under the later one.
+    // A scan during a rotation can see a file under two names. It counts once, under the later
+    // name.
     let ids: Vec<_> = probes.iter().map(|probe| probe.id).collect();
     let mut at = 0;
     probes.retain(|probe| {
@@ -179,18 +180,18 @@ fn place(mut probes: Vec<Probe>, mut live: Option<Probe>, index: Option<Index>) 
     for probe in probes {
         match recorded(&probe) {
             Some((start, len)) => known.push(probe.place(start, len)),
-            None if probe.size == 0 => layout.doubles.push(probe.place(0, 0)),
+            None if probe.size == 0 => layout.duplicates.push(probe.place(0, 0)),
             None => unknown.push(probe),
         }
     }
-    // The `.gz` of a file that the index does not know has its length and its time.
+    // If the index does not know a file, its `.gz` is recognized by the same length and time.
     unknown.retain(|probe| {
         let copied = |gz: &&Segment| gz.gz && gz.len == probe.size && gz.mtime_ns == probe.mtime_ns;
         let copy = known.iter().find(copied).filter(|_| probe.content.is_none());
-        layout.doubles.extend(copy.map(|gz| probe.place(gz.start, gz.len)));
+        layout.duplicates.extend(copy.map(|gz| probe.place(gz.start, gz.len)));
         copy.is_none()
     });
-    // Of two files with the same bytes the compressed one stays.
+    // Of two files with the same bytes the compressed one is used.
     known.sort_by_key(|segment| (segment.start, std::cmp::Reverse(segment.len), !segment.gz));
     let mut covered = 0;
     for segment in known {
@@ -198,7 +199,7 @@ fn place(mut probes: Vec<Probe>, mut live: Option<Probe>, index: Option<Index>) 
             covered = segment.end();
             layout.segments.push(segment);
         } else {
-            layout.doubles.push(segment);
+            layout.duplicates.push(segment);
         }
     }
 
@@ -212,10 +213,10 @@ fn place(mut probes: Vec<Probe>, mut live: Option<Probe>, index: Option<Index>) 
         Some(Content::Foreign { len }) => len,
         Some(_) => 0,
     };
-    // Files that nobody recorded follow the last recorded one; when the live file is recorded, only
-    // if they fill the room up to it exactly. Where there is a record, somebody else's plain file
-    // that is not in it is a mere copy, and a `.gz` is taken only in the place of a live file that
-    // is gone.
+    // Unrecorded files follow the last recorded one. If the live file is recorded, they must fill
+    // the gap before it exactly. If there is an index, an unrecorded plain file of another program
+    // is only a copy and is ignored, and an unrecorded `.gz` is accepted only in place of a missing
+    // live file.
     let live_gone = |index: &Index| {
         let (id, start) = index.live()?;
         Some(!index.is_cutting() && start == covered && !ids.contains(&id))
@@ -243,7 +244,7 @@ fn place(mut probes: Vec<Probe>, mut live: Option<Probe>, index: Option<Index>) 
     if let Some(live) = live {
         let segment = live.place(live_start.unwrap_or(layout.end), live.size);
         if live_start.is_none() {
-            // One just made is empty until the index names it: it may still begin later.
+            // A new live file is empty until the index contains it: its start may still change.
             layout.guessed.push(segment.clone());
         }
         layout.end = layout.end.max(segment.end());
@@ -261,8 +262,8 @@ fn sort_unknown(unknown: Vec<Probe>) -> Vec<Probe> {
     order.into_iter().filter_map(|(_, _, at)| unknown.get_mut(at).and_then(Option::take)).collect()
 }
 
-/// Whether the file has left its name since it was looked at, so that the index may have forgotten
-/// it.
+/// Returns whether the file has lost its name since it was probed, so that the index may no longer
+/// contain it.
 fn has_moved(probe: &Probe) -> bool {
     fs::metadata(&probe.path).map_or(true, |meta| FileId::of(&meta) != probe.id)
 }

@@ -1,4 +1,4 @@
-//! The log files of podmesh: a writer that rotates, compresses and forgets by a policy, and a
+//! The log files of podmesh: a writer that rotates, compresses and deletes by a policy, and a
 //! reader that finds any byte of a stream by its logical offset.
 //!
 //! A *stream* is one name in one folder, such as `stdout` in `<logs>/<job>/<task>/<attempt>/`. Its
@@ -8,13 +8,13 @@
 //! whatever is rotated, deleted or restarted.
 //!
 //! Where to look:
-//! - [`LogWriter`] (`writer.rs`) writes, `rotate.rs` shifts the numbered files and forgets old
+//! - [`LogWriter`] (`writer.rs`) writes, `rotate.rs` renumbers the rotated files and deletes old
 //!   ones, `compress.rs` makes the `.gz` files on one background thread for the whole process;
 //! - [`LogReader`] (`reader.rs`) reads, `layout.rs` finds which file holds which offsets;
-//! - [`prune`] sweeps a whole tree of task logs by age;
-//! - `names.rs`, `index.rs`, `gzip.rs` and `cursor.rs` say what stands on disk.
+//! - [`prune`] sweeps a whole tree of task logs by age and size;
+//! - `names.rs`, `index.rs`, `gzip.rs` and `cursor.rs` define the files on disk.
 //!
-//! One stream has one writer at a time; any number of readers, in any process, may read beside it.
+//! A stream has one writer at a time. Any number of readers, in any process, can read it meanwhile.
 
 mod compress;
 mod cursor;
@@ -38,6 +38,6 @@ pub use compress::wait_for_compression;
 pub use cursor::{CURSOR_BYTES_MAX, Cursor};
 pub use error::{AppendError, Error};
 pub use policy::RotationPolicy;
-pub use prune::{PruneReport, prune};
+pub use prune::{PruneLimits, PruneReport, prune};
 pub use reader::{CHUNK_BYTES_MAX, Chunk, LogReader};
 pub use writer::{CHECK_INTERVAL, LogWriter};

@@ -16,21 +16,21 @@ pub(crate) const FILE_MODE: u32 = 0o640;
 /// Mode of new folders.
 pub(crate) const DIR_MODE: u32 = 0o750;
 
-/// What a file of a stream is, by its name.
+/// The role of a file in a stream, according to its name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Kind {
     /// `<name>.log`
     Live,
     /// `<name>.log.<number>`, or with `.gz`
     Numbered { number: u32, gz: bool },
-    /// `<name>.log-<date>`, or with `.gz`: rotated by somebody else, who also removes it. Only
-    /// read.
+    /// `<name>.log-<date>`, or with `.gz`: rotated by another program, which also removes it.
+    /// podmesh only reads it.
     Dated { gz: bool },
     /// `.<name>.index`
     Index,
     /// `.<name>.cursor`
     Cursor,
-    /// A half-written file that a crash may leave.
+    /// A half-written file, left by a crash.
     Temporary,
 }
 
@@ -39,7 +39,7 @@ impl Kind {
         matches!(self, Self::Numbered { .. } | Self::Dated { .. })
     }
 
-    /// Sorts numbered files newest first: by number, and of two with one number the plain one is
+    /// Sorts numbered files newest first: by number. If two have the same number, the plain one is
     /// newer.
     pub(crate) fn age_rank(self) -> (u32, bool) {
         match self {
@@ -49,8 +49,8 @@ impl Kind {
     }
 }
 
-/// Tells files apart whatever they are called. The birth time tells a new file from a removed one
-/// whose inode number it got; it is 0 where the file system keeps none.
+/// Identifies a file independently of its name. The birth time distinguishes a new file from a
+/// deleted one with the same inode number; it is 0 if the file system does not record it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct FileId {
     pub(crate) inode: u64,
@@ -64,7 +64,7 @@ impl FileId {
     }
 }
 
-/// Nanoseconds since 1970, 0 for anything before.
+/// Returns nanoseconds since 1970, or 0 for earlier times.
 pub(crate) fn mtime_ns(meta: &Metadata) -> u64 {
     let time = meta.modified().ok().and_then(|time| time.duration_since(UNIX_EPOCH).ok());
     time.map_or(0, whole_ns)
@@ -74,15 +74,15 @@ fn whole_ns(since: Duration) -> u64 {
     u64::try_from(since.as_nanos()).unwrap_or(u64::MAX)
 }
 
-/// Whether a file last written at `mtime_ns` is older than `age_max`.
+/// Returns whether a file last written at `mtime_ns` is older than `age_max`.
 pub(crate) fn is_older(mtime_ns: u64, age_max: Duration, now: SystemTime) -> bool {
     let written = UNIX_EPOCH + Duration::from_nanos(mtime_ns);
     now.duration_since(written).is_ok_and(|age| age > age_max)
 }
 
-/// A file of the stream found in its folder.
+/// A file of the stream, found in its folder.
 #[derive(Debug, Clone)]
-pub(crate) struct Found {
+pub(crate) struct StreamFile {
     pub(crate) kind: Kind,
     pub(crate) path: PathBuf,
 }
@@ -104,7 +104,7 @@ impl Names {
         } else if name.starts_with('.') {
             Some("begins with a dot")
         } else if name.contains(['/', '\0', '\n']) {
-            Some("holds a slash, a newline or a zero byte")
+            Some("contains a slash, a newline or a zero byte")
         } else {
             None
         };
@@ -131,7 +131,7 @@ impl Names {
         self.hidden("cursor")
     }
 
-    /// The unfinished copy that the compressor writes.
+    /// The compressor's unfinished copy.
     pub(crate) fn gz_tmp(&self) -> PathBuf {
         self.hidden("gz.tmp")
     }
@@ -153,8 +153,8 @@ impl Names {
         classify_rotated(file.strip_prefix(self.name.as_str())?.strip_prefix(".log")?)
     }
 
-    /// The files of the stream, in no order; empty when the folder does not exist.
-    pub(crate) fn list(&self) -> Result<Vec<Found>, Error> {
+    /// Lists the files of the stream in no particular order; empty if the folder does not exist.
+    pub(crate) fn list(&self) -> Result<Vec<StreamFile>, Error> {
         let entries = match fs::read_dir(&self.dir) {
             Ok(entries) => entries,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
@@ -164,14 +164,14 @@ impl Names {
         for entry in entries {
             let entry = entry.map_err(Error::io("list", &self.dir))?;
             if let Some(kind) = self.classify(&entry.file_name()) {
-                found.push(Found { kind, path: entry.path() });
+                found.push(StreamFile { kind, path: entry.path() });
             }
         }
         Ok(found)
     }
 
-    /// The numbered files, newest first.
-    pub(crate) fn list_numbered(&self) -> Result<Vec<Found>, Error> {
+    /// Lists the numbered files, newest first.
+    pub(crate) fn list_numbered(&self) -> Result<Vec<StreamFile>, Error> {
         let mut found = self.list()?;
         found.retain(|file| matches!(file.kind, Kind::Numbered { .. }));
         found.sort_by_key(|file| file.kind.age_rank());
@@ -179,7 +179,7 @@ impl Names {
     }
 }
 
-/// What stands behind `<name>.log`.
+/// Classifies the part of a file name after `<name>.log`.
 fn classify_rotated(suffix: &str) -> Option<Kind> {
     if suffix.is_empty() {
         return Some(Kind::Live);
@@ -190,32 +190,32 @@ fn classify_rotated(suffix: &str) -> Option<Kind> {
         return None;
     }
     match digits.parse::<u32>() {
-        // A leading zero is not how we write a number, and would not come back as the same name.
+        // We never write a leading zero, and it would not map back to the same name.
         Ok(number @ 1..=NUMBER_MAX) if stem.starts_with('.') && !digits.starts_with('0') => {
             Some(Kind::Numbered { number, gz })
         }
-        // Some other compressor's extension is nothing that could be read here.
+        // The extension of an unknown compressor: not readable here.
         _ if digits.ends_with(|c: char| c.is_ascii_alphabetic()) => None,
         _ => Some(Kind::Dated { gz }),
     }
 }
 
-/// The stream that a file belongs to, for a sweep over folders: `stdout` for `stdout.log.1`.
+/// Returns the stream of an uncompressed rotated file: `stdout` for `stdout.log.1`.
 pub(crate) fn stream_of_pending(file: &OsStr) -> Option<&str> {
     let (name, suffix) = file.to_str()?.rsplit_once(".log.")?;
     let number = suffix.parse::<u32>().ok()?;
     (1..=NUMBER_MAX).contains(&number).then_some(name)
 }
 
-/// The stream that a rotated file belongs to.
+/// Returns whether a file name is that of a rotated file.
 pub(crate) fn is_rotated(file: &OsStr) -> bool {
     let Some(file) = file.to_str() else { return false };
     file.match_indices(".log")
         .any(|(at, log)| classify_rotated(&file[at + log.len()..]).is_some_and(Kind::is_rotated))
 }
 
-/// Sorts files of unknown offset oldest first. Numbers say it best; across other names the time of
-/// the last byte does.
+/// Sorts files of unknown offset oldest first: by number if all have one, otherwise by the time of
+/// the last write.
 pub(crate) fn oldest_first(kinds: &mut [(Kind, u64, usize)]) {
     if kinds.iter().all(|(kind, ..)| matches!(kind, Kind::Numbered { .. })) {
         kinds.sort_by_key(|(kind, ..)| Reverse(kind.age_rank()));
@@ -224,7 +224,7 @@ pub(crate) fn oldest_first(kinds: &mut [(Kind, u64, usize)]) {
     }
 }
 
-/// Replaces `path` by a file that holds `bytes`, whole or not at all.
+/// Replaces `path` atomically by a file that contains `bytes`.
 pub(crate) fn replace(path: &Path, bytes: &[u8]) -> Result<(), Error> {
     use io::Write as _;
     let mut tmp = path.as_os_str().to_owned();
@@ -238,16 +238,16 @@ pub(crate) fn replace(path: &Path, bytes: &[u8]) -> Result<(), Error> {
         .open(&tmp)
         .and_then(|mut file| file.write_all(bytes))
         .map_err(Error::io("write", &tmp))
-        .and_then(|()| crate::failpoint::hit(crate::failpoint::Step::ReplaceTmpWritten, &tmp))
+        .and_then(|()| crate::failpoint::hit(crate::failpoint::CrashPoint::ReplaceTmpWritten, &tmp))
         .and_then(|()| fs::rename(&tmp, path).map_err(Error::io("replace", path)));
     if written.is_err() && !crate::failpoint::crashed() {
-        // On a full disk even these few bytes are worth giving back.
+        // On a full disk even these few bytes matter.
         let _ = fs::remove_file(&tmp);
     }
     written
 }
 
-/// Removes a file; one that is gone already is fine.
+/// Removes a file; a missing file is not an error.
 pub(crate) fn remove(path: &Path) -> Result<(), Error> {
     match fs::remove_file(path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => {
@@ -257,12 +257,12 @@ pub(crate) fn remove(path: &Path) -> Result<(), Error> {
     }
 }
 
-/// Renames without ever replacing a file that somebody else put there meanwhile.
+/// Renames a file without replacing an existing one.
 pub(crate) fn rename_new(from: &Path, to: &Path) -> io::Result<()> {
     use nix::errno::Errno;
     use nix::fcntl::{AT_FDCWD, RenameFlags, renameat2};
     match renameat2(AT_FDCWD, from, AT_FDCWD, to, RenameFlags::RENAME_NOREPLACE) {
-        // Some network file systems do not know the flag.
+        // Some network file systems do not support the flag.
         Err(Errno::EINVAL | Errno::ENOSYS) => {
             if to.symlink_metadata().is_ok() {
                 return Err(io::ErrorKind::AlreadyExists.into());

@@ -1,4 +1,4 @@
-//! Reading by logical offset, wherever the bytes have gone meanwhile.
+//! Reading by logical offset, across rotations.
 
 use std::fs::{self, File};
 use std::io::{self, BufReader, Read};
@@ -13,42 +13,42 @@ use crate::index::{Edition, Index};
 use crate::layout::{self, Layout, Segment};
 use crate::names::{FileId, Kind, Names};
 
-/// The most bytes that one [`LogReader::read_at`] returns.
+/// The maximum number of bytes that one [`LogReader::read_at`] returns.
 pub const CHUNK_BYTES_MAX: usize = 1 << 20;
 
-/// How often a file that is renamed between finding and opening it is looked for again.
+/// How many times to retry if a file is renamed between finding and opening it.
 const TRIES: u32 = 50;
-/// What is read at once when only lines are counted, and skipped at once in a compressed file.
+/// The block size for counting lines and for skipping in a compressed file.
 const BLOCK: usize = 64 << 10;
 
 /// Bytes of a stream.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Chunk {
-    /// Logical offset of the first byte. Larger than asked where the bytes asked for are no longer
-    /// kept.
+    /// The logical offset of the first byte. Higher than requested if the requested bytes are no
+    /// longer kept.
     pub offset: u64,
-    /// The bytes; none at the end of the stream.
+    /// The bytes; empty at the end of the stream.
     pub bytes: Vec<u8>,
 }
 
 impl Chunk {
-    /// The offset behind the last byte: where to read on.
+    /// Returns the offset after the last byte, where to continue reading.
     #[must_use]
     pub fn end(&self) -> u64 {
         self.offset + self.bytes.len() as u64
     }
 }
 
-/// Reads one stream by logical offsets, across rotations, beside a writer in this or another
-/// process.
+/// Reads one stream by logical offset, across rotations, while a writer in this or another process
+/// writes.
 ///
-/// A stream without any file reads as empty. Reading on where the last call ended is cheap, in
-/// compressed files too; going backwards in a compressed file decompresses it from its beginning.
+/// A stream without files reads as empty. Sequential reading is cheap, also in compressed files;
+/// going backwards in a compressed file decompresses it from the beginning.
 ///
-/// Bytes are told apart by the file's identity, never by its name, so a rotation during a call
-/// yields the right bytes. The exception is somebody else's `copytruncate`: until the writer
-/// notices, at its first write at least [`CHECK_INTERVAL`](crate::CHECK_INTERVAL) later, the live
-/// file's bytes can be taken for earlier ones.
+/// Files are identified by inode, never by name, so a rotation during a call still yields the right
+/// bytes. The exception is another program's `copytruncate`: until the writer notices it, at its
+/// first write at least [`CHECK_INTERVAL`](crate::CHECK_INTERVAL) later, the reader can mistake
+/// bytes of the live file for earlier ones.
 #[derive(Debug)]
 pub struct LogReader {
     names: Names,
@@ -69,15 +69,16 @@ enum Body {
 }
 
 impl LogReader {
-    /// Reads the stream `name` in the folder `dir`; neither needs to exist.
+    /// Opens the stream `name` in the folder `dir`; neither needs to exist.
     ///
     /// # Errors
-    /// [`Error::Name`] when `name` cannot be a file name.
+    /// [`Error::Name`] if `name` is not a valid file name.
     pub fn open(dir: impl Into<PathBuf>, name: &str) -> Result<Self, Error> {
         Ok(Self { names: Names::new(dir.into(), name)?, source: None })
     }
 
-    /// The logical offset of the oldest byte that is kept; the end of the stream when none is.
+    /// Returns the logical offset of the oldest byte that is kept; the end of the stream if no byte
+    /// is.
     ///
     /// # Errors
     /// [`Error::Io`], [`Error::Busy`].
@@ -85,7 +86,7 @@ impl LogReader {
         Ok(layout::scan(&self.names)?.start())
     }
 
-    /// The logical offset behind the last byte.
+    /// Returns the logical offset after the last byte.
     ///
     /// # Errors
     /// [`Error::Io`], [`Error::Busy`].
@@ -93,13 +94,13 @@ impl LogReader {
         Ok(layout::scan(&self.names)?.end)
     }
 
-    /// Reads up to `max_bytes` (and up to [`CHUNK_BYTES_MAX`]) bytes at `offset`, or at the first
-    /// offset behind it that is kept. May return fewer than there are; none only at the end of the
-    /// stream as it is now.
+    /// Reads up to `max_bytes` (and up to [`CHUNK_BYTES_MAX`]) bytes at `offset`, or at the next
+    /// offset that is kept. It can return fewer bytes than available, but returns none only at the
+    /// current end of the stream.
     ///
     /// # Errors
-    /// [`Error::Damaged`] for a broken compressed file, with the offset to go on at; [`Error::Io`],
-    /// [`Error::Busy`].
+    /// [`Error::Damaged`] for a broken compressed file, with the offset to continue at;
+    /// [`Error::Io`], [`Error::Busy`].
     pub fn read_at(&mut self, offset: u64, max_bytes: usize) -> Result<Chunk, Error> {
         let max_bytes = max_bytes.min(CHUNK_BYTES_MAX);
         if max_bytes == 0 {
@@ -112,7 +113,7 @@ impl LogReader {
         for _ in 0..TRIES {
             let layout = layout::scan(&self.names)?;
             let segment = layout.at(offset).cloned();
-            // That bytes are gone is believed only when it is seen twice.
+            // Bytes are reported as gone only if two scans agree.
             let first = segment.as_ref().map_or(layout.end, |segment| segment.start);
             if first > offset && hole.replace(first) != Some(first) {
                 continue;
@@ -129,13 +130,13 @@ impl LogReader {
         Err(Error::Busy { path: self.names.live.clone() })
     }
 
-    /// The offset at which the last `lines` lines begin: the start of the stream when there are
-    /// fewer, its end for 0. A last line without a line break counts as one.
+    /// Returns the offset at which the last `lines` lines begin: the start of the stream if there
+    /// are fewer lines, its end for 0. A last line without a line break counts as a line.
     ///
     /// Reads the files from the newest backwards, as far as needed, in bounded memory.
     ///
     /// # Errors
-    /// As [`read_at`](Self::read_at).
+    /// See [`read_at`](Self::read_at).
     pub fn tail_offset(&mut self, lines: u64) -> Result<u64, Error> {
         let layout = layout::scan(&self.names)?;
         let Layout { segments, end, .. } = &layout;
@@ -144,7 +145,7 @@ impl LogReader {
         }
         let mut wanted = lines;
         for segment in segments.iter().rev() {
-            // The line break that ends the last line begins no line.
+            // The line break that ends the last line does not begin another one.
             let to = segment.end().min(end.saturating_sub(1));
             let breaks = self.count_breaks(segment.start, to, u64::MAX)?.0;
             if breaks >= wanted {
@@ -155,13 +156,13 @@ impl LogReader {
         Ok(layout.start())
     }
 
-    /// Counts line breaks between two offsets, up to `stop_at` of them; returns the offset behind
-    /// the last too.
+    /// Counts line breaks between two offsets, up to `stop_at` of them. Also returns the offset
+    /// after the last one.
     fn count_breaks(&mut self, from: u64, to: u64, stop_at: u64) -> Result<(u64, u64), Error> {
         let (mut at, mut count, mut behind) = (from, 0, from);
         while at < to {
             let chunk = self.read_at(at, BLOCK.min(usize::try_from(to - at).unwrap_or(BLOCK)))?;
-            // Removed meanwhile: the lines in it are gone.
+            // Removed meanwhile: its lines are gone.
             if chunk.bytes.is_empty() || chunk.offset >= to {
                 break;
             }
@@ -177,16 +178,18 @@ impl LogReader {
         Ok((count, behind))
     }
 
-    /// Reads from the file that is open, if it holds `offset` or is the live one; else `None`.
+    /// Reads from the open file if it contains `offset` or is the live file; otherwise returns
+    /// `None`.
     fn read_open(&mut self, offset: u64, max_bytes: usize) -> Result<Option<Chunk>, Error> {
         let Some(source) = &mut self.source else { return Ok(None) };
         let bytes = source.read(offset, max_bytes);
         let is_live = source.segment.kind == Kind::Live;
         let go_on = match &bytes {
-            // Looked at after reading: it may have been cut, and begin at another offset now.
+            // Checked after reading: the file may have been truncated, and then begins at another
+            // offset.
             _ if is_live && source.begins_elsewhere(&self.names)? => false,
             Ok(bytes) if !bytes.is_empty() => true,
-            // The usual case of a follower: nothing new, nothing rotated.
+            // The usual case of a follower: no new bytes and no rotation.
             Ok(_) => source.is_at_live_end(&self.names, offset),
             Err(_) => false,
         };
@@ -198,7 +201,7 @@ impl LogReader {
 }
 
 impl Source {
-    /// `None` when the file is no longer there under that name.
+    /// Returns `None` if the file no longer has that name.
     fn open(names: &Names, segment: Segment, edition: Edition) -> Result<Option<Self>, Error> {
         let looked = File::open(&segment.path).and_then(|mut file| {
             let meta = file.metadata()?;
@@ -215,8 +218,9 @@ impl Source {
         if id != segment.id {
             return Ok(None);
         }
-        // A new file can have the identity of one removed a moment ago. A `.gz` of ours says itself
-        // what it is; a plain file is the same one if the index did not change, or still says so.
+        // A new file can have the identity of a file that was just removed. Our `.gz` files contain
+        // their own offsets. A plain file is the same one if the index did not change or still
+        // agrees.
         let same = match content {
             Some(Content::Known { start, .. }) => start == segment.start,
             Some(_) => true,
@@ -230,8 +234,8 @@ impl Source {
         Ok(same.then_some(Self { segment, edition, body }))
     }
 
-    /// Whether the index says by now that the file begins at another offset, or does not know it any
-    /// more: somebody truncated it, or renamed it after that.
+    /// Returns whether the index now gives the file another start, or no longer contains it:
+    /// another program truncated it, or truncated and then renamed it.
     fn begins_elsewhere(&mut self, names: &Names) -> Result<bool, Error> {
         if self.edition.is_current(names) {
             return Ok(false);
@@ -242,7 +246,7 @@ impl Source {
         Ok(start != Some(self.segment.start))
     }
 
-    /// Nothing when the file does not hold `offset`, or does not yet.
+    /// Returns nothing if the file does not contain `offset`, or not yet.
     fn read(&mut self, offset: u64, max_bytes: usize) -> Result<Vec<u8>, Error> {
         let Self { segment, body, .. } = self;
         if offset < segment.start {
@@ -275,8 +279,8 @@ impl Source {
                     _ => Error::io("read", &segment.path)(error),
                 };
                 if offset < *at {
-                    // The decoder cannot go back. The file stays the same one, whatever its name is
-                    // by now.
+                    // The decoder cannot go back. The handle stays on the same file even if it was
+                    // renamed.
                     let file = decoder.get_ref().get_ref().try_clone().and_then(|mut file| {
                         io::Seek::rewind(&mut file)?;
                         Ok(file)
@@ -298,7 +302,7 @@ impl Source {
                 if *at == segment.end() && decoder.read(&mut [0]).map_err(damaged)? != 0 {
                     return Err(damaged(io::Error::new(
                         io::ErrorKind::InvalidData,
-                        "it holds more than its header says",
+                        "it contains more bytes than its header says",
                     )));
                 }
                 Ok(bytes)
@@ -306,12 +310,12 @@ impl Source {
         }
     }
 
-    /// Whether this still is the live file and `offset` its end.
+    /// Returns whether this is still the live file and `offset` is its end.
     fn is_at_live_end(&self, names: &Names, offset: u64) -> bool {
         self.segment.kind == Kind::Live
             && offset >= self.segment.start
             && fs::metadata(&names.live).is_ok_and(|meta| {
-                // A smaller one was cut: where it begins must be looked up again.
+                // A smaller file was truncated: its start must be looked up again.
                 FileId::of(&meta) == self.segment.id && meta.len() == offset - self.segment.start
             })
     }

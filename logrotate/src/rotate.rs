@@ -1,17 +1,17 @@
-//! The numbered files: making room for a new `.1`, and forgetting by the policy.
+//! Renumbering and deleting rotated files.
 
 use std::fs;
 use std::io;
 
 use crate::error::Error;
-use crate::failpoint::{self, Step};
+use crate::failpoint::{self, CrashPoint};
 use crate::names::{self, FileId, Kind, Names};
 use crate::policy::RotationPolicy;
 
-/// Moves numbered files up until no two share a number and none is below `lowest`.
+/// Renumbers files upwards until no two share a number and none is below `lowest`.
 ///
-/// Files only move up, the highest first, so that a crash in between leaves their order as it was
-/// and a reader that looks upwards misses none. Holes are used up.
+/// Files only move up, the highest first. So a crash keeps their order, and a reader that scans
+/// upwards does not miss one. Gaps in the numbers are filled.
 pub(crate) fn make_room(names: &Names, lowest: u32) -> Result<(), Error> {
     let mut moves = Vec::new();
     let mut free = lowest;
@@ -24,7 +24,7 @@ pub(crate) fn make_room(names: &Names, lowest: u32) -> Result<(), Error> {
         }
     }
     for (from, to) in moves.into_iter().rev() {
-        failpoint::hit(Step::Shifting, &from)?;
+        failpoint::hit(CrashPoint::Shifting, &from)?;
         match names::rename_new(&from, &to) {
             // Pruned meanwhile.
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
@@ -34,11 +34,11 @@ pub(crate) fn make_room(names: &Names, lowest: u32) -> Result<(), Error> {
     Ok(())
 }
 
-/// Removes the numbered files that are too many or too large for the policy, the oldest first. Those
-/// that are too old are left to [`prune`](crate::prune()), which knows a clock that can be trusted.
+/// Removes the numbered files that exceed the policy's number or size, the oldest first. Files that
+/// are too old are left to [`prune`](crate::prune()), whose clock can be trusted.
 ///
-/// `spare` is a file that somebody else gave a number while the writer still writes to it.
-pub(crate) fn forget(
+/// `spare` is a file that another program numbered while the writer still writes to it.
+pub(crate) fn remove_excess(
     names: &Names,
     policy: &RotationPolicy,
     spare: Option<FileId>,
@@ -57,12 +57,12 @@ pub(crate) fn forget(
         if keep {
             kept += 1;
         } else {
-            // From here on all are older: the bytes that are kept have no hole.
+            // All further files are older: the kept bytes have no gap.
             drop.push(file.path);
         }
     }
     for path in drop.iter().rev() {
-        failpoint::hit(Step::Forgetting, path)?;
+        failpoint::hit(CrashPoint::Removing, path)?;
         names::remove(path)?;
     }
     Ok(())

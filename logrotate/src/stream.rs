@@ -1,4 +1,4 @@
-//! What the writer of a stream and the compressor share: one lock per stream and process.
+//! StreamState that the writer of a stream and the compressor share: one lock per stream and process.
 
 use std::collections::HashMap;
 use std::fs::{self, File, OpenOptions, TryLockError};
@@ -9,38 +9,38 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::time::{Duration, UNIX_EPOCH};
 
 use crate::error::Error;
-use crate::failpoint::{self, Step};
+use crate::failpoint::{self, CrashPoint};
 use crate::gzip;
 use crate::layout::{self, Segment};
 use crate::names::{self, FILE_MODE, FileId, Kind, Names};
 use crate::policy::RotationPolicy;
 use crate::rotate;
 
-/// A stream that has, or had, more than its live file.
+/// A stream that has, or had, more than one file.
 #[derive(Debug)]
 pub(crate) struct Stream {
     key: PathBuf,
     pub(crate) names: Names,
-    state: Mutex<State>,
+    state: Mutex<StreamState>,
 }
 
 #[derive(Debug, Default)]
-pub(crate) struct State {
-    /// The file that a writer has open: never compressed, whatever its name.
+pub(crate) struct StreamState {
+    /// The file that a writer has open. It is never compressed, whatever its name.
     pub(crate) active: Option<FileId>,
-    /// Waits in the compressor's queue.
+    /// Whether the stream is in the compressor's queue.
     pub(crate) queued: bool,
-    /// By which files may go: the writer's, while the index says where its live file begins, which
-    /// else only the newest rotated file tells. A stream found by a sweep has none and keeps what
-    /// it has.
+    /// The policy by which files are deleted. It is set while the index records where the live file
+    /// begins; before that, only the newest rotated file tells, so it must be kept. A stream that
+    /// only a sweep opened has no policy and keeps all its files.
     pub(crate) policy: Option<RotationPolicy>,
 }
 
-/// Held while the numbered files change: nobody else in this process or in another one changes
-/// them. A process that was told to end may still finish a compression while the next one writes.
+/// Exclusive access to the numbered files, in this process and others. A process that was told to
+/// exit may still finish a compression while its successor writes.
 pub(crate) struct Exclusive<'a> {
-    pub(crate) state: MutexGuard<'a, State>,
-    /// The folder, locked. `None` where the file system knows no locks.
+    pub(crate) state: MutexGuard<'a, StreamState>,
+    /// The locked folder. `None` if the file system does not support locks.
     _dir: Option<File>,
 }
 
@@ -49,13 +49,14 @@ fn registry() -> &'static Mutex<HashMap<PathBuf, Weak<Stream>>> {
     STREAMS.get_or_init(Mutex::default)
 }
 
-/// A panic elsewhere must not stop the logs: each change under the lock is safe on disk by itself.
+/// Ignores poisoning: a panic elsewhere must not stop the logs, and each change under the lock is
+/// complete on disk.
 pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Stream {
-    /// The one `Stream` of these files in this process. The folder must exist.
+    /// Returns the single `Stream` of these files in this process. The folder must exist.
     pub(crate) fn attach(names: &Names) -> Result<Arc<Self>, Error> {
         let dir = fs::canonicalize(&names.dir).map_err(Error::io("look up", &names.dir))?;
         let key = dir.join(names.name());
@@ -69,11 +70,11 @@ impl Stream {
         Ok(stream)
     }
 
-    pub(crate) fn lock(&self) -> MutexGuard<'_, State> {
+    pub(crate) fn lock(&self) -> MutexGuard<'_, StreamState> {
         lock(&self.state)
     }
 
-    /// Waits for whoever changes the numbered files; never for a compression.
+    /// Waits for other changes to the numbered files, but never for a compression.
     pub(crate) fn exclusive(&self) -> Exclusive<'_> {
         let state = self.lock();
         let dir = File::open(&self.names.dir).and_then(|dir| {
@@ -87,7 +88,7 @@ impl Stream {
         Exclusive { state, _dir: dir.ok() }
     }
 
-    /// Removes what a crash left half-written.
+    /// Removes half-written files that a crash left.
     pub(crate) fn remove_leftovers(&self, _: &Exclusive<'_>) -> Result<(), Error> {
         for file in self.names.list()? {
             let is_copy = file.path == self.names.gz_tmp();
@@ -98,7 +99,7 @@ impl Stream {
         Ok(())
     }
 
-    /// Opens the unfinished copy, empty; `None` when somebody is at work on it.
+    /// Opens the unfinished copy and empties it; `None` if another process is writing it.
     fn begin_copy(&self) -> Result<Option<File>, Error> {
         let tmp = self.names.gz_tmp();
         let file = OpenOptions::new()
@@ -115,12 +116,12 @@ impl Stream {
         Ok(Some(file))
     }
 
-    /// Compresses the oldest plain rotated file; `false` when there is none, or when it changed
+    /// Compresses the oldest plain rotated file. Returns `false` if there is none, or if it changed
     /// meanwhile.
     ///
-    /// Others may change the files while it compresses. On disk: the copy is written and synced under a
-    /// hidden name, named, and only then its source is removed; so at any time each byte is in a
-    /// whole file.
+    /// Others may change the files during the compression. The copy is written and synced under a
+    /// hidden name, then renamed, and only then its source is removed. So each byte is in a
+    /// complete file at any time.
     pub(crate) fn compress_one(&self) -> Result<bool, Error> {
         let held = self.exclusive();
         let Some((segment, source)) = self.next_to_compress(&held.state)? else { return Ok(false) };
@@ -133,12 +134,12 @@ impl Stream {
         if !matches!(done, Ok(true)) && !failpoint::crashed() {
             names::remove(&tmp)?;
         }
-        // Locked until it has its place or is gone.
+        // Keeps the lock until the copy is renamed or removed.
         drop(target);
         done
     }
 
-    fn next_to_compress(&self, state: &State) -> Result<Option<(Segment, File)>, Error> {
+    fn next_to_compress(&self, state: &StreamState) -> Result<Option<(Segment, File)>, Error> {
         let layout = layout::scan(&self.names)?;
         let is_plain = |segment: &&Segment| {
             matches!(segment.kind, Kind::Numbered { gz: false, .. })
@@ -149,10 +150,10 @@ impl Stream {
         Ok(Some((segment.clone(), source)))
     }
 
-    /// Puts the finished copy in the place of its source; `false` when that was removed, cut or
-    /// written to meanwhile, so that the copy is of no use.
-    fn put_in_place(&self, state: &State, segment: &Segment) -> Result<bool, Error> {
-        // Somebody else's rotation may have left a `.gz` of the same number.
+    /// Replaces the source by the finished copy. Returns `false` if the source was removed, cut or
+    /// written to meanwhile, so that the copy is useless.
+    fn put_in_place(&self, state: &StreamState, segment: &Segment) -> Result<bool, Error> {
+        // A rotation by another program may have left a `.gz` with the same number.
         rotate::make_room(&self.names, 1)?;
         let source = self.names.list_numbered()?.into_iter().find_map(|file| {
             let Kind::Numbered { number, gz: false } = file.kind else { return None };
@@ -163,10 +164,10 @@ impl Stream {
         let Some((number, plain)) = source else { return Ok(false) };
         let gz = self.names.numbered(number, true);
         names::rename_new(&self.names.gz_tmp(), &gz).map_err(Error::io("name", &gz))?;
-        failpoint::hit(Step::GzNamed, &gz)?;
+        failpoint::hit(CrashPoint::GzNamed, &gz)?;
         names::remove(&plain)?;
         if let Some(policy) = &state.policy {
-            rotate::forget(&self.names, policy, state.active)?;
+            rotate::remove_excess(&self.names, policy, state.active)?;
         }
         Ok(true)
     }
@@ -175,7 +176,7 @@ impl Stream {
 impl Drop for Stream {
     fn drop(&mut self) {
         let mut streams = lock(registry());
-        // Another one may have been made since the last `Arc` of this one went.
+        // Another one may exist since the last `Arc` of this one was dropped.
         if streams.get(&self.key).is_some_and(|stream| stream.strong_count() == 0) {
             streams.remove(&self.key);
         }
@@ -183,14 +184,14 @@ impl Drop for Stream {
 }
 
 fn write_copy(tmp: &Path, target: &File, mut source: File, segment: &Segment) -> Result<(), Error> {
-    let begun = || failpoint::hit(Step::GzBegun, tmp).map_err(io::Error::from);
+    let begun = || failpoint::hit(CrashPoint::GzBegun, tmp).map_err(io::Error::from);
     gzip::compress(&mut source, target, segment.start, segment.len, begun)
         .map_err(Error::io("compress into", tmp))?;
-    // Its age is that of its bytes.
+    // The copy gets the age of its content.
     target
         .set_modified(UNIX_EPOCH + Duration::from_nanos(segment.mtime_ns))
-        // The source goes right after: the copy must outlive a power cut.
+        // The source is removed next: the copy must survive a power failure.
         .and_then(|()| target.sync_all())
         .map_err(Error::io("finish", tmp))?;
-    failpoint::hit(Step::GzWritten, tmp)
+    failpoint::hit(CrashPoint::GzWritten, tmp)
 }

@@ -1,4 +1,4 @@
-//! Writing: append, rotate, and go on when somebody else rotated.
+//! Writing: append, rotate, and continue after a rotation by another program.
 
 mod cut;
 mod load;
@@ -13,62 +13,62 @@ use std::time::{Duration, Instant};
 use crate::compress;
 use crate::cursor::{self, Cursor};
 use crate::error::{AppendError, Error};
-use crate::failpoint::{self, Step};
+use crate::failpoint::{self, CrashPoint};
 use crate::index::Index;
 use crate::names::{self, DIR_MODE, FILE_MODE, FileId, Kind, Names, mtime_ns};
 use crate::policy::RotationPolicy;
 use crate::rotate;
 use crate::stream::Stream;
 
-/// How often, at most, a write looks whether somebody else has renamed, removed or truncated the
-/// live file. A write that begins later than this after such a change goes to the new live file.
+/// How often a write checks whether another program has renamed, removed or truncated the live
+/// file. A write that begins later than this after such a change goes to the new live file.
 pub const CHECK_INTERVAL: Duration = Duration::from_secs(1);
 
-/// How often a folder that is removed while it is being made is made again.
+/// How many times a folder that is removed while it is being created is created again.
 const MKDIR_TRIES: u32 = 10;
 
 /// Writes one stream to `<dir>/<name>.log` and rotates it by its [`RotationPolicy`].
 ///
-/// Nothing is buffered: when a call returns, its bytes are in the file (in the system's cache; see
+/// Nothing is buffered: when a call returns, its bytes are in the file (in the page cache; see
 /// [`sync`](Self::sync)). Nothing is created before the first byte. Dropping the writer closes the
-/// file and waits for nothing.
+/// file and does not block.
 ///
-/// One writer at a time may have a stream open, in all processes together.
+/// A stream must have only one writer at a time, across all processes.
 ///
-/// After an error the writer stays usable: call again, and it goes on where it stopped.
+/// After an error the writer stays usable: the next call continues where it stopped.
 #[derive(Debug)]
 pub struct LogWriter {
     names: Names,
     policy: RotationPolicy,
-    /// The live file, once a byte is to be written.
+    /// The live file; opened at the first write.
     file: Option<File>,
-    /// Logical offset of the first byte of the live file, existing or to be created.
+    /// The logical offset of the first byte of the live file, which may not exist yet.
     start: u64,
     /// Bytes in the live file.
     size: u64,
-    /// Whether the next byte begins a line; `None` when that must be looked up.
+    /// Whether the next byte begins a line; `None` if unknown.
     at_line_start: Option<bool>,
     index: Index,
-    /// Whether `start` would be found again by a restart: the index says it, or it is 0 and needs
-    /// no index.
+    /// Whether a restart would find `start` again: the index contains it, or it is 0 and needs no
+    /// index.
     recorded: bool,
     /// Only for a stream that rotates, so that a short one costs nothing.
     stream: Option<Arc<Stream>>,
     checked: Instant,
-    /// The files were changed half-way: what is said of them above must be found anew.
+    /// A change of the files was interrupted: the state above must be loaded again.
     unsure: bool,
 }
 
 impl LogWriter {
-    /// Opens the stream `name` in the folder `dir`, to go on where it ended; neither needs to
+    /// Opens the stream `name` in the folder `dir` and continues at its end; neither needs to
     /// exist.
     ///
-    /// Repairs what a killed process left: removes half-written files, and has a rotated file that
-    /// is not yet compressed compressed in the background, from the first write on (so that
-    /// [`truncate_to`](Self::truncate_to) can come before).
+    /// Repairs what a killed process left: removes half-written files at once, and queues
+    /// uncompressed rotated files for compression at the first write (so that
+    /// [`truncate_to`](Self::truncate_to) can be called before).
     ///
     /// # Errors
-    /// [`Error::Name`] when `name` cannot be a file name, [`Error::Io`] when the folder cannot be
+    /// [`Error::Name`] if `name` is not a valid file name, [`Error::Io`] if the folder cannot be
     /// read.
     pub fn open(
         dir: impl Into<PathBuf>,
@@ -92,26 +92,27 @@ impl LogWriter {
         Ok(writer)
     }
 
-    /// The logical offset behind the last byte: how many bytes were ever written to the stream.
+    /// Returns the logical offset after the last byte: the number of bytes ever written to the
+    /// stream.
     ///
-    /// It counts on over rotations, removed files and restarts, and never goes back, except by
-    /// [`truncate_to`](Self::truncate_to). Bytes that somebody else appends to the live file count
-    /// too.
+    /// Rotations, removed files and restarts do not change it, and only
+    /// [`truncate_to`](Self::truncate_to) lowers it. Bytes that another program appends to the live
+    /// file are counted too.
     #[must_use]
     pub fn offset(&self) -> u64 {
         self.start + self.size
     }
 
-    /// The live file.
+    /// Returns the path of the live file.
     #[must_use]
     pub fn path(&self) -> &Path {
         &self.names.live
     }
 
-    /// Writes all of `bytes`, rotating as often as needed.
+    /// Writes all of `bytes` and rotates as often as needed.
     ///
     /// # Errors
-    /// Says how many bytes were taken. Those are in the log; give only the rest again.
+    /// The error contains the number of bytes taken. Those are in the log; retry only the rest.
     pub fn append(&mut self, bytes: &[u8]) -> Result<(), AppendError> {
         let mut taken = 0;
         while taken < bytes.len() {
@@ -123,11 +124,11 @@ impl LogWriter {
         Ok(())
     }
 
-    /// Says in the log itself that bytes were lost: the line `[podmesh: <message>]`, begun on a new
-    /// line. Line breaks in `message` become spaces.
+    /// Marks lost bytes in the log itself with the line `[podmesh: <message>]`, on a line of its
+    /// own. Line breaks in `message` become spaces.
     ///
     /// # Errors
-    /// As [`append`](Self::append); the count then is of the line's own bytes.
+    /// See [`append`](Self::append); the count is of the bytes of this line.
     pub fn gap(&mut self, message: &str) -> Result<(), AppendError> {
         let line_start = self.line_start().map_err(|source| AppendError { taken: 0, source })?;
         let message = message.replace(['\n', '\r'], " ");
@@ -136,16 +137,16 @@ impl LogWriter {
         )
     }
 
-    /// Waits until all that was written is on the disk: it then outlives a power cut.
+    /// Waits until all written bytes are on the disk and so survive a power failure.
     ///
     /// # Errors
-    /// [`Error::Io`] when the disk refuses.
+    /// [`Error::Io`] if the disk reports an error.
     pub fn sync(&mut self) -> Result<(), Error> {
         let Some(file) = &self.file else { return Ok(()) };
         file.sync_all().map_err(Error::io("sync", &self.names.live))?;
         let _held = self.stream.as_ref().map(|stream| stream.exclusive());
         for found in self.names.list_numbered()? {
-            // A `.gz` was synced before its source went.
+            // A `.gz` was synced before its source was removed.
             if matches!(found.kind, Kind::Numbered { gz: false, .. }) {
                 File::open(&found.path)
                     .and_then(|file| file.sync_all())
@@ -157,17 +158,17 @@ impl LogWriter {
             .map_err(Error::io("sync", &self.names.dir))
     }
 
-    /// Saves how far a capture has come in its source (`data`, at most
-    /// [`CURSOR_BYTES_MAX`](crate::CURSOR_BYTES_MAX) bytes, opaque) together with
-    /// [`offset`](Self::offset), both or neither.
+    /// Saves how far a capture has read its source (`data`, opaque, at most
+    /// [`CURSOR_BYTES_MAX`](crate::CURSOR_BYTES_MAX) bytes) together with [`offset`](Self::offset),
+    /// atomically.
     ///
-    /// A stream without a byte saves nothing, as it creates nothing: begin its source anew. Each
-    /// stream has its own cursor. A cursor is safe against a killed process; after a power cut it
-    /// may be ahead of the log (`cursor.offset > offset()`) unless [`sync`](Self::sync) came before
-    /// it.
+    /// For a stream without bytes nothing is saved, because nothing is created: read its source
+    /// from the beginning. Each stream has its own cursor. A cursor survives a killed process.
+    /// After a power failure it may be ahead of the log (`cursor.offset > offset()`) unless
+    /// [`sync`](Self::sync) was called before it was saved.
     ///
     /// # Errors
-    /// [`Error::CursorTooBig`], or [`Error::Io`]; the cursor saved before then stays.
+    /// [`Error::CursorTooBig`], or [`Error::Io`]; the previous cursor is then kept.
     pub fn save_cursor(&mut self, data: &[u8]) -> Result<(), Error> {
         if data.len() > cursor::CURSOR_BYTES_MAX {
             return Err(Error::CursorTooBig { len: data.len() });
@@ -178,7 +179,7 @@ impl LogWriter {
         cursor::save(&self.names, self.offset(), data)
     }
 
-    /// The cursor saved last, by whichever process.
+    /// Returns the cursor that any process saved last.
     ///
     /// # Errors
     /// [`Error::CursorDamaged`] or [`Error::Io`].
@@ -186,8 +187,8 @@ impl LogWriter {
         cursor::load(&self.names)
     }
 
-    /// Writes as much as goes into one file with one call, at least one byte of a `bytes` that is
-    /// not empty.
+    /// Writes as much as fits into one file with one call; at least one byte, unless `bytes` is
+    /// empty.
     fn write_some(&mut self, bytes: &[u8]) -> Result<usize, Error> {
         if bytes.is_empty() {
             return Ok(0);
@@ -225,9 +226,9 @@ impl LogWriter {
         Ok(n)
     }
 
-    /// How much of `fitting`, which fills the file, goes in before the rotation: up to its last
-    /// line break. A line that does not fit begins the next file, unless it began in this one or in
-    /// an empty one.
+    /// Returns how much of `fitting`, which fills the file, is written before the rotation: up to
+    /// its last line break. A line that does not fit begins the next file, unless it began in this
+    /// file or this file is empty.
     fn cut(&mut self, fitting: &[u8]) -> Result<usize, Error> {
         if let Some(at) = fitting.iter().rposition(|byte| *byte == b'\n') {
             return Ok(at + 1);
@@ -254,7 +255,7 @@ impl LogWriter {
         Ok(known)
     }
 
-    /// Has the right live file open.
+    /// Ensures that the current live file is open.
     fn ready(&mut self) -> Result<(), Error> {
         if self.unsure {
             self.load()?;
@@ -265,7 +266,7 @@ impl LogWriter {
         if self.file.is_none() {
             self.open_live()?;
         }
-        // What follows from a crash of this call or of an earlier process.
+        // Needed after an interrupted call, or after the crash of an earlier process.
         if !self.recorded { self.record() } else { Ok(()) }
     }
 
@@ -274,14 +275,14 @@ impl LogWriter {
         let path = &self.names.live;
         let mut tries = 0;
         let file = loop {
-            // Readable for the last byte of a stream that goes on.
+            // Readable, to check the last byte of an existing stream.
             let opened =
                 OpenOptions::new().read(true).append(true).create(true).mode(FILE_MODE).open(path);
             match opened {
                 Err(error) if error.kind() == io::ErrorKind::NotFound && tries < MKDIR_TRIES => {
                     tries += 1;
                     match DirBuilder::new().recursive(true).mode(DIR_MODE).create(&self.names.dir) {
-                        // A sweep removed an empty parent between two steps.
+                        // A sweep removed an empty parent in between.
                         Err(error) if error.kind() == io::ErrorKind::NotFound => {}
                         made => made.map_err(Error::io("create", &self.names.dir))?,
                     }
@@ -291,8 +292,8 @@ impl LogWriter {
         };
         let meta = file.metadata().map_err(Error::io("look at", path))?;
         if meta.len() < self.size {
-            // Rotated by somebody else since we looked, before we had it open: look again where to
-            // go on.
+            // Another program rotated after our last check and before we opened the file: find the
+            // end again.
             let end = self.offset();
             self.load()?;
             if self.offset() < end {
@@ -313,8 +314,8 @@ impl LogWriter {
         Ok(())
     }
 
-    /// Takes over the size of the live file as it is. A smaller one was cut by somebody else: what
-    /// was written stays counted, the file now begins later.
+    /// Adopts the current size of the live file. If it is smaller, another program truncated it:
+    /// the bytes written before stay counted, and the file now begins at a higher offset.
     fn follow_size(&mut self, size: u64) {
         if size < self.size {
             self.start = self.offset() - size;
@@ -326,8 +327,9 @@ impl LogWriter {
         }
     }
 
-    /// Writes down where the live file begins, before it gets a byte that could not be found
-    /// without, and before a file goes from which that could be told.
+    /// Records in the index where the live file begins. This happens before the file gets a byte
+    /// whose offset depends on the index, and before a file is removed from which the offset could
+    /// be derived.
     fn record(&mut self) -> Result<(), Error> {
         let Some(file) = &self.file else { return Ok(()) };
         let meta = file.metadata().map_err(Error::io("look at", &self.names.live))?;
@@ -347,17 +349,17 @@ impl LogWriter {
         let Some(stream) = &self.stream else { return Ok(()) };
         let mut held = stream.exclusive();
         held.state.policy = Some(self.policy.clone());
-        rotate::forget(&self.names, &self.policy, held.state.active)
+        rotate::remove_excess(&self.names, &self.policy, held.state.active)
     }
 
-    /// Lets the next write look whether somebody else rotated.
+    /// Makes the next write check for a rotation by another program.
     #[cfg(test)]
     pub(crate) fn look_at_next_write(&mut self) {
         self.checked = Instant::now().checked_sub(CHECK_INTERVAL).unwrap_or(self.checked);
     }
 
-    /// Looks whether somebody else rotated. If the live file has another name, or none, what was
-    /// written there stays there, and the next byte goes to a new file of the live name.
+    /// Checks whether another program rotated. If the live file has another name, or none, the
+    /// bytes written there stay there, and the next byte goes to a new live file.
     fn look(&mut self) -> Result<(), Error> {
         let path = &self.names.live;
         let Some(file) = &self.file else { return Ok(()) };
@@ -371,14 +373,14 @@ impl LogWriter {
         self.follow_size(ours.len());
         if moved {
             self.leave(&ours, false);
-            // It may have got a number, so that compressing it falls to us. The folder may be gone
-            // as well.
+            // It may have a number now, so that we must compress it. The folder may be gone as
+            // well.
             self.stream = Stream::attach(&self.names).ok().or(self.stream.take());
         }
         Ok(())
     }
 
-    /// The live file has got its last byte; the next live file begins behind it.
+    /// Closes the live file; the next one begins after it.
     fn leave(&mut self, meta: &fs::Metadata, by_us: bool) {
         if self.size > 0 {
             self.index.close(FileId::of(meta), self.start, self.size, mtime_ns(meta), by_us);
@@ -392,12 +394,12 @@ impl LogWriter {
         }
     }
 
-    /// Makes the live file `.1` and begins a new one.
+    /// Renames the live file to `.1` and begins a new one.
     ///
-    /// On disk, in this order: the numbered files move up; the live file becomes `.1`; a new live
-    /// file is made; the index is replaced; the oldest files go. Between any two, a restart finds
-    /// every byte at its offset: a file that the index does not know follows the last one that it
-    /// knows, and an empty file counts for nothing.
+    /// The order on disk: the numbered files move up; the live file becomes `.1`; a new live file
+    /// is created; the index is replaced; the oldest files are removed. After a crash between any
+    /// two of these a restart finds every byte at its offset: a file that is missing in the index
+    /// follows the last one in it, and an empty file is ignored.
     fn rotate(&mut self) -> Result<(), Error> {
         self.look()?;
         let Some(file) = &self.file else { return Ok(()) };
@@ -415,21 +417,21 @@ impl LogWriter {
         rotate::make_room(&self.names, 2)?;
         let first = self.names.numbered(1, false);
         match names::rename_new(&self.names.live, &first) {
-            // Somebody else was quicker.
+            // Another program renamed it first.
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
             renamed => renamed.map_err(Error::io("rename", &self.names.live))?,
         }
         drop(held);
         self.leave(&meta, true);
-        failpoint::hit(Step::LiveMoved, &first)?;
+        failpoint::hit(CrashPoint::LiveMoved, &first)?;
         self.open_live()?;
-        failpoint::hit(Step::LiveCreated, &self.names.live)?;
+        failpoint::hit(CrashPoint::LiveCreated, &self.names.live)?;
         self.record()
     }
 }
 
 impl Write for LogWriter {
-    /// Writes at least one byte of a `bytes` that is not empty, and rotates before it when it must.
+    /// Writes at least one byte, unless `bytes` is empty. Rotates first if necessary.
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         Ok(self.write_some(bytes)?)
     }

@@ -1,4 +1,4 @@
-//! A disk that is full: a real limit of the kernel, which takes a part of a write and then refuses.
+//! A full disk: a real limit of the kernel, which accepts a part of a write and then fails.
 #![expect(clippy::unwrap_used, reason = "tests")]
 
 use std::env;
@@ -12,7 +12,7 @@ use podmesh_logrotate::{Error, LogWriter, RotationPolicy};
 
 const DIR: &str = "PODMESH_TEST_FULL_DIR";
 
-/// Not a test by itself: runs in a process of its own, whose files may have 8 KiB.
+/// Not a test by itself: runs in a process of its own, whose files are limited to 8 KiB.
 #[test]
 fn child() {
     let Some(dir) = env::var_os(DIR) else { return };
@@ -40,10 +40,11 @@ fn child() {
 }
 
 #[test]
-fn the_writer_goes_on_when_there_is_room_again() {
+fn the_writer_continues_when_there_is_room_again() {
     let temp = tempfile::tempdir().unwrap();
     let run = Command::new("sh")
-        // In blocks of 512 bytes. The signal would end the process before it sees the error.
+        // In blocks of 512 bytes. Without the trap the signal would end the process before it sees
+        // the error.
         .args(["-c", "trap '' XFSZ; ulimit -S -f 16; exec \"$0\" --exact child"])
         .arg(env::current_exe().unwrap())
         .env(DIR, temp.path())

@@ -1,4 +1,4 @@
-//! A writer killed at any moment: what it had been told is written is there, once.
+//! A writer killed at any moment: every confirmed byte is there, exactly once.
 #![expect(clippy::unwrap_used, reason = "tests")]
 
 use std::env;
@@ -20,7 +20,8 @@ fn policy() -> RotationPolicy {
     }
 }
 
-/// The `n`th bytes of the stream are the numbers from 0 on, eight bytes each.
+/// The stream is the numbers from 0 on, eight bytes each; this returns the bytes from `from` to
+/// `to`.
 fn content(from: u64, to: u64) -> Vec<u8> {
     let all = from / 8..to.div_ceil(8);
     let bytes: Vec<u8> = all.flat_map(u64::to_le_bytes).collect();
@@ -28,8 +29,8 @@ fn content(from: u64, to: u64) -> Vec<u8> {
     bytes[skip..skip + usize::try_from(to - from).unwrap()].to_vec()
 }
 
-/// Not a test by itself: the process that gets killed. It says on stdout after each write how far
-/// it is.
+/// Not a test by itself: the process that gets killed. After each write it prints its offset to
+/// stdout.
 #[test]
 fn child() {
     let Some(dir) = env::var_os(DIR) else { return };
@@ -45,7 +46,7 @@ fn child() {
 }
 
 #[test]
-fn a_killed_writer_loses_and_doubles_nothing() {
+fn a_killed_writer_neither_loses_nor_duplicates_bytes() {
     let temp = tempfile::tempdir().unwrap();
     let mut told = 0;
     for kill in 1..=KILLS {
@@ -56,7 +57,7 @@ fn a_killed_writer_loses_and_doubles_nothing() {
             .spawn()
             .unwrap();
         let mut out = child.stdout.take().unwrap();
-        // Killed after some of its reports, in the midst of what it does next.
+        // Killed after some of its reports, during its next steps.
         let mut said = Vec::new();
         let mut buf = [0; 4096];
         while said.len() < usize::try_from(kill * 97).unwrap() {
@@ -67,13 +68,14 @@ fn a_killed_writer_loses_and_doubles_nothing() {
         child.kill().unwrap();
         child.wait().unwrap();
         out.read_to_end(&mut said).unwrap();
-        // The harness prints its own words first; a report is '#' and eight bytes, back to back.
+        // The harness prints its own text first; a report is '#' and eight bytes, back to back.
         let begin = said.iter().position(|byte| *byte == b'#').unwrap();
         for report in said[begin..].chunks_exact(9) {
             assert_eq!(report[0], b'#');
             told = u64::from_le_bytes(report[1..].try_into().unwrap());
         }
-        // Dropped at the end of the round: this process then compresses beside the next child.
+        // Dropped at the end of the round: this process then compresses while the next child
+        // writes.
         let writer = LogWriter::open(temp.path(), "stdout", policy()).unwrap();
         let end = writer.offset();
         assert!(end >= told && end <= told + 91, "kill {kill}: it said {told}, there are {end}");
@@ -81,7 +83,7 @@ fn a_killed_writer_loses_and_doubles_nothing() {
         let mut at = 0;
         while at < end {
             let chunk = reader.read_at(at, 1 << 16).unwrap();
-            assert_eq!(chunk.offset, at, "kill {kill}: a hole");
+            assert_eq!(chunk.offset, at, "kill {kill}: a gap");
             assert_eq!(chunk.bytes, content(at, chunk.end()), "kill {kill}");
             at = chunk.end();
         }

@@ -14,8 +14,8 @@ use podmesh_logrotate::{LogReader, LogWriter, RotationPolicy, wait_for_compressi
 
 const ROUNDS: usize = 4;
 
-/// The drop-in as an administrator would have it with the task logs switched on, for another data
-/// folder.
+/// Returns the drop-in with the task logs enabled and another data folder, as an administrator
+/// would set it up.
 fn config(data: &Path) -> String {
     let text =
         fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/podmesh.logrotate")).unwrap();
@@ -56,7 +56,7 @@ impl Rotator {
     }
 }
 
-/// Writes lines with odd bytes until told to stop; returns all that it wrote.
+/// Writes lines with odd bytes until told to stop. Returns all that it wrote.
 fn write(
     dir: PathBuf,
     name: &'static str,
@@ -84,7 +84,7 @@ fn write(
 fn await_that(what: &str, mut is_so: impl FnMut() -> bool) {
     let deadline = Instant::now() + Duration::from_secs(60);
     while !is_so() {
-        assert!(Instant::now() < deadline, "waited in vain: {what}");
+        assert!(Instant::now() < deadline, "timed out waiting until {what}");
         thread::sleep(Duration::from_millis(5));
     }
 }
@@ -99,7 +99,7 @@ fn dated(dir: &Path, name: &str) -> Vec<PathBuf> {
     paths
 }
 
-/// The dated files in order, then the live one, as `zcat -f` would print them.
+/// Returns the content of the dated files in order, then of the live one, as `zcat -f` prints them.
 fn concatenated(dir: &Path, name: &str) -> Vec<u8> {
     let mut bytes = Vec::new();
     for path in dated(dir, name) {
@@ -121,7 +121,7 @@ fn read(dir: &Path, name: &str) -> Vec<u8> {
     let mut bytes = Vec::new();
     loop {
         let chunk = reader.read_at(bytes.len() as u64, usize::MAX).unwrap();
-        assert_eq!(chunk.offset, bytes.len() as u64, "a hole in {}", dir.display());
+        assert_eq!(chunk.offset, bytes.len() as u64, "a gap in {}", dir.display());
         if chunk.bytes.is_empty() {
             return bytes;
         }
@@ -139,7 +139,7 @@ fn system_logrotate_and_a_writer_lose_nothing() {
 
     let daemon = (data.join("log"), "manager", RotationPolicy::default());
     let task = (data.join("logs/7/0/1"), "stdout", RotationPolicy::default());
-    // This one rotates by itself, too, all the while.
+    // This one also rotates by itself all the time.
     let small = RotationPolicy {
         file_bytes_max: 20_000,
         files_max: 9999,
@@ -162,16 +162,16 @@ fn system_logrotate_and_a_writer_lose_nothing() {
             .all(|(dir, name, _)| fs::metadata(live(dir, name)).is_ok_and(|meta| meta.len() > 0))
     };
     for round in 0..ROUNDS {
-        await_that("every writer goes on in the live name", all_live);
+        await_that("every writer has a new live file", all_live);
         rotator.run();
         for (dir, name, _) in &streams {
             let rotated = dated(dir, name).len();
-            // The busy one may have rotated itself a moment before, and have no file then.
+            // The busy one may just have rotated by itself, and then has no live file.
             let expected = if *name == "stderr" { rotated.min(round + 1) } else { round + 1 };
             assert_eq!(rotated, expected, "{name}");
         }
     }
-    await_that("every writer goes on in the live name", all_live);
+    await_that("every writer has a new live file", all_live);
     stop.store(true, Ordering::Relaxed);
     let written: Vec<_> = writers.into_iter().map(|writer| writer.join().unwrap()).collect();
     assert!(wait_for_compression(Duration::from_secs(60)));
@@ -179,7 +179,7 @@ fn system_logrotate_and_a_writer_lose_nothing() {
     for ((dir, name, _), written) in streams.iter().zip(&written) {
         let compressed =
             dated(dir, name).iter().filter(|path| path.to_str().unwrap().ends_with(".gz")).count();
-        // The busy one had no file in a round where it had just rotated itself.
+        // The busy one had no live file in a round where it had just rotated by itself.
         let most = ROUNDS - 1;
         assert!(
             if *name == "stderr" { compressed <= most } else { compressed == most },
@@ -192,7 +192,7 @@ fn system_logrotate_and_a_writer_lose_nothing() {
     }
     assert!(streams[2].0.join("stderr.log.1.gz").exists(), "it did not rotate by itself");
 
-    // After the task's end logrotate goes on, and its log can still be read, and written on.
+    // After the end of the task logrotate still works, and the log can still be read and continued.
     rotator.run();
     for ((dir, name, policy), written) in streams.iter().zip(&written) {
         assert!(!dir.join(format!("{name}.log")).exists());

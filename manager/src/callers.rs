@@ -14,10 +14,13 @@ use podmesh_protocol::limits::{CONNECTIONS_PER_KEY_MAX, PROTOCOL_VERSION};
 use podmesh_wire::Service;
 use podmesh_wire::front::{Admission, Gate, Who};
 use podmesh_wire::key::sha256;
+use podmesh_wire::route::Duplex;
 use tokio::sync::oneshot;
 use tokio::task::AbortHandle;
 
+use crate::heartbeat::Heartbeats;
 use crate::threads::{Inputs, stopping};
+use crate::turns::{CallerLine, ConnectionReads};
 
 /// Connections of one user of this machine at a time: as many as a large `xargs -P` makes.
 const CONNECTIONS_PER_USER_MAX: usize = 4096;
@@ -33,6 +36,7 @@ pub(crate) struct Callers {
 struct Shared {
     cluster: ClusterId,
     inputs: Inputs,
+    heartbeats: Heartbeats,
     /// The first half of every identity: that of a life of the manager before is none of now.
     life: [u8; 8],
     last_number: AtomicU64,
@@ -46,8 +50,8 @@ struct Table {
     /// The connections, by identity, and those that have ended while ROUTER still holds what they
     /// sent.
     connections: HashMap<[u8; 16], Connection>,
-    /// How many of them each has.
-    counts: HashMap<Who, usize>,
+    /// The callers that have connections.
+    present: HashMap<Who, Presence>,
     last_question: u64,
     /// Those who wait to join.
     joining: HashMap<u64, oneshot::Sender<JoinResult>>,
@@ -66,9 +70,17 @@ struct KnownKey {
 /// What became of a wish to join.
 type JoinResult = Result<(Role, Name), ErrorReply>;
 
+/// What all connections of a caller share.
+#[derive(Default)]
+struct Presence {
+    connections: usize,
+    line: CallerLine,
+}
+
 struct Connection {
     who: Who,
     caller: Caller,
+    reads: ConnectionReads,
     cut: AbortHandle,
     /// What was under way no longer counts, either.
     revoked: bool,
@@ -81,24 +93,26 @@ impl Callers {
         life: [u8; 8],
         keys: impl IntoIterator<Item = (PublicKey, Role, Name, bool)>,
         inputs: Inputs,
+        heartbeats: Heartbeats,
     ) -> Self {
         let known = |(key, role, name, renews)| (key, KnownKey { role, name, renews });
         let keys = keys.into_iter().map(known).collect();
         let table = Mutex::new(Table { keys, ..Table::default() });
         let last_number = AtomicU64::new(0);
-        Self { shared: Arc::new(Shared { cluster, inputs, life, last_number, table }) }
+        Self { shared: Arc::new(Shared { cluster, inputs, heartbeats, life, last_number, table }) }
     }
 
     fn lock(&self) -> MutexGuard<'_, Table> {
         self.shared.lock()
     }
 
-    /// Who sent by this identity. `None` when it was cut off.
-    pub(crate) fn of(&self, peer: &Peer) -> Option<Caller> {
+    /// Returns the caller with this identity, and the reads of its connection. `None` if it was cut
+    /// off.
+    pub(crate) fn of(&self, peer: &Peer) -> Option<(Caller, ConnectionReads)> {
         let identity = <[u8; 16]>::try_from(&*peer.0).ok()?;
         let table = self.lock();
         let connection = table.connections.get(&identity)?;
-        (!connection.revoked).then(|| connection.caller.clone())
+        (!connection.revoked).then(|| (connection.caller.clone(), connection.reads.clone()))
     }
 
     /// A connection has ended, and all that it sent was taken.
@@ -192,10 +206,10 @@ impl Shared {
 impl Table {
     /// A connection has ended. When it spoke, ROUTER may still hold what it sent.
     fn ended(&mut self, identity: [u8; 16], who: Who, spoke: bool) {
-        if let Some(count) = self.counts.get_mut(&who) {
-            *count -= 1;
-            if *count == 0 {
-                self.counts.remove(&who);
+        if let Some(presence) = self.present.get_mut(&who) {
+            presence.connections -= 1;
+            if presence.connections == 0 {
+                self.present.remove(&who);
             }
         }
         if !spoke {
@@ -220,22 +234,22 @@ impl Gate for Callers {
             Who::Key(_) => CONNECTIONS_PER_KEY_MAX,
             Who::User(_) => CONNECTIONS_PER_USER_MAX,
         };
-        let count = table.counts.entry(who).or_default();
-        if *count >= limit {
+        let presence = table.present.entry(who).or_default();
+        if presence.connections >= limit {
             let message =
                 format!("{} has {limit} connections, which is the limit: end some", caller.name);
             return Err(ErrorReply::new(ErrorCode::Overloaded, message));
         }
-        *count += 1;
+        presence.connections += 1;
+        let reads = presence.line.connection();
         if let Who::Key(key) = who
             && let Some(known) = table.keys.get_mut(&key)
             && std::mem::take(&mut known.renews)
         {
             self.shared.inputs.tell(Input::Access(AccessInput::RenewedKeyUsed { key }));
         }
-        table
-            .connections
-            .insert(identity, Connection { who, caller: caller.clone(), cut, revoked: false });
+        let connection = Connection { who, caller: caller.clone(), reads, cut, revoked: false };
+        table.connections.insert(identity, connection);
         drop(table);
         let shared = Arc::clone(&self.shared);
         let ended = Box::new(move |spoke| shared.lock().ended(identity, who, spoke));
@@ -273,6 +287,10 @@ impl Gate for Callers {
         }));
         let (role, name) = answer.await.map_err(|_| stopping())??;
         Ok((self.shared.cluster, role, name))
+    }
+
+    async fn heartbeats(&self, caller: Caller, stream: Box<dyn Duplex>, cut: AbortHandle) {
+        self.shared.heartbeats.serve(&caller, stream, cut).await;
     }
 
     fn refused(&self, from: Option<IpAddr>, why: &str) {

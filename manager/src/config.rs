@@ -1,46 +1,73 @@
-//! What the manager is told at its start, and why it may not start.
+//! The manager's configuration, and the errors that end it.
 
 use std::io;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use podmesh_protocol::limits::{HEARTBEAT_MS_DEFAULT, LEASE_MARGIN_MS, LEASE_MS_DEFAULT};
+use podmesh_protocol::limits::{
+    HEARTBEAT_MS_DEFAULT, KEEP_ATTEMPTS_DEFAULT, KEEP_MS_DEFAULT, LEASE_MARGIN_MS, LEASE_MS_DEFAULT,
+};
 use podmesh_wire::WireError;
 use podmesh_wire::address::ManagerAddress;
 use podmesh_wire::key::KeyError;
 
 use crate::StoreError;
 
-/// What the manager is told at its start.
+/// The configuration of a manager.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ManagerConfig {
-    /// The manager's own folder: the database, the lock, and [`Endpoint`](crate::Endpoint).
-    /// Created, with access for its owner alone, where it is missing.
+    /// The manager's data directory, with the database, the lock, and [`Endpoint`](crate::Endpoint).
+    /// If it is missing, it is created with access only for its owner.
     pub data_dir: PathBuf,
-    /// Where to listen on the network; port 0 takes a free one.
+    /// The network address to listen on. Port 0 selects a free port.
     pub listen: SocketAddr,
-    /// Where other machines reach it, `host:port` each, as join tokens say; found out where none
-    /// is given.
+    /// The addresses under which other machines reach the manager, each as `host:port`. Join tokens
+    /// contain them. If empty, the manager detects them.
     pub advertise: Vec<ManagerAddress>,
-    /// The folder for the sockets of this machine. Created where it is missing.
+    /// The folder for the local sockets. It is created if it is missing.
     pub sockets_dir: PathBuf,
-    /// The group whose members may use these sockets as operators. None: the owner alone, and
-    /// whoever has the group that new files get.
+    /// The group whose members may use the local sockets as operators. `None` leaves the sockets to
+    /// their owner and the default group of new files.
     pub sockets_group: Option<u32>,
-    /// How long a node counts as alive after a heartbeat.
+    /// How long a node is considered alive after a heartbeat.
     pub lease: Duration,
     /// The time between two heartbeats; at most half a lease.
     pub heartbeat: Duration,
-    /// How long after the end of a lease the tasks of a lost node are tried elsewhere, where
-    /// their job allows it: the time that its agent has to kill what it runs.
+    /// How long after the end of a lease the tasks of a lost node are retried on other nodes, if
+    /// their job allows it. Within this time the agent kills what it runs.
     pub lease_margin: Duration,
-    /// The highest priority that a job of an operator may have; admins have no such limit.
+    /// The highest priority that operators may give a job. Admins have no such limit.
     pub priority_max: i32,
+    /// How long the manager keeps what is no longer in use.
+    pub retention: Retention,
+}
+
+/// How long the manager keeps what is no longer in use.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Retention {
+    /// How long ended jobs are kept after their end.
+    pub age_max: Duration,
+    /// Maximum number of attempts of ended jobs that are kept; beyond it, the jobs that ended first
+    /// are removed. A job without attempts counts as one.
+    pub attempts_max: u64,
+    /// How long lost nodes and revoked keys are kept. The key of a lost node is revoked when the
+    /// node is removed.
+    pub nodes_age_max: Duration,
+}
+
+impl Default for Retention {
+    fn default() -> Self {
+        Self {
+            age_max: Duration::from_millis(KEEP_MS_DEFAULT),
+            attempts_max: KEEP_ATTEMPTS_DEFAULT,
+            nodes_age_max: Duration::from_millis(KEEP_MS_DEFAULT),
+        }
+    }
 }
 
 impl ManagerConfig {
-    /// The defaults with a folder and an address.
+    /// Returns the default configuration with a data directory and an address.
     pub fn new(data_dir: impl Into<PathBuf>, listen: SocketAddr) -> Self {
         let data_dir = data_dir.into();
         Self {
@@ -53,6 +80,7 @@ impl ManagerConfig {
             heartbeat: Duration::from_millis(HEARTBEAT_MS_DEFAULT),
             lease_margin: Duration::from_millis(LEASE_MARGIN_MS),
             priority_max: 0,
+            retention: Retention::default(),
         }
     }
 
@@ -60,7 +88,7 @@ impl ManagerConfig {
         let wrong = |why: String| Err(ManagerError::Config { why });
         if self.heartbeat < Duration::from_millis(1) || self.heartbeat > self.lease / 2 {
             return wrong(format!(
-                "the heartbeat interval of {} ms does not lie between 1 ms and half the lease of {} ms",
+                "the heartbeat interval is {} ms, but must be between 1 ms and half the lease of {} ms",
                 self.heartbeat.as_millis(),
                 self.lease.as_millis()
             ));
@@ -69,14 +97,14 @@ impl ManagerConfig {
     }
 }
 
-/// Why the manager does not start, or ended.
+/// Why the manager did not start, or stopped.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ManagerError {
     /// The configuration contradicts itself.
     #[error("{why}")]
     Config {
-        /// How.
+        /// The contradiction.
         why: String,
     },
     /// The data directory cannot be used.
@@ -85,14 +113,14 @@ pub enum ManagerError {
         path.display()
     )]
     DataDir {
-        /// Which.
+        /// The data directory.
         path: PathBuf,
-        /// What was tried.
+        /// The operation that failed.
         doing: String,
         /// Why it failed.
         source: io::Error,
     },
-    /// Another manager has it.
+    /// Another manager uses the data directory.
     #[error(
         "another manager{} uses the data directory {}: stop that one, or choose another directory (--data-dir)",
         pid.map(|pid| format!(" (process {pid})")).unwrap_or_default(),
@@ -101,16 +129,16 @@ pub enum ManagerError {
     AlreadyRunning {
         /// The data directory.
         path: PathBuf,
-        /// The other manager's process, where it is known.
+        /// The process ID of the other manager, if known.
         pid: Option<u32>,
     },
-    /// The database cannot be used, or can no longer be.
+    /// The database cannot be used, or can no longer be used.
     #[error(transparent)]
     Store(#[from] StoreError),
-    /// An address or a folder cannot be listened on.
+    /// The manager cannot listen on an address or in a folder.
     #[error("{source}; choose another address (--listen) or data directory (--data-dir)")]
     Listen {
-        /// Why it cannot.
+        /// Why.
         source: WireError,
     },
     /// The manager's key cannot be used.
@@ -127,12 +155,12 @@ pub enum ManagerError {
         /// Why.
         source: io::Error,
     },
-    /// A part of the manager ended on its own; a bug of podmesh.
+    /// A part of the manager ended unexpectedly. This is a bug of podmesh.
     #[error(
-        "the part `{part}` of the manager ended by itself, which is a bug of podmesh: see the log"
+        "the part `{part}` of the manager ended unexpectedly; this is a bug of podmesh, see the log"
     )]
     Ended {
-        /// Which part.
+        /// The name of the part.
         part: &'static str,
     },
 }

@@ -1,16 +1,17 @@
-//! The manager's life: everything that it starts, and the order in which it stops.
+//! The manager's daemon: everything that it starts, and the order in which it stops.
 
+use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
 use crossbeam_channel::bounded;
 use podmesh_manager_core::{Core, CoreConfig};
-use podmesh_protocol::ids::InstanceId;
+use podmesh_protocol::ids::{InstanceId, Name};
 use podmesh_protocol::limits::STORE_QUEUE_STEPS;
 use podmesh_wire::WireError;
 use podmesh_wire::control::{ManagerReceiver, ManagerSender, ManagerSocket};
-use podmesh_wire::front::{Front, FrontConfig, HeartbeatStream};
+use podmesh_wire::front::{Front, FrontConfig};
 use podmesh_wire::key::digest_of;
 use podmesh_wire::machine;
 use podmesh_wire::manager_keys::{ManagerKeys, ShownKeys};
@@ -30,39 +31,58 @@ use crate::own_key::OwnKey;
 use crate::publisher::{self, Beacon, Hints};
 use crate::requests::{Manager, Questions};
 use crate::store::{Closing, Store, StoreError};
-use crate::threads::{Inputs, Part, Reads, run_core, run_reads, yield_to_others};
+use crate::threads::{Inputs, ManagerThread, Reads, run_core, run_reads, yield_to_others};
 use crate::tokens::Tokens;
+use crate::turns::Turns;
 use crate::waiters::Waiters;
-use crate::{data_dir, router, sender, store};
+use crate::{data_dir, retention, router, sender, store};
 
-/// The folder in the data directory for sockets between the front and ZeroMQ.
+/// The folder in the data directory for the sockets between the front and ZeroMQ.
 const PRIVATE_DIR: &str = "private";
-/// Threads for TLS and the guard.
+/// The number of threads for TLS and the guard.
 const FRONT_THREADS: usize = 2;
-/// Commits whose effects wait for the sender at the most; then the store waits, too.
+/// The most commits whose effects wait for the sender. When it is reached, the store waits, too.
 const COMMITS_MAX: usize = 16;
-/// How long requests that are held may take to be answered when the manager stops.
+/// How long the manager waits for replies to waiting requests when it stops.
 const HELD_LIMIT: Duration = Duration::from_secs(3);
-/// How long the sockets stay when all is sent: what is queued in them leaves on its own.
+/// How long the sockets stay open after everything is sent, so that their queues can empty.
 const LINGER: Duration = Duration::from_millis(100);
 
 /// Runs a manager until `shutdown` is done. `ready` is called once it serves.
 ///
-/// A stop is orderly: what was read is committed, and its replies are sent. When this future is
-/// dropped instead, or the process dies, a later start recovers: nothing that was acknowledged is
-/// lost.
+/// A stop is orderly: received requests are committed and their replies are sent. If this future is
+/// dropped, or the process dies, a later start recovers. Nothing that was acknowledged is lost.
 ///
 /// # Errors
-/// When it cannot start, or when a part of it fails; the disk, for instance. It has stopped then.
-pub async fn run(
+/// Fails if the manager cannot start, or if a part of it fails, such as the disk. It has stopped
+/// then.
+pub fn run<'a>(
     config: ManagerConfig,
-    ready: impl FnOnce(Endpoint),
-    shutdown: impl Future<Output = ()>,
+    ready: impl FnOnce(Endpoint) + Send + 'a,
+    shutdown: impl Future<Output = ()> + Send + 'a,
+) -> Running<'a> {
+    run_until(config, Box::new(ready), Box::pin(shutdown))
+}
+
+type Running<'a> = Pin<Box<dyn Future<Output = Result<(), ManagerError>> + Send + 'a>>;
+type Ready<'a> = Box<dyn FnOnce(Endpoint) + Send + 'a>;
+type Shutdown<'a> = Pin<Box<dyn Future<Output = ()> + Send + 'a>>;
+
+/// Not generic, and boxed, so that the whole manager is compiled in this crate, and not again in its
+/// callers.
+fn run_until<'a>(config: ManagerConfig, ready: Ready<'a>, shutdown: Shutdown<'a>) -> Running<'a> {
+    Box::pin(run_all(config, ready, shutdown))
+}
+
+async fn run_all(
+    config: ManagerConfig,
+    ready: Ready<'_>,
+    shutdown: Shutdown<'_>,
 ) -> Result<(), ManagerError> {
     config.validate()?;
     machine::raise_open_files();
     let data_dir = config.data_dir.clone();
-    // Opening may take long: a log to recover after a kill.
+    // Opening can take long, for instance to recover the log after a kill.
     let (lock, store) = tokio::task::spawn_blocking(move || {
         let lock = data_dir::lock(&data_dir)?;
         Ok::<_, ManagerError>((lock, store::open(&data_dir)?))
@@ -86,18 +106,18 @@ pub async fn run(
     let file = endpoint
         .write(&config.data_dir)
         .map_err(|e| data_dir::cannot_write(&config.data_dir, ENDPOINT_FILE, e))?;
-    tracing::info!(address = %endpoint.address, cluster = %endpoint.cluster, "the manager serves");
+    tracing::info!(address = %endpoint.address, cluster = %endpoint.cluster, "the manager is ready");
     ready(endpoint);
     let result = tokio::select! {
         error = parts.failed() => Err(error),
         () = shutdown => Ok(()),
     };
-    // From here on nobody is to find it.
+    // New clients must not find a stopping manager.
     drop(file);
     match result {
         Ok(()) => parts.stop().await,
         Err(error) => {
-            tracing::error!(%error, "the manager stops");
+            tracing::error!(%error, "the manager is stopping");
             Err(error)
         }
     }
@@ -106,7 +126,6 @@ pub async fn run(
 /// The listeners.
 struct Sockets {
     front: Front,
-    heartbeats: mpsc::UnboundedReceiver<HeartbeatStream>,
     control: ManagerSocket,
     publisher: Publisher,
 }
@@ -114,36 +133,36 @@ struct Sockets {
 impl Sockets {
     async fn bind(config: &ManagerConfig, keys: ShownKeys) -> Result<Self, ManagerError> {
         let listen = |source| ManagerError::Listen { source };
-        let (heartbeats_sender, heartbeats) = mpsc::unbounded_channel();
         let (front, inner) = Front::bind(FrontConfig {
             listen: config.listen,
             keys,
             local_dir: config.sockets_dir.clone(),
             group: config.sockets_group,
             private_dir: config.data_dir.join(PRIVATE_DIR),
-            heartbeats: heartbeats_sender,
         })
         .map_err(listen)?;
         let control = ManagerSocket::bind(inner.control).await.map_err(listen)?;
         let publisher = Publisher::bind(inner.publications).await.map_err(listen)?;
-        Ok(Self { front, heartbeats, control, publisher })
+        Ok(Self { front, control, publisher })
     }
 }
 
-/// Everything that runs. Dropped, the tasks end at once, and with them the threads.
+/// The running parts. Dropping them ends the tasks at once, and with them the threads.
 struct Parts {
     manager: Arc<Manager>,
-    /// Until the stop, which takes its time.
+    /// `None` during a stop, which may take long.
     watching: Option<Watching>,
     stopping: watch::Sender<bool>,
-    core: Part<()>,
-    store: Part<Result<(), StoreError>>,
-    reads: Part<Result<(), StoreError>>,
-    lookups: Part<Result<(), StoreError>>,
-    heartbeats: Part<std::io::Result<()>>,
-    front: Part<std::io::Result<()>>,
-    /// Dropped, it ends the front.
+    core: ManagerThread<()>,
+    store: ManagerThread<Result<(), StoreError>>,
+    reads: ManagerThread<Result<(), StoreError>>,
+    lookups: ManagerThread<Result<(), StoreError>>,
+    heartbeats: ManagerThread<std::io::Result<()>>,
+    front: ManagerThread<std::io::Result<()>>,
+    /// Dropping it ends the front.
     front_stop: Option<oneshot::Sender<()>>,
+    /// Until the stop.
+    retention: Option<Task<()>>,
     router: Task<Result<(JoinSet<()>, ManagerReceiver), WireError>>,
     sender: Task<ManagerSender>,
     publisher: Task<Publisher>,
@@ -152,15 +171,15 @@ struct Parts {
 
 impl Drop for Parts {
     fn drop(&mut self) {
-        // These threads hold the means to be told something themselves: nothing else ends them.
-        // The core ends the store with it, and the reader goes with the last task.
+        // These threads hold senders to their own channels, so nothing else ends them. The end of
+        // the core ends the store, and the end of the last task ends the readers.
         self.manager.heartbeats.stop();
         self.manager.inputs.stop();
     }
 }
 
-/// The whole life of the front's thread: with a runtime of its own, so that a flood of strangers
-/// and the work of TLS do not hold up anything else.
+/// Runs the front's thread. It has its own runtime, so that a flood of connections and the work of
+/// TLS do not delay anything else.
 fn run_front(
     front: Front,
     callers: Callers,
@@ -178,7 +197,7 @@ fn run_front(
             tokio::time::sleep(BEAT_EVERY).await;
         }
     };
-    // On a worker, as the connections are.
+    // Runs on a worker thread, like the connections.
     runtime.spawn(beats);
     let result = runtime.block_on(async {
         tokio::select! {
@@ -186,13 +205,13 @@ fn run_front(
             _ = stopped => Ok(()),
         }
     });
-    // The connections end now, each when what waits for its peer has left.
+    // Connections end now, each after it has sent what waits for its peer.
     runtime.block_on(async { tokio::time::sleep(LINGER).await });
     runtime.shutdown_background();
     result
 }
 
-/// A task that ends when this is dropped.
+/// A task that is aborted when this is dropped.
 struct Task<T>(JoinHandle<T>);
 
 impl<T> Drop for Task<T> {
@@ -205,6 +224,12 @@ fn ended(part: &'static str) -> impl Fn(JoinError) -> ManagerError {
     move |_| ManagerError::Ended { part }
 }
 
+/// The name that events give for what the manager does by itself.
+#[expect(clippy::expect_used, reason = "letters are a name")]
+fn own_name() -> Name {
+    "manager".parse().expect("a valid name")
+}
+
 impl Parts {
     fn start(
         config: &ManagerConfig,
@@ -214,12 +239,12 @@ impl Parts {
         shown: ShownKeys,
         closing: Arc<Closing>,
     ) -> Result<Self, ManagerError> {
-        let clock = Clock::start();
+        let clock = Clock::start(store.age_ms);
         let (lease_ms, heartbeat_ms) = (millis(config.lease), millis(config.heartbeat));
         let core_config =
             CoreConfig { lease_ms, heartbeat_ms, margin_ms: millis(config.lease_margin) };
         let mut watchdog = Watchdog::default();
-        let Store { writer, history, lookups, snapshot } = store;
+        let Store { writer, history, lookups, snapshot, .. } = store;
         let (inputs, inputs_receiver) = Inputs::new();
         let (reads, reads_receiver) = Reads::new();
         let (lookups_sender, lookups_receiver) = Reads::new();
@@ -229,7 +254,8 @@ impl Parts {
         let life = <[u8; 8]>::try_from(&endpoint.instance.0.as_bytes()[..8]).unwrap_or_default();
         let keys = snapshot.keys.iter().filter(|row| !row.revoked);
         let keys = keys.map(|row| (row.key, row.role, row.name.clone(), row.renews.is_some()));
-        let callers = Callers::new(endpoint.cluster, life, keys, inputs.clone());
+        let callers =
+            Callers::new(endpoint.cluster, life, keys, inputs.clone(), heartbeats.clone());
         let writer_stopping = stopping_receiver.clone();
         let manager = Arc::new(Manager {
             data_dir: config.data_dir.clone(),
@@ -249,7 +275,9 @@ impl Parts {
             hints: Arc::new(Hints::default()),
             log_reads: LogReads::default(),
             waiters: Waiters::default(),
-            questions: Questions::default(),
+            turns: Turns::new(),
+            explanations: Questions::default(),
+            removals: Questions::default(),
             stopping: stopping_receiver,
         });
 
@@ -257,34 +285,35 @@ impl Parts {
         let (committed, committed_receiver) = mpsc::channel(COMMITS_MAX);
         let writing = Arc::clone(&closing);
         let pulse = watchdog.pulse("store");
-        let store = Part::start("podmesh-store", move || {
+        let store = ManagerThread::start("podmesh-store", move || {
             let result = writer.run(&steps_receiver, &committed, &writer_stopping, &pulse);
             writing.closed(result.is_ok());
             result
         })?;
         let pulse = watchdog.pulse("core");
-        let core = Part::start("podmesh-core", move || {
+        let core = ManagerThread::start("podmesh-core", move || {
             let core = Core::new(clock.now(), core_config, snapshot);
             run_core(core, clock, &inputs_receiver, &steps, &pulse);
         })?;
         let reading = Arc::clone(&closing);
-        let reads = Part::start("podmesh-reads", move || {
+        let reads = ManagerThread::start("podmesh-reads", move || {
             yield_to_others();
             let result = run_reads(history, &reads_receiver);
             reading.closed(result.is_ok());
             result
         })?;
-        let lookups = Part::start("podmesh-lookups", move || {
+        let lookups = ManagerThread::start("podmesh-lookups", move || {
             let result = run_reads(lookups, &lookups_receiver);
             closing.closed(result.is_ok());
             result
         })?;
-        let Sockets { front, heartbeats: streams, control, publisher } = sockets;
-        let heartbeats = Part::start("podmesh-beats", move || heartbeats.run(streams))?;
+        let Sockets { front, control, publisher } = sockets;
+        let heartbeats = ManagerThread::start("podmesh-beats", move || heartbeats.run())?;
         let (front_stop, front_stopped) = oneshot::channel();
         let pulse = watchdog.pulse("front");
-        let front =
-            Part::start("podmesh-front", move || run_front(front, callers, front_stopped, pulse))?;
+        let front = ManagerThread::start("podmesh-front", move || {
+            run_front(front, callers, front_stopped, pulse)
+        })?;
 
         let (receiver, sender) = control.split();
         let router = tokio::spawn(router::run(
@@ -306,6 +335,8 @@ impl Parts {
         let publisher = tokio::spawn(publisher::run(publisher, hints, beacon, async move {
             _ = stopped.wait_for(|stopped| *stopped).await;
         }));
+        let kept = config.retention.clone();
+        let retention = tokio::spawn(retention::run(Arc::clone(&manager), kept, own_name()));
         let watching = watchdog
             .start()
             .map_err(|source| ManagerError::Thread { name: "podmesh-watch", source })?;
@@ -320,6 +351,7 @@ impl Parts {
             heartbeats,
             front,
             front_stop: Some(front_stop),
+            retention: Some(Task(retention)),
             router: Task(router),
             sender: Task(sender),
             publisher: Task(publisher),
@@ -327,11 +359,11 @@ impl Parts {
         })
     }
 
-    /// The first part that ends though nobody stopped it, and why.
+    /// Waits until a part ends unexpectedly, and returns why.
     async fn failed(&mut self) -> ManagerError {
         let ended = |part| ManagerError::Ended { part };
         tokio::select! {
-            // When the store fails, others end for it: its word counts.
+            // If the store fails, other parts end because of it, so its error comes first.
             biased;
             result = self.store.ended() => match result {
                 Ok(Ok(())) => ended("podmesh-store"),
@@ -368,7 +400,7 @@ impl Parts {
         }
     }
 
-    /// The core ends by itself when the store has failed and says why, or by a panic.
+    /// Returns why the core has ended: because the store has failed, or by a panic.
     async fn core_ended(&mut self, result: Result<(), ManagerError>) -> ManagerError {
         match (result, self.store.ended().await) {
             (_, Ok(Err(error))) => error.into(),
@@ -377,18 +409,18 @@ impl Parts {
         }
     }
 
-    /// Stops: first what comes in, then the core, then the store, then what goes out.
+    /// Stops the parts in order: first the inputs, then the core, the store, and the outputs.
     async fn stop(mut self) -> Result<(), ManagerError> {
-        tracing::info!("the manager stops");
-        drop(self.watching.take());
+        tracing::info!("the manager is stopping");
+        drop((self.watching.take(), self.retention.take()));
         self.stopping.send_replace(true);
         let (mut held, receiver) = (&mut self.router.0).await.map_err(ended("router"))??;
-        // What was asked is still answered, for which the core and the reader must go on.
+        // Waiting requests are still answered, for which the core and the reader must run.
         let all_answered = async { while held.join_next().await.is_some() {} };
         if tokio::time::timeout(HELD_LIMIT, all_answered).await.is_err() {
-            tracing::warn!("requests were left without an answer");
+            tracing::warn!("some requests were not answered before the stop");
         }
-        // Submissions are looked up first: those before this are with the core now.
+        // Submissions are looked up before they go to the core. After this read, the core has all.
         _ = self.manager.lookups.run(|_| Ok(())).await;
         self.manager.inputs.stop();
         self.core.ended().await?;

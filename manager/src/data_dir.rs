@@ -1,4 +1,4 @@
-//! The manager's folder, and the lock that makes it one manager's.
+//! The manager's data directory, and the lock that allows only one manager to use it.
 
 use std::fs::{self, DirBuilder, File, TryLockError};
 use std::io;
@@ -10,13 +10,13 @@ use crate::endpoint::Endpoint;
 
 const LOCK_FILE: &str = "manager.lock";
 
-/// Holds the folder until it is dropped; the kernel lets go of it when the process dies.
+/// The lock of a data directory. It is released when it is dropped or the process ends.
 #[derive(Debug)]
 pub(crate) struct DataDirLock {
     _file: File,
 }
 
-/// Creates the folder where it is missing, and takes its lock.
+/// Creates the data directory if it is missing, and locks it.
 pub(crate) fn lock(path: &Path) -> Result<DataDirLock, ManagerError> {
     let error = |doing: &str| {
         let doing = doing.to_owned();
@@ -45,14 +45,14 @@ pub(crate) fn lock(path: &Path) -> Result<DataDirLock, ManagerError> {
     }
 }
 
-/// Whether a manager uses the folder.
+/// Returns whether a manager uses the data directory.
 pub(crate) fn in_use(path: &Path) -> bool {
     let Ok(file) = File::open(path.join(LOCK_FILE)) else { return false };
-    // Given back at once: a manager that starts in this very moment would be refused.
+    // The lock is released at once. A manager that starts at this moment would be refused.
     matches!(file.try_lock_shared(), Err(TryLockError::WouldBlock))
 }
 
-/// The error for what went wrong with a file in the folder.
+/// Returns the error for a failure to write a file in the data directory.
 pub(crate) fn cannot_write(path: &Path, name: &str, source: io::Error) -> ManagerError {
     ManagerError::DataDir { path: path.into(), doing: format!("writing {name} in it"), source }
 }
@@ -65,7 +65,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_folder_belongs_to_one_manager_at_a_time() {
+    fn only_one_manager_at_a_time_can_lock_a_directory() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("state/manager");
         let first = lock(&path).unwrap();
@@ -79,7 +79,7 @@ mod tests {
     }
 
     #[test]
-    fn a_folder_that_cannot_be_made_is_named() {
+    fn the_error_names_a_directory_that_cannot_be_created() {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("file");
         fs::write(&file, "").unwrap();

@@ -1,4 +1,4 @@
-//! Where the manager of a data directory can be reached, as a file in it.
+//! The file in the data directory that says where its manager can be reached.
 
 use std::fs;
 use std::io::{self, Write};
@@ -12,51 +12,51 @@ use serde::{Deserialize, Serialize};
 /// The file's name in the manager's data directory.
 pub const ENDPOINT_FILE: &str = "endpoint.json";
 
-/// Where a manager that runs can be reached. It lies as JSON in its data directory while it
-/// serves; one that was killed leaves it behind.
+/// Where a running manager can be reached. It is stored as JSON in the data directory while the
+/// manager runs. A manager that was killed leaves it behind.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Endpoint {
-    /// Where it listens on the network.
+    /// The address that it listens on.
     pub address: SocketAddr,
-    /// The folder with its sockets for this machine.
+    /// The folder with its sockets for clients on this machine.
     pub sockets: PathBuf,
     /// The digest of its key, in hexadecimal.
     pub key: String,
-    /// Its process.
+    /// The ID of its process.
     pub pid: u32,
-    /// Its life: a new one after every start.
+    /// Identifies this run of the manager. It is new after every start.
     pub instance: InstanceId,
-    /// Whose manager it is.
+    /// The cluster of the manager.
     pub cluster: ClusterId,
-    /// The version of its program, for display.
+    /// The version of the program, for display.
     pub version: String,
 }
 
-/// Why there is no endpoint.
+/// An error of reading an endpoint.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum EndpointError {
-    /// No manager serves from this directory.
+    /// No manager runs on this data directory.
     #[error("no manager runs on the data directory {}: start one with `podmesh manager`", path.display())]
     NoManager {
         /// The data directory.
         path: PathBuf,
     },
     /// The file cannot be read.
-    #[error("{} cannot be read: {source}", path.display())]
+    #[error("cannot read {}: {source}", path.display())]
     Unreadable {
         /// The file.
         path: PathBuf,
-        /// Why.
+        /// The cause.
         source: io::Error,
     },
 }
 
 impl Endpoint {
-    /// The endpoint of the manager of a data directory.
+    /// Reads the endpoint of the manager of a data directory.
     ///
     /// # Errors
-    /// When there is none, or it cannot be read.
+    /// If there is no endpoint, or it cannot be read.
     pub fn read(data_dir: &Path) -> Result<Self, EndpointError> {
         let path = data_dir.join(ENDPOINT_FILE);
         let text = match fs::read(&path) {
@@ -70,13 +70,13 @@ impl Endpoint {
             .map_err(|e| EndpointError::Unreadable { path, source: e.into() })
     }
 
-    /// Writes it, until the manager ends.
+    /// Writes the endpoint. Dropping the result removes it.
     pub(crate) fn write(&self, data_dir: &Path) -> io::Result<EndpointFile> {
         self.put(data_dir)?;
         Ok(EndpointFile { path: data_dir.join(ENDPOINT_FILE) })
     }
 
-    /// Writes it: whoever reads finds all of it or nothing.
+    /// Writes the endpoint atomically: a reader never sees a part of it.
     pub(crate) fn put(&self, data_dir: &Path) -> io::Result<()> {
         let path = data_dir.join(ENDPOINT_FILE);
         let new = path.with_extension("json.new");
@@ -101,7 +101,7 @@ pub(crate) struct EndpointFile {
 impl Drop for EndpointFile {
     fn drop(&mut self) {
         if let Err(error) = fs::remove_file(&self.path) {
-            tracing::warn!(path = %self.path.display(), %error, "cannot remove the endpoint");
+            tracing::warn!(path = %self.path.display(), %error, "cannot remove the endpoint file");
         }
     }
 }
@@ -116,7 +116,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn it_reads_back_what_was_written_and_goes_with_the_manager() {
+    fn an_endpoint_is_read_back_and_removed_with_the_manager() {
         let dir = tempfile::tempdir().unwrap();
         let endpoint = Endpoint {
             address: "[::1]:7770".parse().unwrap(),
@@ -138,7 +138,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_that_is_none_is_an_error() {
+    fn an_invalid_endpoint_file_is_an_error() {
         let dir = tempfile::tempdir().unwrap();
         fs::write(dir.path().join(ENDPOINT_FILE), "{").unwrap();
         let said = Endpoint::read(dir.path()).unwrap_err().to_string();

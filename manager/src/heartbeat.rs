@@ -1,5 +1,5 @@
-//! Heartbeats: a thread of their own, so that nothing else in the manager makes a node look dead.
-//! Their streams come from the front, which knows who sends them.
+//! Heartbeats. The front's threads answer them, and a separate thread notices silence, so that nothing
+//! else in the manager makes a node look dead.
 
 use std::collections::HashMap;
 use std::io;
@@ -10,20 +10,19 @@ use podmesh_manager_core::input::{HeartbeatChange, Input};
 use podmesh_manager_core::lease::LeaseTable;
 use podmesh_protocol::access::{Caller, Role};
 use podmesh_protocol::ids::{Epoch, Name};
-use podmesh_wire::front::HeartbeatStream;
 use podmesh_wire::heartbeat::{Beat, read_beat, write_beat};
-use tokio::io::DuplexStream;
-use tokio::sync::{Notify, mpsc};
+use podmesh_wire::route::Duplex;
+use tokio::sync::Notify;
 use tokio::task::AbortHandle;
 use tokio::time::timeout;
 
 use crate::clock::Clock;
 use crate::threads::Inputs;
 
-/// How long a new stream may take to its first beat, and an answer to leave.
+/// The time limit for the first beat of a new stream, and for sending an answer.
 const BEAT_LIMIT: Duration = Duration::from_secs(5);
 
-/// The sessions that are watched; shared with whoever opens and closes them.
+/// A shared handle to the watched sessions.
 #[derive(Clone)]
 pub(crate) struct Heartbeats {
     shared: Arc<Shared>,
@@ -33,7 +32,7 @@ struct Shared {
     clock: Clock,
     inputs: Inputs,
     table: Mutex<Table>,
-    /// The next wakeup has changed, or the thread is to end.
+    /// Notified when the next wakeup has changed, or the thread must end.
     changed: Notify,
 }
 
@@ -62,7 +61,7 @@ impl Heartbeats {
         Self { shared: Arc::new(shared) }
     }
 
-    /// Watches a session from now on.
+    /// Starts watching a session.
     pub(crate) fn open(&self, epoch: Epoch, node: Name) {
         let mut table = self.shared.lock();
         table.leases.open(self.shared.clock.mono_ms(), epoch);
@@ -71,7 +70,7 @@ impl Heartbeats {
         self.shared.changed.notify_one();
     }
 
-    /// Watches it no more, and drops its stream.
+    /// Stops watching a session, and closes its stream.
     pub(crate) fn close(&self, epoch: Epoch) {
         let mut table = self.shared.lock();
         table.leases.close(epoch);
@@ -80,30 +79,52 @@ impl Heartbeats {
         }
     }
 
-    /// Lets the thread end.
+    /// Tells the thread to end.
     pub(crate) fn stop(&self) {
         self.shared.lock().stopping = true;
         self.shared.changed.notify_one();
     }
 
-    /// Takes heartbeats until [`Heartbeats::stop`]: the whole life of the thread.
+    /// Watches for silence until [`Heartbeats::stop`].
     ///
     /// # Errors
-    /// When the thread's own runtime cannot be made.
-    pub(crate) fn run(&self, streams: mpsc::UnboundedReceiver<HeartbeatStream>) -> io::Result<()> {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-        runtime.block_on(async {
-            let accepting = tokio::spawn(accept(Arc::clone(&self.shared), streams));
-            self.shared.watch().await;
-            accepting.abort();
-            Ok(())
-        })
+    /// If the thread's own runtime cannot be made.
+    pub(crate) fn run(&self) -> io::Result<()> {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build()?;
+        runtime.block_on(self.shared.watch());
+        Ok(())
+    }
+
+    /// Answers the beats of a stream until it ends or its session does. `own` ends this call.
+    pub(crate) async fn serve(
+        &self,
+        caller: &Caller,
+        mut stream: Box<dyn Duplex>,
+        own: AbortHandle,
+    ) {
+        let shared = &self.shared;
+        let Ok(Ok(first)) = timeout(BEAT_LIMIT, read_beat(&mut stream)).await else { return };
+        let epoch = first.epoch;
+        let Some(number) = shared.adopt(epoch, caller, own) else { return };
+        let mut beat: Beat = first;
+        loop {
+            let answered = timeout(BEAT_LIMIT, write_beat(&mut stream, &beat)).await;
+            if !matches!(answered, Ok(Ok(()))) {
+                break;
+            }
+            // Silence ends the lease, which ends the session and this task.
+            match read_beat(&mut stream).await {
+                Ok(next) if next.epoch == epoch && shared.beat(epoch, number) => beat = next,
+                Ok(_) | Err(_) => break,
+            }
+        }
+        shared.ended(epoch, number);
     }
 }
 
 impl Shared {
     fn lock(&self) -> MutexGuard<'_, Table> {
-        // No code that can panic runs while it is held.
+        // No code that can panic runs while the lock is held.
         self.table.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -111,7 +132,7 @@ impl Shared {
         self.inputs.tell(Input::HeartbeatChanged { epoch, change });
     }
 
-    /// Notices silence.
+    /// Reports sessions whose heartbeats are late or whose leases have expired.
     async fn watch(&self) {
         let mut changes = Vec::new();
         loop {
@@ -142,8 +163,8 @@ impl Shared {
         }
     }
 
-    /// The first beat of a stream: it takes the place of an older stream of the session. `None`
-    /// when there is no such session, or it is that of another node.
+    /// Handles the first beat of a stream, which replaces an older stream of the session. Returns the
+    /// stream's number; `None` if there is no such session, or it belongs to another node.
     fn adopt(&self, epoch: Epoch, caller: &Caller, task: AbortHandle) -> Option<u64> {
         let change;
         let number;
@@ -170,11 +191,11 @@ impl Shared {
         Some(number)
     }
 
-    /// A further beat. False when the stream is no longer that of the session.
+    /// Handles a further beat. Returns false if the session has another stream or has ended.
     fn beat(&self, epoch: Epoch, number: u64) -> bool {
         let change = {
             let mut table = self.lock();
-            // After its lease an answer would give the agent another one.
+            // After the lease has expired, an answer would extend it.
             if !table.is_stream(epoch, number) || !table.leases.watches(epoch) {
                 return false;
             }
@@ -186,7 +207,7 @@ impl Shared {
         true
     }
 
-    /// A stream has ended: that counts where no other one has taken its place.
+    /// Handles the end of a stream. It is ignored if another stream has replaced it.
     fn ended(&self, epoch: Epoch, number: u64) {
         let change = {
             let mut table = self.lock();
@@ -208,39 +229,4 @@ impl Table {
     fn is_stream(&self, epoch: Epoch, number: u64) -> bool {
         matches!(self.sessions.get(&epoch), Some((_, Some(stream))) if stream.number == number)
     }
-}
-
-/// Streams are as many as the front lets in: so many of each key.
-async fn accept(shared: Arc<Shared>, mut streams: mpsc::UnboundedReceiver<HeartbeatStream>) {
-    while let Some((caller, stream)) = streams.recv().await {
-        let shared = Arc::clone(&shared);
-        let (sender, own) = tokio::sync::oneshot::channel();
-        let task = tokio::spawn(async move {
-            // Sent right below.
-            if let Ok(own) = own.await {
-                serve(&shared, &caller, stream, own).await;
-            }
-        });
-        _ = sender.send(task.abort_handle());
-    }
-}
-
-/// The life of one stream.
-async fn serve(shared: &Shared, caller: &Caller, mut stream: DuplexStream, own: AbortHandle) {
-    let Ok(Ok(first)) = timeout(BEAT_LIMIT, read_beat(&mut stream)).await else { return };
-    let epoch = first.epoch;
-    let Some(number) = shared.adopt(epoch, caller, own) else { return };
-    let mut beat: Beat = first;
-    loop {
-        let answered = timeout(BEAT_LIMIT, write_beat(&mut stream, &beat)).await;
-        if !matches!(answered, Ok(Ok(()))) {
-            break;
-        }
-        // Silence is the lease's matter: it ends the session, and that ends this task.
-        match read_beat(&mut stream).await {
-            Ok(next) if next.epoch == epoch && shared.beat(epoch, number) => beat = next,
-            Ok(_) | Err(_) => break,
-        }
-    }
-    shared.ended(epoch, number);
 }

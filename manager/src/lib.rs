@@ -1,12 +1,14 @@
-//! The manager's daemon: sockets, store and heartbeats around the decisions of its core.
+//! The manager's daemon: the sockets, store and heartbeats around the core.
 //!
-//! Every message comes through `router`. What needs a decision goes to the core's thread
-//! (`threads`), whose steps go to the store's thread (`store`), and only what that has committed
-//! goes on to `sender`. What only asks is answered by `requests` from the reader's thread or from
-//! an agent (`log_reads`), after a wait where it is asked for (`waiters`). Heartbeats have a
-//! thread of their own (`heartbeat`). Who is connected, and may be, `callers` knows. `daemon` starts and stops it all.
+//! Every message arrives in `router`. Messages that need a decision go to the core's thread
+//! (`threads`). Its steps go to the store's thread (`store`), and once they are committed, their
+//! effects go to `sender`. Requests that only read are answered by `requests` with data from the
+//! reader's thread or from an agent (`log_reads`), after a wait if the request asks for one
+//! (`waiters`). Heartbeats have their own thread (`heartbeat`). `retention` finds the jobs that have
+//! been kept long enough. `callers` knows who is connected and which keys are valid. `daemon`
+//! starts and stops everything.
 //!
-//! Invariant: nothing leaves before what it follows from is on disk.
+//! Invariant: no message is sent before the changes that it depends on are on disk.
 
 mod callers;
 mod clock;
@@ -19,14 +21,16 @@ mod log_reads;
 mod own_key;
 mod publisher;
 mod requests;
+mod retention;
 mod router;
 mod sender;
 mod store;
 mod threads;
 mod tokens;
+mod turns;
 mod waiters;
 
-pub use config::{ManagerConfig, ManagerError};
+pub use config::{ManagerConfig, ManagerError, Retention};
 pub use daemon::run;
 pub use endpoint::{ENDPOINT_FILE, Endpoint, EndpointError};
-pub use store::{BackupError, Checked, MadeBackup, StoreError, backup, check};
+pub use store::{BackupError, BackupSummary, CheckReport, StoreError, backup, check};

@@ -10,10 +10,10 @@ use podmesh_protocol::ids::{AttemptId, Epoch, Name};
 use podmesh_protocol::limits::LOG_READS_MAX;
 use tokio::sync::oneshot;
 
-/// What an agent answers.
+/// An agent's answer to a read of a log.
 pub(crate) type LogResult = Result<LogSlice, ErrorReply>;
 
-/// Which nodes can be asked, and what they have been asked.
+/// The nodes that can be asked for logs, and the open questions.
 #[derive(Default)]
 pub(crate) struct LogReads {
     state: Mutex<State>,
@@ -35,20 +35,20 @@ struct Waiting {
     answer: oneshot::Sender<LogResult>,
 }
 
-/// A read that an agent is asked for. Forgotten when it is dropped.
+/// A question to an agent to read a log. Dropping it discards the question.
 pub(crate) struct LogQuestion<'a> {
     reads: &'a LogReads,
-    /// The number by which the agent answers.
+    /// The number that the agent repeats in its answer.
     pub(crate) number: u64,
-    /// Who is to be asked.
+    /// The agent to ask.
     pub(crate) peer: Peer,
-    /// The answer. Ends without one when the session does.
+    /// The answer. The channel is closed without an answer if the session ends.
     pub(crate) answer: oneshot::Receiver<LogResult>,
 }
 
 impl LogReads {
     fn lock(&self) -> MutexGuard<'_, State> {
-        // No code that can panic runs while it is held.
+        // No code that can panic runs while the lock is held.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -59,11 +59,11 @@ impl LogReads {
         state.sessions.insert(epoch, (node, peer));
     }
 
-    /// Whoever waits for an answer of it is told.
+    /// Removes a session, and ends the questions that wait for its answer.
     pub(crate) fn session_closed(&self, epoch: Epoch) {
         let mut state = self.lock();
         if let Some((node, peer)) = state.sessions.remove(&epoch) {
-            // A newer session may have taken the place.
+            // A newer session may have replaced it.
             if state.nodes.get(&node) == Some(&epoch) {
                 state.nodes.remove(&node);
             }
@@ -74,7 +74,7 @@ impl LogReads {
         state.waiting.retain(|_, waiting| waiting.epoch != epoch);
     }
 
-    /// The connection of a peer has ended: who waits for an answer of it is told.
+    /// Ends the questions to a peer whose connection has ended.
     pub(crate) fn peer_gone(&self, peer: &Peer) {
         let mut state = self.lock();
         if let Some(epoch) = state.peers.get(peer).copied() {
@@ -107,7 +107,7 @@ impl LogReads {
         Ok(LogQuestion { reads: self, number, peer, answer })
     }
 
-    /// An agent answers. Whether it was asked that.
+    /// Passes on an agent's answer. Returns whether the agent was asked this question.
     pub(crate) fn answered(&self, peer: &Peer, number: u64, result: LogResult) -> bool {
         let mut state = self.lock();
         let asked = state.peers.get(peer).copied();
@@ -128,11 +128,11 @@ impl Drop for LogQuestion<'_> {
     }
 }
 
-/// The answer while a node cannot be asked, with where to look meanwhile.
+/// Returns the error for a node that is not connected, which says where its output is.
 pub(crate) fn unavailable(node: &Name, attempt: AttemptId) -> ErrorReply {
     let AttemptId { task, number } = attempt;
     let message = format!(
-        "node `{node}`, which has the output of {attempt}, is not connected: try again when it is back, or look at that machine under {}/{}/{number} in its agent's folder for logs",
+        "node `{node}`, which has the output of {attempt}, is not connected: try again when it is back, or look at that machine under {}/{}/{number} in the agent's log folder",
         task.job, task.index
     );
     ErrorReply::new(ErrorCode::NodeUnavailable, message)
@@ -154,11 +154,11 @@ mod tests {
     }
 
     fn slice() -> LogResult {
-        Ok(LogSlice { offset: 0, bytes: b"x".to_vec(), end: true })
+        Ok(LogSlice { offset: 0, bytes: b"x".to_vec(), end: true, removed: false })
     }
 
     #[test]
-    fn only_who_was_asked_may_answer_and_once() {
+    fn only_the_asked_agent_may_answer_and_only_once() {
         let reads = LogReads::default();
         let node: Name = "a".parse().unwrap();
         let said = reads.ask(&node, ATTEMPT).err().unwrap();
@@ -182,7 +182,7 @@ mod tests {
         let node: Name = "a".parse().unwrap();
         reads.session_opened(Epoch(1), node.clone(), peer("p"));
         let mut old = reads.ask(&node, ATTEMPT).unwrap();
-        // The new session of the node begins before the end of the old one is told.
+        // The node's new session begins before the end of the old one is reported.
         reads.session_opened(Epoch(2), node.clone(), peer("q"));
         let mut new = reads.ask(&node, ATTEMPT).unwrap();
         reads.session_closed(Epoch(1));
@@ -197,7 +197,7 @@ mod tests {
     }
 
     #[test]
-    fn a_question_that_is_dropped_is_forgotten_and_too_many_are_refused() {
+    fn a_dropped_question_is_discarded_and_too_many_questions_are_refused() {
         let reads = LogReads::default();
         let node: Name = "a".parse().unwrap();
         reads.session_opened(Epoch(1), node.clone(), peer("p"));

@@ -14,11 +14,11 @@ use tokio::sync::Mutex;
 use crate::endpoint::Endpoint;
 use crate::threads::{Inputs, stopping};
 
-/// Where the manager's key is, and where it is said.
+/// The manager's key: where it is stored, and where it is shown.
 pub(crate) struct OwnKey {
     data_dir: PathBuf,
     shown: ShownKeys,
-    /// As it lies in the data directory. Held for as long as a rotation takes.
+    /// The same as the file in the data directory. Locked during a rotation.
     endpoint: Arc<Mutex<Endpoint>>,
 }
 
@@ -27,14 +27,14 @@ impl OwnKey {
         Self { data_dir, shown, endpoint: Arc::new(Mutex::new(endpoint)) }
     }
 
-    /// The digest of the key of now.
+    /// Returns the digest of the current key.
     pub(crate) fn digest(&self) -> KeyDigest {
         let [key, _next] = self.shown.digests();
         key
     }
 
-    /// The next key takes the place of `key`, unless it has already. Connections that are open know the next one, and
-    /// have to be made anew to know the one after it.
+    /// Replaces `key` by the next key, unless that has already been done. Open connections already
+    /// know the next key, but must be made again to learn the one after it.
     pub(crate) async fn rotate(
         &self,
         key: KeyDigest,
@@ -55,9 +55,9 @@ impl OwnKey {
             shown.replace(&keys).map_err(|error| failed(&error))?;
             let [key, next] = keys.digests();
             endpoint.key = key.to_string();
-            // Only for display: the key itself is in place.
+            // The endpoint is only for display. The key itself has been replaced.
             if let Err(error) = endpoint.put(&data_dir) {
-                tracing::warn!(%error, "the endpoint still names the key of before");
+                tracing::warn!(%error, "the endpoint file still shows the previous key");
             }
             Ok::<_, ErrorReply>((key, next))
         });

@@ -15,7 +15,7 @@ use crate::store::CommittedChunk;
 
 /// The least time between two times that hints are published: what is committed meanwhile goes out
 /// together, so that many subscribers cost little beside a busy manager.
-const GATHER: Duration = Duration::from_millis(10);
+const GATHER: Duration = Duration::from_millis(20);
 /// Hints that wait at the most; then they become one.
 const HINTS_MAX: usize = 1024;
 
@@ -27,7 +27,8 @@ pub(crate) struct Hints {
 }
 
 impl Hints {
-    /// Adds the events of a commit.
+    /// Adds the events of a commit. Hints without their events make subscribers ask, and the answer
+    /// has all that is new, so that one such hint replaces all others.
     pub(crate) fn add(&self, chunks: Vec<CommittedChunk>) {
         if chunks.is_empty() {
             return;
@@ -37,15 +38,19 @@ impl Hints {
         for CommittedChunk { chunk, bytes } in chunks {
             let since = Revision(chunk.first.0.saturating_sub(1));
             let last = chunk.last();
-            let chunk = (bytes <= PUBLISHED_CHUNK_BYTES_MAX).then_some(chunk);
-            queue.push_back(Published::Events { since, last, chunk });
-        }
-        if queue.len() > HINTS_MAX {
-            let ends = queue.front().cloned().zip(queue.back().cloned());
-            if let Some((Published::Events { since, .. }, Published::Events { last, .. })) = ends {
-                queue.clear();
-                queue.push_back(Published::Events { since, last, chunk: None });
+            let fits = bytes <= PUBLISHED_CHUNK_BYTES_MAX && queue.len() < HINTS_MAX;
+            let asked_for =
+                |hint: &Published| matches!(hint, Published::Events { chunk: None, .. });
+            if fits && !queue.back().is_some_and(asked_for) {
+                queue.push_back(Published::Events { since, last, chunk: Some(chunk) });
+                continue;
             }
+            let since = match queue.front() {
+                Some(Published::Events { since, .. }) => *since,
+                _ => since,
+            };
+            queue.clear();
+            queue.push_back(Published::Events { since, last, chunk: None });
         }
         drop(queue);
         self.added.notify_one();
@@ -125,27 +130,29 @@ mod tests {
         CommittedChunk { chunk: EventChunk { first: Revision(first), wall_ms: 0, facts }, bytes }
     }
 
-    #[test]
-    fn large_chunks_are_hints_and_too_many_hints_are_one() {
-        let hints = Hints::default();
-        hints.add(vec![
-            chunk(1, PUBLISHED_CHUNK_BYTES_MAX),
-            chunk(3, PUBLISHED_CHUNK_BYTES_MAX + 1),
-        ]);
+    /// What is queued: since, last, and whether the events go along.
+    fn queued(hints: &Hints) -> Vec<(u64, u64, bool)> {
         let queued = hints.take();
-        let with_chunk: Vec<_> = queued
-            .iter()
-            .map(|hint| match hint {
-                Published::Events { since, last, chunk } => (since.0, last.0, chunk.is_some()),
-                Published::Manager { .. } => unreachable!("no beacon was added"),
-            })
-            .collect();
-        assert_eq!(with_chunk, [(0, 2, true), (2, 4, false)]);
+        let about = |hint: &Published| match hint {
+            Published::Events { since, last, chunk } => (since.0, last.0, chunk.is_some()),
+            Published::Manager { .. } => unreachable!("no beacon was added"),
+        };
+        queued.iter().map(about).collect()
+    }
+
+    #[test]
+    fn events_that_do_not_go_along_make_one_hint_of_many() {
+        let hints = Hints::default();
+        hints.add(vec![chunk(1, 10), chunk(3, PUBLISHED_CHUNK_BYTES_MAX)]);
+        assert_eq!(queued(&hints), [(0, 2, true), (2, 4, true)]);
+
+        hints.add(vec![chunk(5, 10), chunk(7, PUBLISHED_CHUNK_BYTES_MAX + 1)]);
+        hints.add(vec![chunk(9, 10), chunk(11, 10)]);
+        assert_eq!(queued(&hints), [(4, 12, false)]);
 
         for n in 0..=HINTS_MAX as u64 {
             hints.add(vec![chunk(1 + 2 * n, 10)]);
         }
-        let (since, last) = (Revision(0), Revision(2 * (HINTS_MAX as u64 + 1)));
-        assert_eq!(hints.take(), [Published::Events { since, last, chunk: None }]);
+        assert_eq!(queued(&hints), [(0, 2 * (HINTS_MAX as u64 + 1), false)]);
     }
 }

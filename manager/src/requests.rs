@@ -10,8 +10,10 @@ use std::time::Duration;
 use podmesh_manager_core::input::{Input, Peer};
 use podmesh_protocol::client::{Info, JobDetail, LogRead, LogSlice, ReplyBody, RequestBody};
 use podmesh_protocol::error::{ErrorCode, ErrorReply};
-use podmesh_protocol::ids::{ClusterId, InstanceId, JobId, Revision, SubmissionId, TaskId};
-use podmesh_protocol::limits::{LOG_READ_BYTES_MAX, PROTOCOL_VERSION, WAIT_MS_MAX};
+use podmesh_protocol::ids::{ClusterId, InstanceId, JobId, Name, Revision, SubmissionId, TaskId};
+use podmesh_protocol::limits::{
+    FORGET_JOBS_MAX, LOG_READ_BYTES_MAX, PROTOCOL_VERSION, WAIT_MS_MAX,
+};
 use podmesh_protocol::report::AttemptState;
 use podmesh_protocol::session::ToPeer;
 use podmesh_protocol::spec::JobSpec;
@@ -30,6 +32,7 @@ use crate::sender::reply;
 use crate::store::{History, ReadError};
 use crate::threads::{Inputs, Reads, stopping};
 use crate::tokens::Tokens;
+use crate::turns::{ConnectionReads, Turns};
 use crate::waiters::Waiters;
 
 /// How long an agent may take to answer beyond what it was asked to wait.
@@ -58,20 +61,29 @@ pub(crate) struct Manager {
     pub(crate) hints: Arc<Hints>,
     pub(crate) log_reads: LogReads,
     pub(crate) waiters: Waiters,
-    pub(crate) questions: Questions,
+    pub(crate) turns: Turns,
+    /// Why a job waits.
+    pub(crate) explanations: Questions<Vec<String>>,
+    /// How many jobs were removed.
+    pub(crate) removals: Questions<u32>,
     /// True once the manager is about to stop: nothing waits any longer then.
     pub(crate) stopping: watch::Receiver<bool>,
 }
 
-/// What the core was asked to explain.
-#[derive(Default)]
-pub(crate) struct Questions {
+/// What the core was asked, and answers by the number of the question.
+pub(crate) struct Questions<T> {
     last: AtomicU64,
-    waiting: Mutex<HashMap<u64, oneshot::Sender<Vec<String>>>>,
+    waiting: Mutex<HashMap<u64, oneshot::Sender<T>>>,
 }
 
-impl Questions {
-    fn ask(&self) -> (u64, oneshot::Receiver<Vec<String>>) {
+impl<T> Default for Questions<T> {
+    fn default() -> Self {
+        Self { last: AtomicU64::default(), waiting: Mutex::default() }
+    }
+}
+
+impl<T> Questions<T> {
+    fn ask(&self) -> (u64, oneshot::Receiver<T>) {
         let question = self.last.fetch_add(1, Ordering::Relaxed) + 1;
         let (sender, answer) = oneshot::channel();
         // No code that can panic runs while it is held; the core answers every question.
@@ -79,11 +91,11 @@ impl Questions {
         (question, answer)
     }
 
-    pub(crate) fn answered(&self, question: u64, waits_for: Vec<String>) {
+    pub(crate) fn answered(&self, question: u64, answer: T) {
         let waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner).remove(&question);
         if let Some(waiting) = waiting {
             // The request may have been given up.
-            _ = waiting.send(waits_for);
+            _ = waiting.send(answer);
         }
     }
 }
@@ -119,7 +131,9 @@ impl Manager {
     /// The answer to a request that needs no decision.
     pub(crate) async fn answer(
         &self,
+        by: Name,
         body: RequestBody,
+        reads: &ConnectionReads,
         sender: ManagerSender,
     ) -> Result<ReplyBody, ErrorReply> {
         match body {
@@ -137,22 +151,30 @@ impl Manager {
                 Ok(ReplyBody::Jobs(jobs.await?))
             }
             RequestBody::Job { job, since, wait_ms } => {
-                Ok(ReplyBody::Job(Box::new(self.job(job, since, wait_ms).await?)))
+                Ok(ReplyBody::Job(Box::new(self.job(job, since, wait_ms, reads).await?)))
             }
             RequestBody::Tasks { job, from, state, limit } => {
                 let tasks = self.reads.run(move |history| history.tasks(job, from, state, limit));
                 let (tasks, next) = tasks.await?;
                 Ok(ReplyBody::Tasks { tasks, next })
             }
-            RequestBody::Task { task, unless, wait_ms } => self.task(task, unless, wait_ms).await,
+            RequestBody::Task { task, unless, wait_ms } => {
+                self.task(task, unless, wait_ms, reads).await
+            }
             RequestBody::Events { since } => {
                 self.reads.run(move |history| history.events(since)).await
             }
-            RequestBody::Log(read) => Ok(ReplyBody::Log(self.log(read, sender).await?)),
-            // These the router answers, or hands to the core.
+            RequestBody::Forget { first, last } => self.forget(first, last, by).await,
+            RequestBody::Log(read) => {
+                // It makes work for the agent too, so it counts as two reads.
+                self.turns.take(reads).await;
+                Ok(ReplyBody::Log(self.log(read, sender).await?))
+            }
+            // The router answers these, or passes them to the core.
             RequestBody::Submit { .. }
             | RequestBody::Cancel { .. }
             | RequestBody::Nodes { .. }
+            | RequestBody::NodeForget { .. }
             | RequestBody::WhoAmI
             | RequestBody::TokenCreate { .. }
             | RequestBody::Tokens
@@ -171,9 +193,10 @@ impl Manager {
         job: JobId,
         since: Option<Revision>,
         wait_ms: u32,
+        reads: &ConnectionReads,
     ) -> Result<JobDetail, ErrorReply> {
         if let Some(since) = since {
-            self.wait(job, wait_ms, move |history| {
+            self.wait(job, wait_ms, reads, move |history| {
                 let (state, changed) = history.job_state(job)?;
                 // An ended job changes no more.
                 Ok(changed > since || state.is_end())
@@ -189,11 +212,44 @@ impl Manager {
 
     async fn explain(&self, job: JobId) -> Result<Vec<String>, ErrorReply> {
         let room = self.inputs.room().await;
-        let (question, answer) = self.questions.ask();
+        let (question, answer) = self.explanations.ask();
         self.inputs.send(Input::ExplanationRequested { question, job }, room);
         let mut reasons = answer.await.map_err(|_| stopping())?;
         reasons.truncate(REASONS_MAX);
         Ok(reasons)
+    }
+
+    /// Removes the ended jobs of a range, at most [`FORGET_JOBS_MAX`].
+    async fn forget(&self, first: JobId, last: JobId, by: Name) -> Result<ReplyBody, ErrorReply> {
+        if first > last {
+            let message =
+                format!("{first} to {last} is not a range of jobs: the first is after the last");
+            return Err(ErrorReply::new(ErrorCode::InvalidSpec, message));
+        }
+        let limit = FORGET_JOBS_MAX;
+        let found = self.reads.run(move |history| history.jobs_between(first, last, limit)).await?;
+        let full = found.len() == limit as usize;
+        let next = found.last().filter(|(job, _)| full && *job < last);
+        let next = next.map(|(job, _)| JobId(job.0 + 1));
+        let (ended, active): (Vec<_>, Vec<_>) = found.into_iter().partition(|(_, ended)| *ended);
+        let numbers = |jobs: Vec<(JobId, bool)>| jobs.into_iter().map(|(job, _)| job).collect();
+        let removed = self.remove_jobs(numbers(ended), Some(by)).await?;
+        Ok(ReplyBody::Forgotten { removed, active: numbers(active), next })
+    }
+
+    /// Removes ended jobs. Returns how many, once the removal is on disk.
+    pub(crate) async fn remove_jobs(
+        &self,
+        jobs: Vec<JobId>,
+        by: Option<Name>,
+    ) -> Result<u32, ErrorReply> {
+        if jobs.is_empty() {
+            return Ok(0);
+        }
+        let room = self.inputs.room().await;
+        let (question, answer) = self.removals.ask();
+        self.inputs.send(Input::JobRemovalRequested { question, jobs, by }, room);
+        answer.await.map_err(|_| stopping())
     }
 
     async fn task(
@@ -201,9 +257,10 @@ impl Manager {
         task: TaskId,
         unless: Option<(u32, AttemptState)>,
         wait_ms: u32,
+        reads: &ConnectionReads,
     ) -> Result<ReplyBody, ErrorReply> {
         if let Some(unless) = unless {
-            self.wait(task.job, wait_ms, move |history| {
+            self.wait(task.job, wait_ms, reads, move |history| {
                 Ok(history.last_attempt(task)? != Some(unless))
             })
             .await?;
@@ -212,11 +269,12 @@ impl Manager {
     }
 
     /// Looks again after every change of the job, until the look says yes, the time is up, or
-    /// the manager stops.
+    /// the manager stops. A busy job changes all the time, so each further look counts as a read.
     async fn wait(
         &self,
         job: JobId,
         wait_ms: u32,
+        reads: &ConnectionReads,
         look: impl Fn(&History) -> Result<bool, ReadError> + Copy + Send + 'static,
     ) -> Result<(), ErrorReply> {
         let wait = Duration::from_millis(wait_ms.min(WAIT_MS_MAX).into());
@@ -228,8 +286,12 @@ impl Manager {
             if self.reads.run(look).await? {
                 return Ok(());
             }
+            let turn = async {
+                next.await;
+                self.turns.take(reads).await;
+            };
             tokio::select! {
-                () = next => {}
+                () = turn => {}
                 () = sleep_until(deadline) => return Ok(()),
                 _ = stopping.wait_for(|stopping| *stopping) => return Ok(()),
             }

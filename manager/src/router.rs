@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use podmesh_manager_core::input::{AccessInput, Input, Peer};
+use podmesh_manager_core::input::{AccessInput, ForgetRequest, Input, Peer};
 use podmesh_protocol::access::{Caller, Role};
 use podmesh_protocol::client::{Reply, ReplyBody, Request, RequestBody};
 use podmesh_protocol::error::{ErrorCode, ErrorReply};
@@ -14,14 +14,15 @@ use podmesh_protocol::limits::{
 use podmesh_protocol::session::{ToManager, ToPeer};
 use podmesh_wire::WireError;
 use podmesh_wire::control::{ManagerReceiver, ManagerSender, Received};
-use podmesh_wire::machine::no_room;
+use podmesh_wire::machine::unwritable;
 use podmesh_wire::watchdog::{BEAT_EVERY, Pulse};
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
 
 use crate::callers::forbidden;
 use crate::requests::{Manager, Submit};
 use crate::sender::{reply, send};
+use crate::turns::ConnectionReads;
 
 /// Requests that are being answered, or held, at a time.
 const REQUESTS_MAX: usize = 8192;
@@ -42,7 +43,7 @@ pub(crate) async fn run(
         manager,
         sender,
         requests: Arc::new(Semaphore::new(REQUESTS_MAX)),
-        of_connections: HashMap::new(),
+        connections: HashMap::new(),
         tasks: JoinSet::new(),
         bad: BadMessages { count: 0, said: None },
     };
@@ -64,10 +65,17 @@ struct Router {
     manager: Arc<Manager>,
     sender: ManagerSender,
     requests: Arc<Semaphore>,
-    /// The same of each connection that has any.
-    of_connections: HashMap<Peer, Arc<Semaphore>>,
+    /// The connections that have asked something.
+    connections: HashMap<Peer, Connection>,
     tasks: JoinSet<()>,
     bad: BadMessages,
+}
+
+/// The requests of one connection.
+struct Connection {
+    requests: Arc<Semaphore>,
+    /// True once the connection has ended: then its requests are given up.
+    ended: watch::Sender<bool>,
 }
 
 impl Router {
@@ -78,9 +86,9 @@ impl Router {
             return self.gone(peer).await;
         }
         // What was sent by somebody who was cut off since is of no use.
-        let Some(caller) = self.manager.callers.of(&peer) else { return };
+        let Some((caller, reads)) = self.manager.callers.of(&peer) else { return };
         match message {
-            Ok(ToManager::Request(request)) => self.request(peer, caller, request).await,
+            Ok(ToManager::Request(request)) => self.request(peer, caller, reads, request).await,
             Ok(message) if !caller.role.includes(Role::Agent) => {
                 tracing::debug!(?message, "only an agent may send this");
                 let error = forbidden(&caller, Role::Agent);
@@ -114,10 +122,12 @@ impl Router {
     async fn gone(&mut self, peer: Peer) {
         let caller = self.manager.callers.of(&peer);
         self.manager.callers.forget(&peer);
-        self.of_connections.remove(&peer);
+        if let Some(connection) = self.connections.remove(&peer) {
+            connection.ended.send_replace(true);
+        }
         self.manager.log_reads.peer_gone(&peer);
         // Whether it had a session, the core knows.
-        if caller.is_none_or(|caller| caller.role.includes(Role::Agent)) {
+        if caller.is_none_or(|(caller, _)| caller.role.includes(Role::Agent)) {
             self.decide(Input::PeerGone { peer }).await;
         }
     }
@@ -127,7 +137,13 @@ impl Router {
         self.manager.inputs.send(input, room);
     }
 
-    async fn request(&mut self, peer: Peer, caller: Caller, request: Request) {
+    async fn request(
+        &mut self,
+        peer: Peer,
+        caller: Caller,
+        reads: ConnectionReads,
+        request: Request,
+    ) {
         let Request { version, id, body } = request;
         if version != PROTOCOL_VERSION {
             let message = format!(
@@ -144,10 +160,6 @@ impl Router {
         }
         let by = caller.name.clone();
         match body {
-            RequestBody::WhoAmI => {
-                let body = ReplyBody::WhoAmI(caller);
-                self.error(peer, ToPeer::Reply(Reply { id, result: Ok(body) })).await;
-            }
             RequestBody::TokenCreate { role, ttl_ms, uses } => {
                 let (request, tokens) = (id, &self.manager.tokens);
                 match tokens.begin(&peer, request) {
@@ -167,10 +179,6 @@ impl Router {
                         self.error(peer, ToPeer::Reply(Reply { id, result: Err(error) })).await;
                     }
                 }
-            }
-            RequestBody::Tokens => {
-                let asked = AccessInput::TokensRequested { peer, request: id };
-                self.decide(Input::Access(asked)).await;
             }
             RequestBody::TokenRevoke { id: token } => {
                 let asked = AccessInput::TokenRevokeRequested { peer, request: id, by, id: token };
@@ -199,10 +207,6 @@ impl Router {
                     }
                 });
             }
-            RequestBody::Users { after, limit } => {
-                let asked = AccessInput::UsersRequested { peer, request: id, after, limit };
-                self.decide(Input::Access(asked)).await;
-            }
             RequestBody::Revoke { kind, name } => {
                 let asked = AccessInput::RevokeRequested { peer, request: id, by, kind, name };
                 self.decide(Input::Access(asked)).await;
@@ -221,7 +225,7 @@ impl Router {
                     let error = ErrorReply::new(ErrorCode::Forbidden, message);
                     return self.error(peer, ToPeer::Reply(Reply { id, result: Err(error) })).await;
                 }
-                if let Some(why) = no_room(&self.manager.data_dir) {
+                if let Some(why) = unwritable(&self.manager.data_dir) {
                     let error = ErrorReply::new(ErrorCode::Storage, why);
                     return self.error(peer, ToPeer::Reply(Reply { id, result: Err(error) })).await;
                 }
@@ -233,33 +237,64 @@ impl Router {
             RequestBody::Cancel { job } => {
                 self.decide(Input::CancelRequested { peer, request: id, job }).await;
             }
-            RequestBody::Nodes { after, limit } => {
-                let limit = limit.min(PAGE_ROWS_MAX);
-                self.decide(Input::NodesRequested { peer, request: id, after, limit }).await;
+            RequestBody::NodeForget { node, force } => {
+                let asked = ForgetRequest { peer, request: id, by, node, force };
+                self.decide(Input::ForgetRequested(asked)).await;
             }
-            body => {
-                let own = self
-                    .of_connections
-                    .entry(peer.clone())
-                    .or_insert_with(|| Arc::new(Semaphore::new(REQUESTS_PER_CONNECTION_MAX)));
-                let permits = Arc::clone(own)
-                    .try_acquire_owned()
-                    .and_then(|own| Ok((own, Arc::clone(&self.requests).try_acquire_owned()?)));
-                let Ok(permits) = permits else {
-                    let message = format!(
-                        "{REQUESTS_MAX} requests are being answered (REQUESTS_MAX), or {REQUESTS_PER_CONNECTION_MAX} of this connection (REQUESTS_PER_CONNECTION_MAX): try again later"
-                    );
-                    let error = ErrorReply::new(ErrorCode::Overloaded, message);
-                    return self.error(peer, ToPeer::Reply(Reply { id, result: Err(error) })).await;
-                };
-                let (manager, sender) = (Arc::clone(&self.manager), self.sender.clone());
-                self.tasks.spawn(async move {
-                    let result = manager.answer(body, sender.clone()).await;
-                    reply(sender, peer, id, result).await;
-                    drop(permits);
-                });
-            }
+            body => self.read(peer, caller, reads, id, body).await,
         }
+    }
+
+    /// Answers a request to read in its turn.
+    async fn read(
+        &mut self,
+        peer: Peer,
+        caller: Caller,
+        reads: ConnectionReads,
+        id: u64,
+        body: RequestBody,
+    ) {
+        let connection = self.connections.entry(peer.clone()).or_insert_with(|| Connection {
+            requests: Arc::new(Semaphore::new(REQUESTS_PER_CONNECTION_MAX)),
+            ended: watch::Sender::new(false),
+        });
+        let own = Arc::clone(&connection.requests).try_acquire_owned();
+        let permits =
+            own.and_then(|own| Ok((own, Arc::clone(&self.requests).try_acquire_owned()?)));
+        let Ok(permits) = permits else {
+            let message = format!(
+                "{REQUESTS_MAX} requests are being answered (REQUESTS_MAX), or {REQUESTS_PER_CONNECTION_MAX} of this connection (REQUESTS_PER_CONNECTION_MAX): try again later"
+            );
+            let error = ErrorReply::new(ErrorCode::Overloaded, message);
+            return self.error(peer, ToPeer::Reply(Reply { id, result: Err(error) })).await;
+        };
+        let mut ended = connection.ended.subscribe();
+        let (manager, sender) = (Arc::clone(&self.manager), self.sender.clone());
+        self.tasks.spawn(async move {
+            let answer = async {
+                manager.turns.take(&reads).await;
+                let result = match body {
+                    RequestBody::WhoAmI => Ok(ReplyBody::WhoAmI(caller)),
+                    body => match asks_core(&peer, id, body) {
+                        // The core answers it.
+                        Ok(input) => {
+                            return manager.inputs.send(input, manager.inputs.room().await);
+                        }
+                        Err(body) => {
+                            manager.answer(caller.name, body, &reads, sender.clone()).await
+                        }
+                    },
+                };
+                reply(sender, peer.clone(), id, result).await;
+            };
+            tokio::select! {
+                biased;
+                // Not when the router ends: the connection still gets its answer.
+                Ok(_) = ended.wait_for(|ended| *ended) => {}
+                () = answer => {}
+            }
+            drop(permits);
+        });
     }
 
     /// Answers bytes that cannot be read as a message.
@@ -273,6 +308,21 @@ impl Router {
     async fn error(&mut self, peer: Peer, message: ToPeer) {
         send(&mut self.sender, &peer, &message).await;
     }
+}
+
+/// The question to the core for a request that the core answers; gives back any other.
+fn asks_core(peer: &Peer, request: u64, body: RequestBody) -> Result<Input, RequestBody> {
+    let peer = peer.clone();
+    Ok(match body {
+        RequestBody::Nodes { after, limit } => {
+            Input::NodesRequested { peer, request, after, limit: limit.min(PAGE_ROWS_MAX) }
+        }
+        RequestBody::Tokens => Input::Access(AccessInput::TokensRequested { peer, request }),
+        RequestBody::Users { after, limit } => {
+            Input::Access(AccessInput::UsersRequested { peer, request, after, limit })
+        }
+        other => return Err(other),
+    })
 }
 
 /// Messages that could not be read, and when that was last said: a flood of them must not fill the log.

@@ -1,5 +1,5 @@
-//! What was committed goes out: messages in order, sessions to whoever watches them, hints to
-//! PUB, news to the requests that wait.
+//! Carries out the effects of commits: sends messages in order, opens and closes sessions, passes
+//! hints to PUB, and wakes waiting requests.
 
 use std::sync::Arc;
 
@@ -16,20 +16,20 @@ use tokio::sync::mpsc;
 use tokio::time::timeout;
 
 use crate::requests::Manager;
-use crate::store::Committed;
+use crate::store::Commit;
 
-/// Carries out what each commit allows, until the store has ended. The socket is given back, as by
-/// the router.
+/// Carries out the effects of each commit, until the store has ended. Returns the socket, as the
+/// router does.
 pub(crate) async fn run(
     manager: Arc<Manager>,
     mut sender: ManagerSender,
-    mut committed: mpsc::Receiver<Committed>,
+    mut committed: mpsc::Receiver<Commit>,
     pulse: Pulse,
 ) -> ManagerSender {
     loop {
         pulse.beat();
         let Ok(next) = timeout(BEAT_EVERY, committed.recv()).await else { continue };
-        let Some(Committed { effects, chunks, touched }) = next else { return sender };
+        let Some(Commit { effects, chunks, touched }) = next else { return sender };
         manager.hints.add(chunks);
         for effect in effects {
             match effect {
@@ -48,7 +48,10 @@ pub(crate) async fn run(
                     manager.log_reads.session_closed(epoch);
                 }
                 Effect::Explained { question, waits_for } => {
-                    manager.questions.answered(question, waits_for);
+                    manager.explanations.answered(question, waits_for);
+                }
+                Effect::JobsRemoved { question, jobs } => {
+                    manager.removals.answered(question, jobs);
                 }
                 Effect::TokenCreated { peer, request, id, expires_wall_ms } => {
                     let key = manager.own_key.digest();
@@ -77,11 +80,14 @@ pub(crate) async fn run(
                 }
             }
         }
+        if !touched.is_empty() {
+            manager.turns.worked();
+        }
         manager.waiters.wake(&touched);
     }
 }
 
-/// Sends a message. A peer that is gone is no error: ROUTER tells the core of it.
+/// Sends a message. A missing peer is not an error: ROUTER reports it to the core.
 pub(crate) async fn send(sender: &mut ManagerSender, peer: &Peer, message: &ToPeer) {
     let error = match sender.send(&peer.0, message).await {
         Ok(()) => return,
@@ -97,7 +103,7 @@ pub(crate) async fn send(sender: &mut ManagerSender, peer: &Peer, message: &ToPe
     }
 }
 
-/// Answers a client.
+/// Sends a reply to a client.
 pub(crate) async fn reply(
     mut sender: ManagerSender,
     peer: Peer,

@@ -1,4 +1,4 @@
-//! The threads around the core: its own, and those that read the database.
+//! The core's thread, and the threads that read the database.
 
 use std::io;
 use std::sync::Arc;
@@ -15,19 +15,19 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 
 use crate::clock::Clock;
 use crate::config::ManagerError;
-use crate::store::{Decided, History, ReadError, StoreError};
+use crate::store::{History, ReadError, StoreError, TimedStep};
 
-/// Messages that wait for the core at the most; then no more are read.
+/// The most messages that wait for the core. When it is reached, no more are read from the socket.
 const INPUTS_MAX: usize = 256;
 
 /// A thread of the manager.
-pub(crate) struct Part<T> {
+pub(crate) struct ManagerThread<T> {
     name: &'static str,
     result: oneshot::Receiver<T>,
 }
 
-impl<T: Send + 'static> Part<T> {
-    /// Starts it.
+impl<T: Send + 'static> ManagerThread<T> {
+    /// Starts a thread.
     pub(crate) fn start(
         name: &'static str,
         run: impl FnOnce() -> T + Send + 'static,
@@ -36,16 +36,16 @@ impl<T: Send + 'static> Part<T> {
         thread::Builder::new()
             .name(name.into())
             .spawn(move || {
-                // Nobody listens any more when the daemon was cut off.
+                // The receiver is gone if the daemon was dropped.
                 _ = sender.send(run());
             })
             .map_err(|source: io::Error| ManagerError::Thread { name, source })?;
         Ok(Self { name, result })
     }
 
-    /// Waits for its end. Can be dropped and called again until then.
+    /// Waits for the end of the thread. Until then, the future can be dropped and requested again.
     pub(crate) async fn ended(&mut self) -> Result<T, ManagerError> {
-        // The sender is dropped without a word only by a panic.
+        // Only a panic drops the sender without a result.
         (&mut self.result).await.map_err(|_| ManagerError::Ended { part: self.name })
     }
 }
@@ -55,14 +55,14 @@ enum ToCore {
     Stop,
 }
 
-/// The way into the core.
+/// A handle to send inputs to the core.
 #[derive(Clone)]
 pub(crate) struct Inputs {
     sender: Sender<ToCore>,
     room: Arc<Semaphore>,
 }
 
-/// The core's end of [`Inputs`].
+/// The receiving end of [`Inputs`].
 pub(crate) struct InputsReceiver(Receiver<ToCore>);
 
 impl Inputs {
@@ -77,31 +77,31 @@ impl Inputs {
         Arc::clone(&self.room).acquire_owned().await.ok()
     }
 
-    /// Hands a message to the core, with the room that it takes until then.
+    /// Sends a message to the core, with the permit that is released when the core takes it.
     pub(crate) fn send(&self, input: Input, room: Option<OwnedSemaphorePermit>) {
-        // When the core has ended, the daemon is about to, and says why.
+        // If the core has ended, the daemon ends too, and reports why.
         _ = self.sender.send(ToCore::Input { input, _room: room });
     }
 
-    /// Tells the core of something that happened inside the manager. Never waits: these are as
-    /// many as there are sessions.
+    /// Sends an input from inside the manager to the core. Never waits, because the number of sessions
+    /// bounds the number of such inputs.
     pub(crate) fn tell(&self, input: Input) {
         self.send(input, None);
     }
 
-    /// Lets the core finish what it was sent before, and end.
+    /// Ends the core after the inputs that were sent before.
     pub(crate) fn stop(&self) {
         _ = self.sender.send(ToCore::Stop);
     }
 }
 
-/// Runs the core until it is stopped. The send to the store waits when the store has enough to
-/// do: then inputs pile up to their limit, and the socket is no longer read.
+/// Runs the core until it is stopped. If the store is busy, the send to it waits. Then inputs queue
+/// up to their limit, and the socket is no longer read.
 pub(crate) fn run_core(
     mut core: Core,
     clock: Clock,
     inputs: &InputsReceiver,
-    store: &Sender<Decided>,
+    store: &Sender<TimedStep>,
     pulse: &Pulse,
 ) {
     let mut stopping = false;
@@ -121,30 +121,31 @@ pub(crate) fn run_core(
                     stopping = true;
                     continue;
                 }
-                // When nothing is due, it was time for a beat.
+                // Either a timer is due, or it is time for a beat.
                 Err(RecvTimeoutError::Timeout) => continue,
                 Err(RecvTimeoutError::Disconnected) => return,
             }
         };
-        let now = clock.now();
+        let (now, age_ms) = (clock.now(), clock.age_ms());
         let mut step = Step::default();
         core.step(now, input, &mut step);
-        if !step.is_empty() && store.send(Decided { step, wall_ms: now.wall_ms }).is_err() {
-            return; // The store has failed, and says why.
+        if !step.is_empty() && store.send(TimedStep { step, wall_ms: now.wall_ms, age_ms }).is_err()
+        {
+            return; // The store has failed, and reports why.
         }
     }
 }
 
-/// None: the last one.
+/// A read of the database; `None` stops the reader.
 type Read = Option<Box<dyn FnOnce(&History) + Send>>;
 
-/// The way to the reader of the database. Everything is read in the order in which it is asked.
+/// A handle to send reads to a reader of the database, which runs them in order.
 #[derive(Clone)]
 pub(crate) struct Reads {
     sender: Sender<Read>,
 }
 
-/// The reader's end of [`Reads`].
+/// The receiving end of [`Reads`].
 pub(crate) struct ReadsReceiver(Receiver<Read>);
 
 impl Reads {
@@ -153,18 +154,19 @@ impl Reads {
         (Self { sender }, ReadsReceiver(receiver))
     }
 
-    /// Has something read, without waiting for it. Not bounded: whoever asks is.
+    /// Queues a read without waiting for it. The queue has no limit of its own: its callers are
+    /// limited.
     pub(crate) fn post(&self, read: impl FnOnce(&History) + Send + 'static) {
-        // When the reader has ended, the daemon is about to.
+        // If the reader has ended, the daemon ends too.
         _ = self.sender.send(Some(Box::new(read)));
     }
 
-    /// Lets the reader finish what it was asked before, and end.
+    /// Ends the reader after the reads that were queued before.
     pub(crate) fn stop(&self) {
         _ = self.sender.send(None);
     }
 
-    /// Reads something.
+    /// Runs a read and returns its result.
     pub(crate) async fn run<T: Send + 'static>(
         &self,
         read: impl FnOnce(&History) -> Result<T, ReadError> + Send + 'static,
@@ -183,25 +185,25 @@ impl Reads {
     }
 }
 
-/// The answer to what comes too late.
+/// Returns the error for requests that come while the manager stops.
 pub(crate) fn stopping() -> ErrorReply {
-    ErrorReply::new(ErrorCode::Stopping, "the manager is stopping: ask again when it is back")
+    ErrorReply::new(ErrorCode::Stopping, "the manager is stopping: try again when it is back")
 }
 
-/// Lets the calling thread wait while others of the machine have work: who reads history must not
-/// slow down what makes it.
+/// Lowers the priority of the calling thread, so that reads of history do not slow down running
+/// work.
 pub(crate) fn yield_to_others() {
     let niceness = 10;
-    // On Linux this is about the thread, not the process (setpriority(2), BUGS).
+    // On Linux this affects only the thread, not the process (setpriority(2), BUGS).
     if let Err(error) = rustix::process::setpriority_process(None, niceness) {
-        tracing::debug!(%error, "a thread keeps its priority");
+        tracing::debug!(%error, "cannot lower the priority of a thread");
     }
 }
 
-/// Reads for whoever asks, until it is stopped or all of them are gone.
+/// Runs reads until it is stopped or all senders are gone.
 ///
 /// # Errors
-/// When the database is found to be damaged: going on would hand out what is wrong.
+/// Fails if a read finds damage in the database, because further results could be wrong.
 pub(crate) fn run_reads(history: History, reads: &ReadsReceiver) -> Result<(), StoreError> {
     while let Ok(Some(read)) = reads.0.recv() {
         read(&history);

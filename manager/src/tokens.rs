@@ -1,4 +1,4 @@
-//! Join tokens as text: what only the shell knows of them, since the core never sees a secret.
+//! Join tokens as text. Only the shell handles their secrets; the core never sees them.
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
@@ -14,7 +14,7 @@ use podmesh_wire::key::{self, KeyError, sha256};
 
 use crate::config::ManagerConfig;
 
-/// The secrets of tokens that are being made, and what all tokens have in common.
+/// The secrets of tokens that are being created, and the data that all tokens share.
 pub(crate) struct Tokens {
     advertise: Vec<ManagerAddress>,
     listen: SocketAddr,
@@ -32,18 +32,19 @@ impl Tokens {
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A new secret for a request; its hash.
+    /// Creates a secret for a request, and returns its hash.
     ///
     /// # Errors
-    /// When there is none to be had, or a request of this number waits for its token already.
+    /// If no secret can be created, or a request with this number already waits for its token.
     pub(crate) fn begin(&self, peer: &Peer, request: u64) -> Result<[u8; 32], ErrorReply> {
         let secret = key::random()
             .map_err(|error: KeyError| ErrorReply::new(ErrorCode::Overloaded, error.to_string()))?;
         let hash = sha256(&secret);
         match self.lock().entry((peer.clone(), request)) {
             Entry::Occupied(_) => {
-                let message =
-                    format!("request {request} has not been answered yet, and comes again");
+                let message = format!(
+                    "request {request} was sent again before it was answered: give each request a new number"
+                );
                 Err(ErrorReply::new(ErrorCode::BadMessage, message))
             }
             Entry::Vacant(waiting) => {
@@ -53,12 +54,12 @@ impl Tokens {
         }
     }
 
-    /// The request will have no token.
+    /// Discards the secret of a request that was refused.
     pub(crate) fn refused(&self, peer: &Peer, request: u64) {
         self.lock().remove(&(peer.clone(), request));
     }
 
-    /// The token of a request, now that it has a number. Told once.
+    /// Returns the token of a request once it has a number; `None` if it was returned before.
     pub(crate) fn created(
         &self,
         peer: &Peer,
@@ -73,7 +74,7 @@ impl Tokens {
         Some(JoinToken { addresses, manager, id, secret }.to_string())
     }
 
-    /// Where other machines may reach this one.
+    /// Returns the addresses at which other machines can reach this one.
     fn addresses(&self) -> Vec<ManagerAddress> {
         if !self.advertise.is_empty() {
             return self.advertise.clone();
@@ -89,19 +90,19 @@ impl Tokens {
             .map(|ip| SocketAddr::new(ip, port).into())
             .collect();
         if addresses.is_empty() {
-            // A machine without a network: all there is.
+            // A machine without a network has no better address.
             addresses.push(self.listen.into());
         }
         addresses
     }
 }
 
-/// The addresses of this machine by which others can mean it, IPv4 first.
+/// Returns the addresses of this machine that other machines can use, IPv4 first.
 fn interface_addresses() -> Vec<IpAddr> {
     let interfaces = match nix::ifaddrs::getifaddrs() {
         Ok(interfaces) => interfaces,
         Err(error) => {
-            tracing::warn!(%error, "the addresses of this machine cannot be listed");
+            tracing::warn!(%error, "cannot list the addresses of this machine");
             return vec![];
         }
     };
@@ -112,7 +113,7 @@ fn interface_addresses() -> Vec<IpAddr> {
     };
     let for_others = |ip: &IpAddr| match ip {
         IpAddr::V4(v4) => !v4.is_loopback() && !v4.is_link_local(),
-        // A link-local address means nothing without the interface of whoever uses it.
+        // A link-local address is useless without an interface of the machine that uses it.
         IpAddr::V6(v6) => !v6.is_loopback() && !v6.is_unicast_link_local(),
     };
     let mut found: Vec<IpAddr> = interfaces.filter_map(address).filter(for_others).collect();
@@ -135,11 +136,11 @@ mod tests {
     }
 
     #[test]
-    fn a_token_is_told_once_and_says_where_the_manager_is() {
+    fn a_token_is_returned_once_and_contains_the_address_of_the_manager() {
         let tokens = tokens("127.0.0.1:7770", &[]);
         let peer = Peer(Arc::from([1].as_slice()));
         let hash = tokens.begin(&peer, 4).unwrap();
-        // The secret of a token that is being made stays.
+        // The secret of the pending token is not replaced.
         assert_eq!(tokens.begin(&peer, 4).unwrap_err().code, ErrorCode::BadMessage);
         let digest = KeyDigest([1; 32]);
         let token = tokens.created(&peer, 4, TokenId(9), digest).unwrap();
@@ -151,7 +152,7 @@ mod tests {
     }
 
     #[test]
-    fn a_manager_that_listens_everywhere_names_addresses_that_others_can_use() {
+    fn a_manager_that_listens_on_all_addresses_puts_usable_ones_into_tokens() {
         let addresses = tokens("0.0.0.0:7770", &[]).addresses();
         assert!(!addresses.is_empty());
         let all = tokens("[::]:7770", &["manager.lan"]).addresses();

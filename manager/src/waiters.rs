@@ -1,4 +1,4 @@
-//! Requests that are held until a commit changes a job.
+//! Requests that wait until a commit changes a job.
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -7,14 +7,14 @@ use podmesh_protocol::ids::JobId;
 use tokio::sync::Notify;
 use tokio::sync::futures::OwnedNotified;
 
-/// Who waits for which job. As many as there are requests, and these are bounded.
+/// The requests that wait, by job. Their number is limited, because that of requests is.
 #[derive(Default)]
 pub(crate) struct Waiters {
-    jobs: Mutex<HashMap<JobId, Watched>>,
+    jobs: Mutex<HashMap<JobId, WatchedJob>>,
 }
 
 #[derive(Default)]
-struct Watched {
+struct WatchedJob {
     notify: Arc<Notify>,
     watches: usize,
 }
@@ -27,7 +27,7 @@ pub(crate) struct Watch<'a> {
 }
 
 impl Waiters {
-    fn lock(&self) -> MutexGuard<'_, HashMap<JobId, Watched>> {
+    fn lock(&self) -> MutexGuard<'_, HashMap<JobId, WatchedJob>> {
         // No code that can panic runs while it is held.
         self.jobs.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -39,7 +39,7 @@ impl Waiters {
         Watch { waiters: self, job, notify: Arc::clone(&watched.notify) }
     }
 
-    /// These jobs have changed, and the change can be read.
+    /// Wakes the requests that wait for these jobs, whose changes can now be read.
     pub(crate) fn wake(&self, touched: &BTreeSet<JobId>) {
         let jobs = self.lock();
         if jobs.is_empty() {
@@ -52,8 +52,8 @@ impl Waiters {
 }
 
 impl Watch<'_> {
-    /// The next change from this call on, polled or not: what is read after this call is either
-    /// new enough, or the change is still to come.
+    /// Returns a future of the next change after this call, even if it is polled later. So a read
+    /// after this call either sees a change, or the future still reports it.
     pub(crate) fn next(&self) -> OwnedNotified {
         Arc::clone(&self.notify).notified_owned()
     }
@@ -76,7 +76,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn a_change_between_two_looks_is_not_missed() {
+    async fn a_change_between_two_reads_is_not_missed() {
         let waiters = Waiters::default();
         let watch = waiters.watch(JobId(1));
         let next = watch.next();

@@ -1,21 +1,22 @@
-//! The agent: its parts put together, and the loop that feeds the core.
+//! The agent: connects its parts, and runs the loop that feeds the core.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::BTreeMap;
 use std::future::Future;
 use std::path::{Path, PathBuf};
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
 use podmesh_agent_core::input::{FoundAttempt, Input, RuntimeFact};
 use podmesh_agent_core::step::{JobContext, Step};
 use podmesh_agent_core::{Core, CoreConfig};
-use podmesh_protocol::ids::{AttemptId, Epoch, InstanceId, Name};
+use podmesh_protocol::ids::{AgentId, AttemptId, Epoch, InstanceId, Name};
 use podmesh_protocol::limits::PROTOCOL_VERSION;
 use podmesh_protocol::session::{Hello, ToManager, ToPeer};
 use podmesh_protocol::spec::{Resources, RuntimeKind};
+use podmesh_wire::locate::ManagerPlace;
 use podmesh_wire::watchdog::{BEAT_EVERY, Watchdog};
 use tokio::sync::{mpsc, oneshot, watch};
-use tokio::task::spawn_blocking;
 use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
 use uuid::Uuid;
 
@@ -30,41 +31,55 @@ use crate::error::AgentError;
 use crate::heartbeat::{Heartbeat, HeartbeatEvent, Target};
 use crate::log_notify::LogNotify;
 use crate::log_reads::LogReads;
-use crate::paths::attempt_log_dir;
+use crate::log_sweep::{LogLimits, LogSweep, RemovedLogs};
 use crate::runtimes::Runtimes;
 use crate::session::{Opened, SessionEvent, Sessions};
 use crate::supervisor::{LinkSettings, Processes};
+use crate::user::{ProcessUser, process_user};
 
-/// How long the end of the daemon waits for the acknowledgement of what it reported.
+/// How long a shutdown waits for the acknowledgement of reports.
 const GOODBYE_WAIT_MS: u64 = 5_000;
 /// How long the last session may take to end.
 const LAST_SESSION_LIMIT: Duration = Duration::from_secs(2);
-/// Messages of the manager that wait to be looked at; more wait in the socket.
+/// Maximum number of unprocessed messages of the manager. Further ones wait in the socket.
 const EVENTS_MAX: usize = 64;
-/// Facts of the runtimes that are looked at together.
+/// Maximum number of facts of the runtimes processed together.
 const FACTS_MAX: usize = 4096;
-/// How often the agent looks whether it can start work: whether there is room, and an engine.
+/// Interval between checks whether the agent can start work: disk space and the engine.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
-/// How often logs are swept by age.
-const SWEEP_EVERY: Duration = Duration::from_secs(600);
+/// Interval between checks whether a sweep of the logs is due.
+const SWEEP_LOOK_EVERY: Duration = Duration::from_secs(10);
 
-/// Runs an agent until `shutdown`, and returns when what it has to say is said. Containers go on,
-/// and processes, too, unless the configuration has them stopped. To be called within a tokio runtime with time and I/O.
+/// Runs an agent until `shutdown`, and returns when its reports are sent. Containers keep running,
+/// and so do processes unless the configuration says that they are stopped. Call it in a tokio
+/// runtime with time and I/O.
 ///
 /// # Errors
-/// When the data directory cannot be used, the manager belongs to another cluster or speaks
-/// another version, or the operating system refuses a thread.
-pub async fn run(
-    config: AgentConfig,
-    shutdown: impl Future<Output = ()>,
-) -> Result<(), AgentError> {
+/// If the data directory cannot be used, the manager belongs to another cluster or speaks another
+/// version, or the operating system refuses a thread.
+pub fn run<'a>(config: AgentConfig, shutdown: impl Future<Output = ()> + Send + 'a) -> Running<'a> {
+    run_until(config, Box::pin(shutdown))
+}
+
+type Running<'a> = Pin<Box<dyn Future<Output = Result<(), AgentError>> + Send + 'a>>;
+type Shutdown<'a> = Pin<Box<dyn Future<Output = ()> + Send + 'a>>;
+
+/// Not generic, and boxed, so that the whole agent is compiled in this crate and not again in the
+/// caller's.
+fn run_until(config: AgentConfig, shutdown: Shutdown<'_>) -> Running<'_> {
+    Box::pin(run_all(config, shutdown))
+}
+
+async fn run_all(config: AgentConfig, shutdown: Shutdown<'_>) -> Result<(), AgentError> {
     podmesh_wire::machine::raise_open_files();
     let data_dir = Arc::new(DataDir::open(&config.data_dir)?);
     let logs_dir = make_logs_dir(&config.logs_dir)?;
     let clock = Clock::start();
     let log_notify = LogNotify::default();
+    let removed_logs = RemovedLogs::open(data_dir.path());
     let (facts_sender, facts) = mpsc::unbounded_channel();
 
+    let (process_user, process_trouble) = find_process_user(&config).await?;
     let link_settings = LinkSettings {
         command: config.supervisor,
         stop_with_agent: config.stop_processes,
@@ -74,16 +89,9 @@ pub async fn run(
         logs_dir: logs_dir.clone(),
         rotation: config.rotation.clone(),
         log_notify: log_notify.clone(),
+        user: process_user,
     };
     let (captures, capture_requests) = Captures::new();
-    // It holds processes, and captures containers.
-    let wanted = config.runtimes.process || config.runtimes.docker != DockerSwitch::Off;
-    let opened =
-        Processes::open(link_settings, wanted, facts_sender.clone(), capture_requests).await?;
-    let (process, link, process_found) = match opened {
-        Some((process, link, found)) => (Some(process), Some(link), found),
-        None => (None, None, Vec::new()),
-    };
     let docker_settings = DockerSettings {
         node: config.name.clone(),
         agent_id: data_dir.id(),
@@ -99,10 +107,20 @@ pub async fn run(
         facts_sender.clone(),
     )
     .await;
+    // This includes processes and containers that the previous run of the agent started.
+    let wanted = config.runtimes.process
+        || config.runtimes.docker != DockerSwitch::Off
+        || matches!(docker, DockerStart::Ready(_));
+    let opened =
+        Processes::open(link_settings, wanted, facts_sender.clone(), capture_requests).await?;
+    let (process, link, process_found) = match opened {
+        Some((process, link, found)) => (Some(process), Some(link), found),
+        None => (None, None, Vec::new()),
+    };
 
     let (heartbeat_sender, heartbeats) = mpsc::unbounded_channel();
     let (session_sender, session_events) = mpsc::channel(EVENTS_MAX);
-    let (drop_session, dropped) = watch::channel(None);
+    let (drop_session, dropped) = watch::channel(0);
     let mut agent = Agent {
         core: Core::new(CoreConfig {
             goodbye_wait_ms: GOODBYE_WAIT_MS,
@@ -116,12 +134,13 @@ pub async fn run(
             config.runtimes,
             [data_dir.path().to_owned(), logs_dir.clone()],
             process,
+            process_trouble,
             facts_sender,
         ),
         heartbeat: Heartbeat::start(clock, heartbeat_sender)?,
         session: None,
         drop_session,
-        log_reads: LogReads::new(logs_dir.clone(), log_notify.clone()),
+        log_reads: LogReads::new(logs_dir.clone(), log_notify.clone(), removed_logs.clone()),
         log_notify,
         hello: HelloParts {
             node: config.name,
@@ -133,9 +152,9 @@ pub async fn run(
         data_dir: Arc::clone(&data_dir),
         hello_outdated: false,
         stop_means: if config.stop_processes {
-            "processes are stopped, containers go on"
+            "processes are stopped, containers keep running"
         } else {
-            "processes and containers go on"
+            "processes and containers keep running"
         },
         may_exit: false,
         waits_for_docker: false,
@@ -151,22 +170,23 @@ pub async fn run(
         DockerStart::None => {}
     }
     let age_clock = AgeClock::open(data_dir.path());
+    let kept = LogLimits { age_max: config.rotation.age_max, bytes_max: config.logs_bytes_max };
+    let sweep = LogSweep::new(logs_dir, kept, age_clock, removed_logs);
     let sessions =
         Sessions { locator: config.manager, clock, data_dir, events: session_sender, dropped };
     let sessions = tokio::spawn(sessions.run());
     let sources = Sources { session_events, heartbeats, facts, docker_later };
-    let sweep = Sweep { logs_dir, age_max: config.rotation.age_max, clock: age_clock };
     let work = async {
         let result = agent.run(sources, sweep, shutdown).await;
         agent.session = None;
-        // The goodbye is on its way.
+        // Let the session send the goodbye.
         if timeout(LAST_SESSION_LIMIT, sessions).await.is_err() {
-            tracing::debug!("the last session does not end");
+            tracing::debug!("the last session did not end in time");
         }
         agent.runtimes.close().await;
         result
     };
-    // In one task: no thread has to wake another one for each process.
+    // Run in this task, so that no other thread must be woken for each process.
     let link = async {
         if let Some(link) = link {
             link.run().await;
@@ -179,16 +199,53 @@ pub async fn run(
     }
 }
 
+/// Returns the user that commands run as, or the reason why commands cannot be started.
+async fn find_process_user(
+    config: &AgentConfig,
+) -> Result<(Option<ProcessUser>, Option<String>), AgentError> {
+    if !config.runtimes.process {
+        return Ok((None, None));
+    }
+    let asked = config.process_user.clone();
+    let manager_dir = match &config.manager.place {
+        Some(ManagerPlace::DataDir(dir)) => dir,
+        _ => &config.manager.data_dir,
+    };
+    let folders = [config.data_dir.clone(), manager_dir.join("manager")];
+    let found = tokio::task::spawn_blocking(move || {
+        process_user(asked.as_deref(), &folders.each_ref().map(PathBuf::as_path))
+    });
+    let found = found.await.map_err(|source| AgentError::System {
+        doing: "look up the user that commands run as",
+        source: source.into(),
+    })?;
+    match found {
+        Ok(user) => {
+            match &user {
+                Some(user) => tracing::info!("commands run as {}", user.name),
+                None if config.process_user.is_some() => {
+                    tracing::warn!("commands run as the agent's own user, as agent.toml says");
+                }
+                None => {}
+            }
+            Ok((user, None))
+        }
+        // Containers do not need this user.
+        Err(error) if config.process_user.is_none() => Ok((None, Some(error.to_string()))),
+        Err(error) => Err(error.into()),
+    }
+}
+
 fn make_logs_dir(path: &Path) -> Result<PathBuf, AgentError> {
     let made = std::fs::create_dir_all(path).and_then(|()| path.canonicalize());
     made.map_err(|source| AgentError::DataDir {
-        doing: "make the folder for logs",
+        doing: "create the folder for logs",
         path: path.to_owned(),
         source,
     })
 }
 
-/// What the agent says of itself in every hello.
+/// The constant parts of every hello.
 struct HelloParts {
     node: Name,
     boot_id: String,
@@ -197,7 +254,7 @@ struct HelloParts {
     labels: BTreeMap<Name, String>,
 }
 
-/// Where facts come from.
+/// The channels that the loop reads.
 struct Sources {
     session_events: mpsc::Receiver<SessionEvent>,
     heartbeats: mpsc::UnboundedReceiver<HeartbeatEvent>,
@@ -205,15 +262,9 @@ struct Sources {
     docker_later: Option<oneshot::Receiver<DockerReady>>,
 }
 
-/// What is swept by age.
-struct Sweep {
-    logs_dir: PathBuf,
-    age_max: Duration,
-    clock: AgeClock,
-}
-
-/// The session there is now.
+/// The current session.
 struct Session {
+    number: u64,
     epoch: Epoch,
     messages: mpsc::UnboundedSender<ToManager>,
     slices: mpsc::Sender<ToManager>,
@@ -226,15 +277,15 @@ struct Agent {
     runtimes: Runtimes,
     heartbeat: Heartbeat,
     session: Option<Session>,
-    /// The last session that is to be dropped.
-    drop_session: watch::Sender<Option<Epoch>>,
+    /// The number of the session up to which sessions must be dropped.
+    drop_session: watch::Sender<u64>,
     log_reads: LogReads,
     log_notify: LogNotify,
     hello: HelloParts,
     data_dir: Arc<DataDir>,
-    /// Whether more is known now than the last hello said.
+    /// Whether the last hello is outdated.
     hello_outdated: bool,
-    /// What becomes of what runs when the agent stops, for people.
+    /// What happens to running attempts when the agent stops, for people.
     stop_means: &'static str,
     may_exit: bool,
     /// Whether the attempts in the engine are not known yet.
@@ -242,17 +293,17 @@ struct Agent {
 }
 
 impl Agent {
-    /// Feeds the core until it may end.
+    /// Feeds the core until the agent may exit.
     async fn run(
         &mut self,
         sources: Sources,
-        sweep: Sweep,
+        mut sweep: LogSweep,
         shutdown: impl Future<Output = ()>,
     ) -> Result<(), AgentError> {
         let Sources { mut session_events, mut heartbeats, mut facts, mut docker_later } = sources;
         let mut shutdown = std::pin::pin!(shutdown);
         let mut is_shutting_down = false;
-        let mut sweeps = interval(SWEEP_EVERY);
+        let mut sweeps = interval(SWEEP_LOOK_EVERY);
         sweeps.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut watchdog = Watchdog::default();
         let pulse = watchdog.pulse("agent");
@@ -289,7 +340,7 @@ impl Agent {
                         self.drop_session();
                     }
                 }
-                _ = sweeps.tick() => self.sweep(&sweep),
+                _ = sweeps.tick() => sweep.look(|| self.core.held_attempts().collect()).await,
                 () = &mut shutdown, if !is_shutting_down => {
                     is_shutting_down = true;
                     tracing::info!("stopping: {}", self.stop_means);
@@ -300,13 +351,13 @@ impl Agent {
         Ok(())
     }
 
-    /// Gives a fact to the core, and does what it decides.
+    /// Passes an input to the core, and carries out its decisions.
     fn feed(&mut self, input: Input) {
         let is_contact =
             matches!(input, Input::SessionOpened { .. } | Input::HeartbeatAnswered { .. });
         self.core.step(self.clock.now(), input, &mut self.step);
-        // Told only of a contact, not of what is assumed before the first: about as often as there
-        // are heartbeats.
+        // Only a real contact counts, not the lease that is assumed before the first one. This
+        // happens about as often as heartbeats.
         if is_contact && let Some(until) = self.core.lease_until() {
             self.runtimes.lease(self.clock.on_machine(until));
         }
@@ -315,7 +366,7 @@ impl Agent {
         }
         for message in self.step.messages.drain(..) {
             if let Some(session) = &self.session {
-                // One that is over sends it again in the next.
+                // If the session has ended, the next one sends it again.
                 _ = session.messages.send(message);
             }
         }
@@ -329,22 +380,24 @@ impl Agent {
 
     fn drop_session(&mut self) {
         if let Some(session) = &self.session {
-            self.drop_session.send_replace(Some(session.epoch));
+            self.drop_session.send_replace(session.number);
         }
     }
 
     fn found(&mut self, kind: RuntimeKind, found: Vec<FoundAttempt>) {
         if !found.is_empty() {
-            tracing::info!(attempts = found.len(), runtime = %kind, "an earlier life left attempts");
+            tracing::info!(attempts = found.len(), runtime = %kind, "found attempts of the previous run");
             self.runtimes.found(kind, &found);
             self.feed(Input::AttemptsFound(found));
         }
     }
 
     fn docker_ready(&mut self, (docker, found): DockerReady) {
-        tracing::info!("this node takes containers");
         self.runtimes.set_docker(docker);
-        // The first session may have come in between.
+        if self.runtimes.kinds().contains(&RuntimeKind::Docker) {
+            tracing::info!("this node runs containers");
+        }
+        // The first session may have opened in the meantime.
         if let Ok(Some(cluster)) = self.data_dir.cluster() {
             self.runtimes.set_cluster(cluster);
         }
@@ -364,7 +417,7 @@ impl Agent {
     fn session_event(&mut self, event: SessionEvent) -> Result<(), AgentError> {
         match event {
             SessionEvent::HelloAsked(answer) => {
-                // Without a receiver the try has failed meanwhile.
+                // If there is no receiver, the session has already failed.
                 _ = answer.send(self.hello()?);
                 self.hello_outdated = false;
             }
@@ -387,18 +440,20 @@ impl Agent {
             node: node.clone(),
             boot_id: boot_id.clone(),
             agent_instance: *instance,
+            agent_id: Some(AgentId(self.data_dir.id())),
             cluster: self.data_dir.cluster()?,
             program_version: env!("CARGO_PKG_VERSION").into(),
             capacity: *capacity,
             labels: labels.clone(),
             runtimes: self.runtimes.kinds(),
             withdrawn: self.runtimes.withdrawn(),
+            unenforced: self.runtimes.unenforced(),
             attempts: self.core.hello_attempts(),
         })
     }
 
     fn opened(&mut self, opened: Opened) {
-        let Opened { route, welcome, hello_sent_mono_ms, messages, slices } = opened;
+        let Opened { number, route, welcome, hello_sent_mono_ms, messages, slices } = opened;
         self.runtimes.set_cluster(welcome.cluster);
         self.heartbeat.set(Some(Target {
             route,
@@ -406,7 +461,7 @@ impl Agent {
             interval: Duration::from_millis(welcome.heartbeat_ms),
             lease: Duration::from_millis(welcome.lease_ms),
         }));
-        self.session = Some(Session { epoch: welcome.epoch, messages, slices });
+        self.session = Some(Session { number, epoch: welcome.epoch, messages, slices });
         self.feed(Input::SessionOpened { welcome, hello_sent_mono_ms });
         if self.hello_outdated {
             self.drop_session();
@@ -421,9 +476,18 @@ impl Agent {
             }
             ToPeer::Starts(epoch, attempts) => Input::StartsReceived { epoch, attempts },
             ToPeer::Stops(epoch, mut stops) => {
-                // What is not here can still be with the engine, which is asked when it answers;
-                // the hello after that says so, and the manager tells it again.
-                stops.retain(|(attempt, _)| !self.waits_for_docker || self.core.holds(attempt));
+                // An unknown attempt may still be in the engine, which has not answered yet. The
+                // hello after that lists it, and the manager sends the stop again.
+                stops.retain(|(attempt, _)| {
+                    let can_tell = !self.waits_for_docker || self.core.holds(attempt);
+                    if !can_tell {
+                        tracing::warn!(
+                            %attempt,
+                            "cannot stop this attempt before the Docker engine answers; if the engine was removed, start the agent with `--docker off`"
+                        );
+                    }
+                    can_tell
+                });
                 Input::StopsReceived { epoch, stops }
             }
             ToPeer::Acked(epoch, acked) => Input::ReportsAcked { epoch, acked },
@@ -435,7 +499,7 @@ impl Agent {
                 }
                 return;
             }
-            // Belong to the beginning of a session, to clients, or were dealt with already.
+            // These belong to the start of a session or to clients, or were already handled.
             ToPeer::Welcome(_)
             | ToPeer::Refused(_)
             | ToPeer::HelloAgain(_)
@@ -457,27 +521,6 @@ impl Agent {
                 }
             }
         }
-    }
-
-    /// Removes logs that are too old, beside everything else.
-    fn sweep(&self, Sweep { logs_dir, age_max, clock }: &Sweep) {
-        let held = self.core.hello_attempts().into_iter();
-        let held: HashSet<_> = held.map(|attempt| attempt_log_dir(logs_dir, attempt)).collect();
-        let (logs_dir, age_max, clock) = (logs_dir.clone(), *age_max, clock.clone());
-        spawn_blocking(move || {
-            let is_held = |dir: &Path| held.contains(dir);
-            let report = podmesh_logrotate::prune(&logs_dir, age_max, clock.now(), is_held);
-            if let Err(error) = clock.save() {
-                tracing::warn!("the age of logs cannot be kept: {error}");
-            }
-            for error in report.errors {
-                tracing::warn!("old logs stay: {error}");
-            }
-            if report.files_removed > 0 {
-                let (files, bytes) = (report.files_removed, report.bytes_removed);
-                tracing::info!(files, bytes, "removed old logs");
-            }
-        });
     }
 }
 

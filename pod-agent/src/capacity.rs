@@ -1,4 +1,4 @@
-//! What this machine has.
+//! Detects this machine's capacity.
 
 use std::fs;
 use std::path::Path;
@@ -6,8 +6,8 @@ use std::path::Path;
 use podmesh_protocol::limits::{CPU_MILLIS_MAX, MEMORY_BYTES_MAX};
 use podmesh_protocol::spec::Resources;
 
-/// The cores and the memory of this machine, as far as this process may use them: its cpu mask and
-/// the limits of its control groups count. Memory that cannot be told is 0.
+/// Returns the cores and memory of this machine that this process may use, within its CPU mask and
+/// the limits of its control groups. Memory is 0 if unknown.
 pub fn detect_capacity() -> Resources {
     let cpus = std::thread::available_parallelism().map_or(1, usize::from);
     let cpu_millis =
@@ -20,15 +20,15 @@ pub fn detect_capacity() -> Resources {
     Resources { cpu_millis, memory_bytes: memory.min(MEMORY_BYTES_MAX) }
 }
 
-/// Reads `MemTotal` out of `/proc/meminfo`.
+/// Parses `MemTotal` in the text of `/proc/meminfo`.
 fn total_memory(meminfo: &str) -> Option<u64> {
     let line = meminfo.lines().find_map(|line| line.strip_prefix("MemTotal:"))?;
     let kib: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
     kib.checked_mul(1024)
 }
 
-/// The lowest memory limit of a control group (v2) and those above it.
-fn group_limit(root: &Path, groups: &str) -> Option<u64> {
+/// Returns the lowest memory limit of a control group (v2) and its ancestors.
+pub(crate) fn group_limit(root: &Path, groups: &str) -> Option<u64> {
     let own = groups.lines().find_map(|line| line.strip_prefix("0::/"))?;
     let own = root.join(own);
     own.ancestors()
@@ -43,7 +43,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn this_machine_has_something() {
+    fn this_machine_has_cores_and_memory() {
         let capacity = detect_capacity();
         assert!(capacity.validate().is_ok());
         assert!(capacity.memory_bytes > 1 << 20);

@@ -1,4 +1,4 @@
-//! What an agent is told at its start.
+//! The configuration of an agent.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -11,43 +11,51 @@ use podmesh_wire::locate::Locator;
 use crate::policy::NodePolicy;
 use crate::supervisor::SupervisorCommand;
 
-/// What an agent is told at its start.
+/// The configuration of an agent.
 #[derive(Clone, Debug)]
 pub struct AgentConfig {
-    /// Where the agent keeps its identity and the work folders of attempts. Made when it is
-    /// missing; one agent at a time may use it.
+    /// The folder with the agent's identity and the work folders of attempts. It is created if it
+    /// is missing. Only one agent at a time may use it.
     pub data_dir: PathBuf,
-    /// Where the output of attempts goes: `<logs_dir>/<job>/<task>/<attempt>/stdout.log`.
+    /// The folder for output: `<logs_dir>/<job>/<task>/<attempt>/stdout.log`.
     pub logs_dir: PathBuf,
-    /// The node's name; no two live agents of a manager have the same.
+    /// The node's name. No two live agents of a manager have the same name.
     pub name: Name,
-    /// How the manager is found.
+    /// How to find the manager.
     pub manager: Locator,
-    /// What the node offers; see [`detect_capacity`](crate::detect_capacity).
+    /// The resources that the node offers; see [`detect_capacity`](crate::detect_capacity).
     pub capacity: Resources,
-    /// What jobs may require of the node.
+    /// The labels that jobs can require.
     pub labels: BTreeMap<Name, String>,
-    /// What it can start.
+    /// Which runtimes are enabled.
     pub runtimes: RuntimeSwitches,
-    /// What jobs may use of the node.
+    /// The user that commands run as. `None`: an agent that runs as root uses [`PROCESS_USER`],
+    /// which it creates; any other agent uses its own user.
+    ///
+    /// [`PROCESS_USER`]: crate::PROCESS_USER
+    pub process_user: Option<String>,
+    /// What jobs may use on the node.
     pub policy: NodePolicy,
     /// How much output of an attempt is kept.
     pub rotation: RotationPolicy,
-    /// How the supervisor of processes is started, where there is none yet.
+    /// Maximum number of bytes on disk for the output of all attempts together. Beyond it, the output
+    /// of the attempts that ended first is removed. `None`: a tenth of the disk.
+    pub logs_bytes_max: Option<u64>,
+    /// The command that starts the supervisor if none is running.
     pub supervisor: SupervisorCommand,
-    /// Whether processes are stopped when the agent ends, however it does. Otherwise they go on,
-    /// as containers do.
+    /// Whether processes are stopped when the agent ends for any reason. Otherwise they keep
+    /// running, as containers do.
     pub stop_processes: bool,
 }
 
-/// Which runtimes an agent has.
+/// Which runtimes of an agent are enabled.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RuntimeSwitches {
-    /// Whether jobs may run commands of the node itself.
+    /// Whether jobs may run commands directly on the node.
     pub process: bool,
     /// Whether jobs may run containers.
     pub docker: DockerSwitch,
-    /// Whether there is the runtime that ends at once; for benchmarks.
+    /// Whether the no-op runtime, whose attempts end at once, is enabled. For benchmarks.
     pub noop: bool,
 }
 
@@ -62,9 +70,9 @@ impl Default for RuntimeSwitches {
 pub enum DockerSwitch {
     /// No.
     Off,
-    /// When a Docker engine answers at the start.
+    /// When a Docker engine answers. Without one, the agent keeps looking for it.
     #[default]
     Auto,
-    /// Yes: an engine that does not answer is asked again until it does.
+    /// Yes. Without an engine, the agent logs an error and keeps looking for it.
     On,
 }

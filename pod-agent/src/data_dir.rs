@@ -1,4 +1,4 @@
-//! The agent's data directory: whose it is, and that one agent uses it.
+//! The agent's data directory: its identity, and the lock that allows only one agent to use it.
 
 use std::fs::{self, DirBuilder, File, TryLockError};
 use std::io::{self, Write};
@@ -13,7 +13,7 @@ use crate::error::AgentError;
 /// The file with the id of the agent.
 const ID: &str = "id";
 
-/// A data directory in use by this agent, for as long as this lives.
+/// A data directory that is locked by this agent until dropped.
 #[derive(Debug)]
 pub(crate) struct DataDir {
     path: PathBuf,
@@ -22,25 +22,26 @@ pub(crate) struct DataDir {
 }
 
 impl DataDir {
-    /// Opens it; makes it, for the user alone, when it is missing.
+    /// Opens the directory. If it is missing, creates it so that only the user can access it.
     pub(crate) fn open(path: &Path) -> Result<Self, AgentError> {
         let at = |doing, path: &Path| {
             let path = path.to_owned();
             move |source| AgentError::DataDir { doing, path, source }
         };
         if let Some(parent) = path.parent() {
-            fs::create_dir_all(parent).map_err(at("make the folder", parent))?;
+            fs::create_dir_all(parent).map_err(at("create the folder", parent))?;
         }
         match DirBuilder::new().mode(0o700).create(path) {
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
-            result => result.map_err(at("make the data directory", path))?,
+            result => result.map_err(at("create the data directory", path))?,
         }
-        // Absolute: programs are started in other folders.
+        // Absolute, because programs are started in other folders.
         let path = path.canonicalize().map_err(at("find the data directory", path))?;
-        let mode = fs::metadata(&path).map_err(at("look at", &path))?.permissions().mode();
-        if mode & 0o077 != 0 {
+        let mode = fs::metadata(&path).map_err(at("inspect", &path))?.permissions().mode();
+        // Passing through to the work folders is intended.
+        if mode & 0o066 != 0 {
             tracing::warn!(
-                "other users can look into {}: `chmod 700` it, unless that is meant so",
+                "other users can access {}: run `chmod go-rw` on it, unless that is intended",
                 path.display()
             );
         }
@@ -63,33 +64,33 @@ impl DataDir {
         Ok(Self { path, id, _lock: lock })
     }
 
-    /// Where it is; absolute.
+    /// Returns its absolute path.
     pub(crate) fn path(&self) -> &Path {
         &self.path
     }
 
-    /// Which agent it is, over all its lives.
+    /// Returns the agent's id, which stays the same across restarts.
     pub(crate) fn id(&self) -> Uuid {
         self.id
     }
 
-    /// The file that says to which cluster the agent belongs.
+    /// Returns the path of the file with the agent's cluster.
     pub(crate) fn cluster_path(&self) -> PathBuf {
         self.path.join("cluster")
     }
 
-    /// To which cluster the agent belongs; none before its first session.
+    /// Returns the agent's cluster; `None` before its first session.
     pub(crate) fn cluster(&self) -> Result<Option<ClusterId>, AgentError> {
         Ok(read(&self.cluster_path(), "the id of a cluster")?.map(ClusterId))
     }
 
-    /// Writes down to which cluster the agent belongs.
+    /// Saves the agent's cluster.
     pub(crate) fn set_cluster(&self, cluster: ClusterId) -> Result<(), AgentError> {
         write(&self.path, "cluster", cluster.0)
     }
 }
 
-/// Which agent a data directory belongs to; none: it is no agent's.
+/// Returns the id of the agent that a data directory belongs to; `None` if it belongs to none.
 pub(crate) fn read_agent_id(dir: &Path) -> Option<Uuid> {
     read(&dir.join(ID), "the id of an agent").ok().flatten()
 }
@@ -106,7 +107,7 @@ fn read(path: &Path, expected: &'static str) -> Result<Option<Uuid>, AgentError>
     }
 }
 
-/// Writes a whole file or none, on disk when this returns.
+/// Writes a file atomically. It is on disk when this returns.
 fn write(dir: &Path, name: &str, id: Uuid) -> Result<(), AgentError> {
     let path = dir.join(name);
     let unfinished = dir.join(format!("{name}.new"));
@@ -120,7 +121,7 @@ fn write(dir: &Path, name: &str, id: Uuid) -> Result<(), AgentError> {
     result.map_err(|source| AgentError::DataDir { doing: "write", path, source })
 }
 
-/// The life of the machine: another one after each boot.
+/// Returns the machine's boot id, which changes with each boot.
 pub(crate) fn boot_id() -> Result<String, AgentError> {
     let path = PathBuf::from("/proc/sys/kernel/random/boot_id");
     match fs::read_to_string(&path) {
@@ -135,7 +136,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_agent_stays_itself_and_alone() {
+    fn the_identity_persists_and_only_one_agent_can_open_the_directory() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("a/agent");
         let first = DataDir::open(&path).unwrap();
@@ -157,7 +158,7 @@ mod tests {
     }
 
     #[test]
-    fn a_place_that_cannot_be_written_is_named() {
+    fn the_error_for_a_directory_that_cannot_be_created_names_it() {
         let error = DataDir::open(Path::new("/proc/podmesh")).unwrap_err().to_string();
         assert!(error.contains("/proc/podmesh"), "{error}");
     }

@@ -1,4 +1,4 @@
-//! How the agent comes to its Docker engine: at the start, or later.
+//! Connects the agent to its Docker engine, at the start or later.
 
 use podmesh_agent_core::input::{FoundAttempt, RuntimeFact};
 use podmesh_protocol::ids::{AttemptId, ClusterId};
@@ -10,38 +10,43 @@ use tokio::time::sleep;
 use crate::config::DockerSwitch;
 use crate::docker::{DockerError, DockerRuntime, DockerSettings};
 
-/// A Docker engine that answers, and the attempts of an earlier life of the agent in it.
+/// A runtime with an engine that answers, and the attempts that an earlier run of the agent left.
 pub(crate) type DockerReady = (DockerRuntime, Vec<FoundAttempt>);
 
-/// Docker at the start of the agent.
+/// The state of Docker when the agent starts.
 pub(crate) enum DockerStart {
-    /// It is there.
+    /// The engine answers.
     Ready(DockerReady),
-    /// It will be told when it is there.
+    /// The engine does not answer yet; the channel reports when it does.
     Later(oneshot::Receiver<DockerReady>),
-    /// There is none.
+    /// Docker is switched off.
     None,
 }
 
-/// Looks for the engine, as the switch says.
+/// Looks for the engine as configured.
 pub(crate) async fn start_docker(
     switch: DockerSwitch,
     settings: DockerSettings,
     cluster: Option<ClusterId>,
     facts: UnboundedSender<(AttemptId, RuntimeFact)>,
 ) -> DockerStart {
+    let connected = connect(settings.clone(), cluster, facts.clone()).await;
     if switch == DockerSwitch::Off {
-        return DockerStart::None;
+        // New ones are not taken. Those of an earlier life are looked after all the same.
+        return match connected {
+            Ok(ready) if !ready.1.is_empty() => DockerStart::Ready(ready),
+            Ok(_) | Err(_) => DockerStart::None,
+        };
     }
-    let error = match connect(settings.clone(), cluster, facts.clone()).await {
+    let error = match connected {
         Ok(ready) => return DockerStart::Ready(ready),
         Err(error) => error,
     };
-    // An engine can be started, or installed, after the agent.
+    // The engine may be started or installed after the agent.
     if switch == DockerSwitch::Auto {
-        tracing::info!("this node takes no containers until there is an engine: {error}");
+        tracing::info!("this node runs no containers until it has a Docker engine: {error}");
     } else {
-        tracing::error!("this node takes no containers yet: {error}; retrying");
+        tracing::error!("this node cannot run containers yet: {error}; retrying");
     }
     let (ready, later) = oneshot::channel();
     tokio::spawn(async move {
@@ -53,7 +58,7 @@ pub(crate) async fn start_docker(
             }
             match connect(settings.clone(), cluster, facts.clone()).await {
                 Ok(found) => {
-                    // Without a receiver the agent has ended.
+                    // If there is no receiver, the agent has ended.
                     _ = ready.send(found);
                     return;
                 }

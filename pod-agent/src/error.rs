@@ -1,4 +1,4 @@
-//! Why an agent ends.
+//! Errors of an agent.
 
 use std::io;
 use std::path::PathBuf;
@@ -6,8 +6,9 @@ use std::path::PathBuf;
 use podmesh_protocol::ids::ClusterId;
 
 use crate::supervisor::SupervisorError;
+use crate::user::ProcessUserError;
 
-/// Why an agent cannot start or go on.
+/// An error that ends an agent.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum AgentError {
@@ -16,22 +17,22 @@ pub enum AgentError {
     DataDir {
         /// What was tried.
         doing: &'static str,
-        /// On which file or folder.
+        /// The file or folder.
         path: PathBuf,
-        /// Why not.
+        /// Why it failed.
         source: io::Error,
     },
-    /// A file of the data directory does not hold what the agent wrote there.
-    #[error("{} does not hold {expected}; if it is of no use, remove it and start again", path.display())]
+    /// A file in the data directory is damaged.
+    #[error("{} does not contain {expected}; if you do not need it, remove it and start again", path.display())]
     Damaged {
-        /// Which file.
+        /// The file.
         path: PathBuf,
-        /// What it should hold.
+        /// What it should contain.
         expected: &'static str,
     },
     /// Another agent uses the data directory.
     #[error(
-        "another agent uses {}; stop it, or give this one a data directory of its own (--data-dir)",
+        "another agent uses {}; stop it, or give this agent its own data directory (--data-dir)",
         path.display()
     )]
     InUse {
@@ -40,35 +41,38 @@ pub enum AgentError {
     },
     /// The manager belongs to another cluster.
     #[error(
-        "the manager at {manager} is not the one that this agent belongs to{}; to have the agent join it, \
-         remove {} and start again: containers of the other cluster are then left alone",
+        "the manager at {manager} belongs to another cluster than this agent{}; to join the manager's cluster, \
+         remove {} and start again: containers of the old cluster are then left alone",
         theirs.map(|cluster| format!(" (its cluster is {cluster})")).unwrap_or_default(), path.display()
     )]
     WrongCluster {
-        /// Where the manager is.
+        /// The manager's address.
         manager: String,
-        /// The manager's cluster, where it said so.
+        /// The manager's cluster, if known.
         theirs: Option<ClusterId>,
-        /// The file that says to which cluster the agent belongs.
+        /// The file with the agent's cluster.
         path: PathBuf,
     },
     /// The manager speaks another version of the protocol.
-    #[error("the manager at {manager} refuses this version of podmesh: {message}")]
+    #[error("the manager at {manager} does not support this version of podmesh: {message}")]
     UnsupportedVersion {
-        /// Where the manager is.
+        /// The manager's address.
         manager: String,
-        /// What it said.
+        /// The manager's message.
         message: String,
     },
-    /// There is no supervisor to hold processes.
+    /// The supervisor cannot be used.
     #[error(transparent)]
     Supervisor(#[from] SupervisorError),
+    /// Commands cannot run as the user that the node's owner named.
+    #[error(transparent)]
+    ProcessUser(#[from] ProcessUserError),
     /// The operating system refused something that the agent needs.
     #[error("cannot {doing}: {source}")]
     System {
         /// What was tried.
         doing: &'static str,
-        /// Why not.
+        /// Why it failed.
         source: io::Error,
     },
 }

@@ -1,5 +1,5 @@
-//! Heartbeats: their own TCP stream on their own thread, so that nothing else the agent does can
-//! look like its death.
+//! Heartbeats. They have their own stream and thread, so that nothing else that the agent does can
+//! delay them.
 
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
@@ -18,52 +18,52 @@ use tokio::time::{Instant, MissedTickBehavior, interval, sleep, sleep_until, tim
 use crate::clock::Clock;
 use crate::error::AgentError;
 
-/// How long to wait before a stream that failed is made anew, while the session lives.
+/// How long to wait before a failed stream is opened again, while the session lasts.
 const RETRY_PAUSE: Duration = Duration::from_millis(100);
-/// Whatever the manager says, beats are not closer together than this.
+/// Minimum interval between beats, whatever the manager requests.
 const INTERVAL_MIN: Duration = Duration::from_millis(10);
 
-/// Whose heart beats, and how fast.
+/// The session to send heartbeats for, and their timing.
 #[derive(Clone, Debug)]
 pub(crate) struct Target {
     /// The way to the manager.
     pub(crate) route: Route,
     /// The session.
     pub(crate) epoch: Epoch,
-    /// Between two beats.
+    /// The interval between beats.
     pub(crate) interval: Duration,
-    /// How long the session lives without.
+    /// How long the node counts as alive without a beat.
     pub(crate) lease: Duration,
 }
 
-/// What became of the beats of a session.
+/// An event of a session's heartbeats.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum HeartbeatEvent {
-    /// The manager answered one.
+    /// The manager answered a beat.
     Answered {
         /// The session.
         epoch: Epoch,
         /// When that beat was sent.
         sent_mono_ms: Millis,
     },
-    /// No answer came for half a lease: the session is to be made anew.
+    /// No answer came for half a lease. The agent must open a new session.
     Silent(Epoch),
 }
 
-/// The thread. It ends when this is dropped.
+/// The heartbeat thread. It ends when this is dropped.
 #[derive(Debug)]
 pub(crate) struct Heartbeat {
     target: watch::Sender<Option<Target>>,
 }
 
 impl Heartbeat {
-    /// Starts the thread. Events are as many as beats, and so no peer can send too many.
+    /// Starts the thread. There is at most one event for each beat sent, so a peer cannot flood the
+    /// channel.
     pub(crate) fn start(
         clock: Clock,
         events: mpsc::UnboundedSender<HeartbeatEvent>,
     ) -> Result<Self, AgentError> {
-        let cannot =
-            |source| AgentError::System { doing: "start the thread of heartbeats", source };
+        let cannot = |source| AgentError::System { doing: "start the heartbeat thread", source };
         let (target, targets) = watch::channel(None);
         let runtime =
             tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(cannot)?;
@@ -74,7 +74,7 @@ impl Heartbeat {
         Ok(Self { target })
     }
 
-    /// Beats for a session, or for none.
+    /// Sets the session to send heartbeats for; `None` stops them.
     pub(crate) fn set(&self, target: Option<Target>) {
         self.target.send_replace(target);
     }
@@ -100,7 +100,7 @@ async fn run(
     }
 }
 
-/// Beats until no answer came for half a lease.
+/// Sends beats until no answer came for half a lease.
 async fn beat(clock: Clock, target: &Target, events: &mpsc::UnboundedSender<HeartbeatEvent>) {
     let patience = target.lease / 2;
     let answered = Cell::new(Instant::now());
@@ -125,14 +125,14 @@ async fn beat(clock: Clock, target: &Target, events: &mpsc::UnboundedSender<Hear
     };
     tokio::select! {
         () = silence => {
-            // Without a receiver the agent has ended.
+            // If there is no receiver, the agent has ended.
             _ = events.send(HeartbeatEvent::Silent(target.epoch));
         }
         () = streams => {}
     }
 }
 
-/// Nothing: a stream only ends by an error.
+/// No value: a stream ends only with an error.
 enum Never {}
 
 async fn stream(
@@ -143,7 +143,7 @@ async fn stream(
 ) -> Result<Never, WireError> {
     let stream = timeout(target.lease / 2, target.route.heartbeats());
     let (mut reader, mut writer) = tokio::io::split(stream.await.map_err(io::Error::from)??);
-    // The beats that are not answered, oldest first.
+    // The unanswered beats, oldest first.
     let sent = RefCell::new(VecDeque::new());
     tokio::select! {
         end = send_beats(clock, target, &mut writer, &sent) => end,
@@ -159,7 +159,7 @@ async fn send_beats(
 ) -> Result<Never, WireError> {
     let mut ticks = interval(target.interval.max(INTERVAL_MIN));
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    // Those that nobody answers any more need not be remembered.
+    // Beats older than a lease need not be remembered.
     let remembered_max = 1 + (target.lease.as_millis() / ticks.period().as_millis()) as usize;
     for sequence in 1.. {
         ticks.tick().await;
@@ -225,14 +225,14 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn beats_are_answered_over_streams_that_fail() {
+    async fn beats_continue_on_a_new_stream_when_one_fails() {
         let (_heartbeat, mut events, listener, _dir) = beating(Duration::from_secs(3600)).await;
         for _ in 0..2 {
             let (mut stream, _) = listener.accept().await.unwrap();
             for sequence in 1..=3 {
                 let beat = read_beat(&mut stream).await.unwrap();
                 assert_eq!(beat, Beat { epoch: Epoch(7), sequence });
-                // One of another session, one that was never sent, and the right one.
+                // Answers for another session, for a beat that was never sent, and the right one.
                 write_beat(&mut stream, &Beat { epoch: Epoch(6), sequence }).await.unwrap();
                 write_beat(&mut stream, &Beat { sequence: 99, ..beat }).await.unwrap();
                 write_beat(&mut stream, &beat).await.unwrap();
@@ -244,7 +244,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn silence_is_told_once() {
+    async fn silence_is_reported_once() {
         let (heartbeat, mut events, listener, _dir) = beating(Duration::from_millis(60)).await;
         let (mut stream, _) = listener.accept().await.unwrap();
         read_beat(&mut stream).await.unwrap();

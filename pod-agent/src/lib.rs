@@ -1,10 +1,10 @@
 //! The daemon of a node: sessions with the manager, runtimes, capture of logs.
 //!
-//! [`run`] puts it together. Decisions are `podmesh-agent-core`'s; what comes in is a fact for it,
-//! what comes out is a command for a runtime or a message for the manager (`agent.rs`). Beside
-//! that loop run the sessions (`session.rs`), the heartbeats on a thread of their own
-//! (`heartbeat.rs`), and the reads of logs (`log_reads.rs`), which never wait for the core.
-//! Processes are held by a process of their own, the supervisor (`supervisor/`).
+//! [`run`] connects the parts. `podmesh-agent-core` makes the decisions: its inputs are facts, and
+//! its outputs are commands for a runtime or messages for the manager (`agent.rs`). Sessions
+//! (`session.rs`), heartbeats on their own thread (`heartbeat.rs`) and log reads (`log_reads.rs`)
+//! run separately and never wait for the core. A separate process, the supervisor (`supervisor/`),
+//! holds the node's processes.
 
 mod age_clock;
 mod agent;
@@ -19,6 +19,7 @@ mod error;
 mod heartbeat;
 pub mod log_notify;
 mod log_reads;
+mod log_sweep;
 mod paths;
 pub mod policy;
 mod process;
@@ -26,8 +27,11 @@ mod runtimes;
 mod session;
 pub mod supervisor;
 mod task_env;
+mod user;
 
 pub use agent::run;
 pub use capacity::detect_capacity;
 pub use config::{AgentConfig, DockerSwitch, RuntimeSwitches};
 pub use error::AgentError;
+pub use process::unenforced_limits;
+pub use user::{PROCESS_USER, ProcessUserError};

@@ -1,5 +1,5 @@
-//! Who waits for output hears of it: from the writers of logs to their readers, in this process,
-//! and, where they are told who listens, from those in another one.
+//! Notifies readers of logs when output is written, in this process or in another process that is
+//! told who listens.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -9,8 +9,8 @@ use podmesh_protocol::ids::AttemptId;
 use tokio::sync::Notify;
 use tokio::sync::mpsc::UnboundedSender;
 
-/// Tells readers that an attempt printed something. Cheap to clone, and next to free to call while
-/// nobody reads.
+/// Notifies readers when an attempt has printed something. Cheap to clone, and almost free to call
+/// while nobody listens.
 #[derive(Clone, Debug, Default)]
 pub struct LogNotify {
     shared: Arc<Shared>,
@@ -18,7 +18,7 @@ pub struct LogNotify {
 
 #[derive(Debug, Default)]
 struct Shared {
-    /// How many waiters there are, so that writers need no lock while there are none.
+    /// The number of waiters, so that writers take no lock while there are none.
     count: AtomicUsize,
     waiters: Mutex<HashMap<AttemptId, Vec<Arc<Signal>>>>,
     elsewhere: OnceLock<UnboundedSender<(AttemptId, bool)>>,
@@ -30,11 +30,11 @@ impl Shared {
         self.waiters.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Says to the writers elsewhere whether anybody listens. Called under the lock, so that what
-    /// is said last is true.
+    /// Tells the writers in another process whether anybody listens. Called under the lock, so that
+    /// the last message is always true.
     fn tell_elsewhere(&self, attempt: AttemptId, listens: bool) {
         if let Some(elsewhere) = self.elsewhere.get() {
-            // Without a receiver nothing is written there any more.
+            // If there is no receiver, nothing is written there any more.
             _ = elsewhere.send((attempt, listens));
         }
     }
@@ -59,24 +59,24 @@ struct Signal {
 }
 
 impl LogNotify {
-    /// Tells `elsewhere` of every attempt that somebody begins to listen to, and of which nobody
-    /// does any more; to be called once. What is written there is then to be told to
-    /// [`written`](Self::written), and once right at the beginning: what came in between counts.
+    /// From now on reports to `elsewhere` each attempt that gets its first listener or loses its
+    /// last one. Call it once. The receiver must call [`written`](Self::written) whenever output is
+    /// written elsewhere, and once when listening begins, for what was written in between.
     pub(crate) fn follow_elsewhere(&self, elsewhere: UnboundedSender<(AttemptId, bool)>) {
         _ = self.shared.elsewhere.set(elsewhere);
     }
 
-    /// New bytes of the attempt are in a file. Called by whoever wrote them, after the write.
+    /// Notifies that new bytes of the attempt are in a file. The writer calls it after the write.
     pub fn written(&self, attempt: AttemptId) {
         self.shared.wake(attempt, false);
     }
 
-    /// The attempt is over, and its last byte is in the file.
+    /// Notifies that the attempt has ended and its last byte is in the file.
     pub(crate) fn ended(&self, attempt: AttemptId) {
         self.shared.wake(attempt, true);
     }
 
-    /// Begins to listen. What is written from now on is heard of, also when it happens before
+    /// Starts to listen. Anything written from now on wakes the waiter, even before
     /// [`LogWaiter::news`] is called.
     pub(crate) fn listen(&self, attempt: AttemptId) -> LogWaiter {
         let signal = Arc::new(Signal::default());
@@ -101,12 +101,12 @@ pub(crate) struct LogWaiter {
 }
 
 impl LogWaiter {
-    /// Returns when something was written, or the attempt ended, since the last call.
+    /// Returns when something was written or the attempt ended since the last call.
     pub(crate) async fn news(&self) {
         self.signal.news.notified().await;
     }
 
-    /// Whether the attempt ended while this listened.
+    /// Returns whether the attempt has ended since this waiter was created.
     pub(crate) fn has_ended(&self) -> bool {
         self.signal.ended.load(Ordering::SeqCst)
     }
@@ -139,7 +139,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn news_before_the_wait_is_not_lost() {
+    async fn a_write_before_the_wait_is_not_missed() {
         let notify = LogNotify::default();
         let waiter = notify.listen(attempt(1));
         notify.written(attempt(1));
@@ -151,7 +151,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn writers_elsewhere_hear_who_listens() {
+    async fn writers_elsewhere_are_told_who_listens() {
         let notify = LogNotify::default();
         let (sender, mut elsewhere) = tokio::sync::mpsc::unbounded_channel();
         notify.follow_elsewhere(sender);
@@ -164,7 +164,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn others_are_not_woken_and_nothing_is_left() {
+    async fn waiters_of_other_attempts_are_not_woken_and_dropped_waiters_are_forgotten() {
         let notify = LogNotify::default();
         let waiter = notify.listen(attempt(1));
         notify.written(attempt(2));

@@ -1,4 +1,4 @@
-//! Reads of logs for the manager's clients: from files alone, past the core.
+//! Answers log reads of the manager's clients, directly from files, without the core.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -14,34 +14,37 @@ use tokio::task::spawn_blocking;
 use tokio::time::{Instant, sleep_until};
 
 use crate::log_notify::{LogNotify, LogWaiter};
+use crate::log_sweep::RemovedLogs;
 use crate::paths::attempt_log_dir;
 
-/// Files that are read at a time; also what bounds the memory of slices that are not sent yet.
+/// Maximum number of files read at a time. This also bounds the memory of unsent slices.
 const READERS_MAX: usize = 4;
-/// How often a reader that waits looks by itself: for bytes that somebody else put into the file.
+/// How often a waiting reader checks the file by itself, for bytes that another process wrote.
 const LOOK_EVERY: Duration = Duration::from_millis(200);
 
-/// The reads that are under way.
+/// The log reads in progress.
 #[derive(Clone, Debug)]
 pub(crate) struct LogReads {
     logs_dir: PathBuf,
     notify: LogNotify,
+    removed: RemovedLogs,
     reads: Arc<Semaphore>,
     readers: Arc<Semaphore>,
 }
 
 impl LogReads {
-    /// Reads below this folder.
-    pub(crate) fn new(logs_dir: PathBuf, notify: LogNotify) -> Self {
+    /// Creates a set of reads below this folder.
+    pub(crate) fn new(logs_dir: PathBuf, notify: LogNotify, removed: RemovedLogs) -> Self {
         Self {
             logs_dir,
             notify,
+            removed,
             reads: Arc::new(Semaphore::new(LOG_READS_MAX)),
             readers: Arc::new(Semaphore::new(READERS_MAX)),
         }
     }
 
-    /// Answers one read into `slices`, some time. `goes_on`: more output may come.
+    /// Answers one read on `slices`, without blocking. `goes_on` says that more output may come.
     pub(crate) fn answer(
         &self,
         number: u64,
@@ -50,19 +53,21 @@ impl LogReads {
         slices: mpsc::Sender<ToManager>,
     ) {
         let Ok(permit) = Arc::clone(&self.reads).try_acquire_owned() else {
-            let text = format!("{LOG_READS_MAX} reads of logs wait on this node (LOG_READS_MAX)");
+            let text = format!(
+                "{LOG_READS_MAX} log reads are already waiting on this node (LOG_READS_MAX)"
+            );
             let reply = Err(ErrorReply::new(ErrorCode::Overloaded, text));
-            // Without room even for that, the manager's own limit of time answers.
+            // If there is no room for the reply either, the manager's timeout answers.
             _ = slices.try_send(ToManager::LogSlice(number, reply));
             return;
         };
-        // From here on the end of the attempt is heard of.
+        // Listen before the first read, so that the end of the attempt is not missed.
         let waiter = goes_on.then(|| self.notify.listen(read.attempt));
         let this = self.clone();
         tokio::spawn(async move {
             tokio::select! {
                 () = this.read(number, read, waiter, &slices) => {}
-                // The session is over, and with it the question.
+                // The session has ended, and the read with it.
                 () = slices.closed() => {}
             }
             drop(permit);
@@ -80,11 +85,12 @@ impl LogReads {
         let until = Instant::now() + wait;
         loop {
             let is_over = waiter.as_ref().is_none_or(LogWaiter::has_ended);
-            // Held until the slice is on its way.
+            // Held until the slice is queued for sending.
             let Ok(reader) = self.readers.acquire().await else { return };
             let dir = attempt_log_dir(&self.logs_dir, read.attempt);
             let ask = read.clone();
-            let looked = spawn_blocking(move || look(dir, &ask)).await;
+            let removed = is_over && self.removed.may_hold(read.attempt.task.job);
+            let looked = spawn_blocking(move || look(dir, &ask, removed)).await;
             let (slice, is_all) = match looked {
                 Ok(Ok(looked)) => looked,
                 Ok(Err(error)) => {
@@ -92,7 +98,7 @@ impl LogReads {
                     _ = slices.send(ToManager::LogSlice(number, Err(reply))).await;
                     return;
                 }
-                // The agent ends.
+                // The agent is ending.
                 Err(_) => return,
             };
             if !slice.bytes.is_empty() || is_over || Instant::now() >= until {
@@ -113,8 +119,10 @@ impl LogReads {
     }
 }
 
-/// Reads what there is now, and says whether that is all.
-fn look(dir: PathBuf, read: &LogRead) -> Result<(LogSlice, bool), Error> {
+/// Reads what is available now, and returns whether that is all. `removed`: if the attempt has no
+/// folder, it may have had output that was removed.
+fn look(dir: PathBuf, read: &LogRead, removed: bool) -> Result<(LogSlice, bool), Error> {
+    let removed = removed && !dir.exists();
     let mut reader = LogReader::open(dir, read.stream.file_stem())?;
     let mut offset = match read.from {
         LogPosition::Offset(offset) => offset,
@@ -123,7 +131,7 @@ fn look(dir: PathBuf, read: &LogRead) -> Result<(LogSlice, bool), Error> {
     let bytes_max = read.bytes_max.clamp(1, LOG_READ_BYTES_MAX) as usize;
     let chunk = loop {
         match reader.read_at(offset, bytes_max) {
-            // Behind the damage it goes on, as behind what was removed.
+            // Skip the damaged part, like a removed part.
             Err(Error::Damaged { resume_at, why, path }) if resume_at > offset => {
                 tracing::warn!("{} is damaged: {why}", path.display());
                 offset = resume_at;
@@ -132,7 +140,7 @@ fn look(dir: PathBuf, read: &LogRead) -> Result<(LogSlice, bool), Error> {
         }
     };
     let is_all = chunk.bytes.is_empty() || chunk.end() >= reader.end_offset()?;
-    Ok((LogSlice { offset: chunk.offset, bytes: chunk.bytes, end: false }, is_all))
+    Ok((LogSlice { offset: chunk.offset, bytes: chunk.bytes, end: false, removed }, is_all))
 }
 
 #[cfg(test)]
@@ -158,7 +166,8 @@ mod tests {
         fn new() -> Self {
             let logs = tempfile::tempdir().unwrap();
             let notify = LogNotify::default();
-            let reads = LogReads::new(logs.path().to_owned(), notify.clone());
+            let removed = RemovedLogs::open(logs.path());
+            let reads = LogReads::new(logs.path().to_owned(), notify.clone(), removed);
             let (sender, slices) = mpsc::channel(4);
             Self { logs, notify, reads, sender, slices }
         }
@@ -184,6 +193,7 @@ mod tests {
         async fn slice(&mut self) -> (u64, String, bool) {
             match self.slices.recv().await.unwrap() {
                 ToManager::LogSlice(9, Ok(slice)) => {
+                    assert!(!slice.removed);
                     (slice.offset, String::from_utf8(slice.bytes).unwrap(), slice.end)
                 }
                 other => panic!("{other:?}"),
@@ -192,7 +202,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_is_there_is_read_to_the_end() {
+    async fn a_log_is_read_to_its_end() {
         let mut node = Node::new();
         node.write("0123456");
         node.ask(LogPosition::Offset(0), 0, false);
@@ -206,12 +216,32 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn without_a_file_there_is_nothing_to_read() {
+    async fn a_missing_file_reads_as_empty() {
         let mut node = Node::new();
         node.ask(LogPosition::TailLines(3), 0, false);
         assert_eq!(node.slice().await, (0, String::new(), true));
         node.ask(LogPosition::Offset(0), 0, true);
         assert_eq!(node.slice().await, (0, String::new(), false));
+    }
+
+    #[tokio::test]
+    async fn removed_output_is_told_apart_from_empty_output() {
+        let mut node = Node::new();
+        std::fs::write(node.logs.path().join("logs-removed"), "1").unwrap();
+        let removed = RemovedLogs::open(node.logs.path());
+        node.reads = LogReads::new(node.logs.path().to_owned(), node.notify.clone(), removed);
+        let mut removed = async |goes_on| {
+            node.ask(LogPosition::Offset(0), 0, goes_on);
+            match node.slices.recv().await.unwrap() {
+                ToManager::LogSlice(9, Ok(slice)) => slice.removed,
+                other => panic!("{other:?}"),
+            }
+        };
+        assert!(removed(false).await);
+        assert!(!removed(true).await, "a running attempt may still print");
+        node.write("x");
+        node.ask(LogPosition::Offset(0), 0, false);
+        assert_eq!(node.slice().await, (0, "x".into(), true));
     }
 
     #[tokio::test]
@@ -226,7 +256,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_cannot_be_read_is_said() {
+    async fn an_unreadable_log_is_an_error() {
         let mut node = Node::new();
         std::fs::create_dir_all(node.logs.path().join("1/2")).unwrap();
         std::fs::write(node.logs.path().join("1/2/3"), "").unwrap();

@@ -1,4 +1,4 @@
-//! What the owner of a node allows there. The manager cannot override it.
+//! The policy of a node, set by its owner. The manager cannot override it.
 
 use std::path::PathBuf;
 
@@ -7,29 +7,29 @@ use podmesh_protocol::spec::{DockerSpec, NetworkMode, Resources};
 use serde::Deserialize;
 use wildmatch::WildMatch;
 
-/// Processes and threads of one container, unless the owner says otherwise.
+/// Default limit for the processes and threads of one container.
 pub const PIDS_MAX_DEFAULT: u32 = 4096;
 
-/// What jobs may use of this node. The default lets a container have any image, as any user, and
-/// neither mounts, nor the node's network, nor any capability.
+/// What jobs may use on this node. By default containers may use any image and any user, but no
+/// mounts, no host network and no capabilities.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NodePolicy {
-    /// Folders and files that containers may mount, with all that is below them.
+    /// Folders and files that containers may mount, with everything below them.
     pub mount_roots: Vec<MountRoot>,
     /// Whether containers may use the node's own network (`network = "host"`).
     pub allow_host_network: bool,
-    /// The images that may run; empty: all. Patterns with `*` and `?` on the whole reference, as
-    /// in `busybox:1.*`, `registry.lan/team/*`, `alpine@sha256:…`. One without a tag or digest
-    /// is for all of them.
+    /// The images that may run; empty allows all. Patterns with `*` and `?` for the whole
+    /// reference, such as `busybox:1.*`, `registry.lan/team/*`, `alpine@sha256:…`. A pattern
+    /// without a tag or digest matches all of them.
     pub images: Vec<String>,
-    /// As whom containers may run (`user` of a job, without its group); empty: as anybody. What
-    /// runs as the image's own user has the name `""`.
+    /// The users that containers may run as (a job's `user` without its group); empty allows all.
+    /// The empty name `""` stands for the image's own user.
     pub users: Vec<String>,
-    /// The capabilities that a job may ask for, without `CAP_`.
+    /// The capabilities that a job may request, without `CAP_`.
     pub capabilities: Vec<String>,
-    /// The most of cores and memory that one attempt may ask for; without it, all that is there.
+    /// The maximum cores and memory that one attempt may request. Unlimited by default.
     pub attempt_max: Resources,
-    /// Processes and threads of one container at a time.
+    /// The maximum processes and threads of one container.
     pub pids_max: u32,
 }
 
@@ -51,7 +51,7 @@ impl Default for NodePolicy {
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct MountRoot {
-    /// Absolute path on the node. What lies below may be mounted, too.
+    /// Absolute path on the node. Everything below it may be mounted too.
     pub path: PathBuf,
     /// Whether containers may write there; otherwise only read-only mounts are allowed.
     #[serde(default)]
@@ -59,24 +59,24 @@ pub struct MountRoot {
 }
 
 impl NodePolicy {
-    /// Whether an attempt may ask for so much.
+    /// Checks that an attempt may request these resources.
     ///
     /// # Errors
-    /// Why not, for people.
+    /// Why it may not, as a message for people.
     pub(crate) fn check_resources(&self, node: &Name, asked: &Resources) -> Result<(), String> {
         let most = &self.attempt_max;
         if asked.cpu_millis > most.cpu_millis {
             return Err(format!(
-                "node {node} allows {} cores for one task at the most, and this asks for {}; its owner can change attempt_cpus_max in agent.toml",
+                "node {node} allows at most {} cores for one task, and this one requests {}; the node's owner can change attempt_cpus_max in agent.toml",
                 cores(most.cpu_millis),
                 cores(asked.cpu_millis)
             ));
         }
-        // Who asks for none has no limit.
+        // A request of 0 means no limit.
         let limited = most.memory_bytes < u64::MAX;
         if limited && (asked.memory_bytes == 0 || asked.memory_bytes > most.memory_bytes) {
             return Err(format!(
-                "node {node} allows {} bytes of memory for one task at the most, and this asks for {}; ask for less with --memory, or its owner can change attempt_memory_max in agent.toml",
+                "node {node} allows at most {} bytes of memory for one task, and this one requests {}; request less with --memory, or the node's owner can change attempt_memory_max in agent.toml",
                 most.memory_bytes,
                 match asked.memory_bytes {
                     0 => "no limit".to_owned(),
@@ -87,19 +87,19 @@ impl NodePolicy {
         Ok(())
     }
 
-    /// Whether a container may be as the job asks; mounts are looked at on their own.
+    /// Checks that a container may run as the job requests. Mounts are checked separately.
     ///
     /// # Errors
-    /// Why not, for people.
+    /// Why it may not, as a message for people.
     pub(crate) fn check_container(&self, node: &Name, spec: &DockerSpec) -> Result<(), String> {
         if spec.network == NetworkMode::Host && !self.allow_host_network {
             return Err(format!(
-                "node {node} does not allow network \"host\"; its owner can: allow_host_network = true in agent.toml"
+                "node {node} does not allow network \"host\"; the node's owner can set allow_host_network = true in agent.toml"
             ));
         }
         if !self.images.is_empty() && !self.images.iter().any(|p| image_matches(p, &spec.image)) {
             return Err(format!(
-                "node {node} does not allow image {}: it allows {}; its owner can change images in agent.toml",
+                "node {node} does not allow image {}: it allows {}; the node's owner can change images in agent.toml",
                 spec.image,
                 self.images.join(", ")
             ));
@@ -108,7 +108,7 @@ impl NodePolicy {
         let user = user.split(':').next().unwrap_or_default();
         if !self.users.is_empty() && !self.users.iter().any(|allowed| allowed == user) {
             return Err(format!(
-                "node {node} does not allow containers as {}: it allows {}; ask with --user, or its owner can change users in agent.toml",
+                "node {node} does not allow containers to run as {}: it allows {}; choose one with --user, or the node's owner can change users in agent.toml",
                 if user.is_empty() {
                     "the image's user".to_owned()
                 } else {
@@ -119,12 +119,12 @@ impl NodePolicy {
         }
         if let Some(name) = spec.cap_add.iter().find(|name| !self.capabilities.contains(name)) {
             return Err(format!(
-                "node {node} does not allow capability {name}; its owner can: capabilities = [\"{name}\"] in agent.toml"
+                "node {node} does not allow capability {name}; the node's owner can set capabilities = [\"{name}\"] in agent.toml"
             ));
         }
         if let Some(pids) = spec.pids.filter(|pids| *pids > self.pids_max) {
             return Err(format!(
-                "node {node} allows {} processes in one container at the most, and this asks for {pids}; its owner can change pids_max in agent.toml",
+                "node {node} allows at most {} processes in one container, and this one requests {pids}; the node's owner can change pids_max in agent.toml",
                 self.pids_max
             ));
         }
@@ -136,13 +136,13 @@ fn cores(millis: u32) -> f64 {
     f64::from(millis) / 1000.0
 }
 
-/// Whether a pattern is for an image reference. Both are understood as Docker does: `busybox` is
-/// `docker.io/library/busybox:latest`.
+/// Returns whether a pattern matches an image reference. Both are interpreted as Docker does:
+/// `busybox` means `docker.io/library/busybox:latest`.
 fn image_matches(pattern: &str, image: &str) -> bool {
     let image = Reference::parse(image);
     let pattern = Reference::parse(pattern);
     let tag = match (pattern.tag, pattern.digest) {
-        // A digest says more than a tag: who pins one, means it.
+        // A digest is more specific than a tag, so a pattern's digest decides alone.
         (_, Some(digest)) => image.digest.is_some_and(|has| WildMatch::new(digest).matches(has)),
         (Some(tag), None) => {
             image.digest.is_none() && WildMatch::new(tag).matches(image.tag.unwrap_or("latest"))
@@ -152,9 +152,9 @@ fn image_matches(pattern: &str, image: &str) -> bool {
     tag && WildMatch::new(&pattern.name).matches(&image.name)
 }
 
-/// An image reference in its parts.
+/// The parts of an image reference.
 struct Reference<'a> {
-    /// With the registry.
+    /// The name with the registry.
     name: String,
     tag: Option<&'a str>,
     digest: Option<&'a str>,
@@ -166,7 +166,7 @@ impl<'a> Reference<'a> {
             Some((rest, digest)) => (rest, Some(digest)),
             None => (text, None),
         };
-        // A colon before a slash is that of a port.
+        // A colon before a slash belongs to a port.
         let (name, tag) = match rest.rsplit_once(':') {
             Some((name, tag)) if !tag.contains('/') => (name, Some(tag)),
             _ => (rest, None),
@@ -194,7 +194,7 @@ mod tests {
     }
 
     #[test]
-    fn images_are_understood_as_docker_does() {
+    fn images_are_interpreted_as_docker_does() {
         for (pattern, image, matches) in [
             ("busybox", "busybox", true),
             ("busybox", "docker.io/library/busybox:1.36", true),
@@ -220,7 +220,7 @@ mod tests {
     }
 
     #[test]
-    fn the_default_allows_a_plain_container_and_nothing_beyond() {
+    fn the_default_allows_a_plain_container_and_nothing_more() {
         let policy = NodePolicy::default();
         assert_eq!(policy.check_container(&node(), &spec()), Ok(()));
         for (says, more) in [
@@ -234,7 +234,7 @@ mod tests {
     }
 
     #[test]
-    fn what_the_owner_forbids_is_forbidden() {
+    fn a_container_that_the_owner_does_not_allow_is_refused() {
         let policy = NodePolicy {
             images: vec!["busybox:1.*".into()],
             users: vec!["1000".into()],
@@ -263,7 +263,7 @@ mod tests {
     }
 
     #[test]
-    fn an_attempt_asks_for_no_more_than_the_owner_gives() {
+    fn an_attempt_that_requests_more_than_the_owner_allows_is_refused() {
         let asks = |cpu_millis, memory_bytes| Resources { cpu_millis, memory_bytes };
         let all = NodePolicy::default();
         assert_eq!(all.check_resources(&node(), &asks(64_000, 0)), Ok(()));

@@ -1,6 +1,7 @@
-//! The runtimes of the node, and which of them has which attempt.
+//! The runtimes of the node, and which attempt belongs to which runtime.
 
 use std::collections::{BTreeMap, HashMap};
+use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -11,11 +12,12 @@ use podmesh_protocol::limits::MESSAGE_BYTES_MAX;
 use podmesh_protocol::report::Outcome;
 use podmesh_protocol::spec::RuntimeKind;
 use podmesh_protocol::time::Millis;
-use podmesh_wire::machine::no_room;
+use podmesh_wire::machine::unwritable;
 use tokio::sync::mpsc::UnboundedSender;
 
-use crate::config::RuntimeSwitches;
+use crate::config::{DockerSwitch, RuntimeSwitches};
 use crate::docker::DockerRuntime;
+use crate::paths::{attempt_log_dir, set_output_aside};
 use crate::policy::NodePolicy;
 use crate::supervisor::Processes;
 
@@ -24,25 +26,28 @@ pub(crate) struct Runtimes {
     node: Name,
     policy: NodePolicy,
     switches: RuntimeSwitches,
-    /// What attempts write to: work folders and output.
+    /// What attempts write to: the data directory with the work folders, and the output.
     folders: [PathBuf; 2],
     process: Option<Processes>,
+    /// Why commands cannot be started; `None` if they can.
+    process_trouble: Option<String>,
     docker: Option<DockerRuntime>,
     facts: UnboundedSender<(AttemptId, RuntimeFact)>,
     owners: HashMap<AttemptId, RuntimeKind>,
-    /// What cannot be started now though it could be otherwise, and why.
+    /// The runtimes that are set up but cannot start work now, with the reason.
     withdrawn: BTreeMap<RuntimeKind, String>,
 }
 
 impl Runtimes {
-    /// All but Docker. Processes of an earlier life are looked after also where new ones are not
-    /// allowed.
+    /// Creates the runtimes except Docker. Processes and containers of the agent's previous run are
+    /// supervised even if new ones are not allowed.
     pub(crate) fn new(
         node: Name,
         policy: NodePolicy,
         switches: RuntimeSwitches,
         folders: [PathBuf; 2],
         process: Option<Processes>,
+        process_trouble: Option<String>,
         facts: UnboundedSender<(AttemptId, RuntimeFact)>,
     ) -> Self {
         let mut this = Self {
@@ -51,6 +56,7 @@ impl Runtimes {
             switches,
             folders,
             process,
+            process_trouble,
             docker: None,
             facts,
             owners: HashMap::new(),
@@ -60,20 +66,24 @@ impl Runtimes {
         this
     }
 
-    /// Looks what can be started now. Whether that has changed: then a hello is to say so.
+    /// Checks which runtimes can start work now. Returns whether that has changed, which a new
+    /// hello must report.
     pub(crate) fn look(&mut self) -> bool {
-        let no_room = self.folders.iter().find_map(|folder| no_room(folder));
+        let trouble = self.folders.iter().find_map(|folder| unwritable(folder));
         let mut withdrawn = BTreeMap::new();
         for kind in [RuntimeKind::Process, RuntimeKind::Docker] {
-            let why = no_room.clone().or_else(|| match (kind, &self.docker) {
-                (RuntimeKind::Docker, Some(docker)) => docker.trouble(),
-                _ => None,
+            let why = trouble.clone().or_else(|| match kind {
+                RuntimeKind::Process => {
+                    self.process_trouble.clone().or_else(|| self.process.as_ref()?.trouble())
+                }
+                RuntimeKind::Docker => self.docker.as_ref()?.trouble(),
+                RuntimeKind::Noop => None,
             });
             if let Some(why) = why.filter(|_| self.is_set_up(kind)) {
                 withdrawn.insert(kind, why);
             }
         }
-        // A text with other numbers of free bytes says nothing new.
+        // A message with another number of free bytes is not a change.
         let changed = !withdrawn.keys().eq(self.withdrawn.keys());
         if changed {
             for (kind, why) in &withdrawn {
@@ -87,36 +97,42 @@ impl Runtimes {
         changed
     }
 
-    /// What cannot be started now, and why, for the hello.
+    /// Returns the runtimes that cannot start work now, with the reason, for the hello.
     pub(crate) fn withdrawn(&self) -> BTreeMap<RuntimeKind, String> {
         let cut = |why: &String| why[..why.floor_char_boundary(MESSAGE_BYTES_MAX)].to_owned();
         self.withdrawn.iter().map(|(kind, why)| (*kind, cut(why))).collect()
     }
 
-    /// Docker has come.
+    /// Returns which limits are not enforced for commands, with the reason, for the hello.
+    pub(crate) fn unenforced(&self) -> BTreeMap<String, String> {
+        let process = self.process.as_ref().filter(|_| self.switches.process);
+        process.map(Processes::unenforced).unwrap_or_default()
+    }
+
+    /// Adds the Docker runtime.
     pub(crate) fn set_docker(&mut self, docker: DockerRuntime) {
         self.docker = Some(docker);
         self.look();
     }
 
-    /// To which cluster the containers belong.
+    /// Sets the cluster that containers belong to.
     pub(crate) fn set_cluster(&self, cluster: ClusterId) {
         if let Some(docker) = &self.docker {
             docker.set_cluster(cluster);
         }
     }
 
-    /// What an earlier life of the agent left with a runtime.
+    /// Registers the attempts that were found in a runtime.
     pub(crate) fn found(&mut self, kind: RuntimeKind, found: &[FoundAttempt]) {
         self.owners.extend(found.iter().map(|found| (found.attempt, kind)));
     }
 
-    /// The manager was in contact: until when that counts, by the machine's clock.
+    /// Tells the supervisor when the lease ends, on the machine's clock.
     pub(crate) fn lease(&self, until: Millis) {
         self.process.iter().for_each(|process| process.lease(until));
     }
 
-    /// What can be started, for the hello.
+    /// Returns the runtimes that can start work, for the hello.
     pub(crate) fn kinds(&self) -> Vec<RuntimeKind> {
         [RuntimeKind::Process, RuntimeKind::Docker, RuntimeKind::Noop]
             .into_iter()
@@ -127,12 +143,14 @@ impl Runtimes {
     fn is_set_up(&self, kind: RuntimeKind) -> bool {
         match kind {
             RuntimeKind::Process => self.switches.process && self.process.is_some(),
-            RuntimeKind::Docker => self.docker.is_some(),
+            RuntimeKind::Docker => {
+                self.switches.docker != DockerSwitch::Off && self.docker.is_some()
+            }
             RuntimeKind::Noop => self.switches.noop,
         }
     }
 
-    /// Does what the core decided. Never waits.
+    /// Carries out a command of the core. Never waits.
     pub(crate) fn carry_out(&mut self, command: Command) {
         match command {
             Command::Start { attempt, context } => self.start(attempt, context),
@@ -154,7 +172,17 @@ impl Runtimes {
                 }
                 Some(RuntimeKind::Noop) | None => {}
             },
+            Command::SetOutputAside { attempt } => {
+                if let Err(error) = self.set_output_aside(attempt) {
+                    tracing::warn!(%attempt, "old output in its folder cannot be moved: {error}");
+                }
+            }
         }
+    }
+
+    fn set_output_aside(&self, attempt: AttemptId) -> io::Result<()> {
+        let [_, logs_dir] = &self.folders;
+        set_output_aside(&attempt_log_dir(logs_dir, attempt))
     }
 
     fn start(&mut self, attempt: AttemptId, context: Arc<JobContext>) {
@@ -164,15 +192,29 @@ impl Runtimes {
             return self.tell(attempt, RuntimeFact::Ended(Outcome::not_started(text)));
         }
         if kind == RuntimeKind::Process
+            && let Some(why) = &self.process_trouble
+        {
+            let text = format!("node {}: {why}", self.node);
+            return self.tell(attempt, RuntimeFact::Ended(Outcome::not_started(text)));
+        }
+        if kind == RuntimeKind::Process
             && let Err(why) = self.policy.check_resources(&self.node, &context.resources)
         {
             return self.tell(attempt, RuntimeFact::Ended(Outcome::start_failed(125, why)));
         }
-        // What runs already has the room that is kept; what does not start is tried elsewhere.
+        // The reserved space is for running attempts. An attempt that does not start here is tried
+        // on another node.
         if kind != RuntimeKind::Noop
-            && let Some(why) = self.folders.iter().find_map(|folder| no_room(folder))
+            && let Some(why) = self.folders.iter().find_map(|folder| unwritable(folder))
         {
             let text = format!("node {}: {why}", self.node);
+            return self.tell(attempt, RuntimeFact::Ended(Outcome::not_started(text)));
+        }
+        if kind != RuntimeKind::Noop
+            && let Err(error) = self.set_output_aside(attempt)
+        {
+            let text =
+                format!("node {}: old output in its folder cannot be moved: {error}", self.node);
             return self.tell(attempt, RuntimeFact::Ended(Outcome::not_started(text)));
         }
         match kind {
@@ -193,12 +235,12 @@ impl Runtimes {
     }
 
     fn tell(&self, attempt: AttemptId, fact: RuntimeFact) {
-        // Its receiver lives as long as this.
+        // The receiver lives as long as this.
         _ = self.facts.send((attempt, fact));
     }
 
-    /// Lets the runtimes finish what they were asked for. Containers go on, and so do processes,
-    /// unless they are to end with the agent.
+    /// Lets the runtimes finish pending requests. Containers keep running, and so do processes
+    /// unless they must end with the agent.
     pub(crate) async fn close(self) {
         if let Some(process) = self.process {
             process.close().await;

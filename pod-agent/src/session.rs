@@ -1,4 +1,4 @@
-//! Sessions with the manager, one after the other, for ever.
+//! Sessions with the manager, one after another.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -22,66 +22,69 @@ use crate::clock::Clock;
 use crate::data_dir::DataDir;
 use crate::error::AgentError;
 
-/// How long the manager may take to answer a hello: it writes to its disk before.
+/// How long the manager may take to answer a hello. It writes to its disk first.
 const WELCOME_LIMIT: Duration = Duration::from_secs(10);
-/// How long a session must have lived for the next try to come at once.
+/// How long a session must have lasted for the next attempt to follow without a delay.
 const LIVED: Duration = Duration::from_secs(1);
-/// How often a manager that cannot be reached is spoken of.
+/// Interval between warnings about a manager that cannot be reached.
 const REMIND_EVERY: Duration = Duration::from_secs(600);
-/// How long to wait before the manager's publications are subscribed to again.
+/// How long to wait before subscribing to the manager's publications again.
 const SUBSCRIBE_PAUSE: Duration = Duration::from_secs(1);
-/// How long a socket stays open after the last message went into its queue.
+/// How long a socket stays open after the last message was queued.
 const LINGER: Duration = Duration::from_millis(300);
-/// Slices of logs that wait to be sent; the reads of others wait for them.
+/// Maximum number of log slices that wait to be sent. Further reads wait for them.
 const SLICES_MAX: usize = 4;
 
-/// What a session tells the rest of the agent.
+/// An event of a session, for the rest of the agent.
 #[derive(Debug)]
 #[expect(clippy::large_enum_variant, reason = "nearly all of them are `Received`, the largest")]
 pub(crate) enum SessionEvent {
-    /// It wants to introduce itself: what is held right now?
+    /// The session needs a hello with what the agent holds now.
     HelloAsked(oneshot::Sender<Hello>),
-    /// The manager opened it.
+    /// The manager opened the session.
     Opened(Opened),
-    /// The manager sent a message in it.
+    /// The manager sent a message in the session.
     Received(ToPeer),
-    /// It is over.
+    /// The session has ended.
     Closed,
-    /// There can be none.
+    /// No session is possible.
     Failed(AgentError),
 }
 
 /// An open session.
 #[derive(Debug)]
 pub(crate) struct Opened {
+    /// Its number in this life of the agent: 1, 2, 3 …
+    pub(crate) number: u64,
     /// The way to the manager.
     pub(crate) route: Route,
-    /// How it was opened.
+    /// The manager's welcome.
     pub(crate) welcome: Box<Welcome>,
     /// When the hello was sent.
     pub(crate) hello_sent_mono_ms: Millis,
-    /// Where messages go; as many as the core lets be under way. Dropped, it ends the session.
+    /// Sends messages. The core limits how many are in flight. Dropping it ends the session.
     pub(crate) messages: mpsc::UnboundedSender<ToManager>,
-    /// Where slices of logs go.
+    /// Sends slices of logs.
     pub(crate) slices: mpsc::Sender<ToManager>,
 }
 
-/// Makes sessions.
+/// Opens sessions.
 #[derive(Debug)]
 pub(crate) struct Sessions {
     pub(crate) locator: Locator,
     pub(crate) clock: Clock,
     pub(crate) data_dir: Arc<DataDir>,
     pub(crate) events: mpsc::Sender<SessionEvent>,
-    /// The last session that is to be dropped.
-    pub(crate) dropped: watch::Receiver<Option<Epoch>>,
+    /// The number of the last session that is to be dropped; 0 for none. Not its epoch: those of a
+    /// manager that was restored from a backup may be lower than those of before.
+    pub(crate) dropped: watch::Receiver<u64>,
 }
 
 /// How a session ended.
 enum End {
-    /// It was dropped; a new one is to follow.
+    /// It was dropped for this reason; a new session follows.
     Dropped(String),
-    /// The agent ends.
+    /// The agent is ending.
     Left,
 }
 
@@ -94,27 +97,27 @@ enum NoSession {
     Locate(#[from] EnrolmentError),
     #[error(transparent)]
     Wire(#[from] WireError),
-    #[error("the manager at {manager} does not answer the hello within {} s", WELCOME_LIMIT.as_secs())]
+    #[error("the manager at {manager} did not answer the hello within {} s", WELCOME_LIMIT.as_secs())]
     NoWelcome { manager: Route },
-    #[error("the manager at {0} refuses a session: {1}")]
+    #[error("the manager at {0} refused the session: {1}")]
     Refused(Route, ErrorReply),
-    #[error("the manager at {0} answers the hello with something else")]
+    #[error("the manager at {0} answered the hello with an unexpected message")]
     NotAWelcome(Route),
-    #[error("the agent ends")]
+    #[error("the agent is ending")]
     AgentEnds,
 }
 
 impl Sessions {
-    /// Makes a session after the other, until the agent ends or there can be none.
+    /// Opens one session after another, until the agent ends or no session is possible.
     pub(crate) async fn run(mut self) {
         let mut delays = reconnect_delays();
         let mut outage = Outage::default();
-        loop {
+        for number in 1.. {
             let began = Instant::now();
-            match self.session(&mut outage).await {
+            match self.session(number, &mut outage).await {
                 Ok(End::Left) | Err(NoSession::AgentEnds) => return,
                 Ok(End::Dropped(why)) => {
-                    tracing::warn!("the session is over: {why}");
+                    tracing::warn!("the session has ended: {why}");
                     if self.events.send(SessionEvent::Closed).await.is_err() {
                         return;
                     }
@@ -124,7 +127,7 @@ impl Sessions {
                     }
                 }
                 Err(NoSession::Fatal(error)) => {
-                    // Without a receiver the agent ends anyway.
+                    // If there is no receiver, the agent is ending anyway.
                     _ = self.events.send(SessionEvent::Failed(error)).await;
                     return;
                 }
@@ -138,7 +141,7 @@ impl Sessions {
         }
     }
 
-    async fn session(&mut self, outage: &mut Outage) -> Result<End, NoSession> {
+    async fn session(&mut self, number: u64, outage: &mut Outage) -> Result<End, NoSession> {
         let route = self.locator.find()?;
         let (mut receiver, mut sender) = PeerSocket::connect(&route).await?.split();
         let (welcome, hello_sent_mono_ms) =
@@ -151,7 +154,8 @@ impl Sessions {
         let (messages, messages_receiver) = mpsc::unbounded_channel();
         let (slices, slices_receiver) = mpsc::channel(SLICES_MAX);
         let welcome = Box::new(welcome);
-        let opened = Opened { route: route.clone(), welcome, hello_sent_mono_ms, messages, slices };
+        let opened =
+            Opened { number, route: route.clone(), welcome, hello_sent_mono_ms, messages, slices };
         self.tell(SessionEvent::Opened(opened)).await?;
 
         let mut receiving = std::pin::pin!(receive(&self.events, &mut receiver, epoch));
@@ -159,10 +163,10 @@ impl Sessions {
             end = &mut receiving => end,
             end = send(&mut sender, messages_receiver, slices_receiver) => end,
             end = watch_manager(&route) => end,
-            end = wait_until_dropped(&mut self.dropped, epoch) => end,
+            end = wait_until_dropped(&mut self.dropped, number) => end,
         };
         if matches!(end, End::Left) {
-            // What is queued is not sent yet, and nothing tells when it is.
+            // Queued messages may be unsent, and nothing tells when they are sent.
             _ = timeout(LINGER, receiving).await;
         }
         Ok(end)
@@ -201,7 +205,7 @@ impl Sessions {
         })
     }
 
-    /// The first manager decides to which cluster the agent belongs.
+    /// Checks that the manager belongs to the agent's cluster. The first manager sets the cluster.
     fn check_cluster(&self, route: &Route, welcome: &Welcome) -> Result<(), AgentError> {
         match self.data_dir.cluster()? {
             Some(ours) if ours == welcome.cluster => Ok(()),
@@ -232,11 +236,11 @@ async fn receive(
         };
         match message {
             ToPeer::HelloAgain(of) if of == epoch => {
-                return End::Dropped("the manager asks for a new one".into());
+                return End::Dropped("the manager asked for a new one".into());
             }
             ToPeer::HelloAgain(_) => {}
             ToPeer::Error(error) => {
-                tracing::error!("the manager did not understand a message: {error}");
+                tracing::error!("the manager rejected a message: {error}");
             }
             message => {
                 if events.send(SessionEvent::Received(message)).await.is_err() {
@@ -267,7 +271,7 @@ async fn send(
     }
 }
 
-/// Watches for the manager's end, and for another life of it.
+/// Watches for the manager's end or restart.
 async fn watch_manager(route: &Route) -> End {
     let mut known = None;
     loop {
@@ -275,11 +279,11 @@ async fn watch_manager(route: &Route) -> End {
             Ok(mut subscriber) => loop {
                 match subscriber.recv().await {
                     Ok(Published::Manager { stopping: true, .. }) => {
-                        return End::Dropped("the manager stops".into());
+                        return End::Dropped("the manager is stopping".into());
                     }
                     Ok(Published::Manager { instance, .. }) => {
                         if *known.get_or_insert(instance) != instance {
-                            return End::Dropped("the manager has been restarted".into());
+                            return End::Dropped("the manager was restarted".into());
                         }
                     }
                     Ok(Published::Events { .. }) => {}
@@ -295,14 +299,14 @@ async fn watch_manager(route: &Route) -> End {
     }
 }
 
-async fn wait_until_dropped(dropped: &mut watch::Receiver<Option<Epoch>>, epoch: Epoch) -> End {
-    match dropped.wait_for(|dropped| dropped.is_some_and(|dropped| dropped >= epoch)).await {
+async fn wait_until_dropped(dropped: &mut watch::Receiver<u64>, number: u64) -> End {
+    match dropped.wait_for(|dropped| *dropped >= number).await {
         Ok(_) => End::Dropped("the agent asks for a new one".into()),
         Err(_) => End::Left,
     }
 }
 
-/// A manager that cannot be reached is spoken of once, and then seldom.
+/// Logs an unreachable manager once, and then rarely.
 #[derive(Debug, Default)]
 struct Outage {
     began: Option<Instant>,
@@ -315,7 +319,7 @@ impl Outage {
         let began = *self.began.get_or_insert(now);
         if self.said.is_none() {
             match error {
-                // Somebody has to do something.
+                // This needs somebody's action.
                 NoSession::Refused(..) | NoSession::Wire(WireError::Refused { .. }) => {
                     tracing::error!("{error}; retrying");
                 }

@@ -1,8 +1,9 @@
-//! The environment that podmesh gives every task, whatever its runtime. It wins over the job's own.
+//! The environment variables that podmesh sets for every task, in any runtime. They override the
+//! job's own.
 
 use podmesh_protocol::ids::{AttemptId, Name};
 
-/// The variables of an attempt: what `PODMESH_…` a task sees, in any runtime.
+/// Returns the `PODMESH_…` variables of an attempt.
 pub(crate) fn task_env(
     attempt: AttemptId,
     job_name: &Name,

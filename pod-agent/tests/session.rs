@@ -1,4 +1,4 @@
-//! The agent against a manager that does what the test says.
+//! Tests the agent with a manager that the test controls.
 #![expect(clippy::unwrap_used, clippy::panic, reason = "tests")]
 
 use std::collections::BTreeMap;
@@ -28,23 +28,24 @@ use podmesh_wire::key::KeyPair;
 use podmesh_wire::locate::{Locator, ManagerPlace, SOCKETS_DIR};
 use podmesh_wire::manager_keys::{ManagerKeys, ShownKeys};
 use podmesh_wire::publish::Publisher;
+use podmesh_wire::route::Duplex;
 use podmesh_wire::{Service, WireError};
 use tempfile::TempDir;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::oneshot;
 use tokio::task::{AbortHandle, JoinHandle};
 
-/// Far more than anything here takes; a test that hangs says where.
+/// Limit for every wait, far longer than any test takes.
 const LIMIT: Duration = Duration::from_secs(60);
 const ATTEMPT: AttemptId = AttemptId::new(JobId(1), 1, 1);
 
 struct Manager {
     /// Its data folder.
     address: Arc<TempDir>,
-    _front: Running,
+    _front: FrontTask,
     receiver: ManagerReceiver,
     sender: ManagerSender,
     publisher: Publisher,
-    /// Whether it answers no heartbeat.
+    /// Whether it ignores heartbeats.
     deaf: Arc<AtomicBool>,
     peer: Arc<[u8]>,
     epoch: Epoch,
@@ -52,22 +53,23 @@ struct Manager {
     lease_ms: u64,
 }
 
-/// Ends the front of a manager with it.
-struct Running(JoinHandle<std::io::Result<()>>);
+/// The task of a manager's front. Aborted when dropped.
+struct FrontTask(JoinHandle<std::io::Result<()>>);
 
-impl Drop for Running {
+impl Drop for FrontTask {
     fn drop(&mut self) {
         self.0.abort();
     }
 }
 
-/// Lets everybody on this machine in.
+/// A gate that admits everybody on this machine. It answers heartbeats unless it is deaf.
 #[derive(Default)]
-struct Anybody {
+struct OpenGate {
     last: AtomicU64,
+    deaf: Arc<AtomicBool>,
 }
 
-impl Gate for Anybody {
+impl Gate for OpenGate {
     fn admit(&self, _: Who, _: Service, _: AbortHandle) -> Result<Admission, ErrorReply> {
         let number = self.last.fetch_add(1, Ordering::Relaxed) + 1;
         Ok(Admission {
@@ -85,6 +87,15 @@ impl Gate for Anybody {
         Err(ErrorReply::new(ErrorCode::InvalidToken, "nobody joins here"))
     }
 
+    async fn heartbeats(&self, _: Caller, mut stream: Box<dyn Duplex>, _: AbortHandle) {
+        while let Ok(beat) = read_beat(&mut stream).await {
+            if !self.deaf.load(Ordering::SeqCst) {
+                // If there is no reader, the agent is gone.
+                _ = write_beat(&mut stream, &beat).await;
+            }
+        }
+    }
+
     fn refused(&self, _: Option<IpAddr>, why: &str) {
         panic!("{why}");
     }
@@ -96,7 +107,6 @@ impl Manager {
     }
 
     async fn at(dir: Arc<TempDir>) -> Self {
-        let (heartbeats, mut streams) = mpsc::unbounded_channel();
         let keys = ManagerKeys {
             current: KeyPair::generate().unwrap(),
             next: KeyPair::generate().unwrap(),
@@ -107,31 +117,17 @@ impl Manager {
             local_dir: dir.path().join(SOCKETS_DIR),
             group: None,
             private_dir: dir.path().join("private"),
-            heartbeats,
         })
         .unwrap();
         let socket = ManagerSocket::bind(inner.control).await.unwrap();
         let publisher = Publisher::bind(inner.publications).await.unwrap();
         let (receiver, sender) = socket.split();
-        let front = tokio::spawn(front.run(Arc::new(Anybody::default())));
         let deaf = Arc::new(AtomicBool::new(false));
-        let is_deaf = Arc::clone(&deaf);
-        tokio::spawn(async move {
-            while let Some((_, mut stream)) = streams.recv().await {
-                let is_deaf = Arc::clone(&is_deaf);
-                tokio::spawn(async move {
-                    while let Ok(beat) = read_beat(&mut stream).await {
-                        if !is_deaf.load(Ordering::SeqCst) {
-                            // Without a reader the agent is gone.
-                            _ = write_beat(&mut stream, &beat).await;
-                        }
-                    }
-                });
-            }
-        });
+        let gate = OpenGate { deaf: Arc::clone(&deaf), ..OpenGate::default() };
+        let front = tokio::spawn(front.run(Arc::new(gate)));
         Self {
             address: dir,
-            _front: Running(front),
+            _front: FrontTask(front),
             receiver,
             sender,
             publisher,
@@ -213,7 +209,7 @@ impl Manager {
         self.send(ToPeer::Starts(self.epoch, vec![attempt])).await;
     }
 
-    /// The next reports, whatever else comes.
+    /// Returns the next reports, ignoring other messages.
     async fn reports(&mut self) -> Vec<Report> {
         loop {
             match self.receive().await {
@@ -224,7 +220,7 @@ impl Manager {
         }
     }
 
-    /// The end of the attempt, with the number of its report.
+    /// Waits for the end of the attempt, and returns it with the number of its report.
     async fn end(&mut self) -> (u64, Outcome) {
         loop {
             for Report(number, attempt, fact) in self.reports().await {
@@ -264,8 +260,8 @@ struct Agent {
     task: JoinHandle<Result<(), AgentError>>,
 }
 
-/// Holds the processes of the agents of a folder from its first one on: in life it is a process
-/// of its own. Ready when the receiver says so.
+/// Runs the supervisor for the agents of a folder, unless it already runs. In production it is a
+/// separate process. It is ready when the receiver completes.
 fn supervise_once(dir: &Path) -> oneshot::Receiver<()> {
     let (ready, is_ready) = oneshot::channel();
     let agent_dir = dir.join("agent");
@@ -302,9 +298,11 @@ impl Agent {
             capacity: Resources { cpu_millis: 2000, memory_bytes: 1 << 30 },
             labels: BTreeMap::from([("disk".parse().unwrap(), "fast".to_owned())]),
             runtimes: RuntimeSwitches { process: true, docker: DockerSwitch::Off, noop: true },
+            process_user: None,
+            logs_bytes_max: None,
             policy: NodePolicy::default(),
             rotation: RotationPolicy::default(),
-            // Never started: there is one already.
+            // Never started, because a supervisor already runs.
             supervisor: SupervisorCommand {
                 program: "/nonexistent".into(),
                 arg0: "podmesh".into(),
@@ -324,7 +322,7 @@ impl Agent {
     }
 
     async fn result(self) -> Result<(), AgentError> {
-        // Kept until the end: to drop it stops the agent.
+        // Kept until the end, because dropping it stops the agent.
         let _stop = self.stop;
         tokio::time::timeout(LIMIT, self.task).await.unwrap().unwrap()
     }
@@ -332,7 +330,7 @@ impl Agent {
     async fn abort(self, dir: &Path) {
         self.task.abort();
         assert!(self.task.await.unwrap_err().is_cancelled());
-        // What it had spawned ends a moment later, and only then its data directory is free.
+        // Its spawned tasks end a moment later, and only then is its data directory free.
         let lock = std::fs::File::open(dir.join("agent/lock")).unwrap();
         let free = async {
             while lock.try_lock().is_err() {
@@ -344,7 +342,7 @@ impl Agent {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_command_is_started_reported_and_its_output_is_read() {
+async fn a_command_is_started_and_reported_and_its_output_can_be_read() {
     let dir = tempfile::tempdir().unwrap();
     let mut manager = Manager::new().await;
     let _agent = Agent::start(dir.path(), &manager.address);
@@ -364,14 +362,14 @@ async fn a_command_is_started_reported_and_its_output_is_read() {
     manager.started().await;
     let slice = manager.read_log(0, 30_000).await;
     assert_eq!((slice.offset, slice.bytes.as_slice(), slice.end), (0, &b"a\xffb"[..], false));
-    std::fs::write(dir.path().join("agent/work/1.1.1/go"), "").unwrap();
+    std::fs::write(dir.path().join("agent/work/0/folder/go"), "").unwrap();
     let (number, outcome) = manager.end().await;
     assert_eq!((number, outcome.exit_code), (2, Some(3)));
     assert!(outcome.ran_ms > 0);
     let slice = manager.read_log(3, 0).await;
     assert_eq!((slice.offset, slice.bytes.len(), slice.end), (3, 0, true));
 
-    assert!(dir.path().join("agent/work/1.1.1").exists());
+    assert!(dir.path().join("agent/work/0/folder").exists());
     manager.send(ToPeer::Acked(manager.epoch, 2)).await;
     manager.send(ToPeer::HelloAgain(manager.epoch)).await;
     let hello = manager.session().await;
@@ -380,7 +378,7 @@ async fn a_command_is_started_reported_and_its_output_is_read() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_was_not_acknowledged_is_told_again_to_the_next_manager() {
+async fn unacknowledged_reports_are_sent_again_to_a_restarted_manager() {
     let dir = tempfile::tempdir().unwrap();
     let mut manager = Manager::new().await;
     let address = Arc::clone(&manager.address);
@@ -400,7 +398,7 @@ async fn what_was_not_acknowledged_is_told_again_to_the_next_manager() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_new_session_is_made_when_the_manager_says_so_or_is_another() {
+async fn the_agent_opens_a_new_session_when_the_manager_asks_or_was_restarted() {
     let dir = tempfile::tempdir().unwrap();
     let mut manager = Manager::new().await;
     let _agent = Agent::start(dir.path(), &manager.address);
@@ -408,16 +406,16 @@ async fn a_new_session_is_made_when_the_manager_says_so_or_is_another() {
     // An unknown job.
     manager.send(ToPeer::Starts(manager.epoch, vec![ATTEMPT])).await;
     manager.session().await;
-    // Of another session: means nothing.
+    // A message of another session is ignored.
     manager.send(ToPeer::HelloAgain(Epoch(1))).await;
     manager.send(ToPeer::HelloAgain(manager.epoch)).await;
     manager.session().await;
 
     for stopping in [false, true] {
         let mut life = 0;
-        // Published until it is heard: the subscription comes some time after the welcome.
+        // Published until received, because the agent subscribes some time after the welcome.
         loop {
-            // The same life twice, and then another one, or the end.
+            // The same instance twice and then another one, or the manager's end.
             life += u128::from(!stopping);
             let instance = InstanceId(uuid::Uuid::from_u128(life / 2));
             let beacon = Published::Manager { instance, revision: Revision(0), stopping };
@@ -431,14 +429,14 @@ async fn a_new_session_is_made_when_the_manager_says_so_or_is_another() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_manager_that_answers_no_heartbeat_is_left() {
+async fn the_agent_reconnects_when_heartbeats_are_not_answered() {
     let dir = tempfile::tempdir().unwrap();
     let mut manager = Manager::new().await;
     manager.deaf.store(true, Ordering::SeqCst);
     manager.lease_ms = 200;
     let _agent = Agent::start(dir.path(), &manager.address);
     manager.session().await;
-    // The beats are taken and not answered: the agent asks for another session.
+    // The beats are received but not answered, so the agent opens another session.
     manager.hello().await;
     manager.deaf.store(false, Ordering::SeqCst);
     manager.lease_ms = 60_000;
@@ -461,7 +459,7 @@ async fn a_cancelled_command_is_stopped() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_stopped_agent_says_what_it_stopped_and_goodbye() {
+async fn an_agent_that_stops_reports_its_stopped_attempts_and_says_goodbye() {
     let dir = tempfile::tempdir().unwrap();
     let mut manager = Manager::new().await;
     let agent = Agent::start_with(dir.path(), &manager.address, true);
@@ -475,11 +473,11 @@ async fn a_stopped_agent_says_what_it_stopped_and_goodbye() {
     manager.send(ToPeer::Acked(manager.epoch, 2)).await;
     assert_eq!(manager.receive().await, ToManager::Goodbye(manager.epoch));
     tokio::time::timeout(LIMIT, agent.task).await.unwrap().unwrap().unwrap();
-    assert_eq!(std::fs::read_dir(dir.path().join("agent/work")).unwrap().count(), 0);
+    assert_eq!(std::fs::read_dir(dir.path().join("agent/work")).unwrap().count(), 1, "the records");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_agent_that_is_stopped_leaves_its_processes_to_the_next() {
+async fn processes_outlive_an_agent_that_stops() {
     let dir = tempfile::tempdir().unwrap();
     let mut manager = Manager::new().await;
     let agent = Agent::start(dir.path(), &manager.address);
@@ -495,12 +493,12 @@ async fn an_agent_that_is_stopped_leaves_its_processes_to_the_next() {
     let _agent = Agent::start(dir.path(), &manager.address);
     let second = manager.session().await;
     assert_eq!(second.attempts, [ATTEMPT]);
-    std::fs::write(dir.path().join("agent/work/1.1.1/go"), "").unwrap();
+    std::fs::write(dir.path().join("agent/work/0/folder/go"), "").unwrap();
     assert_eq!(manager.end().await.1.exit_code, Some(7));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_agent_that_was_killed_goes_on_with_what_runs_and_reports_what_ended() {
+async fn an_agent_adopts_running_attempts_after_a_kill_and_reports_ended_ones() {
     let dir = tempfile::tempdir().unwrap();
     let mut manager = Manager::new().await;
     let agent = Agent::start(dir.path(), &manager.address);
@@ -517,10 +515,10 @@ async fn an_agent_that_was_killed_goes_on_with_what_runs_and_reports_what_ended(
     manager.started().await;
     agent.abort(dir.path()).await;
 
-    // It ends while no agent is there.
+    // It ends while no agent runs.
     let work = dir.path().join("agent/work");
-    std::fs::write(work.join("1.1.1/go"), "").unwrap();
-    let written = || std::fs::read_to_string(work.join("1.1.1.attempt")).unwrap();
+    std::fs::write(work.join("0/folder/go"), "").unwrap();
+    let written = || std::fs::read_to_string(work.join("records")).unwrap();
     let ended = async {
         while !written().contains("ended") {
             tokio::time::sleep(Duration::from_millis(10)).await;
@@ -546,7 +544,7 @@ async fn the_manager_of_another_cluster_is_refused() {
     let error = agent.result().await.unwrap_err().to_string();
     assert!(error.contains("agent/cluster"), "{error}");
 
-    // The manager may see it first.
+    // The manager may notice it first.
     let agent = Agent::start(dir.path(), &manager.address);
     manager.hello().await;
     let refusal = ErrorReply::new(ErrorCode::WrongCluster, "not mine");
@@ -556,7 +554,7 @@ async fn the_manager_of_another_cluster_is_refused() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_refusal_is_tried_again_or_ends_the_agent() {
+async fn a_refusal_is_retried_or_ends_the_agent() {
     let dir = tempfile::tempdir().unwrap();
     let mut manager = Manager::new().await;
     let agent = Agent::start(dir.path(), &manager.address);

@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
-"""A client of podmesh in Python, by a stock libzmq: lists nodes, submits a job, and watches it.
+"""A podmesh client in Python with a stock libzmq: lists nodes, submits a job, and watches it.
 
     client.py [DATA_DIR]            (default: /var/lib/podmesh)
 
-It speaks what PROTOCOL.md says, over the manager's sockets for its own machine, and needs pyzmq
-and msgpack (Debian: python3-zmq, python3-msgpack).
+It implements PROTOCOL.md over the manager's local sockets, and needs pyzmq and msgpack
+(Debian: python3-zmq, python3-msgpack).
 """
 
 import sys
@@ -32,7 +32,7 @@ class Manager:
         self.last_id = 0
 
     def ask(self, body):
-        """One request; its result, or an exception with the manager's words."""
+        """Sends one request. Returns its result, or raises the manager's error message."""
         self.last_id += 1
         request = {"version": PROTOCOL_VERSION, "id": self.last_id, "body": body}
         self.control.send(msgpack.packb({"request": request}))
@@ -52,12 +52,12 @@ class Manager:
             "resources": {"cpu_millis": 100, "memory_bytes": 0},
             "run": {"runtime": "process", "command": command},
         }
-        # The same id again would give the same job: a lost reply is no lost job.
+        # The same id again returns the same job, so a lost reply does not lose the job.
         submission = uuid.uuid4().bytes
         return self.ask({"submit": {"submission": submission, "spec": spec}})["submitted"]["job"]
 
     def events(self, since):
-        """Every event after a revision, each with its own, for ever."""
+        """Yields every event after a revision, with its own revision, without end."""
         while True:
             answer = self.ask({"events": {"since": since}})["events"]
             for chunk in answer["chunks"]:
@@ -65,13 +65,13 @@ class Manager:
                     since = chunk["first"] + number
                     yield since, fact
             if since >= answer["last"]:
-                # Something new is published, with or without its events: then ask for them.
+                # Waits for a publication, which may not contain the events: then request them.
                 receive(self.publications)
 
 
 def receive(socket):
     if not socket.poll(PATIENCE_MS):
-        raise TimeoutError("the manager does not answer")
+        raise TimeoutError("the manager does not respond")
     return socket.recv_multipart()
 
 

@@ -1,4 +1,4 @@
-//! Who may do what: keys, roles, join tokens.
+//! Access: keys, roles, join tokens.
 
 use std::fmt;
 use std::str::FromStr;
@@ -9,31 +9,31 @@ use serde::{Deserialize, Serialize};
 use crate::ids::{ClusterId, Name};
 use crate::limits::{TOKEN_ADDRESSES_MAX, TOKEN_TEXT_BYTES_MAX};
 
-/// What the holder of a key may do.
+/// The role of a key: what its owner may do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Role {
-    /// Have a session as one node, and nothing else.
+    /// Have a session as a node, and nothing else.
     Agent,
     /// Read: jobs, tasks, nodes, events, logs.
     Viewer,
     /// Read, submit and cancel.
     Operator,
-    /// All of it, tokens and revocation included.
+    /// Everything, including tokens and revocation.
     Admin,
 }
 
 impl Role {
-    /// All of them.
+    /// All roles.
     pub const ALL: [Self; 4] = [Self::Agent, Self::Viewer, Self::Operator, Self::Admin];
 
-    /// Whether whoever has this role has the rights of `needed`, too. An agent is no user: it has
-    /// no rights but its own, and only an admin has them besides.
+    /// Returns whether this role includes the rights of `needed`. An agent is not a user: it has
+    /// only its own rights, which nobody else has except an admin.
     pub fn includes(self, needed: Self) -> bool {
         self == needed || self == Self::Admin || (self == Self::Operator && needed == Self::Viewer)
     }
 
-    /// As in flags, texts and on the wire.
+    /// Returns the role as in flags, texts and on the wire.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Agent => "agent",
@@ -50,9 +50,9 @@ impl fmt::Display for Role {
     }
 }
 
-/// A text that is no role.
+/// An error for a text that is not a role.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("`{0}` is no role: there are agent, viewer, operator and admin")]
+#[error("`{0}` is not a role; use agent, viewer, operator or admin")]
 pub struct ParseRoleError(String);
 
 impl FromStr for Role {
@@ -64,12 +64,13 @@ impl FromStr for Role {
     }
 }
 
-/// An Ed25519 public key (RFC 8032), 32 bytes; who a peer is.
+/// An Ed25519 public key (RFC 8032), 32 bytes; it identifies a peer.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(from = "serde_bytes::ByteArray<32>", into = "serde_bytes::ByteArray<32>")]
 pub struct PublicKey(pub [u8; 32]);
 
-/// The SHA-256 of a public key's 32 bytes: by it a manager is known before it is met.
+/// The SHA-256 of a public key's 32 bytes; a peer identifies its manager by it before the first
+/// contact.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(from = "serde_bytes::ByteArray<32>", into = "serde_bytes::ByteArray<32>")]
 pub struct KeyDigest(pub [u8; 32]);
@@ -114,12 +115,12 @@ macro_rules! bytes_as_hex {
 bytes_as_hex!(PublicKey);
 bytes_as_hex!(KeyDigest);
 
-/// A text that is no key or digest.
+/// An error for a text that is not a key or digest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("64 hexadecimal digits in lower case are expected")]
 pub struct ParseKeyError;
 
-/// The number of a join token; no secret.
+/// The number of a join token; not secret.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct TokenId(pub u64);
@@ -130,7 +131,7 @@ impl fmt::Display for TokenId {
     }
 }
 
-/// What proves that a token was given by the manager: 16 random bytes.
+/// The secret of a join token, 16 random bytes: proves that the manager issued the token.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(from = "serde_bytes::ByteArray<16>", into = "serde_bytes::ByteArray<16>")]
 pub struct TokenSecret(pub [u8; 16]);
@@ -148,7 +149,7 @@ impl From<TokenSecret> for serde_bytes::ByteArray<16> {
 }
 
 impl fmt::Debug for TokenSecret {
-    /// Says nothing: what is printed ends in logs.
+    /// Prints no secret, because debug output goes to logs.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("TokenSecret(…)")
     }
@@ -157,27 +158,28 @@ impl fmt::Debug for TokenSecret {
 /// Everything that a machine needs to join, as one word.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct JoinToken {
-    /// Where the manager may be reached, `host:port`; tried in this order.
+    /// The addresses at which the manager may be reached, `host:port`, in the order in which to try
+    /// them.
     pub addresses: Vec<String>,
-    /// Whose key the manager must have.
+    /// The digest of the manager's key.
     pub manager: KeyDigest,
-    /// Its number.
+    /// The token's number.
     pub id: TokenId,
-    /// Its secret.
+    /// The token's secret.
     pub secret: TokenSecret,
 }
 
-/// With what every token begins; the digit is the version of the form.
+/// The prefix of every token; the digit is the version of the format.
 const TOKEN_PREFIX: &str = "podmesh1-";
 
-/// Why a text is not a token.
+/// The reason why a text is not a token.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ParseTokenError {
-    /// It is something else.
-    #[error("this is not a join token: one begins with {TOKEN_PREFIX}")]
+    /// It is not a token.
+    #[error("this is not a join token: join tokens begin with {TOKEN_PREFIX}")]
     Other,
-    /// A part is missing, or a letter is wrong.
-    #[error("this join token is not whole, or has a wrong letter: copy all of it again")]
+    /// A part is missing, or a character is wrong.
+    #[error("this join token is incomplete or has a wrong character: copy it again in full")]
     Damaged,
 }
 
@@ -212,49 +214,50 @@ impl FromStr for JoinToken {
     }
 }
 
-/// The first and only message of whoever joins, on a connection of its own: a 32-bit big-endian
-/// number of bytes, then this. Its key is that of the connection.
+/// The first and only message of a peer that joins, on a connection of its own: a 32-bit big-endian
+/// number of bytes, then this message. The peer's key is that of the connection.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct JoinRequest {
-    /// The protocol that it speaks: [`PROTOCOL_VERSION`](crate::limits::PROTOCOL_VERSION).
+    /// The protocol version of the peer: [`PROTOCOL_VERSION`](crate::limits::PROTOCOL_VERSION).
     pub version: u16,
     /// The token's number.
     pub token: TokenId,
     /// The token's secret.
     pub secret: TokenSecret,
-    /// What it wants to be called: the node's or the user's name.
+    /// The requested name of the node or user.
     pub name: Name,
 }
 
-/// The manager's first message to whoever is let in, unless they joined just now.
+/// The manager's first message to an admitted peer, unless it has just joined.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Admitted {
-    /// The keys that the manager may have at the next connection: the one of now, and the one that
-    /// follows when it is rotated. At most [`MANAGER_KEYS_MAX`](crate::limits::MANAGER_KEYS_MAX).
+    /// The keys that the manager may have at the next connection: the current one, and the next one
+    /// after a rotation. At most [`MANAGER_KEYS_MAX`](crate::limits::MANAGER_KEYS_MAX).
     pub manager: Vec<KeyDigest>,
 }
 
-/// It has joined.
+/// The manager's reply to a successful join.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Joined {
-    /// Whose manager it is.
+    /// The manager's cluster.
     pub cluster: ClusterId,
-    /// What it may do.
+    /// The peer's role.
     pub role: Role,
-    /// Its name.
+    /// The peer's name.
     pub name: Name,
-    /// As in [`Admitted`].
+    /// See [`Admitted`].
     pub manager: Vec<KeyDigest>,
 }
 
-/// Who is at the other end of a connection.
+/// The peer of a connection.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Caller {
-    /// What they may do.
+    /// The peer's role.
     pub role: Role,
-    /// The node's or the user's name; of somebody on the manager's machine, their login name.
+    /// The name of the node or user; on the manager's machine the login name.
     pub name: Name,
-    /// Their key; none for somebody on the manager's machine, who is known by their user id.
+    /// The peer's key; `None` on the manager's machine, where peers are identified by their user
+    /// id.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub key: Option<PublicKey>,
 }
@@ -283,7 +286,7 @@ mod tests {
     }
 
     #[test]
-    fn a_token_with_a_letter_wrong_or_missing_is_told_apart_from_other_words() {
+    fn a_damaged_token_has_another_error_than_a_different_word() {
         let text = token().to_string();
         for end in TOKEN_PREFIX.len()..text.len() {
             assert_eq!(text[..end].parse::<JoinToken>(), Err(ParseTokenError::Damaged), "{end}");
@@ -302,7 +305,7 @@ mod tests {
     }
 
     #[test]
-    fn roles_include_what_they_should() {
+    fn roles_include_the_right_roles() {
         use Role::{Admin, Agent, Operator, Viewer};
         for role in Role::ALL {
             assert_eq!(role.as_str().parse(), Ok(role));

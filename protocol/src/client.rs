@@ -13,35 +13,43 @@ use crate::ids::{
 use crate::report::{AttemptState, JobState, Outcome, TaskCounts, TaskState};
 use crate::spec::{JobSpec, Resources, RuntimeKind};
 
-/// A client asks.
+/// A request of a client.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Request {
-    /// The protocol that it speaks: [`PROTOCOL_VERSION`](crate::limits::PROTOCOL_VERSION).
+    /// The client's protocol version: [`PROTOCOL_VERSION`](crate::limits::PROTOCOL_VERSION).
     pub version: u16,
-    /// The client's number of the request; the reply carries it.
+    /// The client's number of the request; the reply has the same.
     pub id: u64,
-    /// What it asks.
+    /// The request itself.
     pub body: RequestBody,
 }
 
-/// What a client asks.
+/// The kinds of request.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum RequestBody {
-    /// Who is the manager? → [`ReplyBody::Info`]
+    /// Returns information about the manager. → [`ReplyBody::Info`]
     Info,
-    /// Run a job. → [`ReplyBody::Submitted`], sent when it is on disk. The same submission again
-    /// gives the same job.
+    /// Submits a job. → [`ReplyBody::Submitted`], sent when the job is on disk. The same submission
+    /// again returns the same job.
     Submit {
         /// The idempotency key.
         submission: SubmissionId,
         /// The job.
         spec: Box<JobSpec>,
     },
-    /// Cancel a job: what is queued never starts, what runs is stopped. → [`ReplyBody::Cancelled`]
+    /// Cancels a job: queued tasks never start, running tasks are stopped. →
+    /// [`ReplyBody::Cancelled`]
     Cancel {
         /// The job.
         job: JobId,
+    },
+    /// Remove ended jobs and their tasks. → [`ReplyBody::Forgotten`]
+    Forget {
+        /// The first of them.
+        first: JobId,
+        /// The last of them.
+        last: JobId,
     },
     /// The jobs, newest first. → [`ReplyBody::Jobs`]
     Jobs {
@@ -99,6 +107,15 @@ pub enum RequestBody {
         /// Rows of the page, at most [`PAGE_ROWS_MAX`](crate::limits::PAGE_ROWS_MAX).
         limit: u32,
     },
+    /// Forget a node that is lost. Its key stays valid. → [`ReplyBody::NodeForgotten`]
+    NodeForget {
+        /// The node.
+        node: Name,
+        /// End the attempts that wait for it, as lost, though they may still run there. Without
+        /// this a node that has any is not forgotten.
+        #[serde(default)]
+        force: bool,
+    },
     /// The events after a revision. → [`ReplyBody::Events`]
     Events {
         /// The last revision that the client has; 0 for none.
@@ -106,26 +123,27 @@ pub enum RequestBody {
     },
     /// Output of an attempt. → [`ReplyBody::Log`]
     Log(LogRead),
-    /// Who am I to the manager? → [`ReplyBody::WhoAmI`]
+    /// Returns the client as the manager sees it. → [`ReplyBody::WhoAmI`]
     WhoAmI,
-    /// Make a join token. → [`ReplyBody::TokenCreated`]
+    /// Creates a join token. → [`ReplyBody::TokenCreated`]
     TokenCreate {
-        /// What whoever joins with it may do.
+        /// The role of members that join with it.
         role: Role,
-        /// Milliseconds for which it can be used, at most
+        /// Milliseconds until it expires, at most
         /// [`DURATION_MS_MAX`](crate::limits::DURATION_MS_MAX).
         ttl_ms: u64,
-        /// How often it can be used, at most [`TOKEN_USES_MAX`](crate::limits::TOKEN_USES_MAX).
+        /// How many times it can be used, at most
+        /// [`TOKEN_USES_MAX`](crate::limits::TOKEN_USES_MAX).
         uses: u32,
     },
     /// The join tokens. → [`ReplyBody::Tokens`]
     Tokens,
-    /// Let a token be of no more use. → [`ReplyBody::TokenRevoked`]
+    /// Revokes a join token; existing members keep access. → [`ReplyBody::TokenRevoked`]
     TokenRevoke {
-        /// Its number.
+        /// The token's number.
         id: TokenId,
     },
-    /// The users that joined, by name. → [`ReplyBody::Users`]
+    /// The users who joined, by name. → [`ReplyBody::Users`]
     Users {
         /// Only users whose names sort after this one, for the next page.
         #[serde(default)]
@@ -133,30 +151,30 @@ pub enum RequestBody {
         /// Rows of the page, at most [`PAGE_ROWS_MAX`](crate::limits::PAGE_ROWS_MAX).
         limit: u32,
     },
-    /// Let the key of a node or user count no more. → [`ReplyBody::Revoked`]
+    /// Revokes the key of a node or user. → [`ReplyBody::Revoked`]
     Revoke {
-        /// Which of them.
+        /// A node or a user.
         kind: PrincipalKind,
-        /// Its name.
+        /// The name of the node or user.
         name: Name,
     },
-    /// Let another key of one's own take the place of the one that asks: from the first time on
-    /// that it is used. → [`ReplyBody::KeyRenewed`]
+    /// Replaces the client's key by another key of its own, from the first use of the new key on. →
+    /// [`ReplyBody::KeyRenewed`]
     KeyRenew {
-        /// The new one.
+        /// The new key.
         key: PublicKey,
     },
-    /// Let the manager's next key take the place of its key. All connections but the one that asks
-    /// are made anew. → [`ReplyBody::KeyRotated`]
+    /// Replaces the manager's key by its next one. All other connections are closed, so that peers
+    /// reconnect. → [`ReplyBody::KeyRotated`]
     KeyRotate {
-        /// The digest of the key that is to be replaced, as [`Info`] has it. Where the manager has
-        /// another one by now, nothing happens: the request may have come twice.
+        /// The digest of the key to replace, as in [`Info`]. If the manager has another one by now,
+        /// nothing happens: the request may have arrived twice.
         key: KeyDigest,
     },
 }
 
 impl RequestBody {
-    /// The role that it takes; none: anybody who may connect.
+    /// Returns the required role; `None` if everyone who can connect may ask.
     pub fn needs(&self) -> Option<Role> {
         match self {
             Self::Info | Self::WhoAmI | Self::KeyRenew { .. } => None,
@@ -168,38 +186,41 @@ impl RequestBody {
             | Self::Events { .. }
             | Self::Log(_) => Some(Role::Viewer),
             Self::Submit { .. } | Self::Cancel { .. } => Some(Role::Operator),
-            Self::TokenCreate { .. }
+            Self::Forget { .. }
+            | Self::TokenCreate { .. }
             | Self::Tokens
             | Self::TokenRevoke { .. }
             | Self::Users { .. }
             | Self::Revoke { .. }
+            | Self::NodeForget { .. }
             | Self::KeyRotate { .. } => Some(Role::Admin),
         }
     }
 }
 
-/// What a key can stand for.
+/// The kinds of key owner.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum PrincipalKind {
-    /// A machine with an agent: role agent.
+    /// A machine with an agent: role `agent`.
     Node,
     /// A person or program: all other roles.
     User,
 }
 
-/// Which part of an attempt's output to read.
+/// A read of an attempt's output.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LogRead {
     /// The attempt.
     pub attempt: AttemptId,
-    /// Which of its streams.
+    /// The stream.
     pub stream: LogStream,
-    /// Where to begin.
+    /// The start position.
     pub from: LogPosition,
-    /// Bytes at the most, up to [`LOG_READ_BYTES_MAX`](crate::limits::LOG_READ_BYTES_MAX).
+    /// The maximum number of bytes, up to
+    /// [`LOG_READ_BYTES_MAX`](crate::limits::LOG_READ_BYTES_MAX).
     pub bytes_max: u32,
-    /// Milliseconds that the reply may wait for a first byte while the attempt goes on, at most
+    /// Milliseconds that the reply may wait for a first byte while the attempt runs, at most
     /// [`WAIT_MS_MAX`](crate::limits::WAIT_MS_MAX).
     #[serde(default)]
     pub wait_ms: u32,
@@ -216,7 +237,7 @@ pub enum LogStream {
 }
 
 impl LogStream {
-    /// The name of the stream's file without `.log`.
+    /// Returns the name of the stream's file without `.log`.
     pub fn file_stem(self) -> &'static str {
         match self {
             Self::Stdout => "stdout",
@@ -225,30 +246,34 @@ impl LogStream {
     }
 }
 
-/// Where to begin to read a stream.
+/// The start position of a read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum LogPosition {
-    /// At this many bytes after the first one ever printed.
+    /// This number of bytes after the first byte ever printed.
     Offset(u64),
-    /// Where the last so many lines begin.
+    /// The start of this number of lines at the end.
     TailLines(u64),
 }
 
 /// A part of an attempt's output.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LogSlice {
-    /// The offset of the first byte of `bytes`. Higher than asked for where older output has
-    /// been removed by rotation.
+    /// The offset of the first byte of `bytes`. Higher than requested if older output has been
+    /// removed by rotation.
     pub offset: u64,
     /// The bytes as the program printed them.
     #[serde(with = "serde_bytes")]
     pub bytes: Vec<u8>,
-    /// Whether this is the last there will be: the attempt is over, and all has been read.
+    /// Whether the output is complete: the attempt has ended, and everything has been read.
     pub end: bool,
+    /// Whether the node has no output of the attempt, and has removed output of attempts as old as
+    /// this one. The attempt's output may have been removed, or there was none.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub removed: bool,
 }
 
-/// The answer to a request.
+/// The reply to a request.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Reply {
     /// The client's number of the request.
@@ -257,7 +282,7 @@ pub struct Reply {
     pub result: Result<ReplyBody, ErrorReply>,
 }
 
-/// What a request is answered with.
+/// The kinds of reply.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum ReplyBody {
@@ -267,32 +292,47 @@ pub enum ReplyBody {
     Submitted {
         /// The job's number.
         job: JobId,
-        /// Whether the submission had been accepted before.
+        /// Whether the submission was accepted before.
         again: bool,
     },
     /// To [`RequestBody::Cancel`].
     Cancelled {
-        /// Where the job stands now: `cancelling`, or where it had ended before.
+        /// The job's state now: `cancelling`, or the state in which it ended before.
         state: JobState,
+    },
+    /// To [`RequestBody::Forget`].
+    Forgotten {
+        /// How many jobs were removed.
+        removed: u32,
+        /// The jobs that have not ended and stay.
+        active: Vec<JobId>,
+        /// The `first` of the next request, if this one did not cover the whole range: one request
+        /// covers at most [`FORGET_JOBS_MAX`](crate::limits::FORGET_JOBS_MAX) jobs.
+        next: Option<JobId>,
     },
     /// To [`RequestBody::Jobs`].
     Jobs(Vec<JobView>),
     /// To [`RequestBody::Job`].
     Job(Box<JobDetail>),
-    /// To [`RequestBody::Tasks`]; `next` is the `from` of the next page, where there is one.
+    /// To [`RequestBody::Tasks`]; `next` is the `from` of the next page, if there is one.
     Tasks {
         /// The rows.
         tasks: Vec<TaskView>,
-        /// The index to go on from.
+        /// The index with which the next page begins.
         next: Option<u32>,
     },
     /// To [`RequestBody::Task`].
     Task(TaskDetail),
     /// To [`RequestBody::Nodes`].
     Nodes(Vec<NodeView>),
+    /// To [`RequestBody::NodeForget`].
+    NodeForgotten {
+        /// Whether it has a key that counts: its agent can come back with it.
+        enrolled: bool,
+    },
     /// To [`RequestBody::Events`].
     Events {
-        /// The events after `since`, in order, without a gap; as many as fit one message.
+        /// The events after `since`, in order, without a gap; as many as fit into one message.
         chunks: Vec<EventChunk>,
         /// The last committed revision.
         last: Revision,
@@ -303,9 +343,10 @@ pub enum ReplyBody {
     WhoAmI(Caller),
     /// To [`RequestBody::TokenCreate`].
     TokenCreated {
-        /// Its number.
+        /// The token's number.
         id: TokenId,
-        /// The token itself ([`JoinToken`](crate::access::JoinToken) as text). It is told once.
+        /// The token itself ([`JoinToken`](crate::access::JoinToken) as text). It is shown only
+        /// once.
         token: String,
         /// When it expires: milliseconds since 1970 by the manager's clock.
         expires_wall_ms: u64,
@@ -322,9 +363,9 @@ pub enum ReplyBody {
     KeyRenewed,
     /// To [`RequestBody::KeyRotate`].
     KeyRotated {
-        /// The digest of the key that the manager has now.
+        /// The digest of the manager's new key.
         key: KeyDigest,
-        /// The digest of the one that is to follow.
+        /// The digest of its next key.
         next: KeyDigest,
     },
 }
@@ -332,17 +373,17 @@ pub enum ReplyBody {
 /// A join token.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TokenView {
-    /// Its number.
+    /// The token's number.
     pub id: TokenId,
     /// Whether it can be used.
     pub state: TokenState,
-    /// What whoever joins with it may do.
+    /// The role of members that join with it.
     pub role: Role,
-    /// How often it can still be used.
+    /// How many more times it can be used.
     pub uses_left: u32,
     /// When it expires: milliseconds since 1970 by the manager's clock.
     pub expires_wall_ms: u64,
-    /// Who asked for it.
+    /// Who created it.
     pub created_by: Name,
 }
 
@@ -350,45 +391,45 @@ pub struct TokenView {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum TokenState {
-    /// It can.
+    /// It can be used.
     Usable,
-    /// It was used as often as it could be.
+    /// All its uses are used up.
     UsedUp,
-    /// Its time is over.
+    /// It has expired.
     Expired,
     /// An admin revoked it.
     Revoked,
 }
 
-/// A user that joined.
+/// A user who joined.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct UserView {
-    /// Their name.
+    /// The user's name.
     pub name: Name,
-    /// What they may do.
+    /// The user's role.
     pub role: Role,
-    /// Their key.
+    /// The user's key.
     pub key: PublicKey,
-    /// The token with which they joined.
+    /// The token used to join.
     pub token: TokenId,
-    /// When: milliseconds since 1970 by the manager's clock.
+    /// When the user joined: milliseconds since 1970 by the manager's clock.
     pub enrolled_wall_ms: u64,
 }
 
-/// Who the manager is.
+/// Information about the manager.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Info {
-    /// The protocol that it speaks.
+    /// The manager's protocol version.
     pub version: u16,
     /// The version of its program, for display.
     pub program_version: String,
-    /// Whose manager it is.
+    /// The manager's cluster.
     pub cluster: ClusterId,
-    /// A new one after every start.
+    /// A new id at every start.
     pub instance: InstanceId,
     /// The last committed revision.
     pub revision: Revision,
-    /// What its clock says: milliseconds since 1970.
+    /// The manager's clock: milliseconds since 1970.
     #[serde(default)]
     pub wall_ms: u64,
     /// The digest of its key.
@@ -402,30 +443,30 @@ pub struct JobView {
     pub job: JobId,
     /// Its name.
     pub name: Name,
-    /// Where it stands.
+    /// Its state.
     pub state: JobState,
     /// Its priority.
     pub priority: i32,
-    /// Where its tasks stand.
+    /// How many of its tasks are in each state.
     pub counts: TaskCounts,
     /// Milliseconds since 1970 by the manager's clock, for display.
     pub submitted_wall_ms: u64,
     /// When its first attempt was assigned; likewise.
     pub started_wall_ms: Option<u64>,
-    /// When nothing more was to happen to it; likewise.
+    /// When it ended; likewise.
     pub ended_wall_ms: Option<u64>,
 }
 
-/// All about a job.
+/// Everything about a job.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct JobDetail {
     /// Its row.
     pub view: JobView,
-    /// What was submitted.
+    /// The submitted spec.
     pub spec: JobSpec,
-    /// The revision up to which this is true; for `since` of the next request.
+    /// The revision of this state; for `since` of the next request.
     pub revision: Revision,
-    /// Why its queued tasks wait; one reason a line, none when none are queued.
+    /// Why its queued tasks wait: one reason per entry, empty if none is queued.
     pub waits_for: Vec<String>,
 }
 
@@ -434,11 +475,11 @@ pub struct JobDetail {
 pub struct TaskView {
     /// The task.
     pub task: TaskId,
-    /// Where it stands.
+    /// Its state.
     pub state: TaskState,
-    /// How many attempts there have been.
+    /// The number of its attempts.
     pub attempts: u32,
-    /// The last of them.
+    /// The last attempt.
     pub last: Option<AttemptView>,
 }
 
@@ -447,7 +488,7 @@ pub struct TaskView {
 pub struct TaskDetail {
     /// The task.
     pub task: TaskId,
-    /// Where it stands.
+    /// Its state.
     pub state: TaskState,
     /// Its attempts; at most the last [`PAGE_ROWS_MAX`](crate::limits::PAGE_ROWS_MAX).
     pub attempts: Vec<AttemptView>,
@@ -456,30 +497,30 @@ pub struct TaskDetail {
 /// One attempt.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct AttemptView {
-    /// Its number.
+    /// The attempt's number.
     pub number: u32,
-    /// Where it runs or ran.
+    /// The node that runs or ran it.
     pub node: Name,
-    /// Where it stands.
+    /// Its state.
     pub state: AttemptState,
-    /// How it ended, once it has.
+    /// How it ended, if it has ended.
     pub outcome: Option<Outcome>,
-    /// When it was given to the node, in milliseconds since 1970, for display.
+    /// When it was assigned to the node, in milliseconds since 1970, for display.
     pub assigned_wall_ms: u64,
-    /// When the manager heard of its start; likewise.
+    /// When its start was reported to the manager; likewise.
     pub started_wall_ms: Option<u64>,
-    /// When the manager heard of its end; likewise.
+    /// When its end was reported to the manager; likewise.
     pub ended_wall_ms: Option<u64>,
 }
 
-/// Whether a node can be counted on.
+/// Whether a node is available.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum NodeState {
-    /// It has a session, and its heartbeat comes.
+    /// It has a session, and its heartbeats arrive.
     Alive,
-    /// Its session ended or its heartbeat is late, and its lease has not ended. Nothing new is
-    /// placed there.
+    /// Its session ended or its heartbeat is late, and its lease has not ended. It gets no new
+    /// work.
     Suspect,
     /// Its lease ended.
     Lost,
@@ -488,31 +529,34 @@ pub enum NodeState {
 /// A row of `nodes`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NodeView {
-    /// Its name.
+    /// The node's name.
     pub node: Name,
-    /// Whether it can be counted on.
+    /// Whether it is available.
     pub state: NodeState,
-    /// Its live session.
+    /// The epoch of its current session.
     pub epoch: Option<Epoch>,
     /// The version of its agent's program, for display.
     pub program_version: String,
-    /// What it offers in all.
+    /// All resources that it offers.
     pub capacity: Resources,
-    /// What of that is not taken.
+    /// The resources that are free.
     pub free: Resources,
     /// Its labels.
     pub labels: BTreeMap<Name, String>,
-    /// What it can start.
+    /// The runtimes that it can start.
     pub runtimes: Vec<RuntimeKind>,
-    /// What it cannot start now though it is set up to, and why.
+    /// The enabled runtimes that it cannot start at present, and why.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub withdrawn: BTreeMap<RuntimeKind, String>,
-    /// Attempts that are with it.
+    /// Which limits of a job (`memory`, `cpus`) it does not enforce for commands, and why.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub unenforced: BTreeMap<String, String>,
+    /// The number of attempts that it has.
     pub attempts: u32,
-    /// Milliseconds since it was last known to be alive, by the manager's monotonic clock.
-    /// None for a node that has not been heard of since the manager started.
+    /// Milliseconds since it was last known to be alive, by the manager's monotonic clock. `None`
+    /// if not since the manager started.
     pub seen_ms_ago: Option<u64>,
-    /// Whether it joined with a key; else its agent is on the manager's machine.
+    /// Whether it joined with a key; otherwise its agent is on the manager's machine.
     #[serde(default)]
     pub enrolled: bool,
 }
@@ -522,7 +566,7 @@ pub struct NodeView {
 mod tests {
     use super::*;
 
-    /// Who may ask what, as one table: columns are agent, viewer, operator, admin.
+    /// The role of every request as one table: columns are agent, viewer, operator, admin.
     #[test]
     fn every_request_has_its_role() {
         let cases = [
@@ -549,6 +593,7 @@ mod tests {
                 r#"{"token_create": {"role": "agent", "ttl_ms": 1, "uses": 1}}"#,
                 [false, false, false, true],
             ),
+            (r#"{"forget": {"first": 1, "last": 2}}"#, [false, false, false, true]),
             (r#""tokens""#, [false, false, false, true]),
             (r#"{"token_revoke": {"id": 1}}"#, [false, false, false, true]),
             (r#"{"users": {"limit": 1}}"#, [false, false, false, true]),

@@ -1,4 +1,4 @@
-//! What the manager committed, one event a change.
+//! The events: every committed change.
 
 use serde::{Deserialize, Serialize};
 
@@ -7,10 +7,10 @@ use crate::ids::{AttemptId, InstanceId, JobId, Name, Revision};
 use crate::report::{JobState, Outcome};
 use crate::spec::RuntimeKind;
 
-/// Events that were committed together: their revisions are `first`, `first + 1`, …
+/// Events that were committed together. Their revisions are `first`, `first + 1`, …
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct EventChunk {
-    /// The revision of the first of them.
+    /// The revision of the first event.
     pub first: Revision,
     /// Milliseconds since 1970 by the manager's clock, for display.
     pub wall_ms: u64,
@@ -20,12 +20,12 @@ pub struct EventChunk {
 }
 
 impl EventChunk {
-    /// The revision of the last event in it.
+    /// Returns the revision of the last event.
     pub fn last(&self) -> Revision {
         Revision(self.first.0 + (self.facts.len() as u64).saturating_sub(1))
     }
 
-    /// The events with their revisions.
+    /// Returns the events with their revisions.
     pub fn iter(&self) -> impl Iterator<Item = (Revision, &EventFact)> {
         (self.first.0..).map(Revision).zip(&self.facts)
     }
@@ -39,57 +39,63 @@ pub enum EventFact {
     JobSubmitted(JobId, Name, u32),
     /// A user asked to cancel it.
     JobCancelRequested(JobId),
-    /// Nothing more will happen to the job.
+    /// The job has ended.
     JobEnded(JobId, JobState),
-    /// An attempt was given to a node.
+    /// An attempt was assigned to a node.
     AttemptAssigned(AttemptId, Name),
-    /// The node says what it does before the start.
+    /// The node reports what it does before the start.
     AttemptPreparing(AttemptId, String),
-    /// An attempt runs.
+    /// An attempt started.
     AttemptStarted(AttemptId),
-    /// An attempt is over; the number of milliseconds after which the task is tried again,
-    /// where it is.
+    /// An attempt ended; with the milliseconds until the next attempt, if the task is retried.
     AttemptEnded(AttemptId, Outcome, Option<u64>),
-    /// Output of an attempt was lost; what is known of it.
+    /// Output of an attempt was lost; with details.
     LogGap(AttemptId, String),
-    /// A node has a session.
+    /// A node connected.
     NodeConnected(Name, InstanceId),
-    /// A node's session ended or its heartbeat is late; nothing new is placed there. Why.
+    /// A node's session ended or its heartbeat is late; it gets no new work. With the reason.
     NodeSuspect(Name, String),
-    /// A suspect node's heartbeat is back.
+    /// A suspect node sends heartbeats again.
     NodeRecovered(Name),
     /// A node's lease ended.
     NodeLost(Name),
-    /// A join token was made: its number, what whoever joins with it may do, and who asked.
+    /// A join token was created: its number, the role of its members, and who created it.
     TokenCreated(TokenId, Role, Name),
-    /// A join token was revoked, by whom.
+    /// A join token was revoked; with who did it.
     TokenRevoked(TokenId, Name),
-    /// A key joined: what its owner may do, what they are called, with which token.
+    /// A member joined: its role, its name, and the token.
     Enrolled(Role, Name, TokenId),
-    /// A key was revoked: its owner's role and name, and by whom.
+    /// A key was revoked: the member's role and name, and who did it.
     KeyRevoked(Role, Name, Name),
-    /// A key took the place of another one: its owner's role and name.
+    /// A member replaced its key: its role and name.
     KeyRenewed(Role, Name),
-    /// The manager has another key: its digest in hexadecimal, and by whom.
+    /// The manager's key was replaced: the digest of the new key in hexadecimal, and who did it.
     ManagerKeyRotated(String, Name),
-    /// Somebody could not join: why, for the last one, and how many since this was last told.
+    /// Attempts to join were refused: the reason for the last one, and how many since the last such
+    /// event.
     JoinsRefused(String, u32),
-    /// Connections were not let in, or cut off: why, for the last one, and how many since this
-    /// was last told.
+    /// Connections were refused or cut off: the reason for the last one, and how many since the
+    /// last such event.
     ConnectionsRefused(String, u32),
-    /// A node cannot start a runtime's work now, and why.
+    /// A node cannot start a runtime's work at present; with the reason.
     RuntimeWithdrawn(Name, RuntimeKind, String),
     /// A node can start a runtime's work again.
     RuntimeOffered(Name, RuntimeKind),
+    /// A lost node was removed: the node, and who asked for it.
+    NodeForgotten(Name, Name),
+    /// Ended jobs were removed at somebody's request: the first and the last of them, how many, and
+    /// who asked.
+    JobsForgotten(JobId, JobId, u32, Name),
 }
 
 impl EventFact {
-    /// The job that it concerns, where it concerns one.
+    /// Returns the job of the event, if it has one.
     pub fn job(&self) -> Option<JobId> {
         match self {
             Self::JobSubmitted(job, ..)
             | Self::JobCancelRequested(job)
-            | Self::JobEnded(job, _) => Some(*job),
+            | Self::JobEnded(job, _)
+            | Self::JobsForgotten(job, _, 1, _) => Some(*job),
             Self::AttemptAssigned(attempt, _)
             | Self::AttemptPreparing(attempt, _)
             | Self::AttemptStarted(attempt)
@@ -108,7 +114,9 @@ impl EventFact {
             | Self::JoinsRefused(..)
             | Self::ConnectionsRefused(..)
             | Self::RuntimeWithdrawn(..)
-            | Self::RuntimeOffered(..) => None,
+            | Self::RuntimeOffered(..)
+            | Self::NodeForgotten(..)
+            | Self::JobsForgotten(..) => None,
         }
     }
 }
@@ -118,29 +126,29 @@ pub const TOPIC_EVENTS: &str = "events";
 /// Topic of the publications that carry [`Published::Manager`].
 pub const TOPIC_MANAGER: &str = "manager";
 
-/// A chunk larger than this many bytes is published as a hint, without its events: queues of
-/// slow subscribers are counted in messages, not in bytes.
+/// A larger chunk is published without its events, only as a hint: the queues of slow subscribers
+/// count messages, not bytes.
 pub const PUBLISHED_CHUNK_BYTES_MAX: usize = 4096;
 
-/// What PUB carries, behind a frame with the topic. A publication may be lost or come late: a
-/// subscriber that sees a gap in the revisions asks with `events`.
+/// A message published by PUB, after a frame with the topic. A publication may be lost or late: a
+/// subscriber that sees a gap in the revisions requests `events`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Published {
-    /// The events after `since` up to and with `last` are committed.
+    /// The events after `since` up to `last` are committed.
     Events {
-        /// The revision before the first of them.
+        /// The revision before the first of these events.
         since: Revision,
-        /// The revision of the last of them.
+        /// The revision of the last of these events.
         last: Revision,
-        /// They themselves, where they are small.
+        /// The events, if they are small.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         chunk: Option<EventChunk>,
     },
-    /// Which life of the manager this is, and how far it has come; sent once a heartbeat
-    /// interval, and when it stops.
+    /// The manager's instance and latest revision; sent at each heartbeat interval, and when the
+    /// manager stops.
     Manager {
-        /// A new one after every start.
+        /// A new id at every start.
         instance: InstanceId,
         /// The last committed revision.
         revision: Revision,

@@ -1,4 +1,4 @@
-//! The names of things: jobs, tasks, attempts, nodes, sessions, revisions.
+//! Ids and names: jobs, tasks, attempts, nodes, sessions, revisions.
 
 use std::fmt;
 use std::str::FromStr;
@@ -27,7 +27,7 @@ impl fmt::Display for JobId {
 pub struct TaskId {
     /// The job that the task is part of.
     pub job: JobId,
-    /// The task's place in the job's array; what the command sees as `PODMESH_TASK_INDEX`.
+    /// The index of the task in the job's array; the command gets it as `PODMESH_TASK_INDEX`.
     pub index: u32,
 }
 
@@ -49,21 +49,21 @@ impl fmt::Display for TaskId {
     }
 }
 
-/// One try of a task on one agent, written `42.7#2`. The number starts at 1 and only grows; it
-/// fences every older attempt of its task.
+/// One attempt at a task on one node, written `42.7#2`. The number starts at 1 and only grows; it
+/// fences every older attempt of the task.
 ///
 /// On the wire: `[job, index, number]`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(from = "(JobId, u32, u32)", into = "(JobId, u32, u32)")]
 pub struct AttemptId {
-    /// The task that is tried.
+    /// The task.
     pub task: TaskId,
-    /// Which try it is: 1, 2, 3 …
+    /// The number of the attempt: 1, 2, 3 …
     pub number: u32,
 }
 
 impl AttemptId {
-    /// The attempt `number` of task `index` of `job`.
+    /// Returns the attempt `number` of task `index` of `job`.
     pub const fn new(job: JobId, index: u32, number: u32) -> Self {
         Self { task: TaskId { job, index }, number }
     }
@@ -87,7 +87,7 @@ impl fmt::Display for AttemptId {
     }
 }
 
-/// A text that is not the number of a job, task or attempt.
+/// An error for a text that is not the number of a job, task or attempt.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("`{text}` is not {expected}")]
 pub struct ParseIdError {
@@ -96,7 +96,7 @@ pub struct ParseIdError {
 }
 
 fn number<T: FromStr>(digits: &str) -> Option<T> {
-    // `FromStr` of integers takes a leading `+`; an id has digits only.
+    // `FromStr` of integers accepts a leading `+`; an id has only digits.
     digits.bytes().all(|b| b.is_ascii_digit()).then(|| digits.parse().ok()).flatten()
 }
 
@@ -140,8 +140,8 @@ impl FromStr for AttemptId {
     }
 }
 
-/// The number of a session. It only grows, over restarts of the manager too, and is on disk
-/// before the `Welcome` that names it leaves.
+/// The number of a session. It only grows, across restarts of the manager too, and is on disk
+/// before the `Welcome` with it is sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct Epoch(pub u64);
@@ -163,13 +163,13 @@ impl fmt::Display for Revision {
     }
 }
 
-/// The idempotency key of a submission, made by whoever submits: the same key never makes a
-/// second job.
+/// The idempotency key of a submission, chosen by the client: the same key never creates a second
+/// job.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct SubmissionId(pub Uuid);
 
-/// One life of one agent process; a new one after every start.
+/// The id of one run of a process; new at every start.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct InstanceId(pub Uuid);
@@ -180,7 +180,13 @@ impl fmt::Display for InstanceId {
     }
 }
 
-/// The identity of a manager's data directory, made when that is created. Containers carry it as
+/// The id of an agent's data directory, the same at every start. A node's name belongs to one
+/// agent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct AgentId(pub Uuid);
+
+/// The id of a manager's data directory, made when the directory is created. Containers carry it as
 /// a label, so that two meshes can share one engine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(transparent)]
@@ -198,10 +204,10 @@ impl fmt::Display for ClusterId {
 #[serde(try_from = "String", into = "String")]
 pub struct Name(String);
 
-/// Why a text is not a [`Name`].
+/// The reason why a text is not a [`Name`].
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum NameError {
-    /// Nothing in it.
+    /// The name is empty.
     #[error("a name must not be empty")]
     Empty,
     /// Longer than [`limits::NAME_BYTES_MAX`].
@@ -210,23 +216,23 @@ pub enum NameError {
         limits::NAME_BYTES_MAX
     )]
     TooLong {
-        /// How long it is.
+        /// The length of the name.
         bytes: usize,
     },
-    /// A character that a name cannot have, or cannot start with.
+    /// A character that is not allowed, or not allowed at the beginning.
     #[error(
-        "a name may hold letters, digits, `-`, `_` and `.`, and starts with a letter or digit: {found:?} at byte {at} is not allowed"
+        "a name may contain letters, digits, `-`, `_` and `.`, and must start with a letter or digit: {found:?} at byte {at} is not allowed"
     )]
     Character {
         /// The first character that is not allowed.
         found: char,
-        /// Where it stands, in bytes from 0.
+        /// The position of the character, in bytes from 0.
         at: usize,
     },
 }
 
 impl Name {
-    /// The name as text.
+    /// Returns the name as text.
     pub fn as_str(&self) -> &str {
         &self.0
     }
@@ -278,7 +284,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn ids_read_back_what_they_print() {
+    fn ids_can_be_parsed_from_their_text() {
         let attempt = AttemptId::new(JobId(42), 7, 2);
         assert_eq!(attempt.to_string(), "42.7#2");
         assert_eq!("42.7#2".parse::<AttemptId>().unwrap(), attempt);
@@ -287,7 +293,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_an_id_is_refused() {
+    fn a_text_that_is_not_an_id_is_an_error() {
         for text in ["", "0", "-1", "+1", "1.", "x", "99999999999999999999", "1 "] {
             assert!(text.parse::<JobId>().is_err(), "{text:?}");
         }

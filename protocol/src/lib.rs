@@ -1,6 +1,6 @@
-//! The words of podmesh on the wire: ids, specs, messages and limits. No I/O.
+//! The protocol of podmesh: ids, specs, messages and limits. No I/O.
 //!
-//! `PROTOCOL.md` beside this crate describes the same for clients in other languages.
+//! `PROTOCOL.md` in this crate describes the protocol for clients in other languages.
 
 pub mod access;
 pub mod client;

@@ -1,4 +1,4 @@
-//! Every limit has a name here. What exceeds one gets an error that names it, or is cut off.
+//! All limits. Input over a limit gets an error that names the limit, or is cut.
 
 /// The version of the protocol that this crate speaks; carried by `hello` and by every request.
 pub const PROTOCOL_VERSION: u16 = 1;
@@ -8,11 +8,11 @@ pub const FRAME_BYTES_MAX: usize = 1 << 20;
 /// Frames of one message as the application sees it (identity frame not counted).
 pub const PARTS_MAX: usize = 2;
 
-/// Bytes of a name of a job, a node or a label.
+/// Bytes of the name of a job, node or label.
 pub const NAME_BYTES_MAX: usize = 128;
 /// Bytes of the value of a label.
 pub const LABEL_VALUE_BYTES_MAX: usize = 256;
-/// Labels of a node, or asked for by a job.
+/// Labels of a node, or required by a job.
 pub const LABELS_MAX: usize = 64;
 /// Bytes of an image reference.
 pub const IMAGE_BYTES_MAX: usize = 512;
@@ -40,55 +40,73 @@ pub const ARRAY_TASKS_MAX: u32 = 10_000_000;
 pub const RETRIES_MAX: u32 = 1000;
 /// Jobs that have not ended, in one manager.
 pub const JOBS_ACTIVE_MAX: usize = 1_000_000;
-/// A job's priority lies in `-PRIORITY_MAX..=PRIORITY_MAX`.
+/// The range of a job's priority is `-PRIORITY_MAX..=PRIORITY_MAX`.
 pub const PRIORITY_MAX: i32 = 1000;
-/// Thousandths of a core that a task may ask for, or a node may offer.
+/// Thousandths of a core that a task may request, or a node may offer.
 pub const CPU_MILLIS_MAX: u32 = 1_000_000;
-/// Bytes of memory that a task may ask for, or a node may offer (1 PiB).
+/// Bytes of memory that a task may request, or a node may offer (1 PiB).
 pub const MEMORY_BYTES_MAX: u64 = 1 << 50;
 /// Milliseconds of a task's timeout, grace or backoff (366 days).
 pub const DURATION_MS_MAX: u64 = 366 * 24 * 3600 * 1000;
 
 /// Attempts that one node holds at a time.
 pub const ATTEMPTS_PER_NODE_MAX: usize = 10_000;
-/// Nodes that a manager knows.
+/// Nodes in one manager.
 pub const NODES_MAX: usize = 10_000;
 /// Rows of one `starts`, `stops` or `reports` message.
 pub const BATCH_ROWS_MAX: usize = 4096;
 /// Bytes of one message between an agent and the supervisor of its processes.
 pub const SUPERVISOR_FRAME_BYTES_MAX: usize = 2 << 20;
+/// Milliseconds that the start of a process may take. A start can hang on a dead network mount.
+pub const PROCESS_START_MS_MAX: u64 = 10_000;
+/// Hung starts of processes on one node. At this number the node starts no more processes.
+pub const PROCESS_STARTS_HUNG_MAX: usize = 16;
 /// Bytes of a free text in a report: why an attempt failed.
 pub const MESSAGE_BYTES_MAX: usize = 2048;
 
 /// Rows of one page of `jobs`, `tasks` or `nodes`.
 pub const PAGE_ROWS_MAX: u32 = 1000;
+/// Default of how long the manager keeps ended jobs, lost nodes and revoked keys, in milliseconds (90
+/// days).
+pub const KEEP_MS_DEFAULT: u64 = 90 * 24 * 3600 * 1000;
+/// Default of how many attempts of ended jobs the manager keeps.
+pub const KEEP_ATTEMPTS_DEFAULT: u64 = 10_000_000;
+/// Jobs that one `forget` covers.
+pub const FORGET_JOBS_MAX: u32 = 1000;
 /// Events of one chunk, and so of one reply to `events`.
 pub const EVENTS_PER_CHUNK_MAX: usize = 4096;
 /// Events that the manager keeps; older ones are removed, oldest first.
 pub const EVENTS_KEPT: u64 = 1_000_000;
 /// Bytes of log that one read returns.
 pub const LOG_READ_BYTES_MAX: u32 = 256 << 10;
-/// Milliseconds that a read of a log, or of a job's state, may wait for news.
+/// Milliseconds that a read of a log, or of a job's state, may wait for a change.
 pub const WAIT_MS_MAX: u32 = 30_000;
-/// Reads of logs that a manager holds open at a time.
+/// Log reads under way in one manager.
 pub const LOG_READS_MAX: usize = 4096;
 
-/// Steps that wait for the manager's disk; when so many wait, no more messages are read.
+/// Steps that wait for the manager's disk. When this number is reached, no more messages are read.
 pub const STORE_QUEUE_STEPS: usize = 1024;
-/// Rows written by one commit at the most, give or take the last step.
+/// Rows written by one commit, approximately: the last step may exceed it.
 pub const COMMIT_ROWS_MAX: usize = 20_000;
 
 /// Milliseconds that a session lives without a heartbeat.
 pub const LEASE_MS_DEFAULT: u64 = 15_000;
 /// Milliseconds between two heartbeats.
 pub const HEARTBEAT_MS_DEFAULT: u64 = 1_000;
-/// Milliseconds that the manager waits after a lease ended before it tries a task elsewhere: the
-/// time that an agent without contact has to kill what it runs.
+/// Milliseconds that the manager waits after the end of a lease before it retries a task elsewhere.
+/// In this time an agent without contact kills its attempts.
 pub const LEASE_MARGIN_MS: u64 = 5_000;
-/// Milliseconds until a task is tried again that its node could not start; doubled each time.
+/// Milliseconds until a task that its node could not start is retried; doubled each time.
 pub const NOT_STARTED_BACKOFF_MS: u64 = 1_000;
-/// The longest such time.
+/// The maximum of that time.
 pub const NOT_STARTED_BACKOFF_MS_MAX: u64 = 60_000;
+/// Milliseconds after a task's timeout and grace within which its end is known.
+pub const END_MARGIN_MS: u64 = 5_000;
+/// Minimum milliseconds for which a node is reserved for the first job that waits for room.
+pub const RESERVATION_MS_MIN: u64 = 60_000;
+/// Milliseconds for which a node is reserved for a task that is sure to start there by then. It is
+/// longer if the job has waited for longer.
+pub const RESERVATION_AHEAD_MS: u64 = 3_600_000;
 /// Milliseconds after which a `start` without any report is sent again.
 pub const START_RESEND_MS: u64 = 10_000;
 
@@ -96,15 +114,15 @@ pub const START_RESEND_MS: u64 = 10_000;
 pub const TOKEN_TEXT_BYTES_MAX: usize = 4096;
 /// Addresses in a join token.
 pub const TOKEN_ADDRESSES_MAX: usize = 16;
-/// Keys that a manager says it may have at the next connection.
+/// Keys that a manager announces for the next connection.
 pub const MANAGER_KEYS_MAX: usize = 4;
-/// Join tokens that a manager keeps, those that can no longer be used included.
+/// Join tokens that a manager keeps, including those that can no longer be used.
 pub const TOKENS_MAX: usize = 1000;
-/// Machines and users that one token lets in.
+/// Machines and users that can join with one token.
 pub const TOKEN_USES_MAX: u32 = 10_000;
-/// Milliseconds for which a token can be used, unless asked otherwise (one hour).
+/// Milliseconds until a token expires, by default (one hour).
 pub const TOKEN_TTL_MS_DEFAULT: u64 = 3_600_000;
-/// Keys that a manager knows, revoked ones included.
+/// Keys that a manager keeps, including revoked ones.
 pub const KEYS_MAX: usize = 100_000;
 
 /// Bytes of a ZMTP `READY` command, and of any other command.
@@ -113,27 +131,32 @@ pub const COMMAND_FRAME_BYTES_MAX: usize = 512;
 pub const SUBSCRIPTION_BYTES_MAX: usize = 64;
 /// Subscriptions and their ends on one connection.
 pub const SUBSCRIPTIONS_MAX: u32 = 64;
-/// Connections that have not shown who they are yet; the next one is closed at once.
+/// Connections that have not identified themselves yet. A further connection is closed at once.
 pub const HANDSHAKES_MAX: usize = 128;
-/// The same, of one address.
+/// The same limit for one address.
 pub const HANDSHAKES_PER_ADDRESS_MAX: usize = 32;
-/// Milliseconds until a connection must have shown who it is.
+/// Milliseconds within which a connection must identify itself.
 pub const HANDSHAKE_MS_MAX: u64 = 5_000;
 /// Connections of one key at a time.
 pub const CONNECTIONS_PER_KEY_MAX: usize = 64;
 
-/// Bytes of messages that a client has not read, beyond what its system keeps; then its connection
-/// is cut.
+/// Bytes of messages that a client has not read, beyond the buffers of its system. Above that its
+/// connection is closed.
 pub const CLIENT_UNREAD_BYTES_MAX: u32 = 16 << 20;
-/// The same of an agent.
+/// The same limit for an agent.
 pub const AGENT_UNREAD_BYTES_MAX: u32 = 64 << 20;
-/// Bytes of messages that a peer has not read; while there are more, nothing of it is read.
+/// Bytes of messages that a peer has not read. While there are more, the manager reads nothing from
+/// this peer.
 pub const PAUSE_UNREAD_BYTES: usize = 256 << 10;
-/// Bytes of publications that a subscriber has not read; while there are more, it misses
+/// Bytes of publications that a subscriber has not read. While there are more, it misses
 /// publications.
 pub const PUBLICATIONS_UNREAD_BYTES_MAX: u32 = 4 << 20;
-/// Bytes of messages on the way from all connections to the manager's ROUTER; connections take
+/// Bytes of messages on the way from all connections to the manager's ROUTER. The connections take
 /// turns.
 pub const TRUNK_BYTES_MAX: u32 = 256 << 10;
-/// Requests of one connection that are being answered, or held, at a time.
+/// Requests of one connection that are being answered, or waiting, at a time.
 pub const REQUESTS_PER_CONNECTION_MAX: usize = 64;
+/// Read requests that are answered a second for each core of the manager's machine, of all callers
+/// together, while tasks start and end. The callers take turns, and further requests wait. The first
+/// few requests of a connection do not count; a read of a log, which an agent answers, counts as two.
+pub const READS_PER_SECOND_MAX: u32 = 300;

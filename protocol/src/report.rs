@@ -1,4 +1,4 @@
-//! What became of attempts: states, outcomes, and the reports in which agents tell of them.
+//! The states and outcomes of attempts, and the agents' reports about them.
 
 use serde::{Deserialize, Serialize};
 
@@ -8,74 +8,83 @@ use crate::limits::MESSAGE_BYTES_MAX;
 /// How an attempt ended.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Outcome {
-    /// In a word.
+    /// The kind of outcome.
     pub kind: OutcomeKind,
-    /// The exit code of the program, where it exited. A program that could not be started has
-    /// the code a shell would give: 127 not found, 126 not executable, 125 anything else.
+    /// The exit code of the program, if it exited. A program that could not be started has the exit
+    /// code that a shell uses: 127 not found, 126 not executable, 125 for other reasons.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub exit_code: Option<i32>,
-    /// The signal that ended the program, where one did.
+    /// The signal that ended the program, if there was one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub signal: Option<i32>,
-    /// Whether the kernel's out-of-memory killer struck in it. It may have struck a child: the
-    /// exit code can be 0 all the same.
+    /// Whether the kernel's out-of-memory killer killed one of its processes. That may have been a
+    /// child: the exit code can still be 0.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub oom_killed: bool,
-    /// What there is to say, for people; at most [`MESSAGE_BYTES_MAX`] bytes.
+    /// Details for people, if any; at most [`MESSAGE_BYTES_MAX`] bytes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub message: Option<String>,
-    /// Milliseconds from start to end by the agent's monotonic clock; 0 where it never ran.
+    /// Milliseconds from start to end by the agent's monotonic clock; 0 if it never ran.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub ran_ms: u64,
 }
 
-#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde calls it so")]
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde requires this signature")]
 fn is_zero(n: &u64) -> bool {
     *n == 0
 }
 
-/// How an attempt ended, in a word.
+/// The kind of outcome of an attempt.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum OutcomeKind {
     /// Exit code 0.
     Succeeded,
-    /// Another exit code, a signal, or a program that cannot be started anywhere.
+    /// Another exit code, a signal, or a program that cannot be started on any node.
     Failed,
-    /// Stopped because a user asked.
+    /// Stopped at a user's request.
     Cancelled,
-    /// Stopped because its time was up.
+    /// Stopped by its timeout.
     TimedOut,
-    /// Its node, or what held it there, is gone; what it did is not known.
+    /// Its node, or the process or container that ran it, is gone; its result is unknown.
     Lost,
-    /// Its node could not start it for a reason of the node's own: no room, or no answer of its
-    /// Docker engine. It has done nothing; the task is tried again, and uses no retry for it.
+    /// Its node could not start it, for a reason on the node's side: no room, or an unresponsive
+    /// Docker engine. It did nothing; the task is retried without using one of its retries.
     NotStarted,
 }
 
 impl Outcome {
-    /// An outcome without code, signal or message.
+    /// Creates an outcome without code, signal or message.
     pub fn new(kind: OutcomeKind) -> Self {
         Self { kind, exit_code: None, signal: None, oom_killed: false, message: None, ran_ms: 0 }
     }
 
-    /// The outcome of a program that exited with `code`.
+    /// Creates the outcome of a program that exited with `code`.
     pub fn exited(code: i32) -> Self {
         let kind = if code == 0 { OutcomeKind::Succeeded } else { OutcomeKind::Failed };
         Self { exit_code: Some(code), ..Self::new(kind) }
     }
 
-    /// The outcome of a node that cannot start anything now.
+    /// Creates the outcome for a node that cannot start anything at present.
     pub fn not_started(message: impl Into<String>) -> Self {
         Self::new(OutcomeKind::NotStarted).with_message(message)
     }
 
-    /// The outcome of a program that cannot be started: `code` is 125, 126 or 127.
+    /// Creates the outcome of a program that cannot be started: `code` is 125, 126 or 127.
     pub fn start_failed(code: i32, message: impl Into<String>) -> Self {
         Self { exit_code: Some(code), ..Self::new(OutcomeKind::Failed) }.with_message(message)
     }
 
-    /// The same with a message for people, cut at [`MESSAGE_BYTES_MAX`].
+    /// Turns it into the outcome of an attempt that was stopped at its timeout.
+    #[must_use]
+    pub fn timed_out(self, timeout_ms: u64) -> Self {
+        let (seconds, rest_ms) = (timeout_ms / 1000, timeout_ms % 1000);
+        let fraction = if rest_ms == 0 { String::new() } else { format!(".{rest_ms:03}") };
+        let message = format!("stopped because its timeout of {seconds}{fraction} s expired");
+        Self { kind: OutcomeKind::TimedOut, ..self }.with_message(message)
+    }
+
+    /// Adds a message for people, cut at [`MESSAGE_BYTES_MAX`].
     #[must_use]
     pub fn with_message(mut self, message: impl Into<String>) -> Self {
         let mut message = message.into();
@@ -84,8 +93,17 @@ impl Outcome {
         self
     }
 
-    /// The exit code that `podmesh run` ends with: the task's own; 128 + signal; 124 for timed
-    /// out and 130 for cancelled, where the program itself left neither; 125 otherwise.
+    /// Marks it as the outcome of a program of which the kernel killed a process for lack of memory.
+    #[must_use]
+    pub fn out_of_memory(self) -> Self {
+        let told = self.with_message(
+            "out of memory: the kernel killed one of its processes; request more memory (--memory)",
+        );
+        Self { oom_killed: true, ..told }
+    }
+
+    /// Returns the exit code of `podmesh run`: the task's own; 128 + signal; 124 for timed out and
+    /// 130 for cancelled, if the program left neither; 125 otherwise.
     pub fn shell_code(&self) -> i32 {
         match (self.kind, self.exit_code, self.signal) {
             (OutcomeKind::TimedOut, ..) => 124,
@@ -98,89 +116,89 @@ impl Outcome {
     }
 }
 
-/// What an agent says of an attempt, with the number by which it is acknowledged.
+/// An agent's report about an attempt, with the number by which it is acknowledged.
 ///
 /// On the wire: `[number, attempt, fact]`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Report(
-    /// 1, 2, 3 … without a gap in one life of an agent process.
+    /// 1, 2, 3 … without a gap within one run of the agent process.
     pub u64,
-    /// Of which attempt.
+    /// The attempt.
     pub AttemptId,
-    /// What is said.
+    /// The reported fact.
     pub ReportFact,
 );
 
-/// What a report says.
+/// The kinds of fact in a report.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum ReportFact {
-    /// It is taken up, and something comes before its start: a pull, for instance. For people.
+    /// The agent has it, and something precedes its start, such as a pull. For people.
     Preparing(String),
-    /// It runs.
+    /// It has started.
     Started,
-    /// It is over, and the last byte of its output is in the file.
+    /// It has ended, and the last byte of its output is in the file.
     Ended(Outcome),
-    /// Output of it was lost; where, the file says itself. For people.
+    /// Output was lost; the file itself says where. For people.
     LogGap(String),
 }
 
-/// Where an attempt stands.
+/// The state of an attempt.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum AttemptState {
-    /// Given to a node that has not spoken of it yet.
+    /// Assigned to a node that has not reported on it yet.
     Assigned,
     /// The node prepares its start.
     Preparing,
-    /// It runs.
+    /// It is running.
     Running,
-    /// It is over.
+    /// It has ended.
     Ended,
 }
 
-/// Where a task stands.
+/// The state of a task.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum TaskState {
-    /// Waits for room on a node, or for its next try.
+    /// Waits for room on a node, or for its next attempt.
     Queued,
-    /// An attempt of it is with a node.
+    /// A node has an attempt of it.
     Active,
     /// Its last attempt succeeded.
     Succeeded,
-    /// Its last attempt did not, and no more will follow.
+    /// Its last attempt failed, and no more will follow.
     Failed,
     /// A user cancelled it.
     Cancelled,
 }
 
-/// Where a job stands.
+/// The state of a job.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum JobState {
     /// No task has started.
     Queued,
-    /// Tasks have started, and some are not over.
+    /// Tasks have started, and some have not ended.
     Running,
     /// A user cancelled it; some attempts have not ended yet.
     Cancelling,
     /// Every task succeeded.
     Succeeded,
-    /// Every task is over, and some failed.
+    /// Every task has ended, and some failed.
     Failed,
-    /// A user cancelled it, and nothing of it runs any more.
+    /// A user cancelled it, and none of its tasks runs.
     Cancelled,
 }
 
 impl JobState {
-    /// Whether nothing more will happen to the job.
+    /// Returns whether the job has ended.
     pub fn is_end(self) -> bool {
         matches!(self, Self::Succeeded | Self::Failed | Self::Cancelled)
     }
 }
 
-/// How many tasks of a job stand where.
+/// How many tasks of a job are in each state.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TaskCounts {
     /// See [`TaskState::Queued`].
@@ -196,7 +214,7 @@ pub struct TaskCounts {
 }
 
 impl TaskCounts {
-    /// All tasks of the job.
+    /// Returns the number of all tasks.
     pub fn total(&self) -> u64 {
         [self.queued, self.active, self.succeeded, self.failed, self.cancelled]
             .into_iter()
@@ -204,7 +222,7 @@ impl TaskCounts {
             .sum()
     }
 
-    /// Those that are over.
+    /// Returns the number of tasks that have ended.
     pub fn ended(&self) -> u64 {
         [self.succeeded, self.failed, self.cancelled].into_iter().map(u64::from).sum()
     }

@@ -1,4 +1,4 @@
-//! What a user asks for: the spec of a job, and the rules that it keeps.
+//! The spec of a job, and the rules for it.
 
 use std::collections::BTreeMap;
 
@@ -9,24 +9,24 @@ use crate::limits::{self, *};
 
 /// What a user submits once: what to run, how many times, and where it may run.
 ///
-/// A `JobSpec` off the wire is not to be trusted before [`JobSpec::validate`] has passed.
+/// A `JobSpec` from the wire must not be trusted before [`JobSpec::validate`] has succeeded.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct JobSpec {
-    /// For people; need not be unique.
+    /// A name for people; need not be unique.
     pub name: Name,
     /// The tasks of the job.
     #[serde(default)]
     pub array: ArrayRange,
-    /// Higher goes first; equal ones in order of arrival. Default 0.
+    /// Higher ones start first; equal ones in order of arrival. Default 0.
     #[serde(default)]
     pub priority: i32,
-    /// Labels that a node must have, with just these values.
+    /// Labels that a node must have, with exactly these values.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub require: BTreeMap<Name, String>,
-    /// What one task takes from its node.
+    /// The resources of one task.
     #[serde(default)]
     pub resources: Resources,
-    /// What happens after a task failed.
+    /// What happens after a task has failed.
     #[serde(default)]
     pub retry: RetryPolicy,
     /// What happens when the node of a running task is lost.
@@ -36,25 +36,26 @@ pub struct JobSpec {
     pub run: RunSpec,
 }
 
-/// How the tasks of a job are run; all that an agent needs to know.
+/// How the tasks of a job are run: all that an agent needs to know.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RunSpec {
-    /// What starts it.
+    /// The runtime, with its options.
     pub runtime: RuntimeSpec,
     /// Program and arguments. With `docker` it may be empty: the image's own command then runs.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub command: Vec<String>,
-    /// Environment variables, on top of what podmesh sets itself.
+    /// Environment variables, in addition to those of podmesh itself.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub env: BTreeMap<String, String>,
-    /// Working folder: in the container, or for `process` on the node (default: an empty folder
-    /// of the attempt's own). Absolute.
+    /// The working folder: in the container, or for `process` on the node (default: an empty folder
+    /// for each attempt). Absolute.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub workdir: Option<String>,
-    /// Milliseconds that an attempt may run; then it is stopped and ends as timed out.
+    /// The maximum run time of an attempt in milliseconds; then it is stopped and ends as timed
+    /// out.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub timeout_ms: Option<u64>,
-    /// Milliseconds between TERM and KILL when an attempt is stopped. Default 10 s, as Docker's.
+    /// Milliseconds between TERM and KILL when an attempt is stopped. Default 10 s, as in Docker.
     #[serde(default = "grace_default")]
     pub stop_grace_ms: u64,
 }
@@ -63,7 +64,7 @@ fn grace_default() -> u64 {
     10_000
 }
 
-/// The runtime of a job with what belongs to it alone.
+/// The runtime of a job, with its own options.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum RuntimeSpec {
@@ -71,12 +72,12 @@ pub enum RuntimeSpec {
     Process,
     /// A container.
     Docker(DockerSpec),
-    /// Ends at once with success, and runs nothing: for benchmarks. Off unless an agent is told.
+    /// Succeeds at once and runs nothing: for benchmarks. Off unless an agent enables it.
     Noop,
 }
 
 impl RuntimeSpec {
-    /// The runtime that it needs.
+    /// Returns the kind of runtime that it needs.
     pub fn kind(&self) -> RuntimeKind {
         match self {
             Self::Process => RuntimeKind::Process,
@@ -86,7 +87,7 @@ impl RuntimeSpec {
     }
 }
 
-/// What starts an attempt.
+/// What runs an attempt.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum RuntimeKind {
@@ -94,7 +95,7 @@ pub enum RuntimeKind {
     Process,
     /// A Docker container.
     Docker,
-    /// Nothing at all; for benchmarks.
+    /// Runs nothing; for benchmarks.
     Noop,
 }
 
@@ -108,7 +109,7 @@ impl std::fmt::Display for RuntimeKind {
     }
 }
 
-/// What only a container has.
+/// The options of a container.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DockerSpec {
     /// The image, as `docker run` takes it.
@@ -128,15 +129,15 @@ pub struct DockerSpec {
     /// When the image is pulled.
     #[serde(default)]
     pub pull: PullPolicy,
-    /// Capabilities beyond none, as capabilities(7) names them, without `CAP_`; the node must
-    /// allow each.
+    /// Additional capabilities (there are none by default), as capabilities(7) names them, without
+    /// `CAP_`; the node must allow each.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub cap_add: Vec<String>,
-    /// Processes and threads at a time; without it the node's own limit.
+    /// The limit of processes and threads; default: the node's own limit.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pids: Option<u32>,
     /// The platform of the image, as `os[/architecture[/variant]]`, for example `linux/arm64`;
-    /// without it the engine's own.
+    /// default: that of the engine.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub platform: Option<String>,
 }
@@ -162,7 +163,7 @@ pub enum NetworkMode {
     Bridge,
     /// Loopback only.
     None,
-    /// The node's own; the node must allow it.
+    /// The network of the node; the node must allow it.
     Host,
 }
 
@@ -170,12 +171,12 @@ pub enum NetworkMode {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum PullPolicy {
-    /// When the node does not have it.
+    /// If the node does not have it.
     #[default]
     Missing,
     /// Before every start.
     Always,
-    /// Never: without it, the attempt fails.
+    /// Never: the attempt fails if the node does not have the image.
     Never,
 }
 
@@ -195,23 +196,23 @@ impl Default for ArrayRange {
 }
 
 impl ArrayRange {
-    /// How many tasks there are. A range turned round has none.
+    /// Returns the number of tasks. A reversed range has none.
     pub fn tasks(self) -> u64 {
         (u64::from(self.last) + 1).saturating_sub(u64::from(self.first))
     }
 
-    /// Whether the job has a task with this index.
+    /// Returns whether the job has a task with this index.
     pub fn contains(self, index: u32) -> bool {
         (self.first..=self.last).contains(&index)
     }
 }
 
-/// What one task takes from its node, and what a node offers.
+/// The resources that a task needs, or that a node offers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct Resources {
     /// Thousandths of a core.
     pub cpu_millis: u32,
-    /// Bytes of memory; 0 takes none into account and sets no limit.
+    /// Bytes of memory; 0 reserves none and sets no limit.
     #[serde(default)]
     pub memory_bytes: u64,
 }
@@ -222,14 +223,14 @@ impl Default for Resources {
     }
 }
 
-/// How often a failed task is tried again, and how long it waits before.
+/// How many times a failed task is retried, and how long it waits before.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RetryPolicy {
     /// Further attempts after the first one failed. Default 0.
     pub retries: u32,
     /// Milliseconds before the first retry; doubled for each further one. Default 1 s.
     pub backoff_ms: u64,
-    /// Milliseconds that the wait never exceeds. Default 5 min.
+    /// The maximum pause in milliseconds. Default 5 min.
     pub backoff_ms_max: u64,
 }
 
@@ -243,62 +244,62 @@ impl Default for RetryPolicy {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum OnLost {
-    /// Wait until the node is back: never two copies at a time.
+    /// Wait until the node is back: two copies never run at a time.
     #[default]
     Wait,
-    /// Try it elsewhere after the lease: at least once.
+    /// Run it on another node when the lease has ended: at least once.
     Requeue,
 }
 
-/// A rule that a spec breaks. Says which field, and what is allowed.
+/// A violated rule of a spec, with the field and what is allowed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum SpecError {
-    /// A name that cannot be one.
+    /// An invalid name.
     #[error("{field}: {source}")]
     Name {
-        /// Which field.
+        /// The field.
         field: &'static str,
-        /// What is wrong with it.
+        /// What is wrong.
         source: NameError,
     },
-    /// A field that must be there is empty.
+    /// A required field is empty.
     #[error("{field}: must not be empty")]
     Empty {
-        /// Which field.
+        /// The field.
         field: &'static str,
     },
     /// A number outside its range.
-    #[error("{field}: {value} is not within {min} and {max}{}", limit.map(|l| format!(" ({l})")).unwrap_or_default())]
+    #[error("{field}: {value} is not between {min} and {max}{}", limit.map(|l| format!(" ({l})")).unwrap_or_default())]
     Range {
-        /// Which field.
+        /// The field.
         field: &'static str,
-        /// What was asked for.
+        /// The given value.
         value: i128,
-        /// The lowest value allowed.
+        /// The minimum.
         min: i128,
-        /// The highest value allowed.
+        /// The maximum.
         max: i128,
-        /// The name of the limit, where it has one.
+        /// The name of the limit, if it has one.
         limit: Option<&'static str>,
     },
     /// More of something than its limit.
     #[error("{field}: {found} {unit} is over the limit of {max} ({limit})")]
     TooMuch {
-        /// Which field.
+        /// The field.
         field: &'static str,
-        /// How much there is.
+        /// The given amount.
         found: usize,
-        /// Of what.
+        /// The unit.
         unit: &'static str,
-        /// How much there may be.
+        /// The maximum amount.
         max: usize,
-        /// The limit's name.
+        /// The name of the limit.
         limit: &'static str,
     },
-    /// A text with a character that cannot stand there.
+    /// A text with a character that is not allowed.
     #[error("{field}: {why}")]
     Text {
-        /// Which field.
+        /// The field.
         field: &'static str,
         /// What is wrong.
         why: String,
@@ -331,7 +332,9 @@ fn at_most(
 fn no_nul(field: &'static str, text: &str) -> Result<(), SpecError> {
     match text.bytes().position(|b| b == 0) {
         None => Ok(()),
-        Some(at) => Err(SpecError::Text { field, why: format!("holds a NUL byte at byte {at}") }),
+        Some(at) => {
+            Err(SpecError::Text { field, why: format!("contains a NUL byte at byte {at}") })
+        }
     }
 }
 
@@ -342,7 +345,7 @@ fn absolute_path(field: &'static str, path: &str) -> Result<(), SpecError> {
         return Err(SpecError::Text { field, why: format!("`{path}` is not an absolute path") });
     }
     if path.split('/').any(|part| part == "..") {
-        return Err(SpecError::Text { field, why: format!("`{path}` holds `..`") });
+        return Err(SpecError::Text { field, why: format!("`{path}` contains `..`") });
     }
     Ok(())
 }
@@ -355,7 +358,7 @@ impl JobSpec {
     pub fn validate(&self) -> Result<(), SpecError> {
         if self.array.tasks() == 0 {
             let ArrayRange { first, last } = self.array;
-            let why = format!("{first}-{last} holds no task");
+            let why = format!("{first}-{last} contains no task");
             return Err(SpecError::Text { field: "array", why });
         }
         within(
@@ -386,11 +389,11 @@ impl JobSpec {
 /// Checks the value of a label.
 ///
 /// # Errors
-/// When it is over [`limits::LABEL_VALUE_BYTES_MAX`] or holds a control character.
+/// If it is longer than [`limits::LABEL_VALUE_BYTES_MAX`] or contains a control character.
 pub fn validate_label_value(field: &'static str, value: &str) -> Result<(), SpecError> {
     at_most(field, value.len(), "bytes", limits::LABEL_VALUE_BYTES_MAX, "LABEL_VALUE_BYTES_MAX")?;
     if value.chars().any(char::is_control) {
-        let why = format!("the value {value:?} holds a control character");
+        let why = format!("the value {value:?} contains a control character");
         return Err(SpecError::Text { field, why });
     }
     Ok(())
@@ -400,7 +403,8 @@ impl Resources {
     /// Checks the limits.
     ///
     /// # Errors
-    /// When cpus are 0 or over [`limits::CPU_MILLIS_MAX`], or memory over [`limits::MEMORY_BYTES_MAX`].
+    /// If the cpus are 0 or over [`limits::CPU_MILLIS_MAX`], or the memory is over
+    /// [`limits::MEMORY_BYTES_MAX`].
     pub fn validate(&self) -> Result<(), SpecError> {
         let cpus = 1..=i128::from(CPU_MILLIS_MAX);
         within("cpus (thousandths)", self.cpu_millis, cpus, Some("CPU_MILLIS_MAX"))?;
@@ -408,14 +412,14 @@ impl Resources {
         within("memory (bytes)", self.memory_bytes, memory, Some("MEMORY_BYTES_MAX"))
     }
 
-    /// Whether this much can be taken from `room`.
+    /// Returns whether `room` has enough of each resource.
     pub fn fits(&self, room: &Self) -> bool {
         self.cpu_millis <= room.cpu_millis && self.memory_bytes <= room.memory_bytes
     }
 }
 
 impl RunSpec {
-    /// Checks every rule and limit of how a task is run.
+    /// Checks every rule and limit of a task's run spec.
     ///
     /// # Errors
     /// The first [`SpecError`] found.
@@ -454,7 +458,7 @@ impl RunSpec {
                 return Err(SpecError::Empty { field: "env: a variable's name" });
             }
             if name.contains('=') {
-                let why = format!("the name `{name}` holds `=`");
+                let why = format!("the name `{name}` contains `=`");
                 return Err(SpecError::Text { field: "env", why });
             }
             no_nul("env", name)?;
@@ -471,7 +475,7 @@ impl DockerSpec {
         }
         at_most("image", self.image.len(), "bytes", IMAGE_BYTES_MAX, "IMAGE_BYTES_MAX")?;
         if let Some(c) = self.image.chars().find(|c| c.is_whitespace() || c.is_control()) {
-            let why = format!("`{}` holds {c:?}", self.image.escape_debug());
+            let why = format!("`{}` contains {c:?}", self.image.escape_debug());
             return Err(SpecError::Text { field: "image", why });
         }
         for part in self.entrypoint.iter().flatten() {
@@ -491,21 +495,21 @@ impl DockerSpec {
             let plain = name.bytes().all(|b| b.is_ascii_uppercase() || b == b'_');
             if name.is_empty() || name.len() > 32 || !plain || name == "ALL" {
                 let why = format!(
-                    "`{}` is no name of a capability; write one such as NET_RAW",
+                    "`{}` is not the name of a capability; use a name such as NET_RAW",
                     name.escape_debug()
                 );
                 return Err(SpecError::Text { field: "cap_add", why });
             }
         }
         if self.pids == Some(0) {
-            return Err(SpecError::Text { field: "pids", why: "0 leaves no room for any".into() });
+            return Err(SpecError::Text { field: "pids", why: "must be at least 1".into() });
         }
         if let Some(platform) = &self.platform {
             at_most("platform", platform.len(), "bytes", NAME_BYTES_MAX, "NAME_BYTES_MAX")?;
             let plain = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'/' | b'.' | b'_' | b'-');
             if platform.is_empty() || !platform.bytes().all(plain) {
                 let why = format!(
-                    "`{}` is not a platform; write one such as linux/arm64",
+                    "`{}` is not a platform; use one such as linux/arm64",
                     platform.escape_debug()
                 );
                 return Err(SpecError::Text { field: "platform", why });
@@ -557,7 +561,7 @@ mod tests {
     }
 
     #[test]
-    fn each_broken_rule_names_its_field_and_limit() {
+    fn an_error_names_the_field_and_the_limit() {
         for (said, text) in [
             (refused(|s| s.array = ArrayRange { first: 2, last: 1 }), "array"),
             (refused(|s| s.array.last = u32::MAX), "ARRAY_TASKS_MAX"),
@@ -571,7 +575,7 @@ mod tests {
             (refused(|s| s.run.command.push("a\0b".into())), "NUL byte at byte 1"),
             (refused(|s| s.run.command.push("x".repeat(1 << 20))), "COMMAND_BYTES_MAX"),
             (refused(|s| _ = s.run.env.insert("A".into(), "x".repeat(10 << 20))), "ENV_BYTES_MAX"),
-            (refused(|s| _ = s.run.env.insert("A=B".into(), String::new())), "holds `=`"),
+            (refused(|s| _ = s.run.env.insert("A=B".into(), String::new())), "contains `=`"),
             (refused(|s| s.run.workdir = Some("a".into())), "absolute"),
             (refused(|s| s.run.timeout_ms = Some(0)), "timeout"),
             (refused(|s| s.run.runtime = RuntimeSpec::Docker(DockerSpec::default())), "image"),
@@ -581,7 +585,7 @@ mod tests {
     }
 
     #[test]
-    fn a_mount_cannot_climb() {
+    fn a_mount_path_cannot_contain_dot_dot() {
         let said = refused(|s| {
             s.run.runtime = RuntimeSpec::Docker(DockerSpec {
                 image: "busybox".into(),
@@ -597,7 +601,7 @@ mod tests {
     }
 
     #[test]
-    fn the_largest_spec_fits_one_frame() {
+    fn the_largest_spec_fits_into_one_frame() {
         let mut spec = spec();
         spec.run.command = vec!["x".repeat(COMMAND_BYTES_MAX - 1)];
         spec.run.env.insert("A".into(), "y".repeat(ENV_BYTES_MAX - 3));

@@ -1,4 +1,4 @@
-//! The codec: what is written reads back, and no bytes at all do harm.
+//! The codec: encoded messages can be decoded, and no input does harm.
 #![expect(clippy::unwrap_used, reason = "tests")]
 
 use std::collections::BTreeMap;
@@ -56,12 +56,14 @@ fn to_manager() -> impl Strategy<Value = ToManager> {
                 node: node.parse().unwrap(),
                 boot_id: "b".into(),
                 agent_instance: InstanceId(Uuid::nil()),
+                agent_id: None,
                 cluster: None,
                 program_version: "0".into(),
                 capacity: Resources::default(),
                 labels: BTreeMap::from([("gpu".parse().unwrap(), "a100".into())]),
                 runtimes: vec![RuntimeKind::Process, RuntimeKind::Docker],
                 withdrawn: [].into(),
+                unenforced: [].into(),
                 attempts,
             })
         },
@@ -76,12 +78,12 @@ fn to_manager() -> impl Strategy<Value = ToManager> {
 
 proptest! {
     #[test]
-    fn what_is_written_reads_back(message in to_manager()) {
+    fn an_encoded_message_can_be_decoded(message in to_manager()) {
         prop_assert_eq!(decode::<ToManager>(&encode(&message).unwrap()).unwrap(), message);
     }
 
     #[test]
-    fn a_message_cut_short_or_changed_is_an_error_or_another_message(
+    fn a_truncated_or_changed_message_is_an_error_or_another_message(
         message in to_manager(), at in any::<prop::sample::Index>(), byte in any::<u8>(),
     ) {
         let mut bytes = encode(&message).unwrap();
@@ -93,14 +95,14 @@ proptest! {
     }
 
     #[test]
-    fn any_bytes_at_all_are_safe(bytes in prop::collection::vec(any::<u8>(), 0..2000)) {
+    fn decoding_any_bytes_is_safe(bytes in prop::collection::vec(any::<u8>(), 0..2000)) {
         _ = decode::<ToManager>(&bytes);
         _ = decode::<ToPeer>(&bytes);
         _ = decode::<Published>(&bytes);
     }
 
     #[test]
-    fn chunks_read_back_with_their_revisions(first in 1..u64::MAX / 2, n in 1..50u32) {
+    fn chunks_keep_their_revisions(first in 1..u64::MAX / 2, n in 1..50u32) {
         let facts: Vec<_> = (1..=n)
             .map(|i| EventFact::AttemptStarted(AttemptId::new(JobId(1), i, 1)))
             .collect();
@@ -112,7 +114,7 @@ proptest! {
 }
 
 #[test]
-fn hot_rows_are_compact_arrays() {
+fn rows_of_batches_are_compact_arrays() {
     let starts = ToPeer::Starts(Epoch(1), vec![AttemptId::new(JobId(2), 3, 4)]);
     // {"starts": [1, [[2, 3, 4]]]}
     assert_eq!(encode(&starts).unwrap(), b"\x81\xa6starts\x92\x01\x91\x93\x02\x03\x04");
@@ -132,9 +134,10 @@ fn unknown_keys_are_ignored() {
 }
 
 #[test]
-fn limits_hold_in_both_directions() {
-    let slice = LogSlice { offset: 0, bytes: vec![0; FRAME_BYTES_MAX], end: false };
-    assert!(matches!(encode(&slice), Err(EncodeError::TooLarge { .. })));
+fn limits_apply_in_both_directions() {
+    let slice = LogSlice { offset: 0, bytes: vec![0; FRAME_BYTES_MAX], end: false, removed: false };
+    let message = ToManager::LogSlice(1, Ok(slice));
+    assert!(matches!(encode(&message), Err(EncodeError::TooLarge { .. })));
     let bytes = vec![0; FRAME_BYTES_MAX + 1];
     assert!(matches!(decode::<ToPeer>(&bytes), Err(DecodeError::TooLarge { .. })));
     let mut two = encode(&ToManager::Goodbye(Epoch(1))).unwrap();
@@ -143,7 +146,7 @@ fn limits_hold_in_both_directions() {
 }
 
 #[test]
-fn deep_nesting_and_huge_lengths_cost_nothing() {
+fn deep_nesting_and_huge_lengths_are_harmless() {
     // Arrays in arrays, a thousand deep; then an array and a map that claim 2^32 - 1 entries.
     assert!(decode::<ToManager>(&[0x91; 1000]).is_err());
     for head in [b"\xdd\xff\xff\xff\xff", b"\xdf\xff\xff\xff\xff", b"\xc6\xff\xff\xff\xff"] {
@@ -152,7 +155,7 @@ fn deep_nesting_and_huge_lengths_cost_nothing() {
         reports.extend(head);
         assert!(decode::<ToManager>(&reports).is_err());
     }
-    // An unknown key with a deep value is ignored or refused; it never overflows the stack.
+    // An unknown key with a deep value is ignored or rejected; it never overflows the stack.
     let mut unknown = b"\x81\xa5hello\x81\xa1x".to_vec();
     unknown.extend([0x91; 100_000]);
     assert!(decode::<ToManager>(&unknown).is_err());

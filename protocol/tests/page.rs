@@ -1,11 +1,11 @@
-//! PROTOCOL.md against the code: its hex is what the code writes, its limits and words are there.
+//! Compares PROTOCOL.md with the code: its hex examples, its limits, and its words.
 #![expect(clippy::unwrap_used, clippy::panic, reason = "tests")]
 
 use podmesh_protocol::access::{
     JoinRequest, JoinToken, Joined, KeyDigest, Role, TokenId, TokenSecret,
 };
 use podmesh_protocol::client::{Info, Reply, ReplyBody, Request, RequestBody};
-use podmesh_protocol::codec::encode;
+use podmesh_protocol::codec::{Message, encode};
 use podmesh_protocol::event::{EventChunk, EventFact, Published};
 use podmesh_protocol::ids::{
     AttemptId, ClusterId, Epoch, InstanceId, JobId, Revision, SubmissionId,
@@ -20,7 +20,7 @@ use uuid::Uuid;
 const PAGE: &str = include_str!("../PROTOCOL.md");
 const LIMITS: &str = include_str!("../src/limits.rs");
 
-/// The hex of the block that is headed so.
+/// Returns the bytes of the hex block with this title.
 fn hex(title: &str) -> Vec<u8> {
     let head = format!("```hex {title}\n");
     let Some((_, rest)) = PAGE.split_once(&head) else { panic!("no block `{head}`") };
@@ -37,7 +37,7 @@ fn hex(title: &str) -> Vec<u8> {
         .collect()
 }
 
-fn same(title: &str, message: &impl serde::Serialize) {
+fn same(title: &str, message: &impl Message) {
     let bytes = encode(message).unwrap();
     let shown: Vec<String> = bytes.iter().map(|b| format!("{b:02x}")).collect();
     assert_eq!(hex(title), bytes, "`{title}` should be:\n{}", shown.join(" "));
@@ -55,7 +55,7 @@ fn run_spec() -> RunSpec {
 }
 
 #[test]
-fn the_hex_of_the_page_is_what_the_code_writes() {
+fn the_hex_on_the_page_matches_the_code() {
     let request = |id, body| ToManager::Request(Request { version: 1, id, body });
     let reply = |id, body| ToPeer::Reply(Reply { id, result: Ok(body) });
     same("info", &request(1, RequestBody::Info));
@@ -87,12 +87,14 @@ fn the_hex_of_the_page_is_what_the_code_writes() {
         node: "a".parse().unwrap(),
         boot_id: "b".into(),
         agent_instance: InstanceId(Uuid::from_u128(0x44)),
+        agent_id: None,
         cluster: None,
         program_version: "0.1.0".into(),
         capacity: Resources { cpu_millis: 2000, memory_bytes: 1 << 30 },
         labels: [].into(),
         runtimes: vec![RuntimeKind::Process],
         withdrawn: [].into(),
+        unenforced: [].into(),
         attempts: vec![],
     };
     same("hello", &ToManager::Hello(hello));
@@ -138,7 +140,7 @@ fn the_hex_of_the_page_is_what_the_code_writes() {
 }
 
 #[test]
-fn joining_is_as_the_page_says() {
+fn the_join_messages_on_the_page_match_the_code() {
     let secret = TokenSecret([2; 16]);
     let token = JoinToken {
         addresses: vec!["10.0.0.1:7770".into()],
@@ -158,14 +160,14 @@ fn joining_is_as_the_page_says() {
 }
 
 #[test]
-fn every_limit_is_on_the_page_with_its_value() {
+fn every_limit_is_on_the_page() {
     for line in LIMITS.lines().filter_map(|line| line.strip_prefix("pub const ")) {
         let name = line.split(':').next().unwrap();
         assert!(PAGE.contains(&format!("`{name}`")), "{name} is not on the page");
     }
 }
 
-/// Fields and variants, read from the source: one that is added must be described.
+/// Reads fields and variants from the source: each must be described on the page.
 #[test]
 fn every_message_and_field_is_on_the_page() {
     let described: std::collections::BTreeSet<&str> =
@@ -186,7 +188,7 @@ fn every_message_and_field_is_on_the_page() {
                 continue; // a structure whose parts have no names
             }
             let body = item.split("\n}\n").next().unwrap();
-            // A tuple has no words, and ends where it begins.
+            // A tuple has no field names, and ends on its first line.
             if body.lines().any(|line| line.starts_with("pub struct") && line.ends_with(';')) {
                 continue;
             }

@@ -1,4 +1,4 @@
-//! A real Docker engine for tests, and an image made of this machine's busybox.
+//! A real Docker engine for tests, and an image made from this machine's busybox.
 
 use std::io::Write;
 use std::path::PathBuf;
@@ -10,14 +10,14 @@ use nix::unistd::Pid;
 
 use crate::wait::until_true;
 
-/// The image that [`image`] makes.
+/// The image that [`image`] creates.
 pub const IMAGE: &str = "podmesh-test:busybox";
 
 /// The label with which an agent marks its containers.
 pub const AGENT_LABEL: &str = "podmesh.agent";
 
-/// An image with busybox and `sh`, made from `/bin/busybox`; none where no Docker engine answers,
-/// which is said aloud. With `PODMESH_TEST_DOCKER=required` a missing engine is a failure.
+/// Returns an image with busybox and `sh`, made from `/bin/busybox`. Prints a message and returns
+/// `None` if no Docker engine answers; panics instead with `PODMESH_TEST_DOCKER=required`.
 pub fn image() -> Option<&'static str> {
     static MADE: OnceLock<bool> = OnceLock::new();
     let required = std::env::var("PODMESH_TEST_DOCKER").is_ok_and(|value| value == "required");
@@ -25,7 +25,7 @@ pub fn image() -> Option<&'static str> {
         Ok(()) => true,
         Err(why) if required => panic!("PODMESH_TEST_DOCKER=required, but: {why}"),
         Err(why) => {
-            eprintln!("LEFT OUT: tests with containers: {why}");
+            eprintln!("SKIPPED: tests with containers: {why}");
             false
         }
     });
@@ -37,16 +37,16 @@ fn make() -> Result<(), String> {
         .args(["version", "--format", "{{.Server.Version}}"])
         .stdin(Stdio::null())
         .output()
-        .map_err(|error| format!("`docker` cannot be run: {error}"))?;
+        .map_err(|error| format!("cannot run `docker`: {error}"))?;
     if !answers.status.success() {
         return Err("no Docker engine answers".into());
     }
     let there = Command::new("docker")
         .args(["image", "inspect", IMAGE])
         .output()
-        .map_err(|error| format!("`docker` cannot be run: {error}"))?;
+        .map_err(|error| format!("cannot run `docker`: {error}"))?;
     if there.status.success() {
-        return Ok(()); // Each import would leave the one before without a name.
+        return Ok(()); // Each import would leave the previous image without a name.
     }
     if !std::path::Path::new("/bin/busybox").exists() {
         return Err("there is no /bin/busybox (package busybox-static)".into());
@@ -80,7 +80,7 @@ fn make() -> Result<(), String> {
     if status.success() { Ok(()) } else { Err(format!("docker import: {status}")) }
 }
 
-/// The containers of an agent, by the label that it gives them; none where Docker does not answer.
+/// Returns the containers of an agent, found by their label. Empty if Docker does not answer.
 pub fn containers_of(agent_id: &str) -> Vec<String> {
     let filter = format!("label={AGENT_LABEL}={agent_id}");
     let listed = Command::new("docker").args(["ps", "-aq", "--filter", &filter]).output();
@@ -88,15 +88,15 @@ pub fn containers_of(agent_id: &str) -> Vec<String> {
     String::from_utf8_lossy(&ids).lines().map(str::to_owned).collect()
 }
 
-/// Removes every container of an agent. Never panics: this is for cleaning up.
+/// Removes every container of an agent. Never panics, because it is used for cleanup.
 pub fn remove_containers_of(agent_id: &str) {
     for id in containers_of(agent_id) {
         _ = Command::new("docker").args(["rm", "-f", "-v", &id]).output();
     }
 }
 
-/// A Docker engine of its own, which a test may stop and start. Takes root. It has no network, and
-/// the image of [`image`].
+/// A separate Docker engine that a test can stop and start. Needs root. It has no network, and
+/// contains the image from [`image`].
 pub struct PrivateEngine {
     folder: tempfile::TempDir,
     flags: Vec<&'static str>,
@@ -104,18 +104,18 @@ pub struct PrivateEngine {
 }
 
 impl PrivateEngine {
-    /// Starts one with further flags of `dockerd`; none where [`image`] gives none.
+    /// Starts an engine with additional flags for `dockerd`. Returns `None` if [`image`] does.
     pub fn start(flags: &[&'static str]) -> Option<Self> {
         let image = image()?;
         let folder = tempfile::Builder::new().prefix("podmesh-engine-").tempdir();
-        let folder = folder.expect("a temporary folder can be made");
+        let folder = folder.expect("a temporary folder can be created");
         let mut this = Self { folder, flags: flags.to_vec(), process: None };
         this.run();
         let save = Command::new("docker").args(["save", image]).output().expect("docker runs");
         let mut load = this.docker(&["load"]).stdin(Stdio::piped()).stdout(Stdio::null()).spawn();
         let load = load.as_mut().expect("docker runs");
         let mut stdin = load.stdin.take().expect("a pipe");
-        stdin.write_all(&save.stdout).expect("the engine takes the image");
+        stdin.write_all(&save.stdout).expect("the engine accepts the image");
         drop(stdin);
         assert!(load.wait().expect("docker ends").success());
         Some(this)
@@ -125,23 +125,24 @@ impl PrivateEngine {
         self.folder.path().join(name)
     }
 
-    /// Its address, for `DOCKER_HOST`.
+    /// Returns its address, for `DOCKER_HOST`.
     pub fn address(&self) -> String {
         format!("unix://{}", self.path("sock").display())
     }
 
-    /// The `docker` command for it.
+    /// Returns a `docker` command for it.
     pub fn docker(&self, args: &[&str]) -> Command {
         let mut command = Command::new("docker");
         command.arg("-H").arg(self.address()).args(args).stdin(Stdio::null());
         command
     }
 
-    /// Starts it, or starts it again, and waits until it answers.
+    /// Starts or restarts the engine, and waits until it answers.
     pub fn run(&mut self) {
         let log = std::fs::File::options().create(true).append(true).open(self.path("log"));
         let log = log.expect("a log can be written");
-        // In a network of its own: without a bridge it removes that of the machine's engine.
+        // It runs in its own network namespace, because an engine without a bridge removes the
+        // bridge of the machine's engine.
         let mut command = Command::new("unshare");
         command.args(["--net", "dockerd", "--bridge", "none", "--iptables=false"]);
         command.args(&self.flags);
@@ -156,7 +157,8 @@ impl PrivateEngine {
         });
     }
 
-    /// Stops it as `systemctl stop` does, or kills it, and waits until it is gone.
+    /// Sends a signal (SIGTERM as `systemctl stop` does, or SIGKILL), and waits for the engine's
+    /// end.
     pub fn end(&mut self, signal: Signal) {
         if let Some(mut process) = self.process.take() {
             let pid = Pid::from_raw(i32::try_from(process.id()).unwrap_or(i32::MAX));
@@ -181,7 +183,7 @@ impl Drop for PrivateEngine {
             _ = kill(pid, Signal::SIGTERM);
             _ = process.wait();
         }
-        // What it leaves mounted would keep the folder.
+        // Mounts that are left would keep the folder from being removed.
         let mounts = std::fs::read_to_string("/proc/mounts").unwrap_or_default();
         for mount in mounts.lines().filter_map(|line| line.split(' ').nth(1)) {
             if std::path::Path::new(mount).starts_with(self.folder.path()) {

@@ -1,10 +1,10 @@
-//! What the end-to-end tests and the benchmarks stand on: a whole mesh of real processes in a
-//! temporary folder, on loopback, which is gone when it is dropped.
+//! Test harness for the end-to-end tests and the benchmarks: a mesh of real processes on loopback,
+//! in a temporary folder. Dropping it removes everything.
 #![expect(
     clippy::unwrap_used,
     clippy::expect_used,
     clippy::panic,
-    reason = "this crate is tests: a failure ends the test, with a text"
+    reason = "test code: a failure ends the test with a message"
 )]
 
 pub mod docker;
@@ -13,5 +13,6 @@ pub mod mesh;
 pub mod namespace;
 pub mod ports;
 pub mod process;
+pub mod silent_fs;
 pub mod supervisor;
 pub mod wait;

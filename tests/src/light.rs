@@ -1,10 +1,10 @@
-//! Light agents: many in one process. They speak the protocol as an agent does, with a session, a
-//! subscription and heartbeats each, and end every attempt at once with success.
+//! Light agents: many agents in one process. Each speaks the protocol as a real agent does, with a
+//! session, a subscription and heartbeats, and ends every attempt at once with success.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use podmesh_protocol::event::TOPIC_MANAGER;
 use podmesh_protocol::ids::{AttemptId, ClusterId, Epoch, InstanceId, Name};
@@ -13,6 +13,7 @@ use podmesh_protocol::report::{Outcome, Report, ReportFact};
 use podmesh_protocol::session::{Hello, ToManager, ToPeer};
 use podmesh_protocol::spec::{Resources, RuntimeKind};
 use podmesh_wire::WireError;
+use podmesh_wire::backoff::reconnect_delays;
 use podmesh_wire::control::{PeerSender, PeerSocket};
 use podmesh_wire::heartbeat::{Beat, read_beat, write_beat};
 use podmesh_wire::publish::Subscriber;
@@ -21,8 +22,8 @@ use tokio::runtime::Runtime;
 use tokio::time::{interval, sleep};
 use uuid::Uuid;
 
-/// The wait before another try to connect; each agent adds up to as much again.
-const RETRY: Duration = Duration::from_millis(100);
+/// After a session of at least this length, the agent reconnects with the shortest delay again.
+const LIVED: Duration = Duration::from_secs(1);
 
 /// Agents that run until this is dropped.
 #[derive(Debug)]
@@ -38,8 +39,8 @@ struct Counts {
 }
 
 impl LightAgents {
-    /// Starts agents with the names `light-0`, `light-1` … and so many cores each. `route` gives
-    /// the way to the manager, anew for each connection.
+    /// Starts agents named `light-0`, `light-1` …, with `cores` cores each. `route` returns the
+    /// route to the manager, and is called for each connection.
     pub fn start(
         agents: usize,
         cores: u32,
@@ -49,7 +50,7 @@ impl LightAgents {
             .worker_threads(1)
             .enable_all()
             .build()
-            .expect("a runtime can be made");
+            .expect("a runtime can be created");
         let counts = Arc::new(Counts::default());
         let route = Arc::new(route);
         for number in 0..agents {
@@ -68,12 +69,12 @@ impl LightAgents {
         Self { counts, _runtime: runtime }
     }
 
-    /// How many have a session now.
+    /// Returns how many agents have a session now.
     pub fn connected(&self) -> usize {
         self.counts.connected.load(Ordering::SeqCst)
     }
 
-    /// How many attempts they have ended.
+    /// Returns how many attempts the agents have ended.
     pub fn ended(&self) -> u64 {
         self.counts.ended.load(Ordering::SeqCst)
     }
@@ -90,17 +91,17 @@ struct Agent {
     counts: Arc<Counts>,
 }
 
-/// Counts a session while it is there.
-struct Connected<'a>(&'a Counts);
+/// Counts a session until dropped.
+struct SessionCount<'a>(&'a Counts);
 
-impl<'a> Connected<'a> {
+impl<'a> SessionCount<'a> {
     fn new(counts: &'a Counts) -> Self {
         counts.connected.fetch_add(1, Ordering::SeqCst);
         Self(counts)
     }
 }
 
-impl Drop for Connected<'_> {
+impl Drop for SessionCount<'_> {
     fn drop(&mut self) {
         self.0.connected.fetch_sub(1, Ordering::SeqCst);
     }
@@ -108,10 +109,15 @@ impl Drop for Connected<'_> {
 
 impl Agent {
     async fn run(mut self, route: impl Fn() -> Route) {
+        let mut delays = reconnect_delays();
         loop {
-            // Whatever ends a session, another one follows.
+            let began = Instant::now();
+            // Open a new session, whatever ended this one.
             _ = self.session(&route()).await;
-            sleep(RETRY.mul_f64(1.0 + fastrand::f64())).await;
+            if began.elapsed() >= LIVED {
+                delays = reconnect_delays();
+            }
+            sleep(delays.next().expect("the delays never end")).await;
         }
     }
 
@@ -119,8 +125,6 @@ impl Agent {
         let (mut receiver, mut sender) = PeerSocket::connect(route).await?.split();
         sender.send(&ToManager::Hello(self.hello())).await?;
         let ToPeer::Welcome(welcome) = receiver.recv().await? else { return Ok(()) };
-        let counts = Arc::clone(&self.counts);
-        let _connected = Connected::new(&counts);
         let epoch = welcome.epoch;
         self.cluster = Some(welcome.cluster);
         self.acked(welcome.acked);
@@ -130,6 +134,8 @@ impl Agent {
 
         let mut subscriber = Subscriber::connect(route, &[TOPIC_MANAGER]).await?;
         let mut stream = route.heartbeats().await?;
+        let counts = Arc::clone(&self.counts);
+        let _connected = SessionCount::new(&counts);
         let mut beats = interval(Duration::from_millis(welcome.heartbeat_ms));
         let mut beat = Beat { epoch, sequence: 0 };
         loop {
@@ -161,12 +167,14 @@ impl Agent {
             node: self.name.clone(),
             boot_id: "light".into(),
             agent_instance: self.instance,
+            agent_id: None,
             cluster: self.cluster,
             program_version: env!("CARGO_PKG_VERSION").into(),
             capacity: Resources { cpu_millis: 1000 * self.cores, memory_bytes: 1 << 40 },
             labels: [].into(),
             runtimes: vec![RuntimeKind::Noop],
             withdrawn: [].into(),
+            unenforced: [].into(),
             attempts,
         }
     }
@@ -180,7 +188,7 @@ impl Agent {
     fn end(&mut self, attempts: Vec<AttemptId>) -> Vec<Report> {
         let mut reports = Vec::new();
         for attempt in attempts {
-            // Sent again when its report was slow.
+            // The manager sends a start again if the report was slow.
             if self.unacked.iter().any(|report| report.1 == attempt) {
                 continue;
             }

@@ -1,7 +1,9 @@
-//! A manager and agents as real processes.
+//! A mesh with a manager and agents as real processes.
 
 use std::collections::BTreeMap;
+use std::fs;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
@@ -20,12 +22,13 @@ use crate::process::Daemon;
 use crate::supervisor;
 use crate::wait::{until, until_true};
 
-/// Arguments of bash, before the program and its own: the benchmark's binary goes by its name.
-const BY_ITS_NAME: [&str; 2] = ["-c", "exec -a podmesh \"$0\" \"$@\""];
+/// Arguments of bash, before the program and its arguments. They run the program under the name
+/// `podmesh`, because the benchmark's binary decides by its name what to be.
+const AS_PODMESH: [&str; 2] = ["-c", "exec -a podmesh \"$0\" \"$@\""];
 
-/// A mesh in a folder of its own. Everything ends and goes when it is dropped.
+/// A mesh in a temporary folder. Dropping it ends and removes everything.
 pub struct Mesh {
-    // Daemons before the folder: they end before it is removed.
+    // Declared before the folder, so that daemons end before it is removed.
     manager: Option<Daemon>,
     agents: BTreeMap<String, Daemon>,
     program: PathBuf,
@@ -38,9 +41,17 @@ pub struct Mesh {
 }
 
 impl Mesh {
-    /// A mesh without daemons yet. `program` is the binary.
+    /// Creates a mesh without daemons. `program` is the binary.
     pub fn new(program: impl Into<PathBuf>) -> Self {
-        let folder = tempfile::Builder::new().prefix("podmesh-test-").tempdir().unwrap();
+        // As in /tmp, commands of every user can create files.
+        let mode = fs::Permissions::from_mode(0o1777);
+        let folder = tempfile::Builder::new()
+            .prefix("podmesh-test-")
+            .permissions(mode.clone())
+            .tempdir()
+            .unwrap();
+        // The umask does not apply.
+        fs::set_permissions(folder.path(), mode).unwrap();
         Self {
             manager: None,
             agents: BTreeMap::new(),
@@ -54,7 +65,7 @@ impl Mesh {
         }
     }
 
-    /// A mesh with a manager and agents of these names, all ready.
+    /// Creates a mesh with a manager and agents with these names, all ready.
     pub fn with_agents(program: impl Into<PathBuf>, names: &[&str]) -> Self {
         let mut mesh = Self::new(program);
         mesh.start_manager();
@@ -64,76 +75,84 @@ impl Mesh {
         mesh
     }
 
-    /// Flags for every later start of the manager.
+    /// Sets flags for all later starts of the manager.
     #[must_use]
     pub fn manager_flags(mut self, flags: &[&str]) -> Self {
         self.manager_flags = flags.iter().map(|&flag| flag.to_owned()).collect();
         self
     }
 
-    /// Where every later manager listens, instead of on loopback.
+    /// Sets the address that all later managers listen on, instead of loopback.
     #[must_use]
     pub fn listen_on(mut self, host: IpAddr) -> Self {
         self.host = host;
         self
     }
 
-    /// How many files every later manager may have open.
+    /// Sets how many files all later managers may have open.
     #[must_use]
     pub fn manager_open_files(mut self, limit: u32) -> Self {
         self.manager_open_files = Some(limit);
         self
     }
 
-    /// A variable in the environment of every later agent.
+    /// Sets an environment variable for all later agents.
     #[must_use]
     pub fn agent_variable(mut self, name: &str, value: &str) -> Self {
         self.agent_variables.push((name.to_owned(), value.to_owned()));
         self
     }
 
-    /// The folder of the mesh.
+    /// Returns the folder of the mesh.
     pub fn folder(&self) -> &Path {
         self.folder.path()
     }
 
-    /// The manager's data directory, with which the CLI finds it.
+    /// Creates a folder in which commands of every user can create files.
+    pub fn shared_folder(&self, name: &str) -> PathBuf {
+        let folder = self.folder().join(name);
+        fs::create_dir(&folder).unwrap();
+        fs::set_permissions(&folder, fs::Permissions::from_mode(0o1777)).unwrap();
+        folder
+    }
+
+    /// Returns the manager's data directory, through which the CLI finds the manager.
     pub fn data_dir(&self) -> PathBuf {
         self.folder().join("manager-host")
     }
 
-    /// An agent's data directory.
+    /// Returns an agent's data directory.
     pub fn agent_dir(&self, name: &str) -> PathBuf {
         self.folder().join(format!("host-{name}"))
     }
 
-    /// The folder of an attempt's output.
+    /// Returns the folder of an attempt's output.
     pub fn logs(&self, agent: &str, job: u64, task: u32, attempt: u32) -> PathBuf {
         self.agent_dir(agent).join(format!("logs/{job}/{task}/{attempt}"))
     }
 
-    /// The way of somebody on the manager's machine.
+    /// Returns the route to the manager from its own machine.
     pub fn local(&self) -> Route {
         Route::Local(self.data_dir().join(SOCKETS_DIR))
     }
 
-    /// Where the manager listens.
+    /// Returns the address that the manager listens on.
     pub fn address(&self) -> String {
         SocketAddr::new(self.host, self.port).to_string()
     }
 
-    /// The program, with no more open files than that.
+    /// Returns a command for the program with a limit on open files.
     fn limited(&self, open_files: u32) -> Command {
-        let script = format!("ulimit -n {open_files} && exec \"$0\" \"$@\"");
-        let mut command = Self::without_settings(Command::new("sh"));
+        let script = format!("ulimit -n {open_files} && exec -a podmesh \"$0\" \"$@\"");
+        let mut command = Self::without_settings(Command::new("bash"));
         command.args(["-c", &script]).arg(&self.program);
         command
     }
 
-    /// The program with nothing of this process's own settings.
+    /// Returns a command for the program, without this process's own podmesh settings.
     pub fn command(&self, args: &[&str]) -> Command {
         let mut command = Self::without_settings(Command::new(&self.program));
-        // Under another name the benchmark's own binary is the benchmark.
+        // Under another name, the benchmark's own binary would run the benchmark.
         std::os::unix::process::CommandExt::arg0(&mut command, "podmesh");
         command.args(args);
         command
@@ -149,7 +168,7 @@ impl Mesh {
         command
     }
 
-    /// The CLI, on the manager's machine.
+    /// Returns a command for the CLI on the manager's machine.
     pub fn podmesh(&self, args: &[&str]) -> Command {
         let mut command = self.command(args);
         command.env("PODMESH_DATA_DIR", self.data_dir());
@@ -161,7 +180,7 @@ impl Mesh {
         self.podmesh(args).output().unwrap()
     }
 
-    /// Runs the CLI to its end, which must be success; what it printed.
+    /// Runs the CLI to its end, and returns what it printed. Panics unless it succeeds.
     pub fn ok(&self, args: &[&str]) -> String {
         let output = self.output(args);
         assert!(
@@ -173,7 +192,7 @@ impl Mesh {
         String::from_utf8(output.stdout).unwrap()
     }
 
-    /// Runs the CLI with `--output json`.
+    /// Runs the CLI with `--output json`, and returns the parsed output.
     pub fn json(&self, args: &[&str]) -> Value {
         let printed = self.ok(&[&["--output", "json"], args].concat());
         serde_json::from_str(&printed)
@@ -198,14 +217,14 @@ impl Mesh {
         self.manager = Some(manager);
     }
 
-    /// Starts the manager so that it is killed, as with `kill -9`, when one of its threads makes a
-    /// system call for the `count`th time; and waits for that. Takes `strace`.
+    /// Starts the manager, and waits until it is killed with SIGKILL because one of its threads
+    /// made the system call `call` for the `count`th time. Needs `strace`.
     pub fn run_manager_until(&mut self, call: &str, count: u32) {
         let mut command = Self::without_settings(Command::new("strace"));
         let inject = format!("inject={call}:signal=SIGKILL:when={count}");
         command.args(["-f", "-qqq", "-o", "/dev/null", "-e"]);
         command.arg(format!("trace={call}")).args(["-e", &inject]);
-        command.arg("bash").args(BY_ITS_NAME).arg(&self.program).args([
+        command.arg("bash").args(AS_PODMESH).arg(&self.program).args([
             "manager",
             "--listen",
             &self.address(),
@@ -215,19 +234,20 @@ impl Mesh {
         Daemon::start(command, &log).wait_for_end();
     }
 
-    /// Starts an agent, and waits until the manager counts on it.
+    /// Starts an agent, and waits until its node is alive.
     pub fn start_agent(&mut self, name: &str, flags: &[&str]) {
         self.spawn_agent(name, flags);
         self.wait_for_node(name, "alive");
     }
 
-    /// Makes a join token.
+    /// Creates a join token.
     pub fn token(&self, role: &str) -> String {
         self.ok(&["token", "create", "--role", role]).trim().to_owned()
     }
 
-    /// Starts an agent, and does not wait. It joins by the network, as one on another machine
-    /// does; where no manager runs that could let it in, it is one of the manager's own machine.
+    /// Starts an agent without waiting. It joins over the network, as an agent on another machine
+    /// does. If no manager runs that it could join, it is started as an agent on the manager's
+    /// machine.
     pub fn spawn_agent(&mut self, name: &str, flags: &[&str]) {
         let joined = self.agent_dir(name).join("agent").join(ENROLMENT_FILE).exists();
         if joined {
@@ -240,19 +260,45 @@ impl Mesh {
         }
     }
 
-    /// Starts an agent of the manager's own machine, without a key, and does not wait.
+    /// Starts an agent on the manager's machine, without a key and without waiting.
     pub fn spawn_local_agent(&mut self, name: &str, flags: &[&str]) {
         let manager = self.data_dir();
-        let manager = manager.to_str().expect("a temporary folder's path is text");
+        let manager = manager.to_str().expect("a temporary folder's path is UTF-8");
         self.run_agent(name, &["--name", name, "--manager", manager], flags);
+    }
+
+    /// Starts an agent of the manager's own machine under the name of a node that is another
+    /// one's. In the mesh it goes by `name`.
+    pub fn spawn_stranger(&mut self, name: &str, node: &str) {
+        let manager = self.data_dir();
+        let manager = manager.to_str().expect("a temporary folder's path is text");
+        self.run_agent(name, &["--name", node, "--manager", manager], &[]);
+    }
+
+    /// The same by the network, with a token.
+    pub fn join_stranger(&mut self, name: &str, node: &str, token: &str) {
+        self.run_agent(name, &["--name", node, "--join", token], &[]);
     }
 
     /// Starts an agent in a network namespace, and waits until the manager counts on it.
     pub fn start_agent_in(&mut self, namespace: &Namespace, name: &str, flags: &[&str]) {
         let token = self.token("agent");
         let mut command = Self::without_settings(namespace.command("bash"));
-        command.args(BY_ITS_NAME).arg(&self.program);
+        command.args(AS_PODMESH).arg(&self.program);
         self.run_agent_by(command, name, &["--name", name, "--join", &token], flags);
+        self.wait_for_node(name, "alive");
+    }
+
+    /// Starts an agent of the manager's own machine where no cgroups are mounted, as root, and
+    /// waits until the manager counts on it.
+    pub fn start_agent_without_cgroups(&mut self, name: &str) {
+        let mut command = Self::without_settings(Command::new("unshare"));
+        let script = "umount --recursive --lazy /sys/fs/cgroup && exec -a podmesh \"$0\" \"$@\"";
+        command.args(["--mount", "bash", "-c", script]).arg(&self.program);
+        let manager = self.data_dir();
+        let manager = manager.to_str().expect("a temporary folder's path is text");
+        let first = ["--name", name, "--manager", manager];
+        self.run_agent_by(command, name, &first, &["--docker", "off"]);
         self.wait_for_node(name, "alive");
     }
 
@@ -275,14 +321,14 @@ impl Mesh {
         });
     }
 
-    /// The nodes, as `podmesh nodes` tells them.
+    /// Returns the nodes, as listed by `podmesh nodes`.
     pub fn nodes(&self) -> Vec<Value> {
         let output = self.output(&["nodes", "--output", "json"]);
         let listed: Value = serde_json::from_slice(&output.stdout).unwrap_or_default();
         listed["nodes"].as_array().cloned().unwrap_or_default()
     }
 
-    /// Submits, and gives the job's number.
+    /// Submits a job, and returns its number.
     pub fn submit(&self, args: &[&str]) -> u64 {
         let printed = self.ok(&[&["submit"], args].concat());
         printed.trim().parse().unwrap_or_else(|_| panic!("no job number: {printed:?}"))
@@ -301,48 +347,48 @@ impl Mesh {
         last
     }
 
-    /// The manager's process.
+    /// Returns the manager's process.
     pub fn manager(&mut self) -> &mut Daemon {
         self.manager.as_mut().expect("the manager runs")
     }
 
-    /// An agent's process.
+    /// Returns an agent's process.
     pub fn agent(&mut self, name: &str) -> &mut Daemon {
         self.agents.get_mut(name).expect("the agent runs")
     }
 
-    /// `kill -9` of the manager.
+    /// Kills the manager with SIGKILL.
     pub fn kill_manager(&mut self) {
         self.manager.take().expect("the manager runs").kill();
     }
 
-    /// `kill -9` of an agent.
+    /// Kills an agent with SIGKILL.
     pub fn kill_agent(&mut self, name: &str) {
         self.agents.remove(name).expect("the agent runs").kill();
     }
 
-    /// The processes of the manager and of an agent.
+    /// Returns the process ids of the manager and of an agent.
     pub fn pids(&self, name: &str) -> (Pid, Pid) {
         let manager = self.manager.as_ref().expect("the manager runs");
         (manager.pid(), self.agents.get(name).expect("the agent runs").pid())
     }
 
-    /// The supervisor of an agent's processes.
+    /// Returns the supervisor of an agent's processes.
     pub fn supervisor(&self, name: &str) -> Pid {
         until("there is a supervisor", || supervisor::pid(&self.agent_dir(name)))
     }
 
-    /// `kill -9` of the supervisor of an agent's processes.
+    /// Kills the supervisor of an agent's processes with SIGKILL.
     pub fn kill_supervisor(&self, name: &str) {
         kill(self.supervisor(name), Signal::SIGKILL).expect("the supervisor runs");
     }
 
-    /// Stops an agent as a service manager does.
+    /// Stops an agent with SIGTERM, as a service manager does.
     pub fn stop_agent(&mut self, name: &str) -> std::process::ExitStatus {
         self.agents.remove(name).expect("the agent runs").stop()
     }
 
-    /// Stops the manager as a service manager does.
+    /// Stops the manager with SIGTERM, as a service manager does.
     pub fn stop_manager(&mut self) -> std::process::ExitStatus {
         self.manager.take().expect("the manager runs").stop()
     }
@@ -358,11 +404,12 @@ impl Drop for Mesh {
         for agent in std::mem::take(&mut self.agents).into_values() {
             agent.end();
         }
-        // What outlives it: processes, which end with their supervisor, and containers, which are
-        // removed by its label.
-        for entry in std::fs::read_dir(self.folder()).into_iter().flatten().flatten() {
+        // Remove what outlives an agent: processes, which end with their supervisor, and
+        // containers, which are found by their label.
+        for entry in fs::read_dir(self.folder()).into_iter().flatten().flatten() {
             supervisor::kill_and_wait(&entry.path());
-            if let Ok(id) = std::fs::read_to_string(entry.path().join("agent/id")) {
+            supervisor::remove_left(&entry.path());
+            if let Ok(id) = fs::read_to_string(entry.path().join("agent/id")) {
                 docker::remove_containers_of(id.trim());
             }
         }

@@ -1,4 +1,4 @@
-//! A network namespace with one link to this machine, which can be cut. Takes root, `ip` and
+//! A network namespace with one link to this machine, which can be cut. Needs root, `ip` and
 //! `iptables`.
 
 use std::ffi::OsStr;
@@ -6,19 +6,19 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicU8, Ordering};
 
-/// Which way nothing passes.
+/// The direction in which a link is cut.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Cut {
     /// From the namespace to this machine.
     Out,
     /// From this machine to the namespace.
     In,
-    /// Neither way.
+    /// Both directions.
     Both,
 }
 
 impl Cut {
-    /// All of them.
+    /// All directions.
     pub const ALL: [Self; 3] = [Self::Out, Self::In, Self::Both];
 
     fn chains(self) -> &'static [&'static str] {
@@ -30,25 +30,25 @@ impl Cut {
     }
 }
 
-/// A namespace; gone when dropped, with the link.
+/// A namespace with its link. Removed when dropped.
 pub struct Namespace {
     name: String,
     number: u8,
 }
 
 impl Namespace {
-    /// Makes one; none where that is not possible, which is said aloud. With
-    /// `PODMESH_TEST_DOCKER=required` that is a failure.
+    /// Creates a namespace. Prints a message and returns `None` if that is not possible; panics
+    /// instead with `PODMESH_TEST_DOCKER=required`.
     pub fn make() -> Option<Self> {
         static LAST: AtomicU8 = AtomicU8::new(0);
-        // Other test processes have other numbers.
+        // Other test processes get other numbers.
         let number = LAST.fetch_add(1, Ordering::Relaxed);
         let number = number.wrapping_add((std::process::id() % 250).to_le_bytes()[0]);
         let this = Self { name: format!("podmesh-{}-{number}", std::process::id()), number };
         if let Err(why) = this.set_up() {
             let required = std::env::var("PODMESH_TEST_DOCKER").is_ok_and(|v| v == "required");
-            assert!(!required, "a network namespace cannot be made: {why}");
-            eprintln!("LEFT OUT: a network namespace cannot be made: {why}");
+            assert!(!required, "cannot create a network namespace: {why}");
+            eprintln!("SKIPPED: cannot create a network namespace: {why}");
             return None;
         }
         Some(this)
@@ -68,7 +68,7 @@ impl Namespace {
         self.tables(&["-F"])
     }
 
-    /// This machine's address on the link.
+    /// Returns this machine's address on the link.
     pub fn host(&self) -> IpAddr {
         Ipv4Addr::new(10, 213, self.number, 1).into()
     }
@@ -77,27 +77,27 @@ impl Namespace {
         Ipv4Addr::new(10, 213, self.number, 2).into()
     }
 
-    /// A command that is to run inside.
+    /// Returns a command that runs inside the namespace.
     pub fn command(&self, program: impl AsRef<OsStr>) -> Command {
         let mut command = Command::new("ip");
         command.args(["netns", "exec", &self.name]).arg(program);
         command
     }
 
-    /// Drops all packets of a way, without a word to anybody.
+    /// Silently drops all packets in a direction.
     ///
     /// # Panics
-    /// When that does not go.
+    /// If `iptables` fails.
     pub fn cut(&self, cut: Cut) {
         for chain in cut.chains() {
             self.tables(&["-A", chain, "-j", "DROP"]).unwrap();
         }
     }
 
-    /// Lets all pass again.
+    /// Lets all packets pass again.
     ///
     /// # Panics
-    /// When that does not go.
+    /// If `iptables` fails.
     pub fn heal(&self) {
         self.tables(&["-F"]).unwrap();
     }
@@ -109,7 +109,7 @@ impl Namespace {
 
 impl Drop for Namespace {
     fn drop(&mut self) {
-        // The link goes with it. Where it was never made, neither is there.
+        // This removes the link too. Either may not exist if the setup failed.
         _ = ip(&["netns", "delete", &self.name]);
         _ = ip(&["link", "delete", &format!("pmh{}", self.number)]);
     }

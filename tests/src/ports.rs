@@ -1,16 +1,16 @@
-//! Ports for managers that must come back at the same address after a restart.
+//! Ports for managers that must listen on the same address after a restart.
 
 use std::net::TcpListener;
 use std::sync::atomic::{AtomicU16, Ordering};
 
-/// Below the range from which Linux gives ports to outgoing connections (32768 …).
+/// Below the range that Linux uses for outgoing connections (32768 …).
 const FIRST: u16 = 20_000;
 const LAST: u16 = 32_000;
 
 static NEXT: AtomicU16 = AtomicU16::new(0);
 
-/// A port that is free now. Tests of one process get different ones; those of different processes
-/// begin at different places.
+/// Returns a port that is free now. Tests of one process get different ports, and different
+/// processes start at different ports.
 pub fn free_port() -> u16 {
     let span = LAST - FIRST;
     let start = u16::try_from(std::process::id() % u32::from(span)).unwrap();

@@ -1,4 +1,4 @@
-//! Real processes: started, watched, ended.
+//! Starts, watches and ends real processes.
 
 use std::fs::{self, File};
 use std::io::Read;
@@ -10,20 +10,20 @@ use nix::unistd::Pid;
 
 use crate::wait::until;
 
-/// A daemon of the mesh; killed when dropped.
+/// A daemon of the mesh. Killed when dropped.
 pub struct Daemon {
     child: Child,
-    /// Where its standard error goes.
+    /// The file with its standard error.
     pub stderr: PathBuf,
 }
 
 impl Daemon {
-    /// Starts it with its output in `<log>`.
+    /// Starts a daemon with its output in `log`.
     pub fn start(command: Command, log: &Path) -> Self {
         Self::start_split(command, log, log)
     }
 
-    /// Starts it with its standard output and its standard error in files of their own.
+    /// Starts a daemon with its standard output and standard error in separate files.
     pub fn start_split(mut command: Command, stdout: &Path, stderr: &Path) -> Self {
         let file = |path| File::options().create(true).append(true).open(path).unwrap();
         let child = command
@@ -35,7 +35,7 @@ impl Daemon {
         Self { child, stderr: stderr.to_owned() }
     }
 
-    /// Its process.
+    /// Returns its process id.
     pub fn pid(&self) -> Pid {
         Pid::from_raw(i32::try_from(self.child.id()).unwrap())
     }
@@ -45,21 +45,21 @@ impl Daemon {
         kill(self.pid(), signal).unwrap();
     }
 
-    /// Kills it as `kill -9` does, and waits until it is gone.
+    /// Kills it with SIGKILL, and waits for its end.
     pub fn kill(mut self) {
         // It may have ended by itself.
         self.child.kill().unwrap();
         self.child.wait().unwrap();
     }
 
-    /// Asks it to stop, and waits until it has.
+    /// Stops it with SIGTERM, and waits for its end.
     pub fn stop(mut self) -> ExitStatus {
         self.signal(Signal::SIGTERM);
         self.wait_for_end()
     }
 
-    /// Asks it to stop, and kills it when it does not within a few seconds. Never panics: this
-    /// is for cleaning up.
+    /// Stops it with SIGTERM, and kills it after a few seconds. Never panics, because it is used
+    /// for cleanup.
     pub fn end(mut self) {
         _ = kill(self.pid(), Signal::SIGTERM);
         for _ in 0..500 {
@@ -68,7 +68,7 @@ impl Daemon {
             }
             std::thread::sleep(std::time::Duration::from_millis(10));
         }
-        // Dropping it kills it.
+        // The drop kills it.
     }
 
     /// Waits until it ends by itself.
@@ -76,17 +76,17 @@ impl Daemon {
         until("a daemon ends", || self.child.try_wait().unwrap())
     }
 
-    /// Whether it still runs.
+    /// Returns whether it is still running.
     pub fn runs(&mut self) -> bool {
         self.child.try_wait().unwrap().is_none()
     }
 
-    /// What it has printed.
+    /// Returns what it has printed to standard error.
     pub fn printed(&self) -> String {
         fs::read_to_string(&self.stderr).unwrap_or_default()
     }
 
-    /// Bytes of memory that it holds (`VmRSS` of proc(5)).
+    /// Returns its resident memory in bytes (`VmRSS` of proc(5)).
     pub fn resident_bytes(&self) -> u64 {
         let status = fs::read_to_string(format!("/proc/{}/status", self.pid())).unwrap();
         let line = status.lines().find(|line| line.starts_with("VmRSS:")).unwrap();
@@ -96,13 +96,13 @@ impl Daemon {
 
 impl Drop for Daemon {
     fn drop(&mut self) {
-        // Errors say that it is gone already.
+        // An error means that it has already ended.
         _ = self.child.kill();
         _ = self.child.wait();
     }
 }
 
-/// The processes whose environment holds this text, such as `PODMESH_TASK=1.1`.
+/// Returns the processes that have this environment variable, such as `PODMESH_TASK=1.1`.
 pub fn with_environment(text: &str) -> Vec<Pid> {
     let mut found = Vec::new();
     for entry in fs::read_dir("/proc").unwrap().flatten() {
@@ -110,7 +110,7 @@ pub fn with_environment(text: &str) -> Vec<Pid> {
             continue;
         };
         let mut environ = Vec::new();
-        // A process may end while it is looked at; a zombie has no environment.
+        // A process may end at any time; a zombie has no environment.
         if File::open(entry.path().join("environ"))
             .and_then(|mut file| file.read_to_end(&mut environ))
             .is_ok()

@@ -7,17 +7,18 @@ use std::time::Duration;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-/// Where it lies; `data_dir` is that of the agent's host.
+/// Returns the path of its lock. `data_dir` is the data directory of the agent's host.
 fn lock(data_dir: &Path) -> PathBuf {
     data_dir.join("agent/run/supervisor.lock")
 }
 
-/// Whether there is one, or anything of one: it has a lock as long as anything of it lives.
+/// Returns whether a supervisor, or anything that it started, is running. The lock is held that
+/// long.
 pub fn lives(data_dir: &Path) -> bool {
     File::open(lock(data_dir)).is_ok_and(|file| file.try_lock().is_err())
 }
 
-/// Its process; none while there is none, or it is just starting.
+/// Returns its process id; `None` if there is no supervisor or it is just starting.
 pub fn pid(data_dir: &Path) -> Option<Pid> {
     if !lives(data_dir) {
         return None;
@@ -26,8 +27,8 @@ pub fn pid(data_dir: &Path) -> Option<Pid> {
     Some(Pid::from_raw(number))
 }
 
-/// Kills it as `kill -9` does, and with it all that it holds; returns when all that is gone. Never
-/// panics: this is for cleaning up, too.
+/// Kills the supervisor with SIGKILL, and with it its processes. Returns when all of them are gone.
+/// Never panics, because it is also used for cleanup.
 pub fn kill_and_wait(data_dir: &Path) {
     for _ in 0..1000 {
         if !lives(data_dir) {
@@ -38,5 +39,22 @@ pub fn kill_and_wait(data_dir: &Path) {
         }
         std::thread::sleep(Duration::from_millis(10));
     }
-    eprintln!("the supervisor of {} cannot be ended", data_dir.display());
+    eprintln!("cannot end the supervisor of {}", data_dir.display());
+}
+
+/// Removes leftover cgroups and work folders if nobody else could. Never panics, because it is used
+/// for cleanup.
+pub fn remove_left(data_dir: &Path) {
+    let listed = fs::read_to_string(data_dir.join("agent/cgroups")).unwrap_or_default();
+    for base in listed.lines().filter(|base| base.contains("/podmesh-")) {
+        for below in fs::read_dir(base).into_iter().flatten().flatten() {
+            _ = fs::remove_dir(below.path());
+        }
+        _ = fs::remove_dir(base);
+    }
+    if let Ok(id) = fs::read_to_string(data_dir.join("agent/id")) {
+        let elsewhere = Path::new("/var/lib/podmesh-work");
+        _ = fs::remove_dir_all(elsewhere.join(id.trim()));
+        _ = fs::remove_dir(elsewhere);
+    }
 }

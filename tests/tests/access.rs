@@ -1,5 +1,5 @@
-//! Joining, roles and revocation, as people on several machines do them: each has a data folder of
-//! its own, and only the network in common.
+//! Joining, roles and revocation from several machines. Each machine has its own data folder, and
+//! they share only the network.
 #![expect(clippy::unwrap_used, reason = "tests")]
 
 use std::fs;
@@ -17,13 +17,13 @@ use podmesh_tests::wait::until_true;
 
 const PODMESH: &str = env!("CARGO_BIN_EXE_podmesh-under-test");
 
-/// Another machine: a data folder of its own.
-struct Elsewhere<'a> {
+/// Another machine, with its own data folder.
+struct Machine<'a> {
     mesh: &'a Mesh,
     data_dir: PathBuf,
 }
 
-impl<'a> Elsewhere<'a> {
+impl<'a> Machine<'a> {
     fn new(mesh: &'a Mesh, name: &str) -> Self {
         Self { mesh, data_dir: mesh.folder().join(name) }
     }
@@ -62,11 +62,11 @@ fn said(output: &Output) -> String {
 }
 
 #[test]
-fn the_line_that_a_new_manager_prints_lets_another_machine_join_once() {
+fn the_command_that_a_new_manager_prints_lets_one_other_machine_join() {
     let mut mesh = Mesh::new(PODMESH);
     mesh.start_manager();
     let mut token = None;
-    until_true("the manager says how to join", || {
+    until_true("the manager prints how to join", || {
         let printed = mesh.manager().printed();
         let line = printed.lines().find_map(|line| line.split_once("podmesh agent --join "));
         token = line.map(|(_, token)| token.to_owned());
@@ -90,7 +90,7 @@ fn the_line_that_a_new_manager_prints_lets_another_machine_join_once() {
     let said = two.printed();
     assert!(said.contains("used up") && said.contains("podmesh token create"), "{said}");
 
-    // From now on it needs only its data folder; with the same token, or without one.
+    // From now on it needs only its data folder, with the same token or without one.
     one.end();
     mesh.wait_for_node("one", "suspect");
     let again = start("one", &token);
@@ -105,12 +105,12 @@ fn the_line_that_a_new_manager_prints_lets_another_machine_join_once() {
 }
 
 #[test]
-fn users_on_other_machines_may_do_what_their_role_says() {
+fn users_on_other_machines_may_do_what_their_role_allows() {
     let mesh = Mesh::with_agents(PODMESH, &["a"]);
-    let viewer = Elsewhere::new(&mesh, "viewer");
+    let viewer = Machine::new(&mesh, "viewer");
     viewer.refused(&["nodes"], &["no manager answers", "podmesh login"]);
     viewer.login("viewer");
-    let operator = Elsewhere::new(&mesh, "operator");
+    let operator = Machine::new(&mesh, "operator");
     operator.login("operator");
 
     assert_eq!(operator.ok(&["run", "--", "echo", "from afar"]), "from afar\n");
@@ -123,7 +123,7 @@ fn users_on_other_machines_may_do_what_their_role_says() {
     let high = ["submit", "--priority", "1", "--", "true"];
     operator.refused(&high, &["priority 1 is for admins", "up to 0", "priority_max"]);
     operator.refused(&["nodes", "revoke", "a"], &["needs admin"]);
-    // Nothing of that has happened.
+    // The refused requests had no effect.
     assert_eq!(mesh.json(&["jobs"])["jobs"].as_array().unwrap().len(), 1);
     assert_eq!(mesh.nodes()[0]["state"], "alive");
     operator.ok(&["submit", "--priority", "-5", "--", "true"]);
@@ -142,14 +142,14 @@ fn users_on_other_machines_may_do_what_their_role_says() {
 }
 
 #[test]
-fn who_is_revoked_is_cut_off_and_stays_out() {
+fn revoked_users_and_nodes_are_disconnected_and_stay_refused() {
     let mut mesh = Mesh::with_agents(PODMESH, &["a", "b"]);
-    let viewer = Elsewhere::new(&mesh, "viewer");
+    let viewer = Machine::new(&mesh, "viewer");
     viewer.login("viewer");
     let mut follow = viewer.podmesh(&["events", "-f", "--since", "0"]);
     let follow = follow.stdout(std::process::Stdio::piped()).stderr(std::process::Stdio::piped());
     let mut follow = follow.spawn().unwrap();
-    // It is in: the first line has come.
+    // It is connected when the first byte arrives.
     let mut first = [0; 1];
     follow.stdout.as_mut().unwrap().read_exact(&mut first).unwrap();
     mesh.ok(&["users", "revoke", "viewer"]);
@@ -160,11 +160,11 @@ fn who_is_revoked_is_cut_off_and_stays_out() {
 
     mesh.ok(&["nodes", "revoke", "b"]);
     mesh.wait_for_node("b", "suspect");
-    until_true("the agent is told", || mesh.agent("b").printed().contains("revoked"));
+    until_true("the agent is informed", || mesh.agent("b").printed().contains("revoked"));
     mesh.kill_manager();
     mesh.start_manager();
     mesh.wait_for_node("a", "alive");
-    Elsewhere::new(&mesh, "viewer").refused(&["nodes"], &["revoked"]);
+    Machine::new(&mesh, "viewer").refused(&["nodes"], &["revoked"]);
     assert!(mesh.nodes().iter().any(|node| node["node"] == "b" && node["state"] != "alive"));
     let events = mesh.ok(&["events"]);
     for part in ["viewer viewer revoked by", "agent b revoked by"] {
@@ -173,10 +173,10 @@ fn who_is_revoked_is_cut_off_and_stays_out() {
 }
 
 #[test]
-fn a_user_who_logs_out_has_no_key_any_more_and_can_join_again() {
+fn a_user_who_logs_out_loses_the_key_and_can_join_again() {
     let mut mesh = Mesh::new(PODMESH);
     mesh.start_manager();
-    let ann = Elsewhere::new(&mesh, "ann");
+    let ann = Machine::new(&mesh, "ann");
     let joined = ann.output(&["login", &mesh.token("viewer"), "--name", "ann"]);
     assert!(joined.status.success(), "{}", said(&joined));
     assert!(ann.output(&["jobs"]).status.success());
@@ -187,7 +187,7 @@ fn a_user_who_logs_out_has_no_key_any_more_and_can_join_again() {
     assert!(!ann.output(&["jobs"]).status.success());
     let twice = ann.output(&["logout"]);
     assert_eq!(twice.status.code(), Some(125), "{}", said(&twice));
-    assert!(said(&twice).contains("has joined no cluster"), "{}", said(&twice));
+    assert!(said(&twice).contains("has not joined a cluster"), "{}", said(&twice));
     let again = ann.output(&["login", &mesh.token("viewer"), "--name", "ann-again"]);
     assert!(again.status.success(), "{}", said(&again));
     // Without a verb, tokens are listed.
@@ -196,9 +196,9 @@ fn a_user_who_logs_out_has_no_key_any_more_and_can_join_again() {
 }
 
 #[test]
-fn a_token_that_cannot_be_used_says_why() {
+fn a_token_that_cannot_be_used_is_refused_with_the_reason() {
     let mesh = Mesh::with_agents(PODMESH, &[]);
-    let elsewhere = Elsewhere::new(&mesh, "elsewhere");
+    let elsewhere = Machine::new(&mesh, "elsewhere");
     let login = |token: &str, says: &[&str], code: i32| {
         let output = elsewhere.output(&["login", token]);
         let said = said(&output);
@@ -206,7 +206,7 @@ fn a_token_that_cannot_be_used_says_why() {
         assert!(says.iter().all(|part| said.contains(part)), "{said}");
     };
     let token = mesh.token("viewer");
-    login(&token[..token.len() - 3], &["not whole"], 2);
+    login(&token[..token.len() - 3], &["incomplete"], 2);
     login("hello", &["not a join token"], 2);
     let id =
         mesh.json(&["token", "list"])["tokens"].as_array().unwrap().last().unwrap()["id"].clone();
@@ -215,7 +215,7 @@ fn a_token_that_cannot_be_used_says_why() {
     let short = mesh.ok(&["token", "create", "--role", "viewer", "--ttl", "1ms"]);
     thread::sleep(std::time::Duration::from_millis(2));
     login(short.trim(), &["has expired"], 125);
-    // Another manager, at the address of the first: a key that the token does not name.
+    // A token of another manager with the address of the first: the keys differ.
     let other = Mesh::with_agents(PODMESH, &[]);
     let token = other.token("viewer").parse::<podmesh_protocol::access::JoinToken>().unwrap();
     let wrong =
@@ -230,7 +230,7 @@ fn a_token_that_cannot_be_used_says_why() {
 #[test]
 fn a_key_that_others_can_read_is_not_used() {
     let mesh = Mesh::with_agents(PODMESH, &[]);
-    let viewer = Elsewhere::new(&mesh, "viewer");
+    let viewer = Machine::new(&mesh, "viewer");
     viewer.login("viewer");
     let key = viewer.data_dir.join("user/key");
     assert_eq!(fs::metadata(&key).unwrap().permissions().mode() & 0o777, 0o600);
@@ -242,10 +242,10 @@ fn a_key_that_others_can_read_is_not_used() {
 }
 
 #[test]
-fn the_doctor_says_what_is_well_and_what_is_not() {
+fn doctor_reports_what_works_and_what_does_not() {
     let mut mesh = Mesh::with_agents(PODMESH, &["a"]);
-    let doctor = |elsewhere: &Elsewhere| -> serde_json::Value {
-        let output = elsewhere.output(&["doctor", "--output", "json"]);
+    let doctor = |machine: &Machine| -> serde_json::Value {
+        let output = machine.output(&["doctor", "--output", "json"]);
         serde_json::from_slice(&output.stdout).unwrap()
     };
     let what = |report: &serde_json::Value, ok: bool| -> Vec<String> {
@@ -254,7 +254,7 @@ fn the_doctor_says_what_is_well_and_what_is_not() {
         checks.map(|check| check["what"].as_str().unwrap().to_owned()).collect()
     };
     {
-        let viewer = Elsewhere::new(&mesh, "viewer");
+        let viewer = Machine::new(&mesh, "viewer");
         viewer.login("viewer");
         let report = doctor(&viewer);
         let all = ["disk", "key", "address", "version", "clock", "role", "docker"];
@@ -262,11 +262,11 @@ fn the_doctor_says_what_is_well_and_what_is_not() {
     }
     mesh.ok(&["doctor"]);
     mesh.kill_manager();
-    let report = doctor(&Elsewhere::new(&mesh, "viewer"));
+    let report = doctor(&Machine::new(&mesh, "viewer"));
     assert_eq!(what(&report, false), ["address"], "{report}");
 }
 
-/// Passes everything on, and keeps a copy.
+/// Starts a proxy that records all bytes. Returns its address and the record.
 fn eavesdrop(manager: &str) -> (String, Arc<Mutex<Vec<u8>>>) {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap().to_string();
@@ -295,7 +295,7 @@ fn eavesdrop(manager: &str) -> (String, Arc<Mutex<Vec<u8>>>) {
 }
 
 #[test]
-fn who_listens_on_the_network_learns_nothing() {
+fn an_eavesdropper_on_the_network_learns_nothing() {
     let mesh = Mesh::with_agents(PODMESH, &[]);
     let (address, heard) = eavesdrop(&mesh.address());
     let through = |role: &str| {
@@ -304,7 +304,7 @@ fn who_listens_on_the_network_learns_nothing() {
             podmesh_protocol::access::JoinToken { addresses: vec![address.clone()], ..token };
         token.to_string()
     };
-    let operator = Elsewhere::new(&mesh, "operator");
+    let operator = Machine::new(&mesh, "operator");
     operator.ok(&["login", &through("operator"), "--name", "secretive-ann"]);
     let dir = mesh.folder().join("secret-node");
     let mut command =
@@ -319,20 +319,20 @@ fn who_listens_on_the_network_learns_nothing() {
     assert!(heard.len() > 10_000, "{} bytes passed", heard.len());
     for word in ["secret-", "ive-ann", "manager", "events", "READY", "DEALER", "Socket-Type"] {
         let found = heard.windows(word.len()).any(|window| window == word.as_bytes());
-        assert!(!found, "{word} was heard");
+        assert!(!found, "{word} was readable");
     }
     drop(heard);
     agent.end();
 }
 
 #[test]
-fn a_stock_libzmq_client_that_knows_only_the_page_lists_submits_and_watches() {
+fn a_libzmq_client_written_from_the_documentation_lists_submits_and_watches() {
     let python = Path::new("/usr/bin/python3");
     let libraries = Command::new(python).args(["-c", "import zmq, msgpack"]).output();
     if !libraries.is_ok_and(|output| output.status.success()) {
         let required = std::env::var("PODMESH_TEST_PYZMQ").is_ok_and(|value| value == "required");
-        assert!(!required, "PODMESH_TEST_PYZMQ=required, but pyzmq and msgpack are not there");
-        eprintln!("LEFT OUT: the example in Python: pyzmq and msgpack are not there");
+        assert!(!required, "PODMESH_TEST_PYZMQ=required, but pyzmq or msgpack is missing");
+        eprintln!("SKIPPED: the example in Python: pyzmq or msgpack is missing");
         return;
     }
     let mesh = Mesh::with_agents(PODMESH, &["a"]);
@@ -346,9 +346,9 @@ fn a_stock_libzmq_client_that_knows_only_the_page_lists_submits_and_watches() {
     assert_eq!(mesh.ok(&["logs", "1"]).matches("hello").count(), 3);
 }
 
-/// The owner's primary group can have other members: it is not let in by itself.
+/// The owner's primary group can have other members, so it has no access by default.
 #[test]
-fn the_managers_sockets_are_open_to_its_owner_alone_unless_a_group_is_named() {
+fn only_the_owner_can_use_the_managers_sockets_unless_a_group_is_set() {
     let own_group = nix::unistd::Group::from_gid(nix::unistd::getegid()).unwrap().unwrap();
     for (flags, mode) in [(vec![], 0o600), (vec!["--group", &own_group.name], 0o660)] {
         let mut mesh = Mesh::new(PODMESH).manager_flags(&flags);

@@ -1,4 +1,4 @@
-//! Connections that come and go in numbers, while work goes on: the manager answers all the time.
+//! Many short-lived connections during work: the manager always answers.
 #![expect(clippy::unwrap_used, reason = "tests")]
 
 use std::sync::Arc;
@@ -19,11 +19,11 @@ use podmesh_wire::route::Route;
 use tokio::time::timeout;
 
 const PODMESH: &str = env!("CARGO_BIN_EXE_podmesh-under-test");
-/// Agents that come back at once: with fewer, sockets that lock up did so only now and then.
+/// Agents that reconnect at once. With fewer, sockets that lock up did so only occasionally.
 const CROWD: usize = 1000;
 
 #[test]
-fn agents_come_back_in_a_crowd_after_each_kill_of_the_manager() {
+fn a_thousand_agents_reconnect_after_each_kill_of_the_manager() {
     let mut mesh = Mesh::with_agents(PODMESH, &[]);
     let route = mesh.local();
     let agents = LightAgents::start(CROWD, 1, move |_| route.clone());
@@ -39,21 +39,21 @@ fn agents_come_back_in_a_crowd_after_each_kill_of_the_manager() {
     mesh.wait_for_job(job, "succeeded");
 }
 
-/// Connects, does what `number` says, and goes.
+/// Connects, does what `number` determines, and disconnects.
 async fn visit(route: &Route, number: u64) {
     match number % 4 {
-        // Asks, and waits for the answer, which must come.
+        // Sends a request and waits for the reply, which must come.
         0 => {
             let client = Client::connect(route).await.unwrap();
             client.request(RequestBody::Info).await.unwrap();
         }
-        // Asks, and does not wait.
+        // Sends a request and does not wait.
         1 => {
             let client = Client::connect(route).await.unwrap();
             let ask = client.request(RequestBody::Job { job: JobId(1), since: None, wait_ms: 0 });
             _ = timeout(Duration::ZERO, ask).await;
         }
-        // Says something that needs no answer.
+        // Sends a message that needs no reply.
         2 => {
             let (_receiver, mut sender) = PeerSocket::connect(route).await.unwrap().split();
             sender.send(&ToManager::Goodbye(Epoch(1))).await.unwrap();
@@ -63,7 +63,7 @@ async fn visit(route: &Route, number: u64) {
 }
 
 #[test]
-fn clients_and_subscribers_that_come_and_go_stop_nobody() {
+fn short_lived_clients_and_subscribers_do_not_disturb_others() {
     let mesh = Mesh::with_agents(PODMESH, &[]);
     let route = mesh.local();
     let agents = LightAgents::start(20, 100, move |_| route.clone());

@@ -1,4 +1,4 @@
-//! Tasks in containers, on a real Docker engine.
+//! Tasks in containers with a real Docker engine.
 #![expect(clippy::unwrap_used, reason = "tests")]
 
 use std::fs;
@@ -18,7 +18,7 @@ fn mesh(flags: &[&str]) -> Mesh {
     mesh
 }
 
-/// The containers of the mesh's agent, whether they run or not.
+/// Returns all containers of the mesh's agent, running or not.
 fn containers(mesh: &Mesh) -> Vec<String> {
     let agent = fs::read_to_string(mesh.agent_dir("a").join("agent/id")).unwrap();
     let filter = format!("label=podmesh.agent={}", agent.trim());
@@ -27,7 +27,7 @@ fn containers(mesh: &Mesh) -> Vec<String> {
 }
 
 #[test]
-fn a_container_runs_and_its_output_code_and_variables_are_right() {
+fn a_container_runs_with_the_right_output_exit_code_and_variables() {
     let Some(image) = docker::image() else { return };
     let mesh = mesh(&[]);
     let script = "echo $PODMESH_TASK on $PODMESH_NODE in $PWD as $(id -u); echo err >&2; exit 7";
@@ -42,7 +42,7 @@ fn a_container_runs_and_its_output_code_and_variables_are_right() {
 }
 
 #[test]
-fn what_cannot_be_a_container_says_why() {
+fn a_container_that_cannot_start_fails_with_the_reason() {
     let Some(image) = docker::image() else { return };
     let mesh = mesh(&[]);
     let missing = ["run", "--image", "127.0.0.1:9/no/such:image", "--", "true"];
@@ -72,7 +72,7 @@ fn a_container_outlives_its_agent_and_every_line_arrives_once() {
     until_true("it prints", || log.exists());
     mesh.kill_agent("a");
     let id = containers(&mesh).pop().unwrap();
-    // While no agent is there, it goes on, prints the rest, and ends.
+    // Without an agent, it keeps running, prints the rest and ends.
     assert!(
         Command::new("docker")
             .args(["exec", &id, "touch", "/tmp/gate"])
@@ -92,7 +92,7 @@ fn a_container_outlives_its_agent_and_every_line_arrives_once() {
 }
 
 #[test]
-fn cancel_stops_containers_with_grace_then_kill() {
+fn cancel_stops_containers_with_a_grace_and_then_kills_them() {
     let Some(image) = docker::image() else { return };
     let mesh = mesh(&["--cpus", "3"]);
     let deaf = "trap '' TERM; while :; do sleep 1; done";
@@ -120,7 +120,7 @@ fn cancel_stops_containers_with_grace_then_kill() {
 }
 
 #[test]
-fn an_allowed_mount_is_seen_read_only_and_memory_is_bounded() {
+fn an_allowed_mount_is_read_only_and_memory_is_limited() {
     let Some(image) = docker::image() else { return };
     let mut mesh = Mesh::new(PODMESH);
     mesh.start_manager();
@@ -161,7 +161,7 @@ fn an_allowed_mount_is_seen_read_only_and_memory_is_bounded() {
 }
 
 #[test]
-fn a_supervisor_killed_while_a_container_prints_leaves_a_mark_and_the_container_goes_on() {
+fn a_container_survives_a_kill_of_the_supervisor_and_its_log_is_marked() {
     let Some(image) = docker::image() else { return };
     let mesh = mesh(&[]);
     let script = "echo before; until test -e /tmp/go; do sleep 0.05; done; echo after; exit 3";
@@ -170,7 +170,9 @@ fn a_supervisor_killed_while_a_container_prints_leaves_a_mark_and_the_container_
     let printed = || fs::read_to_string(&log).unwrap_or_default();
     until_true("it prints", || printed() == "before\n");
     mesh.kill_supervisor("a");
-    until_true("another supervisor goes on", || printed().contains("output may be missing here"));
+    until_true("another supervisor continues the capture", || {
+        printed().contains("output may be missing here")
+    });
     assert_eq!(mesh.json(&["job", &job.to_string()])["state"], "running");
     let events = || mesh.ok(&["events"]);
     until_true("an event says so", || events().contains("output may be missing here"));
@@ -188,7 +190,7 @@ fn a_supervisor_killed_while_a_container_prints_leaves_a_mark_and_the_container_
     );
 }
 
-/// A mesh whose agent has an engine of its own.
+/// Returns a mesh whose agent uses this engine.
 fn mesh_with(engine: &PrivateEngine) -> Mesh {
     let mut mesh = Mesh::new(PODMESH).agent_variable("DOCKER_HOST", &engine.address());
     mesh.start_manager();
@@ -197,10 +199,11 @@ fn mesh_with(engine: &PrivateEngine) -> Mesh {
 }
 
 #[test]
-fn an_engine_that_stops_its_containers_has_lost_them_and_they_are_tried_again() {
+fn containers_stopped_with_their_engine_are_lost_and_retried() {
     let Some(mut engine) = PrivateEngine::start(&[]) else { return };
     let mesh = mesh_with(&engine);
-    // Both would look well: one ends with 0 when it is told to, one as if it had failed by itself.
+    // Neither exit code shows the loss: one exits with 0 when stopped, the other as if it had
+    // failed.
     let polite = "trap 'exit 0' TERM; echo up; while :; do sleep 0.05; done";
     let rude = "echo up; while :; do sleep 0.05; done";
     let submit = |on_lost: &str, script: &str| {
@@ -226,10 +229,10 @@ fn an_engine_that_stops_its_containers_has_lost_them_and_they_are_tried_again() 
         until_true("it prints", || fs::read_to_string(&log).is_ok_and(|text| text == "up\n"));
     }
     engine.end(Signal::SIGTERM);
-    // Meanwhile the node takes no containers, says why, and what comes waits.
+    // In the meantime the node accepts no containers and says why, and new tasks wait.
     let withdrawn =
         |mesh: &Mesh| mesh.nodes()[0]["withdrawn"]["docker"].as_str().map(str::to_owned);
-    until_true("the node takes no containers", || {
+    until_true("the node accepts no containers", || {
         withdrawn(&mesh).is_some_and(|why| why.contains("engine does not answer"))
     });
     let waits = submit("wait", "true");
@@ -245,7 +248,7 @@ fn an_engine_that_stops_its_containers_has_lost_them_and_they_are_tried_again() 
 }
 
 #[test]
-fn an_engine_with_live_restore_comes_back_to_its_containers_and_the_log_is_marked() {
+fn containers_survive_a_restart_of_an_engine_with_live_restore_and_the_log_is_marked() {
     let Some(mut engine) = PrivateEngine::start(&["--live-restore"]) else { return };
     let mesh = mesh_with(&engine);
     let script =
@@ -257,7 +260,7 @@ fn an_engine_with_live_restore_comes_back_to_its_containers_and_the_log_is_marke
     until_true("it prints", || printed().lines().count() > 3);
     engine.end(Signal::SIGTERM);
     engine.run();
-    until_true("the log is marked, and goes on", || {
+    until_true("the log is marked and continues", || {
         let printed = printed();
         printed
             .split_once("output may be missing here")
@@ -273,4 +276,81 @@ fn an_engine_with_live_restore_comes_back_to_its_containers_and_the_log_is_marke
     assert!(numbers.is_sorted(), "{printed}");
     let outcome = &mesh.json(&["tasks", &job.to_string()])["tasks"][0]["last_attempt"]["outcome"];
     assert_eq!(outcome["exit_code"], 4, "{outcome}");
+}
+
+/// A container that runs until it is told to go on.
+fn submit_waiting(mesh: &Mesh, flags: &[&str]) -> u64 {
+    let script = "echo up; until test -e /tmp/go; do sleep 0.05; done; exit 5";
+    let args = [&["--image", docker::IMAGE], flags, &["--", "sh", "-c", script]].concat();
+    let job = mesh.submit(&args);
+    let log = mesh.logs("a", job, 1, 1).join("stdout.log");
+    until_true("it runs", || fs::read(&log).is_ok_and(|bytes| bytes == b"up\n"));
+    job
+}
+
+#[test]
+fn an_agent_that_takes_no_more_containers_looks_after_those_that_it_has() {
+    if docker::image().is_none() {
+        return;
+    }
+    let mut mesh = mesh(&[]);
+    let (ends, cancelled) = (submit_waiting(&mesh, &[]), submit_waiting(&mesh, &[]));
+    let name = format!("{ends}.1.1");
+    mesh.kill_agent("a");
+    // Also where the supervisor that captures them is gone.
+    mesh.kill_supervisor("a");
+    mesh.start_agent("a", &["--docker", "off", "--process", "off"]);
+    assert_eq!(mesh.nodes()[0]["runtimes"], serde_json::json!([]));
+    let waits = mesh.submit(&["--image", docker::IMAGE, "--", "true"]);
+    mesh.ok(&["cancel", &cancelled.to_string()]);
+    mesh.wait_for_job(cancelled, "cancelled");
+    until_true("the cancelled one is removed", || containers(&mesh).len() == 1);
+    let listed = Command::new("docker").args(["ps", "--format", "{{.ID}} {{.Names}}"]).output();
+    let listed = String::from_utf8(listed.unwrap().stdout).unwrap();
+    let left = containers(&mesh).pop().unwrap();
+    let left = listed.lines().find(|line| line.starts_with(&left)).unwrap();
+    assert!(left.ends_with(&name), "{left}");
+    let id = left.split(' ').next().unwrap();
+    assert!(
+        Command::new("docker").args(["exec", id, "touch", "/tmp/go"]).status().unwrap().success()
+    );
+    mesh.wait_for_job(ends, "failed");
+    let outcome = &mesh.json(&["tasks", &ends.to_string()])["tasks"][0]["last_attempt"]["outcome"];
+    assert_eq!(outcome["exit_code"], 5, "{outcome}");
+    until_true("nothing is left", || containers(&mesh).is_empty());
+    assert_eq!(mesh.json(&["job", &waits.to_string()])["state"], "queued");
+}
+
+#[test]
+fn a_cancelled_job_ends_where_its_engine_is_gone_and_no_longer_wanted() {
+    let Some(mut engine) = PrivateEngine::start(&[]) else { return };
+    let mut mesh = mesh_with(&engine);
+    let job = submit_waiting(&mesh, &["--network", "none"]);
+    mesh.kill_agent("a");
+    engine.end(Signal::SIGTERM);
+    mesh.start_agent("a", &["--docker", "auto"]);
+    mesh.ok(&["cancel", &job.to_string()]);
+    // It may still run, as far as the agent knows.
+    until_true("the agent says what to do", || {
+        mesh.agent("a").printed().contains("with `--docker off`")
+    });
+    assert_eq!(mesh.json(&["job", &job.to_string()])["state"], "cancelling");
+    mesh.stop_agent("a");
+    mesh.start_agent("a", &["--docker", "off"]);
+    mesh.wait_for_job(job, "cancelled");
+}
+
+#[test]
+fn an_engine_that_comes_up_after_its_agent_is_found() {
+    let Some(mut engine) = PrivateEngine::start(&[]) else { return };
+    engine.end(Signal::SIGTERM);
+    let mut mesh = Mesh::new(PODMESH).agent_variable("DOCKER_HOST", &engine.address());
+    mesh.start_manager();
+    mesh.start_agent("a", &["--docker", "auto"]);
+    let job =
+        mesh.submit(&["--image", docker::IMAGE, "--network", "none", "--", "echo", "at last"]);
+    assert_eq!(mesh.json(&["job", &job.to_string()])["state"], "queued");
+    engine.run();
+    mesh.wait_for_job(job, "succeeded");
+    assert_eq!(mesh.ok(&["logs", &job.to_string()]), "at last\n");
 }

@@ -1,4 +1,4 @@
-//! `podmesh demo` and `podmesh dev`: nothing but the binary, and nothing left behind.
+//! `podmesh demo` and `podmesh dev` need only the binary, and leave nothing behind.
 #![expect(clippy::unwrap_used, reason = "tests")]
 
 use std::fs;
@@ -37,7 +37,7 @@ fn demo_runs_a_real_job_over_real_files_and_cleans_up() {
         String::from_utf8_lossy(&output.stderr)
     );
     assert!(output.status.success(), "{said}");
-    // cksum(1) of "one two\nthree\n" as POSIX has it.
+    // The POSIX cksum(1) of "one two\nthree\n".
     let sum = Command::new("cksum").arg(folder.path().join("plain.txt")).output().unwrap();
     let sum = String::from_utf8(sum.stdout).unwrap();
     let sum = sum.split_whitespace().next().unwrap();
@@ -48,12 +48,12 @@ fn demo_runs_a_real_job_over_real_files_and_cleans_up() {
 }
 
 #[test]
-fn dev_is_a_whole_mesh_that_the_cli_finds_by_its_data_directory() {
+fn dev_starts_a_whole_mesh_that_the_cli_finds_by_its_data_directory() {
     let mesh = Mesh::new(PODMESH);
     let mut command = mesh.podmesh(&["dev", "--agents", "2", "--listen", "127.0.0.1:0"]);
     command.stdin(Stdio::null());
     let dev = Daemon::start(command, &mesh.folder().join("dev.txt"));
-    until_true("both agents are there", || {
+    until_true("both agents are alive", || {
         mesh.nodes().iter().filter(|node| node["state"] == "alive").count() == 2
     });
     assert_eq!(mesh.ok(&["run", "--", "echo", "hello"]), "hello\n");
@@ -64,7 +64,7 @@ fn dev_is_a_whole_mesh_that_the_cli_finds_by_its_data_directory() {
 }
 
 #[test]
-fn two_dev_meshes_run_beside_each_other() {
+fn two_dev_meshes_run_at_the_same_time() {
     let meshes = [Mesh::new(PODMESH), Mesh::new(PODMESH)];
     let devs = meshes.each_ref().map(|mesh| {
         let mut command = mesh.podmesh(&["dev", "--agents", "1"]);

@@ -1,4 +1,4 @@
-//! `events -f --since`: none missed, none twice.
+//! `events -f --since`: no event is missed or repeated.
 #![expect(clippy::unwrap_used, reason = "tests")]
 
 use std::io::{BufRead, BufReader};
@@ -26,7 +26,7 @@ impl Follower {
             .spawn()
             .unwrap();
         let stdout = BufReader::new(child.stdout.take().unwrap());
-        // A thread reads, so that a line that never comes is a failure and no hang.
+        // A thread reads, so that a missing line is a failure and not a hang.
         let (sender, lines) = channel();
         std::thread::spawn(move || stdout.lines().try_for_each(|line| sender.send(line.unwrap())));
         Self { child, lines }
@@ -36,7 +36,8 @@ impl Follower {
         kill(Pid::from_raw(i32::try_from(self.child.id()).unwrap()), signal).unwrap();
     }
 
-    /// Reads on until the end of a job is told; every revision must follow the one before.
+    /// Reads events up to the end of a job, and returns the last revision. Revisions must have no
+    /// gap.
     fn read_to_end_of(&mut self, job: u64, mut last: u64) -> u64 {
         loop {
             let line = self.lines.recv_timeout(PATIENCE).unwrap();
@@ -59,13 +60,13 @@ impl Drop for Follower {
 }
 
 #[test]
-fn none_is_missed_and_none_repeated_over_restarts_and_by_a_slow_subscriber() {
+fn no_event_is_missed_or_repeated_across_restarts_or_by_a_slow_subscriber() {
     let mut mesh = Mesh::with_agents(PODMESH, &["a", "b"]);
     let mut quick = Follower::start(&mesh, 0);
     let mut slow = Follower::start(&mesh, 0);
     mesh.ok(&["submit", "--wait", "--array", "1-300", "--", "true"]);
     let seen = quick.read_to_end_of(1, 0);
-    // The slow one sleeps while thousands of events and two restarts go by.
+    // The slow one is suspended during thousands of events and two restarts.
     slow.signal(Signal::SIGSTOP);
     for _ in 0..2 {
         mesh.kill_manager();
@@ -76,13 +77,13 @@ fn none_is_missed_and_none_repeated_over_restarts_and_by_a_slow_subscriber() {
     slow.signal(Signal::SIGCONT);
     let end = quick.read_to_end_of(2, seen);
     assert_eq!(slow.read_to_end_of(2, 0), end);
-    // One that comes late, from the middle.
+    // A late subscriber starts from the middle.
     let mut late = Follower::start(&mesh, seen);
     assert_eq!(late.read_to_end_of(2, seen), end);
 }
 
 #[test]
-fn events_follow_what_happens_while_they_are_watched() {
+fn events_are_followed_while_they_happen() {
     let mesh = Mesh::with_agents(PODMESH, &["a"]);
     let mut follower = Follower::start(&mesh, 0);
     let mut last = 0;

@@ -1,5 +1,5 @@
-//! Disks that fill up, and have room again: the manager's and an agent's, on a file system of their
-//! own.
+//! Disks of the manager and of agents that fill up and later have space again. Each is a separate
+//! file system.
 #![expect(clippy::unwrap_used, reason = "tests")]
 
 use std::fs::{self, File};
@@ -12,10 +12,10 @@ use podmesh_tests::mesh::Mesh;
 use podmesh_tests::wait::until_true;
 
 const PODMESH: &str = env!("CARGO_BIN_EXE_podmesh-under-test");
-/// Far more than a refusal takes, and less than patience with a disk would.
+/// Far longer than a refusal takes, and shorter than waiting for the disk would.
 const REFUSAL_LIMIT: Duration = Duration::from_secs(10);
 
-/// A small file system in memory; unmounted when dropped.
+/// A small file system in memory. Unmounted when dropped.
 struct SmallDisk(PathBuf);
 
 impl SmallDisk {
@@ -26,17 +26,24 @@ impl SmallDisk {
             .arg(path)
             .status()
             .unwrap();
-        assert!(status.success(), "a file system can be mounted: {status}");
+        assert!(status.success(), "cannot mount a file system: {status}");
         Self(path.to_owned())
     }
 
-    /// Writes until nothing more fits but `leave` bytes.
+    /// Fills the disk except for `leave` bytes.
     fn fill(&self, leave: u64) {
         let mut file = File::create(self.0.join("ballast")).unwrap();
         let block = vec![0x5a; 64 << 10];
         while file.write_all(&block).is_ok() {}
         let full = file.metadata().unwrap().len();
         file.set_len(full - leave).unwrap();
+    }
+
+    /// Mounts it again as `ro` or `rw`.
+    fn remount(&self, mode: &str) {
+        let options = format!("remount,{mode}");
+        let status = Command::new("mount").args(["-o", &options]).arg(&self.0).status().unwrap();
+        assert!(status.success(), "cannot mount a file system as {mode}: {status}");
     }
 
     fn make_room(&self) {
@@ -50,13 +57,14 @@ impl Drop for SmallDisk {
     }
 }
 
-/// Whether file systems can be mounted here; said aloud where not, and a failure in CI.
+/// Returns whether file systems can be mounted here. If not, prints a message, or panics with
+/// `PODMESH_TEST_DOCKER=required`.
 fn may_mount() -> bool {
     let root = nix::unistd::geteuid().is_root();
     let required = std::env::var("PODMESH_TEST_DOCKER").is_ok_and(|value| value == "required");
-    assert!(root || !required, "full disks are tested as root");
+    assert!(root || !required, "tests of full disks need root");
     if !root {
-        eprintln!("LEFT OUT: only root can mount a file system to fill");
+        eprintln!("SKIPPED: only root can mount a file system to fill");
     }
     root
 }
@@ -71,11 +79,11 @@ fn refused(mesh: &Mesh) -> String {
 }
 
 #[test]
-fn a_manager_without_room_refuses_work_and_goes_on_by_itself() {
+fn a_manager_with_a_full_disk_refuses_work_and_recovers_by_itself() {
     if !may_mount() {
         return;
     }
-    // After the mesh: what is mounted in its folder goes before the folder.
+    // Declared after the mesh, so that it is unmounted before the mesh's folder is removed.
     let mut mesh = Mesh::new(PODMESH);
     let disk = SmallDisk::mount(&mesh.data_dir());
     mesh.start_manager();
@@ -85,7 +93,7 @@ fn a_manager_without_room_refuses_work_and_goes_on_by_itself() {
     let job = mesh.submit(&["--", "sh", "-c", &script]);
     mesh.wait_for_job(job, "running");
 
-    // Little room: what is under way goes on, and is still written down.
+    // Little space: running work continues and is still recorded.
     disk.fill(4 << 20);
     let said = refused(&mesh);
     assert!(said.contains("no room is left in"), "{said}");
@@ -96,7 +104,7 @@ fn a_manager_without_room_refuses_work_and_goes_on_by_itself() {
     disk.make_room();
     assert_eq!(mesh.ok(&["run", "--", "echo", "again"]), "again\n");
 
-    // No room at all: nothing can be written down, and nothing is lost.
+    // No space at all: nothing can be recorded, and nothing is lost.
     fs::remove_file(&file).unwrap();
     let job = mesh.submit(&["--", "sh", "-c", &script]);
     mesh.wait_for_job(job, "running");
@@ -109,7 +117,7 @@ fn a_manager_without_room_refuses_work_and_goes_on_by_itself() {
     disk.make_room();
     mesh.wait_for_job(job, "succeeded");
     assert_eq!(mesh.ok(&["run", "--", "echo", "and again"]), "and again\n");
-    assert_eq!(mesh.ok(&["events"]).matches("node a connected").count(), 1, "nobody was lost");
+    assert_eq!(mesh.ok(&["events"]).matches("node a connected").count(), 1, "a session was lost");
 
     mesh.stop_manager();
     let checked = mesh.ok(&["check", "--data-dir", mesh.data_dir().to_str().unwrap()]);
@@ -119,7 +127,7 @@ fn a_manager_without_room_refuses_work_and_goes_on_by_itself() {
 }
 
 #[test]
-fn an_agent_without_room_starts_nothing_and_loses_no_line() {
+fn an_agent_with_a_full_disk_starts_nothing_and_loses_no_line() {
     if !may_mount() {
         return;
     }
@@ -128,7 +136,7 @@ fn an_agent_without_room_starts_nothing_and_loses_no_line() {
     mesh.start_manager();
     mesh.start_agent("a", &["--docker", "off"]);
     let file = mesh.folder().join("go");
-    // More than the pipe holds, so that some of it waits for the disk.
+    // More than a pipe holds, so that some of it waits for the disk.
     let script = format!(
         "until test -e {}; do sleep 0.05; done; i=0; \
          while [ $i -lt 50000 ]; do i=$((i+1)); echo line $i; done",
@@ -137,10 +145,10 @@ fn an_agent_without_room_starts_nothing_and_loses_no_line() {
     let job = mesh.submit(&["--", "sh", "-c", &script]);
     mesh.wait_for_job(job, "running");
     disk.fill(0);
-    // It takes no work, and says why; work that comes waits.
+    // It accepts no work and says why; new work waits.
     let folder = mesh.agent_dir("a");
     let takes = |mesh: &Mesh| !mesh.nodes()[0]["runtimes"].as_array().unwrap().is_empty();
-    until_true("it takes no work", || !takes(&mesh));
+    until_true("it accepts no work", || !takes(&mesh));
     let why = mesh.nodes()[0]["withdrawn"]["process"].as_str().unwrap().to_owned();
     assert!(why.contains("no room is left in") && why.contains(folder.to_str().unwrap()), "{why}");
     assert!(mesh.ok(&["events"]).contains("node a takes no work for process: no room is left in"));
@@ -152,10 +160,10 @@ fn an_agent_without_room_starts_nothing_and_loses_no_line() {
     mesh.wait_for_job(waits, "succeeded");
     assert!(mesh.ok(&["events"]).contains("node a takes work for process again"));
     let expected: String = (1..=50_000).map(|number| format!("line {number}\n")).collect();
-    assert!(mesh.ok(&["logs", &job.to_string()]) == expected, "a line is missing or doubled");
+    assert!(mesh.ok(&["logs", &job.to_string()]) == expected, "a line is missing or duplicated");
     assert_eq!(mesh.ok(&["run", "--", "echo", "again"]), "again\n");
 
-    // One that has ended while its output waits: it is waited for, however long it takes.
+    // The output of a program that has ended waits for the disk, however long that takes.
     fs::remove_file(&file).unwrap();
     let pid = mesh.folder().join("pid");
     let script = format!(
@@ -172,7 +180,7 @@ fn an_agent_without_room_starts_nothing_and_loses_no_line() {
     let process = Path::new("/proc").join(fs::read_to_string(&pid).unwrap().trim());
     fs::write(&file, "").unwrap();
     until_true("the program ends", || !process.exists());
-    // Longer than anything that is not worth waiting for would be given.
+    // Longer than the limit for output that is given up.
     std::thread::sleep(Duration::from_secs(6));
     let state = mesh.ok(&["job", &job.to_string()]);
     assert!(state.contains("running"), "{state}");
@@ -184,7 +192,7 @@ fn an_agent_without_room_starts_nothing_and_loses_no_line() {
 }
 
 #[test]
-fn a_node_without_room_takes_no_work_from_one_that_has() {
+fn a_node_with_a_full_disk_takes_no_work_from_other_nodes() {
     if !may_mount() {
         return;
     }
@@ -194,16 +202,39 @@ fn a_node_without_room_takes_no_work_from_one_that_has() {
     let flags = ["--docker", "off", "--cpus", "100"];
     mesh.start_agent("full", &flags);
     mesh.start_agent("good", &["--docker", "off", "--cpus", "2"]);
-    // Its room ends just as the work comes.
+    // Its disk fills up just before the work arrives.
     disk.fill(0);
     let job = mesh.submit(&["--array", "1-400", "--", "true"]);
     mesh.wait_for_job(job, "succeeded");
-    // And of a node that starts so, nothing is tried at all.
+    // Nothing is started on a node whose disk is full when it starts.
     mesh.kill_agent("full");
     mesh.start_agent("full", &flags);
     let job = mesh.submit(&["--array", "1-50", "--", "true"]);
     mesh.wait_for_job(job, "succeeded");
     assert!(!mesh.ok(&["tasks", &job.to_string()]).contains("full"));
+    drop(mesh);
+    drop(disk);
+}
+
+#[test]
+fn a_node_whose_log_folder_is_read_only_takes_no_work() {
+    if !may_mount() {
+        return;
+    }
+    let mut mesh = Mesh::new(PODMESH);
+    let logs = mesh.folder().join("logs-of-a");
+    let disk = SmallDisk::mount(&logs);
+    mesh.start_manager();
+    mesh.start_agent("a", &["--docker", "off", "--logs-dir", logs.to_str().unwrap()]);
+    disk.remount("ro");
+    let takes = |mesh: &Mesh| !mesh.nodes()[0]["runtimes"].as_array().unwrap().is_empty();
+    until_true("it accepts no work", || !takes(&mesh));
+    let why = mesh.nodes()[0]["withdrawn"]["process"].as_str().unwrap().to_owned();
+    assert!(why.contains("cannot write to") && why.contains(logs.to_str().unwrap()), "{why}");
+    let waits = mesh.submit(&["--", "echo", "written"]);
+    disk.remount("rw");
+    mesh.wait_for_job(waits, "succeeded");
+    assert_eq!(mesh.ok(&["logs", &waits.to_string()]), "written\n");
     drop(mesh);
     drop(disk);
 }

@@ -1,4 +1,4 @@
-//! Keys that are replaced while work goes on, as people do it.
+//! Keys that are replaced during work, with the CLI.
 #![expect(clippy::unwrap_used, clippy::panic, reason = "tests")]
 
 use std::fs;
@@ -15,7 +15,7 @@ fn json(path: &Path) -> Value {
     serde_json::from_slice(&fs::read(path).unwrap()).unwrap()
 }
 
-/// A verb of somebody whose data folder is another one.
+/// Runs a verb with another data folder, as on another machine.
 fn elsewhere(mesh: &Mesh, name: &str, args: &[&str]) -> Output {
     let mut command = mesh.command(args);
     command.env("PODMESH_DATA_DIR", mesh.folder().join(name)).output().unwrap()
@@ -25,7 +25,7 @@ fn said(output: &Output) -> String {
     String::from_utf8_lossy(&output.stderr).into_owned()
 }
 
-/// The digest of the manager's key, as it says itself.
+/// Returns the digest of the manager's key, from its own file.
 fn manager_key(mesh: &Mesh) -> Value {
     json(&mesh.data_dir().join("manager/endpoint.json"))["key"].take()
 }
@@ -34,14 +34,14 @@ fn rotate(mesh: &Mesh) {
     let before = manager_key(mesh);
     mesh.ok(&["key", "rotate"]);
     assert_ne!(manager_key(mesh), before);
-    until_true("the agent knows the keys of now", || {
+    until_true("the agent knows the current keys", || {
         let enrolment = mesh.agent_dir("a").join("agent/enrolment.json");
         json(&enrolment)["manager"][0] == manager_key(mesh)
     });
     mesh.wait_for_node("a", "alive");
 }
 
-/// A job that runs until the file that comes back with it is there.
+/// Starts a job that runs until a file exists, and returns the job and the file's path.
 fn job_that_waits(mesh: &Mesh) -> (u64, std::path::PathBuf) {
     let file = mesh.folder().join("go");
     let script = format!("until test -e {}; do sleep 0.05; done", file.display());
@@ -51,7 +51,7 @@ fn job_that_waits(mesh: &Mesh) -> (u64, std::path::PathBuf) {
 }
 
 #[test]
-fn the_managers_key_is_rotated_under_whoever_has_joined() {
+fn joined_nodes_and_users_follow_rotations_of_the_managers_key() {
     let mut mesh = Mesh::with_agents(PODMESH, &["a"]);
     for user in ["ann", "ben"] {
         let token = mesh.token("viewer");
@@ -59,18 +59,18 @@ fn the_managers_key_is_rotated_under_whoever_has_joined() {
         assert!(joined.status.success(), "{}", said(&joined));
     }
     let (job, go) = job_that_waits(&mesh);
-    let token_of_before = mesh.token("viewer");
+    let old_token = mesh.token("viewer");
     for _ in 0..3 {
         rotate(&mesh);
         let nodes = elsewhere(&mesh, "ann", &["nodes"]);
         assert!(nodes.status.success(), "{}", said(&nodes));
     }
-    let late = elsewhere(&mesh, "carl", &["login", &token_of_before]);
+    let late = elsewhere(&mesh, "carl", &["login", &old_token]);
     assert!(said(&late).contains("has another key"), "{}", said(&late));
     let away = elsewhere(&mesh, "ben", &["nodes"]);
     assert!(said(&away).contains("join again with a new token"), "{}", said(&away));
 
-    // What was rotated is on disk.
+    // The rotated key is on disk.
     mesh.kill_manager();
     mesh.start_manager();
     mesh.wait_for_node("a", "alive");
@@ -86,14 +86,14 @@ fn the_managers_key_is_rotated_under_whoever_has_joined() {
 }
 
 #[test]
-fn nodes_and_users_renew_their_keys_and_the_old_ones_are_of_no_more_use() {
+fn nodes_and_users_renew_their_keys_and_the_old_keys_are_refused() {
     let mesh = Mesh::with_agents(PODMESH, &["a"]);
     let token = mesh.token("operator");
     let joined = elsewhere(&mesh, "ann", &["login", &token, "--name", "ann"]);
     assert!(joined.status.success(), "{}", said(&joined));
     let (job, go) = job_that_waits(&mesh);
 
-    // Somebody has copied the keys.
+    // Somebody has copied the user's key.
     let thief = mesh.folder().join("thief");
     fs::create_dir_all(thief.join("user")).unwrap();
     for file in ["key", "enrolment.json"] {
@@ -116,7 +116,7 @@ fn nodes_and_users_renew_their_keys_and_the_old_ones_are_of_no_more_use() {
     assert!(said(&refused).contains("does not know the key"), "{}", said(&refused));
     let refused = elsewhere(&mesh, "thief", &["key", "renew"]);
     assert!(said(&refused).contains("does not know the key"), "{}", said(&refused));
-    until_true("the agent is back with its new key", || {
+    until_true("the agent has reconnected with its new key", || {
         mesh.ok(&["events"]).matches("node a connected").count() == 2
     });
     mesh.wait_for_node("a", "alive");
@@ -129,9 +129,9 @@ fn nodes_and_users_renew_their_keys_and_the_old_ones_are_of_no_more_use() {
     assert!(events.contains("operator ann has a new key"), "{events}");
 }
 
-/// A power cut cannot be made here, but the calls that guard against it can be seen.
+/// A test cannot cut the power, but it can check the system calls that protect against it.
 #[test]
-fn the_managers_first_key_is_on_disk_with_its_name_before_it_is_used() {
+fn the_managers_first_key_and_its_directory_entry_are_on_disk_before_use() {
     let mesh = Mesh::new(PODMESH);
     let trace = mesh.folder().join("trace");
     let mut command = Command::new("strace");

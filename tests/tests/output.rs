@@ -1,4 +1,4 @@
-//! What the CLI prints: JSON that keeps its schema, tables that fit, errors that help.
+//! Output of the CLI: JSON that matches its schema, tables that fit, helpful errors.
 #![expect(clippy::unwrap_used, clippy::panic, reason = "tests")]
 
 use std::fs;
@@ -27,7 +27,7 @@ fn check(verb: &str, printed: &Value) {
 }
 
 #[test]
-fn all_that_lists_keeps_its_schema() {
+fn lists_match_their_schemas() {
     let mesh = Mesh::with_agents(PODMESH, &["a"]);
     let submitted =
         mesh.json(&["submit", "--name", "x", "--array", "1-3", "--timeout", "1m", "--", "true"]);
@@ -51,7 +51,7 @@ fn all_that_lists_keeps_its_schema() {
 }
 
 #[test]
-fn a_reader_that_goes_away_is_no_error() {
+fn a_reader_that_closes_the_pipe_is_not_an_error() {
     let mesh = Mesh::with_agents(PODMESH, &["a"]);
     mesh.ok(&["submit", "--wait", "--array", "1-500", "--", "true"]);
     let mut child =
@@ -63,7 +63,7 @@ fn a_reader_that_goes_away_is_no_error() {
 }
 
 #[test]
-fn what_is_not_there_says_so() {
+fn the_error_for_an_unknown_object_names_it() {
     let mesh = Mesh::with_agents(PODMESH, &["a"]);
     mesh.ok(&["run", "--", "true"]);
     for args in [
@@ -125,7 +125,7 @@ fn a_job_over_a_limit_is_refused_with_the_limit() {
     assert_eq!(mesh.json(&["jobs"])["jobs"].as_array().unwrap().len(), 0);
 }
 
-/// A page of nodes ends by its bytes before it ends by its rows.
+/// A page of nodes reaches its limit of bytes before its limit of rows.
 #[test]
 fn nodes_with_large_labels_are_all_listed() {
     const NODES: usize = 40;
@@ -138,12 +138,14 @@ fn nodes_with_large_labels_are_all_listed() {
             node: format!("node-{number}").parse().unwrap(),
             boot_id: "boot".into(),
             agent_instance: InstanceId(Uuid::from_u128(number as u128)),
+            agent_id: None,
             cluster: None,
             program_version: "test".into(),
             capacity: Resources { cpu_millis: 1000, memory_bytes: 0 },
             labels: (0..LABELS_MAX).map(label).collect(),
             runtimes: vec![],
             withdrawn: [].into(),
+            unenforced: [].into(),
             attempts: vec![],
         })
     };
@@ -164,7 +166,7 @@ fn nodes_with_large_labels_are_all_listed() {
 }
 
 #[test]
-fn a_job_is_described_with_all_that_its_container_asks_for() {
+fn a_job_is_shown_with_all_options_of_its_container() {
     let mut mesh = Mesh::new(PODMESH);
     mesh.start_manager();
     let platform = ["--platform", "linux/s390x"];

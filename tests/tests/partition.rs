@@ -1,4 +1,4 @@
-//! Networks that fall apart, one way and both, in a namespace of their own.
+//! Network partitions in one or both directions, in a separate network namespace.
 #![expect(clippy::unwrap_used, reason = "tests")]
 
 use std::fs;
@@ -8,7 +8,7 @@ use podmesh_tests::namespace::{Cut, Namespace};
 
 const PODMESH: &str = env!("CARGO_BIN_EXE_podmesh-under-test");
 
-/// A mesh with a node `far` behind a link that can be cut.
+/// Returns a mesh with a node `far` behind a link that can be cut.
 fn mesh(namespace: &Namespace) -> Mesh {
     let flags = ["--lease", "3s", "--heartbeat", "500ms"];
     let mut mesh = Mesh::new(PODMESH).listen_on(namespace.host()).manager_flags(&flags);
@@ -18,7 +18,7 @@ fn mesh(namespace: &Namespace) -> Mesh {
 }
 
 #[test]
-fn a_task_that_waits_goes_on_over_every_kind_of_cut() {
+fn a_task_with_on_lost_wait_keeps_running_during_every_kind_of_cut() {
     let Some(namespace) = Namespace::make() else { return };
     let mesh = mesh(&namespace);
     let file = mesh.folder().join("go");
@@ -31,7 +31,7 @@ fn a_task_that_waits_goes_on_over_every_kind_of_cut() {
         namespace.heal();
         mesh.wait_for_node("far", "alive");
     }
-    // Its end is during one more cut, and is told afterwards.
+    // It ends during another cut, and its end is reported after that.
     namespace.cut(Cut::Both);
     fs::write(&file, "").unwrap();
     mesh.wait_for_node("far", "lost");
@@ -42,10 +42,10 @@ fn a_task_that_waits_goes_on_over_every_kind_of_cut() {
 }
 
 #[test]
-fn a_task_that_is_to_go_elsewhere_is_stopped_before_it_does() {
+fn a_requeued_task_is_stopped_before_it_starts_elsewhere() {
     let Some(namespace) = Namespace::make() else { return };
     let mut mesh = mesh(&namespace);
-    // A lock goes with whoever holds it, however they end.
+    // A lock is released when its holder ends, in any way.
     let (lock, wrong) = (mesh.folder().join("lock"), mesh.folder().join("wrong"));
     let script = format!(
         "flock -n {} sh -c 'while [ $PODMESH_ATTEMPT = 1 ]; do sleep 0.05; done' || echo > {}",

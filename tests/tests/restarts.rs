@@ -1,4 +1,4 @@
-//! The manager and agents killed and started again, in any order.
+//! The manager and agents killed and restarted in any order.
 #![expect(clippy::unwrap_used, reason = "tests")]
 
 use std::fs;
@@ -15,7 +15,7 @@ use serde_json::Value;
 
 const PODMESH: &str = env!("CARGO_BIN_EXE_podmesh-under-test");
 
-/// A mesh whose leases are short, for what happens when they end.
+/// Returns a mesh with short leases.
 fn quick() -> Mesh {
     Mesh::new(PODMESH).manager_flags(&["--lease", "2s", "--heartbeat", "200ms"])
 }
@@ -24,7 +24,7 @@ fn quick() -> Mesh {
 fn agents_may_start_before_their_manager() {
     let mut mesh = Mesh::new(PODMESH);
     mesh.spawn_agent("early", &[]);
-    until_true("the agent has tried in vain", || {
+    until_true("the agent has tried without success", || {
         mesh.agent("early").printed().contains("no manager answers")
     });
     mesh.start_manager();
@@ -33,11 +33,10 @@ fn agents_may_start_before_their_manager() {
 }
 
 #[test]
-fn a_manager_killed_in_the_middle_of_an_array_loses_nothing_and_runs_nothing_twice() {
+fn a_manager_killed_during_an_array_loses_nothing_and_runs_nothing_twice() {
     let mut mesh = Mesh::with_agents(PODMESH, &["a", "b"]);
-    let marks = mesh.folder().join("marks");
-    fs::create_dir(&marks).unwrap();
-    // Each run of a task leaves a file of its own.
+    let marks = mesh.shared_folder("marks");
+    // Each run of a task creates its own file.
     let script = format!("mktemp -q {}/$PODMESH_TASK_INDEX.XXXXXX", marks.display());
     let job = mesh.submit(&["--array", "1-600", "--", "sh", "-c", &script]);
     for kills in 1..=3 {
@@ -63,7 +62,7 @@ fn a_manager_killed_in_the_middle_of_an_array_loses_nothing_and_runs_nothing_twi
 }
 
 #[test]
-fn running_tasks_go_on_without_their_manager_and_are_reported_after() {
+fn tasks_keep_running_without_their_manager_and_are_reported_later() {
     let mut mesh = Mesh::with_agents(PODMESH, &["a"]);
     let gate = mesh.folder().join("gate");
     let done = mesh.folder().join("done");
@@ -87,7 +86,7 @@ fn running_tasks_go_on_without_their_manager_and_are_reported_after() {
 }
 
 #[test]
-fn run_and_events_go_on_over_a_restart_of_the_manager() {
+fn run_continues_across_a_restart_of_the_manager() {
     let mut mesh = Mesh::with_agents(PODMESH, &["a"]);
     let gate = mesh.folder().join("gate");
     let script =
@@ -108,7 +107,7 @@ fn run_and_events_go_on_over_a_restart_of_the_manager() {
 }
 
 #[test]
-fn everything_acknowledged_is_there_after_kill_9() {
+fn everything_acknowledged_survives_kill_9() {
     let mut mesh = Mesh::with_agents(PODMESH, &["a"]);
     mesh.ok(&["submit", "--wait", "--name", "ended", "--array", "1-20", "--", "true"]);
     let waiting = mesh.submit(&["--name", "waits", "--require", "no=where", "--", "true"]);
@@ -127,15 +126,15 @@ fn everything_acknowledged_is_there_after_kill_9() {
     let after = look(&mesh);
     assert_eq!(after.0, before.0);
     assert_eq!(after.1, before.1);
-    // What happened since (the agent came back) follows; what had happened is unchanged.
+    // Earlier events are unchanged; later ones (the agent reconnected) follow.
     assert_eq!(after.2[..before.2.len()], before.2);
     mesh.start_agent("b", &["--label", "no=where"]);
     mesh.wait_for_job(waiting, "succeeded");
-    assert_eq!(mesh.submit(&["--", "true"]), waiting + 1, "numbers go on");
+    assert_eq!(mesh.submit(&["--", "true"]), waiting + 1, "job numbers continue");
 }
 
 #[test]
-fn a_task_of_an_agent_that_stays_away_is_tried_again_elsewhere() {
+fn a_task_of_an_agent_that_stays_away_is_retried_elsewhere() {
     let mut mesh = quick();
     mesh.start_manager();
     mesh.start_agent("a", &[]);
@@ -152,17 +151,17 @@ fn a_task_of_an_agent_that_stays_away_is_tried_again_elsewhere() {
     mesh.wait_for_node("a", "lost");
     mesh.wait_for_job(job, "succeeded");
     assert_eq!(fs::read_to_string(&runs).unwrap(), "a\nb\n");
-    // Without an agent its supervisor has ended it.
+    // Without an agent, the supervisor has ended the process.
     let agent = fs::read_to_string(mesh.agent_dir("a").join("agent/id")).unwrap();
     let left = podmesh_tests::process::with_environment(&format!("PODMESH_AGENT={}", agent.trim()));
     assert_eq!(left, []);
-    // Started again, the agent has nothing to say of it that counts.
+    // After its restart, nothing that the agent reports about it counts.
     mesh.start_agent("a", &[]);
     assert_eq!(mesh.wait_for_job(job, "succeeded")["tasks"]["succeeded"], 1);
 }
 
 #[test]
-fn an_agent_that_is_to_stop_its_processes_does_and_says_so() {
+fn an_agent_with_stop_processes_stops_and_reports_them() {
     let mut mesh = Mesh::with_agents(PODMESH, &[]);
     mesh.start_agent("a", &["--stop-processes"]);
     let job = mesh.submit(&["--", "sleep", "1000"]);
@@ -174,7 +173,7 @@ fn an_agent_that_is_to_stop_its_processes_does_and_says_so() {
 }
 
 #[test]
-fn a_manager_that_is_stopped_ends_well_and_comes_back() {
+fn a_manager_stops_cleanly_and_restarts() {
     let mut mesh = Mesh::with_agents(PODMESH, &["a"]);
     assert!(mesh.stop_manager().success());
     assert!(!mesh.output(&["nodes"]).status.success());
@@ -193,7 +192,7 @@ fn a_second_manager_on_the_same_data_directory_is_refused() {
 }
 
 #[test]
-fn two_agents_with_one_name_the_second_is_told_to_take_another() {
+fn a_second_agent_with_the_same_name_is_told_to_use_another() {
     let mut mesh = Mesh::with_agents(PODMESH, &[]);
     mesh.spawn_local_agent("twin", &[]);
     mesh.wait_for_node("twin", "alive");
@@ -203,11 +202,11 @@ fn two_agents_with_one_name_the_second_is_told_to_take_another() {
     let log = mesh.folder().join("second.txt");
     let mut second = Daemon::start(command, &log);
     until_true("the second one is refused", || {
-        assert!(second.runs(), "it goes on trying: {}", second.printed());
+        assert!(second.runs(), "it must keep retrying: {}", second.printed());
         let said = second.printed();
         said.contains("twin") && said.contains("--name")
     });
-    // The first one is not disturbed, and gives the name free when it goes.
+    // The first agent is not disturbed, and the name is free when it has ended.
     mesh.ok(&["run", "--", "true"]);
     mesh.kill_agent("twin");
     until_true("the second one takes its place", || {
@@ -217,7 +216,7 @@ fn two_agents_with_one_name_the_second_is_told_to_take_another() {
 }
 
 #[test]
-fn a_database_of_a_newer_version_is_refused_and_left_alone() {
+fn a_database_of_a_newer_version_is_refused_and_not_changed() {
     let mut mesh = Mesh::with_agents(PODMESH, &[]);
     assert!(mesh.stop_manager().success());
     let path = mesh.data_dir().join("manager/podmesh.db");
@@ -232,24 +231,24 @@ fn a_database_of_a_newer_version_is_refused_and_left_alone() {
     assert!(fs::read(&path).unwrap() == before);
 }
 
-/// Stops a thread, and nothing else of its process, until the process has ended.
+/// Stops one thread of a process, and waits until the process has ended.
 fn freeze_until_it_ends(daemon: &mut Daemon, thread: Pid) {
     ptrace::seize(thread, ptrace::Options::empty()).unwrap();
     ptrace::interrupt(thread).unwrap();
     waitpid(thread, Some(WaitPidFlag::__WALL)).unwrap();
     until_true("the daemon ends", || {
         if thread != daemon.pid() {
-            // Who traces a thread has to take notice of its end.
+            // The tracer of a thread must wait for its end.
             _ = waitpid(thread, Some(WaitPidFlag::__WALL | WaitPidFlag::WNOHANG));
         }
         !daemon.runs()
     });
     let said = daemon.printed();
-    assert!(said.contains("has made no step for 30 s"), "{said}");
+    assert!(said.contains("has made no progress for 30 s"), "{said}");
     assert!(said.contains("podmesh-watch: waits in"), "{said}");
 }
 
-/// The thread of a process with this name.
+/// Returns the thread of a process with this name.
 fn thread_of(daemon: &Daemon, name: &str) -> Pid {
     let tasks = fs::read_dir(format!("/proc/{}/task", daemon.pid())).unwrap();
     let mut tasks = tasks.map(|task| task.unwrap());
@@ -260,7 +259,7 @@ fn thread_of(daemon: &Daemon, name: &str) -> Pid {
 }
 
 #[test]
-fn a_manager_that_hangs_says_so_and_ends_and_the_next_goes_on() {
+fn a_hanging_manager_reports_it_and_ends_and_the_next_one_continues() {
     let mut mesh = Mesh::with_agents(PODMESH, &["a"]);
     let job = mesh.submit(&["--", "sh", "-c", "sleep 1; echo done"]);
     let thread = thread_of(mesh.manager(), "podmesh-core");
@@ -272,7 +271,7 @@ fn a_manager_that_hangs_says_so_and_ends_and_the_next_goes_on() {
 }
 
 #[test]
-fn an_agent_that_hangs_says_so_and_ends_and_the_next_goes_on() {
+fn a_hanging_agent_reports_it_and_ends_and_the_next_one_continues() {
     let mut mesh = Mesh::with_agents(PODMESH, &["a"]);
     let file = mesh.folder().join("go");
     let script = format!("until test -e {}; do sleep 0.05; done; echo done", file.display());

@@ -1,4 +1,4 @@
-//! `run`, `submit`, `logs` and `cancel` on a real mesh with real processes.
+//! `run`, `submit`, `logs` and `cancel` with real processes.
 #![expect(clippy::unwrap_used, reason = "tests")]
 
 use std::fs;
@@ -27,7 +27,7 @@ fn shell(mesh: &Mesh, script: &str) -> Output {
 }
 
 #[test]
-fn run_streams_both_outputs_and_ends_with_the_code() {
+fn run_prints_both_streams_and_exits_with_the_tasks_code() {
     let mesh = mesh(&["a"]);
     let output = shell(&mesh, "echo out; echo err >&2; exit 3");
     assert_eq!(text(&output.stdout), "out\n");
@@ -38,7 +38,7 @@ fn run_streams_both_outputs_and_ends_with_the_code() {
 }
 
 #[test]
-fn what_cannot_be_started_says_why_as_a_shell_would() {
+fn a_command_that_cannot_start_fails_with_the_code_of_a_shell_and_the_reason() {
     let mesh = mesh(&["a"]);
     let missing = mesh.output(&["run", "--", "podmesh-has-no-such-command"]);
     assert_eq!(missing.status.code(), Some(127));
@@ -53,7 +53,7 @@ fn what_cannot_be_started_says_why_as_a_shell_would() {
 }
 
 #[test]
-fn a_task_knows_who_it_is_and_gets_its_variables() {
+fn a_task_gets_its_ids_and_its_variables() {
     let mesh = mesh(&["a"]);
     let script = "echo $PODMESH_JOB.$PODMESH_TASK_INDEX $PODMESH_TASK $PODMESH_ATTEMPT $PODMESH_NODE $PODMESH_JOB_NAME $X $Y";
     let variables = mesh.folder().join("variables");
@@ -76,7 +76,7 @@ fn a_task_knows_who_it_is_and_gets_its_variables() {
 }
 
 #[test]
-fn a_binary_byte_stays_a_binary_byte_from_the_pipe_to_the_file_and_to_the_reader() {
+fn binary_output_is_unchanged_in_the_file_and_for_the_reader() {
     let mesh = mesh(&["a"]);
     let all: Vec<u8> = (0..=255).cycle().take(100_000).collect();
     let input = mesh.folder().join("bytes");
@@ -89,7 +89,7 @@ fn a_binary_byte_stays_a_binary_byte_from_the_pipe_to_the_file_and_to_the_reader
 }
 
 #[test]
-fn no_output_no_file() {
+fn a_stream_without_output_has_no_file() {
     let mesh = mesh(&["a"]);
     mesh.ok(&["run", "--", "true"]);
     assert!(!mesh.logs("a", 1, 1, 1).exists());
@@ -99,10 +99,9 @@ fn no_output_no_file() {
 }
 
 #[test]
-fn an_array_runs_each_index_once_spread_over_the_nodes() {
+fn an_array_runs_each_index_once_and_is_spread_over_the_nodes() {
     let mesh = mesh(&["a", "b"]);
-    let marks = mesh.folder().join("marks");
-    fs::create_dir(&marks).unwrap();
+    let marks = mesh.shared_folder("marks");
     let script =
         format!("echo $PODMESH_NODE > {}/$PODMESH_TASK_INDEX.$PODMESH_ATTEMPT", marks.display());
     mesh.ok(&["submit", "--wait", "--array", "5-204", "--", "sh", "-c", &script]);
@@ -116,14 +115,14 @@ fn an_array_runs_each_index_once_spread_over_the_nodes() {
     assert_eq!(names, expected);
     let nodes: std::collections::BTreeSet<_> =
         names.iter().map(|name| fs::read_to_string(marks.join(name)).unwrap()).collect();
-    assert_eq!(nodes.len(), 2, "both nodes take part");
+    assert_eq!(nodes.len(), 2, "both nodes run tasks");
     let job = mesh.json(&["job", "1"]);
     assert_eq!(job["state"], "succeeded");
     assert_eq!(job["tasks"]["succeeded"], 200);
 }
 
 #[test]
-fn submit_wait_fails_when_a_task_fails_and_tasks_tells_which() {
+fn submit_wait_fails_if_a_task_fails_and_tasks_shows_which() {
     let mesh = mesh(&["a"]);
     let script = "test $PODMESH_TASK_INDEX -ne 7";
     let output = mesh.output(&["submit", "--wait", "--array", "1-10", "--", "sh", "-c", script]);
@@ -137,7 +136,7 @@ fn submit_wait_fails_when_a_task_fails_and_tasks_tells_which() {
 }
 
 #[test]
-fn a_job_file_does_what_flags_do_from_a_file_and_from_standard_input() {
+fn a_job_file_is_read_from_a_file_or_from_standard_input() {
     let mesh = mesh(&["a"]);
     let file = r#"
         name = "filed"
@@ -165,7 +164,7 @@ fn a_job_file_does_what_flags_do_from_a_file_and_from_standard_input() {
 }
 
 #[test]
-fn retries_are_tried_and_each_attempt_keeps_its_own_log() {
+fn a_failed_task_is_retried_and_each_attempt_has_its_own_log() {
     let mesh = mesh(&["a"]);
     let script = "echo attempt $PODMESH_ATTEMPT; test $PODMESH_ATTEMPT -eq 3";
     let args =
@@ -178,7 +177,7 @@ fn retries_are_tried_and_each_attempt_keeps_its_own_log() {
 }
 
 #[test]
-fn a_timeout_stops_the_task_and_all_that_it_started() {
+fn a_timeout_stops_the_task_and_all_its_descendants() {
     let mesh = mesh(&["a"]);
     let script = "setsid sleep 1000 & sleep 1000 & wait";
     let args = ["run", "--timeout", "200ms", "--stop-grace", "100ms", "--", "sh", "-c", script];
@@ -189,14 +188,14 @@ fn a_timeout_stops_the_task_and_all_that_it_started() {
     until_true("no process is left", || left(&mesh).is_empty());
 }
 
-/// Processes that tasks of this mesh's first agent left.
+/// Returns the processes that tasks of agent `a` left.
 fn left(mesh: &Mesh) -> Vec<Pid> {
     let agent = fs::read_to_string(mesh.agent_dir("a").join("agent/id")).unwrap();
     with_environment(&format!("PODMESH_AGENT={}", agent.trim()))
 }
 
 #[test]
-fn cancel_stops_what_runs_and_what_waits_never_starts() {
+fn cancel_stops_running_tasks_and_queued_tasks_never_start() {
     let mesh = mesh(&["a"]);
     let job = mesh.submit(&["--array", "1-1000", "--stop-grace", "200ms", "--", "sleep", "1000"]);
     until_true("something runs", || mesh.json(&["job", "1"])["tasks"]["active"] != 0);
@@ -204,12 +203,12 @@ fn cancel_stops_what_runs_and_what_waits_never_starts() {
     let ended = mesh.wait_for_job(job, "cancelled");
     assert_eq!(ended["tasks"]["cancelled"], 1000);
     until_true("no process is left", || left(&mesh).is_empty());
-    // Again is no error, and tells where it stands.
+    // A second cancel is not an error, and returns the job's state.
     assert_eq!(mesh.json(&["cancel", "1"])["jobs"][0]["state"], "cancelled");
 }
 
 #[test]
-fn ctrl_c_in_run_cancels_the_task_and_twice_leaves_at_once() {
+fn ctrl_c_in_run_cancels_the_task_and_a_second_one_exits_at_once() {
     let mesh = mesh(&["a"]);
     let interrupt = |script: &str, times: usize| {
         let child = mesh
@@ -238,14 +237,14 @@ fn ctrl_c_in_run_cancels_the_task_and_twice_leaves_at_once() {
     mesh.wait_for_job(job, "cancelled");
     assert!(left(&mesh).is_empty());
 
-    // A task that ignores TERM would hold a single Ctrl-C for its grace of a minute.
+    // A task that ignores SIGTERM would delay a single Ctrl-C for its grace of a minute.
     let (job, output) = interrupt("trap '' TERM; while :; do sleep 1; done", 2);
     assert_eq!(output.status.code(), Some(130), "{}", text(&output.stderr));
     assert_eq!(mesh.json(&["job", &job.to_string()])["state"], "cancelling");
 }
 
 #[test]
-fn logs_follows_until_the_task_ends_and_tail_crosses_rotations() {
+fn logs_follow_reads_until_the_task_ends_and_tail_crosses_rotations() {
     let mut mesh = Mesh::new(PODMESH);
     mesh.start_manager();
     mesh.start_agent("a", &["--log-file-size", "10kB"]);
@@ -262,7 +261,7 @@ fn logs_follows_until_the_task_ends_and_tail_crosses_rotations() {
     fs::write(&gate, "").unwrap();
     let output = follow.wait_with_output().unwrap();
     assert!(output.status.success());
-    // 48,894 bytes in files of 10 kB: nothing of it had to go yet, so all of it comes.
+    // 48,894 bytes in files of 10 kB: nothing was removed yet, so everything is printed.
     let expected: String = (1..=10_000).map(|n| format!("{n}\n")).collect();
     assert!(text(&output.stdout) == expected, "{} bytes came", output.stdout.len());
     let tail: String = (7_001..=10_000).map(|n| format!("{n}\n")).collect();
@@ -271,7 +270,7 @@ fn logs_follows_until_the_task_ends_and_tail_crosses_rotations() {
 }
 
 #[test]
-fn placement_respects_labels_and_room_and_says_why_a_task_waits() {
+fn placement_respects_labels_and_capacity_and_a_waiting_task_has_a_reason() {
     let mut mesh = Mesh::new(PODMESH);
     mesh.start_manager();
     mesh.start_agent("plain", &["--cpus", "1"]);
@@ -305,4 +304,32 @@ fn a_higher_priority_goes_first() {
         mesh.wait_for_job(job, "succeeded");
     }
     assert_eq!(fs::read_to_string(&order).unwrap(), "high\nlow\n");
+}
+
+#[test]
+fn a_task_runs_on_the_node_that_is_kept_for_a_large_one_if_it_is_over_in_time() {
+    let mut mesh = Mesh::new(PODMESH);
+    mesh.start_manager();
+    mesh.start_agent("a", &["--cpus", "4"]);
+    let gate = mesh.folder().join("gate");
+    let block = format!("while ! test -e {}; do sleep 0.02; done", gate.display());
+    let long = mesh.submit(&["--timeout", "10m", "--", "sh", "-c", &block]);
+    mesh.wait_for_job(long, "running");
+    let large = mesh.submit(&["--cpus", "4", "--", "true"]);
+    let endless = mesh.submit(&["--", "true"]);
+    let short = mesh.submit(&["--timeout", "1m", "--", "true"]);
+    mesh.wait_for_job(short, "succeeded");
+    let waits = mesh.wait_for_job(endless, "queued")["waits_for"].to_string();
+    assert!(
+        waits.contains("`a` has room, which is reserved for job 2, the first in line"),
+        "{waits}"
+    );
+    let waits = mesh.wait_for_job(large, "queued")["waits_for"].to_string();
+    assert!(waits.contains("node `a` is reserved for it, and it starts there within"), "{waits}");
+    let shown = mesh.ok(&["job", &large.to_string()]);
+    assert!(shown.contains("first in line: node `a` is reserved for it"), "{shown}");
+    fs::write(&gate, "").unwrap();
+    for job in [long, large, endless] {
+        mesh.wait_for_job(job, "succeeded");
+    }
 }

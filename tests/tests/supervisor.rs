@@ -4,6 +4,7 @@
 use std::fs;
 use std::path::Path;
 use std::process::Stdio;
+use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::sys::signal::{Signal, kill};
@@ -16,7 +17,7 @@ use serde_json::Value;
 
 const PODMESH: &str = env!("CARGO_BIN_EXE_podmesh-under-test");
 
-/// Lines with numbers until there is a file `stop`, then a last one, and the code 5.
+/// Prints numbered lines until a file `stop` exists, then a last line, and exits with code 5.
 const COUNT: &str = "i=0; while ! test -e stop; do i=$((i+1)); echo $i; sleep 0.005; done; \
                      echo end; exit 5";
 
@@ -24,13 +25,16 @@ fn last_attempt(mesh: &Mesh, job: u64) -> Value {
     mesh.json(&["tasks", &job.to_string()])["tasks"][0]["last_attempt"].clone()
 }
 
-/// What was written down of an attempt.
-fn record(mesh: &Mesh, agent: &str, attempt: &str) -> String {
-    let work = mesh.agent_dir(agent).join("agent/work");
-    fs::read_to_string(work.join(format!("{attempt}.attempt"))).unwrap_or_default()
+/// Returns the records of a job's attempts.
+fn record(mesh: &Mesh, agent: &str, job: u64) -> String {
+    let records = mesh.agent_dir(agent).join("agent/work/records");
+    let text = fs::read(records).unwrap_or_default();
+    let text = String::from_utf8_lossy(&text);
+    let of_job = format!("{{\"attempt\":[{job},");
+    text.lines().filter_map(|line| Some(&line[line.find(&of_job)?..])).collect()
 }
 
-/// The processes of an agent's attempts.
+/// Returns the processes of an agent's attempts.
 fn processes_of(data_dir: &Path) -> Vec<Pid> {
     let id = fs::read_to_string(data_dir.join("agent/id")).unwrap();
     with_environment(&format!("PODMESH_AGENT={}", id.trim()))
@@ -40,9 +44,9 @@ fn is_gone(pid: Pid) -> bool {
     kill(pid, None) == Err(Errno::ESRCH)
 }
 
-/// The numbers that programs wrote into a file, when there are so many.
+/// Waits until programs have written `count` process ids into a file, and returns them.
 fn pids(file: &Path, count: usize) -> Vec<Pid> {
-    until("programs say who they are", || {
+    until("programs have written their process ids", || {
         let text = fs::read_to_string(file).unwrap_or_default();
         let complete = text.ends_with('\n') && text.lines().count() == count;
         complete.then(|| text.lines().map(|pid| Pid::from_raw(pid.parse().unwrap())).collect())
@@ -50,7 +54,7 @@ fn pids(file: &Path, count: usize) -> Vec<Pid> {
 }
 
 #[test]
-fn a_process_goes_on_while_its_agent_is_killed_and_every_line_is_there_once() {
+fn a_process_survives_kills_of_its_agent_and_every_line_is_captured_once() {
     let mut mesh = Mesh::with_agents(PODMESH, &["a"]);
     let job = mesh.submit(&["--", "sh", "-c", COUNT]);
     let log = mesh.logs("a", job, 1, 1).join("stdout.log");
@@ -66,7 +70,7 @@ fn a_process_goes_on_while_its_agent_is_killed_and_every_line_is_there_once() {
         mesh.start_agent("a", &[]);
     }
     mesh.wait_for_job(job, "running");
-    fs::write(mesh.agent_dir("a").join(format!("agent/work/{job}.1.1/stop")), "").unwrap();
+    fs::write(mesh.agent_dir("a").join("agent/work/0/folder/stop"), "").unwrap();
     mesh.wait_for_job(job, "failed");
 
     let attempt = last_attempt(&mesh, job);
@@ -82,7 +86,7 @@ fn a_process_goes_on_while_its_agent_is_killed_and_every_line_is_there_once() {
 }
 
 #[test]
-fn an_exit_while_the_agent_is_away_is_reported_also_when_the_supervisor_is_away_too() {
+fn an_exit_while_agent_and_supervisor_are_away_is_reported() {
     for also_supervisor in [false, true] {
         let mut mesh = Mesh::with_agents(PODMESH, &["a"]);
         let gate = mesh.folder().join("gate");
@@ -92,7 +96,7 @@ fn an_exit_while_the_agent_is_away_is_reported_also_when_the_supervisor_is_away_
         mesh.wait_for_job(job, "running");
         mesh.kill_agent("a");
         fs::write(&gate, "").unwrap();
-        until_true("its end is written down", || record(&mesh, "a", "1.1.1").contains("ended"));
+        until_true("its end is recorded", || record(&mesh, "a", 1).contains("ended"));
         if also_supervisor {
             supervisor::kill_and_wait(&mesh.agent_dir("a"));
         }
@@ -101,12 +105,12 @@ fn an_exit_while_the_agent_is_away_is_reported_also_when_the_supervisor_is_away_
         let attempt = last_attempt(&mesh, job);
         assert_eq!((&attempt["number"], &attempt["outcome"]["exit_code"]), (&1.into(), &7.into()));
         assert_eq!(mesh.ok(&["logs", &job.to_string()]), "over\n");
-        until_true("nothing is left of it", || record(&mesh, "a", "1.1.1").is_empty());
+        until_true("its record is removed", || record(&mesh, "a", 1).is_empty());
     }
 }
 
 #[test]
-fn an_agent_that_is_stopped_leaves_its_processes_and_can_stop_them_when_it_is_back() {
+fn processes_survive_a_stop_of_their_agent_which_can_stop_them_after_its_restart() {
     let mut mesh = Mesh::with_agents(PODMESH, &["a"]);
     let supervisor = mesh.supervisor("a");
     let job = mesh.submit(&["--", "sleep", "1000"]);
@@ -120,7 +124,7 @@ fn an_agent_that_is_stopped_leaves_its_processes_and_can_stop_them_when_it_is_ba
     mesh.wait_for_job(job, "cancelled");
     let attempt = last_attempt(&mesh, job);
     assert_eq!((&attempt["number"], &attempt["outcome"]["signal"]), (&1.into(), &15.into()));
-    // With nothing to hold and nobody to hold it for, the supervisor ends by itself.
+    // Without processes and without an agent, the supervisor ends by itself.
     assert!(mesh.stop_agent("a").success());
     assert!(supervisor::lives(&mesh.agent_dir("a")));
     until_true("the supervisor ends", || !supervisor::lives(&mesh.agent_dir("a")));
@@ -129,10 +133,10 @@ fn an_agent_that_is_stopped_leaves_its_processes_and_can_stop_them_when_it_is_ba
 }
 
 #[test]
-fn what_a_supervisor_that_is_killed_held_is_killed_and_lost_and_tried_again() {
+fn processes_of_a_killed_supervisor_are_killed_reported_as_lost_and_retried() {
     let mesh = Mesh::with_agents(PODMESH, &["a"]);
     let file = mesh.folder().join("pids");
-    // One in a session of its own, which hides whose it is.
+    // One process has its own session and an empty environment, so nothing shows its origin.
     let script = format!(
         "test $PODMESH_ATTEMPT = 2 && exit 0
          env -i setsid sh -c 'echo $$ >> {0}; exec sleep 1000' & echo $$ >> {0}; wait",
@@ -145,10 +149,10 @@ fn what_a_supervisor_that_is_killed_held_is_killed_and_lost_and_tried_again() {
     mesh.wait_for_job(lost, "running");
     mesh.kill_supervisor("a");
     mesh.wait_for_job(lost, "failed");
-    // They are gone before their end is told.
+    // They are gone before their end is reported.
     assert_eq!(processes_of(&mesh.agent_dir("a")), []);
     for pid in pids {
-        assert!(is_gone(pid), "process {pid} is left");
+        assert!(is_gone(pid), "process {pid} is still running");
     }
     let outcome = &last_attempt(&mesh, lost)["outcome"];
     assert_eq!(outcome["kind"], "lost");
@@ -160,24 +164,24 @@ fn what_a_supervisor_that_is_killed_held_is_killed_and_lost_and_tried_again() {
 }
 
 #[test]
-fn a_supervisor_that_is_asked_to_stop_leaves_processes_their_grace() {
+fn a_supervisor_that_is_stopped_gives_processes_their_grace() {
     let mesh = Mesh::with_agents(PODMESH, &["a"]);
     let script = "trap 'echo bye; exit 0' TERM; echo ready; while :; do sleep 0.01; done";
     let job = mesh.submit(&["--", "sh", "-c", script]);
     let log = mesh.logs("a", job, 1, 1).join("stdout.log");
-    until_true("it can be asked", || fs::read(&log).is_ok_and(|printed| printed == b"ready\n"));
+    until_true("it handles SIGTERM", || fs::read(&log).is_ok_and(|printed| printed == b"ready\n"));
     kill(mesh.supervisor("a"), Signal::SIGTERM).unwrap();
     mesh.wait_for_job(job, "failed");
     let outcome = &last_attempt(&mesh, job)["outcome"];
     assert_eq!((&outcome["kind"], &outcome["exit_code"]), (&"lost".into(), &0.into()));
     assert!(outcome["message"].as_str().unwrap().contains("was stopped"), "{outcome}");
     assert_eq!(fs::read_to_string(&log).unwrap(), "ready\nbye\n");
-    // An agent that lives has another one.
+    // A live agent starts a new supervisor.
     mesh.ok(&["run", "--", "true"]);
 }
 
 #[test]
-fn agent_and_supervisor_killed_together_leave_nothing_and_lose_nothing_silently() {
+fn agent_and_supervisor_killed_together_leave_no_process_and_losses_are_reported() {
     let mut mesh = Mesh::with_agents(PODMESH, &["a"]);
     let file = mesh.folder().join("pids");
     let script =
@@ -194,7 +198,7 @@ fn agent_and_supervisor_killed_together_leave_nothing_and_lose_nothing_silently(
 }
 
 #[test]
-fn a_keeper_that_is_killed_harms_nobody_and_the_next_supervisor_does_its_work() {
+fn a_killed_keeper_does_no_harm_and_the_next_supervisor_does_its_work() {
     let mut mesh = Mesh::with_agents(PODMESH, &["a"]);
     let file = mesh.folder().join("pids");
     let script =
@@ -208,7 +212,7 @@ fn a_keeper_that_is_killed_harms_nobody_and_the_next_supervisor_does_its_work() 
     mesh.kill_agent("a");
     mesh.start_agent("a", &[]);
     mesh.wait_for_job(job, "running");
-    // Now nobody is left who would know what was started, but by its marks.
+    // Now the processes can be found only by their marks.
     mesh.kill_supervisor("a");
     mesh.wait_for_job(job, "failed");
     assert_eq!(last_attempt(&mesh, job)["outcome"]["kind"], "lost");
@@ -217,7 +221,7 @@ fn a_keeper_that_is_killed_harms_nobody_and_the_next_supervisor_does_its_work() 
 }
 
 #[test]
-fn twenty_restarts_in_a_row_under_load_run_all_once_and_leave_nothing() {
+fn twenty_restarts_in_a_row_under_load_run_everything_once_and_leave_nothing() {
     const TASKS: u32 = 600;
     let mut mesh = Mesh::with_agents(PODMESH, &[]);
     mesh.start_agent("a", &["--cpus", "16"]);
@@ -226,13 +230,12 @@ fn twenty_restarts_in_a_row_under_load_run_all_once_and_leave_nothing() {
     let open_files = || fs::read_dir(format!("/proc/{pid}/fd")).unwrap().count();
     let before = open_files();
 
-    let marks = mesh.folder().join("marks");
-    fs::create_dir(&marks).unwrap();
+    let marks = mesh.shared_folder("marks");
     let script = format!("mktemp -q {}/$PODMESH_TASK_INDEX.XXXXXX; sleep 0.1", marks.display());
     let array = format!("1-{TASKS}");
     let job = mesh.submit(&["--array", &array, "--", "sh", "-c", &script]);
     for restart in 0..20 {
-        // In the middle: more has begun than before, and there is more to come.
+        // In the middle: more tasks have begun than before, and others are still queued.
         until_true("some have begun", || fs::read_dir(&marks).unwrap().count() > restart * 10);
         mesh.kill_agent("a");
         mesh.start_agent("a", &["--cpus", "16"]);
@@ -242,27 +245,28 @@ fn twenty_restarts_in_a_row_under_load_run_all_once_and_leave_nothing() {
     let ran = fs::read_dir(&marks).unwrap().count();
     assert_eq!(ran, TASKS as usize, "each ran once");
 
-    assert_eq!(mesh.supervisor("a"), pid, "one supervisor for all");
+    assert_eq!(mesh.supervisor("a"), pid, "the same supervisor throughout");
     assert_eq!(processes_of(&mesh.agent_dir("a")), []);
     let children = format!("/proc/{pid}/task/{pid}/children");
     let has_children = |path: &str| !fs::read_to_string(path).unwrap().is_empty();
     until_true("no child is left", || !has_children(&children));
     until_true("no open file is left", || open_files() <= before);
     let work = mesh.agent_dir("a").join("agent/work");
-    until_true("no folder is left", || {
-        fs::read_dir(&work)
-            .unwrap()
-            .all(|entry| entry.unwrap().file_name().to_string_lossy().starts_with("spare-"))
-    });
+    until_true("all records are removed", || record(&mesh, "a", job).is_empty());
+    for entry in fs::read_dir(&work).unwrap() {
+        let entry = entry.unwrap().path();
+        // What is left is kept for the next attempts.
+        let is_empty = |folder: &Path| fs::read_dir(folder).unwrap().count() == 0;
+        assert!(entry.is_file() || is_empty(&entry.join("folder")), "{}", entry.display());
+    }
 }
 
 #[test]
 fn agents_and_supervisors_killed_in_any_order_never_leave_two_copies() {
     let mut mesh = Mesh::with_agents(PODMESH, &[]);
     mesh.start_agent("a", &["--cpus", "8"]);
-    let dir = mesh.folder().join("locks");
-    fs::create_dir(&dir).unwrap();
-    // The lock is held as long as anything of an attempt lives.
+    let dir = mesh.shared_folder("locks");
+    // The lock is held as long as any process of an attempt is running.
     let script = format!(
         "flock -n -E 99 {0}/$PODMESH_TASK_INDEX.lock sh -c 'setsid sleep 0.2 & sleep 0.1'
          test $? != 99 || touch {0}/violated
@@ -312,7 +316,7 @@ fn agents_and_supervisors_killed_in_any_order_never_leave_two_copies() {
 }
 
 #[test]
-fn the_supervisor_keeps_the_lease_of_an_agent_that_stays_dead() {
+fn the_supervisor_enforces_the_lease_of_an_agent_that_stays_dead() {
     let mut mesh = Mesh::new(PODMESH).manager_flags(&["--lease", "2s", "--heartbeat", "200ms"]);
     mesh.start_manager();
     mesh.start_agent("a", &["--cpus", "2"]);
@@ -325,13 +329,11 @@ fn the_supervisor_keeps_the_lease_of_an_agent_that_stays_dead() {
     let waits = mesh.submit(&["--on-lost", "wait", "--", "sh", "-c", &script]);
     mesh.wait_for_job(waits, "running");
     mesh.kill_agent("a");
-    until_true("what is tried elsewhere is killed", || is_gone(requeued));
-    until_true("and it is written down why", || {
-        record(&mesh, "a", "1.1.1").contains("lease ended")
-    });
-    // What is waited for goes on.
+    until_true("the requeued attempt is killed", || is_gone(requeued));
+    until_true("the reason is recorded", || record(&mesh, "a", 1).contains("lease ended"));
+    // The attempt with `on_lost = "wait"` keeps running.
     fs::write(&gate, "").unwrap();
-    until_true("it ends by itself", || record(&mesh, "a", "2.1.1").contains("ended"));
+    until_true("it ends by itself", || record(&mesh, "a", 2).contains("ended"));
     mesh.start_agent("a", &["--cpus", "2"]);
     mesh.wait_for_job(waits, "failed");
     let attempt = last_attempt(&mesh, waits);
@@ -339,12 +341,40 @@ fn the_supervisor_keeps_the_lease_of_an_agent_that_stays_dead() {
 }
 
 #[test]
-fn dev_that_is_killed_leaves_no_process() {
+fn a_timeout_is_enforced_while_the_agent_is_away() {
+    let mut mesh = Mesh::with_agents(PODMESH, &["a"]);
+    let file = mesh.folder().join("pids");
+    let script = format!(
+        "trap 'echo bye; exit 5' TERM; echo $$ >> {}; while :; do sleep 0.05; done",
+        file.display()
+    );
+    let job = mesh.submit(&["--timeout", "2s", "--", "sh", "-c", &script]);
+    let pid = pids(&file, 1)[0];
+    let began = Instant::now();
+    mesh.kill_agent("a");
+    until_true("it is stopped", || is_gone(pid));
+    assert!(began.elapsed() < Duration::from_secs(10), "{:?}", began.elapsed());
+    until_true("the reason is recorded", || record(&mesh, "a", job).contains("timed_out"));
+    mesh.start_agent("a", &[]);
+    mesh.wait_for_job(job, "failed");
+    let outcome = &last_attempt(&mesh, job)["outcome"];
+    assert_eq!((&outcome["kind"], &outcome["exit_code"]), (&"timed_out".into(), &5.into()));
+    assert!(outcome["message"].as_str().unwrap().contains("its timeout of 2 s"), "{outcome}");
+    assert_eq!(mesh.ok(&["logs", &job.to_string()]), "bye\n");
+    // The same happens with an agent.
+    assert_eq!(
+        mesh.output(&["run", "--timeout", "1s", "--", "sleep", "1000"]).status.code(),
+        Some(124)
+    );
+}
+
+#[test]
+fn a_killed_dev_leaves_no_process() {
     let mesh = Mesh::new(PODMESH);
     let mut command = mesh.podmesh(&["dev", "--agents", "1", "--listen", "127.0.0.1:0"]);
     command.stdin(Stdio::null());
     let dev = Daemon::start(command, &mesh.folder().join("dev.txt"));
-    until_true("the agent is there", || mesh.nodes().iter().any(|node| node["state"] == "alive"));
+    until_true("the agent is alive", || mesh.nodes().iter().any(|node| node["state"] == "alive"));
     let job = mesh.submit(&["--", "sh", "-c", "setsid sleep 1000 & sleep 1000"]);
     mesh.wait_for_job(job, "running");
     let host = mesh.data_dir().join("node-1");

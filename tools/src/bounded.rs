@@ -1,4 +1,4 @@
-//! Small text files, read without trust in their size.
+//! Reads small text files with a limit on their size.
 
 use std::fs::File;
 use std::io::{self, Read};
@@ -6,14 +6,14 @@ use std::path::Path;
 
 use podmesh_protocol::limits::JOB_FILE_BYTES_MAX;
 
-use crate::error::{CliError, Outcome};
+use crate::error::{CliError, CliResult};
 
-/// Reads a text file of at most [`JOB_FILE_BYTES_MAX`]; `-` is standard input. A larger one is
-/// refused without reading more of it.
+/// Reads a text file of at most [`JOB_FILE_BYTES_MAX`]; `-` is standard input. Reading a larger
+/// file stops at the limit.
 ///
 /// # Errors
-/// When it cannot be read, is too large, or is not UTF-8; `what` says what it was to be.
-pub(crate) fn read_bounded(path: &Path, what: &str) -> Outcome<String> {
+/// If the file cannot be read, is too large, or is not UTF-8. `what` names its kind.
+pub(crate) fn read_bounded(path: &Path, what: &str) -> CliResult<String> {
     if path == Path::new("-") {
         return text(io::stdin().lock(), what, "standard input");
     }
@@ -23,7 +23,7 @@ pub(crate) fn read_bounded(path: &Path, what: &str) -> Outcome<String> {
     text(file, what, &name)
 }
 
-fn text(reader: impl Read, what: &str, name: &str) -> Outcome<String> {
+fn text(reader: impl Read, what: &str, name: &str) -> CliResult<String> {
     let mut bytes = Vec::new();
     reader
         .take(JOB_FILE_BYTES_MAX + 1)
@@ -47,8 +47,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_large_or_no_text_is_refused() {
-        // Never ends: only a bounded read returns.
+    fn a_file_that_is_too_large_or_not_text_is_an_error() {
+        // An endless reader: only a bounded read returns.
         let said = text(io::repeat(b'a'), "job file", "x").unwrap_err().to_string();
         assert!(said.contains("JOB_FILE_BYTES_MAX"), "{said}");
         let said = text(&b"ab\xff"[..], "job file", "x").unwrap_err().to_string();

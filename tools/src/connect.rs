@@ -1,7 +1,7 @@
-//! The connection to the manager: found, made, and made again when it is lost.
+//! The connection to the manager: locates it, connects, and reconnects.
 //!
-//! Every request is safe to repeat: those that change something carry an idempotency key, or ask
-//! for a state. So a request goes on over restarts of the manager until patience ends.
+//! Every request is safe to repeat: requests that change something carry an idempotency key, or ask
+//! for a state. So requests are retried across restarts of the manager until a deadline.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex as StdMutex, PoisonError};
@@ -29,23 +29,23 @@ use crate::error::CliError;
 use crate::output::screen::say;
 use crate::output::text::escape;
 
-/// How long a question waits for a manager that has not answered yet.
+/// How long a query waits for a manager that has not answered yet.
 pub(crate) const PATIENCE_ASK: Duration = Duration::from_secs(2);
 /// How long a submission waits for a manager that has not answered yet.
 pub(crate) const PATIENCE_SUBMIT: Duration = Duration::from_secs(5);
-/// How long anything waits for a manager that has answered before and is gone: for its restart.
+/// How long any request waits for the restart of a manager that has answered before.
 pub(crate) const PATIENCE_BACK: Duration = Duration::from_secs(30);
-/// The longest time between two tries.
+/// The longest pause between two attempts.
 const PAUSE_MAX: Duration = Duration::from_secs(5);
-/// After how long without the manager whoever follows is told.
+/// After this time without the manager, a follower gets a message.
 const SAY_AFTER: Duration = Duration::from_secs(1);
 
-/// Why a request has no answer.
+/// The reason why a request has no answer.
 #[derive(Debug)]
 pub(crate) enum RequestError {
-    /// The manager says no.
+    /// The manager refused the request.
     Refused(ErrorReply),
-    /// There is no answer to be had.
+    /// The request failed.
     Failed(CliError),
 }
 
@@ -60,7 +60,7 @@ impl From<RequestError> for CliError {
                         error.hint("install the same version of podmesh on every machine")
                     }
                     ErrorCode::Compacted => {
-                        error.hint("ask without --since for all events that are kept")
+                        error.hint("omit --since to get all events that are kept")
                     }
                     _ => error,
                 }
@@ -69,11 +69,11 @@ impl From<RequestError> for CliError {
     }
 }
 
-/// A connection that is made again when it is lost.
+/// A connection that reconnects.
 pub(crate) struct Connection {
     locator: Locator,
     first_patience: Duration,
-    /// Whether to wait for ever for a manager that has answered before.
+    /// Whether to wait without a limit for a manager that has answered before.
     follows: AtomicBool,
     heard: AtomicBool,
     current: Mutex<Current>,
@@ -86,18 +86,18 @@ struct Current {
     generation: u64,
 }
 
-/// What has been seen of the manager.
+/// Facts about the manager.
 #[derive(Default)]
 struct Seen {
-    /// The way by which it was last asked.
+    /// The route of the last request.
     route: Option<Route>,
-    /// Whether whoever follows has been told that it is gone.
+    /// Whether the user has been told that the manager is gone.
     told_gone: bool,
 }
 
 impl Connection {
-    /// No connection yet; the first request makes it. `first_patience` is how long it tries when
-    /// nobody has ever answered.
+    /// Does not connect yet; the first request does. `first_patience` is how long it tries while no
+    /// manager has ever answered.
     pub(crate) fn new(locator: Locator, first_patience: Duration) -> Self {
         Self {
             locator,
@@ -109,28 +109,28 @@ impl Connection {
         }
     }
 
-    /// From now on, waits for ever for a manager that is gone, and says so on standard error.
+    /// From now on, waits without a limit for a manager that is gone, and reports that on standard
+    /// error.
     pub(crate) fn follow(&self) {
         self.follows.store(true, Ordering::Relaxed);
     }
 
-    /// Whether a manager has ever answered.
+    /// Returns whether a manager has ever answered.
     pub(crate) fn heard(&self) -> bool {
         self.heard.load(Ordering::Relaxed)
     }
 
-    /// Where the manager is now, and the number of the connection: another one means that the
-    /// manager may have restarted since.
+    /// Returns the number of the current connection. If it changes, the manager may have restarted.
     pub(crate) async fn generation(&self) -> u64 {
         self.current.lock().await.generation
     }
 
-    /// The way by which the manager was last asked.
+    /// Returns the route of the last request.
     pub(crate) fn route(&self) -> Option<Route> {
         self.with_seen(|seen| seen.route.clone())
     }
 
-    /// Asks until there is an answer or patience ends.
+    /// Sends a request until there is an answer or the deadline passes.
     pub(crate) async fn request(&self, body: RequestBody) -> Result<ReplyBody, RequestError> {
         let mut delays = reconnect_delays();
         let mut failing_since: Option<Instant> = None;
@@ -168,13 +168,13 @@ impl Connection {
         }
     }
 
-    /// One try: connects where there is no connection, and asks.
+    /// Makes one attempt: connects if necessary, and sends the request.
     async fn once(&self, body: &RequestBody) -> Result<ReplyBody, Miss> {
         let (client, generation) = self.client().await?;
         let result = client.request(body.clone()).await;
         if let Err(ClientError::Wire(_)) = &result {
             let mut current = self.current.lock().await;
-            // Another request may have made a new connection already.
+            // Another request may have reconnected already.
             if current.generation == generation {
                 current.client = None;
             }
@@ -192,7 +192,7 @@ impl Connection {
         })
     }
 
-    /// The connection, made where there is none, and its number.
+    /// Returns the connection and its number; connects if necessary.
     async fn client(&self) -> Result<(Client, u64), Miss> {
         let mut current = self.current.lock().await;
         if let Some(client) = &current.client {
@@ -204,7 +204,7 @@ impl Connection {
         let client = Client::connect(&route).await;
         self.with_seen(|seen| seen.route = Some(route));
         let client = client.map_err(|error| match error {
-            // No further try with the same key has another answer.
+            // Another attempt with the same key gets the same answer.
             WireError::Refused { .. } | WireError::WrongKey { .. } => {
                 Miss::Never(CliError::failure("the request to the manager failed").because(error))
             }
@@ -234,7 +234,7 @@ impl Connection {
 
     fn tell_gone(&self, why: &str) {
         if !self.with_seen(|seen| std::mem::replace(&mut seen.told_gone, true)) {
-            say(format!("the manager does not answer ({why}); trying again"));
+            say(format!("the manager does not respond ({why}); retrying"));
         }
     }
 
@@ -245,13 +245,13 @@ impl Connection {
     }
 }
 
-/// Why one try has no answer.
+/// The reason why one attempt has no answer.
 enum Miss {
-    /// The manager says no.
+    /// The manager refused the request.
     Refused(ErrorReply),
-    /// The next try may have one.
+    /// The next attempt may succeed.
     NotNow(String),
-    /// No try ever will.
+    /// No attempt can succeed.
     Never(CliError),
 }
 
@@ -262,9 +262,9 @@ pub(crate) fn unexpected() -> RequestError {
     )
 }
 
-/// The requests by name, with the answer that belongs to each.
+/// One method per request, with the reply of the matching type.
 impl Connection {
-    /// Who the manager is.
+    /// Returns what the manager says about itself.
     pub(crate) async fn info(&self) -> Result<Info, RequestError> {
         match self.request(RequestBody::Info).await? {
             ReplyBody::Info(info) => Ok(info),
@@ -272,7 +272,7 @@ impl Connection {
         }
     }
 
-    /// Submits; safe to repeat with the same `submission`.
+    /// Submits a job; safe to repeat with the same `submission`.
     pub(crate) async fn submit(
         &self,
         submission: SubmissionId,
@@ -292,7 +292,20 @@ impl Connection {
         }
     }
 
-    /// A page of jobs, newest first.
+    /// Removes the ended jobs of a range. Returns how many it removed, the jobs that have not ended,
+    /// and the job to continue with.
+    pub(crate) async fn forget(
+        &self,
+        first: JobId,
+        last: JobId,
+    ) -> Result<(u32, Vec<JobId>, Option<JobId>), RequestError> {
+        match self.request(RequestBody::Forget { first, last }).await? {
+            ReplyBody::Forgotten { removed, active, next } => Ok((removed, active, next)),
+            _ => Err(unexpected()),
+        }
+    }
+
+    /// Returns a page of jobs, newest first.
     pub(crate) async fn jobs(
         &self,
         before: Option<JobId>,
@@ -305,7 +318,7 @@ impl Connection {
         }
     }
 
-    /// A job; with `since`, once it has changed or `wait` has passed.
+    /// Returns a job. With `since`, returns once it has changed or `wait` has passed.
     pub(crate) async fn job(
         &self,
         job: JobId,
@@ -318,7 +331,7 @@ impl Connection {
         }
     }
 
-    /// A page of tasks, and the index of the next one.
+    /// Returns a page of tasks, and the index of the next one.
     pub(crate) async fn tasks(
         &self,
         job: JobId,
@@ -332,7 +345,7 @@ impl Connection {
         }
     }
 
-    /// A task; with `unless`, once it is otherwise or `wait` has passed.
+    /// Returns a task. With `unless`, returns once its state differs or `wait` has passed.
     pub(crate) async fn task(
         &self,
         task: TaskId,
@@ -345,8 +358,8 @@ impl Connection {
         }
     }
 
-    /// All nodes in order of name. A page can be shorter than asked for, because its bytes are
-    /// bounded, too: only an empty one is the last.
+    /// Returns all nodes in order of name. A page can be shorter than requested, because its bytes
+    /// are limited too: only an empty page is the last.
     pub(crate) async fn nodes(&self) -> Result<Vec<NodeView>, RequestError> {
         let mut nodes: Vec<NodeView> = Vec::new();
         loop {
@@ -359,7 +372,7 @@ impl Connection {
         }
     }
 
-    /// Events after a revision, as many as fit a message, and the last revision of all.
+    /// Returns the events after a revision that fit into one message, and the latest revision.
     pub(crate) async fn events(
         &self,
         since: Revision,
@@ -370,7 +383,7 @@ impl Connection {
         }
     }
 
-    /// A part of an attempt's output.
+    /// Returns a part of an attempt's output.
     pub(crate) async fn log(&self, read: LogRead) -> Result<LogSlice, RequestError> {
         match self.request(RequestBody::Log(read)).await? {
             ReplyBody::Log(slice) => Ok(slice),

@@ -1,4 +1,4 @@
-//! The requests about who may come in, with the answer that belongs to each.
+//! The requests about tokens, users and keys, with the reply of the matching type.
 
 use podmesh_protocol::access::{Caller, KeyDigest, PublicKey, Role, TokenId};
 use podmesh_protocol::client::{PrincipalKind, ReplyBody, RequestBody, TokenView, UserView};
@@ -7,7 +7,7 @@ use podmesh_protocol::limits::PAGE_ROWS_MAX;
 
 use crate::connect::{Connection, RequestError, unexpected};
 
-/// A token that was made.
+/// A new token.
 pub(crate) struct NewToken {
     pub(crate) id: TokenId,
     pub(crate) token: String,
@@ -15,7 +15,7 @@ pub(crate) struct NewToken {
 }
 
 impl Connection {
-    /// Who one is to the manager.
+    /// Returns who the manager identifies the caller as.
     pub(crate) async fn who_am_i(&self) -> Result<Caller, RequestError> {
         match self.request(RequestBody::WhoAmI).await? {
             ReplyBody::WhoAmI(caller) => Ok(caller),
@@ -23,7 +23,7 @@ impl Connection {
         }
     }
 
-    /// Makes a token.
+    /// Creates a token.
     pub(crate) async fn token_create(
         &self,
         role: Role,
@@ -38,7 +38,7 @@ impl Connection {
         }
     }
 
-    /// All tokens.
+    /// Returns all tokens.
     pub(crate) async fn tokens(&self) -> Result<Vec<TokenView>, RequestError> {
         match self.request(RequestBody::Tokens).await? {
             ReplyBody::Tokens(tokens) => Ok(tokens),
@@ -46,7 +46,7 @@ impl Connection {
         }
     }
 
-    /// Lets a token be of no more use.
+    /// Revokes a token.
     pub(crate) async fn token_revoke(&self, id: TokenId) -> Result<(), RequestError> {
         match self.request(RequestBody::TokenRevoke { id }).await? {
             ReplyBody::TokenRevoked => Ok(()),
@@ -54,7 +54,7 @@ impl Connection {
         }
     }
 
-    /// All users in order of name.
+    /// Returns all users in order of name.
     pub(crate) async fn users(&self) -> Result<Vec<UserView>, RequestError> {
         let mut users: Vec<UserView> = Vec::new();
         loop {
@@ -67,7 +67,7 @@ impl Connection {
         }
     }
 
-    /// Lets another key of one's own take the place of the one that asks.
+    /// Replaces the key of this connection by another one of the same user.
     pub(crate) async fn key_renew(&self, key: PublicKey) -> Result<(), RequestError> {
         match self.request(RequestBody::KeyRenew { key }).await? {
             ReplyBody::KeyRenewed => Ok(()),
@@ -75,8 +75,8 @@ impl Connection {
         }
     }
 
-    /// Lets the manager's next key take the place of `key`; the digests of that one and of its
-    /// next.
+    /// Replaces the manager's key `key` by its next one. Returns the digests of the new key and of
+    /// its next one.
     pub(crate) async fn key_rotate(
         &self,
         key: KeyDigest,
@@ -87,7 +87,15 @@ impl Connection {
         }
     }
 
-    /// Lets the key of a node or user count no more.
+    /// Forgets a lost node. Returns whether the node has a valid key.
+    pub(crate) async fn node_forget(&self, node: Name, force: bool) -> Result<bool, RequestError> {
+        match self.request(RequestBody::NodeForget { node, force }).await? {
+            ReplyBody::NodeForgotten { enrolled } => Ok(enrolled),
+            _ => Err(unexpected()),
+        }
+    }
+
+    /// Revokes the key of a node or user.
     pub(crate) async fn revoke(&self, kind: PrincipalKind, name: Name) -> Result<(), RequestError> {
         match self.request(RequestBody::Revoke { kind, name }).await? {
             ReplyBody::Revoked => Ok(()),

@@ -1,19 +1,19 @@
-//! What every verb is given.
+//! The context of every verb.
 
 use std::time::Duration;
 
 use crate::cli::{Global, OutputForm};
 use crate::connect::Connection;
-use crate::error::Outcome;
+use crate::error::CliResult;
 use crate::output::screen::Screen;
 use crate::settings::DataDir;
 
-/// The global options, looked up.
+/// The global options, and what follows from them.
 #[derive(Clone, Debug)]
 pub(crate) struct Context {
     /// The options as given.
     pub(crate) global: Global,
-    /// What standard output is.
+    /// The properties of standard output.
     pub(crate) screen: Screen,
 }
 
@@ -23,24 +23,24 @@ impl Context {
         Self { global, screen }
     }
 
-    /// Whether to print JSON.
+    /// Returns whether to print JSON.
     pub(crate) fn json(&self) -> bool {
         self.global.output == OutputForm::Json
     }
 
-    /// The data folder.
+    /// Returns the data folder.
     ///
     /// # Errors
-    /// As [`DataDir::resolve`].
-    pub(crate) fn data_dir(&self) -> Outcome<DataDir> {
+    /// See [`DataDir::resolve`].
+    pub(crate) fn data_dir(&self) -> CliResult<DataDir> {
         DataDir::resolve(self.global.data_dir.as_deref())
     }
 
-    /// A connection to the manager that the options name.
+    /// Returns a connection to the manager that the options name.
     ///
     /// # Errors
-    /// When there is no data folder to look in.
-    pub(crate) fn connection(&self, first_patience: Duration) -> Outcome<Connection> {
+    /// If there is no data folder to look in.
+    pub(crate) fn connection(&self, first_patience: Duration) -> CliResult<Connection> {
         let locator = self.data_dir()?.user_locator(self.global.manager.clone());
         Ok(Connection::new(locator, first_patience))
     }

@@ -1,4 +1,4 @@
-//! What the daemons log: to standard error, and to a bounded file in the data folder.
+//! The log of the daemons: to standard error, and to a bounded file in the data folder.
 
 use std::io::{self, IsTerminal};
 use std::path::Path;
@@ -10,28 +10,28 @@ use tracing_subscriber::fmt;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 
-use crate::error::{CliError, Outcome};
+use crate::error::{CliError, CliResult};
 
-/// What is logged unless told otherwise.
+/// The default log level.
 pub(crate) const LEVEL_DEFAULT: &str = "info";
 
-/// Lines that wait for a slow disk or terminal at the most; then the newest are dropped, so that
-/// no log ever holds a daemon up.
+/// The maximum number of lines that wait for a slow disk or terminal. Above that the newest lines
+/// are dropped, so that a log never blocks a daemon.
 const LINES_WAITING: usize = 16 << 10;
 
-/// Writes the last lines out when it is dropped.
+/// Writes the remaining lines when it is dropped.
 #[must_use]
 pub(crate) struct LogGuard {
     _file: WorkerGuard,
     _stderr: WorkerGuard,
 }
 
-/// Begins to log to standard error and to `<folder>/<daemon>.log`, at most 64 MiB over all
+/// Starts logging to standard error and to `<folder>/<daemon>.log`, limited to 64 MiB over all
 /// rotated files.
 ///
 /// # Errors
-/// A level that cannot be understood; a folder that cannot be written; called twice.
-pub(crate) fn start(level: &str, folder: &Path, daemon: &'static str) -> Outcome<LogGuard> {
+/// If the level is not valid, the folder cannot be written, or the function was called twice.
+pub(crate) fn start(level: &str, folder: &Path, daemon: &'static str) -> CliResult<LogGuard> {
     let filter = EnvFilter::builder().parse(level).map_err(|why| {
         CliError::usage(format!("`{}` is not a log level", crate::output::text::escape(level)))
             .because(why)

@@ -1,43 +1,44 @@
-//! The environment of a job: `-e` and `--env-file`, as Docker has them.
+//! The environment of a job: `-e` and `--env-file`, with Docker's rules.
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::path::Path;
 
 use crate::bounded::read_bounded;
-use crate::error::{CliError, Outcome};
+use crate::error::{CliError, CliResult};
 
-/// Looks up a variable of this process; a parameter so that tests need not change their own.
+/// Looks up a variable of this process. A parameter, so that tests need not change their
+/// environment.
 pub(crate) type Lookup<'a> = &'a dyn Fn(&str) -> Option<OsString>;
 
-/// Adds one `-e` argument, `NAME=VALUE`, or `NAME` for the value that this process has.
+/// Adds one `-e` argument: `NAME=VALUE`, or `NAME` to copy the value from this process.
 ///
 /// # Errors
-/// An empty name, or a bare name that is not set here.
+/// If the name is empty, or a bare name is not set in this process.
 pub(crate) fn add_flag(
     env: &mut BTreeMap<String, String>,
     text: &str,
     lookup: Lookup<'_>,
-) -> Outcome<()> {
+) -> CliResult<()> {
     let (name, value) = variable(text, lookup)
         .map_err(|why| CliError::usage(format!("--env {}", shown(text))).because(why))?;
     env.insert(name, value);
     Ok(())
 }
 
-/// Adds what an env file says: one `NAME=VALUE` or `NAME` a line; empty lines and lines that
-/// begin with `#` are skipped. Nothing is unquoted: what follows `=` is the value.
+/// Adds the variables of an env file, one `NAME=VALUE` or `NAME` per line. Empty lines and lines
+/// that begin with `#` are skipped. Quotes are kept: the value is everything after `=`.
 ///
 /// # Errors
-/// A file that cannot be read, is over the limit, is not UTF-8, or has a line of another form.
+/// If the file cannot be read, is too large, is not UTF-8, or has an invalid line.
 pub(crate) fn add_file(
     env: &mut BTreeMap<String, String>,
     path: &Path,
     lookup: Lookup<'_>,
-) -> Outcome<()> {
+) -> CliResult<()> {
     let text = read_bounded(path, "env file")?;
     for (number, line) in (1..).zip(text.lines()) {
-        // Docker strips what stands before the name, and a byte order mark of the first line.
+        // Like Docker, skips white space before the name, and a byte order mark in the first line.
         let line = line.strip_prefix('\u{feff}').filter(|_| number == 1).unwrap_or(line);
         let line = line.trim_start();
         if line.is_empty() || line.starts_with('#') {
@@ -61,7 +62,7 @@ fn variable(text: &str, lookup: Lookup<'_>) -> Result<(String, String), String> 
         return Err("a variable needs a name before the `=`".into());
     }
     if name.contains(char::is_whitespace) {
-        return Err("the name of a variable cannot hold white space; write NAME=VALUE".into());
+        return Err("the name of a variable cannot contain white space; write NAME=VALUE".into());
     }
     let value = match value {
         Some(value) => value.to_owned(),
@@ -73,7 +74,7 @@ fn variable(text: &str, lookup: Lookup<'_>) -> Result<(String, String), String> 
     Ok((name.to_owned(), value))
 }
 
-/// The text, short and without control characters: an env can be large, and secret at its end.
+/// Returns the name, shortened and without control characters. The value may be large or secret.
 fn shown(text: &str) -> String {
     let name = text.split('=').next().unwrap_or_default();
     let mut name = crate::output::text::escape(name);
@@ -104,7 +105,7 @@ mod tests {
     }
 
     #[test]
-    fn flags_set_take_over_or_are_refused() {
+    fn flags_set_or_copy_a_variable_or_are_errors() {
         assert_eq!(flag("A=b=c").unwrap()["A"], "b=c");
         assert_eq!(flag("A=").unwrap()["A"], "");
         assert_eq!(flag("SET").unwrap()["SET"], "here");
@@ -127,7 +128,7 @@ mod tests {
     }
 
     #[test]
-    fn files_have_comments_and_name_the_bad_line() {
+    fn env_files_allow_comments_and_errors_name_the_line() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("env");
         std::fs::write(&path, "\u{feff}# first\n\n A=b # c\nSET\r\nQ=\"x\"\n").unwrap();

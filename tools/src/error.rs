@@ -1,41 +1,41 @@
-//! Why a verb did not do what was asked, as the user reads it.
+//! Errors of the verbs, as the user reads them.
 
 use std::fmt;
 use std::io;
 
-/// Exit code of a command line that cannot be understood.
+/// The exit code for an invalid command line.
 pub(crate) const EXIT_USAGE: u8 = 2;
-/// Exit code of a failure of podmesh itself, as `docker run` has it.
+/// The exit code for a failure of podmesh itself, as in `docker run`.
 pub(crate) const EXIT_FAILURE: u8 = 125;
-/// Exit code of a verb that the user left with Ctrl-C: 128 + SIGINT, as shells have it.
+/// The exit code of a verb that the user stopped with Ctrl-C: 128 + SIGINT, as in shells.
 pub(crate) const EXIT_INTERRUPTED: u8 = 130;
-/// Exit code of `run` when nobody reads its output any more: 128 + SIGPIPE, as shells have it.
+/// The exit code of `run` when its output is closed: 128 + SIGPIPE, as in shells.
 pub(crate) const EXIT_PIPE: u8 = 141;
 
-/// What a verb returns: the exit code, or why there is none.
-pub(crate) type Outcome<T = u8> = Result<T, CliError>;
+/// The result of a verb: its exit code, or an error.
+pub(crate) type CliResult<T = u8> = Result<T, CliError>;
 
-/// The end of a verb that did not go as asked.
+/// The reason why a verb failed.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum CliError {
-    /// Something to tell the user.
+    /// A message for the user.
     #[error("{0}")]
-    Told(Box<Told>),
-    /// Nobody reads the output any more (`| head`): end without a word.
+    Message(Box<Message>),
+    /// Standard output is closed (`| head`): exit without a message.
     #[error("standard output is closed")]
     StdoutClosed,
 }
 
 /// What happened, why, and what to do next.
 #[derive(Debug)]
-pub(crate) struct Told {
+pub(crate) struct Message {
     what: String,
     why: Option<String>,
     hint: Option<String>,
     code: u8,
 }
 
-impl fmt::Display for Told {
+impl fmt::Display for Message {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.what)?;
         if let Some(why) = &self.why {
@@ -46,48 +46,48 @@ impl fmt::Display for Told {
 }
 
 impl CliError {
-    /// A failure of podmesh: exit code 125.
+    /// Creates an error for a failure of podmesh itself: exit code 125.
     pub(crate) fn failure(what: impl Into<String>) -> Self {
-        Self::told(what, EXIT_FAILURE)
+        Self::message(what, EXIT_FAILURE)
     }
 
-    /// A command line or job file that cannot be understood: exit code 2.
+    /// Creates an error for an invalid command line or job file: exit code 2.
     pub(crate) fn usage(what: impl Into<String>) -> Self {
-        Self::told(what, EXIT_USAGE)
+        Self::message(what, EXIT_USAGE)
     }
 
-    fn told(what: impl Into<String>, code: u8) -> Self {
-        Self::Told(Box::new(Told { what: what.into(), why: None, hint: None, code }))
+    fn message(what: impl Into<String>, code: u8) -> Self {
+        Self::Message(Box::new(Message { what: what.into(), why: None, hint: None, code }))
     }
 
-    /// The same with the reason.
+    /// Adds the reason.
     #[must_use]
     pub(crate) fn because(mut self, why: impl fmt::Display) -> Self {
-        if let Self::Told(told) = &mut self {
-            told.why = Some(why.to_string());
+        if let Self::Message(message) = &mut self {
+            message.why = Some(why.to_string());
         }
         self
     }
 
-    /// The same with what to do next.
+    /// Adds a hint about what to do next.
     #[must_use]
     pub(crate) fn hint(mut self, hint: impl Into<String>) -> Self {
-        if let Self::Told(told) = &mut self {
-            told.hint = Some(hint.into());
+        if let Self::Message(message) = &mut self {
+            message.hint = Some(hint.into());
         }
         self
     }
 
-    /// The same with another exit code.
+    /// Sets another exit code.
     #[must_use]
     pub(crate) fn code(mut self, code: u8) -> Self {
-        if let Self::Told(told) = &mut self {
-            told.code = code;
+        if let Self::Message(message) = &mut self {
+            message.code = code;
         }
         self
     }
 
-    /// What writing to standard output failed with.
+    /// Converts an error of writing to standard output.
     pub(crate) fn stdout(error: io::Error) -> Self {
         if error.kind() == io::ErrorKind::BrokenPipe {
             Self::StdoutClosed
@@ -96,18 +96,18 @@ impl CliError {
         }
     }
 
-    /// What to do next, where that is known.
+    /// Returns the hint, if there is one.
     pub(crate) fn hint_text(&self) -> Option<&str> {
         match self {
-            Self::Told(told) => told.hint.as_deref(),
+            Self::Message(message) => message.hint.as_deref(),
             Self::StdoutClosed => None,
         }
     }
 
-    /// The exit code of the process.
+    /// Returns the exit code of the process.
     pub(crate) fn exit_code(&self) -> u8 {
         match self {
-            Self::Told(told) => told.code,
+            Self::Message(message) => message.code,
             Self::StdoutClosed => 0,
         }
     }

@@ -1,5 +1,5 @@
-//! Showing the output of jobs, tasks and attempts: long reads, pulled, over restarts of the
-//! manager and of nodes, until the end.
+//! Shows the output of jobs, tasks and attempts: with long polls, across restarts of the manager
+//! and of nodes, until the end.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -14,40 +14,43 @@ use podmesh_protocol::report::{AttemptState, JobState, OutcomeKind, TaskState};
 use tokio::time::sleep;
 
 use crate::connect::{Connection, RequestError};
-use crate::error::{CliError, Outcome};
+use crate::error::{CliError, CliResult};
 use crate::output::events::outcome_text;
 use crate::output::screen::{say, say_to_watcher};
 use crate::output::text::escape;
 use crate::pace::Pace;
 use crate::sink::Sink;
 
-/// How long one read waits for output, or one question for a change.
+/// How long one request waits for output or for a change.
 const WAIT: Duration = Duration::from_secs(20);
-/// How long a task that has not started is waited for before its job is asked why.
+/// How long to wait for a task to start before asking why its job waits.
 const WAIT_QUEUED: Duration = Duration::from_secs(1);
-/// How long the output of an attempt that is over is waited for while its node is away.
+/// How long to wait for a node that is away while it has the output of an ended attempt.
 const NODE_PATIENCE: Duration = Duration::from_secs(30);
 
 /// What to show, and how.
 #[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct Show {
-    /// Go on until the end.
+pub(crate) struct ShowOptions {
+    /// Continue until the end.
     pub(crate) follow: bool,
-    /// Only the last so many lines of the last attempt.
+    /// Show only this number of lines, from the end of the last attempt.
     pub(crate) tail: Option<u64>,
-    /// Only this stream.
+    /// Show only this stream.
     pub(crate) stream: Option<LogStream>,
 }
 
-/// Shows output.
+/// Shows the output of jobs, tasks and attempts.
 pub(crate) struct Follower<'a> {
     connection: &'a Connection,
-    show: Show,
+    show: ShowOptions,
     sink: Sink,
+    /// Whether the message about removed output was shown. It is shown once, because an array can
+    /// have thousands of tasks without output.
+    told_removed: AtomicBool,
 }
 
-/// What is known of one attempt while it is shown.
-struct Shown<'a> {
+/// An attempt whose output is being shown.
+struct AttemptOutput<'a> {
     id: AttemptId,
     view: &'a AttemptView,
     /// Whether the user has been told that its node is away.
@@ -55,14 +58,15 @@ struct Shown<'a> {
 }
 
 impl<'a> Follower<'a> {
-    /// `headers`: whether more than one task is to be shown.
-    pub(crate) fn new(connection: &'a Connection, show: Show, headers: bool) -> Self {
-        Self { connection, show, sink: Sink::new(headers) }
+    /// `headers`: whether the output of more than one task is shown.
+    pub(crate) fn new(connection: &'a Connection, show: ShowOptions, headers: bool) -> Self {
+        let sink = Sink::new(headers);
+        Self { connection, show, sink, told_removed: AtomicBool::new(false) }
     }
 
-    /// Shows all tasks of a job in order of index. Returns how the job stands at the end; when
-    /// following, that is its end.
-    pub(crate) async fn job(&self, detail: JobDetail) -> Outcome<JobDetail> {
+    /// Shows all tasks of a job in order of index. Returns the job's final state; when following,
+    /// after its end.
+    pub(crate) async fn job(&self, detail: JobDetail) -> CliResult<JobDetail> {
         let job = detail.view.job;
         if self.show.follow {
             for index in detail.spec.array.first..=detail.spec.array.last {
@@ -81,8 +85,8 @@ impl<'a> Follower<'a> {
         Ok(detail)
     }
 
-    /// Shows all attempts of a task. Returns how the task stands at the end.
-    pub(crate) async fn task(&self, task: TaskId) -> Outcome<TaskDetail> {
+    /// Shows all attempts of a task. Returns the task's final state.
+    pub(crate) async fn task(&self, task: TaskId) -> CliResult<TaskDetail> {
         let mut shown = 0;
         let mut unless = None;
         let mut queue = Queue::default();
@@ -109,7 +113,8 @@ impl<'a> Follower<'a> {
                 if let Some(last) = last {
                     queue.tell_retry(AttemptId { task, number: last.number }, last);
                 }
-                // Its last attempt does not tell when it leaves the queue: it may be cancelled.
+                // The last attempt does not change when the task leaves the queue: it may be
+                // cancelled.
                 unless = None;
                 queue.wait(self.connection, task.job).await?;
             } else {
@@ -118,15 +123,15 @@ impl<'a> Follower<'a> {
             if news {
                 pace.reset();
             } else {
-                // A job of many tasks changes all the time, and this task does not.
+                // A job of many tasks changes all the time, although this task does not.
                 pace.wait(asked).await;
             }
         }
     }
 
-    /// Shows one attempt; when following, until its last byte.
-    pub(crate) async fn attempt(&self, id: AttemptId, view: &AttemptView) -> Outcome<()> {
-        let shown = Shown { id, view, away: AtomicBool::new(false) };
+    /// Shows one attempt; when following, up to its last byte.
+    pub(crate) async fn attempt(&self, id: AttemptId, view: &AttemptView) -> CliResult<()> {
+        let shown = AttemptOutput { id, view, away: AtomicBool::new(false) };
         match self.show.stream {
             Some(stream) => self.stream(&shown, stream).await,
             None => tokio::try_join!(
@@ -137,7 +142,7 @@ impl<'a> Follower<'a> {
         }
     }
 
-    async fn stream(&self, shown: &Shown<'_>, stream: LogStream) -> Outcome<()> {
+    async fn stream(&self, shown: &AttemptOutput<'_>, stream: LogStream) -> CliResult<()> {
         let mut from = match self.show.tail {
             Some(lines) => LogPosition::TailLines(lines),
             None => LogPosition::Offset(0),
@@ -163,7 +168,7 @@ impl<'a> Follower<'a> {
                         }
                         continue;
                     }
-                    // An attempt that never ran, or whose output has been removed since.
+                    // The attempt never ran, or its output has been removed.
                     ErrorCode::NotFound if self.show.follow => {
                         say_to_watcher(escape(&reply.message));
                         return Ok(());
@@ -182,6 +187,12 @@ impl<'a> Follower<'a> {
                 let what = stream.file_stem();
                 say(format!("{}: {bytes} bytes of {what} have been removed by rotation", shown.id));
             }
+            if slice.removed && !self.told_removed.swap(true, Ordering::Relaxed) {
+                say(format!(
+                    "{}: node {} has no output of it: it printed nothing, or its output was removed (`log_age` and `log_node_size` in agent.toml on that node)",
+                    shown.id, shown.view.node
+                ));
+            }
             let nothing = slice.bytes.is_empty();
             from = LogPosition::Offset(slice.offset + slice.bytes.len() as u64);
             self.sink.write(shown.id, stream, slice.bytes).await?;
@@ -196,18 +207,19 @@ impl<'a> Follower<'a> {
         }
     }
 
-    /// The node that has the output is away. Returns whether to give the stream up; waits else.
+    /// Handles an unavailable node that has the output. Returns whether to give up on the stream;
+    /// otherwise it waits.
     async fn node_away(
         &self,
-        shown: &Shown<'_>,
+        shown: &AttemptOutput<'_>,
         stream: LogStream,
         since: Instant,
         why: &str,
-    ) -> Outcome<bool> {
+    ) -> CliResult<bool> {
         let (id, node) = (shown.id, &shown.view.node);
         let lost = || {
             CliError::failure(format!(
-                "{id}: its {} lies on node {node}, which is away",
+                "{id}: its {} is on node {node}, which is away",
                 stream.file_stem()
             ))
             .because(escape(why))
@@ -225,7 +237,7 @@ impl<'a> Follower<'a> {
         let own = detail.attempts.iter().find(|view| view.number == id.number);
         let outcome = own.and_then(|view| view.outcome.as_ref());
         if newer || outcome.is_some_and(|outcome| outcome.kind == OutcomeKind::Lost) {
-            say(format!("{id}: what else it printed lies on node {node}, which is away"));
+            say(format!("{id}: the rest of its output is on node {node}, which is away"));
             return Ok(true);
         }
         if outcome.is_some() && since.elapsed() > NODE_PATIENCE {
@@ -236,20 +248,20 @@ impl<'a> Follower<'a> {
     }
 }
 
-/// A task that waits for room, or for its next try.
+/// A task that waits for room, or for its next attempt.
 #[derive(Default)]
 struct Queue {
-    /// The job's revision when it was last looked at.
+    /// The job's revision at the last request.
     since: Option<Revision>,
-    /// Since when the task waits.
+    /// When the task began to wait.
     from: Option<Instant>,
     told: Vec<String>,
     told_retry: u32,
 }
 
 impl Queue {
-    /// Waits until the job has changed, and says why its tasks wait, where that lasts.
-    async fn wait(&mut self, connection: &Connection, job: JobId) -> Outcome<()> {
+    /// Waits until the job changes. After a second it prints why the tasks wait.
+    async fn wait(&mut self, connection: &Connection, job: JobId) -> CliResult<()> {
         let from = *self.from.get_or_insert_with(Instant::now);
         let wait = if from.elapsed() < WAIT_QUEUED { WAIT_QUEUED } else { WAIT };
         let detail = connection.job(job, self.since, wait).await?;
@@ -263,7 +275,7 @@ impl Queue {
         Ok(())
     }
 
-    /// Says that an attempt failed and is tried again.
+    /// Reports that an attempt failed and will be retried.
     fn tell_retry(&mut self, id: AttemptId, view: &AttemptView) {
         if let Some(outcome) = &view.outcome
             && std::mem::replace(&mut self.told_retry, id.number) != id.number
@@ -273,8 +285,8 @@ impl Queue {
     }
 }
 
-/// Waits for the end of a job.
-pub(crate) async fn ended(connection: &Connection, job: JobId) -> Outcome<JobDetail> {
+/// Waits until a job has ended.
+pub(crate) async fn ended(connection: &Connection, job: JobId) -> CliResult<JobDetail> {
     let mut since = None;
     let mut pace = Pace::default();
     loop {
@@ -289,9 +301,9 @@ pub(crate) async fn ended(connection: &Connection, job: JobId) -> Outcome<JobDet
     }
 }
 
-/// The exit code that tells of a job that has ended: a single task's own; of an array 0 when every
-/// task succeeded, else 1. Says why where the task's output cannot.
-pub(crate) async fn exit_code(connection: &Connection, detail: &JobDetail) -> Outcome {
+/// Returns the exit code for a job that has ended: the task's own for a single task; for an array 0
+/// if every task succeeded, otherwise 1. Prints the reason if the task's output cannot show it.
+pub(crate) async fn exit_code(connection: &Connection, detail: &JobDetail) -> CliResult {
     let job = detail.view.job;
     let succeeded = detail.view.state == JobState::Succeeded;
     if detail.spec.array.tasks() != 1 {
@@ -311,7 +323,7 @@ pub(crate) async fn exit_code(connection: &Connection, detail: &JobDetail) -> Ou
     let Some((view, outcome)) =
         ended.attempts.last().and_then(|view| Some((view, view.outcome.as_ref()?)))
     else {
-        // It never came to a node: cancelled, or else refused by all.
+        // It never reached a node: it was cancelled, or all nodes refused it.
         return Ok(match ended.state {
             TaskState::Cancelled => crate::error::EXIT_INTERRUPTED,
             _ => crate::error::EXIT_FAILURE,
@@ -326,6 +338,6 @@ pub(crate) async fn exit_code(connection: &Connection, detail: &JobDetail) -> Ou
     {
         say(format!("{task} on {} {}", view.node, outcome_text(outcome)));
     }
-    // What does not fit is cut as the system does it.
+    // Larger codes are truncated, as the system does.
     Ok((outcome.shell_code() & 0xff) as u8)
 }

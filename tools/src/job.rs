@@ -1,4 +1,4 @@
-//! The spec of a job, from flags, a job file, or both.
+//! Builds the spec of a job from flags, a job file, or both.
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
@@ -14,14 +14,14 @@ use serde::Deserialize;
 use crate::bounded::read_bounded;
 use crate::cli::job::{JobOptions, RuntimeFlag};
 use crate::env_vars::{self, Lookup};
-use crate::error::{CliError, Outcome};
+use crate::error::{CliError, CliResult};
 use crate::toml_file;
 use crate::values::{Array, Cpus, MountText, Size, Span, made_name};
 
-/// Milliseconds between TERM and KILL where nothing else is asked for, as Docker's.
+/// The default time between TERM and KILL in milliseconds, as in Docker.
 const STOP_GRACE_MS: u64 = 10_000;
 
-/// A job file: every key that a flag of `run` has, in TOML.
+/// A job file in TOML, with a key for every flag of `run`.
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
 struct JobFile {
@@ -68,16 +68,16 @@ impl<T> OneOrMany<T> {
     }
 }
 
-/// Builds the spec and checks it. Flags win over the file; `env`, `require` and `mounts` are
-/// joined, a flag's entry winning over the file's of the same name or target.
+/// Builds and validates the spec. Flags override the file. `env`, `require` and `mounts` are
+/// merged; a flag overrides the file's entry with the same name or target.
 ///
 /// # Errors
-/// Everything that the manager would refuse, and what cannot be read.
+/// Whatever the manager would refuse, and what cannot be read.
 pub(crate) fn build(
     options: JobOptions,
     command: Vec<OsString>,
     lookup: Lookup<'_>,
-) -> Outcome<JobSpec> {
+) -> CliResult<JobSpec> {
     let file = match &options.file {
         Some(path) => read_file(path)?,
         None => JobFile::default(),
@@ -90,7 +90,7 @@ pub(crate) fn build(
     let mut env = BTreeMap::new();
     let base = options.file.as_deref().and_then(Path::parent).unwrap_or(Path::new(""));
     for path in file.env_file.map(OneOrMany::into_vec).unwrap_or_default() {
-        // As the job file writes it: beside the job file, not wherever the user stands.
+        // Relative to the job file, not to the current folder.
         env_vars::add_file(&mut env, &base.join(path), lookup)?;
     }
     env.extend(file.env);
@@ -141,7 +141,7 @@ pub(crate) fn build(
         retry: RetryPolicy {
             retries: options.retries.or(file.retries).unwrap_or(retry.retries),
             backoff_ms,
-            // A first wait over the usual longest one is meant as it is written.
+            // A first pause longer than the default limit raises the limit.
             backoff_ms_max: retry.backoff_ms_max.max(backoff_ms),
         },
         on_lost: options.on_lost.map(Into::into).or(file.on_lost).unwrap_or_default(),
@@ -161,28 +161,28 @@ pub(crate) fn build(
     Ok(spec)
 }
 
-fn read_file(path: &Path) -> Outcome<JobFile> {
+fn read_file(path: &Path) -> CliResult<JobFile> {
     let text = read_bounded(path, "job file")?;
     let name =
         if path == Path::new("-") { "the job file".into() } else { path.display().to_string() };
     toml_file::parse(&text, &name, &[])
 }
 
-fn utf8(arguments: Vec<OsString>) -> Outcome<Vec<String>> {
+fn utf8(arguments: Vec<OsString>) -> CliResult<Vec<String>> {
     (1..)
         .zip(arguments)
         .map(|(number, argument)| {
             argument.into_string().map_err(|bytes| {
                 let shown = crate::output::text::clip(&bytes.to_string_lossy().escape_debug().to_string(), 80);
                 CliError::usage(format!("word {number} of the command is not UTF-8: `{shown}`")).hint(
-                    "a job's command is text; give other bytes in a file, or have a shell make them",
+                    "a job's command is text; put other bytes in a file, or let a shell create them",
                 )
             })
         })
         .collect()
 }
 
-/// The mounts of both, a flag's replacing the file's with the same target.
+/// Merges the mounts of both; a flag replaces the file's mount with the same target.
 fn joined(file: Vec<MountText>, flags: Vec<MountText>) -> Vec<Mount> {
     let mut mounts: Vec<Mount> = file.into_iter().map(|mount| mount.0).collect();
     mounts.retain(|mount| flags.iter().all(|flag| flag.0.target != mount.target));
@@ -190,12 +190,12 @@ fn joined(file: Vec<MountText>, flags: Vec<MountText>) -> Vec<Mount> {
     mounts
 }
 
-/// As Docker has it: an empty text removes the image's entrypoint.
+/// As in Docker, an empty text removes the image's entrypoint.
 fn entrypoint(words: Vec<String>) -> Vec<String> {
     if words == [""] { Vec::new() } else { words }
 }
 
-/// What only a container has, as far as it was asked for.
+/// The options that only containers have.
 struct Container {
     image: Option<String>,
     entrypoint: Option<Vec<String>>,
@@ -209,7 +209,7 @@ struct Container {
 }
 
 impl Container {
-    /// The first option that only a container has.
+    /// Returns the first of these options that is set.
     fn asked(&self) -> Option<&'static str> {
         [
             (self.entrypoint.is_some(), "entrypoint"),
@@ -230,7 +230,7 @@ fn runtime(
     flag: Option<RuntimeFlag>,
     container: Container,
     command: &[String],
-) -> Outcome<RuntimeSpec> {
+) -> CliResult<RuntimeSpec> {
     if let Some(RuntimeFlag::Noop) = flag {
         return Ok(RuntimeSpec::Noop);
     }
@@ -249,13 +249,13 @@ fn runtime(
         None => {
             if let Some(option) = container.asked() {
                 return Err(CliError::usage(format!(
-                    "`{option}` is for containers, and there is no image"
+                    "`{option}` is for containers, and no image is given"
                 ))
-                .hint("name one with --image, or leave the option out"));
+                .hint("name an image with --image, or omit the option"));
             }
             if command.first().is_none_or(String::is_empty) {
                 return Err(CliError::usage("there is no command to run").hint(
-                    "write it behind `--`, as in `podmesh run -- echo hello`, or name an image with --image",
+                    "write it after `--`, as in `podmesh run -- echo hello`, or name an image with --image",
                 ));
             }
             Ok(RuntimeSpec::Process)
@@ -263,8 +263,8 @@ fn runtime(
     }
 }
 
-/// The program's or the image's own name, made valid.
-#[expect(clippy::expect_used, reason = "`job` keeps every rule of a name")]
+/// Returns a valid name made from the name of the program or image.
+#[expect(clippy::expect_used, reason = "`job` is a valid name")]
 fn default_name(runtime: &RuntimeSpec, command: &[String]) -> Name {
     let text = match (command.first(), runtime) {
         (Some(program), _) => program.rsplit('/').next().unwrap_or_default(),
@@ -292,7 +292,7 @@ mod tests {
         (name == "HERE").then(|| "set".into())
     }
 
-    /// The spec of `podmesh submit` with these words, or what it says.
+    /// Returns the spec of `podmesh submit` with these arguments, or its error.
     fn made(words: &[&str]) -> Result<JobSpec, String> {
         let words = ["podmesh", "submit"].iter().chain(words);
         let cli = Cli::try_parse_from(words).map_err(|error| error.to_string())?;
@@ -312,7 +312,7 @@ mod tests {
     }
 
     #[test]
-    fn a_command_alone_is_a_job() {
+    fn a_command_is_enough_for_a_job() {
         let spec = made(&["--", "/bin/echo", "-n", "a b"]).unwrap();
         assert_eq!(spec.name.as_str(), "echo");
         assert_eq!(spec.run.command, ["/bin/echo", "-n", "a b"]);
@@ -322,7 +322,7 @@ mod tests {
     }
 
     #[test]
-    fn every_flag_arrives() {
+    fn every_flag_is_in_the_spec() {
         let spec = made(&[
             "--name",
             "n",
@@ -383,7 +383,7 @@ mod tests {
     }
 
     #[test]
-    fn an_image_names_its_job() {
+    fn the_default_name_is_the_name_of_the_image() {
         for (image, name) in [("busybox", "busybox"), ("a.b:5000/c/d:1", "d"), ("x@sha256:0", "x")]
         {
             assert_eq!(made(&["--image", image]).unwrap().name.as_str(), name);
@@ -391,7 +391,7 @@ mod tests {
     }
 
     #[test]
-    fn flags_win_over_the_file_and_lists_are_joined() {
+    fn flags_override_the_file_and_lists_are_merged() {
         let (folder, path) = file(
             "name = \"f\"\nimage = \"busybox\"\ncommand = [\"true\"]\narray = 3\ncpus = 2\n\
              env_file = \"more.env\"\nmounts = [\"/a:/x\", \"/b:/y\"]\n\
@@ -417,13 +417,13 @@ mod tests {
     }
 
     #[test]
-    fn bad_input_is_told_and_goes_no_further() {
+    fn invalid_input_is_an_error() {
         let long = "x".repeat(10_000);
         for (words, says) in [
             (&[][..], "no command to run"),
             (&["--"], "no command to run"),
             (&["--", ""], "no command to run"),
-            (&["--array", "0", "--", "true"], "holds no task"),
+            (&["--array", "0", "--", "true"], "contains no task"),
             (&["--array", "10000001", "--", "true"], "ARRAY_TASKS_MAX"),
             (&["--cpus", "0", "--", "true"], "above 0"),
             (&["--cpus", "-1", "--", "true"], "above 0"),
@@ -452,7 +452,7 @@ mod tests {
     }
 
     #[test]
-    fn large_things_are_refused_by_name() {
+    fn an_input_over_a_limit_is_an_error_that_names_the_limit() {
         let (folder, path) = file(&format!("name = \"{}\"", "x".repeat(2 << 20)));
         assert!(made(&["--file", &path]).unwrap_err().contains("JOB_FILE_BYTES_MAX"));
 
@@ -466,7 +466,7 @@ mod tests {
     }
 
     #[test]
-    fn an_unknown_key_of_a_job_file_names_the_nearest() {
+    fn an_unknown_key_of_a_job_file_is_an_error_that_names_a_similar_key() {
         for (text, near) in
             [("comand = [\"true\"]", "`command`"), ("on-lost = \"wait\"", "`on_lost`")]
         {
@@ -479,7 +479,7 @@ mod tests {
     }
 
     #[test]
-    fn a_command_that_is_not_utf8_is_refused() {
+    fn a_command_that_is_not_utf8_is_an_error() {
         let words = vec!["true".into(), OsString::from_vec(vec![b'a', 0xff])];
         let said = build(JobOptions::default(), words, &here).unwrap_err().to_string();
         assert!(said.contains("word 2") && said.contains("not UTF-8"), "{said}");

@@ -1,9 +1,9 @@
-//! The `podmesh` program: every verb, the two daemons' included, as a library, so that tests and
-//! benchmarks can be the same program.
+//! The `podmesh` program: every verb, including the two daemons, as a library, so that tests and
+//! benchmarks can run the same code.
 //!
-//! Where to look: `cli/` says what can be typed; `verbs/` has a file for each verb; `job.rs` makes
-//! the spec of a job from flags and files; `connect.rs` keeps the connection to the manager, and
-//! `follow.rs` shows output through it; `output/` has tables, lines and JSON; `demo/` the demo.
+//! Where to look: `cli/` defines the command line; `verbs/` has a file for each verb; `job.rs`
+//! builds the spec of a job from flags and files; `connect.rs` keeps the connection to the manager,
+//! and `follow.rs` shows output through it; `output/` has tables, lines and JSON; `demo/` the demo.
 
 mod bounded;
 mod cli;
@@ -32,17 +32,17 @@ use clap::error::{ContextKind, ContextValue};
 
 use crate::cli::{Cli, Verb};
 use crate::context::Context;
-use crate::error::{CliError, EXIT_USAGE, Outcome};
+use crate::error::{CliError, CliResult, EXIT_USAGE};
 use crate::output::screen;
 use crate::output::text::{clip, escape};
 
-/// Characters of a wrong value that an error repeats.
+/// The maximum number of characters of a wrong value that an error repeats.
 const SHOWN_VALUE: usize = 100;
 
 /// Runs the program with the arguments of this process, and returns its exit code.
 ///
-/// Exit codes: the task's own for `run`; 2 for a command line that cannot be understood; 125 for
-/// a failure of podmesh itself; 130 when left with Ctrl-C.
+/// Exit codes: the task's own for `run`; 2 for an invalid command line; 125 for a failure of
+/// podmesh itself; 130 after Ctrl-C.
 pub fn main() -> ExitCode {
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
@@ -58,23 +58,23 @@ pub fn main() -> ExitCode {
     }))
 }
 
-/// Prints what clap says: help and version, too, come as its errors.
+/// Prints a message of clap; help and version are errors of clap, too.
 fn usage(mut error: clap::Error) -> ExitCode {
     if let Some(ContextValue::String(value)) = error.get(ContextKind::InvalidValue) {
         let shown = clip(&escape(value), SHOWN_VALUE);
         error.insert(ContextKind::InvalidValue, ContextValue::String(shown));
     }
-    // Nobody reads it where this fails.
+    // If this fails, nobody reads it.
     _ = error.print();
     ExitCode::from(if error.use_stderr() { EXIT_USAGE } else { 0 })
 }
 
-fn run(context: &Context, verb: Verb) -> Outcome {
+fn run(context: &Context, verb: Verb) -> CliResult {
     if context.json()
         && let Some(name) = verb.without_json()
     {
         return Err(CliError::usage(format!("`{name}` has no JSON output")).hint(
-            "leave `--output json` out; jobs, job, tasks, nodes, events, submit, cancel, token, users and doctor have it",
+            "omit `--output json`; jobs, job, tasks, nodes, events, submit, cancel, forget, token, users and doctor support it",
         ));
     }
     if let Verb::ProcessSupervisor(args) = &verb
@@ -82,8 +82,8 @@ fn run(context: &Context, verb: Verb) -> Outcome {
     {
         return verbs::process_supervisor::keeper(context, args);
     }
-    // The supervisor does with one thread, beside those that start processes and write to disks:
-    // to wake others for each process costs more than it brings.
+    // The supervisor needs one thread only, besides those that start processes and write to disks.
+    // Waking other threads for each process costs more than it gains.
     let daemon = matches!(verb, Verb::Dev(_) | Verb::Manager(_) | Verb::Agent(_));
     let mut builder = if daemon {
         tokio::runtime::Builder::new_multi_thread()
@@ -100,7 +100,7 @@ fn run(context: &Context, verb: Verb) -> Outcome {
     result
 }
 
-async fn dispatch(context: &Context, verb: Verb) -> Outcome {
+async fn dispatch(context: &Context, verb: Verb) -> CliResult {
     match verb {
         Verb::Demo(args) => demo::demo(context, args).await,
         Verb::Dev(args) => verbs::dev::dev(context, args).await,
@@ -116,6 +116,7 @@ async fn dispatch(context: &Context, verb: Verb) -> Outcome {
         Verb::Tasks(args) => verbs::tasks::tasks(context, args).await,
         Verb::Logs(args) => verbs::logs::logs(context, args).await,
         Verb::Cancel(args) => verbs::cancel::cancel(context, args).await,
+        Verb::Forget(args) => verbs::forget::forget(context, args).await,
         Verb::Nodes(args) => verbs::nodes::nodes(context, args).await,
         Verb::Token(args) => verbs::token::token(context, args.verb).await,
         Verb::Key(verb) => verbs::key::key(context, verb).await,

@@ -1,16 +1,16 @@
-//! How often to ask again.
+//! The interval of polling.
 
 use std::time::{Duration, Instant};
 
 use tokio::time::sleep;
 
-/// The first pause between two questions that brought nothing new.
+/// The first pause after a request that brought nothing new.
 const FIRST: Duration = Duration::from_millis(1);
-/// The longest one.
+/// The longest pause.
 const LONGEST: Duration = Duration::from_millis(100);
 
-/// Spaces questions out: close together at first, so that what is short is seen at once, then
-/// further and further apart, because a job of many tasks changes all the time.
+/// Spaces requests: short pauses at first, so that short tasks are seen at once, then longer and
+/// longer ones, because a job of many tasks changes all the time.
 pub(crate) struct Pace {
     pause: Duration,
 }
@@ -22,13 +22,13 @@ impl Default for Pace {
 }
 
 impl Pace {
-    /// Waits until the pause since `asked` is over; the next one is twice as long.
+    /// Waits until the pause since `asked` is over, and doubles the next one.
     pub(crate) async fn wait(&mut self, asked: Instant) {
         sleep(self.pause.saturating_sub(asked.elapsed())).await;
         self.pause = (self.pause * 2).min(LONGEST);
     }
 
-    /// Something new came: begin anew.
+    /// Starts again with short pauses, after something new.
     pub(crate) fn reset(&mut self) {
         *self = Self::default();
     }

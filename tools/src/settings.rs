@@ -1,4 +1,4 @@
-//! Where state lies, and the settings files there.
+//! The data folder, and the settings files in it.
 
 use std::path::{Path, PathBuf};
 
@@ -7,19 +7,19 @@ use podmesh_wire::locate::{Locator, ManagerPlace, SOCKETS_DIR};
 use serde::de::DeserializeOwned;
 
 use crate::bounded::read_bounded;
-use crate::error::{CliError, Outcome};
+use crate::error::{CliError, CliResult};
 use crate::toml_file;
 
-/// The folder of all of podmesh's state on this machine, and what lies where in it.
+/// The folder of all of podmesh's state on this machine, with the paths inside it.
 #[derive(Clone, Debug)]
 pub(crate) struct DataDir(PathBuf);
 
 impl DataDir {
-    /// The folder that was asked for, or the user's own.
+    /// Returns the given folder, or the user's default.
     ///
     /// # Errors
-    /// When none was asked for and the user has no home folder.
-    pub(crate) fn resolve(asked: Option<&Path>) -> Outcome<Self> {
+    /// If no folder was given and the user has no home folder.
+    pub(crate) fn resolve(asked: Option<&Path>) -> CliResult<Self> {
         if let Some(path) = asked {
             let path = std::path::absolute(path).map_err(|why| {
                 CliError::usage(format!("the data folder {} is not a valid path", path.display()))
@@ -40,83 +40,83 @@ impl DataDir {
         Ok(Self(state.join("podmesh")))
     }
 
-    /// This folder.
+    /// Returns a given data folder.
     pub(crate) fn at(path: impl Into<PathBuf>) -> Self {
         Self(path.into())
     }
 
-    /// Itself.
+    /// Returns the path of the folder.
     pub(crate) fn path(&self) -> &Path {
         &self.0
     }
 
-    /// A data folder inside of this one: `dev` and `demo` have one for each agent.
+    /// Returns a data folder inside this one: `dev` and `demo` have one for each agent.
     pub(crate) fn inner(&self, name: &str) -> Self {
         Self(self.0.join(name))
     }
 
-    /// The manager's folder.
+    /// Returns the manager's folder.
     pub(crate) fn manager(&self) -> PathBuf {
         self.0.join("manager")
     }
 
-    /// The agent's folder.
+    /// Returns the agent's folder.
     pub(crate) fn agent(&self) -> PathBuf {
         self.0.join("agent")
     }
 
-    /// The key of the user, and what they joined with it.
+    /// Returns the folder of the user's key and of the clusters joined with it.
     pub(crate) fn user(&self) -> PathBuf {
         self.0.join("user")
     }
 
-    /// The sockets of the manager for this machine.
+    /// Returns the folder of the manager's sockets for this machine.
     pub(crate) fn sockets(&self) -> PathBuf {
         self.0.join(SOCKETS_DIR)
     }
 
-    /// How a user finds the manager.
+    /// Returns the locator with which a user finds the manager.
     pub(crate) fn user_locator(&self, place: Option<ManagerPlace>) -> Locator {
         Locator { place, data_dir: self.0.clone(), enrolment_dir: self.user() }
     }
 
-    /// How the manager of this folder is found, whatever was joined.
+    /// Returns the locator of this folder's own manager, whatever was joined.
     pub(crate) fn local_locator(&self) -> Locator {
         self.user_locator(Some(ManagerPlace::DataDir(self.0.clone())))
     }
 
-    /// How the agent finds the manager.
+    /// Returns the locator with which the agent finds the manager.
     pub(crate) fn agent_locator(&self, place: Option<ManagerPlace>) -> Locator {
         Locator { place, data_dir: self.0.clone(), enrolment_dir: self.agent() }
     }
 
-    /// Output of tasks, unless the agent is told otherwise.
+    /// Returns the default folder for the output of tasks.
     pub(crate) fn task_logs(&self) -> PathBuf {
         self.0.join("logs")
     }
 
-    /// What the daemons themselves log.
+    /// Returns the folder of the daemons' own logs.
     pub(crate) fn daemon_logs(&self) -> PathBuf {
         self.0.join("log")
     }
 
-    /// Settings of the daemon `name`.
+    /// Returns the settings file of the daemon `name`.
     pub(crate) fn settings_file(&self, name: &str) -> PathBuf {
         self.0.join(name).with_extension("toml")
     }
 }
 
-/// Reads a daemon's settings: the file that was asked for, or that of the data folder where there
-/// is one. `tables` as for [`toml_file::parse`].
+/// Reads a daemon's settings from the given file, or from the one in the data folder if it exists.
+/// For `tables` see [`toml_file::parse`].
 ///
 /// # Errors
-/// A file that was asked for and cannot be read; one that is not of the form.
+/// If the given file cannot be read, or a file is not valid.
 pub(crate) fn load<T: DeserializeOwned + Default>(
     asked: Option<&Path>,
     data_dir: &DataDir,
     daemon: &str,
     tables: &[(&str, &[&str])],
-) -> Outcome<T> {
+) -> CliResult<T> {
     let usual = data_dir.settings_file(daemon);
     let path = match asked {
         Some(path) => path,

@@ -1,4 +1,4 @@
-//! What the user and the system ask of the process.
+//! Handles signals, and the end of standard input.
 
 use std::io;
 use std::pin::{Pin, pin};
@@ -6,15 +6,15 @@ use std::pin::{Pin, pin};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::oneshot;
 
-use crate::error::{CliError, EXIT_INTERRUPTED, Outcome};
+use crate::error::{CliError, CliResult, EXIT_INTERRUPTED};
 
-/// SIGINT and SIGTERM, from the moment this is made: they end the process no more.
+/// Receives SIGINT and SIGTERM. From its creation on, they no longer end the process.
 pub(crate) struct Interrupts {
     int: Signal,
     term: Signal,
 }
 
-/// Which signal came.
+/// A received signal.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Interrupt {
     /// SIGINT: Ctrl-C.
@@ -24,11 +24,11 @@ pub(crate) enum Interrupt {
 }
 
 impl Interrupts {
-    /// Takes the signals over.
+    /// Installs the handlers.
     ///
     /// # Errors
-    /// When the system gives no handler.
-    pub(crate) fn new() -> Outcome<Self> {
+    /// If the system refuses a handler.
+    pub(crate) fn new() -> CliResult<Self> {
         let make = || -> io::Result<Self> {
             Ok(Self {
                 int: signal(SignalKind::interrupt())?,
@@ -38,7 +38,7 @@ impl Interrupts {
         make().map_err(|why| CliError::failure("signals cannot be handled").because(why))
     }
 
-    /// The next of them. Can be dropped without loss.
+    /// Waits for the next signal. Cancel-safe.
     pub(crate) async fn next(&mut self) -> Interrupt {
         tokio::select! {
             _ = self.int.recv() => Interrupt::Int,
@@ -47,19 +47,19 @@ impl Interrupts {
     }
 }
 
-/// When a daemon is to stop: at SIGTERM or SIGINT, or when standard input ends.
+/// The stop condition of a daemon: SIGTERM, SIGINT, or the end of standard input.
 pub(crate) struct Stop {
     interrupts: Interrupts,
-    /// Resolves when standard input ends, where that counts.
+    /// Resolves at the end of standard input, if that stops the daemon.
     eof: Option<oneshot::Receiver<()>>,
 }
 
 impl Stop {
-    /// Takes the signals over. `at_eof`: whether the end of standard input counts, too.
+    /// Installs the handlers. `at_eof`: whether the end of standard input stops the daemon too.
     ///
     /// # Errors
-    /// When the system gives no handler or no thread.
-    pub(crate) fn new(at_eof: bool) -> Outcome<Self> {
+    /// If the system refuses a handler or a thread.
+    pub(crate) fn new(at_eof: bool) -> CliResult<Self> {
         Ok(Self {
             interrupts: Interrupts::new()?,
             eof: if at_eof { Some(stdin_end()?) } else { None },
@@ -75,18 +75,18 @@ impl Stop {
             },
             None => _ = interrupts.next().await,
         }
-        // Resolved once; it is not to be polled again.
+        // It has resolved and must not be polled again.
         self.eof = None;
     }
 
-    /// The next SIGINT: whoever waits at a terminal has had enough.
+    /// Waits for the next SIGINT: the user does not want to wait any longer.
     async fn at_once(&mut self) {
         while self.interrupts.next().await != Interrupt::Int {}
     }
 }
 
-/// Reads standard input to its end on a thread of its own, which dies with the process.
-fn stdin_end() -> Outcome<oneshot::Receiver<()>> {
+/// Reads standard input to its end on a thread of its own, which ends with the process.
+fn stdin_end() -> CliResult<oneshot::Receiver<()>> {
     let (sender, receiver) = oneshot::channel();
     std::thread::Builder::new()
         .name("podmesh-stdin".into())
@@ -98,14 +98,14 @@ fn stdin_end() -> Outcome<oneshot::Receiver<()>> {
     Ok(receiver)
 }
 
-/// Runs a daemon until it ends, or is asked to: then its shutdown future is done, and its end is
-/// waited for. A second Ctrl-C ends it at once.
+/// Runs a daemon until it ends or is asked to stop. Then the shutdown future resolves, and the
+/// function waits for the daemon's end. A second Ctrl-C does not wait.
 ///
 /// # Errors
-/// What the daemon ends with.
-pub(crate) async fn run_daemon<F>(mut stop: Stop, daemon: impl FnOnce(Shutdown) -> F) -> Outcome
+/// The daemon's error.
+pub(crate) async fn run_daemon<F>(mut stop: Stop, daemon: impl FnOnce(Shutdown) -> F) -> CliResult
 where
-    F: Future<Output = Outcome<()>>,
+    F: Future<Output = CliResult<()>>,
 {
     let (ask, asked) = oneshot::channel();
     let shutdown: Shutdown = Box::pin(async {
@@ -124,5 +124,5 @@ where
     }
 }
 
-/// Done when a daemon is to stop.
+/// Resolves when a daemon must stop.
 pub(crate) type Shutdown = Pin<Box<dyn Future<Output = ()> + Send>>;

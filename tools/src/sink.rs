@@ -1,4 +1,4 @@
-//! Where followed output goes: byte for byte to standard output and standard error.
+//! Writes followed output, byte for byte, to standard output and standard error.
 
 use std::io::{self, Write};
 
@@ -6,41 +6,41 @@ use podmesh_protocol::client::LogStream;
 use podmesh_protocol::ids::AttemptId;
 use tokio::sync::Mutex;
 
-use crate::error::{CliError, Outcome};
+use crate::error::{CliError, CliResult};
 
-/// Writes what tasks print to this process's own streams.
+/// Writes the output of tasks to this process's own streams.
 ///
-/// Writing happens on a thread of its own: a reader that has stopped to read stops the log, not
+/// Writing happens on a thread of its own: a reader that stops reading blocks the output, not
 /// Ctrl-C.
 pub(crate) struct Sink {
-    /// Whether output of several tasks is shown, each under its header.
+    /// Whether the output of several tasks is shown, with headers.
     headers: bool,
-    shown: Mutex<Shown>,
+    shown: Mutex<LastWritten>,
 }
 
-/// Whose output was last written where.
+/// The attempts whose output was last written to each stream.
 #[derive(Default)]
-struct Shown {
+struct LastWritten {
     stdout: Option<AttemptId>,
     stderr: Option<AttemptId>,
 }
 
 impl Sink {
-    /// Nothing written yet.
+    /// Creates a sink without output.
     pub(crate) fn new(headers: bool) -> Self {
         Self { headers, shown: Mutex::default() }
     }
 
-    /// Writes output of an attempt, under a header where it is another one's than before.
+    /// Writes output of an attempt, with a header if the previous output was of another attempt.
     ///
     /// # Errors
-    /// [`CliError::StdoutClosed`] when nobody reads standard output any more.
+    /// [`CliError::StdoutClosed`] if standard output is closed.
     pub(crate) async fn write(
         &self,
         attempt: AttemptId,
         stream: LogStream,
         bytes: Vec<u8>,
-    ) -> Outcome<()> {
+    ) -> CliResult<()> {
         if bytes.is_empty() {
             return Ok(());
         }
@@ -55,21 +55,21 @@ impl Sink {
             String::new()
         };
         *last = Some(attempt);
-        // The lock is held: what two attempts print does not mix.
+        // The lock is held, so the output of two attempts does not mix.
         let written = tokio::task::spawn_blocking(move || match stream {
             LogStream::Stdout => put(&mut io::stdout().lock(), &header, &bytes),
             LogStream::Stderr => put(&mut io::stderr().lock(), &header, &bytes),
         });
         match (written.await, stream) {
             (Ok(result), LogStream::Stdout) => result.map_err(CliError::stdout),
-            // As a program whose standard error is closed: what it says is lost, it goes on.
+            // Like a program whose standard error is closed: its output is lost, but it continues.
             (Ok(_), LogStream::Stderr) => Ok(()),
             (Err(why), _) => Err(CliError::failure("the output cannot be written").because(why)),
         }
     }
 }
 
-/// As `tail` prints it; the attempt's number only where it is not the first.
+/// Returns a header in the style of `tail`, with the attempt's number unless it is the first.
 fn header(attempt: AttemptId, stream: LogStream, first: bool) -> String {
     let gap = if first { "" } else { "\n" };
     let stream = stream.file_stem();

@@ -1,22 +1,22 @@
-//! TOML files whose unknown keys are errors that name the nearest known one.
+//! TOML files, with errors for unknown keys that name a similar known one.
 
 use serde::de::{self, Deserialize, DeserializeOwned, Deserializer, Visitor};
 use serde::forward_to_deserialize_any;
 
-use crate::error::{CliError, Outcome};
+use crate::error::{CliError, CliResult};
 use crate::output::text::{clip, escape};
 
-/// Reads `text` as a `T`. `name` is how errors call the file.
+/// Reads `text` as a `T`. `name` is the file's name in errors.
 ///
 /// `tables` lists the keys of `T` that are tables with keys of their own: `("log", keys_of::<Log>())`.
 ///
 /// # Errors
-/// What is not TOML or not of `T`'s form, with its line; an unknown key.
+/// If the text is not TOML or does not match `T`, with the line; or a key is unknown.
 pub(crate) fn parse<T: DeserializeOwned>(
     text: &str,
     name: &str,
     tables: &[(&str, &[&str])],
-) -> Outcome<T> {
+) -> CliResult<T> {
     let bad = |why: toml::de::Error| {
         let place = match why.span() {
             Some(span) => place(text, span.start),
@@ -36,7 +36,7 @@ pub(crate) fn parse<T: DeserializeOwned>(
     let known = if table.is_empty() {
         keys_of::<T>()
     } else {
-        // Inside of an Option, serde_ignored shows a `?` part.
+        // Inside an Option, serde_ignored shows a `?` part.
         let table = table.trim_end_matches(".?");
         tables.iter().find(|(name, _)| *name == table).map_or(&[][..], |(_, keys)| keys)
     };
@@ -47,7 +47,7 @@ pub(crate) fn parse<T: DeserializeOwned>(
     })
 }
 
-/// `, line 3 (cpus = nan)` for an offset.
+/// Returns `, line 3 (cpus = nan)` for an offset.
 fn place(text: &str, at: usize) -> String {
     let at = text.floor_char_boundary(at.min(text.len()));
     let line = text[..at].matches('\n').count() + 1;
@@ -56,7 +56,7 @@ fn place(text: &str, at: usize) -> String {
     format!(", line {line} ({})", clip(&escape(content), 80))
 }
 
-/// The known key that was probably meant.
+/// Returns the known key that is most similar.
 fn nearest<'a>(key: &str, known: &[&'a str]) -> Option<&'a str> {
     known
         .iter()
@@ -66,7 +66,7 @@ fn nearest<'a>(key: &str, known: &[&'a str]) -> Option<&'a str> {
         .map(|(_, candidate)| candidate)
 }
 
-/// The keys of a structure, as serde knows them.
+/// Returns the keys of a structure, as serde knows them.
 pub(crate) fn keys_of<'de, T: Deserialize<'de>>() -> &'static [&'static str] {
     struct Spy<'a>(&'a mut &'static [&'static str]);
 

@@ -1,5 +1,5 @@
-//! The values that people write: cpus, sizes, times, array ranges, labels, mounts. The same texts
-//! are understood on the command line, in the environment and in TOML files.
+//! The values that users write: cpus, sizes, times, array ranges, labels, mounts. The command line,
+//! the environment and TOML files accept the same texts.
 
 use std::fmt;
 use std::str::FromStr;
@@ -14,7 +14,7 @@ use podmesh_protocol::limits::{
 use podmesh_protocol::spec::{ArrayRange, Mount, validate_label_value};
 use serde::de::{self, Deserialize, Deserializer, Visitor};
 
-/// A text that is not a value of its kind: what is wrong with it, and what would be right.
+/// An invalid value: what is wrong with it, and an example of a right one.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
 pub(crate) struct ValueError(String);
@@ -41,7 +41,7 @@ impl Cpus {
             return Err(ValueError::new(why));
         }
         if millis < 1.0 {
-            return Err(ValueError::new("the least that can be asked for is 0.001 of a core"));
+            return Err(ValueError::new("the minimum is 0.001 of a core"));
         }
         Ok(Self(millis as u32))
     }
@@ -79,12 +79,12 @@ impl FromStr for Size {
     }
 }
 
-/// A length of time, written as `90s`, `5min`, `1h 30min`.
+/// A duration, written as `90s`, `5min`, `1h 30min`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Span(pub(crate) Duration);
 
 impl Span {
-    /// In milliseconds; what is written was checked to fit.
+    /// Returns milliseconds; parsing has checked the range.
     pub(crate) fn ms(self) -> u64 {
         u64::try_from(self.0.as_millis()).unwrap_or(u64::MAX)
     }
@@ -101,7 +101,7 @@ impl FromStr for Span {
             return Err(ValueError::new("over the limit of 366 days (DURATION_MS_MAX)"));
         }
         if time > Duration::ZERO && time < Duration::from_millis(1) {
-            return Err(ValueError::new("the least is 1ms"));
+            return Err(ValueError::new("the minimum is 1ms"));
         }
         Ok(Self(time))
     }
@@ -131,7 +131,7 @@ impl FromStr for Array {
             None => ArrayRange { first: 1, last: index(text)? },
         };
         if range.tasks() == 0 {
-            let why = "holds no task; write N or A-B with A not over B, such as 100 or 1-100";
+            let why = "contains no task; write N or A-B with A not over B, such as 100 or 1-100";
             return Err(ValueError::new(why));
         }
         if range.tasks() > u64::from(ARRAY_TASKS_MAX) {
@@ -161,7 +161,7 @@ impl FromStr for Label {
     }
 }
 
-/// A mount, written `SOURCE:TARGET`, with `:ro` behind for read-only.
+/// A mount, written `SOURCE:TARGET`, with `:ro` at the end for read-only.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct MountText(pub(crate) Mount);
 
@@ -188,7 +188,7 @@ impl FromStr for MountText {
     }
 }
 
-/// A name made of any text: what no name holds becomes `-`; none when nothing is left.
+/// Makes a name from any text: invalid characters become `-`. Returns `None` if nothing is left.
 pub(crate) fn made_name(text: &str) -> Option<Name> {
     let mut valid: String = text
         .chars()
@@ -199,17 +199,17 @@ pub(crate) fn made_name(text: &str) -> Option<Name> {
     valid.parse().ok()
 }
 
-/// A job's priority.
+/// Parses a job's priority.
 pub(crate) fn priority(text: &str) -> Result<i32, ValueError> {
     let most = i64::from(PRIORITY_MAX);
     match text.parse::<i64>() {
         Ok(n) if (-most..=most).contains(&n) => Ok(n as i32),
-        Ok(_) => Err(ValueError::new(format!("not within -{most} and {most} (PRIORITY_MAX)"))),
+        Ok(_) => Err(ValueError::new(format!("not between -{most} and {most} (PRIORITY_MAX)"))),
         Err(_) => Err(ValueError::new("not a whole number")),
     }
 }
 
-/// A number of retries.
+/// Parses a number of retries.
 pub(crate) fn retries(text: &str) -> Result<u32, ValueError> {
     match text.parse::<u64>() {
         Ok(n) if n <= u64::from(RETRIES_MAX) => Ok(n as u32),
@@ -218,7 +218,7 @@ pub(crate) fn retries(text: &str) -> Result<u32, ValueError> {
     }
 }
 
-/// Reads a value from TOML: its text, or a number where people write one.
+/// Reads a value from TOML: a text, or a number where that is allowed.
 struct ValueVisitor<T> {
     expecting: &'static str,
     numbers: bool,
@@ -278,7 +278,7 @@ macro_rules! deserialize_as_text {
 deserialize_as_text! {
     Cpus, true, "a number of cores such as 2 or 0.5";
     Size, true, "a size such as \"512MiB\"";
-    Span, false, "a length of time such as \"90s\"";
+    Span, false, "a duration such as \"90s\"";
     Array, true, "a number of tasks, or a range such as \"1-100\"";
     MountText, false, "a mount such as \"/data:/data:ro\"";
 }
@@ -332,16 +332,16 @@ mod tests {
             refused::<Span>(text, "90s");
         }
         refused::<Span>("400days", "366 days");
-        refused::<Span>("1us", "least");
+        refused::<Span>("1us", "minimum");
     }
 
     #[test]
-    fn arrays_hold_a_task_and_not_too_many() {
+    fn arrays_contain_at_least_one_task_and_not_too_many() {
         assert_eq!("1-1000000".parse(), Ok(Array(ArrayRange { first: 1, last: 1_000_000 })));
         assert_eq!("7".parse(), Ok(Array(ArrayRange { first: 1, last: 7 })));
         assert_eq!("0-9".parse(), Ok(Array(ArrayRange { first: 0, last: 9 })));
         for text in ["0", "5-2"] {
-            refused::<Array>(text, "holds no task");
+            refused::<Array>(text, "contains no task");
         }
         for text in ["10000001", "0-4294967295"] {
             refused::<Array>(text, "ARRAY_TASKS_MAX");
@@ -373,7 +373,7 @@ mod tests {
     }
 
     #[test]
-    fn names_are_made_of_any_text() {
+    fn names_can_be_made_from_any_text() {
         let made = |text: &str| made_name(text).map(String::from);
         assert_eq!(made("a b/ü.sh").as_deref(), Some("a-b--.sh"));
         assert_eq!(made("..-x").as_deref(), Some("x"));
@@ -382,7 +382,7 @@ mod tests {
     }
 
     #[test]
-    fn priorities_and_retries_keep_their_limits() {
+    fn priorities_and_retries_have_limits() {
         assert_eq!(priority("-3"), Ok(-3));
         assert!(priority("1001").unwrap_err().to_string().contains("PRIORITY_MAX"));
         assert!(priority("1.5").is_err());
@@ -392,7 +392,7 @@ mod tests {
     }
 
     #[test]
-    fn toml_takes_the_same_texts_and_plain_numbers() {
+    fn toml_accepts_the_same_texts_and_plain_numbers() {
         #[derive(Debug, serde::Deserialize)]
         struct Table {
             cpus: Option<Cpus>,
@@ -411,8 +411,8 @@ mod tests {
             ("cpus = -1", "above 0"),
             ("cpus = true", "number of cores"),
             ("memory = -5", "512MiB"),
-            ("timeout = 90", "length of time"),
-            ("array = 0", "holds no task"),
+            ("timeout = 90", "duration"),
+            ("array = 0", "contains no task"),
             ("array = -3", "N or A-B"),
         ] {
             let said = toml::from_str::<Table>(text).unwrap_err().to_string();

@@ -1,4 +1,4 @@
-//! The program as a user meets it, without a manager: usage, help, and errors.
+//! The program without a manager: usage, help, and errors.
 
 #![expect(clippy::unwrap_used, reason = "tests")]
 
@@ -10,7 +10,7 @@ use std::process::{Command, Output, Stdio};
 
 use tempfile::TempDir;
 
-/// The program with a data folder of its own, and nothing of this process's settings.
+/// The program with its own data folder, and without the settings of this process.
 fn podmesh(home: &TempDir) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_podmesh"));
     for (name, _) in std::env::vars_os() {
@@ -31,7 +31,7 @@ fn text(bytes: &[u8]) -> String {
     String::from_utf8(bytes.to_vec()).unwrap()
 }
 
-/// Asserts the exit code, that nothing is on standard output, and what standard error says.
+/// Asserts the exit code, that standard output is empty, and parts of standard error.
 fn refused(output: &Output, code: i32, says: &[&str]) {
     let stderr = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(code), "{stderr}");
@@ -43,7 +43,8 @@ fn refused(output: &Output, code: i32, says: &[&str]) {
     assert!(stderr.len() < 2_000, "{} bytes of error", stderr.len());
 }
 
-/// An address where nobody listens: the port belongs to root, for a service that no one has.
+/// An address where nobody listens: the port belongs to root, for a service that is never
+/// installed.
 const NOBODY: &str = "127.0.0.1:1";
 
 const VERBS: [&str; 22] = [
@@ -97,7 +98,7 @@ fn every_shell_has_completions() {
 }
 
 #[test]
-fn what_cannot_be_understood_is_usage() {
+fn an_invalid_command_line_is_a_usage_error() {
     refused(&run::<&str>([]), 2, &["Usage: podmesh"]);
     refused(&run(["submt"]), 2, &["submt", "'submit'"]);
     refused(&run(["jobs", "--actve"]), 2, &["--actve", "'--active'"]);
@@ -130,19 +131,19 @@ fn what_cannot_be_understood_is_usage() {
 }
 
 #[test]
-fn without_a_database_there_is_nothing_to_copy_or_check() {
+fn backup_and_check_fail_without_a_database() {
     let home = tempfile::tempdir().unwrap();
     let target = home.path().join("copy");
     let output = podmesh(&home).arg("backup").arg(&target).output().unwrap();
     refused(&output, 125, &["no backup was made", "podmesh.db", "--data-dir"]);
     refused(&podmesh(&home).args(["check"]).output().unwrap(), 125, &["podmesh.db", "--data-dir"]);
-    assert_eq!(fs::read_dir(&home).unwrap().count(), 0, "nothing was made");
+    assert_eq!(fs::read_dir(&home).unwrap().count(), 0, "nothing was created");
 }
 
 #[test]
-fn bad_values_of_a_job_are_usage() {
+fn invalid_values_of_a_job_are_usage_errors() {
     for (option, value, says) in [
-        ("--array", "0", "holds no task"),
+        ("--array", "0", "contains no task"),
         ("--array", "10000001", "ARRAY_TASKS_MAX"),
         ("--cpus", "0", "above 0"),
         ("--cpus", "-1", "above 0"),
@@ -168,7 +169,7 @@ fn control_characters_of_an_argument_do_not_reach_the_terminal() {
 }
 
 #[test]
-fn arguments_that_are_not_utf8_are_refused() {
+fn arguments_that_are_not_utf8_are_usage_errors() {
     let bytes = || OsString::from_vec(vec![b'a', 0xff, 0xfe]);
     let words = |words: &[&str]| words.iter().map(OsString::from).collect::<Vec<_>>();
     for mut arguments in [
@@ -183,13 +184,13 @@ fn arguments_that_are_not_utf8_are_refused() {
         arguments.push(bytes());
         refused(&run(&arguments), 2, &["UTF-8"]);
     }
-    // A path may hold any bytes.
+    // A path may contain any bytes.
     let arguments = [words(&["submit", "--file"]), vec![bytes()]].concat();
     refused(&run(&arguments), 2, &["cannot be read", "No such file"]);
 }
 
 #[test]
-fn a_job_file_is_bounded_and_its_keys_are_known() {
+fn a_job_file_is_bounded_and_unknown_keys_are_errors() {
     let home = tempfile::tempdir().unwrap();
     let mut child = podmesh(&home)
         .args(["submit", "--file", "-"])
@@ -198,7 +199,7 @@ fn a_job_file_is_bounded_and_its_keys_are_known() {
         .stderr(Stdio::piped())
         .spawn()
         .unwrap();
-    // More than any pipe holds: whoever read it all would take all of it.
+    // More than any pipe holds: only a program that reads everything takes all of it.
     let mut stdin = child.stdin.take().unwrap();
     let line = [b'#'; 1 << 16];
     let written = (0..1_600).take_while(|_| stdin.write_all(&line).is_ok()).count();
@@ -217,7 +218,7 @@ fn a_job_file_is_bounded_and_its_keys_are_known() {
 }
 
 #[test]
-fn settings_files_are_read_and_their_keys_known() {
+fn settings_files_are_read_and_unknown_keys_are_errors() {
     let home = tempfile::tempdir().unwrap();
     fs::write(home.path().join("agent.toml"), "cpu = 3\n").unwrap();
     let output = podmesh(&home).arg("agent").output().unwrap();
@@ -233,7 +234,7 @@ fn settings_files_are_read_and_their_keys_known() {
 }
 
 #[test]
-fn without_a_manager_it_says_what_to_do() {
+fn without_a_manager_the_error_says_what_to_do() {
     for arguments in
         [&["jobs"][..], &["nodes"], &["logs", "1"], &["events", "-f"], &["cancel", "1"]]
     {
@@ -241,7 +242,7 @@ fn without_a_manager_it_says_what_to_do() {
         let says = ["no manager answers", "hint:", "podmesh manager", "podmesh login"];
         refused(&output, 125, &says);
         let output = run(arguments.iter().copied().chain(["--manager", NOBODY]));
-        refused(&output, 125, &["joined no cluster", "podmesh token create"]);
+        refused(&output, 125, &["not joined a cluster", "podmesh token create"]);
     }
     for verb in ["submit", "run"] {
         let output = run([verb, "--", "true"]);
@@ -250,7 +251,7 @@ fn without_a_manager_it_says_what_to_do() {
 }
 
 #[test]
-fn the_folder_of_a_manager_that_is_not_there_is_not_another_managers() {
+fn a_folder_without_a_manager_never_means_another_manager() {
     let home = tempfile::tempdir().unwrap();
     let folder = home.path().join("other");
     fs::create_dir(&folder).unwrap();
@@ -259,7 +260,7 @@ fn the_folder_of_a_manager_that_is_not_there_is_not_another_managers() {
 }
 
 #[test]
-fn a_data_folder_that_cannot_be_written_is_named() {
+fn a_data_folder_that_cannot_be_written_is_named_in_the_error() {
     let home = tempfile::tempdir().unwrap();
     let file = home.path().join("file");
     fs::write(&file, "").unwrap();
@@ -270,7 +271,7 @@ fn a_data_folder_that_cannot_be_written_is_named() {
 }
 
 #[test]
-fn a_reader_that_has_gone_is_no_error() {
+fn a_closed_standard_output_is_not_an_error() {
     let home = tempfile::tempdir().unwrap();
     let (reader, writer) = std::io::pipe().unwrap();
     drop(reader);

@@ -1,4 +1,4 @@
-//! Single promises, one test each.
+//! One test per guarantee.
 
 use std::fs::{self, File};
 use std::io::{Read as _, Write as _};
@@ -6,13 +6,17 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::time::{Duration, SystemTime};
 
 use super::*;
-use crate::failpoint::Step;
-use crate::{AppendError, CURSOR_BYTES_MAX, Error, prune, wait_for_compression};
+use crate::failpoint::CrashPoint;
+use crate::{AppendError, CURSOR_BYTES_MAX, Error, PruneLimits, prune, wait_for_compression};
 
 const HOUR: Duration = Duration::from_secs(3600);
 
 fn age(path: &Path, by: Duration) {
     File::options().append(true).open(path).unwrap().set_modified(SystemTime::now() - by).unwrap();
+}
+
+fn by_age(age_max: Duration) -> PruneLimits {
+    PruneLimits { age_max, bytes_max: u64::MAX }
 }
 
 fn files(dir: &Path) -> Vec<String> {
@@ -25,7 +29,7 @@ fn files(dir: &Path) -> Vec<String> {
 }
 
 #[test]
-fn nothing_printed_nothing_created() {
+fn no_output_creates_no_file() {
     let temp = tempfile::tempdir().unwrap();
     let dir = temp.path().join("1");
     let mut writer = open(&dir, &RotationPolicy::default());
@@ -42,7 +46,7 @@ fn nothing_printed_nothing_created() {
 }
 
 #[test]
-fn a_short_log_is_one_file_with_tight_modes() {
+fn a_short_log_is_one_file_with_restrictive_modes() {
     let temp = tempfile::tempdir().unwrap();
     let dir = temp.path().join("1/2/3");
     open(&dir, &RotationPolicy::default()).append(b"\xff\x00\n").unwrap();
@@ -76,8 +80,8 @@ fn rotated_files_are_ordinary_gzip_of_whole_lines() {
 }
 
 #[test]
-fn offsets_outlive_all_files() {
-    by_hand();
+fn offsets_continue_after_all_files_are_removed() {
+    compress_manually();
     let temp = tempfile::tempdir().unwrap();
     let policy = RotationPolicy { files_max: 1, ..keep_all(10) };
     let mut writer = open(temp.path(), &policy);
@@ -91,7 +95,7 @@ fn offsets_outlive_all_files() {
     writer.append(b"y").unwrap();
     assert_eq!(read_all(temp.path()), (40, b"y".to_vec()));
 
-    // Never rotated: the cursor still knows.
+    // Never rotated: the cursor still has the offset.
     let mut writer = LogWriter::open(temp.path(), "stderr", policy.clone()).unwrap();
     writer.append(b"1234").unwrap();
     writer.save_cursor(b"at 4").unwrap();
@@ -101,7 +105,7 @@ fn offsets_outlive_all_files() {
 }
 
 #[test]
-fn a_gap_is_said_on_a_line_of_its_own() {
+fn a_gap_marker_is_on_a_line_of_its_own() {
     let temp = tempfile::tempdir().unwrap();
     let mut writer = open(temp.path(), &keep_all(1000));
     writer.gap("first").unwrap();
@@ -116,8 +120,8 @@ fn a_gap_is_said_on_a_line_of_its_own() {
 }
 
 #[test]
-fn a_torn_tail_is_cut_back_to_the_cursor_across_plain_files() {
-    by_hand();
+fn a_stream_can_be_cut_back_to_the_cursor_across_plain_files() {
+    compress_manually();
     let temp = tempfile::tempdir().unwrap();
     let mut writer = open(temp.path(), &keep_all(10));
     writer.append(&bytes(0, 7)).unwrap();
@@ -145,7 +149,7 @@ fn a_torn_tail_is_cut_back_to_the_cursor_across_plain_files() {
 }
 
 #[test]
-fn bad_cursors_and_names_are_refused() {
+fn invalid_cursors_and_names_are_rejected() {
     let temp = tempfile::tempdir().unwrap();
     let mut writer = open(temp.path(), &keep_all(10));
     writer.append(b"x").unwrap();
@@ -168,8 +172,8 @@ fn bad_cursors_and_names_are_refused() {
 }
 
 #[test]
-fn a_damaged_file_is_said_and_passed() {
-    by_hand();
+fn a_damaged_file_is_reported_and_can_be_skipped() {
+    compress_manually();
     let temp = tempfile::tempdir().unwrap();
     let mut writer = open(temp.path(), &keep_all(500));
     writer.append(&bytes(0, 1200)).unwrap();
@@ -187,11 +191,11 @@ fn a_damaged_file_is_said_and_passed() {
 }
 
 #[test]
-fn a_full_disk_says_what_to_do_and_loses_nothing() {
-    by_hand();
+fn a_full_disk_is_an_error_with_advice_and_loses_nothing() {
+    compress_manually();
     let temp = tempfile::tempdir().unwrap();
     let mut writer = open(temp.path(), &keep_all(10));
-    crate::failpoint::disk_full_at(Some(Step::ReplaceTmpWritten));
+    crate::failpoint::disk_full_at(Some(CrashPoint::ReplaceTmpWritten));
     let AppendError { taken, source } = writer.append(&[b'x'; 35]).unwrap_err();
     assert_eq!((taken, writer.offset()), (10, 10));
     let text = source.to_string();
@@ -204,8 +208,8 @@ fn a_full_disk_says_what_to_do_and_loses_nothing() {
 }
 
 #[test]
-fn a_sweep_removes_what_is_old_and_not_live() {
-    by_hand();
+fn a_sweep_removes_old_attempts_that_are_not_live() {
+    compress_manually();
     let temp = tempfile::tempdir().unwrap();
     let logs = temp.path().join("logs");
     let [old, live, young, odd] =
@@ -224,35 +228,84 @@ fn a_sweep_removes_what_is_old_and_not_live() {
         }
     }
     age(&young.join("stdout.log"), HOUR * 2);
-    // A rotated file of somebody else's, and one that only looks alike.
+    // A rotated file of another program, and one with a similar name.
     for name in ["stdout.log-20200101.gz", "stdout.login"] {
         fs::write(live.join(name), "x").unwrap();
         age(&live.join(name), HOUR * 2);
     }
-    let report = prune(&logs, HOUR, SystemTime::now(), |dir| dir == live);
+    let report = prune(&logs, by_age(HOUR), SystemTime::now(), |dir| dir == live);
     assert!(report.errors.is_empty(), "{:?}", report.errors);
     assert!(!logs.join("1").exists());
     let kept: Vec<_> = files(&live).into_iter().filter(|file| !file.starts_with('.')).collect();
     assert_eq!(kept, ["stdout.log", "stdout.login"]);
-    // Its offsets go on.
+    // Its offsets continue.
     assert_eq!(open(&live, &keep_all(10)).offset(), 30);
     assert_eq!(read_all(&young), (0, bytes(0, 30)));
-    // A folder inside: only the rotated files went.
+    // It contains a folder: only the rotated files were removed.
     assert!(
         odd.join("folder").exists() && odd.join("stdout.log").exists() && numbered(&odd).is_empty()
     );
-    assert!(logs.join("4/0/1").exists(), "a folder just made is about to be used");
+    assert!(logs.join("4/0/1").exists(), "a new folder may be about to be used");
     // Attempt, task and job.
     assert_eq!(report.dirs_removed, 3);
     assert!(report.files_removed > 6 && report.bytes_removed > 60);
-    // Nothing more to do, and with time the empty ones go too.
-    assert_eq!(prune(&logs, HOUR, SystemTime::now(), |dir| dir == live).files_removed, 0);
-    prune(&logs, HOUR, SystemTime::now() + HOUR * 3, |dir| dir == live);
+    // Nothing more to do. Later the empty folders are removed too.
+    assert_eq!(prune(&logs, by_age(HOUR), SystemTime::now(), |dir| dir == live).files_removed, 0);
+    prune(&logs, by_age(HOUR), SystemTime::now() + HOUR * 3, |dir| dir == live);
     assert!(!logs.join("4").exists() && !young.exists() && live.exists());
 }
 
 #[test]
-fn a_folder_removed_under_the_writer_is_made_again() {
+fn a_tree_that_is_too_large_loses_the_attempts_that_ended_first() {
+    let temp = tempfile::tempdir().unwrap();
+    let logs = temp.path();
+    // Attempts of 64 KiB. Jobs 1 to 4 ended one hour after another, the tasks of job 5 in one minute.
+    let attempt = |job: u32, task: u32, hours: u32| {
+        let dir = logs.join(format!("{job}/{task}/1"));
+        open(&dir, &RotationPolicy::default()).append(&[b'x'; 65_536]).unwrap();
+        age(&dir.join("stdout.log"), HOUR * hours);
+        File::open(&dir).unwrap().set_modified(SystemTime::now() - HOUR * hours).unwrap();
+        dir
+    };
+    let ended: Vec<_> = [(1, 9), (2, 8), (3, 7), (4, 6)].map(|(job, h)| attempt(job, 0, h)).into();
+    let same_minute: Vec<_> = (0..20).map(|task| attempt(5, task, 5)).collect();
+    let live = attempt(6, 0, 20);
+    // It printed long ago and has just ended, as its folder shows.
+    let quiet = attempt(7, 0, 30);
+    File::open(&quiet).unwrap().set_modified(SystemTime::now() - Duration::from_secs(5)).unwrap();
+    let just_begun = logs.join("8/0/1");
+    open(&just_begun, &RotationPolicy::default()).append(b"first").unwrap();
+
+    let sweep = |bytes_max| {
+        let limits = PruneLimits { age_max: HOUR * 1000, bytes_max };
+        prune(logs, limits, SystemTime::now(), |dir| dir == live)
+    };
+    let all = sweep(u64::MAX);
+    assert_eq!((all.files_removed, all.attempts_removed_for_size), (0, 0));
+    assert!(all.bytes_kept > 26 * 65_536 && all.bytes_kept < 27 * 80_000, "{}", all.bytes_kept);
+    // Just too large: a tenth is removed, which is less than three attempts.
+    let report = sweep(all.bytes_kept - 1);
+    assert_eq!((report.attempts_removed_for_size, report.job_removed_max), (3, Some(3)));
+    assert!(ended[..3].iter().all(|dir| !dir.exists()) && ended[3].exists());
+    assert!(!logs.join("1").exists(), "the folders of its job and task are removed with it");
+    assert_eq!(report.bytes_kept, sweep(u64::MAX).bytes_kept);
+    // Only as many attempts of the same minute as needed are removed.
+    let report = sweep(20 * 65_536);
+    assert!(!ended[3].exists());
+    let left = same_minute.iter().filter(|dir| dir.exists()).count();
+    assert!((10..20).contains(&left), "{left} are left");
+    assert!(report.bytes_kept <= 20 * 65_536, "{}", report.bytes_kept);
+    // Attempts that are live, or have just started, are never removed.
+    let report = sweep(1);
+    assert_eq!(report.job_removed_max, Some(7));
+    let stays: Vec<_> = fs::read_dir(logs).unwrap().map(|e| e.unwrap().file_name()).collect();
+    assert_eq!(stays.len(), 2, "{stays:?}");
+    assert!(live.exists() && just_begun.exists());
+    assert!(report.errors.is_empty(), "{:?}", report.errors);
+}
+
+#[test]
+fn a_removed_folder_is_created_again() {
     let temp = tempfile::tempdir().unwrap();
     let dir = temp.path().join("1/2/3");
     let mut writer = open(&dir, &keep_all(100));
@@ -264,8 +317,8 @@ fn a_folder_removed_under_the_writer_is_made_again() {
 }
 
 #[test]
-fn a_file_that_got_a_number_under_the_writer_is_left_until_the_writer_has_left() {
-    by_hand();
+fn a_numbered_file_is_not_compressed_while_the_writer_has_it_open() {
+    compress_manually();
     let temp = tempfile::tempdir().unwrap();
     let mut writer = open(temp.path(), &keep_all(20));
     writer.append(&bytes(0, 30)).unwrap();
@@ -280,8 +333,8 @@ fn a_file_that_got_a_number_under_the_writer_is_left_until_the_writer_has_left()
 }
 
 #[test]
-fn another_process_at_work_on_the_copy_is_left_alone() {
-    by_hand();
+fn a_copy_that_another_process_is_writing_is_left_alone() {
+    compress_manually();
     let temp = tempfile::tempdir().unwrap();
     let mut writer = open(temp.path(), &keep_all(20));
     writer.append(&bytes(0, 50)).unwrap();
@@ -291,7 +344,7 @@ fn another_process_at_work_on_the_copy_is_left_alone() {
     drop(writer);
     drop(open(temp.path(), &keep_all(20)));
     assert!(temp.path().join(".stdout.gz.tmp").exists());
-    // That process ends in the midst of it.
+    // That process exits before the copy is complete.
     drop(copy);
     drop(open(temp.path(), &keep_all(20)));
     assert!(!temp.path().join(".stdout.gz.tmp").exists());
@@ -325,7 +378,7 @@ fn one_thread_compresses_for_all_writers() {
 }
 
 #[test]
-fn it_serves_as_a_daemons_log() {
+fn a_writer_works_as_a_daemons_log() {
     let temp = tempfile::tempdir().unwrap();
     let writer = LogWriter::open(temp.path(), "manager", keep_all(100)).unwrap();
     let (mut sink, guard) = tracing_appender::non_blocking(writer);

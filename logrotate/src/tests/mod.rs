@@ -1,4 +1,4 @@
-//! Tests that need the crate's insides: crashes at chosen points, compression on demand.
+//! Tests that need the crate's internals: crashes at chosen points, compression on demand.
 #![expect(clippy::unwrap_used, clippy::panic, reason = "tests")]
 
 mod cases;
@@ -13,7 +13,7 @@ use crate::names::{Kind, Names};
 use crate::stream::Stream;
 use crate::{LogReader, LogWriter, RotationPolicy};
 
-/// Keeps all, in small files.
+/// Keeps everything, in small files.
 fn keep_all(file_bytes_max: u64) -> RotationPolicy {
     RotationPolicy {
         file_bytes_max,
@@ -36,7 +36,7 @@ fn compress_one(dir: &Path) -> Result<bool, crate::Error> {
     Stream::attach(&names(dir)).unwrap().compress_one()
 }
 
-/// All that can be read, from each offset on without a hole.
+/// Returns all that can be read, as pieces without gaps, with their offsets.
 fn read_pieces(dir: &Path) -> Vec<(u64, Vec<u8>)> {
     let mut reader = LogReader::open(dir, "stdout").unwrap();
     let mut pieces: Vec<(u64, Vec<u8>)> = Vec::new();
@@ -55,22 +55,22 @@ fn read_pieces(dir: &Path) -> Vec<(u64, Vec<u8>)> {
     }
 }
 
-/// All that can be read of a stream without a hole: its first offset, and the bytes.
+/// Returns all that can be read of a stream without a gap: its first offset, and the bytes.
 fn read_all(dir: &Path) -> (u64, Vec<u8>) {
     let mut pieces = read_pieces(dir);
     let end = LogReader::open(dir, "stdout").unwrap().end_offset().unwrap();
-    assert!(pieces.len() < 2, "a hole in {:?}", layout::scan(&names(dir)));
+    assert!(pieces.len() < 2, "a gap in {:?}", layout::scan(&names(dir)));
     pieces.pop().unwrap_or((end, Vec::new()))
 }
 
-/// Names and sizes of the numbered files, newest first.
+/// Returns names and sizes of the numbered files, newest first.
 fn numbered(dir: &Path) -> Vec<(String, u64)> {
     let found = names(dir).list_numbered().unwrap();
     let of = |path: &Path| path.file_name().unwrap().to_str().unwrap().to_owned();
     found.iter().map(|file| (of(&file.path), fs::metadata(&file.path).unwrap().len())).collect()
 }
 
-/// The `n`th byte of a stream, of all values, with line breaks here and there.
+/// Returns the `n`th byte of a stream: all values occur, with line breaks here and there.
 fn byte(n: u64) -> u8 {
     let mixed = (n ^ (n >> 7)).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32;
     if mixed.is_multiple_of(13) { b'\n' } else { u8::try_from(mixed & 0xff).unwrap() }
@@ -80,8 +80,8 @@ fn bytes(from: u64, len: u64) -> Vec<u8> {
     (from..from + len).map(byte).collect()
 }
 
-/// No background thread for this test's streams: it compresses when it says so.
-fn by_hand() {
+/// Turns the background thread off for this test's streams: the test compresses them itself.
+fn compress_manually() {
     failpoint::set_background(false);
     failpoint::restart();
 }

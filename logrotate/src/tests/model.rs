@@ -1,4 +1,4 @@
-//! Random histories against a plain vector of bytes: what went in comes out, at its offset.
+//! Random histories compared with a plain vector of bytes: every byte comes back at its offset.
 
 use std::fs;
 use std::path::Path;
@@ -8,7 +8,7 @@ use std::time::Duration;
 use proptest::prelude::*;
 
 use super::*;
-use crate::failpoint::Step;
+use crate::failpoint::CrashPoint;
 
 #[derive(Debug, Clone)]
 enum Op {
@@ -16,9 +16,9 @@ enum Op {
     Gap,
     Compress,
     Restart,
-    /// Dies at this step, the time after so many, of whatever comes.
-    Crash(Step, u32),
-    DiskFull(Step),
+    /// Crashes at this step, after passing it that many times, in any later operation.
+    Crash(CrashPoint, u32),
+    DiskFull(CrashPoint),
     RotateDated {
         compress: bool,
     },
@@ -34,18 +34,21 @@ enum Op {
 
 fn op() -> impl Strategy<Value = Op> {
     let crash = prop_oneof![
-        Just(Step::Shifting),
-        Just(Step::LiveMoved),
-        Just(Step::LiveCreated),
-        Just(Step::ReplaceTmpWritten),
-        Just(Step::Forgetting),
-        Just(Step::GzBegun),
-        Just(Step::GzWritten),
-        Just(Step::GzNamed),
-        Just(Step::Cutting),
+        Just(CrashPoint::Shifting),
+        Just(CrashPoint::LiveMoved),
+        Just(CrashPoint::LiveCreated),
+        Just(CrashPoint::ReplaceTmpWritten),
+        Just(CrashPoint::Removing),
+        Just(CrashPoint::GzBegun),
+        Just(CrashPoint::GzWritten),
+        Just(CrashPoint::GzNamed),
+        Just(CrashPoint::Cutting),
     ];
-    let full =
-        prop_oneof![Just(Step::ReplaceTmpWritten), Just(Step::GzBegun), Just(Step::LiveMoved)];
+    let full = prop_oneof![
+        Just(CrashPoint::ReplaceTmpWritten),
+        Just(CrashPoint::GzBegun),
+        Just(CrashPoint::LiveMoved)
+    ];
     prop_oneof![
         8 => (1u64..150).prop_map(Op::Write),
         2 => (150u64..900).prop_map(Op::Write),
@@ -83,7 +86,7 @@ struct World<'a> {
     policy: RotationPolicy,
     keeps_all: bool,
     writer: Option<LogWriter>,
-    /// Every byte of the stream from its first, also those that are no longer kept.
+    /// Every byte of the stream from the first one, including those that are no longer kept.
     written: Vec<u8>,
     reader: LogReader,
     outsiders: u32,
@@ -109,7 +112,7 @@ impl World<'_> {
             clippy::cast_possible_truncation,
             clippy::cast_sign_loss,
             clippy::cast_precision_loss,
-            reason = "a share of a small number"
+            reason = "a fraction of a small number"
         )]
         let share = |of: f64| (of * len as f64) as u64;
         match *op {
@@ -120,13 +123,13 @@ impl World<'_> {
                 let before = self.writer().offset();
                 match self.writer().gap("7 bytes\nlost") {
                     Ok(()) => {
-                        // At the beginning of a file it cannot always know, and then adds a line
-                        // break.
+                        // At the beginning of a file the writer may not know whether a line begins,
+                        // and then adds a line break.
                         let added = usize::try_from(self.writer().offset() - before).unwrap();
                         assert!(added == line.len() || (fresh && added == line.len() - 1));
                         self.written.extend_from_slice(&line[line.len() - added..]);
                     }
-                    // Which of the two lines it was does not matter here: look at what was taken.
+                    // Which of the two lines it was does not matter here: check what was taken.
                     Err(error) => {
                         let kept = read_pieces(self.dir).pop().unwrap_or_default().1;
                         self.written.extend_from_slice(&kept[kept.len() - error.taken..]);
@@ -164,12 +167,12 @@ impl World<'_> {
                 self.rename_live(&names(self.dir).numbered(1, false), compress);
             }
             Op::CopyTruncate => {
-                // A writer that dies before it notices loses the count: documented.
+                // A writer that dies before it notices loses the count, as documented.
                 failpoint::restart();
                 let live = names(self.dir).live;
                 if live.exists() && self.written.len() as u64 == self.writer().offset() {
                     self.outsiders += 1;
-                    // What was copied away is no longer found by its offset.
+                    // The bytes in the copy can no longer be found by offset.
                     self.keeps_all = false;
                     let to = self.dir.join(format!("stdout.log-20260101-{:09}", self.outsiders));
                     fs::copy(&live, to).unwrap();
@@ -213,7 +216,7 @@ impl World<'_> {
                 self.check(&chunk);
             }
             Op::Tail(lines) => {
-                // Where files are missing in between, lines are not what they were.
+                // With gaps between files, the line counts differ.
                 let pieces = read_pieces(self.dir);
                 let end = |(start, kept): &(u64, Vec<u8>)| start + kept.len() as u64;
                 if pieces.len() > 1 || pieces.last().is_some_and(|piece| end(piece) < len) {
@@ -234,7 +237,8 @@ impl World<'_> {
         }
     }
 
-    /// What system logrotate does, finished before the writer's next write, which looks.
+    /// Does what the system's logrotate does, and finishes before the writer's next write, which
+    /// checks.
     fn rename_live(&mut self, to: &Path, compress: bool) {
         let live = names(self.dir).live;
         if !live.exists() || failpoint::crashed() {
@@ -242,13 +246,13 @@ impl World<'_> {
         }
         let rotates = !numbered(self.dir).is_empty();
         fs::rename(&live, to).unwrap();
-        // The writer still has it open: whatever its name, it is not for the compressor yet, which
-        // gets no stream that never rotated.
+        // The writer still has the file open, so it must not be compressed yet, whatever its name.
+        // A stream that never rotated is never passed to the compressor.
         let _ = rotates && compress_one(self.dir).is_ok();
         if failpoint::crashed() {
             return;
         }
-        // Written before the writer looks: goes to the file that has another name now.
+        // Written before the writer checks: goes to the renamed file.
         let len = self.written.len() as u64;
         self.append(&bytes(len, 7));
         self.writer().look_at_next_write();
@@ -266,7 +270,7 @@ impl World<'_> {
         }
     }
 
-    /// Invariants that hold after every step, and after every crash.
+    /// Checks the invariants that hold after every step and after every crash.
     fn check_all(&mut self, bounded: bool) {
         let end = self.written.len() as u64;
         assert_eq!(self.writer().offset(), end);
@@ -292,7 +296,7 @@ impl World<'_> {
 }
 
 fn run(policy: RotationPolicy, ops: &[Op]) {
-    by_hand();
+    compress_manually();
     let temp = tempfile::tempdir().unwrap();
     let dir = temp.path().join("1/2/3");
     let mut world = World {
@@ -312,11 +316,11 @@ fn run(policy: RotationPolicy, ops: &[Op]) {
             failpoint::restart();
             world.writer = Some(open(&dir, &world.policy.clone()));
         }
-        // Somebody else's rotation brings one file more, which goes with the next rotation of ours.
+        // A rotation by another program adds one file, which our next rotation removes.
         let settled = matches!(op, Op::Restart) && world.outsiders == 0;
         world.check_all(settled);
     }
-    // At the end all can be compressed, and nothing half-written is left.
+    // At the end everything can be compressed, and no half-written file remains.
     failpoint::restart();
     world.append(b"end\n");
     while dir.exists() && compress_one(&dir).unwrap() {}
@@ -330,10 +334,10 @@ fn run(policy: RotationPolicy, ops: &[Op]) {
     }));
 }
 
-/// The writer truncated for somebody else, and the file then renamed: a reader that had it open
-/// from before does not know where it begins.
+/// The live file was truncated by another program and then renamed: a reader that already had it
+/// open does not know where it begins.
 #[test]
-fn a_file_that_was_cut_and_renamed_is_looked_for_again() {
+fn a_truncated_and_renamed_file_is_located_again() {
     let policy = RotationPolicy {
         file_bytes_max: 73,
         files_max: 9999,

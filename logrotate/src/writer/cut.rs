@@ -1,24 +1,23 @@
-//! Cutting a torn tail off.
+//! Cutting a stream back to an offset.
 
 use std::fs::OpenOptions;
 use std::path::Path;
 
 use super::LogWriter;
 use crate::error::Error;
-use crate::failpoint::{self, Step};
+use crate::failpoint::{self, CrashPoint};
 use crate::layout::{self, Segment};
 use crate::names::{self, Kind};
 use crate::stream::Stream;
 
 impl LogWriter {
-    /// Cuts off all bytes at and behind `offset`, such as a tail that was written after the last
-    /// saved cursor.
+    /// Removes all bytes at and after `offset`, such as a tail written after the last saved cursor.
     ///
-    /// Works back to the oldest byte that is in the live file or in a rotated file that is not
-    /// compressed. Behind that [`Error::TruncateCompressed`] is returned and nothing is changed:
-    /// keep the tail, and skip as many bytes (`offset()` minus the cursor's) of what the source
-    /// gives again. Best called right after [`open`](Self::open), which lets the compression wait
-    /// for the first write. A crash half-way leaves a shorter tail; call again.
+    /// Works for offsets in the live file and in rotated files that are not compressed. For lower
+    /// offsets it returns [`Error::TruncateCompressed`] and changes nothing: keep the tail, and
+    /// skip the same number of bytes (`offset()` minus the cursor's offset) when the source repeats
+    /// them. Call it right after [`open`](Self::open): compression does not begin before the first
+    /// write. A crash during the call leaves a shorter tail; call it again.
     ///
     /// # Errors
     /// [`Error::TruncateBeyondEnd`], [`Error::TruncateCompressed`], [`Error::Io`].
@@ -33,7 +32,7 @@ impl LogWriter {
         if offset >= self.start {
             self.ready()?;
         }
-        // Looked at again, since somebody else may have moved the live file away.
+        // Checked again, because another program may have moved the live file away.
         if offset < self.start {
             return self.cut_rotated(offset, end);
         }
@@ -44,8 +43,8 @@ impl LogWriter {
         Ok(())
     }
 
-    /// Makes the plain rotated file that holds `offset` the live file again, and removes all newer
-    /// ones.
+    /// Makes the plain rotated file that contains `offset` the live file again, and removes all
+    /// newer ones.
     fn cut_rotated(&mut self, offset: u64, end: u64) -> Result<(), Error> {
         let stream = Stream::attach(&self.names)?;
         let exclusive = stream.exclusive();
@@ -66,28 +65,28 @@ impl LogWriter {
         let cut = self.cut_files(offset, target, newer);
         drop(exclusive);
         self.stream = Some(stream);
-        // On failure the stream is a shorter one by now; only the files say how long.
+        // After a failure the stream may be shorter; only the files tell its length.
         let loaded = self.load();
         cut.and(loaded)
     }
 
     fn cut_files(&mut self, offset: u64, target: &Segment, newer: &[Segment]) -> Result<(), Error> {
-        // The index first, or it would say later that the stream was longer. Then the newest file
-        // first, so that at any time what is left has no hole.
+        // The index first; otherwise it would later claim that the stream was longer. Then the
+        // newest file first, so that the rest never has a gap.
         self.index.begin_cut(offset);
         self.index.save(&self.names)?;
         for segment in newer.iter().rev() {
-            failpoint::hit(Step::Cutting, &segment.path)?;
-            // A reader that has it open must not go on with bytes that never were.
+            failpoint::hit(CrashPoint::Cutting, &segment.path)?;
+            // A reader that has the file open must not return bytes that were cut off.
             set_len(&segment.path, 0)?;
-            failpoint::hit(Step::Cutting, &segment.path)?;
+            failpoint::hit(CrashPoint::Cutting, &segment.path)?;
             names::remove(&segment.path)?;
         }
         self.index.set_live(target.id, target.start);
         self.index.save(&self.names)?;
-        failpoint::hit(Step::Cutting, &target.path)?;
+        failpoint::hit(CrashPoint::Cutting, &target.path)?;
         set_len(&target.path, offset - target.start)?;
-        failpoint::hit(Step::Cutting, &target.path)?;
+        failpoint::hit(CrashPoint::Cutting, &target.path)?;
         if target.path == self.names.live {
             return Ok(());
         }

@@ -1,4 +1,4 @@
-//! Opening: where the stream ends, and what a crash left to repair.
+//! Opening: finds where the stream ends, and repairs what a crash left.
 
 use std::fs;
 
@@ -12,7 +12,7 @@ use crate::rotate;
 use crate::stream::Stream;
 
 impl LogWriter {
-    /// Finds where the stream ends, and repairs.
+    /// Finds where the stream ends, and repairs it.
     pub(super) fn load(&mut self) -> Result<(), Error> {
         (self.file, self.start, self.size) = (None, 0, 0);
         (self.index, self.recorded, self.at_line_start) = (Index::default(), true, Some(true));
@@ -40,17 +40,18 @@ impl LogWriter {
         held.state.policy = None;
         stream.remove_leftovers(&held)?;
         let layout = layout::scan(&self.names)?;
-        for double in &layout.doubles {
-            let whole = |gz: &&Segment| gz.gz && gz.start == double.start && gz.len >= double.len;
-            let is_plain = matches!(double.kind, Kind::Numbered { gz: false, .. });
-            if is_plain && (double.len == 0 || layout.segments.iter().any(|gz| whole(&gz))) {
-                names::remove(&double.path)?;
+        for duplicate in &layout.duplicates {
+            let whole =
+                |gz: &&Segment| gz.gz && gz.start == duplicate.start && gz.len >= duplicate.len;
+            let is_plain = matches!(duplicate.kind, Kind::Numbered { gz: false, .. });
+            if is_plain && (duplicate.len == 0 || layout.segments.iter().any(|gz| whole(&gz))) {
+                names::remove(&duplicate.path)?;
             }
         }
         self.index = layout.index.clone().unwrap_or_default();
         let mut news = false;
         for segment in layout.segments.iter().filter(|segment| segment.kind != Kind::Live) {
-            // Renamed since the index was written, or never in it.
+            // Renamed after the index was written, or never in the index.
             let guessed = layout.guessed.iter().any(|guessed| guessed.id == segment.id);
             if guessed || self.index.is_live(segment.id) {
                 self.index.close(segment.id, segment.start, segment.len, segment.mtime_ns, false);
@@ -65,7 +66,7 @@ impl LogWriter {
         } else {
             self.start = layout.end;
             if layout.segments.is_empty() && layout.index.is_none() {
-                // All files are gone, and the cursor still knows how far they went.
+                // All files are gone, but the cursor still tells how far the stream went.
                 let cursor = cursor::load(&self.names).ok().flatten();
                 self.start = cursor.map_or(0, |cursor| cursor.offset);
             }
@@ -74,7 +75,8 @@ impl LogWriter {
         news |= self.index.end_cut(self.offset());
         let mut end_is_known = self.recorded;
         if news || !self.recorded {
-            // Written down at once, before anything moves on. If it fails, the next write does it.
+            // Recorded at once, before anything else changes. If it fails, the next write retries
+            // it.
             match layout.segments.last() {
                 Some(live) if live.kind == Kind::Live => self.index.set_live(live.id, live.start),
                 Some(last) => self.index.close(last.id, last.start, last.len, last.mtime_ns, false),
@@ -85,7 +87,7 @@ impl LogWriter {
         }
         if end_is_known {
             held.state.policy = Some(self.policy.clone());
-            rotate::forget(&self.names, &self.policy, None)?;
+            rotate::remove_excess(&self.names, &self.policy, None)?;
         }
         drop(held);
         self.stream = Some(stream);

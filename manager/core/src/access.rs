@@ -1,4 +1,4 @@
-//! Who may come in: join tokens, and the keys that joined with them.
+//! Join tokens, and the keys that joined with them.
 
 use std::collections::BTreeMap;
 
@@ -17,17 +17,18 @@ use crate::input::AccessInput;
 use crate::step::{Change, Effect, KeyRow, Step, TokenRow};
 use crate::{Core, reply};
 
-/// Refused joins are told at most so often: a flood of them must not push out other events.
+/// The least time between two events about refused joins, in milliseconds. Many attempts to join
+/// must not push out other events.
 const REFUSALS_EVERY_MS: u64 = 1_000;
 
 /// Tokens and keys.
 #[derive(Debug, Default)]
 pub(crate) struct Access {
     pub(crate) tokens: BTreeMap<TokenId, TokenRow>,
-    /// The number of the last token; 0 for none.
+    /// The number of the last token; 0 if there was none.
     last_token: u64,
     pub(crate) keys: BTreeMap<PublicKey, KeyRow>,
-    /// The keys that count, by what they are called.
+    /// The valid keys by kind and name of their owner.
     names: BTreeMap<(PrincipalKind, Name), PublicKey>,
     refused: u32,
     refusal_told_ms: Option<Millis>,
@@ -41,7 +42,7 @@ fn kind_of(role: Role) -> PrincipalKind {
 }
 
 impl Access {
-    /// As the store holds it.
+    /// Rebuilds the state from the stored rows.
     pub(crate) fn restore(tokens: Vec<TokenRow>, last_token: u64, keys: Vec<KeyRow>) -> Self {
         let names = keys.iter().filter(|row| row.has_name());
         let names = names.map(|row| ((kind_of(row.role), row.name.clone()), row.key)).collect();
@@ -55,14 +56,14 @@ impl Access {
         }
     }
 
-    /// Its owner is called so by this key from now on.
+    /// Makes this key the one that the name of its owner stands for.
     pub(crate) fn give_name(&mut self, key: PublicKey) {
         if let Some(row) = self.keys.get(&key) {
             self.names.insert((kind_of(row.role), row.name.clone()), key);
         }
     }
 
-    /// Whether a node of this name has a key that counts.
+    /// Returns whether a node of this name has a valid key.
     pub(crate) fn is_enrolled(&self, node: &Name) -> bool {
         self.names.contains_key(&(PrincipalKind::Node, node.clone()))
     }
@@ -80,10 +81,11 @@ impl Access {
     }
 
     fn check(&self, now: Now, id: TokenId, secret_hash: &[u8; 32]) -> Result<&TokenRow, String> {
-        // Hashes of 128 random bits: how long a comparison takes tells nothing of the secret.
+        // These are hashes of 128 random bits: the time of a comparison reveals nothing about the
+        // secret.
         let known = self.tokens.get(&id).filter(|row| row.secret_hash == *secret_hash);
         let Some(row) = known else {
-            return Err("this manager has given no such join token".into());
+            return Err("this manager has no such join token".into());
         };
         match Self::state_of(row, now) {
             TokenState::Usable => Ok(row),
@@ -93,8 +95,8 @@ impl Access {
         }
     }
 
-    /// What a key may do that has joined just so before: the answer may have been lost on its way,
-    /// and the token is used up.
+    /// Returns the role of a key that has already joined with the same token and name. Its owner
+    /// asks again if the answer was lost, and the token may be used up by then.
     fn has_joined(
         &self,
         key: &PublicKey,
@@ -109,8 +111,8 @@ impl Access {
 
     #[cfg(any(test, feature = "invariants"))]
     pub(crate) fn check_invariants(&self) {
-        let live = self.keys.values().filter(|row| row.has_name()).count();
-        assert_eq!(live, self.names.len(), "every key that counts has a name of its own");
+        let named = self.keys.values().filter(|row| row.has_name()).count();
+        assert_eq!(named, self.names.len(), "every valid key has its own name");
         for row in self.keys.values().filter(|row| !row.revoked) {
             let Some(old) = row.renews else { continue };
             let name = &self.keys[&old].name;
@@ -128,8 +130,8 @@ impl Core {
     pub(crate) fn on_access(&mut self, now: Now, input: AccessInput, out: &mut Step) {
         match input {
             AccessInput::TokenRequested { peer, request, by, secret_hash, role, ttl_ms, uses } => {
-                let asked = Asked { by, secret_hash, role, ttl_ms, uses };
-                match self.create_token(now, asked, out) {
+                let new = NewToken { by, secret_hash, role, ttl_ms, uses };
+                match self.create_token(now, new, out) {
                     Ok((id, expires_wall_ms)) => out.effects.push(Effect::TokenCreated {
                         peer,
                         request,
@@ -184,26 +186,26 @@ impl Core {
     fn create_token(
         &mut self,
         now: Now,
-        asked: Asked,
+        new: NewToken,
         out: &mut Step,
     ) -> Result<(TokenId, u64), ErrorReply> {
-        let Asked { by, secret_hash, role, ttl_ms, uses } = asked;
+        let NewToken { by, secret_hash, role, ttl_ms, uses } = new;
         let invalid = |message: String| Err(ErrorReply::new(ErrorCode::InvalidSpec, message));
         if uses == 0 || uses > TOKEN_USES_MAX {
             return invalid(format!(
-                "{uses} uses do not lie between 1 and {TOKEN_USES_MAX} (TOKEN_USES_MAX)"
+                "{uses} uses are outside the range of 1 to {TOKEN_USES_MAX} (TOKEN_USES_MAX)"
             ));
         }
         if ttl_ms == 0 || ttl_ms > DURATION_MS_MAX {
             return invalid(format!(
-                "a life of {ttl_ms} ms does not lie between 1 ms and {DURATION_MS_MAX} ms (DURATION_MS_MAX)"
+                "a lifetime of {ttl_ms} ms is outside the range of 1 ms to {DURATION_MS_MAX} ms (DURATION_MS_MAX)"
             ));
         }
         if self.access.tokens.len() >= TOKENS_MAX {
             let useless = |row: &&TokenRow| Access::state_of(row, now) != TokenState::Usable;
             let Some(oldest) = self.access.tokens.values().find(useless).map(|row| row.id) else {
                 let message = format!(
-                    "the manager keeps {TOKENS_MAX} join tokens that can be used, which is the limit (TOKENS_MAX): revoke some"
+                    "the manager has {TOKENS_MAX} usable join tokens, which is the limit (TOKENS_MAX): revoke some of them (`podmesh token revoke`)"
                 );
                 return Err(ErrorReply::new(ErrorCode::Overloaded, message));
             };
@@ -274,30 +276,42 @@ impl Core {
         name: &Name,
         out: &mut Step,
     ) -> Result<ReplyBody, ErrorReply> {
-        let Some(key) = self.access.names.remove(&(kind, name.clone())) else {
+        if !self.revoke_key_of(by, kind, name, out) {
             let before = |row: &KeyRow| kind_of(row.role) == kind && row.name == *name;
             if self.access.keys.values().any(before) {
-                return Ok(ReplyBody::Revoked); // Asked again: the answer may have been lost.
+                return Ok(ReplyBody::Revoked); // A repeated request: the answer may have been lost.
             }
             let what = match kind {
-                PrincipalKind::Node => "no node of the name",
-                PrincipalKind::User => "no user of the name",
+                PrincipalKind::Node => "no node named",
+                PrincipalKind::User => "no user named",
             };
             let message = format!(
-                "{what} `{name}` has joined with a key; who is on the manager's own machine needs none"
+                "{what} `{name}` has joined with a key; agents and users on the manager's own machine need no key, so there is nothing to revoke"
             );
             return Err(ErrorReply::new(ErrorCode::NotFound, message));
-        };
-        if let Some(row) = self.access.keys.get(&key) {
-            out.events.push(EventFact::KeyRevoked(row.role, name.clone(), by.clone()));
         }
-        // Whoever has the one may have made the other.
-        self.end_renewal_of(key, out);
-        self.end_key(key, out);
         if kind == PrincipalKind::Node {
             self.end_session_of(now, name, out);
         }
         Ok(ReplyBody::Revoked)
+    }
+
+    /// Revokes the key of a node or user. Returns whether there is one.
+    pub(crate) fn revoke_key_of(
+        &mut self,
+        by: &Name,
+        kind: PrincipalKind,
+        name: &Name,
+        out: &mut Step,
+    ) -> bool {
+        let Some(key) = self.access.names.remove(&(kind, name.clone())) else { return false };
+        if let Some(row) = self.access.keys.get(&key) {
+            out.events.push(EventFact::KeyRevoked(row.role, name.clone(), by.clone()));
+        }
+        // The owner of the revoked key may have made the new one.
+        self.end_renewal_of(key, out);
+        self.end_key(key, out);
+        true
     }
 
     fn join(
@@ -315,7 +329,7 @@ impl Core {
         }
         match self.may_join(now, &key, token, secret_hash, &name) {
             Ok(role) => {
-                self.enrol(now, key, token, role, name.clone(), out);
+                self.add_key(now, key, token, role, name.clone(), out);
                 Ok((role, name))
             }
             Err(error) => {
@@ -342,16 +356,17 @@ impl Core {
         let role = row.role;
         match access.keys.get(key) {
             Some(known) if known.renews.is_some() => {
-                let message = "this key is about to take the place of another one: use it once, or join with a new key";
+                let message =
+                    "this key is about to replace another one: use it once, or join with a new key";
                 return Err(ErrorReply::new(ErrorCode::NotEnrolled, message));
             }
             Some(known) if known.revoked => {
-                let message = "this key was revoked, and does not come back: remove it from the data directory, and join again with a new token";
+                let message = "this key was revoked and cannot be used again: remove it from the data directory, and join again with a new token";
                 return Err(ErrorReply::new(ErrorCode::NotEnrolled, message));
             }
             None if access.keys.len() >= KEYS_MAX => {
                 let message =
-                    format!("the manager knows {KEYS_MAX} keys, which is the limit (KEYS_MAX)");
+                    format!("the manager has {KEYS_MAX} keys, which is the limit (KEYS_MAX)");
                 return Err(ErrorReply::new(ErrorCode::Overloaded, message));
             }
             _ => {}
@@ -364,14 +379,14 @@ impl Core {
                 PrincipalKind::User => ("user", "users"),
             };
             let message = format!(
-                "another {what} has joined as `{name}`: choose another name (--name), or, if it is no more, have it revoked (`podmesh {verb} revoke {name}`)"
+                "another {what} has joined as `{name}`: choose another name (--name), or, if that {what} no longer exists, ask an admin to revoke its key (`podmesh {verb} revoke {name}`)"
             );
             return Err(ErrorReply::new(ErrorCode::NameTaken, message));
         }
         Ok(role)
     }
 
-    fn enrol(
+    fn add_key(
         &mut self,
         now: Now,
         key: PublicKey,
@@ -397,6 +412,7 @@ impl Core {
             enrolled_wall_ms: now.wall_ms,
             revoked: false,
             renews: None,
+            revoked_age_ms: None,
         };
         out.changes.push(Change::KeySaved(row.clone()));
         access.keys.insert(key, row);
@@ -415,35 +431,36 @@ impl Core {
         }
     }
 
-    /// Whether somebody may have a session as the node that a hello names.
+    /// Checks that a caller may have a session as the node that its hello names.
     pub(crate) fn may_say_hello(&self, caller: &Caller, hello: &Hello) -> Result<(), ErrorReply> {
         let forbidden = |message: String| Err(ErrorReply::new(ErrorCode::Forbidden, message));
-        let counts = |key| self.access.keys.get(&key).is_some_and(|row| !row.revoked);
+        let is_valid = |key| self.access.keys.get(&key).is_some_and(|row| !row.revoked);
         match (caller.role, caller.key) {
-            // The hello was on its way here when the key was revoked.
-            (Role::Agent, Some(key)) if !counts(key) => Err(ErrorReply::new(
+            // The key was revoked while the hello was on its way.
+            (Role::Agent, Some(key)) if !is_valid(key) => Err(ErrorReply::new(
                 ErrorCode::NotEnrolled,
-                "this key was revoked, and does not come back: join with a new key and a new token",
+                "this key was revoked and cannot be used again: join with a new key and a new token",
             )),
             (Role::Agent, _) if caller.name != hello.node => forbidden(format!(
-                "this agent joined as `{}`, and says hello as `{}`: start it without --name, or join again",
+                "this agent joined as `{}` but asks for a session as `{}`: start it without --name, or join again",
                 caller.name, hello.node
             )),
             (Role::Agent, _) => Ok(()),
             (Role::Admin, None) if !self.access.is_enrolled(&hello.node) => Ok(()),
             (Role::Admin, None) => forbidden(format!(
-                "the node `{}` has joined with a key, and without it nobody else is that node: choose another name (--name)",
+                "node `{}` has joined with a key, and only the agent with that key can use the name: choose another name (--name)",
                 hello.node
             )),
             (role, _) => forbidden(format!(
-                "{} has the role {role}, and a session needs the role agent: join with a token for it",
+                "{} has the role {role}, but a session needs the role agent: join with a token for that role",
                 caller.name
             )),
         }
     }
 }
 
-struct Asked {
+/// A request for a new join token.
+struct NewToken {
     by: Name,
     secret_hash: [u8; 32],
     role: Role,

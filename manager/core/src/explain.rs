@@ -8,13 +8,13 @@ use podmesh_protocol::time::Now;
 use crate::Core;
 use crate::jobs::Job;
 use crate::nodes::{Node, NodeIx};
-use crate::placement::Needs;
+use crate::placement::{Constraint, Needs, ReservationView};
 
-/// Nodes that are named one by one; of more than these only the number is told.
+/// The most nodes to name one by one. Of the others only the number is given.
 const NODES_NAMED: usize = 5;
 
 impl Core {
-    /// The reasons, one a line; none for a job without queued tasks.
+    /// Returns the reasons, one a line; empty for a job without queued tasks.
     pub(crate) fn explain(&self, now: Now, id: JobId) -> Vec<String> {
         let Some(job) = self.jobs.get(&id) else { return Vec::new() };
         if job.counts.queued == 0 || job.cancelling {
@@ -36,11 +36,11 @@ impl Core {
         if self.nodes.len() == 0 {
             return lines.push("no node has joined yet".into());
         }
-        let Some(shape) = self.queue.shape(job.shape) else { return };
+        let needs = Needs::of(&job.spec);
         let suited: Vec<(NodeIx, &Node)> =
-            self.nodes.iter().filter(|(ix, _)| shape.suited.contains(ix)).collect();
+            self.nodes.iter().filter(|(_, node)| needs.suit(&node.row)).collect();
         if suited.is_empty() {
-            return lines.push(self.explain_unsuited(&shape.needs));
+            return lines.push(self.explain_unsuited(&needs));
         }
         let gone = suited.iter().filter(|(_, node)| node.state != NodeState::Alive);
         for (_, node) in gone.clone().take(NODES_NAMED) {
@@ -54,46 +54,64 @@ impl Core {
         }
         let alive: Vec<(NodeIx, &Node)> =
             suited.into_iter().filter(|(_, node)| node.state == NodeState::Alive).collect();
-        if !alive.is_empty() {
-            lines.push(self.explain_room(job, &alive));
+        if alive.is_empty() {
+            return;
+        }
+        let reservation = self.queue.reservation(&self.facts());
+        lines.push(self.explain_room(job, &alive, reservation.as_ref()));
+        if let Some(kept) = reservation.filter(|kept| kept.key == job.key()) {
+            lines.push(self.explain_reservation(&kept));
         }
     }
 
-    /// Why no node suits; there are nodes.
+    /// Returns what is reserved for the first job in line.
+    fn explain_reservation(&self, kept: &ReservationView) -> String {
+        let left = span(kept.left_ms);
+        let Some(ix) = kept.node else {
+            return format!(
+                "first in line, but no node is reserved for it for another {left}: each node that fits was reserved recently, and is left to other jobs until then"
+            );
+        };
+        let node = &self.nodes.get(ix).row.node;
+        if kept.starts {
+            return format!(
+                "first in line: node `{node}` is reserved for it, and it starts there within {left}"
+            );
+        }
+        format!("first in line: node `{node}` is reserved for it for another {left}")
+    }
+
+    /// Returns why no node suits. There is at least one node.
     fn explain_unsuited(&self, needs: &Needs) -> String {
         let total = count(self.nodes.len(), "node", "nodes");
-        let runtime = needs.runtime;
+        let Constraint { runtime, labels } = &needs.constraint;
         let fit: Vec<&Node> = self
             .nodes
             .iter()
             .map(|(_, node)| node)
-            .filter(|node| node.row.runtimes.contains(&runtime))
+            .filter(|node| node.row.runtimes.contains(runtime))
             .collect();
         if fit.is_empty() {
             return format!("runtime {runtime}: no node offers it ({total})");
         }
-        for (label, value) in &needs.require {
+        for (label, value) in labels {
             if !fit.iter().any(|node| node.row.labels.get(label) == Some(value)) {
                 return format!(
                     "label {label}={value}: no node that offers {runtime} has it ({total})"
                 );
             }
         }
-        let labelled: Vec<&Node> = fit
-            .into_iter()
-            .filter(|node| {
-                needs.require.iter().all(|(label, value)| node.row.labels.get(label) == Some(value))
-            })
-            .collect();
+        let labelled: Vec<&Node> =
+            fit.into_iter().filter(|node| needs.constraint.admits(&node.row)).collect();
         let Some(largest) = labelled.iter().max_by_key(|node| node.row.capacity.cpu_millis) else {
             let labels: Vec<String> =
-                needs.require.iter().map(|(label, value)| format!("{label}={value}")).collect();
+                labels.iter().map(|(label, value)| format!("{label}={value}")).collect();
             return format!("labels {}: no node has all of them ({total})", labels.join(", "));
         };
         let (wanted, capacity) = (&needs.resources, &largest.row.capacity);
         if wanted.cpu_millis > capacity.cpu_millis {
             return format!(
-                "needs {}; the largest node that fits otherwise, `{}`, has {}",
+                "needs {}; the largest node that meets the other requirements, `{}`, has {}",
                 cpus(wanted.cpu_millis),
                 largest.row.node,
                 cpus(capacity.cpu_millis)
@@ -101,30 +119,41 @@ impl Core {
         }
         match labelled.iter().max_by_key(|node| node.row.capacity.memory_bytes) {
             Some(largest) if wanted.memory_bytes > largest.row.capacity.memory_bytes => format!(
-                "needs {} of memory; the largest node that fits otherwise, `{}`, has {}",
+                "needs {} of memory; the largest node that meets the other requirements, `{}`, has {}",
                 bytes(wanted.memory_bytes),
                 largest.row.node,
                 bytes(largest.row.capacity.memory_bytes)
             ),
             _ => format!(
-                "needs {} and {} of memory; no node that fits otherwise has both",
+                "needs {} and {} of memory; no node that meets the other requirements has both",
                 cpus(wanted.cpu_millis),
                 bytes(wanted.memory_bytes)
             ),
         }
     }
 
-    /// Why none of the living nodes that suit takes it; there is at least one.
-    fn explain_room(&self, job: &Job, alive: &[(NodeIx, &Node)]) -> String {
+    /// Returns why none of the suitable nodes that are alive takes a task. There is at least one.
+    fn explain_room(
+        &self,
+        job: &Job,
+        alive: &[(NodeIx, &Node)],
+        reservation: Option<&ReservationView>,
+    ) -> String {
         let with_room: Vec<&(NodeIx, &Node)> =
             alive.iter().filter(|(_, node)| node.has_room(&job.spec.resources)).collect();
-        let reservation = self.queue.reservation().filter(|kept| kept.key < job.key());
+        let reservation = reservation.filter(|kept| kept.key < job.key());
         match (with_room.as_slice(), reservation) {
-            ([(ix, node)], Some(kept)) if kept.node == *ix => format!(
-                "node `{}` has room, which is kept for job {}: it comes first",
-                node.row.node,
-                kept.key.job()
-            ),
+            ([(ix, node)], Some(kept)) if kept.node == Some(*ix) => {
+                let (name, first, left) = (&node.row.node, kept.key.job(), span(kept.left_ms));
+                if kept.starts {
+                    return format!(
+                        "node `{name}` has room, which is reserved for job {first}, the first in line: it starts there within {left}; a task whose timeout ends before that may run there now"
+                    );
+                }
+                format!(
+                    "node `{name}` has room, which is reserved for job {first}, the first in line, for another {left}"
+                )
+            }
             ([], _) => {
                 let (fit, all) = match alive.len() {
                     1 => ("1 node fits".to_owned(), "it is busy"),
@@ -151,7 +180,7 @@ impl Core {
                 });
                 format!("waits for room: {fit}, {all}{}", free.unwrap_or_default())
             }
-            _ => "its turn comes next: there is room".into(),
+            _ => "there is room: it is placed next".into(),
         }
     }
 }
@@ -159,6 +188,15 @@ impl Core {
 /// `1 node`, `2 nodes`.
 fn count(n: usize, one: &str, many: &str) -> String {
     format!("{n} {}", if n == 1 { one } else { many })
+}
+
+/// `45 s`, `3 min`, `5 h`; rounded up.
+fn span(ms: u64) -> String {
+    match ms.div_ceil(1000) {
+        s @ 0..=120 => format!("{s} s"),
+        s @ 121..=7200 => format!("{} min", s.div_ceil(60)),
+        s => format!("{} h", s.div_ceil(3600)),
+    }
 }
 
 /// `8 cpus`, `0.5 cpus`, `1 cpu`.

@@ -1,37 +1,41 @@
-//! Deliberate faults: they prove that the simulator finds what it is for. Without the feature
-//! `planted-faults` nothing of this is there; with it, nothing happens unless one is planted.
+//! Deliberate faults, which prove that the simulator finds such mistakes. They exist only with the
+//! feature `planted-faults`, and have no effect until one is planted.
 
-/// A mistake that somebody could make here.
+/// A deliberate mistake in the core.
 #[cfg(feature = "planted-faults")]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fault {
-    /// Reports count whichever attempt of the task and whichever node they are of.
+    /// Reports are accepted for any attempt of the task, from any node.
     AttemptsNotFenced,
-    /// Reports count whatever their session.
+    /// Reports are accepted from any session.
     SessionsNotFenced,
-    /// A task of a lost node is tried again without the margin after the lease.
+    /// A task of a lost node is tried again without waiting for the margin after the lease.
     NoMargin,
-    /// A lost node's tasks are tried again though they are to wait for it.
+    /// Tasks of a lost node are tried again although they must wait for it.
     WaitRequeued,
-    /// A submission that comes again makes a job again.
+    /// A repeated submission creates a second job.
     SubmissionTwice,
-    /// An agent is not told to stop what it holds and should not.
+    /// An agent is not told to stop attempts that it should not hold.
     StraysKept,
-    /// Starts that a node has not reacted to are not sent again in its next session.
+    /// Starts that a node has not reacted to are not repeated in its next session.
     StartsForgotten,
-    /// The epoch of a session is not written down.
+    /// The epoch of a session is not saved.
     EpochNotSaved,
-    /// What a task takes is not booked.
+    /// The cores of a task are not subtracted from the free ones of its node.
     RoomNotBooked,
-    /// A report is acknowledged before it has come.
+    /// A report is acknowledged before it has arrived.
     AckedTooEarly,
-    /// A manager that was stopped does not forgive the beats that it missed.
+    /// A manager that was paused counts the beats that it could not receive as missing.
     StallNotForgiven,
-    /// A hello that comes late counts.
+    /// A delayed hello takes effect.
     LateHelloCounts,
+    /// A name is given to any agent that asks for it while its owner is away.
+    NamesNotKept,
+    /// Jobs that have not ended are removed.
+    ActiveJobRemoved,
 }
 
-/// Whether a fault is planted; `false` where the feature is off.
+/// Returns whether a fault is planted; `false` if the feature is off.
 macro_rules! planted {
     ($holder:expr, $fault:ident) => {{
         #[cfg(feature = "planted-faults")]

@@ -1,4 +1,4 @@
-//! What the core is told: facts of the past.
+//! The inputs of the core: facts that have happened.
 
 use std::sync::Arc;
 
@@ -9,7 +9,7 @@ use podmesh_protocol::report::Report;
 use podmesh_protocol::session::Hello;
 use podmesh_protocol::spec::JobSpec;
 
-/// Who sent a message: the identity of one connection to ROUTER. Never used twice.
+/// The sender of a message: the identity of one connection to ROUTER. Never used twice.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Peer(pub Arc<[u8]>);
 
@@ -18,9 +18,9 @@ pub struct Peer(pub Arc<[u8]>);
 pub enum Input {
     /// A client submitted a job. The spec has been validated.
     JobSubmitted {
-        /// Who.
+        /// The sender.
         peer: Peer,
-        /// The client's number of the request.
+        /// The number that the client gave the request.
         request: u64,
         /// The idempotency key.
         submission: SubmissionId,
@@ -29,195 +29,236 @@ pub enum Input {
     },
     /// A client asked to cancel a job.
     CancelRequested {
-        /// Who.
+        /// The sender.
         peer: Peer,
-        /// The client's number of the request.
+        /// The number that the client gave the request.
         request: u64,
         /// The job.
         job: JobId,
     },
-    /// A client asked why a job's tasks wait; answered by
+    /// A client asked why the tasks of a job wait. Answered by
     /// [`Effect::Explained`](crate::step::Effect::Explained).
     ExplanationRequested {
-        /// The shell's number of the question.
+        /// The number that the shell gave the question.
         question: u64,
         /// The job.
         job: JobId,
     },
+    /// A request to remove jobs. Jobs that have not ended are not removed. The answer is
+    /// [`Effect::JobsRemoved`](crate::step::Effect::JobsRemoved).
+    JobRemovalRequested {
+        /// The number that the shell gave the question.
+        question: u64,
+        /// The jobs: at most [`FORGET_JOBS_MAX`](podmesh_protocol::limits::FORGET_JOBS_MAX).
+        jobs: Vec<JobId>,
+        /// Who asked; `None` if the jobs have been kept long enough.
+        by: Option<Name>,
+    },
+    /// Time to look for nodes and keys that have been kept long enough, and to save the age clock.
+    ///
+    /// The age clock decides how long something has been kept. It counts the time that the manager
+    /// runs, and at most a day of the time between two runs. It does not follow the wall clock,
+    /// which may jump.
+    RetentionDue {
+        /// The time of the age clock, in milliseconds.
+        age_ms: u64,
+        /// How long lost nodes and revoked keys are kept, in milliseconds.
+        keep_ms: u64,
+        /// Whom events name as the one who removed them.
+        by: Name,
+    },
     /// A client asked for the nodes.
     NodesRequested {
-        /// Who.
+        /// The sender.
         peer: Peer,
-        /// The client's number of the request.
+        /// The number that the client gave the request.
         request: u64,
         /// Only nodes whose names sort after this one.
         after: Option<Name>,
-        /// Rows at the most.
+        /// The most rows to return.
         limit: u32,
     },
+    /// An admin asked to forget a node.
+    ForgetRequested(ForgetRequest),
     /// An agent asked for a session.
     AgentConnected {
-        /// Who.
+        /// The sender.
         peer: Peer,
-        /// Who that is.
+        /// The authenticated owner of the connection.
         caller: Caller,
-        /// How it introduces itself.
+        /// What the agent says about itself.
         hello: Box<Hello>,
     },
-    /// An agent reported.
+    /// An agent sent reports about its attempts.
     AttemptsReported {
-        /// Who.
+        /// The sender.
         peer: Peer,
-        /// The session that it believes to have.
+        /// The session that the agent believes is open.
         epoch: Epoch,
-        /// The reports, in order.
+        /// The reports, in the order of their numbers.
         reports: Vec<Report>,
     },
     /// An agent ended its session.
     AgentLeft {
-        /// Who.
+        /// The sender.
         peer: Peer,
-        /// The session that it believes to have.
+        /// The session that the agent believes is open.
         epoch: Epoch,
     },
-    /// A message could not be delivered: the peer's connection is gone.
+    /// A message could not be delivered because the peer's connection is gone.
     PeerGone {
-        /// Who.
+        /// The peer.
         peer: Peer,
     },
     /// The heartbeat of a session has changed.
     HeartbeatChanged {
-        /// Which session.
+        /// The session.
         epoch: Epoch,
-        /// How.
+        /// The change.
         change: HeartbeatChange,
     },
-    /// Something that concerns who may come in.
+    /// A fact about join tokens or keys.
     Access(AccessInput),
-    /// Time passed; due timers run. Every other input runs them too.
+    /// Time has passed. Timers that are due run, as with every other input.
     Tick,
 }
 
-/// Facts that concern who may come in.
+/// A request to forget a node.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ForgetRequest {
+    /// The sender.
+    pub peer: Peer,
+    /// The number that the client gave the request.
+    pub request: u64,
+    /// The name of the admin.
+    pub by: Name,
+    /// The node to forget.
+    pub node: Name,
+    /// Whether to end the attempts that are still on the node.
+    pub force: bool,
+}
+
+/// Facts about join tokens and keys.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum AccessInput {
-    /// An admin asked for a join token. Answered by
-    /// [`Effect::TokenCreated`](crate::step::Effect::TokenCreated): only the shell has the secret.
+    /// An admin asked for a new join token. Answered by
+    /// [`Effect::TokenCreated`](crate::step::Effect::TokenCreated); only the shell knows the
+    /// secret.
     TokenRequested {
-        /// Who.
+        /// The sender.
         peer: Peer,
-        /// The client's number of the request.
+        /// The number that the client gave the request.
         request: u64,
-        /// Their name.
+        /// The name of the admin.
         by: Name,
         /// SHA-256 of the token's secret.
         secret_hash: [u8; 32],
-        /// What whoever joins with it may do.
+        /// The role of those who join with the token.
         role: Role,
-        /// For how long it can be used.
+        /// How long the token can be used, in milliseconds.
         ttl_ms: u64,
-        /// How often.
+        /// How many times the token can be used.
         uses: u32,
     },
-    /// An admin asked that a token be of no more use.
+    /// An admin revoked a join token.
     TokenRevokeRequested {
-        /// Who.
+        /// The sender.
         peer: Peer,
-        /// The client's number of the request.
+        /// The number that the client gave the request.
         request: u64,
-        /// Their name.
+        /// The name of the admin.
         by: Name,
         /// The token.
         id: TokenId,
     },
-    /// An admin asked for the tokens.
+    /// An admin asked for the list of tokens.
     TokensRequested {
-        /// Who.
+        /// The sender.
         peer: Peer,
-        /// The client's number of the request.
+        /// The number that the client gave the request.
         request: u64,
     },
-    /// An admin asked for the users that joined.
+    /// An admin asked for the users that have joined.
     UsersRequested {
-        /// Who.
+        /// The sender.
         peer: Peer,
-        /// The client's number of the request.
+        /// The number that the client gave the request.
         request: u64,
         /// Only users whose names sort after this one.
         after: Option<Name>,
-        /// Rows at the most.
+        /// The most rows to return.
         limit: u32,
     },
-    /// The owner of a key asked that another one take its place.
+    /// The owner of a key asked to replace it with a new key.
     RenewRequested {
-        /// Who.
+        /// The sender.
         peer: Peer,
-        /// The client's number of the request.
+        /// The number that the client gave the request.
         request: u64,
-        /// The key that asked.
+        /// The key to replace, which the request came with.
         old: PublicKey,
-        /// The other one.
+        /// The new key.
         new: PublicKey,
     },
-    /// A key was used for the first time since it was to take the place of another one.
+    /// A new key that replaces another one was used for the first time.
     RenewedKeyUsed {
-        /// Which.
+        /// The new key.
         key: PublicKey,
     },
     /// The manager's own key was rotated.
     ManagerKeyRotated {
-        /// The digest of the one of now, in hexadecimal.
+        /// The digest of the current key, in hexadecimal.
         digest: String,
-        /// Who asked for it.
+        /// The name of the admin who asked for it.
         by: Name,
     },
-    /// An admin asked that the key of a node or user count no more.
+    /// An admin revoked the key of a node or user.
     RevokeRequested {
-        /// Who.
+        /// The sender.
         peer: Peer,
-        /// The client's number of the request.
+        /// The number that the client gave the request.
         request: u64,
-        /// Their name.
+        /// The name of the admin.
         by: Name,
         /// Whether it is a node or a user.
         kind: PrincipalKind,
-        /// Its name.
+        /// The name of the node or user.
         name: Name,
     },
-    /// The owner of a key wants to join. Answered by
+    /// The owner of a key asked to join. Answered by
     /// [`Effect::JoinAnswered`](crate::step::Effect::JoinAnswered).
     JoinRequested {
-        /// The shell's number of the question.
+        /// The number that the shell gave the question.
         question: u64,
-        /// The key; that its owner has the private one is proven.
+        /// The public key. The connection has proven that its owner has the private key.
         key: PublicKey,
         /// The token's number.
         token: TokenId,
-        /// SHA-256 of the secret that they know.
+        /// SHA-256 of the secret in the token that the owner has.
         secret_hash: [u8; 32],
-        /// What they want to be called.
+        /// The name to join as.
         name: Name,
     },
-    /// Connections were not let in, or cut off. Told at most once a second.
+    /// Connections were refused or cut. Sent at most once a second.
     ConnectionsRefused {
-        /// Why the last of them was.
+        /// The reason for the last one.
         why: String,
-        /// How many.
+        /// The number of connections.
         count: u32,
     },
 }
 
-/// What can become of a heartbeat.
+/// A change of a session's heartbeat.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum HeartbeatChange {
-    /// The first beat of the session came: whoever said hello has got the welcome, and lives.
+    /// The first beat of the session came: the agent has received the welcome.
     Begun,
-    /// Its stream was closed: the agent has ended, or its host's kernel says that it is gone.
+    /// The heartbeat stream was closed: the agent has ended, or its connection is gone.
     Closed,
-    /// Nothing came for some intervals, and the lease goes on.
+    /// No beat came for some intervals. The lease has not ended yet.
     Late,
-    /// Beats come again after `Late` or `Closed`, before the lease ended.
+    /// A beat came after `Late` or `Closed`, before the lease ended.
     Resumed,
-    /// Nothing came for a whole lease.
+    /// No beat came for a whole lease.
     LeaseExpired,
 }

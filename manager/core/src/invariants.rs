@@ -1,4 +1,4 @@
-//! What holds after every step, checked in tests.
+//! Invariants that hold after every step, checked in tests.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -14,20 +14,20 @@ use crate::nodes::{Node, NodeIx};
 use crate::timers::Timer;
 
 impl Core {
-    /// Panics with what is wrong where something of the core contradicts something else.
+    /// Panics if parts of the core contradict each other.
     pub fn check_invariants(&self) {
-        assert!(self.dirty.is_empty(), "every changed job was written down");
+        assert!(self.dirty.is_empty(), "every changed job was saved");
         assert!(self.touched.is_empty(), "every message was sent");
         self.access.check_invariants();
         let mut timers = BTreeSet::new();
         let mut by_node: BTreeMap<NodeIx, BTreeSet<TaskId>> = BTreeMap::new();
         for (id, job) in &self.jobs {
             assert_eq!(*id, job.id);
-            assert!(*id <= self.last_job, "job {id} has a number that was given out");
+            assert!(*id <= self.last_job, "job {id}: its number");
             assert_eq!(self.submissions.get(&job.submission), Some(*id));
             self.check_job(job, &mut timers);
-            for (index, live) in &job.live {
-                by_node.entry(live.node).or_default().insert(TaskId { job: *id, index: *index });
+            for (index, active) in &job.active {
+                by_node.entry(active.node).or_default().insert(TaskId { job: *id, index: *index });
             }
         }
         for (ix, node) in self.nodes.iter() {
@@ -35,7 +35,7 @@ impl Core {
             assert_eq!(node.attempts, attempts, "node {}: its attempts", node.row.node);
             self.check_node(ix, node, &mut timers);
         }
-        assert!(by_node.is_empty(), "every live attempt is with a known node");
+        assert!(by_node.is_empty(), "every active attempt is on a known node");
         let (by_epoch, by_peer) = self.nodes.sessions();
         let sessions = self.nodes.iter().filter(|(_, node)| node.session.is_some()).count();
         assert_eq!((by_epoch.len(), by_peer.len()), (sessions, sessions), "sessions");
@@ -46,10 +46,10 @@ impl Core {
     fn check_job(&self, job: &Job, timers: &mut BTreeSet<(Millis, Timer)>) {
         let id = job.id;
         let counts = &job.counts;
-        assert!(!job.is_over(), "job {id} is over and still there");
+        assert!(!job.is_over(), "job {id} has ended and is still here");
         assert!(!job.dirty);
         assert_eq!(counts.total(), job.spec.array.tasks(), "job {id}: all tasks");
-        assert_eq!(counts.active as usize, job.live.len(), "job {id}: active tasks");
+        assert_eq!(counts.active as usize, job.active.len(), "job {id}: active tasks");
         let retrying = job.waiting.len() + job.ready.len();
         assert_eq!(
             u64::from(counts.queued),
@@ -58,15 +58,16 @@ impl Core {
         );
         assert_eq!(counts.cancelled > 0 || job.cancelling, job.cancelling, "job {id}: cancelled");
         let mut seen = BTreeSet::new();
-        let tried = job.waiting.iter().map(|((_, index), tried)| (*index, tried));
-        for (index, tried) in tried.chain(job.ready.iter().map(|(index, tried)| (*index, tried))) {
+        let waiting = job.waiting.iter().map(|((_, index), retry)| (*index, retry));
+        for (index, retry) in waiting.chain(job.ready.iter().map(|(index, retry)| (*index, retry)))
+        {
             assert!(seen.insert(index), "task {id}.{index} waits once");
-            assert!(tried.number > 0 && tried.lost <= tried.number);
+            assert!(retry.number > 0 && retry.lost <= retry.number);
         }
-        for (index, live) in &job.live {
-            assert!(seen.insert(*index), "task {id}.{index} is live or waits");
-            assert!(live.number > live.lost, "task {id}.{index}: losses");
-            assert_ne!(live.state, AttemptState::Ended);
+        for (index, active) in &job.active {
+            assert!(seen.insert(*index), "task {id}.{index} is active or waits");
+            assert!(active.number > active.lost, "task {id}.{index}: losses");
+            assert_ne!(active.state, AttemptState::Ended);
         }
         for index in seen {
             assert!(job.spec.array.contains(index) && u64::from(index) < job.next_index);
@@ -86,7 +87,7 @@ impl Core {
         let cpu: u64 = resources.clone().map(|needs| u64::from(needs.cpu_millis)).sum();
         let memory: u64 = resources.map(|needs| needs.memory_bytes).sum();
         let used = (node.used_cpu_millis, node.used_memory_bytes);
-        assert_eq!(used, (cpu, memory), "node {name}: what is taken");
+        assert_eq!(used, (cpu, memory), "node {name}: used resources");
         assert!(node.attempts.len() <= ATTEMPTS_PER_NODE_MAX);
         let epoch = node.session.as_ref().map(|session| session.epoch);
         if let Some(session) = &node.session {
@@ -98,11 +99,11 @@ impl Core {
         let deadline = self.nodes.deadline(ix);
         match (node.state, deadline) {
             (NodeState::Alive, None) => {
-                assert!(epoch.is_some(), "node {name} lives without session")
+                assert!(epoch.is_some(), "node {name} is alive without a session")
             }
-            (NodeState::Suspect, None) => assert!(epoch.is_some(), "node {name} is never lost"),
+            (NodeState::Suspect, None) => assert!(epoch.is_some(), "node {name} has no deadline"),
             (NodeState::Suspect, Some((_, Timer::NodeLost(of)))) => {
-                assert!(epoch.is_none() && of == ix, "node {name} is lost in spite of its session");
+                assert!(epoch.is_none() && of == ix, "node {name} has a deadline and a session");
             }
             (NodeState::Lost, None) => assert!(epoch.is_none()),
             (NodeState::Lost, Some((_, Timer::Requeue(of)))) => {
@@ -111,14 +112,20 @@ impl Core {
             (state, deadline) => unreachable!("node {name} is {state:?} with {deadline:?}"),
         }
         timers.extend(deadline);
-        assert!(node.resend_ms.is_none() || epoch.is_some(), "node {name}: starts to a session");
+        assert!(
+            node.resend_ms.is_none() || epoch.is_some(),
+            "node {name}: a resend timer without a session"
+        );
         timers.extend(node.resend_ms.map(|at| (at, Timer::Resend(ix))));
         let awaited = epoch.is_some()
             && node.attempts.iter().any(|task| {
-                let live = &self.jobs[&task.job].live[&task.index];
-                live.sent_ms.is_some() && !live.heard
+                let active = &self.jobs[&task.job].active[&task.index];
+                active.sent_ms.is_some() && !active.heard
             });
-        assert!(!awaited || node.resend_ms.is_some(), "node {name}: a start may be forgotten");
+        assert!(
+            !awaited || node.resend_ms.is_some(),
+            "node {name}: a start without a resend timer"
+        );
     }
 
     fn check_queue(&self) {
@@ -133,15 +140,8 @@ impl Core {
         for (id, shape) in self.queue.shapes() {
             let (count, waiting) = jobs.remove(&id).unwrap_or_default();
             assert_eq!((shape.jobs, &shape.waiting), (count, &waiting), "shape {id:?}: its jobs");
-            let suited: BTreeSet<NodeIx> = self
-                .nodes
-                .iter()
-                .filter(|(_, node)| shape.needs.suit(&node.row))
-                .map(|(ix, _)| ix)
-                .collect();
-            assert_eq!(shape.suited, suited, "shape {id:?}: the nodes that suit");
         }
         assert!(jobs.is_empty(), "every job has a shape");
-        self.queue.check_filed(&self.nodes);
+        self.queue.check(&self.facts());
     }
 }

@@ -1,4 +1,4 @@
-//! Jobs that have not ended: one entry each, however many tasks they have.
+//! Jobs that have not ended. Each is one entry, however many tasks it has.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
@@ -24,39 +24,44 @@ use crate::step::{Change, Effect, JobRow, Step};
 use crate::timers::Timer;
 use crate::{Core, reply};
 
-/// Submissions of ended jobs that are remembered; for older ones the shell asks the database.
+/// The number of submissions of ended jobs to remember. For older ones the shell asks the database.
 pub(crate) const SUBMISSIONS_REMEMBERED: usize = 16_384;
 
 /// An attempt that has not ended.
 #[derive(Clone, Debug)]
-pub(crate) struct Live {
+pub(crate) struct ActiveAttempt {
     pub(crate) number: u32,
-    /// How many of the task's earlier attempts were lost and tried again without using a retry.
+    /// How many earlier attempts of the task were tried again without using a retry.
     pub(crate) lost: u32,
     pub(crate) node: NodeIx,
     pub(crate) state: AttemptState,
-    /// When its start was last sent; none: not in the node's present session.
+    /// When it was assigned or, once it runs, when its start was reported. After a restart of the
+    /// manager: the time of the restart.
+    pub(crate) since_ms: Millis,
+    /// When its start was last sent; `None` if not in the current session of the node.
     pub(crate) sent_ms: Option<Millis>,
-    /// Whether the node has shown since that it holds it.
+    /// Whether the node has since shown that it holds the attempt.
     pub(crate) heard: bool,
 }
 
-/// A task that has been tried, and is to be tried again.
+/// The last attempt of a task that waits for its next one; for a new task, `number` is 0.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Tried {
-    /// The number of its last attempt.
+pub(crate) struct RetryState {
+    /// The number of the last attempt.
     pub(crate) number: u32,
-    /// See [`Live::lost`].
+    /// See [`ActiveAttempt::lost`].
     pub(crate) lost: u32,
+    /// The node that could not start the last attempt. Another one is tried first.
+    pub(crate) avoid: Option<NodeIx>,
 }
 
-/// What follows the end of an attempt.
+/// Whether a task is tried again after the end of an attempt.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Sequel {
-    /// The task is over.
-    Over,
-    /// It is tried again.
-    Again { after_ms: u64, lost: u32 },
+pub(crate) enum RetryDecision {
+    /// The task has ended.
+    TaskEnded,
+    /// The task is tried again after `after_ms` milliseconds.
+    Retry { after_ms: u64, lost: u32 },
 }
 
 /// A job that has not ended.
@@ -70,18 +75,20 @@ pub(crate) struct Job {
     /// The index of the first task that has had no attempt.
     pub(crate) next_index: u64,
     pub(crate) counts: TaskCounts,
+    /// The number of attempts that its tasks have had.
+    pub(crate) attempts: u64,
     pub(crate) started_wall_ms: Option<u64>,
-    /// The live attempts by task index.
-    pub(crate) live: BTreeMap<u32, Live>,
-    /// Tasks that wait for the time of their retry, by that time and index.
-    pub(crate) waiting: BTreeMap<(Millis, u32), Tried>,
-    /// Tasks whose time has come, by index.
-    pub(crate) ready: BTreeMap<u32, Tried>,
-    /// The sessions that were told the spec.
+    /// The attempts that have not ended, by task index.
+    pub(crate) active: BTreeMap<u32, ActiveAttempt>,
+    /// Tasks that wait until their retry is due, by that time and index.
+    pub(crate) waiting: BTreeMap<(Millis, u32), RetryState>,
+    /// Tasks whose retry is due, by index.
+    pub(crate) ready: BTreeMap<u32, RetryState>,
+    /// The sessions that the spec was sent to, by node.
     pub(crate) told: BTreeMap<NodeIx, Epoch>,
-    /// When the first of `waiting` is due, as it stands in the timers.
+    /// When the first of `waiting` is due. The timers hold the same time.
     pub(crate) timer: Option<Millis>,
-    /// Whether it stands in [`Core::dirty`].
+    /// Whether the job is in [`Core::dirty`].
     pub(crate) dirty: bool,
 }
 
@@ -90,7 +97,7 @@ impl Job {
         QueueKey::new(self.spec.priority, self.id)
     }
 
-    /// Tasks that have had no attempt and may have one.
+    /// Returns the number of tasks that have had no attempt and may have one.
     pub(crate) fn fresh(&self) -> u64 {
         if self.cancelling {
             return 0;
@@ -98,13 +105,13 @@ impl Job {
         (u64::from(self.spec.array.last) + 1).saturating_sub(self.next_index)
     }
 
-    /// Whether a task of it could be placed now.
+    /// Returns whether the job has a task that may be placed now.
     pub(crate) fn has_ready(&self) -> bool {
         !self.cancelling && (!self.ready.is_empty() || self.fresh() > 0)
     }
 
-    /// The next task to place: its index and its last attempt. Those tried before go first.
-    pub(crate) fn pop_ready(&mut self) -> Option<(u32, Tried)> {
+    /// Takes the next task to place: its index and its last attempt. Retries go first.
+    pub(crate) fn pop_ready(&mut self) -> Option<(u32, RetryState)> {
         if self.cancelling {
             return None;
         }
@@ -116,10 +123,15 @@ impl Job {
             return None;
         }
         self.next_index += 1;
-        Some((index, Tried { number: 0, lost: 0 }))
+        Some((index, RetryState { number: 0, lost: 0, avoid: None }))
     }
 
-    /// Whether nothing more will happen to it.
+    /// Returns the node that the next task to place should not go to while another node has room.
+    pub(crate) fn next_avoids(&self) -> Option<NodeIx> {
+        self.ready.first_key_value()?.1.avoid
+    }
+
+    /// Returns whether all tasks of the job have ended.
     pub(crate) fn is_over(&self) -> bool {
         self.counts.queued == 0 && self.counts.active == 0
     }
@@ -141,6 +153,7 @@ impl Job {
             state: self.state(),
             next_index: self.next_index,
             counts: self.counts,
+            attempts: self.attempts,
             started_wall_ms: self.started_wall_ms,
             ended_wall_ms,
         }
@@ -157,9 +170,9 @@ impl Job {
         }
     }
 
-    /// How an end is written down, so that the last attempt of a task always says what became of
-    /// the task: what ends without success in a cancelled job is cancelled, and nothing is
-    /// cancelled that nobody cancelled.
+    /// Returns the kind of outcome to record for an attempt that ended as `kind`, so that the last
+    /// attempt of a task always shows the state of the task: in a cancelled job everything that did
+    /// not succeed is cancelled, and in other jobs nothing is.
     pub(crate) fn recorded_kind(&self, kind: OutcomeKind) -> OutcomeKind {
         match kind {
             OutcomeKind::Succeeded => OutcomeKind::Succeeded,
@@ -172,37 +185,44 @@ impl Job {
         }
     }
 
-    /// What follows when `live` ends as `kind` (a [recorded](Self::recorded_kind) one).
+    /// Decides whether a task is tried again after `attempt` ends as `kind` (a
+    /// [recorded](Self::recorded_kind) one).
     ///
-    /// A retry is used up by each attempt that failed, timed out, or was lost in a job with
-    /// `on_lost = wait`. With `on_lost = requeue` a lost one uses none, and is tried again at
-    /// once. One that its node could not start uses none, either; it is tried again after a moment,
-    /// since that node may still look as if it had room. [`RETRIES_MAX`] of both together are the
-    /// end all the same.
-    pub(crate) fn sequel(&self, live: &Live, kind: OutcomeKind) -> Sequel {
+    /// Each attempt that failed, timed out, or was lost in a job with `on_lost = wait` uses a
+    /// retry. With `on_lost = requeue` a lost attempt uses none, and the task is tried again at
+    /// once. An attempt that its node could not start uses none either; the task is tried again
+    /// after a short time, on another node if one has room. A task that has had [`RETRIES_MAX`] of
+    /// these two kinds fails at the next one.
+    pub(crate) fn retry_decision(
+        &self,
+        attempt: &ActiveAttempt,
+        kind: OutcomeKind,
+    ) -> RetryDecision {
         if self.cancelling {
-            return Sequel::Over;
+            return RetryDecision::TaskEnded;
         }
         match (kind, self.spec.on_lost) {
-            (OutcomeKind::Succeeded | OutcomeKind::Cancelled, _) => Sequel::Over,
-            (OutcomeKind::Lost, OnLost::Requeue) if live.lost < RETRIES_MAX => {
-                Sequel::Again { after_ms: 0, lost: live.lost + 1 }
+            (OutcomeKind::Succeeded | OutcomeKind::Cancelled, _) => RetryDecision::TaskEnded,
+            (OutcomeKind::Lost, OnLost::Requeue) if attempt.lost < RETRIES_MAX => {
+                RetryDecision::Retry { after_ms: 0, lost: attempt.lost + 1 }
             }
-            (OutcomeKind::NotStarted, _) if live.lost < RETRIES_MAX => {
-                let doubled = NOT_STARTED_BACKOFF_MS << live.lost.min(16);
+            (OutcomeKind::NotStarted, _) if attempt.lost < RETRIES_MAX => {
+                let doubled = NOT_STARTED_BACKOFF_MS << attempt.lost.min(16);
                 let after_ms = doubled.min(NOT_STARTED_BACKOFF_MS_MAX);
-                Sequel::Again { after_ms, lost: live.lost + 1 }
+                RetryDecision::Retry { after_ms, lost: attempt.lost + 1 }
             }
-            (OutcomeKind::Lost, OnLost::Requeue) | (OutcomeKind::NotStarted, _) => Sequel::Over,
+            (OutcomeKind::Lost, OnLost::Requeue) | (OutcomeKind::NotStarted, _) => {
+                RetryDecision::TaskEnded
+            }
             (OutcomeKind::Failed | OutcomeKind::TimedOut | OutcomeKind::Lost, _) => {
-                let used = live.number.saturating_sub(live.lost);
+                let used = attempt.number.saturating_sub(attempt.lost);
                 let policy = &self.spec.retry;
                 if used > policy.retries {
-                    return Sequel::Over;
+                    return RetryDecision::TaskEnded;
                 }
                 let doubled = 1u64.checked_shl(used.saturating_sub(1)).unwrap_or(u64::MAX);
                 let after_ms = policy.backoff_ms.saturating_mul(doubled).min(policy.backoff_ms_max);
-                Sequel::Again { after_ms, lost: live.lost }
+                RetryDecision::Retry { after_ms, lost: attempt.lost }
             }
         }
     }
@@ -212,11 +232,11 @@ impl Job {
     }
 }
 
-/// The submissions whose jobs are known.
+/// The submissions that are remembered, with their jobs.
 #[derive(Debug, Default)]
 pub(crate) struct Submissions {
     by_id: BTreeMap<SubmissionId, JobId>,
-    /// Those of ended jobs, the longest ended first.
+    /// The submissions of ended jobs, in the order in which the jobs ended.
     ended: VecDeque<SubmissionId>,
 }
 
@@ -256,7 +276,7 @@ impl Core {
         }
         if self.jobs.len() >= JOBS_ACTIVE_MAX {
             let message = format!(
-                "{JOBS_ACTIVE_MAX} jobs have not ended, which is the limit (JOBS_ACTIVE_MAX): submit again when some have"
+                "{JOBS_ACTIVE_MAX} jobs have not ended, which is the limit (JOBS_ACTIVE_MAX): submit again when some of them have ended"
             );
             let error = ErrorReply::new(ErrorCode::Overloaded, message);
             return reply(out, peer, request, Err(error));
@@ -280,8 +300,9 @@ impl Core {
             cancelling: false,
             next_index: u64::from(spec.array.first),
             counts: TaskCounts { queued: tasks, ..TaskCounts::default() },
+            attempts: 0,
             started_wall_ms: None,
-            live: BTreeMap::new(),
+            active: BTreeMap::new(),
             waiting: BTreeMap::new(),
             ready: BTreeMap::new(),
             told: BTreeMap::new(),
@@ -328,19 +349,19 @@ impl Core {
         if !job.waiting.is_empty() || !job.ready.is_empty() {
             self.draining.insert(id);
         }
-        let mut gone = BTreeSet::new();
-        for (index, live) in &job.live {
-            let attempt = job.attempt_id(*index, live.number);
-            if self.nodes.get(live.node).state == NodeState::Lost {
-                gone.insert(live.node);
+        let mut lost_nodes = BTreeSet::new();
+        for (index, active) in &job.active {
+            let attempt = job.attempt_id(*index, active.number);
+            if self.nodes.get(active.node).state == NodeState::Lost {
+                lost_nodes.insert(active.node);
             }
-            if let Some(session) = &mut self.nodes.get_mut(live.node).session {
+            if let Some(session) = &mut self.nodes.get_mut(active.node).session {
                 session.outgoing.stops.push((attempt, StopReason::Cancelled));
-                self.touched.insert(live.node);
+                self.touched.insert(active.node);
             }
         }
-        // Of those whose lease has ended long ago nothing else is to come.
-        for ix in gone {
+        // Nodes whose margin has ended have no timer that would end these attempts.
+        for ix in lost_nodes {
             self.end_margin(ix);
         }
         self.mark_dirty(id);
@@ -349,7 +370,7 @@ impl Core {
         reply(out, peer, request, Ok(ReplyBody::Cancelled { state }));
     }
 
-    /// Drops retries of cancelled jobs, as many as one step may.
+    /// Drops retries of cancelled jobs, up to the step's limit.
     pub(crate) fn drop_retries(&mut self, out: &mut Step) {
         let mut room = BATCH_ROWS_MAX.saturating_sub(out.changes.len());
         while room > 0 && self.has_room(out) {
@@ -362,9 +383,9 @@ impl Core {
                 let next = job
                     .ready
                     .pop_first()
-                    .or_else(|| job.waiting.pop_first().map(|((_, index), tried)| (index, tried)));
-                let Some((index, tried)) = next else { break };
-                let attempt = job.attempt_id(index, tried.number);
+                    .or_else(|| job.waiting.pop_first().map(|((_, index), retry)| (index, retry)));
+                let Some((index, retry)) = next else { break };
+                let attempt = job.attempt_id(index, retry.number);
                 out.changes.push(Change::RetryDropped { attempt });
                 job.counts.queued -= 1;
                 job.counts.cancelled += 1;
@@ -378,27 +399,27 @@ impl Core {
         }
     }
 
-    /// Puts a task back into the queue: at once, or when its time comes.
-    pub(crate) fn queue_retry(&mut self, now: Now, task: TaskId, tried: Tried, after_ms: u64) {
+    /// Puts a task back into the queue, now or after `after_ms` milliseconds.
+    pub(crate) fn queue_retry(&mut self, now: Now, task: TaskId, retry: RetryState, after_ms: u64) {
         let Some(job) = self.jobs.get_mut(&task.job) else { return };
         if after_ms == 0 {
-            job.ready.insert(task.index, tried);
+            job.ready.insert(task.index, retry);
             self.queue.add(job.shape, job.key());
         } else {
             let due = now.mono_ms.saturating_add(after_ms);
-            job.waiting.insert((due, task.index), tried);
+            job.waiting.insert((due, task.index), retry);
             self.refresh_retry_timer(task.job);
         }
     }
 
-    /// Tasks of the job wait no longer for their retry.
+    /// Moves the tasks of a job whose retry is due into the queue.
     pub(crate) fn on_retries_due(&mut self, now: Now, id: JobId) {
         let Some(job) = self.jobs.get_mut(&id) else { return };
         while let Some(first) = job.waiting.first_entry()
             && first.key().0 <= now.mono_ms
         {
-            let ((_, index), tried) = first.remove_entry();
-            job.ready.insert(index, tried);
+            let ((_, index), retry) = first.remove_entry();
+            job.ready.insert(index, retry);
         }
         if job.has_ready() {
             self.queue.add(job.shape, job.key());
@@ -424,7 +445,7 @@ impl Core {
         }
     }
 
-    /// Writes down where the changed jobs stand, and lets go of those that are over.
+    /// Saves the state of the changed jobs, and removes those that have ended.
     pub(crate) fn settle_jobs(&mut self, now: Now, out: &mut Step) {
         for id in std::mem::take(&mut self.dirty) {
             let Some(job) = self.jobs.get_mut(&id) else { continue };

@@ -1,28 +1,32 @@
-//! The manager's decisions, pure: inputs are facts of the past, steps are plain values.
+//! The manager's decisions, without side effects: inputs are facts, steps are plain values.
 //!
 //! ```text
 //! let mut core = Core::new(now, config, snapshot);
 //! loop {
-//!     // wait for an input, or until `core.next_wakeup()`, and then for `Input::Tick`
+//!     // wait for an input; if none comes until `core.next_wakeup()`, take `Input::Tick`
 //!     core.step(now, input, &mut step);
 //!     // commit `step.changes` and `step.events`, then carry out `step.effects`; `step.clear()`
 //! }
 //! ```
 //!
-//! No clock, no socket, no file, no thread, no randomness, no hash order: the same inputs at the
-//! same times give the same steps. Where things stand:
+//! It uses no clock, socket, file, thread, randomness or hash order: the same inputs at the same
+//! times give the same steps. The modules:
 //!
-//! - [`input`] and [`step`]: the seam, all that the shell and the store see
-//! - `jobs`: the queue's entries; submitting and cancelling
+//! - [`input`] and [`step`]: the interface to the shell and the store
+//! - `access`, `renewal`: join tokens and keys
+//! - `jobs`: submitting, cancelling and retrying
 //! - `placement`: which task goes to which node
-//! - `nodes`, `sessions`: nodes, their sessions, and what a new session makes of what is held
-//! - `reports`: what agents say, and what follows the end of an attempt
+//! - `nodes`, `sessions`: nodes, their sessions, and the attempts that an agent holds when a
+//!   session begins
+//! - `forget`: removing nodes that are gone for good
+//! - `reports`: the reports of agents, and what follows the end of an attempt
 //! - `timers`: what happens as time passes
+//! - `retention`: removing what has been kept long enough
 //! - `explain`: why tasks wait, for people
-//! - `restore`: the core after a start
-//! - [`lease`]: the heartbeats' side, used by a thread of its own
+//! - `restore`: rebuilding the core after a start
+//! - [`lease`]: watching heartbeats, in a thread of its own
 //!
-//! What every step keeps is written down as code in `invariants`.
+//! `invariants` checks what must hold after every step.
 
 mod access;
 mod explain;
@@ -30,6 +34,7 @@ mod explain;
 mod faults;
 #[cfg(feature = "planted-faults")]
 pub mod faults;
+mod forget;
 pub mod input;
 #[cfg(any(test, feature = "invariants"))]
 mod invariants;
@@ -40,6 +45,7 @@ mod placement;
 mod renewal;
 mod reports;
 mod restore;
+mod retention;
 mod sessions;
 pub mod step;
 #[cfg(test)]
@@ -63,18 +69,19 @@ use crate::placement::Queue;
 use crate::step::{Effect, Step};
 use crate::timers::Timers;
 
-/// The figures that the core goes by, and that it tells agents in the `Welcome`.
+/// The durations that the core uses. The `Welcome` tells agents the first two.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CoreConfig {
     /// Milliseconds for which a node counts as alive after a heartbeat.
     pub lease_ms: u64,
     /// Milliseconds between two heartbeats.
     pub heartbeat_ms: u64,
-    /// Milliseconds between the end of a lease and the first new attempt of what ran there.
+    /// Milliseconds between the end of a node's lease and the first new attempt of a task that ran
+    /// there.
     pub margin_ms: u64,
 }
 
-/// The manager's decisions: jobs, queue, nodes, sessions, attempts.
+/// The state of the cluster, and all decisions about it: jobs, queue, nodes, sessions, attempts.
 #[derive(Debug)]
 pub struct Core {
     config: CoreConfig,
@@ -82,7 +89,7 @@ pub struct Core {
     last_job: JobId,
     last_epoch: Epoch,
     last_revision: Revision,
-    /// The moment of the last step.
+    /// The time of the last step.
     now: Now,
     /// The jobs that have not ended.
     jobs: BTreeMap<JobId, Job>,
@@ -91,33 +98,33 @@ pub struct Core {
     access: Access,
     queue: Queue,
     timers: Timers,
-    /// Inputs, and rests of inputs, for which the last step had no room, in order.
+    /// Inputs, and parts of inputs, that did not fit into the last step, in order.
     backlog: VecDeque<Input>,
-    /// Cancelled jobs with tasks that wait for a retry: these are dropped bit by bit.
+    /// Cancelled jobs that still have retries to drop. Each step drops a limited number.
     draining: BTreeSet<JobId>,
-    /// Jobs that have changed in this step; each has its `dirty` set.
+    /// Jobs that this step has changed. Their `dirty` flag is set.
     dirty: Vec<JobId>,
-    /// Nodes that are sent something in this step.
+    /// Nodes that this step has messages for.
     touched: BTreeSet<NodeIx>,
     #[cfg(feature = "planted-faults")]
     fault: Option<faults::Fault>,
 }
 
-/// Events that one unit of work may add, the `JobEnded` that may come of it not counted.
+/// The most events that one unit of work adds, not counting a resulting `JobEnded`.
 const EVENTS_PER_UNIT: usize = 4;
 
 impl Core {
-    /// Makes a mistake from now on, for the simulator to find.
+    /// Activates a deliberate fault, which the simulator must find.
     #[cfg(feature = "planted-faults")]
     pub fn plant_fault(&mut self, fault: faults::Fault) {
         self.fault = Some(fault);
     }
 
-    /// Takes one fact, and appends what follows from it to `out`, which must be
-    /// [clear](Step::clear).
+    /// Processes one fact and appends the results to `out`, which must be [clear](Step::clear).
     ///
-    /// A step has at most [`EVENTS_PER_CHUNK_MAX`] events. What does not fit is kept, in order,
-    /// for the next step, and [`Core::next_wakeup`] then is not in the future.
+    /// A step has at most [`EVENTS_PER_CHUNK_MAX`] events. Work that does not fit is kept, in
+    /// order, for the next step, and [`Core::next_wakeup`] then returns a time that is not in the
+    /// future.
     pub fn step(&mut self, now: Now, input: Input, out: &mut Step) {
         debug_assert!(out.is_empty(), "the last step has not been cleared");
         self.now = Now { mono_ms: now.mono_ms.max(self.now.mono_ms), wall_ms: now.wall_ms };
@@ -140,14 +147,14 @@ impl Core {
         }
     }
 
-    /// The monotonic moment at which a [`Input::Tick`] is due; none: nothing is to be done before
-    /// the next input. Where it is not in the future, work is left over from the last step: tick
-    /// before any further input, so that what is left over does not grow.
+    /// Returns the monotonic time at which an [`Input::Tick`] is due; `None` if there is nothing to
+    /// do before the next input. If the time is not in the future, the last step has left work
+    /// over: tick before any further input, so that this work does not grow.
     pub fn next_wakeup(&self) -> Option<Millis> {
-        if !self.backlog.is_empty() || !self.draining.is_empty() || self.queue.has_heads() {
+        if !self.backlog.is_empty() || !self.draining.is_empty() || self.queue.has_work() {
             return Some(self.now.mono_ms);
         }
-        self.timers.first()
+        self.timers.first().into_iter().chain(self.queue.next_wakeup()).min()
     }
 
     fn take(&mut self, now: Now, input: Input, out: &mut Step) {
@@ -162,6 +169,12 @@ impl Core {
                 let waits_for = self.explain(now, job);
                 out.effects.push(Effect::Explained { question, waits_for });
             }
+            Input::JobRemovalRequested { question, jobs, by } => {
+                self.on_job_removal_requested(question, jobs, by, out);
+            }
+            Input::RetentionDue { age_ms, keep_ms, by } => {
+                self.on_retention_due(age_ms, keep_ms, &by, out);
+            }
             Input::NodesRequested { peer, request, after, limit } => {
                 let mut rows = self.nodes.page(now, after.as_ref(), limit);
                 for row in &mut rows {
@@ -169,6 +182,7 @@ impl Core {
                 }
                 reply(out, peer, request, Ok(ReplyBody::Nodes(rows)));
             }
+            Input::ForgetRequested(asked) => self.on_forget_requested(now, asked, out),
             Input::AgentConnected { peer, caller, hello } => {
                 self.on_agent_connected(now, peer, caller, hello, out);
             }
@@ -185,14 +199,14 @@ impl Core {
         }
     }
 
-    /// Whether one more unit of work fits the events of this step. Every changed job may still
-    /// add a `JobEnded`.
+    /// Returns whether the events of one more unit of work fit into this step. Every changed job
+    /// may still add a `JobEnded`.
     fn has_room(&self, out: &Step) -> bool {
         out.events.len() + self.dirty.len() + EVENTS_PER_UNIT <= EVENTS_PER_CHUNK_MAX
     }
 
-    /// Sends what this step has gathered for each session: specs before the starts that need
-    /// them, starts before the stops that may concern them.
+    /// Sends the messages that this step has collected for each session: specs before the starts
+    /// that need them, and starts before the stops of the same attempts.
     fn flush_messages(&mut self, out: &mut Step) {
         while let Some(ix) = self.touched.pop_first() {
             let Some(session) = &mut self.nodes.get_mut(ix).session else { continue };
@@ -217,7 +231,7 @@ impl Core {
     }
 }
 
-/// Answers a request.
+/// Adds the answer to a request.
 fn reply(out: &mut Step, peer: Peer, request: u64, result: Result<ReplyBody, ErrorReply>) {
     let message = ToPeer::Reply(Reply { id: request, result });
     out.effects.push(Effect::Send { peer, message });

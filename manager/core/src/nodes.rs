@@ -1,10 +1,10 @@
-//! The nodes that were ever seen, and their sessions.
+//! The known nodes and their sessions.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::ops::Bound;
 
 use podmesh_protocol::client::{NodeState, NodeView};
-use podmesh_protocol::ids::{AttemptId, Epoch, JobId, Name, TaskId};
+use podmesh_protocol::ids::{AgentId, AttemptId, Epoch, JobId, Name, TaskId};
 use podmesh_protocol::limits::{ATTEMPTS_PER_NODE_MAX, FRAME_BYTES_MAX, PAGE_ROWS_MAX};
 use podmesh_protocol::report::Outcome;
 use podmesh_protocol::session::StopReason;
@@ -15,8 +15,7 @@ use crate::input::Peer;
 use crate::step::NodeRow;
 use crate::timers::{Timer, Timers};
 
-/// Which node, in the order in which they were first seen. Made by [`Nodes::insert`] alone;
-/// nodes are never removed.
+/// The index of a node. Only [`Nodes`] creates one. The index of a removed node is used again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct NodeIx(usize);
 
@@ -24,51 +23,55 @@ pub(crate) struct NodeIx(usize);
 #[derive(Debug)]
 pub(crate) struct Node {
     pub(crate) row: NodeRow,
-    /// What its agent cannot start now, and why, as its last hello said.
+    /// The runtimes that its agent cannot start now, with the reasons from its last hello.
     pub(crate) withdrawn: BTreeMap<RuntimeKind, String>,
-    /// Its place among the names.
+    /// The limits that its agent does not enforce for commands, with the reasons from its last hello.
+    pub(crate) unenforced: BTreeMap<String, String>,
+    /// Its position in the order of the names.
     pub(crate) rank: usize,
     pub(crate) state: NodeState,
     pub(crate) session: Option<Session>,
-    /// The tasks whose live attempts are with it.
+    /// The tasks whose active attempts are on this node.
     pub(crate) attempts: BTreeSet<TaskId>,
-    /// What these take, in thousandths of a core and bytes.
+    /// What these attempts use, in thousandths of a core.
     pub(crate) used_cpu_millis: u64,
+    /// What these attempts use, in bytes.
     pub(crate) used_memory_bytes: u64,
-    /// The last report of `row.agent_instance` that was taken; none: the next one may have any
-    /// number, since the manager has started since.
+    /// The number of the last report of `row.agent_instance` that was processed. `None` if the next
+    /// one may have any number, as after a start of the manager.
     pub(crate) acked: Option<u64>,
-    /// When it was last known to be alive, where it is not so now.
+    /// When it was last known to be alive, if it is not alive now.
     pub(crate) seen_ms: Option<Millis>,
-    /// What becomes of it without a session, as it stands in the timers.
+    /// What happens next to a node without a session, and when. The timers hold the same.
     deadline: Option<(Millis, Timer)>,
-    /// When starts are sent again, as it stands in the timers.
+    /// When starts are sent again. The timers hold the same time.
     pub(crate) resend_ms: Option<Millis>,
 }
 
-/// The live session of a node.
+/// The open session of a node.
 #[derive(Debug)]
 pub(crate) struct Session {
     pub(crate) epoch: Epoch,
     pub(crate) peer: Peer,
-    /// Whether its connection is gone: only a new session helps.
+    /// Whether its connection is gone. The node then needs a new session.
     pub(crate) peer_gone: bool,
-    /// What its hello said, until the agent shows that it has the welcome. A hello can come late,
-    /// from a connection that was given up long ago: nothing ends for its word alone.
-    pub(crate) unproven: Option<Unproven>,
+    /// The effects of its hello, until the agent shows that it has received the welcome. A hello
+    /// can be delayed, from a connection that the agent gave up long ago, and must not end
+    /// attempts.
+    pub(crate) pending_hello: Option<PendingHello>,
     pub(crate) outgoing: Outgoing,
 }
 
-/// What follows from a hello, once it is known not to be a late one.
+/// The effects of a hello, which wait until it is certain that the hello is not a delayed one.
 #[derive(Debug)]
-pub(crate) struct Unproven {
-    /// The life of the machine.
+pub(crate) struct PendingHello {
+    /// Identifies the current boot of the machine.
     pub(crate) boot_id: String,
-    /// The attempts that should be with the node and are no more, with their ends.
-    pub(crate) gone: VecDeque<(AttemptId, Outcome)>,
+    /// Attempts that the node should hold but no longer does, with their outcomes.
+    pub(crate) missing: VecDeque<(AttemptId, Outcome)>,
 }
 
-/// What a step has to tell an agent.
+/// The messages of one step to an agent.
 #[derive(Debug, Default)]
 pub(crate) struct Outgoing {
     pub(crate) specs: Vec<JobId>,
@@ -78,7 +81,7 @@ pub(crate) struct Outgoing {
 }
 
 impl Node {
-    /// What is not taken.
+    /// Returns the unused resources.
     pub(crate) fn free(&self) -> Resources {
         let cpu = u64::from(self.row.capacity.cpu_millis).saturating_sub(self.used_cpu_millis);
         Resources {
@@ -87,11 +90,21 @@ impl Node {
         }
     }
 
-    /// Whether one more attempt of this size may be placed here now.
+    /// Returns the resources that one more attempt may use here now; `None` if nothing can be
+    /// placed here.
+    pub(crate) fn room(&self) -> Option<Resources> {
+        let open = self.state == NodeState::Alive && self.attempts.len() < ATTEMPTS_PER_NODE_MAX;
+        open.then(|| self.free())
+    }
+
+    /// Returns whether the name of this node belongs to an agent other than `agent_id`.
+    pub(crate) fn is_another(&self, agent_id: Option<AgentId>) -> bool {
+        self.row.agent_id.is_some() && self.row.agent_id != agent_id
+    }
+
+    /// Returns whether one more attempt of this size may be placed here now.
     pub(crate) fn has_room(&self, needs: &Resources) -> bool {
-        self.state == NodeState::Alive
-            && self.attempts.len() < ATTEMPTS_PER_NODE_MAX
-            && needs.fits(&self.free())
+        self.room().is_some_and(|room| needs.fits(&room))
     }
 
     pub(crate) fn take(&mut self, task: TaskId, needs: &Resources) {
@@ -118,6 +131,7 @@ impl Node {
             labels: row.labels.clone(),
             runtimes: row.runtimes.clone(),
             withdrawn: self.withdrawn.clone(),
+            unenforced: self.unenforced.clone(),
             enrolled: false,
             attempts: u32::try_from(self.attempts.len()).unwrap_or(u32::MAX),
             seen_ms_ago: match self.state {
@@ -134,6 +148,8 @@ impl Node {
 #[derive(Debug, Default)]
 pub(crate) struct Nodes {
     list: Vec<Node>,
+    /// The indexes in `list` of removed nodes.
+    free: Vec<NodeIx>,
     by_name: BTreeMap<Name, NodeIx>,
     by_epoch: BTreeMap<Epoch, NodeIx>,
     by_peer: BTreeMap<Peer, NodeIx>,
@@ -149,7 +165,7 @@ impl Nodes {
     }
 
     pub(crate) fn len(&self) -> usize {
-        self.list.len()
+        self.by_name.len()
     }
 
     pub(crate) fn by_name(&self, name: &Name) -> Option<NodeIx> {
@@ -164,25 +180,25 @@ impl Nodes {
         self.by_peer.get(peer).copied()
     }
 
-    /// The node whose live session this is, and this peer's.
+    /// Returns the node whose open session has this epoch and this peer.
     pub(crate) fn by_session(&self, peer: &Peer, epoch: Epoch) -> Option<NodeIx> {
         let ix = self.by_epoch(epoch)?;
         self.get(ix).session.as_ref().is_some_and(|session| session.peer == *peer).then_some(ix)
     }
 
-    /// All nodes in the order of their names.
+    /// Returns all nodes in the order of their names.
     pub(crate) fn iter(&self) -> impl Iterator<Item = (NodeIx, &Node)> {
         self.by_name.values().map(|ix| (*ix, self.get(*ix)))
     }
 
-    /// Adds a node without a session; its name is new.
+    /// Adds a node without a session. Its name must be new.
     pub(crate) fn insert(&mut self, row: NodeRow) -> NodeIx {
         let ix = self.push(row);
         self.rank();
         ix
     }
 
-    /// Adds nodes without sessions; their names are new.
+    /// Adds nodes without sessions. Their names must be new.
     pub(crate) fn insert_all(&mut self, rows: Vec<NodeRow>) {
         for row in rows {
             self.push(row);
@@ -191,11 +207,11 @@ impl Nodes {
     }
 
     fn push(&mut self, row: NodeRow) -> NodeIx {
-        let ix = NodeIx(self.list.len());
-        self.by_name.insert(row.node.clone(), ix);
-        self.list.push(Node {
+        let name = row.node.clone();
+        let node = Node {
             row,
             withdrawn: BTreeMap::new(),
+            unenforced: BTreeMap::new(),
             rank: 0,
             state: NodeState::Suspect,
             session: None,
@@ -206,8 +222,20 @@ impl Nodes {
             seen_ms: None,
             deadline: None,
             resend_ms: None,
-        });
+        };
+        let ix = self.free.pop().unwrap_or(NodeIx(self.list.len()));
+        match self.list.get_mut(ix.0) {
+            Some(free) => *free = node,
+            None => self.list.push(node),
+        }
+        self.by_name.insert(name, ix);
         ix
+    }
+
+    /// Removes a node. It must have no session, attempts or timers.
+    pub(crate) fn remove(&mut self, ix: NodeIx) {
+        self.by_name.remove(&self.list[ix.0].row.node);
+        self.free.push(ix);
     }
 
     fn rank(&mut self) {
@@ -216,17 +244,18 @@ impl Nodes {
         }
     }
 
-    /// Gives a node its session; one that it has must be closed before.
+    /// Gives a node a new session. Its old session must be closed first.
     pub(crate) fn open_session(&mut self, ix: NodeIx, epoch: Epoch, peer: Peer) {
         self.by_epoch.insert(epoch, ix);
         self.by_peer.insert(peer.clone(), ix);
         let outgoing = Outgoing::default();
         let node = self.get_mut(ix);
         node.state = NodeState::Alive;
-        node.session = Some(Session { epoch, peer, peer_gone: false, unproven: None, outgoing });
+        node.session =
+            Some(Session { epoch, peer, peer_gone: false, pending_hello: None, outgoing });
     }
 
-    /// Takes a node's session away.
+    /// Closes the session of a node and returns it.
     pub(crate) fn close_session(&mut self, ix: NodeIx) -> Option<Session> {
         let session = self.get_mut(ix).session.take()?;
         self.by_epoch.remove(&session.epoch);
@@ -234,7 +263,7 @@ impl Nodes {
         Some(session)
     }
 
-    /// Marks a node as suspect; its name, where it was alive until now.
+    /// Marks a node as suspect. Returns its name if it was alive until now.
     pub(crate) fn become_suspect(&mut self, ix: NodeIx, seen_ms: Millis) -> Option<Name> {
         let node = self.get_mut(ix);
         if node.state != NodeState::Alive {
@@ -245,7 +274,7 @@ impl Nodes {
         Some(node.row.node.clone())
     }
 
-    /// Marks a node as lost; its name.
+    /// Marks a node as lost, and returns its name.
     pub(crate) fn become_lost(&mut self, ix: NodeIx) -> Name {
         let node = self.get_mut(ix);
         node.state = NodeState::Lost;
@@ -277,8 +306,8 @@ impl Nodes {
         (&self.by_epoch, &self.by_peer)
     }
 
-    /// The nodes after a name: at most `limit`, at most [`PAGE_ROWS_MAX`], and no more than fit
-    /// one frame, but at least one where there is one and `limit` is not 0.
+    /// Returns the nodes after a name: at most `limit`, at most [`PAGE_ROWS_MAX`], and only as many
+    /// as fit into one frame, but at least one if there is one and `limit` is not 0.
     pub(crate) fn page(&self, now: Now, after: Option<&Name>, limit: u32) -> Vec<NodeView> {
         let start = after.map_or(Bound::Unbounded, Bound::Excluded);
         let mut bytes = 0;
@@ -295,10 +324,12 @@ impl Nodes {
     }
 }
 
-/// About how long a row is on the wire.
+/// Returns the approximate size of a row on the wire, in bytes.
 fn view_bytes(view: &NodeView) -> usize {
     let labels: usize =
         view.labels.iter().map(|(name, value)| name.as_str().len() + value.len() + 8).sum();
     let withdrawn: usize = view.withdrawn.values().map(|why| why.len() + 16).sum();
-    512 + view.program_version.len() + labels + withdrawn
+    let unenforced: usize =
+        view.unenforced.iter().map(|(what, why)| what.len() + why.len() + 16).sum();
+    512 + view.program_version.len() + labels + withdrawn + unenforced
 }

@@ -1,8 +1,8 @@
-//! Keys that take the place of others, without a moment in which neither counts.
+//! Replacing keys, so that the owner always has a valid one.
 //!
-//! The owner asks with the old key for the new one; both count. The first use of the new one, which
-//! proves that its owner has kept it, ends the old one. A kill between any two of these steps leaves
-//! a key that counts.
+//! The owner asks with the old key to add the new one, and both are valid. The first use of the new
+//! key proves that its owner has stored it, and revokes the old one. If the owner is killed between
+//! two of these steps, it still has a valid key.
 
 use podmesh_protocol::access::PublicKey;
 use podmesh_protocol::client::ReplyBody;
@@ -15,7 +15,8 @@ use crate::Core;
 use crate::step::{Change, Effect, KeyRow, Step};
 
 impl KeyRow {
-    /// Whether its owner is called so by this key: it counts, and is not only about to.
+    /// Returns whether the name of the owner stands for this key: it is valid, and does not still
+    /// wait for its first use to replace another one.
     pub(crate) fn has_name(&self) -> bool {
         !self.revoked && self.renews.is_none()
     }
@@ -32,21 +33,21 @@ impl Core {
         let refuse = |code, message: String| Err(ErrorReply::new(code, message));
         let keys = &self.access.keys;
         let Some(row) = keys.get(&old).filter(|row| row.has_name()) else {
-            let message = "the key that asks does not count, or has not taken the place of the one before yet: connect with it once more";
+            let message = "the key of this request is not valid, or has not replaced the previous one yet: connect with it once more";
             return refuse(ErrorCode::NotEnrolled, message.into());
         };
         match keys.get(&new) {
-            // Asked again: the answer may have been lost.
+            // A repeated request: the answer may have been lost.
             Some(known) if known.renews == Some(old) && !known.revoked => {
                 return Ok(ReplyBody::KeyRenewed);
             }
             Some(_) => {
-                let message = "this manager knows the new key already: a key belongs to one owner, and is not used again";
+                let message = "this manager already knows the new key, and a key can be added only once: create another one";
                 return refuse(ErrorCode::InvalidSpec, message.into());
             }
             None if keys.len() >= KEYS_MAX => {
                 let message =
-                    format!("the manager knows {KEYS_MAX} keys, which is the limit (KEYS_MAX)");
+                    format!("the manager has {KEYS_MAX} keys, which is the limit (KEYS_MAX)");
                 return refuse(ErrorCode::Overloaded, message);
             }
             None => {}
@@ -75,7 +76,7 @@ impl Core {
         self.end_key(old, out);
     }
 
-    /// What was to take the place of a key will not.
+    /// Revokes the key that was about to replace `old`, if there is one.
     pub(crate) fn end_renewal_of(&mut self, old: PublicKey, out: &mut Step) {
         let pending = |row: &&KeyRow| row.renews == Some(old) && !row.revoked;
         if let Some(key) = self.access.keys.values().find(pending).map(|row| row.key) {
@@ -83,7 +84,7 @@ impl Core {
         }
     }
 
-    /// A key counts no more.
+    /// Revokes a key.
     pub(crate) fn end_key(&mut self, key: PublicKey, out: &mut Step) {
         if let Some(row) = self.access.keys.get_mut(&key) {
             row.revoked = true;

@@ -1,4 +1,4 @@
-//! What agents say of attempts, and what follows the end of one.
+//! The reports of agents about attempts, and what follows the end of an attempt.
 
 use podmesh_protocol::event::EventFact;
 use podmesh_protocol::ids::{AttemptId, Epoch, TaskId};
@@ -10,13 +10,13 @@ use podmesh_protocol::time::Now;
 use crate::Core;
 use crate::faults::planted;
 use crate::input::{Input, Peer};
-use crate::jobs::{Sequel, Tried};
+use crate::jobs::{RetryDecision, RetryState};
 use crate::nodes::NodeIx;
 use crate::step::{Change, Effect, Step};
 
 impl Core {
-    /// Takes reports in the order of their numbers. One that was taken before is skipped; one
-    /// that is missing makes the agent say hello again, which brings it.
+    /// Processes reports in the order of their numbers. Skips reports that were processed before.
+    /// If one is missing, the agent must say hello again, and then sends it.
     pub(crate) fn on_attempts_reported(
         &mut self,
         now: Now,
@@ -28,14 +28,14 @@ impl Core {
         let mut of = self.nodes.by_session(&peer, epoch);
         if planted!(self, SessionsNotFenced) && of.is_none() {
             of = reports.first().and_then(|Report(_, AttemptId { task, .. }, _)| {
-                Some(self.jobs.get(&task.job)?.live.get(&task.index)?.node)
+                Some(self.jobs.get(&task.job)?.active.get(&task.index)?.node)
             });
         }
         let Some(ix) = of else {
             let message = ToPeer::HelloAgain(epoch);
             return out.effects.push(Effect::Send { peer, message });
         };
-        if !self.prove(now, ix, out) {
+        if !self.confirm_hello(now, ix, out) {
             let rest = Input::AttemptsReported { peer, epoch, reports };
             return self.backlog.push_front(rest);
         }
@@ -72,7 +72,7 @@ impl Core {
         }
     }
 
-    /// One report. That of an attempt which is not live with this node is fenced.
+    /// Processes one report. Ignores it if the attempt is not active on this node.
     fn on_report(
         &mut self,
         now: Now,
@@ -83,22 +83,21 @@ impl Core {
     ) {
         let task = attempt.task;
         let unfenced = planted!(self, AttemptsNotFenced);
-        let Some(live) = self
-            .jobs
-            .get_mut(&task.job)
-            .and_then(|job| job.live.get_mut(&task.index))
-            .filter(|live| (live.number == attempt.number && live.node == ix) || unfenced)
+        let Some(active) =
+            self.jobs.get_mut(&task.job).and_then(|job| job.active.get_mut(&task.index)).filter(
+                |active| (active.number == attempt.number && active.node == ix) || unfenced,
+            )
         else {
             return;
         };
-        live.heard = true;
+        active.heard = true;
         let wall_ms = now.wall_ms;
         match fact {
             ReportFact::Preparing(text) => {
                 let state = AttemptState::Preparing;
-                match live.state {
+                match active.state {
                     AttemptState::Assigned => {
-                        live.state = state;
+                        active.state = state;
                         out.changes.push(Change::AttemptAdvanced { attempt, state, wall_ms });
                     }
                     AttemptState::Preparing => {}
@@ -108,8 +107,9 @@ impl Core {
             }
             ReportFact::Started => {
                 let state = AttemptState::Running;
-                if live.state != state {
-                    live.state = state;
+                if active.state != state {
+                    active.state = state;
+                    active.since_ms = now.mono_ms;
                     out.changes.push(Change::AttemptAdvanced { attempt, state, wall_ms });
                     out.events.push(EventFact::AttemptStarted(attempt));
                 }
@@ -119,7 +119,7 @@ impl Core {
         }
     }
 
-    /// Ends the live attempt of a task, which then is over or is tried again.
+    /// Ends the active attempt of a task. The task then has ended or is tried again.
     pub(crate) fn end_attempt(
         &mut self,
         now: Now,
@@ -128,20 +128,20 @@ impl Core {
         out: &mut Step,
     ) {
         let Some(job) = self.jobs.get_mut(&task.job) else { return };
-        let Some(live) = job.live.remove(&task.index) else { return };
-        let attempt = job.attempt_id(task.index, live.number);
-        let said = outcome.kind;
-        outcome.kind = job.recorded_kind(said);
+        let Some(active) = job.active.remove(&task.index) else { return };
+        let attempt = job.attempt_id(task.index, active.number);
+        let reported = outcome.kind;
+        outcome.kind = job.recorded_kind(reported);
         outcome.message = outcome.message.map(cut).or_else(|| {
-            let stopped = said == OutcomeKind::Cancelled && outcome.kind == OutcomeKind::Failed;
-            stopped.then(|| "its agent stopped it, though nobody had cancelled the job".into())
+            let stopped = reported == OutcomeKind::Cancelled && outcome.kind == OutcomeKind::Failed;
+            stopped.then(|| "its agent stopped it although the job was not cancelled".into())
         });
-        let sequel = job.sequel(&live, outcome.kind);
-        self.nodes.get_mut(live.node).give_back(task, &job.spec.resources);
-        self.queue.gain(live.node);
+        let decision = job.retry_decision(&active, outcome.kind);
+        self.nodes.get_mut(active.node).give_back(task, &job.spec.resources);
+        self.queue.gain(active.node);
         job.counts.active -= 1;
-        let retry_after_ms = match sequel {
-            Sequel::Over => {
+        let retry_after_ms = match decision {
+            RetryDecision::TaskEnded => {
                 *match outcome.kind {
                     OutcomeKind::Succeeded => &mut job.counts.succeeded,
                     OutcomeKind::Cancelled => &mut job.counts.cancelled,
@@ -152,9 +152,11 @@ impl Core {
                 } += 1;
                 None
             }
-            Sequel::Again { after_ms, lost } => {
+            RetryDecision::Retry { after_ms, lost } => {
                 job.counts.queued += 1;
-                self.queue_retry(now, task, Tried { number: live.number, lost }, after_ms);
+                let avoid = (outcome.kind == OutcomeKind::NotStarted).then_some(active.node);
+                let retry = RetryState { number: active.number, lost, avoid };
+                self.queue_retry(now, task, retry, after_ms);
                 Some(after_ms)
             }
         };
@@ -169,7 +171,7 @@ impl Core {
     }
 }
 
-/// A text for people, cut at its limit.
+/// Cuts a text for people at its limit.
 fn cut(mut text: String) -> String {
     text.truncate(text.floor_char_boundary(MESSAGE_BYTES_MAX));
     text

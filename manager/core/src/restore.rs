@@ -1,4 +1,4 @@
-//! The core after a start, from what the store holds.
+//! Rebuilds the core from the store after a start.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
@@ -8,7 +8,7 @@ use podmesh_protocol::spec::OnLost;
 use podmesh_protocol::time::Now;
 
 use crate::access::Access;
-use crate::jobs::{Job, Live, Submissions, Tried};
+use crate::jobs::{ActiveAttempt, Job, RetryState, Submissions};
 use crate::nodes::{NodeIx, Nodes};
 use crate::placement::Queue;
 use crate::step::{Losses, RestoredJob, Snapshot};
@@ -16,11 +16,11 @@ use crate::timers::{Timer, Timers};
 use crate::{Core, CoreConfig};
 
 impl Core {
-    /// The core as its committed changes left it. No node has a session: each is suspect, for as
-    /// long as a lease, and lost after.
+    /// Returns the core in the state that its committed changes describe. No node has a session:
+    /// each is suspect for the length of a lease, and then lost.
     ///
-    /// The snapshot is trusted to be what [`Change`](crate::step::Change)s made. A row that refers
-    /// to a job or node which is not in it is left out, with an error in the log.
+    /// The snapshot must be the result of [`Change`](crate::step::Change)s. A row that refers to a
+    /// job or node that is not in the snapshot is left out, with an error in the log.
     pub fn new(now: Now, config: CoreConfig, snapshot: Snapshot) -> Self {
         let mut core = Self {
             config,
@@ -54,17 +54,17 @@ impl Core {
         }
         for (attempt, node, state) in snapshot.attempts {
             let Some(ix) = core.nodes.by_name(&node) else {
-                tracing::error!(%attempt, %node, "the database names a node that it does not hold");
+                tracing::error!(%attempt, %node, "an attempt refers to a node that is not in the database: the attempt is ignored");
                 continue;
             };
             core.restore_attempt(attempt, ix, state);
         }
         for (attempt, after_ms) in snapshot.retries {
             if !core.jobs.contains_key(&attempt.task.job) {
-                tracing::error!(%attempt, "the database names a job that it does not hold");
+                tracing::error!(%attempt, "a retry refers to a job that is not in the database: the retry is ignored");
             }
-            let tried = Tried { number: attempt.number, lost: 0 };
-            core.queue_retry(now, attempt.task, tried, after_ms);
+            let retry = RetryState { number: attempt.number, lost: 0, avoid: None };
+            core.queue_retry(now, attempt.task, retry, after_ms);
         }
         core.restore_losses(&snapshot.losses);
         let retrying = |job: &&Job| !job.waiting.is_empty() || !job.ready.is_empty();
@@ -74,10 +74,10 @@ impl Core {
         core
     }
 
-    /// What was not started has used up no retries, and what was lost has not where the job says
-    /// [`OnLost::Requeue`].
+    /// Restores how many attempts of each task have used no retry: those that were not started and,
+    /// in jobs with [`OnLost::Requeue`], those that were lost.
     fn restore_losses(&mut self, losses: &[Losses]) {
-        // Looked up for each task that waits, and not the other way round: both can be many.
+        // A map, because both the losses and the tasks can be many.
         let losses: BTreeMap<TaskId, &Losses> =
             losses.iter().map(|losses| (losses.task, losses)).collect();
         if losses.is_empty() {
@@ -90,14 +90,14 @@ impl Core {
                 Some(losses) => losses.not_started,
                 None => 0,
             };
-            for (index, live) in &mut job.live {
-                live.lost = count(*index).min(live.number - 1);
+            for (index, active) in &mut job.active {
+                active.lost = count(*index).min(active.number - 1);
             }
-            for ((_, index), tried) in &mut job.waiting {
-                tried.lost = count(*index).min(tried.number);
+            for ((_, index), retry) in &mut job.waiting {
+                retry.lost = count(*index).min(retry.number);
             }
-            for (index, tried) in &mut job.ready {
-                tried.lost = count(*index).min(tried.number);
+            for (index, retry) in &mut job.ready {
+                retry.lost = count(*index).min(retry.number);
             }
         }
     }
@@ -111,8 +111,9 @@ impl Core {
             cancelling: row.state == JobState::Cancelling,
             next_index: row.next_index,
             counts: row.counts,
+            attempts: row.attempts,
             started_wall_ms: row.started_wall_ms,
-            live: BTreeMap::new(),
+            active: BTreeMap::new(),
             waiting: BTreeMap::new(),
             ready: BTreeMap::new(),
             told: BTreeMap::new(),
@@ -129,18 +130,19 @@ impl Core {
 
     fn restore_attempt(&mut self, attempt: AttemptId, ix: NodeIx, state: AttemptState) {
         let Some(job) = self.jobs.get_mut(&attempt.task.job) else {
-            tracing::error!(%attempt, "the database names a job that it does not hold");
+            tracing::error!(%attempt, "an attempt refers to a job that is not in the database: the attempt is ignored");
             return;
         };
         self.nodes.get_mut(ix).take(attempt.task, &job.spec.resources);
-        let live = Live {
+        let active = ActiveAttempt {
             number: attempt.number,
             lost: 0,
             node: ix,
             state,
+            since_ms: self.now.mono_ms,
             sent_ms: None,
             heard: state != AttemptState::Assigned,
         };
-        job.live.insert(attempt.task.index, live);
+        job.active.insert(attempt.task.index, active);
     }
 }

@@ -1,4 +1,4 @@
-//! Sessions: how they begin and end, and what a new one makes of the attempts held.
+//! Sessions: how they begin and end, and what happens to the attempts of a node when one begins.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
@@ -20,7 +20,7 @@ use crate::Core;
 use crate::faults::planted;
 use crate::input::{HeartbeatChange, Input, Peer};
 use crate::lease::late_after_ms;
-use crate::nodes::{NodeIx, Unproven};
+use crate::nodes::{NodeIx, PendingHello};
 use crate::step::{Change, Effect, NodeRow, Step};
 use crate::timers::{Timer, seconds};
 
@@ -37,42 +37,45 @@ impl Core {
         let (known, held) = match admitted {
             Ok(admitted) => admitted,
             Err(error) => {
-                tracing::info!(node = %hello.node, %error, "an agent gets no session");
+                tracing::info!(node = %hello.node, %error, "the session of an agent was refused");
                 let message = ToPeer::Refused(error);
                 return out.effects.push(Effect::Send { peer, message });
             }
         };
-        let gone = known.map_or_else(VecDeque::new, |ix| self.gone(ix, &hello, &held));
+        let missing =
+            known.map_or_else(VecDeque::new, |ix| self.missing_attempts(ix, &hello, &held));
         let boot_id = hello.boot_id.clone();
         let ix = self.open_session(known, &peer, *hello, out);
         if let Some(session) = &mut self.nodes.get_mut(ix).session {
-            session.unproven = Some(Unproven { boot_id, gone });
+            session.pending_hello = Some(PendingHello { boot_id, missing });
         }
         self.welcome(now, ix, &peer, &held, out);
         if planted!(self, LateHelloCounts) {
-            self.prove(now, ix, out);
+            self.confirm_hello(now, ix, out);
         }
     }
 
-    /// The agent has shown that it has the welcome: what its hello said counts from now on. False
-    /// when there was no room for all of it; then it is to be called again.
-    pub(crate) fn prove(&mut self, now: Now, ix: NodeIx, out: &mut Step) -> bool {
+    /// Applies the effects of a hello after the agent has shown that it received the welcome.
+    /// Returns false if the step had no room for all of them. It must then be called again.
+    pub(crate) fn confirm_hello(&mut self, now: Now, ix: NodeIx, out: &mut Step) -> bool {
         let node = self.nodes.get_mut(ix);
         let Some(session) = &mut node.session else { return true };
-        let Some(Unproven { boot_id, mut gone }) = session.unproven.take() else { return true };
-        while let Some((attempt, outcome)) = gone.pop_front() {
+        let Some(PendingHello { boot_id, mut missing }) = session.pending_hello.take() else {
+            return true;
+        };
+        while let Some((attempt, outcome)) = missing.pop_front() {
             if !self.has_room(out) {
-                gone.push_front((attempt, outcome));
+                missing.push_front((attempt, outcome));
                 if let Some(session) = &mut self.nodes.get_mut(ix).session {
-                    session.unproven = Some(Unproven { boot_id, gone });
+                    session.pending_hello = Some(PendingHello { boot_id, missing });
                 }
                 return false;
             }
-            // It may have been ended otherwise meanwhile.
-            let live = self.jobs.get(&attempt.task.job).and_then(|job| {
-                job.live.get(&attempt.task.index).filter(|live| live.number == attempt.number)
+            // Something else may have ended it in the meantime.
+            let active = self.jobs.get(&attempt.task.job).and_then(|job| {
+                job.active.get(&attempt.task.index).filter(|active| active.number == attempt.number)
             });
-            if live.is_some_and(|live| live.node == ix) {
+            if active.is_some_and(|active| active.node == ix) {
                 self.end_attempt(now, attempt.task, outcome, out);
             }
         }
@@ -84,7 +87,8 @@ impl Core {
         true
     }
 
-    /// Whether an agent may have a session: its node, where it is known, and what it holds.
+    /// Checks whether an agent may have a session. Returns its node, if known, and the attempts
+    /// that it holds.
     fn admit(
         &self,
         peer: &Peer,
@@ -102,7 +106,7 @@ impl Core {
             && cluster != self.cluster
         {
             let message = format!(
-                "the data directory of agent `{}` belongs to cluster {cluster}, and this manager's to {}: connect the agent to its own manager, or give it a fresh data directory (--data-dir)",
+                "the data directory of agent `{}` belongs to cluster {cluster}, but this manager belongs to {}: connect the agent to its own manager, or give it a fresh data directory (--data-dir)",
                 hello.node, self.cluster
             );
             return refuse(ErrorCode::WrongCluster, message);
@@ -115,7 +119,7 @@ impl Core {
             let other = &self.nodes.get(other).row.node;
             if *other != hello.node {
                 let message = format!(
-                    "hello: this connection has a session as node `{other}`, and asks for another one as `{}`",
+                    "hello: this connection already has a session as node `{other}`, and cannot have one as `{}`",
                     hello.node
                 );
                 return refuse(ErrorCode::BadMessage, message);
@@ -124,28 +128,37 @@ impl Core {
         let Some(ix) = self.nodes.by_name(&hello.node) else {
             if self.nodes.len() >= NODES_MAX {
                 let message = format!(
-                    "the manager knows {NODES_MAX} nodes, which is the limit (NODES_MAX): give the agent the name of a node that is no more (--name)"
+                    "the manager knows {NODES_MAX} nodes, which is the limit (NODES_MAX): forget some that are gone for good (`podmesh nodes forget NAME`)"
                 );
                 return refuse(ErrorCode::Overloaded, message);
             }
             return Ok((None, held));
         };
         let node = self.nodes.get(ix);
+        let name = &hello.node;
         if node.state == NodeState::Alive && node.row.agent_instance != hello.agent_instance {
             let message = format!(
-                "another agent that is alive has the name `{}`: stop it, or choose another name for this one (--name)",
-                hello.node
+                "another agent that is alive uses the name `{name}`: stop it, or choose another name for this one (--name)"
+            );
+            return refuse(ErrorCode::NameTaken, message);
+        }
+        let is_another = node.is_another(hello.agent_id) && !planted!(self, NamesNotKept);
+        if is_another && !node.attempts.is_empty() {
+            let attempts = node.attempts.len();
+            let message = format!(
+                "the name `{name}` belongs to another agent whose attempts ({attempts}) may still run: start that agent again with its own data directory, or choose another name for this one (--name); if that agent is gone for good, `podmesh nodes forget {name}` frees the name"
             );
             return refuse(ErrorCode::NameTaken, message);
         }
         Ok((Some(ix), held))
     }
 
-    /// The attempts that should be with a node and are no more, with their ends. What it does not
-    /// hold and has never reacted to is not among them: that start is sent again. Nor is what
-    /// belongs to a runtime that the agent does not have now: it may run on, or have ended with a
-    /// code that is known there, also before a restart of the machine.
-    fn gone(
+    /// Returns the attempts that a node should hold but no longer does, with their outcomes. Leaves
+    /// out attempts that are not known to have started, unless the machine was restarted or the job
+    /// is cancelled: their starts are sent again. Also leaves out attempts of runtimes that the
+    /// agent does not offer now: they may still run, or the runtime may know their exit code, even
+    /// after a restart of the machine.
+    fn missing_attempts(
         &self,
         ix: NodeIx,
         hello: &Hello,
@@ -153,11 +166,11 @@ impl Core {
     ) -> VecDeque<(AttemptId, Outcome)> {
         let node = self.nodes.get(ix);
         let rebooted = node.row.boot_id != hello.boot_id;
-        let mut gone = VecDeque::new();
+        let mut missing = VecDeque::new();
         for task in &node.attempts {
             let Some(job) = self.jobs.get(&task.job) else { continue };
-            let Some(live) = job.live.get(&task.index) else { continue };
-            let attempt = job.attempt_id(task.index, live.number);
+            let Some(active) = job.active.get(&task.index) else { continue };
+            let attempt = job.attempt_id(task.index, active.number);
             let unseen = !hello.runtimes.contains(&job.spec.run.runtime.kind());
             if held.contains(&attempt) || unseen {
                 continue;
@@ -168,19 +181,19 @@ impl Core {
             };
             let outcome = if rebooted {
                 lost(&format!("the machine of node `{}` was restarted", hello.node))
-            } else if live.state == AttemptState::Running {
+            } else if active.state == AttemptState::Running {
                 lost(&format!("the agent of node `{}` no longer holds it", hello.node))
             } else if job.cancelling {
                 Outcome::new(OutcomeKind::Cancelled).with_message("cancelled before its start")
             } else {
                 continue;
             };
-            gone.push_back((attempt, outcome));
+            missing.push_back((attempt, outcome));
         }
-        gone
+        missing
     }
 
-    /// Gives a node its new session, in place of one that it may have.
+    /// Gives a node a new session, which replaces its old one if there is one.
     fn open_session(
         &mut self,
         known: Option<NodeIx>,
@@ -200,12 +213,14 @@ impl Core {
             labels: hello.labels,
             runtimes: hello.runtimes,
             epoch,
+            agent_id: hello.agent_id,
+            lost_age_ms: None,
         };
         if !planted!(self, EpochNotSaved) {
             out.changes.push(Change::EpochTaken(epoch));
         }
         out.events.push(EventFact::NodeConnected(row.node.clone(), instance));
-        let withdrawn = hello.withdrawn;
+        let (withdrawn, unenforced) = (hello.withdrawn, hello.unenforced);
         let before = known.map(|ix| &self.nodes.get(ix).withdrawn);
         for (runtime, why) in &withdrawn {
             if before.and_then(|before| before.get(runtime)) != Some(why) {
@@ -218,6 +233,7 @@ impl Core {
                 out.events.push(EventFact::RuntimeOffered(row.node.clone(), *runtime));
             }
         }
+        let is_new_owner = known.is_some_and(|ix| self.nodes.get(ix).is_another(row.agent_id));
         let ix = match known {
             Some(ix) => {
                 if let Some(old) = self.nodes.close_session(ix) {
@@ -227,23 +243,30 @@ impl Core {
                 if node.row.agent_instance != instance {
                     node.acked = None;
                 }
-                // Until it is proven, the machine counts as the one that was there before.
+                // The new boot ID is saved only once the hello is confirmed.
                 let boot_id = std::mem::take(&mut node.row.boot_id);
                 node.row = NodeRow { boot_id, ..row };
                 ix
             }
             None => self.nodes.insert(row),
         };
-        self.nodes.get_mut(ix).withdrawn = withdrawn;
+        let node = self.nodes.get_mut(ix);
+        (node.withdrawn, node.unenforced) = (withdrawn, unenforced);
         out.changes.push(Change::NodeSaved(self.nodes.get(ix).row.clone()));
         self.nodes.open_session(ix, epoch, peer.clone());
+        if is_new_owner {
+            // Its first heartbeat makes it alive. A delayed hello of the previous owner must not
+            // get work, because that would keep the name from the current one.
+            self.nodes.get_mut(ix).state = NodeState::Suspect;
+        }
         self.nodes.set_deadline(&mut self.timers, ix, None);
         self.set_resend(ix, None);
         self.queue.node_changed(ix, &self.nodes);
         ix
     }
 
-    /// Sorts what the agent holds, and tells it; sends what it lacks.
+    /// Tells the agent which attempts to keep and which to stop, and sends the starts that it
+    /// lacks.
     fn welcome(
         &mut self,
         now: Now,
@@ -258,25 +281,30 @@ impl Core {
         let starts_forgotten = planted!(self, StartsForgotten);
         let node = self.nodes.get_mut(ix);
         let Some(session) = &mut node.session else { return };
-        let unproven = session.unproven.iter().flat_map(|unproven| &unproven.gone);
-        let gone: BTreeSet<AttemptId> = unproven.map(|(attempt, _)| *attempt).collect();
+        let pending_hello =
+            session.pending_hello.iter().flat_map(|pending_hello| &pending_hello.missing);
+        let missing: BTreeSet<AttemptId> = pending_hello.map(|(attempt, _)| *attempt).collect();
         for task in &node.attempts {
             let Some(job) = self.jobs.get_mut(&task.job) else { continue };
             let has_runtime = node.row.runtimes.contains(&job.spec.run.runtime.kind());
             let cancelling = job.cancelling;
-            let Some(live) = job.live.get_mut(&task.index) else { continue };
-            let attempt = AttemptId { task: *task, number: live.number };
-            live.heard = held.contains(&attempt);
-            if live.heard {
-                live.sent_ms = None;
+            let Some(active) = job.active.get_mut(&task.index) else { continue };
+            let attempt = AttemptId { task: *task, number: active.number };
+            active.heard = held.contains(&attempt);
+            if active.heard {
+                active.sent_ms = None;
                 keep.push(attempt);
                 if cancelling {
                     session.outgoing.stops.push((attempt, StopReason::Cancelled));
                 }
-            } else if starts_forgotten || gone.contains(&attempt) || !has_runtime {
-                live.sent_ms = None;
+            } else if starts_forgotten || missing.contains(&attempt) || !has_runtime {
+                active.sent_ms = None;
+                if cancelling && !has_runtime {
+                    // If the agent knows that it does not hold the attempt, it reports that.
+                    session.outgoing.stops.push((attempt, StopReason::Cancelled));
+                }
             } else {
-                live.sent_ms = Some(now.mono_ms);
+                active.sent_ms = Some(now.mono_ms);
                 session.outgoing.starts.push(attempt);
                 restarted = true;
             }
@@ -309,7 +337,7 @@ impl Core {
         }
     }
 
-    /// An agent ends its session in an orderly way. Containers may go on: the lease runs.
+    /// Handles the orderly end of a session by its agent. Containers may continue: the lease runs.
     pub(crate) fn on_agent_left(&mut self, now: Now, peer: Peer, epoch: Epoch, out: &mut Step) {
         let Some(ix) = self.nodes.by_session(&peer, epoch) else {
             let message = ToPeer::HelloAgain(epoch);
@@ -318,7 +346,7 @@ impl Core {
         self.leave(now, ix, "its agent was stopped", out);
     }
 
-    /// Ends the session of a node whose attempts may go on: until the end of its lease.
+    /// Ends the session of a node whose attempts may continue until the end of its lease.
     fn leave(&mut self, now: Now, ix: NodeIx, why: &str, out: &mut Step) {
         let Some(session) = self.nodes.close_session(ix) else { return };
         out.effects.push(Effect::SessionClosed { epoch: session.epoch });
@@ -330,8 +358,8 @@ impl Core {
         }
     }
 
-    /// A peer cannot be reached any more. An agent then needs a new session; until it asks for
-    /// one its heartbeats may go on, but nothing new is placed there.
+    /// Handles a peer that can no longer be reached. An agent then needs a new session. Until it
+    /// asks for one, its heartbeats may continue, but nothing new is placed on its node.
     pub(crate) fn on_peer_gone(&mut self, now: Now, peer: &Peer, out: &mut Step) {
         let Some(ix) = self.nodes.by_peer(peer) else { return };
         if let Some(session) = &mut self.nodes.get_mut(ix).session {
@@ -353,8 +381,8 @@ impl Core {
         let Some(ix) = self.nodes.by_epoch(epoch) else { return };
         match change {
             HeartbeatChange::Begun => {
-                if !self.prove(now, ix, out) {
-                    // It stays in this step's backlog, in front.
+                if !self.confirm_hello(now, ix, out) {
+                    // The input goes back to the front of the backlog.
                     self.backlog.push_front(Input::HeartbeatChanged { epoch, change });
                     return;
                 }
@@ -393,8 +421,8 @@ impl Core {
         }
     }
 
-    /// Ends the session of a node whose key counts no more. Its lease runs on: until its end the
-    /// agent may not know, and go on.
+    /// Ends the session of a node whose key was revoked. Its lease runs on, because until its end
+    /// the agent may not know of the revocation and may continue.
     pub(crate) fn end_session_of(&mut self, now: Now, node: &Name, out: &mut Step) {
         if let Some(ix) = self.nodes.by_name(node) {
             self.leave(now, ix, "its key was revoked", out);
@@ -402,7 +430,7 @@ impl Core {
     }
 }
 
-/// Checks the limits of a hello: the attempts that it names, or what is wrong.
+/// Checks the limits of a hello. Returns the attempts that it names, or what is wrong.
 fn validate(hello: &Hello) -> Result<BTreeSet<AttemptId>, String> {
     let at_most = |what: &str, found: usize, max: usize, limit: &str| {
         if found <= max {
@@ -422,7 +450,11 @@ fn validate(hello: &Hello) -> Result<BTreeSet<AttemptId>, String> {
     if runtimes.len() != hello.runtimes.len() {
         return Err("a runtime is named twice".into());
     }
-    for why in hello.withdrawn.values() {
+    at_most("unenforced limits", hello.unenforced.len(), LABELS_MAX, "LABELS_MAX")?;
+    for what in hello.unenforced.keys() {
+        at_most("bytes of a limit's name", what.len(), NAME_BYTES_MAX, "NAME_BYTES_MAX")?;
+    }
+    for why in hello.withdrawn.values().chain(hello.unenforced.values()) {
         at_most("bytes of a reason", why.len(), MESSAGE_BYTES_MAX, "MESSAGE_BYTES_MAX")?;
     }
     at_most("attempts", hello.attempts.len(), ATTEMPTS_PER_NODE_MAX, "ATTEMPTS_PER_NODE_MAX")?;

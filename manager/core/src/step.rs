@@ -1,4 +1,4 @@
-//! What the core decides: plain values, for the shell to carry out.
+//! The decisions of the core: plain values that the shell carries out.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -7,7 +7,7 @@ use podmesh_protocol::access::{PublicKey, Role, TokenId};
 use podmesh_protocol::error::ErrorReply;
 use podmesh_protocol::event::EventFact;
 use podmesh_protocol::ids::{
-    AttemptId, ClusterId, Epoch, InstanceId, JobId, Name, Revision, SubmissionId, TaskId,
+    AgentId, AttemptId, ClusterId, Epoch, InstanceId, JobId, Name, Revision, SubmissionId, TaskId,
 };
 use podmesh_protocol::report::{AttemptState, JobState, Outcome, TaskCounts};
 use podmesh_protocol::session::ToPeer;
@@ -15,22 +15,22 @@ use podmesh_protocol::spec::{JobSpec, Resources, RuntimeKind};
 
 use crate::input::Peer;
 
-/// The outcome of one call of [`Core::step`](crate::Core::step): what to commit, and what may
-/// leave after.
+/// The result of one call of [`Core::step`](crate::Core::step): what to commit, and what to do
+/// after the commit.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Step {
     /// Rows to write, in this order, in one transaction with the events.
     pub changes: Vec<Change>,
-    /// The events of this step; the first has the revision `first_revision`.
+    /// The events of this step. The first has the revision `first_revision`.
     pub events: Vec<EventFact>,
-    /// The revision of the first event; meaningless without events.
+    /// The revision of the first event; `None` if there are no events.
     pub first_revision: Option<Revision>,
-    /// What happens once the changes are on disk, in this order.
+    /// What to do once the changes are on disk, in this order.
     pub effects: Vec<Effect>,
 }
 
 impl Step {
-    /// Forgets everything, and keeps the memory.
+    /// Empties the step, and keeps its memory for the next one.
     pub fn clear(&mut self) {
         self.changes.clear();
         self.events.clear();
@@ -38,7 +38,7 @@ impl Step {
         self.effects.clear();
     }
 
-    /// Whether there is nothing to do.
+    /// Returns whether the step has nothing to commit or do.
     pub fn is_empty(&self) -> bool {
         self.changes.is_empty() && self.events.is_empty() && self.effects.is_empty()
     }
@@ -47,260 +47,288 @@ impl Step {
 /// A row to write.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Change {
-    /// A new job; its [`Change::JobUpdated`] follows in the same step.
+    /// A new job. Its [`Change::JobUpdated`] follows in the same step.
     JobInserted {
-        /// Its number: the next one.
+        /// Its number, which is the next one.
         job: JobId,
-        /// The idempotency key; no two jobs have the same.
+        /// The idempotency key. No two jobs have the same one.
         submission: SubmissionId,
-        /// What was submitted.
+        /// The submitted spec.
         spec: Arc<JobSpec>,
-        /// When, for display.
+        /// The time, for display.
         wall_ms: u64,
     },
-    /// Where a job stands now. At most one a job and step, after the changes of its attempts.
+    /// The current state of a job. A step has at most one for each job, after the changes of the
+    /// job's attempts.
     JobUpdated(JobRow),
     /// A new attempt, in state `assigned`.
     AttemptInserted {
-        /// Which.
+        /// The attempt.
         attempt: AttemptId,
-        /// Where.
+        /// The node that it was assigned to.
         node: Name,
-        /// When, for display.
+        /// The time, for display.
         wall_ms: u64,
     },
-    /// An attempt came to another state short of its end.
+    /// An attempt reached a later state, but has not ended.
     AttemptAdvanced {
-        /// Which.
+        /// The attempt.
         attempt: AttemptId,
         /// `preparing` or `running`.
         state: AttemptState,
-        /// When it was heard of, for display.
+        /// The time at which the manager learned of it, for display.
         wall_ms: u64,
     },
-    /// An attempt ended. Where no retry follows, the kind of its outcome says where the task
-    /// stands: succeeded, cancelled, and failed for all others.
+    /// An attempt ended. If no retry follows, the kind of its outcome decides the state of the
+    /// task: succeeded, cancelled, or failed for every other kind.
     AttemptEnded {
-        /// Which.
+        /// The attempt.
         attempt: AttemptId,
-        /// How.
+        /// The outcome.
         outcome: Outcome,
-        /// When it was heard of, for display.
+        /// The time at which the manager learned of it, for display.
         wall_ms: u64,
-        /// When the task is tried again: after so many milliseconds. None: the task is over.
+        /// Milliseconds until the task is tried again; `None` if the task has ended.
         retry_after_ms: Option<u64>,
     },
-    /// A task that waited for a retry will have none: its job was cancelled.
+    /// A task that waited for a retry is not tried again because its job was cancelled.
     RetryDropped {
         /// The last attempt of the task.
         attempt: AttemptId,
     },
-    /// What is known of a node, as of its last session.
+    /// A node, new or updated, as of its last session.
     NodeSaved(NodeRow),
-    /// A session was given this epoch; the next one gets a higher one, after a restart too.
+    /// A node was forgotten. It had no attempts left.
+    NodeForgotten(Name),
+    /// A session was given this epoch. Later sessions get higher ones, also after a restart.
     EpochTaken(Epoch),
-    /// A join token, new or as it is now.
+    /// A join token, new or updated.
     TokenSaved(TokenRow),
-    /// A join token that could no longer be used is forgotten; its number is not used again.
+    /// A join token that could no longer be used was removed. Its number is not used again.
     TokenRemoved(TokenId),
-    /// A key, new or as it is now.
+    /// A key, new or updated.
     KeySaved(KeyRow),
+    /// A key was removed.
+    KeyRemoved(PublicKey),
+    /// An ended job was removed with its attempts, or had been removed before. Its number is not
+    /// used again.
+    JobRemoved(JobId),
+    /// The time of the [age clock](crate::input::Input::RetentionDue), in milliseconds.
+    AgeSaved(u64),
 }
 
-/// What changes of a job.
+/// The part of a job that changes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct JobRow {
-    /// Which.
+    /// The job.
     pub job: JobId,
-    /// Where it stands.
+    /// Its state.
     pub state: JobState,
-    /// The index of the first task that has had no attempt; those after have had none either.
+    /// The index of the first task that has had no attempt. The tasks after it have had none
+    /// either.
     pub next_index: u64,
-    /// Where its tasks stand.
+    /// How many of its tasks are in each state.
     pub counts: TaskCounts,
-    /// When its first attempt was assigned, for display.
+    /// The number of attempts that its tasks have had.
+    pub attempts: u64,
+    /// The time at which its first attempt was assigned, for display.
     pub started_wall_ms: Option<u64>,
-    /// When it ended, for display.
+    /// The time at which it ended, for display.
     pub ended_wall_ms: Option<u64>,
 }
 
-/// What is kept of a node.
+/// The stored part of a node.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NodeRow {
     /// Its name.
     pub node: Name,
-    /// The life of the machine.
+    /// Identifies the current boot of the machine.
     pub boot_id: String,
-    /// The life of the agent.
+    /// Identifies the current run of the agent.
     pub agent_instance: InstanceId,
     /// The version of the agent's program.
     pub program_version: String,
-    /// What it offers in all.
+    /// The resources that it offers in total.
     pub capacity: Resources,
     /// Its labels.
     pub labels: BTreeMap<Name, String>,
-    /// What it can start.
+    /// The runtimes that it can start.
     pub runtimes: Vec<RuntimeKind>,
-    /// Its last session.
+    /// The epoch of its last session.
     pub epoch: Epoch,
+    /// The agent that the name belongs to; `None` if the next agent that gives an ID gets it.
+    pub agent_id: Option<AgentId>,
+    /// The time of the [age clock](crate::input::Input::RetentionDue) when it was first found lost;
+    /// `None` since its last session.
+    pub lost_age_ms: Option<u64>,
 }
 
-/// What is kept of a join token.
+/// A stored join token.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TokenRow {
     /// Its number.
     pub id: TokenId,
     /// SHA-256 of its secret.
     pub secret_hash: [u8; 32],
-    /// What whoever joins with it may do.
+    /// The role of those who join with it.
     pub role: Role,
-    /// When it expires, by the manager's clock.
+    /// The time at which it expires, by the manager's clock.
     pub expires_wall_ms: u64,
-    /// How often it can still be used.
+    /// How many more times it can be used.
     pub uses_left: u32,
-    /// Who asked for it.
+    /// The admin who created it.
     pub created_by: Name,
     /// Whether it was revoked.
     pub revoked: bool,
 }
 
-/// What is kept of a key.
+/// A stored key.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct KeyRow {
     /// The key.
     pub key: PublicKey,
-    /// What its owner may do.
+    /// The role of its owner.
     pub role: Role,
-    /// What its owner is called; among the keys of nodes, and among those of users, no two that
-    /// count have the same.
+    /// The name of its owner. No two valid keys of nodes have the same name, and no two of users.
     pub name: Name,
-    /// The token with which it joined.
+    /// The token that it joined with.
     pub token: TokenId,
-    /// When, for display.
+    /// The time at which it joined, for display.
     pub enrolled_wall_ms: u64,
-    /// Whether it was revoked. It stays so.
+    /// Whether it was revoked. A revoked key never becomes valid again.
     pub revoked: bool,
-    /// The key of the same owner whose place it takes as soon as it is used.
+    /// The key of the same owner that it replaces as soon as it is used.
     pub renews: Option<PublicKey>,
+    /// The time of the [age clock](crate::input::Input::RetentionDue) when it was first found
+    /// revoked.
+    pub revoked_age_ms: Option<u64>,
 }
 
-/// What happens after the commit.
+/// What to do after the commit.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[expect(clippy::large_enum_variant, reason = "nearly all of them are `Send`, the largest")]
 pub enum Effect {
     /// Send a message.
     Send {
-        /// To whom.
+        /// The receiver.
         peer: Peer,
-        /// What.
+        /// The message.
         message: ToPeer,
     },
-    /// Watch the heartbeats of this session; its lease runs from now on.
+    /// Start to watch the heartbeats of this session. Its lease runs from now on.
     SessionOpened {
-        /// Which session.
+        /// The session.
         epoch: Epoch,
-        /// Of which node.
+        /// Its node.
         node: Name,
-        /// Where its agent is reached.
+        /// The connection of its agent.
         peer: Peer,
     },
     /// The answer to [`AccessInput::TokenRequested`](crate::input::AccessInput::TokenRequested).
     TokenCreated {
-        /// Who asked.
+        /// The client that asked.
         peer: Peer,
-        /// The client's number of the request.
+        /// The number that the client gave the request.
         request: u64,
         /// The token's number.
         id: TokenId,
-        /// When it expires, by the manager's clock.
+        /// The time at which it expires, by the manager's clock.
         expires_wall_ms: u64,
     },
     /// The answer to [`AccessInput::JoinRequested`](crate::input::AccessInput::JoinRequested).
     JoinAnswered {
-        /// The shell's number of the question.
+        /// The number that the shell gave the question.
         question: u64,
-        /// What its owner may do, and is called; or why they may not join.
+        /// The role and name of the owner, or why they may not join.
         result: Result<(Role, Name), ErrorReply>,
     },
-    /// A key counts from now on.
+    /// A key is valid from now on.
     KeyEnrolled {
-        /// Which.
+        /// The key.
         key: PublicKey,
-        /// What its owner may do.
+        /// The role of its owner.
         role: Role,
-        /// What its owner is called.
+        /// The name of its owner.
         name: Name,
-        /// Whether its first use is to be told, by
+        /// Whether the shell must tell the core of its first use, by
         /// [`AccessInput::RenewedKeyUsed`](crate::input::AccessInput::RenewedKeyUsed).
         renews: bool,
     },
-    /// A key counts no more: its connections are to be cut.
+    /// A key is no longer valid. The shell must cut its connections.
     KeyRevoked {
-        /// Which.
+        /// The key.
         key: PublicKey,
     },
-    /// Watch it no more.
+    /// Stop watching the heartbeats of this session.
     SessionClosed {
-        /// Which session.
+        /// The session.
         epoch: Epoch,
     },
     /// The answer to [`Input::ExplanationRequested`](crate::input::Input::ExplanationRequested).
     Explained {
-        /// The shell's number of the question.
+        /// The number that the shell gave the question.
         question: u64,
-        /// Why the job's queued tasks wait; empty for a job that has none.
+        /// Why the job's queued tasks wait; empty if the job has none.
         waits_for: Vec<String>,
     },
-    /// Answer a request to cancel a job that had ended before, with where it ended: the core
-    /// keeps no ended jobs, and the database has it, since this comes after its commit.
+    /// The answer to [`Input::JobRemovalRequested`](crate::input::Input::JobRemovalRequested).
+    JobsRemoved {
+        /// The number that the shell gave the question.
+        question: u64,
+        /// How many were removed.
+        jobs: u32,
+    },
+    /// Answer a request to cancel a job that has already ended, with the job's final state. The
+    /// shell reads the state from the database, because the core keeps no ended jobs. Effects come
+    /// after the commit, so the job is there, unless it was removed.
     CancelOfEndedJob {
-        /// Who asked.
+        /// The client that asked.
         peer: Peer,
-        /// The client's number of the request.
+        /// The number that the client gave the request.
         request: u64,
         /// The job.
         job: JobId,
     },
 }
 
-/// What the core is rebuilt from after a start.
+/// The stored state from which the core is rebuilt after a start.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Snapshot {
-    /// Whose manager it is.
+    /// The cluster of this manager.
     pub cluster: ClusterId,
-    /// The number of the last job; 0 for none.
+    /// The highest job number in use; 0 if there are no jobs.
     pub last_job: JobId,
-    /// The last session's; 0 for none.
+    /// The epoch of the last session; 0 if there was none.
     pub last_epoch: Epoch,
-    /// The last event's; 0 for none.
+    /// The revision of the last event; 0 if there was none.
     pub last_revision: Revision,
     /// The jobs that have not ended.
     pub jobs: Vec<RestoredJob>,
-    /// The attempts that have not ended: attempt, node, state.
+    /// The attempts that have not ended, with their nodes and states.
     pub attempts: Vec<(AttemptId, Name, AttemptState)>,
-    /// The tasks that wait for a retry: the last attempt, and how long it waits.
+    /// The tasks that wait for a retry: the last attempt, and the milliseconds until the retry.
     pub retries: Vec<(AttemptId, u64)>,
-    /// For the tasks of both: how many of their ended attempts were lost or not started. A task
-    /// without any need not be there.
+    /// How many ended attempts were lost or not started, for the tasks in `attempts` and `retries`.
+    /// Tasks without such attempts may be left out.
     pub losses: Vec<Losses>,
-    /// Every node that was ever seen.
+    /// The known nodes.
     pub nodes: Vec<NodeRow>,
-    /// The number of the last join token; 0 for none.
+    /// The number of the last join token; 0 if there was none.
     pub last_token: u64,
-    /// The join tokens that are kept.
+    /// The stored join tokens.
     pub tokens: Vec<TokenRow>,
-    /// Every key that ever joined.
+    /// Every key that has ever joined.
     pub keys: Vec<KeyRow>,
 }
 
-/// How many of a task's ended attempts can have used up no retry.
+/// How many ended attempts of a task may have used no retry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Losses {
-    /// Which task.
+    /// The task.
     pub task: TaskId,
-    /// Those that were lost: in jobs with `on_lost = requeue` they use up no retries.
+    /// The lost attempts. They use no retries in jobs with `on_lost = requeue`.
     pub lost: u32,
-    /// Those that their nodes could not start: they never use up any.
+    /// The attempts that their nodes could not start. They never use a retry.
     pub not_started: u32,
 }
 
@@ -309,8 +337,8 @@ pub struct Losses {
 pub struct RestoredJob {
     /// The idempotency key.
     pub submission: SubmissionId,
-    /// What was submitted.
+    /// The submitted spec.
     pub spec: Arc<JobSpec>,
-    /// Where it stands.
+    /// Its current state.
     pub row: JobRow,
 }

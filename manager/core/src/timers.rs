@@ -15,20 +15,20 @@ use crate::faults::planted;
 use crate::nodes::NodeIx;
 use crate::step::Step;
 
-/// What is due.
+/// What a timer starts when it is due.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Timer {
-    /// The first retry of a job.
+    /// The first waiting retry of a job.
     Retries(JobId),
-    /// The lease of a node that has no session.
+    /// The end of the lease of a node without a session.
     NodeLost(NodeIx),
-    /// The margin after a node's lease.
+    /// The end of the margin after a node's lease.
     Requeue(NodeIx),
-    /// Starts that the node has not reacted to.
+    /// Sending starts again that the node has not reacted to.
     Resend(NodeIx),
 }
 
-/// The timers, the earliest first.
+/// All timers, the earliest first.
 #[derive(Debug, Default)]
 pub(crate) struct Timers(BTreeSet<(Millis, Timer)>);
 
@@ -37,7 +37,7 @@ impl Timers {
         self.0.first().map(|(at, _)| *at)
     }
 
-    /// Moves a timer from one moment to another; none: not set.
+    /// Moves a timer from one time to another; `None` means not set.
     pub(crate) fn replace(&mut self, old: Option<Millis>, new: Option<Millis>, timer: Timer) {
         if let Some(at) = old {
             self.0.remove(&(at, timer));
@@ -54,7 +54,7 @@ impl Timers {
 }
 
 impl Core {
-    /// Runs what is due, as far as the step has room for it; the rest stays due.
+    /// Runs the timers that are due, up to the step's limit. The others stay due.
     pub(crate) fn run_timers(&mut self, now: Now, out: &mut Step) {
         while let Some((at, timer)) = self.timers.0.first().copied()
             && at <= now.mono_ms
@@ -74,14 +74,14 @@ impl Core {
         }
     }
 
-    /// Whether what was due is so late that this process itself was stopped, or its disk. No agent
-    /// could come back meanwhile, and is to have the time to.
+    /// Returns whether a timer is so late that this process or its disk must have been stopped.
+    /// Agents could not reconnect in that time, so they get more time.
     fn was_stalled(&self, now: Now, due_ms: Millis) -> bool {
         let late_ms = now.mono_ms.saturating_sub(due_ms);
         late_ms > self.config.heartbeat_ms && !planted!(self, StallNotForgiven)
     }
 
-    /// Nobody has heard of the node for a whole lease.
+    /// Marks a node as lost: it has not been heard from for a whole lease.
     pub(crate) fn on_lease_ended(&mut self, now: Now, ix: NodeIx, out: &mut Step) {
         let mut margin = now.mono_ms.saturating_add(self.config.margin_ms);
         if planted!(self, NoMargin) {
@@ -92,7 +92,8 @@ impl Core {
         out.events.push(EventFact::NodeLost(lost));
     }
 
-    /// An agent without contact has had the time to kill what may run elsewhere from now on.
+    /// Ends the attempts of a lost node that may now run elsewhere. Its agent has had the time to
+    /// kill them.
     fn on_margin_ended(&mut self, now: Now, ix: NodeIx, out: &mut Step) {
         let node = self.nodes.get(ix);
         let all = planted!(self, WaitRequeued);
@@ -101,20 +102,20 @@ impl Core {
             .iter()
             .filter(|task| {
                 let job = self.jobs.get(&task.job);
-                // What was cancelled is to end also where its node never returns.
+                // Cancelled attempts must end even if the node never returns.
                 job.is_some_and(|job| job.spec.on_lost == OnLost::Requeue || job.cancelling || all)
             })
             .copied()
             .collect();
         let message = format!(
-            "node `{}` was lost: no heartbeat for {} s, and {} s more for it to kill what it ran; what the attempt did is not known",
+            "node `{}` was lost: no heartbeat for {} s, and {} s more for its agent to kill what ran there; what the attempt did is not known",
             node.row.node,
             seconds(self.config.lease_ms),
             seconds(self.config.margin_ms),
         );
         for task in tasks {
             if !self.has_room(out) {
-                return; // the timer stays due
+                return; // The timer stays due.
             }
             let outcome = Outcome::new(OutcomeKind::Lost).with_message(message.as_str());
             self.end_attempt(now, task, outcome, out);
@@ -122,7 +123,7 @@ impl Core {
         self.nodes.set_deadline(&mut self.timers, ix, None);
     }
 
-    /// Looks again at what a lost node holds, if its margin is over.
+    /// Checks the attempts of a lost node again, if its margin has ended.
     pub(crate) fn end_margin(&mut self, ix: NodeIx) {
         if self.nodes.deadline(ix).is_none() {
             let deadline = Some((self.now.mono_ms, Timer::Requeue(ix)));
@@ -130,7 +131,7 @@ impl Core {
         }
     }
 
-    /// Sends the starts again that the node has not reacted to.
+    /// Sends the starts again that a node has not reacted to, or stops if the job was cancelled.
     fn on_resend_due(&mut self, now: Now, ix: NodeIx) {
         let node = self.nodes.get_mut(ix);
         let mut next = None;
@@ -138,12 +139,12 @@ impl Core {
             for task in &node.attempts {
                 let Some(job) = self.jobs.get_mut(&task.job) else { continue };
                 let cancelling = job.cancelling;
-                let Some(live) = job.live.get_mut(&task.index) else { continue };
-                let (Some(sent_ms), false) = (live.sent_ms, live.heard) else { continue };
+                let Some(active) = job.active.get_mut(&task.index) else { continue };
+                let (Some(sent_ms), false) = (active.sent_ms, active.heard) else { continue };
                 let mut due = sent_ms.saturating_add(START_RESEND_MS);
                 if due <= now.mono_ms {
-                    let number = live.number;
-                    live.sent_ms = Some(now.mono_ms);
+                    let number = active.number;
+                    active.sent_ms = Some(now.mono_ms);
                     due = now.mono_ms.saturating_add(START_RESEND_MS);
                     let attempt = job.attempt_id(task.index, number);
                     if cancelling {
@@ -159,7 +160,7 @@ impl Core {
         self.set_resend(ix, next);
     }
 
-    /// A start was sent to the node just now.
+    /// Sets the timer for a start that was just sent to the node.
     pub(crate) fn expect_reaction(&mut self, now: Now, ix: NodeIx) {
         if self.nodes.get(ix).resend_ms.is_none() {
             self.set_resend(ix, Some(now.mono_ms.saturating_add(START_RESEND_MS)));
@@ -173,7 +174,7 @@ impl Core {
     }
 }
 
-/// Seconds for people: `15`, `0.3`.
+/// Formats milliseconds as seconds for people: `15`, `0.3`.
 pub(crate) fn seconds(ms: Millis) -> String {
     match ms % 1000 {
         0 => (ms / 1000).to_string(),

@@ -37,8 +37,9 @@ pub(super) fn remove_token(connection: &Connection, id: TokenId) -> rusqlite::Re
 pub(super) fn save_key(connection: &Connection, row: &KeyRow) -> rusqlite::Result<()> {
     connection
         .prepare_cached(
-            "INSERT OR REPLACE INTO keys (key, role, name, token, enrolled_ms, revoked, renews)
-             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)",
+            "INSERT OR REPLACE INTO keys
+                 (key, role, name, token, enrolled_ms, revoked, renews, revoked_age_ms)
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)",
         )?
         .execute(params![
             row.key.0,
@@ -48,7 +49,13 @@ pub(super) fn save_key(connection: &Connection, row: &KeyRow) -> rusqlite::Resul
             integer(row.enrolled_wall_ms),
             row.revoked,
             row.renews.map(|key| key.0),
+            row.revoked_age_ms.map(integer),
         ])?;
+    Ok(())
+}
+
+pub(super) fn remove_key(connection: &Connection, key: &PublicKey) -> rusqlite::Result<()> {
+    connection.prepare_cached("DELETE FROM keys WHERE key = ?1")?.execute([key.0])?;
     Ok(())
 }
 
@@ -75,7 +82,8 @@ pub(super) fn tokens(connection: &Connection) -> rusqlite::Result<Vec<TokenRow>>
 pub(super) fn keys(connection: &Connection) -> rusqlite::Result<Vec<KeyRow>> {
     connection
         .prepare(
-            "SELECT key, role, name, token, enrolled_ms, revoked, renews FROM keys ORDER BY key",
+            "SELECT key, role, name, token, enrolled_ms, revoked, renews, revoked_age_ms
+             FROM keys ORDER BY key",
         )?
         .query_map([], |row| {
             Ok(KeyRow {
@@ -86,6 +94,7 @@ pub(super) fn keys(connection: &Connection) -> rusqlite::Result<Vec<KeyRow>> {
                 enrolled_wall_ms: unsigned(row.get(4)?),
                 revoked: row.get(5)?,
                 renews: row.get::<_, Option<[u8; 32]>>(6)?.map(PublicKey),
+                revoked_age_ms: row.get::<_, Option<i64>>(7)?.map(unsigned),
             })
         })?
         .collect()

@@ -1,7 +1,8 @@
-//! A copy of the database while a manager goes on working with it.
+//! Copies the database while a manager uses it.
 //!
-//! Whoever asks for it makes it: it reads the database of one moment in one read transaction,
-//! for which nobody waits in WAL mode. Only the log of the writer grows while it lasts.
+//! The process that asks for the backup makes the copy. It reads a consistent state of the database
+//! in one read transaction, which blocks nobody in WAL mode. Only the write-ahead log grows
+//! meanwhile.
 
 use std::fs::{self, File, OpenOptions};
 use std::io;
@@ -11,56 +12,57 @@ use std::path::{Path, PathBuf};
 use rusqlite::backup::{Backup, StepResult};
 use rusqlite::{Connection, ErrorCode, OpenFlags};
 
-use super::check::{Checked, examine, verify};
+use super::check::{CheckReport, examine, verify};
+use super::numbers::mark_as_backup;
 use super::{FILE_NAME, StoreError, open_for_reading, seal};
 
-/// Pages that are copied at a time: 4 MiB.
+/// Pages copied at a time: 4 MiB.
 const PAGES_PER_STEP: i32 = 1024;
 
-/// A backup that was made.
+/// A finished backup.
 #[derive(Clone, Debug)]
-pub struct MadeBackup {
-    /// Its length.
+pub struct BackupSummary {
+    /// Its length in bytes.
     pub bytes: u64,
-    /// Jobs in it.
+    /// The number of jobs in it.
     pub jobs: u64,
-    /// Attempts in it.
+    /// The number of attempts in it.
     pub attempts: u64,
-    /// The revision of its last event: what came later is not in it.
+    /// The revision of its last event. Later events are not in it.
     pub revision: u64,
 }
 
-/// Why no backup was made.
+/// Why a backup failed.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum BackupError {
-    /// Something has the name already.
-    #[error("{} is there already, and is not overwritten: choose another name, or move it away", path.display())]
+    /// A file of that name exists.
+    #[error("{} already exists and is not overwritten: choose another name, or move the file away", path.display())]
     Exists {
-        /// What was to be made.
+        /// The file of the backup.
         path: PathBuf,
     },
-    /// Another backup has the name.
+    /// A backup to that name is running or was interrupted.
     #[error(
-        "{} is there: a backup to that name goes on, or was cut short; in that case remove it",
+        "{} exists: another backup to that name is running, or one was interrupted; in the second case remove it",
         path.display()
     )]
     Unfinished {
-        /// The file that is to become the backup.
+        /// The unfinished backup.
         path: PathBuf,
     },
-    /// It cannot be written.
+    /// The file cannot be written.
     #[error("{} cannot be written: {source}", path.display())]
     File {
-        /// What was to be made.
+        /// The file of the backup.
         path: PathBuf,
         /// Why.
         source: io::Error,
     },
-    /// SQLite cannot write it.
+    /// SQLite cannot write the backup.
     #[error("the backup {} cannot be written: {source}", path.display())]
     Sqlite {
-        /// What was to be made.
+        /// The file of the backup.
         path: PathBuf,
         /// Why.
         source: rusqlite::Error,
@@ -74,9 +76,9 @@ pub enum BackupError {
 /// manager may have the database open.
 ///
 /// # Errors
-/// When there is no database or a damaged one; when the file is there already or cannot be
-/// written. There is no file of that name then.
-pub fn backup(data_dir: &Path, file: &Path) -> Result<MadeBackup, BackupError> {
+/// Fails if there is no database, if it is damaged, and if the file already exists or cannot be
+/// written. A failed backup leaves no file of its own behind.
+pub fn backup(data_dir: &Path, file: &Path) -> Result<BackupSummary, BackupError> {
     let database = data_dir.join(FILE_NAME);
     if fs::symlink_metadata(file).is_ok() {
         return Err(BackupError::Exists { path: file.into() });
@@ -88,14 +90,19 @@ pub fn backup(data_dir: &Path, file: &Path) -> Result<MadeBackup, BackupError> {
         return Err(StoreError::Damaged { path: database, why }.into());
     }
     let io = |source| BackupError::File { path: file.into(), source };
-    // With its checksum, and synchronised.
+    // Appends the checksum, and syncs the file.
     seal::seal(&unfinished.path).map_err(io)?;
     let bytes = fs::metadata(&unfinished.path).map_err(io)?.len();
     publish(&unfinished.path, file)?;
-    Ok(MadeBackup { bytes, jobs: found.jobs, attempts: found.attempts, revision: found.revision })
+    Ok(BackupSummary {
+        bytes,
+        jobs: found.jobs,
+        attempts: found.attempts,
+        revision: found.revision,
+    })
 }
 
-/// The file that is to become a backup; gone when dropped.
+/// An unfinished backup. Its file is removed when this is dropped.
 struct Unfinished {
     path: PathBuf,
 }
@@ -117,21 +124,21 @@ impl Unfinished {
 
 impl Drop for Unfinished {
     fn drop(&mut self) {
-        // It has its other name, or is of no use.
+        // The file has its final name by now, or the backup failed.
         _ = fs::remove_file(&self.path);
     }
 }
 
-/// Copies the pages, and checks them where they have come to.
-fn copy(database: &Path, to: &Path) -> Result<Checked, BackupError> {
+/// Copies the pages, and checks the copy.
+fn copy(database: &Path, to: &Path) -> Result<CheckReport, BackupError> {
     let reading = |e| StoreError::sqlite(database, "read", e);
     let writing = |source| BackupError::Sqlite { path: to.into(), source };
     let source = open_for_reading(database).map_err(reading)?;
-    // A transaction of our own: without it the copy would begin anew with every commit.
+    // Without an own transaction the copy would start over with every commit.
     source.execute_batch("BEGIN; SELECT count(*) FROM sqlite_schema;").map_err(reading)?;
     let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
     let mut target = Connection::open_with_flags(to, flags).map_err(writing)?;
-    // It counts only when it is whole: nothing needs to be undone.
+    // An incomplete copy is thrown away, so SQLite needs no rollback journal.
     target
         .execute_batch("PRAGMA journal_mode = OFF; PRAGMA synchronous = OFF;")
         .map_err(writing)?;
@@ -144,7 +151,7 @@ fn copy(database: &Path, to: &Path) -> Result<Checked, BackupError> {
         match step {
             StepResult::Done => break,
             StepResult::More => {}
-            // Nobody else has the copy, and who reads waits for nobody.
+            // Nobody else has the copy open, and readers never wait.
             _ => return Err(writing(rusqlite::Error::InvalidQuery)),
         }
     }
@@ -152,23 +159,27 @@ fn copy(database: &Path, to: &Path) -> Result<Checked, BackupError> {
     drop(source);
     drop(target);
     let target = Connection::open_with_flags(to, flags).map_err(writing)?;
-    // A file that needs no other beside it. It is synchronised with its checksum.
+    // The backup must be a single file. It is synced together with its checksum.
     target
         .execute_batch("PRAGMA synchronous = OFF; PRAGMA journal_mode = DELETE;")
         .map_err(writing)?;
-    // What is wrong with the copy was so before.
-    examine(&target, database).map_err(BackupError::Store)
+    // Damage in the copy comes from the database.
+    let found = examine(&target, database).map_err(BackupError::Store)?;
+    if found.wrong.is_empty() {
+        mark_as_backup(&target).map_err(writing)?;
+    }
+    Ok(found)
 }
 
-/// Gives the finished file its name, which nothing else may have by now.
+/// Gives the finished file its name, without replacing another file.
 fn publish(unfinished: &Path, file: &Path) -> Result<(), BackupError> {
     let exists = |_| BackupError::Exists { path: file.into() };
     let io = |source| BackupError::File { path: file.into(), source };
     match fs::hard_link(unfinished, file) {
         Ok(()) => {}
         Err(e) if e.kind() == io::ErrorKind::AlreadyExists => return Err(exists(e)),
-        // A file system without links. The look before is all that there is against another
-        // program that takes the name in this moment.
+        // The file system has no hard links. Another program can take the name between this check
+        // and the rename; there is no protection against that.
         Err(_) if fs::symlink_metadata(file).is_err() => {
             fs::rename(unfinished, file).map_err(io)?
         }

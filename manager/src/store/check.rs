@@ -1,5 +1,6 @@
-//! Looks at a whole database: its pages, and whether all that it says agrees.
+//! Checks a whole database: its pages, and whether its rows agree with each other.
 
+use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 
 use podmesh_protocol::event::EventFact;
@@ -9,51 +10,51 @@ use rusqlite::{Connection, Row};
 
 use super::codes::{attempt_state, job_state, outcome_kind, standing, task_state, unsigned};
 use super::restore::{counts, decoded, name, untried};
-use super::seal::{self, Bytes, Unfit};
-use super::{FILE_NAME, StoreError, open_for_reading, restore, schema};
+use super::seal::{self, FileError, FileState};
+use super::{FILE_NAME, StoreError, open_for_reading, removal, restore, schema};
 use crate::data_dir;
 
-/// Findings that are told: what is damaged is rarely so in one place.
+/// The most findings reported. Damage rarely stays in one place.
 const FINDINGS_MAX: usize = 20;
 
-/// What a database holds, and what is wrong with it.
+/// The contents of a database, and what is wrong with it.
 #[derive(Clone, Debug, Default)]
-pub struct Checked {
-    /// The database.
+pub struct CheckReport {
+    /// The database file.
     pub path: PathBuf,
-    /// Its length.
+    /// Its length in bytes.
     pub bytes: u64,
     /// Whether a manager has it open.
     pub in_use: bool,
-    /// Whether its checksum was verified: an orderly stop leaves one, and so does a backup.
+    /// Whether its checksum was verified. An orderly stop and a backup write one.
     pub sealed: bool,
-    /// Jobs in it.
+    /// The number of jobs in it.
     pub jobs: u64,
-    /// Attempts in it.
+    /// The number of attempts in it.
     pub attempts: u64,
     /// The revision of its last event.
     pub revision: u64,
-    /// What is wrong, the first few; nothing where it is whole.
+    /// The first problems found; empty if there are none.
     pub wrong: Vec<String>,
 }
 
 /// Checks the database of a data directory, and changes nothing. A manager may have it open.
 ///
 /// # Errors
-/// When there is none, when it cannot be read, and when it is none of ours or damaged so that
-/// no more can be said.
-pub fn check(data_dir: &Path) -> Result<Checked, StoreError> {
+/// Fails if there is no database, if it cannot be read, if it belongs to another program, and if it
+/// is too damaged to be checked further.
+pub fn check(data_dir: &Path) -> Result<CheckReport, StoreError> {
     let path = data_dir.join(FILE_NAME);
     let (bytes, sealed, in_use) = look(data_dir, &path)?;
     let sqlite = |e| StoreError::sqlite(&path, "checked", e);
     let connection = open_for_reading(&path).map_err(sqlite)?;
-    // All of it is of one moment.
+    // One transaction sees a consistent state.
     connection.execute_batch("BEGIN").map_err(sqlite)?;
     let found = examine(&connection, &path)?;
-    Ok(Checked { bytes, in_use, sealed, ..found })
+    Ok(CheckReport { bytes, in_use, sealed, ..found })
 }
 
-/// Looks at the bytes: length, whether they have their checksum, whether a manager is at work.
+/// Returns the file's length, whether it has a valid checksum, and whether a manager uses it.
 fn look(data_dir: &Path, path: &Path) -> Result<(u64, bool, bool), StoreError> {
     let file = |source| StoreError::File { path: path.into(), source };
     let bytes = match std::fs::metadata(path) {
@@ -67,28 +68,32 @@ fn look(data_dir: &Path, path: &Path) -> Result<(u64, bool, bool), StoreError> {
     }
     let looked = seal::look(path);
     if data_dir::in_use(data_dir) {
-        // One has just started, and what was read has changed meanwhile.
+        // A manager has just started, and may have changed the file during the read.
         return Ok((bytes, false, true));
     }
     match looked {
-        Ok(found) => Ok((bytes, found == Bytes::Sealed, false)),
-        Err(Unfit::Io(source)) => Err(file(source)),
-        Err(Unfit::Damaged(why)) => Err(StoreError::Damaged { path: path.into(), why }),
+        Ok(found) => Ok((bytes, found == FileState::Sealed, false)),
+        Err(FileError::Io(source)) => Err(file(source)),
+        Err(FileError::Damaged(why)) => Err(StoreError::Damaged { path: path.into(), why }),
     }
 }
 
-/// Verifies the checksum of a database that no manager has open, where it has one.
+/// Verifies the checksum of the database, if it has one and no manager has it open.
 pub(super) fn verify(data_dir: &Path, path: &Path) -> Result<(), StoreError> {
     look(data_dir, path).map(|_| ())
 }
 
-/// Checks everything that a connection sees.
-pub(super) fn examine(connection: &Connection, path: &Path) -> Result<Checked, StoreError> {
-    let nothing = || StoreError::Damaged { path: path.into(), why: "it holds no table".into() };
-    schema::identify(connection, path)?.ok_or_else(nothing)?;
-    let mut found = Checked { path: path.into(), ..Checked::default() };
-    let parts: [fn(&Connection, &mut Checked) -> rusqlite::Result<()>; 5] =
-        [pages, going_on, jobs, events, nodes];
+/// Checks the whole database through an open connection.
+pub(super) fn examine(connection: &Connection, path: &Path) -> Result<CheckReport, StoreError> {
+    let nothing = || StoreError::Damaged { path: path.into(), why: "it has no tables".into() };
+    let version = schema::identify(connection, path)?.ok_or_else(nothing)?;
+    if version < schema::VERSION {
+        let known = schema::VERSION;
+        return Err(StoreError::Older { path: path.into(), found: version, known });
+    }
+    let mut found = CheckReport { path: path.into(), ..CheckReport::default() };
+    let parts: [fn(&Connection, &mut CheckReport) -> rusqlite::Result<()>; 5] =
+        [pages, unfinished, jobs, events, nodes];
     for part in parts {
         if found.wrong.len() < FINDINGS_MAX
             && let Err(error) = part(connection, &mut found)
@@ -100,7 +105,7 @@ pub(super) fn examine(connection: &Connection, path: &Path) -> Result<Checked, S
     Ok(found)
 }
 
-impl Checked {
+impl CheckReport {
     fn wrong(&mut self, what: impl ToString) {
         if self.wrong.len() < FINDINGS_MAX {
             self.wrong.push(what.to_string());
@@ -108,7 +113,7 @@ impl Checked {
     }
 }
 
-fn pages(connection: &Connection, found: &mut Checked) -> rusqlite::Result<()> {
+fn pages(connection: &Connection, found: &mut CheckReport) -> rusqlite::Result<()> {
     let mut statement = connection.prepare(&format!("PRAGMA integrity_check({FINDINGS_MAX})"))?;
     let mut rows = statement.query([])?;
     while let Some(row) = rows.next()? {
@@ -120,8 +125,8 @@ fn pages(connection: &Connection, found: &mut Checked) -> rusqlite::Result<()> {
     Ok(())
 }
 
-/// What a start would read.
-fn going_on(connection: &Connection, found: &mut Checked) -> rusqlite::Result<()> {
+/// Checks what a start of the manager would read.
+fn unfinished(connection: &Connection, found: &mut CheckReport) -> rusqlite::Result<()> {
     let (snapshot, _) = restore::snapshot(connection)?;
     found.revision = snapshot.last_revision.0;
     if let Some(contradiction) = restore::contradiction(&snapshot) {
@@ -130,9 +135,13 @@ fn going_on(connection: &Connection, found: &mut Checked) -> rusqlite::Result<()
     Ok(())
 }
 
-/// A job as its row has it, against which its attempts are counted.
+/// A job's row, and the counts of its attempts to compare with it.
 struct Job {
     id: u64,
+    /// The stored number of its attempts, and the number of their rows.
+    attempts: u64,
+    /// The number of rows in `attempts`.
+    attempts_counted: u64,
     array: ArrayRange,
     state: JobState,
     next_index: u64,
@@ -142,13 +151,13 @@ struct Job {
     tried: u64,
 }
 
-fn jobs(connection: &Connection, found: &mut Checked) -> rusqlite::Result<()> {
+fn jobs(connection: &Connection, found: &mut CheckReport) -> rusqlite::Result<()> {
     let specs: i64 =
         connection.query_row("SELECT count(*) FROM job_specs", [], |row| row.get(0))?;
     let mut statement = connection.prepare(
         "SELECT job, spec, name, priority, first_index, last_index, state, next_index, queued,
              active, succeeded, failed, cancelled, length(submission), submitted_ms, started_ms,
-             ended_ms, changed
+             ended_ms, changed, attempts, ended_age_ms
          FROM jobs LEFT JOIN job_specs USING (job) ORDER BY job",
     )?;
     let mut rows = statement.query([])?;
@@ -157,8 +166,15 @@ fn jobs(connection: &Connection, found: &mut Checked) -> rusqlite::Result<()> {
              ended_ms, assigned_ms, started_ms, exit_code, signal, oom_killed, ran_ms, message
          FROM attempts LEFT JOIN nodes USING (node) ORDER BY job, task, number",
     )?;
-    let mut attempts = Attempts { rows: attempts_statement.query([])?, next: None, read: 0 };
+    let removals: Vec<i64> = connection
+        .prepare("SELECT job FROM removals")?
+        .query_map([], |row| row.get(0))?
+        .collect::<Result<_, _>>()?;
+    let removals = removals.into_iter().map(unsigned).collect();
+    let rows_of_attempts = attempts_statement.query([])?;
+    let mut attempts = Attempts { rows: rows_of_attempts, removals, next: None, read: 0 };
     attempts.advance()?;
+    let mut kept = 0;
     while let Some(row) = rows.next()? {
         found.jobs += 1;
         let mut job = job(row, found)?;
@@ -167,6 +183,12 @@ fn jobs(connection: &Connection, found: &mut Checked) -> rusqlite::Result<()> {
             attempts.advance()?;
         }
         job.count(&mut attempts, found)?;
+        if attempts.removals.contains(&job.id) {
+            found.wrong(format!("job {} exists, but its attempts are marked for removal", job.id));
+        }
+        if job.state.is_end() {
+            kept += removal::weight(job.attempts);
+        }
         job.compare(found);
     }
     while let Some(rest) = attempts.next.take() {
@@ -174,15 +196,22 @@ fn jobs(connection: &Connection, found: &mut Checked) -> rusqlite::Result<()> {
         attempts.advance()?;
     }
     if unsigned(specs) != found.jobs {
-        found.wrong(format!("{} jobs have {specs} specs", found.jobs));
+        found.wrong(format!("there are {} jobs, but {specs} specs", found.jobs));
     }
     found.attempts = attempts.read;
+    let said: i64 =
+        connection.query_row("SELECT value FROM meta WHERE key = 'kept'", [], |row| row.get(0))?;
+    if said != kept {
+        found.wrong(format!("ended jobs have {kept} attempts, but the stored count is {said}"));
+    }
     Ok(())
 }
 
-fn job(row: &Row<'_>, found: &mut Checked) -> rusqlite::Result<Job> {
+fn job(row: &Row<'_>, found: &mut CheckReport) -> rusqlite::Result<Job> {
     let job = Job {
         id: unsigned(row.get(0)?),
+        attempts: unsigned(row.get(18)?),
+        attempts_counted: 0,
         array: ArrayRange { first: row.get(4)?, last: row.get(5)? },
         state: job_state(row.get(6)?)?,
         next_index: unsigned(row.get(7)?),
@@ -195,13 +224,15 @@ fn job(row: &Row<'_>, found: &mut Checked) -> rusqlite::Result<Job> {
         && i64::from(spec.priority) == row.get::<_, i64>(3)?
         && (spec.array.first, spec.array.last) == (job.array.first, job.array.last);
     if !same {
-        found.wrong(format!("job {} is not what its spec says", job.id));
+        found.wrong(format!("the row of job {} disagrees with its spec", job.id));
     }
     let ended: Option<i64> = row.get(16)?;
     let (submission, submitted): (Option<i64>, i64) = (row.get(13)?, row.get(14)?);
     let (started, changed): (Option<i64>, i64) = (row.get(15)?, row.get(17)?);
+    let ended_age: Option<i64> = row.get(19)?;
     if submission != Some(16)
         || ended.is_some() != job.state.is_end()
+        || ended_age.is_some() != job.state.is_end()
         || submitted < 0
         || started.is_some_and(|ms| ms < 0)
         || unsigned(changed) > found.revision
@@ -212,8 +243,12 @@ fn job(row: &Row<'_>, found: &mut Checked) -> rusqlite::Result<Job> {
 }
 
 impl Job {
-    /// Counts its attempts, the next ones.
-    fn count(&mut self, attempts: &mut Attempts<'_>, found: &mut Checked) -> rusqlite::Result<()> {
+    /// Counts the job's attempts, which come next in `attempts`.
+    fn count(
+        &mut self,
+        attempts: &mut Attempts<'_>,
+        found: &mut CheckReport,
+    ) -> rusqlite::Result<()> {
         let mut before: Option<Attempt> = None;
         while let Some(next) = attempts.next.take_if(|next| next.job == self.id) {
             let last = before.take_if(|before| before.task != next.task);
@@ -222,16 +257,17 @@ impl Job {
             }
             let expected = before.as_ref().map_or(1, |before| before.number + 1);
             if next.number != expected {
-                found.wrong(format!("attempt {next} follows no attempt {expected}"));
+                found.wrong(format!("attempt {next} comes where number {expected} is expected"));
             }
             if before.as_ref().is_some_and(|before| before.standing != standing::OVER) {
-                found.wrong(format!("attempt {next} follows one that is not over"));
+                found.wrong(format!("attempt {next} follows an attempt that is not over"));
             }
             let fits = self.array.contains(next.task) && u64::from(next.task) < self.next_index;
             if !fits || !next.sound {
                 found.wrong(format!("attempt {next} contradicts itself"));
             }
             before = Some(next);
+            self.attempts_counted += 1;
             attempts.advance()?;
         }
         if let Some(last) = before {
@@ -252,16 +288,21 @@ impl Job {
         } += 1;
     }
 
-    fn compare(mut self, found: &mut Checked) {
+    fn compare(mut self, found: &mut CheckReport) {
         let Some(untried) = untried(self.array, self.next_index) else {
-            return found
-                .wrong(format!("job {} goes on with a task that it does not have", self.id));
+            return found.wrong(format!("the next task of job {} is outside its array", self.id));
         };
         let rows = self.next_index - u64::from(self.array.first);
         if rows != self.tried {
             found.wrong(format!(
-                "job {}: {rows} tasks have had attempts, and {} have rows",
+                "job {}: {rows} tasks should have attempts, but {} have rows",
                 self.id, self.tried
+            ));
+        }
+        if self.attempts != self.attempts_counted {
+            found.wrong(format!(
+                "job {} counts {} attempts, but {} have rows",
+                self.id, self.attempts, self.attempts_counted
             ));
         }
         let untried = u32::try_from(untried).unwrap_or(u32::MAX);
@@ -271,7 +312,7 @@ impl Job {
         }
         if self.counted != self.counts {
             found.wrong(format!(
-                "job {} counts {:?}, and its attempts are {:?}",
+                "job {} stores the counts {:?}, but its attempts give {:?}",
                 self.id, self.counts, self.counted
             ));
         }
@@ -284,7 +325,7 @@ struct Attempt {
     number: u32,
     standing: i64,
     state: TaskState,
-    /// Whether its row agrees with itself.
+    /// Whether the row is free of contradictions.
     sound: bool,
 }
 
@@ -294,18 +335,24 @@ impl std::fmt::Display for Attempt {
     }
 }
 
-/// All attempts in order.
+/// All attempts in order, except those of removed jobs.
 struct Attempts<'a> {
     rows: rusqlite::Rows<'a>,
+    removals: HashSet<u64>,
     next: Option<Attempt>,
     read: u64,
 }
 
 impl Attempts<'_> {
     fn advance(&mut self) -> rusqlite::Result<()> {
-        self.next = self.rows.next()?.map(attempt).transpose()?;
-        self.read += u64::from(self.next.is_some());
-        Ok(())
+        loop {
+            self.next = self.rows.next()?.map(attempt).transpose()?;
+            let Some(next) = &self.next else { return Ok(()) };
+            if !self.removals.contains(&next.job) {
+                self.read += 1;
+                return Ok(());
+            }
+        }
     }
 }
 
@@ -325,7 +372,7 @@ fn attempt(row: &Row<'_>) -> rusqlite::Result<Attempt> {
         && row.get_ref(6)?.as_str().is_ok()
         && (standing != standing::RETRY || present(7)?)
         && present(14)?;
-    // Whether they can be read is what counts here.
+    // Only checks that the values can be read.
     let _: (Option<i32>, Option<i32>, bool) = (row.get(11)?, row.get(12)?, row.get(13)?);
     let _: Option<String> = row.get(15)?;
     Ok(Attempt {
@@ -338,7 +385,7 @@ fn attempt(row: &Row<'_>) -> rusqlite::Result<Attempt> {
     })
 }
 
-fn events(connection: &Connection, found: &mut Checked) -> rusqlite::Result<()> {
+fn events(connection: &Connection, found: &mut CheckReport) -> rusqlite::Result<()> {
     let mut statement =
         connection.prepare("SELECT last, first, facts FROM events ORDER BY last")?;
     let mut rows = statement.query([])?;
@@ -349,14 +396,14 @@ fn events(connection: &Connection, found: &mut Checked) -> rusqlite::Result<()> 
         let follows = before.is_none_or(|before: i64| before.checked_add(1) == Some(first));
         let length = last.checked_sub(first).and_then(|length| length.checked_add(1));
         if !follows || length != i64::try_from(facts.len()).ok() {
-            found.wrong(format!("the events {first} to {last} have a gap, or are too many"));
+            found.wrong(format!("the events {first} to {last} do not follow the previous ones, or their number is wrong"));
         }
         before = Some(last);
     }
     Ok(())
 }
 
-fn nodes(connection: &Connection, found: &mut Checked) -> rusqlite::Result<()> {
+fn nodes(connection: &Connection, found: &mut CheckReport) -> rusqlite::Result<()> {
     let (epoch, newest): (i64, i64) = connection.query_row(
         "SELECT (SELECT value FROM meta WHERE key = 'last_epoch'),
              (SELECT coalesce(max(epoch), 0) FROM nodes)",
@@ -364,7 +411,7 @@ fn nodes(connection: &Connection, found: &mut Checked) -> rusqlite::Result<()> {
         |row| Ok((row.get(0)?, row.get(1)?)),
     )?;
     if newest > epoch {
-        found.wrong(format!("a node has epoch {newest}, and the last one is {epoch}"));
+        found.wrong(format!("a node has epoch {newest}, but the last epoch is {epoch}"));
     }
     Ok(())
 }

@@ -4,19 +4,19 @@ use podmesh_protocol::access::Role;
 use podmesh_protocol::report::{AttemptState, JobState, OutcomeKind, TaskState};
 use rusqlite::types::{FromSqlError, FromSqlResult};
 
-/// What an attempt means for its task. The index of what goes on holds those below 2.
+/// What an attempt means for its task. The index `attempts_going_on` holds those below 2.
 pub(super) mod standing {
     /// The attempt is with a node.
     pub(in crate::store) const ACTIVE: i64 = 0;
-    /// It ended, and the task waits for its next one.
+    /// The attempt ended, and the task waits for a retry.
     pub(in crate::store) const RETRY: i64 = 1;
-    /// It ended, or a newer one followed.
+    /// The attempt ended, and its task has ended or has a newer attempt.
     pub(in crate::store) const OVER: i64 = 2;
-    /// The task waited for its next attempt when its job was cancelled.
+    /// The task waited for a retry when its job was cancelled.
     pub(in crate::store) const DROPPED: i64 = 3;
 }
 
-/// A code of the table; an integer that is none of them is an error of the database.
+/// Defines the conversions of a type from and to its codes. An unknown code is a database error.
 macro_rules! codes {
     ($write:ident, $read:ident, $kind:ident { $($variant:ident = $code:literal),* $(,)? }) => {
         pub(super) fn $write(value: $kind) -> i64 {
@@ -29,7 +29,7 @@ macro_rules! codes {
 }
 
 codes!(job_code, job_state, JobState {
-    // Those below 3 go on: the index `jobs_going_on` counts on it.
+    // Codes below 3 are jobs that have not ended: the index `jobs_going_on` relies on it.
     Queued = 0, Running = 1, Cancelling = 2, Succeeded = 3, Failed = 4, Cancelled = 5,
 });
 codes!(attempt_code, attempt_state, AttemptState {
@@ -43,7 +43,7 @@ codes!(role_code, role, Role {
     Agent = 0, Viewer = 1, Operator = 2, Admin = 3,
 });
 
-/// Where a task stands, by its last attempt.
+/// Returns the state of a task, given its last attempt.
 pub(super) fn task_state(standing: i64, outcome: Option<OutcomeKind>) -> TaskState {
     match (standing, outcome) {
         (standing::ACTIVE, _) => TaskState::Active,
@@ -63,13 +63,13 @@ pub(super) fn task_state(standing: i64, outcome: Option<OutcomeKind>) -> TaskSta
     }
 }
 
-/// SQLite's integers end at 2^63 - 1. What a peer claims beyond that is cut to it: no number
-/// off the wire may make a commit fail.
+/// Converts to an integer of SQLite, whose maximum is 2^63 - 1. Larger numbers become the maximum,
+/// so that no number from the network can make a commit fail.
 pub(super) fn integer(n: u64) -> i64 {
     i64::try_from(n).unwrap_or(i64::MAX)
 }
 
-/// The way back; none of our columns is negative.
+/// Converts an integer of SQLite back. No column holds negative numbers.
 pub(super) fn unsigned(n: i64) -> u64 {
     u64::try_from(n).unwrap_or(0)
 }

@@ -1,5 +1,4 @@
-//! What becomes of a database that is damaged in any way, and that nothing else is taken for
-//! damage.
+//! Damaged databases are refused or reported, and sound ones are accepted.
 #![expect(clippy::unwrap_used, reason = "tests")]
 
 use std::fs;
@@ -12,15 +11,15 @@ use rusqlite::types::Value;
 use tempfile::TempDir;
 use uuid::Uuid;
 
-use super::schema::Found;
-use super::seal::Bytes;
+use super::schema::FileKind;
+use super::seal::FileState;
 use super::tests::{event_step, job_change, job_spec, name, node, write};
 use super::*;
 use podmesh_wire::manager_keys::KEY_FILE;
 
 use crate::data_dir;
 
-/// Writes a job with tasks of every kind, all of its rows in agreement; ends the revision.
+/// Writes a consistent job with tasks in every state. Returns the last revision.
 fn add_job(store: &mut Store, job: u64, revision: u64) -> u64 {
     let attempt = |index, number| AttemptId::new(JobId(job), index, number);
     let inserted = |index, number| Change::AttemptInserted {
@@ -62,14 +61,14 @@ fn add_job(store: &mut Store, job: u64, revision: u64) -> u64 {
         }
     }
     let counts = TaskCounts { queued: 16, active: 6, succeeded: 12, failed: 6, cancelled: 0 };
-    changes.push(job_change(JobId(job), JobState::Running, 31, counts));
+    changes.push(job_change(JobId(job), JobState::Running, 31, counts, 36));
     let (mut step, last) = event_step(revision + 1, 20);
     step.step.changes = changes;
     write(store, vec![step]);
     last
 }
 
-/// A data directory in which a manager has been, with its database closed.
+/// Returns a data directory that a manager has used, with its database closed.
 fn closed(jobs: u64, sealed: bool) -> TempDir {
     let dir = tempfile::tempdir().unwrap();
     let mut store = open(dir.path()).unwrap();
@@ -89,7 +88,7 @@ fn closed(jobs: u64, sealed: bool) -> TempDir {
     dir
 }
 
-/// A data directory with these bytes for a database.
+/// Returns a data directory with these bytes as its database.
 fn directory_of(bytes: &[u8]) -> TempDir {
     let dir = tempfile::tempdir().unwrap();
     fs::write(dir.path().join(KEY_FILE), "").unwrap();
@@ -97,7 +96,7 @@ fn directory_of(bytes: &[u8]) -> TempDir {
     dir
 }
 
-/// Every row of every table.
+/// Returns every row of every table.
 fn dump(dir: &Path) -> rusqlite::Result<Vec<(String, Vec<Value>)>> {
     let connection = open_for_reading(&dir.join(FILE_NAME))?;
     let mut all = Vec::new();
@@ -110,6 +109,7 @@ fn dump(dir: &Path) -> rusqlite::Result<Vec<(String, Vec<Value>)>> {
         "events",
         "tokens",
         "keys",
+        "removals",
         "sqlite_schema",
     ] {
         let mut statement = connection.prepare(&format!("SELECT * FROM {table}"))?;
@@ -131,7 +131,7 @@ fn says_what_to_do(error: &StoreError) {
 }
 
 #[test]
-fn a_truncated_database_is_refused_whatever_its_length() {
+fn a_truncated_database_of_any_length_is_refused() {
     for sealed in [false, true] {
         let whole = fs::read(closed(20, sealed).path().join(FILE_NAME)).unwrap();
         let data = whole.len() - if sealed { 32 } else { 0 };
@@ -153,7 +153,7 @@ fn a_truncated_database_is_refused_whatever_its_length() {
     }
 }
 
-/// What is promised of a database: which jobs and tasks there are, and where each stands.
+/// Returns what podmesh guarantees: which jobs and tasks exist, and their states.
 fn promised(dir: &Path) -> rusqlite::Result<Vec<Vec<Value>>> {
     let connection = open_for_reading(&dir.join(FILE_NAME))?;
     let mut all = Vec::new();
@@ -173,13 +173,13 @@ fn promised(dir: &Path) -> rusqlite::Result<Vec<Vec<Value>>> {
     Ok(all)
 }
 
-/// What happened to databases of which one bit was flipped.
+/// The results of flipping single bits of a database.
 #[derive(Debug, Default)]
 struct Flips {
     refused: usize,
     found: usize,
     same: usize,
-    /// A value that it could have: a time, a text, an exit code, a word of a command.
+    /// A value became another possible value: a time, a text, an exit code, a word of a command.
     values: usize,
     missed: Vec<usize>,
 }
@@ -191,15 +191,17 @@ fn flips(sealed: bool, number: usize) -> Flips {
     let whole = fs::read(origin.path().join(FILE_NAME)).unwrap();
     let mut random = fastrand::Rng::with_seed(4711);
     let mut flips = Flips::default();
-    // The headers of the file and of a page; and places everywhere.
+    // The headers of the file and of two pages, and random places.
     let mut places: Vec<usize> = (0..100 * 8).step_by(7).collect();
-    places.extend((4096 * 8..4096 * 8 + 12 * 8).step_by(5));
+    for page in [1, 2] {
+        places.extend((4096 * 8 * page..(4096 * page + 12) * 8).step_by(5));
+    }
     places.extend((0..number).map(|_| random.usize(..whole.len() * 8)));
     for bit in places {
         let mut bytes = whole.clone();
         bytes[bit / 8] ^= 1 << (bit % 8);
         let dir = directory_of(&bytes);
-        // Looks first: a start changes the file.
+        // The check comes first, because a start changes the file.
         let checked = check(dir.path());
         let (after, promised_after) = (dump(dir.path()), promised(dir.path()));
         match (open(dir.path()), checked) {
@@ -215,15 +217,15 @@ fn flips(sealed: bool, number: usize) -> Flips {
 }
 
 #[test]
-fn no_flipped_bit_of_a_database_that_was_closed_in_order_is_accepted() {
+fn every_flipped_bit_of_a_sealed_database_is_refused() {
     let flips = flips(true, 600);
     assert_eq!((flips.found, flips.values, &flips.missed[..]), (0, 0, &[][..]), "{flips:?}");
-    // Those in the checksum's own mark.
+    // Only bits in the seal's magic are not noticed.
     assert!(flips.same < 5 && flips.refused > 700, "{flips:?}");
 }
 
 #[test]
-fn a_flipped_bit_of_a_database_without_a_checksum_changes_no_promise_unseen() {
+fn a_flipped_bit_of_an_unsealed_database_changes_no_guarantee_unnoticed() {
     let flips = flips(false, 600);
     assert!(flips.missed.is_empty(), "{flips:?}");
     assert!(flips.refused + flips.found > 300, "{flips:?}");
@@ -231,7 +233,7 @@ fn a_flipped_bit_of_a_database_without_a_checksum_changes_no_promise_unseen() {
 }
 
 #[test]
-fn other_databases_and_incomplete_ones_are_refused_each_with_its_own_words() {
+fn foreign_and_incomplete_databases_are_refused_with_a_specific_message() {
     let change = |sql: &str| {
         let dir = closed(2, false);
         let path = dir.path().join(FILE_NAME);
@@ -252,10 +254,10 @@ fn other_databases_and_incomplete_ones_are_refused_each_with_its_own_words() {
         ("ALTER TABLE nodes RENAME COLUMN name TO nome", "`nodes` is missing or changed"),
         ("PRAGMA application_id = 7", "another program"),
         ("PRAGMA user_version = 99", "newer podmesh"),
-        ("PRAGMA user_version = 0", "the number of its schema is gone"),
+        ("PRAGMA user_version = 0", "the version of its schema is missing"),
         ("DELETE FROM meta", "no rows"),
         ("UPDATE jobs SET active = active + 1 WHERE job = 2", "job 2 has 40 tasks"),
-        ("UPDATE jobs SET state = 3 WHERE job = 2", "that job does not"),
+        ("UPDATE jobs SET state = 3 WHERE job = 2", "that job has ended or is missing"),
         ("UPDATE nodes SET labels = x'c1'", "labels"),
         ("DELETE FROM nodes", "range"),
     ] {
@@ -266,7 +268,7 @@ fn other_databases_and_incomplete_ones_are_refused_each_with_its_own_words() {
 }
 
 #[test]
-fn check_finds_what_contradicts_itself_in_what_is_over() {
+fn check_finds_contradictions_in_ended_jobs() {
     for sql in [
         "UPDATE jobs SET succeeded = succeeded - 1, failed = failed + 1 WHERE job = 2",
         "DELETE FROM attempts WHERE job = 1 AND task = 3",
@@ -276,6 +278,10 @@ fn check_finds_what_contradicts_itself_in_what_is_over() {
         "UPDATE attempts SET job = 44 WHERE job = 2 AND task = 3",
         "UPDATE job_specs SET spec = x'80' WHERE job = 1",
         "UPDATE jobs SET name = 'other' WHERE job = 1",
+        "UPDATE jobs SET attempts = 5 WHERE job = 1",
+        "UPDATE jobs SET ended_age_ms = 5 WHERE job = 1",
+        "INSERT INTO removals VALUES (1)",
+        "UPDATE meta SET value = value + 1 WHERE key = 'kept'",
         "UPDATE events SET facts = x'90' WHERE last = 40",
         "DELETE FROM events WHERE last = 40",
         "UPDATE meta SET value = 1 WHERE key = 'last_epoch'",
@@ -290,11 +296,11 @@ fn check_finds_what_contradicts_itself_in_what_is_over() {
 }
 
 #[test]
-fn a_manager_that_is_killed_at_any_moment_leaves_what_is_taken_again() {
+fn the_database_of_a_manager_killed_at_any_moment_is_accepted() {
     let dir = tempfile::tempdir().unwrap();
     let mut store = open(dir.path()).unwrap();
     fs::write(dir.path().join(KEY_FILE), "").unwrap();
-    // Often, so that there are moments of every kind.
+    // Many times, to hit different moments.
     store.writer.connection().pragma_update(None, "wal_autocheckpoint", 40).unwrap();
     let mut revision = 0;
     for job in 1..=60 {
@@ -304,7 +310,7 @@ fn a_manager_that_is_killed_at_any_moment_leaves_what_is_taken_again() {
             fs::write(killed.path().join(&file), fs::read(dir.path().join(&file)).unwrap())
                 .unwrap();
         }
-        // In the middle of a checkpoint: the pages that it has still to write are in the log.
+        // In the middle of a checkpoint, the pages that are not written yet are in the log.
         let path = killed.path().join(FILE_NAME);
         let wal_holds_all = job < 3;
         if wal_holds_all {
@@ -336,7 +342,7 @@ fn damage_in_the_log_that_would_lose_commits_is_found() {
         killed
     };
     let mut random = fastrand::Rng::with_seed(1147);
-    // Up to the last commit but one, every bit counts.
+    // Up to the second last commit, every bit matters.
     let counts = lengths[lengths.len() - 2];
     let bits = (0..32 * 8).chain((0..200).map(|_| random.usize(..counts * 8)));
     for bit in bits {
@@ -346,11 +352,11 @@ fn damage_in_the_log_that_would_lose_commits_is_found() {
         let last_two = bit / 8 >= lengths[lengths.len() - 3];
         match open(killed.path()) {
             Err(error) => says_what_to_do(&error),
-            // It ends with the last but one, which one commit alone follows.
+            // The damage is in one of the last two commits.
             Ok(_) => assert!(last_two, "byte {}", bit / 8),
         }
     }
-    // What a power cut or a kill leaves: the last commit in part, in whatever order.
+    // A power cut or a kill leaves parts of the last commit, in any order.
     for cut in [counts, counts + 1, counts + 24, counts + 4120, whole.len() - 1] {
         let snapshot = open(killed(&whole[..cut]).path()).unwrap().snapshot;
         assert_eq!(snapshot.last_revision, Revision(revision - 20), "{cut}");
@@ -362,7 +368,7 @@ fn damage_in_the_log_that_would_lose_commits_is_found() {
 }
 
 #[test]
-fn the_last_one_to_close_a_database_seals_it_and_a_start_removes_the_seal() {
+fn the_last_user_to_close_a_database_seals_it_and_a_start_removes_the_seal() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join(FILE_NAME);
     for life in 1..=3 {
@@ -382,22 +388,22 @@ fn the_last_one_to_close_a_database_seals_it_and_a_start_removes_the_seal() {
         drop(store.lookups);
         closing.closed(true);
         drop(closing);
-        let found = if life == 2 { Bytes::Complete } else { Bytes::Sealed };
+        let found = if life == 2 { FileState::Complete } else { FileState::Sealed };
         assert_eq!(seal::look(&path).unwrap(), found);
         let looked = schema::look(&path).unwrap();
-        assert!(matches!(looked, Found::Ours { sealed, .. } if sealed == (life != 2)));
+        assert!(matches!(looked, FileKind::Ours { sealed, .. } if sealed == (life != 2)));
         assert!(check(dir.path()).unwrap().wrong.is_empty());
     }
-    // Another program may write to it: it takes the seal off.
+    // A write by another program removes the seal.
     let connection = Connection::open(&path).unwrap();
     connection.execute_batch("UPDATE meta SET value = value + 1 WHERE key = 'last_epoch'").unwrap();
     connection.close().unwrap();
-    assert_eq!(seal::look(&path).unwrap(), Bytes::Complete);
+    assert_eq!(seal::look(&path).unwrap(), FileState::Complete);
     open(dir.path()).unwrap();
 }
 
 #[test]
-fn a_backup_beside_a_writer_is_of_one_moment_and_can_be_started_from() {
+fn a_backup_beside_a_writer_is_consistent_and_a_manager_starts_from_it() {
     let dir = tempfile::tempdir().unwrap();
     let _lock = data_dir::lock(dir.path()).unwrap();
     let mut store = open(dir.path()).unwrap();
@@ -426,7 +432,7 @@ fn a_backup_beside_a_writer_is_of_one_moment_and_can_be_started_from() {
             fs::copy(&file, fresh.path().join(FILE_NAME)).unwrap();
             assert!(check(fresh.path()).unwrap().sealed);
             let snapshot = open(fresh.path()).unwrap().snapshot;
-            assert_eq!(snapshot.last_job, JobId(made.jobs));
+            assert!(snapshot.last_job.0 > made.jobs);
             assert_eq!(snapshot.jobs.len() as u64, made.jobs);
             assert_eq!(snapshot.cluster, store.snapshot.cluster);
         }
@@ -455,7 +461,7 @@ fn a_backup_overwrites_nothing_and_leaves_nothing_behind() {
     assert!(said.contains("no/folder"), "{said}");
     backup(dir.path(), &file).unwrap();
 
-    // Damage is not copied.
+    // A damaged database is not copied.
     let connection = Connection::open(dir.path().join(FILE_NAME)).unwrap();
     connection.execute_batch("UPDATE jobs SET failed = 0 WHERE job = 1").unwrap();
     connection.close().unwrap();
@@ -468,7 +474,7 @@ fn a_backup_overwrites_nothing_and_leaves_nothing_behind() {
 }
 
 #[test]
-fn damage_that_shows_while_the_manager_runs_ends_it() {
+fn damage_found_while_the_manager_runs_ends_it() {
     let dir = closed(20, false);
     let mut store = open(dir.path()).unwrap();
     let path = dir.path().join(FILE_NAME);
@@ -478,7 +484,7 @@ fn damage_that_shows_while_the_manager_runs_ends_it() {
         .connection()
         .query_row("SELECT rootpage FROM sqlite_schema WHERE name = 'attempts'", [], |r| r.get(0))
         .unwrap();
-    // Not through a file of our own: its end would give back the locks of this process.
+    // By another process: closing a file handle in this one would release SQLite's locks.
     let status = std::process::Command::new("dd")
         .args(["if=/dev/urandom", "bs=4096", "conv=notrunc", "status=none"])
         .arg(format!("of={}", path.display()))

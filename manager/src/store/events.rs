@@ -1,4 +1,4 @@
-//! Events in the database: rows of some that were committed together.
+//! Events in the database. A row holds several events that were committed together.
 
 use podmesh_protocol::event::{EventChunk, EventFact};
 use podmesh_protocol::ids::Revision;
@@ -6,12 +6,12 @@ use podmesh_protocol::limits::{EVENTS_KEPT, EVENTS_PER_CHUNK_MAX};
 use rusqlite::{Connection, params};
 
 use super::codes::integer;
-use super::writer::{CommittedChunk, Decided, WriteError};
+use super::writer::{CommittedChunk, TimedStep, WriteError};
 
-/// Bytes of one row of events, so that a reply has room for at least one.
+/// The most bytes in a row of events, so that a reply has room for at least one row.
 const CHUNK_BYTES_MAX: usize = 256 << 10;
 
-/// A row that was written.
+/// A row of events that was written.
 pub(super) struct EventRow {
     first: Revision,
     wall_ms: u64,
@@ -19,7 +19,7 @@ pub(super) struct EventRow {
     bytes: usize,
 }
 
-/// Writes the events of one step in rows that are neither too long nor too large.
+/// Writes the events of one step, split into rows within the limits.
 pub(super) fn write(
     connection: &Connection,
     first: Revision,
@@ -47,8 +47,8 @@ pub(super) fn write(
     Ok(())
 }
 
-/// Takes the events out of the steps, in the rows in which they were written.
-pub(super) fn chunks(rows: Vec<EventRow>, batch: &mut [Decided]) -> Vec<CommittedChunk> {
+/// Takes the events out of the steps, grouped into the rows that were written.
+pub(super) fn chunks(rows: Vec<EventRow>, batch: &mut [TimedStep]) -> Vec<CommittedChunk> {
     let mut facts = batch.iter_mut().flat_map(|decided| std::mem::take(&mut decided.step.events));
     let chunk = |row: EventRow| {
         let EventRow { first, wall_ms, facts: count, bytes } = row;
@@ -58,8 +58,8 @@ pub(super) fn chunks(rows: Vec<EventRow>, batch: &mut [Decided]) -> Vec<Committe
     rows.into_iter().map(chunk).collect()
 }
 
-/// Removes rows of events that have only such as are too old: some more than were added, so that
-/// it never lags behind, and never takes long.
+/// Removes rows in which all events are too old. Removes a few more rows than were added, so that
+/// it keeps up and never takes long.
 pub(super) fn forget_old(
     connection: &Connection,
     last: Revision,

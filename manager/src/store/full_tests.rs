@@ -1,4 +1,4 @@
-//! A database whose disk is full, and then has room again.
+//! A database on a full disk that has space again later.
 #![expect(clippy::unwrap_used, reason = "tests")]
 
 use std::thread;
@@ -10,10 +10,10 @@ use uuid::Uuid;
 
 use super::tests::{event_step, job_spec};
 use super::*;
-use crate::store::writer::Decided;
+use crate::store::writer::TimedStep;
 
-/// A step with a job and more events than a page holds.
-fn large_step(job: u64, first_event: u64) -> (Decided, u64) {
+/// Returns a step with a job and more events than fit a page.
+fn large_step(job: u64, first_event: u64) -> (TimedStep, u64) {
     let (mut decided, last) = event_step(first_event, 2_000);
     decided.step.changes = vec![
         podmesh_manager_core::step::Change::JobInserted {
@@ -27,19 +27,20 @@ fn large_step(job: u64, first_event: u64) -> (Decided, u64) {
             JobState::Queued,
             1,
             TaskCounts { queued: 1, ..TaskCounts::default() },
+            0,
         ),
     ];
     (decided, last)
 }
 
-/// Lets the database have so many pages and no more.
+/// Limits the database to this many pages.
 fn pages_max(writer: &Writer, pages: i64) {
     let set = format!("PRAGMA max_page_count = {pages}");
     writer.connection().query_row(&set, [], |_| Ok(())).unwrap();
 }
 
 #[test]
-fn a_full_disk_loses_nothing_and_is_waited_for() {
+fn a_commit_on_a_full_disk_loses_nothing_and_can_be_repeated() {
     let dir = tempfile::tempdir().unwrap();
     let mut store = open(dir.path()).unwrap();
     pages_max(&store.writer, 1);
@@ -48,7 +49,7 @@ fn a_full_disk_loses_nothing_and_is_waited_for() {
     for _ in 0..2 {
         let error = store.writer.commit(&mut batch).unwrap_err();
         assert!(matches!(error, StoreError::Full { .. }), "{error}");
-        assert_eq!(batch[0].step.events.len(), 2_000, "the batch is as it was");
+        assert_eq!(batch[0].step.events.len(), 2_000, "the batch is unchanged");
     }
     pages_max(&store.writer, 1 << 30);
     let done = store.writer.commit(&mut batch).unwrap();
@@ -59,7 +60,7 @@ fn a_full_disk_loses_nothing_and_is_waited_for() {
 }
 
 #[test]
-fn a_manager_that_stops_does_not_wait_for_room() {
+fn a_stopping_manager_does_not_wait_for_disk_space() {
     let dir = tempfile::tempdir().unwrap();
     let store = open(dir.path()).unwrap();
     pages_max(&store.writer, 1);

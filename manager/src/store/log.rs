@@ -1,9 +1,9 @@
-//! What a database's write-ahead log holds, read without SQLite: which itself drops whatever
-//! follows the first damage in it, acknowledged commits as well.
+//! Reads a database's write-ahead log without SQLite, because SQLite silently drops everything
+//! after the first damage in it, including acknowledged commits.
 //!
-//! A power cut can spoil the one commit that was being written. Before the next one begins, it
-//! is synchronised (`synchronous = FULL`), and the log's header before the first: so two commits
-//! behind the damage, or any behind a damaged header, were acknowledged, or followed one that was.
+//! A power cut can damage only the commit that was being written: every commit is synced before the
+//! next one begins (`synchronous = FULL`), and the log's header before the first. So if two commits
+//! follow the damage, or any commit follows a damaged header, acknowledged commits would be lost.
 
 use std::collections::HashSet;
 use std::fs::File;
@@ -12,31 +12,31 @@ use std::path::{Path, PathBuf};
 
 const HEADER_BYTES: usize = 32;
 const FRAME_BYTES: usize = 24;
-/// The last bit says in which order the words of checksums are.
+/// The last bit gives the byte order of the words in checksums.
 const MAGIC: u32 = 0x377f_0682;
 
-/// The log of a database.
+/// Returns the path of a database's log.
 pub(super) fn log_of(path: &Path) -> PathBuf {
     let mut log = path.to_path_buf().into_os_string();
     log.push("-wal");
     log.into()
 }
 
-/// What the log holds of the database.
+/// The pages in a log.
 pub(super) struct Log {
-    /// Bytes of a page.
+    /// The size of a page in bytes.
     pub(super) page_bytes: u64,
-    /// Pages of the database with it.
+    /// The number of pages in the database after the log is applied.
     pub(super) pages: u64,
-    /// The numbers of those that are in it.
+    /// The numbers of the pages in the log.
     pub(super) holds: HashSet<u64>,
 }
 
-/// What was found instead.
+/// Why there is no log to use.
 pub(super) enum NoLog {
-    /// None, or nothing in it that counts.
+    /// There is no log, or it holds no commit.
     Nothing,
-    /// Damage in front of what counts.
+    /// The log is damaged in front of acknowledged commits.
     Damaged,
 }
 
@@ -77,7 +77,7 @@ impl Log {
                 whole = ours && word(&frame, 0) != 0 && sum.is(&frame[16..24]);
             }
             if !whole {
-                // Those of earlier uses of the file have another salt.
+                // Frames left from earlier uses of the file have another salt.
                 commits_behind += u32::from(ours && commit != 0);
                 continue;
             }
@@ -95,14 +95,14 @@ impl Log {
     }
 }
 
-/// Four bytes, big-endian, as all numbers in SQLite's files are.
+/// Reads a big-endian number of four bytes, the format of all numbers in SQLite's files.
 pub(super) fn word(bytes: &[u8], at: usize) -> u32 {
     let mut four = [0; 4];
     four.copy_from_slice(&bytes[at..at + 4]);
     u32::from_be_bytes(four)
 }
 
-/// Whether there was enough to read.
+/// Fills the buffer. Returns false if the file ends before.
 fn filled(file: &mut impl Read, buffer: &mut [u8]) -> io::Result<bool> {
     match file.read_exact(buffer) {
         Err(e) if e.kind() == io::ErrorKind::UnexpectedEof => Ok(false),
@@ -110,7 +110,7 @@ fn filled(file: &mut impl Read, buffer: &mut [u8]) -> io::Result<bool> {
     }
 }
 
-/// The running checksum of a log, over all frames up to one.
+/// The running checksum of a log, over all frames so far.
 struct Sum {
     big_endian: bool,
     first: u32,

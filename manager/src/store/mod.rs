@@ -1,17 +1,22 @@
 //! Everything that outlives the process: one SQLite database, written by one thread and read by
-//! another.
+//! others.
 
 mod access;
 mod backup;
 mod check;
 mod codes;
+mod compact;
 #[cfg(test)]
 mod damage_tests;
 mod events;
 #[cfg(test)]
 mod full_tests;
 mod log;
+mod numbers;
 mod reader;
+mod removal;
+#[cfg(test)]
+mod removal_tests;
 mod restore;
 mod schema;
 mod seal;
@@ -27,24 +32,26 @@ use std::time::Duration;
 use podmesh_manager_core::step::Snapshot;
 use rusqlite::{Connection, ErrorCode, OpenFlags};
 
+use self::numbers::JobNumbers;
+use crate::clock;
 use crate::data_dir::DataDirLock;
 
-pub use backup::{BackupError, MadeBackup, backup};
-pub use check::{Checked, check};
+pub use backup::{BackupError, BackupSummary, backup};
+pub use check::{CheckReport, check};
 pub(crate) use reader::{History, ReadError};
-pub(crate) use writer::{Committed, CommittedChunk, Decided, Writer};
+pub(crate) use writer::{Commit, CommittedChunk, TimedStep, Writer};
 
 /// The database's name in the data directory.
 pub(crate) const FILE_NAME: &str = "podmesh.db";
 
-/// How long to wait for somebody who has the database locked: the sqlite3 program, for instance.
+/// How long to wait for another process that has the database locked, such as the sqlite3 program.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Why the database cannot be used, or can no longer be.
+/// Why the database cannot be used, or can no longer be used.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum StoreError {
-    /// A newer program has written it.
+    /// A newer podmesh wrote it.
     #[error(
         "{} was written by a newer podmesh (its schema is {found}, this program knows up to {known}): run that newer podmesh, or choose another data directory; nothing was changed",
         path.display()
@@ -52,12 +59,25 @@ pub enum StoreError {
     Newer {
         /// The database.
         path: PathBuf,
-        /// Its schema.
+        /// The version of its schema.
         found: i64,
         /// The newest schema that this program knows.
         known: usize,
     },
-    /// It is a database, but of another program.
+    /// An older podmesh wrote it. Only a start of the manager upgrades it.
+    #[error(
+        "{} was written by an older podmesh (its schema is {found}, this program's is {known}): start the manager of this release once to upgrade it, or use that older podmesh",
+        path.display()
+    )]
+    Older {
+        /// The database.
+        path: PathBuf,
+        /// The version of its schema.
+        found: usize,
+        /// The schema version of this program.
+        known: usize,
+    },
+    /// It is a database of another program.
     #[error(
         "{} is a database of another program: move it away, or choose another data directory; nothing was changed",
         path.display()
@@ -66,7 +86,7 @@ pub enum StoreError {
         /// The database.
         path: PathBuf,
     },
-    /// There is none.
+    /// There is no database.
     #[error(
         "there is no {}: is this the data directory of a manager (--data-dir)?",
         path.display()
@@ -75,11 +95,11 @@ pub enum StoreError {
         /// The database.
         path: PathBuf,
     },
-    /// It is not a database, or one with damage.
+    /// It is not a database, or it is damaged.
     #[error(
-        "{0} is not a database or is damaged ({why}): nothing was changed; `podmesh check` tells more; \
+        "{0} is not a database or is damaged ({why}): nothing was changed; `podmesh check` shows details; \
          to restore a backup, move {0}, {0}-wal and {0}-shm away, copy the file that `podmesh backup` made to {0}, \
-         and start the manager; without a backup it begins anew, with every job of before forgotten",
+         and start the manager; without a backup, the manager starts empty and all earlier jobs are lost",
         path.display()
     )]
     Damaged {
@@ -88,9 +108,9 @@ pub enum StoreError {
         /// What was found.
         why: String,
     },
-    /// There is no room left.
+    /// The disk is full.
     #[error(
-        "no room is left for {}: make room on its file system and start the manager again; everything that was acknowledged is kept",
+        "no room is left for {}: free some space on its file system and start the manager again; everything that was acknowledged is kept",
         path.display()
     )]
     Full {
@@ -98,35 +118,35 @@ pub enum StoreError {
         path: PathBuf,
     },
     /// The file system failed.
-    #[error("{} cannot be read: {source}", path.display())]
+    #[error("{} cannot be read or written: {source}", path.display())]
     File {
         /// The database.
         path: PathBuf,
         /// Why.
         source: io::Error,
     },
-    /// Another error of SQLite's.
+    /// Another error of SQLite.
     #[error("{} could not be {doing}: {source}", path.display())]
     Sqlite {
         /// The database.
         path: PathBuf,
-        /// What was done with it.
+        /// What was attempted, as a past participle: "read", "written".
         doing: &'static str,
         /// Why it failed.
         source: rusqlite::Error,
     },
-    /// What was to be written contradicts what is there; a bug of podmesh.
-    #[error("{} does not agree with the manager: {what}; this is a bug of podmesh", path.display())]
+    /// A change contradicts the stored rows. This is a bug of podmesh.
+    #[error("{} disagrees with the manager: {what}; this is a bug of podmesh", path.display())]
     Contradiction {
         /// The database.
         path: PathBuf,
-        /// What.
+        /// The contradiction.
         what: String,
     },
 }
 
 impl StoreError {
-    /// The error for one of SQLite's, with what it means for the user.
+    /// Converts an error of SQLite to one that tells the user what to do.
     fn sqlite(path: &Path, doing: &'static str, source: rusqlite::Error) -> Self {
         let path = path.to_path_buf();
         match source.sqlite_error_code() {
@@ -135,31 +155,36 @@ impl StoreError {
                 Self::Damaged { path, why: "it is not a database".into() }
             }
             Some(ErrorCode::DatabaseCorrupt) => Self::Damaged { path, why: source.to_string() },
-            // A value that its column cannot hold, or a row that is always there.
+            // An impossible value in a column, or a missing row that must exist.
             None => Self::Damaged { path, why: source.to_string() },
             _ => Self::Sqlite { path, doing, source },
         }
     }
 }
 
-/// A database that has just been opened.
+/// An open database.
 pub(crate) struct Store {
-    /// Writes.
+    /// Writes to the database.
     pub(crate) writer: Writer,
-    /// Reads history.
+    /// Reads jobs, tasks and events.
     pub(crate) history: History,
-    /// Looks up submissions, which must not wait for those who read history.
+    /// Looks up submissions, which must not wait for the reads of `history`.
     pub(crate) lookups: History,
-    /// Where the last life of the manager stopped.
+    /// The state in which the previous run of the manager stopped.
     pub(crate) snapshot: Snapshot,
+    /// The time of the age clock.
+    pub(crate) age_ms: u64,
 }
 
-/// Opens the database of a data directory; creates it, or brings it forward, where needed.
+/// Opens the database of a data directory. Creates or upgrades it if necessary.
 pub(crate) fn open(data_dir: &Path) -> Result<Store, StoreError> {
     let path = data_dir.join(FILE_NAME);
-    let connection = schema::open(&path)?;
-    let (snapshot, nodes) =
-        restore::snapshot(&connection).map_err(|e| StoreError::sqlite(&path, "read", e))?;
+    let numbers = JobNumbers::open(data_dir)?;
+    let (connection, is_new) = schema::open(&path)?;
+    numbers.skip_used(&connection, is_new).map_err(|e| StoreError::sqlite(&path, "written", e))?;
+    let read = |e| StoreError::sqlite(&path, "read", e);
+    let (snapshot, nodes) = restore::snapshot(&connection).map_err(read)?;
+    let age_ms = restore::age_ms(&connection, clock::wall_ms()).map_err(read)?;
     if let Some(why) = restore::contradiction(&snapshot) {
         return Err(StoreError::Damaged { path, why });
     }
@@ -168,14 +193,14 @@ pub(crate) fn open(data_dir: &Path) -> Result<Store, StoreError> {
         Err(error) => Err(StoreError::sqlite(&path, "opened", error)),
     };
     let (history, lookups) = (reader()?, reader()?);
-    let writer = Writer::new(connection, path, nodes, snapshot.last_revision);
-    Ok(Store { writer, history, lookups, snapshot })
+    let writer = Writer::new(connection, path, nodes, numbers, snapshot.last_revision);
+    Ok(Store { writer, history, lookups, snapshot, age_ms })
 }
 
 fn open_for_reading(path: &Path) -> rusqlite::Result<Connection> {
     let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
     let connection = Connection::open_with_flags(path, flags)?;
-    // Readers wait for nobody in WAL, but for the recovery after a kill.
+    // In WAL mode readers wait only for the recovery after a kill.
     connection.busy_timeout(BUSY_TIMEOUT)?;
     connection.execute_batch(
         "PRAGMA query_only = ON; PRAGMA cell_size_check = ON; PRAGMA cache_size = -2048;",
@@ -184,8 +209,8 @@ fn open_for_reading(path: &Path) -> rusqlite::Result<Connection> {
     Ok(connection)
 }
 
-/// The end of a store: who has the database open says when it has closed it, and the last one
-/// seals it. The folder stays locked until then.
+/// Seals the database after its last user has closed it. The data directory stays locked until
+/// then.
 pub(crate) struct Closing {
     path: PathBuf,
     open: AtomicUsize,
@@ -194,33 +219,33 @@ pub(crate) struct Closing {
 }
 
 impl Closing {
-    /// For a [`Store`] that is open, with its writer and its two readers.
+    /// Creates the value for an open [`Store`], which has one writer and two readers.
     pub(crate) fn new(data_dir: &Path, lock: DataDirLock) -> Self {
         let path = data_dir.join(FILE_NAME);
         Self { path, open: AtomicUsize::new(3), well: AtomicBool::new(true), _lock: lock }
     }
 
-    /// The writer or a reader is gone, and whether all was well until then.
+    /// Notes that the writer or a reader has closed the database, and whether it had no error.
     pub(crate) fn closed(&self, well: bool) {
         if !well {
             self.well.store(false, Ordering::Release);
         }
         let last = self.open.fetch_sub(1, Ordering::AcqRel) == 1;
-        // What is damaged would be vouched for.
+        // A seal must not vouch for a damaged database.
         if last && self.well.load(Ordering::Acquire) {
             match seal::seal(&self.path) {
                 Ok(true) => {}
                 Ok(false) => {
-                    tracing::info!("the database is left without a checksum: it is in use")
+                    tracing::info!("the database is left without a checksum because it is in use")
                 }
-                // The next start does without.
+                // The next start does not need it.
                 Err(error) => tracing::warn!(%error, "the database is left without a checksum"),
             }
         }
     }
 }
 
-/// An error of a value that is not what its column should hold.
+/// Returns the error for a value that does not fit its column.
 fn unreadable(
     column: usize,
     source: impl std::error::Error + Send + Sync + 'static,

@@ -1,6 +1,6 @@
-//! The read side: pages of jobs and tasks, details, events of before.
+//! The read side: pages of jobs and tasks, details, past events.
 //!
-//! Every read is bounded in rows and in bytes, so that one thread serves all clients in turn.
+//! Every read is bounded in rows and in bytes, so that one thread can serve all clients in turn.
 
 use std::cell::RefCell;
 use std::path::PathBuf;
@@ -14,37 +14,39 @@ use podmesh_protocol::report::{AttemptState, JobState, Outcome, TaskState};
 use podmesh_protocol::spec::ArrayRange;
 use rusqlite::{Connection, ErrorCode as Sqlite, OptionalExtension, Row, params};
 
-use super::StoreError;
 use super::codes::{attempt_state, integer, job_state, outcome_kind, task_state, unsigned};
-use super::restore::{counts, decoded, name};
+use super::restore::{counts, decoded, last_job, name};
+use super::{StoreError, removal};
 
-/// Bytes of rows in one reply, estimated from above; the rest of the frame is room for the
-/// estimate to be wrong.
+/// The most bytes of rows in one reply, by a high estimate. The rest of the frame is a reserve in
+/// case the estimate is too low.
 const REPLY_BYTES_MAX: usize = FRAME_BYTES_MAX - (64 << 10);
-/// Bytes of a row of tasks, attempts or jobs, without the texts in it.
+/// The estimated bytes of a row of tasks, attempts or jobs, without its texts.
 const ROW_BYTES: usize = 512;
-/// Rows that one request for tasks looks at, the last task's further attempts apart. A page can
-/// be short for it, and says where to go on.
+/// The most rows that one request for tasks reads, apart from further attempts of the last task.
+/// A page can be short because of it, and then says where the next one begins.
 const SCAN_ROWS_MAX: usize = 50_000;
 
 /// Why a read has no result.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ReadError {
-    /// There is no such thing.
+    /// The job, task or attempt does not exist.
     #[error("{0}")]
     NotFound(String),
-    /// Events that are no longer kept.
+    /// The events are no longer kept.
     #[error(
         "the events after revision {since} are no longer kept: the oldest kept is {oldest}; ask for those since {} or later", oldest.0 - 1
     )]
     Compacted {
-        /// Asked for.
+        /// The revision that was asked for.
         since: Revision,
-        /// Kept.
+        /// The oldest revision that is kept.
         oldest: Revision,
     },
     /// SQLite failed.
-    #[error("the manager could not read its database: {0}; `podmesh check` there tells more")]
+    #[error(
+        "the manager could not read its database: {0}; run `podmesh check` on the manager's machine for details"
+    )]
     Sqlite(#[from] rusqlite::Error),
 }
 
@@ -59,7 +61,7 @@ impl From<ReadError> for ErrorReply {
     }
 }
 
-/// The read-only connection.
+/// A read-only connection to the database.
 pub(crate) struct History {
     connection: Connection,
     path: PathBuf,
@@ -85,7 +87,7 @@ fn job_view(row: &Row<'_>) -> rusqlite::Result<JobView> {
 const ATTEMPT_COLUMNS: &str = "task, number, standing, nodes.name, state, assigned_ms, started_ms,
     ended_ms, outcome, exit_code, signal, oom_killed, ran_ms, message";
 
-/// An attempt with what it means for its task.
+/// A row of `attempts`, with what the attempt means for its task.
 struct AttemptRow {
     task: u32,
     standing: i64,
@@ -130,7 +132,7 @@ impl AttemptRow {
     }
 }
 
-/// What is needed of a job to tell of its tasks.
+/// The part of a job's row that is needed to list its tasks.
 struct JobTasks {
     array: ArrayRange,
     next_index: u64,
@@ -138,7 +140,7 @@ struct JobTasks {
 }
 
 impl JobTasks {
-    /// Where a task stands that has had no attempt.
+    /// Returns the state of the tasks that have had no attempt.
     fn untried(&self) -> TaskState {
         match self.state {
             JobState::Cancelling | JobState::Cancelled => TaskState::Cancelled,
@@ -154,7 +156,7 @@ impl History {
         Self { connection, path, damage: RefCell::default() }
     }
 
-    /// Passes on what was read, and remembers when SQLite found damage in it.
+    /// Returns the result of a read unchanged, and remembers it if SQLite found damage.
     pub(crate) fn note<T>(&self, read: Result<T, ReadError>) -> Result<T, ReadError> {
         if let Err(ReadError::Sqlite(error)) = &read
             && let Some(Sqlite::DatabaseCorrupt | Sqlite::NotADatabase) = error.sqlite_error_code()
@@ -164,13 +166,13 @@ impl History {
         read
     }
 
-    /// The error that ends the manager, when the database was found to be damaged.
+    /// Takes the error that must end the manager, if a read found damage.
     pub(crate) fn damage(&self) -> Option<StoreError> {
         let why = self.damage.take()?;
         Some(StoreError::Damaged { path: self.path.clone(), why })
     }
 
-    /// The job that a submission made.
+    /// Returns the job that was created with this submission ID.
     pub(crate) fn submission(&self, submission: SubmissionId) -> Result<Option<JobId>, ReadError> {
         Ok(self
             .connection
@@ -179,7 +181,7 @@ impl History {
             .optional()?)
     }
 
-    /// The jobs, newest first.
+    /// Returns jobs, newest first.
     pub(crate) fn jobs(
         &self,
         before: Option<JobId>,
@@ -201,7 +203,7 @@ impl History {
         Ok(rows)
     }
 
-    /// All about a job but why it waits; and the revision of its last change.
+    /// Returns a job's details, except why it waits, and the revision of its last change.
     pub(crate) fn job(&self, job: JobId) -> Result<(JobDetail, Revision), ReadError> {
         let _snapshot = self.connection.unchecked_transaction()?;
         let revision = self.last_revision()?;
@@ -224,7 +226,7 @@ impl History {
         found.map_or_else(|| Err(self.no_job(job)?), Ok)
     }
 
-    /// Where a job stands, and the revision of its last change.
+    /// Returns a job's state and the revision of its last change.
     pub(crate) fn job_state(&self, job: JobId) -> Result<(JobState, Revision), ReadError> {
         let found = self
             .connection
@@ -236,7 +238,7 @@ impl History {
         found.map_or_else(|| Err(self.no_job(job)?), Ok)
     }
 
-    /// Tasks in order of index, and the index to go on from.
+    /// Returns tasks in the order of their indexes, and the index at which the next page begins.
     pub(crate) fn tasks(
         &self,
         job: JobId,
@@ -272,7 +274,7 @@ impl History {
                 return Ok((page.tasks, Some(stop)));
             }
         }
-        // The tasks that have had no attempt have no row.
+        // Tasks without attempts have no rows.
         let untried = about.untried();
         if state.is_none_or(|wanted| wanted == untried) {
             let first = about.next_index.max(u64::from(about.array.first)).max(u64::from(from));
@@ -286,7 +288,7 @@ impl History {
         Ok((page.tasks, None))
     }
 
-    /// A task with its attempts.
+    /// Returns a task with its attempts.
     pub(crate) fn task(&self, task: TaskId) -> Result<TaskDetail, ReadError> {
         let _snapshot = self.connection.unchecked_transaction()?;
         let about = self.job_tasks(task.job)?;
@@ -322,8 +324,8 @@ impl History {
         Ok(TaskDetail { task, state, attempts })
     }
 
-    /// The number of the last attempt of a task, and where that stands: what a reply that is
-    /// held compares.
+    /// Returns the number and state of a task's last attempt. Requests that wait for a change
+    /// compare them.
     pub(crate) fn last_attempt(
         &self,
         task: TaskId,
@@ -340,13 +342,13 @@ impl History {
             .optional()?)
     }
 
-    /// Where an attempt runs or ran.
+    /// Returns the node on which an attempt runs or ran.
     pub(crate) fn node_of(&self, attempt: AttemptId) -> Result<Name, ReadError> {
         let AttemptId { task, number } = attempt;
         let found = self
             .connection
             .prepare_cached(
-                "SELECT name FROM attempts JOIN nodes USING (node)
+                "SELECT nodes.name FROM attempts JOIN nodes USING (node) JOIN jobs USING (job)
                  WHERE job = ?1 AND task = ?2 AND number = ?3",
             )?
             .query_row(params![integer(task.job.0), task.index, number], |row| name(row, 0))
@@ -354,7 +356,7 @@ impl History {
         if let Some(node) = found {
             return Ok(node);
         }
-        // Says whether it is the job or the task that is not there.
+        // The error says whether the job or the task is missing.
         let detail = self.task(task)?;
         let so_far = match detail.attempts.last() {
             None => format!("task {task} has not been tried yet"),
@@ -363,8 +365,9 @@ impl History {
         Err(ReadError::NotFound(format!("there is no attempt {attempt}; {so_far}")))
     }
 
-    /// The events after a revision, as many as fit one message, and the last revision. Nothing
-    /// after the last one is no error: a client may have heard of it before the reader sees it.
+    /// Returns the events after a revision, as many as fit one message, and the last revision. A
+    /// revision after the last one is not an error: a client may know of it before this reader
+    /// sees it.
     pub(crate) fn events(&self, since: Revision) -> Result<ReplyBody, ReadError> {
         let _snapshot = self.connection.unchecked_transaction()?;
         let last = self.last_revision()?;
@@ -424,18 +427,74 @@ impl History {
         found.map_or_else(|| Err(self.no_job(job)?), Ok)
     }
 
+    /// Returns the existing jobs from `first` to `last`, at most `limit`, and whether each has ended.
+    pub(crate) fn jobs_between(
+        &self,
+        first: JobId,
+        last: JobId,
+        limit: u32,
+    ) -> Result<Vec<(JobId, bool)>, ReadError> {
+        let found = self
+            .connection
+            .prepare_cached(
+                "SELECT job, state FROM jobs WHERE job BETWEEN ?1 AND ?2 ORDER BY job LIMIT ?3",
+            )?
+            .query_map(params![integer(first.0), integer(last.0), limit], |row| {
+                Ok((JobId(unsigned(row.get(0)?)), job_state(row.get(1)?)?.is_end()))
+            })?
+            .collect::<Result<Vec<_>, _>>()?;
+        if found.is_empty() && first == last && first > last_job(&self.connection)? {
+            return Err(self.no_job(first)?);
+        }
+        Ok(found)
+    }
+
+    /// Returns the jobs that have been kept long enough, at most `limit`, in the order of their ends:
+    /// those that ended before the time `ended_before` of the age clock, and those with which ended
+    /// jobs have more than `attempts_max` attempts. A job without attempts counts as one.
+    pub(crate) fn overdue(
+        &self,
+        ended_before: u64,
+        attempts_max: u64,
+        limit: u32,
+    ) -> Result<Vec<JobId>, ReadError> {
+        let _snapshot = self.connection.unchecked_transaction()?;
+        let kept: i64 = self
+            .connection
+            .prepare_cached("SELECT value FROM meta WHERE key = 'kept'")?
+            .query_row([], |row| row.get(0))?;
+        let mut surplus = kept.saturating_sub(integer(attempts_max));
+        let mut oldest = self.connection.prepare_cached(
+            "SELECT job, ended_age_ms, attempts FROM jobs WHERE ended_age_ms IS NOT NULL
+             ORDER BY ended_age_ms LIMIT ?1",
+        )?;
+        let mut rows = oldest.query([limit])?;
+        let mut overdue = Vec::new();
+        while let Some(row) = rows.next()? {
+            if unsigned(row.get(1)?) >= ended_before && surplus <= 0 {
+                break;
+            }
+            overdue.push(JobId(unsigned(row.get(0)?)));
+            surplus -= removal::weight(unsigned(row.get(2)?));
+        }
+        Ok(overdue)
+    }
+
     fn no_job(&self, job: JobId) -> Result<ReadError, ReadError> {
-        let last: Option<i64> =
-            self.connection.query_row("SELECT max(job) FROM jobs", [], |row| row.get(0))?;
-        let others = match last {
-            None => "no job has been submitted yet".to_owned(),
-            Some(last) => format!("the last one is {last}"),
-        };
-        Ok(ReadError::NotFound(format!("there is no job {job}; {others}")))
+        let last = last_job(&self.connection)?;
+        Ok(ReadError::NotFound(match last {
+            JobId(0) => format!("there is no job {job}; no job has been submitted yet"),
+            _ if job.0 == 0 || job > last => {
+                format!("there is no job {job}; the last one is {last}")
+            }
+            _ => format!(
+                "job {job} was removed, by `podmesh forget` or because of the limits `keep` and `keep_attempts` in manager.toml; its output may still be on its nodes, in the folder {job}/ of their logs"
+            ),
+        }))
     }
 }
 
-/// A page of tasks as it fills.
+/// A page of tasks that is being filled.
 struct Page {
     job: JobId,
     state: Option<TaskState>,
@@ -445,8 +504,8 @@ struct Page {
 }
 
 impl Page {
-    /// Adds a task, where it is one of those asked for. When the page has no room for it: its
-    /// index, where the next page begins.
+    /// Adds a task if its state matches. If the page is full, returns the task's index, at which the
+    /// next page begins.
     fn add(&mut self, index: u32, state: TaskState, last: Option<AttemptRow>) -> Option<u32> {
         if self.state.is_some_and(|wanted| wanted != state) {
             return None;

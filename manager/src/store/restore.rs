@@ -1,11 +1,11 @@
-//! What a start reads: all that goes on, and nothing of what is over.
+//! What a start reads: everything that has not ended.
 
 use std::collections::HashMap;
 use std::sync::Arc;
 
 use podmesh_manager_core::step::{JobRow, Losses, NodeRow, RestoredJob, Snapshot};
 use podmesh_protocol::ids::{
-    AttemptId, Epoch, InstanceId, JobId, Name, Revision, SubmissionId, TaskId,
+    AgentId, AttemptId, Epoch, InstanceId, JobId, Name, Revision, SubmissionId, TaskId,
 };
 use podmesh_protocol::report::{AttemptState, JobState, OutcomeKind, TaskCounts};
 use podmesh_protocol::spec::{ArrayRange, Resources};
@@ -14,9 +14,10 @@ use uuid::Uuid;
 
 use super::codes::{attempt_state, job_state, outcome_code, standing, unsigned};
 use super::{access, schema, unreadable};
-use crate::clock::Clock;
+use crate::clock;
 
-/// Where the last life of the manager stopped, and the numbers that nodes have in the database.
+/// Returns the state in which the previous run of the manager stopped, and the numbers of the nodes
+/// in the database.
 pub(super) fn snapshot(
     connection: &Connection,
 ) -> rusqlite::Result<(Snapshot, HashMap<Name, i64>)> {
@@ -27,8 +28,8 @@ pub(super) fn snapshot(
     let mut nodes = Vec::new();
     let mut statement = connection.prepare(
         "SELECT node, name, boot_id, agent_instance, program_version, cpu_millis, memory_bytes,
-             labels, runtimes, epoch
-         FROM nodes ORDER BY name",
+             labels, runtimes, epoch, agent_id, lost_age_ms
+         FROM nodes WHERE NOT forgotten ORDER BY name",
     )?;
     let mut rows = statement.query([])?;
     while let Some(row) = rows.next()? {
@@ -39,7 +40,7 @@ pub(super) fn snapshot(
     let (attempts, retries) = attempts(connection, &numbers)?;
     let snapshot = Snapshot {
         cluster: schema::cluster(connection)?,
-        last_job: JobId(number("SELECT coalesce(max(job), 0) FROM jobs")?),
+        last_job: last_job(connection)?,
         last_epoch: Epoch(number("SELECT value FROM meta WHERE key = 'last_epoch'")?),
         last_revision: Revision(number("SELECT coalesce(max(last), 0) FROM events")?),
         jobs: jobs(connection)?,
@@ -54,19 +55,42 @@ pub(super) fn snapshot(
     Ok((snapshot, numbers))
 }
 
-/// What the parts of a snapshot say against each other, which they do only when the database is
-/// damaged: every commit holds whole steps.
+/// Returns the highest job number that was given out.
+pub(super) fn last_job(connection: &Connection) -> rusqlite::Result<JobId> {
+    let last = "SELECT max(value, (SELECT coalesce(max(job), 0) FROM jobs)) FROM meta
+         WHERE key = 'last_job'";
+    connection.prepare_cached(last)?.query_row([], |row| Ok(JobId(unsigned(row.get(0)?))))
+}
+
+/// Maximum time counted between two runs of the manager. A manager that was off for longer keeps its
+/// jobs longer.
+const AWAY_MS_MAX: u64 = 24 * 3600 * 1000;
+
+/// Returns the time of the age clock at a start.
+pub(super) fn age_ms(connection: &Connection, wall_ms: u64) -> rusqlite::Result<u64> {
+    let (age_ms, saved_at): (i64, i64) = connection.query_row(
+        "SELECT (SELECT value FROM meta WHERE key = 'age_ms'),
+             (SELECT value FROM meta WHERE key = 'age_wall_ms')",
+        [],
+        |row| Ok((row.get(0)?, row.get(1)?)),
+    )?;
+    let away_ms = wall_ms.saturating_sub(unsigned(saved_at)).min(AWAY_MS_MAX);
+    Ok(unsigned(age_ms).saturating_add(away_ms))
+}
+
+/// Returns a contradiction between the parts of a snapshot. There is one only if the database is
+/// damaged, because every commit holds whole steps.
 pub(super) fn contradiction(snapshot: &Snapshot) -> Option<String> {
     let mut jobs = HashMap::new();
     for RestoredJob { spec, row, .. } in &snapshot.jobs {
         let (job, counts) = (row.job, row.counts);
         let tasks = u64::from(spec.array.last) - u64::from(spec.array.first) + 1;
         let Some(untried) = untried(spec.array, row.next_index) else {
-            return Some(format!("job {job} goes on with a task that it does not have"));
+            return Some(format!("the next task of job {job} is outside its array"));
         };
         let all = [counts.queued, counts.active, counts.succeeded, counts.failed, counts.cancelled];
         if all.into_iter().map(u64::from).sum::<u64>() != tasks {
-            return Some(format!("job {job} has {tasks} tasks, and counts others"));
+            return Some(format!("job {job} has {tasks} tasks, but its stored counts disagree"));
         }
         let untried = if row.state == JobState::Cancelling { 0 } else { untried };
         let retries = u64::from(counts.queued).checked_sub(untried);
@@ -80,13 +104,15 @@ pub(super) fn contradiction(snapshot: &Snapshot) -> Option<String> {
         found.entry(attempt.task.job).or_default().1 += 1;
     }
     if let Some(job) = found.keys().find(|job| !jobs.contains_key(job)) {
-        return Some(format!("a task of job {job} goes on, and that job does not"));
+        return Some(format!(
+            "a task of job {job} is active, but that job has ended or is missing"
+        ));
     }
     for (job, (active, retries)) in jobs {
         let found = found.get(&job).copied().unwrap_or_default();
         if (found.0, Some(found.1)) != (active, retries) {
             return Some(format!(
-                "{} tasks of job {job} are with a node and {} wait for a retry, and it counts others",
+                "{} tasks of job {job} are on a node and {} wait for a retry, but its stored counts disagree",
                 found.0, found.1
             ));
         }
@@ -94,7 +120,7 @@ pub(super) fn contradiction(snapshot: &Snapshot) -> Option<String> {
     None
 }
 
-/// How many tasks of an array have had no attempt, where the next one is one that it can have.
+/// Returns how many tasks of an array have had no attempt; `None` if `next_index` is impossible.
 pub(super) fn untried(array: ArrayRange, next_index: u64) -> Option<u64> {
     let untried = (u64::from(array.last) + 1).checked_sub(next_index)?;
     (next_index >= u64::from(array.first)).then_some(untried)
@@ -110,6 +136,8 @@ fn node(row: &Row<'_>) -> rusqlite::Result<NodeRow> {
         labels: decoded(row, 7)?,
         runtimes: decoded(row, 8)?,
         epoch: Epoch(unsigned(row.get(9)?)),
+        agent_id: row.get::<_, Option<[u8; 16]>>(10)?.map(|id| AgentId(Uuid::from_bytes(id))),
+        lost_age_ms: row.get::<_, Option<i64>>(11)?.map(unsigned),
     })
 }
 
@@ -117,7 +145,7 @@ fn jobs(connection: &Connection) -> rusqlite::Result<Vec<RestoredJob>> {
     connection
         .prepare(
             "SELECT job, submission, spec, state, next_index, queued, active, succeeded, failed,
-                 cancelled, started_ms, ended_ms
+                 cancelled, started_ms, ended_ms, attempts
              FROM jobs JOIN job_specs USING (job) WHERE state < 3 ORDER BY job",
         )?
         .query_map([], |row| {
@@ -129,6 +157,7 @@ fn jobs(connection: &Connection) -> rusqlite::Result<Vec<RestoredJob>> {
                     state: job_state(row.get(3)?)?,
                     next_index: unsigned(row.get(4)?),
                     counts: counts(row, 5)?,
+                    attempts: unsigned(row.get(12)?),
                     started_wall_ms: row.get::<_, Option<i64>>(10)?.map(unsigned),
                     ended_wall_ms: row.get::<_, Option<i64>>(11)?.map(unsigned),
                 },
@@ -140,14 +169,14 @@ fn jobs(connection: &Connection) -> rusqlite::Result<Vec<RestoredJob>> {
 type ActiveAttempt = (AttemptId, Name, AttemptState);
 type WaitingRetry = (AttemptId, u64);
 
-/// The attempts that are with a node, and the tasks that wait for a retry.
+/// Returns the attempts that have not ended, and those whose tasks wait for a retry.
 fn attempts(
     connection: &Connection,
     numbers: &HashMap<Name, i64>,
 ) -> rusqlite::Result<(Vec<ActiveAttempt>, Vec<WaitingRetry>)> {
     let names: HashMap<i64, &Name> = numbers.iter().map(|(name, number)| (*number, name)).collect();
     let (mut active, mut retries) = (Vec::new(), Vec::new());
-    let wall_ms = Clock::start().now().wall_ms;
+    let wall_ms = clock::wall_ms();
     let mut statement = connection.prepare(
         "SELECT job, task, number, standing, node, state, retry_ms, ended_ms
          FROM attempts WHERE standing < 2 ORDER BY job, task, number",
@@ -168,13 +197,13 @@ fn attempts(
     Ok((active, retries))
 }
 
-/// What is left of a retry's wait that began at `ended_ms`. A wall clock that went back meanwhile
-/// makes it no longer than it was.
+/// Returns the rest of a retry's wait, which began at `ended_ms`. It is never longer than the whole
+/// wait, also if the wall clock went back meanwhile.
 fn remaining(after_ms: u64, ended_ms: u64, wall_ms: u64) -> u64 {
     ended_ms.saturating_add(after_ms).saturating_sub(wall_ms).min(after_ms)
 }
 
-/// How often the tasks that go on have been lost, and not started.
+/// Returns how often the unfinished tasks were lost or not started.
 fn losses(connection: &Connection) -> rusqlite::Result<Vec<Losses>> {
     let kinds = [OutcomeKind::Lost, OutcomeKind::NotStarted].map(outcome_code);
     connection
@@ -191,13 +220,13 @@ fn losses(connection: &Connection) -> rusqlite::Result<Vec<Losses>> {
         .collect()
 }
 
-/// A name of a job or node.
+/// Reads a name from a column.
 pub(super) fn name(row: &Row<'_>, column: usize) -> rusqlite::Result<Name> {
     let text: String = row.get(column)?;
     Name::try_from(text).map_err(|e| unreadable(column, e))
 }
 
-/// A MessagePack value.
+/// Reads a MessagePack value from a column.
 pub(super) fn decoded<T: serde::de::DeserializeOwned>(
     row: &Row<'_>,
     column: usize,
@@ -206,7 +235,7 @@ pub(super) fn decoded<T: serde::de::DeserializeOwned>(
     rmp_serde::from_slice(bytes).map_err(|e| unreadable(column, e))
 }
 
-/// Five columns from `first` on.
+/// Reads the counts from five columns, beginning at `first`.
 pub(super) fn counts(row: &Row<'_>, first: usize) -> rusqlite::Result<TaskCounts> {
     Ok(TaskCounts {
         queued: row.get(first)?,
@@ -222,7 +251,7 @@ mod tests {
     use super::remaining;
 
     #[test]
-    fn a_restart_does_not_begin_a_backoff_anew() {
+    fn a_restart_does_not_restart_a_backoff() {
         assert_eq!(remaining(25_000, 100_000, 110_000), 15_000);
         assert_eq!(remaining(25_000, 100_000, 125_000), 0);
         assert_eq!(remaining(25_000, 100_000, u64::MAX), 0, "a clock that went forward");

@@ -1,4 +1,4 @@
-//! The database's form: what it is created with, and how an older one comes forward.
+//! The schema of the database, and the upgrade of older databases.
 
 use std::path::Path;
 
@@ -9,17 +9,18 @@ use uuid::Uuid;
 
 use super::codes::integer;
 use super::log::log_of;
-use super::seal::{self, Bytes, Unfit};
-use super::{BUSY_TIMEOUT, StoreError, open_for_reading};
+use super::seal::{self, FileError, FileState};
+use super::{BUSY_TIMEOUT, StoreError, compact, open_for_reading};
 
-/// `PMSH`: what `PRAGMA application_id` of our databases is.
+/// `PRAGMA application_id` of our databases: `PMSH`.
 const APPLICATION_ID: i32 = 0x504d_5348;
 
 /// The schema's history: entry `n` brings a database from version `n` to `n + 1`. Entries are
 /// never changed once released, only added.
-const MIGRATIONS: &[&str] = &[VERSION_1, VERSION_2, VERSION_3];
+const MIGRATIONS: &[&str] = &[VERSION_1, VERSION_2, VERSION_3, VERSION_4, VERSION_5];
 
-/// Integer codes are those of [`super::codes`].
+/// The integer codes are defined in [`super::codes`]. SQLite stores comments in `CREATE TABLE`, and a
+/// start compares them: these texts must not change either.
 const VERSION_1: &str = "
 CREATE TABLE meta (
     key   TEXT PRIMARY KEY,
@@ -96,7 +97,7 @@ CREATE TABLE events (
 ) STRICT;
 ";
 
-/// Who may come in.
+/// Join tokens and keys.
 const VERSION_2: &str = "
 CREATE TABLE tokens (
     token       INTEGER PRIMARY KEY,
@@ -119,77 +120,112 @@ CREATE TABLE keys (
 ) STRICT, WITHOUT ROWID;
 ";
 
-/// Keys that take the place of others.
+/// Keys that replace other keys.
 const VERSION_3: &str = "ALTER TABLE keys ADD COLUMN renews BLOB";
 
-/// A database up to this size is checked whole at every start that finds no seal: a quarter of a
-/// second at the most. For one of 143 MiB, with three million tasks, it is 1.2 s.
+/// The agent that a node's name belongs to (NULL: the next agent that gives an ID gets it); forgotten
+/// nodes, whose rows stay for the history of their attempts; and the highest job number in use so
+/// far, whether or not `jobs` still has the job.
+const VERSION_4: &str = "
+ALTER TABLE nodes ADD COLUMN agent_id BLOB;
+ALTER TABLE nodes ADD COLUMN forgotten INTEGER NOT NULL DEFAULT 0;
+INSERT INTO meta (key, value) VALUES ('last_job', 0);
+";
+
+/// Limits on how long and how many ended jobs are kept.
+const VERSION_5: &str = "
+ALTER TABLE jobs ADD COLUMN attempts INTEGER NOT NULL DEFAULT 0; -- how many there have been
+ALTER TABLE jobs ADD COLUMN ended_age_ms INTEGER; -- the time of the age clock when it ended
+UPDATE jobs SET attempts = (SELECT count(*) FROM attempts WHERE attempts.job = jobs.job);
+UPDATE jobs SET ended_age_ms = 0 WHERE state >= 3;
+CREATE INDEX jobs_ended ON jobs (ended_age_ms) WHERE ended_age_ms IS NOT NULL;
+
+ALTER TABLE nodes ADD COLUMN lost_age_ms INTEGER;  -- the time of the age clock when it was first found lost
+ALTER TABLE nodes ADD COLUMN last_job INTEGER;     -- forgotten nodes: no later job has attempts on it
+UPDATE nodes SET last_job = (SELECT coalesce(max(job), 0) FROM jobs) WHERE forgotten;
+ALTER TABLE keys ADD COLUMN revoked_age_ms INTEGER; -- the time of the age clock when it was first found revoked
+
+-- Removed jobs that still have rows in attempts.
+CREATE TABLE removals (
+    job INTEGER PRIMARY KEY
+) STRICT;
+
+INSERT INTO meta (key, value) VALUES
+    ('age_ms', 0),
+    ('age_wall_ms', 0),
+    -- Attempts of ended jobs; a job without any counts as one.
+    ('kept', (SELECT coalesce(sum(max(attempts, 1)), 0) FROM jobs WHERE state >= 3));
+UPDATE meta SET value = max(value, (SELECT coalesce(max(job), 0) FROM jobs)) WHERE key = 'last_job';
+";
+
+/// A database up to this size is checked completely at every start without a seal, which takes at
+/// most a quarter of a second. A database of 143 MiB, with three million tasks, would take 1.2 s.
 const QUICK_CHECK_BYTES_MAX: u64 = 32 << 20;
-/// The tables that a start reads whole.
+/// The tables that a start reads completely.
 const START_TABLES: [&str; 5] = ["meta", "nodes", "jobs", "tokens", "keys"];
 
-/// What a file is.
+/// What kind of file was found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Found {
-    /// No database yet.
+pub(super) enum FileKind {
+    /// There is no database yet.
     Nothing,
-    /// One of ours.
+    /// A database of podmesh.
     Ours {
-        /// Its schema.
+        /// The version of its schema.
         version: usize,
-        /// Whether it is, byte for byte, what an orderly stop left.
+        /// Whether it has the exact bytes that an orderly stop left.
         sealed: bool,
     },
 }
 
-/// Looks at the file without changing a byte of it, while nobody has it open. What is found at
-/// a start, and what only by `podmesh check`:
+/// Checks the file without changing it, while nobody has it open. A start finds this damage:
 ///
-/// * After an orderly stop the file has a seal: any byte that differs is found.
-/// * After a kill there is none. Damage in the log in front of commits is found. Missing pages are
-///   found, and missing or changed tables; in a small database every page that is not well-formed; in a large one those of the tables that
-///   a start reads whole, and what contradicts itself in what goes on. The rest of a large
-///   database would take longer than a start may: damage there shows when it is read, and ends
-///   the manager then, or when `--check` looks for it.
-/// * A value that became another possible one while the manager ran, or before it was killed,
-///   is found where others contradict it (counts, numbers, revisions), by `--check`.
-pub(super) fn look(path: &Path) -> Result<Found, StoreError> {
+/// * After an orderly stop the file has a seal: every changed byte is found.
+/// * After a kill there is no seal. A start finds damage in the log in front of commits, missing
+///   pages, and missing or changed tables. In a small database it finds every malformed page. In a
+///   large one it finds malformed pages of the tables that a start reads completely, and
+///   contradictions in what has not ended. Checking the rest of a large database would take too
+///   long: `podmesh check` finds damage there, or a read of it, which ends the manager.
+/// * A value that changed to another possible value without a seal is found by `podmesh check`, if
+///   other values contradict it (counts, numbers, revisions).
+pub(super) fn look(path: &Path) -> Result<FileKind, StoreError> {
     let damaged = |why: String| Err(StoreError::Damaged { path: path.into(), why });
     let file = |source| StoreError::File { path: path.into(), source };
-    // Made after the database, so that a database is known to have been there.
+    // The key is created after the database. If it exists, there was a database.
     let used = path.with_file_name(KEY_FILE).exists();
     let length = match std::fs::metadata(path) {
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
             let log = log_of(path);
             if seal::length_of(&log).map_err(file)? > 0 {
-                return damaged(format!("it is gone, and its log {} is there", log.display()));
+                return damaged(format!("it is missing, but its log {} exists", log.display()));
             }
-            return Ok(Found::Nothing);
+            return Ok(FileKind::Nothing);
         }
         Err(source) => return Err(file(source)),
         Ok(found) => found.len(),
     };
     if length == 0 && !used {
-        // Left by a process that was killed before it wrote the first page.
-        return Ok(Found::Nothing);
+        // A process was killed before it wrote the first page.
+        return Ok(FileKind::Nothing);
     }
     let sealed = match seal::look(path) {
-        Ok(bytes) => bytes == Bytes::Sealed,
-        Err(Unfit::Io(source)) => return Err(file(source)),
-        Err(Unfit::Damaged(why)) => return damaged(why),
+        Ok(bytes) => bytes == FileState::Sealed,
+        Err(FileError::Io(source)) => return Err(file(source)),
+        Err(FileError::Damaged(why)) => return damaged(why),
     };
     let connection = open_for_reading(path).map_err(|e| StoreError::sqlite(path, "opened", e))?;
     let Some(version) = identify(&connection, path)? else {
-        return if used { damaged("it holds no table".into()) } else { Ok(Found::Nothing) };
+        return if used { damaged("it has no tables".into()) } else { Ok(FileKind::Nothing) };
     };
     let whole = !sealed && length <= QUICK_CHECK_BYTES_MAX;
     match check(&connection, whole).map_err(|e| StoreError::sqlite(path, "checked", e))? {
         Some(why) => damaged(why),
-        None => Ok(Found::Ours { version, sealed }),
+        None => Ok(FileKind::Ours { version, sealed }),
     }
 }
 
-/// The schema's version, and that it is complete; none where there is no table at all.
+/// Returns the version of the schema, after checking that it is complete; `None` if there are no
+/// tables.
 pub(super) fn identify(connection: &Connection, path: &Path) -> Result<Option<usize>, StoreError> {
     let sqlite = |e| StoreError::sqlite(path, "opened", e);
     let number = |pragma: &str| -> Result<i64, StoreError> {
@@ -205,7 +241,7 @@ pub(super) fn identify(connection: &Connection, path: &Path) -> Result<Option<us
     }
     let version = match usize::try_from(version) {
         Ok(0) => {
-            let why = "the number of its schema is gone".into();
+            let why = "the version of its schema is missing".into();
             return Err(StoreError::Damaged { path: path.into(), why });
         }
         Ok(version) if version <= MIGRATIONS.len() => version,
@@ -223,7 +259,8 @@ pub(super) fn identify(connection: &Connection, path: &Path) -> Result<Option<us
     }
 }
 
-/// What a database of this schema should have and does not, as it should be.
+/// Returns the name of a table or index of this schema that the database does not have, or not with
+/// the same definition.
 fn missing(connection: &Connection, version: usize) -> rusqlite::Result<Option<String>> {
     let mut model = Connection::open_in_memory()?;
     migrate(&mut model, 0, &MIGRATIONS[..version])?;
@@ -239,7 +276,7 @@ fn missing(connection: &Connection, version: usize) -> rusqlite::Result<Option<S
     Ok(gone.map(|[name, ..]| name.unwrap_or_default()))
 }
 
-/// What is wrong with the pages, as far as a start may look.
+/// Returns what is wrong with the pages. `whole` selects a complete check.
 fn check(connection: &Connection, whole: bool) -> rusqlite::Result<Option<String>> {
     let said = |pragma: &str| -> rusqlite::Result<Option<String>> {
         let said: String = connection.query_row(pragma, [], |row| row.get(0))?;
@@ -255,31 +292,53 @@ fn check(connection: &Connection, whole: bool) -> rusqlite::Result<Option<String
             return Ok(Some(wrong));
         }
     }
-    // What the index leaves out would be forgotten.
-    let going_on = |how: &str| -> rusqlite::Result<i64> {
+    // A job that is missing in the index would be forgotten.
+    let unfinished = |how: &str| -> rusqlite::Result<i64> {
         let count = format!("SELECT count(*) FROM jobs {how} WHERE state < 3");
         connection.query_row(&count, [], |row| row.get(0))
     };
-    let same = going_on("NOT INDEXED")? == going_on("INDEXED BY jobs_going_on")?;
-    Ok((!same).then(|| "its index `jobs_going_on` leaves out jobs".into()))
+    let same = unfinished("NOT INDEXED")? == unfinished("INDEXED BY jobs_going_on")?;
+    Ok((!same).then(|| "its index `jobs_going_on` does not have all jobs".into()))
 }
 
-/// Opens the database for writing; creates it, or brings it forward, where needed.
-pub(super) fn open(path: &Path) -> Result<Connection, StoreError> {
+/// The schema version of this program.
+pub(super) const VERSION: usize = MIGRATIONS.len();
+
+/// Opens the database for writing. Creates or upgrades it if necessary. Also returns whether it was
+/// created.
+pub(super) fn open(path: &Path) -> Result<(Connection, bool), StoreError> {
     let found = look(path)?;
-    if matches!(found, Found::Ours { sealed: true, .. }) {
+    if matches!(found, FileKind::Ours { sealed: true, .. }) {
         seal::remove(path).map_err(|source| StoreError::File { path: path.into(), source })?;
     }
+    let mut connection = connect(path)?;
+    let version = match found {
+        FileKind::Nothing => 0,
+        FileKind::Ours { version, .. } => version,
+    };
+    migrate(&mut connection, version, MIGRATIONS)
+        .map_err(|e| StoreError::sqlite(path, "brought to the schema of this program", e))?;
+    let shrinks = compact::can_shrink(&connection);
+    if !shrinks.map_err(|e| StoreError::sqlite(path, "opened", e))? {
+        compact::compact(path, connection)?;
+        connection = connect(path)?;
+    }
+    Ok((connection, version == 0))
+}
+
+fn connect(path: &Path) -> Result<Connection, StoreError> {
     let sqlite = |e| StoreError::sqlite(path, "opened", e);
     let flags = OpenFlags::SQLITE_OPEN_READ_WRITE
         | OpenFlags::SQLITE_OPEN_CREATE
         | OpenFlags::SQLITE_OPEN_NO_MUTEX;
-    let mut connection = Connection::open_with_flags(path, flags).map_err(sqlite)?;
-    // Somebody may look at the file with the sqlite3 program, or copy it.
+    let connection = Connection::open_with_flags(path, flags).map_err(sqlite)?;
+    // Another process may read or copy the file, such as the sqlite3 program.
     connection.busy_timeout(BUSY_TIMEOUT).map_err(sqlite)?;
     connection
         .execute_batch(
-            "PRAGMA journal_mode = WAL;
+            // The first has an effect only on a new database, before anything else.
+            "PRAGMA auto_vacuum = INCREMENTAL;
+             PRAGMA journal_mode = WAL;
              PRAGMA synchronous = FULL;
              PRAGMA cell_size_check = ON;
              PRAGMA cache_size = -8192;
@@ -287,18 +346,12 @@ pub(super) fn open(path: &Path) -> Result<Connection, StoreError> {
              PRAGMA journal_size_limit = 67108864;",
         )
         .map_err(sqlite)?;
-    connection.set_prepared_statement_cache_capacity(32);
-    let version = match found {
-        Found::Nothing => 0,
-        Found::Ours { version, .. } => version,
-    };
-    migrate(&mut connection, version, MIGRATIONS)
-        .map_err(|e| StoreError::sqlite(path, "brought to the schema of this program", e))?;
+    connection.set_prepared_statement_cache_capacity(64);
     Ok(connection)
 }
 
-/// Runs the steps that `version` has not seen: each in a transaction of its own, so that a kill
-/// between two of them leaves a database that the next start brings further.
+/// Runs the migrations after `version`, each in its own transaction. If the process is killed between
+/// two of them, the next start continues.
 fn migrate(
     connection: &mut Connection,
     version: usize,
@@ -320,7 +373,7 @@ fn migrate(
     Ok(())
 }
 
-/// The cluster's identity, made with the database.
+/// Returns the cluster's ID, which is created with the database.
 pub(super) fn cluster(connection: &Connection) -> rusqlite::Result<ClusterId> {
     connection.query_row("SELECT value FROM meta WHERE key = 'cluster'", [], |row| {
         Ok(ClusterId(Uuid::from_bytes(row.get(0)?)))
@@ -337,7 +390,7 @@ mod tests {
     }
 
     #[test]
-    fn an_older_database_comes_forward_step_by_step() {
+    fn an_older_database_is_upgraded_step_by_step() {
         let mut connection = Connection::open_in_memory().unwrap();
         migrate(&mut connection, 0, &[VERSION_1]).unwrap();
         let cluster_before = cluster(&connection).unwrap();
@@ -349,32 +402,105 @@ mod tests {
         connection.prepare("SELECT colour FROM jobs").unwrap();
 
         migrate(&mut connection, 2, &[VERSION_1, next, broken]).unwrap_err();
-        assert_eq!(version(&connection), 2, "a step that fails leaves nothing behind");
+        assert_eq!(version(&connection), 2, "a failed migration leaves nothing behind");
         connection.prepare("SELECT size FROM jobs").unwrap_err();
     }
 
     #[test]
-    fn a_database_of_before_there_were_keys_keeps_its_rows() {
+    fn an_upgrade_from_version_1_keeps_all_rows() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("podmesh.db");
         let mut connection = Connection::open(&path).unwrap();
         migrate(&mut connection, 0, &[VERSION_1]).unwrap();
-        connection.execute_batch("UPDATE meta SET value = 7 WHERE key = 'last_epoch'").unwrap();
+        connection
+            .execute_batch(
+                "UPDATE meta SET value = 7 WHERE key = 'last_epoch';
+                 INSERT INTO nodes
+                 VALUES (1, 'a', 'boot', zeroblob(16), '0', 1, 0, x'80', x'90', 7)",
+            )
+            .unwrap();
         let cluster_before = cluster(&connection).unwrap();
         drop(connection);
-        let connection = open(&path).unwrap();
-        assert_eq!(version(&connection), 3);
+        let said = super::super::check(dir.path()).unwrap_err().to_string();
+        assert!(said.contains("older podmesh") && said.contains("start the manager"), "{said}");
+        let (connection, is_new) = open(&path).unwrap();
+        assert!(!is_new);
+        assert_eq!(version(&connection), VERSION as i64);
         assert_eq!(cluster(&connection).unwrap(), cluster_before);
         let (snapshot, _) = super::super::restore::snapshot(&connection).unwrap();
         assert_eq!(snapshot.last_epoch.0, 7);
-        assert_eq!((snapshot.last_token, snapshot.keys.len()), (0, 0));
+        assert_eq!((snapshot.last_token, snapshot.keys.len(), snapshot.last_job.0), (0, 0, 0));
+        // The name's agent is unknown: it belongs to the first agent that gives an ID.
+        assert_eq!((snapshot.nodes.len(), snapshot.nodes[0].agent_id), (1, None));
+    }
+
+    #[test]
+    fn an_older_database_is_rewritten_so_that_it_can_shrink() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("podmesh.db");
+        let mut connection = Connection::open(&path).unwrap();
+        connection.execute_batch("PRAGMA journal_mode = WAL").unwrap();
+        migrate(&mut connection, 0, &MIGRATIONS[..4]).unwrap();
+        let job = |job: u32, state: u32| {
+            format!(
+                "INSERT INTO jobs VALUES ({job}, x'0{job}', 'n', 0, 1, 9, 0, {state}, 10, 0, 0, 0,
+                     0, 0, 0, NULL, 0);"
+            )
+        };
+        let attempt = |job: u32, task: u32| {
+            format!(
+                "INSERT INTO attempts (job, task, number, node, state, standing, assigned_ms)
+                 VALUES ({job}, {task}, 1, 1, 3, 2, 0);"
+            )
+        };
+        let rows = [job(1, 3), job(2, 1), job(3, 5), attempt(1, 1), attempt(1, 2), attempt(2, 1)];
+        connection.execute_batch(&rows.concat()).unwrap();
+        connection
+            .execute_batch(
+                "INSERT INTO nodes VALUES (1, 'a', 'boot', zeroblob(16), '0', 1, 0, x'80', x'90', 7,
+                     NULL, 1)",
+            )
+            .unwrap();
+        // Left by a start that was killed.
+        std::fs::write(path.with_extension("db.new"), "half").unwrap();
+        let cluster_before = cluster(&connection).unwrap();
+
+        // If the database is being read, a later start rewrites it.
+        let reader = Connection::open(&path).unwrap();
+        reader.execute_batch("BEGIN; SELECT * FROM jobs").unwrap();
+        drop(connection);
+        assert!(!compact::can_shrink(&open(&path).unwrap().0).unwrap());
+        drop(reader);
+        let (connection, is_new) = open(&path).unwrap();
+        assert!(!is_new);
+        assert!(compact::can_shrink(&connection).unwrap());
+        assert_eq!(version(&connection), MIGRATIONS.len() as i64);
+        assert_eq!(cluster(&connection).unwrap(), cluster_before);
+        let jobs: Vec<(i64, i64, Option<i64>)> = connection
+            .prepare("SELECT job, attempts, ended_age_ms FROM jobs ORDER BY job")
+            .unwrap()
+            .query_map([], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))
+            .unwrap()
+            .collect::<Result<_, _>>()
+            .unwrap();
+        assert_eq!(jobs, [(1, 2, Some(0)), (2, 1, None), (3, 0, Some(0))]);
+        let kept = "SELECT value FROM meta WHERE key = 'kept'";
+        let kept: i64 = connection.query_row(kept, [], |row| row.get(0)).unwrap();
+        assert_eq!(kept, 3, "two attempts, and a job without attempts");
+        let last_job = "SELECT last_job FROM nodes WHERE forgotten";
+        assert_eq!(connection.query_row(last_job, [], |row| row.get::<_, i64>(0)).unwrap(), 3);
+        assert!(!path.with_extension("db.new").exists());
+        assert_eq!(
+            look(&path).unwrap(),
+            FileKind::Ours { version: MIGRATIONS.len(), sealed: false }
+        );
     }
 
     #[test]
     fn a_newer_database_is_refused_and_left_untouched() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("podmesh.db");
-        let connection = open(&path).unwrap();
+        let (connection, _) = open(&path).unwrap();
         connection.pragma_update(None, "user_version", MIGRATIONS.len() as i64 + 1).unwrap();
         connection.close().unwrap();
         let before = std::fs::read(&path).unwrap();
@@ -385,7 +511,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_our_database_is_refused_and_left_untouched() {
+    fn a_file_that_is_not_a_database_of_podmesh_is_refused_and_left_untouched() {
         let dir = tempfile::tempdir().unwrap();
         let text = dir.path().join("text.db");
         std::fs::write(&text, "no database, a letter\n".repeat(1000)).unwrap();
@@ -403,7 +529,7 @@ mod tests {
     fn a_damaged_database_is_refused() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("podmesh.db");
-        open(&path).unwrap().close().unwrap();
+        open(&path).unwrap().0.close().unwrap();
         let mut bytes = std::fs::read(&path).unwrap();
         bytes[4096..].fill(0xa5);
         std::fs::write(&path, bytes).unwrap();
@@ -412,10 +538,10 @@ mod tests {
     }
 
     #[test]
-    fn a_large_database_is_checked_where_a_start_reads_it() {
+    fn a_large_database_is_checked_in_the_tables_that_a_start_reads() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("podmesh.db");
-        open(&path).unwrap().close().unwrap();
+        open(&path).unwrap().0.close().unwrap();
         let change = |sql: &str| {
             let connection = Connection::open(&path).unwrap();
             connection.execute_batch(sql).unwrap();
@@ -434,19 +560,20 @@ mod tests {
         };
         assert_eq!(change("SELECT 1"), None);
         let insert =
-            "INSERT INTO jobs VALUES (1, x'01', '', 0, 1, 1, 0, 0, 1, 1, 0, 0, 0, 0, 0, 0, 0)";
+            "INSERT INTO jobs VALUES (1, x'01', '', 0, 1, 1, 0, 0, 1, 1, 0, 0, 0, 0, 0, 0, 0, 0,
+                 NULL)";
         index(0);
-        // In the table, and not in the index.
+        // The row is in the table, but not in the index.
         Connection::open(&path).unwrap().execute_batch(insert).unwrap();
         index(3);
         assert!(change("SELECT 1").unwrap().contains("jobs_going_on"));
     }
 
     #[test]
-    fn a_file_without_a_first_page_is_made_anew() {
+    fn an_empty_file_becomes_a_new_database() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("podmesh.db");
         std::fs::write(&path, b"").unwrap();
-        assert_eq!(version(&open(&path).unwrap()), MIGRATIONS.len() as i64);
+        assert_eq!(version(&open(&path).unwrap().0), MIGRATIONS.len() as i64);
     }
 }

@@ -1,11 +1,10 @@
-//! The seal: a checksum of the whole database behind its last page, for as long as no manager
-//! has it open.
+//! The seal: a checksum of the whole database after its last page, while no manager has it open.
 //!
-//! SQLite has no checksums: a bit that flips in a value is a different value to it. So whoever
-//! closes the database in order appends 32 bytes: magic, length, CRC-32 of all that precedes,
-//! CRC-32 of these 28 bytes. A start verifies and removes them. SQLite itself goes by the number
-//! of pages in its header and never looks behind them; when any other program writes to the
-//! database, its checkpoint cuts the file to its pages, and with that the seal off.
+//! SQLite has no checksums, so it cannot notice a flipped bit in a value. An orderly close therefore
+//! appends 32 bytes: magic, length, CRC-32 of the database, CRC-32 of the previous 28 bytes. A start
+//! verifies and removes them. SQLite uses the number of pages in its header and never reads beyond
+//! them. If another program writes to the database, its checkpoint truncates the file to its pages,
+//! which removes the seal.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Seek, SeekFrom, Write};
@@ -15,62 +14,63 @@ use super::log::{Log, NoLog, log_of, word};
 
 const MAGIC: &[u8; 16] = b"podmesh sealed 1";
 const SEAL_BYTES: usize = 32;
-/// What the first page of a database begins with.
+/// The first bytes of a database.
 const SQLITE_MAGIC: &[u8; 16] = b"SQLite format 3\0";
 const READ_BYTES: usize = 1 << 20;
 
-/// What the bytes of a database's file say, before SQLite reads them.
+/// The state of a database's file, before SQLite reads it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Bytes {
-    /// They are those of an orderly stop, every one.
+pub(super) enum FileState {
+    /// It has the exact bytes of an orderly stop.
     Sealed,
-    /// None is missing; more cannot be said.
+    /// No page is missing. There is no checksum to verify.
     Complete,
 }
 
-/// Why a file is not looked at further.
+/// Why a file cannot be used.
 #[derive(Debug)]
-pub(super) enum Unfit {
+pub(super) enum FileError {
     /// It cannot be read.
     Io(io::Error),
-    /// It is damaged, and how.
+    /// It is damaged, for this reason.
     Damaged(String),
 }
 
-impl From<io::Error> for Unfit {
+impl From<io::Error> for FileError {
     fn from(error: io::Error) -> Self {
         Self::Io(error)
     }
 }
 
-fn damaged<T>(why: impl Into<String>) -> Result<T, Unfit> {
-    Err(Unfit::Damaged(why.into()))
+fn damaged<T>(why: impl Into<String>) -> Result<T, FileError> {
+    Err(FileError::Damaged(why.into()))
 }
 
-/// Looks at the bytes of a database that nobody has open: a closed file gives back the locks
-/// that this process has on it.
-pub(super) fn look(path: &Path) -> Result<Bytes, Unfit> {
+/// Checks the bytes of a database. This process must not have it open: closing any file handle
+/// releases all locks that the process has on the file.
+pub(super) fn look(path: &Path) -> Result<FileState, FileError> {
     let mut file = File::open(path)?;
     let length = file.metadata()?.len();
     if let Some(seal) = Seal::read(&mut file, length)? {
-        let seal = seal.map_err(Unfit::Damaged)?;
+        let seal = seal.map_err(FileError::Damaged)?;
         if seal.length != length - SEAL_BYTES as u64 {
             return damaged(format!(
-                "it was closed with {} bytes and has {}",
+                "it had {} bytes when it was closed, and has {} now",
                 seal.length,
                 length - SEAL_BYTES as u64
             ));
         }
         if checksum(&mut file, seal.length)? != seal.checksum {
-            return damaged("bytes of it have changed since it was closed: its checksum differs");
+            return damaged("its bytes have changed since it was closed: the checksum differs");
         }
-        return Ok(Bytes::Sealed);
+        return Ok(FileState::Sealed);
     }
     complete(path, &mut file, length)?;
-    Ok(Bytes::Complete)
+    Ok(FileState::Complete)
 }
 
-/// Seals a database that nobody has open. Not one of which a part is still in its log.
+/// Seals a database that nobody has open. Returns false if a part of it is still in its log, or its
+/// length is wrong.
 pub(super) fn seal(path: &Path) -> io::Result<bool> {
     if length_of(&log_of(path))? > 0 {
         return Ok(false);
@@ -91,8 +91,8 @@ pub(super) fn seal(path: &Path) -> io::Result<bool> {
     Ok(true)
 }
 
-/// Removes the seal of a database that is about to be opened for writing. It is gone for good
-/// before the first page changes, lest a power cut leaves it behind a changed page.
+/// Removes the seal of a database that is about to be opened for writing. The removal is synced
+/// before the first page changes, so that a power cut cannot leave a seal after a changed page.
 pub(super) fn remove(path: &Path) -> io::Result<()> {
     let file = OpenOptions::new().write(true).open(path)?;
     let length = file.metadata()?.len();
@@ -100,7 +100,7 @@ pub(super) fn remove(path: &Path) -> io::Result<()> {
     file.sync_all()
 }
 
-/// The length of a file; none has none.
+/// Returns the length of a file; 0 if there is no file.
 pub(super) fn length_of(path: &Path) -> io::Result<u64> {
     match std::fs::metadata(path) {
         Ok(file) => Ok(file.len()),
@@ -115,7 +115,7 @@ struct Seal {
 }
 
 impl Seal {
-    /// The seal of a file, where it has one; or what is wrong with it.
+    /// Reads the seal of a file: `None` if it has no seal, or what is wrong with the seal.
     fn read(file: &mut File, length: u64) -> io::Result<Option<Result<Self, String>>> {
         if length < SEAL_BYTES as u64 {
             return Ok(None);
@@ -151,14 +151,14 @@ fn checksum(file: &mut File, length: u64) -> io::Result<u32> {
     Ok(hasher.finalize())
 }
 
-/// What a database says of its own length.
+/// The length of a database by its own header.
 struct Header {
     page_bytes: u64,
     pages: u64,
 }
 
 impl Header {
-    /// None: the file does not begin as a database does.
+    /// Reads the header; `None` if the file does not begin like a database.
     fn read(file: &mut File) -> io::Result<Option<Self>> {
         let mut bytes = [0; 100];
         file.seek(SeekFrom::Start(0))?;
@@ -173,7 +173,7 @@ impl Header {
         let sound = bytes.starts_with(SQLITE_MAGIC)
             && page_bytes.is_power_of_two()
             && page_bytes >= 512
-            // Every program of the last ten years writes these two alike.
+            // Every version of SQLite since 3.7.0 writes the same number in both places.
             && word(&bytes, 24) == word(&bytes, 92);
         Ok(sound.then(|| Self { page_bytes, pages: word(&bytes, 28).into() }))
     }
@@ -183,15 +183,15 @@ impl Header {
     }
 }
 
-/// Whether all pages are there: SQLite takes one that is missing for one of zeroes, and makes it
-/// so at its next checkpoint. Those in the log need not be in the file yet.
-fn complete(path: &Path, file: &mut File, length: u64) -> Result<(), Unfit> {
+/// Checks that no page is missing. SQLite would read a missing page as zeroes, and write it so at its
+/// next checkpoint. Pages in the log need not be in the file yet.
+fn complete(path: &Path, file: &mut File, length: u64) -> Result<(), FileError> {
     let log = match Log::read(path)? {
         Ok(log) => Some(log),
         Err(NoLog::Nothing) => None,
         Err(NoLog::Damaged) => {
             return damaged(format!(
-                "its log {} is damaged, and commits behind the damage would be lost",
+                "its log {} is damaged, and the commits after the damage would be lost",
                 log_of(path).display()
             ));
         }
@@ -200,19 +200,19 @@ fn complete(path: &Path, file: &mut File, length: u64) -> Result<(), Unfit> {
         Some(log) => (log.page_bytes, log.pages),
         None => match Header::read(file)? {
             Some(header) => (header.page_bytes, header.pages),
-            None if length < 100 => return damaged(format!("it has {length} bytes alone")),
-            None => return damaged("it is not a database: its first page is not one's"),
+            None if length < 100 => return damaged(format!("it has only {length} bytes")),
+            None => return damaged("it is not a database: its first page is wrong"),
         },
     };
     let in_log = |page: u64| log.as_ref().is_some_and(|log| log.holds.contains(&page));
     if (length / page_bytes + 1..=pages).any(|page| !in_log(page)) {
         return damaged(format!(
-            "it is truncated: of its {} bytes {length} are there",
+            "it is truncated: it should have {} bytes, but has {length}",
             pages * page_bytes
         ));
     }
     if !in_log(1) && Header::read(file)?.is_none() {
-        return damaged("it is not a database: its first page is not one's");
+        return damaged("it is not a database: its first page is wrong");
     }
     Ok(())
 }

@@ -10,7 +10,7 @@ use podmesh_protocol::access::{PublicKey, Role, TokenId};
 use podmesh_protocol::client::ReplyBody;
 use podmesh_protocol::event::EventFact;
 use podmesh_protocol::ids::{
-    AttemptId, Epoch, InstanceId, JobId, Name, Revision, SubmissionId, TaskId,
+    AgentId, AttemptId, Epoch, InstanceId, JobId, Name, Revision, SubmissionId, TaskId,
 };
 use podmesh_protocol::limits::{EVENTS_KEPT, EVENTS_PER_CHUNK_MAX, FRAME_BYTES_MAX};
 use podmesh_protocol::report::{
@@ -47,6 +47,8 @@ pub(super) fn node(text: &str) -> NodeRow {
         labels: [(name("gpu"), "a100".to_owned())].into(),
         runtimes: vec![RuntimeKind::Process],
         epoch: Epoch(4),
+        agent_id: Some(AgentId(Uuid::from_u128(8))),
+        lost_age_ms: Some(6),
     }
 }
 
@@ -55,6 +57,7 @@ pub(super) fn job_change(
     state: JobState,
     next_index: u64,
     counts: TaskCounts,
+    attempts: u64,
 ) -> Change {
     let ended = state.is_end().then_some(99);
     Change::JobUpdated(JobRow {
@@ -62,17 +65,18 @@ pub(super) fn job_change(
         state,
         next_index,
         counts,
+        attempts,
         started_wall_ms: Some(5),
         ended_wall_ms: ended,
     })
 }
 
 fn job_row(state: JobState, next_index: u64, counts: TaskCounts) -> Change {
-    job_change(JOB, state, next_index, counts)
+    job_change(JOB, state, next_index, counts, next_index - 1)
 }
 
-/// A step of so many events, and the revision of the last.
-pub(super) fn event_step(first: u64, number: u64) -> (Decided, u64) {
+/// Returns a step with this many events, and the revision of the last one.
+pub(super) fn event_step(first: u64, number: u64) -> (TimedStep, u64) {
     let last = first + number - 1;
     (events(first, (first..=last).map(fact).collect()), last)
 }
@@ -101,24 +105,28 @@ fn submitted(tasks: u32, submission: u128) -> Vec<Change> {
     ]
 }
 
-fn step(changes: Vec<Change>) -> Decided {
-    Decided { step: Step { changes, ..Step::default() }, wall_ms: 1 }
+fn step(changes: Vec<Change>) -> TimedStep {
+    TimedStep { step: Step { changes, ..Step::default() }, wall_ms: 1, age_ms: 1 }
 }
 
 fn effect(question: u64) -> Effect {
     Effect::Explained { question, waits_for: Vec::new() }
 }
 
-fn events(first: u64, facts: Vec<EventFact>) -> Decided {
+fn events(first: u64, facts: Vec<EventFact>) -> TimedStep {
     let first_revision = Some(Revision(first));
-    Decided { step: Step { events: facts, first_revision, ..Step::default() }, wall_ms: 1 }
+    TimedStep {
+        step: Step { events: facts, first_revision, ..Step::default() },
+        wall_ms: 1,
+        age_ms: 1,
+    }
 }
 
 fn fact(n: u64) -> EventFact {
     EventFact::JobCancelRequested(JobId(n))
 }
 
-pub(super) fn write(store: &mut Store, steps: Vec<Decided>) -> Committed {
+pub(super) fn write(store: &mut Store, steps: Vec<TimedStep>) -> Commit {
     let mut batch = steps;
     store.writer.commit(&mut batch).unwrap()
 }
@@ -136,7 +144,7 @@ fn replied(history: &History, since: u64) -> (Vec<(u64, u64)>, u64) {
 }
 
 #[test]
-fn a_start_finds_what_goes_on_and_nothing_of_what_is_over() {
+fn a_start_restores_what_has_not_ended_and_nothing_else() {
     let dir = tempfile::tempdir().unwrap();
     let mut store = open(dir.path()).unwrap();
     let cluster = store.snapshot.cluster;
@@ -180,7 +188,7 @@ fn a_start_finds_what_goes_on_and_nothing_of_what_is_over() {
             (attempt(4, 2), name("a"), AttemptState::Assigned),
         ]
     );
-    // It ended years ago by these wall clocks.
+    // By these wall clocks, the attempt ended years ago.
     assert_eq!(retries, [(attempt(3, 1), 0)]);
     let lost =
         podmesh_manager_core::step::Losses { task: attempt(4, 2).task, lost: 1, not_started: 0 };
@@ -195,7 +203,37 @@ fn a_start_finds_what_goes_on_and_nothing_of_what_is_over() {
 }
 
 #[test]
-fn tokens_and_keys_come_back_as_they_were_saved_last() {
+fn a_forgotten_node_is_gone_except_in_the_history_of_its_attempts() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut store = open(dir.path()).unwrap();
+    let mut changes = submitted(2, 1);
+    changes.extend([inserted(1, 1), ended(1, 1, OutcomeKind::Lost, None)]);
+    let counts = TaskCounts { queued: 1, failed: 1, ..TaskCounts::default() };
+    changes.extend([Change::NodeForgotten(name("a")), job_row(JobState::Running, 2, counts)]);
+    write(&mut store, vec![step(changes)]);
+    let task = TaskId { job: JOB, index: 1 };
+    let node_of = |store: &Store| store.history.task(task).unwrap().attempts[0].node.clone();
+    assert_eq!(node_of(&store), name("a"));
+    drop(store);
+    let mut store = open(dir.path()).unwrap();
+    assert_eq!(store.snapshot.nodes, []);
+    assert!(check(dir.path()).unwrap().wrong.is_empty());
+    // The node gets no attempts until an agent has its name again.
+    let error = store.writer.commit(&mut vec![step(vec![inserted(2, 1)])]).err().unwrap();
+    assert!(matches!(error, StoreError::Contradiction { .. }), "{error}");
+    let other = NodeRow { agent_id: Some(AgentId(Uuid::from_u128(9))), ..node("a") };
+    let counts = TaskCounts { active: 1, failed: 1, ..TaskCounts::default() };
+    let saved = Change::NodeSaved(other.clone());
+    let again = vec![saved, inserted(2, 1), job_row(JobState::Running, 3, counts)];
+    write(&mut store, vec![step(again)]);
+    assert_eq!(node_of(&store), name("a"));
+    drop(store);
+    let nodes = open(dir.path()).unwrap().snapshot.nodes;
+    assert_eq!((nodes.len(), nodes[0].agent_id), (1, other.agent_id));
+}
+
+#[test]
+fn tokens_and_keys_are_restored_as_last_saved() {
     let dir = tempfile::tempdir().unwrap();
     let mut store = open(dir.path()).unwrap();
     let token = |id, role, uses_left| TokenRow {
@@ -215,8 +253,9 @@ fn tokens_and_keys_come_back_as_they_were_saved_last() {
         enrolled_wall_ms: 77,
         revoked: false,
         renews: (number == 4).then_some(PublicKey([3; 32])),
+        revoked_age_ms: None,
     };
-    let revoked = KeyRow { revoked: true, ..key(3, Role::Agent) };
+    let revoked = KeyRow { revoked: true, revoked_age_ms: Some(6), ..key(3, Role::Agent) };
     write(
         &mut store,
         vec![
@@ -227,11 +266,13 @@ fn tokens_and_keys_come_back_as_they_were_saved_last() {
                 Change::TokenSaved(token(4, Role::Admin, 1)),
                 Change::KeySaved(key(3, Role::Agent)),
                 Change::KeySaved(key(4, Role::Viewer)),
+                Change::KeySaved(key(5, Role::Viewer)),
             ]),
             step(vec![
                 Change::TokenRemoved(TokenId(1)),
                 Change::TokenSaved(token(2, Role::Viewer, 1)),
                 Change::KeySaved(revoked.clone()),
+                Change::KeyRemoved(PublicKey([5; 32])),
             ]),
         ],
     );
@@ -244,7 +285,7 @@ fn tokens_and_keys_come_back_as_they_were_saved_last() {
 }
 
 #[test]
-fn a_dropped_retry_and_an_ended_job_do_not_come_back() {
+fn a_dropped_retry_and_an_ended_job_are_not_restored() {
     let dir = tempfile::tempdir().unwrap();
     let mut store = open(dir.path()).unwrap();
     let mut changes = submitted(1, 1);
@@ -268,10 +309,10 @@ fn a_dropped_retry_and_an_ended_job_do_not_come_back() {
     assert_eq!(snapshot.last_job, JOB);
 }
 
-/// Runs the writer's thread; returns its ends.
+/// A running thread of the writer, with its channels.
 struct Running {
-    steps: Option<crossbeam_channel::Sender<Decided>>,
-    committed: mpsc::Receiver<Committed>,
+    steps: Option<crossbeam_channel::Sender<TimedStep>>,
+    committed: mpsc::Receiver<Commit>,
     thread: thread::JoinHandle<Result<(), StoreError>>,
 }
 
@@ -285,7 +326,7 @@ impl Running {
         Self { steps: Some(steps), committed, thread }
     }
 
-    fn send(&self, step: Decided) {
+    fn send(&self, step: TimedStep) {
         self.steps.as_ref().unwrap().send(step).unwrap();
     }
 
@@ -295,7 +336,7 @@ impl Running {
 }
 
 #[test]
-fn nothing_leaves_before_it_is_on_disk() {
+fn effects_are_released_only_after_the_commit() {
     let dir = tempfile::tempdir().unwrap();
     let store = open(dir.path()).unwrap();
     let other = Connection::open(dir.path().join(FILE_NAME)).unwrap();
@@ -304,8 +345,8 @@ fn nothing_leaves_before_it_is_on_disk() {
     let mut first = step(submitted(1, 1));
     first.step.effects = vec![effect(1)];
     running.send(first);
-    // While somebody else holds the lock there can be no commit. Waiting longer would only make
-    // a wrong writer more likely to be caught.
+    // There can be no commit while another connection holds the lock. A longer wait would only make
+    // it more likely to catch a wrong writer.
     thread::sleep(Duration::from_millis(100));
     assert!(running.committed.try_recv().is_err());
     assert_eq!(store.history.submission(SubmissionId(Uuid::from_u128(1))).unwrap(), None);
@@ -319,7 +360,7 @@ fn nothing_leaves_before_it_is_on_disk() {
 }
 
 #[test]
-fn what_waits_is_committed_together_and_leaves_in_order() {
+fn waiting_steps_are_committed_together_and_their_effects_keep_their_order() {
     let dir = tempfile::tempdir().unwrap();
     let store = open(dir.path()).unwrap();
     let other = Connection::open(dir.path().join(FILE_NAME)).unwrap();
@@ -331,7 +372,7 @@ fn what_waits_is_committed_together_and_leaves_in_order() {
     for index in 1..=10_u32 {
         let mut next = step(vec![inserted(index, 1)]);
         next.step.effects = vec![effect(u64::from(index))];
-        // Each fifth has nothing to write.
+        // Every fifth step has nothing to write.
         if index % 5 == 0 {
             next.step.changes.clear();
         }
@@ -347,12 +388,12 @@ fn what_waits_is_committed_together_and_leaves_in_order() {
     }
     running.thread.join().unwrap().unwrap();
     assert_eq!(effects, (0..=10).map(effect).collect::<Vec<_>>());
-    // The first is taken alone or with some that follow; whatever waited then comes at once.
+    // The writer takes the first step, alone or with some others, and then all the rest at once.
     assert!(commits <= 2, "{commits} commits");
 }
 
 #[test]
-fn what_contradicts_the_database_is_not_written() {
+fn a_change_that_contradicts_the_database_is_not_written() {
     let dir = tempfile::tempdir().unwrap();
     let mut store = open(dir.path()).unwrap();
     write(&mut store, vec![step(submitted(3, 1)), events(1, vec![fact(1)])]);
@@ -375,7 +416,7 @@ fn what_contradicts_the_database_is_not_written() {
 }
 
 #[test]
-fn events_come_without_a_gap_from_any_revision() {
+fn events_have_no_gap_from_any_revision() {
     let dir = tempfile::tempdir().unwrap();
     let mut store = open(dir.path()).unwrap();
     assert_eq!(replied(&store.history, 0), (vec![], 0));
@@ -399,7 +440,7 @@ fn events_come_without_a_gap_from_any_revision() {
 }
 
 #[test]
-fn large_events_are_paged_into_messages_that_fit() {
+fn large_events_are_split_into_messages_that_fit() {
     let dir = tempfile::tempdir().unwrap();
     let mut store = open(dir.path()).unwrap();
     let text = "x".repeat(2048);
@@ -419,7 +460,7 @@ fn large_events_are_paged_into_messages_that_fit() {
 }
 
 #[test]
-fn old_events_are_forgotten_and_asking_for_them_says_so() {
+fn old_events_are_removed_and_a_request_for_them_is_an_error() {
     let dir = tempfile::tempdir().unwrap();
     let mut store = open(dir.path()).unwrap();
     let mut next = 1;
@@ -443,7 +484,7 @@ fn old_events_are_forgotten_and_asking_for_them_says_so() {
 }
 
 #[test]
-fn tasks_with_rows_and_those_without_make_one_list() {
+fn tasks_with_and_without_attempts_form_one_list() {
     let dir = tempfile::tempdir().unwrap();
     let mut store = open(dir.path()).unwrap();
     let mut changes = submitted(2500, 1);
@@ -480,7 +521,7 @@ fn tasks_with_rows_and_those_without_make_one_list() {
     assert_eq!(next, Some(8));
     assert_eq!(all[2].last.as_ref().unwrap().number, 2);
 
-    // All pages together are all tasks, once each; the same for one state.
+    // All pages together have each task once, also when filtered by state.
     for (state, expected) in
         [(None, 2500), (Some(TaskState::Queued), 2495), (Some(TaskState::Active), 2)]
     {
@@ -531,7 +572,7 @@ fn large_pages_and_details_fit_a_message() {
 }
 
 #[test]
-fn what_is_not_there_is_said_in_clear_words() {
+fn errors_for_missing_jobs_tasks_and_attempts_say_what_exists() {
     let dir = tempfile::tempdir().unwrap();
     let mut store = open(dir.path()).unwrap();
     let said = |error: ReadError| error.to_string();
@@ -561,7 +602,7 @@ fn what_is_not_there_is_said_in_clear_words() {
 }
 
 #[test]
-fn a_job_knows_the_revision_of_its_last_change() {
+fn a_job_stores_the_revision_of_its_last_change() {
     let dir = tempfile::tempdir().unwrap();
     let mut store = open(dir.path()).unwrap();
     let mut first = step(submitted(3, 1));
@@ -577,7 +618,7 @@ fn a_job_knows_the_revision_of_its_last_change() {
 }
 
 #[test]
-fn messages_of_the_core_pass_without_a_commit_where_nothing_is_to_be_written() {
+fn effects_are_released_without_a_commit_if_there_is_nothing_to_write() {
     let dir = tempfile::tempdir().unwrap();
     let mut store = open(dir.path()).unwrap();
     let other = Connection::open(dir.path().join(FILE_NAME)).unwrap();

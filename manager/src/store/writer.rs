@@ -1,7 +1,8 @@
-//! The write side: whole steps in, one transaction for all that wait, and only then their
-//! effects out.
+//! The write side: takes whole steps, commits all waiting ones in one transaction, and only then
+//! releases their effects.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -13,6 +14,7 @@ use podmesh_protocol::event::EventChunk;
 use podmesh_protocol::ids::{AttemptId, JobId, Name, Revision};
 use podmesh_protocol::limits::COMMIT_ROWS_MAX;
 use podmesh_protocol::report::{AttemptState, Outcome};
+use podmesh_wire::machine::{RESERVE_BYTES, free_bytes};
 use podmesh_wire::watchdog::{BEAT_EVERY, Pulse};
 use rusqlite::{CachedStatement, Connection, params};
 use tokio::sync::{mpsc, watch};
@@ -20,54 +22,60 @@ use tokio::sync::{mpsc, watch};
 use super::codes::{attempt_code, integer, job_code, outcome_code, standing};
 use super::events::{self, EventRow};
 use super::log::log_of;
-use super::{BUSY_TIMEOUT, StoreError, access, seal};
+use super::numbers::JobNumbers;
+use super::removal::{self, Leftovers};
+use super::{BUSY_TIMEOUT, StoreError, access, restore, seal};
 
-/// Between two tries to write to a full disk.
+/// The pause between two tries to write to a full disk.
 const FULL_PAUSE: Duration = Duration::from_millis(250);
-/// When the write-ahead log has grown beyond this, readers that keep it from being used again
-/// are waited for.
+/// When the write-ahead log is longer than this, the writer waits for readers that prevent it from
+/// being reset.
 const WAL_BYTES_MAX: u64 = 256 << 20;
-/// How long such readers are waited for: a commit takes longer by it.
+/// How long to wait for such readers. A commit takes longer by this time.
 const READERS_WAIT: Duration = Duration::from_millis(100);
-/// The same at the end of the manager.
+/// The same when the manager stops.
 const LAST_WAIT: Duration = Duration::from_secs(1);
-/// Commits between two looks at the length of the write-ahead log.
+/// Commits between two checks of the length of the write-ahead log.
 const WAL_LOOK_COMMITS: u32 = 256;
 
-/// A step of the core, and when it was made.
+/// A step of the core, and its time.
 #[derive(Debug)]
-pub(crate) struct Decided {
+pub(crate) struct TimedStep {
     pub(crate) step: Step,
     /// Milliseconds since 1970, for display.
     pub(crate) wall_ms: u64,
+    /// The time of the age clock.
+    pub(crate) age_ms: u64,
 }
 
-/// What is on disk now, and may leave.
+/// What a commit has written, and what may now be sent.
 #[derive(Debug, Default)]
-pub(crate) struct Committed {
-    /// What happens next, in this order.
+pub(crate) struct Commit {
+    /// The effects to carry out, in this order.
     pub(crate) effects: Vec<Effect>,
     /// The events of the commit, in order.
     pub(crate) chunks: Vec<CommittedChunk>,
-    /// The jobs that have changed, or of which an attempt has.
+    /// The jobs that have changed, or that have a changed attempt.
     pub(crate) touched: BTreeSet<JobId>,
 }
 
-/// Events with the length that they have on disk, which is about the one on the wire.
+/// Events, with their length on disk, which is about their length on the wire.
 #[derive(Debug)]
 pub(crate) struct CommittedChunk {
     pub(crate) chunk: EventChunk,
     pub(crate) bytes: usize,
 }
 
-/// The one writer of the database.
+/// The only writer of the database.
 pub(crate) struct Writer {
     connection: Connection,
     path: PathBuf,
-    /// The numbers that nodes have in the database.
+    /// The numbers of the nodes in the database.
     nodes: HashMap<Name, i64>,
+    numbers: JobNumbers,
     last_revision: Arc<AtomicU64>,
     commits_until_look: u32,
+    leftovers: Leftovers,
 }
 
 /// Why a transaction failed.
@@ -75,13 +83,16 @@ pub(crate) struct Writer {
 pub(super) enum WriteError {
     #[error(transparent)]
     Sqlite(#[from] rusqlite::Error),
+    /// The file of job numbers cannot be written.
+    #[error(transparent)]
+    File(io::Error),
     #[error("{0}")]
     Contradiction(String),
 }
 
 impl From<rmp_serde::encode::Error> for WriteError {
     fn from(error: rmp_serde::encode::Error) -> Self {
-        // Our own types always have a MessagePack form.
+        // Our own types can always be encoded.
         Self::Contradiction(error.to_string())
     }
 }
@@ -91,18 +102,21 @@ impl Writer {
         connection: Connection,
         path: PathBuf,
         nodes: HashMap<Name, i64>,
+        numbers: JobNumbers,
         last_revision: Revision,
     ) -> Self {
         Self {
             connection,
             path,
             nodes,
+            numbers,
             last_revision: Arc::new(AtomicU64::new(last_revision.0)),
             commits_until_look: WAL_LOOK_COMMITS,
+            leftovers: Leftovers::default(),
         }
     }
 
-    /// The revision of the last committed event, for all to read.
+    /// Returns the shared revision of the last committed event.
     pub(crate) fn last_revision(&self) -> Arc<AtomicU64> {
         Arc::clone(&self.last_revision)
     }
@@ -112,25 +126,29 @@ impl Writer {
         &self.connection
     }
 
-    /// Writes what comes until all senders of `steps` are gone. When `committed` is full, it
-    /// waits, and so in turn does everybody before it. While the disk is full it waits, too, unless
-    /// the manager is stopping.
+    /// Writes steps until all senders of `steps` are gone. When `committed` is full, it waits, which
+    /// in turn slows down the core and the socket. While the disk is full it waits, too, unless the
+    /// manager is stopping.
     ///
     /// # Errors
-    /// The first failure to write: nothing of that transaction has left, and nothing more will.
+    /// Returns the first failure to write. No effect of that transaction or a later one is released.
     pub(crate) fn run(
         mut self,
-        steps: &Receiver<Decided>,
-        committed: &mpsc::Sender<Committed>,
+        steps: &Receiver<TimedStep>,
+        committed: &mpsc::Sender<Commit>,
         stopping: &watch::Receiver<bool>,
         pulse: &Pulse,
     ) -> Result<(), StoreError> {
         let mut batch = Vec::new();
         loop {
             pulse.beat();
-            let first = match steps.recv_timeout(BEAT_EVERY) {
+            let wait = self.leftovers.pause().unwrap_or(BEAT_EVERY);
+            let first = match steps.recv_timeout(wait) {
                 Ok(first) => first,
-                Err(RecvTimeoutError::Timeout) => continue,
+                Err(RecvTimeoutError::Timeout) => {
+                    self.remove_leftovers()?;
+                    continue;
+                }
                 Err(RecvTimeoutError::Disconnected) => break,
             };
             let mut rows = rows(&first.step);
@@ -143,22 +161,22 @@ impl Writer {
             }
             let done = self.commit_patiently(&mut batch, stopping, pulse)?;
             if committed.blocking_send(done).is_err() {
-                break; // Nobody is left to act on it: the daemon is ending.
+                break; // The receiver is gone: the daemon is ending.
             }
         }
-        // Leaves one plain file where it can; the next start does the rest.
+        // Leaves a single file if possible. Otherwise the next start applies the log.
         self.empty_the_wal(LAST_WAIT);
         Ok(())
     }
 
-    /// Commits as soon as there is room on the disk. Nothing of the steps has left before: whoever
-    /// waits for their effects goes on waiting, and agents keep their reports.
+    /// Commits as soon as there is room on the disk. Until then no effect of the steps is released:
+    /// clients wait for their replies, and agents keep their reports.
     fn commit_patiently(
         &mut self,
-        batch: &mut Vec<Decided>,
+        batch: &mut Vec<TimedStep>,
         stopping: &watch::Receiver<bool>,
         pulse: &Pulse,
-    ) -> Result<Committed, StoreError> {
+    ) -> Result<Commit, StoreError> {
         let mut full = false;
         loop {
             match self.commit(batch) {
@@ -167,8 +185,13 @@ impl Writer {
                         full = true;
                         pulse.excuse(true);
                         let path = path.display();
-                        tracing::error!("no room is left for {path}: it waits until there is");
+                        tracing::error!(
+                            "no room is left for {path}: the manager waits until there is"
+                        );
                     }
+                    // Removed rows may be the only room that can be gained.
+                    self.empty_the_wal(READERS_WAIT);
+                    self.remove_leftovers()?;
                     std::thread::sleep(FULL_PAUSE);
                 }
                 done => {
@@ -182,13 +205,17 @@ impl Writer {
         }
     }
 
-    /// Writes the steps in one transaction, where there is anything to write. After an error the
-    /// batch is as it was.
-    pub(super) fn commit(&mut self, batch: &mut Vec<Decided>) -> Result<Committed, StoreError> {
-        let mut done = Committed::default();
+    /// Writes the steps in one transaction, if there is anything to write. After an error the batch is
+    /// unchanged.
+    pub(super) fn commit(&mut self, batch: &mut Vec<TimedStep>) -> Result<Commit, StoreError> {
+        let mut done = Commit::default();
         if batch.iter().any(|decided| rows(&decided.step) > 0) {
             let rows = self.transaction(batch, &mut done).map_err(|e| match e {
                 WriteError::Sqlite(e) => StoreError::sqlite(&self.path, "written", e),
+                WriteError::File(source) if is_full(&source) => {
+                    StoreError::Full { path: self.path.clone() }
+                }
+                WriteError::File(source) => StoreError::File { path: self.numbers.path(), source },
                 WriteError::Contradiction(what) => {
                     StoreError::Contradiction { path: self.path.clone(), what }
                 }
@@ -205,15 +232,15 @@ impl Writer {
 
     fn transaction(
         &mut self,
-        batch: &[Decided],
-        done: &mut Committed,
+        batch: &[TimedStep],
+        done: &mut Commit,
     ) -> Result<Vec<EventRow>, WriteError> {
-        // Dropped without a commit, it rolls back.
+        // Rolls back if dropped without a commit.
         let transaction = self.connection.unchecked_transaction()?;
         let mut rows = Rows::new(&transaction, &mut self.nodes)?;
         let (mut jobs, mut event_rows) = (BTreeMap::new(), Vec::new());
         let mut last_revision = Revision(self.last_revision.load(Ordering::Acquire));
-        for Decided { step, wall_ms } in batch {
+        for TimedStep { step, wall_ms, age_ms } in batch {
             let facts = &step.events;
             if !facts.is_empty() {
                 let first = Revision(last_revision.0 + 1);
@@ -229,29 +256,63 @@ impl Writer {
                 match change {
                     // A later row of the same job replaces it.
                     Change::JobUpdated(row) => {
-                        jobs.insert(row.job, (row.clone(), last_revision));
+                        jobs.insert(row.job, (row.clone(), last_revision, *age_ms));
+                    }
+                    Change::AgeSaved(age_ms) => {
+                        removal::save_age(&transaction, *age_ms, *wall_ms)?;
+                        removal::remove_nodes(&transaction)?;
                     }
                     other => {
+                        if let Change::JobInserted { job, .. } = other {
+                            self.numbers.reach(*job).map_err(WriteError::File)?;
+                        }
                         rows.write(other, last_revision)?;
                         done.touched.extend(job_of(other));
                     }
                 }
             }
         }
-        for (row, changed) in jobs.values() {
-            rows.job_updated(row, *changed)?;
+        for (row, changed, age_ms) in jobs.values() {
+            rows.job_updated(row, *changed, *age_ms)?;
         }
         if !event_rows.is_empty() {
             events::forget_old(&transaction, last_revision, event_rows.len())?;
         }
+        let (removed, attempts) = (rows.removed, rows.attempts);
+        removal::count_kept(&transaction, rows.kept)?;
         drop(rows);
+        if removed {
+            self.leftovers = Leftovers::Attempts;
+        } else if self.leftovers == Leftovers::Attempts {
+            // A busy manager has no pauses, so each commit removes more than it adds.
+            removal::remove_attempts(&transaction, attempts + removal::ATTEMPTS_PER_COMMIT)?;
+        }
         done.touched.extend(jobs.into_keys());
         transaction.commit()?;
         Ok(event_rows)
     }
 
-    /// SQLite starts its log over when all of it is in the database and nobody reads it. Under
-    /// steady reads that moment may not come by itself.
+    /// Removes some of the rows that removed jobs have left. A full disk may have no room even for
+    /// that; then the next call tries again.
+    pub(super) fn remove_leftovers(&mut self) -> Result<(), StoreError> {
+        match self.leftovers.remove_some(&self.connection) {
+            Ok(false) => return Ok(()),
+            Ok(true) => {}
+            Err(error) => match StoreError::sqlite(&self.path, "written", error) {
+                StoreError::Full { .. } => {}
+                error => return Err(error),
+            },
+        }
+        // The file becomes shorter when its log is emptied.
+        let is_full = free_bytes(&self.path).is_ok_and(|free| free < RESERVE_BYTES);
+        if self.leftovers == Leftovers::None || is_full {
+            self.empty_the_wal(READERS_WAIT);
+        }
+        Ok(())
+    }
+
+    /// Empties the write-ahead log if it is too long. SQLite resets its log only when all of it is in
+    /// the database and nobody reads it, which may never happen by itself under steady reads.
     fn look_at_the_wal(&mut self) {
         self.commits_until_look -= 1;
         if self.commits_until_look > 0 {
@@ -267,9 +328,9 @@ impl Writer {
         }
     }
 
-    /// What is committed stays so, whatever becomes of this. Waits for readers, of which a
-    /// backup may be one for long, no longer than this.
-    fn empty_the_wal(&self, wait: Duration) -> bool {
+    /// Empties the write-ahead log, and returns whether it succeeded. Waits for readers for at most
+    /// `wait`, because a backup can read for long. A failure loses no commits.
+    pub(super) fn empty_the_wal(&self, wait: Duration) -> bool {
         let emptied = || -> rusqlite::Result<bool> {
             self.connection.busy_timeout(wait)?;
             let checkpoint = "PRAGMA wal_checkpoint(TRUNCATE)";
@@ -277,18 +338,18 @@ impl Writer {
             Ok(!busy)
         };
         let emptied = emptied().unwrap_or(false);
-        // Setting a number cannot fail.
+        // This only sets a number, and cannot fail.
         _ = self.connection.busy_timeout(BUSY_TIMEOUT);
         emptied
     }
 }
 
-/// Rows that a step writes, about.
+/// Returns about how many rows a step writes.
 fn rows(step: &Step) -> usize {
     step.changes.len() + step.events.len()
 }
 
-/// The job of which readers see something new.
+/// Returns the job that a change makes visible to readers.
 fn job_of(change: &Change) -> Option<JobId> {
     match change {
         Change::JobInserted { job, .. } | Change::JobUpdated(JobRow { job, .. }) => Some(*job),
@@ -296,11 +357,15 @@ fn job_of(change: &Change) -> Option<JobId> {
         | Change::AttemptAdvanced { attempt, .. }
         | Change::AttemptEnded { attempt, .. }
         | Change::RetryDropped { attempt } => Some(attempt.task.job),
+        Change::JobRemoved(job) => Some(*job),
         Change::NodeSaved(_)
+        | Change::NodeForgotten(_)
         | Change::EpochTaken(_)
+        | Change::AgeSaved(_)
         | Change::TokenSaved(_)
         | Change::TokenRemoved(_)
-        | Change::KeySaved(_) => None,
+        | Change::KeySaved(_)
+        | Change::KeyRemoved(_) => None,
     }
 }
 
@@ -311,6 +376,12 @@ struct Rows<'a> {
     attempt_inserted: CachedStatement<'a>,
     attempt_advanced: CachedStatement<'a>,
     attempt_ended: CachedStatement<'a>,
+    /// The change of the number of attempts of ended jobs.
+    kept: i64,
+    /// Whether a job was removed.
+    removed: bool,
+    /// How many attempts were inserted.
+    attempts: usize,
 }
 
 impl<'a> Rows<'a> {
@@ -335,6 +406,9 @@ impl<'a> Rows<'a> {
                      message = ?12
                  WHERE job = ?1 AND task = ?2 AND number = ?3",
             )?,
+            kept: 0,
+            removed: false,
+            attempts: 0,
         })
     }
 
@@ -363,14 +437,22 @@ impl<'a> Rows<'a> {
                     .execute(params![integer(job.0), rmp_serde::to_vec_named(&**spec)?])?;
                 Ok(())
             }
-            Change::JobUpdated(row) => self.job_updated(row, revision),
+            // The transaction handles these itself.
+            Change::JobUpdated(_) | Change::AgeSaved(_) => Ok(()),
+            Change::JobRemoved(job) => {
+                self.kept -= removal::remove_job(self.connection, *job)?;
+                self.removed = true;
+                Ok(())
+            }
             Change::AttemptInserted { attempt, node, wall_ms } => {
                 let Some(number) = self.nodes.get(node) else {
-                    let what =
-                        format!("attempt {attempt} goes to node {node}, which was never saved");
+                    let what = format!(
+                        "attempt {attempt} is assigned to node {node}, which was never saved"
+                    );
                     return Err(WriteError::Contradiction(what));
                 };
                 let AttemptId { task, number: attempt_number } = *attempt;
+                self.attempts += 1;
                 self.attempt_inserted.execute(params![
                     integer(task.job.0),
                     task.index,
@@ -379,7 +461,7 @@ impl<'a> Rows<'a> {
                     integer(*wall_ms),
                 ])?;
                 if attempt_number > 1 {
-                    // Its task no longer waits for it.
+                    // The previous attempt no longer waits for a retry.
                     self.standing(AttemptId { task, number: attempt_number - 1 }, standing::OVER)?;
                 }
                 Ok(())
@@ -403,6 +485,8 @@ impl<'a> Rows<'a> {
                 one(changed, attempt)
             }
             Change::NodeSaved(row) => self.node_saved(row),
+            Change::NodeForgotten(node) => self.node_forgotten(node),
+            Change::KeyRemoved(key) => Ok(access::remove_key(self.connection, key)?),
             Change::EpochTaken(epoch) => {
                 self.connection
                     .prepare_cached("UPDATE meta SET value = ?1 WHERE key = 'last_epoch'")?
@@ -453,13 +537,21 @@ impl<'a> Rows<'a> {
         one(changed, attempt)
     }
 
-    fn job_updated(&mut self, row: &JobRow, changed: Revision) -> Result<(), WriteError> {
+    fn job_updated(
+        &mut self,
+        row: &JobRow,
+        changed: Revision,
+        age_ms: u64,
+    ) -> Result<(), WriteError> {
+        if row.state.is_end() {
+            self.kept += removal::weight(row.attempts);
+        }
         let rows = self
             .connection
             .prepare_cached(
                 "UPDATE jobs SET state = ?2, next_index = ?3, queued = ?4, active = ?5,
                      succeeded = ?6, failed = ?7, cancelled = ?8, started_ms = ?9, ended_ms = ?10,
-                     changed = ?11
+                     changed = ?11, attempts = ?12, ended_age_ms = ?13
                  WHERE job = ?1",
             )?
             .execute(params![
@@ -474,6 +566,8 @@ impl<'a> Rows<'a> {
                 row.started_wall_ms.map(integer),
                 row.ended_wall_ms.map(integer),
                 integer(changed.0),
+                integer(row.attempts),
+                row.state.is_end().then(|| integer(age_ms)),
             ])?;
         one(rows, &row.job)
     }
@@ -483,11 +577,11 @@ impl<'a> Rows<'a> {
             .connection
             .prepare_cached(
                 "INSERT INTO nodes (name, boot_id, agent_instance, program_version, cpu_millis,
-                     memory_bytes, labels, runtimes, epoch)
-                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)
+                     memory_bytes, labels, runtimes, epoch, agent_id, lost_age_ms)
+                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11)
                  ON CONFLICT (name) DO UPDATE SET boot_id = ?2, agent_instance = ?3,
                      program_version = ?4, cpu_millis = ?5, memory_bytes = ?6, labels = ?7,
-                     runtimes = ?8, epoch = ?9
+                     runtimes = ?8, epoch = ?9, agent_id = ?10, lost_age_ms = ?11, forgotten = 0
                  RETURNING node",
             )?
             .query_row(
@@ -501,18 +595,37 @@ impl<'a> Rows<'a> {
                     rmp_serde::to_vec_named(&row.labels)?,
                     rmp_serde::to_vec_named(&row.runtimes)?,
                     integer(row.epoch.0),
+                    row.agent_id.map(|id| id.0.into_bytes()),
+                    row.lost_age_ms.map(integer),
                 ],
                 |row| row.get(0),
             )?;
         self.nodes.insert(row.node.clone(), number);
         Ok(())
     }
+
+    /// Its row stays as long as jobs do that may have attempts on it, because attempts have the
+    /// node's number. The next agent of that name gets the row.
+    fn node_forgotten(&mut self, node: &Name) -> Result<(), WriteError> {
+        let changed = self
+            .connection
+            .prepare_cached(
+                "UPDATE nodes SET forgotten = 1, agent_id = NULL, last_job = ?2 WHERE name = ?1",
+            )?
+            .execute(params![node.as_str(), integer(restore::last_job(self.connection)?.0)])?;
+        self.nodes.remove(node);
+        one(changed, node)
+    }
 }
 
-/// A row that is to be changed must be there.
+fn is_full(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
+}
+
+/// Checks that exactly one row was changed.
 fn one(changed: usize, what: &dyn std::fmt::Display) -> Result<(), WriteError> {
     if changed == 1 {
         return Ok(());
     }
-    Err(WriteError::Contradiction(format!("{what} is to be changed and is not there")))
+    Err(WriteError::Contradiction(format!("{what} should be changed, but does not exist")))
 }

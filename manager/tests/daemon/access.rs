@@ -1,4 +1,4 @@
-//! Who may come in, and what they may do: over TLS, with real tokens.
+//! Joining, roles and revocation, over TLS and with real tokens.
 
 use std::path::Path;
 
@@ -35,7 +35,7 @@ async fn join(client: &Client, dir: &Path, role: Role, who: &str) -> Route {
     enrolment.route(&dir, None).unwrap()
 }
 
-/// One of each request.
+/// Returns one request of each kind.
 fn requests() -> Vec<RequestBody> {
     let (job, task) = (JobId(1), TaskId { job: JobId(1), index: 1 });
     let attempt = AttemptId::new(JobId(1), 1, 1);
@@ -58,15 +58,17 @@ fn requests() -> Vec<RequestBody> {
         RequestBody::Log(log),
         submit_body(77, 1),
         RequestBody::Cancel { job },
+        RequestBody::Forget { first: job, last: job },
         RequestBody::TokenCreate { role: Role::Agent, ttl_ms: 1000, uses: 1 },
         RequestBody::Tokens,
         RequestBody::TokenRevoke { id: TokenId(999) },
         RequestBody::Users { after: None, limit: 1 },
+        RequestBody::NodeForget { node: "nobody".parse().unwrap(), force: false },
         RequestBody::Revoke { kind: PrincipalKind::User, name: "nobody".parse().unwrap() },
         RequestBody::KeyRenew { key: PublicKey([9; 32]) },
         RequestBody::KeyRotate { key: KeyDigest([9; 32]) },
     ];
-    // A new request is to be added above, too.
+    // A new kind of request must also be added above.
     for body in &all {
         match body {
             RequestBody::Info
@@ -80,11 +82,13 @@ fn requests() -> Vec<RequestBody> {
             | RequestBody::Log(_)
             | RequestBody::Submit { .. }
             | RequestBody::Cancel { .. }
+            | RequestBody::Forget { .. }
             | RequestBody::TokenCreate { .. }
             | RequestBody::Tokens
             | RequestBody::TokenRevoke { .. }
             | RequestBody::Users { .. }
             | RequestBody::Revoke { .. }
+            | RequestBody::NodeForget { .. }
             | RequestBody::KeyRenew { .. }
             | RequestBody::KeyRotate { .. } => {}
         }
@@ -93,7 +97,7 @@ fn requests() -> Vec<RequestBody> {
 }
 
 #[tokio::test]
-async fn every_role_may_do_what_it_may_and_nothing_else() {
+async fn every_role_may_send_exactly_its_requests() {
     let dir = tempfile::tempdir().unwrap();
     let manager = start(dir.path()).await;
     let admin = manager.client().await;
@@ -115,7 +119,7 @@ async fn every_role_may_do_what_it_may_and_nothing_else() {
             Role::Agent => 3,
             Role::Viewer => 10,
             Role::Operator => 12,
-            Role::Admin => 18,
+            Role::Admin => 20,
         };
         assert_eq!(allowed, expected, "{role}");
     }
@@ -123,7 +127,7 @@ async fn every_role_may_do_what_it_may_and_nothing_else() {
 }
 
 #[tokio::test]
-async fn only_agents_speak_as_agents_and_each_as_its_own_node() {
+async fn only_agents_get_sessions_and_each_only_as_its_own_node() {
     let dir = tempfile::tempdir().unwrap();
     let manager = start_with(patient(dir.path())).await;
     let admin = manager.client().await;
@@ -147,7 +151,7 @@ async fn only_agents_speak_as_agents_and_each_as_its_own_node() {
         ToPeer::Refused(error) => assert_eq!(error.code, ErrorCode::Forbidden),
         other => panic!("{other:?}"),
     }
-    // Another's session is not to be spoken in, ended, or kept alive.
+    // An agent cannot report in the session of another one, end it, or keep it alive.
     let ended = Report(1, attempt, ReportFact::Ended(Outcome::exited(0)));
     sender.send(&ToManager::Reports(agent.epoch(), vec![ended])).await.unwrap();
     assert_eq!(within(receiver.recv()).await.unwrap(), ToPeer::HelloAgain(agent.epoch()));
@@ -163,7 +167,7 @@ async fn only_agents_speak_as_agents_and_each_as_its_own_node() {
 }
 
 #[tokio::test]
-async fn revocation_cuts_what_is_open_and_lasts() {
+async fn a_revocation_cuts_open_connections_and_is_permanent() {
     let dir = tempfile::tempdir().unwrap();
     let manager = start(dir.path()).await;
     let admin = manager.client().await;
@@ -182,7 +186,7 @@ async fn revocation_cuts_what_is_open_and_lasts() {
     within(async { while client.request(RequestBody::WhoAmI).await.is_ok() {} }).await;
     event(&admin, |fact| matches!(fact, EventFact::KeyRevoked(Role::Agent, ..))).await;
 
-    // Not after a restart, and not with another token, either.
+    // A restart or a new token does not help.
     manager.stop().await;
     let manager = start(dir.path()).await;
     let admin = manager.client().await;

@@ -28,14 +28,14 @@ async fn heartbeats(manager: &Running) -> UnixStream {
 
 /// Waits until the other side closes.
 async fn closed(mut stream: UnixStream) {
-    // Reset, or closed in order: both is an end.
+    // A reset and an orderly close are both an end.
     if let Ok(bytes) = within(stream.read(&mut [0; 64])).await {
         assert_eq!(bytes, 0);
     }
 }
 
 #[tokio::test]
-async fn a_closed_heartbeat_is_noticed_and_its_return_too() {
+async fn a_closed_heartbeat_stream_and_its_return_are_noticed() {
     let dir = tempfile::tempdir().unwrap();
     let manager = start_with(patient(dir.path())).await;
     let client = manager.client().await;
@@ -45,7 +45,7 @@ async fn a_closed_heartbeat_is_noticed_and_its_return_too() {
     beat(&mut first, epoch, 1).await;
     beat(&mut first, epoch, 2).await;
 
-    // A second stream takes over; the end of the first is no news.
+    // A second stream replaces the first, whose end is not an event.
     let mut second = heartbeats(&manager).await;
     beat(&mut second, epoch, 1).await;
     closed(first).await;
@@ -60,14 +60,14 @@ async fn a_closed_heartbeat_is_noticed_and_its_return_too() {
     let recovered = event(&client, |fact| matches!(fact, EventFact::NodeRecovered(_))).await;
     assert!(recovered > suspected);
 
-    // With the session its stream ends.
+    // The stream ends with its session.
     let _agent = Agent::connect(&manager, hello("a", 1000, &[])).await;
     closed(third).await;
     manager.stop().await;
 }
 
 #[tokio::test]
-async fn heartbeats_of_no_session_are_dropped() {
+async fn heartbeat_streams_without_a_valid_session_are_closed() {
     let dir = tempfile::tempdir().unwrap();
     let manager = start(dir.path()).await;
     let agent = Agent::connect(&manager, hello("a", 1000, &[])).await;
@@ -80,7 +80,7 @@ async fn heartbeats_of_no_session_are_dropped() {
         .await
         .unwrap();
     closed(stranger).await;
-    // A stream that changes its session is none.
+    // A stream that changes its session is closed.
     let mut stranger = heartbeats(&manager).await;
     beat(&mut stranger, agent.epoch(), 1).await;
     write_beat(&mut stranger, &beat_of(Epoch(0))).await.unwrap();
@@ -98,7 +98,7 @@ async fn silence_ends_the_lease() {
     };
     let manager = start_with(config).await;
     let client = manager.client().await;
-    // It never sends a beat.
+    // The agent never sends a beat.
     let _agent = Agent::connect(&manager, hello("a", 1000, &[])).await;
     let suspect = event(&client, |fact| matches!(fact, EventFact::NodeSuspect(..))).await;
     let lost = event(&client, |fact| matches!(fact, EventFact::NodeLost(_))).await;

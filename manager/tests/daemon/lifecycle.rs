@@ -1,4 +1,4 @@
-//! Starts, stops, and what is there after.
+//! Starts and stops of the manager, and the state after them.
 
 use std::fs;
 use std::net::TcpListener;
@@ -13,11 +13,13 @@ use podmesh_wire::publish::Subscriber;
 use crate::support::*;
 
 async fn fails(config: ManagerConfig) -> ManagerError {
-    podmesh_manager::run(config, |_| panic!("it serves"), std::future::pending()).await.unwrap_err()
+    podmesh_manager::run(config, |_| panic!("the manager started"), std::future::pending())
+        .await
+        .unwrap_err()
 }
 
 #[tokio::test]
-async fn a_folder_has_one_manager_and_the_second_is_told_of_the_first() {
+async fn a_second_manager_on_the_same_directory_is_refused_and_told_of_the_first() {
     let dir = tempfile::tempdir().unwrap();
     let manager = start(dir.path()).await;
     assert_eq!(Endpoint::read(dir.path()).unwrap(), manager.endpoint);
@@ -25,7 +27,7 @@ async fn a_folder_has_one_manager_and_the_second_is_told_of_the_first() {
     let path = dir.path().display().to_string();
     let pid = std::process::id().to_string();
     assert!(said.contains(&path) && said.contains(&pid), "{said}");
-    // The refusal has not disturbed the first.
+    // The first manager still works.
     assert_eq!(submit(&manager.client().await, 1, 1).await, (JobId(1), false));
     manager.stop().await;
     assert!(!dir.path().join(ENDPOINT_FILE).exists());
@@ -33,7 +35,7 @@ async fn a_folder_has_one_manager_and_the_second_is_told_of_the_first() {
 }
 
 #[tokio::test]
-async fn what_it_cannot_start_with_is_named() {
+async fn the_error_names_what_prevents_the_start() {
     let dir = tempfile::tempdir().unwrap();
     let taken = TcpListener::bind("127.0.0.1:0").unwrap();
     let listen = taken.local_addr().unwrap();
@@ -56,8 +58,8 @@ async fn what_it_cannot_start_with_is_named() {
     assert!(said.contains("podmesh.db") && said.contains("not a database"), "{said}");
 }
 
-/// Runs half of a job, ends the manager in some way, and looks whether the next one goes on.
-async fn goes_on(orderly: bool) {
+/// Runs half of a job, ends the manager, and checks that the next manager continues it.
+async fn job_continues(orderly: bool) {
     let dir = tempfile::tempdir().unwrap();
     let manager = start(dir.path()).await;
     let cluster = manager.endpoint.cluster;
@@ -86,7 +88,7 @@ async fn goes_on(orderly: bool) {
     assert_eq!(manager.endpoint.cluster, cluster);
     let client = manager.client().await;
     let after = events(&client).await;
-    assert_eq!(after[..before.len()], before, "every event is there, with its revision");
+    assert_eq!(after[..before.len()], before, "every event is kept, with its revision");
     let kept = job(&client, id, None).await;
     assert_eq!((kept.view, kept.spec), (detail.view, detail.spec));
 
@@ -114,17 +116,17 @@ async fn goes_on(orderly: bool) {
 }
 
 #[tokio::test]
-async fn the_next_manager_goes_on_after_an_orderly_stop() {
-    goes_on(true).await;
+async fn a_job_continues_after_an_orderly_stop_of_the_manager() {
+    job_continues(true).await;
 }
 
 #[tokio::test]
-async fn the_next_manager_goes_on_after_it_was_cut_off() {
-    goes_on(false).await;
+async fn a_job_continues_after_the_manager_was_killed() {
+    job_continues(false).await;
 }
 
 #[tokio::test]
-async fn what_was_read_before_a_stop_is_answered() {
+async fn requests_that_were_read_before_a_stop_are_answered() {
     let dir = tempfile::tempdir().unwrap();
     let manager = start(dir.path()).await;
     let client = manager.client().await;
@@ -134,7 +136,7 @@ async fn what_was_read_before_a_stop_is_answered() {
             tokio::spawn(async move { client.request(submit_body(n, 1)).await })
         })
         .collect();
-    // Some have been read by now, and some have not.
+    // Some have been read by now, others have not.
     submit(&client, 1000, 1).await;
     manager.stop().await;
     let mut answered = Vec::new();
@@ -157,7 +159,7 @@ async fn what_was_read_before_a_stop_is_answered() {
 }
 
 #[tokio::test]
-async fn subscribers_hear_of_every_commit_of_the_manager_and_of_its_end() {
+async fn subscribers_receive_every_commit_and_the_end_of_the_manager() {
     let dir = tempfile::tempdir().unwrap();
     let config =
         ManagerConfig { heartbeat: std::time::Duration::from_millis(50), ..config(dir.path()) };
@@ -165,7 +167,7 @@ async fn subscribers_hear_of_every_commit_of_the_manager_and_of_its_end() {
     let client = manager.client().await;
     let mut subscriber =
         Subscriber::connect(&manager.route(), &[TOPIC_EVENTS, TOPIC_MANAGER]).await.unwrap();
-    // The first beacon says that the subscription has arrived.
+    // The first beacon shows that the subscription has arrived.
     match within(subscriber.recv()).await.unwrap() {
         Published::Manager { instance, revision: Revision(0), stopping: false } => {
             assert_eq!(instance, manager.endpoint.instance);

@@ -1,4 +1,4 @@
-//! The manager's daemon, over its real sockets and on a real disk, with agents made of messages.
+//! Tests of the manager's daemon over real sockets and on a real disk, with simulated agents.
 #![expect(clippy::unwrap_used, clippy::panic, reason = "tests")]
 
 mod access;

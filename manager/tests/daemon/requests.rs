@@ -1,4 +1,6 @@
-//! What clients ask.
+//! Requests of clients.
+
+use std::time::Duration;
 
 use podmesh_protocol::client::{
     LogPosition, LogRead, LogSlice, LogStream, Reply, ReplyBody, Request, RequestBody,
@@ -6,10 +8,13 @@ use podmesh_protocol::client::{
 use podmesh_protocol::codec;
 use podmesh_protocol::error::ErrorCode;
 use podmesh_protocol::event::EventFact;
-use podmesh_protocol::ids::{AttemptId, Epoch, JobId, TaskId};
-use podmesh_protocol::limits::{BATCH_ROWS_MAX, PROTOCOL_VERSION};
+use podmesh_protocol::ids::{AttemptId, Epoch, JobId, Revision, TaskId};
+use podmesh_protocol::limits::{
+    BATCH_ROWS_MAX, PROTOCOL_VERSION, REQUESTS_PER_CONNECTION_MAX, WAIT_MS_MAX,
+};
 use podmesh_protocol::report::{AttemptState, JobState, Report, ReportFact, TaskState};
 use podmesh_protocol::session::{ToManager, ToPeer};
+use podmesh_wire::client::ClientError;
 use podmesh_wire::control::PeerSocket;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
@@ -17,14 +22,14 @@ use tokio::net::UnixStream;
 use crate::support::*;
 
 #[tokio::test]
-async fn a_submission_makes_one_job_however_often_it_comes() {
+async fn a_repeated_submission_creates_only_one_job() {
     let dir = tempfile::tempdir().unwrap();
     let manager = start(dir.path()).await;
     let client = manager.client().await;
     assert_eq!(submit(&client, 1, 3).await, (JobId(1), false));
     assert_eq!(submit(&client, 1, 3).await, (JobId(1), true));
     assert_eq!(submit(&client, 2, 1).await, (JobId(2), false));
-    // Many at once: what is asked twice before the first has an answer is still one job.
+    // Many at once: submissions that are repeated before the first answer still create one job.
     let many = (0..50).map(|n| {
         let client = client.clone();
         tokio::spawn(async move { submit(&client, 100 + n / 2, 1).await.0 })
@@ -37,7 +42,7 @@ async fn a_submission_makes_one_job_however_often_it_comes() {
     jobs.dedup();
     assert_eq!(jobs, (3..28).map(JobId).collect::<Vec<_>>());
 
-    // The database knows what the core of the next life does not.
+    // After a restart the core no longer knows ended jobs, but the database does.
     let cancelled = client.request(RequestBody::Cancel { job: JobId(1) }).await.unwrap();
     assert_eq!(cancelled, ReplyBody::Cancelled { state: JobState::Cancelled });
     manager.stop().await;
@@ -51,7 +56,7 @@ async fn a_submission_makes_one_job_however_often_it_comes() {
 }
 
 #[tokio::test]
-async fn what_is_wrong_is_answered_and_says_why() {
+async fn an_invalid_request_is_answered_with_the_reason() {
     let dir = tempfile::tempdir().unwrap();
     let manager = start(dir.path()).await;
     let client = manager.client().await;
@@ -90,7 +95,7 @@ async fn what_is_wrong_is_answered_and_says_why() {
     manager.stop().await;
 }
 
-/// A DEALER of bytes: the handshake of ZMTP 3.0 without security, and then one frame.
+/// Sends one frame as a DEALER, after a ZMTP 3.0 handshake without security. Returns the answer.
 async fn send_bytes(manager: &Running, frame: &[u8]) -> (UnixStream, Vec<u8>) {
     let mut stream =
         UnixStream::connect(manager.endpoint.sockets.join("control.sock")).await.unwrap();
@@ -114,7 +119,7 @@ async fn send_bytes(manager: &Running, frame: &[u8]) -> (UnixStream, Vec<u8>) {
     within(stream.read_exact(&mut header)).await.unwrap();
     let length = match header[0] {
         0 => usize::from(header[1]),
-        // A long frame: eight bytes of length, of which one has been read.
+        // A long frame has eight bytes of length. One of them has been read.
         2 => {
             let mut rest = [0; 7];
             within(stream.read_exact(&mut rest)).await.unwrap();
@@ -128,7 +133,7 @@ async fn send_bytes(manager: &Running, frame: &[u8]) -> (UnixStream, Vec<u8>) {
 }
 
 #[tokio::test]
-async fn bytes_that_are_no_message_are_answered_and_harm_nobody() {
+async fn an_undecodable_frame_is_answered_with_an_error_and_has_no_other_effect() {
     let dir = tempfile::tempdir().unwrap();
     let manager = start(dir.path()).await;
     let client = manager.client().await;
@@ -147,14 +152,14 @@ async fn bytes_that_are_no_message_are_answered_and_harm_nobody() {
 }
 
 #[tokio::test]
-async fn requests_that_wait_are_woken_by_commits() {
+async fn waiting_requests_are_woken_by_commits() {
     let dir = tempfile::tempdir().unwrap();
     let manager = start(dir.path()).await;
     let client = manager.client().await;
     let (id, _) = submit(&client, 1, 1).await;
     let queued = job(&client, id, None).await;
     assert_eq!(queued.view.state, JobState::Queued);
-    assert!(!queued.waits_for.is_empty(), "no node is there: that must be said");
+    assert!(!queued.waits_for.is_empty(), "it must say that there is no node");
     let task = TaskId { job: id, index: 1 };
     let attempt = AttemptId { task, number: 1 };
     let task_when = |unless| {
@@ -184,7 +189,7 @@ async fn requests_that_wait_are_woken_by_commits() {
     let detail = waiting.await.unwrap();
     assert_eq!(detail.attempts[0].state, AttemptState::Running);
 
-    // Two wait for one job, and one of them gives up before.
+    // Two requests wait for one job, and the first one gives up.
     let given_up = task_when(Some((1, AttemptState::Running)));
     given_up.abort();
     let waiting = task_when(Some((1, AttemptState::Running)));
@@ -196,14 +201,14 @@ async fn requests_that_wait_are_woken_by_commits() {
     assert_eq!(ended.view.state, JobState::Succeeded);
     assert!(ended.waits_for.is_empty());
 
-    // What has changed already, or never will again, is answered at once.
+    // If the job has already changed, or can no longer change, the answer comes at once.
     assert_eq!(job(&client, id, Some(queued.revision)).await.view.state, JobState::Succeeded);
     assert_eq!(job(&client, id, Some(ended.revision)).await.view.state, JobState::Succeeded);
     manager.stop().await;
 }
 
 #[tokio::test]
-async fn a_wait_ends_with_its_time_and_with_the_manager() {
+async fn a_wait_ends_after_its_time_or_with_the_manager() {
     let dir = tempfile::tempdir().unwrap();
     let manager = start(dir.path()).await;
     let client = manager.client().await;
@@ -215,10 +220,85 @@ async fn a_wait_ends_with_its_time_and_with_the_manager() {
         let client = client.clone();
         tokio::spawn(async move { client.request(body(30_000)).await })
     };
-    // When this has its answer, the one before has been read.
+    // When this request is answered, the previous one has been read.
     client.request(RequestBody::Info).await.unwrap();
     manager.stop().await;
     assert!(matches!(waiting.await.unwrap(), Ok(ReplyBody::Job(_))));
+}
+
+#[tokio::test]
+async fn requests_of_connections_that_have_ended_are_given_up() {
+    let dir = tempfile::tempdir().unwrap();
+    let manager = start(dir.path()).await;
+    let client = manager.client().await;
+    let (job, _) = submit(&client, 1, 1).await;
+    let wait = RequestBody::Job { job, since: Some(Revision(1000)), wait_ms: WAIT_MS_MAX };
+    let overloaded = async || match client.request(RequestBody::Info).await {
+        Ok(_) => false,
+        Err(ClientError::Refused(error)) => error.code == ErrorCode::Overloaded,
+        Err(error) => panic!("{error}"),
+    };
+    // A slow machine may need more than WAIT_MS_MAX to send them all; then it tries again.
+    for _ in 0..5 {
+        // It is sent first, so that it is the first whose time is up.
+        let first = tokio::spawn({
+            let (client, wait) = (client.clone(), wait.clone());
+            async move { client.request(wait).await }
+        });
+        // Together with it, as many as the manager holds at a time.
+        let mut connections = Vec::new();
+        for _ in 0..128 {
+            let socket = PeerSocket::connect(&manager.route()).await.unwrap();
+            let (receiver, mut sender) = socket.split();
+            for id in 0..REQUESTS_PER_CONNECTION_MAX as u64 {
+                let request = Request { version: PROTOCOL_VERSION, id, body: wait.clone() };
+                sender.send(&ToManager::Request(request)).await.unwrap();
+            }
+            connections.push((receiver, sender));
+        }
+        while !overloaded().await && !first.is_finished() {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        let in_time = !first.is_finished();
+        drop(connections);
+        while overloaded().await {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        if in_time {
+            assert!(!first.is_finished(), "they were held until their time was up");
+            return manager.stop().await;
+        }
+    }
+    panic!("this machine is too slow for the test");
+}
+
+#[tokio::test]
+async fn a_submission_does_not_wait_behind_reads() {
+    let dir = tempfile::tempdir().unwrap();
+    let manager = start(dir.path()).await;
+    let client = manager.client().await;
+    let mut large = spec(1);
+    large.run.env = [("A".to_owned(), "x".repeat(100_000))].into();
+    let body = RequestBody::Submit { submission: submission(1), spec: Box::new(large) };
+    client.request(body).await.unwrap();
+    let mut reads = Vec::new();
+    for _ in 0..16 {
+        let reader = manager.client().await;
+        for _ in 0..REQUESTS_PER_CONNECTION_MAX {
+            let reader = reader.clone();
+            let body = RequestBody::Job { job: JobId(1), since: None, wait_ms: 0 };
+            reads.push(tokio::spawn(async move { reader.request(body).await.unwrap() }));
+        }
+    }
+    // One has an answer: the others are on their way.
+    reads.remove(0).await.unwrap();
+    assert_eq!(submit(&client, 2, 1).await, (JobId(2), false));
+    let left = reads.iter().filter(|read| !read.is_finished()).count();
+    assert!(left > reads.len() / 2, "only {left} of {} were still to be answered", reads.len());
+    for read in reads {
+        read.await.unwrap();
+    }
+    manager.stop().await;
 }
 
 fn log_read(attempt: AttemptId) -> RequestBody {
@@ -232,7 +312,7 @@ fn log_read(attempt: AttemptId) -> RequestBody {
 }
 
 #[tokio::test]
-async fn the_agent_that_has_a_log_reads_it_for_the_client() {
+async fn the_agent_that_holds_a_log_reads_it_for_the_client() {
     let dir = tempfile::tempdir().unwrap();
     let manager = start_with(patient(dir.path())).await;
     let client = manager.client().await;
@@ -248,11 +328,13 @@ async fn the_agent_that_has_a_log_reads_it_for_the_client() {
         let client = client.clone();
         tokio::spawn(async move { client.request(log_read(attempt)).await })
     };
-    let slice = |bytes: &[u8]| Ok(LogSlice { offset: 3, bytes: bytes.to_vec(), end: false });
+    let slice = |bytes: &[u8]| {
+        Ok(LogSlice { offset: 3, bytes: bytes.to_vec(), end: false, removed: false })
+    };
     let asked = ask();
     let (number, read) = agent.log_question().await;
     assert_eq!(RequestBody::Log(read), log_read(attempt));
-    // Another agent cannot answer for it.
+    // Another agent cannot answer for this one.
     other.sender.send(&ToManager::LogSlice(number, slice(b"forged"))).await.unwrap();
     let error = refused(&client, RequestBody::Cancel { job: JobId(99) }).await;
     assert_eq!(error.code, ErrorCode::NotFound);
@@ -262,9 +344,9 @@ async fn the_agent_that_has_a_log_reads_it_for_the_client() {
     let asked = ask();
     let (number, _) = agent.log_question().await;
     agent.sender.send(&ToManager::LogSlice(number, slice(&[0; 101]))).await.unwrap();
-    assert!(asked.await.unwrap().is_err(), "more than was asked for");
+    assert!(asked.await.unwrap().is_err(), "more bytes than requested");
 
-    // The node vanishes while it is asked.
+    // The agent disconnects before it answers.
     let asked = ask();
     agent.log_question().await;
     drop(agent);
@@ -275,7 +357,7 @@ async fn the_agent_that_has_a_log_reads_it_for_the_client() {
 }
 
 #[tokio::test]
-async fn a_log_of_a_node_that_is_not_there_says_where_it_is() {
+async fn the_error_for_a_log_on_a_disconnected_node_names_the_problem() {
     let dir = tempfile::tempdir().unwrap();
     let manager = start_with(patient(dir.path())).await;
     let client = manager.client().await;

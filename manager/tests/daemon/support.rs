@@ -1,4 +1,4 @@
-//! A manager in this process, and agents that are nothing but messages.
+//! A manager in this process, and simulated agents that only exchange messages.
 
 use std::path::Path;
 use std::time::Duration;
@@ -20,7 +20,7 @@ use tokio::task::JoinHandle;
 use tokio::time::timeout;
 use uuid::Uuid;
 
-/// Much more than anything here takes: only a test that fails waits for it.
+/// Far longer than anything here takes. Only a failing test waits this long.
 pub(crate) const LIMIT: Duration = Duration::from_secs(30);
 
 pub(crate) struct Running {
@@ -33,7 +33,7 @@ pub(crate) fn config(data_dir: &Path) -> ManagerConfig {
     ManagerConfig::new(data_dir, "127.0.0.1:0".parse().unwrap())
 }
 
-/// A configuration in which silence never counts: only what is closed is noticed.
+/// A configuration with a very long lease: only closed connections are noticed, not silence.
 pub(crate) fn patient(data_dir: &Path) -> ManagerConfig {
     let heartbeat = Duration::from_secs(3600);
     ManagerConfig { lease: heartbeat * 10, heartbeat, ..config(data_dir) }
@@ -58,7 +58,7 @@ pub(crate) async fn start_with(config: ManagerConfig) -> Running {
 }
 
 impl Running {
-    /// The way of somebody on its machine: an admin.
+    /// Returns the route of a local client, which is an admin.
     pub(crate) fn route(&self) -> Route {
         Route::Local(self.endpoint.sockets.clone())
     }
@@ -72,7 +72,8 @@ impl Running {
         within(self.task).await.unwrap().unwrap();
     }
 
-    /// As a kill would: nothing is said to anybody. Returns when another manager may start.
+    /// Ends the manager as a kill would, without a message to anyone. Returns when another manager
+    /// can start.
     pub(crate) async fn cut_off(self, data_dir: &Path) {
         self.task.abort();
         _ = self.task.await;
@@ -123,7 +124,7 @@ pub(crate) async fn job(client: &Client, job: JobId, since: Option<Revision>) ->
     }
 }
 
-/// All events, each with its revision.
+/// Returns all events with their revisions.
 pub(crate) async fn events(client: &Client) -> Vec<(u64, EventFact)> {
     let mut events = Vec::new();
     loop {
@@ -142,7 +143,7 @@ pub(crate) async fn events(client: &Client) -> Vec<(u64, EventFact)> {
     }
 }
 
-/// Waits for an event; the revision of it.
+/// Waits for an event, and returns its revision.
 pub(crate) async fn event(client: &Client, wanted: impl Fn(&EventFact) -> bool) -> u64 {
     within(async {
         loop {
@@ -156,7 +157,7 @@ pub(crate) async fn event(client: &Client, wanted: impl Fn(&EventFact) -> bool) 
     .await
 }
 
-/// An agent that does as the test says.
+/// An agent that the test controls.
 pub(crate) struct Agent {
     pub(crate) receiver: PeerReceiver,
     pub(crate) sender: PeerSender,
@@ -170,12 +171,14 @@ pub(crate) fn hello(node: &str, cpu_millis: u32, attempts: &[AttemptId]) -> Hell
         node: node.parse().unwrap(),
         boot_id: "boot".into(),
         agent_instance: InstanceId(Uuid::from_u128(9)),
+        agent_id: None,
         cluster: None,
         program_version: "0".into(),
         capacity: Resources { cpu_millis, memory_bytes: 1 << 30 },
         labels: [].into(),
         runtimes: vec![RuntimeKind::Process],
         withdrawn: [].into(),
+        unenforced: [].into(),
         attempts: attempts.to_vec(),
     }
 }
@@ -202,7 +205,7 @@ impl Agent {
         within(self.receiver.recv()).await.unwrap()
     }
 
-    /// The next starts; what comes before is of no interest.
+    /// Returns the next starts. Skips other messages.
     pub(crate) async fn starts(&mut self) -> Vec<AttemptId> {
         loop {
             if let ToPeer::Starts(epoch, attempts) = self.recv().await {
@@ -212,7 +215,7 @@ impl Agent {
         }
     }
 
-    /// The next question for a log.
+    /// Returns the next request to read a log.
     pub(crate) async fn log_question(&mut self) -> (u64, LogRead) {
         loop {
             if let ToPeer::LogRead(number, read) = self.recv().await {
@@ -221,7 +224,7 @@ impl Agent {
         }
     }
 
-    /// Reports, and waits until that is on the manager's disk.
+    /// Sends a report, and waits until the manager has stored it.
     pub(crate) async fn report(&mut self, attempt: AttemptId, fact: ReportFact) {
         self.reports += 1;
         let report = Report(self.reports, attempt, fact);

@@ -1,7 +1,8 @@
-//! The core: what it holds, and what each input does to it.
+//! The core: its state, and how each input changes it.
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Arc;
+use alloc::collections::{BTreeMap, BTreeSet};
+use alloc::sync::Arc;
+use alloc::vec::Vec;
 
 use podmesh_protocol::ids::{AttemptId, Epoch, JobId, TaskId};
 use podmesh_protocol::limits::{ATTEMPTS_PER_NODE_MAX, LEASE_MS_DEFAULT};
@@ -10,38 +11,48 @@ use podmesh_protocol::session::{StopReason, ToManager, Welcome};
 use podmesh_protocol::spec::OnLost;
 use podmesh_protocol::time::{Millis, Now};
 
-use crate::attempts::{AGENT_STOPPED, Held, LEASE_ENDED, Live, Phase, Stop, StopCause, Unsent};
+use crate::attempts::{
+    AGENT_STOPPED, ActiveAttempt, AttemptEntry, LEASE_ENDED, Phase, Stop, StopCause, Unsent,
+};
 use crate::faults::planted;
 use crate::input::{FoundAttempt, Input, RuntimeFact};
 use crate::outbox::Outbox;
 use crate::step::{Command, JobContext, Step};
 
-/// What is said of an attempt that is to be stopped and is not here.
-const NOT_HELD: &str = "its agent does not hold it";
+/// Message of an attempt that the manager asks to stop and that this agent does not have.
+const NOT_HELD: &str = "the agent does not have this attempt";
+/// Message of an attempt whose number another attempt on this agent has used.
+const SPENT: &str =
+    "its agent had another attempt with this number, which the manager no longer knows";
 
-/// What does not change in the life of a core.
+/// Settings that stay the same for the life of a core.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct CoreConfig {
-    /// Milliseconds that the end of the daemon waits for the manager's acknowledgement, once
-    /// everything that had to end has ended.
+    /// How many milliseconds a shutdown waits for the manager's acknowledgements, once every
+    /// attempt that has to end has ended.
     pub goodbye_wait_ms: u64,
-    /// Whether processes go on when the daemon ends, as containers do: they have a supervisor.
+    /// Whether processes keep running when the daemon ends, as containers do, because they have a
+    /// supervisor.
     pub processes_outlive: bool,
 }
 
-/// The agent's decisions: which attempts run, what is reported of them, and when they are stopped.
+/// The agent's decisions: which attempts run, what is reported about them, when they are stopped.
 #[derive(Debug)]
 pub struct Core {
     config: CoreConfig,
-    /// The session; messages of another one are ignored.
+    /// The current session; messages of other sessions are ignored.
     pub(crate) epoch: Option<Epoch>,
     lease_ms: u64,
-    /// When the lease ends without further contact; none: it has ended, or never began.
+    /// When the lease ends without further contact; `None` if it has ended or never began.
     lease_until: Option<Millis>,
-    /// The jobs of which the current session told.
+    /// The jobs that the manager described in the current session.
     jobs: BTreeMap<JobId, Arc<JobContext>>,
-    pub(crate) attempts: BTreeMap<AttemptId, Held>,
-    /// The attempts whose time will be up, and when.
+    pub(crate) attempts: BTreeMap<AttemptId, AttemptEntry>,
+    /// Attempts that the manager did not know when the session began. After the restore of a
+    /// backup it may use their numbers again. The agent does not start those, so that each number
+    /// stands for one attempt here.
+    spent: BTreeSet<AttemptId>,
+    /// The attempts with a timeout, by when it expires.
     pub(crate) timeouts: BTreeSet<(Millis, AttemptId)>,
     pub(crate) outbox: Outbox,
     shutdown: Option<Shutdown>,
@@ -49,17 +60,17 @@ pub struct Core {
     fault: Option<crate::faults::Fault>,
 }
 
-/// The daemon is asked to end.
+/// A shutdown that was requested.
 #[derive(Debug, Default)]
 struct Shutdown {
-    /// Until when acknowledgements are waited for; none while attempts have to end first.
+    /// When to stop waiting for acknowledgements; `None` while attempts still have to end.
     until: Option<Millis>,
-    /// Whether the daemon was told that it may end. Nothing is decided after.
+    /// Whether the daemon was told that it may exit. The core ignores all input after that.
     done: bool,
 }
 
 impl Core {
-    /// A core that holds nothing.
+    /// Creates a core that holds no attempts.
     pub fn new(config: CoreConfig) -> Self {
         Self {
             config,
@@ -68,6 +79,7 @@ impl Core {
             lease_until: None,
             jobs: BTreeMap::new(),
             attempts: BTreeMap::new(),
+            spent: BTreeSet::new(),
             timeouts: BTreeSet::new(),
             outbox: Outbox::default(),
             shutdown: None,
@@ -76,35 +88,41 @@ impl Core {
         }
     }
 
-    /// Makes a mistake from now on, for the simulator to find.
+    /// Plants a fault for the simulator to find.
     #[cfg(feature = "planted-faults")]
     pub fn plant_fault(&mut self, fault: crate::faults::Fault) {
         self.fault = Some(fault);
     }
 
-    /// Every attempt that is held, for the hello: those that run, and those whose end is not
-    /// acknowledged.
+    /// Returns the held attempts for the hello: those that run, and those whose end is not
+    /// acknowledged. Fenced attempts, which are being killed, are left out.
     pub fn hello_attempts(&self) -> Vec<AttemptId> {
-        self.attempts.keys().copied().collect()
+        let counting = self.attempts.iter().filter(|(_, held)| !held.is_fenced());
+        counting.map(|(attempt, _)| *attempt).collect()
     }
 
-    /// Whether the attempt is held.
+    /// Returns every held attempt, also the fenced ones that are being killed.
+    pub fn held_attempts(&self) -> impl Iterator<Item = AttemptId> {
+        self.attempts.keys().copied()
+    }
+
+    /// Returns whether the attempt is held.
     pub fn holds(&self, attempt: &AttemptId) -> bool {
         self.attempts.contains_key(attempt)
     }
 
-    /// Whether the attempt is held and not over: more output may come.
+    /// Returns whether the attempt is held and has not ended, so that more output may come.
     pub fn goes_on(&self, attempt: AttemptId) -> bool {
-        let held = self.attempts.get(&attempt);
-        held.is_some_and(|held| !matches!(held.phase, Phase::Ended { .. }))
+        let entry = self.attempts.get(&attempt);
+        entry.is_some_and(|entry| !matches!(entry.phase, Phase::Ended { .. }))
     }
 
-    /// When the lease ends without further contact; none: it has ended, or never began.
+    /// Returns when the lease ends without further contact; `None` if it has ended or never began.
     pub fn lease_until(&self) -> Option<Millis> {
         self.lease_until
     }
 
-    /// When [`Input::Tick`] is due, if nothing happens before.
+    /// Returns when [`Input::Tick`] is due if no other input comes first.
     pub fn next_wakeup(&self) -> Option<Millis> {
         let timeout = self.timeouts.first().map(|(at, _)| *at);
         let goodbye = match &self.shutdown {
@@ -115,13 +133,13 @@ impl Core {
         [timeout, self.lease_until, goodbye].into_iter().flatten().min()
     }
 
-    /// Takes a fact in, and adds what follows from it to `out`.
+    /// Processes an input and adds the resulting actions to `out`.
     pub fn step(&mut self, now: Now, input: Input, out: &mut Step) {
         if self.shutdown.as_ref().is_some_and(|shutdown| shutdown.done) {
             return;
         }
         let now = now.mono_ms;
-        // A contact that was made counts, also when the timer that it moves is looked at late.
+        // A contact extends the lease before timers run, even when it is processed late.
         let is_contact =
             matches!(input, Input::SessionOpened { .. } | Input::HeartbeatAnswered { .. });
         if !is_contact {
@@ -153,7 +171,7 @@ impl Core {
                 self.leave_session();
             }
             Input::JobSpecReceived { epoch, context } if self.is_current(epoch) => {
-                self.job_told(context);
+                self.job_received(context);
             }
             Input::StartsReceived { epoch, attempts } if self.is_current(epoch) => {
                 self.starts(attempts, out);
@@ -162,7 +180,8 @@ impl Core {
                 for (attempt, reason) in stops {
                     match reason {
                         StopReason::Cancelled if !self.attempts.contains_key(&attempt) => {
-                            self.answer_for(attempt);
+                            let lost = Outcome::new(OutcomeKind::Lost);
+                            self.answer_for(attempt, lost.with_message(NOT_HELD));
                         }
                         StopReason::Cancelled => {
                             self.stop_or_end(attempt, StopCause::Cancelled, out);
@@ -188,7 +207,7 @@ impl Core {
                 }
             }
             Input::ShutdownRequested => self.shut_down(out),
-            // Of a session that is over: the new one tells all that counts.
+            // Messages of an earlier session: the new session sends everything that matters.
             Input::JobSpecReceived { .. }
             | Input::StartsReceived { .. }
             | Input::StopsReceived { .. }
@@ -206,10 +225,10 @@ impl Core {
     fn attempts_found(&mut self, now: Millis, found: Vec<FoundAttempt>, out: &mut Step) {
         for FoundAttempt { attempt, ended, started, outlives_agent, on_lost, ran_ms } in found {
             let forgotten = planted!(self, NotAdopted) && ended.is_none();
-            if let Some(Held { phase: Phase::Ended { remove }, .. }) =
+            if let Some(AttemptEntry { phase: Phase::Ended { remove }, .. }) =
                 self.attempts.get_mut(&attempt)
             {
-                // Its end was told before its runtime was there.
+                // Its end was reported before its runtime was available.
                 *remove = true;
             }
             if self.attempts.contains_key(&attempt) || forgotten {
@@ -221,10 +240,10 @@ impl Core {
                 Phase::Ended { remove: true }
             } else {
                 if started {
-                    // Whether that was ever reported, nobody here knows any more.
+                    // It is unknown whether the start was ever reported.
                     unsent.started = Some(self.outbox.push(attempt, ReportFact::Started));
                 }
-                Phase::Live(Live {
+                Phase::Active(ActiveAttempt {
                     context: None,
                     on_lost,
                     outlives_agent,
@@ -233,12 +252,12 @@ impl Core {
                     stop: None,
                 })
             };
-            self.attempts.insert(attempt, Held { phase, unsent });
+            self.attempts.insert(attempt, AttemptEntry { phase, unsent });
             if let Some(newest) = self.of_task(attempt.task).last() {
                 self.fence_older(newest, out);
             }
         }
-        // When the last contact was, nobody knows: there is to be one within a lease from now.
+        // The time of the last contact is unknown, so the lease runs from now.
         if self.lease_until.is_none() && self.epoch.is_none() && !self.attempts.is_empty() {
             self.lease_until = Some(now.saturating_add(self.lease_ms));
         }
@@ -247,7 +266,7 @@ impl Core {
     fn session_opened(&mut self, welcome: &Welcome, hello_sent: Millis, out: &mut Step) {
         self.epoch = Some(welcome.epoch);
         self.lease_ms = welcome.lease_ms;
-        // What was assumed before, of the default lease, may be longer than the manager waits.
+        // A deadline assumed from the default lease may be later than the manager's.
         self.lease_until = None;
         self.extend_lease(hello_sent);
         self.jobs.clear();
@@ -256,6 +275,8 @@ impl Core {
         for attempt in &welcome.stop {
             self.fence(*attempt, out);
         }
+        let fenced = self.attempts.iter().filter(|(_, held)| held.is_fenced());
+        self.spent = fenced.map(|(attempt, _)| attempt).chain(&welcome.stop).copied().collect();
     }
 
     fn leave_session(&mut self) {
@@ -268,16 +289,16 @@ impl Core {
         self.lease_until = Some(self.lease_until.map_or(until, |before| before.max(until)));
     }
 
-    fn job_told(&mut self, context: Arc<JobContext>) {
+    fn job_received(&mut self, context: Arc<JobContext>) {
         let job = context.job;
         let of_job = AttemptId::new(job, 0, 0)..=AttemptId::new(job, u32::MAX, u32::MAX);
-        for (attempt, held) in self.attempts.range_mut(of_job) {
-            if let Phase::Live(live) = &mut held.phase
-                && live.context.is_none()
+        for (attempt, entry) in self.attempts.range_mut(of_job) {
+            if let Phase::Active(active) = &mut entry.phase
+                && active.context.is_none()
             {
-                live.context = Some(Arc::clone(&context));
-                live.timeout_at = live.due();
-                self.timeouts.extend(live.timeout_at.map(|at| (at, *attempt)));
+                active.context = Some(Arc::clone(&context));
+                active.timeout_at = active.due();
+                self.timeouts.extend(active.timeout_at.map(|at| (at, *attempt)));
             }
         }
         self.jobs.insert(job, context);
@@ -286,19 +307,27 @@ impl Core {
     fn starts(&mut self, attempts: Vec<AttemptId>, out: &mut Step) {
         for attempt in attempts {
             let newest = self.of_task(attempt.task).last();
-            // Known already, or fenced already; or the agent ends, and the manager will see.
+            // Already known or fenced, or the agent is shutting down, which the manager will see.
             if newest.is_some_and(|newest| newest >= attempt) || self.shutdown.is_some() {
                 continue;
             }
-            // After the lease the manager may have given the task to another node meanwhile.
-            // Without the job there is nothing to start. A new session settles both.
+            // If the lease has ended, the manager may have given the task to another node. If the
+            // job is unknown, it cannot be started. A new session settles both.
             let context = self.jobs.get(&attempt.task.job).cloned();
             let (Some(context), Some(_)) = (context, self.lease_until) else {
-                tracing::warn!(%attempt, "cannot start what this session did not tell of");
+                tracing::warn!(
+                    %attempt,
+                    "cannot start an attempt without its job and a lease: reconnecting"
+                );
                 self.leave_session();
                 out.reconnect = true;
                 return;
             };
+            if self.spent.contains(&attempt) {
+                out.commands.push(Command::SetOutputAside { attempt });
+                self.answer_for(attempt, Outcome::not_started(SPENT));
+                continue;
+            }
             if self.attempts.len() >= ATTEMPTS_PER_NODE_MAX {
                 tracing::error!(
                     %attempt,
@@ -312,13 +341,13 @@ impl Core {
                 Phase::Waiting(context)
             } else {
                 out.commands.push(Command::Start { attempt, context: Arc::clone(&context) });
-                Phase::Live(Live::new(&self.config, context))
+                Phase::Active(ActiveAttempt::new(&self.config, context))
             };
-            self.attempts.insert(attempt, Held { phase, unsent: Unsent::default() });
+            self.attempts.insert(attempt, AttemptEntry { phase, unsent: Unsent::default() });
         }
     }
 
-    /// The attempts of a task that are held, the oldest first.
+    /// Returns the held attempts of a task, oldest first.
     fn of_task(&self, task: TaskId) -> impl DoubleEndedIterator<Item = AttemptId> {
         let first = AttemptId { task, number: 0 };
         let last = AttemptId { task, number: u32::MAX };
@@ -332,18 +361,18 @@ impl Core {
         }
     }
 
-    /// It no longer counts: kill it at once, and report nothing of it.
+    /// Kills an attempt that no longer counts at once, and reports nothing about it.
     fn fence(&mut self, attempt: AttemptId, out: &mut Step) {
-        let Some(held) = self.attempts.get_mut(&attempt) else { return };
-        for place in std::mem::take(&mut held.unsent).places() {
-            self.outbox.take_back(place);
+        let Some(entry) = self.attempts.get_mut(&attempt) else { return };
+        for key in core::mem::take(&mut entry.unsent).keys() {
+            self.outbox.take_back(key);
         }
-        let remove = match &held.phase {
-            Phase::Live(live) if planted!(self, FencedRunsOn) => {
-                self.timeouts.retain(|(_, of)| *of != attempt || live.timeout_at.is_none());
+        let remove = match &entry.phase {
+            Phase::Active(active) if planted!(self, FencedRunsOn) => {
+                self.timeouts.retain(|(_, of)| *of != attempt || active.timeout_at.is_none());
                 false
             }
-            Phase::Live(_) => return self.stop(attempt, StopCause::Fenced, out),
+            Phase::Active(_) => return self.stop(attempt, StopCause::Fenced, out),
             Phase::Waiting(_) => false,
             Phase::Ended { remove } => *remove,
         };
@@ -353,45 +382,50 @@ impl Core {
         }
     }
 
-    /// Stops what runs. A second cause changes the first only when it fences, or kills.
+    /// Stops a running attempt. A later cause replaces an earlier one only when it fences; it can
+    /// also turn a stop with grace into a kill.
     fn stop(&mut self, attempt: AttemptId, cause: StopCause, out: &mut Step) {
-        let Some(Held { phase: Phase::Live(live), .. }) = self.attempts.get_mut(&attempt) else {
+        let Some(AttemptEntry { phase: Phase::Active(active), .. }) =
+            self.attempts.get_mut(&attempt)
+        else {
             return;
         };
         let at_once = matches!(cause, StopCause::Fenced | StopCause::LeaseEnded);
-        let before = live.stop;
-        live.stop = Some(match before {
+        let before = active.stop;
+        active.stop = Some(match before {
             Some(stop) if cause != StopCause::Fenced => {
                 Stop { at_once: stop.at_once || at_once, ..stop }
             }
             _ => Stop { cause, at_once },
         });
         if before.is_none_or(|stop| at_once && !stop.at_once) {
-            let grace_ms = if at_once { 0 } else { live.grace_ms() };
+            let grace_ms = if at_once { 0 } else { active.grace_ms() };
             out.commands.push(Command::Stop { attempt, grace_ms });
         }
     }
 
-    /// The manager waits for the end of an attempt that is not here: it would wait for ever.
-    fn answer_for(&mut self, attempt: AttemptId) {
-        // Older ones of the task are over first; the manager asks again.
+    /// Reports an outcome for an attempt that is not held, because the manager would wait for its
+    /// end for ever.
+    fn answer_for(&mut self, attempt: AttemptId, outcome: Outcome) {
+        // Other attempts of the task end first; the manager asks again.
         if self.of_task(attempt.task).next().is_some() {
             return;
         }
-        let outcome = Outcome::new(OutcomeKind::Lost).with_message(NOT_HELD);
         let ended = Some(self.outbox.push(attempt, ReportFact::Ended(outcome)));
         let unsent = Unsent { ended, ..Unsent::default() };
-        self.attempts.insert(attempt, Held { phase: Phase::Ended { remove: false }, unsent });
+        self.attempts
+            .insert(attempt, AttemptEntry { phase: Phase::Ended { remove: false }, unsent });
     }
 
-    /// Stops what runs, and ends what waits for its start.
+    /// Stops a running attempt, or ends one that waits for its start.
     fn stop_or_end(&mut self, attempt: AttemptId, cause: StopCause, out: &mut Step) {
-        let Some(Held { phase: Phase::Waiting(context), .. }) = self.attempts.get(&attempt) else {
+        let Some(AttemptEntry { phase: Phase::Waiting(context), .. }) = self.attempts.get(&attempt)
+        else {
             return self.stop(attempt, cause, out);
         };
-        let mut live = Live::new(&self.config, Arc::clone(context));
-        live.stop = Some(Stop { cause, at_once: true });
-        let outcome = live.outcome(Outcome::new(OutcomeKind::Lost));
+        let mut active = ActiveAttempt::new(&self.config, Arc::clone(context));
+        active.stop = Some(Stop { cause, at_once: true });
+        let outcome = active.outcome(Outcome::new(OutcomeKind::Lost));
         self.end(attempt, outcome, false);
     }
 
@@ -402,33 +436,33 @@ impl Core {
         fact: RuntimeFact,
         out: &mut Step,
     ) {
-        let Some(held) = self.attempts.get_mut(&attempt) else { return };
-        let Phase::Live(live) = &mut held.phase else { return };
-        let unsent = &mut held.unsent;
-        // Of one that no longer counts, only the end matters.
-        let is_fenced = live.is_fenced();
+        let Some(entry) = self.attempts.get_mut(&attempt) else { return };
+        let Phase::Active(active) = &mut entry.phase else { return };
+        let unsent = &mut entry.unsent;
+        // Only the end of a fenced attempt matters.
+        let is_fenced = active.is_fenced();
         match fact {
             RuntimeFact::Preparing(_) | RuntimeFact::LogGap(_) if is_fenced => {}
             RuntimeFact::Preparing(text) => {
-                unsent.preparing.into_iter().for_each(|place| self.outbox.take_back(place));
+                unsent.preparing.into_iter().for_each(|key| self.outbox.take_back(key));
                 unsent.preparing = Some(self.outbox.push(attempt, ReportFact::Preparing(text)));
             }
             RuntimeFact::LogGap(text) => {
-                unsent.log_gap.into_iter().for_each(|place| self.outbox.take_back(place));
+                unsent.log_gap.into_iter().for_each(|key| self.outbox.take_back(key));
                 unsent.log_gap = Some(self.outbox.push(attempt, ReportFact::LogGap(text)));
             }
-            RuntimeFact::Started if live.started.is_some() => {}
+            RuntimeFact::Started if active.started.is_some() => {}
             RuntimeFact::Started => {
-                live.started = Some((now, 0));
-                live.timeout_at = live.due();
-                self.timeouts.extend(live.timeout_at.map(|at| (at, attempt)));
+                active.started = Some((now, 0));
+                active.timeout_at = active.due();
+                self.timeouts.extend(active.timeout_at.map(|at| (at, attempt)));
                 if !is_fenced {
                     unsent.preparing.take().into_iter().for_each(|p| self.outbox.take_back(p));
                     unsent.started = Some(self.outbox.push(attempt, ReportFact::Started));
                 }
             }
             RuntimeFact::Ended(outcome) => {
-                let outcome = live.outcome(outcome);
+                let outcome = active.outcome(outcome);
                 self.end(attempt, outcome, true);
                 if !self.attempts.contains_key(&attempt) {
                     out.commands.push(Command::Remove { attempt });
@@ -438,40 +472,42 @@ impl Core {
         }
     }
 
-    /// An attempt is over: reported, or forgotten where it no longer counts.
+    /// Ends an attempt: reports its outcome, or forgets it if there is none to report.
     fn end(&mut self, attempt: AttemptId, outcome: Option<Outcome>, remove: bool) {
-        let Some(held) = self.attempts.get_mut(&attempt) else { return };
-        if let Phase::Live(Live { timeout_at: Some(at), .. }) = held.phase {
+        let Some(entry) = self.attempts.get_mut(&attempt) else { return };
+        if let Phase::Active(ActiveAttempt { timeout_at: Some(at), .. }) = entry.phase {
             self.timeouts.remove(&(at, attempt));
         }
         let Some(outcome) = outcome else {
             self.attempts.remove(&attempt);
             return;
         };
-        // That it ran, its outcome tells.
-        for place in [held.unsent.preparing.take(), held.unsent.started.take()] {
-            place.into_iter().for_each(|place| self.outbox.take_back(place));
+        // The outcome also tells that it ran.
+        for key in [entry.unsent.preparing.take(), entry.unsent.started.take()] {
+            key.into_iter().for_each(|key| self.outbox.take_back(key));
         }
-        held.unsent.ended = Some(self.outbox.push(attempt, ReportFact::Ended(outcome)));
-        held.phase = Phase::Ended { remove };
+        entry.unsent.ended = Some(self.outbox.push(attempt, ReportFact::Ended(outcome)));
+        entry.phase = Phase::Ended { remove };
     }
 
-    /// Starts the attempt that waited for the older ones of its task, when the last one is gone.
+    /// Starts a waiting attempt once no older attempt of its task is left.
     fn start_waiting(&mut self, task: TaskId, out: &mut Step) {
         let mut of_task = self.of_task(task);
         let (Some(attempt), None) = (of_task.next(), of_task.next()) else { return };
         drop(of_task);
-        let Some(held) = self.attempts.get_mut(&attempt) else { return };
-        if let Phase::Waiting(context) = &held.phase {
+        let Some(entry) = self.attempts.get_mut(&attempt) else { return };
+        if let Phase::Waiting(context) = &entry.phase {
             let context = Arc::clone(context);
-            held.phase = Phase::Live(Live::new(&self.config, Arc::clone(&context)));
+            entry.phase = Phase::Active(ActiveAttempt::new(&self.config, Arc::clone(&context)));
             out.commands.push(Command::Start { attempt, context });
         }
     }
 
     fn acked(&mut self, number: u64, out: &mut Step) {
         for attempt in self.outbox.acked(number) {
-            if let Some(Held { phase: Phase::Ended { remove }, .. }) = self.attempts.get(&attempt) {
+            if let Some(AttemptEntry { phase: Phase::Ended { remove }, .. }) =
+                self.attempts.get(&attempt)
+            {
                 if *remove {
                     out.commands.push(Command::Remove { attempt });
                 }
@@ -485,8 +521,10 @@ impl Core {
             && at <= now
         {
             self.timeouts.pop_first();
-            if let Some(Held { phase: Phase::Live(live), .. }) = self.attempts.get_mut(&attempt) {
-                live.timeout_at = None;
+            if let Some(AttemptEntry { phase: Phase::Active(active), .. }) =
+                self.attempts.get_mut(&attempt)
+            {
+                active.timeout_at = None;
             }
             self.stop(attempt, StopCause::TimedOut, out);
         }
@@ -496,8 +534,8 @@ impl Core {
                 .attempts
                 .iter()
                 .filter(|_| !planted!(self, LeaseIgnored))
-                .filter(|(_, held)| match &held.phase {
-                    Phase::Live(live) => live.on_lost == OnLost::Requeue,
+                .filter(|(_, entry)| match &entry.phase {
+                    Phase::Active(active) => active.on_lost == OnLost::Requeue,
                     Phase::Waiting(context) => context.on_lost == OnLost::Requeue,
                     Phase::Ended { .. } => false,
                 })
@@ -521,8 +559,8 @@ impl Core {
         let ending: Vec<_> = self
             .attempts
             .iter()
-            .filter(|(_, held)| match &held.phase {
-                Phase::Live(live) => !live.outlives_agent,
+            .filter(|(_, entry)| match &entry.phase {
+                Phase::Active(active) => !active.outlives_agent,
                 Phase::Waiting(_) => true,
                 Phase::Ended { .. } => false,
             })
@@ -535,8 +573,7 @@ impl Core {
 
     fn leave_if_done(&mut self, now: Millis, out: &mut Step) {
         let Some(shutdown) = &mut self.shutdown else { return };
-        let must_end =
-            |held: &Held| matches!(&held.phase, Phase::Live(live) if !live.outlives_agent);
+        let must_end = |entry: &AttemptEntry| matches!(&entry.phase, Phase::Active(active) if !active.outlives_agent);
         if self.attempts.values().any(must_end) {
             return;
         }

@@ -1,25 +1,25 @@
-//! Deliberate faults: they prove that the simulator finds what it is for. Without the feature
-//! `planted-faults` nothing of this is there; with it, nothing happens unless one is planted.
+//! Deliberate faults, which prove that the simulator finds real ones. They are compiled only with
+//! the feature `planted-faults`, and have no effect unless one is planted.
 
-/// A mistake that somebody could make here.
+/// A plausible mistake in this code.
 #[cfg(feature = "planted-faults")]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fault {
-    /// What was sent and is not acknowledged is lost with the session.
+    /// Unacknowledged reports are lost with the session.
     OutboxLost,
-    /// What runs goes on when the lease has ended.
+    /// Attempts keep running when the lease has ended.
     LeaseIgnored,
-    /// What no longer counts is forgotten, and runs on.
+    /// A fenced attempt is forgotten and keeps running.
     FencedRunsOn,
     /// An attempt starts while the older one of its task is being killed.
     OlderNotAwaited,
-    /// What goes on from an earlier life is not taken up.
+    /// Attempts that still run when the agent starts are not adopted.
     NotAdopted,
     /// The end of an attempt is forgotten when it is sent, not when it is acknowledged.
     ForgottenWhenSent,
 }
 
-/// Whether a fault is planted; `false` where the feature is off.
+/// Returns whether a fault is planted; `false` without the feature.
 macro_rules! planted {
     ($holder:expr, $fault:ident) => {{
         #[cfg(feature = "planted-faults")]

@@ -1,6 +1,9 @@
-//! What the core is told: facts of the past.
+//! The inputs of the core: facts about what has happened.
 
-use std::sync::Arc;
+use alloc::boxed::Box;
+use alloc::string::String;
+use alloc::sync::Arc;
+use alloc::vec::Vec;
 
 use podmesh_protocol::ids::{AttemptId, Epoch, JobId};
 use podmesh_protocol::report::Outcome;
@@ -10,19 +13,19 @@ use podmesh_protocol::time::Millis;
 
 use crate::step::JobContext;
 
-/// One fact.
+/// An input of the core.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Input {
-    /// What an earlier life of the agent left here, found before the first session.
+    /// The attempts that the agent left here before its restart, found before the first session.
     AttemptsFound(Vec<FoundAttempt>),
     /// The manager opened a session.
     SessionOpened {
-        /// Its welcome.
+        /// The manager's welcome.
         welcome: Box<Welcome>,
-        /// When the hello was sent, on our monotonic clock: the lease runs from there.
+        /// When the hello was sent, on our monotonic clock. The lease starts then.
         hello_sent_mono_ms: Millis,
     },
-    /// The session's sockets are gone, or it was told to say hello again.
+    /// The session's connection is lost, or the manager asked for a new hello.
     SessionClosed,
     /// How the tasks of a job are run.
     JobSpecReceived {
@@ -35,28 +38,28 @@ pub enum Input {
     StartsReceived {
         /// The session.
         epoch: Epoch,
-        /// Which.
+        /// The attempts.
         attempts: Vec<AttemptId>,
     },
     /// Attempts to stop.
     StopsReceived {
         /// The session.
         epoch: Epoch,
-        /// Which, and why.
+        /// The attempts, each with its reason.
         stops: Vec<(AttemptId, StopReason)>,
     },
     /// Reports are on the manager's disk.
     ReportsAcked {
         /// The session.
         epoch: Epoch,
-        /// All up to and with this one.
+        /// The last acknowledged number: all reports up to and including it.
         acked: u64,
     },
     /// No more attempts of these jobs will come.
     JobsForgotten {
         /// The session.
         epoch: Epoch,
-        /// Which.
+        /// The jobs.
         jobs: Vec<JobId>,
     },
     /// The manager answered a heartbeat.
@@ -66,42 +69,42 @@ pub enum Input {
         /// When that heartbeat was sent, on our monotonic clock.
         sent_mono_ms: Millis,
     },
-    /// The runtimes have news, in order.
+    /// The runtimes reported facts, in this order.
     RuntimeReported(Vec<(AttemptId, RuntimeFact)>),
-    /// The daemon is asked to end: what does not outlive it is stopped.
+    /// The daemon was asked to shut down: attempts that do not outlive it are stopped.
     ShutdownRequested,
-    /// Time passed; due timers run. Every other input runs them too.
+    /// Time passed. Runs the timers that are due, as every other input does too.
     Tick,
 }
 
-/// What a runtime says of an attempt.
+/// A fact that a runtime reports about an attempt.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum RuntimeFact {
-    /// Something comes before the start: a pull, for instance. For people.
+    /// Progress before the start, such as an image pull. For people.
     Preparing(String),
-    /// It runs.
+    /// It is running.
     Started,
-    /// It is over, and the last byte of its output is in the file. Of the kinds of outcome a
-    /// runtime says `succeeded`, `failed` or `lost`: why it was stopped, the core knows.
+    /// It has ended, and the last byte of its output is in the file. A runtime uses only the
+    /// outcomes `succeeded`, `failed`, `lost`, `not_started`, and `timed_out` if it keeps timeouts
+    /// while no agent runs. The core knows every other reason why an attempt was stopped.
     Ended(Outcome),
-    /// Output of it was lost. For people.
+    /// Some of its output was lost. For people.
     LogGap(String),
 }
 
-/// An attempt of an earlier life of the agent.
+/// An attempt that was found when the agent started.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct FoundAttempt {
-    /// Which.
+    /// Its id.
     pub attempt: AttemptId,
-    /// How it ended; none: it goes on, and the runtime will say when it ends.
+    /// Its outcome; `None` if it has not ended: the runtime will report its end.
     pub ended: Option<Outcome>,
-    /// Whether it runs already; where it does not, the runtime will say when it does.
+    /// Whether it is running; if not, the runtime will report its start.
     pub started: bool,
-    /// Whether it survives the end of the agent (a container does, and a process that has a
-    /// supervisor).
+    /// Whether it survives the end of the agent, as a container or a supervised process does.
     pub outlives_agent: bool,
-    /// What to do when the lease ends without contact, as it was written down at its start.
+    /// What to do when the lease ends without contact, as recorded when it was started.
     pub on_lost: OnLost,
-    /// Milliseconds for which it has run so far, for its timeout; 0 where that is not known.
+    /// How many milliseconds it has run so far, for its timeout; 0 if unknown.
     pub ran_ms: u64,
 }

@@ -1,7 +1,11 @@
-//! The agent's decisions, pure: inputs are facts of the past, steps are plain values.
+//! The agent's decisions, without side effects: inputs are facts, outputs are plain values.
 //!
-//! No clock, socket, file, thread or randomness: the shell hands in the time and what happened,
-//! and carries out what comes back. See [`Core`].
+//! It is `no_std`: no clock, socket, file or thread. The shell passes in the time and what
+//! happened, and carries out the result. See [`Core`].
+
+#![cfg_attr(not(test), no_std)]
+
+extern crate alloc;
 
 mod attempts;
 mod core;

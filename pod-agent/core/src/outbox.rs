@@ -1,74 +1,75 @@
-//! Reports on their way to the manager's disk.
+//! Reports that the manager has not acknowledged.
 
-use std::collections::{BTreeMap, VecDeque};
+use alloc::collections::{BTreeMap, VecDeque};
+use alloc::string::String;
+use alloc::vec::Vec;
 
 use podmesh_protocol::ids::{AttemptId, Epoch};
 use podmesh_protocol::limits::{BATCH_ROWS_MAX, FRAME_BYTES_MAX, MESSAGE_BYTES_MAX};
 use podmesh_protocol::report::{Report, ReportFact};
 use podmesh_protocol::session::ToManager;
 
-/// Messages with reports that may be under way at a time; further reports wait for an
-/// acknowledgement, so that queues stay short and batches grow when the manager is slow: each
-/// message costs it a commit.
+/// How many unacknowledged messages with reports may be in flight. Further reports wait, so that
+/// queues stay short and batches grow when the manager is slow: each message costs it a commit.
 pub(crate) const MESSAGES_IN_FLIGHT_MAX: usize = 2;
 
-/// Bytes of a row without its text, generously: number, attempt, and an outcome's named fields.
+/// Upper bound for the bytes of a row without its text: number, attempt, an outcome's named fields.
 const ROW_BYTES: usize = 160;
-/// Bytes of the rows of one message; what is left is for the envelope.
+/// Maximum bytes of the rows of one message; the rest of the frame is for the envelope.
 const ROWS_BYTES_MAX: usize = FRAME_BYTES_MAX - 1024;
 
-/// The place of a report that has no number yet; never used twice.
+/// The key of a report that has no number yet. Never reused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) struct Place(u64);
+pub(crate) struct ReportKey(u64);
 
-/// Reports are numbered when they are first sent, and kept until acknowledged. What has no number
-/// can still be taken back.
+/// The queue of reports. A report gets its number when it is first sent, and is kept until it is
+/// acknowledged. A report without a number can still be withdrawn.
 #[derive(Debug, Default)]
 pub(crate) struct Outbox {
-    /// The number of the last report that was sent; 0 for none.
+    /// The number of the last report that was sent; 0 if none was.
     last_number: u64,
-    last_place: u64,
-    unsent: BTreeMap<Place, (AttemptId, ReportFact)>,
-    /// Numbered without a gap, up to `last_number`.
+    last_key: u64,
+    unsent: BTreeMap<ReportKey, (AttemptId, ReportFact)>,
+    /// Numbered without gaps, up to `last_number`.
     unacked: VecDeque<Report>,
     /// How many of `unacked`, from the front, were sent in the current session.
     sent: usize,
-    /// The last number of each message of the current session that is not acknowledged.
+    /// The last number in each unacknowledged message of the current session.
     in_flight: VecDeque<u64>,
 }
 
 impl Outbox {
-    /// Takes a report in.
-    pub(crate) fn push(&mut self, attempt: AttemptId, mut fact: ReportFact) -> Place {
+    /// Adds a report.
+    pub(crate) fn push(&mut self, attempt: AttemptId, mut fact: ReportFact) -> ReportKey {
         match &mut fact {
             ReportFact::Preparing(text) | ReportFact::LogGap(text) => cut(text),
             ReportFact::Ended(outcome) => outcome.message.iter_mut().for_each(cut),
             ReportFact::Started => {}
         }
-        self.last_place += 1;
-        let place = Place(self.last_place);
-        self.unsent.insert(place, (attempt, fact));
-        place
+        self.last_key += 1;
+        let key = ReportKey(self.last_key);
+        self.unsent.insert(key, (attempt, fact));
+        key
     }
 
-    /// Takes a report back, unless it was sent.
-    pub(crate) fn take_back(&mut self, place: Place) {
-        self.unsent.remove(&place);
+    /// Withdraws a report, unless it was sent.
+    pub(crate) fn take_back(&mut self, key: ReportKey) {
+        self.unsent.remove(&key);
     }
 
-    /// Whether everything is acknowledged.
+    /// Returns whether everything is acknowledged.
     pub(crate) fn is_empty(&self) -> bool {
         self.unsent.is_empty() && self.unacked.is_empty()
     }
 
-    /// What was sent in an earlier session is to be sent again.
+    /// Marks everything unacknowledged as to be sent again.
     pub(crate) fn session_changed(&mut self) {
         self.sent = 0;
         self.in_flight.clear();
     }
 
-    /// Forgets the reports up to and with this number, and tells of which attempts the end is
-    /// acknowledged now.
+    /// Forgets the reports up to and including this number, and returns the attempts whose end is
+    /// now acknowledged.
     pub(crate) fn acked(&mut self, number: u64) -> Vec<AttemptId> {
         let mut ended = Vec::new();
         let known = self.unacked.partition_point(|report| report.0 <= number);
@@ -83,7 +84,7 @@ impl Outbox {
         ended
     }
 
-    /// Sends as much as may be under way.
+    /// Adds messages until the maximum is in flight or everything is sent.
     pub(crate) fn fill(&mut self, epoch: Epoch, messages: &mut Vec<ToManager>) {
         while self.in_flight.len() < MESSAGES_IN_FLIGHT_MAX {
             let rows = self.next_rows();
@@ -119,12 +120,13 @@ impl Outbox {
         assert!(self.in_flight.len() <= MESSAGES_IN_FLIGHT_MAX);
         let first = self.last_number + 1 - self.unacked.len() as u64;
         for (number, report) in (first..).zip(&self.unacked) {
-            assert_eq!(report.0, number, "numbers have no gap");
+            assert_eq!(report.0, number, "gap in the numbers");
         }
         assert!(self.in_flight.iter().is_sorted());
     }
 
-    /// The attempts whose end is not acknowledged: first those without a number, then those with.
+    /// Returns the attempts whose end is unacknowledged: those whose report has no number yet, and
+    /// those whose report has one.
     #[cfg(any(test, feature = "invariants"))]
     pub(crate) fn ends(&self) -> (Vec<AttemptId>, Vec<AttemptId>) {
         let is_end = |fact: &ReportFact| matches!(fact, ReportFact::Ended(_));
@@ -210,7 +212,7 @@ mod tests {
     }
 
     #[test]
-    fn the_window_holds_back_and_a_session_sends_again() {
+    fn reports_beyond_the_window_wait_and_a_new_session_sends_again() {
         let mut outbox = Outbox::default();
         let mut messages = Vec::new();
         for index in 0..20 {

@@ -1,26 +1,28 @@
-//! What the core decides: plain values, for the shell to carry out.
+//! The core's decisions: plain values for the shell to carry out.
 
-use std::sync::Arc;
+use alloc::sync::Arc;
+use alloc::vec::Vec;
 
 use podmesh_protocol::ids::{AttemptId, JobId, Name};
 use podmesh_protocol::session::ToManager;
 use podmesh_protocol::spec::{OnLost, Resources, RunSpec};
 
-/// The outcome of one call of [`Core::step`](crate::Core::step).
+/// The result of one call of [`Core::step`](crate::Core::step).
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Step {
-    /// What the runtimes are to do, in this order.
+    /// Commands for the runtimes, in this order.
     pub commands: Vec<Command>,
-    /// What is to be sent in the current session, in this order.
+    /// Messages to send in the current session, in this order.
     pub messages: Vec<ToManager>,
-    /// Drop the session's sockets and say hello anew.
+    /// Close the session's sockets and send a new hello.
     pub reconnect: bool,
-    /// Everything that had to end before the daemon may end has ended and is reported.
+    /// The daemon may exit: every attempt that had to end has ended, and all reports are
+    /// acknowledged or the wait for them is over.
     pub may_exit: bool,
 }
 
 impl Step {
-    /// Forgets everything, and keeps the memory.
+    /// Clears everything but keeps the allocated memory.
     pub fn clear(&mut self) {
         self.commands.clear();
         self.messages.clear();
@@ -29,43 +31,49 @@ impl Step {
     }
 }
 
-/// What a runtime is to do. None of them waits: what came of it is told as a
+/// A command for a runtime. No command waits; the runtime reports the result as a
 /// [`RuntimeFact`](crate::input::RuntimeFact).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Command {
-    /// Start an attempt. Its end is told in any case.
+    /// Start an attempt. The runtime always reports its end.
     Start {
-        /// Which.
+        /// The attempt.
         attempt: AttemptId,
-        /// How.
+        /// Its job.
         context: Arc<JobContext>,
     },
-    /// Stop an attempt: TERM, and after the grace KILL. Its end is told as of any other; one that
-    /// is over already is left alone.
+    /// Stop an attempt: SIGTERM, then SIGKILL after the grace. Its end is reported as usual. An
+    /// attempt that has already ended is left alone.
     Stop {
-        /// Which.
+        /// The attempt.
         attempt: AttemptId,
-        /// Milliseconds; 0 kills at once.
+        /// Grace in milliseconds; 0 kills at once.
         grace_ms: u64,
     },
-    /// The manager knows how it ended: remove what is left of it, its logs excepted.
+    /// Remove what is left of an attempt, except its logs. The manager knows its end.
     Remove {
+        /// The attempt.
+        attempt: AttemptId,
+    },
+    /// What is in the folder of its output is of another attempt, which had its number before:
+    /// move it aside.
+    SetOutputAside {
         /// Which.
         attempt: AttemptId,
     },
 }
 
-/// What an agent knows of a job.
+/// An agent's view of a job.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct JobContext {
-    /// Which.
+    /// The job's id.
     pub job: JobId,
-    /// Its name.
+    /// The job's name.
     pub name: Name,
     /// What to do when the lease ends without contact.
     pub on_lost: OnLost,
-    /// What one task takes.
+    /// Resources of one task.
     pub resources: Resources,
-    /// How its tasks are run.
+    /// How to run its tasks.
     pub run: RunSpec,
 }

@@ -1,4 +1,4 @@
-//! How the Docker runtime has containers captured: it asks, and who holds the captures answers.
+//! The Docker runtime's side of captures: sends requests to the process that holds the captures.
 
 use std::collections::HashMap;
 
@@ -10,13 +10,13 @@ use tokio::sync::{mpsc, oneshot};
 use super::container::{CaptureFact, Container, Holder, LogPlace, Standing};
 use crate::log_notify::LogNotify;
 
-/// Asks for captures of containers.
+/// Sends requests to capture containers.
 #[derive(Clone, Debug)]
 pub struct Captures {
     requests: mpsc::UnboundedSender<CaptureRequest>,
 }
 
-/// What is asked.
+/// A request about a capture.
 #[derive(Debug)]
 pub(crate) enum CaptureRequest {
     Begin(Container, Waiting),
@@ -24,31 +24,32 @@ pub(crate) enum CaptureRequest {
     Forget(AttemptId),
 }
 
-/// Who waits for news of a capture.
+/// The channels that wait for the results of a capture.
 #[derive(Debug)]
 pub(crate) struct Waiting {
     attached: Option<oneshot::Sender<Result<(), String>>>,
-    complete: Option<oneshot::Sender<()>>,
+    complete: Option<oneshot::Sender<Option<u64>>>,
 }
 
-/// A capture that was asked for.
+/// The results of a requested capture.
 #[derive(Debug)]
 pub(crate) struct Capturing {
-    /// The container can be started.
+    /// Completes when the container can be started, or with the reason why it cannot be attached.
     pub(crate) attached: oneshot::Receiver<Result<(), String>>,
-    /// All output is in the files.
-    pub(crate) complete: oneshot::Receiver<()>,
+    /// Completes when all output is in the files, with the timeout in milliseconds if the container
+    /// was stopped because of that.
+    pub(crate) complete: oneshot::Receiver<Option<u64>>,
 }
 
 impl Captures {
-    /// Requests, and where they come out.
+    /// Creates a sender of requests, and the receiver of the requests.
     pub(crate) fn new() -> (Self, mpsc::UnboundedReceiver<CaptureRequest>) {
         let (requests, receiver) = mpsc::unbounded_channel();
         (Self { requests }, receiver)
     }
 
-    /// Captures that this process holds, and that end with it: on the current tokio runtime. An
-    /// agent has them held by its supervisor instead.
+    /// Creates a sender whose captures run in this process, on the current tokio runtime, and end
+    /// with it. In an agent the supervisor holds the captures instead.
     pub fn here(
         logs_dir: std::path::PathBuf,
         rotation: RotationPolicy,
@@ -86,7 +87,7 @@ impl Captures {
     }
 
     fn ask(&self, request: CaptureRequest) {
-        // Without a receiver the agent ends.
+        // If there is no receiver, the agent is ending.
         _ = self.requests.send(request);
     }
 
@@ -99,18 +100,18 @@ impl Captures {
         Capturing { attached: is_attached, complete: is_complete }
     }
 
-    /// The attempt was told to stop: a full disk is no longer waited for.
+    /// Notes that the attempt was told to stop, so that its output no longer waits for a full disk.
     pub(crate) fn stopped(&self, attempt: AttemptId) {
         self.ask(CaptureRequest::Stopped(attempt));
     }
 
-    /// Ends a capture, and forgets it.
+    /// Ends a capture and forgets it.
     pub(crate) fn forget(&self, attempt: AttemptId) {
         self.ask(CaptureRequest::Forget(attempt));
     }
 }
 
-/// The captures that were asked for and not forgotten, with who waits for them.
+/// The requested captures that are not forgotten, with the channels that wait for them.
 #[derive(Debug, Default)]
 pub(crate) struct WaitingList {
     captures: HashMap<AttemptId, (Container, Waiting)>,
@@ -125,10 +126,10 @@ impl WaitingList {
         self.captures.remove(&attempt);
     }
 
-    /// Tells who waits.
+    /// Passes a fact to the channel that waits for it.
     pub(crate) fn tell(&mut self, attempt: AttemptId, fact: CaptureFact) {
         let Some((container, waiting)) = self.captures.get_mut(&attempt) else { return };
-        // Who waited may have given up.
+        // The receiver may have given up.
         match fact {
             CaptureFact::Attached(result) => {
                 if result.is_ok() {
@@ -136,11 +137,14 @@ impl WaitingList {
                 }
                 _ = waiting.attached.take().map(|waiting| waiting.send(result));
             }
-            CaptureFact::Complete => _ = waiting.complete.take().map(|waiting| waiting.send(())),
+            CaptureFact::Complete { timed_out_ms } => {
+                _ = waiting.complete.take().map(|waiting| waiting.send(timed_out_ms));
+            }
         }
     }
 
-    /// Those that are not complete, as they stand now: for another one who is to hold them.
+    /// Returns the containers whose capture is not complete, in their current state, to hand them
+    /// to a new holder.
     pub(crate) fn incomplete(&self) -> impl Iterator<Item = &Container> {
         let waits = self.captures.values().filter(|(_, waiting)| waiting.complete.is_some());
         waits.map(|(container, _)| container)

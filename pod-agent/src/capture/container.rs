@@ -1,13 +1,13 @@
-//! From a container to its logs, through the engine's attach: the container's pipe, handed on.
+//! Captures a container's output through the engine's attach, which passes on the container's pipe.
 //!
 //! The container is created with the log driver `none` and attached before it is started, so the
-//! engine keeps no copy and every byte comes once. While its bytes are not taken, the container
-//! waits. Of the ways to a container's output this is the fastest, needs no rights beyond those to
-//! start containers, and works with every engine (`bench logs` compares them).
+//! engine keeps no copy and every byte arrives once. While nobody reads its output, the container
+//! waits. This is the fastest way to a container's output, needs no rights beyond those to start
+//! containers, and works with every engine (`bench logs` compares the ways).
 //!
-//! An attach is a connection to the engine, and ends when the engine does. An engine with
-//! `live-restore` comes back while the container goes on, and drops what it prints until there is an
-//! attach again: then the log says that output may be missing.
+//! An attach is a connection to the engine, and ends when the engine does. With `live-restore` the
+//! container keeps running while the engine restarts, and the engine drops what it prints until the
+//! next attach. Then the log says that output may be missing.
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -29,84 +29,91 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::AbortHandle;
 use tokio::time::sleep;
 
+use super::timeout::Timeout;
 use super::{Life, OutputLog, Sink};
 use crate::log_notify::LogNotify;
 use crate::paths::attempt_log_dir;
 
-/// The streams, by their place in all arrays here.
+/// The streams, in the order used by all arrays here.
 const STREAMS: [LogStream; 2] = [LogStream::Stdout, LogStream::Stderr];
-/// Bytes that are gathered for one write.
+/// Bytes collected for one write.
 const BATCH_BYTES: usize = 256 << 10;
-/// How long output is let gather after less than that came: engines hand it on in pieces of a few
-/// KiB, and a wakeup for each costs more than all else.
+/// How long to let output collect after a smaller batch. Engines pass it on in pieces of a few KiB,
+/// and waking up for each piece costs more than everything else.
 const GATHER: Duration = Duration::from_millis(1);
-/// The pause before an engine that does not answer is asked again, at first and at most.
+/// The first and the longest pause before an engine that does not answer is asked again.
 const PAUSE: [Duration; 2] = [Duration::from_millis(50), Duration::from_secs(2)];
 
-const MISSED: &str = "output may be missing here: what captured it had ended";
+const MISSED: &str = "output may be missing here: its capture was interrupted";
 const INTERRUPTED: &str =
     "output may be missing here: the connection to the Docker engine was interrupted";
 
-/// Where a container stands when its capture begins.
+/// The state of a container when its capture begins.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum Standing {
-    /// It was never started, and is not before it is attached.
+    /// Never started. It will be started after the attach.
     New,
-    /// It was started.
+    /// Started.
     Running,
-    /// It was started, and does not run any more.
+    /// Started, and no longer running.
     Exited,
 }
 
-/// A container whose output is to be captured.
+/// A container to capture.
 #[derive(Clone, Debug)]
 pub(crate) struct Container {
     pub(crate) attempt: AttemptId,
-    /// Its id.
+    /// The container's id.
     pub(crate) id: String,
     /// The address of its engine, as in `DOCKER_HOST`.
     pub(crate) engine: String,
     pub(crate) standing: Standing,
+    /// Its timeout in milliseconds.
+    pub(crate) timeout_ms: Option<u64>,
 }
 
-/// Where output goes.
+/// Where and how output is written.
 #[derive(Clone, Debug)]
 pub(crate) struct LogPlace {
-    /// Absolute.
+    /// An absolute path.
     pub(crate) logs_dir: PathBuf,
     pub(crate) rotation: RotationPolicy,
 }
 
-/// What is told of a capture.
-#[derive(Debug)]
+/// A fact about a capture.
+#[derive(Clone, Debug)]
 pub(crate) enum CaptureFact {
-    /// It is attached, or why that cannot be.
+    /// The container is attached, or cannot be attached for this reason.
     Attached(Result<(), String>),
     /// All output is in the files.
-    Complete,
+    Complete {
+        /// The timeout in milliseconds, if the container was stopped because of that.
+        timed_out_ms: Option<u64>,
+    },
 }
 
-/// The captures that are held by this process.
+/// The captures that this process holds.
 #[derive(Debug)]
 pub(crate) struct Holder {
-    captures: HashMap<AttemptId, Held>,
+    captures: HashMap<AttemptId, Entry>,
     notify: LogNotify,
     facts: mpsc::UnboundedSender<(AttemptId, RuntimeFact)>,
     told: mpsc::UnboundedSender<(AttemptId, CaptureFact)>,
 }
 
 #[derive(Debug)]
-struct Held {
+struct Entry {
     life: watch::Sender<Life>,
     task: AbortHandle,
     is_attached: bool,
-    is_complete: bool,
+    /// How it ended.
+    complete: Option<CaptureFact>,
 }
 
 impl Holder {
-    /// Tells gaps to `facts`, and how captures stand to `told`; what comes there is to be given to
-    /// [`Holder::note`].
+    /// Creates a holder. It reports gaps to `facts` and the progress of captures to `told`. The
+    /// receiver of `told` must pass each fact to [`Holder::note`].
     pub(crate) fn new(
         notify: LogNotify,
         facts: mpsc::UnboundedSender<(AttemptId, RuntimeFact)>,
@@ -115,25 +122,26 @@ impl Holder {
         Self { captures: HashMap::new(), notify, facts, told }
     }
 
-    /// How many go on.
+    /// Returns how many captures are not complete.
     pub(crate) fn live(&self) -> usize {
-        self.captures.values().filter(|held| !held.is_complete).count()
+        self.captures.values().filter(|entry| entry.complete.is_none()).count()
     }
 
-    /// How many are held, those that are complete included.
+    /// Returns how many captures are held, including complete ones.
     pub(crate) fn len(&self) -> usize {
         self.captures.len()
     }
 
-    /// Captures a container, unless it is captured already; how that stands is told in any case.
+    /// Captures a container, unless that was already begun. Reports the capture's progress in both
+    /// cases.
     pub(crate) fn begin(&mut self, container: Container, place: LogPlace) {
         let attempt = container.attempt;
-        if let Some(held) = self.captures.get(&attempt) {
-            if held.is_attached {
+        if let Some(entry) = self.captures.get(&attempt) {
+            if entry.is_attached {
                 self.tell(attempt, CaptureFact::Attached(Ok(())));
             }
-            if held.is_complete {
-                self.tell(attempt, CaptureFact::Complete);
+            if let Some(complete) = &entry.complete {
+                self.tell(attempt, complete.clone());
             }
             return;
         }
@@ -157,44 +165,44 @@ impl Holder {
             facts: self.facts.clone(),
         };
         let task = tokio::spawn(capture.run()).abort_handle();
-        let held = Held { life, task, is_attached: false, is_complete: false };
-        self.captures.insert(attempt, held);
+        let entry = Entry { life, task, is_attached: false, complete: None };
+        self.captures.insert(attempt, entry);
     }
 
-    /// Takes note of what is about to be told.
+    /// Records a fact that is about to be passed on.
     pub(crate) fn note(&mut self, attempt: AttemptId, fact: &CaptureFact) {
-        let Some(held) = self.captures.get_mut(&attempt) else { return };
+        let Some(entry) = self.captures.get_mut(&attempt) else { return };
         match fact {
-            CaptureFact::Attached(Ok(())) => held.is_attached = true,
+            CaptureFact::Attached(Ok(())) => entry.is_attached = true,
             // It can be begun again.
             CaptureFact::Attached(Err(_)) => drop(self.captures.remove(&attempt)),
-            CaptureFact::Complete => held.is_complete = true,
+            CaptureFact::Complete { .. } => entry.complete = Some(fact.clone()),
         }
     }
 
-    /// The attempt was told to stop: a full disk is no longer waited for.
+    /// Notes that the attempt was told to stop, so that its output no longer waits for a full disk.
     pub(crate) fn stopped(&self, attempt: AttemptId) {
-        if let Some(held) = self.captures.get(&attempt) {
-            held.life.send_modify(|life| *life = Life { ended: true, stopped: true });
+        if let Some(entry) = self.captures.get(&attempt) {
+            entry.life.send_modify(|life| *life = Life { ended: true, stopped: true });
         }
     }
 
-    /// Ends a capture, and forgets it.
+    /// Ends a capture and forgets it.
     pub(crate) fn forget(&mut self, attempt: AttemptId) {
-        if let Some(held) = self.captures.remove(&attempt) {
-            held.task.abort();
+        if let Some(entry) = self.captures.remove(&attempt) {
+            entry.task.abort();
         }
     }
 
     fn tell(&self, attempt: AttemptId, fact: CaptureFact) {
-        // Its receiver lives as long as this.
+        // The receiver lives as long as this holder.
         _ = self.told.send((attempt, fact));
     }
 }
 
 impl Drop for Holder {
     fn drop(&mut self) {
-        self.captures.values().for_each(|held| held.task.abort());
+        self.captures.values().for_each(|entry| entry.task.abort());
     }
 }
 
@@ -208,14 +216,14 @@ struct Capture {
 }
 
 /// A pause that gets longer.
-struct Pause(Duration);
+pub(super) struct Pause(Duration);
 
 impl Pause {
-    fn new() -> Self {
+    pub(super) fn new() -> Self {
         Self(PAUSE[0])
     }
 
-    async fn wait(&mut self) {
+    pub(super) async fn wait(&mut self) {
         sleep(self.0).await;
         self.0 = (2 * self.0).min(PAUSE[1]);
     }
@@ -223,23 +231,27 @@ impl Pause {
 
 impl Capture {
     async fn run(mut self) {
-        let attached = self.follow().await;
+        let timeout = Timeout::new(self.container.clone());
+        let attached = tokio::select! {
+            attached = self.follow() => attached,
+            never = timeout.keep() => match never {},
+        };
         if let Err(why) = attached {
             return self.tell(CaptureFact::Attached(Err(why)));
         }
         for log in &mut self.logs {
             log.finish().await;
         }
-        self.tell(CaptureFact::Complete);
+        self.tell(CaptureFact::Complete { timed_out_ms: timeout.was_over() });
     }
 
     fn tell(&self, fact: CaptureFact) {
-        // Without a receiver this process ends.
+        // If there is no receiver, this process is ending.
         _ = self.told.send((self.container.attempt, fact));
     }
 
-    /// Writes down all output until the container has exited or is gone. An error says why it
-    /// could not be attached before its start.
+    /// Writes all output until the container has exited or no longer exists. Fails if a container
+    /// that was not started cannot be attached.
     async fn follow(&mut self) -> Result<(), String> {
         match self.container.standing {
             Standing::New => {}
@@ -257,7 +269,9 @@ impl Capture {
             match attach(&mut docker, &self.container).await {
                 Ok(output) => {
                     if !is_first
-                        && self.state(&mut docker).await.is_some_and(|state| has_run(&state))
+                        && inspect(&mut docker, &self.container)
+                            .await
+                            .is_some_and(|state| has_run(&state))
                     {
                         self.note_gap(INTERRUPTED).await;
                     }
@@ -267,42 +281,21 @@ impl Capture {
                     }
                     pause = Pause::new();
                     if let Err(error) = self.copy(output).await {
-                        tracing::warn!(attempt = %self.container.attempt, %error, "an attach is interrupted");
+                        tracing::warn!(attempt = %self.container.attempt, %error, "the attach was interrupted");
                     }
                 }
                 Err(error) if is_first && self.container.standing == Standing::New => {
                     return Err(error.to_string());
                 }
                 Err(error) => {
-                    tracing::warn!(attempt = %self.container.attempt, %error, "cannot attach; trying again");
+                    tracing::warn!(attempt = %self.container.attempt, %error, "cannot attach; retrying");
                     docker = None;
                 }
             }
-            match self.state(&mut docker).await {
-                // It goes on, or is about to be started: the engine was away.
+            match inspect(&mut docker, &self.container).await {
+                // It keeps running or is about to be started; the engine was unavailable.
                 Some(state) if state.running == Some(true) || !has_run(&state) => {}
                 _ => return Ok(()),
-            }
-            pause.wait().await;
-        }
-    }
-
-    /// How the container stands; asks until the engine answers. `None` when it is gone.
-    async fn state(&self, docker: &mut Option<Docker>) -> Option<ContainerState> {
-        let mut pause = Pause::new();
-        loop {
-            let inspected = async {
-                let docker = connect(docker, &self.container.engine).await?;
-                let options = None::<query::InspectContainerOptions>;
-                docker.inspect_container(&self.container.id, options).await
-            };
-            match inspected.await {
-                Ok(found) => return Some(found.state.unwrap_or_default()),
-                Err(Error::DockerResponseServerError { status_code: 404, .. }) => return None,
-                Err(error) => {
-                    tracing::debug!(%error, "the engine does not say how a container stands");
-                    *docker = None;
-                }
             }
             pause.wait().await;
         }
@@ -318,7 +311,7 @@ impl Capture {
             let mut item = Some(item);
             let mut bytes = 0;
             let mut failed = None;
-            // What is there already goes into one write.
+            // Collect what has already arrived into one write.
             loop {
                 match item {
                     Some(Ok(printed)) => {
@@ -361,12 +354,12 @@ impl Capture {
         Ok(())
     }
 
-    /// Says that output may be missing: by an event, and in the files that exist, or in that of
-    /// stdout where none does.
+    /// Reports that output may be missing: by an event, and in the files that exist, or in the file
+    /// of stdout if none exists.
     async fn note_gap(&mut self, text: &str) {
         let attempt = self.container.attempt;
         tracing::warn!(%attempt, text);
-        // Without a receiver this process ends.
+        // If there is no receiver, this process is ending.
         _ = self.facts.send((attempt, RuntimeFact::LogGap(text.to_owned())));
         let exists = STREAMS.map(|stream| exists(&self.log_dir, stream));
         for (at, log) in self.logs.iter_mut().enumerate() {
@@ -381,16 +374,45 @@ fn exists(log_dir: &Path, stream: LogStream) -> bool {
     log_dir.join(format!("{}.log", stream.file_stem())).exists()
 }
 
-/// Whether a container was started at least once. The engine says year 1 for never.
-fn has_run(state: &ContainerState) -> bool {
+/// Returns whether a container was started at least once. For a container that never was, the
+/// engine reports the year 1.
+pub(super) fn has_run(state: &ContainerState) -> bool {
     state.status != Some(Status::CREATED)
 }
 
-async fn connect<'a>(docker: &'a mut Option<Docker>, engine: &str) -> Result<&'a Docker, Error> {
+/// Returns the state of a container. Retries until the engine answers. Returns `None` if the
+/// container no longer exists.
+pub(super) async fn inspect(
+    docker: &mut Option<Docker>,
+    container: &Container,
+) -> Option<ContainerState> {
+    let mut pause = Pause::new();
+    loop {
+        let inspected = async {
+            let docker = connect(docker, &container.engine).await?;
+            let options = None::<query::InspectContainerOptions>;
+            docker.inspect_container(&container.id, options).await
+        };
+        match inspected.await {
+            Ok(found) => return Some(found.state.unwrap_or_default()),
+            Err(Error::DockerResponseServerError { status_code: 404, .. }) => return None,
+            Err(error) => {
+                tracing::debug!(%error, "cannot get the state of a container from the engine");
+                *docker = None;
+            }
+        }
+        pause.wait().await;
+    }
+}
+
+pub(super) async fn connect<'a>(
+    docker: &'a mut Option<Docker>,
+    engine: &str,
+) -> Result<&'a Docker, Error> {
     if docker.is_none() {
         *docker = Some(Docker::connect_with_host(engine)?.negotiate_version().await?);
     }
-    #[expect(clippy::expect_used, reason = "it was made right above")]
+    #[expect(clippy::expect_used, reason = "it was created right above")]
     Ok(docker.as_ref().expect("a client"))
 }
 

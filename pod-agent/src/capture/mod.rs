@@ -1,12 +1,13 @@
-//! Output on its way from a program to its log files, the same for all runtimes.
+//! Captures output into log files, for all runtimes.
 //!
-//! A program that prints faster than the disk takes it waits, as it does with `>file`. A disk that
-//! is full is waited for, too. What cannot be written for another reason is lost, and the log says
-//! how much.
+//! A program that prints faster than the disk can write waits, as with `>file`. It also waits while
+//! the disk is full. Output that cannot be written for another reason is lost, and the log says how
+//! much.
 
 mod client;
 mod container;
 mod pipe;
+mod timeout;
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -24,24 +25,25 @@ pub use self::client::Captures;
 pub(crate) use self::client::{CaptureRequest, Capturing, WaitingList};
 pub(crate) use self::container::{CaptureFact, Container, Holder, LogPlace, Standing};
 pub(crate) use self::pipe::capture_pipe;
+pub(crate) use self::timeout::running_ms;
 use crate::log_notify::LogNotify;
 
-/// How long what is no longer of use is waited for: output that somebody outside keeps open, or
-/// room for the output of an attempt that was stopped.
+/// How long to wait for output that a process outside the task keeps open, and for disk space for
+/// the output of a stopped attempt.
 pub(crate) const DRAIN_LIMIT: Duration = Duration::from_secs(5);
-/// How often a full disk is tried again.
+/// Interval between tries to write to a full disk.
 const FULL_RETRY: Duration = Duration::from_millis(200);
 
-/// Where an attempt stands, for those who write its output.
+/// The state of an attempt, for the writers of its output.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Life {
-    /// The program and all that it started are gone.
+    /// The program and all its descendants have ended.
     pub(crate) ended: bool,
-    /// It was told to stop.
+    /// The attempt was told to stop.
     pub(crate) stopped: bool,
 }
 
-/// Where the output of one stream of an attempt goes.
+/// The destination of one output stream of an attempt.
 #[derive(Debug)]
 pub(crate) struct Sink {
     pub(crate) attempt: AttemptId,
@@ -53,13 +55,13 @@ pub(crate) struct Sink {
     pub(crate) life: watch::Receiver<Life>,
 }
 
-/// The log of one stream, opened at its first byte.
+/// The log of one stream. The file is opened at the first byte.
 pub(crate) struct OutputLog {
     sink: Sink,
     writer: Option<LogWriter>,
-    /// Bytes that could not be written since the last one that could.
+    /// Bytes lost since the last successful write.
     lost: u64,
-    /// Room is no longer waited for.
+    /// Whether writes no longer wait for disk space.
     gave_up: bool,
 }
 
@@ -68,7 +70,7 @@ impl OutputLog {
         Self { sink, writer: None, lost: 0, gave_up: false }
     }
 
-    /// Writes a block; returns when it is in the file, or lost.
+    /// Writes a block. Returns when it is in the file or lost.
     pub(crate) async fn write(&mut self, block: Bytes) {
         if self.lost > 0 && self.note_loss().await.is_err() {
             self.lost += block.len() as u64;
@@ -89,7 +91,7 @@ impl OutputLog {
                 if !waits {
                     tracing::warn!(
                         attempt = %self.sink.attempt,
-                        "output of {stream} waits for room: {}", failure.reason
+                        "output of {stream} waits for disk space: {}", failure.reason
                     );
                     waits = true;
                 }
@@ -104,14 +106,14 @@ impl OutputLog {
         }
     }
 
-    /// Says in the log that output is missing there, and why.
+    /// Notes in the log that output is missing, and why.
     pub(crate) async fn note(&mut self, text: String) {
         if let Err(failure) = self.append_gap(text).await {
-            tracing::warn!(attempt = %self.sink.attempt, "the log cannot say it: {}", failure.reason);
+            tracing::warn!(attempt = %self.sink.attempt, "cannot note a gap in the log: {}", failure.reason);
         }
     }
 
-    /// To be called when no more output comes.
+    /// Notes pending losses. Call it when no more output comes.
     pub(crate) async fn finish(&mut self) {
         if self.lost > 0
             && let Err(failure) = self.note_loss().await
@@ -121,7 +123,7 @@ impl OutputLog {
         }
     }
 
-    /// Waits before the next try. False when it is no longer worth it.
+    /// Waits before the next try. Returns false if the wait is over for good.
     async fn wait_for_room(&mut self) -> bool {
         let is_given_up = |life: &Life| life.ended && life.stopped;
         let mut life = self.sink.life.clone();
@@ -133,7 +135,7 @@ impl OutputLog {
         false
     }
 
-    /// Says in the log how much is missing there.
+    /// Notes in the log how much output was lost.
     async fn note_loss(&mut self) -> Result<(), Failure> {
         let result = self.append_gap(format!("{} bytes of output were lost here", self.lost)).await;
         if result.is_ok() {
@@ -153,11 +155,11 @@ impl OutputLog {
     }
 
     pub(crate) fn tell(&self, text: String) {
-        // Without a receiver the agent has ended.
+        // If there is no receiver, the agent has ended.
         _ = self.sink.facts.send((self.sink.attempt, RuntimeFact::LogGap(text)));
     }
 
-    /// Does something to the log where waiting for a disk disturbs nobody.
+    /// Runs `act` on the log, on a thread where waiting for a disk blocks nobody else.
     async fn with_writer(
         &mut self,
         act: impl FnOnce(&mut LogWriter) -> Result<(), AppendError> + Send + 'static,
@@ -176,7 +178,7 @@ impl OutputLog {
             let result = act(&mut writer).map_err(|error| Failure::new(error.taken, error.source));
             (Some(writer), result)
         });
-        // It only fails when the runtime ends, and the agent with it.
+        // This fails only when the runtime ends, and the agent with it.
         let (writer, result) = work.await.unwrap_or_else(|error| {
             (None, Err(Failure { taken: 0, is_full: false, reason: error.to_string() }))
         });
@@ -185,11 +187,11 @@ impl OutputLog {
     }
 }
 
-/// Why bytes are not in the log.
+/// A failed write to the log.
 struct Failure {
-    /// How many of them are.
+    /// How many bytes were written.
     taken: usize,
-    /// There is no room; later there may be.
+    /// Whether the disk is full, so that a later try may succeed.
     is_full: bool,
     reason: String,
 }

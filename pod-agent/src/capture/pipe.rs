@@ -1,33 +1,39 @@
-//! From the pipe of a process to its log.
+//! Captures the output of a process from its pipe.
 
 use std::io;
 use std::os::fd::OwnedFd;
 
 use bytes::BytesMut;
-use nix::fcntl::{FcntlArg, fcntl};
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use tokio::net::unix::pipe;
 use tokio::time::sleep;
 
 use super::{DRAIN_LIMIT, OutputLog, Sink};
 
-/// Bytes that are read at once: as much as a pipe holds (pipe(7)).
+/// Bytes read at once: the capacity of a pipe (pipe(7)).
 const BLOCK: usize = 64 << 10;
-/// The same of a pipe that is always full: each block is a hand-over to the thread that writes.
+/// Bytes read at once from a pipe that is always full, because each block is handed to another
+/// thread.
 const LARGE_BLOCK: usize = 1 << 20;
-/// Full blocks after which a pipe is made larger.
+/// How many full blocks in a row enlarge a pipe.
 const FULL_BLOCKS: u32 = 16;
 
-/// Copies a pipe into a log until the last process that holds its other end is gone.
+/// Copies a pipe into a log until the last process that holds its other end has ended.
 pub(crate) async fn capture_pipe(pipe: OwnedFd, sink: Sink) {
     let (attempt, stream) = (sink.attempt, sink.stream.file_stem());
     let mut life = sink.life.clone();
     let mut log = OutputLog::new(sink);
     let copy = async {
-        let mut capacity =
-            fcntl(&pipe, FcntlArg::F_GETPIPE_SZ).map_or(BLOCK, |bytes| bytes as usize);
+        let capacity = |pipe: &pipe::Receiver| {
+            fcntl(pipe, FcntlArg::F_GETPIPE_SZ).map_or(BLOCK, |bytes| bytes as usize)
+        };
         let (mut block_bytes, mut full_blocks) = (BLOCK, 0);
-        let pipe = pipe::Receiver::from_owned_fd(pipe)?;
-        // Once the program and all that it started are gone: how much of theirs there can be yet.
+        // It is known to be the reading end of a pipe. Checking that would take three more system
+        // calls.
+        fcntl(&pipe, FcntlArg::F_SETFL(OFlag::O_NONBLOCK))?;
+        let pipe = pipe::Receiver::from_owned_fd_unchecked(pipe)?;
+        // How much output can still be in the pipe when the program and all its descendants have
+        // ended.
         let mut rest = None;
         let mut block = BytesMut::new();
         loop {
@@ -35,17 +41,17 @@ pub(crate) async fn capture_pipe(pipe: OwnedFd, sink: Sink) {
                 biased;
                 ready = pipe.readable() => ready,
                 _ = life.wait_for(|life| life.ended), if rest.is_none() => {
-                    rest = Some(capacity);
+                    rest = Some(capacity(&pipe));
                     continue;
                 }
                 () = sleep(DRAIN_LIMIT), if rest.is_some() => return io::Result::Ok(false),
             };
             ready?;
             if rest.is_none() && life.borrow().ended {
-                rest = Some(capacity);
+                rest = Some(capacity(&pipe));
             }
             if full_blocks == 0 {
-                // Most pipes are idle, and there may be many.
+                // Most pipes are idle, and there can be many, so keep no buffer for them.
                 block = BytesMut::new();
             }
             block.reserve(block_bytes);
@@ -60,10 +66,10 @@ pub(crate) async fn capture_pipe(pipe: OwnedFd, sink: Sink) {
             {}
             full_blocks = if block.len() < BLOCK { 0 } else { full_blocks + 1 };
             if full_blocks == FULL_BLOCKS {
-                // A system that has no more room for pipes leaves it as it is.
+                // If the system has no room for larger pipes, the size stays as it is.
                 let larger = fcntl(&pipe, FcntlArg::F_SETPIPE_SZ(LARGE_BLOCK as i32));
-                if let Ok(bytes) = larger {
-                    (capacity, block_bytes) = (bytes as usize, LARGE_BLOCK);
+                if larger.is_ok() {
+                    block_bytes = LARGE_BLOCK;
                 }
             }
             if let Some(rest) = &mut rest {
@@ -79,14 +85,13 @@ pub(crate) async fn capture_pipe(pipe: OwnedFd, sink: Sink) {
     match copy.await {
         Ok(true) => {}
         Ok(false) => {
-            let text =
-                "a process that is not part of it keeps its output open; what comes now is lost";
+            let text = "a process outside the task keeps its output open; further output is lost";
             tracing::warn!(%attempt, stream, "{text}");
             log.tell(text.into());
         }
         Err(error) => {
-            tracing::error!(%attempt, stream, "the output cannot be read: {error}");
-            log.tell(format!("the rest of {stream} was lost: it cannot be read: {error}"));
+            tracing::error!(%attempt, stream, "cannot read the output: {error}");
+            log.tell(format!("the rest of {stream} was lost: cannot read it: {error}"));
         }
     }
     log.finish().await;

@@ -1,25 +1,20 @@
-//! After a restart of the agent: finds the containers of its earlier life, and goes on with them.
+//! Adopts the containers that an earlier run of the agent left.
 
 use std::time::Duration;
 
 use bollard::models::{ContainerState, ContainerStateStatusEnum as Status, ContainerSummary};
-use futures_util::future::join_all;
 use podmesh_agent_core::input::{FoundAttempt, RuntimeFact};
 use podmesh_protocol::report::Outcome;
-use tokio::sync::oneshot;
-use tokio::time::{Instant, timeout_at};
+use tokio::time::Instant;
 
 use super::DockerRuntime;
-use super::attempt::{has_run, ran_ms, start_failure};
+use super::attempt::{has_run, start_failure};
 use super::container::{AGENT, Identity};
 use super::error::{CallError, DockerError};
-use crate::capture::Standing;
-
-/// How long the ends of attempts that are over are waited for: their output is completed first.
-const ENDS_WAIT: Duration = Duration::from_secs(10);
+use crate::capture::{Standing, running_ms};
 
 /// A container that was started, or that the engine failed to start.
-struct Found {
+struct FoundContainer {
     identity: Identity,
     container: String,
     state: ContainerState,
@@ -27,19 +22,20 @@ struct Found {
 }
 
 impl DockerRuntime {
-    /// Finds the containers of an earlier life of this agent, as their labels say. Those that run
-    /// are watched and logged from now on, and their ends told as facts. Of those that have
-    /// exited the output is completed first; where that takes long, they are listed without
-    /// outcome, and their end is told as a fact, too. Containers that never ran are removed and
-    /// not listed; those that the engine failed to start are listed with that as their outcome.
+    /// Finds the containers of an earlier run of this agent by their labels.
     ///
-    /// To be called once, before the first [`start`](Self::start); again only after an error.
+    /// - Running: watched and captured from now on; the end is reported as a fact.
+    /// - Exited: the end is reported as a fact, once the output is complete.
+    /// - The engine failed to start it: listed with that outcome.
+    /// - Never ran: removed, and not listed.
+    ///
+    /// Call it once, before the first [`start`](Self::start), and again only after an error.
     ///
     /// # Errors
-    /// When the engine does not answer, or does not remove a container that never ran.
+    /// If the engine does not answer, or does not remove a container that never ran.
     pub async fn adopt(&self) -> Result<Vec<FoundAttempt>, DockerError> {
         if let Err(error) = self.shared.stage.clear() {
-            tracing::warn!(%error, "mounts of an earlier life of the agent are left");
+            tracing::warn!(%error, "cannot release the staged mounts of the agent's previous run");
         }
         let engine = &self.shared.engine;
         let mut found = Vec::new();
@@ -58,10 +54,9 @@ impl DockerRuntime {
                 removed.map_err(failed("remove a container that never ran"))?;
                 continue;
             }
-            found.push(Found { identity, container, state, failure });
+            found.push(FoundContainer { identity, container, state, failure });
         }
-        let until = Instant::now() + ENDS_WAIT;
-        Ok(join_all(found.into_iter().map(|found| self.take_up(found, until))).await)
+        Ok(found.into_iter().map(|found| self.take_up(found)).collect())
     }
 
     async fn find(&self) -> Result<Vec<(Identity, String)>, CallError> {
@@ -72,11 +67,14 @@ impl DockerRuntime {
             let names = container.names.unwrap_or_default();
             let identity = names.iter().find_map(|name| Identity::of(&labels, name));
             let Some(identity) = identity.filter(|found| found.agent == agent) else {
-                tracing::warn!(?names, "a container has our label, and is not ours; left alone");
+                tracing::warn!(
+                    ?names,
+                    "ignoring a container that has this agent's label but is not its own"
+                );
                 return None;
             };
             if self.shared.cluster().is_some_and(|cluster| cluster != identity.cluster) {
-                tracing::warn!(?names, "a container is of another cluster; left alone");
+                tracing::warn!(?names, "ignoring a container of another cluster");
                 return None;
             }
             Some((identity, container.id?))
@@ -84,20 +82,21 @@ impl DockerRuntime {
         Ok(listed.into_iter().filter_map(known).collect())
     }
 
-    async fn take_up(&self, found: Found, until: Instant) -> FoundAttempt {
-        let Found { identity, container, state, failure } = found;
+    fn take_up(&self, found: FoundContainer) -> FoundAttempt {
+        let FoundContainer { identity, container, state, failure } = found;
         let id = identity.attempt;
         let runs = state.running == Some(true);
-        let ran_ms = if runs { ran_ms(&state, Some(jiff::Timestamp::now())) } else { 0 };
+        let ran_ms = running_ms(&container, &state).filter(|_| runs);
+        let ran_from = ran_ms.and_then(|ms| Instant::now().checked_sub(Duration::from_millis(ms)));
         let told = |ended| FoundAttempt {
             attempt: id,
             ended,
             started: true,
             outlives_agent: true,
             on_lost: identity.on_lost,
-            ran_ms,
+            ran_ms: ran_ms.unwrap_or(0),
         };
-        let Some(attempt) = self.shared.register(id) else {
+        let Some(attempt) = self.shared.register(id, identity.timeout_ms) else {
             // An earlier call took it up.
             return told(None);
         };
@@ -107,27 +106,12 @@ impl DockerRuntime {
         }
         let standing = if runs { Standing::Running } else { Standing::Exited };
         let captured = attempt.capture(container.clone(), standing).complete;
-        let (tell, mut hear) = oneshot::channel();
         let shared = self.shared.clone();
         self.shared.run(id, async move {
-            let outcome = attempt.watch(&container, captured, None).await;
-            if let Err(outcome) = tell.send(outcome) {
-                shared.tell(id, RuntimeFact::Ended(outcome));
-            }
+            let outcome = attempt.watch(&container, captured, ran_from).await;
+            shared.tell(id, RuntimeFact::Ended(outcome));
         });
-        if runs {
-            // Its end is told as a fact.
-            hear.close();
-            return told(None);
-        }
-        match timeout_at(until, &mut hear).await {
-            Ok(outcome) => told(outcome.ok()),
-            Err(_) => {
-                hear.close();
-                // It may have been told just before.
-                told(hear.try_recv().ok())
-            }
-        }
+        told(None)
     }
 }
 

@@ -1,4 +1,4 @@
-//! One attempt's life: created, started, watched, ended.
+//! The life of one attempt: create, start, watch, end.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -22,44 +22,47 @@ use super::mounts::MountRules;
 use super::stage::Held;
 use crate::capture::{Capturing, Container, Standing};
 
-/// The exit code of what podmesh or the engine could not start.
+/// The exit code of an attempt that podmesh or the engine could not start.
 const CANNOT_START: i32 = 125;
-/// How often a create or a start is tried while the engine does not answer.
+/// Maximum number of tries of a create or a start while the engine does not answer.
 const START_TRIES: u32 = 6;
 
-/// How much later than an exit the engine can hear that the kernel killed for want of memory.
+/// How long after an exit the engine may still learn of an out-of-memory kill.
 const OOM_WAIT: Duration = Duration::from_millis(50);
-/// What is said of a container that ended while its engine was away.
-const ENGINE_STOPPED: &str = "the Docker engine of its node was stopped, and its containers with it \
-     (the engine's setting `live-restore` lets them go on)";
+/// Message of a container that ended while its engine was stopped.
+const ENGINE_STOPPED: &str = "the node's Docker engine was stopped, and its containers with it \
+     (with the engine's setting `live-restore` they keep running)";
 
-/// Tells when all output is in the files.
-pub(super) type Captured = oneshot::Receiver<()>;
+/// Tells when all output is in the files, and the timeout, in milliseconds, because of which the
+/// container was stopped.
+pub(super) type CaptureEnd = oneshot::Receiver<Option<u64>>;
 
 /// One attempt, seen from its task.
 pub(super) struct Attempt {
     pub(super) shared: Arc<Shared>,
     pub(super) id: AttemptId,
+    /// For how many milliseconds it may run.
+    pub(super) timeout_ms: Option<u64>,
     /// The grace in milliseconds, once it is to be stopped.
     pub(super) stop: watch::Receiver<Option<u64>>,
 }
 
-/// A container that is there.
+/// A container that exists.
 struct Created {
     container: String,
-    /// It was started before: a second start would be a second run.
+    /// Whether it was started before. Starting it again would run it twice.
     has_run: bool,
-    /// What it mounts, until it is started.
+    /// Its staged mounts, kept until it is started.
     held: Vec<Held>,
 }
 
 impl Attempt {
-    /// From nothing to the end, which is told in any case.
+    /// Runs the attempt to its end, and always reports the end.
     pub(super) async fn run(self, context: Arc<JobContext>) {
         let outcome = match self.launch(&context).await {
             Ok((container, captured)) => {
                 let started = Instant::now();
-                // The spec of a large job is not kept while it runs.
+                // Frees the spec, which can be large, while the container runs.
                 drop(context);
                 self.shared.tell(self.id, RuntimeFact::Started);
                 self.watch(&container, captured, Some(started)).await
@@ -74,18 +77,19 @@ impl Attempt {
     }
 
     /// Has the container running and captured, or says why it does not.
-    async fn launch(&self, context: &Arc<JobContext>) -> Result<(String, Captured), Outcome> {
+    async fn launch(&self, context: &Arc<JobContext>) -> Result<(String, CaptureEnd), Outcome> {
         let RuntimeSpec::Docker(spec) = &context.run.runtime else {
             return Err(cannot_start("the job is not for the docker runtime"));
         };
         let cluster = self.shared.cluster().ok_or_else(|| {
-            cannot_start("the agent does not know its cluster yet; this is a bug of podmesh")
+            cannot_start("the agent does not know its cluster yet; this is a bug in podmesh")
         })?;
         let identity = Identity {
             cluster,
             agent: self.shared.settings.agent_id,
             attempt: self.id,
             on_lost: context.on_lost,
+            timeout_ms: self.timeout_ms,
         };
         if spec.pull == PullPolicy::Always {
             self.pull(spec).await?;
@@ -107,10 +111,11 @@ impl Attempt {
         Ok((container, started?))
     }
 
-    /// Has the output of a container captured.
+    /// Starts the capture of a container's output.
     pub(super) fn capture(&self, container: String, standing: Standing) -> Capturing {
         let engine = self.shared.engine.address.clone();
-        let container = Container { attempt: self.id, id: container, engine, standing };
+        let (attempt, timeout_ms) = (self.id, self.timeout_ms);
+        let container = Container { attempt, id: container, engine, standing, timeout_ms };
         self.shared.settings.captures.begin(container)
     }
 
@@ -123,7 +128,7 @@ impl Attempt {
             biased;
             _ = stop.wait_for(Option::is_some) => Err(stopped()),
             pulled = pulls.pull(engine, image, spec.platform.as_deref(), tell) => pulled.map_err(|why| cannot_start(format!(
-                "image {image} cannot be pulled: {why}; check its name, and that node {} reaches its registry",
+                "cannot pull image {image}: {why}; check its name, and that node {} can reach its registry",
                 settings.node
             ))),
         }
@@ -153,13 +158,15 @@ impl Attempt {
                 let image = &spec.image;
                 if spec.pull == PullPolicy::Never {
                     return Err(cannot_start(format!(
-                        "image {image} is not on node {}, and the job says never to pull it; \
+                        "image {image} is not on node {}, and the job's pull policy is `never`; \
                          load it there, or submit with another pull policy",
                         self.shared.settings.node
                     )));
                 }
                 if pulled {
-                    return Err(cannot_start(format!("image {image} is gone again: {error}")));
+                    return Err(cannot_start(format!(
+                        "image {image} disappeared after the pull: {error}"
+                    )));
                 }
                 pulled = true;
                 self.pull(spec).await?;
@@ -170,25 +177,25 @@ impl Attempt {
                     return Ok(Created { held, ..found });
                 }
             } else if !error.is_no_answer() {
-                return Err(cannot_start(format!("the container cannot be created: {error}")));
+                return Err(cannot_start(format!("cannot create the container: {error}")));
             }
             tries += 1;
             if tries == START_TRIES {
-                // It may be there all the same, and was never started. A next life of the agent
-                // removes it.
-                let text = format!("the container cannot be created: {error}");
+                // The container may still exist, but was never started. The agent removes it
+                // after its next restart.
+                let text = format!("cannot create the container: {error}");
                 return Err(if error.is_no_answer() {
                     self.not_started(&text)
                 } else {
                     cannot_start(text)
                 });
             }
-            tracing::warn!(attempt = %self.id, %error, "create failed; trying again");
+            tracing::warn!(attempt = %self.id, %error, "creating the container failed; retrying");
             pause.wait().await;
         }
     }
 
-    /// The configuration, made where looking at the file system may take its time.
+    /// Returns the configuration. Runs on a blocking thread if it reads the file system.
     async fn configuration(
         &self,
         identity: &Identity,
@@ -221,7 +228,8 @@ impl Attempt {
         made.await.unwrap_or_else(|error| Err(error.to_string())).map_err(cannot_start)
     }
 
-    /// The container that has our name already, if it is ours; none if it is about to go.
+    /// Returns the existing container with our name, if it belongs to this attempt; `None` if it
+    /// is being removed.
     async fn existing(&self, name: &str, wanted: &Identity) -> Result<Option<Created>, Outcome> {
         let found = match self.shared.engine.inspect(name).await {
             Ok(found) => found,
@@ -232,20 +240,20 @@ impl Attempt {
         let owner = Identity::of(&labels, found.name.as_deref().unwrap_or_default());
         if owner.as_ref() != Some(wanted) {
             return Err(cannot_start(format!(
-                "a container named {name} is there already, and is not this agent's; remove it \
-                 (`docker rm {name}`), then run the job again"
+                "a container named {name} already exists and does not belong to this agent; \
+                 remove it (`docker rm {name}`), then run the job again"
             )));
         }
         let state = found.state.unwrap_or_default();
         if matches!(state.status, Some(Status::REMOVING | Status::DEAD)) {
             return Ok(None);
         }
-        tracing::info!(attempt = %self.id, "goes on with the container that is there");
+        tracing::info!(attempt = %self.id, "continuing with the existing container");
         Ok(found.id.map(|container| Created { container, has_run: has_run(&state), held: vec![] }))
     }
 
     /// Attaches to the container, and only then starts it: not a byte is missed.
-    async fn start(&self, container: &str) -> Result<Captured, Outcome> {
+    async fn start(&self, container: &str) -> Result<CaptureEnd, Outcome> {
         let engine = &self.shared.engine;
         let mut pause = Pause::new();
         for _ in 0..START_TRIES {
@@ -254,7 +262,7 @@ impl Attempt {
             let started = match attached.await {
                 Ok(Ok(())) => engine.start(container).await,
                 Ok(Err(why)) => Err(CallError::NoAnswer(format!("cannot attach: {why}"))),
-                // The agent ends; its next life removes the container.
+                // The agent is ending. After its restart it removes the container.
                 Err(_) => return std::future::pending().await,
             };
             match started {
@@ -262,10 +270,12 @@ impl Attempt {
                 Err(CallError::Refused { message, .. }) => {
                     return Err(Outcome::start_failed(
                         start_error_code(&message),
-                        format!("the container cannot be started: {message}"),
+                        format!("cannot start the container: {message}"),
                     ));
                 }
-                Err(error) => tracing::warn!(attempt = %self.id, %error, "start: no answer"),
+                Err(error) => {
+                    tracing::warn!(attempt = %self.id, %error, "starting the container: no answer from the engine")
+                }
             }
             pause.wait().await;
             match engine.inspect_patiently(container).await {
@@ -274,22 +284,22 @@ impl Attempt {
                 Err(error) => return Err(cannot_start(error.to_string())),
             }
         }
-        // It answers, and says that the container has not run.
+        // The engine answers that the container has not run.
         self.shared.discard(self.id);
-        Err(self.not_started("the Docker engine does not start containers now"))
+        Err(self.not_started("the Docker engine currently does not start containers"))
     }
 
-    /// What is tried elsewhere.
+    /// Returns the outcome of an attempt that is to be tried on another node.
     fn not_started(&self, why: &str) -> Outcome {
         Outcome::not_started(format!("node {}: {why}", self.shared.settings.node))
     }
 
-    /// Waits for the end of a container that was started and for the last byte of its output;
-    /// stops it when that is asked.
+    /// Waits for a started container to end and for the last byte of its output. Stops the
+    /// container on request.
     pub(super) async fn watch(
         &self,
         container: &str,
-        captured: Captured,
+        captured: CaptureEnd,
         started: Option<Instant>,
     ) -> Outcome {
         let end = async {
@@ -297,19 +307,19 @@ impl Attempt {
             (state, started.map(|started| started.elapsed()))
         };
         let captured = async {
-            if captured.await.is_err() {
+            match captured.await {
+                Ok(timed_out_ms) => timed_out_ms,
                 // The agent ends, and leaves this to its next life.
-                std::future::pending().await
+                Err(_) => std::future::pending().await,
             }
         };
-        let (state, ran) = tokio::select! {
-            ((state, ran), ()) = futures_util::future::join(end, captured) => (state, ran),
+        let ((state, ran), timed_out_ms) = tokio::select! {
+            ended = futures_util::future::join(end, captured) => ended,
             never = self.stop_when_asked(container) => match never {},
         };
         let Some((state, engine_was_away)) = state else {
-            return Outcome::new(OutcomeKind::Lost).with_message(
-                "its container was removed by somebody else; how it ended is not known",
-            );
+            return Outcome::new(OutcomeKind::Lost)
+                .with_message("somebody else removed its container; its outcome is unknown");
         };
         if engine_was_away && !self.shared.engine.facts.live_restore {
             return Outcome {
@@ -320,13 +330,17 @@ impl Attempt {
         }
         let ran_ms = match ran {
             Some(ran) => u64::try_from(ran.as_millis()).unwrap_or(u64::MAX),
-            None => ran_ms(&state, time(state.finished_at.as_deref())),
+            None => shown_ran_ms(&state),
         };
-        Outcome { ran_ms, ..outcome(&state) }
+        let outcome = Outcome { ran_ms, ..outcome(&state) };
+        match timed_out_ms {
+            Some(timeout_ms) => outcome.timed_out(timeout_ms),
+            None => outcome,
+        }
     }
 
-    /// Returns when the container has exited, with what the engine knows of it, and whether the
-    /// engine did not answer around the exit; none if the container is gone.
+    /// Waits for the container to exit. Returns its state and whether the engine did not answer
+    /// around the exit; `None` if the container no longer exists.
     async fn exit(&self, container: &str) -> Option<(ContainerState, bool)> {
         let engine = &self.shared.engine;
         let mut pause = Pause::new();
@@ -348,14 +362,14 @@ impl Attempt {
                 Err(_) => return None,
             }
             if let Err(error) = waited {
-                tracing::warn!(attempt = %self.id, %error, "waiting for the exit is interrupted");
+                tracing::warn!(attempt = %self.id, %error, "waiting for the exit was interrupted; retrying");
             }
             pause.wait().await;
         }
     }
 
-    /// The engine hears of the exit and of the kernel's kill apart, and in any order: of a container
-    /// whose memory is limited it is asked again.
+    /// Inspects a container with limited memory once more, because the engine learns of its exit
+    /// and of an out-of-memory kill separately and in any order.
     async fn with_oom(
         &self,
         container: &str,
@@ -374,7 +388,7 @@ impl Attempt {
         }
     }
 
-    /// Stops the container when asked, and harder when asked again.
+    /// Stops the container on request, and with less grace on each further request.
     async fn stop_when_asked(&self, container: &str) -> std::convert::Infallible {
         let mut stop = self.stop.clone();
         let asked = |grace: &Option<u64>| grace.is_some();
@@ -393,31 +407,31 @@ impl Attempt {
         }
     }
 
-    /// Never returns: the end is for [`exit`](Self::exit) to see.
+    /// Stops the container. Never returns: [`exit`](Self::exit) sees the end.
     async fn stop_now(&self, container: &str, grace_ms: u64) {
         self.shared.settings.captures.stopped(self.id);
         let mut pause = Pause::new();
         while let Err(error) = self.shared.engine.stop(container, grace_ms.div_ceil(1000)).await {
-            // Not there, or not running.
+            // It does not exist or does not run.
             if error.is_not_found() || error.is_conflict() {
                 break;
             }
-            tracing::warn!(attempt = %self.id, %error, "stop failed; trying again");
+            tracing::warn!(attempt = %self.id, %error, "stopping the container failed; retrying");
             pause.wait().await;
         }
         std::future::pending().await
     }
 }
 
-/// Whether a container has been started at least once. The engine says year 1 for never.
+/// Returns whether a container has ever been started. The engine reports year 1 for never.
 pub(super) fn has_run(state: &ContainerState) -> bool {
     state.started_at.as_deref().is_some_and(|at| !at.is_empty() && !at.starts_with("0001-"))
 }
 
-/// The outcome of a container that was created, and that the engine could not start.
+/// Returns the outcome of a container that the engine created but could not start.
 pub(super) fn start_failure(state: &ContainerState) -> Option<Outcome> {
     let message = state.error.as_deref().filter(|error| !error.is_empty())?;
-    let text = format!("the container cannot be started: {message}");
+    let text = format!("cannot start the container: {message}");
     Some(Outcome::start_failed(start_error_code(message), text))
 }
 
@@ -427,16 +441,16 @@ fn outcome(state: &ContainerState) -> Outcome {
     outcome.oom_killed = state.oom_killed == Some(true);
     match state.error.as_deref() {
         Some(error) if !error.is_empty() => outcome.with_message(error),
-        _ if outcome.oom_killed => outcome
-            .with_message("out of memory: the kernel killed a process of it; ask for more memory"),
+        _ if outcome.oom_killed => outcome.out_of_memory(),
         _ => outcome,
     }
 }
 
-/// Milliseconds from the start to `end`, by the machine's clock.
-pub(super) fn ran_ms(state: &ContainerState, end: Option<jiff::Timestamp>) -> u64 {
+/// Milliseconds from the start to the end, by the engine's wall clock: for people, where nobody of
+/// ours was there to measure it.
+fn shown_ran_ms(state: &ContainerState) -> u64 {
     let ran = time(state.started_at.as_deref())
-        .zip(end)
+        .zip(time(state.finished_at.as_deref()))
         .map(|(started, end)| end.as_millisecond() - started.as_millisecond());
     ran.and_then(|ran| u64::try_from(ran).ok()).unwrap_or(0)
 }
@@ -450,5 +464,5 @@ fn cannot_start(message: impl Into<String>) -> Outcome {
 }
 
 fn stopped() -> Outcome {
-    Outcome::new(OutcomeKind::Failed).with_message("stopped before it was started")
+    Outcome::new(OutcomeKind::Failed).with_message("stopped before it started")
 }

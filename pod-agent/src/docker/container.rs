@@ -1,4 +1,4 @@
-//! From a job's spec to a container's configuration, within what the node allows.
+//! Turns a job's spec into a container's configuration, within the node's policy.
 
 use std::collections::HashMap;
 
@@ -14,37 +14,40 @@ use crate::task_env::task_env;
 
 const CLUSTER: &str = "podmesh.cluster";
 const NODE: &str = "podmesh.node";
-/// Whose containers: that of the agent's data directory.
+/// The id of the agent's data directory.
 pub(super) const AGENT: &str = "podmesh.agent";
 const JOB: &str = "podmesh.job";
 const TASK: &str = "podmesh.task";
 const ATTEMPT: &str = "podmesh.attempt";
 const ON_LOST: &str = "podmesh.on_lost";
 const JOB_NAME: &str = "podmesh.job_name";
+/// For how long it may run, where that is limited.
+const TIMEOUT_MS: &str = "podmesh.timeout_ms";
 
-/// The log driver: the output goes to our files, and the engine keeps none.
+/// The log driver. The agent writes the output to its own files, so the engine keeps no copy.
 const LOG_DRIVER: &str = "none";
 
-/// The least that the engine takes as a limit, in thousandths of a core.
+/// The smallest limit that the engine accepts, in thousandths of a core.
 const CPU_MILLIS_MIN: u64 = 10;
 
-/// No core files, which would fill the engine's disk. Other limits stay as the engine has them: to
-/// raise one can be more than it may.
+/// Disables core files, which would fill the engine's disk. Other limits keep the engine's
+/// defaults, because the engine may lack the right to raise them.
 const NO_CORE_FILES: (&str, i64) = ("core", 0);
 
-/// The name of an attempt's container; with it a create is idempotent.
+/// Returns the name of an attempt's container. The name makes the create idempotent.
 pub(super) fn name(cluster: ClusterId, attempt: AttemptId) -> String {
     let AttemptId { task: TaskId { job, index }, number } = attempt;
     format!("podmesh-{:08x}-{job}.{index}.{number}", cluster.0.as_fields().0)
 }
 
-/// Whose a container is, and which attempt's, as its labels say.
+/// The agent and the attempt that a container belongs to, as in its labels.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Identity {
     pub(super) cluster: ClusterId,
     pub(super) agent: Uuid,
     pub(super) attempt: AttemptId,
     pub(super) on_lost: OnLost,
+    pub(super) timeout_ms: Option<u64>,
 }
 
 impl Identity {
@@ -54,7 +57,8 @@ impl Identity {
             OnLost::Wait => "wait",
             OnLost::Requeue => "requeue",
         };
-        [
+        let timeout = self.timeout_ms.map(|timeout_ms| (TIMEOUT_MS, timeout_ms.to_string()));
+        let labels = [
             (CLUSTER, self.cluster.to_string()),
             (NODE, node.to_string()),
             (AGENT, self.agent.to_string()),
@@ -63,13 +67,12 @@ impl Identity {
             (ATTEMPT, number.to_string()),
             (ON_LOST, on_lost.to_owned()),
             (JOB_NAME, job_name.to_string()),
-        ]
-        .map(|(label, value)| (label.to_owned(), value))
-        .into()
+        ];
+        labels.into_iter().chain(timeout).map(|(label, value)| (label.to_owned(), value)).collect()
     }
 
-    /// Reads the labels of a container. It is ours only if its name says the same: an image can
-    /// bring labels, but no name.
+    /// Reads the labels of a container. Returns `None` unless its name matches them, because an
+    /// image can set labels but not the name.
     pub(super) fn of(labels: &HashMap<String, String>, container_name: &str) -> Option<Self> {
         let label = |key| labels.get(key).map(String::as_str);
         let cluster = ClusterId(label(CLUSTER)?.parse().ok()?);
@@ -81,7 +84,9 @@ impl Identity {
             "requeue" => OnLost::Requeue,
             _ => return None,
         };
-        let found = Self { cluster, agent: label(AGENT)?.parse().ok()?, attempt, on_lost };
+        let timeout_ms = label(TIMEOUT_MS).and_then(|text| text.parse().ok());
+        let agent = label(AGENT)?.parse().ok()?;
+        let found = Self { cluster, agent, attempt, on_lost, timeout_ms };
         let named = container_name.trim_start_matches('/') == name(cluster, attempt);
         (task.job == job && named).then_some(found)
     }
@@ -90,14 +95,15 @@ impl Identity {
 /// A container's configuration.
 pub(super) struct Configuration {
     pub(super) body: ContainerCreateBody,
-    /// What it mounts, held until it is started.
+    /// Its mounts, staged until it is started.
     pub(super) held: Vec<Held>,
 }
 
-/// The configuration of an attempt's container. Looks at the file system: not for async code.
+/// Returns the configuration of an attempt's container. Reads the file system, so do not call it
+/// from async code.
 ///
 /// # Errors
-/// What the node does not allow, for people.
+/// What the node does not allow, as a message for people.
 pub(super) fn configuration(
     identity: &Identity,
     context: &JobContext,
@@ -121,7 +127,7 @@ pub(super) fn configuration(
     let cpu_millis = u64::from(context.resources.cpu_millis).max(CPU_MILLIS_MIN);
     let memory = i64::try_from(context.resources.memory_bytes).ok().filter(|bytes| *bytes > 0);
     let host_config = HostConfig {
-        // As many cores as there are is no limit, and more is none that the engine takes.
+        // All cores means no limit, and the engine rejects more cores than there are.
         nano_cpus: (cpu_millis < engine.cpu_millis)
             .then(|| i64::try_from(cpu_millis * 1_000_000).ok())
             .flatten(),
@@ -147,7 +153,7 @@ pub(super) fn configuration(
     let body = ContainerCreateBody {
         image: Some(spec.image.clone()),
         cmd: (!run.command.is_empty()).then(|| run.command.clone()),
-        // The engine takes one empty text, not an empty list, for "none".
+        // For the engine, one empty string means no entrypoint; an empty list does not.
         entrypoint: spec
             .entrypoint
             .as_ref()
@@ -182,20 +188,25 @@ mod tests {
             agent: Uuid::from_u128(7),
             attempt: AttemptId::new(JobId(42), 7, 2),
             on_lost: OnLost::Requeue,
+            timeout_ms: Some(1_500),
         }
     }
 
     #[test]
-    fn labels_read_back_what_they_say() {
+    fn labels_are_read_back() {
         let identity = identity();
         let name = name(identity.cluster, identity.attempt);
         let labels = identity.labels(&"n1".parse().unwrap(), &"job".parse().unwrap());
         assert_eq!(Identity::of(&labels, &name), Some(identity.clone()));
-        assert_eq!(Identity::of(&labels, &format!("/{name}")), Some(identity));
+        assert_eq!(Identity::of(&labels, &format!("/{name}")), Some(identity.clone()));
+        // Those of an older agent say nothing of a timeout.
+        let mut older = labels;
+        older.remove(TIMEOUT_MS);
+        assert_eq!(Identity::of(&older, &name), Some(Identity { timeout_ms: None, ..identity }));
     }
 
     #[test]
-    fn a_container_with_our_labels_and_another_name_is_not_ours() {
+    fn a_container_needs_our_labels_and_the_matching_name_to_be_ours() {
         let labels = identity().labels(&"n1".parse().unwrap(), &"job".parse().unwrap());
         assert_eq!(Identity::of(&labels, "somebody-elses"), None);
         let mut fewer = labels.clone();

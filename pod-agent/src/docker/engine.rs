@@ -1,4 +1,4 @@
-//! The calls to the engine, each with its deadline.
+//! Calls to the engine, each with a deadline.
 
 use std::collections::HashMap;
 use std::path::PathBuf;
@@ -16,27 +16,27 @@ use tokio::time::timeout;
 
 use super::error::{CallError, DockerError, chain};
 
-/// For the first answer of an engine.
+/// Deadline for the first answer of an engine.
 const CONNECT_DEADLINE: Duration = Duration::from_secs(10);
-/// For what the engine answers from memory: inspect, list, kill.
+/// Deadline for calls that the engine answers from memory: inspect, list, kill.
 const ANSWER_DEADLINE: Duration = Duration::from_secs(30);
-/// For what makes the engine work: create, start, remove. A busy disk takes its time.
+/// Deadline for calls that use the disk, which can be slow: create, start, remove.
 const WORK_DEADLINE: Duration = Duration::from_secs(120);
-/// How often the engine is asked whether it is there.
+/// Interval between pings of the engine.
 const WATCH_EVERY: Duration = Duration::from_secs(1);
-/// For a stop, on top of the grace.
+/// Time allowed for a stop, in addition to the grace.
 const STOP_MARGIN: Duration = Duration::from_secs(60);
 
-/// The first pause before a call is made again, and the longest.
+/// The first and the longest pause before a call is retried.
 const PAUSE_FIRST: Duration = Duration::from_millis(100);
 const PAUSE_MAX: Duration = Duration::from_secs(5);
 
-/// The oldest version that is tested.
+/// The oldest supported version.
 const VERSION_MIN: [u32; 3] = [20, 10, 0];
-/// The first API version in which a read-only mount is so for all that is mounted below it.
+/// The first API version in which a read-only mount also covers everything mounted below it.
 const API_RECURSIVE_READ_ONLY: (usize, usize) = (1, 44);
 
-/// Pauses between tries: doubled each time, up to a bound.
+/// Pauses between retries. Each is twice as long as the previous one, up to a limit.
 pub(super) struct Pause(Duration);
 
 impl Pause {
@@ -51,33 +51,33 @@ impl Pause {
     }
 }
 
-/// An engine that has answered once.
+/// An engine that has answered at least once.
 #[derive(Debug)]
 pub(super) struct Engine {
     docker: Docker,
     trouble: Mutex<Option<String>>,
-    /// As in `DOCKER_HOST`.
+    /// Its address, as in `DOCKER_HOST`.
     pub(super) address: String,
     pub(super) facts: EngineFacts,
     /// Its version, for display.
     pub(super) version: String,
 }
 
-/// What a container's configuration depends on.
+/// The properties of an engine that a container's configuration depends on.
 #[derive(Clone, Debug, Default)]
 pub(super) struct EngineFacts {
-    /// Cores that the engine has, in thousandths.
+    /// Cores of the engine, in thousandths.
     pub(super) cpu_millis: u64,
-    /// Its socket, where that is a file: no container may see it.
+    /// Its socket, if it is a file. No container may see it.
     pub(super) socket: Option<PathBuf>,
-    /// Whether containers go on when the engine stops.
+    /// Whether containers keep running when the engine stops.
     pub(super) live_restore: bool,
-    /// Whether a read-only mount is so for all that is mounted below it.
+    /// Whether a read-only mount also covers everything mounted below it.
     pub(super) read_only_is_recursive: bool,
 }
 
 impl Engine {
-    /// Connects to the engine that `DOCKER_HOST` names, or to the one of this machine.
+    /// Connects to the engine in `DOCKER_HOST`, or to this machine's engine if that is not set.
     pub(super) async fn connect() -> Result<Self, DockerError> {
         let address = std::env::var("DOCKER_HOST")
             .ok()
@@ -118,7 +118,7 @@ impl Engine {
         })
     }
 
-    /// Asks the engine again and again whether it is there.
+    /// Pings the engine regularly.
     pub(super) async fn watch(self: Arc<Self>) {
         loop {
             tokio::time::sleep(WATCH_EVERY).await;
@@ -129,9 +129,9 @@ impl Engine {
         }
     }
 
-    /// Why it was not there when it was asked last.
+    /// Returns why the last ping failed; `None` if it succeeded.
     pub(super) fn trouble(&self) -> Option<String> {
-        // No code that can panic runs while it is held.
+        // No code that can panic runs while the lock is held.
         self.trouble.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
@@ -149,7 +149,7 @@ impl Engine {
         Ok(call(WORK_DEADLINE, create).await?.id)
     }
 
-    /// Starts a container; one that runs already is fine.
+    /// Starts a container. Succeeds if it is already running.
     pub(super) async fn start(&self, container: &str) -> Result<(), CallError> {
         let start = self.docker.start_container(container, None::<query::StartContainerOptions>);
         call(WORK_DEADLINE, start).await
@@ -163,7 +163,7 @@ impl Engine {
         call(ANSWER_DEADLINE, self.docker.inspect_container(container, options)).await
     }
 
-    /// The same, and again for as long as the engine does not answer.
+    /// Inspects a container, retrying until the engine answers.
     pub(super) async fn inspect_patiently(
         &self,
         container: &str,
@@ -172,7 +172,7 @@ impl Engine {
         loop {
             match self.inspect(container).await {
                 Err(error) if !error.is_not_found() => {
-                    tracing::warn!(container, %error, "cannot inspect; trying again");
+                    tracing::warn!(container, %error, "inspecting the container failed; retrying");
                     pause.wait().await;
                 }
                 known => return known,
@@ -180,24 +180,24 @@ impl Engine {
         }
     }
 
-    /// Returns when the container does not run. It must have been started before: one that never
-    /// was does not run either. That is why this asks for `not-running` after the start and not
-    /// for `next-exit` before it: nothing in the client tells when the engine has begun to wait,
-    /// and an exit before that would never be heard of.
+    /// Returns when the container is not running. It must have been started, because this returns
+    /// at once for a container that never was. The alternative is to wait for `next-exit` before
+    /// the start, but the client does not tell when the engine begins to wait, so an exit before
+    /// that would be missed.
     pub(super) async fn wait(&self, container: &str) -> Result<(), CallError> {
         let options =
             query::WaitContainerOptionsBuilder::default().condition("not-running").build();
         let mut answers = std::pin::pin!(self.docker.wait_container(container, Some(options)));
         match answers.next().await {
-            // The client takes a code other than 0 for an error.
+            // The client reports an exit code other than 0 as an error.
             Some(Ok(_) | Err(bollard::errors::Error::DockerContainerWaitError { .. })) => Ok(()),
             Some(Err(error)) => Err(error.into()),
             None => Err(CallError::NoAnswer("the connection ended".into())),
         }
     }
 
-    /// TERM (or the image's own signal), and after `grace_s` seconds KILL. Returns when it is
-    /// over. The engine goes on with it when this future is dropped.
+    /// Sends SIGTERM (or the image's stop signal), and SIGKILL after `grace_s` seconds. Returns
+    /// when the container has ended. The engine continues the stop if this future is dropped.
     pub(super) async fn stop(&self, container: &str, grace_s: u64) -> Result<(), CallError> {
         if grace_s == 0 {
             let options = query::KillContainerOptionsBuilder::default().signal("KILL").build();
@@ -211,7 +211,7 @@ impl Engine {
         call(deadline, docker.stop_container(container, Some(options))).await
     }
 
-    /// Removes a container with its anonymous volumes; kills it first if it runs.
+    /// Removes a container with its anonymous volumes, killing it first if it runs.
     pub(super) async fn remove(&self, container: &str) -> Result<(), CallError> {
         let options = query::RemoveContainerOptionsBuilder::default().force(true).v(true).build();
         match call(WORK_DEADLINE, self.docker.remove_container(container, Some(options))).await {
@@ -220,19 +220,19 @@ impl Engine {
         }
     }
 
-    /// The same, and again until it is gone.
+    /// Removes a container, retrying until it is gone.
     pub(super) async fn remove_patiently(&self, container: &str) {
         let mut pause = Pause::new();
         while let Err(error) = self.remove(container).await {
-            // A conflict says that a removal is under way.
+            // A conflict means that a removal is under way.
             if !error.is_conflict() {
-                tracing::warn!(container, %error, "cannot remove the container; trying again");
+                tracing::warn!(container, %error, "removing the container failed; retrying");
             }
             pause.wait().await;
         }
     }
 
-    /// All containers, running or not, with this label.
+    /// Lists all containers with this label, running or not.
     pub(super) async fn list(&self, label: String) -> Result<Vec<ContainerSummary>, CallError> {
         let filters = HashMap::from([("label".to_owned(), vec![label])]);
         let options =
@@ -240,7 +240,7 @@ impl Engine {
         call(ANSWER_DEADLINE, self.docker.list_containers(Some(options))).await
     }
 
-    /// Pulls one image. `reference` has a tag or digest: without, the engine pulls all tags.
+    /// Pulls one image. `reference` must have a tag or digest, or the engine pulls all tags.
     pub(super) fn pull(
         &self,
         reference: &str,
@@ -269,7 +269,7 @@ async fn call<T>(
     }
 }
 
-/// The number of a version such as `20.10.24+dfsg1`.
+/// Parses the number of a version such as `20.10.24+dfsg1`.
 fn number(version: &str) -> Option<[u32; 3]> {
     let mut parts = version.split(|c: char| !c.is_ascii_digit()).map(|part| part.parse().ok());
     Some([parts.next()??, parts.next()??, parts.next()??])
@@ -277,10 +277,10 @@ fn number(version: &str) -> Option<[u32; 3]> {
 
 fn advice(why: &str) -> &'static str {
     if why.to_ascii_lowercase().contains("permission denied") {
-        "add the agent's user to the group `docker`, or take `docker` out of the runtimes in agent.toml"
+        "add the agent's user to the group `docker`, or remove `docker` from the runtimes in agent.toml"
     } else {
-        "start it (`systemctl start docker`), set DOCKER_HOST if it listens elsewhere, or take \
-         `docker` out of the runtimes in agent.toml"
+        "start it (`systemctl start docker`), set DOCKER_HOST if it listens elsewhere, or remove \
+         `docker` from the runtimes in agent.toml"
     }
 }
 

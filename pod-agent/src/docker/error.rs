@@ -1,4 +1,4 @@
-//! What can go wrong with the engine, and what a failed start means.
+//! Errors of the engine, and exit codes for failed starts.
 
 use std::time::Duration;
 
@@ -7,54 +7,54 @@ use bollard::errors::Error as Bollard;
 /// Why the Docker runtime cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum DockerError {
-    /// There is no engine, or it may not be used.
+    /// There is no engine, or this user may not use it.
     #[error("no Docker engine answers at {address}: {why}; {advice}")]
     NoEngine {
-        /// Where it was looked for.
+        /// The engine's address.
         address: String,
         /// What happened.
         why: String,
         /// What to do.
         advice: &'static str,
     },
-    /// The engine cannot be used safely.
+    /// The engine is too old to be used safely.
     #[error(
-        "Docker {version} is too old: 20.10.13 is the least; update it, or take `docker` out of \
+        "Docker {version} is too old: the minimum is 20.10.13; update it, or remove `docker` from \
          the runtimes in agent.toml"
     )]
     TooOld {
         /// Its version.
         version: String,
     },
-    /// The engine did not do what the agent needs to go on.
+    /// A call that the agent cannot go on without failed.
     #[error(
-        "the Docker engine did not {doing}: {why}; look at its log (`journalctl -u docker`), then start the agent again"
+        "the Docker engine failed to {doing}: {why}; check its log (`journalctl -u docker`), then restart the agent"
     )]
     Call {
-        /// What was asked of it.
+        /// What the call was to do, such as `list the containers`.
         doing: &'static str,
         /// What happened.
         why: String,
     },
 }
 
-/// How a call to the engine failed.
+/// Error of a call to the engine.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub(super) enum CallError {
-    /// The engine said no.
+    /// The engine refused the call.
     #[error("{message}")]
     Refused { status: u16, message: String },
-    /// No answer, or none that makes sense: what came of the call is not known.
+    /// No answer, or an invalid one. The result of the call is unknown.
     #[error("the Docker engine does not answer: {0}")]
     NoAnswer(String),
 }
 
 impl CallError {
     pub(super) fn late(after: Duration) -> Self {
-        Self::NoAnswer(format!("nothing for {} s", after.as_secs()))
+        Self::NoAnswer(format!("no answer for {} s", after.as_secs()))
     }
 
-    /// What was asked about is not there.
+    /// Returns whether the container or image does not exist.
     pub(super) fn is_not_found(&self) -> bool {
         matches!(self, Self::Refused { status: 404, .. })
     }
@@ -86,7 +86,7 @@ impl From<Bollard> for CallError {
     }
 }
 
-/// The error with all its causes; the outermost ones alone say little ("client error").
+/// Formats an error with all its causes. The outermost alone say little ("client error").
 pub(super) fn chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();
@@ -100,7 +100,7 @@ pub(super) fn chain(error: &dyn std::error::Error) -> String {
     text
 }
 
-/// The exit code that `docker run` gives for a start that the engine refused with `message`.
+/// Returns the exit code of `docker run` for a start that the engine refused with `message`.
 pub(super) fn start_error_code(message: &str) -> i32 {
     let says = |texts: &[&str]| texts.iter().any(|text| message.contains(text));
     if says(&["executable file not found", "no such file or directory"]) {

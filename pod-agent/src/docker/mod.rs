@@ -1,15 +1,17 @@
 //! The `docker` runtime: attempts as containers of a Docker engine.
 //!
-//! - `engine.rs`: the calls to the engine, each with its deadline;
-//! - `container.rs`: labels, name and configuration of a container, within what the node allows;
-//! - `mounts.rs`: what may be mounted; `stage.rs`: how it is held until it is;
-//! - `attempt.rs`: one attempt's life; `pull.rs`: missing images; `registry.rs`: credentials for
-//!   them; `adopt.rs`: after a restart;
+//! - `engine.rs`: calls to the engine, each with a deadline;
+//! - `container.rs`: a container's labels, name and configuration, within the node's policy;
+//! - `mounts.rs`: which mounts are allowed; `stage.rs`: keeps them unchanged until they are
+//!   mounted;
+//! - `attempt.rs`: the life of one attempt; `pull.rs`: pulls missing images; `registry.rs`: the
+//!   credentials for that; `adopt.rs`: finds containers after a restart of the agent;
+//! - `inventory.rs`: lists images and containers.
 //!
-//! The output is captured by somebody else, see [`Captures`]: the container waits for that before
-//! it is started, and its end waits for the last byte.
+//! Output is captured separately, see [`Captures`]: a container starts only when the capture is
+//! attached, and its end is reported only after the last byte.
 //!
-//! A container's name and labels say which attempt it is: creating it twice gives one container,
+//! A container's name and labels identify its attempt. So creating it twice gives one container,
 //! and a restarted agent finds it. It is kept until [`DockerRuntime::remove`]. Containers without
 //! our labels and our name are never touched.
 
@@ -18,6 +20,7 @@ mod attempt;
 mod container;
 mod engine;
 mod error;
+mod inventory;
 mod mounts;
 mod pull;
 mod registry;
@@ -36,6 +39,7 @@ use tokio::task::AbortHandle;
 use uuid::Uuid;
 
 pub use self::error::DockerError;
+pub use self::inventory::{containers, images};
 pub(crate) use self::registry::config_dir;
 
 use self::attempt::Attempt;
@@ -45,50 +49,50 @@ use self::stage::Stage;
 use crate::capture::Captures;
 use crate::policy::NodePolicy;
 
-/// What the runtime has to know of its node.
+/// The runtime's settings.
 #[derive(Clone, Debug)]
 pub struct DockerSettings {
     /// The node's name.
     pub node: Name,
-    /// The identity of the agent's data directory. Containers carry it: it must not change over
-    /// restarts, and no two agents may share it.
+    /// The id of the agent's data directory. Containers have it in a label, so it must not change
+    /// over restarts, and no two agents may share it.
     pub agent_id: Uuid,
-    /// The agent's data directory: never mounted.
+    /// The agent's data directory. Never mounted.
     pub data_dir: PathBuf,
     /// What the node's owner allows.
     pub policy: NodePolicy,
-    /// Who captures output.
+    /// Captures the output of containers.
     pub captures: Captures,
-    /// The folder of Docker's client configuration, with the credentials of `docker login`.
+    /// The folder of Docker's client configuration, with the credentials from `docker login`.
     pub docker_config: Option<PathBuf>,
 }
 
-/// The version of the engine that an agent here would use.
+/// Returns the version of the engine that an agent here would use.
 ///
 /// # Errors
-/// Why it could use none.
+/// Why no engine can be used.
 pub async fn engine_version() -> Result<String, DockerError> {
     Ok(Engine::connect().await?.version)
 }
 
-/// Runs attempts as containers. What becomes of them is told on the channel given to
+/// Runs attempts as containers. It reports facts about them on the channel given to
 /// [`connect`](Self::connect).
 ///
-/// Dropping it stops watching, as a crash of the agent would: containers go on, and
-/// [`adopt`](Self::adopt) of the next one finds them.
+/// Dropping it is like a crash of the agent: containers keep running unwatched, and
+/// [`adopt`](Self::adopt) of a later runtime finds them.
 #[derive(Debug)]
 pub struct DockerRuntime {
     shared: Arc<Shared>,
-    /// Looks whether the engine answers.
+    /// Pings the engine.
     watching: AbortHandle,
 }
 
 impl DockerRuntime {
-    /// Connects to the engine that `DOCKER_HOST` names, by default the one of this machine. To be
-    /// called on the tokio runtime that is to do the work.
+    /// Connects to the engine in `DOCKER_HOST`, by default this machine's engine. Call it on the
+    /// tokio runtime that will do the work.
     ///
     /// # Errors
-    /// When no engine answers within 10 s.
+    /// If no engine answers within 10 s.
     pub async fn connect(
         settings: DockerSettings,
         facts: mpsc::UnboundedSender<(AttemptId, RuntimeFact)>,
@@ -108,27 +112,28 @@ impl DockerRuntime {
         Ok(Self { shared, watching })
     }
 
-    /// Why nothing can be started now: the engine does not answer.
+    /// Returns why nothing can be started now, if the engine does not answer.
     pub(crate) fn trouble(&self) -> Option<String> {
         self.shared.engine.trouble()
     }
 
-    /// Says whose attempts these are; before the first [`start`](Self::start).
+    /// Sets the cluster. Call it before the first [`start`](Self::start).
     pub fn set_cluster(&self, cluster: ClusterId) {
         *lock(&self.shared.cluster) = Some(cluster);
     }
 
-    /// Starts an attempt. It is told as [`RuntimeFact::Started`] and, in any case,
-    /// [`RuntimeFact::Ended`]. One that is known already is not started again.
+    /// Starts an attempt, unless it is already known. Reports [`RuntimeFact::Started`] if it
+    /// starts, and always [`RuntimeFact::Ended`].
     pub fn start(&self, id: AttemptId, context: Arc<JobContext>) {
-        if let Some(attempt) = self.shared.register(id) {
+        if let Some(attempt) = self.shared.register(id, context.run.timeout_ms) {
             self.shared.run(id, attempt.run(context));
         }
     }
 
-    /// Stops an attempt: its image's stop signal (TERM), and after `grace_ms` milliseconds,
-    /// rounded up to seconds, KILL; 0 kills at once. One that has not been started yet never is.
-    /// Asked again with less grace, it is stopped harder. Its end is told as of any other.
+    /// Stops an attempt: sends its image's stop signal (SIGTERM by default), and SIGKILL after
+    /// `grace_ms` milliseconds, rounded up to seconds; 0 kills at once. An attempt that has not
+    /// started will not start. A second call with less grace shortens the first. The end is
+    /// reported as usual.
     pub fn stop(&self, id: AttemptId, grace_ms: u64) {
         if let Some(known) = lock(&self.shared.attempts).get(&id) {
             known.stop.send_if_modified(|grace| {
@@ -141,8 +146,8 @@ impl DockerRuntime {
         }
     }
 
-    /// Forgets an attempt whose end is known to the manager, and removes its container with its
-    /// anonymous volumes, in the background and until it is gone. Its logs stay.
+    /// Forgets an attempt whose end the manager knows, and removes its container with its anonymous
+    /// volumes in the background, retrying until it is gone. Keeps its logs.
     pub fn remove(&self, id: AttemptId) {
         self.shared.discard(id);
         self.shared.settings.captures.forget(id);
@@ -161,7 +166,7 @@ impl Drop for DockerRuntime {
     }
 }
 
-/// What all attempts share.
+/// State shared by all attempts.
 #[derive(Debug)]
 struct Shared {
     engine: Arc<Engine>,
@@ -171,20 +176,20 @@ struct Shared {
     facts: mpsc::UnboundedSender<(AttemptId, RuntimeFact)>,
     runtime: Handle,
     cluster: Mutex<Option<ClusterId>>,
-    attempts: Mutex<HashMap<AttemptId, Known>>,
+    attempts: Mutex<HashMap<AttemptId, KnownAttempt>>,
 }
 
-/// An attempt, from its start to its removal.
+/// A known attempt, from its start to its removal.
 #[derive(Debug)]
-struct Known {
-    /// The grace in milliseconds, once it is to be stopped.
+struct KnownAttempt {
+    /// The grace in milliseconds, once a stop is requested.
     stop: watch::Sender<Option<u64>>,
-    /// Once it is created.
+    /// The id of its container, once created.
     container: Option<String>,
     task: Option<AbortHandle>,
 }
 
-impl Known {
+impl KnownAttempt {
     fn abort(&self) {
         if let Some(task) = &self.task {
             task.abort();
@@ -194,17 +199,17 @@ impl Known {
 
 impl Shared {
     /// A new attempt; none if it is known already.
-    fn register(self: &Arc<Self>, id: AttemptId) -> Option<Attempt> {
+    fn register(self: &Arc<Self>, id: AttemptId, timeout_ms: Option<u64>) -> Option<Attempt> {
         let mut attempts = lock(&self.attempts);
         if attempts.contains_key(&id) {
             return None;
         }
         let (stop, stopped) = watch::channel(None);
-        attempts.insert(id, Known { stop, container: None, task: None });
-        Some(Attempt { shared: Arc::clone(self), id, stop: stopped })
+        attempts.insert(id, KnownAttempt { stop, container: None, task: None });
+        Some(Attempt { shared: Arc::clone(self), id, timeout_ms, stop: stopped })
     }
 
-    /// Runs the life of a registered attempt.
+    /// Spawns the task of a registered attempt.
     fn run(&self, id: AttemptId, life: impl Future<Output = ()> + Send + 'static) {
         let mut attempts = lock(&self.attempts);
         if let Some(known) = attempts.get_mut(&id) {
@@ -232,12 +237,12 @@ impl Shared {
     }
 
     fn tell(&self, id: AttemptId, fact: RuntimeFact) {
-        // Nobody listens when the agent is about to end: then its next life finds the container.
+        // Nobody listens when the agent is ending. It finds the container after its restart.
         _ = self.facts.send((id, fact));
     }
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    // Nothing under these locks can panic.
+    // No code that can panic runs under these locks.
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

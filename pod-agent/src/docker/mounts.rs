@@ -1,9 +1,9 @@
-//! What a container may mount: only what lies in the roots of the node's owner, also while somebody
-//! renames folders and swaps symbolic links there.
+//! Checks mounts: a container may mount only what is in the roots that the node's owner allows,
+//! even while somebody renames folders and swaps symbolic links there.
 //!
-//! The path is resolved once, beneath the root and without following anything; what was opened is
-//! what is [held](super::stage) for the engine. Where that cannot be done, for want of rights, no
-//! folder is mounted that lies in one that containers can write to.
+//! The path is resolved once, beneath the root and without following links. What was opened is then
+//! [staged](super::stage) for the engine. If the agent lacks the right to do that, it refuses to
+//! mount anything inside a folder that containers can write to.
 
 use std::fs::File;
 use std::io;
@@ -18,7 +18,7 @@ use super::engine::EngineFacts;
 use super::stage::{Held, Stage, is_unable};
 use crate::policy::{MountRoot, NodePolicy};
 
-/// Where engines have their sockets; whoever reaches one has the machine.
+/// Sockets of container engines. Access to one means control of the whole machine.
 const SOCKETS: [&str; 5] = [
     "/var/run/docker.sock",
     "/run/docker.sock",
@@ -27,21 +27,22 @@ const SOCKETS: [&str; 5] = [
     "/run/crio/crio.sock",
 ];
 
-/// By what a mount is judged.
+/// The rules and facts by which mounts are checked.
 pub(super) struct MountRules<'a> {
     pub(super) node: &'a Name,
     pub(super) policy: &'a NodePolicy,
     pub(super) engine: &'a EngineFacts,
-    /// The agent's data directory: its key is in it.
+    /// The agent's data directory, which contains its key.
     pub(super) data_dir: &'a Path,
     pub(super) stage: &'a Stage,
 }
 
 impl MountRules<'_> {
-    /// A mount as the engine is to make it, with what has to be kept until it has.
+    /// Returns a mount in the engine's form, with the staged mount to keep until the engine has
+    /// mounted it.
     ///
     /// # Errors
-    /// Why it is not allowed or cannot be made, for people.
+    /// Why it is not allowed or not possible, as a message for people.
     pub(super) fn mount(
         &self,
         mount: &Mount,
@@ -50,12 +51,12 @@ impl MountRules<'_> {
     ) -> Result<(EngineMount, Option<Held>), String> {
         let node = self.node;
         let cannot = |error: io::Error| {
-            format!("cannot mount {}: {error}; the path must be there on node {node}", mount.source)
+            format!("cannot mount {}: {error}; the path must exist on node {node}", mount.source)
         };
         let source = Path::new(&mount.source).canonicalize().map_err(cannot)?;
         let (root, root_path) = self.root_of(&source).ok_or_else(|| {
             format!(
-                "node {node} does not allow mount {}{}: allowed roots are {}; its owner can change agent.toml",
+                "node {node} does not allow mounting {}{}: allowed roots: {}; the node's owner can change agent.toml",
                 mount.source,
                 if source == Path::new(&mount.source) { String::new() } else { format!(" (which is {})", source.display()) },
                 self.roots()
@@ -63,8 +64,8 @@ impl MountRules<'_> {
         })?;
         if !mount.read_only && !root.writable {
             return Err(format!(
-                "node {node} does not allow mount {} to be written: allowed roots are {}; mount it \
-                 read-only, or its owner can change agent.toml",
+                "node {node} does not allow mounting {} writable: allowed roots: {}; mount it \
+                 read-only, or ask the node's owner to change agent.toml",
                 mount.source,
                 self.roots()
             ));
@@ -76,8 +77,9 @@ impl MountRules<'_> {
             && let Some(inner) = mounted_below(&source)
         {
             return Err(format!(
-                "cannot mount {} read-only on node {node}: {} is mounted in it, and this version of \
-                 Docker would leave that writable; mount folders that hold no other file system",
+                "cannot mount {} read-only on node {node}: {} is mounted inside it, and this \
+                 version of Docker would leave that writable; mount folders that contain no other \
+                 file system",
                 mount.source,
                 inner.display()
             ));
@@ -92,7 +94,7 @@ impl MountRules<'_> {
         };
         let path = held.as_ref().map_or(source.as_path(), Held::path);
         let path = path.to_str().ok_or_else(|| {
-            format!("cannot mount {}: it is {}, which is not UTF-8", mount.source, path.display())
+            format!("cannot mount {}: its path {} is not UTF-8", mount.source, path.display())
         })?;
         let engine_mount = EngineMount {
             typ: Some(MountType::BIND),
@@ -104,12 +106,12 @@ impl MountRules<'_> {
         Ok((engine_mount, held))
     }
 
-    /// What is never mounted, whatever the roots.
+    /// Refuses mounts that are never allowed, whatever the roots.
     fn forbid_secrets(&self, mount: &Mount, source: &Path) -> Result<(), String> {
         let node = self.node;
         if let Some(socket) = self.sockets().find(|socket| socket.starts_with(source)) {
             return Err(format!(
-                "node {node} never allows mount {}: it holds {}, and with that the whole machine",
+                "node {node} never allows mounting {}: it contains {}, which gives control of the whole machine",
                 mount.source,
                 socket.display()
             ));
@@ -117,7 +119,7 @@ impl MountRules<'_> {
         let own = self.data_dir.canonicalize().unwrap_or_else(|_| self.data_dir.into());
         if own.starts_with(source) || source.starts_with(&own) {
             return Err(format!(
-                "node {node} never allows mount {}: the agent's own key is in {}",
+                "node {node} never allows mounting {}: the agent's own key is in {}",
                 mount.source,
                 own.display()
             ));
@@ -125,8 +127,8 @@ impl MountRules<'_> {
         Ok(())
     }
 
-    /// Without a hold on the folder, whoever can write above it can swap it for a symbolic link
-    /// before the engine mounts it.
+    /// Refuses a mount that cannot be staged if containers can write above it: they could swap it
+    /// for a symbolic link before the engine mounts it.
     fn forbid_races(&self, mount: &Mount, source: &Path) -> Result<(), String> {
         let above = |root: &&MountRoot| {
             let Ok(path) = root.path.canonicalize() else { return false };
@@ -135,7 +137,7 @@ impl MountRules<'_> {
         match self.policy.mount_roots.iter().find(above) {
             None => Ok(()),
             Some(root) => Err(format!(
-                "node {} does not allow mount {}: containers can write in {}, and could swap it while it is mounted; its owner can name the folder itself in mount_roots, or run the agent as root",
+                "node {} does not allow mounting {}: containers can write in {}, and could swap it while it is mounted; the node's owner can list the folder itself in mount_roots, or run the agent as root",
                 self.node,
                 mount.source,
                 root.path.display()
@@ -143,7 +145,8 @@ impl MountRules<'_> {
         }
     }
 
-    /// The root that the path lies in, and where it is; a writable one if there are several.
+    /// Returns the root that contains the path, and the root's real path. If several do, prefers a
+    /// writable one.
     fn root_of(&self, source: &Path) -> Option<(&MountRoot, PathBuf)> {
         let paths = self.policy.mount_roots.iter().filter_map(|root| {
             let path = root.path.canonicalize().ok().filter(|path| source.starts_with(path))?;
@@ -166,8 +169,8 @@ impl MountRules<'_> {
     }
 }
 
-/// Opens what has been found to lie in a root, following nothing on the way (openat2(2)): where
-/// something was swapped for a symbolic link meanwhile, that is an error.
+/// Opens a path that was found to be inside a root, without following links (openat2(2)). Fails if
+/// something was swapped for a symbolic link in the meantime.
 fn open_beneath(root: &Path, source: &Path) -> io::Result<File> {
     let flags = OFlags::PATH | OFlags::CLOEXEC;
     let no_links = ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
@@ -180,14 +183,14 @@ fn open_beneath(root: &Path, source: &Path) -> io::Result<File> {
     Ok(openat2(root_file, below, flags, Mode::empty(), beneath)?.into())
 }
 
-/// A mount point below `path`, if there is one.
+/// Returns a mount point below `path`, if there is one.
 fn mounted_below(path: &Path) -> Option<PathBuf> {
     let table = std::fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
     let points = table.lines().filter_map(|line| line.split(' ').nth(4)).map(unescape);
     points.map(PathBuf::from).find(|point| point != path && point.starts_with(path))
 }
 
-/// Undoes the escapes of `mountinfo`.
+/// Decodes the escapes of `mountinfo`.
 fn unescape(field: &str) -> String {
     [("\\040", " "), ("\\011", "\t"), ("\\012", "\n"), ("\\134", "\\")]
         .into_iter()
@@ -245,15 +248,15 @@ mod tests {
         let roots = [(read.as_path(), false), (write.as_path(), true)];
         assert!(check(&roots, &read, true, &engine).is_ok());
         assert!(check(&roots, &write, false, &engine).is_ok());
-        assert!(check(&roots, &read, false, &engine).unwrap_err().contains("to be written"));
+        assert!(check(&roots, &read, false, &engine).unwrap_err().contains("writable"));
         let said = check(&roots, &other, true, &engine).unwrap_err();
-        assert!(said.contains("does not allow mount") && said.contains("agent.toml"), "{said}");
+        assert!(said.contains("does not allow mounting") && said.contains("agent.toml"), "{said}");
         let said = check(&roots, &write.join("link"), true, &engine).unwrap_err();
         assert!(said.contains("which is") && said.contains("other"), "{said}");
         let said = check(&roots, &write.join("none"), true, &engine).unwrap_err();
-        assert!(said.contains("must be there"), "{said}");
-        assert!(check(&[], &read, true, &engine).unwrap_err().contains("allowed roots are none"));
-        // A sibling whose name begins alike is not inside.
+        assert!(said.contains("must exist"), "{said}");
+        assert!(check(&[], &read, true, &engine).unwrap_err().contains("allowed roots: none"));
+        // A sibling whose name has the root's name as a prefix is not inside.
         let alike = dir.path().join("write2");
         std::fs::create_dir(&alike).unwrap();
         assert!(check(&roots, &alike, true, &engine).is_err());
@@ -264,7 +267,7 @@ mod tests {
     }
 
     #[test]
-    fn without_a_hold_nothing_is_mounted_that_a_container_could_swap() {
+    fn without_staging_nothing_is_mounted_that_a_container_could_swap() {
         let dir = tempfile::tempdir().unwrap();
         let inner = dir.path().join("inner");
         std::fs::create_dir(&inner).unwrap();
@@ -276,7 +279,10 @@ mod tests {
         assert!(check(&[(dir.path(), false)], &inner, true, &engine).is_ok());
         assert!(check(&[(&inner, true)], &inner, false, &engine).is_ok());
         let both = [(dir.path(), true), (&inner, true)];
-        assert!(check(&both, &inner, false, &engine).is_err(), "named, and swapped from above");
+        assert!(
+            check(&both, &inner, false, &engine).is_err(),
+            "listed, but can be swapped from above"
+        );
     }
 
     #[test]
@@ -298,7 +304,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_swapped_after_the_look_is_not_followed() {
+    fn a_link_swapped_in_after_the_check_is_not_followed() {
         let dir = tempfile::tempdir().unwrap();
         let root = dir.path().canonicalize().unwrap().join("root");
         let inner = root.join("a/b");
@@ -312,7 +318,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_system_inside_is_found() {
+    fn a_file_system_mounted_inside_is_found() {
         assert!(mounted_below(Path::new("/")).is_some());
         let dir = tempfile::tempdir().unwrap();
         assert_eq!(mounted_below(dir.path()), None);

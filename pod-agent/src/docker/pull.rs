@@ -1,4 +1,4 @@
-//! Pulls images: one pull for all who want the same one, with its progress.
+//! Pulls images and reports progress. Attempts that need the same image share one pull.
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::PathBuf;
@@ -14,43 +14,44 @@ use super::engine::Engine;
 use super::error::CallError;
 use super::registry;
 
-/// How long the engine may be silent in a pull. Unpacking a large layer says little.
+/// How long the engine may be silent during a pull. It reports little while it unpacks a large
+/// layer.
 const PULL_SILENCE: Duration = Duration::from_secs(600);
-/// How often progress is told at the most.
+/// Minimum interval between progress reports.
 const TELL_EVERY: Duration = Duration::from_secs(1);
 
-/// How far a pull is.
+/// The state of a pull.
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum State {
-    /// For people.
+    /// In progress; the text is for people.
     Going(String),
     Done(Result<(), String>),
 }
 
-/// An image that is pulled.
+/// An image to pull.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-struct Wanted {
+struct ImageKey {
     /// With a tag or digest.
     reference: String,
-    /// As a job asks for it.
+    /// As in the job's spec.
     platform: Option<String>,
 }
 
-/// The pulls under way.
+/// The pulls in progress.
 #[derive(Debug)]
 pub(super) struct Pulls {
     docker_config: Option<PathBuf>,
-    going: Mutex<HashMap<Wanted, watch::Sender<State>>>,
+    going: Mutex<HashMap<ImageKey, watch::Sender<State>>>,
 }
 
 impl Pulls {
-    /// With the folder of Docker's client configuration.
+    /// Creates an empty set. `docker_config` is the folder of Docker's client configuration.
     pub(super) fn new(docker_config: Option<PathBuf>) -> Self {
         Self { docker_config, going: Mutex::default() }
     }
 
-    /// Returns when the image is there, or why it cannot be had. A pull that nobody waits for any
-    /// more is broken off.
+    /// Returns when the image is present, or why it cannot be pulled. A pull that nobody waits for
+    /// any more is cancelled.
     pub(super) async fn pull(
         self: &Arc<Self>,
         engine: &Arc<Engine>,
@@ -58,13 +59,13 @@ impl Pulls {
         platform: Option<&str>,
         mut tell: impl FnMut(String),
     ) -> Result<(), String> {
-        let wanted = Wanted { reference: with_tag(image), platform: platform.map(str::to_owned) };
-        let mut state = self.join(engine, wanted);
+        let key = ImageKey { reference: with_tag(image), platform: platform.map(str::to_owned) };
+        let mut state = self.join(engine, key);
         tell(format!("pulling image {image}"));
         let mut told = Instant::now();
         loop {
             if state.changed().await.is_err() {
-                return Err("the pull was broken off".into());
+                return Err("the pull was cancelled".into());
             }
             match state.borrow_and_update().clone() {
                 State::Done(result) => return result,
@@ -77,33 +78,33 @@ impl Pulls {
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, HashMap<Wanted, watch::Sender<State>>> {
-        // Nothing under the lock can panic.
+    fn lock(&self) -> MutexGuard<'_, HashMap<ImageKey, watch::Sender<State>>> {
+        // No code that can panic runs under the lock.
         self.going.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Joins the pull of the image, or begins one.
-    fn join(self: &Arc<Self>, engine: &Arc<Engine>, wanted: Wanted) -> watch::Receiver<State> {
+    /// Subscribes to the pull of the image, starting it if necessary.
+    fn join(self: &Arc<Self>, engine: &Arc<Engine>, key: ImageKey) -> watch::Receiver<State> {
         let mut going = self.lock();
-        if let Some(sender) = going.get(&wanted) {
+        if let Some(sender) = going.get(&key) {
             return sender.subscribe();
         }
         let (sender, receiver) = watch::channel(State::Going(String::new()));
-        going.insert(wanted.clone(), sender.clone());
+        going.insert(key.clone(), sender.clone());
         let (pulls, engine) = (Arc::clone(self), Arc::clone(engine));
         tokio::spawn(async move {
             loop {
                 tokio::select! {
-                    result = pulls.run(&engine, &wanted, &sender) => {
-                        pulls.lock().remove(&wanted);
+                    result = pulls.run(&engine, &key, &sender) => {
+                        pulls.lock().remove(&key);
                         sender.send_replace(State::Done(result));
                         return;
                     }
                     () = sender.closed() => {
                         let mut going = pulls.lock();
-                        // Somebody may have joined just now: then it begins again, for them.
+                        // If somebody has just subscribed, the pull starts again for them.
                         if sender.is_closed() {
-                            going.remove(&wanted);
+                            going.remove(&key);
                             return;
                         }
                     }
@@ -113,15 +114,15 @@ impl Pulls {
         receiver
     }
 
-    /// Pulls. An image may be public though the credentials for its registry cannot be read: that
-    /// is told only where the pull fails.
+    /// Pulls an image. If the credentials for its registry cannot be read, the image may still be
+    /// public, so that error is reported only if the pull fails.
     async fn run(
         &self,
         engine: &Engine,
-        wanted: &Wanted,
+        key: &ImageKey,
         sender: &watch::Sender<State>,
     ) -> Result<(), String> {
-        let Wanted { reference, platform } = wanted;
+        let ImageKey { reference, platform } = key;
         let (credentials, unreadable) =
             match registry::credentials(self.docker_config.as_deref(), reference).await {
                 Ok(credentials) => (credentials, None),
@@ -153,14 +154,14 @@ async fn watch_pull(
     }
 }
 
-/// The image with the tag that the engine would take by itself: asked to pull a name alone, it
-/// pulls every tag there is.
+/// Adds the default tag to an image without a tag or digest, for which the engine would pull all
+/// tags.
 fn with_tag(image: &str) -> String {
     let last = image.rsplit('/').next().unwrap_or(image);
     if last.contains([':', '@']) { image.to_owned() } else { format!("{image}:latest") }
 }
 
-/// Where the layers of an image stand.
+/// The progress of an image's layers.
 #[derive(Debug, Default)]
 struct Layers {
     layers: BTreeMap<String, Layer>,
@@ -176,7 +177,7 @@ struct Layer {
 impl Layers {
     fn update(&mut self, info: CreateImageInfo) {
         let (Some(id), Some(status)) = (info.id, info.status) else { return };
-        // Other lines have the tag in place of a layer, and a status of their own.
+        // Other lines have a tag instead of a layer id, and other statuses.
         let layer = match status.as_str() {
             "Pulling fs layer" | "Waiting" | "Downloading" | "Verifying Checksum"
             | "Download complete" | "Extracting" | "Pull complete" | "Already exists" => {

@@ -1,5 +1,5 @@
-//! What `docker login` left on this node: the credentials for an image's registry, looked up anew
-//! for each pull, because they expire and are replaced.
+//! Finds the credentials that `docker login` stored on this node for an image's registry. They are
+//! read again for each pull, because they expire and are replaced.
 
 use std::fs::File;
 use std::io::{self, BufReader};
@@ -10,30 +10,29 @@ use bollard::auth::DockerCredentials;
 use docker_credential::{CredentialRetrievalError, DockerCredential, get_credential_from_reader};
 use tokio::time::timeout;
 
-/// The registry of an image whose name has none, and the name under which its credentials are
-/// kept.
+/// Docker Hub, the registry of an image whose name contains none, as credentials are stored for it.
 const HUB: &str = "https://index.docker.io/v1/";
-/// How long a credential helper may take.
+/// Maximum time for a credential helper.
 const HELPER_LIMIT: Duration = Duration::from_secs(30);
 
-/// The folder of Docker's client configuration: `DOCKER_CONFIG`, else `.docker` in the home folder
-/// of this process's user.
+/// Returns the folder of Docker's client configuration: `DOCKER_CONFIG`, or `.docker` in the home
+/// folder of this process's user.
 pub(crate) fn config_dir() -> Option<PathBuf> {
     if let Some(dir) = std::env::var_os("DOCKER_CONFIG").filter(|dir| !dir.is_empty()) {
         return Some(dir.into());
     }
     let home = std::env::var_os("HOME").filter(|home| !home.is_empty()).map(PathBuf::from);
-    // A service manager may set no HOME.
+    // A service manager may not set HOME.
     let home = home.or_else(|| {
         nix::unistd::User::from_uid(nix::unistd::geteuid()).ok().flatten().map(|user| user.dir)
     });
     home.map(|home| home.join(".docker"))
 }
 
-/// The credentials for pulling an image, if there are any.
+/// Returns the credentials for pulling an image, if there are any.
 ///
 /// # Errors
-/// Why those that are configured cannot be read, for people.
+/// Why configured credentials cannot be read, as a message for people.
 pub(super) async fn credentials(
     config_dir: Option<&Path>,
     image: &str,
@@ -42,18 +41,18 @@ pub(super) async fn credentials(
     let server = server_of(image).to_owned();
     let shown = path.display().to_string();
     let of = server.clone();
-    // A helper is a program, which may ask a desktop's keyring.
+    // A helper is a program, and may wait for a desktop's keyring.
     let found = tokio::task::spawn_blocking(move || look_up(&path, &of));
     let failed = |why: &str| {
         format!(
-            "the credentials for {server} cannot be read, as {shown} says: {why}; `docker login` there as the agent's user"
+            "cannot read the credentials for {server} configured in {shown}: {why}; run `docker login {server}` on that node as the agent's user"
         )
     };
     match timeout(HELPER_LIMIT, found).await {
         Ok(Ok(found)) => found.map_err(|why| failed(&why)),
         Ok(Err(why)) => Err(failed(&why.to_string())),
         Err(_) => {
-            Err(failed(&format!("no answer from its helper within {} s", HELPER_LIMIT.as_secs())))
+            Err(failed(&format!("its helper did not answer within {} s", HELPER_LIMIT.as_secs())))
         }
     }
 }
@@ -78,7 +77,7 @@ fn look_up(path: &Path, server: &str) -> Result<Option<DockerCredentials>, Strin
             ..DockerCredentials::default()
         })),
         Err(CredentialRetrievalError::NoCredentialConfigured) => Ok(None),
-        // What every helper says of a registry that it does not know.
+        // Every helper prints this for a registry that it does not know.
         Err(CredentialRetrievalError::HelperFailure { stdout, .. })
             if stdout.contains("credentials not found") =>
         {
@@ -91,8 +90,8 @@ fn look_up(path: &Path, server: &str) -> Result<Option<DockerCredentials>, Strin
     }
 }
 
-/// The registry of an image, as `docker login` names it: the part before the first `/`, if it is a
-/// host, else Docker Hub.
+/// Returns the registry of an image, as `docker login` names it: the part before the first `/` if
+/// it is a host, otherwise Docker Hub.
 fn server_of(image: &str) -> &str {
     match image.split_once('/') {
         Some(("docker.io" | "index.docker.io", _)) => HUB,
@@ -107,7 +106,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn images_have_the_registry_that_docker_takes() {
+    fn an_image_has_the_registry_that_docker_uses() {
         for (image, server) in [
             ("busybox", HUB),
             ("team/app:1", HUB),
@@ -121,7 +120,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_configuration_that_is_not_there_is_none_and_a_broken_one_is_told() {
+    async fn a_missing_configuration_is_ignored_and_an_invalid_one_is_an_error() {
         let dir = tempfile::tempdir().unwrap();
         let of = async |image| credentials(Some(dir.path()), image).await;
         assert_eq!(of("x.lan/a").await, Ok(None));
@@ -140,9 +139,10 @@ mod tests {
         assert_eq!(credentials(None, "x.lan/a").await, Ok(None));
     }
 
-    /// The helper is found by `PATH`, which only a process of its own can have otherwise.
+    /// The helper is found through `PATH`, so this test runs itself in a process with another
+    /// `PATH`.
     #[test]
-    fn a_helper_is_asked_and_one_that_knows_nothing_is_no_error() {
+    fn a_helper_is_called_and_may_have_no_credentials() {
         use std::os::unix::fs::PermissionsExt;
         const DIR: &str = "PODMESH_TEST_HELPER_DIR";
         if let Some(dir) = std::env::var_os(DIR) {
@@ -181,7 +181,7 @@ esac
     }
 
     #[tokio::test]
-    async fn a_helper_that_is_missing_is_told() {
+    async fn a_missing_helper_is_an_error() {
         let dir = tempfile::tempdir().unwrap();
         let text = r#"{"credHelpers": {"x.lan": "podmesh-has-none"}}"#;
         std::fs::write(dir.path().join("config.json"), text).unwrap();

@@ -1,9 +1,10 @@
-//! Folders held for the engine between the look at them and their mount.
+//! Staged mounts: keep what was checked unchanged until the engine mounts it.
 //!
-//! The engine resolves a path when it starts the container, long after it was judged. So it is given
-//! a path that nobody else can change: a mount of what was judged, in a folder of ours. That takes
-//! the right to mount, which an agent that runs as root has. The hold ends when the container has
-//! started; what a kill has left is cleared by the next life of the agent.
+//! The engine resolves a path when it starts the container, long after the path was checked. So the
+//! engine gets a path that nobody else can change: a bind mount of the checked folder or file in a
+//! private folder. This needs the right to mount, which an agent that runs as root has. A staged
+//! mount is released when the container has started; the agent removes leftovers of a crash when it
+//! starts.
 
 use std::fs::{self, DirBuilder, File};
 use std::io;
@@ -19,32 +20,32 @@ use rustix::mount::{
 };
 use uuid::Uuid;
 
-/// Not in the data directory: whoever removes that must not remove what is mounted.
+/// Outside the data directory, so that removing that does not remove what is mounted.
 const STAGES_DIR: &str = "/run/podmesh-mounts";
 
-/// What one agent holds: all that is named after it.
+/// The staged mounts of one agent: those whose names begin with its id.
 #[derive(Debug)]
 pub(super) struct Stage(Option<Uuid>);
 
 impl Stage {
-    /// That of an agent.
+    /// Returns the stage of an agent.
     pub(super) fn of(agent: Uuid) -> Self {
         Self(Some(agent))
     }
 
-    /// One that holds nothing.
+    /// Returns a stage that cannot mount.
     #[cfg(test)]
     pub(super) fn unable() -> Self {
         Self(None)
     }
 
-    /// Holds what was opened with `O_PATH`.
+    /// Stages a folder or file that was opened with `O_PATH`.
     ///
     /// # Errors
-    /// When it cannot be; [`is_unable`] tells whether for want of rights.
+    /// If the mount fails; [`is_unable`] tells whether this process cannot mount at all.
     pub(super) fn hold(&self, attempt: AttemptId, index: usize, opened: &File) -> io::Result<Held> {
         let agent = self.0.ok_or(Errno::PERM)?;
-        // From here on it is a mount of its own, whatever becomes of the path.
+        // From here on it is a separate mount, whatever happens to the path.
         let tree = open_tree(
             opened,
             "",
@@ -66,15 +67,15 @@ impl Stage {
         let held = Held(path);
         let by_itself = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH;
         move_mount(&tree, "", CWD, &held.0, by_itself)?;
-        // Its end must not end what is mounted inside of the original.
+        // Unmounting it must not unmount file systems inside the original.
         mount_change(&held.0, MountPropagationFlags::PRIVATE | MountPropagationFlags::REC)?;
         Ok(held)
     }
 
-    /// Ends all holds of an earlier life.
+    /// Releases all staged mounts that an earlier run of the agent left.
     ///
     /// # Errors
-    /// When one cannot be ended.
+    /// If one cannot be released.
     pub(super) fn clear(&self) -> io::Result<()> {
         let Some(agent) = self.0.map(|agent| agent.to_string()) else { return Ok(()) };
         let entries = match fs::read_dir(STAGES_DIR) {
@@ -91,14 +92,14 @@ impl Stage {
     }
 }
 
-/// Whether something cannot be held because this process may not mount, or the kernel is too old.
+/// Returns whether the error means that this process may not mount, or that the kernel is too old.
 pub(super) fn is_unable(error: &io::Error) -> bool {
     [Errno::PERM, Errno::ACCESS, Errno::NOSYS]
         .iter()
         .any(|unable| error.raw_os_error() == Some(unable.raw_os_error()))
 }
 
-/// Makes a folder for us alone; one that is somebody else's is an error.
+/// Creates a folder that only this user can access. Fails if it exists with another owner or mode.
 fn make_private_dir(path: &Path) -> io::Result<()> {
     match DirBuilder::new().mode(0o700).create(path) {
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
@@ -110,12 +111,12 @@ fn make_private_dir(path: &Path) -> io::Result<()> {
         return Ok(());
     }
     Err(io::Error::other(format!(
-        "{} is not a folder for this user alone: remove it",
+        "{} is not a folder that only this user can access: remove it",
         path.display()
     )))
 }
 
-/// Ends a hold. Never removes anything inside of it.
+/// Unmounts a staged mount and removes its mount point. Never removes anything inside it.
 fn release(path: &Path) -> io::Result<()> {
     loop {
         match unmount(path, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW) {
@@ -131,12 +132,12 @@ fn release(path: &Path) -> io::Result<()> {
     }
 }
 
-/// A folder or file that is held for the engine. Dropped, it is no more.
+/// A staged folder or file. Released when dropped.
 #[derive(Debug)]
 pub(super) struct Held(PathBuf);
 
 impl Held {
-    /// Where.
+    /// Returns its path.
     pub(super) fn path(&self) -> &Path {
         &self.0
     }
@@ -145,7 +146,7 @@ impl Held {
 impl Drop for Held {
     fn drop(&mut self) {
         if let Err(error) = release(&self.0) {
-            tracing::warn!(path = %self.0.display(), %error, "a mount could not be released");
+            tracing::warn!(path = %self.0.display(), %error, "cannot release a staged mount");
         }
     }
 }
@@ -169,9 +170,9 @@ mod tests {
     }
 
     #[test]
-    fn what_is_held_stays_what_it_was() {
+    fn a_staged_folder_does_not_change_when_its_path_is_swapped() {
         if !nix::unistd::geteuid().is_root() {
-            println!("LEFT OUT: only root may mount");
+            println!("SKIPPED: only root may mount");
             return;
         }
         let dir = tempfile::tempdir().unwrap();
@@ -186,13 +187,13 @@ mod tests {
         assert_eq!(fs::read(held.path().join("word")).unwrap(), b"good");
         let file = stage.hold(attempt(), 1, &open(&moved.join("word"))).unwrap();
         assert_eq!(fs::read(file.path()).unwrap(), b"good");
-        // Held again, after a create that had no answer.
+        // Staged again, after a create without an answer.
         let again = stage.hold(attempt(), 0, &opened).unwrap();
         assert_eq!(fs::read(again.path().join("word")).unwrap(), b"good");
         let path = held.path().to_owned();
         drop((held, file, again));
         assert!(!path.exists() && moved.join("word").exists());
-        // What a kill leaves.
+        // A killed agent leaves its staged mounts.
         std::mem::forget(stage.hold(attempt(), 0, &opened).unwrap());
         stage.clear().unwrap();
         stage.clear().unwrap();

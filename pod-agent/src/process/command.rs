@@ -1,10 +1,9 @@
-//! From a job's spec to a command of the operating system.
+//! Converts a job's spec to a program to execute.
 
-use std::ffi::OsString;
-use std::io;
-use std::os::unix::process::CommandExt;
+use std::collections::BTreeMap;
+use std::ffi::{CString, OsStr, OsString};
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
 
 use nix::errno::Errno;
 use nix::unistd::{AccessFlags, access};
@@ -14,19 +13,23 @@ use podmesh_protocol::report::Outcome;
 use podmesh_protocol::spec::RunSpec;
 
 use super::mark::{AGENT_VARIABLE, Mark};
+use super::spawn::{Credentials, Launch, SpawnError, SpawnStep};
+use super::work::WorkFolder;
+use super::{Terms, not_started};
 use crate::task_env::task_env;
+use crate::user::ProcessUser;
 
-/// What tasks inherit of the agent's own environment.
+/// The variables of the agent's own environment that tasks inherit.
 const INHERITED: [&str; 4] = ["PATH", "HOME", "USER", "LANG"];
-/// Where programs are searched when neither the job nor the agent has a `PATH`.
+/// Where programs are searched if neither the job nor the agent has a `PATH`.
 const PATH_DEFAULT: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
-/// The environment that the agent was started with, as far as tasks inherit it.
+/// The part of the agent's own environment that tasks inherit.
 #[derive(Clone, Debug)]
 pub(crate) struct BaseEnv(pub(crate) Vec<(String, OsString)>);
 
 impl BaseEnv {
-    /// Reads it.
+    /// Reads it from this process.
     pub(crate) fn of_this_process() -> Self {
         let inherited = INHERITED.iter().map(|name| {
             let default = || (*name == "PATH").then(|| PATH_DEFAULT.into());
@@ -34,172 +37,215 @@ impl BaseEnv {
         });
         Self(inherited.flatten().collect())
     }
-
-    fn path(&self) -> OsString {
-        let path = self.0.iter().find(|(name, _)| name == "PATH");
-        path.map_or_else(|| PATH_DEFAULT.into(), |(_, value)| value.clone())
-    }
 }
 
-/// Makes the command of an attempt.
+/// Returns how to start an attempt. `work_folder` is the attempt's own folder. Calls `touch` with
+/// each path before accessing that path.
 ///
 /// # Errors
-/// The outcome of an attempt that cannot be started.
-pub(super) fn command(
+/// The outcome of an attempt that cannot be started, or the error of `touch`.
+pub(super) fn launch(
     base: &BaseEnv,
     context: &JobContext,
     mark: Mark,
     node: &Name,
-    work_folder: &Path,
-) -> Result<Command, Outcome> {
+    user: Option<&ProcessUser>,
+    work_folder: &WorkFolder,
+    touch: &dyn Fn(&Path) -> Result<(), Outcome>,
+) -> Result<Launch, Outcome> {
     let run = &context.run;
-    let folder = run.workdir.as_ref().map_or(work_folder, Path::new);
-    if run.workdir.is_some() && !folder.is_dir() {
-        let message = format!(
-            "the working folder {} is not a folder of this node; make it, or give another workdir",
-            folder.display()
-        );
-        return Err(Outcome::start_failed(125, message));
+    let mut variables: BTreeMap<OsString, OsString> =
+        base.0.iter().map(|(name, value)| (name.into(), value.clone())).collect();
+    if let Some(user) = user {
+        let home = user.home.as_deref().unwrap_or(&work_folder.path);
+        variables.insert("HOME".into(), home.into());
+        variables.insert("USER".into(), user.name.clone().into());
     }
-    let name = run.command.first().map_or("", String::as_str);
-    let program = find_program(name, &search_path(base, run), folder)?;
-    // An absolute program and a command without hooks before its exec: only so the standard
-    // library starts it the fast way.
-    let mut command = Command::new(program);
-    command
-        .arg0(name)
-        .args(run.command.iter().skip(1))
-        .current_dir(folder)
-        .process_group(0)
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .env_clear()
-        .envs(base.0.iter().map(|(name, value)| (name, value)))
-        .envs(&run.env)
-        .envs(task_env(mark.attempt, &context.name, node))
-        .env(AGENT_VARIABLE, mark.agent.to_string());
-    Ok(command)
+    variables.extend(run.env.iter().map(|(name, value)| (name.into(), value.into())));
+    let ours = task_env(mark.attempt, &context.name, node);
+    variables.extend(ours.map(|(name, value)| (name.into(), value.into())));
+    variables.insert(AGENT_VARIABLE.into(), mark.agent.to_string().into());
+
+    let folder = folder(run, &work_folder.path);
+    touch(folder)?;
+    if run.workdir.is_some() {
+        // If the folder does not answer, this call hangs, and the touched path is known. If the
+        // folder does not exist, the child finds out.
+        _ = std::fs::metadata(folder);
+    }
+    let path = variables.get(OsStr::new("PATH")).cloned().unwrap_or_else(|| PATH_DEFAULT.into());
+    let files = existing_files(program(run), &path, folder, touch)?;
+    let environment = variables.into_iter().map(|(mut variable, value)| {
+        variable.push("=");
+        variable.push(value);
+        variable
+    });
+    Ok(Launch {
+        files: strings(files.into_iter().map(PathBuf::into_os_string))?,
+        arguments: strings(run.command.iter().map(OsString::from))?,
+        environment: strings(environment)?,
+        folder: string(folder.into())?,
+        user: user.map(|user| {
+            Credentials::new(user.uid, work_folder.group.unwrap_or(user.gid), &user.groups)
+        }),
+        cgroups: Vec::new(),
+    })
 }
 
-fn search_path(base: &BaseEnv, run: &RunSpec) -> OsString {
-    run.env.get("PATH").map_or_else(|| base.path(), OsString::from)
+fn program(run: &RunSpec) -> &str {
+    run.command.first().map_or("", String::as_str)
 }
 
-/// Finds the file of a program as a shell would.
-fn find_program(name: &str, path: &OsString, folder: &Path) -> Result<PathBuf, Outcome> {
-    if name.contains('/') {
-        let file = folder.join(name);
-        return match check(&file) {
-            Ok(()) => Ok(file),
-            Err(error) => Err(cannot_run(name, error)),
-        };
+fn folder<'a>(run: &'a RunSpec, work_folder: &'a Path) -> &'a Path {
+    run.workdir.as_ref().map_or(work_folder, Path::new)
+}
+
+fn strings(all: impl Iterator<Item = OsString>) -> Result<Vec<CString>, Outcome> {
+    all.map(string).collect()
+}
+
+fn string(text: OsString) -> Result<CString, Outcome> {
+    CString::new(text.into_vec()).map_err(|error| {
+        let text = String::from_utf8_lossy(&error.into_vec()).replace('\0', "\\0");
+        Outcome::start_failed(
+            125,
+            format!("arguments and variables cannot contain NUL bytes: {text}"),
+        )
+    })
+}
+
+/// Returns the files that a shell would try, in the same order. Relative paths start at the working
+/// folder.
+fn files(name: &str, path: &OsStr) -> impl Iterator<Item = PathBuf> {
+    let dirs = if name.contains('/') { OsStr::new("") } else { path };
+    // An empty part of PATH means the working folder.
+    std::env::split_paths(dirs).filter(|_| !name.is_empty()).map(move |dir| {
+        let dir = if dir.as_os_str().is_empty() { Path::new(".") } else { &dir };
+        if name.starts_with('/') { name.into() } else { dir.join(name) }
+    })
+}
+
+/// Returns the files to try, beginning with the first one that exists.
+fn existing_files(
+    name: &str,
+    path: &OsStr,
+    folder: &Path,
+    touch: &dyn Fn(&Path) -> Result<(), Outcome>,
+) -> Result<Vec<PathBuf>, Outcome> {
+    let mut existing = Vec::new();
+    for file in files(name, path) {
+        if existing.is_empty() {
+            let file = folder.join(&file);
+            // When PATH is searched, the folder is what may not answer.
+            touch(file.parent().filter(|_| !name.contains('/')).unwrap_or(&file))?;
+            if let Err(Errno::ENOENT | Errno::ENOTDIR) = access(&file, AccessFlags::F_OK) {
+                continue;
+            }
+            touch(&file)?;
+        }
+        existing.push(file);
     }
-    let mut found = Errno::ENOENT;
-    for dir in std::env::split_paths(path) {
-        // An empty part of PATH is the working folder.
-        let file = folder.join(dir).join(name);
-        match check(&file) {
-            Ok(()) => return Ok(file),
-            Err(error @ (Errno::EACCES | Errno::EISDIR)) => found = error,
-            Err(_) => {}
+    Ok(existing)
+}
+
+/// Returns the outcome of an attempt that was not started. `work_folder` is the attempt's own.
+pub(super) fn refused(
+    terms: &Terms,
+    context: &JobContext,
+    launch: &Launch,
+    work_folder: &Path,
+    error: SpawnError,
+) -> Outcome {
+    let SpawnError { step, errno } = error;
+    let run = &context.run;
+    let user = terms.user.as_ref();
+    let user = user.map_or_else(|| "the agent's user".to_owned(), |user| user.name.clone());
+    let why = errno.desc();
+    match step {
+        SpawnStep::Fork => {
+            let advice = match errno {
+                Errno::EMFILE | Errno::ENFILE => {
+                    "; raise the agent's limit of open files (ulimit -n, LimitNOFILE=)"
+                }
+                Errno::EAGAIN => {
+                    "; the node's limit of processes is reached (ulimit -u, TasksMax=)"
+                }
+                _ => "",
+            };
+            Outcome::start_failed(125, format!("cannot start a process: {why}{advice}"))
+        }
+        SpawnStep::Cgroup => {
+            not_started(terms, &format!("cannot put a process in its cgroup: {why}"))
+        }
+        SpawnStep::User => not_started(terms, &format!("cannot start a process as {user}: {why}")),
+        SpawnStep::Folder => {
+            let folder = folder(run, work_folder).display();
+            if run.workdir.is_none() {
+                return not_started(terms, &format!("{user} cannot enter {folder}: {why}"));
+            }
+            let message = format!(
+                "{user} cannot enter the working folder {folder} on this node: {why}; create it, or choose another workdir"
+            );
+            Outcome::start_failed(125, message)
+        }
+        SpawnStep::Exec => {
+            let existing = existing_file(launch, folder(run, work_folder));
+            let (code, why) = not_executed(program(run), errno, existing.as_deref(), &user);
+            Outcome::start_failed(code, format!("cannot run `{}`: {why}", program(run)))
         }
     }
-    if found == Errno::ENOENT {
-        let message = format!("command not found: `{name}` is in no folder of PATH on this node");
-        return Err(Outcome::start_failed(127, message));
-    }
-    Err(cannot_run(name, found))
 }
 
-fn check(file: &Path) -> Result<(), Errno> {
-    access(file, AccessFlags::X_OK)?;
-    if file.is_dir() { Err(Errno::EISDIR) } else { Ok(()) }
+/// Returns the first file that was tried, if it exists.
+fn existing_file(launch: &Launch, folder: &Path) -> Option<PathBuf> {
+    let file = folder.join(OsStr::from_bytes(launch.files.first()?.to_bytes()));
+    file.exists().then_some(file)
 }
 
-fn cannot_run(name: &str, error: Errno) -> Outcome {
-    let (code, why) = match error {
-        Errno::ENOENT | Errno::ENOTDIR => (127, "there is no such file on this node"),
-        Errno::EACCES => (126, "it is not executable for the user that the agent runs as"),
-        Errno::EISDIR => (126, "it is a folder"),
-        other => (126, other.desc()),
-    };
-    Outcome::start_failed(code, format!("cannot run `{name}`: {why}"))
-}
-
-/// The outcome of a command that the operating system refused to start.
-pub(super) fn refused(name: &str, error: &io::Error) -> Outcome {
-    let errno = error.raw_os_error().map(Errno::from_raw);
-    let (code, why) = match errno {
-        Some(Errno::ENOEXEC) => (
-            126,
+/// Returns the exit code and the reason for a program that was not executed. `file` is its file, if
+/// that exists.
+fn not_executed(name: &str, errno: Errno, file: Option<&Path>, user: &str) -> (i32, String) {
+    let why = match (errno, file) {
+        (Errno::ENOENT, None) if name.contains('/') => {
+            return (127, "this file does not exist on this node".to_owned());
+        }
+        (Errno::ENOENT, None) => {
+            return (127, "command not found: it is in no folder of PATH on this node".to_owned());
+        }
+        (Errno::ENOENT, Some(_)) => "its interpreter or loader is not on this node",
+        (Errno::EACCES | Errno::EPERM, Some(file)) if file.is_dir() => "it is a folder",
+        (Errno::EACCES | Errno::EPERM, _) => {
+            let why = format!("it is not executable for {user}, or its disk is mounted noexec");
+            return (126, why);
+        }
+        (Errno::ENOEXEC, _) => {
             "it is neither a program for this machine nor a script that begins with `#!`"
-                .to_owned(),
-        ),
-        Some(Errno::ENOENT) => {
-            (126, "the interpreter or loader that it asks for is not on this node".to_owned())
         }
-        Some(Errno::EACCES | Errno::EPERM) => {
-            (126, format!("{error}; see who may execute it, and whether its disk is noexec"))
+        (Errno::E2BIG, _) => "its arguments and environment are larger than this node allows",
+        (Errno::EAGAIN, _) => {
+            "its user has as many processes as this node allows (ulimit -u, LimitNPROC=)"
         }
-        Some(Errno::E2BIG) => {
-            (126, "its arguments and environment are larger than this node allows".to_owned())
-        }
-        Some(Errno::EMFILE | Errno::ENFILE) => (
-            125,
-            format!("{error}; raise the agent's limit of open files (ulimit -n, LimitNOFILE=)"),
-        ),
-        Some(Errno::EAGAIN) => (
-            125,
-            format!("{error}; the node's limit of processes is reached (ulimit -u, TasksMax=)"),
-        ),
-        _ => (125, error.to_string()),
+        (other, _) => other.desc(),
     };
-    Outcome::start_failed(code, format!("cannot start `{name}`: {why}"))
+    (126, why.to_owned())
 }
 
 #[cfg(test)]
-#[expect(clippy::unwrap_used, reason = "tests")]
 mod tests {
-    use std::fs;
-    use std::os::unix::fs::PermissionsExt;
-
     use super::*;
 
-    fn find(name: &str, path: &str, folder: &Path) -> Result<PathBuf, (Option<i32>, String)> {
-        find_program(name, &path.into(), folder)
-            .map_err(|outcome| (outcome.exit_code, outcome.message.unwrap()))
+    fn tried(name: &str, path: &str) -> Vec<PathBuf> {
+        files(name, OsStr::new(path)).collect()
     }
 
     #[test]
-    fn programs_are_found_as_a_shell_finds_them() {
-        let dir = tempfile::tempdir().unwrap();
-        let file = |name: &str, mode| {
-            let path = dir.path().join(name);
-            fs::write(&path, "#!/bin/sh\n").unwrap();
-            fs::set_permissions(&path, fs::Permissions::from_mode(mode)).unwrap();
-            path
-        };
-        let run = file("run", 0o755);
-        file("data", 0o644);
-        fs::create_dir(dir.path().join("folder")).unwrap();
-        let path = format!("/nonexistent:{}", dir.path().display());
-
-        assert_eq!(find("run", &path, Path::new("/")), Ok(run.clone()));
-        assert_eq!(find("./run", "", dir.path()), Ok(dir.path().join("./run")));
-        assert_eq!(find("run", ":/nonexistent", dir.path()), Ok(run.clone()));
-        assert_eq!(find(run.to_str().unwrap(), "", Path::new("/")), Ok(run));
-
-        for (name, code, says) in [
-            ("missing", 127, "command not found: `missing`"),
-            ("/missing/x", 127, "no such file"),
-            ("data", 126, "not executable"),
-            ("folder", 126, "a folder"),
-            (dir.path().to_str().unwrap(), 126, "a folder"),
-        ] {
-            let (found, message) = find(name, &path, Path::new("/")).unwrap_err();
-            assert_eq!(found, Some(code), "{name}");
-            assert!(message.contains(says), "{message}");
-        }
+    fn files_are_tried_as_a_shell_tries_them() {
+        let paths = |all: &[&str]| all.iter().map(PathBuf::from).collect::<Vec<_>>();
+        assert_eq!(tried("run", "/a:/b/c"), paths(&["/a/run", "/b/c/run"]));
+        assert_eq!(tried("run", ":/b:d"), paths(&["./run", "/b/run", "d/run"]));
+        assert_eq!(tried("./run", "/a"), paths(&["././run"]));
+        assert_eq!(tried("sub/run", "/a:/b"), paths(&["./sub/run"]));
+        assert_eq!(tried("/x/run", "/a:/b"), paths(&["/x/run"]));
+        assert_eq!(tried("", "/a"), paths(&[]));
     }
 }

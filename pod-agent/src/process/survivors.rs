@@ -1,4 +1,4 @@
-//! What a supervisor that was killed left running.
+//! Kills what a killed supervisor left running.
 
 use std::thread::sleep;
 use std::time::{Duration, Instant};
@@ -9,27 +9,28 @@ use nix::unistd::Pid;
 use uuid::Uuid;
 
 use super::mark::{Mark, Stat, all_processes};
-use super::work::Found;
+use super::records::Record;
 
-/// How long killed processes may take to be gone.
+/// How long killed processes may take to end.
 const LIMIT: Duration = Duration::from_secs(5);
 const PAUSE: Duration = Duration::from_millis(10);
 
-/// Kills every process of an earlier supervisor of the agent: nobody reads its output or waits for
-/// its end any more. Blocks until they are gone.
-pub(crate) fn kill_survivors(agent: Uuid, found: &[Found]) {
+/// Kills every process of an earlier supervisor of the agent, because nobody reads its output or
+/// waits for its end. Blocks until they are gone.
+pub(crate) fn kill_survivors(agent: Uuid, records: &[Record]) {
     let until = Instant::now() + LIMIT;
-    for attempt in found {
-        if let Some((pid, start_ticks)) = attempt.process
+    for record in records {
+        if let Some(process) = record.process
+            && let pid = Pid::from_raw(process.pid)
             && Stat::of(pid)
-                .is_some_and(|stat| stat.start_ticks == start_ticks && stat.group == pid.as_raw())
+                .is_some_and(|stat| process.is(stat.start_ticks) && stat.group == process.pid)
         {
-            tracing::warn!(attempt = %attempt.attempt, %pid, "killing what a killed supervisor left");
+            tracing::warn!(attempt = %record.attempt, %pid, "killing a process that a killed supervisor left");
             _ = killpg(pid, Signal::SIGKILL);
         }
     }
     loop {
-        // One that ends in between may have started others: looked at until there is none.
+        // A process may start others before it ends, so repeat until there are none.
         let killed = all_processes()
             .into_iter()
             .filter(|pid| *pid != Pid::this())
@@ -40,7 +41,10 @@ pub(crate) fn kill_survivors(agent: Uuid, found: &[Found]) {
             return;
         }
         if Instant::now() >= until {
-            tracing::error!(processes = killed, "what a killed supervisor left cannot be killed");
+            tracing::error!(
+                processes = killed,
+                "cannot kill processes that a killed supervisor left"
+            );
             return;
         }
         sleep(PAUSE);

@@ -1,5 +1,6 @@
-//! How the agent comes to a connection with its supervisor, and starts that where there is none.
+//! Connects the agent to its supervisor, and starts one if there is none.
 
+use std::collections::BTreeMap;
 use std::io;
 use std::process::{Command, Stdio};
 use std::time::Duration;
@@ -12,128 +13,152 @@ use tokio::time::timeout;
 use super::error::SupervisorError;
 use super::frames::{Frames, put};
 use super::link::LinkSettings;
-use super::messages::{Found, ToAgent, ToSupervisor, VERSION_OLDEST};
-use super::place::Place;
+use super::messages::{HeldAttempt, ToAgent, ToSupervisor, VERSION_OLDEST};
+use super::run_dir::RunDir;
 use super::{READY, SupervisorCommand};
 
 /// How long a supervisor may take to answer a hello.
 const WELCOME_LIMIT: Duration = Duration::from_secs(10);
-/// How long one may take to begin: the one before it may be ending.
+/// How long a supervisor may take to start, because the previous one may still be ending.
 const START_LIMIT: Duration = Duration::from_secs(30);
-/// Supervisors that may end just when they are met.
+/// Maximum number of tries to connect, because a supervisor may be about to end.
 const TRIES: u32 = 5;
-/// Bytes of what one that cannot start says.
+/// Maximum bytes of the message of a supervisor that cannot start.
 const SAID_BYTES_MAX: u64 = 4096;
 
 /// A connection after its hello and welcome.
 #[derive(Debug)]
 pub(super) struct Connection {
-    /// The version that is spoken.
+    /// The protocol version in use.
     pub(super) version: u16,
-    /// What comes.
+    /// Which limits are not enforced for commands, with the reason.
+    pub(super) unenforced: BTreeMap<String, String>,
+    /// The incoming messages.
     pub(super) frames: Frames<OwnedReadHalf>,
     writer: OwnedWriteHalf,
 }
 
 impl Connection {
-    /// Writes all of it.
+    /// Writes all bytes.
     pub(super) async fn write(&mut self, bytes: &[u8]) -> io::Result<()> {
         self.writer.write_all(bytes).await
     }
 }
 
-/// A supervisor that has said what it holds.
-struct Greeted {
+/// A supervisor's answer to a hello.
+struct Greeting {
     connection: Connection,
-    found: Vec<Found>,
+    held: Vec<HeldAttempt>,
     program_version: String,
     captures: usize,
 }
 
-impl Greeted {
-    /// Whether it is of another version of the program, and ends without harm to anybody.
+impl Greeting {
+    /// Returns whether the supervisor is of another version of the program and can end without
+    /// harm.
     fn is_outdated(&self) -> bool {
         self.program_version != env!("CARGO_PKG_VERSION")
             && self.captures == 0
-            && self.found.iter().all(|found| found.ended.is_some())
+            && self.held.iter().all(|held| held.ended.is_some())
     }
 }
 
-/// Connects to the supervisor there is, or starts one, and hears what it holds.
+/// Connects to the running supervisor, or starts one, and receives what it holds.
 pub(super) async fn connect(
     settings: &LinkSettings,
-) -> Result<(Connection, Vec<Found>), SupervisorError> {
-    let place = Place::open(&settings.data_dir)?;
+) -> Result<(Connection, Vec<HeldAttempt>), SupervisorError> {
+    let run_dir = RunDir::open(&settings.data_dir)?;
     let mut last = io::Error::from(io::ErrorKind::ConnectionRefused);
     for _ in 0..TRIES {
-        let stream = match place.connect() {
+        let stream = match run_dir.connect() {
             Ok(stream) => UnixStream::from_std(stream),
-            // There is none, or it was killed.
+            // No supervisor is running, or it was killed.
             Err(_) => {
                 start(&settings.command).await?;
-                place.connect().and_then(UnixStream::from_std)
+                run_dir.connect().and_then(UnixStream::from_std)
             }
         };
-        let greeted = match stream {
+        let greeting = match stream {
             Ok(stream) => timeout(WELCOME_LIMIT, greet(stream, settings)).await,
             Err(error) => Ok(Err(error)),
         };
-        match greeted {
-            Ok(Ok(Ok(greeted))) if greeted.is_outdated() => {
-                tracing::info!("a supervisor of another version holds nothing: another follows");
-                // Whatever comes of it, the next try tells.
-                _ = timeout(WELCOME_LIMIT, end(greeted.connection)).await;
+        match greeting {
+            Ok(Ok(Ok(greeting))) if greeting.is_outdated() => {
+                tracing::info!("replacing a supervisor of another version, which holds nothing");
+                // The result does not matter, because the next try shows it.
+                _ = timeout(WELCOME_LIMIT, end(greeting.connection)).await;
             }
-            Ok(Ok(Ok(Greeted { connection, found, .. }))) => return Ok((connection, found)),
+            Ok(Ok(Ok(Greeting { connection, held, .. }))) => return Ok((connection, held)),
             Ok(Ok(Err(message))) => {
-                return Err(SupervisorError::Refused { message, pid_file: place.lock_path() });
+                return Err(SupervisorError::Refused { message, pid_file: run_dir.lock_path() });
             }
             // It was ending.
             Ok(Err(error)) => last = error,
             Err(_) => {
-                let (socket, pid_file) = (place.socket_path(), place.lock_path());
+                let (socket, pid_file) = (run_dir.socket_path(), run_dir.lock_path());
                 return Err(SupervisorError::Silent { socket, pid_file });
             }
         }
     }
-    Err(SupervisorError::io("talk to the supervisor of processes behind", place.socket_path())(
-        last,
-    ))
+    Err(SupervisorError::io("talk to the supervisor of processes at", run_dir.socket_path())(last))
 }
 
-/// Says hello. The inner error is what a supervisor says that refuses.
-async fn greet(stream: UnixStream, settings: &LinkSettings) -> io::Result<Result<Greeted, String>> {
+/// Sends the hello. The inner error is the message of a supervisor that refuses.
+async fn greet(
+    stream: UnixStream,
+    settings: &LinkSettings,
+) -> io::Result<Result<Greeting, String>> {
     let (reader, writer) = stream.into_split();
-    let mut connection =
-        Connection { version: VERSION_OLDEST, frames: Frames::new(reader), writer };
+    let mut connection = Connection {
+        version: VERSION_OLDEST,
+        unenforced: BTreeMap::new(),
+        frames: Frames::new(reader),
+        writer,
+    };
     let mut out = Vec::new();
     put(&mut out, &ToSupervisor::Hello(Box::new(settings.hello())))?;
     connection.write(&out).await?;
-    let (mut found, mut its_version, mut its_captures) = (Vec::new(), String::new(), 0);
+    let (mut held, mut its_version, mut its_captures) = (Vec::new(), String::new(), 0);
     loop {
         match connection.frames.next().await? {
             None => return Err(io::ErrorKind::UnexpectedEof.into()),
             Some(ToAgent::Refused { message }) => return Ok(Err(message)),
-            Some(ToAgent::Welcome { version, program_version, captures }) => {
+            Some(ToAgent::Welcome { version, program_version, captures, unenforced }) => {
                 (connection.version, its_captures) = (version, captures);
-                tracing::info!(version, program_version, "a supervisor holds the processes");
+                connection.unenforced = unenforced.unwrap_or_else(no_limits);
+                tracing::info!(
+                    version,
+                    program_version,
+                    "connected to the supervisor of processes"
+                );
                 its_version = program_version;
             }
-            Some(ToAgent::Found(one)) => found.push(*one),
+            Some(ToAgent::Holds(one)) => held.push(*one),
             Some(ToAgent::Ready) => {
-                return Ok(Ok(Greeted {
+                return Ok(Ok(Greeting {
                     connection,
-                    found,
+                    held,
                     program_version: its_version,
                     captures: its_captures,
                 }));
             }
-            Some(other) => return Err(io::Error::other(format!("{other:?} came too early"))),
+            Some(other) => {
+                return Err(io::Error::other(format!(
+                    "unexpected message before `ready`: {other:?}"
+                )));
+            }
         }
     }
 }
 
-/// Has a supervisor end, and waits until it is about to.
+/// Returns the reasons why a supervisor without support for limits does not enforce any.
+fn no_limits() -> BTreeMap<String, String> {
+    let why = "the supervisor of this node's processes is of an older podmesh; it ends when the \
+               processes that it holds have ended";
+    ["memory", "cpus"].map(|what| (what.to_owned(), why.to_owned())).into()
+}
+
+/// Asks a supervisor to end, and waits until it is about to.
 async fn end(mut connection: Connection) -> io::Result<()> {
     let mut out = Vec::new();
     put(&mut out, &ToSupervisor::End)?;
@@ -142,7 +167,7 @@ async fn end(mut connection: Connection) -> io::Result<()> {
     Ok(())
 }
 
-/// Starts a supervisor, and waits until it can be connected to.
+/// Starts a supervisor, and waits until it accepts connections.
 async fn start(command: &SupervisorCommand) -> Result<(), SupervisorError> {
     let not_started =
         |why: String| SupervisorError::NotStarted { program: command.program.clone(), why };
@@ -152,7 +177,7 @@ async fn start(command: &SupervisorCommand) -> Result<(), SupervisorError> {
         .spawn()
         .map_err(|error| not_started(error.to_string()))?;
     let stdout = keeper.stdout.take();
-    // It outlives this process, or ends before: then its end is taken note of.
+    // It outlives this process, or ends earlier and is reaped.
     tokio::spawn(async move { keeper.wait().await });
     let mut said = String::new();
     if let Some(stdout) = stdout {
@@ -165,7 +190,7 @@ async fn start(command: &SupervisorCommand) -> Result<(), SupervisorError> {
     }
     match said.trim() {
         READY => Ok(()),
-        "" => Err(not_started("it ended without a word".to_owned())),
+        "" => Err(not_started("it ended without a message".to_owned())),
         said => Err(not_started(said.to_owned())),
     }
 }

@@ -1,4 +1,4 @@
-//! What can go wrong between an agent and its supervisor.
+//! Errors between an agent and its supervisor.
 
 use std::io;
 use std::path::PathBuf;
@@ -7,50 +7,51 @@ use std::path::PathBuf;
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum SupervisorError {
-    /// Something of the operating system failed.
+    /// A call to the operating system failed.
     #[error("cannot {doing} {}: {source}", path.display())]
     Io {
-        /// What was tried.
+        /// What failed.
         doing: &'static str,
-        /// On which file or folder.
+        /// The file or folder.
         path: PathBuf,
-        /// Why not.
+        /// Why it failed.
         source: io::Error,
     },
-    /// It could not be started.
-    #[error("the supervisor of processes cannot be started with {}: {why}", program.display())]
+    /// The supervisor cannot be started.
+    #[error("cannot start the supervisor with {}: {why}", program.display())]
     NotStarted {
         /// The program.
         program: PathBuf,
-        /// What it said, or why it could not be executed.
+        /// What it printed, or why it could not be executed.
         why: String,
     },
-    /// It speaks no version that this program speaks, or holds another agent's processes.
+    /// The supervisor has no protocol version in common with this program, or holds another agent's
+    /// processes.
     #[error(
-        "the supervisor of processes refuses this agent: {message}; its processes go on: start the agent of the \
-         version before, or wait until they have ended, or end them with `kill $(cat {})`", pid_file.display()
+        "the running supervisor refused this agent: {message}; its processes keep running: start the previous \
+         version of the agent, wait until they have ended, or end them with `kill $(cat {})`", pid_file.display()
     )]
     Refused {
-        /// What it said.
+        /// The supervisor's message.
         message: String,
-        /// The file with its number.
+        /// The file with its process id.
         pid_file: PathBuf,
     },
-    /// It does not answer.
+    /// The supervisor does not respond.
     #[error(
-        "the supervisor of processes behind {} does not answer; see what keeps the process busy whose number is in \
-         {}, or end it, and all that it holds, with `kill -9`", socket.display(), pid_file.display()
+        "the supervisor at {} does not respond; check what keeps it busy (its process id is in {}), or end it \
+         and all its processes with `kill -9`", socket.display(), pid_file.display()
     )]
     Silent {
         /// Its socket.
         socket: PathBuf,
-        /// The file with its number.
+        /// The file with its process id.
         pid_file: PathBuf,
     },
-    /// The one before it does not come to its end.
+    /// The previous supervisor does not end.
     #[error(
-        "the supervisor of processes before this one still holds {}: it ends when its processes have; wait, or end \
-         them", path.display()
+        "the previous supervisor still holds {}: it ends when its processes have ended; wait, or end them",
+        path.display()
     )]
     Locked {
         /// The lock.
@@ -59,7 +60,7 @@ pub enum SupervisorError {
 }
 
 impl SupervisorError {
-    /// Makes an error of the operating system one of these.
+    /// Wraps an error of the operating system.
     pub(super) fn io(
         doing: &'static str,
         path: impl Into<PathBuf>,

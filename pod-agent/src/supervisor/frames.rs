@@ -1,4 +1,4 @@
-//! Messages on a stream: four bytes of length, the highest first, then MessagePack.
+//! Messages on a stream: a length of four bytes (big-endian), then MessagePack.
 
 use std::io;
 
@@ -8,19 +8,19 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::io::{AsyncRead, AsyncReadExt};
 
-/// Bytes of the length.
+/// Bytes of the length prefix.
 const LENGTH_BYTES: usize = 4;
-/// Bytes that are asked for at once.
+/// Bytes to read at once.
 const BLOCK: usize = 16 << 10;
 
-/// Adds a message to what is to be written.
+/// Appends a message to an output buffer.
 ///
 /// # Errors
-/// When it is longer than a frame may be, or cannot be written as MessagePack.
+/// If it is longer than a frame may be, or cannot be encoded.
 pub(super) fn put(out: &mut Vec<u8>, message: &impl Serialize) -> io::Result<()> {
     let start = out.len();
     out.extend_from_slice(&[0; LENGTH_BYTES]);
-    // Names of fields are written: the other side may be older or newer.
+    // Field names are written, because the other side may be older or newer.
     let mut serializer = rmp_serde::Serializer::new(&mut *out).with_struct_map();
     let written = message.serialize(&mut serializer).map_err(io::Error::other);
     let length = out.len() - start - LENGTH_BYTES;
@@ -50,12 +50,12 @@ pub(super) struct Frames<R> {
 }
 
 impl<R: AsyncRead + Unpin> Frames<R> {
-    /// Of a stream of which nothing was read yet.
+    /// Creates a reader. Nothing must have been read from the stream before.
     pub(super) fn new(stream: R) -> Self {
         Self { stream, buffer: BytesMut::new() }
     }
 
-    /// The next message; none at the end of the stream. Can be dropped without loss.
+    /// Reads the next message; `None` at the end of the stream. Cancel-safe.
     pub(super) async fn next<T: DeserializeOwned>(&mut self) -> io::Result<Option<T>> {
         loop {
             if let Some(message) = self.buffered()? {
@@ -63,13 +63,13 @@ impl<R: AsyncRead + Unpin> Frames<R> {
             }
             self.buffer.reserve(BLOCK);
             if self.stream.read_buf(&mut self.buffer).await? == 0 {
-                // What ends within a message came from a side that was killed.
+                // If the stream ends within a message, the other side was killed.
                 return Ok(None);
             }
         }
     }
 
-    /// The next message, where all of it has come.
+    /// Returns the next message if it has arrived completely.
     pub(super) fn buffered<T: DeserializeOwned>(&mut self) -> io::Result<Option<T>> {
         let Some((length, rest)) = self.buffer.split_first_chunk::<LENGTH_BYTES>() else {
             return Ok(None);
@@ -93,7 +93,7 @@ mod tests {
     const ATTEMPT: AttemptId = AttemptId::new(JobId(4), 2, 1);
 
     #[tokio::test]
-    async fn messages_come_out_as_they_went_in_however_they_are_cut() {
+    async fn messages_are_read_back_however_they_are_split() {
         let mut bytes = Vec::new();
         put(&mut bytes, &ToSupervisor::Stop { attempt: ATTEMPT, grace_ms: 7 }).unwrap();
         put(&mut bytes, &ToSupervisor::End).unwrap();
@@ -117,7 +117,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_is_no_message_is_an_error() {
+    async fn an_invalid_message_is_an_error() {
         for bytes in [&[0xff; 8][..], &[0, 0, 0, 1, 0xc1]] {
             let error = Frames::new(bytes).next::<ToAgent>().await.unwrap_err();
             assert!(!error.to_string().is_empty());
@@ -130,7 +130,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_field_that_is_not_known_is_left_out() {
+    async fn an_unknown_field_is_ignored() {
         #[derive(Serialize)]
         #[serde(rename_all = "snake_case")]
         enum Newer {

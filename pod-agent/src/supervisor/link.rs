@@ -1,6 +1,6 @@
-//! The agent's side: starts the supervisor, or finds the one there is, and talks to it.
+//! The agent's side: starts the supervisor, or finds the running one, and communicates with it.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::convert::Infallible;
 use std::io;
 use std::mem;
@@ -15,7 +15,7 @@ use podmesh_protocol::report::{Outcome, OutcomeKind};
 use podmesh_protocol::time::Millis;
 use podmesh_wire::backoff::reconnect_delays;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
-use tokio::sync::oneshot;
+use tokio::sync::{oneshot, watch};
 use tokio::time::sleep;
 use uuid::Uuid;
 
@@ -23,43 +23,51 @@ use super::SupervisorCommand;
 use super::connect::{Connection, connect};
 use super::error::SupervisorError;
 use super::messages::{
-    Found, Hello, Terms, ToAgent, ToSupervisor, VERSION, VERSION_CAPTURES, VERSION_OLDEST,
+    HeldAttempt, Hello, Terms, ToAgent, ToSupervisor, VERSION, VERSION_CAPTURES, VERSION_OLDEST,
+    VERSION_USERS,
 };
-use super::place::Place;
+use super::run_dir::RunDir;
 use crate::capture::{CaptureFact, CaptureRequest, Container, WaitingList};
 use crate::log_notify::LogNotify;
 use crate::process::{BaseEnv, has_records};
+use crate::user::ProcessUser;
 
-/// Requests that are written together.
+/// Maximum number of requests written together.
 const REQUESTS_MAX: usize = 4096;
-/// What is said of an attempt that the supervisor which died had not taken up.
+/// The message for an attempt that a supervisor had not started when it died.
 const NEVER_TAKEN_UP: &str =
     "the supervisor of the node's processes died before it could start this";
 
-/// What the agent needs to know to have a supervisor.
+/// The agent's settings for its supervisor.
 #[derive(Clone, Debug)]
 pub(crate) struct LinkSettings {
-    /// How one is started.
+    /// The command that starts a supervisor.
     pub(crate) command: SupervisorCommand,
-    /// Whether all that runs ends with the agent.
+    /// Whether all commands end with the agent.
     pub(crate) stop_with_agent: bool,
     /// The id of the agent's data directory.
     pub(crate) agent_id: Uuid,
-    /// That directory; absolute.
+    /// That directory, as an absolute path.
     pub(crate) data_dir: PathBuf,
     /// The node's name.
     pub(crate) node: Name,
-    /// Absolute; output is written there.
+    /// The folder for output, as an absolute path.
     pub(crate) logs_dir: PathBuf,
     /// How much output is kept.
     pub(crate) rotation: RotationPolicy,
-    /// Who waits for output.
+    /// Wakes those who wait for output.
     pub(crate) log_notify: LogNotify,
+    /// The user that commands run as; `None` if it is the agent's own.
+    pub(crate) user: Option<ProcessUser>,
 }
 
-/// What is said of a container where the supervisor is too old to capture it.
+/// The message for a container if the supervisor is too old to capture it.
 const NO_CAPTURES: &str = "the supervisor of this node's processes is of an older podmesh, which does not \
      capture containers: it ends when the processes that it holds have ended, and then this works";
+
+/// The message for a command if the supervisor is too old to run it as another user.
+const NO_USERS: &str = "the supervisor of this node's processes is of an older podmesh, which runs commands as \
+     root: it ends when the processes that it holds have ended, and then this works";
 
 impl LinkSettings {
     pub(super) fn hello(&self) -> Hello {
@@ -75,18 +83,21 @@ impl LinkSettings {
                 logs_dir: self.logs_dir.clone(),
                 rotation: (&self.rotation).into(),
                 env: env.map(|(name, value)| (name, bytes(value).into())).collect(),
+                user: self.user.clone(),
             },
         }
     }
 }
 
-/// The processes of the node, as the agent has them: held by a supervisor. Dropped, it leaves them
-/// to that, or ends them where they are to end with the agent.
+/// The processes of the node, as seen by the agent. A supervisor holds them. When this is dropped,
+/// they keep running in the supervisor, or end if they must end with the agent.
 #[derive(Debug)]
 pub(crate) struct Processes {
     requests: UnboundedSender<Request>,
     /// Fails when the link has ended.
     link: oneshot::Receiver<Infallible>,
+    trouble: watch::Receiver<Option<String>>,
+    unenforced: watch::Receiver<BTreeMap<String, String>>,
 }
 
 #[derive(Debug)]
@@ -99,12 +110,12 @@ enum Request {
 }
 
 impl Processes {
-    /// Finds the supervisor of an earlier life of the agent, or starts one, and tells what it
-    /// holds. With `wanted` false nothing new will be started: there is one only where an
-    /// earlier life left something. The link is to be run beside all else.
+    /// Finds the supervisor of the agent's previous run, or starts one, and returns what it holds.
+    /// If `wanted` is false, nothing new will be started, so a supervisor is needed only if the
+    /// previous run left something. Run the link concurrently with everything else.
     ///
     /// # Errors
-    /// When it cannot be started, or refuses this agent.
+    /// If the supervisor cannot be started, or refuses this agent.
     pub(crate) async fn open(
         settings: LinkSettings,
         wanted: bool,
@@ -112,22 +123,20 @@ impl Processes {
         captures: UnboundedReceiver<CaptureRequest>,
     ) -> Result<Option<(Self, Link, Vec<FoundAttempt>)>, SupervisorError> {
         if !wanted {
-            let place = Place::open(&settings.data_dir)?;
-            if place.connect().is_err() && !has_records(&settings.data_dir) {
+            let run_dir = RunDir::open(&settings.data_dir)?;
+            if run_dir.connect().is_err() && !has_records(&settings.data_dir) {
                 return Ok(None);
             }
         }
-        let (connection, found) = connect(&settings).await?;
+        let (connection, held) = connect(&settings).await?;
         let (watch_sender, watches) = unbounded_channel();
         settings.log_notify.follow_elsewhere(watch_sender);
         let (requests, receiver) = unbounded_channel();
+        let (unenforced_sender, unenforced) = watch::channel(connection.unenforced.clone());
         let (lives, ended) = oneshot::channel();
-        let standing = |found: &Found| match found.ended {
-            Some(_) => Standing::Over,
-            None => Standing::Live,
-        };
+        let (trouble_sender, trouble) = watch::channel(None);
         let link = Link {
-            held: found.iter().map(|found| (found.attempt, standing(found))).collect(),
+            held: held.iter().map(|held| (held.attempt, held.ended.is_none())).collect(),
             lease_until: None,
             last_context: None,
             settings: settings.clone(),
@@ -136,75 +145,79 @@ impl Processes {
             captures,
             capturing: WaitingList::default(),
             version: connection.version,
+            unenforced: unenforced_sender,
             watches,
             out: Vec::new(),
             waiting: Vec::new(),
             is_closing: false,
+            trouble: trouble_sender,
             connection: Some(connection),
             _lives: lives,
         };
-        let found = found.into_iter().map(|found| FoundAttempt {
-            attempt: found.attempt,
-            ended: found.ended,
-            started: found.started,
+        let found = held.into_iter().map(|held| FoundAttempt {
+            attempt: held.attempt,
+            ended: held.ended,
+            started: held.started,
             outlives_agent: !settings.stop_with_agent,
-            on_lost: found.on_lost,
-            ran_ms: found.ran_ms,
+            on_lost: held.on_lost,
+            ran_ms: held.ran_ms,
         });
-        Ok(Some((Self { requests, link: ended }, link, found.collect())))
+        Ok(Some((Self { requests, link: ended, trouble, unenforced }, link, found.collect())))
     }
 
     fn ask(&self, request: Request) {
-        // Without a receiver the link has ended: the agent does, too.
+        // If there is no receiver, the link has ended, and the agent ends too.
         _ = self.requests.send(request);
     }
 
-    /// Starts an attempt. Its end is told in any case.
+    /// Returns why nothing can be started now; `None` if it can.
+    pub(crate) fn trouble(&self) -> Option<String> {
+        self.trouble.borrow().clone()
+    }
+
+    /// Returns which limits (`memory`, `cpus`) are not enforced for commands, with the reason.
+    pub(crate) fn unenforced(&self) -> BTreeMap<String, String> {
+        self.unenforced.borrow().clone()
+    }
+
+    /// Starts an attempt. Its end is always reported, even if the start fails.
     pub(crate) fn start(&self, attempt: AttemptId, context: Arc<JobContext>) {
         self.ask(Request::Start(attempt, context));
     }
 
-    /// Stops an attempt: TERM to its process group, and after the grace KILL. With a grace of 0
-    /// KILL at once.
+    /// Stops an attempt: sends SIGTERM to its process group, and SIGKILL after the grace. With a
+    /// grace of 0 it sends SIGKILL at once.
     pub(crate) fn stop(&self, attempt: AttemptId, grace_ms: u64) {
         self.ask(Request::Stop(attempt, grace_ms));
     }
 
-    /// Removes what there is of an attempt that is over.
+    /// Removes everything of an attempt that has ended.
     pub(crate) fn remove(&self, attempt: AttemptId) {
         self.ask(Request::Remove(attempt));
     }
 
-    /// Until when the manager counts on this node, by the machine's clock: attempts that it tries
-    /// elsewhere then are killed, whether the agent lives or not.
+    /// Sets when the lease ends, on the machine's clock. Attempts that the manager then retries on
+    /// other nodes are killed, even if the agent is not running.
     pub(crate) fn lease(&self, until: Millis) {
         self.ask(Request::Lease(until));
     }
 
-    /// Returns when all that was asked for before has been said, or, where processes end with the
-    /// agent, is done.
+    /// Returns when all earlier requests were sent, or, if processes end with the agent, are done.
     pub(crate) async fn close(self) {
         self.ask(Request::Close);
         _ = self.link.await;
     }
 }
 
-/// Whether an attempt that is held goes on.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Standing {
-    Live,
-    Over,
-}
-
-/// Why a connection is over.
-enum Over {
-    /// It failed, or the supervisor did.
+/// Why a connection has ended.
+enum Ending {
+    /// The connection or the supervisor failed.
     Lost,
-    /// The agent ends.
+    /// The agent is ending.
     Closed,
 }
 
-/// Talks to the supervisor.
+/// Communicates with the supervisor.
 #[derive(Debug)]
 pub(crate) struct Link {
     settings: LinkSettings,
@@ -212,34 +225,38 @@ pub(crate) struct Link {
     requests: UnboundedReceiver<Request>,
     captures: UnboundedReceiver<CaptureRequest>,
     capturing: WaitingList,
-    /// The version that is spoken with the supervisor.
+    /// The protocol version in use.
     version: u16,
+    unenforced: watch::Sender<BTreeMap<String, String>>,
     watches: UnboundedReceiver<(AttemptId, bool)>,
-    /// What was started or found, and not removed.
-    held: HashMap<AttemptId, Standing>,
+    /// The attempts that were started or found and not removed, and whether they are still running.
+    held: HashMap<AttemptId, bool>,
     lease_until: Option<Millis>,
-    /// What this connection was told last; each is told once.
+    /// The last lease sent on this connection. Each is sent once.
     last_context: Option<Arc<JobContext>>,
     out: Vec<u8>,
-    /// Requests that came while there was no supervisor.
+    /// Requests that arrived while there was no supervisor.
     waiting: Vec<Request>,
-    /// Whether the agent ends.
+    /// Whether the agent is ending.
     is_closing: bool,
-    /// The first one.
+    trouble: watch::Sender<Option<String>>,
+    /// The first connection.
     connection: Option<Connection>,
     _lives: oneshot::Sender<Infallible>,
 }
 
 impl Link {
-    /// Talks until the agent has nothing more to ask.
+    /// Runs until the agent is closed.
     pub(crate) async fn run(mut self) {
         let Some(mut connection) = self.connection.take() else { return };
         loop {
             match self.serve(&mut connection).await {
-                Ok(Over::Closed) => return,
-                Ok(Over::Lost) | Err(_) if self.is_closing => return,
-                Ok(Over::Lost) => tracing::error!("the supervisor of processes has died"),
-                Err(error) => tracing::error!("the supervisor of processes is lost: {error}"),
+                Ok(Ending::Closed) => return,
+                Ok(Ending::Lost) | Err(_) if self.is_closing => return,
+                Ok(Ending::Lost) => tracing::error!("the supervisor of processes died"),
+                Err(error) => {
+                    tracing::error!("lost the connection to the supervisor of processes: {error}")
+                }
             }
             drop(connection);
             connection = match self.connect_again().await {
@@ -249,8 +266,8 @@ impl Link {
         }
     }
 
-    /// Talks until the connection is over.
-    async fn serve(&mut self, connection: &mut Connection) -> io::Result<Over> {
+    /// Communicates until the connection ends.
+    async fn serve(&mut self, connection: &mut Connection) -> io::Result<Ending> {
         let mut requests = mem::take(&mut self.waiting);
         let mut watches = Vec::new();
         loop {
@@ -268,17 +285,17 @@ impl Link {
                 self.out.clear();
             }
             if self.is_closing {
-                // It closes the connection when all is done.
+                // The supervisor closes the connection when everything is done.
                 while self.settings.stop_with_agent
                     && let Some(message) = connection.frames.next().await?
                 {
                     self.hear(message);
                 }
-                return Ok(Over::Closed);
+                return Ok(Ending::Closed);
             }
             tokio::select! {
                 message = connection.frames.next() => {
-                    let Some(message) = message? else { return Ok(Over::Lost) };
+                    let Some(message) = message? else { return Ok(Ending::Lost) };
                     self.hear(message);
                     while let Some(message) = connection.frames.buffered()? {
                         self.hear(message);
@@ -286,8 +303,8 @@ impl Link {
                 }
                 count = self.requests.recv_many(&mut requests, REQUESTS_MAX) => {
                     if count == 0 {
-                        // Nobody is left who could close it.
-                        return Ok(Over::Closed);
+                        // All senders are dropped, so nobody can close it later.
+                        return Ok(Ending::Closed);
                     }
                 }
                 Some(watch) = self.watches.recv() => watches.push(watch),
@@ -298,14 +315,20 @@ impl Link {
 
     fn say(&mut self, message: &ToSupervisor) {
         if let Err(error) = super::frames::put(&mut self.out, message) {
-            tracing::error!("cannot ask the supervisor of processes something: {error}");
+            tracing::error!("cannot send a request to the supervisor of processes: {error}");
         }
     }
 
     fn put(&mut self, request: Request) {
         let message = match request {
+            Request::Start(attempt, _)
+                if self.settings.user.is_some() && self.version < VERSION_USERS =>
+            {
+                let outcome = Outcome::not_started(NO_USERS);
+                return self.tell(attempt, RuntimeFact::Ended(outcome));
+            }
             Request::Start(attempt, context) => {
-                self.held.insert(attempt, Standing::Live);
+                self.held.insert(attempt, true);
                 let is_known =
                     self.last_context.as_ref().is_some_and(|last| Arc::ptr_eq(last, &context));
                 let told = (!is_known).then(|| Box::new((&*context).into()));
@@ -351,8 +374,9 @@ impl Link {
     }
 
     fn begin_capture(&mut self, container: Container) {
-        let Container { attempt, id, engine, standing } = container;
-        self.say(&ToSupervisor::Capture { attempt, container: id, engine, standing });
+        let Container { attempt, id: container, engine, standing, timeout_ms } = container;
+        let capture = ToSupervisor::Capture { attempt, container, engine, standing, timeout_ms };
+        self.say(&capture);
     }
 
     fn hear(&mut self, message: ToAgent) {
@@ -364,54 +388,57 @@ impl Link {
                 let result = error.map_or(Ok(()), Err);
                 self.capturing.tell(attempt, CaptureFact::Attached(result));
             }
-            ToAgent::Captured { attempt } => self.capturing.tell(attempt, CaptureFact::Complete),
+            ToAgent::Captured { attempt, timed_out_ms } => {
+                self.capturing.tell(attempt, CaptureFact::Complete { timed_out_ms });
+            }
             ToAgent::Written { attempt } => self.settings.log_notify.written(attempt),
-            // Of the beginning of a connection.
+            ToAgent::Trouble { why } => _ = self.trouble.send_replace(why),
+            // These are only sent at the beginning of a connection.
             ToAgent::Welcome { .. }
             | ToAgent::Refused { .. }
-            | ToAgent::Found(_)
+            | ToAgent::Holds(_)
             | ToAgent::Ready => {}
         }
     }
 
     fn ended(&mut self, attempt: AttemptId, outcome: Outcome) {
-        if let Some(standing) = self.held.get_mut(&attempt) {
-            *standing = Standing::Over;
+        if let Some(goes_on) = self.held.get_mut(&attempt) {
+            *goes_on = false;
         }
         self.tell(attempt, RuntimeFact::Ended(outcome));
     }
 
     fn tell(&self, attempt: AttemptId, fact: RuntimeFact) {
-        // Without a receiver the agent has ended.
+        // If there is no receiver, the agent has ended.
         _ = self.facts.send((attempt, fact));
     }
 
-    /// Has a supervisor again, and tells what became of the attempts of the one before. None: the
-    /// agent ends meanwhile.
+    /// Connects to a new supervisor, and reports what happened to the attempts of the previous one.
+    /// Returns `None` if the agent ends in the meantime.
     async fn connect_again(&mut self) -> Option<Connection> {
-        let (connection, found) = self.retry().await?;
-        tracing::warn!("there is a supervisor of processes again");
+        let (connection, held) = self.retry().await?;
+        tracing::warn!("connected to a new supervisor of processes");
         self.last_context = None;
         self.out.clear();
         self.version = connection.version;
+        self.trouble.send_replace(None);
+        self.unenforced.send_replace(connection.unenforced.clone());
         let containers: Vec<_> = self.capturing.incomplete().cloned().collect();
         for container in containers {
             self.begin_capture(container);
         }
         let mut missing: HashMap<_, _> = self.held.clone();
-        for Found { attempt, ended, .. } in found {
+        for HeldAttempt { attempt, ended, .. } in held {
             match (missing.remove(&attempt), ended) {
-                (Some(Standing::Live), Some(outcome)) => self.ended(attempt, outcome),
+                (Some(true), Some(outcome)) => self.ended(attempt, outcome),
                 (Some(_), _) => {}
-                // It was asked to be removed.
+                // Its removal was requested.
                 (None, _) => self.say(&ToSupervisor::Remove { attempt }),
             }
         }
         let outcome = || Outcome::new(OutcomeKind::Lost).with_message(NEVER_TAKEN_UP);
-        for (attempt, standing) in missing {
-            if standing == Standing::Live {
-                self.ended(attempt, outcome());
-            }
+        for (attempt, _) in missing.into_iter().filter(|(_, goes_on)| *goes_on) {
+            self.ended(attempt, outcome());
         }
         if let Some(until_ms) = self.lease_until {
             self.say(&ToSupervisor::Lease { until_ms });
@@ -419,17 +446,17 @@ impl Link {
         Some(connection)
     }
 
-    /// Tries until there is a supervisor. None: the agent ends meanwhile.
-    async fn retry(&mut self) -> Option<(Connection, Vec<Found>)> {
+    /// Retries until there is a supervisor. Returns `None` if the agent ends in the meantime.
+    async fn retry(&mut self) -> Option<(Connection, Vec<HeldAttempt>)> {
         let settings = self.settings.clone();
         let mut connecting = std::pin::pin!(async {
             let mut pauses = reconnect_delays();
             loop {
                 match connect(&settings).await {
                     Ok(connected) => return connected,
-                    Err(error) => tracing::error!("{error}; trying again"),
+                    Err(error) => tracing::error!("{error}; retrying"),
                 }
-                // They never end.
+                // The channels never close.
                 sleep(pauses.next().unwrap_or_default()).await;
             }
         });

@@ -1,12 +1,13 @@
-//! What an agent and its supervisor say to each other: MessagePack maps in frames with a length.
+//! The messages between an agent and its supervisor: MessagePack maps in frames with a length.
 //!
-//! The rule of versions: a supervisor lives as long as its processes, and so an agent meets those
-//! of older programs. [`VERSION`] grows when what is said changes its meaning, or when something
-//! is added that the other side must understand; a further field that may be missing changes
-//! nothing. The agent's hello names the versions that it speaks, the welcome the one that is
-//! spoken from then on: the newest that both know. Where there is none the supervisor refuses, its
-//! processes go on, and the agent ends with an error that says what to do.
+//! Versions: a supervisor lives as long as its processes, so an agent may meet one of an older
+//! program. [`VERSION`] grows when a message changes its meaning, or when something is added that
+//! the other side must understand. An additional optional field does not change it. The agent's
+//! hello contains the versions that it supports, and the welcome the one to use: the newest that
+//! both support. If there is none, the supervisor refuses, its processes keep running, and the
+//! agent ends with an error that says what to do.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -19,164 +20,190 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use crate::capture::Standing;
+use crate::user::ProcessUser;
 
-/// The newest version that this program speaks.
-pub(super) const VERSION: u16 = 2;
-/// The first version in which containers are captured.
+/// The newest version that this program supports.
+pub(super) const VERSION: u16 = 4;
+/// The first version that captures containers.
 pub(super) const VERSION_CAPTURES: u16 = 2;
-/// The oldest version that it speaks.
+/// The first version in which a supervisor reports that it cannot start anything, and enforces the
+/// timeouts of containers.
+pub(super) const VERSION_TROUBLE: u16 = 3;
+/// The first version that runs commands as another user.
+pub(super) const VERSION_USERS: u16 = 4;
+/// The oldest version that this program supports.
 pub(super) const VERSION_OLDEST: u16 = 1;
 
-/// What the agent says.
+/// The messages of the agent.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(super) enum ToSupervisor {
-    /// First.
+    /// The first message.
     Hello(Box<Hello>),
-    /// Start an attempt. Its end is told in any case.
+    /// Starts an attempt. Its end is always reported, even if the start fails.
     Start {
-        /// Which.
+        /// The attempt.
         attempt: AttemptId,
-        /// How; none: as the one before.
+        /// How to start it; `None` if it is the same as for the previous one.
         context: Option<Box<Context>>,
     },
-    /// TERM, and after the grace KILL; a grace of 0 kills at once.
+    /// Stops an attempt: SIGTERM, and SIGKILL after the grace. A grace of 0 kills at once.
     Stop {
-        /// Which.
+        /// The attempt.
         attempt: AttemptId,
-        /// Milliseconds.
+        /// The grace in milliseconds.
         grace_ms: u64,
     },
-    /// Its end is known: remove what is left of it.
+    /// The attempt's end is known, so its files can be removed.
     Remove {
-        /// Which.
+        /// The attempt.
         attempt: AttemptId,
     },
-    /// When attempts that are tried again elsewhere are to be killed, unless it is put off.
+    /// When to kill attempts that are retried on other nodes, unless it is postponed.
     Lease {
-        /// By the machine's monotonic clock.
+        /// The time on the machine's monotonic clock.
         until_ms: u64,
     },
-    /// Tell of new output, or no longer.
+    /// Starts or stops notifications of new output.
     Watch {
-        /// Whose.
+        /// The attempt.
         attempt: AttemptId,
-        /// Whether to.
+        /// Whether to notify.
         on: bool,
     },
-    /// Capture the output of a container, unless it is captured already. Answered by
+    /// Captures the output of a container, unless it is already captured. Answered by
     /// [`ToAgent::Attached`] and [`ToAgent::Captured`].
     Capture {
-        /// Whose.
+        /// The attempt.
         attempt: AttemptId,
         /// The container's id.
         container: String,
         /// The address of its engine.
         engine: String,
-        /// Where it stands.
+        /// The container's state.
         standing: Standing,
+        /// The timeout of the container, in milliseconds.
+        #[serde(default)]
+        timeout_ms: Option<u64>,
     },
-    /// The attempt was told to stop: its output does not wait for a full disk for long.
+    /// The attempt was told to stop, so its output no longer waits for a full disk.
     CaptureStopped {
-        /// Whose.
+        /// The attempt.
         attempt: AttemptId,
     },
-    /// End a capture, and forget it.
+    /// Ends a capture and forgets it.
     CaptureForget {
-        /// Whose.
+        /// The attempt.
         attempt: AttemptId,
     },
-    /// Stop all that runs, and end; then the connection is closed.
+    /// Stops all commands and ends. Then the connection is closed.
     End,
 }
 
-/// What the supervisor says.
+/// The messages of the supervisor.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(super) enum ToAgent {
-    /// The answer to a hello. What the supervisor holds follows, and then [`ToAgent::Ready`].
+    /// Accepts a hello. The attempts that the supervisor holds follow, and then [`ToAgent::Ready`].
     Welcome {
-        /// What is spoken from now on.
+        /// The version to use from now on.
         version: u16,
-        /// The version of its program, for people.
+        /// The version of the supervisor's program, for people.
         program_version: String,
         /// How many containers it captures.
         #[serde(default)]
         captures: usize,
+        /// Which limits (`memory`, `cpus`) are not enforced for commands, with the reason. `None`
+        /// if the supervisor's version does not support limits.
+        #[serde(default)]
+        unenforced: Option<BTreeMap<String, String>>,
     },
-    /// The other answer; then the connection is closed.
+    /// Refuses a hello. Then the connection is closed.
     Refused {
-        /// Why.
+        /// The reason.
         message: String,
     },
-    /// An attempt that it holds.
-    Found(Box<Found>),
-    /// All that it holds was told.
+    /// An attempt that the supervisor holds.
+    #[serde(rename = "found")]
+    Holds(Box<HeldAttempt>),
+    /// All held attempts were sent.
     Ready,
-    /// It runs.
+    /// An attempt is running.
     Started {
-        /// Which.
+        /// The attempt.
         attempt: AttemptId,
     },
-    /// It is over, and the last byte of its output is in the file.
+    /// An attempt has ended, and the last byte of its output is in the file.
     Ended {
-        /// Which.
+        /// The attempt.
         attempt: AttemptId,
-        /// How.
+        /// The outcome.
         outcome: Box<Outcome>,
     },
-    /// Output of it was lost.
+    /// Output of an attempt was lost.
     LogGap {
-        /// Which.
+        /// The attempt.
         attempt: AttemptId,
         /// How much, and why.
         text: String,
     },
-    /// A container is attached, and can be started.
+    /// A container is attached and can be started, or cannot be attached.
     Attached {
-        /// Whose.
+        /// The attempt.
         attempt: AttemptId,
-        /// Why it is not.
+        /// The reason why it cannot be attached.
         error: Option<String>,
     },
     /// All output of a container is in the files.
     Captured {
-        /// Whose.
+        /// The attempt.
         attempt: AttemptId,
+        /// The timeout in milliseconds, if it was stopped because of that.
+        #[serde(default)]
+        timed_out_ms: Option<u64>,
     },
     /// There is new output.
     Written {
-        /// Whose.
+        /// The attempt.
         attempt: AttemptId,
+    },
+    /// Whether the supervisor can start commands. Sent when that changes, and to a new agent if it
+    /// cannot.
+    Trouble {
+        /// The reason why not.
+        why: Option<String>,
     },
 }
 
-/// The first words of an agent.
+/// The first message of an agent.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(super) struct Hello {
-    /// The newest version that it speaks.
+    /// The newest version that the agent supports.
     pub(super) version: u16,
-    /// The oldest one.
+    /// The oldest version that it supports.
     pub(super) version_oldest: u16,
     /// The id of its data directory.
     pub(super) agent: Uuid,
-    /// Whether all that runs is to be stopped when the agent goes, however it does.
+    /// Whether all commands must be stopped when the agent ends for any reason.
     pub(super) stop_with_agent: bool,
-    /// What holds for the attempts that it starts.
+    /// The settings for the attempts that it starts.
     pub(super) terms: Terms,
 }
 
-/// What an agent says of all attempts that it starts.
+/// An agent's settings for all attempts that it starts.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(super) struct Terms {
     /// The node's name.
     pub(super) node: Name,
-    /// Where output is written; absolute.
+    /// The folder for output, as an absolute path.
     pub(super) logs_dir: PathBuf,
-    /// How much of it is kept.
+    /// How much output is kept.
     pub(super) rotation: Rotation,
-    /// What programs inherit of the agent's environment.
+    /// The part of the agent's environment that programs inherit.
     pub(super) env: Vec<(String, serde_bytes::ByteBuf)>,
+    /// The user that programs run as; `None` if it is the agent's own.
+    #[serde(default)]
+    pub(super) user: Option<ProcessUser>,
 }
 
 /// A [`RotationPolicy`].
@@ -229,15 +256,15 @@ impl From<Context> for JobContext {
 
 /// An attempt that a supervisor holds.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct Found {
-    /// Which.
+pub(super) struct HeldAttempt {
+    /// The attempt.
     pub(super) attempt: AttemptId,
     /// What to do when the lease ends.
     pub(super) on_lost: OnLost,
-    /// How it ended; none: it goes on.
+    /// How it ended; `None` while it is active.
     pub(super) ended: Option<Outcome>,
-    /// Whether it runs, or has run.
+    /// Whether it was started.
     pub(super) started: bool,
-    /// For how long it has run.
+    /// How long it has run, in milliseconds.
     pub(super) ran_ms: u64,
 }

@@ -1,15 +1,14 @@
-//! The supervisor: a process that holds the processes of a node, their pipes and their logs, and
-//! lives on when the agent ends, is killed, or is replaced by another version.
+//! The supervisor: a process that holds the processes of a node, their pipes and their logs. It
+//! keeps running when the agent ends, is killed, or is replaced by another version.
 //!
-//! There is one of each agent's data directory. The agent starts it (`link.rs`), asks it over a
-//! socket in `<data>/run/` (`place.rs`, `messages.rs`, `frames.rs`) to start, stop and remove
-//! attempts, and hears how they end. The supervisor (`server.rs`) has the runtime of `process/`,
-//! and a table of what it holds (`table.rs`). Its parent, the keeper (`keeper.rs`), kills what it
-//! leaves when it dies.
+//! Each agent's data directory has one supervisor. The agent starts it (`link.rs`), and asks it
+//! over a socket in `<data>/run/` (`run_dir.rs`, `messages.rs`, `frames.rs`) to start, stop and
+//! remove attempts. The supervisor reports how they end. It (`server.rs`) contains the runtime in
+//! `process/` and a table of what it holds (`table.rs`). Its parent, the keeper (`keeper.rs`),
+//! kills what it leaves when it dies.
 //!
-//! What it holds is told to every agent that connects, and ends are also written beside the work
-//! folder of the attempt, so that a supervisor that has nothing to do can end, and one that was
-//! killed loses no end that it had told.
+//! It tells every agent that connects what it holds. It also writes ends next to the attempt's work
+//! folder, so that an idle supervisor can exit, and a killed one loses no end that it reported.
 
 mod connect;
 mod error;
@@ -17,7 +16,7 @@ mod frames;
 mod keeper;
 mod link;
 mod messages;
-mod place;
+mod run_dir;
 mod server;
 mod table;
 #[cfg(test)]
@@ -28,29 +27,41 @@ use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::Command;
 
+use nix::sys::signal::{SigSet, Signal};
+
 pub use self::error::SupervisorError;
 pub use self::keeper::keep;
 pub(crate) use self::link::{LinkSettings, Processes};
 pub use self::server::supervise;
 
-/// What a supervisor prints when it can be connected to. Anything else is why it cannot start.
+/// The line that a supervisor prints when it accepts connections. Anything else is the reason why
+/// it cannot start.
 pub const READY: &str = "ready";
 
-/// How this program is started as a supervisor.
+/// The command that starts this program as a supervisor.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SupervisorCommand {
-    /// The file.
+    /// The path of the program.
     pub program: PathBuf,
-    /// Its name for itself.
+    /// The name that the program sees as its own (`argv[0]`).
     pub arg0: OsString,
-    /// Its arguments.
+    /// The arguments.
     pub args: Vec<OsString>,
+}
+
+/// Blocks SIGCHLD in this thread and the threads that it starts, so that the ends of children do not
+/// wake them: one thread waits for children. Started programs still receive the signal.
+pub fn ignore_child_signals() {
+    let mut signals = SigSet::empty();
+    signals.add(Signal::SIGCHLD);
+    // This fails only for an invalid argument.
+    _ = signals.thread_block();
 }
 
 impl From<&SupervisorCommand> for Command {
     fn from(command: &SupervisorCommand) -> Self {
         let mut made = Self::new(&command.program);
-        // It is to hold no folder in use.
+        // Do not keep a folder in use.
         made.arg0(&command.arg0).args(&command.args).current_dir("/");
         made
     }

@@ -1,4 +1,4 @@
-//! The supervisor itself: one loop that hears of agents, of the runtime, and of time.
+//! The supervisor's main loop, which handles agents, the runtime, and time.
 
 use std::collections::HashMap;
 use std::ffi::OsString;
@@ -6,6 +6,7 @@ use std::future::Future;
 use std::io;
 use std::os::unix::ffi::OsStringExt;
 use std::path::Path;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -16,16 +17,18 @@ use podmesh_protocol::report::{Outcome, OutcomeKind};
 use tokio::io::AsyncWriteExt;
 use tokio::net::unix::OwnedWriteHalf;
 use tokio::net::{UnixListener, UnixStream};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::{JoinHandle, spawn_blocking};
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 use uuid::Uuid;
 
 use super::error::SupervisorError;
 use super::frames::{Frames, put};
-use super::messages::{self, Hello, ToAgent, ToSupervisor, VERSION, VERSION_OLDEST};
-use super::place::Place;
-use super::table::{Table, Why};
+use super::messages::{
+    self, Hello, ToAgent, ToSupervisor, VERSION, VERSION_OLDEST, VERSION_TROUBLE,
+};
+use super::run_dir::RunDir;
+use super::table::{End, StopReason, Table};
 use crate::capture::{CaptureFact, Container, Holder, LogPlace};
 use crate::clock::machine_ms;
 use crate::data_dir::read_agent_id;
@@ -34,40 +37,59 @@ use crate::process::{BaseEnv, ProcessRuntime, ProcessSettings, Terms};
 
 /// How long a supervisor that holds nothing waits for an agent.
 const IDLE_LIMIT: Duration = Duration::from_secs(10);
-/// How long the last words to an agent may take.
+/// How long the last messages to an agent may take.
 const GOODBYE_LIMIT: Duration = Duration::from_secs(1);
-/// After an error of the socket.
+/// The pause after an error of the socket.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
-/// Messages of an agent that wait; more wait in the socket.
+/// Maximum number of unprocessed messages of an agent. Further ones wait in the socket.
 const EVENTS_MAX: usize = 1024;
-/// Facts of the runtime that are looked at together.
+/// Maximum number of facts of the runtime processed together.
 const FACTS_MAX: usize = 4096;
-/// With more attempts than this that go on, facts are gathered for a moment: one message, and one
-/// report to the manager, for many. With fewer, each is told at once.
+/// With more active attempts than this, facts are collected for a moment, so that one message and
+/// one report to the manager cover many. With fewer, each fact is sent at once.
 const GATHER_FROM: usize = 8;
-/// How long they are gathered.
+/// How long facts are collected.
 const GATHER: Duration = Duration::from_millis(2);
-/// News of output that wait for a slow agent.
+/// How long facts are collected while starts are queued, because the node is busy anyway.
+const GATHER_BUSY: Duration = Duration::from_millis(10);
+/// Maximum number of queued notifications of output for a slow agent.
 const NEWS_MAX: usize = 64;
 
-/// Holds the processes of the agent whose data directory this is, until `stop` is done or it has
-/// nothing to do for some time. `ready` is called when agents can connect. To be called within a
-/// tokio runtime with time and I/O.
+/// Holds the processes of the agent with this data directory, until `stop` completes or there is
+/// nothing to do for some time. Calls `ready` when agents can connect. Call it in a tokio runtime
+/// with time and I/O.
 ///
 /// # Errors
-/// When the data directory is none, or cannot be used.
-pub async fn supervise(
+/// If the folder is not a data directory, or cannot be used.
+pub fn supervise<'a>(
+    agent_dir: &'a Path,
+    ready: impl FnOnce() + Send + 'a,
+    stop: impl Future<Output = ()> + Send + 'a,
+) -> Supervising<'a> {
+    supervise_until(agent_dir, Box::new(ready), Box::pin(stop))
+}
+
+type Supervising<'a> = Pin<Box<dyn Future<Output = Result<(), SupervisorError>> + Send + 'a>>;
+type Ready<'a> = Box<dyn FnOnce() + Send + 'a>;
+type Stop<'a> = Pin<Box<dyn Future<Output = ()> + Send + 'a>>;
+
+/// Not generic, and boxed, for the same reason as [`run`](crate::run).
+fn supervise_until<'a>(agent_dir: &'a Path, ready: Ready<'a>, stop: Stop<'a>) -> Supervising<'a> {
+    Box::pin(supervise_all(agent_dir, ready, stop))
+}
+
+async fn supervise_all(
     agent_dir: &Path,
-    ready: impl FnOnce(),
-    stop: impl Future<Output = ()>,
+    ready: Ready<'_>,
+    stop: Stop<'_>,
 ) -> Result<(), SupervisorError> {
     let data_dir = agent_dir.canonicalize();
     let data_dir = data_dir.map_err(SupervisorError::io("find the data directory", agent_dir))?;
     let agent = read_agent_id(&data_dir).ok_or_else(|| {
-        let missing = io::Error::other("it holds no id of an agent");
+        let missing = io::Error::other("it contains no agent id");
         SupervisorError::io("use the data directory", &data_dir)(missing)
     })?;
-    let place = Place::open(&data_dir)?;
+    let run_dir = RunDir::open(&data_dir)?;
     let (facts_sender, facts) = mpsc::unbounded_channel();
     let capture_facts = facts_sender.clone();
     let notify = LogNotify::default();
@@ -75,14 +97,14 @@ pub async fn supervise(
         ProcessSettings { agent_id: agent, data_dir: data_dir.clone(), log_notify: notify.clone() };
     let failed = |error| SupervisorError::io("hold processes in", &data_dir)(error);
     let runtime = ProcessRuntime::new(settings, facts_sender).map_err(failed)?;
-    let left = spawn_blocking(move || runtime.left().map(|left| (runtime, left)));
-    let (runtime, left) = left.await.unwrap_or_else(|why| Err(why.into())).map_err(failed)?;
+    let abandoned = spawn_blocking(move || (runtime.abandoned(), runtime));
+    let (abandoned, runtime) = abandoned.await.map_err(|why| failed(why.into()))?;
     let mut table = Table::default();
-    for one in left {
-        table.found(one.attempt, one.on_lost, one.ended);
+    for one in abandoned {
+        table.abandoned(one.attempt, one.on_lost, one.ended);
     }
-    place.write_number()?;
-    let listener = UnixListener::from_std(place.bind()?).map_err(failed)?;
+    run_dir.write_number()?;
+    let listener = UnixListener::from_std(run_dir.bind()?).map_err(failed)?;
     ready();
     let (events_sender, events) = mpsc::channel(EVENTS_MAX);
     let (told, captured) = mpsc::unbounded_channel();
@@ -97,11 +119,11 @@ pub async fn supervise(
         is_ending: false,
     };
     server.run(listener, (events_sender, events), facts, captured, stop).await;
-    place.unbind();
+    run_dir.unbind();
     Ok(())
 }
 
-/// What a connection brings, by its number.
+/// What happens on a connection.
 enum Event {
     Opened(Out),
     Received(ToSupervisor),
@@ -110,22 +132,24 @@ enum Event {
 
 type Events = mpsc::Sender<(u64, Event)>;
 
-/// What goes out over a connection, until it is dropped.
+/// The outgoing messages of a connection, until dropped.
 struct Out {
     messages: mpsc::UnboundedSender<ToAgent>,
-    /// News of output: these wait where the agent is slow.
+    /// Notifications of output, which wait if the agent is slow.
     news: mpsc::Sender<AttemptId>,
     writer: JoinHandle<()>,
 }
 
-/// The agent that is there.
+/// The connected agent.
 struct Connection {
     number: u64,
+    /// The protocol version in use.
+    version: u16,
     out: Out,
     stop_with_agent: bool,
     terms: Arc<Terms>,
     context: Option<Arc<JobContext>>,
-    /// Dropped, they end.
+    /// These tasks end when dropped.
     watches: HashMap<AttemptId, oneshot::Sender<()>>,
 }
 
@@ -135,10 +159,10 @@ struct Server {
     table: Table,
     captures: Holder,
     notify: LogNotify,
-    /// Connections that have said nothing yet.
+    /// Connections that have not sent a hello yet.
     greeting: HashMap<u64, Out>,
     connection: Option<Connection>,
-    /// Whether all is to end.
+    /// Whether the supervisor is ending.
     is_ending: bool,
 }
 
@@ -155,6 +179,7 @@ impl Server {
         let mut accepted = 0;
         let mut idle_since = None;
         let mut facts_from = Instant::now();
+        let mut trouble = self.runtime.trouble();
         while !(self.is_ending && self.table.live() == 0) {
             let is_idle = self.connection.is_none()
                 && self.greeting.is_empty()
@@ -162,15 +187,13 @@ impl Server {
                 && self.captures.len() == 0;
             idle_since = is_idle.then(|| idle_since.unwrap_or_else(Instant::now));
             let idle_until = idle_since.map(|since| since + IDLE_LIMIT);
-            let lease = self.table.lease_until().map(until);
+            let wakes_in = self.table.wakes_at().map(until);
             let (mut batch, mut words) = (Vec::new(), Vec::new());
             let gathers = Instant::now() < facts_from;
             tokio::select! {
                 _ = facts.recv_many(&mut batch, FACTS_MAX), if !gathers => {
                     self.facts(batch);
-                    if self.table.live() > GATHER_FROM {
-                        facts_from = Instant::now() + GATHER;
-                    }
+                    facts_from = Instant::now() + self.gather_for();
                 }
                 () = sleep_until(facts_from), if gathers => {}
                 Some((attempt, fact)) = captured.recv() => self.captured(attempt, fact),
@@ -189,10 +212,11 @@ impl Server {
                         sleep(ACCEPT_PAUSE).await;
                     }
                 },
-                () = sleep(lease.unwrap_or_default()), if lease.is_some() => {}
+                () = sleep(wakes_in.unwrap_or_default()), if wakes_in.is_some() => {}
+                Ok(()) = trouble.changed() => self.trouble_changed(&mut trouble),
                 () = sleep_until(idle_until.unwrap_or_else(Instant::now)), if is_idle => {
                     if idle_until.is_some_and(|until| until <= Instant::now()) {
-                        tracing::info!("nothing to hold, and no agent: the supervisor ends");
+                        tracing::info!("ending: nothing to hold, and no agent is connected");
                         break;
                     }
                 }
@@ -201,10 +225,10 @@ impl Server {
                     self.end_all();
                 }
             }
-            self.look_at_lease();
+            self.look_at_time();
         }
         self.runtime.close().await;
-        // What the agent takes for the last word.
+        // The agent takes this as the last message.
         if let Some(Connection { out: Out { messages, news, writer }, watches, .. }) =
             self.connection
         {
@@ -213,8 +237,24 @@ impl Server {
         }
     }
 
-    fn look_at_lease(&mut self) {
-        let endangered = self.table.lease_ended(machine_ms());
+    fn gather_for(&self) -> Duration {
+        if self.table.live() <= GATHER_FROM {
+            Duration::ZERO
+        } else if self.runtime.waiting() == 0 {
+            GATHER
+        } else {
+            GATHER_BUSY
+        }
+    }
+
+    /// Stops attempts that have run for too long.
+    fn look_at_time(&mut self) {
+        let now = machine_ms();
+        for (attempt, grace_ms) in self.table.timed_out(now) {
+            tracing::info!(%attempt, "stopping an attempt whose timeout has expired");
+            self.runtime.stop(attempt, grace_ms);
+        }
+        let endangered = self.table.lease_ended(now);
         if !endangered.is_empty() {
             tracing::warn!(attempts = endangered.len(), "the lease ended: killing attempts");
         }
@@ -223,18 +263,25 @@ impl Server {
         }
     }
 
-    /// Stops all that runs; when it is over, so is this.
+    /// Stops all attempts. When they have ended, the supervisor ends.
     fn end_all(&mut self) {
         self.is_ending = true;
         for (attempt, grace_ms) in self.table.all_live() {
-            self.table.stop(attempt, Why::Ending);
+            self.table.stop(attempt, StopReason::Ending);
             self.runtime.stop(attempt, grace_ms);
+        }
+    }
+
+    fn trouble_changed(&mut self, trouble: &mut watch::Receiver<Option<String>>) {
+        let why = trouble.borrow_and_update().clone();
+        if self.connection.as_ref().is_some_and(|there| there.version >= VERSION_TROUBLE) {
+            self.tell(ToAgent::Trouble { why });
         }
     }
 
     fn tell(&self, message: ToAgent) {
         if let Some(connection) = &self.connection {
-            // Without a receiver the agent is gone, and the next one asks.
+            // If there is no receiver, the agent is gone, and the next one asks.
             _ = connection.out.messages.send(message);
         }
     }
@@ -248,7 +295,7 @@ impl Server {
                 }
                 RuntimeFact::Ended(outcome) => self.ended(attempt, outcome),
                 RuntimeFact::LogGap(text) => self.tell(ToAgent::LogGap { attempt, text }),
-                // Nothing comes before the start of a process.
+                // This is always the first fact of a process.
                 RuntimeFact::Preparing(_) => {}
             }
         }
@@ -258,16 +305,19 @@ impl Server {
         self.captures.note(attempt, &fact);
         self.tell(match fact {
             CaptureFact::Attached(result) => ToAgent::Attached { attempt, error: result.err() },
-            CaptureFact::Complete => ToAgent::Captured { attempt },
+            CaptureFact::Complete { timed_out_ms } => ToAgent::Captured { attempt, timed_out_ms },
         });
     }
 
     fn ended(&mut self, attempt: AttemptId, outcome: Outcome) {
-        let Some(end) = self.table.ended(attempt, outcome) else { return };
-        if let Some(kept) = &end.kept {
-            self.runtime.write_end(attempt, kept);
-        }
-        self.tell(ToAgent::Ended { attempt, outcome: Box::new(end.told) });
+        let Some(End { told, kept }) = self.table.ended(attempt, outcome) else { return };
+        let agent = self.connection.as_ref().map(|connection| connection.out.messages.clone());
+        self.runtime.keep_end(attempt, kept, move || {
+            if let Some(agent) = agent {
+                // If there is no receiver, the agent is gone, and the next one asks.
+                _ = agent.send(ToAgent::Ended { attempt, outcome: Box::new(told) });
+            }
+        });
     }
 
     fn event(&mut self, number: u64, event: Event) {
@@ -280,10 +330,10 @@ impl Server {
                 }
             }
             Event::Received(message) if is_current => self.message(message),
-            // Of an agent that another one has followed.
+            // The connection belongs to an agent that another one has replaced.
             Event::Received(_) => {}
             Event::Closed if is_current => {
-                tracing::info!("the agent is gone");
+                tracing::info!("the agent has disconnected");
                 let left = self.connection.take();
                 if left.is_some_and(|connection| connection.stop_with_agent) {
                     self.end_all();
@@ -300,32 +350,37 @@ impl Server {
             Some("it holds the processes of another agent".to_owned())
         } else if common < VERSION_OLDEST.max(version_oldest) {
             Some(format!(
-                "it speaks the versions {VERSION_OLDEST} to {VERSION} (podmesh {}), the agent \
+                "it supports the versions {VERSION_OLDEST} to {VERSION} (podmesh {}), the agent \
                  {version_oldest} to {version}",
                 env!("CARGO_PKG_VERSION")
             ))
         } else if self.is_ending {
-            // To be closed says so: another supervisor follows.
+            // Closing the connection tells the agent that another supervisor will follow.
             return;
         } else {
             None
         };
         if let Some(message) = refusal {
-            tracing::warn!("an agent is refused: {message}");
+            tracing::warn!("refused an agent: {message}");
             _ = out.messages.send(ToAgent::Refused { message });
             return;
         }
-        tracing::info!("an agent is there");
+        tracing::info!("an agent has connected");
         self.table.agent_changed();
         let program_version = env!("CARGO_PKG_VERSION").to_owned();
         let captures = self.captures.live();
-        let welcome = ToAgent::Welcome { version: common, program_version, captures };
-        let held = self.table.list(machine_ms()).map(|found| ToAgent::Found(Box::new(found)));
-        for message in [welcome].into_iter().chain(held).chain([ToAgent::Ready]) {
+        let unenforced = Some(self.runtime.unenforced().clone());
+        let welcome = ToAgent::Welcome { version: common, program_version, captures, unenforced };
+        let held = self.table.list(machine_ms()).map(|held| ToAgent::Holds(Box::new(held)));
+        let why = self.runtime.trouble().borrow().clone();
+        let trouble = why.filter(|_| common >= VERSION_TROUBLE);
+        let trouble = trouble.map(|why| ToAgent::Trouble { why: Some(why) });
+        for message in [welcome].into_iter().chain(held).chain([ToAgent::Ready]).chain(trouble) {
             _ = out.messages.send(message);
         }
         self.connection = Some(Connection {
             number,
+            version: common,
             out,
             stop_with_agent,
             terms: Arc::new(terms.into()),
@@ -338,7 +393,7 @@ impl Server {
         match message {
             ToSupervisor::Start { attempt, context } => self.start(attempt, context),
             ToSupervisor::Stop { attempt, grace_ms } => {
-                self.table.stop(attempt, Why::Asked);
+                self.table.stop(attempt, StopReason::Asked);
                 self.runtime.stop(attempt, grace_ms);
             }
             ToSupervisor::Remove { attempt } => {
@@ -348,11 +403,11 @@ impl Server {
             }
             ToSupervisor::Lease { until_ms } => self.table.set_lease(until_ms),
             ToSupervisor::Watch { attempt, on } => self.watch(attempt, on),
-            ToSupervisor::Capture { attempt, container, engine, standing } => {
+            ToSupervisor::Capture { attempt, container, engine, standing, timeout_ms } => {
                 let Some(connection) = &self.connection else { return };
                 let Terms { logs_dir, rotation, .. } = &*connection.terms;
                 let place = LogPlace { logs_dir: logs_dir.clone(), rotation: rotation.clone() };
-                let container = Container { attempt, id: container, engine, standing };
+                let container = Container { attempt, id: container, engine, standing, timeout_ms };
                 self.captures.begin(container, place);
             }
             ToSupervisor::CaptureStopped { attempt } => self.captures.stopped(attempt),
@@ -361,7 +416,7 @@ impl Server {
                 tracing::info!("the agent asks to end");
                 self.end_all();
             }
-            // Said once already.
+            // This was already handled.
             ToSupervisor::Hello(_) => {}
         }
     }
@@ -372,11 +427,11 @@ impl Server {
             connection.context = Some(Arc::new((*context).into()));
         }
         let Some(context) = connection.context.clone() else {
-            tracing::error!(%attempt, "the agent did not say how to start it");
+            tracing::error!(%attempt, "the agent did not send how to start it");
             return;
         };
         let terms = Arc::clone(&connection.terms);
-        if !self.table.take_up(attempt, context.on_lost, context.run.stop_grace_ms) {
+        if !self.table.take_up(attempt, context.on_lost, &context.run) {
             tracing::warn!(%attempt, "the agent starts it a second time");
         } else if self.is_ending {
             self.ended(attempt, Outcome::new(OutcomeKind::Lost).with_message("never started"));
@@ -396,7 +451,8 @@ impl Server {
         let waiter = self.notify.listen(attempt);
         let news = connection.out.news.clone();
         tokio::spawn(async move {
-            // Once at the beginning: what was written meanwhile was told to nobody.
+            // Notify once at the beginning, because output written in the meantime was not
+            // reported.
             while news.send(attempt).await.is_ok() {
                 tokio::select! {
                     () = waiter.news() => {}
@@ -409,29 +465,30 @@ impl Server {
 
 impl From<messages::Terms> for Terms {
     fn from(terms: messages::Terms) -> Self {
-        let messages::Terms { node, logs_dir, rotation, env } = terms;
+        let messages::Terms { node, logs_dir, rotation, env, user } = terms;
         let env = env.into_iter();
         let base_env = BaseEnv(
             env.map(|(name, value)| (name, OsString::from_vec(value.into_vec()))).collect(),
         );
-        Self { node, logs_dir, rotation: rotation.into(), base_env }
+        Self { node, logs_dir, rotation: rotation.into(), base_env, user }
     }
 }
 
-/// How long it is until a moment of the machine's clock, or a part of that when it is far off.
+/// Returns how long it is until a time on the machine's clock, at most an hour.
 fn until(at_ms: u64) -> Duration {
     const FAR: Duration = Duration::from_secs(3600);
     // Rounded up, so that a timer that fires is due.
     Duration::from_millis(at_ms.saturating_sub(machine_ms()).saturating_add(1)).min(FAR)
 }
 
-/// Hands on what a connection says, until it ends.
+/// Passes on the messages of a connection until it ends.
 async fn attend(stream: UnixStream, number: u64, events: Events) {
-    // The folder lets nobody else in; this is for one that was opened to others.
+    // The folder's mode already keeps other users out. This check matters if somebody has changed
+    // it.
     let peer = stream.peer_cred().map(|peer| peer.uid());
     let own = nix::unistd::geteuid().as_raw();
     if !peer.is_ok_and(|uid| uid == own || uid == 0) {
-        tracing::warn!("a process of another user has connected, and is sent away");
+        tracing::warn!("refused a connection of another user's process");
         return;
     }
     let (reader, writer) = stream.into_split();
@@ -440,13 +497,13 @@ async fn attend(stream: UnixStream, number: u64, events: Events) {
     let writer = tokio::spawn(write(writer, outgoing, written));
     let mut frames = Frames::new(reader);
     let mut event = Event::Opened(Out { messages, news, writer });
-    // Its receiver lives as long as anything here has to.
+    // The receiver lives as long as it is needed.
     while events.send((number, event)).await.is_ok() {
         event = match frames.next().await {
             Ok(Some(message)) => Event::Received(message),
             Ok(None) => break,
             Err(error) => {
-                tracing::error!("what the agent says cannot be understood: {error}");
+                tracing::error!("cannot decode a message of the agent: {error}");
                 break;
             }
         };
@@ -454,7 +511,7 @@ async fn attend(stream: UnixStream, number: u64, events: Events) {
     _ = events.send((number, Event::Closed)).await;
 }
 
-/// Writes what is to be said until nobody has any more to say.
+/// Writes messages until there are no more senders.
 async fn write(
     mut stream: OwnedWriteHalf,
     mut outgoing: mpsc::UnboundedReceiver<ToAgent>,
@@ -471,10 +528,10 @@ async fn write(
         bytes.clear();
         for message in batch.drain(..) {
             if let Err(error) = put(&mut bytes, &message) {
-                tracing::error!("cannot tell the agent something: {error}");
+                tracing::error!("cannot send a message to the agent: {error}");
             }
         }
-        // An error says that the agent is gone: so does the other half.
+        // If this fails, the agent is gone, and the reading half notices it too.
         if stream.write_all(&bytes).await.is_err() {
             return;
         }

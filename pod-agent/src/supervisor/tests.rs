@@ -1,4 +1,4 @@
-//! A supervisor in this process, with real processes, and an agent that says what the test says.
+//! A supervisor in this process with real processes, and an agent controlled by the test.
 #![expect(clippy::unwrap_used, clippy::panic, reason = "tests")]
 
 use std::collections::BTreeMap;
@@ -21,17 +21,17 @@ use tokio::time::timeout;
 use uuid::Uuid;
 
 use super::frames::{Frames, put};
-use super::messages::{Context, Found, Hello, ToAgent, ToSupervisor, VERSION};
-use super::place::{Place, Turn};
+use super::messages::{Context, HeldAttempt, Hello, ToAgent, ToSupervisor, VERSION};
+use super::run_dir::{RunDir, Turn};
 use super::*;
 use crate::capture::Captures;
 use crate::clock::machine_ms;
 use crate::log_notify::LogNotify;
 
-/// Far more than anything here takes.
+/// Limit for every wait, far longer than any test takes.
 const LIMIT: Duration = Duration::from_secs(60);
 const ATTEMPT: AttemptId = AttemptId::new(JobId(1), 1, 1);
-/// Goes on until there is a file `go`.
+/// Waits until a file `go` exists.
 const GATE: &str = "until test -e go; do sleep 0.01; done; exit 7";
 
 struct Node {
@@ -70,17 +70,18 @@ impl Node {
             logs_dir: self.dir.path().join("logs"),
             rotation: RotationPolicy::default(),
             log_notify: LogNotify::default(),
+            user: None,
         }
     }
 
     fn connect(&self) -> Agent {
-        let stream = Place::open(self.dir.path()).unwrap().connect().unwrap();
+        let stream = RunDir::open(self.dir.path()).unwrap().connect().unwrap();
         let (reader, writer) = UnixStream::from_std(stream).unwrap().into_split();
         Agent { frames: Frames::new(reader), writer }
     }
 
-    /// An agent that was welcomed, and what it was told.
-    async fn agent(&self, change: impl FnOnce(&mut Hello)) -> (Agent, Vec<Found>) {
+    /// Connects an agent, and returns it with the attempts that it was sent.
+    async fn agent(&self, change: impl FnOnce(&mut Hello)) -> (Agent, Vec<HeldAttempt>) {
         let mut agent = self.connect();
         let mut hello = self.settings().hello();
         change(&mut hello);
@@ -89,7 +90,7 @@ impl Node {
         let mut found = Vec::new();
         loop {
             match agent.hear().await {
-                ToAgent::Found(one) => found.push(*one),
+                ToAgent::Holds(one) => found.push(*one),
                 ToAgent::Ready => return (agent, found),
                 other => panic!("{other:?}"),
             }
@@ -97,7 +98,7 @@ impl Node {
     }
 
     fn open_gate(&self) {
-        fs::write(self.dir.path().join("work/1.1.1/go"), "").unwrap();
+        fs::write(self.dir.path().join("work/0/folder/go"), "").unwrap();
     }
 }
 
@@ -156,7 +157,7 @@ fn context(on_lost: OnLost, script: &str) -> Arc<JobContext> {
 }
 
 #[tokio::test]
-async fn the_newest_version_that_both_know_is_spoken() {
+async fn the_newest_common_version_is_used() {
     let node = Node::new();
     let _supervisor = node.supervise().await;
     for (version, oldest) in [(VERSION, 1), (VERSION + 7, 1)] {
@@ -165,7 +166,7 @@ async fn the_newest_version_that_both_know_is_spoken() {
 }
 
 #[tokio::test]
-async fn an_agent_that_cannot_be_understood_is_refused_and_nothing_ends() {
+async fn an_incompatible_agent_is_refused_and_processes_keep_running() {
     let node = Node::new();
     let _supervisor = node.supervise().await;
     let (mut first, _) = node.agent(|_| {}).await;
@@ -187,7 +188,7 @@ async fn an_agent_that_cannot_be_understood_is_refused_and_nothing_ends() {
         assert!(message.contains(says), "{message}");
         agent.closed().await;
     }
-    // Not even a hello.
+    // The connection does not even begin with a hello.
     let mut agent = node.connect();
     agent.say(ToSupervisor::Stop { attempt: ATTEMPT, grace_ms: 0 }).await;
     tokio::io::AsyncWriteExt::write_all(&mut agent.writer, &[0xff; 64]).await.unwrap();
@@ -197,7 +198,7 @@ async fn an_agent_that_cannot_be_understood_is_refused_and_nothing_ends() {
 }
 
 #[tokio::test]
-async fn the_next_agent_is_told_all_and_the_one_before_has_no_say() {
+async fn the_next_agent_is_told_everything_and_the_previous_one_is_ignored() {
     let node = Node::new();
     let _supervisor = node.supervise().await;
     let (mut first, found) = node.agent(|_| {}).await;
@@ -215,7 +216,7 @@ async fn the_next_agent_is_told_all_and_the_one_before_has_no_say() {
     let (mut third, found) = node.agent(|_| {}).await;
     assert_eq!(found[0].ended.as_ref().unwrap().exit_code, Some(7));
     third.say(ToSupervisor::Remove { attempt: ATTEMPT }).await;
-    // The answer to another request says that this one is done.
+    // The answer to another request shows that this one is done.
     third.say(ToSupervisor::Watch { attempt: ATTEMPT, on: true }).await;
     assert!(matches!(third.hear().await, ToAgent::Written { .. }));
     let (_, found) = node.agent(|_| {}).await;
@@ -223,7 +224,7 @@ async fn the_next_agent_is_told_all_and_the_one_before_has_no_say() {
 }
 
 #[tokio::test]
-async fn output_is_told_to_who_watches() {
+async fn output_is_reported_to_an_agent_that_watches() {
     let node = Node::new();
     let _supervisor = node.supervise().await;
     let (mut agent, _) = node.agent(|_| {}).await;
@@ -240,7 +241,7 @@ async fn output_is_told_to_who_watches() {
 }
 
 #[tokio::test]
-async fn what_is_tried_elsewhere_is_killed_when_the_lease_ends() {
+async fn requeued_attempts_are_killed_when_the_lease_ends() {
     let node = Node::new();
     let _supervisor = node.supervise().await;
     let (mut agent, _) = node.agent(|_| {}).await;
@@ -253,7 +254,7 @@ async fn what_is_tried_elsewhere_is_killed_when_the_lease_ends() {
 }
 
 #[tokio::test]
-async fn what_an_agent_was_stopping_is_lost_for_the_next_one() {
+async fn an_attempt_that_was_being_stopped_is_lost_for_the_next_agent() {
     let node = Node::new();
     let supervisor = node.supervise().await;
     let (mut agent, _) = node.agent(|_| {}).await;
@@ -264,7 +265,7 @@ async fn what_an_agent_was_stopping_is_lost_for_the_next_one() {
     let (mut agent, found) = node.agent(|_| {}).await;
     let lost = found[0].ended.clone().unwrap();
     assert_eq!((lost.kind, lost.signal), (OutcomeKind::Lost, Some(15)));
-    // The next supervisor says the same.
+    // The next supervisor reports the same.
     agent.say(ToSupervisor::End).await;
     agent.closed().await;
     timeout(LIMIT, supervisor).await.unwrap().unwrap().unwrap();
@@ -274,20 +275,20 @@ async fn what_an_agent_was_stopping_is_lost_for_the_next_one() {
 }
 
 #[tokio::test]
-async fn what_is_to_end_with_its_agent_does() {
+async fn processes_end_with_their_agent_if_requested() {
     let node = Node::new();
     let supervisor = node.supervise().await;
     let (mut agent, _) = node.agent(|hello| hello.stop_with_agent = true).await;
     agent.start(OnLost::Wait, GATE).await;
     drop(agent);
     timeout(LIMIT, supervisor).await.unwrap().unwrap().unwrap();
-    let record = fs::read_to_string(node.dir.path().join("work/1.1.1.attempt")).unwrap();
+    let record = fs::read_to_string(node.dir.path().join("work/records")).unwrap();
     assert!(record.contains("was stopped"), "{record}");
-    assert!(Place::open(node.dir.path()).unwrap().connect().is_err());
+    assert!(RunDir::open(node.dir.path()).unwrap().connect().is_err());
 }
 
 #[tokio::test]
-async fn the_link_tells_what_became_of_all_when_its_supervisor_is_another() {
+async fn the_link_reports_all_attempts_after_its_supervisor_was_replaced() {
     let node = Node::new();
     let supervisor = node.supervise().await;
     let (sender, mut facts) = mpsc::unbounded_channel();
@@ -299,7 +300,7 @@ async fn the_link_tells_what_became_of_all_when_its_supervisor_is_another() {
     assert_eq!(facts.recv().await.unwrap(), (ATTEMPT, RuntimeFact::Started));
     supervisor.abort();
     assert!(supervisor.await.unwrap_err().is_cancelled());
-    // Until there is one, it is tried: here nobody starts one but the test.
+    // The link retries until there is a supervisor. Only the test starts one here.
     let late = AttemptId { number: 2, ..ATTEMPT };
     processes.start(late, context(OnLost::Wait, "exit 3"));
     let _supervisor = node.supervise().await;
@@ -310,21 +311,22 @@ async fn the_link_tells_what_became_of_all_when_its_supervisor_is_another() {
         }
     }
     assert_eq!(ends[&ATTEMPT].kind, OutcomeKind::Lost, "{ends:?}");
-    // Asked for in time or not: it is started, or said to be lost.
+    // Depending on the time, it is started or reported as lost.
     assert!(ends[&late].exit_code == Some(3) || ends[&late].kind == OutcomeKind::Lost, "{ends:?}");
     processes.close().await;
 }
 
 #[tokio::test]
-async fn where_no_process_is_wanted_and_none_was_left_there_is_no_supervisor() {
+async fn no_supervisor_is_started_if_no_process_is_wanted_and_none_was_left() {
     let node = Node::new();
     let (sender, _facts) = mpsc::unbounded_channel();
     let opened =
         Processes::open(node.settings(), false, sender.clone(), Captures::new().1).await.unwrap();
     assert!(opened.is_none());
-    // With something left there has to be one.
+    // If something is left, there must be a supervisor.
     fs::create_dir_all(node.dir.path().join("work")).unwrap();
-    fs::write(node.dir.path().join("work/1.1.1.attempt"), "").unwrap();
+    let record = "{\"attempt\":[1,1,1],\"on_lost\":\"wait\"}\n";
+    fs::write(node.dir.path().join("work/records"), record).unwrap();
     let error = Processes::open(node.settings(), false, sender, Captures::new().1)
         .await
         .unwrap_err()
@@ -333,10 +335,10 @@ async fn where_no_process_is_wanted_and_none_was_left_there_is_no_supervisor() {
 }
 
 #[tokio::test]
-async fn a_supervisor_of_another_version_that_holds_nothing_is_replaced() {
+async fn an_idle_supervisor_of_another_version_is_replaced() {
     let node = Node::new();
-    let place = Place::open(node.dir.path()).unwrap();
-    let listener = tokio::net::UnixListener::from_std(place.bind().unwrap()).unwrap();
+    let run_dir = RunDir::open(node.dir.path()).unwrap();
+    let listener = tokio::net::UnixListener::from_std(run_dir.bind().unwrap()).unwrap();
     let fake = tokio::spawn(async move {
         for program_version in ["0.0.0", env!("CARGO_PKG_VERSION")] {
             let (reader, writer) = listener.accept().await.unwrap().0.into_split();
@@ -345,11 +347,20 @@ async fn a_supervisor_of_another_version_that_holds_nothing_is_replaced() {
             assert!(matches!(hello, Some(ToSupervisor::Hello(_))), "{hello:?}");
             let mut out = Vec::new();
             let program_version = program_version.to_owned();
-            put(&mut out, &ToAgent::Welcome { version: VERSION, program_version, captures: 0 })
-                .unwrap();
+            put(
+                &mut out,
+                &ToAgent::Welcome {
+                    version: VERSION,
+                    program_version,
+                    captures: 0,
+                    unenforced: None,
+                },
+            )
+            .unwrap();
             put(&mut out, &ToAgent::Ready).unwrap();
             tokio::io::AsyncWriteExt::write_all(&mut other.1, &out).await.unwrap();
-            // The first one is asked to end, the second one left when the agent ends.
+            // The first one is asked to end, and the second one is left running when the agent
+            // ends.
             let last = other.0.next().await.unwrap();
             let is_end = matches!(last, Some(ToSupervisor::End));
             assert_eq!(is_end, last.is_some(), "{last:?}");
@@ -363,15 +374,15 @@ async fn a_supervisor_of_another_version_that_holds_nothing_is_replaced() {
 }
 
 #[test]
-fn one_is_the_supervisor_and_the_next_waits_for_its_end() {
+fn a_supervisor_waits_for_the_end_of_the_previous_one() {
     let dir = tempfile::tempdir().unwrap();
-    let place = Place::open(dir.path()).unwrap();
-    let Turn::Ours(lock) = place.take_turn().unwrap() else { panic!("nobody else is there") };
-    let listener = place.bind().unwrap();
-    assert!(matches!(place.take_turn().unwrap(), Turn::Served));
+    let run_dir = RunDir::open(dir.path()).unwrap();
+    let Turn::Ours(lock) = run_dir.take_turn().unwrap() else { panic!("nobody else is there") };
+    let listener = run_dir.bind().unwrap();
+    assert!(matches!(run_dir.take_turn().unwrap(), Turn::Served));
     drop(listener);
     std::thread::scope(|scope| {
-        let next = scope.spawn(|| place.take_turn().unwrap());
+        let next = scope.spawn(|| run_dir.take_turn().unwrap());
         drop(lock);
         assert!(matches!(next.join().unwrap(), Turn::Ours(_)));
     });

@@ -1,4 +1,4 @@
-//! The Docker runtime against a real engine; `support.rs` says when these tests run.
+//! Tests of the Docker runtime with a real engine. `support.rs` describes when they run.
 
 #![expect(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests")]
 

@@ -1,4 +1,4 @@
-//! What containers mount, and what they cannot, with a real engine.
+//! Allowed and refused mounts with a real engine.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -10,32 +10,32 @@ use podmesh_protocol::spec::{Mount, NetworkMode};
 use crate::support::*;
 
 #[tokio::test]
-async fn mounts_and_networks_are_as_the_node_allows() {
+async fn the_node_decides_which_mounts_and_networks_are_allowed() {
     if !usable() {
         return;
     }
-    let mut place = Place::new();
-    let [open, closed, other] = ["open", "closed", "other"].map(|name| place.path().join(name));
+    let mut node = TestNode::new();
+    let [open, closed, other] = ["open", "closed", "other"].map(|name| node.path().join(name));
     for dir in [&open, &closed, &other] {
         std::fs::create_dir(dir).unwrap();
     }
-    place.policy.mount_roots = vec![
+    node.policy.mount_roots = vec![
         MountRoot { path: open.clone(), writable: true },
         MountRoot { path: closed.clone(), writable: false },
     ];
     std::fs::write(closed.join("word"), "hello").unwrap();
-    let mut agent = place.agent().await;
+    let mut agent = node.agent().await;
     let mount = |source: &std::path::Path, target: &str, read_only| Mount {
         source: source.to_str().unwrap().into(),
         target: target.into(),
         read_only,
     };
-    let mut job = place.script("cat /in/word > /out/copy; echo x > /in/word; echo $?");
+    let mut job = node.script("cat /in/word > /out/copy; echo x > /in/word; echo $?");
     docker_spec(&mut job).mounts = vec![mount(&closed, "/in", true), mount(&open, "/out", false)];
     let outcome = agent.run(attempt(1), job).await;
     assert_eq!(outcome.exit_code, Some(0), "{outcome:?}");
-    assert_eq!(place.text(attempt(1), "stdout"), "1\n");
-    assert!(place.text(attempt(1), "stderr").contains("Read-only"));
+    assert_eq!(node.text(attempt(1), "stdout"), "1\n");
+    assert!(node.text(attempt(1), "stderr").contains("Read-only"));
     assert_eq!(std::fs::read(open.join("copy")).unwrap(), b"hello");
     assert_eq!(std::fs::read(closed.join("word")).unwrap(), b"hello");
 
@@ -44,28 +44,28 @@ async fn mounts_and_networks_are_as_the_node_allows() {
         (3, mount(&closed, "/in", false)),
         (4, mount("/var/run/docker.sock".as_ref(), "/s", true)),
     ] {
-        let mut job = place.job(&["true"]);
+        let mut job = node.job(&["true"]);
         docker_spec(&mut job).mounts = vec![mount];
         let outcome = agent.run(attempt(index), job).await;
         let said = outcome.message.unwrap();
         assert_eq!(outcome.exit_code, Some(125));
         assert!(said.contains("test-node") && said.contains("agent.toml"), "{said}");
     }
-    let mut job = place.job(&["true"]);
+    let mut job = node.job(&["true"]);
     docker_spec(&mut job).network = NetworkMode::Host;
     let said = agent.run(attempt(5), job).await.message.unwrap();
     assert!(said.contains("allow_host_network"), "{said}");
-    // Nothing was even created for what was refused.
-    assert_eq!(place.containers().await.len(), 1);
+    // No container was created for the refused jobs.
+    assert_eq!(node.containers().await.len(), 1);
 }
 
-/// Containers that get to their start while somebody swaps the folder that they mount for a
-/// symbolic link out of its root.
+/// How many containers must start while the folder that they mount is being swapped for a symbolic
+/// link out of its root.
 const RACES: u32 = 12;
-/// Tries for them: most find the link, which costs next to nothing.
+/// Maximum number of tries. Most find the link, and are refused quickly.
 const TRIES_MAX: u32 = 5_000;
 
-/// Swaps a folder and a symbolic link for each other until it is dropped.
+/// Swaps a folder and a symbolic link for each other until dropped.
 struct Swapper {
     stop: Arc<AtomicBool>,
     thread: Option<std::thread::JoinHandle<()>>,
@@ -79,7 +79,7 @@ impl Swapper {
         let thread = std::thread::spawn(move || {
             while !stopped.load(Ordering::Relaxed) {
                 renameat_with(CWD, &folder, CWD, &link, RenameFlags::EXCHANGE).unwrap();
-                // Long enough that the look often finds a folder, short beside a container's start.
+                // Long enough that the check often finds the folder, short compared to a start.
                 std::thread::sleep(std::time::Duration::from_millis(3));
             }
         });
@@ -97,30 +97,30 @@ impl Drop for Swapper {
 }
 
 #[tokio::test]
-async fn nobody_gets_out_of_a_root_by_swapping_folders() {
+async fn swapping_folders_does_not_get_a_mount_out_of_its_root() {
     if !usable() {
         return;
     }
-    let mut place = Place::new();
-    let [root, secret] = ["root", "secret"].map(|name| place.path().join(name));
+    let mut node = TestNode::new();
+    let [root, secret] = ["root", "secret"].map(|name| node.path().join(name));
     for dir in [&root.join("data"), &secret] {
         std::fs::create_dir_all(dir).unwrap();
     }
     std::fs::write(root.join("data/word"), "inside").unwrap();
     std::fs::write(secret.join("word"), "outside").unwrap();
     std::os::unix::fs::symlink(&secret, root.join("link")).unwrap();
-    place.policy.mount_roots = vec![MountRoot { path: root.clone(), writable: true }];
-    let mut agent = place.agent().await;
+    node.policy.mount_roots = vec![MountRoot { path: root.clone(), writable: true }];
+    let mut agent = node.agent().await;
     let swapper = Swapper::start(root.join("data"), root.join("link"));
     let (mut inside, mut refused) = (0, 0);
     for number in 1..=TRIES_MAX {
-        let mut job = place.job(&["cat", "/in/word"]);
+        let mut job = node.job(&["cat", "/in/word"]);
         let source = root.join("data").to_str().unwrap().into();
         docker_spec(&mut job).mounts =
             vec![Mount { source, target: "/in".into(), read_only: true }];
         let outcome = agent.run(attempt(number), job).await;
         if outcome.exit_code == Some(0) {
-            assert_eq!(place.text(attempt(number), "stdout"), "inside");
+            assert_eq!(node.text(attempt(number), "stdout"), "inside");
             inside += 1;
             if inside == RACES {
                 break;
@@ -132,38 +132,38 @@ async fn nobody_gets_out_of_a_root_by_swapping_folders() {
     }
     drop(swapper);
     assert_eq!(inside, RACES, "{refused} were refused");
-    assert_eq!(held_mounts(&place), Vec::<String>::new());
+    assert_eq!(staged_mounts(&node), Vec::<String>::new());
 }
 
-/// Mounts that the agent of a place holds.
-fn held_mounts(place: &Place) -> Vec<String> {
+/// Returns the staged mounts of a node's agent.
+fn staged_mounts(node: &TestNode) -> Vec<String> {
     let table = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
-    let of_agent = place.settings().agent_id.to_string();
+    let of_agent = node.settings().agent_id.to_string();
     table.lines().filter(|line| line.contains(&of_agent)).map(str::to_owned).collect()
 }
 
 #[tokio::test]
-async fn a_folder_in_a_root_is_mounted_and_let_go() {
+async fn a_folder_in_a_root_is_mounted_and_its_staged_mount_released() {
     if !usable() {
         return;
     }
-    let mut place = Place::new();
-    let root = place.path().join("root");
+    let mut node = TestNode::new();
+    let root = node.path().join("root");
     std::fs::create_dir_all(root.join("a/b")).unwrap();
     std::fs::write(root.join("a/file"), "one file").unwrap();
-    place.policy.mount_roots = vec![MountRoot { path: root.clone(), writable: true }];
-    let mut agent = place.agent().await;
+    node.policy.mount_roots = vec![MountRoot { path: root.clone(), writable: true }];
+    let mut agent = node.agent().await;
     let mount = |source: &Path, target: &str| Mount {
         source: source.to_str().unwrap().into(),
         target: target.into(),
         read_only: false,
     };
-    let mut job = place.script("cat /file > /b/copy");
+    let mut job = node.script("cat /file > /b/copy");
     docker_spec(&mut job).mounts =
         vec![mount(&root.join("a/b"), "/b"), mount(&root.join("a/file"), "/file")];
     let outcome = agent.run(attempt(1), job).await;
     assert_eq!(outcome.exit_code, Some(0), "{outcome:?}");
     assert_eq!(std::fs::read(root.join("a/b/copy")).unwrap(), b"one file");
-    assert_eq!(held_mounts(&place), Vec::<String>::new());
+    assert_eq!(staged_mounts(&node), Vec::<String>::new());
     assert!(root.join("a/file").exists());
 }

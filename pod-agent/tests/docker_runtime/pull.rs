@@ -1,4 +1,4 @@
-//! Pulls, from a registry that the test itself is.
+//! Pulls from a registry that the test provides.
 
 use std::io::Write as _;
 use std::net::SocketAddr;
@@ -17,7 +17,7 @@ use crate::support::*;
 
 const MANIFEST: &str = "application/vnd.docker.distribution.manifest.v2+json";
 
-/// Sends `input` through a program.
+/// Runs a program with `input` on stdin, and returns its stdout.
 fn through(program: &str, args: &[&str], input: &[u8]) -> Vec<u8> {
     let mut child = Command::new(program)
         .args(args)
@@ -39,10 +39,10 @@ fn digest(bytes: &[u8]) -> String {
     format!("sha256:{}", sum.split(' ').next().unwrap())
 }
 
-/// A registry with one image of one layer, which it gives slowly.
+/// A registry with one image of one layer, which it sends slowly.
 struct Registry {
     address: SocketAddr,
-    /// How often the image was asked for by its tag.
+    /// How often the image was requested by its tag.
     asked: Arc<AtomicUsize>,
 }
 
@@ -51,7 +51,7 @@ impl Registry {
         Self::open_to(None).await
     }
 
-    /// Open only to those who send this `Authorization`, or to everybody.
+    /// Starts a registry that requires this `Authorization` header, if there is one.
     async fn open_to(authorization: Option<&'static str>) -> Self {
         let tar = busybox_tar(&["--create", "--file=-"]);
         let layer = through("gzip", &["-1", "--no-name"], &tar);
@@ -105,7 +105,7 @@ impl Registry {
     }
 }
 
-/// Answers one request. What is not HTTP (the engine tries TLS first) ends the connection.
+/// Answers one request. Closes the connection if it is not HTTP (the engine tries TLS first).
 async fn answer(
     mut stream: TcpStream,
     files: &[(String, Vec<u8>)],
@@ -157,23 +157,23 @@ async fn answer(
 }
 
 #[tokio::test]
-async fn a_missing_image_is_pulled_once_and_says_how_far_it_is() {
+async fn a_missing_image_is_pulled_once_with_progress_reports() {
     if !usable() {
         return;
     }
-    let place = Place::new();
+    let node = TestNode::new();
     let registry = Registry::start().await;
-    // Without a tag: that means `latest`, not all there are.
+    // A name without a tag means `latest`, not all tags.
     let name = format!("{}/test/image", registry.address);
-    let _image = Pulled(name.clone());
-    let mut agent = place.agent().await;
+    let _image = PulledImage(name.clone());
+    let mut agent = node.agent().await;
     for index in 1..=3 {
         agent.start(attempt(index), job(&name, &["sh", "-c", "echo pulled"]));
     }
     for index in 1..=3 {
         let outcome = agent.end(attempt(index)).await;
         assert_eq!(outcome.exit_code, Some(0), "{outcome:?}");
-        assert_eq!(place.text(attempt(index), "stdout"), "pulled\n");
+        assert_eq!(node.text(attempt(index), "stdout"), "pulled\n");
         let said = agent.heard(attempt(index));
         assert_eq!(said[0], RuntimeFact::Preparing(format!("pulling image {name}")));
         let tells = |fact: &RuntimeFact| matches!(fact, RuntimeFact::Preparing(text) if text.contains(" MB, "));
@@ -181,7 +181,7 @@ async fn a_missing_image_is_pulled_once_and_says_how_far_it_is() {
         // At most once a second.
         assert!(said.len() < 12, "{said:?}");
     }
-    // One pull asks once or twice (HEAD, then GET).
+    // One pull sends one or two requests (HEAD, then GET).
     assert!((1..=2).contains(&registry.asked.load(Ordering::SeqCst)));
 
     let gone = agent.run(attempt(4), job(&format!("{name}:nothing"), &["true"])).await;
@@ -190,24 +190,24 @@ async fn a_missing_image_is_pulled_once_and_says_how_far_it_is() {
 }
 
 #[tokio::test]
-async fn a_private_image_is_pulled_with_what_docker_login_left_at_that_moment() {
+async fn a_private_image_is_pulled_with_the_current_credentials_of_docker_login() {
     if !usable() {
         return;
     }
     // echo -n me:secret | base64
     let registry = Registry::open_to(Some("Authorization: Basic bWU6c2VjcmV0\r\n")).await;
     let name = format!("{}/test/image", registry.address);
-    let _image = Pulled(name.clone());
+    let _image = PulledImage(name.clone());
     let config = tempfile::tempdir().unwrap();
-    let place = Place::new();
-    let mut settings = place.settings();
+    let node = TestNode::new();
+    let mut settings = node.settings();
     settings.docker_config = Some(config.path().to_owned());
-    let mut agent = Agent::new(settings, place.cluster).await;
+    let mut agent = Agent::new(settings, node.cluster).await;
 
     let refused = agent.run(attempt(1), job(&name, &["true"])).await;
     assert_eq!(refused.exit_code, Some(125), "{refused:?}");
 
-    // The agent is not started again.
+    // The agent is not restarted.
     let login = json!({"auths": {registry.address.to_string(): {"auth": "bWU6c2VjcmV0"}}});
     std::fs::write(config.path().join("config.json"), login.to_string()).unwrap();
     let pulled = agent.run(attempt(2), job(&name, &["true"])).await;
@@ -215,25 +215,26 @@ async fn a_private_image_is_pulled_with_what_docker_login_left_at_that_moment() 
 }
 
 #[tokio::test]
-async fn an_image_of_another_platform_is_not_run_in_place_of_the_one_asked_for() {
+async fn an_image_of_another_platform_is_not_used_instead_of_the_requested_one() {
     if !usable() {
         return;
     }
-    let place = Place::new();
-    let mut agent = place.agent().await;
-    let mut other = place.job(&["true"]);
+    let node = TestNode::new();
+    let mut agent = node.agent().await;
+    let mut other = node.job(&["true"]);
     docker_spec(&mut other).platform = Some("linux/s390x".into());
     docker_spec(&mut other).pull = PullPolicy::Never;
     let outcome = agent.run(attempt(1), other).await;
     assert_eq!(outcome.exit_code, Some(125), "{outcome:?}");
-    let mut own = place.job(&["true"]);
+    let mut own = node.job(&["true"]);
     docker_spec(&mut own).platform = Some("linux".into());
     assert_eq!(agent.run(attempt(2), own).await.exit_code, Some(0));
 }
 
-struct Pulled(String);
+/// A pulled image. Removed when dropped.
+struct PulledImage(String);
 
-impl Drop for Pulled {
+impl Drop for PulledImage {
     fn drop(&mut self) {
         remove_image(&format!("{}:latest", self.0));
     }

@@ -1,8 +1,8 @@
-//! What the tests of the Docker runtime share: a real engine, an image made here, an agent's worth
-//! of settings, and a guard that removes every container it made, whatever happens.
+//! Support for the tests of the Docker runtime: a real engine, a test image, the settings of an
+//! agent, and a guard that always removes its containers.
 //!
-//! `PODMESH_TEST_DOCKER=off` leaves these tests out; `required` fails without an engine; otherwise
-//! they run if an engine answers, and say loudly that they did not.
+//! `PODMESH_TEST_DOCKER=off` skips these tests, and `required` makes them fail without an engine.
+//! Otherwise they run if an engine answers, and print a clear message if they are skipped.
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -26,20 +26,20 @@ use podmesh_protocol::spec::{DockerSpec, OnLost, Resources, RunSpec, RuntimeSpec
 use tokio::sync::mpsc;
 use uuid::Uuid;
 
-/// No test should come near it.
+/// Limit for every wait, far longer than any test takes.
 const PATIENCE: Duration = Duration::from_secs(120);
 
-/// A client for what a test does beside the runtime.
+/// Returns a client for calls that a test makes itself.
 pub(crate) fn engine() -> Docker {
-    // A version that every engine has which is supported here.
+    // Every supported engine has this version.
     let version = bollard::ClientVersion { major_version: 1, minor_version: 41 };
     Docker::connect_with_defaults()
         .map(|docker| docker.with_timeout(PATIENCE))
         .and_then(|docker| block_on(async move { docker.negotiate_version().await }))
-        .unwrap_or_else(|error| panic!("no Docker engine (API {version} is the least): {error}"))
+        .unwrap_or_else(|error| panic!("no Docker engine (the minimum API is {version}): {error}"))
 }
 
-/// Runs a future to its end on a thread of its own: also from `Drop`, also inside a runtime.
+/// Runs a future to its end on a separate thread. Works in `Drop` and inside a runtime.
 fn block_on<T: Send>(work: impl Future<Output = T> + Send) -> T {
     std::thread::scope(|scope| {
         scope
@@ -55,22 +55,22 @@ fn block_on<T: Send>(work: impl Future<Output = T> + Send) -> T {
     })
 }
 
-/// Whether these tests can run. Says so where they cannot.
+/// Returns whether these tests can run. Prints why if they cannot.
 ///
 /// # Panics
-/// When they must run and cannot.
+/// If they are required and cannot run.
 pub(crate) fn usable() -> bool {
     static USABLE: OnceLock<bool> = OnceLock::new();
     *USABLE.get_or_init(|| {
-        let wish = std::env::var("PODMESH_TEST_DOCKER").unwrap_or_default();
-        let why = match wish.as_str() {
+        let setting = std::env::var("PODMESH_TEST_DOCKER").unwrap_or_default();
+        let why = match setting.as_str() {
             "off" => Some("PODMESH_TEST_DOCKER=off".to_owned()),
             "" | "required" => missing(),
             other => panic!("PODMESH_TEST_DOCKER={other:?} is neither `off` nor `required`"),
         };
         let Some(why) = why else { return true };
-        assert!(wish != "required", "PODMESH_TEST_DOCKER=required, and {why}");
-        eprintln!("\n*** The tests of the Docker runtime are LEFT OUT: {why} ***\n");
+        assert!(setting != "required", "PODMESH_TEST_DOCKER=required, but {why}");
+        eprintln!("\n*** SKIPPED the tests of the Docker runtime: {why} ***\n");
         false
     })
 }
@@ -85,13 +85,13 @@ fn missing() -> Option<String> {
         Err(_) => Some("the Docker engine did not answer for 10 s".into()),
         Ok(Err(error)) => Some(format!("no Docker engine answers: {error}")),
         Ok(Ok(_)) if !Path::new("/bin/busybox").exists() => {
-            Some("there is no /bin/busybox (Debian: busybox-static) to make an image of".into())
+            Some("there is no /bin/busybox for the test image (Debian: busybox-static)".into())
         }
         Ok(Ok(_)) => None,
     }
 }
 
-/// An image with busybox in it, removed when the last test is done with it.
+/// An image with busybox. Removed when the last test has dropped it.
 #[derive(Debug)]
 pub(crate) struct Image {
     pub(crate) name: String,
@@ -138,7 +138,7 @@ pub(crate) fn remove_image(name: &str) {
     _ = block_on(async move { docker.remove_image(name, Some(options), None).await });
 }
 
-/// A root file system with busybox, as `tar` writes it.
+/// Returns a tar archive of a root file system with busybox.
 pub(crate) fn busybox_tar(tar: &[&str]) -> Vec<u8> {
     let dir = tempfile::tempdir().unwrap();
     let root = dir.path();
@@ -161,20 +161,20 @@ pub(crate) fn busybox_tar(tar: &[&str]) -> Vec<u8> {
     done.stdout
 }
 
-/// An agent's place on this machine: everything of it that outlives a process.
-pub(crate) struct Place {
+/// A node: everything of an agent that outlives its process.
+pub(crate) struct TestNode {
     pub(crate) cluster: ClusterId,
     pub(crate) agent: Uuid,
     pub(crate) policy: NodePolicy,
     pub(crate) rotation: RotationPolicy,
     pub(crate) image: Arc<Image>,
-    /// What captures output, and outlives agents as their supervisor does; from the first on.
+    /// The captures. They outlive agents, as a supervisor does. Created for the first agent.
     captures: OnceLock<Captures>,
     gaps: Arc<Mutex<Vec<String>>>,
     dir: tempfile::TempDir,
 }
 
-impl Place {
+impl TestNode {
     pub(crate) fn new() -> Self {
         let large = 1 << 30;
         Self {
@@ -207,29 +207,29 @@ impl Place {
         settings(self.agent, captures, self.policy.clone())
     }
 
-    /// Has what captures output die, and another follow.
+    /// Drops the captures, so that the next agent gets new ones.
     pub(crate) fn lose_captures(&mut self) {
         self.captures = OnceLock::new();
     }
 
-    /// What was said to be missing.
+    /// Returns the reported gaps.
     pub(crate) fn gaps(&self) -> Vec<String> {
         self.gaps.lock().unwrap().clone()
     }
 
-    /// A runtime that has adopted what was there.
+    /// Starts a runtime that adopts existing containers.
     pub(crate) async fn agent(&self) -> Agent {
         let mut agent = self.blind_agent().await;
         agent.found = agent.runtime.adopt().await.unwrap();
         agent
     }
 
-    /// A runtime that has not looked for what was there.
+    /// Starts a runtime that does not look for existing containers.
     pub(crate) async fn blind_agent(&self) -> Agent {
         Agent::new(self.settings(), self.cluster).await
     }
 
-    /// A job that runs a shell script.
+    /// Returns a job that runs a shell script.
     pub(crate) fn script(&self, script: &str) -> JobContext {
         self.job(&["sh", "-c", script])
     }
@@ -238,7 +238,7 @@ impl Place {
         job(&self.image.name, command)
     }
 
-    /// All bytes of a stream, over rotations; none when there is no file.
+    /// Returns all bytes of a stream, across rotations; `None` if there is no file.
     pub(crate) fn output(&self, attempt: AttemptId, stream: &str) -> Option<Vec<u8>> {
         let mut dir = self.logs_dir();
         for part in [attempt.task.job.0, attempt.task.index.into(), attempt.number.into()] {
@@ -262,7 +262,7 @@ impl Place {
         String::from_utf8(self.output(attempt, stream).unwrap_or_default()).unwrap()
     }
 
-    /// Waits until a stream holds `text`.
+    /// Waits until a stream contains `text`.
     pub(crate) async fn until_printed(&self, attempt: AttemptId, stream: &str, text: &str) {
         let seen = async {
             while !String::from_utf8_lossy(&self.output(attempt, stream).unwrap_or_default())
@@ -280,13 +280,13 @@ impl Place {
         format!("podmesh-{}-{}.{}.{number}", &cluster[..8], task.job, task.index)
     }
 
-    /// The containers of this agent.
+    /// Returns the containers of this agent.
     pub(crate) async fn containers(&self) -> Vec<String> {
         labelled(&engine(), self.agent).await
     }
 }
 
-impl Drop for Place {
+impl Drop for TestNode {
     fn drop(&mut self) {
         let (docker, agent) = (engine(), self.agent);
         block_on(async move {
@@ -310,17 +310,17 @@ pub(crate) async fn remove(docker: &Docker, container: &str) {
     _ = docker.remove_container(container, Some(options)).await;
 }
 
-/// A container that a test makes itself, removed with the guard.
-pub(crate) struct Foreign(pub(crate) String);
+/// A container that a test creates itself. Removed when dropped.
+pub(crate) struct ForeignContainer(pub(crate) String);
 
-impl Drop for Foreign {
+impl Drop for ForeignContainer {
     fn drop(&mut self) {
         let docker = engine();
         block_on(async { remove(&docker, &self.0).await });
     }
 }
 
-/// Captures, and where they say what is missing.
+/// Returns captures that report gaps to `gaps`.
 pub(crate) fn captures(
     logs_dir: PathBuf,
     rotation: RotationPolicy,
@@ -370,16 +370,16 @@ pub(crate) fn job(image: &str, command: &[&str]) -> JobContext {
 pub(crate) fn docker_spec(job: &mut JobContext) -> &mut DockerSpec {
     match &mut job.run.runtime {
         RuntimeSpec::Docker(spec) => spec,
-        _ => unreachable!("jobs of these tests are containers"),
+        _ => unreachable!("all jobs of these tests are containers"),
     }
 }
 
-/// The `index`-th task's first attempt.
+/// Returns the first attempt of the task with this index.
 pub(crate) fn attempt(index: u32) -> AttemptId {
     AttemptId::new(JobId(1), index, 1)
 }
 
-/// A runtime with what it has said.
+/// A runtime with the facts that it has reported.
 pub(crate) struct Agent {
     pub(crate) runtime: DockerRuntime,
     pub(crate) found: Vec<FoundAttempt>,
@@ -430,14 +430,14 @@ impl Agent {
     pub(crate) async fn end(&mut self, id: AttemptId) -> Outcome {
         match self.until(id, |fact| matches!(fact, RuntimeFact::Ended(_))).await {
             RuntimeFact::Ended(outcome) => outcome,
-            _ => unreachable!("only ends were asked for"),
+            _ => unreachable!("only ends match"),
         }
     }
 
-    /// Waits until the containers of the place are gone.
-    pub(crate) async fn removed(&self, place: &Place) {
+    /// Waits until all containers of the node are gone.
+    pub(crate) async fn removed(&self, node: &TestNode) {
         within(async {
-            while !place.containers().await.is_empty() {
+            while !node.containers().await.is_empty() {
                 tokio::time::sleep(Duration::from_millis(20)).await;
             }
         })
@@ -445,10 +445,10 @@ impl Agent {
     }
 }
 
-/// Waits until something is so that nobody tells of.
-pub(crate) async fn until(mut so: impl FnMut() -> bool) {
+/// Waits until a condition is true, by polling.
+pub(crate) async fn until(mut condition: impl FnMut() -> bool) {
     within(async {
-        while !so() {
+        while !condition() {
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     })
@@ -467,14 +467,14 @@ pub(crate) async fn exec(docker: &Docker, container: &str, command: &str) {
         bollard::exec::StartExecResults::Attached { output, .. } => {
             output.try_collect::<Vec<_>>().await.unwrap();
         }
-        bollard::exec::StartExecResults::Detached => unreachable!("it was not asked for"),
+        bollard::exec::StartExecResults::Detached => unreachable!("not requested"),
     }
 }
 
-/// Waits until a container that was started does not run.
+/// Waits until a started container has exited.
 pub(crate) async fn exited(docker: &Docker, container: &str) {
     let options = query::WaitContainerOptionsBuilder::default().condition("not-running").build();
-    // A code other than 0 is an error here.
+    // The client reports an exit code other than 0 as an error.
     _ = within(docker.wait_container(container, Some(options)).try_collect::<Vec<_>>()).await;
 }
 

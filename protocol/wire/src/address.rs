@@ -1,10 +1,10 @@
-//! Where a manager is.
+//! The address of a manager.
 
 use std::fmt;
 use std::net::{Ipv6Addr, SocketAddr};
 use std::str::FromStr;
 
-/// The port on which a manager listens unless told otherwise.
+/// The port on which a manager listens by default.
 pub const PORT_DEFAULT: u16 = 7770;
 
 /// A host, by name or number, and a port: `manager.lan`, `10.0.0.1:7770`, `[::1]:7770`.
@@ -16,7 +16,7 @@ pub struct ManagerAddress {
     pub port: u16,
 }
 
-/// Why a text is not an address.
+/// The reason why a text is not an address.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("`{text}` is not an address: {why}; write host:port, such as manager.lan:{PORT_DEFAULT}")]
 pub struct ParseAddressError {
@@ -25,8 +25,8 @@ pub struct ParseAddressError {
 }
 
 impl From<SocketAddr> for ManagerAddress {
-    /// An address that was listened on becomes one that can be connected to: the unspecified
-    /// address means this machine.
+    /// Converts a listening address to one for connecting: the unspecified address means this
+    /// machine.
     fn from(address: SocketAddr) -> Self {
         let host = match address {
             SocketAddr::V4(v4) if v4.ip().is_unspecified() => "127.0.0.1".to_owned(),
@@ -57,7 +57,7 @@ impl FromStr for ManagerAddress {
         }
         let (host, port) = match text.strip_prefix('[').and_then(|rest| rest.split_once(']')) {
             Some((host, rest)) => {
-                host.parse::<Ipv6Addr>().map_err(|_| error("no IPv6 number in the brackets"))?;
+                host.parse::<Ipv6Addr>().map_err(|_| error("no IPv6 address in the brackets"))?;
                 match rest {
                     "" => (host, None),
                     _ => (host, Some(rest.strip_prefix(':').ok_or(error("no `:` after `]`"))?)),
@@ -74,13 +74,13 @@ impl FromStr for ManagerAddress {
         if let None = host.parse::<Ipv6Addr>().ok()
             && !host.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'.' | b'_'))
         {
-            return Err(error("the host holds a character that no host name has"));
+            return Err(error("the host contains a character that is not allowed in host names"));
         }
         let port = match port {
             None => PORT_DEFAULT,
             Some(port) => match port.parse() {
                 Ok(port) if port > 0 => port,
-                _ => return Err(error("the port is no number from 1 to 65535")),
+                _ => return Err(error("the port is not a number from 1 to 65535")),
             },
         };
         Ok(Self { host: host.to_owned(), port })
@@ -93,7 +93,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn addresses_read_back_what_they_print() {
+    fn addresses_can_be_parsed_from_their_text() {
         for (text, printed) in [
             ("manager.lan", "manager.lan:7770"),
             ("manager.lan:1", "manager.lan:1"),
@@ -109,7 +109,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_address_is_refused() {
+    fn a_text_that_is_not_an_address_is_an_error() {
         for text in ["", ":1", "a:", "a:0", "a:65536", "a b", "[x]:1", "[::1]x", "tcp://a:1"] {
             assert!(text.parse::<ManagerAddress>().is_err(), "{text:?}");
         }

@@ -17,24 +17,26 @@ use crate::control::{PeerReceiver, PeerSender, PeerSocket};
 use crate::error::WireError;
 use crate::route::Route;
 
-/// How long an answer may take beyond what the request itself asks to wait.
+/// How long a reply may take, in addition to the waiting time in the request.
 pub const REPLY_LIMIT: Duration = Duration::from_secs(20);
 
-/// Why a request has no result.
+/// The reason why a request failed.
 #[derive(Debug, thiserror::Error)]
 pub enum ClientError {
-    /// The manager answered that it will not, or cannot.
+    /// The manager replied with an error.
     #[error(transparent)]
     Refused(#[from] ErrorReply),
-    /// The manager answered something else than what was asked for.
-    #[error("the manager answered something else than it was asked; are both of one version?")]
+    /// The manager sent a reply of another type.
+    #[error(
+        "the manager sent a reply of the wrong type; check that both sides run the same version"
+    )]
     UnexpectedReply,
-    /// The connection failed; a fresh [`Client`] may do better.
+    /// The connection failed; a new [`Client`] may succeed.
     #[error(transparent)]
     Wire(#[from] WireError),
 }
 
-/// A connection that asks. Many requests may wait at a time. It does not reconnect.
+/// A connection for requests. Many requests can be in progress at a time. It does not reconnect.
 #[derive(Clone)]
 pub struct Client {
     shared: Arc<Shared>,
@@ -53,7 +55,7 @@ impl Drop for Shared {
     }
 }
 
-/// Who waits for which reply; `None` once the connection has ended.
+/// The waiting requests; `None` once the connection has ended.
 struct Waiting(Mutex<Option<HashMap<u64, oneshot::Sender<Answer>>>>);
 
 type Answer = Result<ReplyBody, ErrorReply>;
@@ -63,14 +65,14 @@ impl Waiting {
         &self,
         f: impl FnOnce(&mut Option<HashMap<u64, oneshot::Sender<Answer>>>) -> R,
     ) -> R {
-        // Nothing panics while the lock is held, and the map is whole at every moment.
+        // Nothing panics under this lock, and the map is consistent at every moment.
         f(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     fn answer(&self, id: u64, result: Answer) {
         let waiter = self.with(|waiting| waiting.as_mut()?.remove(&id));
         if let Some(waiter) = waiter {
-            // Whoever asked may have given up.
+            // The caller may have given up.
             _ = waiter.send(result);
         }
     }
@@ -83,7 +85,7 @@ impl Waiting {
     }
 }
 
-/// Forgets a request that nobody waits for any more.
+/// Removes a request for which nobody waits any longer.
 struct Forget<'a> {
     waiting: &'a Waiting,
     id: u64,
@@ -99,7 +101,7 @@ impl Client {
     /// Connects to a manager.
     ///
     /// # Errors
-    /// As [`PeerSocket::connect`].
+    /// See [`PeerSocket::connect`].
     pub async fn connect(route: &Route) -> Result<Self, WireError> {
         let (receiver, sender) = PeerSocket::connect(route).await?.split();
         let waiting = Arc::new(Waiting(Mutex::new(Some(HashMap::new()))));
@@ -112,11 +114,11 @@ impl Client {
         Ok(Self { shared: Arc::new(shared) })
     }
 
-    /// Asks, and waits for the answer. Can be dropped while it waits.
+    /// Sends a request and waits for the reply. Cancel-safe.
     ///
     /// # Errors
-    /// [`ClientError::Refused`] when the manager says no; [`ClientError::Wire`] when the
-    /// connection ends first, or no answer comes within [`REPLY_LIMIT`] and the wait asked for.
+    /// [`ClientError::Refused`] if the manager refuses; [`ClientError::Wire`] if the connection
+    /// ends first, or no reply arrives within [`REPLY_LIMIT`] plus the requested waiting time.
     pub async fn request(&self, body: RequestBody) -> Result<ReplyBody, ClientError> {
         let limit = REPLY_LIMIT + wait_of(&body);
         let id = self.shared.next_id.fetch_add(1, Ordering::Relaxed);
@@ -137,7 +139,7 @@ impl Client {
         match timeout(limit, answer).await {
             Ok(Ok(result)) => Ok(result?),
             Ok(Err(_)) => Err(WireError::Disconnected.into()),
-            Err(_) => Err(WireError::Timeout { what: "the manager's answer", limit }.into()),
+            Err(_) => Err(WireError::Timeout { what: "the manager's reply", limit }.into()),
         }
     }
 }
@@ -155,12 +157,12 @@ async fn receive(mut receiver: PeerReceiver, waiting: Arc<Waiting>) {
     loop {
         match receiver.recv().await {
             Ok(ToPeer::Reply(Reply { id, result })) => waiting.answer(id, result),
-            // The manager could not read a message, so it cannot say which request it was.
+            // The manager could not decode a message, so it cannot tell which request it was.
             Ok(ToPeer::Error(error)) => waiting.answer_all(&error),
-            Ok(other) => tracing::debug!(?other, "a message that no client expects"),
+            Ok(other) => tracing::debug!(?other, "unexpected message for a client"),
             Err(error) => {
                 tracing::debug!(%error, "the connection to the manager ended");
-                // Dropping the waiters tells them.
+                // Dropping the waiters notifies them.
                 waiting.with(Option::take);
                 return;
             }

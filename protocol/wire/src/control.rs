@@ -2,21 +2,21 @@
 //!
 //! # Why the manager's ROUTER and PUB have one peer each
 //!
-//! zeromq 0.7.0 keeps the peers of ROUTER and PUB in maps of the crate `scc`, and takes the locks of
-//! their entries both synchronously (when a peer comes, goes or subscribes) and asynchronously
-//! (when a message is sent). An asynchronous waiter that holds its place in the line of such a lock
-//! has to be polled before the next in line gets it; when all threads of the runtime wait
-//! synchronously in that line, nobody polls it, and the manager stops for ever. It takes two
-//! threads, and a peer that comes or goes while a message is sent.
+//! zeromq 0.7.0 keeps the peers of ROUTER and PUB in maps of the crate `scc`, and takes the locks
+//! of their entries both synchronously (when a peer connects, disconnects or subscribes) and
+//! asynchronously (when a message is sent). An asynchronous waiter in the queue of such a lock must
+//! be polled before the next one in the queue gets the lock. If all threads of the runtime wait
+//! synchronously in that queue, nobody polls it, and the manager hangs forever. That needs only two
+//! threads, and a peer that connects or disconnects while a message is sent.
 //!
-//! Here no peer comes or goes: the front (see [`crate::front`]) makes one connection to each socket
-//! before it lets anybody in, and keeps it until the manager ends. It carries the messages of all
-//! connections, each with the identity of its connection before it. After that connection is made,
-//! the maps are only read, and a lock that nobody writes under makes nobody wait. When the
+//! Here peers neither connect nor disconnect: the front (see [`crate::front`]) makes one connection
+//! to each socket before it admits anyone, and keeps it until the manager ends. It carries the
+//! messages of all connections, each preceded by the identity of its connection. After that
+//! connection is made, the maps are only read, and nobody waits for a lock without writers. If the
 //! connection fails, the manager ends.
 //!
-//! The other end of a connection, an agent's or a client's, has one connection and needs no map: it
-//! speaks ZMTP on its stream directly.
+//! The other end of a connection, an agent or a client, has only one connection and needs no map:
+//! it speaks ZMTP on its stream directly.
 
 use std::os::unix::net::UnixListener;
 use std::sync::Arc;
@@ -49,28 +49,28 @@ pub struct ManagerSocket {
     socket: RouterSocket,
 }
 
-/// One message that came to the manager.
+/// A message that the manager received.
 #[derive(Debug)]
 pub struct Received {
-    /// The identity of the connection; a new one for each.
+    /// The identity of the connection, unique to it.
     pub peer: Arc<[u8]>,
-    /// What it sent. [`WireError::PeerGone`]: the connection has ended; this comes once, after all
-    /// its messages, and only if there were any. Any other error: bytes that are no message.
+    /// The message. [`WireError::PeerGone`]: the connection has ended; this follows all its
+    /// messages, once, and only if there were any. Any other error: bytes that are not a message.
     pub message: Result<ToManager, WireError>,
 }
 
 impl ManagerSocket {
-    /// Listens on a socket to which only the front connects ([`crate::front::Front`]).
+    /// Listens on a socket to which only the front ([`crate::front::Front`]) connects.
     ///
     /// # Errors
-    /// When it cannot be used.
+    /// If the socket cannot be used.
     pub async fn bind(listener: UnixListener) -> Result<Self, WireError> {
         let mut socket = RouterSocket::new();
         socket.bind_listener(listener).await?;
         Ok(Self { socket })
     }
 
-    /// Its two halves, for two tasks. It closes when both are dropped.
+    /// Splits the socket into two halves for two tasks. It closes when both are dropped.
     pub fn split(self) -> (ManagerReceiver, ManagerSender) {
         let (sender, receiver) = self.socket.split();
         (ManagerReceiver { receiver }, ManagerSender { sender })
@@ -83,13 +83,13 @@ pub struct ManagerReceiver {
 }
 
 impl ManagerReceiver {
-    /// The next message of any peer. Can be dropped and called again without loss.
+    /// Returns the next message of any peer. Cancel-safe.
     ///
     /// # Errors
-    /// When the socket itself fails; bytes that are no message are no error of it.
+    /// If the socket itself fails. Bytes that are not a message are not an error here.
     pub async fn recv(&mut self) -> Result<Received, WireError> {
         let frames = self.receiver.recv().await?.into_vec();
-        // ROUTER puts the identity of the front before what came, and the front that of the peer.
+        // ROUTER prepends the identity of the front, and the front prepends that of the peer.
         let (peer, parts) = match frames.as_slice() {
             [_front, peer, parts @ ..] => (Arc::from(peer.as_ref()), parts),
             _ => (Arc::from([].as_slice()), [].as_slice()),
@@ -110,12 +110,12 @@ pub struct ManagerSender {
 }
 
 impl ManagerSender {
-    /// Hands a message to the front, which sends it to the peer if that is still connected. A peer
-    /// that does not read is cut off by the front and makes nobody wait.
+    /// Passes a message to the front, which sends it to the peer if that is still connected. The
+    /// front disconnects a peer that does not read, so nobody waits for it.
     ///
     /// # Errors
-    /// [`WireError::Encode`] when the message is over the limit of a frame; others when the socket
-    /// itself fails.
+    /// [`WireError::Encode`] if the message is larger than a frame may be; other errors if the
+    /// socket itself fails.
     pub async fn send(&mut self, peer: &[u8], message: &ToPeer) -> Result<(), WireError> {
         let body = codec::encode(message)?;
         let mut frames = ZmqMessage::from(Bytes::from_static(FRONT_IDENTITY));
@@ -135,7 +135,7 @@ impl PeerSocket {
     /// Connects to a manager.
     ///
     /// # Errors
-    /// When it is not there, refuses, or does not finish the handshake within
+    /// If the manager is not there, refuses, or does not finish the handshake within
     /// [`CONNECT_LIMIT`](crate::route::CONNECT_LIMIT).
     pub async fn connect(route: &Route) -> Result<Self, WireError> {
         let mut stream = route.open(Service::Control).await?;
@@ -154,7 +154,7 @@ impl PeerSocket {
         Ok(Self { receiver: PeerReceiver { reader }, sender: PeerSender { outbox, writing } })
     }
 
-    /// Its two halves, for two tasks. It closes when both are dropped.
+    /// Splits the socket into two halves for two tasks. It closes when both are dropped.
     pub fn split(self) -> (PeerReceiver, PeerSender) {
         (self.receiver, self.sender)
     }
@@ -166,11 +166,11 @@ pub struct PeerReceiver {
 }
 
 impl PeerReceiver {
-    /// The next message. Can be dropped and called again without loss.
+    /// Returns the next message. Cancel-safe.
     ///
     /// # Errors
-    /// [`WireError::Disconnected`] when the connection has ended; other errors for bytes that are
-    /// no message. After any error the socket is to be dropped.
+    /// [`WireError::Disconnected`] if the connection has ended; other errors for bytes that are not
+    /// a message. After any error the socket must be dropped.
     pub async fn recv(&mut self) -> Result<ToPeer, WireError> {
         match self.reader.next().await.map_err(WireError::broken)?.as_deref() {
             Some([frame]) => Ok(codec::decode(frame)?),
@@ -187,12 +187,12 @@ pub struct PeerSender {
 }
 
 impl PeerSender {
-    /// Queues a message for the connection. `Ok` means queued, nothing more.
+    /// Queues a message for the connection. `Ok` only means that it is queued.
     ///
     /// # Errors
-    /// [`WireError::Disconnected`] when the connection has ended, or 64 MiB wait to be read and
-    /// none of them is within [`SEND_LIMIT`]; [`WireError::Encode`] when the message is over the
-    /// limit of a frame.
+    /// [`WireError::Disconnected`] if the connection has ended, or if 64 MiB are queued and the
+    /// manager reads none of them within [`SEND_LIMIT`]; [`WireError::Encode`] if the message is
+    /// larger than a frame may be.
     pub async fn send(&mut self, message: &ToManager) -> Result<(), WireError> {
         let frame = [Bytes::from(codec::encode(message)?)];
         if self.writing.is_finished() {
@@ -204,7 +204,7 @@ impl PeerSender {
 }
 
 impl Drop for PeerSender {
-    /// What is queued is still written, unless the manager does not read it.
+    /// Queued messages are still written, unless the manager does not read them.
     fn drop(&mut self) {
         self.outbox.close();
         let writing = self.writing.abort_handle();

@@ -1,4 +1,5 @@
-//! What a machine or user keeps of the cluster that it joined: its key, and a file beside it.
+//! The data that a machine or user keeps about the cluster that it joined: its key, and a file
+//! beside it.
 
 use std::fs;
 use std::io::{self, Write};
@@ -15,66 +16,66 @@ use crate::error::WireError;
 use crate::key::{KeyError, KeyPair};
 use crate::route::{self, Credentials, Route};
 
-/// The private key's file in a folder of somebody who joined.
+/// The private key's file in the folder of a member.
 pub const KEY_FILE: &str = "key";
-/// A new key, until it takes the place of that one.
+/// The new key, until it replaces the current one.
 const NEXT_KEY_FILE: &str = "key.next";
-/// The file beside it.
+/// The enrolment file.
 pub const ENROLMENT_FILE: &str = "enrolment.json";
 
-/// What is kept besides the key.
+/// The data kept besides the key.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Enrolment {
-    /// Where the manager may be; tried in this order.
+    /// The addresses of the manager, in the order in which to try them.
     pub addresses: Vec<String>,
     /// The digests of keys that the manager may have, in hexadecimal.
     pub manager: Vec<String>,
     /// The cluster.
     pub cluster: ClusterId,
-    /// What the key's owner may do.
+    /// The role of the member.
     pub role: Role,
-    /// Their name there.
+    /// The name of the member.
     pub name: Name,
-    /// The token with which they joined.
+    /// The token used to join.
     pub token: TokenId,
     /// The digest in that token, in hexadecimal.
     pub token_manager: String,
 }
 
-/// Why there is no enrolment.
+/// The reason why an enrolment is not available.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum EnrolmentError {
-    /// Nothing was joined with this folder.
+    /// The folder has not joined a cluster.
     #[error(
-        "{} has joined no cluster: join with a token that the manager gives (`podmesh token create` on its machine)",
+        "{} has not joined a cluster: join with a token, which `podmesh token create` on the manager's machine prints",
         dir.display()
     )]
     None {
         /// The folder.
         dir: PathBuf,
     },
-    /// The file cannot be read or written, or is not of the form.
+    /// The file cannot be read or written, or is not valid.
     #[error("{} cannot be used: {source}; join again with a new token", path.display())]
     File {
         /// The file.
         path: PathBuf,
-        /// Why.
+        /// The cause.
         source: io::Error,
     },
     /// The key cannot be used.
     #[error(transparent)]
     Key(#[from] KeyError),
-    /// The manager was not met, or refused.
+    /// The manager could not be reached, or refused.
     #[error(transparent)]
     Wire(#[from] WireError),
 }
 
 impl Enrolment {
-    /// Reads what is kept in a folder.
+    /// Reads the enrolment of a folder.
     ///
     /// # Errors
-    /// [`EnrolmentError::None`] when nothing is; others when it cannot be used.
+    /// [`EnrolmentError::None`] if there is none; other errors if it cannot be used.
     pub fn load(dir: &Path) -> Result<Self, EnrolmentError> {
         let path = dir.join(ENROLMENT_FILE);
         let file = |source| EnrolmentError::File { path: path.clone(), source };
@@ -87,10 +88,10 @@ impl Enrolment {
         }
     }
 
-    /// The way to the manager; `address` in place of those that are kept.
+    /// Returns the route to the manager, with `address` instead of the saved ones if it is given.
     ///
     /// # Errors
-    /// When the key or the file cannot be used.
+    /// If the key or the file cannot be used.
     pub fn route(
         &self,
         dir: &Path,
@@ -116,12 +117,12 @@ impl Enrolment {
         Ok(Route::Remote { addresses, credentials: Arc::new(Credentials::kept_in(dir, manager)) })
     }
 
-    /// Whether this came of a token.
+    /// Returns whether this enrolment was made with a token.
     pub fn is_of(&self, token: &JoinToken) -> bool {
         self.token == token.id && self.token_manager == token.manager.to_string()
     }
 
-    /// Keeps which keys the manager may have from now on.
+    /// Saves the keys that the manager may have from now on.
     pub(crate) fn learn(dir: &Path, manager: &[KeyDigest]) -> Result<(), EnrolmentError> {
         let mut this = Self::load(dir)?;
         this.manager = manager.iter().map(ToString::to_string).collect();
@@ -129,19 +130,18 @@ impl Enrolment {
         this.save(&path).map_err(|source| EnrolmentError::File { path, source })
     }
 
-    /// Prepares a new key in place of the folder's own; the same one until it is put in place.
+    /// Prepares a new key to replace the folder's key. Returns the same one until it is in place.
     ///
     /// # Errors
-    /// When it cannot be made or read.
+    /// If it cannot be created or read.
     pub fn next_key(dir: &Path) -> Result<PublicKey, EnrolmentError> {
         Ok(KeyPair::load_or_create(&dir.join(NEXT_KEY_FILE))?.public())
     }
 
-    /// Puts the new key in place, once the manager has said that it counts: the connections from
-    /// then on show it.
+    /// Puts the new key in place, after the manager has accepted it. Later connections use it.
     ///
     /// # Errors
-    /// When the folder cannot be written.
+    /// If the folder cannot be written.
     pub fn put_next_key(dir: &Path) -> Result<(), EnrolmentError> {
         let path = dir.join(KEY_FILE);
         fs::rename(dir.join(NEXT_KEY_FILE), &path)
@@ -149,10 +149,10 @@ impl Enrolment {
             .map_err(|source| EnrolmentError::File { path, source })
     }
 
-    /// Joins with a token, with the folder's key or a new one, and keeps what came of it.
+    /// Joins with a token, with the folder's key or a new one, and saves the result.
     ///
     /// # Errors
-    /// When the folder cannot be written, the manager is not met, or refuses.
+    /// If the folder cannot be written, or the manager cannot be reached, or refuses.
     pub async fn join(dir: &Path, token: &JoinToken, name: &Name) -> Result<Self, EnrolmentError> {
         let path = dir.join(ENROLMENT_FILE);
         let file = |source| EnrolmentError::File { path: path.clone(), source };
@@ -176,16 +176,17 @@ impl Enrolment {
         Ok(this)
     }
 
-    /// Removes the key and the file beside it: the folder has joined no cluster then. The manager
-    /// still knows the key; an admin can revoke it.
+    /// Removes the key and the enrolment file: the folder has not joined a cluster any longer. The
+    /// manager still has the key; an admin can revoke it.
     ///
     /// # Errors
-    /// [`EnrolmentError::None`] when there is nothing to remove; others when it cannot be removed.
+    /// [`EnrolmentError::None`] if there is nothing to remove; other errors if it cannot be
+    /// removed.
     pub fn remove(dir: &Path) -> Result<(), EnrolmentError> {
         if !dir.join(ENROLMENT_FILE).try_exists().unwrap_or(true) {
             return Err(EnrolmentError::None { dir: dir.into() });
         }
-        // The file last: as long as it is there, this can be repeated.
+        // The enrolment file last: while it exists, this can be repeated.
         for name in [NEXT_KEY_FILE, KEY_FILE, ENROLMENT_FILE] {
             let path = dir.join(name);
             match fs::remove_file(&path) {
@@ -198,7 +199,7 @@ impl Enrolment {
         Ok(())
     }
 
-    /// All of it or nothing, also where another process does the same.
+    /// Saves atomically, even if another process does the same.
     fn save(&self, path: &Path) -> io::Result<()> {
         let mut file = match path.parent() {
             Some(dir) => tempfile::NamedTempFile::new_in(dir)?,

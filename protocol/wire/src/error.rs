@@ -1,4 +1,4 @@
-//! What can go wrong on the wire.
+//! Errors of the transport.
 
 use std::io;
 use std::net::SocketAddr;
@@ -14,90 +14,90 @@ use crate::key::KeyError;
 use crate::route::Route;
 use crate::stream::StreamError;
 
-/// What went wrong on the wire.
+/// An error of the transport.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum WireError {
-    /// An address cannot be listened on.
+    /// An address cannot be used for listening.
     #[error("cannot listen on {address}: {source}")]
     Bind {
-        /// Which.
+        /// The address.
         address: SocketAddr,
-        /// Why.
+        /// The cause.
         source: io::Error,
     },
-    /// A folder cannot hold sockets.
-    #[error("cannot make sockets in {}: {source}", dir.display())]
+    /// A folder cannot be used for sockets.
+    #[error("cannot create sockets in {}: {source}", dir.display())]
     SocketDir {
-        /// Which.
+        /// The folder.
         dir: PathBuf,
-        /// Why.
+        /// The cause.
         source: io::Error,
     },
-    /// No manager on this machine uses a folder.
+    /// No manager on this machine uses this folder.
     #[error("no manager answers in {}: {source}", dir.display())]
     NoLocalManager {
         /// The folder of its sockets.
         dir: PathBuf,
-        /// Why.
+        /// The cause.
         source: io::Error,
     },
-    /// There is no address to try.
+    /// There is no address of the manager.
     #[error("no address of the manager is known")]
     NoAddress,
-    /// A text is no address.
+    /// A text is not an address.
     #[error(transparent)]
     Address(#[from] ParseAddressError),
-    /// The other end has another key than the manager.
+    /// The server has another key than the manager.
     #[error(
-        "who answers at {address} has another key than the manager that was joined: if the manager was set up anew, join again with a new token; if not, somebody else answers there"
+        "the server at {address} has another key than the manager that was joined: if the manager was reinstalled, join again with a new token; otherwise this is not your manager"
     )]
     WrongKey {
-        /// Where.
+        /// The address.
         address: ManagerAddress,
     },
-    /// The other end does not speak as a manager does.
-    #[error("what answers at {address} is no podmesh manager, or one of another version")]
+    /// The server does not behave like a manager.
+    #[error("the server at {address} is not a podmesh manager, or has another version")]
     NotAManager {
-        /// Where.
+        /// The address.
         address: ManagerAddress,
     },
-    /// The manager lets nobody with this key in.
-    #[error("the manager at {address} refuses: {error}")]
+    /// The manager refuses this key.
+    #[error("the manager at {address} refused the connection: {error}")]
     Refused {
-        /// Where.
+        /// The address.
         address: ManagerAddress,
-        /// Why.
+        /// The reason.
         error: ErrorReply,
     },
-    /// One's own key cannot be used.
+    /// The own key cannot be used.
     #[error(transparent)]
     Key(#[from] KeyError),
     /// TLS cannot be set up.
     #[error("TLS cannot be set up: {0}")]
     Tls(rustls::Error),
-    /// Nobody answers at an address.
+    /// The connection to an address failed.
     #[error("cannot connect to {address}: {source}")]
     Connect {
-        /// Which.
+        /// The address.
         address: ManagerAddress,
-        /// Why.
+        /// The cause.
         source: io::Error,
     },
-    /// Somebody answers, but not as a manager would.
-    #[error("{route} does not answer as a podmesh manager does: {why}")]
+    /// There is a server, but its handshake is not that of a manager.
+    #[error("the handshake with the manager at {route} failed: {why}")]
     Handshake {
-        /// How it was tried.
+        /// The route.
         route: String,
-        /// What it did.
+        /// What went wrong.
         why: String,
     },
-    /// An answer did not come in time.
+    /// A reply did not arrive in time.
     #[error("{what} took longer than {} s", limit.as_secs_f32())]
     Timeout {
-        /// Of what.
+        /// What took too long.
         what: &'static str,
-        /// How long it may take.
+        /// The time limit.
         limit: Duration,
     },
     /// The connection ended.
@@ -106,21 +106,21 @@ pub enum WireError {
     /// The peer's connection has ended.
     #[error("the peer's connection has ended")]
     PeerGone,
-    /// A message of more or fewer frames than one has.
-    #[error("a message of {frames} frames, where {expected} are expected")]
+    /// A message has the wrong number of frames.
+    #[error("a message has {frames} frames instead of {expected}")]
     Frames {
-        /// How many came.
+        /// The actual number.
         frames: usize,
-        /// How many there should be.
+        /// The expected number.
         expected: usize,
     },
-    /// Bytes that are no message.
+    /// Bytes that are not a message.
     #[error(transparent)]
     Decode(#[from] DecodeError),
-    /// A message that cannot be written.
+    /// A message that cannot be encoded.
     #[error(transparent)]
     Encode(#[from] EncodeError),
-    /// A frame on the heartbeat stream that is none.
+    /// A frame on the heartbeat stream that is not a heartbeat.
     #[error("not a heartbeat: it begins with {found:?}")]
     NotAHeartbeat {
         /// Its first bytes.
@@ -139,7 +139,7 @@ impl WireError {
         Self::Handshake { route: route.to_string(), why: error.to_string() }
     }
 
-    /// Why a connection cannot be read.
+    /// Converts an error of reading from a connection.
     pub(crate) fn broken(error: StreamError) -> Self {
         match error {
             StreamError::Io(_) => Self::Disconnected,

@@ -1,6 +1,6 @@
-//! The manager's front: the one port on the network, and the sockets on its own machine. Whoever
-//! comes shows who they are, and only then, measured by the guard, their messages go on: by one
-//! connection to each of the manager's ZeroMQ sockets, which all share.
+//! The manager's front: the one port on the network, and the sockets on its own machine. Peers must
+//! identify themselves first. Then the guard checks their messages, and the front passes them on,
+//! through one shared connection to each of the manager's ZeroMQ sockets.
 
 mod slots;
 mod trunk;
@@ -15,15 +15,16 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use podmesh_protocol::access::{Admitted, Caller, JoinRequest, Joined, PublicKey, Role};
+use podmesh_protocol::codec::Message;
 use podmesh_protocol::error::ErrorReply;
 use podmesh_protocol::event::TOPIC_MANAGER;
 use podmesh_protocol::ids::{ClusterId, Name};
 use podmesh_protocol::limits::{
     AGENT_UNREAD_BYTES_MAX, CLIENT_UNREAD_BYTES_MAX, HANDSHAKE_MS_MAX, PAUSE_UNREAD_BYTES,
 };
-use tokio::io::{AsyncWriteExt, DuplexStream};
+use tokio::io::AsyncWriteExt;
 use tokio::net::{TcpListener, TcpStream, UnixListener};
-use tokio::sync::{Semaphore, mpsc, oneshot};
+use tokio::sync::oneshot;
 use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::{sleep, timeout};
 use tokio_rustls::TlsAcceptor;
@@ -40,85 +41,88 @@ use crate::route::{
 use crate::socket_dir::SocketDir;
 use crate::stream::{MessageReader, StreamError, handshake};
 use crate::tls::{self, Service};
-use slots::Slots;
+use slots::{Connections, Slot, Slots};
 pub(crate) use trunk::FRONT_IDENTITY;
-use trunk::{Place, Subscriber, Trunk};
+use trunk::{Registration, Subscriber, Trunk};
 
-/// The wait after a connection could not be accepted: out of file descriptors, for instance.
+/// The pause after a connection could not be accepted, for example for lack of file descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
-/// The mode of the folder with the sockets for this machine: the sockets' own modes count.
+/// The mode of the folder with the sockets for this machine. The sockets' own modes decide.
 const LOCAL_DIR_MODE: u32 = 0o755;
 /// Only the owner and root can connect, unless a group is given: the owner's primary group can have
 /// other members.
 const LOCAL_SOCKET_MODE: u32 = 0o600;
-/// The same, where members of a group are let in.
+/// The mode if members of a group may connect.
 const GROUP_SOCKET_MODE: u32 = 0o660;
-/// Bytes on the way between a heartbeat's connection and who answers it.
-const HEARTBEAT_BYTES: usize = 256;
 /// How long a connection may take to close.
 const CLOSE_LIMIT: Duration = Duration::from_secs(1);
-/// How long whoever may not come in may take to read why.
+/// How long a refused peer may take to read the reason.
 const REFUSAL_LIMIT: Duration = Duration::from_secs(1);
 
-/// Who is at the other end of a connection, as far as it has been proven.
+/// The proven identity of a peer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Who {
-    /// The owner of a key, somewhere on the network.
+    /// The owner of a key, on the network.
     Key(PublicKey),
-    /// A user of this machine, who may use our sockets.
+    /// A user of this machine who may use our sockets.
     User(u32),
 }
 
-/// Somebody was let in.
+/// The admission of a peer.
 pub struct Admission {
-    /// Who they are.
+    /// The caller.
     pub caller: Caller,
-    /// Their identity on ROUTER: one that was never used.
+    /// The peer's identity on ROUTER, which was never used before.
     pub identity: [u8; 16],
     /// Called once, when the connection has ended.
     pub ended: OnEnd,
 }
 
-/// Called when a connection has ended, however it did. True: it has sent messages to ROUTER, which
-/// hears of its end, too, and after all of them. False: ROUTER never hears of it.
+/// Called when a connection has ended, for any reason. True: it has sent messages to ROUTER, which
+/// is informed of its end, too, after all its messages. False: ROUTER never hears of the
+/// connection.
 pub type OnEnd = Box<dyn FnOnce(bool) + Send + Sync>;
 
-/// Decides who comes in.
+/// Decides who is admitted, and answers their heartbeats.
 pub trait Gate: Send + Sync + 'static {
-    /// Whether somebody may use a service. `cut` ends their connection at any time.
+    /// Decides whether a peer may use a service. `cut` ends its connection at any time.
     ///
     /// # Errors
-    /// What they are told when they may not.
+    /// The reply to a refused peer.
     fn admit(&self, who: Who, service: Service, cut: AbortHandle) -> Result<Admission, ErrorReply>;
 
-    /// Whether the owner of a key joins: which cluster, as what, and by what name.
+    /// Decides whether the owner of a key may join. Returns its cluster, role and name.
     fn join(
         &self,
         key: PublicKey,
         request: JoinRequest,
     ) -> impl Future<Output = Result<(ClusterId, Role, Name), ErrorReply>> + Send;
 
-    /// A connection was cut off, or not let in.
+    /// Answers the heartbeats of an admitted peer. The connection ends when this returns; `cut` ends
+    /// both.
+    fn heartbeats(
+        &self,
+        caller: Caller,
+        stream: Box<dyn Duplex>,
+        cut: AbortHandle,
+    ) -> impl Future<Output = ()> + Send;
+
+    /// Called when a connection was refused or cut off.
     fn refused(&self, from: Option<IpAddr>, why: &str);
 }
 
-/// A stream of heartbeats, and who sends them.
-pub type HeartbeatStream = (Caller, DuplexStream);
-
-/// What the front needs.
+/// The configuration of the front.
 pub struct FrontConfig {
-    /// Where to listen on the network; port 0 takes a free one.
+    /// The address on the network; port 0 takes a free one.
     pub listen: SocketAddr,
     /// The manager's keys.
     pub keys: ShownKeys,
     /// The folder for the sockets of this machine.
     pub local_dir: PathBuf,
-    /// The group whose members may use them besides the owner.
+    /// The group whose members may use these sockets besides the owner.
     pub group: Option<u32>,
-    /// The folder for the sockets between the front and ZeroMQ; nobody else's.
+    /// The private folder for the sockets between the front and ZeroMQ.
     pub private_dir: PathBuf,
-    /// Where streams of heartbeats go.
-    pub heartbeats: mpsc::UnboundedSender<HeartbeatStream>,
 }
 
 /// The listeners.
@@ -128,17 +132,11 @@ pub struct Front {
     local: [(Service, StdUnixListener); 3],
     _local_dir: SocketDir,
     keys: ShownKeys,
-    inner: Inner,
-}
-
-/// The way on.
-struct Inner {
     private: SocketDir,
     trunk: Arc<Trunk>,
-    heartbeats: mpsc::UnboundedSender<HeartbeatStream>,
 }
 
-/// What ZeroMQ is to listen on: ROUTER and PUB.
+/// The listeners for ZeroMQ: ROUTER and PUB.
 pub struct InnerListeners {
     /// For ROUTER.
     pub control: StdUnixListener,
@@ -147,13 +145,12 @@ pub struct InnerListeners {
 }
 
 impl Front {
-    /// Listens. Nobody comes in before [`Front::run`].
+    /// Listens. Nobody is admitted before [`Front::run`].
     ///
     /// # Errors
-    /// When an address or a folder cannot be listened on.
+    /// If an address or a folder cannot be used for listening.
     pub fn bind(config: FrontConfig) -> Result<(Self, InnerListeners), WireError> {
-        let FrontConfig { listen: address, keys, local_dir, group, private_dir, heartbeats } =
-            config;
+        let FrontConfig { listen: address, keys, local_dir, group, private_dir } = config;
         let network = std::net::TcpListener::bind(address)
             .map_err(|source| WireError::Bind { address, source })?;
         let address = network.local_addr()?;
@@ -174,7 +171,7 @@ impl Front {
                 local_sockets.bind(name, LOCAL_SOCKET_MODE).map_err(folder(&local_dir))?;
             if let Some(group) = group {
                 let path = local_sockets.path(name);
-                // The group first: the other way round, the wrong one could connect for a moment.
+                // The group first: in the other order, the wrong group could connect for a moment.
                 std::os::unix::fs::chown(&path, None, Some(group)).map_err(folder(&local_dir))?;
                 fs::set_permissions(&path, fs::Permissions::from_mode(GROUP_SOCKET_MODE))
                     .map_err(folder(&local_dir))?;
@@ -192,36 +189,38 @@ impl Front {
             local,
             _local_dir: local_sockets,
             keys,
-            inner: Inner { private, trunk: Arc::new(Trunk::new()), heartbeats },
+            private,
+            trunk: Arc::new(Trunk::new()),
         };
         Ok((front, inner))
     }
 
-    /// Where it listens on the network.
+    /// Returns the address on the network.
     pub fn address(&self) -> SocketAddr {
         self.address
     }
 
-    /// Lets people in until this is dropped.
+    /// Admits peers until this is dropped.
     ///
     /// # Errors
-    /// When a listener cannot be used, or ROUTER or PUB is gone.
+    /// If a listener cannot be used, or ROUTER or PUB is gone.
     pub async fn run(self, gate: Arc<impl Gate>) -> io::Result<()> {
         self.network.set_nonblocking(true)?;
         let network = TcpListener::from_std(self.network)?;
-        let inner = Arc::new(self.inner);
+        let open_files = machine::open_files();
         let mut listeners = JoinSet::new();
-        let (the_gate, way) = (Arc::clone(&gate), Arc::clone(&inner));
-        listeners.spawn(accept_network(network, self.keys, the_gate, way));
+        let connections = Arc::new(Connections::new(open_files));
+        let door = Door { gate, connections, trunk: Arc::clone(&self.trunk) };
+        listeners.spawn(accept_network(network, self.keys, open_files, door.clone()));
         for (service, listener) in self.local {
             listener.set_nonblocking(true)?;
             let listener = UnixListener::from_std(listener)?;
-            listeners.spawn(accept_local(listener, service, Arc::clone(&gate), Arc::clone(&inner)));
+            listeners.spawn(accept_local(listener, service, door.clone()));
         }
-        let trunk = &inner.trunk;
+        let trunk = &self.trunk;
         let _closing = Closing(trunk);
         let (control, publications) =
-            (inner.private.path(CONTROL_SOCKET), inner.private.path(PUBLICATIONS_SOCKET));
+            (self.private.path(CONTROL_SOCKET), self.private.path(PUBLICATIONS_SOCKET));
         // The listeners end when this does.
         let result = tokio::select! {
             result = trunk.run_control(&control) => result,
@@ -240,7 +239,24 @@ impl Drop for Closing<'_> {
     }
 }
 
-/// Starts the life of a connection, which knows how it is ended by others.
+/// What each connection needs: the gate that decides about it, and the way to the manager.
+struct Door<G> {
+    gate: Arc<G>,
+    connections: Arc<Connections>,
+    trunk: Arc<Trunk>,
+}
+
+impl<G> Clone for Door<G> {
+    fn clone(&self) -> Self {
+        Self {
+            gate: Arc::clone(&self.gate),
+            connections: Arc::clone(&self.connections),
+            trunk: Arc::clone(&self.trunk),
+        }
+    }
+}
+
+/// Starts the task of a connection, and gives it a handle to end itself.
 fn start<F: Future<Output = ()> + Send + 'static>(
     life: impl FnOnce(AbortHandle) -> F + Send + 'static,
 ) {
@@ -257,58 +273,80 @@ fn start<F: Future<Output = ()> + Send + 'static>(
 async fn accept_network(
     listener: TcpListener,
     keys: ShownKeys,
-    gate: Arc<impl Gate>,
-    inner: Arc<Inner>,
+    open_files: u64,
+    door: Door<impl Gate>,
 ) {
-    let open_files = machine::open_files();
     let slots = Arc::new(Slots::new(open_files));
-    let connections = Arc::new(Semaphore::new(slots::connections_max(open_files)));
     loop {
         let (stream, from) = match listener.accept().await {
             Ok((stream, from)) => (stream, from.ip()),
             Err(error) => {
-                gate.refused(None, &format!("a connection could not be accepted: {error}"));
-                sleep(ACCEPT_PAUSE).await;
+                cannot_accept(&*door.gate, error).await;
                 continue;
             }
         };
-        let Ok(connection) = Arc::clone(&connections).try_acquire_owned() else {
-            gate.refused(
-                Some(from),
-                "all connections that the limit of open files allows are in use: raise it (ulimit -n, or LimitNOFILE= in the unit)",
-            );
-            continue; // Closed.
-        };
-        let slot = match Slots::take(&slots, from) {
-            Ok(slot) => slot,
-            Err(why) => {
-                gate.refused(Some(from), why);
-                continue; // Closed.
-            }
-        };
-        let (keys, gate, inner) = (keys.clone(), Arc::clone(&gate), Arc::clone(&inner));
-        start(async move |own| {
-            let handshake = shake_hands(stream, TlsAcceptor::from(keys.tls()));
-            let limit = Duration::from_millis(HANDSHAKE_MS_MAX);
-            let result = match timeout(limit, handshake).await {
-                Ok(Ok((stream, key, Service::Join))) => {
-                    join(stream, key, &keys, &*gate, limit).await
+        let taken = door.connections.take_network();
+        let (connection, slot) =
+            match taken.and_then(|connection| Ok((connection, Slots::take(&slots, from)?))) {
+                Ok(taken) => taken,
+                Err(why) => {
+                    door.gate.refused(Some(from), why);
+                    continue; // Closed.
                 }
-                Ok(Ok((stream, key, service))) => {
-                    match admit(stream, key, own, service, &keys, &*gate, &inner, limit).await {
-                        Ok((stream, visitor)) => {
-                            drop(slot);
-                            serve(stream, service, visitor, &inner).await
-                        }
-                        Err(error) => Err(error),
-                    }
-                }
-                Ok(Err(error)) => Err(error.into()),
-                Err(_) => Err(StreamError::Slow),
             };
-            say(result, &*gate, Some(from));
+        let (keys, door) = (keys.clone(), door.clone());
+        start(async move |own| {
+            // Boxed, so that the memory of the handshake is freed after it.
+            let result = match Box::pin(come_in(stream, &keys, own, slot, &door)).await {
+                Ok(Some((stream, service, visitor))) => {
+                    drop(keys);
+                    visitor.serve(stream, service, &*door.gate).await
+                }
+                Ok(None) => Ok(()),
+                Err(error) => Err(error),
+            };
+            say(result, &*door.gate, Some(from));
             drop(connection);
         });
+    }
+}
+
+/// Reports that a connection could not be accepted, and pauses.
+async fn cannot_accept(gate: &impl Gate, error: io::Error) {
+    gate.refused(None, &format!("cannot accept a connection: {error}"));
+    sleep(ACCEPT_PAUSE).await;
+}
+
+/// Does the handshake of a connection from the network, and has the peer admitted. Returns `None` if
+/// the peer joined, which ends the connection.
+async fn come_in(
+    stream: TcpStream,
+    keys: &ShownKeys,
+    own: AbortHandle,
+    _slot: Slot,
+    door: &Door<impl Gate>,
+) -> Result<Option<(Box<dyn Duplex>, Service, Visitor)>, StreamError> {
+    let limit = Duration::from_millis(HANDSHAKE_MS_MAX);
+    let handshake = shake_hands(stream, TlsAcceptor::from(keys.tls()));
+    let (mut stream, key, service) =
+        timeout(limit, handshake).await.map_err(|_| StreamError::Slow)??;
+    if service == Service::Join {
+        join(stream, key, keys, &*door.gate, limit).await?;
+        return Ok(None);
+    }
+    match door.gate.admit(Who::Key(key), service, own.clone()) {
+        Ok(admission) => {
+            let visitor = Visitor::new(admission, own, &door.trunk);
+            let admitted = Ok::<_, ErrorReply>(Admitted { manager: keys.digests().into() });
+            let said = write_framed(&mut stream, &admitted);
+            timeout(limit, said).await.map_err(|_| StreamError::Slow)??;
+            Ok(Some((Box::new(stream), service, visitor)))
+        }
+        Err(error) => {
+            let why = error.to_string();
+            tell(&mut stream, &Err::<Admitted, _>(error)).await;
+            Err(io::Error::new(io::ErrorKind::PermissionDenied, why).into())
+        }
     }
 }
 
@@ -324,7 +362,7 @@ async fn shake_hands(
     let service = session.alpn_protocol().and_then(Service::of);
     match (key, service) {
         (Some(key), Some(service)) => Ok((stream, key, service)),
-        _ => Err(io::Error::new(io::ErrorKind::InvalidData, "no key, or no service of ours")),
+        _ => Err(io::Error::new(io::ErrorKind::InvalidData, "no key, or an unknown service")),
     }
 }
 
@@ -345,9 +383,9 @@ async fn join(
     Ok(())
 }
 
-/// Says something, and then no more.
-async fn tell<T: serde::Serialize>(stream: &mut TlsStream<TcpStream>, message: &T) {
-    // Where they do not listen, they do not hear it.
+/// Sends a last message.
+async fn tell<T: Message>(stream: &mut TlsStream<TcpStream>, message: &T) {
+    // A peer that does not listen does not get it.
     _ = timeout(REFUSAL_LIMIT, async {
         write_framed(stream, message).await?;
         stream.shutdown().await
@@ -355,69 +393,30 @@ async fn tell<T: serde::Serialize>(stream: &mut TlsStream<TcpStream>, message: &
     .await;
 }
 
-/// Somebody who was let in, and their place.
-struct Visitor {
-    caller: Caller,
-    identity: [u8; 16],
-    place: Place,
-}
-
-impl Visitor {
-    fn new(admission: Admission, inner: &Inner) -> Self {
-        let Admission { caller, identity, ended } = admission;
-        Self { caller, identity, place: Place::new(Arc::clone(&inner.trunk), identity, ended) }
-    }
-}
-
-#[expect(clippy::too_many_arguments, reason = "one step of a connection's life, cut out of it")]
-async fn admit(
-    mut stream: TlsStream<TcpStream>,
-    key: PublicKey,
-    own: AbortHandle,
-    service: Service,
-    keys: &ShownKeys,
-    gate: &impl Gate,
-    inner: &Inner,
-    limit: Duration,
-) -> Result<(TlsStream<TcpStream>, Visitor), StreamError> {
-    match gate.admit(Who::Key(key), service, own) {
-        Ok(admission) => {
-            let visitor = Visitor::new(admission, inner);
-            let admitted = Ok::<_, ErrorReply>(Admitted { manager: keys.digests().into() });
-            let said = write_framed(&mut stream, &admitted);
-            timeout(limit, said).await.map_err(|_| StreamError::Slow)??;
-            Ok((stream, visitor))
-        }
-        Err(error) => {
-            let why = error.to_string();
-            tell(&mut stream, &Err::<Admitted, _>(error)).await;
-            Err(io::Error::new(io::ErrorKind::PermissionDenied, why).into())
-        }
-    }
-}
-
-async fn accept_local(
-    listener: UnixListener,
-    service: Service,
-    gate: Arc<impl Gate>,
-    inner: Arc<Inner>,
-) {
+async fn accept_local(listener: UnixListener, service: Service, door: Door<impl Gate>) {
     loop {
         let stream = match listener.accept().await {
             Ok((stream, _)) => stream,
             Err(error) => {
-                gate.refused(None, &format!("a connection could not be accepted: {error}"));
-                sleep(ACCEPT_PAUSE).await;
+                cannot_accept(&*door.gate, error).await;
                 continue;
             }
         };
-        let (gate, inner) = (Arc::clone(&gate), Arc::clone(&inner));
+        let connection = match door.connections.take_local() {
+            Ok(connection) => connection,
+            Err(why) => {
+                door.gate.refused(None, why);
+                continue; // Closed.
+            }
+        };
+        let door = door.clone();
         start(async move |own| {
             let result = async {
                 let user = stream.peer_cred()?.uid();
-                match gate.admit(Who::User(user), service, own) {
+                match door.gate.admit(Who::User(user), service, own.clone()) {
                     Ok(admission) => {
-                        serve(stream, service, Visitor::new(admission, &inner), &inner).await
+                        let visitor = Visitor::new(admission, own, &door.trunk);
+                        visitor.serve(Box::new(stream), service, &*door.gate).await
                     }
                     Err(error) => {
                         let kind = io::ErrorKind::PermissionDenied;
@@ -425,12 +424,13 @@ async fn accept_local(
                     }
                 }
             };
-            say(result.await, &*gate, None);
+            say(result.await, &*door.gate, None);
+            drop(connection);
         });
     }
 }
 
-/// Says when somebody was cut off. Whoever leaves by themselves was not, however abruptly.
+/// Reports a connection that was cut off. A peer that leaves by itself was not, however abruptly.
 fn say(result: Result<(), StreamError>, gate: &impl Gate, from: Option<IpAddr>) {
     use io::ErrorKind::{BrokenPipe, ConnectionReset, UnexpectedEof};
     match result {
@@ -441,88 +441,89 @@ fn say(result: Result<(), StreamError>, gate: &impl Gate, from: Option<IpAddr>) 
     }
 }
 
-/// The life of a connection that was let in.
-async fn serve(
-    stream: impl Duplex,
-    service: Service,
-    visitor: Visitor,
-    inner: &Inner,
-) -> Result<(), StreamError> {
-    match service {
-        Service::Control => serve_control(stream, visitor, &inner.trunk).await,
-        Service::Publications => serve_publications(stream, visitor, &inner.trunk).await,
-        Service::Heartbeats => {
-            let (mut ours, theirs) = tokio::io::duplex(HEARTBEAT_BYTES);
-            if inner.heartbeats.send((visitor.caller, theirs)).is_err() {
-                return Ok(()); // The manager stops.
-            }
-            let (mut stream, limit) = (stream, HEARTBEAT_BYTES);
-            tokio::io::copy_bidirectional_with_sizes(&mut stream, &mut ours, limit, limit).await?;
-            Ok(())
-        }
-        Service::Join => Ok(()),
+/// An admitted peer.
+struct Visitor {
+    caller: Caller,
+    registration: Registration,
+    own: AbortHandle,
+}
+
+impl Visitor {
+    fn new(admission: Admission, own: AbortHandle, trunk: &Arc<Trunk>) -> Self {
+        let Admission { caller, identity, ended } = admission;
+        let registration = Registration::new(Arc::clone(trunk), identity, ended);
+        Self { caller, registration, own }
     }
-}
 
-/// The place of ROUTER at the other end of a connection.
-async fn serve_control(
-    mut stream: impl Duplex,
-    visitor: Visitor,
-    trunk: &Trunk,
-) -> Result<(), StreamError> {
-    let Visitor { caller, identity, place } = visitor;
-    handshake(&mut stream, "ROUTER", "DEALER", b"").await?;
-    let (limit, name) = if caller.role.includes(Role::Agent) {
-        (AGENT_UNREAD_BYTES_MAX, "AGENT_UNREAD_BYTES_MAX")
-    } else {
-        (CLIENT_UNREAD_BYTES_MAX, "CLIENT_UNREAD_BYTES_MAX")
-    };
-    let outbox = Arc::new(Outbox::new(limit));
-    trunk.add_control(identity, Arc::clone(&outbox));
-    let (reader, mut writer) = tokio::io::split(stream);
-    let mut reader = MessageReader::new(reader, Traffic::Messages);
-    let read = async {
-        loop {
-            // Who does not read is not heard.
-            outbox.has_drained_to(PAUSE_UNREAD_BYTES).await;
-            let Some(message) = reader.next().await? else { return Ok(()) };
-            place.send(message).await;
+    /// Serves the connection until it ends.
+    async fn serve(
+        self,
+        stream: Box<dyn Duplex>,
+        service: Service,
+        gate: &impl Gate,
+    ) -> Result<(), StreamError> {
+        match service {
+            Service::Control => self.serve_control(stream).await,
+            Service::Publications => self.serve_publications(stream).await,
+            Service::Heartbeats => {
+                let Self { caller, registration: _registration, own, .. } = self;
+                gate.heartbeats(caller, stream, own).await;
+                Ok(())
+            }
+            Service::Join => Ok(()),
         }
-    };
-    let result = tokio::select! {
-        result = read => result,
-        result = outbox.write_to(&mut writer) => result.map_err(StreamError::from),
-        bytes = outbox.has_overflown() => {
-            Err(StreamError::Unread { bytes, limit: limit as usize, name })
-        }
-    };
-    // Tells the other end; where it does not listen, the connection is dropped.
-    _ = timeout(CLOSE_LIMIT, writer.shutdown()).await;
-    result
-}
+    }
 
-/// The place of PUB at the other end of a connection.
-async fn serve_publications(
-    mut stream: impl Duplex,
-    visitor: Visitor,
-    trunk: &Trunk,
-) -> Result<(), StreamError> {
-    let Visitor { caller, identity, place: _place } = visitor;
-    handshake(&mut stream, "PUB", "SUB", b"").await?;
-    // What other nodes do is not an agent's business.
-    let only = (caller.role == Role::Agent).then_some(TOPIC_MANAGER);
-    let subscriber = Arc::new(Subscriber::new());
-    trunk.add_subscriber(identity, Arc::clone(&subscriber));
-    let (reader, mut writer) = tokio::io::split(stream);
-    let mut reader = MessageReader::new(reader, Traffic::Subscriptions { only });
-    let read = async {
-        while let Some(message) = reader.next().await? {
-            message.iter().for_each(|frame| subscriber.subscribe(frame));
+    /// Acts as ROUTER at the other end of the connection.
+    async fn serve_control(self, mut stream: Box<dyn Duplex>) -> Result<(), StreamError> {
+        handshake(&mut stream, "ROUTER", "DEALER", b"").await?;
+        let (limit, name) = if self.caller.role.includes(Role::Agent) {
+            (AGENT_UNREAD_BYTES_MAX, "AGENT_UNREAD_BYTES_MAX")
+        } else {
+            (CLIENT_UNREAD_BYTES_MAX, "CLIENT_UNREAD_BYTES_MAX")
+        };
+        let outbox = Arc::new(Outbox::new(limit));
+        self.registration.add_control(Arc::clone(&outbox));
+        let (reader, mut writer) = tokio::io::split(stream);
+        let mut reader = MessageReader::new(reader, Traffic::Messages);
+        let read = async {
+            loop {
+                // Nothing is read from a peer that does not read.
+                outbox.has_drained_to(PAUSE_UNREAD_BYTES).await;
+                let Some(message) = reader.next().await? else { return Ok(()) };
+                self.registration.send(message).await;
+            }
+        };
+        let result = tokio::select! {
+            result = read => result,
+            result = outbox.write_to(&mut writer) => result.map_err(StreamError::from),
+            bytes = outbox.has_overflown() => {
+                Err(StreamError::Unread { bytes, limit: limit as usize, name })
+            }
+        };
+        // Closes the stream properly; if the peer does not listen, the connection is dropped.
+        _ = timeout(CLOSE_LIMIT, writer.shutdown()).await;
+        result
+    }
+
+    /// Acts as PUB at the other end of the connection.
+    async fn serve_publications(self, mut stream: Box<dyn Duplex>) -> Result<(), StreamError> {
+        handshake(&mut stream, "PUB", "SUB", b"").await?;
+        // Agents must not see what other nodes do.
+        let only = (self.caller.role == Role::Agent).then_some(TOPIC_MANAGER);
+        let subscriber = Arc::new(Subscriber::new());
+        self.registration.add_subscriber(Arc::clone(&subscriber));
+        let (reader, mut writer) = tokio::io::split(stream);
+        let mut reader = MessageReader::new(reader, Traffic::Subscriptions { only });
+        let read = async {
+            while let Some(message) = reader.next().await? {
+                message.iter().for_each(|frame| subscriber.subscribe(frame));
+            }
+            Ok(())
+        };
+        tokio::select! {
+            result = read => result,
+            result = subscriber.outbox.write_to(&mut writer) => result.map_err(Into::into),
         }
-        Ok(())
-    };
-    tokio::select! {
-        result = read => result,
-        result = subscriber.outbox.write_to(&mut writer) => result.map_err(Into::into),
     }
 }

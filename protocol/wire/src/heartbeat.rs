@@ -1,7 +1,7 @@
-//! Heartbeats: a TCP stream of their own, with frames of 20 bytes.
+//! Heartbeats: a separate TCP stream with frames of 20 bytes.
 //!
 //! `"PMHB"`, then the epoch and a sequence number, both as 64-bit big-endian numbers. The agent
-//! sends one each interval; the manager answers each with the same bytes.
+//! sends one every interval; the manager answers each with the same bytes.
 
 use podmesh_protocol::ids::Epoch;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
@@ -17,7 +17,7 @@ const MAGIC: [u8; 4] = *b"PMHB";
 pub struct Beat {
     /// The session.
     pub epoch: Epoch,
-    /// 1, 2, 3 … in one stream.
+    /// 1, 2, 3 … within one stream.
     pub sequence: u64,
 }
 
@@ -44,10 +44,10 @@ impl Beat {
     }
 }
 
-/// Reads one heartbeat. Not to be dropped half-way: a part of a frame would be lost.
+/// Reads one heartbeat. Not cancel-safe: a part of a frame would be lost.
 ///
 /// # Errors
-/// When the stream ends or fails, or carries something else.
+/// If the stream ends or fails, or contains something else.
 pub async fn read_beat<R: AsyncRead + Unpin>(reader: &mut R) -> Result<Beat, WireError> {
     let mut bytes = [0; BEAT_BYTES];
     reader.read_exact(&mut bytes).await?;
@@ -57,7 +57,7 @@ pub async fn read_beat<R: AsyncRead + Unpin>(reader: &mut R) -> Result<Beat, Wir
 /// Writes one heartbeat.
 ///
 /// # Errors
-/// When the stream fails.
+/// If the stream fails.
 pub async fn write_beat<W: AsyncWrite + Unpin>(
     writer: &mut W,
     beat: &Beat,
@@ -73,7 +73,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn a_beat_is_20_bytes_and_comes_back() {
+    async fn a_beat_is_20_bytes_and_can_be_read_back() {
         let beat = Beat { epoch: Epoch(7), sequence: 258 };
         let mut bytes = Vec::new();
         write_beat(&mut bytes, &beat).await.unwrap();
@@ -82,7 +82,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn other_bytes_are_refused() {
+    async fn other_bytes_are_an_error() {
         let mut other: &[u8] = b"GET / HTTP/1.1\r\nHost: x\r\n";
         assert!(matches!(read_beat(&mut other).await, Err(WireError::NotAHeartbeat { .. })));
         assert!(matches!(read_beat(&mut b"PMHB".as_slice()).await, Err(WireError::Io(_))));

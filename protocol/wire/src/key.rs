@@ -1,4 +1,4 @@
-//! Ed25519 key pairs, and the files they lie in.
+//! Ed25519 key pairs and their files.
 
 use std::fmt;
 use std::fs;
@@ -11,23 +11,23 @@ use ring::digest::{SHA256, digest};
 use ring::rand::SystemRandom;
 use ring::signature::{Ed25519KeyPair, KeyPair as _};
 
-/// Bytes of a key file at the most; ours has 83.
+/// The maximum size of a key file in bytes; ours have 83.
 const FILE_BYTES_MAX: u64 = 4096;
 
-/// A private key with its public one.
+/// A private key with its public key.
 pub struct KeyPair {
     pkcs8: Vec<u8>,
     public: PublicKey,
 }
 
 impl fmt::Debug for KeyPair {
-    /// Shows the public key alone.
+    /// Prints only the public key.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_tuple("KeyPair").field(&self.public).finish()
     }
 }
 
-/// Why there is no key.
+/// The reason why a key is not available.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum KeyError {
@@ -36,7 +36,7 @@ pub enum KeyError {
     Read {
         /// The file.
         path: PathBuf,
-        /// Why.
+        /// The cause.
         source: io::Error,
     },
     /// The file cannot be written.
@@ -44,12 +44,12 @@ pub enum KeyError {
     Write {
         /// The file.
         path: PathBuf,
-        /// Why.
+        /// The cause.
         source: io::Error,
     },
-    /// Others than its owner can read or change the file.
+    /// Other users can read or change the file.
     #[error(
-        "the key {} is open to others than its owner (mode {mode:03o}): whoever read it can pass for this machine; if nobody did, `chmod 600` it, else remove it and join again",
+        "the key {} is accessible to other users (mode {mode:03o}): anybody who has read it can pose as this machine; if nobody has, run `chmod 600` on it, otherwise remove it and join again",
         path.display()
     )]
     Open {
@@ -58,32 +58,32 @@ pub enum KeyError {
         /// Its permissions.
         mode: u32,
     },
-    /// The file belongs to somebody else.
+    /// The file belongs to another user.
     #[error("the key {} belongs to user {owner}, and this process is user {user}: run it as the owner", path.display())]
     Owner {
         /// The file.
         path: PathBuf,
-        /// Whose it is.
+        /// The owner of the file.
         owner: u32,
-        /// Who we are.
+        /// The user of this process.
         user: u32,
     },
-    /// The file holds something else.
-    #[error("{} holds no key: restore it from a backup, or remove it and join again", path.display())]
+    /// The file is not a key.
+    #[error("{} is not a key: restore it from a backup, or remove it and join again", path.display())]
     Form {
         /// The file.
         path: PathBuf,
     },
-    /// The system gives no random numbers.
-    #[error("no key can be made: the system gives no random numbers")]
+    /// The system provides no random numbers.
+    #[error("cannot create a key: the system provides no random numbers")]
     Random,
 }
 
 impl KeyPair {
-    /// A new one.
+    /// Generates a new key.
     ///
     /// # Errors
-    /// When the system gives no random numbers.
+    /// If the system provides no random numbers.
     pub fn generate() -> Result<Self, KeyError> {
         let document =
             Ed25519KeyPair::generate_pkcs8(&SystemRandom::new()).map_err(|_| KeyError::Random)?;
@@ -99,10 +99,10 @@ impl KeyPair {
     /// Reads a key file (PKCS#8, RFC 8410).
     ///
     /// # Errors
-    /// When it cannot be read, holds no key, or others can read it, too.
+    /// If the file cannot be read, is not a key, or is accessible to other users.
     pub fn load(path: &Path) -> Result<Self, KeyError> {
         let read = |source| KeyError::Read { path: path.into(), source };
-        // What is checked is what is read: the open file, not the name.
+        // Checks the open file, not the name, so that the same file is read.
         let mut file = fs::File::open(path).map_err(read)?;
         let metadata = file.metadata().map_err(read)?;
         let (mode, owner) = (metadata.mode() & 0o777, metadata.uid());
@@ -119,10 +119,10 @@ impl KeyPair {
         Self::from_pkcs8(pkcs8).ok_or_else(|| KeyError::Form { path: path.into() })
     }
 
-    /// Reads a key file; makes one, mode 0600 from its first moment, where there is none.
+    /// Reads a key file. Creates it if it is missing, with mode 0600 from the start.
     ///
     /// # Errors
-    /// As [`KeyPair::load`], and when the file cannot be written.
+    /// See [`KeyPair::load`]; also if the file cannot be written.
     pub fn load_or_create(path: &Path) -> Result<Self, KeyError> {
         match Self::load(path) {
             Err(KeyError::Read { source, .. }) if source.kind() == io::ErrorKind::NotFound => {}
@@ -133,7 +133,7 @@ impl KeyPair {
         Ok(key)
     }
 
-    /// All of it or nothing, on disk before the name is there.
+    /// Saves the key atomically: it is on disk before its name exists.
     fn save(&self, path: &Path) -> io::Result<()> {
         let new = path.with_extension("new");
         match fs::remove_file(&new) {
@@ -144,16 +144,16 @@ impl KeyPair {
             fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&new)?;
         file.write_all(&self.pkcs8)?;
         file.sync_all()?;
-        // A key that is there already stays.
+        // Keeps an existing key.
         let linked = fs::hard_link(&new, path);
         fs::remove_file(&new)?;
         linked?;
-        // Without this a power cut can still take the name away.
+        // Without this a power failure could still remove the name.
         let dir = path.parent().filter(|dir| !dir.as_os_str().is_empty());
         fs::File::open(dir.unwrap_or(Path::new(".")))?.sync_all()
     }
 
-    /// Its public half.
+    /// Returns the public key.
     pub fn public(&self) -> PublicKey {
         self.public
     }
@@ -163,22 +163,22 @@ impl KeyPair {
     }
 }
 
-/// The digest by which a key is pinned.
+/// Returns the digest by which a key is pinned.
 pub fn digest_of(key: &PublicKey) -> KeyDigest {
     KeyDigest(sha256(&key.0))
 }
 
-/// SHA-256 (FIPS 180-4).
+/// Returns the SHA-256 (FIPS 180-4).
 pub fn sha256(bytes: &[u8]) -> [u8; 32] {
     let mut hash = [0; 32];
     hash.copy_from_slice(digest(&SHA256, bytes).as_ref());
     hash
 }
 
-/// Random bytes of the system, fit for secrets.
+/// Returns random bytes of the system, suitable for secrets.
 ///
 /// # Errors
-/// When the system gives none.
+/// If the system provides none.
 pub fn random<const N: usize>() -> Result<[u8; N], KeyError> {
     let mut bytes = [0; N];
     ring::rand::SecureRandom::fill(&SystemRandom::new(), &mut bytes)
@@ -194,7 +194,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_key_is_made_once_and_for_its_owner_alone() {
+    fn a_key_is_created_once_and_only_readable_by_its_owner() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("key");
         let key = KeyPair::load_or_create(&path).unwrap();
@@ -205,7 +205,7 @@ mod tests {
     }
 
     #[test]
-    fn a_key_that_others_can_read_is_refused() {
+    fn a_key_that_others_can_read_is_an_error() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("key");
         KeyPair::load_or_create(&path).unwrap();
@@ -217,7 +217,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_key_is_refused_and_left_alone() {
+    fn a_file_that_is_not_a_key_is_an_error_and_is_kept() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("key");
         fs::write(&path, "no key").unwrap();

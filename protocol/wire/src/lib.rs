@@ -1,9 +1,9 @@
-//! The bytes of podmesh on the wire: typed sockets over ZeroMQ and heartbeats, by TLS or the
-//! manager's own unix sockets, with a guard between ZeroMQ and whatever came from elsewhere.
+//! The transport of podmesh: typed sockets over ZeroMQ and heartbeats, through TLS or the manager's
+//! local unix sockets, with a guard between ZeroMQ and all input from outside.
 //!
-//! Invariants: no socket here ever reconnects on its own (on any doubt a session is dropped and a
-//! fresh pair of sockets is made), and an identity is never used twice: the manager's front
-//! makes one for each connection.
+//! Invariants: no socket here ever reconnects by itself (after any error a session is dropped and a
+//! new pair of sockets is made), and an identity is never used twice: the manager's front assigns
+//! one to each connection.
 
 pub mod address;
 pub mod backoff;

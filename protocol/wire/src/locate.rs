@@ -1,4 +1,4 @@
-//! How the way to the manager is found.
+//! Finds the route to the manager.
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -11,12 +11,12 @@ use crate::route::Route;
 /// The folder with the manager's sockets, in the data folder of its machine.
 pub const SOCKETS_DIR: &str = "run";
 
-/// Where a manager is, as people name it.
+/// The manager, as users name it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ManagerPlace {
     /// On the network: `manager.lan`, `10.0.0.1:7770`.
     Network(ManagerAddress),
-    /// On this machine, with this data folder; a path has a `/` in it.
+    /// On this machine, with this data folder; a path contains a `/`.
     DataDir(PathBuf),
 }
 
@@ -40,24 +40,23 @@ impl fmt::Display for ManagerPlace {
     }
 }
 
-/// Finds the way to the manager, anew for each connection: a manager may be set up, and a
+/// Finds the route to the manager, again for each connection: a manager may be set up, and a
 /// cluster joined, at any time.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Locator {
-    /// Where it is, where that was said.
+    /// The manager, if the user named it.
     pub place: Option<ManagerPlace>,
-    /// The data folder of this machine, or this user.
+    /// The data folder of this machine, or of this user.
     pub data_dir: PathBuf,
-    /// The folder with the key and the enrolment.
+    /// The folder with the key and the enrolment file.
     pub enrolment_dir: PathBuf,
 }
 
 impl Locator {
-    /// The way: that to the cluster that was joined; where none was, that to the manager of the
-    /// data folder.
+    /// Returns the route to the cluster that was joined, or else to the manager of the data folder.
     ///
     /// # Errors
-    /// When what was joined cannot be used, or an address was named and nothing was joined.
+    /// If the enrolment cannot be used, or an address was given without having joined.
     pub fn find(&self) -> Result<Route, EnrolmentError> {
         let address = match &self.place {
             Some(ManagerPlace::DataDir(dir)) => return Ok(local(dir)),
@@ -82,7 +81,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_path_is_a_folder_and_all_else_an_address() {
+    fn a_path_is_a_folder_and_any_other_text_an_address() {
         for (text, folder) in
             [("./x", true), ("/var/lib/podmesh", true), ("x", false), ("10.0.0.1:1", false)]
         {
@@ -93,7 +92,7 @@ mod tests {
     }
 
     #[test]
-    fn an_address_alone_is_not_enough() {
+    fn an_address_without_a_key_is_an_error() {
         let dir = tempfile::tempdir().unwrap();
         let mut locator = Locator {
             place: None,
@@ -104,6 +103,6 @@ mod tests {
         assert_eq!(said, dir.path().join("run").display().to_string());
         locator.place = Some("manager.lan".parse().unwrap());
         let said = locator.find().unwrap_err().to_string();
-        assert!(said.contains("joined no cluster"), "{said}");
+        assert!(said.contains("has not joined a cluster"), "{said}");
     }
 }

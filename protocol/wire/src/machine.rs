@@ -1,50 +1,70 @@
-//! What a machine gives a daemon: open files, and room on its disks.
+//! The resources of the machine for a daemon: open files, and disk space.
 
 use std::io;
 use std::path::Path;
 
+use nix::errno::Errno;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::statvfs::statvfs;
+use nix::unistd::{AccessFlags, access};
 
-/// Bytes that a daemon keeps free for what is under way; new work is refused below. A file system
-/// that is filled by others can still come to have none.
+/// Bytes that a daemon keeps free for running work; below that it refuses new work. Other programs
+/// can still fill the file system completely.
 pub const RESERVE_BYTES: u64 = 16 << 20;
-/// More is of no use here, and some programs close every number up to the limit.
+/// A higher limit is useless here, and some programs close every descriptor up to the limit.
 const OPEN_FILES: u64 = 65_536;
 
-/// Raises this process's limit of open files as far as it may, up to 65,536: connections and
-/// attempts take some each, and the usual 1024 are for programs that use select(2). Where that does not go, a warning is logged.
+/// Raises this process's limit on open files as far as possible, up to 65,536: connections and
+/// attempts need several each, and the usual 1024 is meant for programs that use select(2). Logs a
+/// warning if that fails.
 pub fn raise_open_files() {
     let raised = getrlimit(Resource::RLIMIT_NOFILE).and_then(|(soft, hard)| {
         let wanted = OPEN_FILES.min(hard);
         if soft < wanted { setrlimit(Resource::RLIMIT_NOFILE, wanted, hard) } else { Ok(()) }
     });
     if let Err(error) = raised {
-        tracing::warn!(%error, "the limit of open files cannot be raised");
+        tracing::warn!(%error, "cannot raise the limit on open files");
     }
 }
 
-/// How many files this process may have open.
+/// Returns how many files this process may have open.
 pub(crate) fn open_files() -> u64 {
     getrlimit(Resource::RLIMIT_NOFILE).map_or(1024, |(soft, _)| soft)
 }
 
-/// How many bytes this process may still write to the file system of a path (statvfs(3)).
+/// Returns how many bytes this process may still write to the file system of a path (statvfs(3)).
 ///
 /// # Errors
-/// When the path is not there.
+/// If the path does not exist.
 pub fn free_bytes(path: &Path) -> io::Result<u64> {
     let found = statvfs(path)?;
     Ok(found.blocks_available().saturating_mul(found.fragment_size()))
 }
 
-/// Why no new work is taken with this folder; none where there is room. A folder that cannot be
-/// looked at is not refused for that: whoever writes to it will see.
-pub fn no_room(path: &Path) -> Option<String> {
+/// Returns how many bytes the file system of a path can hold, used or not.
+///
+/// # Errors
+/// If the path does not exist.
+pub fn disk_bytes(path: &Path) -> io::Result<u64> {
+    let found = statvfs(path)?;
+    Ok(found.blocks().saturating_mul(found.fragment_size()))
+}
+
+/// Returns why no new work can be accepted with this folder: its file system is full or read-only.
+/// `None` if it can be written to, or is missing: a missing folder is created when it is needed.
+pub fn unwritable(path: &Path) -> Option<String> {
+    let folder = path.display();
+    if let Err(error) = access(path, AccessFlags::W_OK | AccessFlags::X_OK)
+        && error != Errno::ENOENT
+    {
+        return Some(format!(
+            "cannot write to {folder}: {}; make it writable; no restart is needed",
+            io::Error::from(error)
+        ));
+    }
     let free = free_bytes(path).ok().filter(|free| *free < RESERVE_BYTES)?;
     Some(format!(
-        "no room is left in {}: {free} bytes are free, and {RESERVE_BYTES} are kept for what is under way; make room on its file system, nothing has to be started again",
-        path.display()
+        "no room is left in {folder}: {free} bytes are free, and {RESERVE_BYTES} are reserved for running work; free some space on its file system; no restart is needed"
     ))
 }
 
@@ -53,9 +73,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_folder_that_is_not_there_is_not_refused() {
-        assert_eq!(no_room(Path::new("/nowhere/at/all")), None);
+    fn a_missing_folder_takes_work() {
+        assert_eq!(unwritable(Path::new("/nowhere/at/all")), None);
         assert!(free_bytes(Path::new("/nowhere/at/all")).is_err());
         assert!(free_bytes(Path::new("/")).is_ok());
+    }
+
+    #[test]
+    fn a_file_system_that_is_read_only_takes_no_work() {
+        let why = unwritable(Path::new("/proc/self")).unwrap_or_default();
+        assert!(why.starts_with("cannot write to /proc/self: "), "{why}");
     }
 }

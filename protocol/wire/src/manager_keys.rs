@@ -1,5 +1,5 @@
-//! The manager's keys: the one that it shows, and the one that is to follow. Whoever connects is told
-//! both, and so the second can take the place of the first at any time without a word to anybody.
+//! The manager's keys: the current one and the next one. Every peer that connects gets the digests
+//! of both, so the next key can replace the current one at any time without further notice.
 
 use std::fs;
 use std::io;
@@ -13,38 +13,38 @@ use crate::error::WireError;
 use crate::key::{KeyError, KeyPair, digest_of};
 use crate::tls;
 
-/// The key that the manager shows, in its data directory.
+/// The manager's current key, in its data directory.
 pub const KEY_FILE: &str = "key";
 const NEXT_FILE: &str = "key.next";
-/// The one after the next, in the middle of a rotation.
+/// The key after the next one, during a rotation.
 const AFTER_FILE: &str = "key.after";
 
-/// Both keys.
+/// The current and the next key.
 #[derive(Debug)]
 pub struct ManagerKeys {
-    /// What it shows.
+    /// The key that the manager uses.
     pub current: KeyPair,
-    /// What it will show after the next rotation.
+    /// The key that it uses after the next rotation.
     pub next: KeyPair,
 }
 
 impl ManagerKeys {
-    /// Those in a data directory; makes what is missing.
+    /// Loads the keys of a data directory; creates missing ones.
     ///
     /// # Errors
-    /// As [`KeyPair::load_or_create`].
+    /// See [`KeyPair::load_or_create`].
     pub fn load_or_create(dir: &Path) -> Result<Self, KeyError> {
-        // Left by a rotation that a kill ended half-way: it is finished.
+        // Completes a rotation that a kill interrupted.
         rename(dir, AFTER_FILE, NEXT_FILE, &dir.join(NEXT_FILE))?;
         let current = KeyPair::load_or_create(&dir.join(KEY_FILE))?;
         Ok(Self { current, next: KeyPair::load_or_create(&dir.join(NEXT_FILE))? })
     }
 
-    /// The next key takes the place of the current one, and a new one its own. Killed at any
-    /// moment, it leaves a key that everybody was told of.
+    /// Replaces the current key by the next one, and creates a new next one. A kill at any moment
+    /// leaves a key that all peers know.
     ///
     /// # Errors
-    /// As [`KeyPair::load_or_create`].
+    /// See [`KeyPair::load_or_create`].
     pub fn rotate(dir: &Path) -> Result<Self, KeyError> {
         remove(&dir.join(AFTER_FILE))?;
         KeyPair::load_or_create(&dir.join(AFTER_FILE))?;
@@ -52,7 +52,7 @@ impl ManagerKeys {
         Self::load_or_create(dir)
     }
 
-    /// The digests of both, as peers are told.
+    /// Returns the digests of both keys, for peers.
     pub fn digests(&self) -> [KeyDigest; 2] {
         [&self.current, &self.next].map(|key| digest_of(&key.public()))
     }
@@ -67,7 +67,8 @@ fn remove(path: &Path) -> Result<(), KeyError> {
     }
 }
 
-/// Renames a key, on disk when this returns; nothing where there is none, or `unless` is there.
+/// Renames a key file, and returns when that is on disk. Does nothing if the file does not exist,
+/// or if `unless` does.
 fn rename(dir: &Path, from: &str, to: &str, unless: &Path) -> Result<(), KeyError> {
     let write = |source| KeyError::Write { path: dir.join(to), source };
     if unless.is_file() || !dir.join(from).is_file() {
@@ -77,16 +78,16 @@ fn rename(dir: &Path, from: &str, to: &str, unless: &Path) -> Result<(), KeyErro
     fs::File::open(dir).and_then(|dir| dir.sync_all()).map_err(write)
 }
 
-/// What the front shows, and says; can be replaced while it runs.
+/// The keys that the front uses; they can be replaced while it runs.
 #[derive(Clone)]
-pub struct ShownKeys(Arc<RwLock<Shown>>);
+pub struct ShownKeys(Arc<RwLock<CurrentKeys>>);
 
-struct Shown {
+struct CurrentKeys {
     tls: Arc<ServerConfig>,
     digests: [KeyDigest; 2],
 }
 
-impl Shown {
+impl CurrentKeys {
     fn new(keys: &ManagerKeys) -> Result<Self, WireError> {
         let tls = tls::server_config(&keys.current).map_err(WireError::Tls)?;
         Ok(Self { tls, digests: keys.digests() })
@@ -94,25 +95,25 @@ impl Shown {
 }
 
 impl ShownKeys {
-    /// Shows these.
+    /// Uses these keys.
     ///
     /// # Errors
-    /// When TLS cannot be set up.
+    /// If TLS cannot be set up.
     pub fn new(keys: &ManagerKeys) -> Result<Self, WireError> {
-        Ok(Self(Arc::new(RwLock::new(Shown::new(keys)?))))
+        Ok(Self(Arc::new(RwLock::new(CurrentKeys::new(keys)?))))
     }
 
-    /// Shows others from the next connection on.
+    /// Uses other keys from the next connection on.
     ///
     /// # Errors
-    /// When TLS cannot be set up; then nothing changes.
+    /// If TLS cannot be set up; then nothing changes.
     pub fn replace(&self, keys: &ManagerKeys) -> Result<(), WireError> {
-        // No code that can panic runs while it is held.
-        *self.0.write().unwrap_or_else(PoisonError::into_inner) = Shown::new(keys)?;
+        // No code that can panic runs under this lock.
+        *self.0.write().unwrap_or_else(PoisonError::into_inner) = CurrentKeys::new(keys)?;
         Ok(())
     }
 
-    /// The digests of the keys of now and next.
+    /// Returns the digests of the current and the next key.
     pub fn digests(&self) -> [KeyDigest; 2] {
         self.0.read().unwrap_or_else(PoisonError::into_inner).digests
     }
@@ -128,7 +129,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_next_key_is_known_before_it_is_used() {
+    fn peers_know_the_next_key_before_it_is_used() {
         let dir = tempfile::tempdir().unwrap();
         let first = ManagerKeys::load_or_create(dir.path()).unwrap().digests();
         assert_eq!(ManagerKeys::load_or_create(dir.path()).unwrap().digests(), first);
@@ -140,13 +141,13 @@ mod tests {
     }
 
     #[test]
-    fn a_rotation_that_was_killed_anywhere_leaves_a_key_that_everybody_knows() {
+    fn a_killed_rotation_leaves_a_key_that_peers_know() {
         let dir = tempfile::tempdir().unwrap();
         let told = ManagerKeys::load_or_create(dir.path()).unwrap().digests();
-        // Killed before the first rename: nothing has happened.
+        // Killed before the first rename: nothing has changed.
         KeyPair::load_or_create(&dir.path().join(AFTER_FILE)).unwrap();
         assert_eq!(ManagerKeys::load_or_create(dir.path()).unwrap().digests(), told);
-        // Killed between the two: it goes on to the end.
+        // Killed between the two: the rotation is completed.
         fs::rename(dir.path().join(NEXT_FILE), dir.path().join(KEY_FILE)).unwrap();
         let after = ManagerKeys::load_or_create(dir.path()).unwrap().digests();
         assert_eq!(after[0], told[1]);

@@ -1,5 +1,5 @@
-//! What waits to leave on a connection, bounded in bytes: a peer that does not read costs the
-//! memory that it was granted, and holds up nobody else.
+//! The outgoing queue of a connection, bounded in bytes: a peer that does not read uses only the
+//! memory granted to it, and blocks nobody else.
 
 use std::collections::VecDeque;
 use std::io;
@@ -13,22 +13,23 @@ use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 
 use crate::guard::zmtp::frame_header;
 
-/// What a frame takes besides its body.
+/// The bytes of a frame in addition to its body.
 const FRAME_OVERHEAD_BYTES: usize = 64;
-/// Bytes that are gathered for one write.
+/// The number of bytes collected for one write.
 const WRITE_BYTES: usize = 64 << 10;
-/// What the buffer for them keeps while nothing is written.
+/// The size of the write buffer kept while nothing is written.
 const IDLE_BYTES: usize = 4 << 10;
 
-/// The queue of a connection. Messages enter it in one of three ways: [`Outbox::push`] refuses
-/// what does not fit, [`Outbox::send`] waits until it fits, and [`Outbox::add`] takes it always.
+/// The queue of a connection. There are three ways to add a message: [`Outbox::push`] refuses a
+/// message that does not fit, [`Outbox::send`] waits until it fits, and [`Outbox::add`] always
+/// accepts it.
 #[derive(Debug)]
 pub(crate) struct Outbox {
     bytes_max: u32,
     queue: Mutex<Queue>,
-    /// Room for messages that wait for it, first come first served.
+    /// Room for the messages that wait for it, first come first served.
     room: Arc<Semaphore>,
-    /// There is something to write, or it is closed.
+    /// There is something to write, or the queue is closed.
     work: Notify,
     /// Something was written.
     written: Notify,
@@ -39,14 +40,14 @@ pub(crate) struct Outbox {
 #[derive(Debug, Default)]
 struct Queue {
     frames: VecDeque<Frame>,
-    /// Of the frames, and of those that are being written.
+    /// The bytes of the queued frames, and of those being written.
     bytes: usize,
-    /// How many bytes waited when a message did not fit.
+    /// The number of queued bytes when a message did not fit.
     overflow: Option<usize>,
     closed: bool,
 }
 
-/// A frame to be sent.
+/// A queued frame.
 #[derive(Debug)]
 struct Frame {
     body: Bytes,
@@ -70,8 +71,8 @@ impl Outbox {
         }
     }
 
-    /// Adds a message. False when it does not fit: then it is not added. One message always fits
-    /// an empty queue.
+    /// Adds a message, or returns false if it does not fit. One message always fits into an empty
+    /// queue.
     pub(crate) fn push(&self, message: &[Bytes]) -> bool {
         let mut queue = self.queue.lock();
         if queue.bytes > 0 && queue.bytes + size_of(message) > self.bytes_max as usize {
@@ -87,13 +88,13 @@ impl Outbox {
         true
     }
 
-    /// Adds a message even where it does not fit.
+    /// Adds a message even if it does not fit.
     pub(crate) fn add(&self, message: &[Bytes]) {
         self.queue.lock().add(message, None);
         self.work.notify_one();
     }
 
-    /// Adds a message as soon as it fits; those who wait take turns. Can be dropped while it waits.
+    /// Adds a message as soon as it fits; waiting senders take turns. Cancel-safe.
     pub(crate) async fn send(&self, message: &[Bytes]) {
         let size = u32::try_from(size_of(message)).unwrap_or(u32::MAX).min(self.bytes_max);
         // The semaphore is never closed.
@@ -102,11 +103,11 @@ impl Outbox {
         self.work.notify_one();
     }
 
-    /// Returns once no more than so many bytes wait.
+    /// Returns once at most this number of bytes are queued.
     pub(crate) async fn has_drained_to(&self, bytes: usize) {
         loop {
             let mut written = pin!(self.written.notified());
-            // From here on, what is written is noticed.
+            // From here on, every write is noticed.
             written.as_mut().enable();
             if self.queue.lock().bytes <= bytes {
                 return;
@@ -115,7 +116,7 @@ impl Outbox {
         }
     }
 
-    /// Returns once a message was refused by [`Outbox::push`]: how many bytes waited then.
+    /// Waits until [`Outbox::push`] has refused a message. Returns how many bytes were queued then.
     pub(crate) async fn has_overflown(&self) -> usize {
         loop {
             let overflow = self.overflow.notified();
@@ -126,16 +127,16 @@ impl Outbox {
         }
     }
 
-    /// Nothing more is added: [`Outbox::write_to`] ends when all is written.
+    /// Closes the queue: [`Outbox::write_to`] ends when everything is written.
     pub(crate) fn close(&self) {
         self.queue.lock().closed = true;
         self.work.notify_one();
     }
 
-    /// Writes what is added until the outbox is closed.
+    /// Writes all messages until the outbox is closed.
     ///
     /// # Errors
-    /// When the stream fails.
+    /// If the stream fails.
     pub(crate) async fn write_to(&self, to: &mut (impl AsyncWrite + Unpin)) -> io::Result<()> {
         let mut gathered = Vec::new();
         loop {
@@ -198,7 +199,7 @@ mod tests {
     use crate::stream::MessageReader;
 
     #[tokio::test]
-    async fn what_fits_is_kept_and_what_does_not_is_refused_until_it_is_read() {
+    async fn a_message_that_does_not_fit_is_refused_until_others_are_read() {
         let outbox = Arc::new(Outbox::new(1000));
         let body = [Bytes::from(vec![1; 400])];
         assert!(outbox.push(&body));
@@ -212,7 +213,7 @@ mod tests {
         for _ in 0..2 {
             assert_eq!(reader.next().await.unwrap().unwrap(), body);
         }
-        // Larger than the bound, and yet it goes through: alone.
+        // Larger than the limit, but it passes, alone.
         let large = Bytes::from(vec![2; 200_000]);
         let message = [large.clone(), body[0].clone()];
         for _ in 0..3 {
@@ -227,7 +228,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn senders_that_wait_take_turns() {
+    async fn waiting_senders_take_turns() {
         let outbox = Arc::new(Outbox::new(100));
         let sender = |byte: u8| {
             let outbox = Arc::clone(&outbox);
@@ -246,7 +247,7 @@ mod tests {
         for _ in 0..6 {
             order.push(reader.next().await.unwrap().unwrap()[0][0]);
         }
-        // The first found room, and stood in line again before the other one came.
+        // The first sender found room, and queued again before the second one came.
         assert_eq!(order, [1, 1, 2, 1, 2, 2]);
         one.await.unwrap();
         two.await.unwrap();

@@ -20,20 +20,21 @@ pub struct Publisher {
 }
 
 impl Publisher {
-    /// Listens on a socket to which only the front connects ([`crate::front::Front`]).
+    /// Listens on a socket to which only the front ([`crate::front::Front`]) connects.
     ///
     /// # Errors
-    /// When it cannot be used.
+    /// If the socket cannot be used.
     pub async fn bind(listener: UnixListener) -> Result<Self, WireError> {
         let mut socket = PubSocket::new();
         socket.bind_listener(listener).await?;
         Ok(Self { socket })
     }
 
-    /// Publishes; never waits for a subscriber. What a slow one has no room for is lost to it.
+    /// Publishes a message; never waits for a subscriber. A slow subscriber loses what it has no
+    /// room for.
     ///
     /// # Errors
-    /// [`WireError::Encode`] when the publication is over the limit of a frame.
+    /// [`WireError::Encode`] if the publication is larger than a frame may be.
     pub async fn publish(&mut self, topic: &str, publication: &Published) -> Result<(), WireError> {
         let mut message = ZmqMessage::from(Bytes::copy_from_slice(topic.as_bytes()));
         message.push_back(codec::encode(publication)?.into());
@@ -45,7 +46,7 @@ impl Publisher {
 /// A SUB socket: one connection.
 pub struct Subscriber {
     reader: MessageReader<ReadHalf<Box<dyn Duplex>>>,
-    /// The connection lives as long as both halves do.
+    /// The connection exists as long as both halves do.
     _writer: WriteHalf<Box<dyn Duplex>>,
 }
 
@@ -53,7 +54,7 @@ impl Subscriber {
     /// Connects to a PUB socket and subscribes to topics.
     ///
     /// # Errors
-    /// When the manager is not there, refuses, or does not finish the handshake in time.
+    /// If the manager is not there, refuses, or does not finish the handshake in time.
     pub async fn connect(route: &Route, topics: &[&str]) -> Result<Self, WireError> {
         let mut stream = route.open(Service::Publications).await?;
         let subscribe = async {
@@ -71,11 +72,11 @@ impl Subscriber {
         Ok(Self { reader: MessageReader::new(reader, Traffic::Messages), _writer: writer })
     }
 
-    /// The next publication. Can be dropped and called again without loss.
+    /// Returns the next publication. Cancel-safe.
     ///
     /// # Errors
-    /// [`WireError::Disconnected`] when the connection has ended; others when what came is no
-    /// publication. After any error it is to be dropped.
+    /// [`WireError::Disconnected`] if the connection has ended; other errors if the input is not a
+    /// publication. After any error the subscriber must be dropped.
     pub async fn recv(&mut self) -> Result<Published, WireError> {
         match self.reader.next().await.map_err(WireError::broken)?.as_deref() {
             Some([_topic, frame]) => Ok(codec::decode(frame)?),

@@ -1,4 +1,4 @@
-//! The ways to a manager: over the network by TLS, or on its own machine by its unix sockets.
+//! The routes to a manager: over the network by TLS, or on its own machine by its unix sockets.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -6,12 +6,10 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use podmesh_protocol::access::{Admitted, JoinRequest, JoinToken, Joined, KeyDigest};
-use podmesh_protocol::codec;
+use podmesh_protocol::codec::{self, Message};
 use podmesh_protocol::error::ErrorReply;
 use podmesh_protocol::ids::Name;
 use podmesh_protocol::limits::{MANAGER_KEYS_MAX, PROTOCOL_VERSION};
-use serde::Serialize;
-use serde::de::DeserializeOwned;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpStream, UnixStream};
 use tokio::time::timeout;
@@ -27,32 +25,32 @@ use crate::tls::{self, Service};
 
 /// How long a connection with its handshake may take.
 pub const CONNECT_LIMIT: Duration = Duration::from_secs(5);
-/// Bytes of a message outside of ZMTP at the most.
+/// The maximum size of a message outside ZMTP in bytes.
 const FRAMED_BYTES_MAX: usize = 16 << 10;
 
-/// Where on its own machine a manager is reached: the sockets' names in its folder.
+/// The names of the sockets in the manager's folder on its own machine.
 pub const CONTROL_SOCKET: &str = "control.sock";
 /// See [`CONTROL_SOCKET`].
 pub const PUBLICATIONS_SOCKET: &str = "publications.sock";
 /// See [`CONTROL_SOCKET`].
 pub const HEARTBEATS_SOCKET: &str = "heartbeats.sock";
 
-/// A way to a manager.
+/// A route to a manager.
 #[derive(Clone, Debug)]
 pub enum Route {
-    /// By the unix sockets in this folder of a manager on this machine. Who one is, the system
-    /// says.
+    /// By the unix sockets in this folder of a manager on this machine. The system identifies the
+    /// user.
     Local(PathBuf),
     /// Over the network.
     Remote {
-        /// Where it may be; tried in this order.
+        /// The addresses, in the order in which to try them.
         addresses: Vec<ManagerAddress>,
-        /// Who one is, and whose manager it must be.
+        /// The own key, and the keys that the manager may have.
         credentials: Arc<Credentials>,
     },
 }
 
-/// Who one is, and which manager is meant.
+/// The own key, and the keys that the manager may have.
 #[derive(Debug)]
 pub struct Credentials {
     own: OwnKey,
@@ -63,17 +61,20 @@ pub struct Credentials {
 #[derive(Debug)]
 enum OwnKey {
     Given(Arc<KeyPair>),
-    /// In the folder of an enrolment. It is read for each connection: it may have been renewed.
+    /// In the folder of an enrolment. It is read for each connection, because it may have been
+    /// renewed.
     Kept(PathBuf),
 }
 
 impl Credentials {
-    /// With a key and the digests of keys that the manager may have; nothing is kept.
+    /// Creates credentials with a key and the digests of keys that the manager may have; nothing is
+    /// saved.
     pub fn new(key: KeyPair, manager: Vec<KeyDigest>) -> Self {
         Self { own: OwnKey::Given(Arc::new(key)), manager: Mutex::new(manager) }
     }
 
-    /// Those of an enrolment's folder, where the manager's further keys are kept, too.
+    /// Creates the credentials of an enrolment's folder, where new keys of the manager are saved,
+    /// too.
     pub(crate) fn kept_in(dir: &Path, manager: Vec<KeyDigest>) -> Self {
         Self { own: OwnKey::Kept(dir.into()), manager: Mutex::new(manager) }
     }
@@ -86,11 +87,12 @@ impl Credentials {
     }
 
     fn manager(&self) -> Vec<KeyDigest> {
-        // No code that can panic runs while it is held.
+        // No code that can panic runs under this lock.
         self.manager.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// The manager, which has shown one of the keys that were known, says which it may have.
+    /// Records the keys that the manager may have next. The manager itself, identified by a known
+    /// key, announced them.
     fn learn(&self, digests: Vec<KeyDigest>) {
         let mut known = self.manager.lock().unwrap_or_else(PoisonError::into_inner);
         let usable = !digests.is_empty() && digests.len() <= MANAGER_KEYS_MAX;
@@ -100,7 +102,7 @@ impl Credentials {
         if let OwnKey::Kept(dir) = &self.own
             && let Err(error) = Enrolment::learn(dir, &digests)
         {
-            tracing::warn!(%error, "the manager's next key could not be kept");
+            tracing::warn!(%error, "cannot save the manager's next key");
         }
         *known = digests;
     }
@@ -120,12 +122,12 @@ impl std::fmt::Display for Route {
     }
 }
 
-/// A stream both ways.
+/// A bidirectional stream.
 pub trait Duplex: AsyncRead + AsyncWrite + Send + Unpin {}
 
 impl<T: AsyncRead + AsyncWrite + Send + Unpin> Duplex for T {}
 
-/// The socket file of a service.
+/// Returns the socket file of a service.
 fn socket_of(service: Service) -> &'static str {
     match service {
         Service::Control | Service::Join => CONTROL_SOCKET,
@@ -135,15 +137,15 @@ fn socket_of(service: Service) -> &'static str {
 }
 
 impl Route {
-    /// A stream of heartbeats, for [`crate::heartbeat`].
+    /// Opens a stream of heartbeats, for [`crate::heartbeat`].
     ///
     /// # Errors
-    /// When the manager is not there, or refuses.
+    /// If the manager is not there, or refuses.
     pub async fn heartbeats(&self) -> Result<Box<dyn Duplex>, WireError> {
         self.open(Service::Heartbeats).await
     }
 
-    /// A connection for a service.
+    /// Opens a connection for a service.
     pub(crate) async fn open(&self, service: Service) -> Result<Box<dyn Duplex>, WireError> {
         match self {
             Self::Local(dir) => {
@@ -166,7 +168,7 @@ fn no_manager(dir: &Path, source: io::Error) -> WireError {
     WireError::NoLocalManager { dir: dir.into(), source }
 }
 
-/// Connects to the first address at which the manager is.
+/// Connects to the first address at which the manager is found.
 async fn open(
     addresses: &[ManagerAddress],
     credentials: &Credentials,
@@ -196,17 +198,17 @@ async fn open_at(
     Ok(stream)
 }
 
-/// What went wrong at the addresses that were tried.
+/// The error of the addresses tried so far.
 #[derive(Default)]
 struct Failed(Option<WireError>);
 
 impl Failed {
-    /// Notes an error; gives it back when no other address is worth a try.
+    /// Records an error; returns it if it is useless to try another address.
     fn note(&mut self, error: WireError) -> Result<(), WireError> {
         match (&self.0, error) {
-            // It is the manager, and its word counts.
+            // It is the manager, and its decision is final.
             (_, error @ WireError::Refused { .. }) => Err(error),
-            // That nobody is at one address says less than what went wrong at another.
+            // A failed connection is less informative than an error at another address.
             (None | Some(WireError::Connect { .. }), error) => {
                 self.0 = Some(error);
                 Ok(())
@@ -222,7 +224,7 @@ impl From<Failed> for WireError {
     }
 }
 
-/// Bounds a step of a connection.
+/// Limits the time of a step of a connection.
 async fn within<T>(
     address: &ManagerAddress,
     step: impl Future<Output = io::Result<T>>,
@@ -245,7 +247,7 @@ async fn handshake(
 ) -> Result<TlsStream<TcpStream>, WireError> {
     let config = tls::client_config(key, pins, service).map_err(WireError::Tls)?;
     let stream = within(address, TcpStream::connect((address.host.as_str(), address.port))).await?;
-    // Without it a small message could wait for the acknowledgement of the one before.
+    // Otherwise a small message could wait for the acknowledgement of the previous one.
     stream.set_nodelay(true)?;
     let connect = TlsConnector::from(config).connect(tls::server_name(), stream);
     let stream = match within(address, connect).await {
@@ -268,11 +270,11 @@ fn tls_error(address: ManagerAddress, source: io::Error) -> WireError {
     }
 }
 
-/// Joins a cluster with a token: from then on the manager knows the key. Gives the addresses of
-/// the token, that at which the manager was met first.
+/// Joins a cluster with a token: from then on the manager knows the key. Returns the addresses of
+/// the token, beginning with the one at which the manager was found.
 ///
 /// # Errors
-/// When the manager cannot be met, has another key than the token says, or refuses.
+/// If the manager cannot be reached, has another key than in the token, or refuses.
 pub async fn join(
     token: &JoinToken,
     key: &KeyPair,
@@ -314,8 +316,8 @@ async fn join_at(
     joined.map_err(|error| WireError::Refused { address: address.clone(), error })
 }
 
-/// Writes a message that stands outside of ZMTP: a 32-bit big-endian length, MessagePack.
-pub(crate) async fn write_framed<T: Serialize>(
+/// Writes a message outside ZMTP: a 32-bit big-endian length, then MessagePack.
+pub(crate) async fn write_framed<T: Message>(
     writer: &mut (impl AsyncWrite + Unpin),
     message: &T,
 ) -> io::Result<()> {
@@ -327,7 +329,7 @@ pub(crate) async fn write_framed<T: Serialize>(
 }
 
 /// Reads such a message.
-pub(crate) async fn read_framed<T: DeserializeOwned>(
+pub(crate) async fn read_framed<T: Message>(
     reader: &mut (impl AsyncRead + Unpin),
 ) -> io::Result<T> {
     let length = reader.read_u32().await? as usize;

@@ -1,4 +1,4 @@
-//! Folders with unix sockets, and how long paths do not matter there.
+//! Folders with unix sockets, independent of the length of their paths.
 
 use std::fs::{self, DirBuilder, File};
 use std::io;
@@ -7,18 +7,18 @@ use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 
-/// A folder that holds unix sockets. A socket's path has at most 107 bytes (unix(7)), and a data
-/// directory may lie deeper: so the folder is held open, and its sockets are named through it.
+/// A folder for unix sockets. A socket's path has at most 107 bytes (unix(7)), and a data directory
+/// may have a longer one. So the folder is kept open, and its sockets are addressed through it.
 #[derive(Debug)]
 pub struct SocketDir {
     dir: File,
 }
 
 impl SocketDir {
-    /// Opens a folder that is there.
+    /// Opens an existing folder.
     ///
     /// # Errors
-    /// When it is not, or may not be entered.
+    /// If it does not exist or is not accessible.
     pub fn open(path: &Path) -> io::Result<Self> {
         let dir = File::open(path)?;
         if !dir.metadata()?.is_dir() {
@@ -27,10 +27,10 @@ impl SocketDir {
         Ok(Self { dir })
     }
 
-    /// Makes the folder with this mode, where it is missing, and opens it.
+    /// Creates the folder with this mode if it is missing, and opens it.
     ///
     /// # Errors
-    /// When it cannot be made or opened.
+    /// If it cannot be created or opened.
     pub fn create(path: &Path, mode: u32) -> io::Result<Self> {
         match DirBuilder::new().mode(mode).create(path) {
             Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
@@ -41,18 +41,18 @@ impl SocketDir {
         Ok(this)
     }
 
-    /// A path for a file in it, short, and good as long as this process holds this.
+    /// Returns a short path for a file in the folder, valid as long as this value exists.
     pub fn path(&self, name: &str) -> PathBuf {
         format!("/proc/self/fd/{}/{name}", self.dir.as_raw_fd()).into()
     }
 
-    /// Binds a socket with this mode, in place of one that a process which was killed has left.
+    /// Binds a socket with this mode, and replaces one that a killed process has left.
     ///
     /// # Errors
-    /// When it cannot be bound.
+    /// If the socket cannot be bound.
     pub fn bind(&self, name: &str, mode: u32) -> io::Result<UnixListener> {
-        // Under another name first: ZeroMQ removes the file of a socket some time after it has
-        // closed it, and must not find the file of the next one.
+        // Under another name first: ZeroMQ removes the file of a socket some time after closing it,
+        // and must not remove the file of the next one.
         let new = self.path(&format!(".{name}.new"));
         match fs::remove_file(&new) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
@@ -73,12 +73,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_socket_can_lie_deeper_than_its_path_may_be_long() {
+    fn a_socket_can_have_a_longer_path_than_the_system_allows() {
         let dir = tempfile::tempdir().unwrap();
         let deep = dir.path().join("d".repeat(150));
         let sockets = SocketDir::create(&deep, 0o700).unwrap();
         for _ in 0..2 {
-            // The second finds the first one's file.
+            // The second one replaces the file of the first.
             let listener = sockets.bind("a.sock", 0o660).unwrap();
             UnixStream::connect(SocketDir::open(&deep).unwrap().path("a.sock")).unwrap();
             drop(listener);

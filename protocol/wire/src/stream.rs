@@ -1,7 +1,7 @@
-//! ZMTP 3.0 (RFC 23) over a stream: the handshake, and messages measured by the guard as they come.
+//! ZMTP 3.0 (RFC 23) over a stream: the handshake, and messages that the guard checks on arrival.
 //!
-//! Both ends of every connection between processes are served here: the manager's front and its
-//! peers. ZeroMQ's own sockets see none of these connections (see [`crate::control`]).
+//! Both ends of every connection between processes use this module: the manager's front and its
+//! peers. ZeroMQ's own sockets never see these connections (see [`crate::control`]).
 
 use std::io;
 use std::time::Duration;
@@ -16,28 +16,28 @@ use crate::guard::zmtp::{
     complete_frame, ready_frame, socket_type,
 };
 
-/// Free bytes in the buffer of a connection on which little arrives.
-const READ_BYTES: usize = 2 << 10;
+/// The free buffer space for a connection on which little arrives.
+const READ_BYTES: usize = 512;
 /// The same for a busy connection.
 const READ_BYTES_MAX: usize = 64 << 10;
 
-/// Why a connection ended before its peer closed it.
+/// The reason why a connection ended before its peer closed it.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum StreamError {
     /// The peer broke a rule.
     #[error(transparent)]
     Violation(#[from] Violation),
-    /// The peer took too long over its handshake.
+    /// The handshake took too long.
     #[error("the handshake took longer than {HANDSHAKE_MS_MAX} ms (HANDSHAKE_MS_MAX)")]
     Slow,
     /// The peer reads too slowly.
     #[error("{bytes} bytes were not read, over the limit of {limit} ({name})")]
     Unread {
-        /// How many wait.
+        /// The number of waiting bytes.
         bytes: usize,
-        /// How many may.
+        /// The limit.
         limit: usize,
-        /// The name of that limit.
+        /// The name of the limit.
         name: &'static str,
     },
     /// The connection failed.
@@ -45,11 +45,11 @@ pub(crate) enum StreamError {
     Io(#[from] io::Error),
 }
 
-/// Does the handshake as a socket of the kind `ours`, with a socket of the kind `theirs`.
-/// `identity` is how ROUTER is to call us; none lets it choose.
+/// Does the handshake as a socket of type `ours` with a socket of type `theirs`. `identity` is our
+/// identity for ROUTER; if it is empty, ROUTER chooses one.
 ///
 /// # Errors
-/// When the peer breaks a rule, or takes longer than [`HANDSHAKE_MS_MAX`].
+/// If the peer breaks a rule, or takes longer than [`HANDSHAKE_MS_MAX`].
 pub(crate) async fn handshake(
     stream: &mut (impl AsyncRead + AsyncWrite + Unpin),
     ours: &'static str,
@@ -57,7 +57,8 @@ pub(crate) async fn handshake(
     identity: &[u8],
 ) -> Result<(), StreamError> {
     let exchange = async {
-        // At once: libzmq sends the second half of its greeting when it has seen the first of ours.
+        // Sent at once: libzmq sends the second half of its greeting after it has received our
+        // first half.
         stream.write_all(&GREETING).await?;
         stream.flush().await?;
         let mut greeting = [0; GREETING_BYTES];
@@ -76,7 +77,7 @@ pub(crate) async fn handshake(
         stream.read_exact(&mut ready[header..]).await?;
         let socket = socket_type(&ready[header..])?;
         if socket != theirs {
-            // Short: the whole command is.
+            // Short, because the whole command is.
             return Err(Violation::SocketType(socket.escape_debug().to_string()).into());
         }
         Ok(())
@@ -91,16 +92,16 @@ pub(crate) async fn handshake(
 pub(crate) struct MessageReader<R> {
     from: R,
     buffer: BytesMut,
-    /// How many bytes of the buffer the guard has let pass.
+    /// The number of bytes in the buffer that the guard has accepted.
     passed: usize,
     inspector: Inspector,
-    /// The frames of the message that is being read.
+    /// The frames so far of the current message.
     frames: Vec<Bytes>,
     read_bytes: usize,
 }
 
 impl<R: AsyncRead + Unpin> MessageReader<R> {
-    /// Reads what the guard lets pass as `traffic`.
+    /// Reads the traffic that the guard accepts as `traffic`.
     pub(crate) fn new(from: R, traffic: Traffic) -> Self {
         Self {
             from,
@@ -112,11 +113,10 @@ impl<R: AsyncRead + Unpin> MessageReader<R> {
         }
     }
 
-    /// The frames of the next message; `None` at the end of the stream. Can be dropped and called
-    /// again without loss.
+    /// Returns the frames of the next message; `None` at the end of the stream. Cancel-safe.
     ///
     /// # Errors
-    /// When the peer breaks a rule, or the stream fails or ends inside a message.
+    /// If the peer breaks a rule, or the stream fails or ends inside a message.
     pub(crate) async fn next(&mut self) -> Result<Option<Vec<Bytes>>, StreamError> {
         loop {
             while let Some((more, body)) = complete_frame(&self.buffer[..self.passed]) {
@@ -168,7 +168,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn messages_come_whole_however_they_are_cut() {
+    async fn messages_arrive_complete_in_pieces_of_any_size() {
         let large = vec![7; 100_000];
         let sent: [&[&[u8]]; 4] = [&[b"a"], &[b"b", b"c"], &[b""], &[&large]];
         let bytes: Vec<u8> = sent.iter().flat_map(|frames| message(frames)).collect();
@@ -190,7 +190,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_length_is_refused_before_anything_is_kept_for_it() {
+    async fn an_excessive_length_is_refused_before_memory_is_allocated() {
         let (mut writer, reader) = duplex(64);
         writer.write_all(&frame_header(FRAME_BYTES_MAX + 1, false).as_ref()[..9]).await.unwrap();
         let mut reader = MessageReader::new(reader, Traffic::Messages);

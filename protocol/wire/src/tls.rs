@@ -1,6 +1,6 @@
-//! TLS 1.3 (RFC 8446) with raw public keys (RFC 7250): no certificates, so none that expire. Both
-//! ends show an Ed25519 key. The manager takes any, and asks its tables who it is after the
-//! handshake; everybody else knows the digest of the manager's before.
+//! TLS 1.3 (RFC 8446) with raw public keys (RFC 7250): there are no certificates, so none expire.
+//! Both ends present an Ed25519 key. The manager accepts any key and looks up its owner after the
+//! handshake. Its peers know the digest of the manager's key beforehand.
 
 use std::sync::Arc;
 
@@ -21,7 +21,7 @@ use rustls::{
 
 use crate::key::{KeyPair, digest_of};
 
-/// What a connection is for; told by ALPN (RFC 7301).
+/// The purpose of a connection, selected by ALPN (RFC 7301).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Service {
     /// ROUTER.
@@ -35,10 +35,10 @@ pub enum Service {
 }
 
 impl Service {
-    /// All of them.
+    /// All services.
     pub const ALL: [Self; 4] = [Self::Control, Self::Publications, Self::Heartbeats, Self::Join];
 
-    /// Its name in ALPN; the number is that of the wire's version.
+    /// Returns its name in ALPN; the number is the version of the transport.
     pub fn alpn(self) -> &'static str {
         match self {
             Self::Control => "podmesh-control/1",
@@ -53,7 +53,7 @@ impl Service {
     }
 }
 
-/// A DER `SubjectPublicKeyInfo` of Ed25519 (RFC 8410) up to the key itself.
+/// The DER `SubjectPublicKeyInfo` of Ed25519 (RFC 8410) up to the key itself.
 const SPKI_PREFIX: [u8; 12] =
     [0x30, 0x2a, 0x30, 0x05, 0x06, 0x03, 0x2b, 0x65, 0x70, 0x03, 0x21, 0x00];
 
@@ -61,7 +61,7 @@ fn spki(key: &PublicKey) -> Vec<u8> {
     [&SPKI_PREFIX[..], &key.0].concat()
 }
 
-/// The key in what a peer showed.
+/// Returns the key that a peer presented.
 pub(crate) fn public_key(shown: &CertificateDer<'_>) -> Option<PublicKey> {
     Some(PublicKey(shown.strip_prefix(&SPKI_PREFIX)?.try_into().ok()?))
 }
@@ -73,7 +73,7 @@ fn certified(key: &KeyPair) -> Result<Arc<CertifiedKey>, Error> {
     Ok(Arc::new(CertifiedKey::new(vec![shown], signer)))
 }
 
-/// Of the manager.
+/// Returns the configuration of the manager.
 pub(crate) fn server_config(key: &KeyPair) -> Result<Arc<ServerConfig>, Error> {
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let algorithms = provider.signature_verification_algorithms;
@@ -82,13 +82,14 @@ pub(crate) fn server_config(key: &KeyPair) -> Result<Arc<ServerConfig>, Error> {
         .with_client_cert_verifier(Arc::new(AnyKey { algorithms }))
         .with_cert_resolver(Arc::new(AlwaysResolvesServerRawPublicKeys::new(certified(key)?)));
     config.alpn_protocols = Service::ALL.map(|service| service.alpn().into()).into();
-    // A ticket would bring back a key without asking whether it still counts.
+    // A ticket would readmit a key without checking whether it is still valid.
     config.session_storage = Arc::new(NoServerSessionStorage {});
     config.send_tls13_tickets = 0;
     Ok(Arc::new(config))
 }
 
-/// Of everybody else: for a service of a manager whose key has one of these digests.
+/// Returns the configuration of a peer, for a service of a manager whose key has one of these
+/// digests.
 pub(crate) fn client_config(
     key: &KeyPair,
     pins: &[KeyDigest],
@@ -106,12 +107,12 @@ pub(crate) fn client_config(
         )?)));
     config.alpn_protocols = vec![service.alpn().into()];
     config.resumption = Resumption::disabled();
-    // Nobody goes by a name.
+    // Server names are not used.
     config.enable_sni = false;
     Ok(Arc::new(config))
 }
 
-/// What is asked for by name where nobody goes by one.
+/// Returns a placeholder: the library requires a server name, but none is used.
 pub(crate) fn server_name() -> ServerName<'static> {
     ServerName::IpAddress(rustls::pki_types::IpAddr::from(std::net::Ipv4Addr::UNSPECIFIED))
 }
@@ -130,7 +131,7 @@ fn no_tls12() -> Error {
     Error::PeerIncompatible(PeerIncompatible::Tls12NotOffered)
 }
 
-/// Takes every Ed25519 key whose owner signs with it.
+/// Accepts every Ed25519 key whose owner signs with it.
 #[derive(Debug)]
 struct AnyKey {
     algorithms: WebPkiSupportedAlgorithms,
@@ -180,7 +181,7 @@ impl ClientCertVerifier for AnyKey {
     }
 }
 
-/// Takes keys with one of some digests, and no other.
+/// Accepts only keys with one of the given digests.
 #[derive(Debug)]
 struct PinnedKey {
     pins: Vec<KeyDigest>,
@@ -239,7 +240,7 @@ mod tests {
 
     use super::*;
 
-    /// A whole handshake, in memory.
+    /// Does a complete handshake in memory.
     fn shake_hands(client: &Arc<ClientConfig>, server: &Arc<ServerConfig>) -> HandshakeKind {
         let mut client = ClientConnection::new(Arc::clone(client), server_name()).unwrap();
         let mut server = ServerConnection::new(Arc::clone(server)).unwrap();
@@ -264,12 +265,12 @@ mod tests {
     }
 
     #[test]
-    fn nothing_of_a_connection_lets_anybody_come_back_without_their_key() {
+    fn a_connection_can_never_be_resumed_without_the_key() {
         let (manager, user) = (KeyPair::generate().unwrap(), KeyPair::generate().unwrap());
         let server = server_config(&manager).unwrap();
         let pins = [digest_of(&manager.public())];
         let ours = client_config(&user, &pins, Service::Control).unwrap();
-        // One that would come back with a ticket, if it had been given one.
+        // A client that would use a ticket if it got one.
         let mut eager = ClientConfig::clone(&ours);
         eager.resumption = Resumption::in_memory_sessions(8);
         for client in [ours, Arc::new(eager)] {

@@ -1,4 +1,4 @@
-//! The front against strangers, vandals, and those whose key no longer counts.
+//! The front against unidentified peers, hostile input, and revoked keys.
 #![expect(clippy::unwrap_used, clippy::panic, reason = "tests")]
 
 mod support;
@@ -25,7 +25,7 @@ use tokio::time::timeout;
 
 use support::{PATIENCE, SECRET, TestManager, route};
 
-/// Sends a goodbye and sees it arrive: the manager is well.
+/// Sends a goodbye and waits for it to arrive: the manager works.
 async fn is_well(manager: &mut TestManager) {
     for route in manager.routes() {
         let (_receiver, mut sender) = PeerSocket::connect(&route).await.unwrap().split();
@@ -34,7 +34,7 @@ async fn is_well(manager: &mut TestManager) {
     }
 }
 
-/// Waits until the other end has closed, and gives what it said before.
+/// Waits until the other end has closed the stream. Returns what it sent before.
 async fn closed(stream: &mut (impl AsyncReadExt + Unpin)) -> Vec<u8> {
     let mut said = Vec::new();
     let mut buffer = [0; 1024];
@@ -60,12 +60,12 @@ fn giant(flags: u8, length: u64) -> Vec<u8> {
 }
 
 #[tokio::test]
-async fn the_73_bytes_end_their_own_connection_and_nothing_else() {
+async fn hostile_bytes_end_only_their_own_connection() {
     let mut manager = TestManager::start().await;
     for length in [1 << 33, 1 << 47, 1 << 62, u64::MAX] {
         for flags in [0b010, 0b110] {
             let bytes = [greeting(), giant(flags, length)].concat();
-            // Over the network without a key: no handshake of TLS, no way in.
+            // Over the network without a key: no TLS handshake, no access.
             let mut stranger = TcpStream::connect(manager.address).await.unwrap();
             stranger.write_all(&bytes).await.unwrap();
             closed(&mut stranger).await;
@@ -74,7 +74,7 @@ async fn the_73_bytes_end_their_own_connection_and_nothing_else() {
                 UnixStream::connect(manager.local.path().join("control.sock")).await.unwrap();
             neighbour.write_all(&bytes).await.unwrap();
             closed(&mut neighbour).await;
-            // And with a handshake before.
+            // And after a handshake.
             let mut neighbour =
                 UnixStream::connect(manager.local.path().join("control.sock")).await.unwrap();
             let bytes =
@@ -88,7 +88,7 @@ async fn the_73_bytes_end_their_own_connection_and_nothing_else() {
 }
 
 #[tokio::test]
-async fn nobody_chooses_an_identity() {
+async fn a_peer_cannot_choose_its_identity() {
     let mut manager = TestManager::start().await;
     let path = manager.local.path().join("control.sock");
     let mut peers = Vec::new();
@@ -108,7 +108,7 @@ async fn nobody_chooses_an_identity() {
 }
 
 #[tokio::test]
-async fn a_socket_of_another_kind_is_cut_off() {
+async fn a_socket_of_another_type_is_disconnected() {
     let mut manager = TestManager::start().await;
     for (socket, kind) in
         [("control.sock", "ROUTER"), ("control.sock", "SUB"), ("publications.sock", "DEALER")]
@@ -117,13 +117,13 @@ async fn a_socket_of_another_kind_is_cut_off() {
         let bytes = [greeting(), ready_frame(kind, b"")].concat();
         stream.write_all(&bytes).await.unwrap();
         closed(&mut stream).await;
-        manager.gate.refused_for(&format!("wrong kind: {kind}")).await;
+        manager.gate.refused_for(&format!("wrong type: {kind}")).await;
     }
     is_well(&mut manager).await;
 }
 
 #[tokio::test]
-async fn a_key_that_is_not_known_is_told_so() {
+async fn an_unknown_key_gets_an_error() {
     let mut manager = TestManager::start().await;
     let stranger = route(manager.address, KeyPair::generate().unwrap(), manager.key);
     let error = PeerSocket::connect(&stranger).await.err().unwrap();
@@ -136,7 +136,7 @@ async fn a_key_that_is_not_known_is_told_so() {
 }
 
 #[tokio::test]
-async fn a_manager_with_another_key_is_not_spoken_to() {
+async fn a_manager_with_another_key_is_an_error() {
     let manager = TestManager::start().await;
     let other = KeyPair::generate().unwrap().public();
     let wrong = route(manager.address, KeyPair::generate().unwrap(), other);
@@ -146,14 +146,14 @@ async fn a_manager_with_another_key_is_not_spoken_to() {
 }
 
 #[tokio::test]
-async fn whoever_connected_before_knows_the_next_key() {
+async fn a_peer_that_connected_before_knows_the_next_key() {
     let mut manager = TestManager::start().await;
     is_well(&mut manager).await;
     let mut keys = support::test_keys();
     std::mem::swap(&mut keys.current, &mut manager.keys.next);
     manager.shown.replace(&keys).unwrap();
     is_well(&mut manager).await;
-    // The one after it is known by now, the first one no more.
+    // Now the key after it is known, and the first one is not any longer.
     std::mem::swap(&mut keys.current, &mut manager.keys.current);
     manager.shown.replace(&keys).unwrap();
     let error = PeerSocket::connect(&manager.remote).await.err().unwrap();
@@ -161,7 +161,7 @@ async fn whoever_connected_before_knows_the_next_key() {
 }
 
 #[tokio::test]
-async fn what_is_no_manager_is_told_apart() {
+async fn a_server_that_is_not_a_manager_is_recognized() {
     let listener = tokio::net::TcpListener::bind(support::ANY_PORT).await.unwrap();
     let address = listener.local_addr().unwrap();
     let other = tokio::spawn(async move {
@@ -177,7 +177,7 @@ async fn what_is_no_manager_is_told_apart() {
 }
 
 #[tokio::test]
-async fn a_key_that_no_longer_counts_is_cut_off_and_does_not_come_back() {
+async fn a_revoked_key_is_disconnected_and_cannot_reconnect() {
     let mut manager = TestManager::start().await;
     let key = KeyPair::generate().unwrap();
     manager.gate.keys.lock().unwrap().push((key.public(), Role::Viewer));
@@ -197,13 +197,13 @@ async fn a_key_that_no_longer_counts_is_cut_off_and_does_not_come_back() {
     let error = timeout(PATIENCE, receiver.recv()).await.unwrap().unwrap_err();
     assert!(matches!(error, WireError::Disconnected), "{error:?}");
     manager.gone(&peer).await;
-    // Nothing of the earlier handshake helps.
+    // The earlier handshake does not help.
     let error = PeerSocket::connect(&route).await.err().unwrap();
     assert!(matches!(error, WireError::Refused { .. }), "{error:?}");
 }
 
 #[tokio::test]
-async fn who_has_a_token_joins_and_needs_only_its_folder_from_then_on() {
+async fn after_joining_with_a_token_only_the_folder_is_needed() {
     let mut manager = TestManager::start().await;
     let dir = tempfile::tempdir().unwrap();
     let dir = dir.path().join("agent");
@@ -227,7 +227,7 @@ async fn who_has_a_token_joins_and_needs_only_its_folder_from_then_on() {
 
     let token = JoinToken { secret: SECRET, ..token };
     let joined = Enrolment::join(&dir, &token, &name).await.unwrap();
-    // Where it was met comes first from now on.
+    // The address at which it was found is now the first.
     assert_eq!(joined.addresses[0], manager.address.to_string());
     assert_eq!(Enrolment::load(&dir).unwrap(), joined);
     for file in [KEY_FILE, ENROLMENT_FILE] {
@@ -241,26 +241,25 @@ async fn who_has_a_token_joins_and_needs_only_its_folder_from_then_on() {
 }
 
 #[tokio::test]
-async fn heartbeats_come_through_with_who_sends_them() {
+async fn heartbeats_arrive_with_their_sender() {
     let mut manager = TestManager::start().await;
     for (route, role) in manager.routes().into_iter().zip([Role::Operator, Role::Admin]) {
         let mut stream = route.heartbeats().await.unwrap();
         let beat = Beat { epoch: Epoch(4), sequence: 1 };
         write_beat(&mut stream, &beat).await.unwrap();
-        let (caller, mut theirs) =
-            timeout(PATIENCE, manager.heartbeats.recv()).await.unwrap().unwrap();
-        assert_eq!(caller.role, role);
-        assert_eq!(read_beat(&mut theirs).await.unwrap(), beat);
-        write_beat(&mut theirs, &beat).await.unwrap();
-        assert_eq!(read_beat(&mut stream).await.unwrap(), beat);
+        assert_eq!(timeout(PATIENCE, read_beat(&mut stream)).await.unwrap().unwrap(), beat);
         // Its end is noticed at once.
         drop(stream);
-        assert!(timeout(PATIENCE, read_beat(&mut theirs)).await.unwrap().is_err());
+        for expected in [Some(beat), None] {
+            let (caller, received) =
+                timeout(PATIENCE, manager.heartbeats.recv()).await.unwrap().unwrap();
+            assert_eq!((caller.role, received), (role, expected));
+        }
     }
 }
 
 #[tokio::test]
-async fn an_agent_subscribes_to_the_manager_and_nothing_else() {
+async fn an_agent_can_only_subscribe_to_the_topic_manager() {
     let mut manager = TestManager::start().await;
     let key = KeyPair::generate().unwrap();
     manager.gate.keys.lock().unwrap().push((key.public(), Role::Agent));
@@ -285,18 +284,18 @@ async fn an_agent_subscribes_to_the_manager_and_nothing_else() {
     let mut curious = Subscriber::connect(&route, &[TOPIC_EVENTS]).await.unwrap();
     let error = timeout(PATIENCE, curious.recv()).await.unwrap().unwrap_err();
     assert!(matches!(error, WireError::Disconnected), "{error:?}");
-    manager.gate.refused_for("not a subscription").await;
+    manager.gate.refused_for("not an allowed subscription").await;
 }
 
 #[tokio::test]
-async fn who_says_nothing_is_shown_out_and_others_come_in_meanwhile() {
+async fn a_silent_peer_is_disconnected_and_others_connect_meanwhile() {
     let mut manager = TestManager::start().await;
     let mut idle = Vec::new();
     while idle.len() < HANDSHAKES_PER_ADDRESS_MAX + 1 {
         idle.push(TcpStream::connect(manager.address).await.unwrap());
     }
     manager.gate.refused_for("HANDSHAKES_PER_ADDRESS_MAX").await;
-    // Somebody who was in before, or is on this machine, does not notice.
+    // Peers that connected before, or are on this machine, do not notice.
     let local = Route::Local(manager.local.path().into());
     let (_receiver, mut sender) = PeerSocket::connect(&local).await.unwrap().split();
     sender.send(&ToManager::Goodbye(Epoch(1))).await.unwrap();

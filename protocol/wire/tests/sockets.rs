@@ -1,4 +1,4 @@
-//! The typed sockets against each other, through the front: by the network and on one machine.
+//! The typed sockets connected through the front: over the network and on one machine.
 #![expect(clippy::unwrap_used, clippy::panic, reason = "tests")]
 
 mod support;
@@ -34,7 +34,7 @@ async fn messages_cross_both_ways() {
 }
 
 #[tokio::test]
-async fn bytes_that_are_no_message_are_told_apart_and_harm_nobody() {
+async fn bytes_that_are_not_a_message_are_recognized_and_harmless() {
     let TestManager { mut receiver, mut sender, local, _running, publisher: _publisher, .. } =
         TestManager::start().await;
     let mut vandal = DealerSocket::new();
@@ -58,7 +58,7 @@ async fn bytes_that_are_no_message_are_told_apart_and_harm_nobody() {
 }
 
 #[tokio::test]
-async fn the_manager_is_told_of_a_connection_that_ends_after_all_that_it_sent() {
+async fn the_manager_is_informed_of_the_end_of_a_connection_after_its_messages() {
     let mut manager = TestManager::start().await;
     for route in manager.routes() {
         for _ in 0..20 {
@@ -75,10 +75,10 @@ async fn the_manager_is_told_of_a_connection_that_ends_after_all_that_it_sent() 
             }
             let peer = peer.unwrap();
             manager.gone(&peer).await;
-            // What is sent there is lost, and disturbs nobody.
+            // A message to it is lost, and disturbs nobody.
             manager.sender.send(&peer, &ToPeer::HelloAgain(Epoch(3))).await.unwrap();
         }
-        // Who never said anything is not spoken of.
+        // A peer that never sent anything is not mentioned.
         drop(PeerSocket::connect(&route).await.unwrap());
         let (_receiver, mut sender) = PeerSocket::connect(&route).await.unwrap().split();
         sender.send(&ToManager::Goodbye(Epoch(9))).await.unwrap();
@@ -89,14 +89,14 @@ async fn the_manager_is_told_of_a_connection_that_ends_after_all_that_it_sent() 
     }
 }
 
-/// A reply of about 100 kB.
+/// Returns a reply of about 100 kB.
 fn large_reply(id: u64) -> ToPeer {
     let error = ErrorReply::new(ErrorCode::NotFound, "x".repeat(100_000));
     ToPeer::Reply(Reply { id, result: Err(error) })
 }
 
 #[tokio::test]
-async fn a_client_that_does_not_read_is_cut_off_and_others_do_not_notice() {
+async fn a_client_that_does_not_read_is_disconnected_without_effect_on_others() {
     let mut manager = TestManager::start().await;
     let (_deaf, mut sender) = PeerSocket::connect(&manager.remote).await.unwrap().split();
     sender.send(&ToManager::Goodbye(Epoch(1))).await.unwrap();
@@ -104,7 +104,7 @@ async fn a_client_that_does_not_read_is_cut_off_and_others_do_not_notice() {
     let (mut receiver, mut sender) = PeerSocket::connect(&manager.remote).await.unwrap().split();
     sender.send(&ToManager::Goodbye(Epoch(2))).await.unwrap();
     let reader = manager.next_goodbye().await;
-    // Five times what a client may leave unread.
+    // Five times as much as a client may leave unread.
     for id in 0..800 {
         manager.sender.send(&deaf, &large_reply(id)).await.unwrap();
         manager.sender.send(&reader, &large_reply(id)).await.unwrap();
@@ -116,17 +116,17 @@ async fn a_client_that_does_not_read_is_cut_off_and_others_do_not_notice() {
 }
 
 #[tokio::test]
-async fn who_does_not_read_is_not_heard_either() {
+async fn nothing_is_read_from_a_peer_that_does_not_read() {
     let mut manager = TestManager::start().await;
     let [_, local] = manager.routes();
     let (mut receiver, mut sender) = PeerSocket::connect(&local).await.unwrap().split();
     sender.send(&ToManager::Goodbye(Epoch(1))).await.unwrap();
     let peer = manager.next_goodbye().await;
-    // More than the system keeps of a unix socket, so that some wait at the front.
+    // More than the system buffers for a unix socket, so that some wait at the front.
     for id in 0..150 {
         manager.sender.send(&peer, &large_reply(id)).await.unwrap();
     }
-    // All of them are at the front when one is through to somebody else.
+    // When a message to another peer has arrived, all of these are at the front.
     let (mut other, mut other_sender) = PeerSocket::connect(&local).await.unwrap().split();
     other_sender.send(&ToManager::Goodbye(Epoch(1))).await.unwrap();
     let identity = manager.next_goodbye().await;
@@ -135,11 +135,11 @@ async fn who_does_not_read_is_not_heard_either() {
     sender.send(&ToManager::Goodbye(Epoch(2))).await.unwrap();
     sender.send(&ToManager::Goodbye(Epoch(3))).await.unwrap();
     let mut heard = 0;
-    // The first could be waited for before the replies came.
+    // The first request may have been received before the replies.
     while timeout(Duration::from_millis(200), manager.receiver.recv()).await.is_ok() {
         heard += 1;
     }
-    assert!(heard < 2, "it was heard though it did not read");
+    assert!(heard < 2, "its requests were read although it did not read");
     for id in 0..150 {
         assert_eq!(timeout(PATIENCE, receiver.recv()).await.unwrap().unwrap(), large_reply(id));
     }
@@ -159,7 +159,7 @@ async fn a_subscriber_that_does_not_read_misses_publications_and_stays() {
         let chunk = EventChunk { first: Revision(last), wall_ms: 0, facts };
         Published::Events { since: Revision(last - 1), last: Revision(last), chunk: Some(chunk) }
     };
-    // A subscription takes effect a moment after it is made: publish until one comes.
+    // A subscription takes effect with a delay: publish until a message arrives.
     for subscriber in [&mut deaf, &mut reader] {
         let first = timeout(PATIENCE, async {
             loop {
@@ -171,7 +171,7 @@ async fn a_subscriber_that_does_not_read_misses_publications_and_stays() {
         });
         assert_eq!(first.await.unwrap(), published(1));
     }
-    // 18 MB: more than the front and the system keep.
+    // 18 MB: more than the front and the system buffer.
     for last in 2..300 {
         manager.publisher.publish(TOPIC_EVENTS, &published(last)).await.unwrap();
         while timeout(PATIENCE, reader.recv()).await.unwrap().unwrap() != published(last) {}
@@ -197,7 +197,7 @@ async fn a_subscriber_that_does_not_read_misses_publications_and_stays() {
 }
 
 #[tokio::test]
-async fn nobody_there_is_an_error_at_once_that_says_where() {
+async fn an_unreachable_manager_is_an_immediate_error_with_the_address() {
     let manager = TestManager::start().await;
     let routes = manager.routes();
     manager.stop().await;
@@ -209,6 +209,27 @@ async fn nobody_there_is_an_error_at_once_that_says_where() {
 
 fn cancel(job: u64) -> RequestBody {
     RequestBody::Cancel { job: JobId(job) }
+}
+
+#[tokio::test]
+async fn whoever_asks_connects_once() {
+    let mut manager = TestManager::start().await;
+    for (asked, route) in manager.routes().into_iter().enumerate() {
+        let client = Client::connect(&route).await.unwrap();
+        let server = async {
+            let received = manager.receiver.recv().await.unwrap();
+            let Ok(ToManager::Request(request)) = received.message else { panic!("{received:?}") };
+            let result = Ok(ReplyBody::Cancelled { state: JobState::Cancelling });
+            let reply = ToPeer::Reply(Reply { id: request.id, result });
+            manager.sender.send(&received.peer, &reply).await.unwrap();
+        };
+        let (reply, ()) = tokio::join!(client.request(cancel(1)), server);
+        reply.unwrap();
+        assert_eq!(manager.gate.cuts.lock().unwrap().len(), asked + 1);
+        drop(client);
+        let gone = manager.receiver.recv().await.unwrap();
+        assert!(matches!(gone.message, Err(WireError::PeerGone)), "{gone:?}");
+    }
 }
 
 #[tokio::test]
@@ -239,7 +260,7 @@ async fn replies_find_their_requests_in_any_order() {
 }
 
 #[tokio::test]
-async fn a_request_learns_at_once_that_the_manager_is_gone() {
+async fn a_request_fails_at_once_when_the_manager_is_gone() {
     let TestManager { mut receiver, sender, remote, _running, publisher: _publisher, .. } =
         TestManager::start().await;
     let client = Client::connect(&remote).await.unwrap();
@@ -255,7 +276,7 @@ async fn a_request_learns_at_once_that_the_manager_is_gone() {
 }
 
 #[tokio::test]
-async fn subscribers_get_the_topics_that_they_asked_for() {
+async fn subscribers_get_the_topics_of_their_subscriptions() {
     let TestManager {
         mut publisher, remote, _running, receiver: _receiver, sender: _sender, ..
     } = TestManager::start().await;
@@ -266,7 +287,7 @@ async fn subscribers_get_the_topics_that_they_asked_for() {
         stopping: false,
     };
     let events = Published::Events { since: Revision(0), last: Revision(2), chunk: None };
-    // A subscription takes effect a moment after it is made: publish until one comes.
+    // A subscription takes effect with a delay: publish until a message arrives.
     let publish = async {
         loop {
             publisher.publish(TOPIC_MANAGER, &manager).await.unwrap();

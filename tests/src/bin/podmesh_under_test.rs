@@ -1,4 +1,4 @@
-//! `podmesh`, for the end-to-end tests: cargo builds it before them and tells them where it is.
+//! `podmesh` for the end-to-end tests. Cargo builds it first and passes its path to them.
 
 use std::process::ExitCode;
 

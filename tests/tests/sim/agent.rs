@@ -1,4 +1,4 @@
-//! The agent's shell: a core, its sessions, its heartbeats.
+//! The agent's shell: a core, its sessions and its heartbeats.
 
 use std::sync::Arc;
 
@@ -20,18 +20,18 @@ use crate::world::{Event, Life, World, note};
 /// How long the manager may take to answer a hello.
 const WELCOME_LIMIT_MS: u64 = 10_000;
 
-/// One life of an agent's process.
+/// One run of an agent's process.
 pub(crate) struct Agent {
     pub(crate) life: Life,
     pub(crate) core: Core,
-    /// Whether containers can be started, and those of before were found.
+    /// Whether containers can be started and earlier ones were found.
     pub(crate) docker: bool,
     pub(crate) conn: Option<ConnId>,
     pub(crate) opened: Option<Epoch>,
     hello_sent: u64,
-    /// What the last hello named.
+    /// The attempts in the last hello.
     named: Vec<AttemptId>,
-    /// Whether more is known now than the last hello said.
+    /// Whether the last hello is incomplete, because more was found since.
     hello_outdated: bool,
     last_epoch: Epoch,
     pub(crate) stream: Option<StreamId>,
@@ -51,7 +51,7 @@ impl Agent {
 
 impl World {
     pub(crate) fn agent_starts(&mut self, node: usize) {
-        if self.nodes[node].agent.is_some() {
+        if self.nodes[node].agent.is_some() || self.is_put_right(node) {
             return;
         }
         let life = self.number();
@@ -121,7 +121,7 @@ impl World {
         self.after(pause, Event::AgentStarts(node));
     }
 
-    /// Ends the agent's process so that nobody is told.
+    /// Ends the agent's process without anybody noticing.
     pub(crate) fn agent_vanishes(&mut self, node: usize) {
         let Some(agent) = self.nodes[node].agent.take() else { return };
         self.stats.crashes += 1;
@@ -208,7 +208,7 @@ impl World {
         let manager = manager.map(|manager| manager.life);
         let boot = self.nodes[node].boot;
         let (name, capacity) = (self.nodes[node].name.clone(), self.nodes[node].capacity);
-        let labels = self.nodes[node].labels();
+        let (labels, agent_id) = (self.nodes[node].labels(), self.nodes[node].agent_id());
         let Some(agent) = self.agent_for(node, life).filter(|agent| agent.conn.is_none()) else {
             return;
         };
@@ -224,12 +224,14 @@ impl World {
             node: name,
             boot_id: format!("boot-{boot}"),
             agent_instance: InstanceId(Uuid::from_u128(u128::from(life))),
+            agent_id: Some(agent_id),
             cluster: Some(CLUSTER),
             program_version: "0".into(),
             capacity,
             labels,
             runtimes,
             withdrawn: [].into(),
+            unenforced: [].into(),
             attempts: agent.core.hello_attempts(),
         };
         agent.hello_sent = now;
@@ -241,7 +243,7 @@ impl World {
         self.send_up(conn, ToManager::Hello(hello));
         self.after(WELCOME_LIMIT_MS, Event::WelcomeLimit(node, conn));
         if !self.calm && self.rng.percent(10) {
-            // The agent gives it up with the hello on the way, which may arrive late.
+            // The agent gives up the connection while the hello is in flight and may arrive late.
             self.after(1, Event::AgentHears(conn));
         }
     }
@@ -253,14 +255,14 @@ impl World {
         }
     }
 
-    /// Drops the session, where there is one.
+    /// Drops the session, if there is one.
     fn drop_session(&mut self, node: usize) {
         if self.nodes[node].agent.as_ref().is_some_and(|agent| agent.opened.is_some()) {
             self.lose_session(node);
         }
     }
 
-    /// The connection is given up; another one is to come.
+    /// Gives up the connection. The agent will open another one.
     fn lose_session(&mut self, node: usize) {
         let Some(agent) = &mut self.nodes[node].agent else { return };
         let (life, conn, stream) = (agent.life, agent.conn.take(), agent.stream.take());
@@ -275,7 +277,7 @@ impl World {
         }
     }
 
-    /// The agent sees that its connection has ended.
+    /// The agent notices that its connection has ended.
     pub(crate) fn agent_hears(&mut self, id: ConnId) {
         let Some(conn) = self.conns.get(&id).filter(|conn| conn.agent_open) else { return };
         let (node, life) = (conn.node, conn.agent);
@@ -288,7 +290,7 @@ impl World {
         }
     }
 
-    /// A message of the manager's has come.
+    /// The agent receives a message from the manager.
     pub(crate) fn agent_receives(&mut self, id: ConnId, message: ToPeer) {
         let Some(conn) = self.conns.get(&id) else { return };
         let (node, life) = (conn.node, conn.agent);
@@ -347,7 +349,7 @@ impl World {
         }
     }
 
-    /// It is time for a beat.
+    /// Sends a beat.
     pub(crate) fn beat(&mut self, id: StreamId) {
         let Some(stream) = self.streams.get(&id).filter(|stream| stream.agent_open) else { return };
         let (node, life, epoch) = (stream.node, stream.agent, stream.epoch);
@@ -377,7 +379,7 @@ impl World {
         self.feed_agent(node, Input::HeartbeatAnswered { epoch, sent_mono_ms });
     }
 
-    /// The agent sees the end of a stream, and makes another one.
+    /// The agent notices the end of a stream and opens another one.
     pub(crate) fn stream_fails(&mut self, id: StreamId) {
         let Some(stream) = self.streams.get_mut(&id).filter(|stream| stream.agent_open) else {
             return;

@@ -1,23 +1,23 @@
-//! The deliberate faults, and that each is found.
+//! The planted faults, each of which the simulator must find.
 
 use podmesh_agent_core::faults::Fault as AgentFault;
 use podmesh_manager_core::faults::Fault as ManagerFault;
 
-/// A fault, and where it is.
+/// A fault and its location.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Planted {
     Manager(ManagerFault),
     Agent(AgentFault),
-    /// The manager's shell sends before the commit.
+    /// The manager's shell sends messages before the commit.
     EarlySend,
-    /// The supervisor of processes lets them run on when the lease ends without an agent.
+    /// The supervisor lets processes run when the lease ends without an agent.
     SupervisorIdle,
 }
 
-/// Seeds within which each must be found.
+/// Number of seeds within which each fault must be found.
 pub(crate) const WITHIN: u64 = 3_000;
 
-/// All of them.
+/// All faults.
 pub(crate) const ALL: &[Planted] = &[
     Planted::EarlySend,
     Planted::Manager(ManagerFault::AttemptsNotFenced),
@@ -32,6 +32,8 @@ pub(crate) const ALL: &[Planted] = &[
     Planted::Manager(ManagerFault::AckedTooEarly),
     Planted::Manager(ManagerFault::StallNotForgiven),
     Planted::Manager(ManagerFault::LateHelloCounts),
+    Planted::Manager(ManagerFault::NamesNotKept),
+    Planted::Manager(ManagerFault::ActiveJobRemoved),
     Planted::SupervisorIdle,
     Planted::Agent(AgentFault::OutboxLost),
     Planted::Agent(AgentFault::LeaseIgnored),

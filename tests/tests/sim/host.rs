@@ -1,80 +1,85 @@
-//! A host: what really runs there, and what is left of it.
+//! A host: what really runs on it, and what is left there.
 
 use std::collections::BTreeMap;
 
 use podmesh_agent_core::input::{FoundAttempt, Input, RuntimeFact};
 use podmesh_agent_core::step::{Command, JobContext};
-use podmesh_protocol::ids::{AttemptId, Name};
+use podmesh_protocol::ids::{AgentId, AttemptId, Name};
 use podmesh_protocol::report::{Outcome, OutcomeKind};
 use podmesh_protocol::spec::{OnLost, Resources, RuntimeKind};
+use uuid::Uuid;
 
 use crate::agent::Agent;
 use crate::faults::Planted;
 use crate::net::{ConnId, Direction, StreamId};
 use crate::world::{Event, Life, World, note};
 
-/// How long what is killed may take to be gone.
+/// Maximum time from a kill to the end.
 const KILL_TAKES_MS: u64 = 1_000;
-/// How long a container may run on after its stop was asked for.
+/// Maximum time that a container runs after the request to stop it.
 const STOP_MS: u64 = 3_000 + KILL_TAKES_MS;
 
-/// A machine, with its agent where that runs.
+/// A machine, with its agent if that is running.
 pub(crate) struct Node {
     pub(crate) name: Name,
+    /// Whether it is a second one with the name of another.
+    pub(crate) is_stranger: bool,
+    /// A stranger that somebody has put right: nothing of it is left.
+    pub(crate) is_gone: bool,
     index: usize,
     pub(crate) capacity: Resources,
     pub(crate) boot: u64,
     pub(crate) agent: Option<Agent>,
-    /// What is on the host: runs, or has left something.
-    pub(crate) things: BTreeMap<AttemptId, Thing>,
+    /// What runs on the host or has left something there.
+    pub(crate) workloads: BTreeMap<AttemptId, Workload>,
     cut_up_until: u64,
     cut_down_until: u64,
-    /// Until when its heartbeats were in trouble that is not the manager's.
+    /// Until when its heartbeats were disturbed by something other than the manager.
     pub(crate) trouble_at: u64,
-    /// Since when the agent, which can stop containers, has had contact; `None` since one died.
+    /// Since when the current agent has had contact and can stop containers; `None` if it has not.
     contact_since: Option<u64>,
-    /// Until when the supervisor of processes lets `requeue` attempts run.
+    /// Until when the supervisor lets `requeue` attempts run.
     supervisor_lease: Option<u64>,
-    /// How often something of an attempt is on the way to be started.
+    /// What really happened to each attempt.
     pub(crate) truths: BTreeMap<AttemptId, Truth>,
 }
 
-/// What is left on a host of an attempt that was to be started there.
+/// A process or container on a host, or what is left of it.
 #[derive(Clone, Debug)]
-pub(crate) struct Thing {
+pub(crate) struct Workload {
     serial: u64,
     docker: bool,
     on_lost: OnLost,
     state: State,
     since: u64,
-    /// Which life of the agent has asked for its stop.
+    /// The run of the agent that requested its stop.
     stopped_by: Option<Life>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum State {
-    /// To be started by this life of the agent.
-    Asked(Life),
+    /// This run of the agent has requested its start.
+    Requested(Life),
     Running,
-    Over(Outcome),
+    Ended(Outcome),
 }
 
-/// What really became of an attempt.
+/// What really happened to an attempt.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Truth {
     pub(crate) runs: u32,
-    /// The code that it exited with by itself.
+    /// The exit code, if it exited by itself.
     pub(crate) exit: Option<i32>,
-    /// Whether somebody stopped it, or its host or agent failed: its code need not be known.
+    /// Whether it was stopped, or its host or agent failed. Then its exit code may be unknown.
     pub(crate) disturbed: bool,
 }
 
-/// How an attempt ends.
+/// The cause of an attempt's end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum How {
+pub(crate) enum EndCause {
     Exit(i32),
     Killed,
-    /// Killed by what ends processes when no agent does.
+    /// Killed without the agent: by the supervisor, or together with it.
     Lost,
 }
 
@@ -82,11 +87,13 @@ impl Node {
     pub(crate) fn new(index: usize, capacity: Resources) -> Self {
         Self {
             name: format!("node-{index}").parse().expect("a name"),
+            is_stranger: false,
+            is_gone: false,
             index,
             capacity,
             boot: 1,
             agent: None,
-            things: BTreeMap::new(),
+            workloads: BTreeMap::new(),
             cut_up_until: 0,
             cut_down_until: 0,
             trouble_at: 0,
@@ -96,13 +103,22 @@ impl Node {
         }
     }
 
+    /// Another machine with the name of this one.
+    pub(crate) fn stranger(&self, index: usize) -> Self {
+        Self { name: self.name.clone(), is_stranger: true, ..Self::new(index, self.capacity) }
+    }
+
+    pub(crate) fn agent_id(&self) -> AgentId {
+        AgentId(Uuid::from_u128(1 + self.index as u128))
+    }
+
     pub(crate) fn labels(&self) -> BTreeMap<Name, String> {
         let gpu = ("gpu".parse().expect("a name"), "a100".to_owned());
         if self.index == 1 { BTreeMap::from([gpu]) } else { BTreeMap::new() }
     }
 
-    /// A sign of the manager's has come. An agent whose Docker is away cannot stop a container
-    /// that outlived the one before: that is no contact for it.
+    /// Notes contact with the manager. It does not count while Docker is away, because the agent
+    /// then cannot stop a container that outlived the previous agent.
     pub(crate) fn has_contact(&mut self, now: u64) {
         if self.agent.as_ref().is_some_and(|agent| agent.docker) {
             self.contact_since.get_or_insert(now);
@@ -116,7 +132,7 @@ impl Node {
         }
     }
 
-    /// Cuts up (0), down (1), or both.
+    /// Cuts the way up (0), down (1), or both.
     pub(crate) fn cut(&mut self, until: u64, way: u64) {
         if way != 1 {
             self.cut_up_until = until;
@@ -127,7 +143,7 @@ impl Node {
         self.trouble(until);
     }
 
-    /// Its heartbeats are in trouble, until then.
+    /// Notes that its heartbeats are disturbed until then.
     pub(crate) fn trouble(&mut self, until: u64) {
         self.trouble_at = self.trouble_at.max(until);
     }
@@ -141,21 +157,27 @@ impl Node {
     }
 
     pub(crate) fn is_running(&self, attempt: AttemptId) -> bool {
-        self.things.get(&attempt).is_some_and(|thing| thing.state == State::Running)
+        self.workloads.get(&attempt).is_some_and(|workload| workload.state == State::Running)
     }
 
     pub(crate) fn is_at_rest(&self) -> Result<(), String> {
         let name = &self.name;
+        if self.is_gone {
+            return Ok(());
+        }
+        if self.is_stranger {
+            return Err(format!("{name}: there is another one of that name"));
+        }
         let Some(agent) = &self.agent else { return Err(format!("{name}: no agent")) };
         if agent.opened.is_none() || !agent.docker {
-            return Err(format!("{name}: no session, or no docker yet"));
+            return Err(format!("{name}: no session or no docker yet"));
         }
-        let held = agent.core.hello_attempts();
+        let held: Vec<_> = agent.core.held_attempts().collect();
         if !held.is_empty() || !agent.core.outbox_is_empty() {
-            return Err(format!("{name}: holds {held:?}, or has something to report"));
+            return Err(format!("{name}: holds {held:?} or has something to report"));
         }
-        if !self.things.is_empty() {
-            return Err(format!("{name}: left on the host: {:?}", self.things));
+        if !self.workloads.is_empty() {
+            return Err(format!("{name}: left on the host: {:?}", self.workloads));
         }
         Ok(())
     }
@@ -171,10 +193,13 @@ impl World {
         match command {
             Command::Start { attempt, context } => self.start(node, attempt, &context),
             Command::Stop { attempt, grace_ms } => self.stop(node, attempt, grace_ms),
+            Command::SetOutputAside { attempt } => {
+                unreachable!("{attempt}: no backup is restored in this world");
+            }
             Command::Remove { attempt } => {
-                if let Some(thing) = self.nodes[node].things.remove(&attempt) {
-                    let over = matches!(thing.state, State::Over(_));
-                    assert!(over, "{attempt} is removed while it runs");
+                if let Some(workload) = self.nodes[node].workloads.remove(&attempt) {
+                    let ended = matches!(workload.state, State::Ended(_));
+                    assert!(ended, "{attempt} is removed while running");
                 }
             }
         }
@@ -183,7 +208,7 @@ impl World {
     fn tell(&mut self, node: usize, attempt: AttemptId, fact: RuntimeFact) {
         let late = self.rng.short(100);
         if let Some(agent) = &mut self.nodes[node].agent {
-            // Facts of one agent come in order.
+            // Facts reach one agent in order.
             let at = (self.now + late).max(agent.last_fact);
             agent.last_fact = at;
             let life = agent.life;
@@ -196,41 +221,41 @@ impl World {
         let serial = self.number();
         let (bad, slow) = (self.rng.percent(2), self.rng.percent(15));
         let late = if slow { self.rng.within(0, 8_000) } else { self.rng.short(50) };
-        let known = self.nodes[node].things.contains_key(&attempt);
-        assert!(!known, "{attempt} is started, and there is one already");
+        let known = self.nodes[node].workloads.contains_key(&attempt);
+        assert!(!known, "{attempt} is started, but already exists");
         let Some(agent) = &self.nodes[node].agent else { return };
         if docker && !agent.docker || bad {
             self.nodes[node].truths.entry(attempt).or_default().disturbed = true;
             let outcome = Outcome::start_failed(125, "no such runtime");
             return self.tell(node, attempt, RuntimeFact::Ended(outcome));
         }
-        let thing = Thing {
+        let workload = Workload {
             serial,
             docker,
             on_lost: context.on_lost,
-            state: State::Asked(agent.life),
+            state: State::Requested(agent.life),
             since: self.now,
             stopped_by: None,
         };
-        self.nodes[node].things.insert(attempt, thing);
+        self.nodes[node].workloads.insert(attempt, workload);
         if slow {
             self.tell(node, attempt, RuntimeFact::Preparing("pulling".into()));
         }
         self.after(late, Event::Runs(node, attempt, serial));
     }
 
-    /// An attempt really begins to run. This is what must not happen twice.
+    /// An attempt really begins to run, which must not happen twice.
     pub(crate) fn runs(&mut self, node: usize, attempt: AttemptId, serial: u64) {
         let life = self.nodes[node].agent.as_ref().map(|agent| agent.life);
         let now = self.now;
-        let Some(thing) = self.nodes[node].things.get_mut(&attempt) else { return };
-        let State::Asked(by) = thing.state else { return };
-        // What the supervisor was asked to start, it starts.
-        if thing.serial != serial || thing.docker && life != Some(by) {
+        let Some(workload) = self.nodes[node].workloads.get_mut(&attempt) else { return };
+        let State::Requested(by) = workload.state else { return };
+        // The supervisor starts what it was asked to, even without the agent.
+        if workload.serial != serial || workload.docker && life != Some(by) {
             return;
         }
-        thing.state = State::Running;
-        thing.since = now;
+        workload.state = State::Running;
+        workload.since = now;
         note!(self, "node {node}: {attempt} RUNS");
         self.stats.attempts += 1;
         self.judge_run(node, attempt);
@@ -245,28 +270,34 @@ impl World {
         };
         let code = if self.rng.percent(70) { 0 } else { self.rng.within(1, 3) as i32 };
         self.tell(node, attempt, RuntimeFact::Started);
-        self.after(lasts, Event::Exits(node, attempt, serial, How::Exit(code)));
+        self.after(lasts, Event::Exits(node, attempt, serial, EndCause::Exit(code)));
     }
 
     fn judge_run(&mut self, node: usize, attempt: AttemptId) {
         let now = self.now;
-        assert!(self.store.attempt(attempt).is_some(), "{attempt} runs, and is not on disk");
-        assert!(self.decided.is_live(attempt), "{attempt} runs, and the manager has ended it");
+        assert!(self.store.attempt(attempt).is_some(), "{attempt} runs, but is not on disk");
+        assert!(self.decided.is_live(attempt), "{attempt} runs, but has ended for the manager");
         let stored = self.store.attempt(attempt).map(|stored| stored.node.clone());
         assert_eq!(stored.as_ref(), Some(&self.nodes[node].name), "{attempt} runs elsewhere");
+        let owner = self.store.nodes[&self.nodes[node].name].agent_id;
+        assert_eq!(owner, Some(self.nodes[node].agent_id()), "{attempt} runs with a stranger");
         let mut orphans = 0;
         for (index, other) in self.nodes.iter().enumerate() {
-            for (older, thing) in &other.things {
-                if older.task != attempt.task || *older == attempt || thing.state != State::Running
+            for (older, workload) in &other.workloads {
+                if older.task != attempt.task
+                    || *older == attempt
+                    || workload.state != State::Running
                 {
                     continue;
                 }
-                // A container that outlives its agent: nobody there can stop it, until the next
-                // agent has had the time to.
+                // A container that outlives its agent. Nobody can stop it until the next agent has
+                // had the time to.
                 let orphan = index != node
-                    && thing.docker
+                    && workload.docker
                     && other.contact_since.is_none_or(|since| now < since + STOP_MS);
-                let allowed = thing.on_lost == OnLost::Requeue && orphan;
+                // One that was forgotten with its node, by somebody who said so.
+                let is_forgotten = self.forgotten.contains(older);
+                let allowed = workload.on_lost == OnLost::Requeue && orphan || is_forgotten;
                 assert!(allowed, "{attempt} runs on node {node}, and {older} on {}", other.name);
                 orphans += 1;
             }
@@ -279,41 +310,41 @@ impl World {
         let life = self.nodes[node].agent.as_ref().map(|agent| agent.life);
         let truth = self.nodes[node].truths.entry(attempt).or_default();
         truth.disturbed = true;
-        let Some(thing) = self.nodes[node].things.get_mut(&attempt) else { return };
-        thing.stopped_by = life.filter(|_| !thing.docker);
-        match thing.state {
-            State::Asked(_) => {
+        let Some(workload) = self.nodes[node].workloads.get_mut(&attempt) else { return };
+        workload.stopped_by = life.filter(|_| !workload.docker);
+        match workload.state {
+            State::Requested(_) => {
                 let outcome = Outcome::new(OutcomeKind::Lost);
-                thing.state = State::Over(outcome.clone());
+                workload.state = State::Ended(outcome.clone());
                 self.tell(node, attempt, RuntimeFact::Ended(outcome));
             }
             State::Running => {
-                let serial = thing.serial;
-                self.after(takes, Event::Exits(node, attempt, serial, How::Killed));
+                let serial = workload.serial;
+                self.after(takes, Event::Exits(node, attempt, serial, EndCause::Killed));
             }
-            State::Over(_) => {}
+            State::Ended(_) => {}
         }
     }
 
-    pub(crate) fn exits(&mut self, node: usize, attempt: AttemptId, serial: u64, how: How) {
-        let Some(thing) = self.nodes[node].things.get_mut(&attempt) else { return };
-        if thing.serial != serial || thing.state != State::Running {
+    pub(crate) fn exits(&mut self, node: usize, attempt: AttemptId, serial: u64, cause: EndCause) {
+        let Some(workload) = self.nodes[node].workloads.get_mut(&attempt) else { return };
+        if workload.serial != serial || workload.state != State::Running {
             return;
         }
         let life = self.nodes[node].agent.as_ref().map(|agent| agent.life);
-        let Some(thing) = self.nodes[node].things.get_mut(&attempt) else { return };
-        let outcome = match how {
-            // Why it was stopped, only the agent knew that is gone.
-            _ if thing.stopped_by.is_some_and(|by| life != Some(by)) => {
+        let Some(workload) = self.nodes[node].workloads.get_mut(&attempt) else { return };
+        let outcome = match cause {
+            // Only the previous agent knew why it was stopped.
+            _ if workload.stopped_by.is_some_and(|by| life != Some(by)) => {
                 Outcome::new(OutcomeKind::Lost)
             }
-            How::Exit(code) => Outcome::exited(code),
-            How::Lost => Outcome::new(OutcomeKind::Lost),
-            How::Killed => Outcome { signal: Some(9), ..Outcome::new(OutcomeKind::Failed) },
+            EndCause::Exit(code) => Outcome::exited(code),
+            EndCause::Lost => Outcome::new(OutcomeKind::Lost),
+            EndCause::Killed => Outcome { signal: Some(9), ..Outcome::new(OutcomeKind::Failed) },
         };
-        thing.state = State::Over(outcome.clone());
-        note!(self, "node {node}: {attempt} is over: {how:?}");
-        if let How::Exit(code) = how {
+        workload.state = State::Ended(outcome.clone());
+        note!(self, "node {node}: {attempt} has ended: {cause:?}");
+        if let EndCause::Exit(code) = cause {
             self.nodes[node].truths.entry(attempt).or_default().exit = Some(code);
         }
         self.tell(node, attempt, RuntimeFact::Ended(outcome));
@@ -325,35 +356,35 @@ impl World {
         }
     }
 
-    /// What dies with the agent's process: what it was about to start. Processes are held by their
-    /// supervisor, containers by the engine.
+    /// Removes what dies with the agent's process: what it was about to start. Processes are held
+    /// by their supervisor, containers by the engine.
     pub(crate) fn agent_leaves_host(&mut self, node: usize) {
         let host = &mut self.nodes[node];
         host.contact_since = None;
         let mut gone = Vec::new();
-        for (attempt, thing) in &mut host.things {
+        for (attempt, workload) in &mut host.workloads {
             let truth = host.truths.entry(*attempt).or_default();
-            match &thing.state {
+            match &workload.state {
                 State::Running => {}
-                // Why it was stopped, nobody knows any more.
-                State::Over(_) if !thing.docker && thing.stopped_by.is_some() => {
-                    thing.state = State::Over(Outcome::new(OutcomeKind::Lost));
+                // Nobody knows any more why it was stopped.
+                State::Ended(_) if !workload.docker && workload.stopped_by.is_some() => {
+                    workload.state = State::Ended(Outcome::new(OutcomeKind::Lost));
                 }
-                // A container that never ran is removed, and not spoken of.
-                State::Over(_) if thing.docker && truth.runs == 0 => gone.push(*attempt),
-                State::Over(_) => {}
-                // The supervisor may have heard of it already.
-                State::Asked(_) if !thing.docker && self.rng.percent(70) => {}
-                State::Asked(_) => {
+                // A container that never ran is removed without a report.
+                State::Ended(_) if workload.docker && truth.runs == 0 => gone.push(*attempt),
+                State::Ended(_) => {}
+                // The supervisor may already have received the request.
+                State::Requested(_) if !workload.docker && self.rng.percent(70) => {}
+                State::Requested(_) => {
                     truth.disturbed = true;
                     gone.push(*attempt);
                 }
             }
         }
-        host.things.retain(|attempt, _| !gone.contains(attempt));
+        host.workloads.retain(|attempt, _| !gone.contains(attempt));
     }
 
-    /// The agent tells the supervisor of a lease.
+    /// The agent tells the supervisor its lease.
     pub(crate) fn supervisor_hears_of_lease(&mut self, node: usize, until: u64) {
         if self.nodes[node].supervisor_lease != Some(until) {
             self.nodes[node].supervisor_lease = Some(until);
@@ -361,46 +392,47 @@ impl World {
         }
     }
 
-    /// The supervisor kills what the manager is about to try elsewhere, agent or not.
+    /// The supervisor kills the attempts that the manager may retry elsewhere, with or without an
+    /// agent.
     pub(crate) fn supervisor_lease_ends(&mut self, node: usize, until: u64) {
         let is_planted = self.planted == Some(Planted::SupervisorIdle);
         if self.nodes[node].supervisor_lease != Some(until) || is_planted {
             return;
         }
         self.nodes[node].supervisor_lease = None;
-        self.end_processes(node, KILL_TAKES_MS, |thing| thing.on_lost == OnLost::Requeue);
+        self.end_processes(node, KILL_TAKES_MS, |workload| workload.on_lost == OnLost::Requeue);
     }
 
-    /// The supervisor of processes is killed, and with it all that it holds.
+    /// Kills the supervisor, and with it the processes that it holds.
     pub(crate) fn supervisor_dies(&mut self, node: usize) {
-        note!(self, "node {node}: its supervisor of processes dies");
+        note!(self, "node {node}: its supervisor dies");
         self.end_processes(node, 0, |_| true);
     }
 
-    fn end_processes(&mut self, node: usize, takes_ms: u64, which: impl Fn(&Thing) -> bool) {
-        let things = self.nodes[node].things.iter();
-        let ending: Vec<_> = things
-            .filter(|(_, thing)| !thing.docker && which(thing))
-            .filter(|(_, thing)| !matches!(thing.state, State::Over(_)))
-            .map(|(attempt, thing)| (*attempt, thing.serial))
+    fn end_processes(&mut self, node: usize, takes_ms: u64, which: impl Fn(&Workload) -> bool) {
+        let workloads = self.nodes[node].workloads.iter();
+        let ending: Vec<_> = workloads
+            .filter(|(_, workload)| !workload.docker && which(workload))
+            .filter(|(_, workload)| !matches!(workload.state, State::Ended(_)))
+            .map(|(attempt, workload)| (*attempt, workload.serial))
             .collect();
         for (attempt, serial) in ending {
             self.nodes[node].truths.entry(attempt).or_default().disturbed = true;
-            let Some(thing) = self.nodes[node].things.get_mut(&attempt) else { continue };
-            if let State::Asked(_) = thing.state {
+            let Some(workload) = self.nodes[node].workloads.get_mut(&attempt) else { continue };
+            if let State::Requested(_) = workload.state {
                 let outcome = Outcome::new(OutcomeKind::Lost);
-                thing.state = State::Over(outcome.clone());
+                workload.state = State::Ended(outcome.clone());
                 self.tell(node, attempt, RuntimeFact::Ended(outcome));
             } else if takes_ms == 0 {
-                self.exits(node, attempt, serial, How::Lost);
+                self.exits(node, attempt, serial, EndCause::Lost);
             } else {
                 let takes = self.rng.short(takes_ms);
-                self.after(takes, Event::Exits(node, attempt, serial, How::Lost));
+                self.after(takes, Event::Exits(node, attempt, serial, EndCause::Lost));
             }
         }
     }
 
-    /// The machine ends without a word.
+    /// The machine loses its power and restarts.
     pub(crate) fn host_reboots(&mut self, node: usize) {
         note!(self, "node {node} loses its power");
         let keeps = self.rng.percent(50);
@@ -410,16 +442,16 @@ impl World {
         let host = &mut self.nodes[node];
         host.boot += 1;
         host.supervisor_lease = None;
-        for (attempt, thing) in &mut host.things {
-            if thing.state == State::Running {
+        for (attempt, workload) in &mut host.workloads {
+            if workload.state == State::Running {
                 host.truths.entry(*attempt).or_default().disturbed = true;
-                thing.state =
-                    State::Over(Outcome { signal: Some(9), ..Outcome::new(OutcomeKind::Failed) });
+                workload.state =
+                    State::Ended(Outcome { signal: Some(9), ..Outcome::new(OutcomeKind::Failed) });
             }
         }
-        // The folders of processes may be gone; Docker keeps what has exited.
-        host.things.retain(|attempt, thing| {
-            let stays = thing.docker || keeps;
+        // The folders of processes may be gone; Docker keeps exited containers.
+        host.workloads.retain(|attempt, workload| {
+            let stays = workload.docker || keeps;
             host.truths.entry(*attempt).or_default().disturbed |= !stays;
             stays
         });
@@ -427,30 +459,30 @@ impl World {
         self.after(pause, Event::AgentStarts(node));
     }
 
-    /// What an agent finds that starts.
+    /// Returns what a starting agent finds.
     pub(crate) fn found(&mut self, node: usize, docker: bool) -> Vec<FoundAttempt> {
         let now = self.now;
         let mut late = Vec::new();
         let mut found = Vec::new();
-        for (attempt, thing) in &self.nodes[node].things {
-            if thing.docker != docker {
+        for (attempt, workload) in &self.nodes[node].workloads {
+            if workload.docker != docker {
                 continue;
             }
-            let mut ended = match &thing.state {
-                State::Over(outcome) => Some(outcome.clone()),
-                State::Asked(_) | State::Running => None,
+            let mut ended = match &workload.state {
+                State::Ended(outcome) => Some(outcome.clone()),
+                State::Requested(_) | State::Running => None,
             };
-            // Its output takes long to complete: its end is told as a fact.
+            // If its output takes long to complete, its end is reported as a fact.
             if docker && self.rng.percent(20) {
                 late.extend(ended.take().map(|outcome| (*attempt, outcome)));
             }
-            let ran_ms = if ended.is_none() { now - thing.since } else { 0 };
+            let ran_ms = if ended.is_none() { now - workload.since } else { 0 };
             found.push(FoundAttempt {
                 attempt: *attempt,
                 ended,
-                started: thing.state == State::Running,
+                started: workload.state == State::Running,
                 outlives_agent: true,
-                on_lost: thing.on_lost,
+                on_lost: workload.on_lost,
                 ran_ms,
             });
         }
@@ -460,10 +492,10 @@ impl World {
         found
     }
 
-    /// The codes that the manager holds are those of the attempts.
+    /// Checks that the stored exit codes are those of the attempts.
     pub(crate) fn check_truths(&self) {
         for (attempt, truth) in self.truths() {
-            let stored = self.store.attempt(attempt).expect("all that ran is on disk");
+            let stored = self.store.attempt(attempt).expect("every attempt that ran is on disk");
             let Some(outcome) = &stored.outcome else { continue };
             if let Some(code) = truth.exit
                 && !truth.disturbed

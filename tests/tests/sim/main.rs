@@ -1,11 +1,12 @@
-//! The simulator: both real cores in a world that fails in every way it can, from a seed.
+//! The simulator: both real cores in a world with many kinds of faults, generated from a seed.
 //!
-//! After every step the invariants are checked; in the end all is mended, and must converge.
+//! It checks the invariants after every step. In the end all faults stop, and the world must
+//! converge.
 //!
 //! ```text
 //! cargo test -p podmesh-tests --test sim                        a fixed, small number of seeds
-//! SEEDS=20000 cargo test --release -p podmesh-tests --test sim  many, on all cores
-//! SEED=4711 cargo test -p podmesh-tests --test sim              one again, with its event log
+//! SEEDS=20000 cargo test --release -p podmesh-tests --test sim  many seeds, on all cores
+//! SEED=4711 cargo test -p podmesh-tests --test sim              one seed again, with its event log
 //! ```
 #![expect(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests")]
 
@@ -30,16 +31,16 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use crate::faults::{ALL, Planted, WITHIN};
 use crate::world::{Stats, World};
 
-/// Seeds of a plain `cargo test`.
+/// Number of seeds in a plain `cargo test`.
 const SEEDS_DEFAULT: u64 = 2_000;
-/// Lines of the event log that are shown.
+/// Number of lines of the event log that are shown.
 const LINES_SHOWN: usize = 40;
 
 thread_local! {
     static PANIC: RefCell<String> = const { RefCell::new(String::new()) };
 }
 
-/// Keeps the texts of panics for whoever catches them.
+/// Installs a panic hook that keeps the messages of panics in simulated worlds.
 fn keep_panics() {
     static ONCE: Once = Once::new();
     ONCE.call_once(|| {
@@ -59,13 +60,13 @@ fn keep_panics() {
     });
 }
 
-/// What came of a seed.
-struct Outcome {
+/// The result of a seed.
+struct SeedResult {
     result: Result<Stats, String>,
     log: Vec<String>,
 }
 
-fn run(seed: u64, planted: Option<Planted>, log: bool) -> Outcome {
+fn run(seed: u64, planted: Option<Planted>, log: bool) -> SeedResult {
     keep_panics();
     let mut world = World::new(seed, planted, log);
     PANIC.with_borrow_mut(|text| *text = "armed".into());
@@ -74,10 +75,10 @@ fn run(seed: u64, planted: Option<Planted>, log: bool) -> Outcome {
         world.stats
     }));
     let said = PANIC.with_borrow_mut(std::mem::take);
-    Outcome { result: result.map_err(|_| said), log: world.take_log() }
+    SeedResult { result: result.map_err(|_| said), log: world.take_log() }
 }
 
-/// Runs a seed again with its log, writes that, and says where it is.
+/// Runs a seed again with an event log, writes the log, and returns a report with its path.
 fn report(seed: u64, why: &str) -> String {
     let log = run(seed, None, true).log;
     let path = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(format!("sim-{seed}.log"));
@@ -89,18 +90,18 @@ fn report(seed: u64, why: &str) -> String {
     }
     match written {
         Ok(()) => _ = writeln!(text, "the event log: {}", path.display()),
-        Err(error) => _ = writeln!(text, "the event log cannot be written: {error}"),
+        Err(error) => _ = writeln!(text, "cannot write the event log: {error}"),
     }
-    _ = writeln!(text, "again: SEED={seed} cargo test -p podmesh-tests --test sim");
+    _ = writeln!(text, "to run it again: SEED={seed} cargo test -p podmesh-tests --test sim");
     text
 }
 
 fn variable(name: &str) -> Option<u64> {
     let text = std::env::var(name).ok()?;
-    Some(text.parse().unwrap_or_else(|_| panic!("{name}={text} is no number")))
+    Some(text.parse().unwrap_or_else(|_| panic!("{name}={text} is not a number")))
 }
 
-/// Runs seeds on all cores until one fails: the lowest that does, and why.
+/// Runs seeds on all cores until one fails. Returns the lowest failed seed and its failure.
 fn first_failure(
     first: u64,
     last: u64,

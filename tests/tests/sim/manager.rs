@@ -1,4 +1,4 @@
-//! The manager's shell: a core, its store, its heartbeats. Nothing leaves before its commit.
+//! The manager's shell: a core, its store and its heartbeats. Nothing leaves before its commit.
 
 use std::collections::{BTreeMap, VecDeque};
 
@@ -18,31 +18,31 @@ use podmesh_protocol::time::Now;
 
 use crate::faults::Planted;
 use crate::net::{ConnId, Direction, StreamId};
-use crate::users::asker;
+use crate::users::request_of;
 use crate::world::{Event, Life, World, note};
 
-/// One life of the manager's process.
+/// One run of the manager's process.
 pub(crate) struct Manager {
     pub(crate) life: Life,
     started_at: u64,
     core: Core,
     leases: LeaseTable,
-    /// The sessions that are watched, each with its stream.
+    /// The watched sessions, each with its stream.
     watched: BTreeMap<Epoch, Option<StreamId>>,
     /// The session of each node, as decided.
     sessions: BTreeMap<usize, (Epoch, Peer)>,
-    /// Decided and not committed, with the moment of the decision.
+    /// Steps that are not committed, with the time of the decision.
     pending: VecDeque<(u64, Step)>,
     committing: bool,
-    /// Committed and not delivered.
+    /// Steps that are committed but not delivered.
     committed: VecDeque<Step>,
     core_wakes: Option<u64>,
     leases_wake: Option<u64>,
-    /// Stopped, until then.
+    /// Until when it is stalled.
     pub(crate) stalled_until: u64,
-    /// The disk is slow, until then.
+    /// Until when its disk is slow.
     pub(crate) slow_until: u64,
-    /// When the last word of the heartbeats' thread reaches the core.
+    /// When the last message of the heartbeat thread reaches the core.
     told_until: u64,
     mono_offset: u64,
     wall_offset: i64,
@@ -58,7 +58,7 @@ impl Manager {
         (now < self.stalled_until).then_some(self.stalled_until)
     }
 
-    /// Whether nothing is on its way out.
+    /// Returns whether nothing is waiting to be committed or delivered.
     pub(crate) fn rests(&self) -> bool {
         self.pending.is_empty() && self.committed.is_empty()
     }
@@ -144,8 +144,8 @@ impl World {
         }
     }
 
-    /// The manager, where this life of it goes on and is not stalled. A stalled one sees the
-    /// event when it wakes.
+    /// Returns the manager if this run of it is still alive and not stalled. A stalled manager gets
+    /// the event when it resumes.
     fn manager_for(&mut self, life: Life, event: Event) -> Option<&mut Manager> {
         let manager = self.manager.as_ref().filter(|manager| manager.life == life)?;
         if let Some(until) = manager.stalled(self.now) {
@@ -159,14 +159,14 @@ impl World {
         let now = self.now;
         let Some(manager) = self.manager_for(life, Event::CoreWakes(life)) else { return };
         if manager.core_wakes.is_some_and(|set| set > now) {
-            return; // Another one was set.
+            return; // A later wakeup is set.
         }
         manager.core_wakes = None;
         self.drain_core();
         self.after_core();
     }
 
-    /// Gives a fact to the core as the shell does: what is due first.
+    /// Passes an input to the core as the shell does, after the timers that are due.
     pub(crate) fn feed_manager(&mut self, input: Input) {
         if self.manager.is_none() {
             return;
@@ -206,7 +206,7 @@ impl World {
         step
     }
 
-    /// Whether these are reports of a session that is not that of their node.
+    /// Returns whether the input contains reports of a session that is not the node's current one.
     fn is_stale(&self, input: &Input) -> bool {
         let Input::AttemptsReported { peer, epoch, .. } = input else { return false };
         let sessions = self.manager.iter().flat_map(|manager| manager.sessions.values());
@@ -214,7 +214,7 @@ impl World {
         sessions.next().is_none()
     }
 
-    /// Looks at what was decided, and hands it to the store.
+    /// Checks what was decided, and passes it to the store.
     fn take_step(&mut self, step: Step) {
         if step.is_empty() {
             return;
@@ -227,7 +227,7 @@ impl World {
                 }
                 Change::AttemptAdvanced { attempt, state: AttemptState::Running, .. } => {
                     let ran = self.truths().any(|(id, truth)| id == *attempt && truth.runs > 0);
-                    assert!(ran, "{attempt} runs, says the manager, and it never did");
+                    assert!(ran, "the manager says that {attempt} runs, but it never did");
                 }
                 _ => {}
             }
@@ -240,9 +240,9 @@ impl World {
         self.decided.apply(self.now, &step);
         for effect in &step.effects {
             match effect {
-                Effect::SessionOpened { epoch, node, peer } => {
-                    let at = self.nodes.iter().position(|known| known.name == *node);
-                    let at = at.expect("a node that exists");
+                Effect::SessionOpened { epoch, peer, .. } => {
+                    let conn = conn_of(peer).expect("a session has a connection");
+                    let at = self.conns[&conn].node;
                     if let Some(manager) = &mut self.manager {
                         manager.sessions.insert(at, (*epoch, peer.clone()));
                     }
@@ -276,19 +276,24 @@ impl World {
         }
     }
 
-    /// The truth of an end that the manager has decided on.
+    /// Checks an end that the manager has decided.
     fn judge_end(&mut self, attempt: AttemptId, outcome: &Outcome) {
         let on_lost = self.decided.jobs[&attempt.task.job].spec.on_lost;
         let unknown = matches!(outcome.kind, OutcomeKind::Lost | OutcomeKind::Cancelled);
         // What was cancelled does not wait for a node that is lost.
-        let given_up = outcome.kind == OutcomeKind::Cancelled
-            && outcome.message.as_ref().is_some_and(|text| text.contains("was lost: no heartbeat"));
+        let says = |part| outcome.message.as_ref().is_some_and(|text| text.contains(part));
+        let is_forgotten = says("was forgotten by");
+        if is_forgotten {
+            self.forgotten.insert(attempt);
+        }
+        let given_up = is_forgotten
+            || outcome.kind == OutcomeKind::Cancelled && says("was lost: no heartbeat");
         if (on_lost == OnLost::Wait && !given_up) || !unknown {
             let runs = self.nodes.iter().any(|node| node.is_running(attempt));
-            assert!(!runs, "{attempt} has ended, says the manager, and it runs: {outcome:?}");
+            assert!(!runs, "the manager says that {attempt} has ended, but it runs: {outcome:?}");
         }
         if (on_lost == OnLost::Requeue || given_up) && unknown {
-            // Tried again, or over, without its node's word, which then no longer counts.
+            // It ended without a report from its node, so the node's later report does not count.
             for node in &mut self.nodes {
                 if let Some(truth) = node.truths.get_mut(&attempt) {
                     truth.disturbed = true;
@@ -297,7 +302,7 @@ impl World {
         }
         if let Some(code @ 0..100) = outcome.exit_code {
             let exit = self.truths().find(|(id, _)| *id == attempt).and_then(|(_, t)| t.exit);
-            assert_eq!(exit, Some(code), "{attempt} never exited so");
+            assert_eq!(exit, Some(code), "{attempt} never exited with this code");
         }
     }
 
@@ -347,15 +352,20 @@ impl World {
                         self.manager_closes_stream(stream);
                     }
                 }
-                // Nobody joins in this world: its agents are trusted by their names.
+                // Nobody joins in this world: agents are trusted by their names.
                 Effect::Explained { .. }
                 | Effect::TokenCreated { .. }
                 | Effect::JoinAnswered { .. }
                 | Effect::KeyEnrolled { .. }
-                | Effect::KeyRevoked { .. } => {}
+                | Effect::KeyRevoked { .. }
+                | Effect::JobsRemoved { .. } => {}
+                Effect::CancelOfEndedJob { job, .. } if self.store.is_removed(job) => {}
                 Effect::CancelOfEndedJob { peer, request, job } => {
                     let state = self.store.row(job).state;
-                    assert!(state.is_end(), "job {job} goes on, and its cancel is answered so");
+                    assert!(
+                        state.is_end(),
+                        "job {job} has not ended, but the reply to its cancel says so"
+                    );
                     let result = Ok(ReplyBody::Cancelled { state });
                     self.send_to(peer, ToPeer::Reply(Reply { id: request, result }));
                 }
@@ -364,7 +374,7 @@ impl World {
     }
 
     fn send_to(&mut self, peer: Peer, message: ToPeer) {
-        if let Some(ask) = asker(&peer) {
+        if let Some(ask) = request_of(&peer) {
             if let ToPeer::Reply(reply) = message {
                 self.reply_to(ask, reply);
             }
@@ -418,20 +428,25 @@ impl World {
         self.after_leases();
     }
 
-    /// A node is lost that was away, not one of a manager that was.
+    /// Checks that a lost node was really away, and not only the manager.
     fn judge_loss(&mut self, lost: &Name) {
         let Some(manager) = &self.manager else { return };
         let patience = self.plan.lease_ms + self.plan.lease_ms / 2;
-        // With a short lease a slow disk alone can keep an agent waiting for too long.
+        // With a short lease, a slow disk alone can make an agent wait too long.
         if self.plan.lease_ms < LEASE_MS_DEFAULT || self.now - manager.started_at < 3 * patience {
             return;
         }
-        let node = self.nodes.iter().find(|node| node.name == *lost).expect("a node that exists");
-        let away = node.agent.is_none() || self.now < node.trouble_at + patience;
+        // Of two machines with one name the one that has it may be lost.
+        let mut nodes = self.nodes.iter().filter(|node| node.name == *lost);
+        let away = nodes.any(|node| node.agent.is_none() || self.now < node.trouble_at + patience);
+        let is_doubled = self.nodes.iter().any(|node| node.is_stranger && node.name == *lost);
+        if is_doubled {
+            return;
+        }
         assert!(away, "node {lost} is lost, and was there all the time");
     }
 
-    /// The thread of the heartbeats tells the core; in order.
+    /// Sends an input from the heartbeat thread to the core, in order.
     fn tell_core(&mut self, input: Input) {
         let at = self.now + self.rng.short(3);
         if let Some(manager) = &mut self.manager {
@@ -448,7 +463,7 @@ impl World {
         }
     }
 
-    /// What came over an agent's connection.
+    /// Handles a message from an agent's connection.
     pub(crate) fn manager_receives(&mut self, conn: ConnId, message: ToManager) {
         let peer = peer_of(conn);
         match message {
@@ -465,7 +480,7 @@ impl World {
         }
     }
 
-    /// The connection of a peer has ended; that hint can be missing.
+    /// Handles the end of a peer's connection. The core is not always told.
     pub(crate) fn manager_hears(&mut self, id: ConnId) {
         let Some(conn) = self.conns.get(&id).filter(|conn| conn.manager_open) else { return };
         let (life, node) = (conn.manager, conn.node);
@@ -522,7 +537,7 @@ impl World {
         self.after_leases();
     }
 
-    /// The manager sees the end of a stream.
+    /// Handles the end of a stream at the manager.
     pub(crate) fn stream_ends(&mut self, id: StreamId) {
         let Some(stream) = self.streams.get(&id).filter(|stream| stream.manager_open) else {
             return;

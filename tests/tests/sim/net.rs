@@ -1,7 +1,7 @@
-//! The network between the hosts and the manager's.
+//! The network between the hosts and the manager.
 //!
-//! Within one connection messages come in order and once, or the connection ends; what is queued
-//! in a connection that ends may be lost, or may come later than what a newer one brings.
+//! Within a connection, messages arrive in order and once, or the connection ends. What is queued
+//! in a connection that ends may be lost, or may arrive later than messages of a newer connection.
 
 use std::collections::VecDeque;
 
@@ -10,13 +10,13 @@ use podmesh_protocol::session::{ToManager, ToPeer};
 
 use crate::world::{Event, Life, World, note};
 
-/// How long a connection that broke may take to be noticed.
+/// How long a broken connection may go unnoticed.
 const TROUBLE_MS: u64 = 10_000;
 
 pub(crate) type ConnId = u64;
 pub(crate) type StreamId = u64;
 
-/// Of a message.
+/// The direction of a message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Direction {
     Up,
@@ -35,9 +35,9 @@ pub(crate) struct Conn {
     pub(crate) manager_open: bool,
     up_pumped: bool,
     down_pumped: bool,
-    /// Until when what the agent had sent before it closed its end is under way.
+    /// Until when messages that the agent sent before it closed its end are delayed.
     held_until: u64,
-    /// Whether nothing passes any more, whoever knows it.
+    /// Whether nothing passes any more, even if nobody has noticed.
     broken: bool,
 }
 
@@ -48,11 +48,11 @@ pub(crate) struct Stream {
     pub(crate) agent: Life,
     pub(crate) manager: Life,
     pub(crate) epoch: Epoch,
-    /// Whether the agent still has it.
+    /// Whether the agent's end is open.
     pub(crate) agent_open: bool,
-    /// Whether the manager has not dropped it.
+    /// Whether the manager's end is open.
     pub(crate) manager_open: bool,
-    /// Whether the first beat has come.
+    /// Whether the first beat has arrived.
     pub(crate) adopted: bool,
     last_up: u64,
     last_down: u64,
@@ -67,7 +67,7 @@ impl World {
         self.rng.short(usual)
     }
 
-    /// When what is sent now arrives.
+    /// Returns when a message that is sent now arrives.
     fn arrival(&mut self, node: usize, direction: Direction) -> u64 {
         let at = self.now + self.latency();
         let cut_until = self.nodes[node].cut_until(direction);
@@ -106,7 +106,8 @@ impl World {
         }
     }
 
-    /// False where the manager knows that the connection is gone.
+    /// Sends a message to an agent. Returns false if the manager knows that the connection has
+    /// ended.
     pub(crate) fn send_down(&mut self, id: ConnId, message: ToPeer) -> bool {
         let Some(conn) = self.conns.get_mut(&id).filter(|conn| conn.manager_open) else {
             return false;
@@ -123,7 +124,7 @@ impl World {
         true
     }
 
-    /// Moves what has arrived on; in order, and no faster than the link lets it.
+    /// Delivers the next message that has arrived, in order and no faster than the link allows.
     pub(crate) fn pump(&mut self, id: ConnId, direction: Direction) {
         let Some(conn) = self.conns.get(&id) else { return };
         let (node, manager_open, agent_open) = (conn.node, conn.manager_open, conn.agent_open);
@@ -169,7 +170,7 @@ impl World {
         }
     }
 
-    /// The agent's end is closed, by its own will or with its process.
+    /// Closes the agent's end, on its own or because its process ended.
     pub(crate) fn agent_closes(&mut self, id: ConnId) {
         let lost = self.rng.percent(50);
         let late = if !self.calm && self.rng.percent(20) { self.rng.short(60_000) } else { 0 };
@@ -181,7 +182,7 @@ impl World {
         if lost {
             conn.up.clear();
         }
-        // What is under way is sent again and again before it arrives.
+        // Messages in flight may need retransmissions before they arrive.
         conn.held_until = self.now + late;
         if !conn.up_pumped {
             let node = conn.node;
@@ -190,7 +191,7 @@ impl World {
         }
     }
 
-    /// The manager's end is gone with its process.
+    /// Closes the manager's ends of all connections, because its process ended.
     pub(crate) fn manager_closes_all(&mut self) {
         let open: Vec<ConnId> =
             self.conns.iter().filter(|(_, conn)| conn.manager_open).map(|(id, _)| *id).collect();
@@ -211,11 +212,11 @@ impl World {
         }
     }
 
-    /// The network resets the connection of a node's agent.
+    /// Breaks the connection of a node's agent.
     pub(crate) fn break_conn(&mut self, node: usize) {
         let Some(id) = self.nodes[node].conn() else { return };
         note!(self, "node {node}: connection {id} breaks");
-        let conn = self.conns.get_mut(&id).expect("an agent's connection is there");
+        let conn = self.conns.get_mut(&id).expect("an agent's connection exists");
         conn.up.clear();
         conn.down.clear();
         conn.broken = true;
@@ -263,7 +264,7 @@ impl World {
         self.at(at, event);
     }
 
-    /// The agent's end of a stream is closed, and the manager hears of it.
+    /// Closes the agent's end of a stream, which the manager will notice.
     pub(crate) fn agent_closes_stream(&mut self, id: StreamId) {
         if let Some(stream) = self.streams.get_mut(&id)
             && std::mem::replace(&mut stream.agent_open, false)

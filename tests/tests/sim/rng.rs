@@ -1,4 +1,4 @@
-//! Randomness that is the same for the same seed, as long as `Cargo.lock` is the same.
+//! Random numbers that depend only on the seed, as long as `Cargo.lock` does not change.
 
 #[derive(Clone, Debug)]
 pub(crate) struct Rng(fastrand::Rng);
@@ -8,22 +8,22 @@ impl Rng {
         Self(fastrand::Rng::with_seed(seed))
     }
 
-    /// `0..end`; `end` is not 0.
+    /// Returns a number in `0..end`. `end` must not be 0.
     pub(crate) fn below(&mut self, end: u64) -> u64 {
         self.0.u64(..end)
     }
 
-    /// `first..=last`.
+    /// Returns a number in `first..=last`.
     pub(crate) fn within(&mut self, first: u64, last: u64) -> u64 {
         self.0.u64(first..=last)
     }
 
-    /// True so many times in a hundred.
+    /// Returns true with this probability in percent.
     pub(crate) fn percent(&mut self, percent: u64) -> bool {
         self.below(100) < percent
     }
 
-    /// `0..=last`, most of them short.
+    /// Returns a number in `0..=last`, usually a small one.
     pub(crate) fn short(&mut self, last: u64) -> u64 {
         let longest = last >> self.below(8);
         self.within(0, longest)

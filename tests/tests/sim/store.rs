@@ -1,5 +1,4 @@
-//! The manager's database as it would be: what the committed steps make of it, and what they must
-//! keep to.
+//! A model of the manager's database: applies committed steps, and checks the rules for them.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -15,8 +14,10 @@ pub(crate) const CLUSTER: ClusterId = ClusterId(uuid::Uuid::from_u128(77));
 
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Store {
+    /// All that there ever were: what was removed is still judged.
     pub(crate) jobs: BTreeMap<JobId, StoredJob>,
-    pub(crate) submissions: BTreeMap<SubmissionId, JobId>,
+    removed: BTreeSet<JobId>,
+    submissions: BTreeMap<SubmissionId, JobId>,
     pub(crate) tasks: BTreeMap<TaskId, Vec<StoredAttempt>>,
     pub(crate) nodes: BTreeMap<Name, NodeRow>,
     pub(crate) last_epoch: u64,
@@ -36,13 +37,13 @@ pub(crate) struct StoredAttempt {
     pub(crate) node: Name,
     pub(crate) state: AttemptState,
     pub(crate) outcome: Option<Outcome>,
-    /// After how long it is retried, and when that is.
+    /// The delay of the retry, and when it is due.
     retry: Option<(u64, u64)>,
     dropped: bool,
 }
 
 impl Store {
-    /// Commits a step that was decided at `now`, and checks what every step must keep to.
+    /// Commits a step that was decided at `now`, and checks the rules for every step.
     pub(crate) fn apply(&mut self, now: u64, step: &Step) {
         let mut updated = BTreeSet::new();
         for change in &step.changes {
@@ -80,13 +81,23 @@ impl Store {
                     last.dropped = true;
                 }
                 Change::NodeSaved(row) => _ = self.nodes.insert(row.node.clone(), row.clone()),
+                Change::NodeForgotten(node) => {
+                    assert!(self.nodes.remove(node).is_some(), "an unknown node is forgotten");
+                }
                 Change::EpochTaken(epoch) => {
                     assert!(epoch.0 > self.last_epoch, "epoch {epoch} was given out before");
                     self.last_epoch = epoch.0;
                 }
-                Change::TokenSaved(_) | Change::TokenRemoved(_) | Change::KeySaved(_) => {
-                    panic!("nobody joins in this world")
+                Change::JobRemoved(job) if self.jobs.contains_key(job) => {
+                    assert!(self.row(*job).state.is_end(), "job {job} was removed before its end");
+                    self.removed.insert(*job);
                 }
+                Change::JobRemoved(job) => panic!("unknown job {job} was removed"),
+                Change::AgeSaved(_) => {}
+                Change::TokenSaved(_)
+                | Change::TokenRemoved(_)
+                | Change::KeySaved(_)
+                | Change::KeyRemoved(_) => panic!("nobody joins in this world"),
             }
         }
         if !step.events.is_empty() {
@@ -96,6 +107,8 @@ impl Store {
         self.last_revision += step.events.len() as u64;
         for job in updated {
             assert_eq!(self.row(job).counts, self.count(job), "job {job}: counts");
+            let attempts: usize = self.of_job(job).map(|(_, all)| all.len()).sum();
+            assert_eq!(self.row(job).attempts, attempts as u64, "job {job}: attempts");
         }
         if step.changes.iter().any(|change| matches!(change, Change::AttemptInserted { .. })) {
             self.check_capacity();
@@ -120,7 +133,7 @@ impl Store {
         });
     }
 
-    /// What is given to a node never is more than it has.
+    /// Checks that no node is over-committed.
     fn check_capacity(&self) {
         let mut used: BTreeMap<&Name, (u64, u64)> = BTreeMap::new();
         for (task, attempts) in &self.tasks {
@@ -152,22 +165,43 @@ impl Store {
         last
     }
 
-    /// The attempt, where it is there.
+    /// Returns an attempt, if it exists.
     pub(crate) fn attempt(&self, attempt: AttemptId) -> Option<&StoredAttempt> {
         self.tasks.get(&attempt.task)?.get(attempt.number as usize - 1)
     }
 
-    /// Whether it is the last one of its task, and has not ended.
+    /// Returns whether an attempt is the last one of its task and has not ended.
     pub(crate) fn is_live(&self, attempt: AttemptId) -> bool {
         let last = self.tasks.get(&attempt.task).and_then(|all| all.last());
         last.is_some_and(|last| last.number == attempt.number && last.outcome.is_none())
+    }
+
+    /// Returns the job of a submission, as the reader of the database finds it.
+    pub(crate) fn of_submission(&self, submission: &SubmissionId) -> Option<JobId> {
+        let job = self.submissions.get(submission).copied();
+        job.filter(|job| !self.is_removed(*job))
+    }
+
+    /// Returns the submissions of all jobs, removed ones included.
+    pub(crate) fn submissions(&self) -> &BTreeMap<SubmissionId, JobId> {
+        &self.submissions
+    }
+
+    pub(crate) fn is_removed(&self, job: JobId) -> bool {
+        self.removed.contains(&job)
+    }
+
+    /// Whether attempts with a node have not ended.
+    pub(crate) fn has_live(&self, node: &Name) -> bool {
+        let lasts = self.tasks.values().filter_map(|all| all.last());
+        lasts.into_iter().any(|last| last.outcome.is_none() && last.node == *node)
     }
 
     pub(crate) fn row(&self, job: JobId) -> &JobRow {
         self.jobs[&job].row.as_ref().expect("every job has a row")
     }
 
-    /// Where the tasks stand, from the attempts alone.
+    /// Counts a job's tasks by state, from its attempts.
     fn count(&self, id: JobId) -> TaskCounts {
         let (job, row) = (&self.jobs[&id], self.row(id));
         let mut counts = TaskCounts::default();
@@ -195,7 +229,7 @@ impl Store {
         self.tasks.range(TaskId { job, index: 0 }..=TaskId { job, index: u32::MAX })
     }
 
-    /// What a manager that starts now reads.
+    /// Returns what a manager reads when it starts.
     pub(crate) fn snapshot(&self) -> Snapshot {
         let mut snapshot = Snapshot {
             cluster: CLUSTER,
@@ -234,7 +268,7 @@ impl Store {
                     _ if last.outcome.is_none() => {
                         snapshot.attempts.push((attempt, last.node.clone(), last.state));
                     }
-                    // A start waits for the whole of it anew, as the real store has it.
+                    // After a restart the whole delay begins again, as in the real store.
                     Some((after_ms, _)) if !last.dropped => {
                         snapshot.retries.push((attempt, after_ms));
                     }

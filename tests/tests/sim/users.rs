@@ -1,9 +1,9 @@
-//! Users: they submit until they have an answer, and change their minds.
+//! Users, who submit jobs until they get an answer, and cancel jobs.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use podmesh_manager_core::input::{Input, Peer};
+use podmesh_manager_core::input::{ForgetRequest, Input, Peer};
 use podmesh_protocol::client::{Reply, ReplyBody};
 use podmesh_protocol::ids::{JobId, SubmissionId};
 use podmesh_protocol::spec::{
@@ -27,28 +27,34 @@ impl User {
     }
 }
 
-/// A request on its way.
+/// A user's request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Ask {
+pub(crate) enum UserRequest {
     Submit(usize),
     Cancel(JobId),
+    /// Forget the node of a machine, maybe with what waits for it.
+    Forget(usize, bool),
 }
 
-/// The client behind a peer, where it is one.
-pub(crate) fn asker(peer: &Peer) -> Option<Ask> {
+/// Returns the request that a peer stands for; `None` if the peer is not a user.
+pub(crate) fn request_of(peer: &Peer) -> Option<UserRequest> {
     let [kind, number @ ..] = peer.0.as_ref() else { return None };
     let number = u64::from_be_bytes(number.try_into().ok()?);
     match kind {
-        b's' => Some(Ask::Submit(number as usize)),
-        b'c' => Some(Ask::Cancel(JobId(number))),
+        b's' => Some(UserRequest::Submit(number as usize)),
+        b'c' => Some(UserRequest::Cancel(JobId(number))),
+        b'f' => Some(UserRequest::Forget(number as usize, false)),
+        b'F' => Some(UserRequest::Forget(number as usize, true)),
         _ => None,
     }
 }
 
-fn peer_of(ask: Ask) -> Peer {
+fn peer_of(ask: UserRequest) -> Peer {
     let (kind, number) = match ask {
-        Ask::Submit(user) => (b's', user as u64),
-        Ask::Cancel(job) => (b'c', job.0),
+        UserRequest::Submit(user) => (b's', user as u64),
+        UserRequest::Cancel(job) => (b'c', job.0),
+        UserRequest::Forget(node, false) => (b'f', node as u64),
+        UserRequest::Forget(node, true) => (b'F', node as u64),
     };
     let mut bytes = vec![kind];
     bytes.extend(number.to_be_bytes());
@@ -60,7 +66,7 @@ impl World {
         for user in 0..self.rng.within(3, 14) {
             let submission = SubmissionId(Uuid::from_u128(0xABCD_0000 + u128::from(user)));
             let spec = Arc::new(self.make_spec());
-            spec.validate().expect("a spec that the manager takes");
+            spec.validate().expect("a valid spec");
             self.users.push(User { submission, spec, acked: None, gave_up: false });
             let at = self.rng.within(0, 70_000);
             self.after(at, Event::UserSubmits(user as usize));
@@ -113,41 +119,74 @@ impl World {
         } else {
             self.after(again, Event::UserSubmits(user));
         }
-        self.ask(Ask::Submit(user));
+        self.ask(UserRequest::Submit(user));
     }
 
     pub(crate) fn user_cancels(&mut self) {
         let job = self.rng.below(self.decided.jobs.len() as u64 + 2);
         if self.rng.percent(40) {
-            self.ask(Ask::Cancel(JobId(job)));
+            self.ask(UserRequest::Cancel(JobId(job)));
+        } else {
+            self.retention_due();
         }
     }
 
+    /// Removes jobs that have ended, and nodes that were lost for 20 s.
+    fn retention_due(&mut self) {
+        self.remove_jobs();
+        if !self.is_manager_stalled() {
+            let by = "manager".parse().expect("a name");
+            self.feed_manager(Input::RetentionDue { age_ms: self.now, keep_ms: 20_000, by });
+        }
+    }
+
+    fn is_manager_stalled(&self) -> bool {
+        self.manager.as_ref().is_none_or(|manager| manager.stalled(self.now).is_some())
+    }
+
+    /// Removes every ended job whose submission is not under way to the manager: a submission that
+    /// arrives after its job was removed makes another job.
+    fn remove_jobs(&mut self) {
+        let known = |(number, user): (usize, &User)| {
+            let job = user.acked.filter(|job| !self.store.is_removed(*job))?;
+            (!self.is_under_way(number, &user.submission)).then_some(job)
+        };
+        let jobs: Vec<JobId> = self.users.iter().enumerate().filter_map(known).collect();
+        if !jobs.is_empty() && !self.is_manager_stalled() {
+            self.feed_manager(Input::JobRemovalRequested { question: 1, jobs, by: None });
+        }
+    }
+
+    pub(crate) fn user_forgets(&mut self, node: usize) {
+        let force = self.rng.percent(30);
+        self.ask(UserRequest::Forget(node, force));
+    }
+
     /// Sends a request: it may be lost, and it may come twice.
-    fn ask(&mut self, ask: Ask) {
+    fn ask(&mut self, ask: UserRequest) {
         note!(self, "user asks: {ask:?}");
         for copy in 0..2 {
             let arrives = if copy == 0 { self.calm || self.rng.percent(90) } else { false };
             let doubled = copy == 1 && !self.calm && self.rng.percent(10);
             let late = self.rng.short(8_000);
             if arrives || doubled {
-                self.after(late, Event::AskArrives(ask));
+                self.after(late, Event::RequestArrives(ask));
             }
         }
     }
 
-    pub(crate) fn ask_arrives(&mut self, ask: Ask) {
+    pub(crate) fn request_arrives(&mut self, ask: UserRequest) {
         let Some(manager) = &self.manager else { return };
         if let Some(until) = manager.stalled(self.now) {
-            return self.at(until, Event::AskArrives(ask));
+            return self.at(until, Event::RequestArrives(ask));
         }
         let (peer, life) = (peer_of(ask), manager.life);
         match ask {
-            Ask::Submit(user) => {
+            UserRequest::Submit(user) => {
                 let User { submission, spec, .. } = &self.users[user];
                 let (submission, spec) = (*submission, Arc::clone(spec));
-                // The reader of the database looks first.
-                if let Some(job) = self.store.submissions.get(&submission).copied() {
+                // The reader of the database checks first.
+                if let Some(job) = self.store.of_submission(&submission) {
                     let result = Ok(ReplyBody::Submitted { job, again: true });
                     return self.reply_to(ask, Reply { id: 1, result });
                 }
@@ -155,27 +194,33 @@ impl World {
                 let pause = self.rng.short(20);
                 self.after(pause, Event::ToCore(life, Box::new(input)));
             }
-            Ask::Cancel(job) => {
+            UserRequest::Cancel(job) => {
                 self.feed_manager(Input::CancelRequested { peer, request: 1, job });
+            }
+            UserRequest::Forget(node, force) => {
+                let (node, by) = (self.nodes[node].name.clone(), "user".parse().expect("a name"));
+                let asked = ForgetRequest { peer, request: 1, by, node, force };
+                self.feed_manager(Input::ForgetRequested(asked));
             }
         }
     }
 
-    pub(crate) fn reply_to(&mut self, ask: Ask, reply: Reply) {
+    pub(crate) fn reply_to(&mut self, ask: UserRequest, reply: Reply) {
         if self.calm || self.rng.percent(80) {
             let late = self.rng.short(3_000);
             self.after(late, Event::ReplyArrives(ask, reply));
         }
     }
 
-    pub(crate) fn reply_arrives(&mut self, ask: Ask, reply: Reply) {
-        note!(self, "user hears: {ask:?} {reply:?}");
-        let (Ask::Submit(user), Ok(ReplyBody::Submitted { job, .. })) = (ask, reply.result) else {
+    pub(crate) fn reply_arrives(&mut self, ask: UserRequest, reply: Reply) {
+        note!(self, "user receives: {ask:?} {reply:?}");
+        let (UserRequest::Submit(user), Ok(ReplyBody::Submitted { job, .. })) = (ask, reply.result)
+        else {
             return;
         };
         let User { submission, acked, .. } = &mut self.users[user];
-        let stored = self.store.submissions.get(submission);
-        assert_eq!(stored, Some(&job), "a submission was acknowledged that is not on disk");
+        let stored = self.store.submissions().get(submission);
+        assert_eq!(stored, Some(&job), "a submission was acknowledged but is not on disk");
         let before = acked.replace(job);
         assert!(before.is_none_or(|before| before == job), "one submission, two jobs");
     }

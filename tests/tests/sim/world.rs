@@ -1,6 +1,6 @@
-//! The world: its time, what is to happen in it, and the order in which that happens.
+//! The world: its time, its pending events and their order.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use podmesh_agent_core::input::RuntimeFact;
 use podmesh_manager_core::input::Input;
@@ -8,37 +8,37 @@ use podmesh_protocol::ids::{AttemptId, SubmissionId};
 use podmesh_protocol::spec::Resources;
 
 use crate::faults::Planted;
-use crate::host::{How, Node};
+use crate::host::{EndCause, Node};
 use crate::manager::Manager;
 use crate::net::{Conn, ConnId, Direction, Stream, StreamId};
 use crate::rng::Rng;
 use crate::store::Store;
-use crate::users::{Ask, User};
+use crate::users::{User, UserRequest};
 
-/// One life of one process; never used twice.
+/// The id of one run of a process. Never reused.
 pub(crate) type Life = u64;
 
-/// When the chaos ends: everything is mended, and must converge.
+/// When all faults end. From then on the world must converge.
 const CALM_AFTER_MS: u64 = 90_000;
-/// How long that may take.
+/// EndCause long the convergence may take.
 const CONVERGES_WITHIN_MS: u64 = 1_200_000;
-/// More steps than any healthy run needs.
+/// More events than any healthy run needs.
 const EVENTS_MAX: u64 = 3_000_000;
 
-/// Something that will happen.
+/// A pending event.
 #[derive(Clone, Debug)]
 pub(crate) enum Event {
-    /// Some fault, or a user's whim.
+    /// A fault or a user's cancel.
     Chaos,
     UserSubmits(usize),
-    AskArrives(Ask),
-    ReplyArrives(Ask, podmesh_protocol::client::Reply),
+    RequestArrives(UserRequest),
+    ReplyArrives(UserRequest, podmesh_protocol::client::Reply),
     ManagerStarts,
     CoreWakes(Life),
     LeasesWake(Life),
     Commit(Life),
     Deliver(Life),
-    /// Another thread of the manager tells its core.
+    /// Another thread of the manager sends an input to its core.
     ToCore(Life, Box<Input>),
     AgentStarts(usize),
     AgentWakes(usize, Life),
@@ -54,21 +54,21 @@ pub(crate) enum Event {
     StreamEnds(StreamId),
     StreamFails(StreamId),
     Runs(usize, AttemptId, u64),
-    Exits(usize, AttemptId, u64, How),
+    Exits(usize, AttemptId, u64, EndCause),
     Fact(usize, Life, AttemptId, RuntimeFact),
-    /// The lease ends that a supervisor of processes was told of last, if this is it.
+    /// A supervisor's lease ends, unless it was told a newer one.
     SupervisorLease(usize, u64),
 }
 
-/// The figures of one seed.
+/// The parameters of one seed.
 #[derive(Clone, Debug)]
 pub(crate) struct Plan {
     pub(crate) lease_ms: u64,
     pub(crate) heartbeat_ms: u64,
     pub(crate) margin_ms: u64,
-    /// Milliseconds between two faults, on average about half of it.
+    /// The longest time between two faults; the average is about half of it.
     pub(crate) chaos_every_ms: u64,
-    /// The longest that a message usually takes.
+    /// The longest time that a message usually takes.
     pub(crate) latency_ms: u64,
 }
 
@@ -83,24 +83,26 @@ pub(crate) struct World {
     pub(crate) manager: Option<Manager>,
     /// What is on the manager's disk.
     pub(crate) store: Store,
-    /// What its core has decided, on disk or not.
+    /// What the manager's core has decided, on disk or not.
     pub(crate) decided: Store,
     pub(crate) nodes: Vec<Node>,
     pub(crate) conns: BTreeMap<ConnId, Conn>,
     pub(crate) streams: BTreeMap<StreamId, Stream>,
     pub(crate) users: Vec<User>,
+    /// Attempts that were ended because their node was forgotten.
+    pub(crate) forgotten: BTreeSet<AttemptId>,
     last_number: u64,
     log: Option<Vec<String>>,
     pub(crate) stats: Stats,
 }
 
-/// What a run was made of.
+/// Statistics of a run.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Stats {
     pub(crate) events: u64,
     pub(crate) attempts: u64,
     pub(crate) crashes: u64,
-    /// Copies of tasks with `on_lost = requeue` whose older one outlived its dead agent.
+    /// Attempts of `on_lost = requeue` tasks that ran while an older copy outlived its dead agent.
     pub(crate) orphan_copies: u64,
 }
 
@@ -113,7 +115,7 @@ impl Stats {
     }
 }
 
-/// Writes a line to the event log, where one is kept.
+/// Writes a line to the event log, if there is one.
 macro_rules! note {
     ($world:expr, $($text:tt)*) => {
         if $world.logs() {
@@ -150,6 +152,7 @@ impl World {
             conns: BTreeMap::new(),
             streams: BTreeMap::new(),
             users: Vec::new(),
+            forgotten: BTreeSet::new(),
             last_number: 0,
             log: log.then(Vec::new),
             stats: Stats::default(),
@@ -161,6 +164,14 @@ impl World {
             world.nodes.push(Node::new(index as usize, capacity));
             let at = world.rng.within(0, 3_000);
             world.after(at, Event::AgentStarts(index as usize));
+        }
+        if world.rng.percent(25) {
+            let index = nodes as usize;
+            let of = world.rng.below(nodes) as usize;
+            let stranger = world.nodes[of].stranger(index);
+            world.nodes.push(stranger);
+            let at = world.rng.within(0, 60_000);
+            world.after(at, Event::AgentStarts(index));
         }
         world.after(0, Event::ManagerStarts);
         world.make_users();
@@ -183,7 +194,7 @@ impl World {
         self.log.take().unwrap_or_default()
     }
 
-    /// A number that was never used.
+    /// Returns a new number that was never used.
     pub(crate) fn number(&mut self) -> u64 {
         self.last_number += 1;
         self.last_number
@@ -198,32 +209,44 @@ impl World {
         self.events.insert((at.max(self.now), self.sequence), event);
     }
 
-    /// Runs the whole seed. Panics where something breaks.
+    /// Returns whether a user's submission is on its way to the manager's core.
+    pub(crate) fn is_under_way(&self, user: usize, submission: &SubmissionId) -> bool {
+        self.events.values().any(|event| match event {
+            Event::RequestArrives(UserRequest::Submit(asks)) => *asks == user,
+            Event::ToCore(_, input) => {
+                matches!(&**input, Input::JobSubmitted { submission: of, .. } if of == submission)
+            }
+            _ => false,
+        })
+    }
+
+    /// Runs the seed to its end. Panics if an invariant breaks.
     pub(crate) fn run(&mut self) {
         let mut looked = 0;
         while let Some(((at, _), event)) = self.events.pop_first() {
             self.now = at;
             self.stats.events += 1;
-            assert!(self.stats.events < EVENTS_MAX, "this never ends");
+            assert!(self.stats.events < EVENTS_MAX, "the run does not end");
             if !self.calm && self.now >= CALM_AFTER_MS {
                 self.mend();
             }
             self.happen(event);
             if self.calm && self.now >= looked + 500 {
                 looked = self.now;
+                self.put_strangers_right();
                 let Err(why) = self.has_converged() else { return self.check_the_end() };
                 let late = self.now > CALM_AFTER_MS + CONVERGES_WITHIN_MS;
-                assert!(!late, "all is mended, and it does not converge: {why}");
+                assert!(!late, "no convergence after all faults ended: {why}");
             }
         }
-        panic!("nothing more happens: {:?}", self.has_converged());
+        panic!("no more events, but no convergence: {:?}", self.has_converged());
     }
 
     fn happen(&mut self, event: Event) {
         match event {
             Event::Chaos => self.chaos(),
             Event::UserSubmits(user) => self.user_submits(user),
-            Event::AskArrives(ask) => self.ask_arrives(ask),
+            Event::RequestArrives(ask) => self.request_arrives(ask),
             Event::ReplyArrives(ask, reply) => self.reply_arrives(ask, reply),
             Event::ManagerStarts => self.manager_starts(),
             Event::CoreWakes(life) => self.core_wakes(life),
@@ -245,13 +268,13 @@ impl World {
             Event::StreamEnds(stream) => self.stream_ends(stream),
             Event::StreamFails(stream) => self.stream_fails(stream),
             Event::Runs(node, attempt, serial) => self.runs(node, attempt, serial),
-            Event::Exits(node, attempt, serial, how) => self.exits(node, attempt, serial, how),
+            Event::Exits(node, attempt, serial, cause) => self.exits(node, attempt, serial, cause),
             Event::Fact(node, life, attempt, fact) => self.fact(node, life, attempt, fact),
             Event::SupervisorLease(node, until) => self.supervisor_lease_ends(node, until),
         }
     }
 
-    /// One fault.
+    /// Causes a random fault.
     fn chaos(&mut self) {
         if self.calm {
             return;
@@ -289,13 +312,14 @@ impl World {
                 self.disk_is_slow(ms);
             }
             84..88 => self.supervisor_dies(node),
+            88..92 => self.user_forgets(node),
             _ => self.user_cancels(),
         }
     }
 
     /// Ends all faults.
     fn mend(&mut self) {
-        note!(self, "ALL IS MENDED");
+        note!(self, "ALL FAULTS END");
         self.calm = true;
         self.plan.latency_ms = 2;
         for node in 0..self.nodes.len() {
@@ -307,10 +331,38 @@ impl World {
         }
     }
 
+    /// Somebody stops the agents that have the names of others.
+    fn put_strangers_right(&mut self) {
+        for node in 0..self.nodes.len() {
+            if self.nodes[node].is_stranger && !self.has_work(node) {
+                self.shut_agent_down(node);
+            }
+        }
+    }
+
+    /// Whether a stranger whose agent does not run stays away for good; with all that it has left.
+    pub(crate) fn is_put_right(&mut self, node: usize) -> bool {
+        if self.calm && self.nodes[node].is_stranger && !self.has_work(node) {
+            note!(self, "node {node}: the stranger is gone");
+            let stranger = &mut self.nodes[node];
+            stranger.is_gone = true;
+            stranger.workloads.clear();
+        }
+        self.nodes[node].is_gone
+    }
+
+    /// Whether a machine has its name, and attempts that have not ended.
+    fn has_work(&self, node: usize) -> bool {
+        let node = &self.nodes[node];
+        let row = self.decided.nodes.get(&node.name);
+        row.is_some_and(|row| row.agent_id == Some(node.agent_id()))
+            && self.decided.has_live(&node.name)
+    }
+
     fn has_converged(&self) -> Result<(), String> {
         let Some(manager) = &self.manager else { return Err("no manager".into()) };
         if !manager.rests() {
-            return Err("the manager has something to commit or to send".into());
+            return Err("the manager still has something to commit or to send".into());
         }
         for user in &self.users {
             if user.wants_an_answer() {
@@ -320,7 +372,7 @@ impl World {
         for (id, job) in &self.store.jobs {
             let row = self.store.row(*id);
             if !row.state.is_end() && !self.waits_for_a_node(&job.spec, row) {
-                return Err(format!("job {id} goes on: {row:?}"));
+                return Err(format!("job {id} has not ended: {row:?}"));
             }
         }
         for node in &self.nodes {
@@ -329,30 +381,30 @@ impl World {
         Ok(())
     }
 
-    /// Whether no node could ever take it.
+    /// Returns whether no node can ever run the job's tasks.
     fn waits_for_a_node(
         &self,
         spec: &podmesh_protocol::spec::JobSpec,
         row: &podmesh_manager_core::step::JobRow,
     ) -> bool {
         row.counts.active == 0
-            && !self.nodes.iter().any(|node| {
+            && !self.nodes.iter().filter(|node| !node.is_gone).any(|node| {
                 spec.resources.fits(&node.capacity)
                     && spec.require.iter().all(|(k, v)| node.labels().get(k) == Some(v))
             })
     }
 
-    /// What must be true of all that ever happened.
+    /// Checks what must be true at the end.
     fn check_the_end(&mut self) {
         note!(self, "CONVERGED");
         for user in &self.users {
             if let Some(job) = user.acked {
-                let stored = self.store.submissions.get(&user.submission);
+                let stored = self.store.submissions().get(&user.submission);
                 assert_eq!(stored, Some(&job), "an acknowledged submission was lost");
             }
         }
         let known: Vec<SubmissionId> = self.users.iter().map(|user| user.submission).collect();
-        assert!(self.store.submissions.keys().all(|id| known.contains(id)));
+        assert!(self.store.submissions().keys().all(|id| known.contains(id)));
         self.check_truths();
     }
 }

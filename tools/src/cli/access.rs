@@ -76,6 +76,18 @@ pub(crate) enum NodesVerb {
         #[arg(required = true, value_name = "NODE")]
         names: Vec<Name>,
     },
+    /// Remove lost nodes from the list; to remove their keys too, revoke them
+    ///
+    /// A forgotten node that connects again is a new node, and must stop what it still runs.
+    Forget {
+        /// Names of the nodes
+        #[arg(required = true, value_name = "NODE")]
+        names: Vec<Name>,
+        /// Also end the attempts on the nodes, as lost. They may still be running there, even while
+        /// their tasks are retried on other nodes
+        #[arg(long)]
+        force: bool,
+    },
 }
 
 /// `users`.
@@ -122,10 +134,10 @@ fn token_id(text: &str) -> Result<TokenId, std::num::ParseIntError> {
     text.parse().map(TokenId)
 }
 
-/// Reads a token as [`LoginArgs::token`] says.
+/// Parses a token given as [`LoginArgs::token`].
 ///
 /// # Errors
-/// What is wrong with it.
+/// If the token is not valid.
 pub(crate) fn parse_token(text: &str) -> Result<JoinToken, crate::error::CliError> {
     text.parse().map_err(|why| {
         crate::error::CliError::usage("this token cannot be used")
@@ -144,7 +156,7 @@ mod tests {
     use crate::cli::{Cli, Verb};
 
     #[test]
-    fn a_token_is_for_one_agent_and_one_hour_unless_asked_otherwise() {
+    fn a_token_is_for_one_agent_and_one_hour_by_default() {
         let cli = Cli::try_parse_from(["podmesh", "token", "create"]).unwrap();
         let Verb::Token(TokenArgs { verb: Some(TokenVerb::Create(args)) }) = cli.verb else {
             unreachable!("token create is something else")

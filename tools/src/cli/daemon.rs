@@ -19,7 +19,7 @@ pub(crate) struct DaemonOptions {
     /// Log level: error, warn, info, debug or trace [default: info]
     #[arg(long, value_name = "LEVEL", env = "PODMESH_LOG", hide_env_values = true)]
     pub(crate) log_level: Option<String>,
-    /// Stop when standard input ends: for programs that start a daemon for a while
+    /// Stop when standard input ends, for programs that start a daemon temporarily
     #[arg(long, hide = true)]
     pub(crate) stop_at_eof: bool,
 }
@@ -60,6 +60,15 @@ pub(crate) struct ManagerArgs {
         allow_hyphen_values = true
     )]
     pub(crate) priority_max: Option<i32>,
+    /// How long ended jobs are kept [default: 90days]
+    #[arg(long, value_name = "TIME", env = "PODMESH_KEEP", hide_env_values = true)]
+    pub(crate) keep: Option<Span>,
+    /// How many attempts of ended jobs are kept; beyond that, the jobs that ended first are removed [default: 10000000]
+    #[arg(long, value_name = "NUMBER", env = "PODMESH_KEEP_ATTEMPTS", hide_env_values = true)]
+    pub(crate) keep_attempts: Option<u64>,
+    /// How long lost nodes and revoked keys are kept; a node that was removed must join again [default: 90days]
+    #[arg(long, value_name = "TIME", env = "PODMESH_KEEP_NODES", hide_env_values = true)]
+    pub(crate) keep_nodes: Option<Span>,
 }
 
 /// `backup`.
@@ -128,7 +137,7 @@ pub(crate) struct AgentArgs {
         help_heading = "The node"
     )]
     pub(crate) process: Option<Switch>,
-    /// Stop processes when the agent stops; without it they go on, as containers do
+    /// Stop processes when the agent stops; otherwise they keep running, as containers do
     #[arg(
         long,
         value_name = "WHETHER",
@@ -180,6 +189,15 @@ pub(crate) struct AgentArgs {
         help_heading = "Output of tasks"
     )]
     pub(crate) log_total_size: Option<Size>,
+    /// Limit for all output on this node; beyond it, output of the attempts that ended first is removed [default: a tenth of the disk]
+    #[arg(
+        long,
+        value_name = "SIZE",
+        env = "PODMESH_LOG_NODE_SIZE",
+        hide_env_values = true,
+        help_heading = "Output of tasks"
+    )]
+    pub(crate) log_node_size: Option<Size>,
     /// Remove output that is older [default: 30days]
     #[arg(
         long,
@@ -239,7 +257,7 @@ pub(crate) struct SupervisorArgs {
     /// Log level: error, warn, info, debug or trace [default: info]
     #[arg(long, value_name = "LEVEL")]
     pub(crate) log_level: Option<String>,
-    /// Be the supervisor; without it, start a supervisor and kill what it leaves when it dies
+    /// Run as the supervisor; otherwise start a supervisor, and kill what it leaves when it dies
     #[arg(long)]
     pub(crate) kept: bool,
 }

@@ -9,7 +9,7 @@ use podmesh_protocol::spec::{NetworkMode, OnLost, PullPolicy};
 
 use crate::values::{self, Array, Cpus, Label, MountText, Size, Span};
 
-/// What a job is, from flags.
+/// The description of a job, as flags.
 #[derive(Args, Debug, Default)]
 pub(crate) struct JobOptions {
     /// Read the job from a TOML file, or from standard input with `-`; flags override the file
@@ -21,7 +21,7 @@ pub(crate) struct JobOptions {
     /// Run in a container from this image
     #[arg(long, value_name = "IMAGE", help_heading = "What to run")]
     pub(crate) image: Option<String>,
-    /// Run one task for each index; PODMESH_TASK_INDEX holds the index of a task
+    /// Run one task for each index; PODMESH_TASK_INDEX is the index of a task
     #[arg(long, value_name = "N|A-B", allow_hyphen_values = true, help_heading = "What to run")]
     pub(crate) array: Option<Array>,
     /// Set an environment variable; without `=`, pass on its value from here
@@ -114,7 +114,7 @@ pub(crate) struct JobOptions {
     pub(crate) pull: Option<PullFlag>,
 }
 
-/// The command behind `--`.
+/// The command after `--`.
 #[derive(Args, Debug)]
 pub(crate) struct CommandArgs {
     /// The command and its arguments, after `--`
@@ -122,7 +122,7 @@ pub(crate) struct CommandArgs {
     pub(crate) command: Vec<OsString>,
 }
 
-/// What only benchmarks choose by name; the others follow from `--image`.
+/// A runtime that only benchmarks choose by name. The others follow from `--image`.
 #[derive(Clone, Copy, Debug, ValueEnum)]
 pub(crate) enum RuntimeFlag {
     /// Succeeds at once, and runs nothing.

@@ -11,10 +11,12 @@ use clap::builder::styling::{AnsiColor, Styles};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use podmesh_wire::locate::ManagerPlace;
 
-use access::{DoctorArgs, KeyVerb, LoginArgs, NodesArgs, TokenArgs, TokenVerb, UsersArgs};
+use access::{
+    DoctorArgs, KeyVerb, LoginArgs, NodesArgs, NodesVerb, TokenArgs, TokenVerb, UsersArgs,
+};
 use daemon::{AgentArgs, BackupArgs, DemoArgs, DevArgs, ManagerArgs, SupervisorArgs};
 use job::{CommandArgs, JobOptions};
-use query::{CancelArgs, EventsArgs, JobArgs, JobsArgs, LogsArgs, TasksArgs};
+use query::{CancelArgs, EventsArgs, ForgetArgs, JobArgs, JobsArgs, LogsArgs, TasksArgs};
 
 const STYLES: Styles = Styles::styled()
     .header(AnsiColor::Green.on_default().bold())
@@ -116,8 +118,8 @@ pub(crate) enum Verb {
     Manager(ManagerArgs),
     /// Copy the manager's database to a file, while the manager runs
     ///
-    /// Run this on the manager's machine, as the manager's user or as root. The copy shows one
-    /// moment, is checked, and has a checksum. It does not contain the manager's key. To restore
+    /// Run this on the manager's machine, as the manager's user or as root. The copy is consistent,
+    /// checked, and has a checksum. It does not contain the manager's key. To restore
     /// it: stop the manager, move podmesh.db, podmesh.db-wal and podmesh.db-shm in
     /// <data folder>/manager away, copy the file to podmesh.db there, as the manager's user, and
     /// start the manager.
@@ -150,7 +152,12 @@ pub(crate) enum Verb {
     Logs(LogsArgs),
     /// Cancel jobs: queued tasks never start, running tasks are stopped
     Cancel(CancelArgs),
-    /// List nodes, or revoke them
+    /// Remove ended jobs and their tasks from the manager
+    ///
+    /// The manager removes them by itself after a time, or when there are too many: see `keep` and
+    /// `keep_attempts` in manager.toml. Output stays on the nodes as long as they keep it.
+    Forget(ForgetArgs),
+    /// List nodes, forget or revoke them
     #[command(args_conflicts_with_subcommands = true)]
     Nodes(NodesArgs),
     /// List events: every change, with its revision
@@ -178,7 +185,7 @@ pub(crate) enum Verb {
 }
 
 impl Verb {
-    /// The verb's name where `--output json` means nothing for it.
+    /// Returns the verb's name if it does not support `--output json`.
     pub(crate) fn without_json(&self) -> Option<&'static str> {
         match self {
             Self::Demo(_) => Some("demo"),
@@ -196,13 +203,15 @@ impl Verb {
             Self::Logout => Some("logout"),
             Self::Key(_) => Some("key"),
             Self::Token(TokenArgs { verb: Some(TokenVerb::Revoke { .. }) }) => Some("token revoke"),
-            Self::Nodes(NodesArgs { verb: Some(_) }) => Some("nodes revoke"),
+            Self::Nodes(NodesArgs { verb: Some(NodesVerb::Revoke { .. }) }) => Some("nodes revoke"),
+            Self::Nodes(NodesArgs { verb: Some(NodesVerb::Forget { .. }) }) => Some("nodes forget"),
             Self::Users(UsersArgs { verb: Some(_) }) => Some("users revoke"),
             Self::Submit(_)
             | Self::Jobs(_)
             | Self::Job(_)
             | Self::Tasks(_)
             | Self::Cancel(_)
+            | Self::Forget(_)
             | Self::Nodes(NodesArgs { verb: None })
             | Self::Users(UsersArgs { verb: None })
             | Self::Token(_)

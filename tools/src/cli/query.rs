@@ -48,7 +48,7 @@ pub(crate) struct TasksArgs {
 /// `--state`.
 #[derive(Clone, Copy, Debug, ValueEnum)]
 pub(crate) enum TaskStateFlag {
-    /// Waits for room, or for its next attempt
+    /// Waiting for free resources, or for a retry
     Queued,
     /// Assigned to a node
     Active,
@@ -56,7 +56,7 @@ pub(crate) enum TaskStateFlag {
     Succeeded,
     /// Its last attempt failed, and there are no retries left
     Failed,
-    /// Was cancelled
+    /// Cancelled
     Cancelled,
 }
 
@@ -152,6 +152,48 @@ pub(crate) struct CancelArgs {
     pub(crate) jobs: Vec<JobId>,
 }
 
+/// `forget`.
+#[derive(Args, Debug)]
+pub(crate) struct ForgetArgs {
+    /// Numbers of the jobs, such as 42, or ranges of them, such as 1-1000
+    #[arg(required = true, value_name = "JOB|FIRST-LAST")]
+    pub(crate) jobs: Vec<JobRange>,
+}
+
+/// A range of jobs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct JobRange {
+    /// The first job.
+    pub(crate) first: JobId,
+    /// The last job.
+    pub(crate) last: JobId,
+}
+
+/// Error for a text that is neither a job nor a range of jobs.
+#[derive(Clone, Debug, thiserror::Error)]
+#[error("expected a job such as 42, or a range such as 1-1000")]
+pub(crate) struct JobRangeError;
+
+impl FromStr for JobRange {
+    type Err = JobRangeError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let job = |text: &str| text.parse::<JobId>().map_err(|_| JobRangeError);
+        let (first, last) = match text.split_once('-') {
+            Some((first, last)) => (job(first)?, job(last)?),
+            None => (job(text)?, job(text)?),
+        };
+        if first > last { Err(JobRangeError) } else { Ok(Self { first, last }) }
+    }
+}
+
+impl fmt::Display for JobRange {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { first, last } = self;
+        if first == last { write!(f, "job {first}") } else { write!(f, "jobs {first} to {last}") }
+    }
+}
+
 /// `events`.
 #[derive(Args, Debug)]
 pub(crate) struct EventsArgs {
@@ -170,6 +212,16 @@ pub(crate) struct EventsArgs {
 #[expect(clippy::unwrap_used, reason = "tests")]
 mod tests {
     use super::*;
+
+    #[test]
+    fn forget_takes_jobs_and_ranges() {
+        let range = |first, last| JobRange { first: JobId(first), last: JobId(last) };
+        assert_eq!("42".parse::<JobRange>().unwrap(), range(42, 42));
+        assert_eq!("1-1000".parse::<JobRange>().unwrap(), range(1, 1000));
+        for text in ["", "x", "-", "1-", "-1", "2-1", "1-2-3", "1.2"] {
+            assert!(text.parse::<JobRange>().is_err(), "{text}");
+        }
+    }
 
     #[test]
     fn logs_takes_jobs_tasks_and_attempts() {

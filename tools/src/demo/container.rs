@@ -1,11 +1,8 @@
-//! The demo's container, where there is an engine with an image at hand.
+//! The demo's container, if there is a Docker engine with a suitable image.
 
-use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
-use bollard::Docker;
-use bollard::errors::Error;
-use bollard::query_parameters::{ListContainersOptionsBuilder, ListImagesOptionsBuilder};
+use podmesh_agent::docker;
 use podmesh_protocol::ids::TaskId;
 use podmesh_protocol::report::JobState;
 use podmesh_protocol::spec::{
@@ -16,31 +13,31 @@ use tokio::time::{sleep, timeout};
 use super::mesh::Mesh;
 use super::{escape_lines, failed, job, output};
 use crate::connect::Connection;
-use crate::error::{CliError, Outcome};
+use crate::error::{CliError, CliResult};
 use crate::follow::ended;
 use crate::output::screen;
 use crate::output::text::escape;
 use crate::verbs::submit::send;
 
-/// How long the engine may take to say what images it has.
+/// How long the engine may take to list its images.
 const ENGINE_LIMIT: Duration = Duration::from_secs(5);
-/// How long the agents may take to remove a container whose end has been acknowledged.
+/// How long the agents may take to remove a container after its end was acknowledged.
 const REMOVE_LIMIT: Duration = Duration::from_secs(10);
-/// Images that surely have a shell, by a part of their name; the first that is there is taken.
+/// Parts of the names of images that are known to have a shell; the first match is used.
 const WITH_SHELL: [&str; 8] =
     ["busybox", "alpine", "debian", "ubuntu", "fedora", "rockylinux", "python", "node"];
-/// What the container runs.
+/// The script in the container.
 const SCRIPT: &str =
     "echo \"task $PODMESH_TASK in a container on $PODMESH_NODE: $(uname -s) $(uname -m)\"";
 
-/// Runs a container and shows what it printed, or says why not.
+/// Runs a container and shows its output, or says why it cannot.
 ///
 /// # Errors
-/// When there is an image to run, and running it fails.
-pub(crate) async fn show(mesh: &mut Mesh, connection: &Connection) -> Outcome<()> {
+/// If there is an image to run, and running it fails.
+pub(crate) async fn show(mesh: &mut Mesh, connection: &Connection) -> CliResult<()> {
     let image = match image(connection).await? {
         Ok(image) => image,
-        Err(why) => return screen::line(format!("\nNo container this time: {why}.")),
+        Err(why) => return screen::line(format!("\nNo container was run: {why}.")),
     };
     screen::line(format!("\n$ podmesh run --image {} -- sh -c 'echo …'", escape(&image)))?;
     let container = DockerSpec {
@@ -74,52 +71,44 @@ pub(crate) async fn show(mesh: &mut Mesh, connection: &Connection) -> Outcome<()
     removed(connection).await
 }
 
-/// An image of this machine that a shell can be run in; else why there is none.
-async fn image(connection: &Connection) -> Outcome<Result<String, String>> {
+/// Returns an image of this machine in which a shell can run, or the reason why there is none.
+async fn image(connection: &Connection) -> CliResult<Result<String, String>> {
     let nodes = connection.nodes().await?;
     if !nodes.iter().any(|node| node.runtimes.contains(&RuntimeKind::Docker)) {
-        return Ok(Err("no Docker engine answers on this machine".into()));
+        return Ok(Err("no Docker engine responds on this machine".into()));
     }
-    let names = match timeout(ENGINE_LIMIT, images()).await {
+    let names = match timeout(ENGINE_LIMIT, docker::images()).await {
         Ok(Ok(names)) => names,
         Ok(Err(why)) => {
-            return Ok(Err(format!("the Docker engine does not say what images it has ({why})")));
+            return Ok(Err(why.to_string()));
         }
-        Err(_) => return Ok(Err("the Docker engine does not answer in time".into())),
+        Err(_) => return Ok(Err("the Docker engine does not respond in time".into())),
     };
     let repository = |name: &str| name.rsplit('/').next().unwrap_or(name).to_owned();
     let known = WITH_SHELL
         .iter()
         .find_map(|part| names.iter().find(|name| repository(name).contains(part)));
     Ok(known.cloned().ok_or_else(|| {
-        format!("the Docker engine has no image that is known to have a shell ({} at hand); none is pulled", names.len())
+        format!("none of the Docker engine's {} images is known to have a shell, and the demo pulls no image", names.len())
     }))
-}
-
-async fn images() -> Result<Vec<String>, Error> {
-    let docker = Docker::connect_with_defaults()?;
-    let options = ListImagesOptionsBuilder::new().build();
-    let images = docker.list_images(Some(options)).await?;
-    let mut names: Vec<String> = images.into_iter().flat_map(|image| image.repo_tags).collect();
-    names.retain(|name| !name.starts_with("<none>"));
-    names.sort();
-    Ok(names)
 }
 
 /// Waits until the agents have removed the containers of this mesh.
 ///
 /// # Errors
-/// When one is still there after a while, or the engine does not answer.
-pub(super) async fn removed(connection: &Connection) -> Outcome<()> {
-    let cluster = connection.info().await?.cluster.to_string();
+/// If a container is still there after a while, or the engine does not respond.
+pub(super) async fn removed(connection: &Connection) -> CliResult<()> {
+    let cluster = connection.info().await?.cluster;
     let began = Instant::now();
     loop {
-        let left = match timeout(ENGINE_LIMIT, containers(&cluster)).await {
+        let left = match timeout(ENGINE_LIMIT, docker::containers(cluster)).await {
             Ok(Ok(left)) => left,
             Ok(Err(why)) => {
-                return Err(CliError::failure("the Docker engine cannot be asked").because(why));
+                return Err(
+                    CliError::failure("the request to the Docker engine failed").because(why)
+                );
             }
-            Err(_) => return Err(CliError::failure("the Docker engine does not answer in time")),
+            Err(_) => return Err(CliError::failure("the Docker engine does not respond in time")),
         };
         let Some(name) = left.first() else { return Ok(()) };
         if began.elapsed() > REMOVE_LIMIT {
@@ -128,15 +117,4 @@ pub(super) async fn removed(connection: &Connection) -> Outcome<()> {
         }
         sleep(Duration::from_millis(50)).await;
     }
-}
-
-/// The containers with the cluster in a label.
-async fn containers(cluster: &str) -> Result<Vec<String>, Error> {
-    let docker = Docker::connect_with_defaults()?;
-    let options = ListContainersOptionsBuilder::new().all(true).build();
-    let containers = docker.list_containers(Some(options)).await?;
-    let ours = |labels: &HashMap<String, String>| labels.values().any(|value| value == cluster);
-    let ours =
-        containers.into_iter().filter(|container| container.labels.as_ref().is_some_and(ours));
-    Ok(ours.filter_map(|container| container.id).collect())
 }

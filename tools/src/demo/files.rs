@@ -1,4 +1,4 @@
-//! The files that the demo works on, and how a task finds its own.
+//! The files that the demo processes, and how a task finds its file.
 
 use std::collections::VecDeque;
 use std::fs::{self, File};
@@ -6,37 +6,37 @@ use std::io;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 
-use crate::error::{CliError, Outcome};
+use crate::error::{CliError, CliResult};
 
-/// Files worked on at the most.
+/// The maximum number of files.
 const FILES_MAX: usize = 200;
-/// Folder entries looked at, at the most: the folder given may be `/`.
+/// The maximum number of folder entries to examine: the given folder may be `/`.
 const ENTRIES_MAX: usize = 20_000;
 
-/// What was found in a folder.
+/// The files found in a folder.
 #[derive(Debug, Default)]
-pub(crate) struct Found {
+pub(crate) struct FileSelection {
     /// Readable files, those near the top first, in order of name. Absolute.
     pub(crate) files: Vec<PathBuf>,
     /// Files and folders that cannot be read.
     pub(crate) unreadable: usize,
-    /// Whether there are more files than are worked on.
+    /// Whether there are more files than the demo processes.
     pub(crate) more: bool,
 }
 
-/// Looks for files in a folder and those below it; what is hidden, build output in `target`, and
-/// links are left out.
+/// Finds files in a folder and below it. Hidden files, build output in `target`, and links are
+/// skipped.
 ///
 /// # Errors
-/// When the folder itself cannot be read.
-pub(crate) fn find(folder: &Path) -> Outcome<Found> {
+/// If the folder itself cannot be read.
+pub(crate) fn find(folder: &Path) -> CliResult<FileSelection> {
     let unreadable = |why: io::Error| {
         CliError::usage(format!("the folder {} cannot be read", folder.display()))
             .because(why)
-            .hint("name another one: podmesh demo FOLDER")
+            .hint("name another folder: podmesh demo FOLDER")
     };
     let top = fs::canonicalize(folder).map_err(unreadable)?;
-    let mut found = Found::default();
+    let mut found = FileSelection::default();
     let mut looked_at = 0;
     let mut folders = VecDeque::from([top.clone()]);
     while let Some(folder) = folders.pop_front() {
@@ -81,10 +81,10 @@ pub(crate) fn find(folder: &Path) -> Outcome<Found> {
     Ok(found)
 }
 
-/// Makes a few files to work on where there are none.
+/// Creates a few sample files.
 ///
 /// # Errors
-/// When they cannot be written.
+/// If they cannot be written.
 pub(crate) fn samples(folder: &Path) -> io::Result<Vec<PathBuf>> {
     fs::create_dir(folder)?;
     [
@@ -101,24 +101,24 @@ pub(crate) fn samples(folder: &Path) -> io::Result<Vec<PathBuf>> {
     .collect()
 }
 
-/// Links each file as its index, 1, 2, 3 …, in a new folder: a task needs no more than its index
-/// then, and no name, whatever bytes it holds, passes through a shell.
+/// Links each file as its index, 1, 2, 3 …, in a new folder. So a task needs only its index, and a
+/// shell never sees a file name, which may contain any bytes.
 ///
 /// # Errors
-/// When the links cannot be made.
+/// If the links cannot be created.
 pub(crate) fn link(files: &[PathBuf], folder: &Path) -> io::Result<()> {
     fs::create_dir(folder)?;
     (1..).zip(files).try_for_each(|(index, file)| symlink(file, folder.join(index.to_string())))
 }
 
-/// What a task does: checksum and counts of its file, in one line.
+/// The script of a task: prints checksum and counts of its file in one line.
 pub(crate) const SCRIPT: &str = r#"file="$DEMO_FILES/$PODMESH_TASK_INDEX"
 sum=$(cksum < "$file") || exit 1
 counts=$(wc < "$file") || exit 1
 set -- $sum $counts
 echo "checksum $1 bytes $2 lines $3 words $4""#;
 
-/// What a task printed.
+/// The output of a task.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Summary {
     pub(crate) checksum: u32,
@@ -128,7 +128,7 @@ pub(crate) struct Summary {
 }
 
 impl Summary {
-    /// Reads the line of [`SCRIPT`].
+    /// Parses the line of [`SCRIPT`].
     pub(crate) fn parse(output: &[u8]) -> Option<Self> {
         let text = std::str::from_utf8(output).ok()?.strip_suffix('\n')?;
         let words: Vec<&str> = text.split(' ').collect();
@@ -155,7 +155,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn files_are_found_and_others_left_out() {
+    fn files_are_found_and_others_are_skipped() {
         let folder = tempfile::tempdir().unwrap();
         let top = folder.path();
         for name in ["b.txt", "a.txt", ".hidden"] {
@@ -176,7 +176,7 @@ mod tests {
     }
 
     #[test]
-    fn there_are_never_too_many() {
+    fn the_number_of_files_is_limited() {
         let folder = tempfile::tempdir().unwrap();
         for index in 0..=FILES_MAX {
             fs::write(folder.path().join(index.to_string()), "").unwrap();
@@ -226,7 +226,7 @@ mod tests {
     }
 
     #[test]
-    fn other_output_is_no_summary() {
+    fn other_output_is_not_a_summary() {
         for text in ["", "checksum 1 bytes 2 lines 3 words", "checksum 1 bytes 2 lines 3 words x\n"]
         {
             assert_eq!(Summary::parse(text.as_bytes()), None);

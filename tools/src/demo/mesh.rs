@@ -1,5 +1,5 @@
-//! A manager and agents as real processes of this program, in a folder of their own. They end
-//! when whoever started them does.
+//! A manager and agents as real processes of this program, in a temporary folder. They end when the
+//! process that started them ends.
 
 use std::fs::{self, File};
 use std::io;
@@ -15,18 +15,18 @@ use tempfile::TempDir;
 use tokio::process::{Child, Command};
 use tokio::time::{sleep, timeout};
 
-use crate::error::{CliError, Outcome};
+use crate::error::{CliError, CliResult};
 use crate::settings::DataDir;
 
-/// How long a process may take to begin to serve.
+/// How long a process may take to start.
 const START_LIMIT: Duration = Duration::from_secs(20);
-/// How long a process may take to end when asked to; then it is killed.
+/// How long a process may take to stop; then it is killed.
 const STOP_LIMIT: Duration = Duration::from_secs(10);
-/// Between two looks at what has no event.
+/// The interval of polling for changes without an event.
 const LOOK: Duration = Duration::from_millis(20);
 
-/// The processes, and the folder of all that they write. Dropped, it kills them and removes it;
-/// should this process be killed, they see their standard input end, and stop.
+/// The processes, and the folder of all their files. Dropping it kills them and removes the folder.
+/// If this process is killed, their standard input ends, and they stop.
 pub(crate) struct Mesh {
     manager: Daemon,
     agents: Vec<Daemon>,
@@ -44,11 +44,12 @@ impl Mesh {
     /// Starts a manager and agents with these names.
     ///
     /// # Errors
-    /// When one cannot be started, or the manager does not serve in time.
-    pub(crate) async fn start(names: &[&str]) -> Outcome<Self> {
-        let folder = tempfile::Builder::new().prefix("podmesh-demo-").tempdir().map_err(|why| {
-            CliError::failure("there is no room for a temporary folder").because(why)
-        })?;
+    /// If a process cannot be started, or the manager does not start in time.
+    pub(crate) async fn start(names: &[&str]) -> CliResult<Self> {
+        let folder = tempfile::Builder::new()
+            .prefix("podmesh-demo-")
+            .tempdir()
+            .map_err(|why| CliError::failure("cannot create a temporary folder").because(why))?;
         let data_dir = DataDir::at(folder.path());
         let mut manager = Daemon::start("manager", &data_dir, folder.path(), |command| {
             command.args(["manager", "--listen", "127.0.0.1:0"]);
@@ -57,7 +58,7 @@ impl Mesh {
         while Endpoint::read(&data_dir.manager()).is_err() {
             manager.still_runs()?;
             if began.elapsed() > START_LIMIT {
-                return Err(manager.failed("does not begin to serve"));
+                return Err(manager.failed("did not start in time"));
             }
             sleep(LOOK).await;
         }
@@ -71,26 +72,26 @@ impl Mesh {
         Ok(Self { manager, agents, folder })
     }
 
-    /// How the manager is found.
+    /// Returns how to find the manager.
     pub(crate) fn locator(&self) -> Locator {
         DataDir::at(self.folder.path()).user_locator(None)
     }
 
-    /// The folder of all that they write.
+    /// Returns the folder of all their files.
     pub(crate) fn folder(&self) -> &Path {
         self.folder.path()
     }
 
-    /// The data folder of an agent.
+    /// Returns the data folder of an agent.
     pub(crate) fn agent(&self, name: &str) -> DataDir {
         DataDir::at(self.folder.path()).inner(name)
     }
 
-    /// Whether all of them still run.
+    /// Checks that all processes still run.
     ///
     /// # Errors
-    /// What the first one said that does not.
-    pub(crate) fn still_runs(&mut self) -> Outcome<()> {
+    /// The error output of the first process that does not.
+    pub(crate) fn still_runs(&mut self) -> CliResult<()> {
         self.manager.still_runs()?;
         self.agents.iter_mut().try_for_each(Daemon::still_runs)
     }
@@ -98,8 +99,8 @@ impl Mesh {
     /// Stops the agents, then the manager, and removes the folder.
     ///
     /// # Errors
-    /// When one had to be killed, ended with an error, or the folder cannot be removed.
-    pub(crate) async fn stop(self) -> Outcome<()> {
+    /// If a process had to be killed or ended with an error, or the folder cannot be removed.
+    pub(crate) async fn stop(self) -> CliResult<()> {
         let mut result = Ok(());
         for daemon in self.agents {
             result = result.and(daemon.stop().await);
@@ -118,12 +119,12 @@ impl Daemon {
         data_dir: &DataDir,
         folder: &Path,
         arguments: impl FnOnce(&mut Command),
-    ) -> Outcome<Self> {
+    ) -> CliResult<Self> {
         let cannot =
             |why: io::Error| CliError::failure(format!("{name} cannot be started")).because(why);
         let stderr = folder.join(format!("{name}.stderr"));
         let mut command = Command::new(std::env::current_exe().map_err(cannot)?);
-        // What is set for the user's own mesh is not for this one.
+        // Settings for the user's own mesh must not apply to this one.
         for (variable, _) in std::env::vars_os() {
             if variable.as_encoded_bytes().starts_with(b"PODMESH_") {
                 command.env_remove(variable);
@@ -138,14 +139,14 @@ impl Daemon {
             .stdin(Stdio::piped())
             .stdout(Stdio::null())
             .stderr(File::create(&stderr).map_err(cannot)?)
-            // Not of the terminal's group: Ctrl-C there is for the demo, which then stops them.
+            // In a process group of their own: Ctrl-C reaches only the demo, which then stops them.
             .process_group(0)
             .kill_on_drop(true);
         let child = command.spawn().map_err(cannot)?;
         Ok(Self { name: name.to_owned(), child, stderr })
     }
 
-    fn still_runs(&mut self) -> Outcome<()> {
+    fn still_runs(&mut self) -> CliResult<()> {
         match self.child.try_wait() {
             Ok(None) => Ok(()),
             Ok(Some(status)) => Err(self.failed(&format!("ended ({status})"))),
@@ -155,7 +156,7 @@ impl Daemon {
         }
     }
 
-    async fn stop(mut self) -> Outcome<()> {
+    async fn stop(mut self) -> CliResult<()> {
         if let Some(pid) = self.child.id().and_then(|pid| i32::try_from(pid).ok()) {
             // It may have ended by itself.
             _ = kill(Pid::from_raw(pid), Signal::SIGTERM);
@@ -167,14 +168,15 @@ impl Daemon {
                 Err(CliError::failure(format!("{} cannot be watched", self.name)).because(why))
             }
             Err(_) => {
-                // Dropped, it is killed; waited for here, so that nothing writes to the folder.
+                // Waits for the end of the killed process, so that it no longer writes to the
+                // folder.
                 _ = self.child.kill().await;
-                Err(self.failed("did not stop, and was killed"))
+                Err(self.failed("did not stop and was killed"))
             }
         }
     }
 
-    /// What happened, with the last that it said.
+    /// Returns an error with the last line of the process's error output.
     fn failed(&self, what: &str) -> CliError {
         let error = CliError::failure(format!("{} {what}", self.name));
         let said = fs::read(&self.stderr).unwrap_or_default();

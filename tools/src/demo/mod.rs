@@ -1,4 +1,4 @@
-//! `podmesh demo`: a whole mesh on this machine, a real job through it, and nothing left behind.
+//! `podmesh demo`: runs a whole mesh on this machine with a real job, and cleans up.
 
 mod container;
 mod files;
@@ -20,7 +20,7 @@ use tokio::time::{sleep, timeout};
 use crate::cli::daemon::DemoArgs;
 use crate::connect::{Connection, PATIENCE_SUBMIT};
 use crate::context::Context;
-use crate::error::{CliError, EXIT_INTERRUPTED, Outcome};
+use crate::error::{CliError, CliResult, EXIT_INTERRUPTED};
 use crate::output::screen::{self, say};
 use crate::output::table;
 use crate::output::text::{clip, count, escape};
@@ -33,23 +33,23 @@ use mesh::Mesh;
 
 /// The nodes of the demo.
 const NODES: [&str; 2] = ["demo-a", "demo-b"];
-/// How long the nodes may take to come.
+/// How long the nodes may take to connect.
 const NODES_LIMIT: Duration = Duration::from_secs(20);
-/// How long cancelled jobs may take to end when the demo is left.
+/// How long cancelled jobs may take to end when the demo is interrupted.
 const CANCEL_LIMIT: Duration = Duration::from_secs(5);
-/// Rows of the result that are shown.
+/// The number of result rows to show.
 const ROWS_SHOWN: usize = 12;
 
-/// Runs the demo. Whatever happens, its processes end and its folder goes.
+/// Runs the demo. In any case its processes end and its folder is removed.
 ///
 /// # Errors
-/// Whatever went wrong, a task that failed included.
-pub(crate) async fn demo(context: &Context, args: DemoArgs) -> Outcome {
+/// Any failure, including a failed task.
+pub(crate) async fn demo(context: &Context, args: DemoArgs) -> CliResult {
     let began = Instant::now();
     let found = files::find(&args.folder)?;
     let mut interrupts = Interrupts::new()?;
     screen::line(format!(
-        "A manager and {} start on this machine.",
+        "Starting a manager and {} on this machine.",
         count(NODES.len() as u64, "agent")
     ))?;
     let mut mesh = tokio::select! {
@@ -63,9 +63,9 @@ pub(crate) async fn demo(context: &Context, args: DemoArgs) -> Outcome {
     };
     if !matches!(shown, Ok(0)) {
         if !matches!(shown, Err(CliError::StdoutClosed)) {
-            say("the demo is stopped, and what it started is removed");
+            say("stopping the demo and removing all that it started");
         }
-        // What still runs is stopped by its agent, not by the end of its agent.
+        // Tasks that still run are stopped by their agent, not by the end of the agent.
         _ = timeout(CANCEL_LIMIT, cancel_all(&connection)).await;
     }
     let stopped = tokio::select! {
@@ -77,7 +77,7 @@ pub(crate) async fn demo(context: &Context, args: DemoArgs) -> Outcome {
     if code == 0 {
         let took = coarse(u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX));
         screen::line(format!(
-            "\nThat took {took}. The processes have ended, and the folder is removed."
+            "\nDone in {took}. All processes have ended, and the folder is removed."
         ))?;
         screen::line("Next: `podmesh dev`, and in another terminal `podmesh run -- echo hello`.")?;
     }
@@ -89,9 +89,9 @@ async fn show(
     mesh: &mut Mesh,
     connection: &Connection,
     folder: &Path,
-    found: files::Found,
-) -> Outcome<()> {
-    screen::line(format!("All that they write is in {}\n", mesh.folder().display()))?;
+    found: files::FileSelection,
+) -> CliResult<()> {
+    screen::line(format!("All their files are in {}\n", mesh.folder().display()))?;
     nodes(context, mesh, connection).await?;
 
     let files = choose(mesh, folder, found)?;
@@ -121,13 +121,13 @@ async fn show(
     container::show(mesh, connection).await?;
     let events = count_events(connection).await?;
     screen::line(format!(
-        "\n$ podmesh events\n{}, each with its revision, all on disk before anybody saw them",
+        "\n$ podmesh events\n{}, each with a revision; every event is on disk before anyone sees it",
         count(events, "event")
     ))
 }
 
 /// Waits for the nodes, and shows them.
-async fn nodes(context: &Context, mesh: &mut Mesh, connection: &Connection) -> Outcome<()> {
+async fn nodes(context: &Context, mesh: &mut Mesh, connection: &Connection) -> CliResult<()> {
     let began = Instant::now();
     loop {
         let nodes = connection.nodes().await?;
@@ -137,8 +137,8 @@ async fn nodes(context: &Context, mesh: &mut Mesh, connection: &Connection) -> O
         }
         mesh.still_runs()?;
         if began.elapsed() > NODES_LIMIT {
-            return Err(CliError::failure("the agents do not come").because(format!(
-                "only {} did in {}",
+            return Err(CliError::failure("the agents did not connect").because(format!(
+                "only {} connected within {}",
                 nodes.len(),
                 coarse(NODES_LIMIT.as_millis() as u64)
             )));
@@ -147,25 +147,25 @@ async fn nodes(context: &Context, mesh: &mut Mesh, connection: &Connection) -> O
     }
 }
 
-/// The files to work on, with a word on those that are left out.
-fn choose(mesh: &Mesh, folder: &Path, found: files::Found) -> Outcome<Vec<PathBuf>> {
+/// Returns the files to process, and prints which are skipped.
+fn choose(mesh: &Mesh, folder: &Path, found: files::FileSelection) -> CliResult<Vec<PathBuf>> {
     let shown = escape(&folder.display().to_string());
     let mut files = found.files;
     if files.is_empty() {
         files = files::samples(&mesh.folder().join("samples")).map_err(cannot_write)?;
         screen::line(format!(
-            "\nThere is no file to read in {shown}; the job works on {} made for it.",
-            count(files.len() as u64, "sample")
+            "\nThere is no readable file in {shown}; the job processes {} instead.",
+            count(files.len() as u64, "sample file")
         ))?;
     } else {
-        let more = if found.more { ", the first there are" } else { "" };
+        let more = if found.more { " (the first ones found)" } else { "" };
         screen::line(format!(
-            "\nA checksum and a word count of {} in {shown}{more}:",
+            "\nComputing checksums and word counts of {} in {shown}{more}:",
             count(files.len() as u64, "file")
         ))?;
     }
     if found.unreadable > 0 {
-        screen::line(format!("({} left out: this user cannot read them.)", found.unreadable))?;
+        screen::line(format!("({} skipped: this user cannot read them.)", found.unreadable))?;
     }
     Ok(files)
 }
@@ -174,10 +174,10 @@ fn cannot_write(why: std::io::Error) -> CliError {
     CliError::failure("the temporary folder cannot be written").because(why)
 }
 
-fn spec(links: &Path, files: usize) -> Outcome<JobSpec> {
+fn spec(links: &Path, files: usize) -> CliResult<JobSpec> {
     let links = links.to_str().ok_or_else(|| {
         CliError::failure("the name of the temporary folder is not UTF-8")
-            .hint("set TMPDIR to a folder whose name is")
+            .hint("set TMPDIR to a folder with a UTF-8 name")
     })?;
     let last = u32::try_from(files).map_err(|_| CliError::failure("there are too many files"))?;
     job(
@@ -194,8 +194,8 @@ fn spec(links: &Path, files: usize) -> Outcome<JobSpec> {
     )
 }
 
-/// A job of the demo: small, and not tried again.
-fn job(name: &str, array: ArrayRange, run: RunSpec) -> Outcome<JobSpec> {
+/// Returns a job of the demo: small, and without retries.
+fn job(name: &str, array: ArrayRange, run: RunSpec) -> CliResult<JobSpec> {
     Ok(JobSpec {
         name: name.parse().map_err(|why| CliError::failure("the job has no name").because(why))?,
         array,
@@ -208,28 +208,29 @@ fn job(name: &str, array: ArrayRange, run: RunSpec) -> Outcome<JobSpec> {
     })
 }
 
-/// What a task did.
-struct Done {
+/// The result of a task.
+struct TaskResult {
     attempt: AttemptId,
     node: String,
     file: PathBuf,
     summary: Summary,
 }
 
-async fn result(connection: &Connection, task: TaskId, file: PathBuf) -> Outcome<Done> {
+async fn result(connection: &Connection, task: TaskId, file: PathBuf) -> CliResult<TaskResult> {
     let detail = connection.task(task, None, Duration::ZERO).await?;
     let (attempt, output) = output(connection, &detail).await?;
     let summary = Summary::parse(&output).ok_or_else(|| {
         let shown = clip(&escape(&String::from_utf8_lossy(&output)), 200);
-        CliError::failure(format!("the output of {attempt} is not what its task prints"))
+        CliError::failure(format!("the output of {attempt} has an unexpected format"))
             .because(format!("it is `{shown}`"))
     })?;
     let node = detail.attempts.last().map(|view| view.node.to_string()).unwrap_or_default();
-    Ok(Done { attempt, node, file, summary })
+    Ok(TaskResult { attempt, node, file, summary })
 }
 
-/// The standard output of a task's last attempt, as `podmesh logs` reads it; at most one read.
-async fn output(connection: &Connection, detail: &TaskDetail) -> Outcome<(AttemptId, Vec<u8>)> {
+/// Returns the standard output of a task's last attempt, read as by `podmesh logs`; at most one
+/// read.
+async fn output(connection: &Connection, detail: &TaskDetail) -> CliResult<(AttemptId, Vec<u8>)> {
     let number = detail.attempts.last().map_or(1, |view| view.number);
     let attempt = AttemptId { task: detail.task, number };
     let read = LogRead {
@@ -242,8 +243,8 @@ async fn output(connection: &Connection, detail: &TaskDetail) -> Outcome<(Attemp
     Ok((attempt, connection.log(read).await?.bytes))
 }
 
-/// Shows one log, and the file that it lies in.
-async fn show_log(mesh: &Mesh, connection: &Connection, results: &[Done]) -> Outcome<()> {
+/// Shows one log, and its file.
+async fn show_log(mesh: &Mesh, connection: &Connection, results: &[TaskResult]) -> CliResult<()> {
     let Some(done) = results.iter().max_by_key(|done| done.summary.words) else { return Ok(()) };
     let task = done.attempt.task;
     let detail = connection.task(task, None, Duration::ZERO).await?;
@@ -260,18 +261,18 @@ async fn show_log(mesh: &Mesh, connection: &Connection, results: &[Done]) -> Out
     if !path.is_file() {
         return Err(CliError::failure(format!("the log of {task} is not at {}", path.display())));
     }
-    screen::line(format!("  on {} it is the file {}", done.node, path.display()))
+    screen::line(format!("  the file on {} is {}", done.node, path.display()))
 }
 
-/// Output of a task, line by line, safe on a terminal.
+/// Returns the output of a task, line by line, safe for a terminal.
 fn escape_lines(output: &[u8]) -> String {
     String::from_utf8_lossy(output).lines().map(|line| format!("{}\n", escape(line))).collect()
 }
 
-fn show_results(context: &Context, folder: &Path, results: &[Done]) -> Outcome<()> {
+fn show_results(context: &Context, folder: &Path, results: &[TaskResult]) -> CliResult<()> {
     let top = folder.canonicalize().unwrap_or_else(|_| folder.to_owned());
     let number = |n: u64| Cell::new(n).set_alignment(CellAlignment::Right);
-    let row = |done: &Done| {
+    let row = |done: &TaskResult| {
         let name = done.file.strip_prefix(&top).unwrap_or(&done.file).to_string_lossy();
         let Summary { checksum, bytes, lines, words } = done.summary;
         vec![
@@ -285,7 +286,7 @@ fn show_results(context: &Context, folder: &Path, results: &[Done]) -> Outcome<(
         ]
     };
     let header = ["TASK", "NODE", "CHECKSUM", "BYTES", "LINES", "WORDS", "FILE"];
-    screen::line("\nWhat the tasks found:")?;
+    screen::line("\nResults of the tasks:")?;
     let shown: Vec<_> = results.iter().take(ROWS_SHOWN).map(row).collect();
     screen::print(&table::render(context.screen, &header, shown))?;
     let sum = |of: fn(&Summary) -> u64| results.iter().map(|done| of(&done.summary)).sum::<u64>();
@@ -296,7 +297,7 @@ fn show_results(context: &Context, folder: &Path, results: &[Done]) -> Outcome<(
         format!("{} on {node}", count(tasks as u64, "task"))
     });
     screen::line(format!(
-        "{hidden}in all {} bytes, {} lines, {} words; {}",
+        "{hidden}total: {} bytes, {} lines, {} words; {}",
         sum(|s| s.bytes),
         sum(|s| s.lines),
         sum(|s| s.words),
@@ -304,7 +305,7 @@ fn show_results(context: &Context, folder: &Path, results: &[Done]) -> Outcome<(
     ))
 }
 
-/// Why a job of the demo failed: its first failed task, with what that said.
+/// Returns an error with the first failed task of a job of the demo, and its reason.
 async fn failed(connection: &Connection, job: JobId) -> CliError {
     let error = CliError::failure(format!("job {job} of the demo failed"));
     let state = Some(podmesh_protocol::report::TaskState::Failed);
@@ -318,7 +319,7 @@ async fn failed(connection: &Connection, job: JobId) -> CliError {
     }
 }
 
-async fn count_events(connection: &Connection) -> Outcome<u64> {
+async fn count_events(connection: &Connection) -> CliResult<u64> {
     let mut since = Revision(0);
     let mut events = 0;
     loop {
@@ -331,8 +332,8 @@ async fn count_events(connection: &Connection) -> Outcome<u64> {
     }
 }
 
-/// Cancels what has not ended, and waits for its end.
-async fn cancel_all(connection: &Connection) -> Outcome<()> {
+/// Cancels all active jobs, and waits for their end.
+async fn cancel_all(connection: &Connection) -> CliResult<()> {
     let jobs = connection.jobs(None, true, 10).await?;
     for view in &jobs {
         connection.cancel(view.job).await?;

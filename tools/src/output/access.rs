@@ -1,4 +1,4 @@
-//! What the verbs about who may come in print as JSON.
+//! The JSON output of the verbs about tokens and users.
 
 use podmesh_protocol::access::Role as WireRole;
 use podmesh_protocol::client::{TokenState as WireTokenState, TokenView, UserView};
@@ -12,22 +12,22 @@ use crate::output::time::rfc3339;
 words! {
     /// What the owner of a key may do.
     Role = WireRole {
-        /// Have a session as one node.
+        /// Have a session as a node.
         Agent "agent",
         /// Read.
         Viewer "viewer",
         /// Read, submit and cancel.
         Operator "operator",
-        /// All of it.
+        /// Everything.
         Admin "admin",
     }
     /// Whether a join token can be used.
     TokenState = WireTokenState {
-        /// It can.
+        /// It can be used.
         Usable "usable",
-        /// It was used as often as it could be.
+        /// All its uses are used up.
         UsedUp "used_up",
-        /// Its time is over.
+        /// It has expired.
         Expired "expired",
         /// It was revoked.
         Revoked "revoked",
@@ -37,15 +37,15 @@ words! {
 /// `podmesh token create --output json`
 #[derive(Debug, Serialize, JsonSchema)]
 pub(crate) struct TokenOutput {
-    /// Its number.
+    /// The token's number.
     pub(crate) id: u64,
     /// The token itself.
     pub(crate) token: String,
-    /// What whoever joins with it may do.
+    /// The role of members that join with it.
     pub(crate) role: Role,
-    /// How often it can be used.
+    /// How many times it can be used.
     pub(crate) uses: u32,
-    /// Until when.
+    /// When it expires.
     pub(crate) expires_at: String,
 }
 
@@ -71,17 +71,17 @@ pub(crate) struct TokensOutput {
 /// A join token.
 #[derive(Debug, Serialize, JsonSchema)]
 pub(crate) struct TokenRow {
-    /// Its number.
+    /// The token's number.
     pub(crate) id: u64,
     /// Whether it can be used.
     pub(crate) state: TokenState,
-    /// What whoever joins with it may do.
+    /// The role of members that join with it.
     pub(crate) role: Role,
-    /// How often it can still be used.
+    /// How many more times it can be used.
     pub(crate) uses_left: u32,
-    /// Until when.
+    /// When it expires.
     pub(crate) expires_at: String,
-    /// Who asked for it.
+    /// Who created it.
     pub(crate) created_by: String,
 }
 
@@ -106,18 +106,18 @@ pub(crate) struct UsersOutput {
     pub(crate) users: Vec<UserRow>,
 }
 
-/// A user that joined.
+/// A user who joined.
 #[derive(Debug, Serialize, JsonSchema)]
 pub(crate) struct UserRow {
-    /// Their name.
+    /// The user's name.
     pub(crate) user: String,
-    /// What they may do.
+    /// The user's role.
     pub(crate) role: Role,
-    /// Their public key (Ed25519), in hexadecimal.
+    /// The user's public key (Ed25519), in hexadecimal.
     pub(crate) key: String,
-    /// The number of the token with which they joined.
+    /// The number of the token used to join.
     pub(crate) token: u64,
-    /// When.
+    /// When the user joined.
     pub(crate) joined_at: String,
 }
 

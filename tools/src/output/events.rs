@@ -9,7 +9,7 @@ use serde::Serialize;
 use super::access::Role;
 use super::json::{JobState, OutcomeRow, RuntimeKind, Word};
 use super::text::{count, escape};
-use super::time::{coarse, local_clock, rfc3339};
+use super::time::{coarse, rfc3339};
 
 /// A line of `podmesh events --output json`
 #[derive(Debug, Serialize, JsonSchema)]
@@ -18,7 +18,7 @@ pub(crate) struct EventOutput {
     revision: u64,
     /// When it was committed, by the manager's clock: RFC 3339.
     at: String,
-    /// What happened; readers skip an `event` that they do not know.
+    /// What happened. Readers skip an `event` that they do not know.
     #[serde(flatten)]
     event: EventBody,
 }
@@ -33,7 +33,7 @@ enum EventBody {
         job: u64,
         /// Its name.
         name: String,
-        /// How many tasks it has.
+        /// The number of its tasks.
         tasks: u32,
     },
     /// A user asked to cancel a job.
@@ -41,169 +41,187 @@ enum EventBody {
         /// The job's number.
         job: u64,
     },
-    /// Nothing more will happen to a job.
+    /// A job has ended.
     JobEnded {
         /// The job's number.
         job: u64,
-        /// How it ended.
+        /// The job's final state.
         state: JobState,
     },
-    /// An attempt was given to a node.
+    /// An attempt was assigned to a node.
     AttemptAssigned {
-        /// Of which job.
+        /// The attempt's job.
         job: u64,
-        /// Of which task, such as `42.7`.
+        /// The attempt's task, such as `42.7`.
         task: String,
         /// The attempt, such as `42.7#2`.
         attempt: String,
-        /// To which node.
+        /// The node.
         node: String,
     },
-    /// The node says what it does before the start.
+    /// The node reports what it does before the start.
     AttemptPreparing {
-        /// Of which job.
+        /// The attempt's job.
         job: u64,
-        /// Of which task.
+        /// The attempt's task.
         task: String,
         /// The attempt.
         attempt: String,
-        /// What it does.
+        /// What the node does.
         message: String,
     },
-    /// An attempt runs.
+    /// An attempt started.
     AttemptStarted {
-        /// Of which job.
+        /// The attempt's job.
         job: u64,
-        /// Of which task.
+        /// The attempt's task.
         task: String,
         /// The attempt.
         attempt: String,
     },
-    /// An attempt is over.
+    /// An attempt ended.
     AttemptEnded {
-        /// Of which job.
+        /// The attempt's job.
         job: u64,
-        /// Of which task.
+        /// The attempt's task.
         task: String,
         /// The attempt.
         attempt: String,
         /// How it ended.
         outcome: OutcomeRow,
-        /// After how long the task is tried again, where it is.
+        /// The time until the next attempt, if the task is retried.
         retry_in_ms: Option<u64>,
     },
     /// Output of an attempt was lost.
     LogGap {
-        /// Of which job.
+        /// The attempt's job.
         job: u64,
-        /// Of which task.
+        /// The attempt's task.
         task: String,
         /// The attempt.
         attempt: String,
-        /// What is known of it.
+        /// What was lost, and why.
         message: String,
     },
-    /// A node has a session.
+    /// A node connected.
     NodeConnected {
-        /// Its name.
+        /// The node's name.
         node: String,
-        /// The life of its agent process.
+        /// The run of its agent process.
         instance: String,
     },
     /// A node's session ended or its heartbeat is late.
     NodeSuspect {
-        /// Its name.
+        /// The node's name.
         node: String,
-        /// Why.
+        /// The reason.
         message: String,
     },
-    /// A suspect node's heartbeat is back.
+    /// A suspect node sends heartbeats again.
     NodeRecovered {
-        /// Its name.
+        /// The node's name.
         node: String,
     },
     /// A node's lease ended.
     NodeLost {
-        /// Its name.
+        /// The node's name.
         node: String,
     },
-    /// A join token was made.
+    /// A join token was created.
     TokenCreated {
-        /// Its number.
+        /// The token's number.
         token: u64,
-        /// What whoever joins with it may do.
+        /// The role of members that join with it.
         role: Role,
-        /// Who asked for it.
+        /// Who created it.
         by: String,
     },
     /// A join token was revoked.
     TokenRevoked {
-        /// Its number.
+        /// The token's number.
         token: u64,
-        /// By whom.
+        /// Who revoked it.
         by: String,
     },
     /// A machine or user joined.
     Enrolled {
-        /// What they may do.
+        /// The member's role.
         role: Role,
-        /// What they are called.
+        /// The member's name.
         name: String,
         /// The number of the token.
         token: u64,
     },
     /// The key of a machine or user was revoked.
     KeyRevoked {
-        /// What they could do.
+        /// The member's role.
         role: Role,
-        /// What they are called.
+        /// The member's name.
         name: String,
-        /// By whom.
+        /// Who revoked it.
         by: String,
     },
-    /// A key took the place of another one of the same owner.
+    /// A member replaced its key.
     KeyRenewed {
-        /// What its owner may do.
+        /// The member's role.
         role: Role,
-        /// What they are called.
+        /// The member's name.
         name: String,
     },
-    /// The manager has another key.
+    /// The manager's key was replaced.
     ManagerKeyRotated {
-        /// Its digest.
+        /// The digest of the new key.
         key: String,
-        /// Who asked for it.
+        /// Who replaced it.
         by: String,
     },
-    /// Somebody could not join.
+    /// Attempts to join were refused.
     JoinsRefused {
-        /// Why, for the last one.
+        /// The reason for the last one.
         message: String,
-        /// How many, since this was last told.
+        /// How many, since the previous event of this kind.
         count: u32,
     },
-    /// Connections were not let in, or cut off.
+    /// Connections were refused or cut off.
     ConnectionsRefused {
-        /// Why, for the last one.
+        /// The reason for the last one.
         message: String,
-        /// How many, since this was last told.
+        /// How many, since the previous event of this kind.
         count: u32,
     },
-    /// A node cannot start a runtime's work now.
+    /// A node cannot start a runtime's work at present.
     RuntimeWithdrawn {
-        /// Which node.
+        /// The node.
         node: String,
-        /// What it cannot start.
+        /// The runtime.
         runtime: RuntimeKind,
-        /// Why.
+        /// The reason.
         message: String,
     },
     /// A node can start a runtime's work again.
     RuntimeOffered {
-        /// Which node.
+        /// The node.
         node: String,
-        /// What it can start.
+        /// The runtime.
         runtime: RuntimeKind,
+    },
+    /// A lost node was removed from the list of nodes.
+    NodeForgotten {
+        /// The node.
+        node: String,
+        /// Who removed it.
+        by: String,
+    },
+    /// A user had ended jobs removed.
+    JobsForgotten {
+        /// The lowest job number.
+        first: u64,
+        /// The highest job number.
+        last: u64,
+        /// The number of removed jobs.
+        count: u32,
+        /// Who removed them.
+        by: String,
     },
 }
 
@@ -261,6 +279,15 @@ impl From<&EventFact> for EventBody {
             EventFact::RuntimeOffered(node, runtime) => {
                 Self::RuntimeOffered { node: node.to_string(), runtime: (*runtime).into() }
             }
+            EventFact::NodeForgotten(node, by) => {
+                Self::NodeForgotten { node: node.to_string(), by: by.to_string() }
+            }
+            EventFact::JobsForgotten(first, last, count, by) => Self::JobsForgotten {
+                first: first.0,
+                last: last.0,
+                count: *count,
+                by: by.to_string(),
+            },
             EventFact::TokenCreated(id, role, by) => {
                 Self::TokenCreated { token: id.0, role: (*role).into(), by: by.to_string() }
             }
@@ -290,9 +317,9 @@ impl From<&EventFact> for EventBody {
     }
 }
 
-/// The event as a line for people: revision, time, what happened.
-pub(crate) fn line(revision: Revision, wall_ms: u64, fact: &EventFact) -> String {
-    format!("{:>7}  {}  {}", revision.0, local_clock(wall_ms), describe(fact))
+/// Formats an event as a line for people: revision, time of day, description.
+pub(crate) fn line(revision: Revision, clock: &str, fact: &EventFact) -> String {
+    format!("{:>7}  {clock}  {}", revision.0, describe(fact))
 }
 
 fn describe(fact: &EventFact) -> String {
@@ -305,7 +332,7 @@ fn describe(fact: &EventFact) -> String {
             format!("job {job} ended: {}", JobState::from(*state).word())
         }
         EventFact::AttemptAssigned(id, node) => format!("{id} assigned to {node}"),
-        EventFact::AttemptPreparing(id, message) => format!("{id} prepares: {}", escape(message)),
+        EventFact::AttemptPreparing(id, message) => format!("{id} preparing: {}", escape(message)),
         EventFact::AttemptStarted(id) => format!("{id} started"),
         EventFact::AttemptEnded(id, outcome, retry) => {
             let retry = retry.map(|ms| format!("; retry in {}", coarse(ms)));
@@ -324,7 +351,7 @@ fn describe(fact: &EventFact) -> String {
         EventFact::KeyRevoked(role, name, by) => format!("{role} {name} revoked by {by}"),
         EventFact::KeyRenewed(role, name) => format!("{role} {name} has a new key"),
         EventFact::ManagerKeyRotated(key, by) => {
-            format!("the manager's key was rotated by {by}: it is {} now", escape(key))
+            format!("the manager's key was rotated by {by}: it is now {}", escape(key))
         }
         EventFact::RuntimeWithdrawn(node, runtime, why) => {
             format!("node {node} takes no work for {runtime}: {}", escape(why))
@@ -332,6 +359,11 @@ fn describe(fact: &EventFact) -> String {
         EventFact::RuntimeOffered(node, runtime) => {
             format!("node {node} takes work for {runtime} again")
         }
+        EventFact::NodeForgotten(node, by) => format!("node {node} was forgotten by {by}"),
+        EventFact::JobsForgotten(first, last, number, by) => match number {
+            1 => format!("job {first} was removed by {by}"),
+            _ => format!("{number} jobs from {first} to {last} were removed by {by}"),
+        },
         EventFact::JoinsRefused(why, number) => {
             format!("{} refused: {}", count(u64::from(*number), "join"), escape(why))
         }
@@ -342,7 +374,7 @@ fn describe(fact: &EventFact) -> String {
     }
 }
 
-/// How an attempt ended, for people: `failed, exit code 3, after 1.2s: …`.
+/// Describes how an attempt ended, for people: `failed, exit code 3, after 1.2s: …`.
 pub(crate) fn outcome_text(outcome: &report::Outcome) -> String {
     let mut text = match outcome.kind {
         OutcomeKind::Succeeded => "succeeded",
@@ -380,7 +412,7 @@ mod tests {
     use podmesh_protocol::report::Outcome;
 
     #[test]
-    fn who_came_in_and_who_was_shut_out_is_told() {
+    fn events_about_access_name_who_and_why() {
         let (name, by): (Name, Name) = ("a".parse().unwrap(), "root".parse().unwrap());
         let token = TokenId(3);
         let cases = [
@@ -390,7 +422,11 @@ mod tests {
             ),
             (EventFact::TokenRevoked(token, by.clone()), "join token 3 revoked by root"),
             (EventFact::Enrolled(Role::Agent, name.clone(), token), "agent a joined with token 3"),
-            (EventFact::KeyRevoked(Role::Admin, name, by), "admin a revoked by root"),
+            (EventFact::KeyRevoked(Role::Admin, name, by.clone()), "admin a revoked by root"),
+            (
+                EventFact::JobsForgotten(JobId(1), JobId(9), 7, by),
+                "7 jobs from 1 to 9 were removed by root",
+            ),
             (EventFact::JoinsRefused("\u{1b}".into(), 2), "2 joins refused: \\u{1b}"),
             (
                 EventFact::ConnectionsRefused("\u{1b}".into(), 1),
@@ -407,11 +443,11 @@ mod tests {
     }
 
     #[test]
-    fn an_ended_attempt_says_how_for_people_and_programs() {
+    fn an_ended_attempt_is_described_for_people_and_programs() {
         let mut outcome = Outcome::exited(3).with_message("a\u{1b}[0m");
         outcome.ran_ms = 1_250;
         let fact = EventFact::AttemptEnded(AttemptId::new(JobId(42), 7, 2), outcome, Some(2_000));
-        let text = line(Revision(9), 0, &fact);
+        let text = line(Revision(9), "12:00:00.000", &fact);
         assert!(
             text.contains("42.7#2 failed, exit code 3, after 1.2s: a\\u{1b}[0m; retry in 2.0s"),
             "{text}"

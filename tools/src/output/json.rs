@@ -1,5 +1,5 @@
-//! What `--output json` prints. The form is a promise: fields are only added. The schemas are
-//! made from these structures, and lie in `tools/schema`.
+//! The structures of `--output json`. Their form is stable: fields are only added. The schemas in
+//! `tools/schema` are generated from them.
 
 use std::collections::BTreeMap;
 
@@ -12,7 +12,7 @@ use serde::Serialize;
 
 use super::time::rfc3339;
 
-/// Makes the enums that are printed from those on the wire, with the same words.
+/// Defines output enums that correspond to enums of the protocol, with the same words.
 macro_rules! words {
     ($($(#[$doc:meta])* $name:ident = $from:ty { $($(#[$vdoc:meta])* $variant:ident $word:literal),* $(,)? })*) => {$(
         $(#[$doc])*
@@ -33,52 +33,52 @@ macro_rules! words {
     )*};
 }
 
-/// One of a few words.
+/// An enum of which each variant is one word.
 pub(crate) trait Word {
-    /// The word for it, as it stands in JSON.
+    /// Returns the word used in JSON.
     fn word(self) -> &'static str;
 }
 
 pub(crate) use words;
 
 words! {
-    /// Where a job stands.
+    /// The state of a job.
     JobState = report::JobState {
         /// No task has started.
         Queued "queued",
-        /// Tasks have started, and some are not over.
+        /// Tasks have started, and some have not ended.
         Running "running",
         /// A user cancelled it; some attempts have not ended yet.
         Cancelling "cancelling",
         /// Every task succeeded.
         Succeeded "succeeded",
-        /// Every task is over, and some failed.
+        /// Every task has ended, and some failed.
         Failed "failed",
-        /// A user cancelled it, and nothing of it runs any more.
+        /// A user cancelled it, and none of its tasks runs.
         Cancelled "cancelled",
     }
-    /// Where a task stands.
+    /// The state of a task.
     TaskState = report::TaskState {
-        /// Waits for room on a node, or for its next try.
+        /// Waits for room on a node, or for its next attempt.
         Queued "queued",
-        /// An attempt of it is with a node.
+        /// A node has an attempt of it.
         Active "active",
         /// Its last attempt succeeded.
         Succeeded "succeeded",
-        /// Its last attempt did not, and no more will follow.
+        /// Its last attempt failed, and no more will follow.
         Failed "failed",
         /// A user cancelled it.
         Cancelled "cancelled",
     }
-    /// Where an attempt stands.
+    /// The state of an attempt.
     AttemptState = report::AttemptState {
-        /// Given to a node that has not spoken of it yet.
+        /// Assigned to a node that has not reported on it yet.
         Assigned "assigned",
         /// The node prepares its start.
         Preparing "preparing",
-        /// It runs.
+        /// It is running.
         Running "running",
-        /// It is over.
+        /// It has ended.
         Ended "ended",
     }
     /// How an attempt ended.
@@ -87,38 +87,38 @@ words! {
         Succeeded "succeeded",
         /// Another exit code, a signal, or it could not be started.
         Failed "failed",
-        /// Stopped because a user asked.
+        /// Stopped at a user's request.
         Cancelled "cancelled",
-        /// Stopped because its time was up.
+        /// Stopped by its timeout.
         TimedOut "timed_out",
-        /// Its node, or what held it there, is gone; what it did is not known.
+        /// Its node, or the process or container that ran it, is gone; its result is unknown.
         Lost "lost",
-        /// Its node could not start it for a reason of the node's own.
+        /// Its node could not start it, for a reason on the node's side.
         NotStarted "not_started",
     }
-    /// Whether a node can be counted on.
+    /// Whether a node is available.
     NodeState = wire::NodeState {
-        /// It has a session, and its heartbeat comes.
+        /// It has a session, and its heartbeats arrive.
         Alive "alive",
-        /// Its session ended or its heartbeat is late; nothing new is placed there.
+        /// Its session ended or its heartbeat is late; it gets no new work.
         Suspect "suspect",
         /// Its lease ended.
         Lost "lost",
     }
-    /// What starts an attempt.
+    /// What runs an attempt.
     RuntimeKind = spec::RuntimeKind {
         /// A process of the node.
         Process "process",
         /// A Docker container.
         Docker "docker",
-        /// Nothing at all; for benchmarks.
+        /// Runs nothing; for benchmarks.
         Noop "noop",
     }
     /// What happens when the node of a running attempt is lost.
     OnLost = spec::OnLost {
         /// Wait until the node is back.
         Wait "wait",
-        /// Try it elsewhere after the lease.
+        /// Run it on another node when the lease has ended.
         Requeue "requeue",
     }
     /// The network of a container.
@@ -127,12 +127,12 @@ words! {
         Bridge "bridge",
         /// Loopback only.
         None "none",
-        /// The node's own.
+        /// The network of the node.
         Host "host",
     }
     /// When an image is pulled.
     PullPolicy = spec::PullPolicy {
-        /// When the node does not have it.
+        /// If the node does not have it.
         Missing "missing",
         /// Before every start.
         Always "always",
@@ -148,24 +148,33 @@ pub(crate) struct SubmitOutput {
     pub(crate) job: u64,
     /// Its name.
     pub(crate) name: String,
-    /// How many tasks it has.
+    /// The number of its tasks.
     pub(crate) tasks: u64,
 }
 
 /// `podmesh cancel --output json`
 #[derive(Debug, Serialize, JsonSchema)]
 pub(crate) struct CancelOutput {
-    /// The jobs, in the order asked for.
+    /// The jobs, in the order of the arguments.
     pub(crate) jobs: Vec<CancelledJob>,
 }
 
-/// A job that was to be cancelled.
+/// A job that was cancelled, or had already ended.
 #[derive(Debug, Serialize, JsonSchema)]
 pub(crate) struct CancelledJob {
     /// The job's number.
     pub(crate) job: u64,
-    /// Where it stands now: `cancelling`, or where it had ended before.
+    /// Its state now: `cancelling`, or the state in which it ended before.
     pub(crate) state: JobState,
+}
+
+/// `podmesh forget --output json`
+#[derive(Debug, Serialize, JsonSchema)]
+pub(crate) struct ForgetOutput {
+    /// How many jobs were removed.
+    pub(crate) removed: u64,
+    /// The jobs that have not ended and were not removed.
+    pub(crate) active: Vec<u64>,
 }
 
 /// `podmesh jobs --output json`
@@ -173,7 +182,7 @@ pub(crate) struct CancelledJob {
 pub(crate) struct JobsOutput {
     /// The jobs, newest first.
     pub(crate) jobs: Vec<JobRow>,
-    /// Whether there are more than `--limit` let through.
+    /// Whether there are more jobs than `--limit`.
     pub(crate) more: bool,
 }
 
@@ -184,32 +193,32 @@ pub(crate) struct JobRow {
     pub(crate) job: u64,
     /// Its name.
     pub(crate) name: String,
-    /// Where it stands.
+    /// Its state.
     pub(crate) state: JobState,
-    /// Its priority; higher goes first.
+    /// Its priority; higher ones start first.
     pub(crate) priority: i32,
-    /// Where its tasks stand.
+    /// How many of its tasks are in each state.
     pub(crate) tasks: Counts,
     /// When it was submitted, by the manager's clock: RFC 3339.
     pub(crate) submitted_at: String,
     /// When its first attempt was assigned.
     pub(crate) started_at: Option<String>,
-    /// When nothing more was to happen to it.
+    /// When it ended.
     pub(crate) ended_at: Option<String>,
 }
 
-/// How many tasks stand where.
+/// How many tasks are in each state.
 #[derive(Debug, Serialize, JsonSchema)]
 pub(crate) struct Counts {
-    /// All of them.
+    /// All tasks.
     pub(crate) total: u64,
-    /// Wait for room on a node, or for their next try.
+    /// Wait for room on a node, or for their next attempt.
     pub(crate) queued: u32,
-    /// An attempt is with a node.
+    /// A node has an attempt.
     pub(crate) active: u32,
     /// The last attempt succeeded.
     pub(crate) succeeded: u32,
-    /// The last attempt did not, and no more will follow.
+    /// The last attempt failed, and no more will follow.
     pub(crate) failed: u32,
     /// Cancelled.
     pub(crate) cancelled: u32,
@@ -249,69 +258,69 @@ pub(crate) struct JobOutput {
     /// The job as in `jobs`.
     #[serde(flatten)]
     pub(crate) row: JobRow,
-    /// The revision up to which this is true.
+    /// The revision of this state.
     pub(crate) revision: u64,
-    /// Why its queued tasks wait; none when none are queued.
+    /// Why its queued tasks wait; empty if none is queued.
     pub(crate) waits_for: Vec<String>,
-    /// What was submitted.
+    /// The submitted spec.
     pub(crate) spec: SpecOutput,
 }
 
-/// What was submitted.
+/// The spec of a job.
 #[derive(Debug, Serialize, JsonSchema)]
 pub(crate) struct SpecOutput {
     /// The lowest index of a task.
     pub(crate) first_index: u32,
     /// The highest index of a task.
     pub(crate) last_index: u32,
-    /// What starts its attempts.
+    /// What runs its attempts.
     pub(crate) runtime: RuntimeKind,
     /// Program and arguments; empty for an image's own.
     pub(crate) command: Vec<String>,
     /// Environment variables.
     pub(crate) env: BTreeMap<String, String>,
-    /// Working folder, where one was asked for.
+    /// Working folder, if given.
     pub(crate) workdir: Option<String>,
     /// Thousandths of a core for each task.
     pub(crate) cpu_millis: u32,
-    /// Bytes of memory for each task; 0 for not taken into account.
+    /// Bytes of memory for each task; 0 if not limited and not reserved.
     pub(crate) memory_bytes: u64,
     /// Labels that a node must have.
     pub(crate) require: BTreeMap<String, String>,
-    /// How long an attempt may run.
+    /// The maximum run time of an attempt.
     pub(crate) timeout_ms: Option<u64>,
-    /// Between TERM and KILL.
+    /// The time between TERM and KILL.
     pub(crate) stop_grace_ms: u64,
-    /// How often a failed task is tried again.
+    /// How many times a failed task is retried.
     pub(crate) retries: u32,
-    /// Before the first retry; doubled for each further one.
+    /// The pause before the first retry; doubled for each further one.
     pub(crate) retry_backoff_ms: u64,
-    /// What that wait never exceeds.
+    /// The maximum pause before a retry.
     pub(crate) retry_backoff_max_ms: u64,
     /// What happens when the node of a running attempt is lost.
     pub(crate) on_lost: OnLost,
-    /// What only a container has.
+    /// The options of a container.
     pub(crate) container: Option<ContainerOutput>,
 }
 
-/// What only a container has.
+/// The options of a container.
 #[derive(Debug, Serialize, JsonSchema)]
 pub(crate) struct ContainerOutput {
     /// The image.
     pub(crate) image: String,
-    /// What replaces the image's entrypoint; an empty list removes it.
+    /// The replacement of the image's entrypoint; an empty list removes it.
     pub(crate) entrypoint: Option<Vec<String>>,
     /// `user[:group]`.
     pub(crate) user: Option<String>,
-    /// What it sees of the node.
+    /// The folders and files of the node in the container.
     pub(crate) mounts: Vec<MountOutput>,
-    /// Its network.
+    /// The network.
     pub(crate) network: NetworkMode,
     /// When the image is pulled.
     pub(crate) pull: PullPolicy,
-    /// The capabilities that it has.
+    /// The added capabilities.
     pub(crate) cap_add: Vec<String>,
-    /// Its limit of processes and threads; null for the node's own.
+    /// The limit of processes and threads; null for the node's default.
     pub(crate) pids: Option<u32>,
     /// The platform of the image; null for that of the node's engine.
     pub(crate) platform: Option<String>,
@@ -397,7 +406,7 @@ pub(crate) struct TasksOutput {
     pub(crate) job: u64,
     /// Its tasks in order of index.
     pub(crate) tasks: Vec<TaskRow>,
-    /// Whether there are more than `--limit` let through.
+    /// Whether there are more tasks than `--limit`.
     pub(crate) more: bool,
 }
 
@@ -408,11 +417,11 @@ pub(crate) struct TaskRow {
     pub(crate) task: String,
     /// Its index in the job's array.
     pub(crate) index: u32,
-    /// Where it stands.
+    /// Its state.
     pub(crate) state: TaskState,
-    /// How many attempts there have been.
+    /// The number of its attempts.
     pub(crate) attempts: u32,
-    /// The last of them.
+    /// The last attempt.
     pub(crate) last_attempt: Option<AttemptRow>,
 }
 
@@ -421,34 +430,35 @@ pub(crate) struct TaskRow {
 pub(crate) struct AttemptRow {
     /// The attempt, such as `42.7#2`.
     pub(crate) attempt: String,
-    /// Its number.
+    /// The attempt's number.
     pub(crate) number: u32,
-    /// Where it runs or ran.
+    /// The node that runs or ran it.
     pub(crate) node: String,
-    /// Where it stands.
+    /// Its state.
     pub(crate) state: AttemptState,
-    /// How it ended, once it has.
+    /// How it ended, if it has ended.
     pub(crate) outcome: Option<OutcomeRow>,
-    /// When it was given to the node, by the manager's clock: RFC 3339.
+    /// When it was assigned to the node, by the manager's clock: RFC 3339.
     pub(crate) assigned_at: String,
-    /// When the manager heard of its start.
+    /// When its start was reported to the manager.
     pub(crate) started_at: Option<String>,
-    /// When the manager heard of its end.
+    /// When its end was reported to the manager.
     pub(crate) ended_at: Option<String>,
 }
 
 /// How an attempt ended.
 #[derive(Debug, Serialize, JsonSchema)]
 pub(crate) struct OutcomeRow {
-    /// In a word.
+    /// The kind of outcome.
     pub(crate) kind: OutcomeKind,
-    /// The exit code of the program; 127 not found, 126 not executable, 125 not started otherwise.
+    /// The exit code of the program; 127 not found, 126 not executable, 125 not started for another
+    /// reason.
     pub(crate) exit_code: Option<i32>,
     /// The signal that ended the program.
     pub(crate) signal: Option<i32>,
-    /// Whether the kernel's out-of-memory killer struck in it.
+    /// Whether the kernel's out-of-memory killer killed one of its processes.
     pub(crate) oom_killed: bool,
-    /// What there is to say.
+    /// Details, if any.
     pub(crate) message: Option<String>,
     /// How long it ran.
     pub(crate) ran_ms: u64,
@@ -510,29 +520,31 @@ pub(crate) struct NodesOutput {
 /// A node.
 #[derive(Debug, Serialize, JsonSchema)]
 pub(crate) struct NodeRow {
-    /// Its name.
+    /// The node's name.
     pub(crate) node: String,
-    /// Whether it can be counted on.
+    /// Whether it is available.
     pub(crate) state: NodeState,
-    /// The number of its live session.
+    /// The epoch of its current session.
     pub(crate) epoch: Option<u64>,
     /// The version of its agent.
     pub(crate) version: String,
-    /// What it offers in all.
+    /// All resources that it offers.
     pub(crate) capacity: ResourcesRow,
-    /// What of that is not taken.
+    /// The resources that are free.
     pub(crate) free: ResourcesRow,
     /// Its labels.
     pub(crate) labels: BTreeMap<String, String>,
-    /// What it can start.
+    /// The runtimes that it can start.
     pub(crate) runtimes: Vec<RuntimeKind>,
-    /// What it cannot start now though it is set up to, and why.
+    /// The enabled runtimes that it cannot start at present, and why.
     pub(crate) withdrawn: BTreeMap<String, String>,
-    /// Attempts that are with it.
+    /// Which limits of a job (`memory`, `cpus`) it does not enforce for commands, and why.
+    pub(crate) unenforced: BTreeMap<String, String>,
+    /// The number of attempts that it has.
     pub(crate) attempts: u32,
-    /// Since it was last known to be alive; none when not heard of since the manager started.
+    /// Milliseconds since it was last known to be alive; null if not since the manager started.
     pub(crate) seen_ms_ago: Option<u64>,
-    /// Whether it joined with a key; else its agent is on the manager's machine.
+    /// Whether it joined with a key; otherwise its agent is on the manager's machine.
     pub(crate) enrolled: bool,
 }
 
@@ -567,6 +579,7 @@ impl From<&wire::NodeView> for NodeRow {
                 .iter()
                 .map(|(kind, why)| (kind.to_string(), why.clone()))
                 .collect(),
+            unenforced: view.unenforced.clone(),
             attempts: view.attempts,
             seen_ms_ago: view.seen_ms_ago,
             enrolled: view.enrolled,

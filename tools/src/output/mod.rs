@@ -1,4 +1,4 @@
-//! What the verbs print: for people as tables and lines, for programs as JSON.
+//! The output of the verbs: tables and lines for people, JSON for programs.
 
 pub(crate) mod access;
 pub(crate) mod events;

@@ -1,4 +1,4 @@
-//! The schemas of what `--output json` prints, as they are checked in at `tools/schema`.
+//! The schemas of `--output json`, compared with the files in `tools/schema`.
 
 #[cfg(test)]
 #[expect(clippy::unwrap_used, reason = "tests")]
@@ -10,15 +10,16 @@ mod tests {
     use crate::output::access::{TokenOutput, TokensOutput, UsersOutput};
     use crate::output::events::EventOutput;
     use crate::output::json::{
-        CancelOutput, JobOutput, JobsOutput, NodesOutput, SubmitOutput, TasksOutput,
+        CancelOutput, ForgetOutput, JobOutput, JobsOutput, NodesOutput, SubmitOutput, TasksOutput,
     };
     use crate::verbs::doctor::DoctorOutput;
 
-    fn schemas() -> [(&'static str, Schema); 11] {
+    fn schemas() -> [(&'static str, Schema); 12] {
         [
             ("cancel", schema_for!(CancelOutput)),
             ("doctor", schema_for!(DoctorOutput)),
             ("event", schema_for!(EventOutput)),
+            ("forget", schema_for!(ForgetOutput)),
             ("job", schema_for!(JobOutput)),
             ("jobs", schema_for!(JobsOutput)),
             ("nodes", schema_for!(NodesOutput)),
@@ -30,10 +31,10 @@ mod tests {
         ]
     }
 
-    /// Fails when the output has changed and the files have not. Look at the difference: a field
-    /// that is gone or means something else breaks the promise of tools/schema/README.md.
+    /// Fails if the output has changed and the files have not. Check the difference: a field that
+    /// is removed or changes its meaning breaks the promise in tools/schema/README.md.
     #[test]
-    fn schema_files_are_those_of_the_code() {
+    fn schema_files_match_the_code() {
         let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("schema");
         for (name, schema) in schemas() {
             let path = folder.join(format!("{name}.json"));
@@ -44,14 +45,14 @@ mod tests {
             let checked_in = std::fs::read_to_string(&path).unwrap_or_default();
             assert!(
                 checked_in == text,
-                "{} differs from the code; if that is meant, run PODMESH_UPDATE_SCHEMA=1 cargo test -p podmesh-tools schema",
+                "{} differs from the code; if that is intended, run PODMESH_UPDATE_SCHEMA=1 cargo test -p podmesh-tools schema",
                 path.display()
             );
         }
     }
 
     #[test]
-    fn there_is_no_schema_too_many() {
+    fn every_schema_file_belongs_to_an_output() {
         let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("schema");
         let mut found: Vec<String> = std::fs::read_dir(folder)
             .unwrap()

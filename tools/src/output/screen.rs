@@ -1,4 +1,4 @@
-//! Standard output and standard error: what they are, and writing to them without panics.
+//! Standard output and standard error: their properties, and writing to them without panics.
 
 use std::fmt::Display;
 use std::io::{self, IsTerminal, Write};
@@ -6,22 +6,22 @@ use std::io::{self, IsTerminal, Write};
 use serde::Serialize;
 
 use crate::cli::Color;
-use crate::error::{CliError, Outcome};
+use crate::error::{CliError, CliResult};
 
-/// What standard output is.
+/// The properties of standard output.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Screen {
-    /// Columns of the terminal; none where it is not one: nothing is cut then.
+    /// The columns of the terminal. `None` if it is not a terminal: then nothing is cut.
     pub(crate) width: Option<u16>,
     /// Whether to use colour.
     pub(crate) color: bool,
 }
 
 impl Screen {
-    /// Looks at standard output, and makes `--color` known to everything that prints.
+    /// Examines standard output, and applies `--color` to everything that prints.
     pub(crate) fn detect(color: Color) -> Self {
         match color {
-            // Unset: anstream looks at the stream, NO_COLOR, CLICOLOR and TERM.
+            // anstream decides by the stream, NO_COLOR, CLICOLOR and TERM.
             Color::Auto => {}
             Color::Always => anstream::ColorChoice::Always.write_global(),
             Color::Never => anstream::ColorChoice::Never.write_global(),
@@ -33,11 +33,11 @@ impl Screen {
     }
 }
 
-/// Prints a text that ends its own lines.
+/// Prints a text that contains its own line breaks.
 ///
 /// # Errors
-/// When nobody reads it any more, or the disk is full.
-pub(crate) fn print(text: &str) -> Outcome<()> {
+/// If standard output is closed, or the disk is full.
+pub(crate) fn print(text: &str) -> CliResult<()> {
     let mut stdout = io::stdout().lock();
     stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()).map_err(CliError::stdout)
 }
@@ -45,43 +45,43 @@ pub(crate) fn print(text: &str) -> Outcome<()> {
 /// Prints one line.
 ///
 /// # Errors
-/// As [`print`].
-pub(crate) fn line(text: impl Display) -> Outcome<()> {
+/// See [`print`].
+pub(crate) fn line(text: impl Display) -> CliResult<()> {
     print(&format!("{text}\n"))
 }
 
 /// Prints a value as JSON over several lines.
 ///
 /// # Errors
-/// As [`print`].
-pub(crate) fn json(value: &impl Serialize) -> Outcome<()> {
+/// See [`print`].
+pub(crate) fn json(value: &impl Serialize) -> CliResult<()> {
     let text = serde_json::to_string_pretty(value)
         .map_err(|why| CliError::failure("the output cannot be written as JSON").because(why))?;
     line(text)
 }
 
-/// A value as one line of JSON, without its end.
+/// Returns a value as one line of JSON, without a line break.
 ///
 /// # Errors
-/// When it has no JSON form.
-pub(crate) fn json_text(value: &impl Serialize) -> Outcome<String> {
+/// If the value has no JSON form.
+pub(crate) fn json_text(value: &impl Serialize) -> CliResult<String> {
     serde_json::to_string(value)
         .map_err(|why| CliError::failure("the output cannot be written as JSON").because(why))
 }
 
-/// Says something on standard error. That it cannot be read is no error.
+/// Prints a message to standard error, ignoring failures.
 pub(crate) fn say(text: impl Display) {
     _ = writeln!(anstream::stderr(), "podmesh: {text}");
 }
 
-/// Says something for people who watch: only when standard error is a terminal.
+/// Prints a message for a user who watches: only if standard error is a terminal.
 pub(crate) fn say_to_watcher(text: impl Display) {
     if io::stderr().is_terminal() {
         say(text);
     }
 }
 
-/// Tells of an error, as every verb does at its end.
+/// Prints an error, as every verb does at its end.
 pub(crate) fn say_error(error: &CliError) {
     let bold = anstyle::Style::new().bold();
     let red = anstyle::AnsiColor::Red.on_default().bold();

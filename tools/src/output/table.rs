@@ -11,7 +11,7 @@ use super::screen::Screen;
 use super::text::{count, escape};
 use super::time::{ago, coarse, local, now_ms};
 
-/// What a word means to the eye.
+/// The meaning of a state, shown by its colour.
 #[derive(Clone, Copy)]
 enum Mood {
     Good,
@@ -39,8 +39,8 @@ fn state(word: &'static str) -> Cell {
     }
 }
 
-/// Rows under a header, without borders. On a terminal each row is one line of its width; elsewhere
-/// nothing is cut.
+/// Renders rows below a header, without borders. On a terminal each row is one line that fits its
+/// width; otherwise nothing is cut.
 pub(crate) fn render(screen: Screen, header: &[&str], rows: Vec<Vec<Cell>>) -> String {
     let mut table = Table::new();
     table.load_style(presets::NOTHING);
@@ -120,7 +120,7 @@ pub(crate) fn tasks(screen: Screen, tasks: &[TaskView]) -> String {
 pub(crate) fn nodes(screen: Screen, nodes: &[NodeView]) -> String {
     let row = |view: &NodeView| {
         let seen = match view.seen_ms_ago {
-            // A heartbeat comes every second: less is no news.
+            // A heartbeat comes every second: a shorter time says nothing.
             Some(0..3_000) => "now".to_owned(),
             Some(ms) => format!("{} ago", coarse(ms)),
             None => "not yet".to_owned(),
@@ -182,20 +182,20 @@ pub(crate) fn users(screen: Screen, users: &[UserView]) -> String {
     render(screen, &header, users.iter().map(row).collect())
 }
 
-/// Cores with as many digits as are needed.
+/// Formats cores with as many digits as necessary.
 pub(crate) fn cores(millis: u32) -> String {
     let text = format!("{}.{:03}", millis / 1000, millis % 1000);
     text.trim_end_matches('0').trim_end_matches('.').to_owned()
 }
 
-/// Bytes, short.
+/// Formats bytes, short.
 pub(crate) fn size(bytes: u64) -> String {
     ByteSize::b(bytes).display().iec().to_string().replace(' ', "")
 }
 
-/// What a list that was cut says on standard error.
+/// Returns the note on standard error about a list that was cut.
 pub(crate) fn more(shown: usize, noun: &str) -> String {
-    format!("only {} shown; --all shows them all", count(shown as u64, noun))
+    format!("showing only {}; use --all to show all", count(shown as u64, noun))
 }
 
 #[cfg(test)]
@@ -226,7 +226,7 @@ mod tests {
     }
 
     #[test]
-    fn a_terminal_gets_one_line_a_row_that_fits() {
+    fn on_a_terminal_each_row_is_one_line_that_fits() {
         let screen = Screen { width: Some(60), color: false };
         let text = tasks(screen, &[task(&"long ".repeat(50))]);
         assert_eq!(text.lines().count(), 2, "{text}");
@@ -235,7 +235,7 @@ mod tests {
     }
 
     #[test]
-    fn a_pipe_gets_everything_and_no_escapes() {
+    fn output_to_a_pipe_is_complete_and_without_escapes() {
         let screen = Screen { width: None, color: false };
         let text = tasks(screen, &[task(&("\u{1b}[31m".to_owned() + &"long ".repeat(50)))]);
         assert_eq!(text.matches("long").count(), 50, "{text}");
@@ -247,7 +247,7 @@ mod tests {
     }
 
     #[test]
-    fn colour_is_there_when_asked_for() {
+    fn colour_can_be_forced() {
         let text = tasks(Screen { width: None, color: true }, &[task("")]);
         assert!(text.contains("\u{1b}["), "{text:?}");
     }
@@ -271,7 +271,7 @@ mod tests {
     }
 
     #[test]
-    fn nodes_show_what_is_free() {
+    fn nodes_show_free_resources() {
         let view = NodeView {
             node: "node-1".parse().unwrap(),
             state: NodeState::Alive,
@@ -282,6 +282,7 @@ mod tests {
             labels: [("gpu".parse().unwrap(), "a100".to_owned())].into(),
             runtimes: vec![RuntimeKind::Process, RuntimeKind::Docker],
             withdrawn: [].into(),
+            unenforced: [].into(),
             attempts: 3,
             seen_ms_ago: Some(70_000),
             enrolled: false,

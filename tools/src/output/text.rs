@@ -1,9 +1,9 @@
-//! Texts for people: safe on a terminal, and short.
+//! Texts for people: safe for a terminal, and short.
 
 use std::borrow::Cow;
 
-/// The text without characters that a terminal acts on: control characters, and those that turn
-/// the direction of writing, are shown escaped.
+/// Escapes the characters that a terminal interprets: control characters, and those that change the
+/// text direction.
 pub(crate) fn escape(text: &str) -> String {
     let mut safe = String::with_capacity(text.len());
     for c in text.chars() {
@@ -21,7 +21,7 @@ fn acts(c: char) -> bool {
         || matches!(c, '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
 }
 
-/// At most so many characters, with `…` where something was cut.
+/// Returns at most `most` characters, with `…` if something was cut.
 pub(crate) fn clip(text: &str, most: usize) -> String {
     match text.char_indices().nth(most) {
         None => text.to_owned(),
@@ -29,7 +29,7 @@ pub(crate) fn clip(text: &str, most: usize) -> String {
     }
 }
 
-/// A command as one would type it in a shell; safe on a terminal.
+/// Returns a command as it can be typed in a shell; safe for a terminal.
 pub(crate) fn command_line(words: &[String]) -> String {
     words.iter().map(|word| quote(word)).collect::<Vec<_>>().join(" ")
 }
@@ -45,7 +45,7 @@ fn quote(word: &str) -> Cow<'_, str> {
     }
 }
 
-/// `1 task`, `2 tasks`.
+/// Returns `1 task`, `2 tasks`.
 pub(crate) fn count(number: u64, noun: &str) -> String {
     format!("{number} {noun}{}", if number == 1 { "" } else { "s" })
 }
@@ -55,14 +55,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn nothing_that_a_terminal_acts_on_gets_through() {
+    fn characters_that_a_terminal_interprets_are_escaped() {
         assert_eq!(escape("a\u{1b}[31m\n\u{9b}é"), "a\\u{1b}[31m\\n\\u{9b}é");
         assert_eq!(escape("a\u{202e}b"), "a\\u{202e}b");
         assert!(!command_line(&["\u{1b}]0;x\u{7}".into()]).contains('\u{1b}'));
     }
 
     #[test]
-    fn commands_can_be_typed_again() {
+    fn commands_are_quoted_for_a_shell() {
         let words = ["sh", "-c", "echo 'a b'", "", "a=b"].map(String::from);
         assert_eq!(command_line(&words), r"sh -c 'echo '\''a b'\''' '' a=b");
     }

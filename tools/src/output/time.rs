@@ -1,11 +1,11 @@
-//! Moments and lengths of time as people and programs read them.
+//! Times and durations, for people and programs.
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
 
-/// Milliseconds since 1970 by this machine's clock.
+/// Returns milliseconds since 1970 by this machine's clock.
 pub(crate) fn now_ms() -> u64 {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
@@ -15,17 +15,17 @@ fn timestamp(ms: u64) -> Option<Timestamp> {
     Timestamp::from_millisecond(i64::try_from(ms).ok()?).ok()
 }
 
-/// RFC 3339 in UTC; empty for a moment outside of the calendar.
+/// Returns RFC 3339 in UTC; empty for a time outside the calendar.
 pub(crate) fn rfc3339(ms: u64) -> String {
     timestamp(ms).map(|t| t.to_string()).unwrap_or_default()
 }
 
-/// Date and time where the user is.
+/// Returns date and time in the user's time zone.
 pub(crate) fn local(ms: u64) -> String {
     local_as(ms, "%Y-%m-%d %H:%M:%S")
 }
 
-/// Time of day where the user is.
+/// Returns the time of day in the user's time zone.
 pub(crate) fn local_clock(ms: u64) -> String {
     local_as(ms, "%H:%M:%S%.3f")
 }
@@ -37,8 +37,8 @@ fn local_as(ms: u64, form: &str) -> String {
     }
 }
 
-/// How long it is since a moment: `3min ago`. The clocks of two machines may differ: a moment that
-/// is still to come is `now`.
+/// Returns how long ago a time was: `3min ago`. The clocks of two machines may differ: a time in
+/// the future is `now`.
 pub(crate) fn ago(now_ms: u64, ms: u64) -> String {
     match now_ms.saturating_sub(ms) {
         0..1000 => "now".into(),
@@ -46,7 +46,8 @@ pub(crate) fn ago(now_ms: u64, ms: u64) -> String {
     }
 }
 
-/// A length of time with one unit, two where it is short: `420ms`, `3.2s`, `5min`, `2d`.
+/// Returns a duration with one unit, with one decimal if it is short: `420ms`, `3.2s`, `5min`,
+/// `2d`.
 pub(crate) fn coarse(ms: u64) -> String {
     match ms {
         0..1000 => format!("{ms}ms"),
@@ -63,14 +64,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn moments_are_rfc3339() {
+    fn times_are_rfc3339() {
         assert_eq!(rfc3339(1_700_000_000_123), "2023-11-14T22:13:20.123Z");
         assert_eq!(rfc3339(u64::MAX), "");
         assert_eq!(local(u64::MAX), "?");
     }
 
     #[test]
-    fn lengths_are_short() {
+    fn durations_are_short() {
         for (ms, text) in [
             (7, "7ms"),
             (3_250, "3.2s"),

@@ -18,14 +18,14 @@ use serde::Deserialize;
 use crate::cli::daemon::{AgentArgs, DockerFlag, Switch};
 use crate::context::Context;
 use crate::daemon_log::{self, LEVEL_DEFAULT};
-use crate::error::{CliError, Outcome};
+use crate::error::{CliError, CliResult};
 use crate::settings::{self, DataDir};
 use crate::signals::{Stop, run_daemon};
 use crate::values::{Cpus, Size, Span, made_name};
 use crate::verbs::process_supervisor;
 
-/// `agent.toml`: every setting has the name of its flag; what the node's owner allows stands
-/// only here.
+/// `agent.toml`: every setting has the name of its flag; what the node's owner allows can only be
+/// set here.
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
 struct AgentFile {
@@ -37,10 +37,12 @@ struct AgentFile {
     docker: Option<DockerFlag>,
     process: Option<Switch>,
     stop_processes: Option<bool>,
+    process_user: Option<String>,
     logs_dir: Option<PathBuf>,
     log_file_size: Option<Size>,
     log_files: Option<u32>,
     log_total_size: Option<Size>,
+    log_node_size: Option<Size>,
     log_age: Option<Span>,
     log_level: Option<String>,
     mount_roots: Vec<MountRoot>,
@@ -53,8 +55,17 @@ struct AgentFile {
     pids_max: Option<NonZeroU32>,
 }
 
+/// Returns the user for commands in the settings of this machine's agent.
+///
+/// # Errors
+/// If the settings cannot be read.
+pub(crate) fn process_user(data_dir: &DataDir) -> CliResult<Option<String>> {
+    let file: AgentFile = settings::load(None, data_dir, "agent", &[])?;
+    Ok(file.process_user)
+}
+
 /// Runs the agent until it is asked to stop.
-pub(crate) async fn agent(context: &Context, args: AgentArgs) -> Outcome {
+pub(crate) async fn agent(context: &Context, args: AgentArgs) -> CliResult {
     let data_dir = context.data_dir()?;
     let file: AgentFile = settings::load(args.daemon.config.as_deref(), &data_dir, "agent", &[])?;
     let level = args.daemon.log_level.clone().or(file.log_level.clone());
@@ -76,12 +87,12 @@ pub(crate) async fn agent(context: &Context, args: AgentArgs) -> Outcome {
     .await
 }
 
-/// Joins the cluster of a token, unless that has been done with the same one: a unit file that
-/// has the token in it starts the agent again and again.
+/// Joins the cluster of a token, unless this machine has already joined with the same token: a unit
+/// file that contains the token starts the agent many times.
 ///
 /// # Errors
-/// When the manager is not met, or does not let this machine join as an agent.
-async fn join(dir: &Path, token: &JoinToken, name: &Name) -> Outcome<()> {
+/// If the manager cannot be reached, or does not let this machine join as an agent.
+async fn join(dir: &Path, token: &JoinToken, name: &Name) -> CliResult<()> {
     match Enrolment::load(dir) {
         Ok(enrolment) if enrolment.is_of(token) => {
             tracing::info!(name = %enrolment.name, "has already joined with this token");
@@ -95,13 +106,13 @@ async fn join(dir: &Path, token: &JoinToken, name: &Name) -> Outcome<()> {
         joined.map_err(|why| CliError::failure("this machine cannot join").because(why))?;
     if joined.role != Role::Agent {
         return Err(CliError::failure(format!("the token is for the role {}", joined.role))
-            .hint("an agent needs one of `podmesh token create --role agent`"));
+            .hint("an agent needs a token of `podmesh token create --role agent`"));
     }
     tracing::info!(name = %joined.name, cluster = %joined.cluster, "joined");
     Ok(())
 }
 
-/// The configuration of an agent with defaults only, as `dev` uses it.
+/// Returns the configuration of an agent with defaults only, as `dev` uses it.
 pub(crate) fn plain(name: Name, manager: Option<ManagerPlace>, data_dir: &DataDir) -> AgentConfig {
     AgentConfig {
         data_dir: data_dir.agent(),
@@ -111,20 +122,23 @@ pub(crate) fn plain(name: Name, manager: Option<ManagerPlace>, data_dir: &DataDi
         capacity: detect_capacity(),
         labels: BTreeMap::new(),
         runtimes: RuntimeSwitches::default(),
+        process_user: None,
         policy: NodePolicy::default(),
         rotation: RotationPolicy::default(),
+        logs_bytes_max: None,
         supervisor: process_supervisor::command(data_dir, None),
         stop_processes: false,
     }
 }
 
-/// Flags and their variables win over the file, the file over the defaults.
+/// Builds the configuration. Flags and their variables override the file, the file overrides the
+/// defaults.
 fn config(
     manager: Option<ManagerPlace>,
     args: AgentArgs,
     file: AgentFile,
     data_dir: &DataDir,
-) -> Outcome<AgentConfig> {
+) -> CliResult<AgentConfig> {
     let wrong = |key: &str| CliError::usage(format!("agent.toml: `{key}` is not valid"));
     let manager = match (manager, file.manager) {
         (None, Some(text)) => Some(text.parse().map_err(|why| wrong("manager").because(why))?),
@@ -177,6 +191,7 @@ fn config(
                 .because(format!("`{}` is not an absolute path", root.path.display())));
         }
     }
+    config.process_user = file.process_user;
     let usual = NodePolicy::default();
     config.policy = NodePolicy {
         mount_roots: file.mount_roots,
@@ -191,6 +206,7 @@ fn config(
         pids_max: file.pids_max.map_or(usual.pids_max, NonZeroU32::get),
     };
 
+    config.logs_bytes_max = args.log_node_size.or(file.log_node_size).map(|size| size.0);
     let usual = RotationPolicy::default();
     config.rotation = RotationPolicy {
         file_bytes_max: args
@@ -207,8 +223,8 @@ fn config(
     Ok(config)
 }
 
-/// The name of this machine, made a valid one.
-fn host_name() -> Outcome<Name> {
+/// Returns the name of this machine, converted to a valid name.
+fn host_name() -> CliResult<Name> {
     let unnamed =
         || CliError::failure("this machine has no name").hint("name the node with --name");
     let host = nix::unistd::gethostname().map_err(|why| unnamed().because(why))?;
@@ -226,7 +242,7 @@ mod tests {
     use crate::cli::{Cli, Verb};
     use crate::toml_file;
 
-    fn made(flags: &[&str], toml: &str) -> Outcome<AgentConfig> {
+    fn made(flags: &[&str], toml: &str) -> CliResult<AgentConfig> {
         let words = ["podmesh", "agent"].iter().chain(flags);
         let cli = Cli::try_parse_from(words).unwrap();
         let Verb::Agent(args) = cli.verb else { unreachable!("an agent was asked for") };
@@ -235,7 +251,7 @@ mod tests {
     }
 
     #[test]
-    fn flags_win_over_the_file_over_defaults() {
+    fn flags_override_the_file_and_the_file_overrides_defaults() {
         let toml = r#"
             name = "from-file"
             manager = "file.lan"
@@ -245,11 +261,13 @@ mod tests {
             process = "off"
             stop_processes = true
             log_file_size = "1MiB"
+            log_node_size = "2GiB"
             log_age = "7days"
             mount_roots = [{ path = "/srv", writable = true }]
             allow_host_network = true
             images = ["busybox"]
             capabilities = ["NET_RAW"]
+            process_user = "nobody"
             attempt_cpus_max = 1
             pids_max = 100
             [labels]
@@ -267,8 +285,10 @@ mod tests {
         assert!(config.policy.allow_host_network && config.policy.mount_roots[0].writable);
         assert_eq!((config.policy.attempt_max.cpu_millis, config.policy.pids_max), (1000, 100));
         assert_eq!(config.policy.images, ["busybox"]);
+        assert_eq!(config.process_user.as_deref(), Some("nobody"));
         assert_eq!(config.rotation.file_bytes_max, 1 << 20);
         assert_eq!(config.rotation.files_max, 3);
+        assert_eq!(config.logs_bytes_max, Some(2 << 30));
         assert_eq!(config.rotation.total_bytes_max, RotationPolicy::default().total_bytes_max);
         assert_eq!(config.rotation.age_max, Duration::from_secs(7 * 24 * 3600));
 
@@ -280,7 +300,7 @@ mod tests {
     }
 
     #[test]
-    fn without_anything_there_is_an_agent_of_this_machine() {
+    fn defaults_make_an_agent_of_this_machine() {
         let config = made(&[], "").unwrap();
         let locator = DataDir::at("/data").agent_locator(None);
         assert_eq!((locator.place.clone(), &config.manager), (None, &locator));
@@ -289,10 +309,11 @@ mod tests {
         assert_eq!(config.data_dir, PathBuf::from("/data/agent"));
         assert_eq!(config.runtimes, RuntimeSwitches::default());
         assert_eq!(config.policy, NodePolicy::default());
+        assert_eq!(config.logs_bytes_max, None);
     }
 
     #[test]
-    fn what_is_wrong_in_the_file_is_named() {
+    fn an_error_in_the_file_names_the_key() {
         for (toml, says) in [
             ("manager = \"a b\"", "manager"),
             ("mount_roots = [{ path = \"srv\" }]", "absolute"),
@@ -309,9 +330,9 @@ mod tests {
         assert!(error.hint_text().unwrap().contains("allow_host_network"));
     }
 
-    /// A settings file that somebody has typed badly is an error or another one, never a panic.
+    /// A settings file with typing errors gives an error or other settings, never a panic.
     #[test]
-    fn any_change_of_a_settings_file_is_read_or_refused() {
+    fn a_changed_settings_file_is_read_or_is_an_error() {
         let toml = r#"name = "a"
 cpus = 1.5
 memory = "1GiB"

@@ -5,11 +5,11 @@ use podmesh_manager::{BackupError, StoreError};
 
 use crate::cli::daemon::BackupArgs;
 use crate::context::Context;
-use crate::error::{CliError, Outcome};
+use crate::error::{CliError, CliResult};
 use crate::output::screen;
 
 /// Copies the database of the manager of this machine to a file.
-pub(crate) fn backup(context: &Context, args: &BackupArgs) -> Outcome {
+pub(crate) fn backup(context: &Context, args: &BackupArgs) -> CliResult {
     let folder = context.data_dir()?.manager();
     let made = podmesh_manager::backup(&folder, &args.file).map_err(|why| {
         let error = CliError::failure("no backup was made").because(&why);
@@ -29,7 +29,7 @@ pub(crate) fn backup(context: &Context, args: &BackupArgs) -> Outcome {
         made.revision
     ))?;
     screen::say_to_watcher(format!(
-        "the manager's key is not in it: keep a copy of {}, too, in a safe place",
+        "the backup does not contain the manager's key: also keep a copy of {} in a safe place",
         folder.join("key").display()
     ));
     Ok(0)

@@ -5,12 +5,12 @@ use podmesh_protocol::report::JobState as WireJobState;
 use crate::cli::query::CancelArgs;
 use crate::connect::PATIENCE_ASK;
 use crate::context::Context;
-use crate::error::{EXIT_FAILURE, Outcome};
+use crate::error::{CliResult, EXIT_FAILURE};
 use crate::output::json::{CancelOutput, CancelledJob, JobState, Word};
 use crate::output::screen;
 
-/// Cancels jobs. One that cannot be cancelled does not keep the others from it.
-pub(crate) async fn cancel(context: &Context, args: CancelArgs) -> Outcome {
+/// Cancels jobs. If one job cannot be cancelled, the others still are.
+pub(crate) async fn cancel(context: &Context, args: CancelArgs) -> CliResult {
     let connection = context.connection(PATIENCE_ASK)?;
     let mut output = CancelOutput { jobs: Vec::new() };
     let mut code = 0;
@@ -23,7 +23,7 @@ pub(crate) async fn cancel(context: &Context, args: CancelArgs) -> Outcome {
                         WireJobState::Cancelling | WireJobState::Cancelled => {
                             format!("job {job}: {word}")
                         }
-                        _ => format!("job {job}: had already ended: {word}"),
+                        _ => format!("job {job}: already ended: {word}"),
                     })?;
                 }
                 output.jobs.push(CancelledJob { job: job.0, state: state.into() });

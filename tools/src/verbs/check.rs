@@ -6,15 +6,15 @@ use bytesize::ByteSize;
 use podmesh_manager::StoreError;
 
 use crate::context::Context;
-use crate::error::{CliError, Outcome};
+use crate::error::{CliError, CliResult};
 use crate::output::screen;
 use crate::output::text::escape;
 
-/// Exit code for a damaged database.
+/// The exit code for a damaged database.
 const EXIT_DAMAGED: u8 = 1;
 
-/// Checks the whole database and says what it finds.
-pub(crate) fn check(context: &Context) -> Outcome {
+/// Checks the whole database and prints the result.
+pub(crate) fn check(context: &Context) -> CliResult {
     let folder = context.data_dir()?.manager();
     let found = podmesh_manager::check(&folder).map_err(|why| match why {
         StoreError::Damaged { path, why } => damaged(&path).because(why),
@@ -29,9 +29,9 @@ pub(crate) fn check(context: &Context) -> Outcome {
         found.revision
     ))?;
     screen::line(match (found.sealed, found.in_use) {
-        (true, _) => "checksum: every byte is as it was when the database was closed",
-        (false, true) => "checksum: none while a manager runs",
-        (false, false) => "checksum: none, because the manager was not stopped in order",
+        (true, _) => "checksum: matches; the database is unchanged since it was closed",
+        (false, true) => "checksum: not available while a manager runs",
+        (false, false) => "checksum: not available, because the manager did not shut down cleanly",
     })?;
     for wrong in &found.wrong {
         screen::line(format!("WRONG: {}", escape(wrong)))?;
@@ -39,7 +39,7 @@ pub(crate) fn check(context: &Context) -> Outcome {
     if !found.wrong.is_empty() {
         return Err(damaged(&found.path));
     }
-    screen::line("pages, tables and their references: all is well")?;
+    screen::line("pages, tables and their references: no errors found")?;
     Ok(0)
 }
 
@@ -47,6 +47,6 @@ fn damaged(path: &Path) -> CliError {
     let path = path.display();
     CliError::failure(format!("{path} is damaged")).code(EXIT_DAMAGED).hint(format!(
         "to restore a backup: stop the manager; move {path}, {path}-wal and {path}-shm away; \
-         copy the file that `podmesh backup` made to {path}, as the manager's user; start the manager"
+         copy the backup to {path}, as the manager's user; start the manager"
     ))
 }

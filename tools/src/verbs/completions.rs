@@ -4,11 +4,11 @@ use clap::CommandFactory;
 use clap_complete::Shell;
 
 use crate::cli::Cli;
-use crate::error::Outcome;
+use crate::error::CliResult;
 use crate::output::screen;
 
-/// Prints the completions for a shell.
-pub(crate) fn completions(shell: Shell) -> Outcome {
+/// Prints the completion script for a shell.
+pub(crate) fn completions(shell: Shell) -> CliResult {
     let mut script = Vec::new();
     clap_complete::generate(shell, &mut Cli::command(), "podmesh", &mut script);
     screen::print(&String::from_utf8_lossy(&script))?;

@@ -9,37 +9,37 @@ use tokio::task::JoinSet;
 use crate::cli::daemon::DevArgs;
 use crate::context::Context;
 use crate::daemon_log;
-use crate::error::{CliError, Outcome};
+use crate::error::{CliError, CliResult};
 use crate::output::screen;
 use crate::output::text::{command_line, count};
 use crate::settings::DataDir;
 use crate::signals::{Shutdown, Stop, run_daemon};
 use crate::verbs::agent::plain;
 
-/// Runs a manager and agents in this process until Ctrl-C. Their state stays for the next time.
-pub(crate) async fn dev(context: &Context, args: DevArgs) -> Outcome {
+/// Runs a manager and agents in this process until Ctrl-C. Their state is kept for the next run.
+pub(crate) async fn dev(context: &Context, args: DevArgs) -> CliResult {
     let data_dir = context.data_dir()?;
     let names: Vec<Name> = (1..=args.agents)
         .map(|number| {
             let why = |why| CliError::failure("a node has no name").because(why);
             format!("node-{number}").parse().map_err(why)
         })
-        .collect::<Outcome<_>>()?;
+        .collect::<CliResult<_>>()?;
     let _log = daemon_log::start(&args.log_level, &data_dir.daemon_logs(), "dev")?;
     let stop = Stop::new(false)?;
     let named = context.global.data_dir.is_some();
     run_daemon(stop, |shutdown| mesh(args, data_dir, named, names, shutdown)).await
 }
 
-/// Runs all until `shutdown` or until one of them ends: the agents stop first, then the manager,
-/// which so hears of their end.
+/// Runs everything until `shutdown` or until a part ends. The agents stop first, so that the
+/// manager still receives their last reports.
 async fn mesh(
     args: DevArgs,
     data_dir: DataDir,
     named: bool,
     names: Vec<Name>,
     shutdown: Shutdown,
-) -> Outcome<()> {
+) -> CliResult<()> {
     let (serves, serving) = oneshot::channel();
     let (stop_manager, stopped) = oneshot::channel::<()>();
     let mut config = ManagerConfig::new(data_dir.manager(), args.listen);
@@ -51,7 +51,7 @@ async fn mesh(
         manager.await.map_err(|why| CliError::failure("the manager has failed").because(why))
     };
     let agents = async {
-        // Without an endpoint the manager has ended, and says why itself.
+        // Without an endpoint the manager has ended, and reports the reason itself.
         if let Ok(endpoint) = serving.await {
             welcome(&endpoint, &data_dir, named, &names)?;
             run_agents(&data_dir, names, shutdown).await?;
@@ -64,20 +64,20 @@ async fn mesh(
     tokio::select! {
         ended = &mut manager => ended,
         ended = &mut agents => {
-            // An agent that failed has not stopped the manager.
+            // A failed agent does not stop the manager.
             if ended.is_ok() { manager.await } else { ended }
         }
     }
 }
 
-async fn run_agents(mesh_dir: &DataDir, names: Vec<Name>, shutdown: Shutdown) -> Outcome<()> {
+async fn run_agents(mesh_dir: &DataDir, names: Vec<Name>, shutdown: Shutdown) -> CliResult<()> {
     let (stop, stopping) = watch::channel(false);
     let mut agents = JoinSet::new();
     for name in names {
         let data_dir = mesh_dir.inner(name.as_str());
         let manager = ManagerPlace::DataDir(mesh_dir.path().to_owned());
         let mut config = plain(name.clone(), Some(manager), &data_dir);
-        // Nothing is to stay behind, also when this process is killed.
+        // No process may remain, even if this process is killed.
         config.stop_processes = true;
         let mut stopping = stopping.clone();
         agents.spawn(async move {
@@ -100,18 +100,18 @@ async fn run_agents(mesh_dir: &DataDir, names: Vec<Name>, shutdown: Shutdown) ->
     Ok(())
 }
 
-fn ended(result: Result<Outcome<()>, tokio::task::JoinError>) -> Outcome<()> {
+fn ended(result: Result<CliResult<()>, tokio::task::JoinError>) -> CliResult<()> {
     result.map_err(|why| CliError::failure("an agent ended unexpectedly").because(why))?
 }
 
-fn welcome(endpoint: &Endpoint, data_dir: &DataDir, named: bool, names: &[Name]) -> Outcome<()> {
+fn welcome(endpoint: &Endpoint, data_dir: &DataDir, named: bool, names: &[Name]) -> CliResult<()> {
     let folder = data_dir.path().display().to_string();
     let names: Vec<&str> = names.iter().map(Name::as_str).collect();
     let agents = match names.len() {
         0 => "no agent".to_owned(),
         number => format!("{} ({})", count(number as u64, "agent"), names.join(", ")),
     };
-    // The CLI finds the manager by the data folder; where that is not its own, it has to be told.
+    // The CLI finds the manager by the data folder. A folder that is not the default must be named.
     let told = if named {
         format!("--data-dir {} ", command_line(std::slice::from_ref(&folder)))
     } else {

@@ -12,19 +12,20 @@ use tokio::time::{sleep, timeout};
 use crate::cli::query::EventsArgs;
 use crate::connect::{Connection, PATIENCE_ASK, RequestError};
 use crate::context::Context;
-use crate::error::Outcome;
+use crate::error::CliResult;
 use crate::output::events::{EventOutput, line};
 use crate::output::screen;
+use crate::output::time::local_clock;
 
-/// How long a hint is waited for before the manager is asked without one.
+/// How long to wait for a hint before asking the manager anyway.
 const POLL: Duration = Duration::from_secs(1);
-/// How many revisions further to look for the oldest event that is kept.
+/// How many revisions to skip when searching for the oldest event that is kept.
 const SKIP: u64 = EVENTS_KEPT / 100;
 
-/// Lists events. Each is printed once and in order, however often the manager restarts: the
-/// revision of the last one printed is all that counts, and what PUB carries is only a hint that
-/// there is something to ask for.
-pub(crate) async fn events(context: &Context, args: EventsArgs) -> Outcome {
+/// Lists events. Each event is printed once and in order, across restarts of the manager: only the
+/// revision of the last printed event counts, and a published message is only a hint that there are
+/// new events.
+pub(crate) async fn events(context: &Context, args: EventsArgs) -> CliResult {
     let connection = context.connection(PATIENCE_ASK)?;
     let info = connection.info().await?;
     let since = match (args.since, args.follow) {
@@ -45,25 +46,25 @@ pub(crate) async fn events(context: &Context, args: EventsArgs) -> Outcome {
     connection.follow();
     let mut hints = Hints::default();
     loop {
-        catch_up(&connection, &mut printer, None).await?;
-        if let Some(chunk) = hints.next(&connection, printer.last).await {
-            printer.print(&chunk)?;
+        match hints.next(&connection, printer.last).await {
+            Some(chunk) => printer.print(&chunk)?,
+            None => catch_up(&connection, &mut printer, None).await?,
         }
     }
 }
 
-/// Prints what is committed; at least up to `until`.
+/// Prints committed events, at least up to `until`.
 async fn catch_up(
     connection: &Connection,
     printer: &mut Printer,
     until: Option<Revision>,
-) -> Outcome<()> {
+) -> CliResult<()> {
     loop {
         let (chunks, last) = match connection.events(printer.last).await {
             Err(RequestError::Refused(reply))
                 if reply.code == ErrorCode::Compacted && printer.from_the_oldest =>
             {
-                // Nobody asked for just these; the oldest that are kept are a little later.
+                // The user did not ask for these events; the oldest kept ones are a little later.
                 printer.last.0 += SKIP;
                 continue;
             }
@@ -83,17 +84,20 @@ async fn catch_up(
 struct Printer {
     json: bool,
     job: Option<JobId>,
-    /// The revision of the last event that was printed, or left out as another job's.
+    /// The revision of the last event that was printed, or skipped because it belongs to another
+    /// job.
     last: Revision,
-    /// Whether the oldest that are kept are wanted, whichever they are, and none has come yet.
+    /// Whether to begin with the oldest kept events, and none has arrived yet.
     from_the_oldest: bool,
 }
 
 impl Printer {
-    /// Prints what of a chunk is new. The chunk begins no later than behind the last one.
-    fn print(&mut self, chunk: &EventChunk) -> Outcome<()> {
+    /// Prints the new events of a chunk. The chunk must not begin later than right after the last
+    /// event.
+    fn print(&mut self, chunk: &EventChunk) -> CliResult<()> {
         self.from_the_oldest = false;
         let mut text = String::new();
+        let clock = local_clock(chunk.wall_ms);
         for (revision, fact) in chunk.iter() {
             if revision <= self.last || (self.job.is_some() && fact.job() != self.job) {
                 continue;
@@ -101,7 +105,7 @@ impl Printer {
             if self.json {
                 text += &screen::json_text(&EventOutput::new(revision, chunk.wall_ms, fact))?;
             } else {
-                text += &line(revision, chunk.wall_ms, fact);
+                text += &line(revision, &clock, fact);
             }
             text.push('\n');
         }
@@ -111,19 +115,19 @@ impl Printer {
     }
 }
 
-/// What PUB says: that there are events to ask for, or small ones themselves.
+/// Published messages: they announce events, or contain small ones.
 #[derive(Default)]
 struct Hints {
     subscriber: Option<Subscriber>,
-    /// The connection after which the subscriber was made. A subscriber belongs to one life of the
-    /// manager: after a restart a new one is made.
+    /// The connection for which the subscriber was made. After a restart of the manager a new
+    /// subscriber is made.
     generation: u64,
     failed: Option<Instant>,
 }
 
 impl Hints {
-    /// Waits for a hint, a second at most. Returns events where they came along and follow `last`
-    /// without a gap.
+    /// Waits for a hint, at most a second. Returns events if the hint contains them and they follow
+    /// `last` without a gap; otherwise `None`: then the manager must be asked.
     async fn next(&mut self, connection: &Connection, last: Revision) -> Option<EventChunk> {
         let generation = connection.generation().await;
         if self.generation != generation {
@@ -133,7 +137,7 @@ impl Hints {
             self.subscriber = subscribe(connection).await;
             self.generation = generation;
             self.failed = self.subscriber.is_none().then(Instant::now);
-            // What was published before is to be asked for.
+            // Events published before must be requested.
             return None;
         }
         let Some(subscriber) = &mut self.subscriber else {
@@ -147,7 +151,7 @@ impl Hints {
                 Err(_) => return None,
                 Ok(Ok(Published::Events { last: published, chunk, .. })) => {
                     if published <= last {
-                        // An old one that came late.
+                        // An old message that arrived late.
                         continue;
                     }
                     return chunk.filter(|chunk| chunk.first.0 <= last.0 + 1);

@@ -9,7 +9,7 @@ use podmesh_protocol::spec::{JobSpec, RuntimeSpec};
 use crate::cli::query::JobArgs;
 use crate::connect::PATIENCE_ASK;
 use crate::context::Context;
-use crate::error::Outcome;
+use crate::error::CliResult;
 use crate::output::json::{JobOutput, JobState, NetworkMode, OnLost, PullPolicy, Word};
 use crate::output::screen;
 use crate::output::table::{cores, size};
@@ -17,7 +17,7 @@ use crate::output::text::{command_line, escape};
 use crate::output::time::{ago, coarse, local, now_ms};
 
 /// Shows one job.
-pub(crate) async fn job(context: &Context, args: JobArgs) -> Outcome {
+pub(crate) async fn job(context: &Context, args: JobArgs) -> CliResult {
     let connection = context.connection(PATIENCE_ASK)?;
     let detail = connection.job(args.job, None, Duration::ZERO).await?;
     if context.json() {
@@ -28,7 +28,7 @@ pub(crate) async fn job(context: &Context, args: JobArgs) -> Outcome {
     Ok(0)
 }
 
-/// The job, one thing a line; what was not asked for is left out.
+/// Describes the job, one property per line; unset options are omitted.
 fn describe(detail: &JobDetail) -> String {
     let (view, spec) = (&detail.view, &detail.spec);
     let mut lines = Lines::default();

@@ -6,17 +6,17 @@ use podmesh_protocol::limits::PAGE_ROWS_MAX;
 use crate::cli::query::JobsArgs;
 use crate::connect::PATIENCE_ASK;
 use crate::context::Context;
-use crate::error::Outcome;
+use crate::error::CliResult;
 use crate::output::json::JobsOutput;
 use crate::output::{screen, table};
 
 /// Lists the jobs.
-pub(crate) async fn jobs(context: &Context, args: JobsArgs) -> Outcome {
+pub(crate) async fn jobs(context: &Context, args: JobsArgs) -> CliResult {
     let connection = context.connection(PATIENCE_ASK)?;
     let wanted = if args.all { usize::MAX } else { args.limit as usize };
     let mut jobs: Vec<JobView> = Vec::new();
     let more = loop {
-        // One more than wanted tells whether there are more.
+        // One more than wanted shows whether there are more.
         let limit = (wanted - jobs.len()).saturating_add(1).min(PAGE_ROWS_MAX as usize);
         let before = jobs.last().map(|view| view.job);
         let page = connection.jobs(before, args.active, limit as u32).await?;

@@ -5,11 +5,11 @@ use podmesh_wire::enrolment::{Enrolment, EnrolmentError};
 use crate::cli::access::KeyVerb;
 use crate::connect::{Connection, PATIENCE_ASK};
 use crate::context::Context;
-use crate::error::{CliError, Outcome};
+use crate::error::{CliError, CliResult};
 use crate::output::screen;
 
-/// Replaces one's own key, or the manager's.
-pub(crate) async fn key(context: &Context, verb: KeyVerb) -> Outcome {
+/// Replaces the user's or agent's own key, or the manager's.
+pub(crate) async fn key(context: &Context, verb: KeyVerb) -> CliResult {
     match verb {
         KeyVerb::Renew { agent } => renew(context, agent).await,
         KeyVerb::Rotate => {
@@ -24,9 +24,10 @@ pub(crate) async fn key(context: &Context, verb: KeyVerb) -> Outcome {
     }
 }
 
-/// In steps that a kill may part: the new key lies beside the old one; the manager knows both; it
-/// takes the old one's place; its first use ends the old one.
-async fn renew(context: &Context, agent: bool) -> Outcome {
+/// Renews a key in steps that survive a kill in between: the new key is saved beside the old one;
+/// the manager accepts both; the new key replaces the old one on disk; its first use revokes the
+/// old one.
+async fn renew(context: &Context, agent: bool) -> CliResult {
     let data_dir = context.data_dir()?;
     let place = context.global.manager.clone();
     let locator = if agent { data_dir.agent_locator(place) } else { data_dir.user_locator(place) };

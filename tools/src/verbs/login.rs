@@ -8,12 +8,12 @@ use podmesh_wire::enrolment::Enrolment;
 
 use crate::cli::access::{LoginArgs, parse_token};
 use crate::context::Context;
-use crate::error::{CliError, Outcome};
+use crate::error::{CliError, CliResult};
 use crate::output::screen;
 use crate::values::made_name;
 
-/// Joins a cluster as a user: from then on every verb asks its manager.
-pub(crate) async fn login(context: &Context, args: LoginArgs) -> Outcome {
+/// Joins a cluster as a user. From then on every verb uses its manager.
+pub(crate) async fn login(context: &Context, args: LoginArgs) -> CliResult {
     let token = if args.token == "-" {
         let mut text = String::new();
         std::io::stdin()
@@ -33,10 +33,10 @@ pub(crate) async fn login(context: &Context, args: LoginArgs) -> Outcome {
     let dir = context.data_dir()?.user();
     let joined = Enrolment::join(&dir, &token, &name)
         .await
-        .map_err(|why| CliError::failure("you cannot join").because(why))?;
+        .map_err(|why| CliError::failure("cannot join the cluster").because(why))?;
     if joined.role == Role::Agent {
         screen::say(
-            "this token was for an agent, and is used up; on its machine: podmesh agent --join TOKEN",
+            "this token was for an agent and is now used up; to join an agent, run on its machine: podmesh agent --join TOKEN",
         );
     }
     screen::say(format!(
@@ -48,7 +48,7 @@ pub(crate) async fn login(context: &Context, args: LoginArgs) -> Outcome {
     Ok(0)
 }
 
-/// `ann-laptop`: the same person may come from several machines.
+/// Returns a name such as `ann-laptop`, because the same person may join from several machines.
 fn usual_name() -> Option<podmesh_protocol::ids::Name> {
     let user = nix::unistd::User::from_uid(nix::unistd::geteuid()).ok().flatten()?.name;
     let host = nix::unistd::gethostname().ok()?;

@@ -10,19 +10,20 @@ use tokio::time::sleep;
 use crate::cli::query::{LogsArgs, LogsOf};
 use crate::connect::{Connection, PATIENCE_ASK};
 use crate::context::Context;
-use crate::error::{CliError, Outcome};
-use crate::follow::{Follower, Show};
+use crate::error::{CliError, CliResult};
+use crate::follow::{Follower, ShowOptions};
 use crate::output::text::count;
 
-/// How long one question waits for a change.
+/// How long one request waits for a change.
 const WAIT: Duration = Duration::from_secs(20);
-/// The time between two questions.
+/// The time between two requests.
 const PAUSE: Duration = Duration::from_millis(100);
 
-/// Prints output; the exit code is 0 when it could be read, however the tasks ended.
-pub(crate) async fn logs(context: &Context, args: LogsArgs) -> Outcome {
+/// Prints output. The exit code is 0 if it could be read, however the tasks ended.
+pub(crate) async fn logs(context: &Context, args: LogsArgs) -> CliResult {
     let connection = context.connection(PATIENCE_ASK)?;
-    let show = Show { follow: args.follow, tail: args.tail, stream: args.stream.map(Into::into) };
+    let show =
+        ShowOptions { follow: args.follow, tail: args.tail, stream: args.stream.map(Into::into) };
     match args.of {
         LogsOf::Job(job) => {
             let detail = connection.job(job, None, Duration::ZERO).await?;
@@ -46,7 +47,7 @@ pub(crate) async fn logs(context: &Context, args: LogsArgs) -> Outcome {
             }
             while args.follow && !begun(&view) {
                 view = find(&connection, attempt, Some(view.state)).await?;
-                // Where another attempt is the last one, the question does not wait.
+                // If this is not the last attempt, the request does not wait.
                 sleep(PAUSE).await;
             }
             if begun(&view) {
@@ -57,24 +58,25 @@ pub(crate) async fn logs(context: &Context, args: LogsArgs) -> Outcome {
     Ok(0)
 }
 
-/// Whether there can be output.
+/// Returns whether there can be output.
 fn begun(view: &AttemptView) -> bool {
     matches!(view.state, AttemptState::Running | AttemptState::Ended)
 }
 
-/// An attempt; where it was in a state before, once that has changed or a while has passed.
+/// Returns an attempt. With a previous state, returns once the state has changed or a while has
+/// passed.
 async fn find(
     connection: &Connection,
     attempt: AttemptId,
     before: Option<AttemptState>,
-) -> Outcome<AttemptView> {
+) -> CliResult<AttemptView> {
     let unless = before.map(|state| (attempt.number, state));
     let detail = connection.task(attempt.task, unless, WAIT).await?;
     let had = detail.attempts.len() as u64;
     let view = detail.attempts.into_iter().find(|view| view.number == attempt.number);
     view.ok_or_else(|| {
         CliError::failure(format!("there is no attempt {attempt}")).because(format!(
-            "task {} has had {} so far",
+            "task {} has {} so far",
             attempt.task,
             count(had, "attempt")
         ))

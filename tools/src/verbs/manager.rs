@@ -13,7 +13,7 @@ use crate::cli::daemon::ManagerArgs;
 use crate::connect::{Connection, PATIENCE_ASK, RequestError};
 use crate::context::Context;
 use crate::daemon_log::{self, LEVEL_DEFAULT};
-use crate::error::{CliError, Outcome};
+use crate::error::{CliError, CliResult};
 use crate::output::screen;
 use crate::settings::{self, DataDir};
 use crate::signals::{Stop, run_daemon};
@@ -29,11 +29,14 @@ struct ManagerFile {
     lease: Option<Span>,
     heartbeat: Option<Span>,
     priority_max: Option<i32>,
+    keep: Option<Span>,
+    keep_attempts: Option<u64>,
+    keep_nodes: Option<Span>,
     log_level: Option<String>,
 }
 
 /// Runs the manager until it is asked to stop.
-pub(crate) async fn manager(context: &Context, args: ManagerArgs) -> Outcome {
+pub(crate) async fn manager(context: &Context, args: ManagerArgs) -> CliResult {
     let data_dir = context.data_dir()?;
     let file: ManagerFile =
         settings::load(args.daemon.config.as_deref(), &data_dir, "manager", &[])?;
@@ -59,7 +62,7 @@ pub(crate) async fn manager(context: &Context, args: ManagerArgs) -> Outcome {
     .await
 }
 
-/// Says on the first start, and until a token was made, how other machines join.
+/// Prints how other machines join, at each start until a token has been created.
 async fn say_how_to_join(connection: Connection) {
     let ttl_ms = TOKEN_TTL_MS_DEFAULT;
     let token = async {
@@ -71,7 +74,7 @@ async fn say_how_to_join(connection: Connection) {
     let token: Result<_, RequestError> = token.await;
     match token {
         Ok(Some(made)) => screen::say(format!(
-            "to let another machine join, run there, within {} minutes:\n  podmesh agent --join {}\n\
+            "to join another machine, run this on it within {} minutes:\n  podmesh agent --join {}\n\
              for more machines, or for users: podmesh token create",
             ttl_ms / 60_000,
             made.token
@@ -79,12 +82,12 @@ async fn say_how_to_join(connection: Connection) {
         Ok(None) => {}
         Err(error) => {
             let error = CliError::from(error);
-            tracing::warn!(%error, "no join token could be made; try `podmesh token create`");
+            tracing::warn!(%error, "cannot create a join token; try `podmesh token create`");
         }
     }
 }
 
-fn config(args: ManagerArgs, file: ManagerFile, data_dir: &DataDir) -> Outcome<ManagerConfig> {
+fn config(args: ManagerArgs, file: ManagerFile, data_dir: &DataDir) -> CliResult<ManagerConfig> {
     let listen = args.listen.or(file.listen).unwrap_or_else(listen_default);
     let mut config = ManagerConfig::new(data_dir.manager(), listen);
     config.sockets_dir = data_dir.sockets();
@@ -102,7 +105,7 @@ fn config(args: ManagerArgs, file: ManagerFile, data_dir: &DataDir) -> Outcome<M
         })?;
         let found = found.ok_or_else(|| {
             CliError::usage(format!("this machine has no group `{group}`"))
-                .hint(format!("make it: groupadd {group}"))
+                .hint(format!("create it: groupadd {group}"))
         })?;
         config.sockets_group = Some(found.gid.as_raw());
     }
@@ -112,13 +115,22 @@ fn config(args: ManagerArgs, file: ManagerFile, data_dir: &DataDir) -> Outcome<M
     if let Some(priority_max) = args.priority_max.or(file.priority_max) {
         config.priority_max = priority_max;
     }
+    if let Some(keep) = args.keep.or(file.keep) {
+        config.retention.age_max = keep.0;
+    }
+    if let Some(keep_attempts) = args.keep_attempts.or(file.keep_attempts) {
+        config.retention.attempts_max = keep_attempts;
+    }
+    if let Some(keep_nodes) = args.keep_nodes.or(file.keep_nodes) {
+        config.retention.nodes_age_max = keep_nodes.0;
+    }
     if let Some(heartbeat) = args.heartbeat.or(file.heartbeat) {
         config.heartbeat = heartbeat.0;
     }
     Ok(config)
 }
 
-/// The whole network: nobody comes in without a key.
+/// The whole network: nobody gets access without a key.
 fn listen_default() -> SocketAddr {
     SocketAddr::from((Ipv6Addr::UNSPECIFIED, PORT_DEFAULT))
 }

@@ -8,6 +8,7 @@ pub(crate) mod completions;
 pub(crate) mod dev;
 pub(crate) mod doctor;
 pub(crate) mod events;
+pub(crate) mod forget;
 pub(crate) mod job;
 pub(crate) mod jobs;
 pub(crate) mod key;

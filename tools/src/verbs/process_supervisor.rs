@@ -1,48 +1,50 @@
-//! `podmesh process-supervisor`: what `podmesh agent` starts to hold its processes. Hidden: nobody
-//! else has a use for it.
+//! `podmesh process-supervisor`: started by `podmesh agent` to hold its processes. Hidden, because
+//! nothing else uses it.
 
 use std::ffi::OsString;
 
-use podmesh_agent::supervisor::{READY, SupervisorCommand, keep, supervise};
+use podmesh_agent::supervisor::{READY, SupervisorCommand, ignore_child_signals, keep, supervise};
 
 use crate::cli::daemon::SupervisorArgs;
 use crate::context::Context;
 use crate::daemon_log::{self, LEVEL_DEFAULT};
-use crate::error::{CliError, Outcome};
+use crate::error::{CliError, CliResult};
 use crate::output::screen;
 use crate::settings::DataDir;
 use crate::signals::{Stop, run_daemon};
 
-/// The verb, as it is typed.
+/// The name of the verb.
 const VERB: &str = "process-supervisor";
-/// What the supervisor itself is started with, by its keeper.
+/// The flag with which the keeper starts the supervisor itself.
 const KEPT: &str = "--kept";
 
-/// How this program is started as the keeper of a supervisor.
+/// Returns the command that starts this program as the keeper of a supervisor.
 pub(crate) fn command(data_dir: &DataDir, level: Option<&str>) -> SupervisorCommand {
     let mut args: Vec<OsString> =
         vec![VERB.into(), "--data-dir".into(), data_dir.path().as_os_str().to_owned()];
     args.extend(["--log-level", level.unwrap_or(LEVEL_DEFAULT)].map(OsString::from));
     SupervisorCommand {
-        // This very program, also when its file has been replaced by another version.
+        // This very program, even if its file has been replaced by another version.
         program: "/proc/self/exe".into(),
         arg0: std::env::args_os().next().unwrap_or_else(|| "podmesh".into()),
         args,
     }
 }
 
-/// Is the keeper, in a process with one thread: starts the supervisor, and returns when nothing of
-/// it is left.
-pub(crate) fn keeper(context: &Context, args: &SupervisorArgs) -> Outcome {
-    said(context.data_dir().and_then(|data_dir| {
+/// Runs as the keeper, in a process with one thread: starts the supervisor, and returns when
+/// nothing of it is left.
+pub(crate) fn keeper(context: &Context, args: &SupervisorArgs) -> CliResult {
+    report_failure(context.data_dir().and_then(|data_dir| {
         let mut command = command(&data_dir, args.log_level.as_deref());
         command.args.push(KEPT.into());
         keep(&data_dir.agent(), &command).map_err(cannot)
     }))
 }
 
-/// Is the supervisor.
-pub(crate) async fn supervisor(context: &Context, args: SupervisorArgs) -> Outcome {
+/// Runs as the supervisor.
+pub(crate) async fn supervisor(context: &Context, args: SupervisorArgs) -> CliResult {
+    // Before any thread is started.
+    ignore_child_signals();
     let started = context.data_dir().and_then(|data_dir| {
         let level = args.log_level.as_deref().unwrap_or(LEVEL_DEFAULT);
         let log = daemon_log::start(level, &data_dir.daemon_logs(), "supervisor")?;
@@ -50,9 +52,9 @@ pub(crate) async fn supervisor(context: &Context, args: SupervisorArgs) -> Outco
     });
     let (data_dir, _log, stop) = match started {
         Ok(started) => started,
-        Err(error) => return said(Err(error)),
+        Err(error) => return report_failure(Err(error)),
     };
-    // Where nobody reads any more, nobody waits for it.
+    // If nobody reads the output, nobody waits for it.
     let ready = || _ = screen::line(READY);
     let agent_dir = data_dir.agent();
     let run = |shutdown| async move {
@@ -61,15 +63,15 @@ pub(crate) async fn supervisor(context: &Context, args: SupervisorArgs) -> Outco
             cannot(why)
         })
     };
-    said(run_daemon(stop, run).await.map(|_| ()))
+    report_failure(run_daemon(stop, run).await.map(|_| ()))
 }
 
 fn cannot(why: podmesh_agent::supervisor::SupervisorError) -> CliError {
-    CliError::failure("the supervisor of processes has failed").because(why)
+    CliError::failure("the process supervisor has failed").because(why)
 }
 
-/// Says on standard output, which the agent reads, why it does not become ready.
-fn said(result: Outcome<()>) -> Outcome {
+/// Prints a failure to standard output, which the agent reads.
+fn report_failure(result: CliResult<()>) -> CliResult {
     if let Err(error) = &result {
         _ = screen::line(error);
     }

@@ -6,7 +6,7 @@ use tokio::sync::OnceCell;
 use crate::cli::RunArgs;
 use crate::connect::{Connection, PATIENCE_SUBMIT};
 use crate::context::Context;
-use crate::error::{CliError, EXIT_INTERRUPTED, EXIT_PIPE, Outcome};
+use crate::error::{CliError, CliResult, EXIT_INTERRUPTED, EXIT_PIPE};
 use crate::follow::exit_code;
 use crate::job;
 use crate::output::screen::say;
@@ -15,10 +15,10 @@ use crate::verbs::submit::{send, show};
 
 /// Runs a job in the foreground.
 ///
-/// The first Ctrl-C (or SIGTERM) cancels the job and waits for its end, the second leaves at once.
-/// When nobody reads standard output any more, the job is cancelled as well: a command of this
-/// machine would get a SIGPIPE.
-pub(crate) async fn run(context: &Context, args: RunArgs) -> Outcome {
+/// The first Ctrl-C (or SIGTERM) cancels the job and waits for its end, the second one exits at
+/// once. If standard output is closed, the job is cancelled too: a local command would get a
+/// SIGPIPE.
+pub(crate) async fn run(context: &Context, args: RunArgs) -> CliResult {
     let spec = job::build(args.options, args.command.command, &|name| std::env::var_os(name))?;
     let connection = context.connection(PATIENCE_SUBMIT)?;
     let mut interrupts = Interrupts::new()?;
@@ -40,7 +40,7 @@ pub(crate) async fn run(context: &Context, args: RunArgs) -> Outcome {
     let stop = async {
         interrupts.next().await;
         if !connection.heard() {
-            // Nobody has the job.
+            // The manager does not have the job.
             return Ok(EXIT_INTERRUPTED);
         }
         tokio::select! {
@@ -56,7 +56,7 @@ pub(crate) async fn run(context: &Context, args: RunArgs) -> Outcome {
     }
 }
 
-/// Cancels the job as soon as it has a number; ends only when it cannot be cancelled.
+/// Cancels the job as soon as it has a number. Returns only if it cannot be cancelled.
 async fn cancel_once_known(connection: &Connection, submitted: &OnceCell<JobId>) -> CliError {
     let job = loop {
         match submitted.get() {
@@ -66,7 +66,7 @@ async fn cancel_once_known(connection: &Connection, submitted: &OnceCell<JobId>)
     };
     say(format!("cancelling job {job} (Ctrl-C again: exit at once)"));
     match connection.cancel(job).await {
-        // The job's end ends the other side.
+        // The end of the job ends the other future.
         Ok(_) => std::future::pending().await,
         Err(error) => error.into(),
     }
@@ -74,7 +74,7 @@ async fn cancel_once_known(connection: &Connection, submitted: &OnceCell<JobId>)
 
 fn leave(job: Option<JobId>) {
     match job {
-        Some(job) => say(format!("no longer waiting; see `podmesh job {job}`")),
+        Some(job) => say(format!("stopped waiting; see `podmesh job {job}`")),
         None => say("stopped before the job had a number; see `podmesh jobs`"),
     }
 }

@@ -12,15 +12,15 @@ use uuid::Uuid;
 use crate::cli::SubmitArgs;
 use crate::connect::{Connection, PATIENCE_SUBMIT};
 use crate::context::Context;
-use crate::error::{CliError, Outcome};
-use crate::follow::{Follower, Show, exit_code};
+use crate::error::{CliError, CliResult};
+use crate::follow::{Follower, ShowOptions, exit_code};
 use crate::job;
 use crate::output::json::SubmitOutput;
 use crate::output::screen;
 use crate::pace::Pace;
 
-/// Submits a job, prints its number, and waits where asked to.
-pub(crate) async fn submit(context: &Context, args: SubmitArgs) -> Outcome {
+/// Submits a job, prints its number, and waits if requested.
+pub(crate) async fn submit(context: &Context, args: SubmitArgs) -> CliResult {
     let spec = job::build(args.options, args.command.command, &|name| std::env::var_os(name))?;
     let connection = context.connection(PATIENCE_SUBMIT)?;
     let output = SubmitOutput { job: 0, name: spec.name.to_string(), tasks: spec.array.tasks() };
@@ -28,7 +28,7 @@ pub(crate) async fn submit(context: &Context, args: SubmitArgs) -> Outcome {
     if context.json() {
         screen::json(&SubmitOutput { job: job.0, ..output })?;
     } else if args.follow {
-        // Standard output is the job's.
+        // Standard output belongs to the job.
         screen::say(format!("job {job}"));
     } else {
         screen::line(job)?;
@@ -42,22 +42,23 @@ pub(crate) async fn submit(context: &Context, args: SubmitArgs) -> Outcome {
     exit_code(&connection, &ended).await
 }
 
-/// Submits a job once, however often that has to be said.
-pub(crate) async fn send(connection: &Connection, spec: JobSpec) -> Outcome<JobId> {
-    let submission = SubmissionId(Uuid::new_v4());
+/// Submits a job exactly once, with as many retries as needed.
+pub(crate) async fn send(connection: &Connection, spec: JobSpec) -> CliResult<JobId> {
+    // A random id (v4) makes the manager's index of submissions slow once it is large.
+    let submission = SubmissionId(Uuid::now_v7());
     connection.submit(submission, spec).await.map_err(CliError::from)
 }
 
 /// Shows a job's output until its end.
-pub(crate) async fn show(connection: &Connection, job: JobId) -> Outcome<JobDetail> {
+pub(crate) async fn show(connection: &Connection, job: JobId) -> CliResult<JobDetail> {
     let detail = connection.job(job, None, Duration::ZERO).await?;
     let headers = detail.spec.array.tasks() > 1;
-    let show = Show { follow: true, ..Show::default() };
+    let show = ShowOptions { follow: true, ..ShowOptions::default() };
     Follower::new(connection, show, headers).job(detail).await
 }
 
 /// Shows a job's progress on a terminal until its end.
-pub(crate) async fn watch(connection: &Connection, job: JobId) -> Outcome<JobDetail> {
+pub(crate) async fn watch(connection: &Connection, job: JobId) -> CliResult<JobDetail> {
     let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::hidden());
     if std::io::stderr().is_terminal() {
         bar.set_draw_target(ProgressDrawTarget::stderr());

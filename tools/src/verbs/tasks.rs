@@ -6,12 +6,12 @@ use podmesh_protocol::limits::PAGE_ROWS_MAX;
 use crate::cli::query::TasksArgs;
 use crate::connect::PATIENCE_ASK;
 use crate::context::Context;
-use crate::error::Outcome;
+use crate::error::CliResult;
 use crate::output::json::TasksOutput;
 use crate::output::{screen, table};
 
 /// Lists the tasks of a job.
-pub(crate) async fn tasks(context: &Context, args: TasksArgs) -> Outcome {
+pub(crate) async fn tasks(context: &Context, args: TasksArgs) -> CliResult {
     let connection = context.connection(PATIENCE_ASK)?;
     let wanted = if args.all { usize::MAX } else { args.limit as usize };
     let state = args.state.map(Into::into);

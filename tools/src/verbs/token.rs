@@ -6,13 +6,13 @@ use podmesh_protocol::limits::DURATION_MS_MAX;
 use crate::cli::access::{TokenCreateArgs, TokenVerb};
 use crate::connect::PATIENCE_ASK;
 use crate::context::Context;
-use crate::error::Outcome;
+use crate::error::CliResult;
 use crate::output::access::{TokenOutput, TokensOutput};
 use crate::output::time::local;
 use crate::output::{screen, table};
 
 /// Creates, lists or revokes join tokens.
-pub(crate) async fn token(context: &Context, verb: Option<TokenVerb>) -> Outcome {
+pub(crate) async fn token(context: &Context, verb: Option<TokenVerb>) -> CliResult {
     let connection = context.connection(PATIENCE_ASK)?;
     match verb.unwrap_or(TokenVerb::List) {
         TokenVerb::Create(TokenCreateArgs { role, ttl, uses }) => {

@@ -1,4 +1,4 @@
-//! `podmesh users`, and what it has in common with `podmesh nodes`
+//! `podmesh users`, and the code it shares with `podmesh nodes`
 
 use podmesh_protocol::client::PrincipalKind;
 use podmesh_protocol::ids::Name;
@@ -6,12 +6,12 @@ use podmesh_protocol::ids::Name;
 use crate::cli::access::{UsersArgs, UsersVerb};
 use crate::connect::PATIENCE_ASK;
 use crate::context::Context;
-use crate::error::{EXIT_FAILURE, Outcome};
+use crate::error::{CliResult, EXIT_FAILURE};
 use crate::output::access::UsersOutput;
 use crate::output::{screen, table};
 
 /// Lists or revokes users.
-pub(crate) async fn users(context: &Context, args: UsersArgs) -> Outcome {
+pub(crate) async fn users(context: &Context, args: UsersArgs) -> CliResult {
     match args.verb {
         Some(UsersVerb::Revoke { names }) => revoke(context, PrincipalKind::User, names).await,
         None => {
@@ -26,8 +26,8 @@ pub(crate) async fn users(context: &Context, args: UsersArgs) -> Outcome {
     }
 }
 
-/// Revokes keys. One that cannot be revoked does not keep the others from it.
-pub(crate) async fn revoke(context: &Context, kind: PrincipalKind, names: Vec<Name>) -> Outcome {
+/// Revokes keys. If one key cannot be revoked, the others still are.
+pub(crate) async fn revoke(context: &Context, kind: PrincipalKind, names: Vec<Name>) -> CliResult {
     let connection = context.connection(PATIENCE_ASK)?;
     let mut code = 0;
     for name in names {

@@ -88,7 +88,7 @@ fn said(result: JoinResult, code: ErrorCode) -> String {
 }
 
 #[test]
-fn a_token_lets_in_as_often_as_it_says_and_an_event_tells_who() {
+fn a_token_can_be_used_as_often_as_it_allows_and_each_join_is_an_event() {
     let mut world = World::new();
     let token = world.token(Role::Agent, 2);
     assert_eq!(world.try_join(1, token, "a"), Ok((Role::Agent, name("a"))));
@@ -103,14 +103,14 @@ fn a_token_lets_in_as_often_as_it_says_and_an_event_tells_who() {
 }
 
 #[test]
-fn a_token_that_is_unknown_wrong_expired_or_revoked_says_which() {
+fn the_error_says_whether_a_token_is_unknown_expired_or_revoked() {
     let mut world = World::new();
     let token = world.token(Role::Viewer, 1);
     let why = said(world.try_join(1, TokenId(99), "a"), ErrorCode::InvalidToken);
     assert!(why.contains("no such"), "{why}");
     let step = world.ask_to_join(1, token, [6; 32], "a");
     let text = format!("{:?}", step.effects);
-    assert!(text.contains("no such"), "a wrong secret tells nothing of the token: {text}");
+    assert!(text.contains("no such"), "a wrong secret reveals nothing about the token: {text}");
 
     world.now.wall_ms += HOUR_MS;
     world.restart();
@@ -126,7 +126,7 @@ fn a_token_that_is_unknown_wrong_expired_or_revoked_says_which() {
 }
 
 #[test]
-fn a_revoked_key_never_comes_back_and_its_name_is_free() {
+fn a_revoked_key_is_never_valid_again_and_its_name_is_free() {
     let mut world = World::new();
     let token = world.token(Role::Agent, 10);
     world.try_join(1, token, "a").unwrap();
@@ -144,7 +144,7 @@ fn a_revoked_key_never_comes_back_and_its_name_is_free() {
 }
 
 #[test]
-fn a_key_that_joins_again_is_what_it_joined_as_last() {
+fn a_key_that_joins_again_gets_the_new_name_and_role() {
     let mut world = World::new();
     let (viewer, operator) = (world.token(Role::Viewer, 9), world.token(Role::Operator, 9));
     world.try_join(1, viewer, "ann").unwrap();
@@ -152,7 +152,7 @@ fn a_key_that_joins_again_is_what_it_joined_as_last() {
     world.try_join(1, operator, "bob").unwrap();
     let users: Vec<_> = world.users(None, 9).into_iter().map(|row| (row.name, row.role)).collect();
     assert_eq!(users, [(name("bob"), Role::Operator)]);
-    // A node may be called as a user is.
+    // A node may have the same name as a user.
     let token = world.token(Role::Agent, 1);
     world.try_join(2, token, "bob").unwrap();
     world.try_join(3, viewer, "ann").unwrap();
@@ -161,14 +161,14 @@ fn a_key_that_joins_again_is_what_it_joined_as_last() {
 }
 
 #[test]
-fn an_agent_is_the_node_that_it_joined_as_and_no_other() {
+fn an_agent_can_only_be_the_node_that_it_joined_as() {
     let mut world = World::new();
     let token = world.token(Role::Agent, 1);
     world.try_join(1, token, "a").unwrap();
     let (code, why) = refusal(&world.hello_from(agent(1, "a"), "b", 1));
     assert_eq!(code, ErrorCode::Forbidden);
     assert!(why.contains("`a`") && why.contains("`b`"), "{why}");
-    // Nobody else is that node, not even on the manager's machine.
+    // No other agent can be that node, not even on the manager's machine.
     let (code, _) = refusal(&world.hello_from(local(), "a", 2));
     assert_eq!(code, ErrorCode::Forbidden);
     for role in [Role::Viewer, Role::Operator, Role::Admin] {
@@ -182,7 +182,7 @@ fn an_agent_is_the_node_that_it_joined_as_and_no_other() {
 }
 
 #[test]
-fn a_node_that_is_revoked_has_no_session_and_its_lease_runs_out() {
+fn a_revoked_node_loses_its_session_and_its_lease_runs_out() {
     let mut world = World::new();
     let token = world.token(Role::Agent, 1);
     world.try_join(1, token, "a").unwrap();
@@ -195,7 +195,7 @@ fn a_node_that_is_revoked_has_no_session_and_its_lease_runs_out() {
     assert_eq!(node_state(&mut world, "a"), NodeState::Suspect);
     let step = world.report(1, epoch, vec![started(1, at(1, 1, 1))]);
     assert!(step.changes.is_empty(), "its reports change nothing: {step:?}");
-    // Until then what it runs may go on there.
+    // Until then its attempts may still run there.
     world.join("b", 2);
     assert_eq!(placed(&world.pass(LEASE_MS - 1)), []);
     assert_eq!(placed(&world.pass(1)), []);
@@ -204,7 +204,7 @@ fn a_node_that_is_revoked_has_no_session_and_its_lease_runs_out() {
 }
 
 #[test]
-fn refused_joins_are_told_once_a_second_with_their_number() {
+fn refused_joins_are_reported_once_a_second_with_their_number() {
     let mut world = World::new();
     let told = |step: &Step| match step.events.as_slice() {
         [EventFact::JoinsRefused(_, count)] => *count,
@@ -222,7 +222,7 @@ fn refused_joins_are_told_once_a_second_with_their_number() {
 }
 
 #[test]
-fn tokens_beyond_the_limits_are_refused_and_useless_ones_make_room() {
+fn tokens_beyond_the_limits_are_refused_and_unusable_ones_make_room() {
     let mut world = World::new();
     for (ttl_ms, uses) in [(0, 1), (u64::MAX, 1), (1, 0), (1, TOKEN_USES_MAX + 1)] {
         let step = world.ask_token(Role::Agent, ttl_ms, uses);
@@ -245,7 +245,7 @@ fn tokens_beyond_the_limits_are_refused_and_useless_ones_make_room() {
 }
 
 #[test]
-fn a_hello_that_comes_after_its_key_was_revoked_opens_no_session() {
+fn a_hello_that_arrives_after_its_key_was_revoked_opens_no_session() {
     let mut world = World::new();
     let token = world.token(Role::Agent, 1);
     world.try_join(1, token, "a").unwrap();
@@ -258,7 +258,7 @@ fn a_hello_that_comes_after_its_key_was_revoked_opens_no_session() {
 }
 
 #[test]
-fn who_missed_an_answer_asks_again_and_hears_the_same() {
+fn a_repeated_join_or_revocation_gets_the_same_answer() {
     let mut world = World::new();
     let token = world.token(Role::Agent, 1);
     world.try_join(1, token, "a").unwrap();
@@ -266,7 +266,7 @@ fn who_missed_an_answer_asks_again_and_hears_the_same() {
     assert_eq!(world.try_join(1, token, "a"), Ok((Role::Agent, name("a"))));
     let step = world.ask_to_join(1, token, HASH, "a");
     assert!(step.changes.is_empty() && step.events.is_empty(), "{step:?}");
-    // Neither another secret, key or name.
+    // With another secret, key or name it is refused.
     for (key, hash, who) in [(1, [6; 32], "a"), (2, HASH, "a"), (1, HASH, "b")] {
         let step = world.ask_to_join(key, token, hash, who);
         let refused = step

@@ -17,6 +17,7 @@ fn a_submission_becomes_the_next_job() {
         state: JobState::Queued,
         next_index: 1,
         counts: TaskCounts { queued: 3, ..TaskCounts::default() },
+        attempts: 0,
         started_wall_ms: None,
         ended_wall_ms: None,
     };
@@ -53,7 +54,7 @@ fn the_submission_of_an_ended_job_is_remembered_for_thousands_more() {
     world.cancel(1);
     assert_eq!(world.state(1), JobState::Cancelled);
     assert!(again(&mut world, 1));
-    // The model would take long for so many: straight to the core.
+    // The model would be slow for so many, so these inputs go directly to the core.
     let mut step = Step::default();
     for key in 0..SUBMISSIONS_REMEMBERED as u64 {
         let submission = SubmissionId(Uuid::from_u128(1_000 + u128::from(key)));
@@ -71,7 +72,7 @@ fn the_submission_of_an_ended_job_is_remembered_for_thousands_more() {
 }
 
 #[test]
-fn what_is_queued_is_cancelled_at_once() {
+fn queued_tasks_are_cancelled_at_once() {
     let mut world = World::new();
     world.submit(array(1_000_000));
     let step = world.cancel(1);
@@ -82,14 +83,14 @@ fn what_is_queued_is_cancelled_at_once() {
             EventFact::JobEnded(JobId(1), JobState::Cancelled)
         ]
     );
-    assert_eq!(step.changes.len(), 1, "no row for a task that never started");
+    assert_eq!(step.changes.len(), 1, "there is no row for a task that never started");
     assert_eq!(replies(&step), [Ok(ReplyBody::Cancelled { state: JobState::Cancelled })]);
     assert_eq!(world.counts(1), [0, 0, 0, 0, 1_000_000]);
     assert_eq!(world.model.job(JobId(1)).next_index, 1);
 }
 
 #[test]
-fn what_runs_is_stopped_and_the_job_ends_with_it() {
+fn running_tasks_are_stopped_and_the_job_ends_with_the_last_one() {
     let mut world = World::new();
     let epoch = world.join("a", 1);
     world.submit(array(6));
@@ -114,7 +115,7 @@ fn what_runs_is_stopped_and_the_job_ends_with_it() {
     );
     let kinds: Vec<_> = ends(&step).into_iter().map(|(_, outcome, _)| outcome.kind).collect();
     use podmesh_protocol::report::OutcomeKind::{Cancelled, Succeeded};
-    assert_eq!(kinds, [Succeeded, Cancelled, Cancelled], "as the tasks stand");
+    assert_eq!(kinds, [Succeeded, Cancelled, Cancelled], "the state of each task");
     assert_eq!(ends(&step)[2].1.exit_code, Some(143));
     assert_eq!((world.state(1), world.counts(1)), (JobState::Cancelling, [0, 1, 1, 0, 4]));
     let step = world.report(1, epoch, vec![exited(4, running[3], 1)]);
@@ -123,7 +124,7 @@ fn what_runs_is_stopped_and_the_job_ends_with_it() {
 }
 
 #[test]
-fn a_job_that_is_not_there_or_has_ended_cannot_be_cancelled() {
+fn an_unknown_or_ended_job_cannot_be_cancelled() {
     let mut world = World::new();
     let said = |step: &Step| match replies(step).as_slice() {
         [Err(error)] => (error.code, error.message.clone()),
@@ -145,7 +146,7 @@ fn a_job_that_is_not_there_or_has_ended_cannot_be_cancelled() {
 }
 
 #[test]
-fn retries_that_wait_are_dropped_by_a_cancel_in_bounded_steps() {
+fn a_cancel_drops_waiting_retries_in_bounded_steps() {
     const TASKS: u32 = 6_000;
     let mut world = World::new();
     let mut tiny = array(TASKS);
@@ -174,7 +175,7 @@ fn retries_that_wait_are_dropped_by_a_cancel_in_bounded_steps() {
 }
 
 #[test]
-fn a_large_array_is_handed_out_in_bounded_steps() {
+fn a_large_array_is_assigned_in_bounded_steps() {
     let mut world = World::new();
     let mut tiny = array(1_000_000);
     tiny.resources.cpu_millis = 1;
@@ -194,13 +195,13 @@ fn a_large_array_is_handed_out_in_bounded_steps() {
     }
     let sent: Vec<AttemptId> = steps.iter().flat_map(starts).collect();
     let expected: Vec<AttemptId> = (1..=10_000).map(|index| at(1, index, 1)).collect();
-    assert_eq!(sent, expected, "as many as a node may hold, each once, in order");
-    assert_eq!(world.core.jobs[&JobId(1)].live.len(), 10_000);
+    assert_eq!(sent, expected, "as many as a node may hold, once each, in order");
+    assert_eq!(world.core.jobs[&JobId(1)].active.len(), 10_000);
     assert_eq!(world.core.next_wakeup(), world.core.nodes.iter().next().unwrap().1.resend_ms);
 }
 
 #[test]
-fn what_a_step_has_no_room_for_comes_next_in_order() {
+fn work_that_does_not_fit_into_a_step_comes_next_in_order() {
     // Each end of a job of one task makes two events; 4,096 reports make 8,192.
     let mut world = World::new();
     let mut tiny = spec();
@@ -220,7 +221,7 @@ fn what_a_step_has_no_room_for_comes_next_in_order() {
     let reports = (1..=4_096).map(|job| exited(job, at(job, 1, 1), 0)).collect();
     let mut steps = vec![world.report(1, epoch, reports)];
     assert_eq!(world.core.next_wakeup(), Some(world.now.mono_ms));
-    // A further input does not overtake the rest of the former one.
+    // A later input does not overtake the rest of the previous one.
     steps.push(world.report(1, epoch, vec![exited(4_097, at(1, 1, 1), 0)]));
     steps.extend(world.drain());
     let acked: Vec<u64> = steps

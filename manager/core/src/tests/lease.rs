@@ -16,7 +16,7 @@ fn tick(table: &mut LeaseTable, now_ms: u64) -> Vec<(Epoch, HeartbeatChange)> {
     out
 }
 
-/// Ticks whenever the table asks for it, until `end_ms`; what it said, and when.
+/// Ticks whenever a tick is due, until `end_ms`. Returns the changes and their times.
 fn run(table: &mut LeaseTable, end_ms: u64) -> Vec<(u64, Epoch, HeartbeatChange)> {
     let mut said = Vec::new();
     while let Some(at) = table.next_wakeup().filter(|at| *at <= end_ms) {
@@ -31,16 +31,16 @@ fn silence_is_late_after_three_intervals_and_expired_after_the_lease() {
     table.open(10_000, A);
     assert_eq!(run(&mut table, 60_000), [(13_000, A, Late), (25_000, A, LeaseExpired)]);
     assert_eq!(table.next_wakeup(), None);
-    assert_eq!(table.on_beat(60_000, A), None, "an expired session does not come back");
-    assert!(!table.watches(A), "and is not to be answered");
+    assert_eq!(table.on_beat(60_000, A), None, "an expired session does not resume");
+    assert!(!table.watches(A), "its beats must not be answered");
 }
 
 #[test]
-fn beats_keep_a_session_alive_and_say_nothing() {
+fn beats_keep_a_session_alive_without_a_change() {
     let mut table = table();
     table.open(0, A);
     table.open(0, B);
-    assert_eq!(table.on_beat(500, A), Some(Begun), "the first one says so");
+    assert_eq!(table.on_beat(500, A), Some(Begun), "the first beat is reported");
     for beat_ms in (1_000..40_000).step_by(1_000) {
         assert_eq!(table.on_beat(beat_ms, A), None);
         let said = run(&mut table, beat_ms);
@@ -49,7 +49,7 @@ fn beats_keep_a_session_alive_and_say_nothing() {
 }
 
 #[test]
-fn a_late_one_resumes_once_and_can_be_late_again() {
+fn a_late_heartbeat_resumes_once_and_can_be_late_again() {
     let mut table = table();
     table.open(0, A);
     assert_eq!(table.on_beat(0, A), Some(Begun));
@@ -60,12 +60,12 @@ fn a_late_one_resumes_once_and_can_be_late_again() {
 }
 
 #[test]
-fn a_closed_stream_is_told_once_and_the_lease_goes_on() {
+fn a_closed_stream_is_reported_once_and_the_lease_continues() {
     let mut table = table();
     table.open(0, A);
     assert_eq!(table.on_stream_closed(A), Some(Closed));
     assert_eq!(table.on_stream_closed(A), None);
-    assert_eq!(run(&mut table, 20_000), [(15_000, A, LeaseExpired)], "and not late before");
+    assert_eq!(run(&mut table, 20_000), [(15_000, A, LeaseExpired)], "not late in between");
     table.open(20_000, B);
     assert_eq!(table.on_beat(20_100, B), Some(Begun));
     assert_eq!(table.on_stream_closed(B), Some(Closed));
@@ -76,18 +76,18 @@ fn a_closed_stream_is_told_once_and_the_lease_goes_on() {
 }
 
 #[test]
-fn a_thread_that_was_stalled_itself_forgives() {
+fn a_stall_of_the_thread_moves_all_deadlines() {
     let mut table = table();
     table.open(0, A);
     assert_eq!(tick(&mut table, 1_000), []);
-    // Asked for 2,000; asleep until 62,000: all deadlines move by a minute.
+    // The tick was due at 2,000 and comes at 62,000: all deadlines move by a minute.
     assert_eq!(table.next_wakeup(), Some(2_000));
     assert_eq!(tick(&mut table, 62_000), []);
     assert_eq!(run(&mut table, 90_000), [(63_000, A, Late), (75_000, A, LeaseExpired)]);
 }
 
 #[test]
-fn whoever_was_silent_before_a_stall_has_half_a_lease_to_come_back() {
+fn a_session_that_was_silent_before_a_stall_has_half_a_lease_to_resume() {
     let mut table = table();
     table.open(0, A);
     assert_eq!(run(&mut table, 14_000), [(3_000, A, Late)]);
@@ -96,7 +96,7 @@ fn whoever_was_silent_before_a_stall_has_half_a_lease_to_come_back() {
 }
 
 #[test]
-fn a_wakeup_that_is_a_little_late_forgives_nothing() {
+fn a_tick_that_is_a_little_late_moves_no_deadline() {
     let mut table = table();
     table.open(0, A);
     assert_eq!(tick(&mut table, 2_000), [], "one interval too late");

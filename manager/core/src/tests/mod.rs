@@ -1,9 +1,10 @@
-//! Inputs in, steps out: values compared, and every invariant checked after each step.
+//! Tests that compare the steps for given inputs, and check every invariant after each step.
 
 #![expect(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests")]
 
 mod access;
 mod explain;
+mod forget;
 mod jobs;
 mod lease;
 mod model;
@@ -12,7 +13,9 @@ mod property;
 mod purity;
 mod renewal;
 mod reports;
+mod reservation;
 mod restore;
+mod retention;
 mod sessions;
 
 use std::collections::BTreeMap;
@@ -23,7 +26,7 @@ use podmesh_protocol::client::{NodeState, NodeView, ReplyBody};
 use podmesh_protocol::error::{ErrorCode, ErrorReply};
 use podmesh_protocol::event::EventFact;
 use podmesh_protocol::ids::{
-    AttemptId, ClusterId, Epoch, InstanceId, JobId, Name, Revision, SubmissionId,
+    AgentId, AttemptId, ClusterId, Epoch, InstanceId, JobId, Name, Revision, SubmissionId,
 };
 use podmesh_protocol::limits::{EVENTS_PER_CHUNK_MAX, PROTOCOL_VERSION};
 use podmesh_protocol::report::{JobState, Outcome, Report, ReportFact};
@@ -56,7 +59,7 @@ fn peer(number: u64) -> Peer {
     Peer(Arc::from(number.to_be_bytes().as_slice()))
 }
 
-/// Somebody on the manager's machine.
+/// A caller on the manager's own machine.
 fn local() -> Caller {
     Caller { role: Role::Admin, name: name("root"), key: None }
 }
@@ -94,29 +97,36 @@ fn array(tasks: u32) -> JobSpec {
     JobSpec { array: ArrayRange { first: 1, last: tasks }, ..spec() }
 }
 
-/// An agent with four cores and 8 GiB; the number makes its peer and its instance.
+/// The hello of an agent with four cores and 8 GiB. The number gives its instance.
 fn hello(node: &str, number: u64) -> Hello {
     Hello {
         version: PROTOCOL_VERSION,
         node: name(node),
         boot_id: "boot-1".into(),
         agent_instance: instance(u128::from(number)),
+        agent_id: None,
         cluster: Some(CLUSTER),
         program_version: "0.1.0".into(),
         capacity: Resources { cpu_millis: 4000, memory_bytes: 8 * GIB },
         labels: BTreeMap::new(),
         runtimes: vec![RuntimeKind::Process],
         withdrawn: [].into(),
+        unenforced: [].into(),
         attempts: Vec::new(),
     }
 }
 
-/// A core with its clock, and a store that takes its changes.
+/// The same, with an agent ID.
+fn hello_of(agent_id: u128, node: &str, number: u64) -> Hello {
+    Hello { agent_id: Some(AgentId(Uuid::from_u128(agent_id))), ..hello(node, number) }
+}
+
+/// A core with a clock, and a store that applies its changes.
 struct World {
     core: Core,
     now: Now,
     model: Model,
-    /// Of submissions.
+    /// The key of the last submission.
     last_key: u128,
 }
 
@@ -132,9 +142,9 @@ impl World {
         }
     }
 
-    /// A start of the manager on what the store holds.
+    /// Restarts the manager with the state from the store.
     fn restart(&mut self) {
-        // Another process: its monotonic clock has nothing to do with the former one's.
+        // A new process. Its monotonic clock is independent of the previous one.
         let snapshot = self.model.snapshot(self.now.mono_ms);
         self.now.mono_ms += 1_000;
         self.core = Core::new(self.now, config(), snapshot);
@@ -154,12 +164,12 @@ impl World {
         step
     }
 
-    /// Ticks until nothing is left over.
+    /// Ticks until no work is left over.
     fn drain(&mut self) -> Vec<Step> {
         let mut steps = Vec::new();
         while self.core.next_wakeup().is_some_and(|at| at <= self.now.mono_ms) {
             steps.push(self.give(Input::Tick));
-            assert!(steps.len() < 10_000, "the core never comes to rest");
+            assert!(steps.len() < 10_000, "the core always has more work");
         }
         steps
     }
@@ -191,7 +201,7 @@ impl World {
         self.give(Input::AgentConnected { peer: peer(number), caller, hello: Box::new(hello) })
     }
 
-    /// A node with four cores, peer and instance `number`; its epoch.
+    /// Connects a node with four cores, whose peer and instance are `number`. Returns the epoch.
     fn join(&mut self, node: &str, number: u64) -> Epoch {
         let step = self.connect(hello(node, number), number);
         welcome(&step).epoch
@@ -287,7 +297,7 @@ fn stops(step: &Step) -> Vec<(AttemptId, StopReason)> {
     messages(step).into_iter().flat_map(of).collect()
 }
 
-/// Which attempt went where in a step.
+/// Returns the attempts that a step has assigned, with their nodes.
 fn placed(step: &Step) -> Vec<(AttemptId, &str)> {
     step.events
         .iter()
@@ -310,7 +320,7 @@ fn ended(number: u64, attempt: AttemptId, outcome: Outcome) -> Report {
     Report(number, attempt, ReportFact::Ended(outcome))
 }
 
-/// The ends in a step, with the wait before the next try.
+/// Returns the attempts that ended in a step, with the wait before the next attempt.
 fn ends(step: &Step) -> Vec<(AttemptId, Outcome, Option<u64>)> {
     step.events
         .iter()
@@ -323,7 +333,7 @@ fn ends(step: &Step) -> Vec<(AttemptId, Outcome, Option<u64>)> {
         .collect()
 }
 
-/// The node's state as the core sees it.
+/// Returns the state of a node as the core sees it.
 fn node_state(world: &mut World, node: &str) -> NodeState {
     world.node(node).state
 }

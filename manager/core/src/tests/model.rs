@@ -1,4 +1,4 @@
-//! A store in memory: what the changes of the core make of it, and what they must keep to.
+//! A store in memory that applies the changes of the core, and checks their rules.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -14,7 +14,11 @@ use crate::step::{Change, JobRow, KeyRow, Losses, NodeRow, RestoredJob, Snapshot
 #[derive(Debug, Default)]
 pub(super) struct Model {
     jobs: BTreeMap<JobId, ModelJob>,
+    last_job: u64,
     tasks: BTreeMap<TaskId, Vec<ModelAttempt>>,
+    /// The attempts of removed jobs. Agents can still report on them.
+    removed: Vec<(AttemptId, Name)>,
+    pub(super) age_ms: u64,
     nodes: BTreeMap<Name, NodeRow>,
     last_token: u64,
     tokens: BTreeMap<TokenId, TokenRow>,
@@ -36,8 +40,9 @@ struct ModelAttempt {
     node: Name,
     state: AttemptState,
     kind: Option<OutcomeKind>,
-    /// When it is retried, and whether that was dropped.
+    /// When the task is tried again.
     retry_at: Option<u64>,
+    /// Whether the retry was dropped.
     dropped: bool,
 }
 
@@ -51,7 +56,8 @@ impl Model {
             }
             match change {
                 Change::JobInserted { job, submission, spec, .. } => {
-                    assert_eq!(job.0, self.jobs.len() as u64 + 1, "job numbers have no gap");
+                    assert_eq!(job.0, self.last_job + 1, "job numbers have no gaps");
+                    self.last_job = job.0;
                     assert!(self.jobs.values().all(|other| other.submission != *submission));
                     let (submission, spec) = (*submission, Arc::clone(spec));
                     self.jobs.insert(*job, ModelJob { submission, spec, row: None });
@@ -72,7 +78,7 @@ impl Model {
                         let due = last.retry_at.is_some_and(|at| at <= mono_ms) && !last.dropped;
                         assert!(
                             due,
-                            "{attempt}: the last one goes on, or is not to be tried again"
+                            "{attempt}: the previous one has not ended, or may not be tried again"
                         );
                     }
                     attempts.push(ModelAttempt {
@@ -85,15 +91,15 @@ impl Model {
                     });
                 }
                 Change::AttemptAdvanced { attempt, state, .. } => {
-                    let live = self.live(*attempt);
-                    assert!(live.state < *state && *state < AttemptState::Ended, "{attempt}");
-                    live.state = *state;
+                    let active = self.active(*attempt);
+                    assert!(active.state < *state && *state < AttemptState::Ended, "{attempt}");
+                    active.state = *state;
                 }
                 Change::AttemptEnded { attempt, outcome, retry_after_ms, .. } => {
-                    let live = self.live(*attempt);
-                    live.state = AttemptState::Ended;
-                    live.kind = Some(outcome.kind);
-                    live.retry_at = retry_after_ms.map(|ms| mono_ms + ms);
+                    let active = self.active(*attempt);
+                    active.state = AttemptState::Ended;
+                    active.kind = Some(outcome.kind);
+                    active.retry_at = retry_after_ms.map(|ms| mono_ms + ms);
                 }
                 Change::RetryDropped { attempt } => {
                     let last = self.tasks.get_mut(&attempt.task).unwrap().last_mut().unwrap();
@@ -101,7 +107,16 @@ impl Model {
                     assert!(last.retry_at.is_some() && !last.dropped);
                     last.dropped = true;
                 }
+                Change::JobRemoved(job) => self.remove(*job),
+                Change::AgeSaved(age_ms) => self.age_ms = *age_ms,
                 Change::NodeSaved(row) => _ = self.nodes.insert(row.node.clone(), row.clone()),
+                Change::NodeForgotten(node) => {
+                    let of = |all: &Vec<ModelAttempt>| {
+                        all.last().is_some_and(|last| last.kind.is_none() && last.node == *node)
+                    };
+                    assert!(!self.tasks.values().any(of), "{node} has active attempts");
+                    assert!(self.nodes.remove(node).is_some());
+                }
                 Change::EpochTaken(epoch) => {
                     assert!(epoch.0 > self.last_epoch);
                     self.last_epoch = epoch.0;
@@ -114,20 +129,42 @@ impl Model {
                 Change::TokenRemoved(id) => assert!(self.tokens.remove(id).is_some()),
                 Change::KeySaved(row) => {
                     let before = self.keys.insert(row.key, row.clone());
-                    assert!(!before.is_some_and(|before| before.revoked), "a key came back");
+                    let marked = |before: KeyRow| {
+                        before == KeyRow { revoked_age_ms: None, ..row.clone() }
+                            && row.revoked_age_ms.is_some()
+                    };
+                    let revoked = before.filter(|before| before.revoked);
+                    assert!(revoked.is_none_or(marked), "a revoked key changes");
+                }
+                Change::KeyRemoved(key) => {
+                    let removed = self.keys.remove(key);
+                    assert!(removed.is_some_and(|row| row.revoked), "a valid key is removed");
                 }
             }
         }
         self.last_revision += step.events.len() as u64;
         for job in updated {
             assert_eq!(self.job(job).counts, self.count(job), "job {job}: counts");
+            let attempts: usize = self.of_job(job).map(|(_, attempts)| attempts.len()).sum();
+            assert_eq!(self.job(job).attempts, attempts as u64, "job {job}: attempts");
         }
     }
 
-    fn live(&mut self, attempt: AttemptId) -> &mut ModelAttempt {
+    fn remove(&mut self, job: JobId) {
+        let Some(removed) = self.jobs.remove(&job) else { return };
+        assert!(removed.row.unwrap().state.is_end(), "job {job} was removed before its end");
+        let tasks: Vec<TaskId> = self.of_job(job).map(|(task, _)| *task).collect();
+        for task in tasks {
+            for attempt in self.tasks.remove(&task).unwrap() {
+                self.removed.push((AttemptId { task, number: attempt.number }, attempt.node));
+            }
+        }
+    }
+
+    fn active(&mut self, attempt: AttemptId) -> &mut ModelAttempt {
         let last = self.tasks.get_mut(&attempt.task).unwrap().last_mut().unwrap();
-        assert_eq!(last.number, attempt.number, "only the last attempt is live");
-        assert_ne!(last.state, AttemptState::Ended, "{attempt} has ended before");
+        assert_eq!(last.number, attempt.number, "only the last attempt is active");
+        assert_ne!(last.state, AttemptState::Ended, "{attempt} has already ended");
         last
     }
 
@@ -135,7 +172,7 @@ impl Model {
         self.jobs[&job].row.as_ref().unwrap()
     }
 
-    /// Where the tasks stand, from the attempts alone.
+    /// Returns the state counts of the tasks, computed from the attempts alone.
     fn count(&self, id: JobId) -> TaskCounts {
         let job = &self.jobs[&id];
         let row = self.job(id);
@@ -163,9 +200,9 @@ impl Model {
         self.tasks.range(TaskId { job, index: 0 }..=TaskId { job, index: u32::MAX })
     }
 
-    /// The attempts that a job ever had: task index, number, node.
+    /// Returns all attempts that there have ever been, with their nodes.
     pub(super) fn attempts(&self) -> Vec<(AttemptId, Name)> {
-        let mut all = Vec::new();
+        let mut all = self.removed.clone();
         for (task, attempts) in &self.tasks {
             all.extend(attempts.iter().map(|attempt| {
                 (AttemptId { task: *task, number: attempt.number }, attempt.node.clone())
@@ -177,7 +214,7 @@ impl Model {
     pub(super) fn snapshot(&self, mono_ms: u64) -> Snapshot {
         let mut snapshot = Snapshot {
             cluster: CLUSTER,
-            last_job: JobId(self.jobs.len() as u64),
+            last_job: JobId(self.last_job),
             last_epoch: Epoch(self.last_epoch),
             last_revision: Revision(self.last_revision),
             jobs: Vec::new(),
@@ -238,10 +275,14 @@ fn attempt_of(change: &Change) -> Option<&AttemptId> {
         | Change::RetryDropped { attempt } => Some(attempt),
         Change::JobInserted { .. }
         | Change::JobUpdated(_)
+        | Change::JobRemoved(_)
+        | Change::AgeSaved(_)
         | Change::NodeSaved(_)
+        | Change::NodeForgotten(_)
         | Change::EpochTaken(_)
         | Change::TokenSaved(_)
         | Change::TokenRemoved(_)
-        | Change::KeySaved(_) => None,
+        | Change::KeySaved(_)
+        | Change::KeyRemoved(_) => None,
     }
 }

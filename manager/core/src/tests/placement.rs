@@ -13,25 +13,25 @@ fn label(key: &str, value: &str) -> BTreeMap<Name, String> {
 }
 
 #[test]
-fn tasks_spread_to_where_most_room_is_left() {
+fn tasks_go_to_the_node_with_the_most_room_left() {
     let mut world = World::new();
     world.connect(node("a", 1, 2_000, GIB), 1);
     world.connect(node("b", 2, 4_000, GIB), 2);
     let step = world.submit(JobSpec { array: ArrayRange { first: 1, last: 9 }, ..job(1_000, 0) });
     let nodes: Vec<&str> = placed(&step).into_iter().map(|(_, node)| node).collect();
-    // Left after each: b 3/4; then a 1/2 = b 2/4, where memory is equal, and b has an attempt.
+    // Cores left after each: b 3/4; then a 1/2 = b 2/4. Memory is equal, and b has an attempt.
     assert_eq!(nodes, ["b", "a", "b", "b", "a", "b"]);
     assert_eq!(world.counts(1), [3, 6, 0, 0, 0]);
 }
 
 #[test]
-fn equal_nodes_are_told_apart_by_memory_then_attempts_then_name() {
+fn equal_nodes_are_ordered_by_memory_then_attempts_then_name() {
     let mut world = World::new();
     world.connect(node("c", 1, 4_000, 4 * GIB), 1);
     world.connect(node("b", 2, 4_000, 4 * GIB), 2);
     assert_eq!(placed(&world.submit(job(1_000, GIB))), [(at(1, 1, 1), "b")]);
     assert_eq!(placed(&world.submit(job(1_000, 0))), [(at(2, 1, 1), "c")]);
-    // Cores are equal now; of memory, c has more.
+    // Cores are equal now, and c has more memory.
     assert_eq!(placed(&world.submit(job(1_000, 0))), [(at(3, 1, 1), "c")]);
 }
 
@@ -66,7 +66,7 @@ fn a_node_must_offer_the_runtime_and_have_the_labels() {
 }
 
 #[test]
-fn what_a_node_offers_can_change_with_its_session() {
+fn a_node_can_offer_something_else_with_a_new_session() {
     let mut world = World::new();
     world.submit(job(8_000, 0));
     let epoch = world.join("a", 1);
@@ -75,7 +75,7 @@ fn what_a_node_offers_can_change_with_its_session() {
     let held = (1..=4).map(|index| at(2, index, 1)).collect();
     let larger = Hello { attempts: held, ..node("a", 1, 12_000, 0) };
     assert_eq!(placed(&world.connect(larger, 11)), [(at(1, 1, 1), "a")]);
-    // And shrink below what runs there.
+    // It can also shrink below what runs there.
     let held = (1..=4).map(|index| at(2, index, 1)).chain([at(1, 1, 1)]).collect();
     let smaller = Hello { attempts: held, ..node("a", 1, 1_000, 0) };
     let step = world.connect(smaller, 12);
@@ -85,36 +85,39 @@ fn what_a_node_offers_can_change_with_its_session() {
 }
 
 #[test]
-fn a_large_job_is_not_starved_by_small_ones_that_came_later() {
+fn small_jobs_that_came_later_do_not_starve_a_large_one() {
     let mut world = World::new();
     let a = world.join("a", 1);
     let b = world.join("b", 2);
-    world.submit(array(8)); // both are full: a has 1, 3, 5, 7 and b the others
+    world.submit(array(8)); // Both are full: a has tasks 1, 3, 5, 7 and b the others.
     world.submit(job(4_000, 0));
     world.submit(array(100));
     let first = world.report(1, a, vec![exited(1, at(1, 1, 1), 0)]);
-    assert_eq!(placed(&first), [], "a is kept for job 2");
+    assert_eq!(placed(&first), [], "a is reserved for job 2");
     let step = world.report(2, b, vec![exited(1, at(1, 2, 1), 0)]);
-    assert_eq!(placed(&step), [(at(3, 1, 1), "b")], "and b is not");
+    assert_eq!(placed(&step), [(at(3, 1, 1), "b")], "b is not reserved");
     let step = world.report(1, a, vec![exited(2, at(1, 3, 1), 0), exited(3, at(1, 5, 1), 0)]);
     assert_eq!(placed(&step), []);
-    assert_eq!(world.explain(3), ["node `a` has room, which is kept for job 2: it comes first"],);
+    assert_eq!(
+        world.explain(3),
+        ["node `a` has room, which is reserved for job 2, the first in line, for another 60 s"]
+    );
     let step = world.report(1, a, vec![exited(4, at(1, 7, 1), 0)]);
     assert_eq!(placed(&step), [(at(2, 1, 1), "a")]);
-    // What had been kept is free for all again when the job is done.
+    // The node is free for all jobs again when job 2 has ended.
     let step = world.report(1, a, vec![exited(5, at(2, 1, 1), 0)]);
     assert_eq!(placed(&step).len(), 4);
 }
 
 #[test]
-fn what_was_kept_is_given_free_when_the_job_is_cancelled() {
+fn a_cancelled_job_gives_up_its_reservation() {
     let mut world = World::new();
     let a = world.join("a", 1);
     world.submit(array(3));
     world.submit(job(4_000, 0));
-    assert_eq!(placed(&world.submit(spec())), [], "one core is free, and kept for job 2");
+    assert_eq!(placed(&world.submit(spec())), [], "one core is free, but reserved for job 2");
     assert_eq!(placed(&world.cancel(2)), [(at(3, 1, 1), "a")]);
-    // The same where the node is no longer there to wait for, and another one is.
+    // A reserved node that is suspect does not keep a later job from another node.
     world.submit(job(4_000, 0));
     world.submit(spec());
     world.beat(a, HeartbeatChange::Late);
@@ -122,7 +125,7 @@ fn what_was_kept_is_given_free_when_the_job_is_cancelled() {
 }
 
 #[test]
-fn an_earlier_job_may_use_what_is_kept_for_a_later_one() {
+fn an_earlier_job_may_use_the_room_that_is_reserved_for_a_later_one() {
     let mut world = World::new();
     world.join("a", 1);
     world.submit(array(3));
@@ -132,7 +135,7 @@ fn an_earlier_job_may_use_what_is_kept_for_a_later_one() {
 }
 
 #[test]
-fn a_job_that_fits_nowhere_keeps_nothing() {
+fn a_job_that_fits_no_node_reserves_nothing() {
     let mut world = World::new();
     world.join("a", 1);
     world.submit(JobSpec { priority: 9, ..job(64_000, 0) });
@@ -140,8 +143,8 @@ fn a_job_that_fits_nowhere_keeps_nothing() {
 }
 
 #[test]
-fn a_queue_of_one_shape_costs_one_look() {
-    // Ten thousand jobs wait; the end of one task places one, whoever comes first.
+fn jobs_with_the_same_needs_share_one_shape() {
+    // Ten thousand jobs wait. The end of one task places the first of them.
     let mut world = World::new();
     let a = welcome(&world.connect(node("a", 1, 1_000, 0), 1)).epoch;
     let mut step = Step::default();
@@ -159,7 +162,7 @@ fn a_queue_of_one_shape_costs_one_look() {
 }
 
 #[test]
-fn the_index_of_the_last_possible_task_is_reached() {
+fn the_highest_possible_task_index_is_placed() {
     let mut world = World::new();
     let epoch = world.join("a", 1);
     let range = ArrayRange { first: u32::MAX - 1, last: u32::MAX };

@@ -1,4 +1,5 @@
-//! Random inputs in random order never break an invariant, and all ends well once the mesh heals.
+//! Random inputs in random order never break an invariant, and all jobs end once the cluster has
+//! recovered.
 
 use std::collections::BTreeSet;
 
@@ -12,7 +13,7 @@ use podmesh_protocol::report::OutcomeKind;
 
 const NODES: [&str; 3] = ["a", "b", "c"];
 
-/// One thing that happens.
+/// One event in the cluster.
 #[derive(Clone, Debug)]
 enum Op {
     Submit {
@@ -23,18 +24,21 @@ enum Op {
         retries: u32,
         requeue: bool,
         gpu: bool,
+        timeout: Option<u64>,
     },
     Cancel(Index),
-    /// An agent with some of the attempts that its node was ever given, and maybe one of another's.
+    /// A hello of an agent that holds some of all attempts there have been, of any node. With
+    /// `stranger`, the agent has another data directory but the same name.
     Hello {
         node: usize,
+        stranger: bool,
         same_agent: bool,
         same_boot: bool,
         cpu: u32,
         held: Vec<Index>,
         peer: u8,
     },
-    /// Reports of attempts, whatever they are; `skip` makes a gap, `stale` an old epoch.
+    /// Reports about any attempts. `skip` makes a gap in the numbers, `stale` uses an old epoch.
     Report {
         node: usize,
         facts: Vec<(Index, u8)>,
@@ -48,12 +52,20 @@ enum Op {
     Leave(usize),
     PeerGone(usize),
     Explain(Index),
-    /// One of some keys joins as a node.
+    /// One of a few keys joins as a node.
     Join {
         node: usize,
         key: u8,
     },
     Revoke(usize),
+    ForgetNode {
+        node: usize,
+        force: bool,
+    },
+    /// Asks to remove a range of jobs, ended or not.
+    ForgetJobs(Index, u64),
+    /// Lost nodes and revoked keys are removed after this many milliseconds.
+    Retain(u64),
     Pass(u64),
     Restart,
 }
@@ -69,17 +81,19 @@ fn op() -> impl Strategy<Value = Op> {
     ];
     let fact = (any::<Index>(), 0..8u8);
     prop_oneof![
-        4 => (1..30u32, -1..2i32, 1..5u32, 0..3u64, 0..3u32, any::<bool>(), any::<bool>()).prop_map(
-            |(tasks, priority, cpu, memory, retries, requeue, gpu)| {
-                Op::Submit { tasks, priority, cpu, memory, retries, requeue, gpu }
-            }
-        ),
+        4 => (
+            1..30u32, -1..2i32, 1..5u32, 0..3u64, 0..3u32, any::<bool>(), any::<bool>(),
+            prop::option::of(1..200_000u64),
+        ).prop_map(|(tasks, priority, cpu, memory, retries, requeue, gpu, timeout)| {
+            Op::Submit { tasks, priority, cpu, memory, retries, requeue, gpu, timeout }
+        }),
         1 => any::<Index>().prop_map(Op::Cancel),
         4 => (
-            node.clone(), prop::bool::weighted(0.7), prop::bool::weighted(0.8), 1..9u32,
+            node.clone(), prop::bool::weighted(0.1), prop::bool::weighted(0.7),
+            prop::bool::weighted(0.8), 1..9u32,
             prop::collection::vec(any::<Index>(), 0..12), any::<u8>(),
-        ).prop_map(|(node, same_agent, same_boot, cpu, held, peer)| {
-            Op::Hello { node, same_agent, same_boot, cpu, held, peer }
+        ).prop_map(|(node, stranger, same_agent, same_boot, cpu, held, peer)| {
+            Op::Hello { node, stranger, same_agent, same_boot, cpu, held, peer }
         }),
         8 => (
             node.clone(), prop::collection::vec(fact, 1..8),
@@ -89,31 +103,35 @@ fn op() -> impl Strategy<Value = Op> {
         1 => node.clone().prop_map(Op::Leave),
         1 => node.clone().prop_map(Op::PeerGone),
         1 => (node.clone(), 0..6u8).prop_map(|(node, key)| Op::Join { node, key }),
-        1 => node.prop_map(Op::Revoke),
+        1 => node.clone().prop_map(Op::Revoke),
+        1 => (node, any::<bool>()).prop_map(|(node, force)| Op::ForgetNode { node, force }),
         1 => any::<Index>().prop_map(Op::Explain),
-        3 => prop_oneof![0..100u64, 0..30_000u64].prop_map(Op::Pass),
+        1 => (any::<Index>(), 0..4u64).prop_map(|(first, more)| Op::ForgetJobs(first, more)),
+        1 => prop_oneof![Just(0), 0..600_000u64].prop_map(Op::Retain),
+        4 => prop_oneof![0..100u64, 0..30_000u64, 0..600_000u64].prop_map(Op::Pass),
         1 => Just(Op::Restart),
     ]
 }
 
-/// What a node's agent believes.
+/// What the agent of a node believes.
 #[derive(Debug, Default)]
 struct Agent {
     instance: u64,
+    id: u128,
     boot: u64,
     epoch: Option<Epoch>,
     peer: u64,
     last_report: u64,
 }
 
-struct Mesh {
+struct Cluster {
     world: World,
     agents: Vec<Agent>,
     last_peer: u64,
     last_instance: u64,
 }
 
-impl Mesh {
+impl Cluster {
     fn new() -> Self {
         let agents = NODES.iter().map(|_| Agent::default()).collect();
         Self { world: World::new(), agents, last_peer: 1_000, last_instance: 0 }
@@ -131,7 +149,7 @@ impl Mesh {
         }
         self.last_peer += 1;
         agent.peer = self.last_peer;
-        let mut hello = hello(NODES[node], agent.instance);
+        let mut hello = hello_of(agent.id, NODES[node], agent.instance);
         hello.boot_id = agent.boot.to_string();
         hello.capacity = Resources { cpu_millis: cpu * 1_000, memory_bytes: 2 * GIB };
         if node == 0 {
@@ -141,18 +159,22 @@ impl Mesh {
     }
 
     fn connect(&mut self, node: usize, hello: Hello, peer: u64) -> Step {
-        // With its key, where it has one.
-        let mut live = self.world.model.keys.values().filter(|row| !row.revoked);
-        let caller = match live.find(|row| row.name == hello.node) {
+        // The agent uses the key of its node, if there is one.
+        let mut valid = self.world.model.keys.values().filter(|row| !row.revoked);
+        let caller = match valid.find(|row| row.name == hello.node) {
             Some(row) => Caller { role: Role::Agent, name: row.name.clone(), key: Some(row.key) },
             None => local(),
         };
+        let id = hello.agent_id.unwrap().0.as_u128();
         let step = self.world.connect_as(caller, hello, peer);
         let welcomed = messages(&step).into_iter().find_map(|message| match message {
             ToPeer::Welcome(welcome) => Some(welcome.epoch),
             _ => None,
         });
         self.agents[node].epoch = welcomed.or(self.agents[node].epoch);
+        if welcomed.is_some() {
+            self.agents[node].id = id;
+        }
         step
     }
 
@@ -160,11 +182,12 @@ impl Mesh {
         let known = self.world.model.attempts();
         let jobs = self.world.core.last_job.0;
         match op {
-            Op::Submit { tasks, priority, cpu, memory, retries, requeue, gpu } => {
+            Op::Submit { tasks, priority, cpu, memory, retries, requeue, gpu, timeout } => {
                 let mut spec = array(tasks);
                 spec.priority = priority;
                 spec.resources = Resources { cpu_millis: cpu * 500, memory_bytes: memory * GIB };
                 spec.retry.retries = retries;
+                spec.run.timeout_ms = timeout;
                 spec.on_lost = if requeue { OnLost::Requeue } else { OnLost::Wait };
                 if gpu {
                     spec.require.insert(name("gpu"), "a100".into());
@@ -172,15 +195,19 @@ impl Mesh {
                 self.world.submit(spec);
             }
             Op::Cancel(job) => _ = self.world.cancel(job.index(jobs as usize + 2) as u64),
-            Op::Hello { node, same_agent, same_boot, cpu, held, peer } => {
-                let mut hello = self.hello(node, same_agent, same_boot, cpu);
+            Op::Hello { node, stranger, same_agent, same_boot, cpu, held, peer } => {
+                let mut hello = self.hello(node, same_agent && !stranger, same_boot, cpu);
+                if stranger {
+                    self.last_instance += 1;
+                    hello.agent_id = Some(AgentId(Uuid::from_u128(self.last_instance.into())));
+                }
                 let held: BTreeSet<AttemptId> = held
                     .iter()
                     .filter(|_| !known.is_empty())
                     .map(|index| known[index.index(known.len())].0)
                     .collect();
                 hello.attempts = held.into_iter().collect();
-                // Now and then on a connection that is known, maybe as another node's.
+                // Sometimes on a known connection, which may belong to another node.
                 let peer = if peer < 16 { 1_001 + u64::from(peer) } else { self.agents[node].peer };
                 self.agents[node].peer = peer;
                 self.connect(node, hello, peer);
@@ -230,23 +257,31 @@ impl Mesh {
                 _ = self.world.try_join(key, token, NODES[node]);
             }
             Op::Revoke(node) => _ = self.world.revoke(PrincipalKind::Node, NODES[node]),
+            Op::ForgetNode { node, force } => _ = self.world.forget(NODES[node], force),
+            Op::ForgetJobs(first, more) => {
+                let first = first.index(jobs as usize + 2) as u64;
+                _ = self.world.forget_jobs(first..=first + more);
+            }
+            Op::Retain(keep_ms) => {
+                _ = self.world.retain(self.world.now.mono_ms, keep_ms);
+            }
             Op::Pass(ms) => _ = self.world.pass(ms),
             Op::Restart => restart_and_compare(&mut self.world),
         }
         self.world.drain();
     }
 
-    /// Every node comes back, large enough for all that was submitted, and holds what the core
-    /// says is with it; from then on each agent does as it is told.
-    fn heal(&mut self, codes: &[u8]) {
+    /// Reconnects every node, large enough for all jobs. Each holds most of the attempts that the
+    /// core believes are on it. From then on each agent follows its instructions.
+    fn recover(&mut self, codes: &[u8]) {
         let mut held: Vec<BTreeSet<AttemptId>> = vec![BTreeSet::new(); NODES.len()];
         for node in 0..NODES.len() {
             if let Some(epoch) = self.agents[node].epoch {
                 self.world.beat(epoch, HeartbeatChange::Closed);
             }
-            let live = self.world.model.snapshot(0).attempts.into_iter();
-            let mine = live.filter(|(_, at, _)| *at == name(NODES[node]));
-            // One in three has been lost on the way there.
+            let active = self.world.model.snapshot(0).attempts.into_iter();
+            let mine = active.filter(|(_, at, _)| *at == name(NODES[node]));
+            // One in three was lost on the way to the node.
             held[node] =
                 mine.map(|(attempt, ..)| attempt).filter(|at| at.task.index % 3 != 0).collect();
             let mut hello = self.hello(node, true, true, 8);
@@ -261,7 +296,7 @@ impl Mesh {
         }
         let mut codes = codes.iter().cycle();
         for round in 0.. {
-            assert!(round < 10_000, "the mesh never comes to its end: {:#?}", self.world.core.jobs);
+            assert!(round < 10_000, "the jobs never end: {:#?}", self.world.core.jobs);
             for node in 0..NODES.len() {
                 let agent = &mut self.agents[node];
                 let mut reports = Vec::new();
@@ -274,7 +309,7 @@ impl Mesh {
                     let peer = agent.peer;
                     let step = self.world.report(peer, epoch, reports);
                     let again = messages(&step).iter().any(|m| matches!(m, ToPeer::HelloAgain(_)));
-                    assert!(!again, "a healthy session is good");
+                    assert!(!again, "the session is valid");
                     self.obey(&step, &mut held);
                 }
             }
@@ -285,7 +320,7 @@ impl Mesh {
                 break;
             }
             if held.iter().all(BTreeSet::is_empty) {
-                let next = self.world.core.next_wakeup().expect("something will happen");
+                let next = self.world.core.next_wakeup().expect("a timer is set");
                 let step = self.world.pass(next - self.world.now.mono_ms);
                 self.obey(&step, &mut held);
             }
@@ -321,15 +356,15 @@ proptest! {
     })]
 
     #[test]
-    fn nothing_breaks_the_core_and_a_healed_mesh_ends_all_jobs(
+    fn random_events_break_no_invariant_and_all_jobs_end_after_recovery(
         ops in prop::collection::vec(op(), 1..80),
         codes in prop::collection::vec(0..2u8, 1..8),
     ) {
-        let mut mesh = Mesh::new();
+        let mut cluster = Cluster::new();
         for op in ops {
-            mesh.run(op);
+            cluster.run(op);
         }
-        restart_and_compare(&mut mesh.world);
-        mesh.heal(&codes);
+        restart_and_compare(&mut cluster.world);
+        cluster.recover(&codes);
     }
 }

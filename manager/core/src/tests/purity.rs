@@ -1,7 +1,7 @@
-//! The core can have no clock, socket or file: there is nothing in reach that has one.
+//! The core cannot use a clock, socket or file, because no dependency offers one.
 
 #[test]
-fn the_core_depends_on_words_alone() {
+fn the_core_depends_only_on_the_protocol_and_two_small_crates() {
     let manifest = include_str!("../../Cargo.toml");
     let dependencies: Vec<&str> = manifest
         .lines()
@@ -12,11 +12,15 @@ fn the_core_depends_on_words_alone() {
         .filter(|dependency| !dependency.is_empty() && !dependency.starts_with('#'))
         .collect();
     assert_eq!(dependencies, ["podmesh-protocol", "thiserror", "tracing"]);
-    assert_eq!(manifest.matches("dependencies]").count(), 2, "these, and those of tests");
+    assert_eq!(
+        manifest.matches("dependencies]").count(),
+        2,
+        "the dependencies, and those of tests"
+    );
 }
 
 #[test]
-fn the_lints_that_keep_it_so_are_there() {
+fn lints_forbid_clocks_and_hash_maps() {
     let lints = include_str!("../../clippy.toml");
     for path in [
         "std::time::Instant::now",

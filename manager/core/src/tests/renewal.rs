@@ -20,7 +20,7 @@ impl World {
     }
 }
 
-/// A node `a` with the old key.
+/// Returns a world with a node `a` that has the old key.
 fn world() -> World {
     let mut world = World::new();
     let token = world.token(Role::Agent, 1);
@@ -35,14 +35,14 @@ fn may_say_hello(world: &mut World, key: PublicKey) -> bool {
 }
 
 #[test]
-fn both_keys_count_until_the_new_one_is_used() {
+fn both_keys_are_valid_until_the_new_one_is_used() {
     let mut world = world();
     let (step, reply) = world.renew(OLD, NEW);
     assert_eq!(reply, Ok(ReplyBody::KeyRenewed));
     let enrolled =
         Effect::KeyEnrolled { key: NEW, role: Role::Agent, name: name("a"), renews: true };
     assert!(step.effects.contains(&enrolled), "{step:?}");
-    // The answer was lost, the manager restarted, the agent asks again.
+    // The answer was lost, the manager has restarted, and the agent asks again.
     world.restart();
     let (step, reply) = world.renew(OLD, NEW);
     assert_eq!((reply, step.changes.len()), (Ok(ReplyBody::KeyRenewed), 0));
@@ -53,29 +53,29 @@ fn both_keys_count_until_the_new_one_is_used() {
     assert_eq!(step.effects, [Effect::KeyRevoked { key: OLD }]);
     world.restart();
     assert!(!may_say_hello(&mut world, OLD) && may_say_hello(&mut world, NEW));
-    assert!(world.used(NEW).changes.is_empty(), "told once");
+    assert!(world.used(NEW).changes.is_empty(), "the first use is reported once");
     assert_eq!(world.renew(OLD, PublicKey([3; 32])).1.unwrap_err().code, ErrorCode::NotEnrolled);
     assert_eq!(world.renew(NEW, PublicKey([3; 32])).1, Ok(ReplyBody::KeyRenewed));
 }
 
 #[test]
-fn a_key_has_one_successor_and_the_last_one_asked_for() {
+fn a_second_renewal_replaces_the_first() {
     let mut world = world();
     world.renew(OLD, NEW).1.unwrap();
     let step = world.renew(OLD, PublicKey([3; 32])).0;
     assert!(step.effects.contains(&Effect::KeyRevoked { key: NEW }), "{step:?}");
     assert!(world.used(NEW).changes.is_empty());
     assert!(may_say_hello(&mut world, OLD));
-    // A key that is only about to count cannot make others.
+    // A key that has not been used yet cannot be renewed.
     let refused = world.renew(PublicKey([3; 32]), PublicKey([4; 32])).1.unwrap_err();
     assert_eq!(refused.code, ErrorCode::NotEnrolled);
-    // Nor does one that is known come again.
+    // A key that is already known cannot be added again.
     assert_eq!(world.renew(OLD, NEW).1.unwrap_err().code, ErrorCode::InvalidSpec);
     assert_eq!(world.renew(OLD, OLD).1.unwrap_err().code, ErrorCode::InvalidSpec);
 }
 
 #[test]
-fn who_is_revoked_does_not_come_back_by_a_renewed_key() {
+fn a_revoked_node_cannot_return_with_a_renewed_key() {
     let mut world = world();
     world.renew(OLD, NEW).1.unwrap();
     let step = world.revoke(PrincipalKind::Node, "a");

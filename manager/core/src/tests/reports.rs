@@ -3,7 +3,7 @@ use crate::step::Change;
 use podmesh_protocol::limits::{MESSAGE_BYTES_MAX, RETRIES_MAX, START_RESEND_MS};
 use podmesh_protocol::report::{AttemptState, OutcomeKind};
 
-/// A world with node `a` (peer and instance 1) and one job.
+/// Returns a world with node `a` (peer and instance 1) and one job.
 fn with(spec: JobSpec) -> (World, Epoch) {
     let mut world = World::new();
     let epoch = world.join("a", 1);
@@ -67,7 +67,7 @@ fn a_task_goes_from_assigned_to_its_end() {
 }
 
 #[test]
-fn known_numbers_are_skipped_and_a_gap_asks_for_hello() {
+fn known_reports_are_skipped_and_after_a_gap_the_agent_must_say_hello_again() {
     let (mut world, epoch) = with(array(3));
     world.report(1, epoch, vec![started(1, at(1, 1, 1)), started(2, at(1, 2, 1))]);
     let step = world.report(1, epoch, vec![exited(2, at(1, 2, 1), 0), started(3, at(1, 3, 1))]);
@@ -92,7 +92,7 @@ fn a_stale_session_changes_nothing() {
 }
 
 #[test]
-fn an_attempt_of_another_node_or_number_is_fenced_and_acked() {
+fn a_report_for_the_wrong_node_or_attempt_is_ignored_and_acknowledged() {
     let (mut world, _) = with(spec());
     let other = world.join("b", 2);
     let reports =
@@ -124,14 +124,14 @@ fn a_failure_is_retried_with_growing_waits() {
 }
 
 #[test]
-fn a_loss_uses_a_retry_only_where_the_job_waits() {
+fn a_loss_uses_a_retry_only_with_on_lost_wait() {
     for (on_lost, retried) in [(OnLost::Wait, None), (OnLost::Requeue, Some(0))] {
         let (mut world, epoch) = with(JobSpec { on_lost, ..spec() });
         let lost = Outcome::new(OutcomeKind::Lost);
         let step = world.report(1, epoch, vec![ended(1, at(1, 1, 1), lost.clone())]);
         assert_eq!(ends(&step), [(at(1, 1, 1), lost, retried)]);
     }
-    // Two losses, and still one retry for the failure after.
+    // After two losses there is still one retry for a failure.
     let mut spec = JobSpec { on_lost: OnLost::Requeue, ..spec() };
     spec.retry.retries = 1;
     let (mut world, epoch) = with(spec);
@@ -149,7 +149,7 @@ fn a_loss_uses_a_retry_only_where_the_job_waits() {
 }
 
 #[test]
-fn a_task_is_not_lost_for_ever() {
+fn a_task_fails_after_too_many_losses() {
     let (mut world, epoch) = with(JobSpec { on_lost: OnLost::Requeue, ..spec() });
     for number in 1..=RETRIES_MAX {
         let lost = Outcome::new(OutcomeKind::Lost);
@@ -163,18 +163,18 @@ fn a_task_is_not_lost_for_ever() {
 }
 
 #[test]
-fn a_cancel_that_nobody_asked_for_is_a_failure() {
+fn an_attempt_that_ends_as_cancelled_without_a_cancel_has_failed() {
     let (mut world, epoch) = with(spec());
     let cancelled = Outcome::new(OutcomeKind::Cancelled);
     let step = world.report(1, epoch, vec![ended(1, at(1, 1, 1), cancelled)]);
     let expected = Outcome::new(OutcomeKind::Failed)
-        .with_message("its agent stopped it, though nobody had cancelled the job");
+        .with_message("its agent stopped it although the job was not cancelled");
     assert_eq!(ends(&step), [(at(1, 1, 1), expected, None)]);
     assert_eq!(world.state(1), JobState::Failed);
 }
 
 #[test]
-fn texts_are_cut() {
+fn long_texts_are_cut() {
     let (mut world, epoch) = with(spec());
     let long = "é".repeat(MESSAGE_BYTES_MAX);
     let outcome = Outcome { message: Some(long.clone()), ..Outcome::exited(1) };
@@ -201,7 +201,7 @@ fn a_start_without_any_report_is_sent_again() {
     let step = world.pass(START_RESEND_MS - 1_001);
     assert!(step.is_empty());
     let step = world.pass(1);
-    assert_eq!(messages(&step), [&ToPeer::Starts(epoch, vec![at(1, 2, 1)])], "and no spec");
+    assert_eq!(messages(&step), [&ToPeer::Starts(epoch, vec![at(1, 2, 1)])], "without the spec");
     assert!(step.changes.is_empty() && step.events.is_empty());
     let step = world.pass(START_RESEND_MS);
     assert_eq!(starts(&step), [at(1, 2, 1)]);
@@ -211,7 +211,7 @@ fn a_start_without_any_report_is_sent_again() {
 }
 
 #[test]
-fn a_cancelled_start_without_any_report_is_stopped_again_not_started() {
+fn after_a_cancel_a_start_without_any_report_is_stopped_again() {
     let (mut world, _) = with(spec());
     world.cancel(1);
     let step = world.pass(START_RESEND_MS);
@@ -219,7 +219,7 @@ fn a_cancelled_start_without_any_report_is_stopped_again_not_started() {
 }
 
 #[test]
-fn an_array_fails_when_one_task_does() {
+fn a_job_fails_if_one_of_its_tasks_fails() {
     let (mut world, epoch) = with(array(3));
     world.report(1, epoch, vec![exited(1, at(1, 1, 1), 0), exited(2, at(1, 2, 1), 9)]);
     assert_eq!(world.state(1), JobState::Running);
@@ -229,7 +229,7 @@ fn an_array_fails_when_one_task_does() {
 }
 
 #[test]
-fn what_a_node_cannot_start_uses_no_retry_and_is_tried_again_after_a_moment() {
+fn an_attempt_that_cannot_start_uses_no_retry_and_is_repeated_after_a_short_time() {
     let mut spec = spec();
     spec.retry.retries = 1;
     let (mut world, epoch) = with(spec);
@@ -249,4 +249,20 @@ fn what_a_node_cannot_start_uses_no_retry_and_is_tried_again_after_a_moment() {
     world.pass(1_000);
     let step = world.report(1, epoch, vec![exited(5, at(1, 1, 5), 3)]);
     assert_eq!(ends(&step), [(at(1, 1, 5), Outcome::exited(3), None)]);
+}
+
+#[test]
+fn a_task_that_its_node_cannot_start_goes_to_another_node_while_that_has_room() {
+    let (mut world, epoch) = with(spec());
+    let not_started = || Outcome::not_started("a path does not answer");
+    let b = world.join("b", 2);
+    // Without this rule it would go to `a`, the first of two equal nodes.
+    world.report(1, epoch, vec![ended(1, at(1, 1, 1), not_started())]);
+    assert_eq!(placed(&world.pass(1_000)), [(at(1, 1, 2), "b")]);
+    // Without room elsewhere it goes to the same node again.
+    world.report(2, b, vec![ended(1, at(1, 1, 2), not_started())]);
+    let large = Resources { cpu_millis: 4000, memory_bytes: 0 };
+    let step = world.submit(JobSpec { resources: large, ..spec() });
+    assert_eq!(placed(&step), [(at(2, 1, 1), "a")]);
+    assert_eq!(placed(&world.pass(2_000)), [(at(1, 1, 3), "b")]);
 }

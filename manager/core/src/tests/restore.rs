@@ -1,19 +1,20 @@
 use super::*;
 use podmesh_protocol::report::AttemptState;
 
-/// What must be the same in two cores with the same store behind them.
+/// Returns everything that must be the same in two cores with the same store.
 fn durable(core: &Core) -> String {
     let mut text = format!("{} {} {}\n", core.last_job, core.last_epoch, core.last_revision);
     for job in core.jobs.values() {
         text += &format!("{:?} {:?} {:?}\n", job.submission, job.spec, job.row(None));
-        for (index, live) in &job.live {
-            let node = &core.nodes.get(live.node).row.node;
-            text += &format!("{index}#{} {} {node} {:?}\n", live.number, live.lost, live.state);
+        for (index, active) in &job.active {
+            let node = &core.nodes.get(active.node).row.node;
+            text +=
+                &format!("{index}#{} {} {node} {:?}\n", active.number, active.lost, active.state);
         }
-        let waiting = job.waiting.iter().map(|((_, index), tried)| (*index, tried));
-        let ready = job.ready.iter().map(|(index, tried)| (*index, tried));
-        let tried: BTreeMap<u32, _> = waiting.chain(ready).collect();
-        text += &format!("{tried:?}\n");
+        let waiting = job.waiting.iter().map(|((_, index), retry)| (*index, retry));
+        let ready = job.ready.iter().map(|(index, retry)| (*index, retry));
+        let retries: BTreeMap<u32, _> = waiting.chain(ready).collect();
+        text += &format!("{retries:?}\n");
     }
     text += &format!("{:?} {:?}\n", core.access.tokens, core.access.keys);
     for (_, node) in core.nodes.iter() {
@@ -22,7 +23,7 @@ fn durable(core: &Core) -> String {
     text
 }
 
-/// Restarts the manager, and holds what it knows against what it knew.
+/// Restarts the manager, and checks that its durable state is the same as before.
 pub(super) fn restart_and_compare(world: &mut World) {
     let before = durable(&world.core);
     world.restart();
@@ -43,11 +44,11 @@ fn a_restart_brings_back_what_was_committed() {
     restart_and_compare(&mut world);
     assert_eq!(world.core.jobs.len(), 2);
     let job = &world.core.jobs[&JobId(1)];
-    assert_eq!((job.live.len(), job.next_index, job.counts.queued), (4, 6, 16));
-    assert_eq!(job.live[&1].state, AttemptState::Running);
+    assert_eq!((job.active.len(), job.next_index, job.counts.queued), (4, 6, 16));
+    assert_eq!(job.active[&1].state, AttemptState::Running);
     assert_eq!(*job.waiting.first_key_value().unwrap().0, (world.now.mono_ms + 1_000, 2));
 
-    // Nothing leaves before a session is there; what waits for its retry comes first then.
+    // Nothing is sent until there is a session. Then tasks that wait for a retry come first.
     let step = world.give(Input::Tick);
     assert!(step.is_empty(), "{step:?}");
     assert_eq!(node_state(&mut world, "a"), NodeState::Suspect);
@@ -57,7 +58,7 @@ fn a_restart_brings_back_what_was_committed() {
     assert_eq!(welcome(&step).keep, held);
     assert_eq!((welcome(&step).epoch, welcome(&step).acked), (Epoch(2), 0));
     assert_eq!(step.first_revision, Some(world.core.last_revision));
-    // The agent's reports go on where its acknowledged ones end, and all of that counts.
+    // The agent continues with the reports that are not acknowledged, and they are all accepted.
     world.now.mono_ms += 1_000;
     let reports = vec![exited(3, at(1, 1, 1), 0), exited(4, at(1, 3, 1), 0)];
     let step = world.report(2, Epoch(2), reports);
@@ -82,7 +83,7 @@ fn a_node_that_does_not_come_back_is_lost_a_lease_after_the_start() {
 }
 
 #[test]
-fn a_cancel_goes_on_after_a_restart() {
+fn a_cancel_continues_after_a_restart() {
     let mut world = World::new();
     let a = world.join("a", 1);
     let mut retried = array(8);
@@ -90,9 +91,9 @@ fn a_cancel_goes_on_after_a_restart() {
     world.submit(retried);
     let reports = (1..=2).map(|n| exited(n, at(1, n as u32, 1), 1)).collect();
     world.report(1, a, reports);
-    // As if the manager had died between the cancel and the rest of its work.
+    // Simulates that the manager ended between the cancel and the rest of its work.
     let job = world.core.jobs.get_mut(&JobId(1)).unwrap();
-    assert_eq!((job.waiting.len(), job.live.len()), (2, 4));
+    assert_eq!((job.waiting.len(), job.active.len()), (2, 4));
     world.cancel(1);
     restart_and_compare(&mut world);
     let mut snapshot = world.model.snapshot(world.now.mono_ms);
@@ -121,11 +122,11 @@ fn the_same_submission_is_known_after_a_restart() {
 }
 
 #[test]
-fn a_manager_that_was_stopped_loses_nobody_on_waking() {
+fn a_manager_that_was_paused_loses_no_node_when_it_resumes() {
     let mut world = World::new();
     world.join("a", 1);
     restart_and_compare(&mut world);
-    assert_eq!(world.pass(LEASE_MS + 30_000).events, [], "no agent could come back meanwhile");
+    assert_eq!(world.pass(LEASE_MS + 30_000).events, [], "no agent could reconnect in that time");
     assert_eq!(world.core.next_wakeup(), Some(world.now.mono_ms + LEASE_MS / 2));
     assert_eq!(world.pass(LEASE_MS / 2).events, [EventFact::NodeLost(name("a"))]);
 }

@@ -3,7 +3,7 @@ use crate::step::{Change, NodeRow};
 use podmesh_protocol::limits::{ATTEMPTS_PER_NODE_MAX, LABELS_MAX};
 use podmesh_protocol::report::OutcomeKind;
 
-fn gone(world: &mut World, number: u64) -> Step {
+fn peer_gone(world: &mut World, number: u64) -> Step {
     world.give(Input::PeerGone { peer: peer(number) })
 }
 
@@ -21,6 +21,8 @@ fn a_hello_opens_a_session() {
         labels: hello.labels,
         runtimes: hello.runtimes,
         epoch: Epoch(1),
+        agent_id: hello.agent_id,
+        lost_age_ms: None,
     };
     assert_eq!(step.changes, [Change::EpochTaken(Epoch(1)), Change::NodeSaved(row)]);
     assert_eq!(step.events, [EventFact::NodeConnected(name("a"), hello.agent_instance)]);
@@ -45,7 +47,7 @@ fn a_hello_opens_a_session() {
 }
 
 #[test]
-fn what_may_not_have_a_session_is_told_why() {
+fn a_refused_agent_is_told_why() {
     let mut world = World::new();
     world.join("a", 1);
     let mut refused = |change: &dyn Fn(&mut Hello), number: u64| {
@@ -80,10 +82,10 @@ fn what_may_not_have_a_session_is_told_why() {
         let (found, message) = refused(change, 2);
         assert!(found == code && message.contains(text), "{found:?} {message:?}, not {text:?}");
     }
-    // A connection has one session.
+    // A connection can have only one session.
     let (code, message) = refused(&|_| {}, 1);
     assert!(code == ErrorCode::BadMessage && message.contains("as node `a`"), "{message}");
-    // No cluster: a fresh data directory.
+    // A hello without a cluster comes from a fresh data directory.
     world.connect(Hello { cluster: None, ..hello("b", 2) }, 2);
     assert_eq!(node_state(&mut world, "b"), NodeState::Alive);
 }
@@ -95,14 +97,14 @@ fn the_same_agent_replaces_its_session_at_any_time() {
     let step = world.connect(hello("a", 1), 2);
     assert_eq!(step.effects[0], Effect::SessionClosed { epoch: old });
     assert_eq!(welcome(&step).epoch, Epoch(2));
-    // What still comes from the former session's heartbeats concerns nobody.
+    // Late news about the heartbeat or connection of the previous session has no effect.
     assert!(world.beat(old, HeartbeatChange::LeaseExpired).is_empty());
-    assert!(gone(&mut world, 1).is_empty());
+    assert!(peer_gone(&mut world, 1).is_empty());
     assert_eq!(node_state(&mut world, "a"), NodeState::Alive);
 }
 
 #[test]
-fn another_agent_gets_the_name_when_the_first_one_is_suspect() {
+fn another_agent_gets_the_name_if_the_first_one_is_suspect() {
     for (change, taken) in [
         (HeartbeatChange::Closed, false),
         (HeartbeatChange::Late, false),
@@ -121,6 +123,62 @@ fn another_agent_gets_the_name_when_the_first_one_is_suspect() {
 }
 
 #[test]
+fn a_name_with_active_attempts_belongs_to_its_agent() {
+    let mut world = World::new();
+    let epoch = welcome(&world.connect(hello_of(7, "a", 1), 1)).epoch;
+    world.submit(spec());
+    world.report(1, epoch, vec![started(1, at(1, 1, 1))]);
+    let refused = |world: &mut World| {
+        // Another agent, and one of an older release, which gives no ID.
+        for other in [hello_of(8, "a", 2), hello("a", 2)] {
+            let (code, said) = refusal(&world.connect(other, 2));
+            assert_eq!(code, ErrorCode::NameTaken);
+            assert!(said.contains("podmesh nodes forget a") && said.contains("--name"), "{said}");
+        }
+    };
+    world.beat(epoch, HeartbeatChange::Closed);
+    refused(&mut world);
+    world.beat(epoch, HeartbeatChange::LeaseExpired);
+    world.pass(MARGIN_MS);
+    refused(&mut world);
+    world.restart();
+    refused(&mut world);
+    let back = Hello { attempts: vec![at(1, 1, 1)], ..hello_of(7, "a", 3) };
+    assert_eq!(welcome(&world.connect(back, 3)).keep, [at(1, 1, 1)]);
+    assert_eq!(refusal(&world.connect(hello_of(8, "a", 2), 2)).0, ErrorCode::NameTaken, "alive");
+}
+
+#[test]
+fn a_name_without_attempts_goes_to_another_agent_once_it_confirms_its_session() {
+    let mut world = World::new();
+    let epoch = welcome(&world.connect(hello_of(7, "a", 1), 1)).epoch;
+    world.beat(epoch, HeartbeatChange::Closed);
+    world.submit(spec());
+    // A delayed hello of an agent gets no work, because that would give it the name.
+    let epoch = welcome(&world.connect(hello_of(8, "a", 2), 2)).epoch;
+    assert_eq!(node_state(&mut world, "a"), NodeState::Suspect);
+    let step = world.connect(hello_of(7, "a", 3), 3);
+    assert_eq!((starts(&step), welcome(&step).epoch.0), (vec![], epoch.0 + 1));
+    let step = world.beat(Epoch(epoch.0 + 1), HeartbeatChange::Begun);
+    assert_eq!((starts(&step), world.node_row("a").epoch.0), (vec![at(1, 1, 1)], epoch.0 + 1));
+    assert_eq!(node_state(&mut world, "a"), NodeState::Alive);
+}
+
+#[test]
+fn a_node_without_a_known_agent_takes_the_first_agent_that_gives_its_id() {
+    let mut world = World::new();
+    let epoch = world.join("a", 1);
+    world.submit(spec());
+    world.report(1, epoch, vec![started(1, at(1, 1, 1))]);
+    world.restart();
+    let held = Hello { attempts: vec![at(1, 1, 1)], ..hello_of(7, "a", 2) };
+    let step = world.connect(held, 2);
+    assert_eq!(welcome(&step).keep, [at(1, 1, 1)]);
+    world.beat(Epoch(2), HeartbeatChange::Closed);
+    assert_eq!(refusal(&world.connect(hello_of(8, "a", 3), 3)).0, ErrorCode::NameTaken);
+}
+
+#[test]
 fn a_suspect_node_gets_nothing_new_and_recovers() {
     for (change, why) in [
         (HeartbeatChange::Closed, "its heartbeat connection was closed"),
@@ -130,7 +188,7 @@ fn a_suspect_node_gets_nothing_new_and_recovers() {
         let epoch = world.join("a", 1);
         let step = world.beat(epoch, change);
         assert_eq!(step.events, [EventFact::NodeSuspect(name("a"), why.into())]);
-        assert!(world.beat(epoch, HeartbeatChange::Late).is_empty(), "said once");
+        assert!(world.beat(epoch, HeartbeatChange::Late).is_empty(), "reported once");
         assert_eq!(placed(&world.submit(spec())), []);
         let step = world.beat(epoch, HeartbeatChange::Resumed);
         assert_eq!(step.events[0], EventFact::NodeRecovered(name("a")));
@@ -140,21 +198,21 @@ fn a_suspect_node_gets_nothing_new_and_recovers() {
 }
 
 #[test]
-fn a_node_without_connection_needs_a_new_session() {
+fn a_node_without_a_connection_needs_a_new_session() {
     let mut world = World::new();
     let epoch = world.join("a", 1);
-    let step = gone(&mut world, 1);
+    let step = peer_gone(&mut world, 1);
     assert_eq!(step.events, [EventFact::NodeSuspect(name("a"), "its connection is gone".into())]);
     world.beat(epoch, HeartbeatChange::Late);
     assert!(world.beat(epoch, HeartbeatChange::Resumed).is_empty());
     assert_eq!(node_state(&mut world, "a"), NodeState::Suspect);
     world.connect(hello("a", 1), 2);
     assert_eq!(node_state(&mut world, "a"), NodeState::Alive);
-    assert!(gone(&mut world, 77).is_empty(), "a client");
+    assert!(peer_gone(&mut world, 77).is_empty(), "a client");
 }
 
 #[test]
-fn a_lost_node_gives_up_what_may_run_elsewhere_after_the_margin() {
+fn attempts_of_a_lost_node_that_may_run_elsewhere_end_after_the_margin() {
     let mut world = World::new();
     let a = world.join("a", 1);
     world.submit(JobSpec { on_lost: OnLost::Requeue, ..spec() });
@@ -164,19 +222,19 @@ fn a_lost_node_gives_up_what_may_run_elsewhere_after_the_margin() {
     let step = world.beat(a, HeartbeatChange::LeaseExpired);
     assert_eq!(step.events, [EventFact::NodeLost(name("a"))]);
     assert_eq!(step.effects, [Effect::SessionClosed { epoch: a }]);
-    assert_eq!(world.node("a").free.cpu_millis, 2_000, "what it ran may still run");
+    assert_eq!(world.node("a").free.cpu_millis, 2_000, "its attempts may still run");
     assert_eq!(world.core.next_wakeup(), Some(world.now.mono_ms + MARGIN_MS));
     let stale = world.report(1, a, vec![exited(3, at(1, 1, 1), 0)]);
     assert_eq!(messages(&stale), [&ToPeer::HelloAgain(a)]);
     assert!(world.pass(MARGIN_MS - 1).is_empty());
     let step = world.pass(1);
-    let message = "node `a` was lost: no heartbeat for 15 s, and 5 s more for it to kill what it ran; what the attempt did is not known";
+    let message = "node `a` was lost: no heartbeat for 15 s, and 5 s more for its agent to kill what ran there; what the attempt did is not known";
     let lost = Outcome::new(OutcomeKind::Lost).with_message(message);
     assert_eq!(ends(&step), [(at(1, 1, 1), lost, Some(0))]);
     assert_eq!(placed(&step), [(at(1, 1, 2), "b")]);
     assert_eq!(world.counts(2), [0, 1, 0, 0, 0], "job 2 waits for its node");
 
-    // Back again with both: the requeued one is fenced, the other one goes on.
+    // The node returns with both attempts: the requeued one is stopped, the other one continues.
     let back = Hello { attempts: vec![at(1, 1, 1), at(2, 1, 1)], ..hello("a", 1) };
     let step = world.connect(back, 3);
     let welcome = welcome(&step);
@@ -198,7 +256,7 @@ fn a_lost_node_gives_up_what_may_run_elsewhere_after_the_margin() {
 }
 
 #[test]
-fn a_node_that_is_back_within_the_margin_keeps_all() {
+fn a_node_that_returns_within_the_margin_keeps_its_attempts() {
     let mut world = World::new();
     let a = world.join("a", 1);
     world.submit(JobSpec { on_lost: OnLost::Requeue, ..spec() });
@@ -225,7 +283,8 @@ fn a_goodbye_ends_the_session_and_the_lease_still_runs() {
     assert_eq!(world.node("a").seen_ms_ago, Some(LEASE_MS + MARGIN_MS));
 }
 
-/// Job 1 with five attempts: assigned, preparing, running, and two of cancelled job 2.
+/// Returns a world with five attempts on node `a`: of job 1 one assigned, one preparing and one
+/// running, and two of the cancelled job 2.
 fn before_a_new_session() -> World {
     let mut world = World::new();
     let a = world.join("a", 1);
@@ -243,15 +302,15 @@ fn before_a_new_session() -> World {
 }
 
 #[test]
-fn what_an_agent_does_not_hold_is_started_again_or_is_gone() {
-    // The same process; and a new one on the same boot.
+fn attempts_that_an_agent_does_not_hold_are_started_again_or_end() {
+    // The same agent process, and a new one after no reboot.
     for number in [1, 2] {
         let mut world = before_a_new_session();
         let old = world.core.nodes.by_name(&name("a")).unwrap();
         let old = world.core.nodes.get(old).row.epoch;
         world.beat(old, HeartbeatChange::Closed);
         let step = world.connect(hello("a", number), 9);
-        assert_eq!(ends(&step), [], "a hello alone may be a late one");
+        assert_eq!(ends(&step), [], "a hello may be a delayed one");
         assert_eq!(starts(&step), [at(1, 1, 1), at(1, 2, 1)], "under the same numbers");
         assert_eq!(welcome(&step).acked, if number == 1 { 3 } else { 0 });
         let step = world.beat(Epoch(2), HeartbeatChange::Begun);
@@ -273,14 +332,14 @@ fn what_an_agent_does_not_hold_is_started_again_or_is_gone() {
 }
 
 #[test]
-fn what_an_agent_does_not_hold_after_a_reboot_is_gone() {
+fn attempts_that_an_agent_does_not_hold_after_a_reboot_end() {
     let mut world = before_a_new_session();
     world.beat(Epoch(1), HeartbeatChange::Closed);
     let reboot = Hello { boot_id: "boot-2".into(), ..hello("a", 2) };
     let step = world.connect(reboot.clone(), 9);
     assert_eq!((ends(&step), starts(&step)), (vec![], vec![]));
-    assert_eq!(world.node_row("a").boot_id, "boot-1", "until it is proven");
-    // The welcome was lost: nothing is forgotten of what the first hello said.
+    assert_eq!(world.node_row("a").boot_id, "boot-1", "until the hello is confirmed");
+    // The welcome was lost. The second hello still shows the reboot.
     let step = world.connect(reboot, 10);
     assert_eq!((ends(&step), starts(&step)), (vec![], vec![]));
     let step = world.beat(Epoch(3), HeartbeatChange::Begun);
@@ -292,12 +351,12 @@ fn what_an_agent_does_not_hold_after_a_reboot_is_gone() {
 }
 
 #[test]
-fn a_hello_that_comes_late_ends_nothing() {
+fn a_delayed_hello_ends_no_attempts() {
     let mut world = World::new();
     let a = world.join("a", 1);
     world.submit(JobSpec { retry: RetryPolicy { retries: 1, ..spec().retry }, ..spec() });
     world.report(1, a, vec![started(1, at(1, 1, 1))]);
-    // The agent had given that connection up before it had the attempt.
+    // The agent gave this connection up before it received the attempt.
     let late = world.connect(hello("a", 1), 2);
     assert_eq!((ends(&late), starts(&late)), (vec![], vec![]));
     world.give(Input::PeerGone { peer: peer(2) });
@@ -308,9 +367,24 @@ fn a_hello_that_comes_late_ends_nothing() {
     assert_eq!((ends(&step).len(), world.state(1)), (1, JobState::Succeeded));
 }
 
+/// Returns a world with a cancelled job. The connected agent does not know the job's attempt,
+/// because it does not offer the runtime.
+fn cancelled_without_its_runtime(boot: &str) -> World {
+    let mut world = World::new();
+    let a = world.join("a", 1);
+    world.submit(spec());
+    world.report(1, a, vec![started(1, at(1, 1, 1))]);
+    world.beat(a, HeartbeatChange::Closed);
+    let without = Hello { runtimes: vec![], boot_id: boot.into(), ..hello("a", 2) };
+    let epoch = welcome(&world.connect(without, 2)).epoch;
+    assert_eq!(stops(&world.cancel(1)), [(at(1, 1, 1), StopReason::Cancelled)]);
+    world.beat(epoch, HeartbeatChange::Closed);
+    world
+}
+
 #[test]
-fn what_belongs_to_a_runtime_that_an_agent_does_not_have_now_is_waited_for() {
-    // The same boot; and after a reboot, before which it may have ended with a code.
+fn attempts_of_a_runtime_that_an_agent_does_not_offer_now_stay_active() {
+    // Without a reboot, and after one: the attempt may have ended with a code before it.
     for boot in ["boot-1", "boot-2"] {
         let mut world = World::new();
         let a = world.join("a", 1);
@@ -322,6 +396,16 @@ fn what_belongs_to_a_runtime_that_an_agent_does_not_have_now_is_waited_for() {
         assert_eq!(starts(&step), []);
         assert_eq!(ends(&world.beat(Epoch(2), HeartbeatChange::Begun)), []);
         assert_eq!(ends(&world.pass(60_000)), []);
+        // After a cancel, each session sends the agent the stop.
+        let mut other = cancelled_without_its_runtime(boot);
+        let again = Hello { runtimes: vec![], boot_id: boot.into(), ..hello("a", 3) };
+        let step = other.connect(again, 3);
+        assert_eq!(stops(&step), [(at(1, 1, 1), StopReason::Cancelled)]);
+        let epoch = welcome(&step).epoch;
+        let lost = Outcome::new(OutcomeKind::Lost);
+        other.report(3, epoch, vec![ended(1, at(1, 1, 1), lost)]);
+        assert_eq!(other.state(1), JobState::Cancelled);
+
         let held = vec![at(1, 1, 1)];
         let with = Hello { attempts: held.clone(), boot_id: boot.into(), ..hello("a", 2) };
         let step = world.connect(with, 3);
@@ -330,7 +414,7 @@ fn what_belongs_to_a_runtime_that_an_agent_does_not_have_now_is_waited_for() {
 }
 
 #[test]
-fn what_an_agent_holds_of_a_cancelled_job_is_kept_and_stopped() {
+fn held_attempts_of_a_cancelled_job_are_kept_and_stopped() {
     let mut world = before_a_new_session();
     let held = vec![at(2, 2, 1), at(2, 1, 1), at(1, 1, 1), at(1, 2, 1), at(1, 3, 1), at(7, 1, 1)];
     let step = world.connect(Hello { attempts: held, ..hello("a", 1) }, 9);
@@ -342,7 +426,7 @@ fn what_an_agent_holds_of_a_cancelled_job_is_kept_and_stopped() {
 }
 
 #[test]
-fn ten_thousand_attempts_gone_at_once_come_in_bounded_steps() {
+fn ten_thousand_missing_attempts_end_in_bounded_steps() {
     let mut world = World::new();
     let capacity = Resources { cpu_millis: 10_000, memory_bytes: 0 };
     let a = welcome(&world.connect(Hello { capacity, ..hello("a", 1) }, 1)).epoch;
@@ -361,7 +445,7 @@ fn ten_thousand_attempts_gone_at_once_come_in_bounded_steps() {
 }
 
 #[test]
-fn a_cancelled_job_ends_also_where_its_node_never_returns() {
+fn a_cancelled_job_ends_even_if_its_node_never_returns() {
     // Cancelled before the end of the margin, and long after it.
     for late in [false, true] {
         let mut world = World::new();
@@ -377,14 +461,14 @@ fn a_cancelled_job_ends_also_where_its_node_never_returns() {
         world.cancel(1);
         world.pass(if late { 0 } else { MARGIN_MS });
         assert_eq!(world.state(1), JobState::Cancelled);
-        // Should it come back all the same, it is told to stop.
+        // If the node returns, its agent is told to stop the attempt.
         let step = world.connect(Hello { attempts: vec![at(1, 1, 1)], ..hello("a", 1) }, 2);
         assert_eq!(welcome(&step).stop, [at(1, 1, 1)]);
     }
 }
 
 #[test]
-fn a_node_says_what_it_cannot_start_and_why_and_that_it_can_again() {
+fn a_runtime_that_is_withdrawn_or_offered_again_is_an_event() {
     let mut world = World::new();
     let withdrawn = [(RuntimeKind::Process, "no room".to_owned())];
     let full = || Hello { runtimes: vec![], withdrawn: withdrawn.clone().into(), ..hello("a", 1) };
@@ -394,7 +478,7 @@ fn a_node_says_what_it_cannot_start_and_why_and_that_it_can_again() {
     assert_eq!(world.node("a").withdrawn, withdrawn.clone().into());
     world.submit(spec());
     assert_eq!(world.state(1), JobState::Queued);
-    // Told once.
+    // It is reported once.
     assert!(!world.connect(full(), 2).events.contains(&fact));
     let step = world.connect(hello("a", 1), 3);
     assert!(step.events.contains(&EventFact::RuntimeOffered(name("a"), RuntimeKind::Process)));

@@ -1,11 +1,11 @@
-//! What happens without contact.
+//! Leases: what happens without contact.
 
 use podmesh_protocol::report::OutcomeKind;
 
 use super::*;
 
 #[test]
-fn the_end_of_the_lease_kills_what_may_run_elsewhere_then() {
+fn the_end_of_the_lease_kills_requeued_attempts_only() {
     let mut agent = Agent::in_session();
     let (waits, requeued) = (attempt(1, 1, 1), attempt(2, 1, 1));
     agent.run(waits);
@@ -22,7 +22,7 @@ fn the_end_of_the_lease_kills_what_may_run_elsewhere_then() {
 }
 
 #[test]
-fn each_answer_extends_the_lease_from_its_question() {
+fn each_answer_extends_the_lease_from_when_its_heartbeat_was_sent() {
     let mut agent = Agent::in_session();
     agent.run(attempt(2, 1, 1));
     agent.now = 9_000;
@@ -33,7 +33,7 @@ fn each_answer_extends_the_lease_from_its_question() {
 }
 
 #[test]
-fn an_answer_that_is_looked_at_late_still_counts() {
+fn an_answer_that_is_processed_late_still_counts() {
     let mut agent = Agent::in_session();
     agent.run(attempt(2, 1, 1));
     agent.now = 1_000 + LEASE_MS;
@@ -43,14 +43,14 @@ fn an_answer_that_is_looked_at_late_still_counts() {
 }
 
 #[test]
-fn nothing_is_started_after_the_lease() {
+fn nothing_starts_after_the_lease_has_ended() {
     let mut agent = Agent::in_session();
     agent.now = 1_000 + LEASE_MS;
     assert!(agent.start(&[attempt(1, 1, 1)]).reconnect);
 }
 
 #[test]
-fn an_attempt_that_is_being_cancelled_is_killed_and_stays_cancelled() {
+fn the_end_of_the_lease_kills_a_cancelled_attempt_which_stays_cancelled() {
     let mut agent = Agent::in_session();
     let a = attempt(2, 1, 1);
     agent.run(a);
@@ -71,13 +71,13 @@ fn found_attempts_have_a_lease_before_the_first_contact() {
 }
 
 #[test]
-fn the_first_contact_sets_the_lease_that_the_manager_goes_by() {
+fn the_first_contact_sets_the_lease_of_the_manager() {
     let mut agent = Agent::new();
     let a = attempt(2, 1, 1);
     agent.step(Input::AttemptsFound(vec![found(a, None)]));
     let welcome = Box::new(Welcome { lease_ms: 4_000, ..agent.welcome(0, &[]) });
     agent.step(Input::SessionOpened { welcome, hello_sent_mono_ms: 1_000 });
     agent.step(Input::SessionClosed);
-    assert_eq!(agent.core.next_wakeup(), Some(5_000), "not a default lease after the start");
+    assert_eq!(agent.core.next_wakeup(), Some(5_000), "not the default lease from the start");
     assert_eq!(agent.tick_at(5_000).commands, [stopped(a, 0)]);
 }

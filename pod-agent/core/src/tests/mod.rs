@@ -1,8 +1,7 @@
-//! The core by its inputs and steps, the invariants checked after each.
+//! Tests the core through its inputs and steps, checking the invariants after each step.
 #![expect(clippy::unwrap_used, clippy::panic, reason = "tests")]
 
 mod lease;
-mod purity;
 mod random;
 mod reports;
 mod starts;
@@ -26,7 +25,7 @@ const CONFIG: CoreConfig = CoreConfig { goodbye_wait_ms: GOODBYE_MS, processes_o
 const GRACE_MS: u64 = 700;
 const TIMEOUT_MS: u64 = 30_000;
 
-/// Job 1 waits when lost, job 2 is requeued, job 3 has a timeout, job 4 is a container.
+/// Returns a job: 1 waits when lost, 2 is requeued, 3 has a timeout, 4 runs in a container.
 fn context(job: u64) -> Arc<JobContext> {
     let runtime =
         if job == 4 { RuntimeSpec::Docker(DockerSpec::default()) } else { RuntimeSpec::Process };
@@ -73,7 +72,7 @@ impl Agent {
         Self { core: Core::new(CONFIG), now: 1_000, epoch: 0 }
     }
 
-    /// An agent in a session that knows the jobs 1 to 4.
+    /// Creates an agent in a session, which knows jobs 1 to 4.
     fn in_session() -> Self {
         let mut agent = Self::new();
         agent.open_session(0, &[]);
@@ -124,7 +123,7 @@ impl Agent {
         self.step(Input::StartsReceived { epoch, attempts: attempts.to_vec() })
     }
 
-    /// Starts an attempt, lets it run, and lets the manager acknowledge that.
+    /// Starts an attempt, and acknowledges the report of its start.
     fn run(&mut self, attempt: AttemptId) {
         let step = self.start(&[attempt]);
         assert_eq!(step.commands, [started(attempt)]);
@@ -175,11 +174,11 @@ fn rows(step: &Step) -> Vec<Report> {
     step.messages.iter().flat_map(rows).collect()
 }
 
-/// The one outcome that a step reports.
+/// Returns the only outcome that a step reports.
 fn outcome(step: &Step) -> Outcome {
     match rows(step).as_slice() {
         [Report(_, _, ReportFact::Ended(outcome))] => outcome.clone(),
-        rows => panic!("not one end: {rows:?}"),
+        rows => panic!("not exactly one end: {rows:?}"),
     }
 }
 

@@ -1,4 +1,5 @@
-//! Any inputs in any order: nothing panics, no invariant breaks, nothing is told twice or lost.
+//! Random inputs in random order: nothing panics, no invariant breaks, and no report is lost or
+//! sent twice.
 
 use std::collections::BTreeSet;
 
@@ -7,7 +8,7 @@ use proptest::prelude::*;
 
 use super::*;
 
-/// One thing that happens; numbers are small so that they meet.
+/// A random event. Numbers are small, so that events refer to the same attempts.
 #[derive(Clone, Debug)]
 enum Event {
     Open { acked: u64, stop: Vec<AttemptId> },
@@ -108,16 +109,16 @@ proptest! {
         }
     }
 
-    /// A well-behaved runtime and manager under disconnects, cancels, fences, lapses of the lease
-    /// and restarts of tasks: in the end everything that was started is over, was told once (or
-    /// fenced), was removed once, and no task ever had two running copies.
+    /// With a well-behaved runtime and manager, under disconnects, cancels, fences, ended leases
+    /// and restarts of tasks: in the end every started attempt has ended, was reported once (or
+    /// fenced) and was removed once, and no task ever had two running copies.
     #[test]
-    fn what_is_started_ends_is_told_and_removed(all in prop::collection::vec(events(), 0..80)) {
+    fn every_started_attempt_ends_is_reported_and_is_removed(all in prop::collection::vec(events(), 0..80)) {
         let mut agent = Agent::in_session();
         let mut world = World::default();
         for event in all {
             let step = match event {
-                // The runtime speaks of what it runs only, and each runs before it ends.
+                // The runtime reports only attempts that it runs.
                 Event::Facts(facts) => world.facts(&mut agent, facts),
                 Event::Found(_) | Event::ShutDown => continue,
                 Event::Ack { .. } => agent.ack(world.received),
@@ -129,7 +130,7 @@ proptest! {
             };
             world.see(&step);
         }
-        // Everything ends, and the manager hears of it.
+        // Everything ends, and the manager acknowledges it.
         for _ in 0..9 {
             let running: Vec<_> = world.running.iter().copied().collect();
             for attempt in running {
@@ -148,7 +149,7 @@ proptest! {
     }
 }
 
-/// What a runtime and a manager see of an agent.
+/// The state of the runtime and the manager.
 #[derive(Default)]
 struct World {
     running: BTreeSet<AttemptId>,
@@ -159,16 +160,16 @@ struct World {
 
 impl World {
     fn facts(&mut self, agent: &mut Agent, facts: Vec<(AttemptId, RuntimeFact)>) -> Step {
-        let mut told = Vec::new();
+        let mut reported = Vec::new();
         for (attempt, fact) in facts {
             if self.running.contains(&attempt) {
                 if matches!(fact, RuntimeFact::Ended(_)) {
                     self.running.remove(&attempt);
                 }
-                told.push((attempt, fact));
+                reported.push((attempt, fact));
             }
         }
-        agent.step(Input::RuntimeReported(told))
+        agent.step(Input::RuntimeReported(reported))
     }
 
     fn see(&mut self, step: &Step) {
@@ -178,17 +179,23 @@ impl World {
                     let twice = self.running.iter().any(|a| a.task == attempt.task);
                     assert!(!twice, "two copies of {}", attempt.task);
                     self.running.insert(*attempt);
-                    assert!(self.to_remove.insert(*attempt), "{attempt} not removed before");
+                    assert!(
+                        self.to_remove.insert(*attempt),
+                        "{attempt} started twice without removal"
+                    );
                 }
                 Command::Stop { .. } => {}
+                Command::SetOutputAside { attempt } => {
+                    assert!(!self.running.contains(attempt), "{attempt} prints there");
+                }
                 Command::Remove { attempt } => {
-                    assert!(!self.running.contains(attempt), "{attempt} removed while it runs");
+                    assert!(!self.running.contains(attempt), "{attempt} removed while running");
                     assert!(self.to_remove.remove(attempt), "{attempt} removed twice");
                 }
             }
         }
         for Report(number, ..) in rows(step) {
-            assert!(number <= self.received + 1, "a gap before {number}");
+            assert!(number <= self.received + 1, "gap before report {number}");
             self.received = self.received.max(number);
         }
     }

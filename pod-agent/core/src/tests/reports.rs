@@ -1,4 +1,4 @@
-//! Reports: numbers, what they say, and what happens to them.
+//! Reports: their numbers, contents and acknowledgement.
 
 use podmesh_protocol::report::OutcomeKind;
 
@@ -23,7 +23,7 @@ fn reports_are_numbered_and_kept_until_acknowledged() {
 }
 
 #[test]
-fn what_was_not_sent_is_told_in_one() {
+fn unsent_reports_of_an_attempt_are_merged() {
     let mut agent = Agent::in_session();
     let a = attempt(1, 1, 1);
     agent.start(&[a]);
@@ -43,17 +43,17 @@ fn what_was_not_sent_is_told_in_one() {
 }
 
 #[test]
-fn news_before_the_start_is_told() {
+fn progress_before_the_start_is_reported() {
     let mut agent = Agent::in_session();
     let a = attempt(4, 1, 1);
     agent.start(&[a]);
     let step = agent.tell(a, RuntimeFact::Preparing("x".repeat(3000)));
     let Report(1, _, ReportFact::Preparing(text)) = &rows(&step)[0] else { panic!("{step:?}") };
-    assert_eq!(text.len(), 2048, "cut");
+    assert_eq!(text.len(), 2048, "truncated");
 }
 
 #[test]
-fn an_acknowledgement_of_what_was_never_sent_changes_nothing_else() {
+fn an_acknowledgement_of_a_number_never_sent_does_not_affect_later_numbers() {
     let mut agent = Agent::in_session();
     let (a, b) = (attempt(1, 1, 1), attempt(1, 2, 1));
     agent.run(a);
@@ -65,14 +65,14 @@ fn an_acknowledgement_of_what_was_never_sent_changes_nothing_else() {
 }
 
 #[test]
-fn a_cancelled_attempt_says_so_and_keeps_its_code() {
+fn a_cancelled_attempt_is_reported_as_cancelled_with_its_exit_code() {
     let mut agent = Agent::in_session();
     let (a, b, c) = (attempt(1, 1, 1), attempt(1, 2, 1), attempt(1, 3, 1));
     for attempt in [a, b, c] {
         agent.run(attempt);
     }
     assert_eq!(agent.cancel(a).commands, [stopped(a, GRACE_MS)]);
-    assert_eq!(agent.cancel(a).commands, [], "once is enough");
+    assert_eq!(agent.cancel(a).commands, [], "stopped only once");
     let out = outcome(&agent.end(a, signalled(15)));
     assert_eq!((out.kind, out.signal), (OutcomeKind::Cancelled, Some(15)));
     agent.ack(4);
@@ -82,7 +82,7 @@ fn a_cancelled_attempt_says_so_and_keeps_its_code() {
     assert_eq!((out.kind, out.exit_code), (OutcomeKind::Cancelled, Some(0)));
 
     let out = outcome(&agent.end(c, Outcome::exited(0)));
-    assert_eq!(agent.cancel(c).commands, [], "it was over before");
+    assert_eq!(agent.cancel(c).commands, [], "it had already ended");
     assert_eq!(out.kind, OutcomeKind::Succeeded);
 }
 
@@ -98,7 +98,7 @@ fn a_cancelled_attempt_can_be_fenced() {
 }
 
 #[test]
-fn the_time_of_an_attempt_is_up() {
+fn an_attempt_is_stopped_when_its_timeout_expires() {
     let mut agent = Agent::in_session();
     let a = attempt(3, 1, 1);
     agent.now = 5_000;
@@ -109,11 +109,11 @@ fn the_time_of_an_attempt_is_up() {
     assert_eq!(agent.tick_at(35_000).commands, [stopped(a, GRACE_MS)]);
     let out = outcome(&agent.end(a, signalled(15)));
     assert_eq!((out.kind, out.signal), (OutcomeKind::TimedOut, Some(15)));
-    assert_eq!(out.message.unwrap(), "stopped because its timeout of 30 s was over");
+    assert_eq!(out.message.unwrap(), "stopped because its timeout of 30 s expired");
 }
 
 #[test]
-fn an_end_in_time_needs_no_timer() {
+fn an_attempt_that_ends_in_time_is_not_stopped() {
     let mut agent = Agent::in_session();
     let a = attempt(3, 1, 1);
     agent.run(a);
@@ -122,7 +122,7 @@ fn an_end_in_time_needs_no_timer() {
 }
 
 #[test]
-fn a_second_end_is_not_told() {
+fn a_second_end_is_not_reported() {
     let mut agent = Agent::in_session();
     let a = attempt(1, 1, 1);
     agent.run(a);
@@ -132,14 +132,14 @@ fn a_second_end_is_not_told() {
 }
 
 #[test]
-fn a_stop_of_what_is_not_held_is_answered() {
+fn a_stop_of_an_unknown_attempt_is_answered() {
     let mut agent = Agent::in_session();
     let step = agent.cancel(attempt(1, 7, 1));
     assert_eq!(step.commands, []);
     let outcome = outcome(&step);
     assert_eq!(outcome.kind, OutcomeKind::Lost);
-    assert!(outcome.message.unwrap().contains("does not hold it"));
-    // Said once, and over when it is acknowledged.
+    assert!(outcome.message.unwrap().contains("does not have this attempt"));
+    // Reported once, and forgotten when acknowledged.
     let last = rows(&step).last().unwrap().0;
     agent.ack(last);
     assert_eq!(agent.core.hello_attempts(), []);

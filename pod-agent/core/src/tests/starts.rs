@@ -1,4 +1,4 @@
-//! Starts, fencing, adoption, and the end of the daemon.
+//! Starts, fencing, adoption and shutdown.
 
 use podmesh_protocol::report::OutcomeKind;
 
@@ -10,19 +10,19 @@ fn a_known_attempt_is_not_started_again() {
     let a = attempt(1, 1, 2);
     agent.run(a);
     assert_eq!(agent.start(&[a]), Step::default());
-    assert_eq!(agent.start(&[attempt(1, 1, 1)]), Step::default(), "an older one");
+    assert_eq!(agent.start(&[attempt(1, 1, 1)]), Step::default(), "an older attempt");
     let ended = rows(&agent.end(a, Outcome::exited(0)))[0].0;
-    assert_eq!(agent.start(&[a]), Step::default(), "over, and not acknowledged");
+    assert_eq!(agent.start(&[a]), Step::default(), "ended, not acknowledged");
     assert_eq!(agent.ack(ended).commands, [removed(a)]);
     assert!(agent.core.hello_attempts().is_empty());
 }
 
 #[test]
-fn an_unknown_job_asks_for_a_new_session() {
+fn a_start_of_an_unknown_job_requests_a_new_session() {
     let mut agent = Agent::in_session();
     let step = agent.start(&[attempt(9, 1, 1)]);
     assert!(step.reconnect && step.commands.is_empty());
-    assert_eq!(agent.start(&[attempt(1, 1, 1)]), Step::default(), "the session is over");
+    assert_eq!(agent.start(&[attempt(1, 1, 1)]), Step::default(), "the session has ended");
     agent.open_session(0, &[]);
     assert_eq!(agent.start(&[attempt(1, 1, 1)]).commands, [started(attempt(1, 1, 1))]);
 }
@@ -35,7 +35,7 @@ fn a_forgotten_job_is_unknown() {
 }
 
 #[test]
-fn a_newer_attempt_waits_for_the_end_of_the_older() {
+fn a_newer_attempt_waits_for_the_older_one_to_end() {
     let mut agent = Agent::in_session();
     let (old, new) = (attempt(1, 1, 1), attempt(1, 1, 2));
     agent.run(old);
@@ -43,12 +43,12 @@ fn a_newer_attempt_waits_for_the_end_of_the_older() {
     assert!(agent.core.goes_on(new));
     let step = agent.end(old, signalled(9));
     assert_eq!(step.commands, [removed(old), started(new)]);
-    assert_eq!(rows(&step), [], "of a fenced attempt nothing is reported");
+    assert_eq!(rows(&step), [], "nothing is reported about a fenced attempt");
     assert_eq!(agent.core.hello_attempts(), [new]);
 }
 
 #[test]
-fn what_waits_for_its_start_can_be_cancelled() {
+fn an_attempt_that_waits_for_its_start_can_be_cancelled() {
     let mut agent = Agent::in_session();
     let (old, new) = (attempt(1, 1, 1), attempt(1, 1, 2));
     agent.run(old);
@@ -62,7 +62,7 @@ fn what_waits_for_its_start_can_be_cancelled() {
 }
 
 #[test]
-fn a_newer_attempt_forgets_the_unacknowledged_end_of_the_older() {
+fn a_newer_attempt_discards_the_unacknowledged_end_of_the_older_one() {
     let mut agent = Agent::in_session();
     let (old, new) = (attempt(1, 1, 1), attempt(1, 1, 2));
     agent.run(old);
@@ -84,7 +84,7 @@ fn messages_of_another_session_are_ignored() {
 }
 
 #[test]
-fn a_welcome_fences_what_it_stops_and_leaves_the_rest() {
+fn a_welcome_fences_the_attempts_that_it_lists_and_leaves_the_rest() {
     let mut agent = Agent::in_session();
     let (a, b, c) = (attempt(1, 1, 1), attempt(1, 2, 1), attempt(1, 3, 1));
     for attempt in [a, b, c] {
@@ -99,8 +99,38 @@ fn a_welcome_fences_what_it_stops_and_leaves_the_rest() {
     assert_eq!(agent.core.hello_attempts(), [b]);
 }
 
+/// A manager whose database was restored gives out again what it has forgotten.
 #[test]
-fn the_attempts_of_an_earlier_life_are_held() {
+fn a_number_that_the_manager_has_forgotten_stands_for_no_second_attempt() {
+    let mut agent = Agent::in_session();
+    let (runs, over) = (attempt(1, 1, 1), attempt(1, 2, 1));
+    agent.run(runs);
+    agent.run(over);
+    agent.step(Input::SessionClosed);
+    agent.end(over, Outcome::exited(0));
+    let step = agent.open_session(0, &[runs, over]);
+    assert_eq!(step.commands, [stopped(runs, 0), removed(over)]);
+    assert_eq!(step.messages, [], "its old end must not end a new attempt");
+    let aside = |attempt| Command::SetOutputAside { attempt };
+    let step = agent.start(&[over, runs]);
+    assert_eq!(step.commands, [aside(over)]);
+    assert_eq!(outcome(&step).kind, OutcomeKind::NotStarted);
+    // What is being killed is not named: it would count as the new attempt.
+    assert_eq!(agent.core.hello_attempts(), [over]);
+    agent.open_session(9, &[]);
+    assert_eq!(agent.start(&[runs]), Step::default(), "it is being killed");
+    assert_eq!(agent.end(runs, signalled(9)).commands, [removed(runs)]);
+    let step = agent.start(&[runs]);
+    assert_eq!(step.commands, [aside(runs)]);
+    assert_eq!(outcome(&step).kind, OutcomeKind::NotStarted);
+    // The next one is another attempt.
+    let next = attempt(1, 1, 2);
+    assert_eq!(agent.ack(99).commands, []);
+    assert_eq!(agent.start(&[next]).commands, [started(next)]);
+}
+
+#[test]
+fn found_attempts_are_adopted() {
     let mut agent = Agent::new();
     let (runs, over) = (attempt(4, 1, 1), attempt(1, 1, 1));
     let lost = Outcome::new(OutcomeKind::Lost).with_message("the agent was restarted");
@@ -116,7 +146,7 @@ fn the_attempts_of_an_earlier_life_are_held() {
 }
 
 #[test]
-fn of_two_found_attempts_of_a_task_the_newer_counts() {
+fn the_newer_of_two_found_attempts_of_a_task_counts() {
     let mut agent = Agent::new();
     let (old, new) = (attempt(4, 1, 1), attempt(4, 1, 2));
     for order in [[old, new], [new, old]] {
@@ -128,7 +158,7 @@ fn of_two_found_attempts_of_a_task_the_newer_counts() {
 }
 
 #[test]
-fn what_is_found_before_it_runs_is_reported_when_it_does() {
+fn an_attempt_found_before_its_start_is_reported_when_it_starts() {
     let mut agent = Agent::new();
     let a = attempt(3, 1, 1);
     agent.step(Input::AttemptsFound(vec![FoundAttempt { started: false, ..found(a, None) }]));
@@ -141,7 +171,7 @@ fn what_is_found_before_it_runs_is_reported_when_it_does() {
 }
 
 #[test]
-fn a_timeout_counts_what_ran_before() {
+fn a_timeout_includes_the_time_before_the_restart() {
     let mut agent = Agent::new();
     let a = attempt(3, 1, 1);
     agent.step(Input::AttemptsFound(vec![FoundAttempt { ran_ms: 29_000, ..found(a, None) }]));
@@ -151,7 +181,7 @@ fn a_timeout_counts_what_ran_before() {
 }
 
 #[test]
-fn the_daemon_ends_when_its_processes_are_over_and_reported() {
+fn the_daemon_exits_when_its_processes_have_ended_and_are_reported() {
     let mut agent = Agent::in_session();
     let (process, container) = (attempt(1, 1, 1), attempt(4, 1, 1));
     agent.run(process);
@@ -178,7 +208,7 @@ fn the_daemon_ends_when_its_processes_are_over_and_reported() {
 }
 
 #[test]
-fn the_daemon_ends_without_its_processes_when_these_have_a_supervisor() {
+fn the_daemon_exits_without_stopping_supervised_processes() {
     let config = CoreConfig { processes_outlive: true, ..CONFIG };
     let mut agent = Agent { core: Core::new(config), ..Agent::new() };
     agent.open_session(0, &[]);
@@ -191,7 +221,7 @@ fn the_daemon_ends_without_its_processes_when_these_have_a_supervisor() {
 }
 
 #[test]
-fn the_daemon_does_not_wait_for_ever_for_the_manager() {
+fn the_daemon_stops_waiting_for_the_manager_after_a_limit() {
     let mut agent = Agent::in_session();
     let a = attempt(1, 1, 1);
     agent.run(a);
@@ -206,7 +236,7 @@ fn the_daemon_does_not_wait_for_ever_for_the_manager() {
 }
 
 #[test]
-fn an_idle_daemon_ends_at_once() {
+fn an_idle_daemon_exits_at_once() {
     let mut agent = Agent::new();
     assert!(agent.step(Input::ShutdownRequested).may_exit);
 }

@@ -1,5 +1,5 @@
-//! Every field that the engine knows, and what we make of it. Taken apart without `..`: when the
-//! engine's interface grows a field, this does not compile until somebody has thought about it.
+//! Checks every field of the engine's configuration. The structs are destructured without `..`, so
+//! this does not compile when the engine's interface gains a field, until it is handled here.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -12,7 +12,7 @@ use crate::docker::engine::EngineFacts;
 use crate::docker::stage::Stage;
 use crate::policy::{MountRoot, NodePolicy};
 
-/// A job that asks for all that there is to ask for.
+/// Returns a job that uses every option.
 fn demanding() -> (JobContext, DockerSpec) {
     let spec = DockerSpec {
         image: "busybox:1.36".into(),
@@ -46,7 +46,7 @@ fn demanding() -> (JobContext, DockerSpec) {
 fn identity() -> Identity {
     let attempt = AttemptId::new(JobId(1), 1, 1);
     let (cluster, agent) = (ClusterId(Uuid::from_u128(1)), Uuid::from_u128(2));
-    Identity { cluster, agent, attempt, on_lost: OnLost::Wait }
+    Identity { cluster, agent, attempt, on_lost: OnLost::Wait, timeout_ms: None }
 }
 
 fn made(policy: &NodePolicy) -> Result<ContainerCreateBody, String> {
@@ -73,7 +73,7 @@ fn a_node_that_allows_nothing_refuses_a_demanding_job() {
 }
 
 #[test]
-fn every_field_is_set_by_us_allowed_or_never_there() {
+fn every_field_is_ours_or_allowed_or_unset() {
     let folder = tempfile::tempdir().unwrap();
     let root = MountRoot { path: PathBuf::from(folder.path()), writable: true };
     let policy = NodePolicy {
@@ -82,8 +82,8 @@ fn every_field_is_set_by_us_allowed_or_never_there() {
         capabilities: vec!["SYS_ADMIN".into()],
         ..NodePolicy::default()
     };
-    // The whole of the node is more than any root allows.
-    assert!(made(&policy).unwrap_err().contains("does not allow mount /"));
+    // No root allows the whole file system.
+    assert!(made(&policy).unwrap_err().contains("does not allow mounting /"));
     let (context, mut spec) = demanding();
     spec.mounts[0].source = folder.path().to_str().unwrap().into();
     let engine = EngineFacts { cpu_millis: 64_000, ..EngineFacts::default() };
@@ -286,7 +286,7 @@ fn host_is_as_allowed(host: HostConfig, folder: &Path) {
     never!(isolation);
     never!(masked_paths);
     never!(readonly_paths);
-    // From the job, as far as the node allows it.
+    // From the job, within the node's policy.
     assert_eq!(nano_cpus, Some(500_000_000));
     assert_eq!((memory, memory_swap), (Some(1 << 20), Some(1 << 20)));
     assert_eq!(network_mode.as_deref(), Some("host"));
@@ -297,7 +297,7 @@ fn host_is_as_allowed(host: HostConfig, folder: &Path) {
     assert_eq!(mounts.len(), 1);
     assert_eq!(mounts[0].source.as_deref(), source.to_str());
     assert_eq!(mounts[0].typ, Some(MountType::BIND));
-    // Ours, whatever the job asks for.
+    // Ours, whatever the job requests.
     assert_eq!(cap_drop, Some(vec!["ALL".into()]));
     assert_eq!(security_opt, Some(vec!["no-new-privileges".into()]));
     assert_eq!(log_config.unwrap().typ.as_deref(), Some(LOG_DRIVER));

@@ -1,8 +1,8 @@
 //! Between the front and the manager's ZeroMQ sockets: one connection to ROUTER and one to PUB,
 //! made at the start and kept until the manager ends.
 //!
-//! ROUTER has one peer, and so has PUB, however many connections come and go at the front. That is
-//! not for speed: see [`crate::control`].
+//! ROUTER and PUB have one peer each, however many connections the front has. The reason is not
+//! speed: see [`crate::control`].
 
 use std::collections::HashMap;
 use std::io;
@@ -20,13 +20,13 @@ use crate::guard::zmtp::Traffic;
 use crate::outbox::Outbox;
 use crate::stream::{MessageReader, StreamError, handshake};
 
-/// How ROUTER calls the front.
+/// The front's identity on ROUTER.
 pub(crate) const FRONT_IDENTITY: &[u8] = b"front";
 
 /// The identity of a connection.
 pub(super) type Identity = [u8; 16];
 
-/// All connections, and the way to and from the manager's sockets.
+/// All connections, and the connection to the manager's sockets.
 pub(super) struct Trunk {
     to_router: Outbox,
     control: Mutex<HashMap<Identity, Arc<Outbox>>>,
@@ -45,7 +45,7 @@ impl Subscriber {
         Self { topics: Mutex::default(), outbox: Outbox::new(PUBLICATIONS_UNREAD_BYTES_MAX) }
     }
 
-    /// Carries out a message of SUB that the guard has let pass: 1 or 0, then the topic.
+    /// Applies a message of SUB that the guard has accepted: 1 or 0, then the topic.
     pub(super) fn subscribe(&self, message: &Bytes) {
         let mut topics = self.topics.lock();
         let topic = message.slice(1.min(message.len())..);
@@ -65,21 +65,39 @@ impl Subscriber {
     }
 }
 
-/// Ends the place of a connection in the trunk when it is dropped, however its life ended.
-pub(super) struct Place {
+/// A connection's entry in the trunk; removed when it is dropped, for any reason.
+pub(super) struct Registration {
     trunk: Arc<Trunk>,
     identity: Identity,
-    /// Whether ROUTER has heard of it, and is told of its end.
+    /// Whether ROUTER has heard of it, and must be informed of its end.
     spoke: AtomicBool,
     ended: Option<OnEnd>,
 }
 
-impl Place {
+impl Registration {
     pub(super) fn new(trunk: Arc<Trunk>, identity: Identity, ended: OnEnd) -> Self {
         Self { trunk, identity, spoke: AtomicBool::new(false), ended: Some(ended) }
     }
 
-    /// Hands a message of the connection to ROUTER. Waits while ROUTER has enough to do.
+    /// Directs messages for the connection into its outbox from now on.
+    pub(super) fn add_control(&self, outbox: Arc<Outbox>) {
+        let mut control = self.trunk.control.lock();
+        if self.trunk.closed.load(Ordering::Relaxed) {
+            outbox.close();
+        }
+        control.insert(self.identity, outbox);
+    }
+
+    /// Sends the connection the publications that it subscribes to from now on.
+    pub(super) fn add_subscriber(&self, subscriber: Arc<Subscriber>) {
+        let mut subscribers = self.trunk.subscribers.lock();
+        if self.trunk.closed.load(Ordering::Relaxed) {
+            subscriber.outbox.close();
+        }
+        subscribers.insert(self.identity, subscriber);
+    }
+
+    /// Passes a message of the connection to ROUTER. Waits while ROUTER is busy.
     pub(super) async fn send(&self, message: Vec<Bytes>) {
         let mut frames = vec![Bytes::copy_from_slice(&self.identity)];
         frames.extend(message);
@@ -88,7 +106,7 @@ impl Place {
     }
 }
 
-impl Drop for Place {
+impl Drop for Registration {
     fn drop(&mut self) {
         self.trunk.control.lock().remove(&self.identity);
         self.trunk.subscribers.lock().remove(&self.identity);
@@ -97,8 +115,8 @@ impl Drop for Place {
             ended(spoke);
         }
         if spoke {
-            // Behind all that it sent. These few bytes are bounded as its messages are: one such
-            // message went before, and it had to wait for room.
+            // After all that it sent. These few bytes are bounded like its messages: at least one
+            // message came before, and had to wait for room.
             self.trunk.to_router.add(&[Bytes::copy_from_slice(&self.identity)]);
         }
     }
@@ -114,23 +132,7 @@ impl Trunk {
         }
     }
 
-    pub(super) fn add_control(&self, identity: Identity, outbox: Arc<Outbox>) {
-        let mut control = self.control.lock();
-        if self.closed.load(Ordering::Relaxed) {
-            outbox.close();
-        }
-        control.insert(identity, outbox);
-    }
-
-    pub(super) fn add_subscriber(&self, identity: Identity, subscriber: Arc<Subscriber>) {
-        let mut subscribers = self.subscribers.lock();
-        if self.closed.load(Ordering::Relaxed) {
-            subscriber.outbox.close();
-        }
-        subscribers.insert(identity, subscriber);
-    }
-
-    /// Ends all connections, each when what waits for it has left.
+    /// Ends all connections, each after its queue has been sent.
     pub(super) fn close(&self) {
         let (control, subscribers) = (self.control.lock(), self.subscribers.lock());
         self.closed.store(true, Ordering::Relaxed);
@@ -141,7 +143,7 @@ impl Trunk {
     /// Carries messages between the connections and ROUTER. Never waits for a connection.
     ///
     /// # Errors
-    /// When ROUTER is gone; it does not return otherwise.
+    /// If ROUTER is gone; otherwise it does not return.
     pub(super) async fn run_control(&self, socket: &Path) -> Result<(), StreamError> {
         let mut stream = UnixStream::connect(socket).await?;
         handshake(&mut stream, "DEALER", "ROUTER", FRONT_IDENTITY).await?;
@@ -153,10 +155,10 @@ impl Trunk {
                 let outbox = Identity::try_from(&**identity)
                     .ok()
                     .and_then(|identity| self.control.lock().get(&identity).cloned());
-                // Of a connection that has ended, ROUTER hears.
+                // ROUTER is informed when a connection ends.
                 if let Some(outbox) = outbox {
                     // Copied: a slice would keep the buffer, which other messages share, and so
-                    // more than is counted.
+                    // more memory than is counted.
                     outbox.push(&[Bytes::copy_from_slice(body)]);
                 }
             }
@@ -168,10 +170,11 @@ impl Trunk {
         }
     }
 
-    /// Carries publications from PUB to the subscribers. What one has no room for is lost to it.
+    /// Carries publications from PUB to the subscribers. A subscriber loses what it has no room
+    /// for.
     ///
     /// # Errors
-    /// When PUB is gone; it does not return otherwise.
+    /// If PUB is gone; otherwise it does not return.
     pub(super) async fn run_publications(&self, socket: &Path) -> Result<(), StreamError> {
         let mut stream = UnixStream::connect(socket).await?;
         handshake(&mut stream, "SUB", "PUB", b"").await?;

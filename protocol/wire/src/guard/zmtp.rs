@@ -1,5 +1,5 @@
-//! ZMTP 3.x (RFC 23, RFC 37) as far as a guard must understand it: where frames begin and end,
-//! and how long they are. Pure: bytes in, a verdict out.
+//! The part of ZMTP 3.x (RFC 23, RFC 37) that a guard needs: where frames begin and end, and how
+//! long they are. Pure: bytes in, a verdict out.
 
 use podmesh_protocol::limits::{
     COMMAND_FRAME_BYTES_MAX, FRAME_BYTES_MAX, PARTS_MAX, SUBSCRIPTION_BYTES_MAX, SUBSCRIPTIONS_MAX,
@@ -27,20 +27,20 @@ pub const GREETING: [u8; GREETING_BYTES] = {
     greeting
 };
 
-/// How a peer broke the rules.
+/// A violation of the rules by a peer.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Violation {
     /// Not the greeting of ZMTP 3 or later with mechanism NULL.
     #[error("not a ZMTP 3 greeting")]
     Greeting,
-    /// A first frame that is no READY, or not of the form.
+    /// The first frame is not a READY command, or not a valid one.
     #[error("not a ZMTP READY command")]
     Ready,
-    /// READY of a socket of another kind than belongs here.
-    #[error("a socket of the wrong kind: {0}")]
+    /// READY from a socket of the wrong type.
+    #[error("a socket of the wrong type: {0}")]
     SocketType(String),
-    /// Flags that no frame has.
-    #[error("a frame with the flags {0:#04x}")]
+    /// Flags that are not defined.
+    #[error("a frame with the invalid flags {0:#04x}")]
     Flags(u8),
     /// A command after the handshake.
     #[error("a command after the handshake")]
@@ -48,26 +48,26 @@ pub enum Violation {
     /// A frame over the limit.
     #[error("a frame of {bytes} bytes is over the limit of {limit}")]
     Frame {
-        /// What it says.
+        /// The stated length.
         bytes: u64,
-        /// What is allowed.
+        /// The limit.
         limit: usize,
     },
-    /// A message of too many frames.
+    /// A message with too many frames.
     #[error("a message of more than {PARTS_MAX} frames (PARTS_MAX)")]
     Parts,
-    /// On PUB, something else than a subscription, or one that the peer may not have.
-    #[error("not a subscription that is allowed here")]
+    /// On PUB, not a subscription, or one that the peer may not have.
+    #[error("not an allowed subscription")]
     Subscription,
-    /// On PUB, too many of them.
+    /// On PUB, too many subscriptions.
     #[error("more than {SUBSCRIPTIONS_MAX} subscriptions (SUBSCRIPTIONS_MAX)")]
     Subscriptions,
 }
 
-/// Looks at a greeting.
+/// Checks a greeting.
 ///
 /// # Errors
-/// When it is none of ZMTP 3 or later with mechanism NULL.
+/// If it is not a greeting of ZMTP 3 or later with mechanism NULL.
 pub fn check_greeting(greeting: &[u8; GREETING_BYTES]) -> Result<(), Violation> {
     let mut null = [0; 20];
     null[..4].copy_from_slice(b"NULL");
@@ -80,11 +80,11 @@ pub fn check_greeting(greeting: &[u8; GREETING_BYTES]) -> Result<(), Violation> 
     if ours { Ok(()) } else { Err(Violation::Greeting) }
 }
 
-/// The length of a command frame of the handshake: bytes of its header, and of its body. `None`
-/// when more of the header is needed.
+/// Returns the length of a command frame of the handshake: bytes of its header, and of its body.
+/// `None` if more of the header is needed.
 ///
 /// # Errors
-/// When it is no command, or longer than [`COMMAND_FRAME_BYTES_MAX`].
+/// If it is not a command, or longer than [`COMMAND_FRAME_BYTES_MAX`].
 pub fn command_length(bytes: &[u8]) -> Result<Option<(usize, usize)>, Violation> {
     let Some(header) = Header::read(bytes) else { return Ok(None) };
     if header.flags & !LONG != COMMAND {
@@ -96,17 +96,17 @@ pub fn command_length(bytes: &[u8]) -> Result<Option<(usize, usize)>, Violation>
     Ok(Some((header.bytes, header.body as usize)))
 }
 
-/// Reads the body of a READY command: the kind of the socket that sent it.
+/// Reads the body of a READY command. Returns the type of the socket that sent it.
 ///
 /// # Errors
-/// When it is not of the form.
+/// If it is not valid.
 pub fn socket_type(ready: &[u8]) -> Result<&str, Violation> {
     let mut rest = ready.strip_prefix(b"\x05READY").ok_or(Violation::Ready)?;
     let mut found = None;
     while !rest.is_empty() {
         let (name, after) = property_name(rest).ok_or(Violation::Ready)?;
         let (value, after) = property_value(after).ok_or(Violation::Ready)?;
-        // The RFC: names are not case-sensitive.
+        // According to the RFC, names are not case-sensitive.
         if name.eq_ignore_ascii_case(b"Socket-Type") {
             found = Some(value);
         }
@@ -126,7 +126,7 @@ fn property_value(bytes: &[u8]) -> Option<(&[u8], &[u8])> {
     rest.split_at_checked(usize::try_from(u32::from_be_bytes(*length)).ok()?)
 }
 
-/// A READY command of our own making, as a whole frame. `identity` is at most 32 bytes.
+/// Returns our own READY command as a whole frame. `identity` has at most 32 bytes.
 pub fn ready_frame(socket_type: &str, identity: &[u8]) -> Vec<u8> {
     let mut body = b"\x05READY".to_vec();
     for (name, value) in [("Socket-Type", socket_type.as_bytes()), ("Identity", identity)] {
@@ -140,7 +140,7 @@ pub fn ready_frame(socket_type: &str, identity: &[u8]) -> Vec<u8> {
     frame
 }
 
-/// The header of a message's frame.
+/// The header of a message frame.
 #[derive(Clone, Copy, Debug)]
 pub struct FrameHeader {
     bytes: [u8; 9],
@@ -153,7 +153,8 @@ impl AsRef<[u8]> for FrameHeader {
     }
 }
 
-/// The header of a frame with a body of so many bytes; `more`: the message goes on after it.
+/// Returns the header of a frame with a body of this number of bytes. `more`: the message continues
+/// after it.
 pub fn frame_header(body: usize, more: bool) -> FrameHeader {
     let flags = if more { MORE } else { 0 };
     let mut bytes = [0; 9];
@@ -166,8 +167,8 @@ pub fn frame_header(body: usize, more: bool) -> FrameHeader {
     FrameHeader { bytes, length: 9 }
 }
 
-/// The first frame of bytes that an [`Inspector`] has let pass, if it is complete: whether the
-/// message goes on after it, and where its body is.
+/// Returns the first frame of bytes that an [`Inspector`] has accepted, if it is complete: whether
+/// the message continues after it, and where its body is.
 pub fn complete_frame(bytes: &[u8]) -> Option<(bool, std::ops::Range<usize>)> {
     let header = Header::read(bytes)?;
     // The inspector has compared it with the limit.
@@ -182,7 +183,7 @@ struct Header {
 }
 
 impl Header {
-    /// `None` when it is not all there.
+    /// Reads a header; `None` if it is incomplete.
     fn read(bytes: &[u8]) -> Option<Self> {
         let (&flags, rest) = bytes.split_first()?;
         if flags & LONG == 0 {
@@ -192,40 +193,40 @@ impl Header {
     }
 }
 
-/// What may come after the handshake.
+/// The traffic that is allowed after the handshake.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Traffic {
     /// Messages, as between DEALER and ROUTER, and from PUB.
     Messages,
     /// Subscriptions, from SUB to PUB.
     Subscriptions {
-        /// When given, the only topic that may be subscribed to.
+        /// The only topic that may be subscribed to, if given.
         only: Option<&'static str>,
     },
 }
 
-/// Measures everything that comes after the handshake.
+/// Checks everything after the handshake.
 #[derive(Clone, Debug)]
 pub struct Inspector {
     traffic: Traffic,
-    /// Bytes of the current frame that have not passed.
+    /// The bytes of the current frame that are still missing.
     body_left: usize,
-    /// Frames of the current message so far.
+    /// The number of frames of the current message so far.
     parts: usize,
     subscriptions: u32,
 }
 
 impl Inspector {
-    /// For a connection that has just finished its handshake.
+    /// Creates an inspector for a connection that has just finished its handshake.
     pub fn new(traffic: Traffic) -> Self {
         Self { traffic, body_left: 0, parts: 0, subscriptions: 0 }
     }
 
-    /// How many of the bytes, from the first on, may pass. The others are to be shown again, with
-    /// those that follow; they are fewer than [`Inspector::NEEDED`].
+    /// Returns how many of the bytes, from the first one on, are accepted. The others must be
+    /// passed again together with the following ones; there are fewer than [`Inspector::NEEDED`].
     ///
     /// # Errors
-    /// When the peer broke a rule: nothing of its is to pass any more.
+    /// If the peer broke a rule: accept nothing more from it.
     pub fn inspect(&mut self, bytes: &[u8]) -> Result<usize, Violation> {
         let mut passed = 0;
         loop {
@@ -238,7 +239,7 @@ impl Inspector {
             let Some(header) = Header::read(&bytes[passed..]) else { return Ok(passed) };
             let length = self.check(&header)?;
             if let Traffic::Subscriptions { only } = self.traffic {
-                // Short, and so looked at as a whole.
+                // Short, so it is checked as a whole.
                 let start = passed + header.bytes;
                 let Some(body) = bytes.get(start..start + length) else { return Ok(passed) };
                 self.check_subscription(body, only)?;
@@ -249,7 +250,7 @@ impl Inspector {
         }
     }
 
-    /// The most bytes that are needed to let any pass.
+    /// The maximum number of bytes needed to accept any.
     pub const NEEDED: usize = 9 + SUBSCRIPTION_BYTES_MAX;
 
     fn check(&self, header: &Header) -> Result<usize, Violation> {
@@ -282,7 +283,7 @@ impl Inspector {
             Some((0 | 1, topic)) => topic,
             _ => return Err(Violation::Subscription),
         };
-        // A shorter topic would match more.
+        // A shorter topic would match more messages.
         if only.is_some_and(|only| only.as_bytes() != topic) {
             return Err(Violation::Subscription);
         }

@@ -1,9 +1,9 @@
-//! A manager's sockets behind a front whose gate a test decides.
+//! A manager's sockets behind a front, with a gate that the test controls.
 #![allow(
     dead_code,
     unreachable_pub,
     clippy::allow_attributes,
-    reason = "not every test uses all of it"
+    reason = "not every test uses everything"
 )]
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -17,33 +17,37 @@ use podmesh_protocol::ids::{ClusterId, Name};
 use podmesh_protocol::session::ToManager;
 use podmesh_wire::address::ManagerAddress;
 use podmesh_wire::control::{ManagerReceiver, ManagerSender, ManagerSocket};
-use podmesh_wire::front::{Admission, Front, FrontConfig, Gate, HeartbeatStream, Who};
+use podmesh_wire::front::{Admission, Front, FrontConfig, Gate, Who};
+use podmesh_wire::heartbeat::{Beat, read_beat, write_beat};
 use podmesh_wire::key::{KeyPair, digest_of};
 use podmesh_wire::manager_keys::{ManagerKeys, ShownKeys};
 use podmesh_wire::publish::Publisher;
-use podmesh_wire::route::{Credentials, Route};
+use podmesh_wire::route::{Credentials, Duplex, Route};
 use podmesh_wire::{Service, WireError};
 use tokio::sync::{mpsc, watch};
 use tokio::task::{AbortHandle, JoinHandle};
 use tokio::time::timeout;
 
-/// Far beyond what any of this takes: a test that hangs fails.
+/// Far more than any of this takes: a test that hangs fails.
 pub const PATIENCE: Duration = Duration::from_secs(30);
 pub const ANY_PORT: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 0);
-/// The secret with which one may join.
+/// The secret that allows joining.
 pub const SECRET: TokenSecret = TokenSecret([7; 16]);
 
-/// Lets in whom the test names, and every user of this machine.
+/// Admits those whom the test names, and every user of this machine.
 pub struct TestGate {
     pub keys: Mutex<Vec<(PublicKey, Role)>>,
     pub cuts: Mutex<Vec<(Who, Service, AbortHandle)>>,
     pub refusals: watch::Sender<Vec<String>>,
+    /// Who sent which heartbeat; none: that stream has ended.
+    beats: mpsc::UnboundedSender<(Caller, Option<Beat>)>,
     last_identity: AtomicU64,
 }
 
 impl TestGate {
-    fn new() -> Self {
+    fn new(beats: mpsc::UnboundedSender<(Caller, Option<Beat>)>) -> Self {
         Self {
+            beats,
             keys: Mutex::default(),
             cuts: Mutex::default(),
             refusals: watch::Sender::new(vec![]),
@@ -51,12 +55,12 @@ impl TestGate {
         }
     }
 
-    /// Waits until somebody was refused for a reason that has this text in it.
+    /// Waits until a connection was refused for a reason that contains this text.
     pub async fn refused_for(&self, text: &str) {
         let mut refusals = self.refusals.subscribe();
         let found = refusals.wait_for(|all| all.iter().any(|why| why.contains(text)));
         if timeout(PATIENCE, found).await.is_err() {
-            panic!("nobody was refused for `{text}`, but: {:?}", self.refusals.borrow());
+            panic!("no connection was refused for `{text}`, only: {:?}", self.refusals.borrow());
         }
     }
 }
@@ -93,6 +97,14 @@ impl Gate for TestGate {
         Ok((cluster, Role::Agent, request.name))
     }
 
+    async fn heartbeats(&self, caller: Caller, mut stream: Box<dyn Duplex>, _cut: AbortHandle) {
+        while let Ok(beat) = read_beat(&mut stream).await {
+            self.beats.send((caller.clone(), Some(beat))).unwrap();
+            write_beat(&mut stream, &beat).await.unwrap();
+        }
+        self.beats.send((caller, None)).unwrap();
+    }
+
     fn refused(&self, _from: Option<IpAddr>, why: &str) {
         self.refusals.send_modify(|all| all.push(why.to_owned()));
     }
@@ -110,13 +122,13 @@ pub struct TestManager {
     pub receiver: ManagerReceiver,
     pub sender: ManagerSender,
     pub publisher: Publisher,
-    pub heartbeats: mpsc::UnboundedReceiver<HeartbeatStream>,
+    pub heartbeats: mpsc::UnboundedReceiver<(Caller, Option<Beat>)>,
     pub gate: Arc<TestGate>,
     pub address: SocketAddr,
     pub key: PublicKey,
     pub keys: ManagerKeys,
     pub shown: ShownKeys,
-    /// The way of an operator over the network.
+    /// The route of an operator over the network.
     pub remote: Route,
     pub local: tempfile::TempDir,
     pub _running: Running,
@@ -136,13 +148,12 @@ impl TestManager {
             local_dir: local.path().into(),
             group: None,
             private_dir: private.path().into(),
-            heartbeats: heartbeats_sender,
         })
         .unwrap();
         let address = front.address();
         let (receiver, sender) = ManagerSocket::bind(inner.control).await.unwrap().split();
         let publisher = Publisher::bind(inner.publications).await.unwrap();
-        let gate = Arc::new(TestGate::new());
+        let gate = Arc::new(TestGate::new(heartbeats_sender));
         let running = Running(tokio::spawn(front.run(Arc::clone(&gate))), private);
         let operator = KeyPair::generate().unwrap();
         gate.keys.lock().unwrap().push((operator.public(), Role::Operator));
@@ -163,12 +174,12 @@ impl TestManager {
         }
     }
 
-    /// Both ways.
+    /// Returns both routes.
     pub fn routes(&self) -> [Route; 2] {
         [self.remote.clone(), Route::Local(self.local.path().into())]
     }
 
-    /// The next message, which is a goodbye; ends of connections before it are skipped.
+    /// Returns the next message, which is a goodbye; ends of connections before it are skipped.
     pub async fn next_goodbye(&mut self) -> Arc<[u8]> {
         loop {
             let received = timeout(PATIENCE, self.receiver.recv()).await.unwrap().unwrap();
@@ -191,19 +202,19 @@ impl TestManager {
         }
     }
 
-    /// Ends it; when this returns, nobody listens any more.
+    /// Stops it; when this returns, nothing listens any longer.
     pub async fn stop(mut self) {
         self._running.0.abort();
         _ = (&mut self._running.0).await;
     }
 }
 
-/// Two keys of a manager that are nowhere on disk.
+/// Returns two keys of a manager that are not on disk.
 pub fn test_keys() -> ManagerKeys {
     ManagerKeys { current: KeyPair::generate().unwrap(), next: KeyPair::generate().unwrap() }
 }
 
-/// The way of the owner of a key to a manager with that other key.
+/// Returns the route of the owner of a key to a manager with that other key.
 pub fn route(address: SocketAddr, key: KeyPair, manager: PublicKey) -> Route {
     let credentials = Arc::new(Credentials::new(key, vec![digest_of(&manager)]));
     Route::Remote { addresses: vec![ManagerAddress::from(address)], credentials }

@@ -1,18 +1,22 @@
-//! Connections that come and go, that do not read, and that are many.
+//! Many connections: short-lived ones, ones that do not read, and large numbers of agents.
 //!
-//! `PODMESH_KILLS` and `PODMESH_VISITS` set how often the manager is killed, and how many
-//! connections come and go.
+//! `PODMESH_KILLS` sets how often the manager is killed, `PODMESH_VISITS` the number of short-lived
+//! connections, `PODMESH_TASKS` the number of processes that run beside readers, and
+//! `PODMESH_AGENTS` the number of agents over TLS; 0 skips that part. `PODMESH_BASELINE` is the path of
+//! another `podmesh` binary to compare with.
 
-use std::process::Stdio;
+mod baseline;
+mod readers;
+mod unread;
+
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use podmesh_protocol::client::RequestBody;
+use podmesh_protocol::client::{ReplyBody, RequestBody};
 use podmesh_protocol::event::TOPIC_EVENTS;
-use podmesh_protocol::ids::{Epoch, JobId};
+use podmesh_protocol::ids::Epoch;
 use podmesh_protocol::session::ToManager;
 use podmesh_protocol::spec::RuntimeSpec;
 use podmesh_tests::light::LightAgents;
@@ -30,16 +34,23 @@ use crate::table::{Table, megabytes};
 
 const CROWD: usize = 1_000;
 const VISITORS: u64 = 40;
-/// One visit in so many is a subscriber's.
+/// Every sixth visit is a subscriber's: 200,000 of 1,200,000.
 const SUBSCRIBERS: u64 = 6;
-const OVER_TLS: usize = 2_000;
 const FLAGS: [&str; 5] = ["--enable-noop", "--cpus", "1000", "--docker", "off"];
 
 pub(crate) fn measure(table: &mut Table) {
-    kills(table);
-    visits(table);
-    deaf(table);
-    over_tls(table);
+    let mut part = |name, default, measure: fn(u64, &mut Table)| {
+        let count = setting(name, default);
+        if count > 0 {
+            measure(count, table);
+        }
+    };
+    part("PODMESH_KILLS", 100, kills);
+    part("PODMESH_VISITS", 1_200_000, visits);
+    part("PODMESH_TASKS", 20_000, readers::measure);
+    part("PODMESH_AGENTS", 2_000, over_tls);
+    baseline::measure(table);
+    unread::measure(table);
 }
 
 pub(crate) fn setting(name: &str, default: u64) -> u64 {
@@ -54,9 +65,8 @@ fn seconds(took: Duration) -> String {
     format!("{:.2} s", took.as_secs_f64())
 }
 
-/// A crowd of agents that come back after each kill of the manager.
-fn kills(table: &mut Table) {
-    let kills = setting("PODMESH_KILLS", 100);
+/// Measures how fast many agents are back after each kill of the manager.
+fn kills(kills: u64, table: &mut Table) {
     let mut mesh = Mesh::with_agents(program(), &[]);
     let route = mesh.local();
     let agents = LightAgents::start(CROWD, 1, move |_| route.clone());
@@ -65,7 +75,7 @@ fn kills(table: &mut Table) {
     for _ in 0..kills {
         mesh.kill_manager();
         until_true("all have noticed", || agents.connected() == 0);
-        // Returns when it answers.
+        // Returns when the manager answers.
         mesh.start_manager();
         let began = Instant::now();
         until_true("all are back", || agents.connected() == CROWD);
@@ -77,7 +87,7 @@ fn kills(table: &mut Table) {
     table.figure("the slowest of them", seconds(took.into_iter().max().unwrap()), "5 s");
 }
 
-/// Connects, does what its number says, and goes.
+/// Connects, does what the visit's number determines, and disconnects.
 async fn visit(route: &Route, number: u64) {
     if number.is_multiple_of(SUBSCRIBERS) {
         return drop(Subscriber::connect(route, &[TOPIC_EVENTS]).await.unwrap());
@@ -96,13 +106,13 @@ async fn visit(route: &Route, number: u64) {
     }
 }
 
-/// Connections that come and go while work goes on, and somebody who asks all the time.
-fn visits(table: &mut Table) {
-    let visits = setting("PODMESH_VISITS", 200_000);
+/// Measures short-lived connections during work, with a client that sends requests all the time.
+fn visits(visits: u64, table: &mut Table) {
     let mut rig = Rig::new(&["a", "b"], &FLAGS);
     rig.rate(job(RuntimeSpec::Noop, &[], 100_000));
     let alone = rig.rate(job(RuntimeSpec::Noop, &[], 100_000));
     let before = rig.mesh.manager().resident_bytes();
+    let sessions = epochs(&rig);
     let count = Arc::new(AtomicU64::new(0));
     let stopped = Arc::new(AtomicBool::new(false));
     for _ in 0..VISITORS {
@@ -131,7 +141,7 @@ fn visits(table: &mut Table) {
     let began = Instant::now();
     let mut tasks = 0;
     while count.load(Ordering::Relaxed) < visits {
-        // Panics when a task is lost: the job does not end.
+        // Panics if a task is lost, because the job does not end.
         rig.rate(job(RuntimeSpec::Noop, &[], 20_000));
         tasks += 20_000;
     }
@@ -145,68 +155,31 @@ fn visits(table: &mut Table) {
         "1 s",
     );
     table.ratio("no-op tasks/s beside them, against none", rate, alone, "/s", "");
+    let lost = usize::from(epochs(&rig) != sessions);
+    table.figure("sessions of agents lost by it", lost.to_string(), "0");
     let after = rig.mesh.manager().resident_bytes();
-    table.figure("manager's memory after it, more", megabytes(after.saturating_sub(before)), "");
-}
-
-/// Those who do not read.
-fn deaf(table: &mut Table) {
-    let mut rig = Rig::new(&["a", "b"], &FLAGS);
-    let work = |rig: &Rig| {
-        for _ in 0..5 {
-            rig.rate(job(RuntimeSpec::Noop, &[], 100_000));
-        }
-    };
-    work(&rig);
-    let before = rig.mesh.manager().resident_bytes();
-    let mut command = rig.mesh.podmesh(&["events", "--follow"]);
-    let mut child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
-    std::thread::sleep(Duration::from_millis(300));
-    kill(Pid::from_raw(i32::try_from(child.id()).unwrap()), Signal::SIGSTOP).unwrap();
-    work(&rig);
-    let after = rig.mesh.manager().resident_bytes();
-    child.kill().unwrap();
-    child.wait().unwrap();
-    let name = "a stopped `events -f` at full rate: more memory";
+    let name = "manager's memory after it, more";
     table.figure(name, megabytes(after.saturating_sub(before)), "8 MB");
-
-    let mut large = job(RuntimeSpec::Noop, &[], 1);
-    large.run.env = [("A".to_owned(), "x".repeat(100_000))].into();
-    let large = rig.submit(large);
-    let before = rig.mesh.manager().resident_bytes();
-    let route = rig.mesh.local();
-    let deaf = rig.runtime.block_on(async {
-        let mut deaf = Vec::new();
-        for _ in 0..3 {
-            let (receiver, mut sender) = PeerSocket::connect(&route).await.unwrap().split();
-            for id in 0..3_000 {
-                let body = RequestBody::Job { job: large, since: None, wait_ms: 0 };
-                let version = podmesh_protocol::limits::PROTOCOL_VERSION;
-                let request = podmesh_protocol::client::Request { version, id, body };
-                // One that is cut off meanwhile cannot ask any more.
-                _ = sender.send(&ToManager::Request(request)).await;
-            }
-            deaf.push((receiver, sender));
-        }
-        deaf
-    });
-    // All that is to be answered is answered when this one is.
-    rig.ask(RequestBody::Job { job: JobId(1), since: None, wait_ms: 0 });
-    std::thread::sleep(Duration::from_secs(3));
-    let after = rig.mesh.manager().resident_bytes();
-    drop(deaf);
-    let name = "3 clients that ask 3,000 times and do not read: more memory";
-    table.figure(name, megabytes(after.saturating_sub(before)), "48 MB");
 }
 
-/// Agents that do nothing but be there, over the network.
-fn over_tls(table: &mut Table) {
+/// Returns the session of each node.
+fn epochs(rig: &Rig) -> Vec<Option<Epoch>> {
+    match rig.ask(RequestBody::Nodes { after: None, limit: 1000 }) {
+        ReplyBody::Nodes(nodes) => nodes.iter().map(|node| node.epoch).collect(),
+        other => panic!("{other:?}"),
+    }
+}
+
+/// Measures idle agents over the network.
+fn over_tls(count: u64, table: &mut Table) {
+    let count = usize::try_from(count).unwrap();
     let mut mesh = Mesh::with_agents(program(), &[]);
     let before = (mesh.manager().resident_bytes(), descriptors(mesh.manager().pid()));
     let runtime = tokio::runtime::Runtime::new().unwrap();
-    let token = mesh.ok(&["token", "create", "--role", "agent", "--uses", "2000"]);
+    let uses = count.to_string();
+    let token = mesh.ok(&["token", "create", "--role", "agent", "--uses", &uses]);
     let token = token.trim().parse().unwrap();
-    let routes: Vec<_> = (0..OVER_TLS)
+    let routes: Vec<_> = (0..count)
         .map(|number| {
             let dir = mesh.folder().join(format!("light-{number}"));
             std::fs::create_dir(&dir).unwrap();
@@ -215,25 +188,25 @@ fn over_tls(table: &mut Table) {
             enrolment.route(&dir, None).unwrap()
         })
         .collect();
-    let agents = LightAgents::start(OVER_TLS, 1, move |number| routes[number].clone());
-    until_true("all are there", || agents.connected() == OVER_TLS);
+    let agents = LightAgents::start(count, 1, move |number| routes[number].clone());
+    until_true("all are there", || agents.connected() == count);
     std::thread::sleep(Duration::from_secs(2));
     let (cpu, began) = (cpu_seconds(mesh.manager().pid()), Instant::now());
     std::thread::sleep(Duration::from_secs(10));
     let share = (cpu_seconds(mesh.manager().pid()) - cpu) / began.elapsed().as_secs_f64();
-    let name = format!("{OVER_TLS} agents at 1 Hz over TLS: of a core");
+    let name = format!("{count} agents at 1 Hz over TLS: of a core");
     table.figure(&name, format!("{:.1} %", share * 100.0), "8 %");
-    let bytes = mesh.manager().resident_bytes().saturating_sub(before.0) / OVER_TLS as u64;
+    let bytes = mesh.manager().resident_bytes().saturating_sub(before.0) / count as u64;
     table.figure("memory of each", format!("{} KiB", bytes / 1024), "64 KiB");
     let files = descriptors(mesh.manager().pid()) - before.1;
-    table.figure("descriptors of each", format!("{:.1}", files as f64 / OVER_TLS as f64), "5");
+    table.figure("descriptors of each", format!("{:.1}", files as f64 / count as f64), "5");
 }
 
 fn descriptors(pid: Pid) -> usize {
     std::fs::read_dir(format!("/proc/{pid}/fd")).unwrap().count()
 }
 
-/// CPU time of a process (`utime` and `stime` of proc(5)).
+/// Returns the CPU time of a process in seconds (`utime` and `stime` of proc(5)).
 pub(crate) fn cpu_seconds(pid: Pid) -> f64 {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
     let (_, rest) = stat.rsplit_once(')').unwrap();

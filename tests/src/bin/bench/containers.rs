@@ -1,4 +1,4 @@
-//! Containers against a bare loop of create, start, wait and remove, with as many in flight.
+//! Containers compared with a bare loop of create, start, wait and remove with as many in flight.
 
 use std::time::Instant;
 
@@ -18,16 +18,16 @@ use crate::table::{Table, median};
 
 const TASKS: u32 = 40;
 const IN_FLIGHT: usize = 4;
-/// Whose the bare loop's containers are: nobody's, and told apart from those of any agent.
+/// The agent label of the bare loop's containers. It differs from that of every agent.
 const BARE: &str = "bench-bare-loop";
 const FLAGS: [&str; 4] = ["--cpus", "2", "--docker", "on"];
 
 pub(crate) fn measure(table: &mut Table) {
     let Some(image) = docker::image() else {
-        table.figure("containers/s", "left out: no Docker engine".into(), "0.9");
+        table.figure("containers/s", "skipped: no Docker engine".into(), "0.9");
         return;
     };
-    // What a run that was killed has left.
+    // Remove what a killed run left.
     docker::remove_containers_of(BARE);
     let rig = Rig::new(&["a", "b"], &FLAGS);
     let spec = || {
@@ -75,7 +75,7 @@ async fn one(docker: Docker, image: String) {
     let created = docker.create_container(None::<CreateContainerOptions>, body).await.unwrap();
     let options = WaitContainerOptionsBuilder::new().condition("not-running").build();
     docker.start_container(&created.id, None::<StartContainerOptions>).await.unwrap();
-    // With `next-exit` beside the start, a container that is quick would be waited for for ever.
+    // Waiting for `next-exit` could miss a container that exits quickly, and never return.
     let exit = docker.wait_container(&created.id, Some(options)).next().await.unwrap().unwrap();
     assert_eq!(exit.status_code, 0);
     docker.remove_container(&created.id, None::<RemoveContainerOptions>).await.unwrap();

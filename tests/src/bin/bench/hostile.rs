@@ -1,4 +1,4 @@
-//! What strangers and vandals can do: how much memory they cost, and whom they disturb.
+//! Hostile peers: how much memory they cost, and how much they disturb others.
 
 use std::io::Write;
 use std::net::TcpStream;
@@ -26,7 +26,7 @@ use crate::latency::submit_to_started;
 use crate::rig::Rig;
 use crate::table::{Table, megabytes, percentile};
 
-/// Inputs that are made from good ones, for guard, decoder and token.
+/// Number of mutated inputs for guard, decoder and token.
 const MUTATIONS: u64 = 10_000_000;
 const CONNECTIONS: usize = 2_000;
 const IDLE: usize = 500;
@@ -38,13 +38,13 @@ pub(crate) fn measure(table: &mut Table) {
     let (panics, accepted) = mutations();
     table.figure("mutated inputs to guard, decoder and token", MUTATIONS.to_string(), "");
     table.figure("panics among them", panics.to_string(), "0");
-    table.figure("mutated tokens that were taken for whole", accepted.to_string(), "");
+    table.figure("mutated tokens that were accepted", accepted.to_string(), "");
     memory(table);
     disturbance(table);
     revocation(table);
 }
 
-/// A copy with a few bytes changed, dropped or put in.
+/// Returns a copy with a few bytes changed, removed or inserted.
 fn mutate(random: &mut fastrand::Rng, good: &[u8]) -> Vec<u8> {
     let mut bytes = good.to_vec();
     for _ in 0..random.usize(1..=4) {
@@ -60,7 +60,7 @@ fn mutate(random: &mut fastrand::Rng, good: &[u8]) -> Vec<u8> {
     bytes
 }
 
-/// How many inputs made something panic, and how many tokens were read though they were changed.
+/// Returns how many inputs caused a panic, and how many changed tokens were accepted.
 fn mutations() -> (u64, u64) {
     let mut greeting = [0; GREETING_BYTES];
     greeting[0] = 0xff;
@@ -106,7 +106,7 @@ fn mutations() -> (u64, u64) {
     (panics, accepted)
 }
 
-/// The manager's memory under many who never show who they are.
+/// Measures the manager's memory under many unauthenticated connections.
 fn memory(table: &mut Table) {
     let mut mesh = Mesh::with_agents(std::env::current_exe().unwrap(), &["a"]);
     mesh.ok(&["run", "--", "true"]);
@@ -118,7 +118,7 @@ fn memory(table: &mut Table) {
         if let Ok(mut stream) = TcpStream::connect(mesh.address()) {
             stream.set_write_timeout(Some(Duration::from_millis(200))).unwrap();
             if n % 2 == 0 {
-                // Cut off at some byte.
+                // The manager closes the connection at some point.
                 _ = stream.write_all(&garbage);
             }
             held.push(stream);
@@ -140,13 +140,13 @@ fn memory(table: &mut Table) {
     highest = highest.max(mesh.manager().resident_bytes());
     mesh.ok(&["run", "--", "true"]);
     table.figure(
-        "2,000 connections, half of them with 60 kB of other bytes, and the 73 bytes: more memory",
+        "memory increase: 2,000 connections, half with 60 kB of garbage, and 3 huge length prefixes",
         megabytes(highest.saturating_sub(before)),
         "16 MB",
     );
 }
 
-/// How long a task takes to start while strangers come in numbers.
+/// Measures how long a task takes to start while many strangers connect.
 fn disturbance(table: &mut Table) {
     let rig = Rig::new(&["a", "b"], &["--docker", "off"]);
     let mut quiet: Vec<_> = (0..TRIES).map(|_| submit_to_started(&rig)).collect();
@@ -178,7 +178,7 @@ fn disturbance(table: &mut Table) {
     table.figure("nodes alive after it", format!("{alive} of 2"), "2 of 2");
 }
 
-/// How long a connection lives after its key was revoked.
+/// Measures how long a connection stays open after its key was revoked.
 fn revocation(table: &mut Table) {
     let mesh = Mesh::with_agents(std::env::current_exe().unwrap(), &[]);
     let runtime = tokio::runtime::Runtime::new().unwrap();
@@ -196,12 +196,12 @@ fn revocation(table: &mut Table) {
                 let (kind, name) = (PrincipalKind::User, name.parse().unwrap());
                 let began = Instant::now();
                 admin.request(RequestBody::Revoke { kind, name }).await.unwrap();
-                assert!(receiver.recv().await.is_err(), "nothing else comes");
+                assert!(receiver.recv().await.is_err(), "unexpected message");
                 began.elapsed()
             })
         })
         .collect();
     let longest = percentile(&mut times, 1.0);
     let figure = format!("{:.1} ms", longest.as_secs_f64() * 1e3);
-    table.figure("revoked to cut off, the longest of 50", figure, "1000 ms");
+    table.figure("key revoked to connection closed, longest of 50", figure, "1000 ms");
 }

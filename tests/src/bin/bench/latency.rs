@@ -1,4 +1,4 @@
-//! How long one task takes on an idle mesh.
+//! The latency of one task on an idle mesh.
 
 use std::process::Stdio;
 use std::time::{Duration, Instant};
@@ -18,13 +18,13 @@ pub(crate) fn measure(table: &mut Table) {
     let rig = Rig::new(&["a", "b"], &FLAGS);
     let mut started: Vec<_> = (0..TRIES).map(|_| submit_to_started(&rig)).collect();
     for (name, share) in [("p50", 0.5), ("p99", 0.99)] {
-        let measure = format!("idle: submit to process known as started, {name}");
+        let measure = format!("idle: submit to process reported as started, {name}");
         table.figure(&measure, milliseconds(percentile(&mut started, share)), "");
     }
-    let mut there_and_back: Vec<_> = (0..TRIES / 4).map(|_| run(&rig)).collect();
+    let mut total: Vec<_> = (0..TRIES / 4).map(|_| run(&rig)).collect();
     for (name, share) in [("p50", 0.5), ("p99", 0.99)] {
-        let measure = format!("idle: `podmesh run -- true`, there and back, {name}");
-        table.figure(&measure, milliseconds(percentile(&mut there_and_back, share)), "");
+        let measure = format!("idle: `podmesh run -- true`, total time, {name}");
+        table.figure(&measure, milliseconds(percentile(&mut total, share)), "");
     }
 }
 
@@ -37,7 +37,7 @@ pub(crate) fn submit_to_started(rig: &Rig) -> Duration {
     let start = Instant::now();
     let id = rig.submit(spec);
     let task = TaskId { job: id, index: 1 };
-    // The reply comes when the attempt is past `assigned`.
+    // The reply comes when the attempt has left the state `assigned`.
     let mut unless = None;
     loop {
         let reply = rig.ask(RequestBody::Task { task, unless, wait_ms: 10_000 });

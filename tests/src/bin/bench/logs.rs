@@ -1,7 +1,7 @@
-//! Output: how fast it gets into files, what it costs, and whether all of it does.
+//! Output: how fast it gets into files, what it costs, and whether it is complete.
 //!
-//! `PODMESH_LINES` sets how many lines a container prints, `PODMESH_KILLS` how often its agent is
-//! killed meanwhile.
+//! `PODMESH_LINES` sets how many lines a container prints, and `PODMESH_KILLS` how often its agent
+//! is killed while it prints.
 
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader};
@@ -17,7 +17,7 @@ use crate::churn::{cpu_seconds, setting};
 use crate::rig::{Rig, job};
 use crate::table::{Table, median};
 
-/// No rotation: what others are compared with does not rotate, either.
+/// No rotation, because what it is compared with does not rotate either.
 const FLAGS: [&str; 8] =
     ["--cpus", "16", "--docker", "on", "--log-file-size", "4GiB", "--log-total-size", "16GiB"];
 const LINE_BYTES: u64 = 86;
@@ -26,7 +26,7 @@ const LABEL: &str = "podmesh.bench=logs";
 pub(crate) fn measure(table: &mut Table) {
     processes(table);
     let Some(image) = docker::image() else {
-        table.figure("output of containers", "left out: no Docker engine".into(), "");
+        table.figure("output of containers", "skipped: no Docker engine".into(), "");
         return;
     };
     let lines = setting("PODMESH_LINES", 4_000_000);
@@ -47,7 +47,7 @@ pub(crate) fn measure(table: &mut Table) {
         let file = rig.mesh.folder().join("followed");
         follow.push(engine(image, &script, "local", Some(&file)));
     }
-    let name = format!("lines missing or doubled of 3 × {lines} ({LINE_BYTES} bytes)");
+    let name = format!("lines missing or duplicated of 3 × {lines} ({LINE_BYTES} bytes)");
     table.figure(&name, missing.to_string(), "0");
     let rate = |took: Vec<f64>| (lines * LINE_BYTES) as f64 / 1e6 / median(took);
     let (ours, nobody, follow) = (rate(ours), rate(nobody), rate(follow));
@@ -65,7 +65,7 @@ pub(crate) fn measure(table: &mut Table) {
     kills(table, image, lines);
 }
 
-/// Prints numbered lines as fast as it can.
+/// Returns a script that prints numbered lines as fast as it can.
 fn printer(lines: u64) -> String {
     // 8 digits, a space, and the rest.
     let pad = "x".repeat(LINE_BYTES as usize - 10);
@@ -82,14 +82,14 @@ fn log_of(rig: &Rig, job: JobId, task: u32) -> PathBuf {
     rig.mesh.logs("a", job.0, task, 1).join("stdout.log")
 }
 
-/// CPU time of the manager, the agent and its supervisor.
+/// Returns the CPU time of the manager, the agent and its supervisor.
 fn cpu_of_ours(rig: &Rig) -> f64 {
     let supervisor = rig.mesh.supervisor("a");
     let (manager, agent) = rig.mesh.pids("a");
     [manager, agent, supervisor].into_iter().map(cpu_seconds).sum()
 }
 
-/// How many lines of a file are missing, doubled or not what was printed.
+/// Returns how many lines of a file are missing, duplicated or wrong.
 fn missing_lines(file: &Path, lines: u64) -> u64 {
     let mut wrong = 0;
     let mut next = 1;
@@ -108,8 +108,8 @@ fn missing_lines(file: &Path, lines: u64) -> u64 {
     wrong + (lines + 1).abs_diff(next)
 }
 
-/// The same container without podmesh: seconds from its start to its end, or, where its output is
-/// followed, until all of that is in the file.
+/// Runs the same container without podmesh. Returns the seconds from its start to its end or, if
+/// its output is followed, until all output is in the file.
 fn engine(image: &str, script: &str, driver: &str, follow: Option<&Path>) -> f64 {
     let began = Instant::now();
     let args = ["run", "--detach", "--label", LABEL, "--log-driver", driver, image, "sh", "-c"];
@@ -134,11 +134,11 @@ fn engine(image: &str, script: &str, driver: &str, follow: Option<&Path>) -> f64
     took
 }
 
-/// Ten containers that each print at a pace of their own.
+/// Measures ten containers that print at a fixed rate.
 fn many(table: &mut Table, rig: &Rig, image: &str) {
     const SECONDS: u32 = 10;
     const CONTAINERS: u32 = 10;
-    // 50 portions a second of 100 kB.
+    // 50 blocks of 100 kB a second.
     let script = format!(
         "block=$(yes 012345678901234567890123456789012345678901234567890123456789012345678901234567890123456789012345678 | head -n 1000);
          i=0; while [ $i -lt {} ]; do echo \"$block\"; usleep 17000; i=$((i+1)); done",
@@ -156,21 +156,21 @@ fn many(table: &mut Table, rig: &Rig, image: &str) {
     let name = format!("{CONTAINERS} containers at about 5 MB/s each: bytes missing");
     table.figure(&name, (expected - bytes).to_string(), "0");
     let rate = bytes as f64 / 1e6 / took;
-    table.figure("their rate together", format!("{rate:.0} MB/s"), "");
+    table.figure("their total rate", format!("{rate:.0} MB/s"), "");
 }
 
-/// The agent is killed again and again while a container prints as fast as it can.
+/// Kills the agent repeatedly while a container prints as fast as it can.
 fn kills(table: &mut Table, image: &str, lines: u64) {
     let kills = setting("PODMESH_KILLS", 100);
     let mut rig = Rig::new(&["a"], &FLAGS);
-    // Enough to print through all of the kills.
+    // Prints long enough for all of the kills.
     let script = format!("for round in $(seq 1 {}); do {}; done", 1 + kills / 4, printer(lines));
     let number = rig.submit(container(image, &script));
     let log = log_of(&rig, number, 1);
     let size = || fs::metadata(&log).map_or(0, |file| file.len());
     let (mut done, mut last) = (0, 0);
     while done < kills {
-        // Some more was printed since the last kill.
+        // Wait until more was printed since the last kill.
         podmesh_tests::wait::until_true("more is printed", || size() > last);
         last = size() + (1 << 20);
         rig.mesh.kill_agent("a");
@@ -181,12 +181,13 @@ fn kills(table: &mut Table, image: &str, lines: u64) {
     rig.mesh.wait_for_node("a", "alive");
     rig.ask(podmesh_protocol::client::RequestBody::Cancel { job: number });
     rig.mesh.wait_for_job(number.0, "cancelled");
-    let name = format!("lines missing or doubled, agent killed {kills} times at full rate");
+    let name = format!("lines missing or duplicated, agent killed {kills} times at full rate");
     table.figure(&name, out_of_order(&log, lines).to_string(), "0");
-    table.figure("lines printed meanwhile", (size() / LINE_BYTES).to_string(), "");
+    table.figure("lines printed during that", (size() / LINE_BYTES).to_string(), "");
 }
 
-/// Lines that do not follow the one before, in rounds of so many; the last may be cut.
+/// Returns how many lines do not follow the previous one, with numbers that restart after `lines`.
+/// The last line may be incomplete.
 fn out_of_order(file: &Path, lines: u64) -> u64 {
     let mut last = lines;
     let mut wrong = 0;
@@ -204,7 +205,7 @@ fn out_of_order(file: &Path, lines: u64) -> u64 {
     wrong
 }
 
-/// A process that prints 1 GB, against a shell that writes it to a file.
+/// Measures a process that prints 1 GB, compared with a shell that writes it to a file.
 fn processes(table: &mut Table) {
     const BYTES: u64 = 1_000_000_000;
     let rig = Rig::new(&["a"], &FLAGS);

@@ -1,12 +1,13 @@
-//! What podmesh must reach, measured: `cargo run --release -p podmesh-tests --bin bench`.
+//! The benchmarks: `cargo run --release -p podmesh-tests --bin bench`.
 //!
-//! Every ratio compares two figures of this one run, taken in turn. Nothing here is asserted: the
-//! floors are printed beside what was measured. Give names of measures to run only these.
-#![expect(clippy::unwrap_used, clippy::panic, reason = "a benchmark that fails ends, with a text")]
+//! Every ratio compares two figures of the same run, measured alternately. Nothing is asserted: the
+//! floors are printed next to the results. Pass the names of measures to run only those.
+#![expect(clippy::unwrap_used, clippy::panic, reason = "a failed benchmark ends with a message")]
 
 mod churn;
 mod containers;
 mod faults;
+mod history;
 mod hostile;
 mod latency;
 mod logs;
@@ -14,16 +15,19 @@ mod noop;
 mod processes;
 mod rig;
 mod security;
+mod shapes;
 mod table;
 
 use std::path::Path;
 use std::process::ExitCode;
 
-/// The name of a measure, and what takes it.
+/// The name of a measure and its function.
 type Measure = (&'static str, fn(&mut table::Table));
 
-const MEASURES: [Measure; 14] = [
+const MEASURES: [Measure; 16] = [
     ("noop", noop::measure),
+    ("shapes", shapes::measure),
+    ("history", history::measure),
     ("processes", processes::measure),
     ("containers", containers::measure),
     ("latency", latency::measure),
@@ -40,7 +44,7 @@ const MEASURES: [Measure; 14] = [
 ];
 
 fn main() -> ExitCode {
-    // The daemons under measure are this same file, under the name of the real one.
+    // The measured daemons are this same binary under the name `podmesh`.
     let name = std::env::args_os().next().unwrap_or_default();
     if Path::new(&name).file_name().is_some_and(|name| name == "podmesh") {
         return podmesh_tools::main();
@@ -50,7 +54,7 @@ fn main() -> ExitCode {
         wanted.iter().find(|name| MEASURES.iter().all(|(known, _)| known != name))
     {
         let known: Vec<_> = MEASURES.iter().map(|(name, _)| *name).collect();
-        eprintln!("bench: no measure is named `{unknown}`; there are: {}", known.join(", "));
+        eprintln!("bench: unknown measure `{unknown}`; available: {}", known.join(", "));
         return ExitCode::from(2);
     }
     let mut table = table::Table::new();

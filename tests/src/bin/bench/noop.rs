@@ -1,4 +1,4 @@
-//! No-op tasks: throughput, depth of the queue, memory, and the start on a long history.
+//! No-op tasks: throughput, long queues, memory, and the manager's start with a long history.
 
 use std::time::Instant;
 
@@ -24,7 +24,7 @@ pub(crate) fn measure(table: &mut Table) {
     let hundred_thousand = median((0..3).map(|_| rate(100_000)).collect());
     table.figure("no-op tasks/s, array of 100,000", format!("{hundred_thousand:.0}/s"), "30,000/s");
 
-    // The same with a queue behind it: tasks that no node can take.
+    // The same with queued tasks that no node can run.
     let mut queued = |tasks: u32| {
         let mut waiting = job(RuntimeSpec::Noop, &[], tasks);
         waiting.priority = -1;
@@ -53,7 +53,7 @@ pub(crate) fn measure(table: &mut Table) {
     let resident = rig.mesh.manager().resident_bytes();
     table.figure("memory: manager, after 2,000,000 tasks", megabytes(resident), "");
 
-    // Every agent gone, so that the start alone is measured.
+    // Stop all agents, so that only the start is measured.
     for agent in AGENTS {
         rig.mesh.stop_agent(agent);
     }
@@ -72,5 +72,5 @@ pub(crate) fn measure(table: &mut Table) {
         .unwrap()
         .map(|entry| entry.unwrap().metadata().unwrap().len())
         .sum();
-    table.figure("database on disk then", megabytes(database), "");
+    table.figure("database on disk after that", megabytes(database), "");
 }

@@ -1,4 +1,4 @@
-//! A mesh of the program itself, and a client to drive it.
+//! A mesh of this binary, and a client of its manager.
 
 use std::time::{Duration, Instant};
 
@@ -20,7 +20,7 @@ pub(crate) struct Rig {
 }
 
 impl Rig {
-    /// A manager and agents with these flags.
+    /// Starts a manager and agents with these flags.
     pub(crate) fn new(agents: &[&str], flags: &[&str]) -> Self {
         let mut mesh = Mesh::new(std::env::current_exe().unwrap());
         mesh.start_manager();
@@ -30,26 +30,26 @@ impl Rig {
         Self::of(mesh)
     }
 
-    /// A mesh that runs already.
+    /// Wraps a mesh that is already running.
     pub(crate) fn of(mesh: Mesh) -> Self {
         let runtime = Runtime::new().unwrap();
         let client = connect(&runtime, &mesh);
         Self { mesh, client, runtime }
     }
 
-    /// A new connection, after the manager was started anew.
+    /// Opens a new connection after a restart of the manager.
     pub(crate) fn reconnect(&mut self) {
         self.client = connect(&self.runtime, &self.mesh);
     }
 
-    /// Asks the manager.
+    /// Sends a request to the manager, and returns the reply.
     pub(crate) fn ask(&self, body: RequestBody) -> ReplyBody {
         self.runtime.block_on(self.client.request(body)).unwrap()
     }
 
     /// Submits a job.
     pub(crate) fn submit(&self, spec: JobSpec) -> JobId {
-        let submission = SubmissionId(uuid::Uuid::new_v4());
+        let submission = SubmissionId(uuid::Uuid::now_v7());
         match self.ask(RequestBody::Submit { submission, spec: Box::new(spec) }) {
             ReplyBody::Submitted { job, .. } => job,
             other => panic!("{other:?}"),
@@ -69,12 +69,12 @@ impl Rig {
                 return *detail;
             }
             since = Some(detail.revision);
-            // Every commit changes a busy job: ask a hundred times a second at the most.
+            // Every commit changes a busy job, so ask at most a hundred times a second.
             std::thread::sleep(Duration::from_millis(10));
         }
     }
 
-    /// Tasks a second, from submit to the end of the last.
+    /// Runs a job, and returns its tasks per second from the submit to the last task's end.
     pub(crate) fn rate(&self, spec: JobSpec) -> f64 {
         #[expect(clippy::cast_precision_loss, reason = "tasks are fewer than 2^52")]
         let tasks = spec.array.tasks() as f64;
@@ -89,7 +89,7 @@ fn connect(runtime: &Runtime, mesh: &Mesh) -> Client {
     runtime.block_on(Client::connect(&mesh.local())).unwrap()
 }
 
-/// A job of so many tasks that each take one core.
+/// Returns a job whose tasks take one core each.
 pub(crate) fn job(runtime: RuntimeSpec, command: &[&str], tasks: u32) -> JobSpec {
     JobSpec {
         name: "bench".parse().unwrap(),

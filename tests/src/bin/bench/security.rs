@@ -1,4 +1,4 @@
-//! What TLS and the guard cost, against plain sockets on loopback.
+//! The cost of TLS and the guard, compared with plain sockets on loopback.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -19,9 +19,8 @@ use podmesh_wire::control::{ManagerSocket, PeerSocket};
 use podmesh_wire::front::{Admission, Front, FrontConfig, Gate, Who};
 use podmesh_wire::key::KeyPair;
 use podmesh_wire::manager_keys::{ManagerKeys, ShownKeys};
-use podmesh_wire::route::{Credentials, Route};
+use podmesh_wire::route::{Credentials, Duplex, Route};
 use tokio::runtime::Runtime;
-use tokio::sync::mpsc;
 use tokio::task::AbortHandle;
 use zeromq::{DealerSocket, RouterSocket, Socket, SocketRecv, SocketSend, ZmqMessage};
 
@@ -43,14 +42,14 @@ pub(crate) fn measure(table: &mut Table) {
         let ours = percentile(&mut secured, share).as_secs_f64() * 1e6;
         let theirs = percentile(&mut plain, share).as_secs_f64() * 1e6;
         table.figure(
-            &format!("round trip, TLS and guard beyond plain TCP, {name}"),
+            &format!("round trip, TLS and guard minus plain TCP, {name}"),
             format!("{ours:.0} µs - {theirs:.0} µs = {:.0} µs", ours - theirs),
             "100 µs",
         );
     }
 }
 
-/// Tasks that end at once, with agents by TLS and with agents by unix sockets.
+/// Measures no-op tasks with agents over TLS and with agents over unix sockets.
 fn dispatch(table: &mut Table) {
     let rate = |local: bool| {
         let mut mesh = Mesh::new(std::env::current_exe().unwrap());
@@ -72,17 +71,17 @@ fn dispatch(table: &mut Table) {
         tls.push(rate(false));
         unix.push(rate(true));
     }
-    let name = "no-op tasks/s, agents by TLS against unix sockets";
+    let name = "no-op tasks/s, agents over TLS against unix sockets";
     table.ratio(name, median(tls), median(unix), "/s", "0.8");
 }
 
-/// About what an agent sends when it has little to say.
+/// Returns a typical small message of an agent.
 fn message() -> ToManager {
     let report = |n| Report(n, AttemptId::new(JobId(1), 1, 1), ReportFact::Started);
     ToManager::Reports(Epoch(1), (0..16).map(report).collect())
 }
 
-/// Messages a second one way, and the times of round trips, with nothing but ZeroMQ.
+/// Measures messages per second one way, and the times of round trips, with plain ZeroMQ.
 async fn plain() -> (f64, Vec<Duration>) {
     let mut router = RouterSocket::new();
     let endpoint = router.bind("tcp://127.0.0.1:0").await.unwrap();
@@ -123,25 +122,23 @@ fn per_second(began: Instant) -> f64 {
     ONE_WAY as f64 / began.elapsed().as_secs_f64()
 }
 
-/// The same by the front, the guard and TLS.
+/// Measures the same through the front, the guard and TLS.
 async fn secured() -> (f64, Vec<Duration>) {
     let folder = tempfile::tempdir().unwrap();
     let keys = ManagerKeys::load_or_create(folder.path()).unwrap();
     let key = KeyPair::generate().unwrap();
-    let (heartbeats, _streams) = mpsc::unbounded_channel();
     let (front, inner) = Front::bind(FrontConfig {
         listen: "127.0.0.1:0".parse().unwrap(),
         keys: ShownKeys::new(&keys).unwrap(),
         local_dir: folder.path().join("local"),
         group: None,
         private_dir: folder.path().join("private"),
-        heartbeats,
     })
     .unwrap();
     let addresses = vec![ManagerAddress::from(front.address())];
     let socket = ManagerSocket::bind(inner.control).await.unwrap();
     let (mut receiver, mut sender) = socket.split();
-    let running = tokio::spawn(front.run(Arc::new(Anybody::default())));
+    let running = tokio::spawn(front.run(Arc::new(OpenGate::default())));
     let credentials = Arc::new(Credentials::new(key, keys.digests().into()));
     let route = Route::Remote { addresses, credentials };
     let (mut peer_receiver, mut peer_sender) = PeerSocket::connect(&route).await.unwrap().split();
@@ -171,13 +168,13 @@ async fn secured() -> (f64, Vec<Duration>) {
     (per_second(began), times)
 }
 
-/// Lets everybody in.
+/// A gate that admits everybody.
 #[derive(Default)]
-struct Anybody {
+struct OpenGate {
     last: AtomicU64,
 }
 
-impl Gate for Anybody {
+impl Gate for OpenGate {
     fn admit(&self, _: Who, _: Service, _: AbortHandle) -> Result<Admission, ErrorReply> {
         let number = self.last.fetch_add(1, Ordering::Relaxed) + 1;
         Ok(Admission {
@@ -194,6 +191,8 @@ impl Gate for Anybody {
     ) -> Result<(ClusterId, Role, Name), ErrorReply> {
         Err(ErrorReply::new(ErrorCode::InvalidToken, "nobody joins here"))
     }
+
+    async fn heartbeats(&self, _: Caller, _: Box<dyn Duplex>, _: AbortHandle) {}
 
     fn refused(&self, _: Option<IpAddr>, why: &str) {
         panic!("{why}");

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::time::Duration;
 
-/// Rows of measures.
+/// A table of results.
 pub(crate) struct Table(comfy_table::Table);
 
 impl Table {
@@ -14,13 +14,13 @@ impl Table {
         Self(table)
     }
 
-    /// A figure alone.
+    /// Adds a single figure.
     pub(crate) fn figure(&mut self, measure: &str, value: String, floor: &str) {
         eprintln!("  {measure}: {value}");
         self.0.add_row([measure, &value, "", "", floor]);
     }
 
-    /// Two figures of one run and their ratio.
+    /// Adds two figures of one run and their ratio.
     pub(crate) fn ratio(&mut self, measure: &str, value: f64, other: f64, unit: &str, floor: &str) {
         eprintln!("  {measure}: {value:.0} {unit} against {other:.0}: {:.2}", value / other);
         self.0.add_row([
@@ -39,13 +39,13 @@ impl fmt::Display for Table {
     }
 }
 
-/// The middle one of some figures.
+/// Returns the median.
 pub(crate) fn median(mut figures: Vec<f64>) -> f64 {
     figures.sort_by(f64::total_cmp);
     figures[figures.len() / 2]
 }
 
-/// The value below which a share of the times lies.
+/// Returns the time that a given share of the times does not exceed.
 pub(crate) fn percentile(times: &mut [Duration], share: f64) -> Duration {
     times.sort_unstable();
     let last = times.len() - 1;
@@ -53,13 +53,13 @@ pub(crate) fn percentile(times: &mut [Duration], share: f64) -> Duration {
         clippy::cast_possible_truncation,
         clippy::cast_sign_loss,
         clippy::cast_precision_loss,
-        reason = "a place in a list of some hundreds"
+        reason = "an index into a list of some hundreds"
     )]
-    let place = (last as f64 * share).round() as usize;
-    times[place]
+    let index = (last as f64 * share).round() as usize;
+    times[index]
 }
 
-/// Megabytes of 10^6 bytes, with one digit.
+/// Formats bytes as megabytes (10^6 bytes) with one decimal.
 pub(crate) fn megabytes(bytes: u64) -> String {
     format!("{}.{} MB", bytes / 1_000_000, bytes / 100_000 % 10)
 }

@@ -18,7 +18,8 @@ fn frame(flags: u8, body: &[u8]) -> Vec<u8> {
     bytes
 }
 
-/// Shows the bytes in pieces, as the network may bring them; what passed, and the verdict.
+/// Passes the bytes in pieces, as they may arrive from the network. Returns the accepted bytes and
+/// the verdict.
 fn show(traffic: Traffic, bytes: &[u8], piece: usize) -> (Vec<u8>, Result<(), Violation>) {
     let mut inspector = Inspector::new(traffic);
     let (mut held, mut passed) = (Vec::new(), Vec::new());
@@ -34,7 +35,7 @@ fn show(traffic: Traffic, bytes: &[u8], piece: usize) -> (Vec<u8>, Result<(), Vi
 }
 
 #[test]
-fn the_73_bytes_that_end_a_process_do_not_pass() {
+fn a_frame_with_an_excessive_length_is_refused() {
     for shift in [33, 47, 62, 63] {
         let mut bytes = vec![LONG];
         bytes.extend((1_u64 << shift).to_be_bytes());
@@ -49,7 +50,7 @@ fn the_73_bytes_that_end_a_process_do_not_pass() {
 }
 
 #[test]
-fn frames_up_to_the_limit_pass_and_no_longer_ones() {
+fn frames_up_to_the_limit_are_accepted_and_longer_ones_are_not() {
     for (length, passes) in
         [(0, true), (255, true), (FRAME_BYTES_MAX, true), (FRAME_BYTES_MAX + 1, false)]
     {
@@ -61,7 +62,7 @@ fn frames_up_to_the_limit_pass_and_no_longer_ones() {
 }
 
 #[test]
-fn commands_strange_flags_and_many_parts_do_not_pass() {
+fn commands_unknown_flags_and_too_many_parts_are_refused() {
     assert_eq!(show(MESSAGES, &frame(COMMAND, b"\x04PING"), 9).1, Err(Violation::Command));
     assert_eq!(show(MESSAGES, &frame(0x80, b""), 9).1, Err(Violation::Flags(0x80)));
     let two = [frame(MORE, b"a"), frame(0, b"b")].concat();
@@ -71,7 +72,7 @@ fn commands_strange_flags_and_many_parts_do_not_pass() {
 }
 
 #[test]
-fn only_subscriptions_pass_to_a_publisher() {
+fn a_publisher_accepts_only_subscriptions() {
     let subscribe = frame(0, b"\x01manager");
     assert_eq!(show(ANY_TOPIC, &subscribe, 1), (subscribe.clone(), Ok(())));
     let one = Traffic::Subscriptions { only: Some("manager") };
@@ -92,7 +93,7 @@ fn only_subscriptions_pass_to_a_publisher() {
 }
 
 #[test]
-fn greetings_and_ready_are_told_apart_from_others() {
+fn greetings_and_ready_commands_are_recognized() {
     let mut greeting = [0; GREETING_BYTES];
     greeting[0] = 0xff;
     greeting[9] = 0x7f;
@@ -120,10 +121,10 @@ fn greetings_and_ready_are_told_apart_from_others() {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(2000))]
 
-    /// Whatever comes and however it is cut: no panic, the same verdict, and what passed is a
-    /// beginning of it.
+    /// Any input in any pieces: no panic, the same verdict, and the accepted bytes are a prefix of
+    /// the input.
     #[test]
-    fn any_bytes_get_one_verdict(
+    fn any_bytes_get_the_same_verdict_in_any_pieces(
         bytes in prop::collection::vec(prop_oneof![0..8_u8, any::<u8>()], 0..300),
         piece in 1..20_usize,
         subscriptions in any::<bool>(),
@@ -133,7 +134,7 @@ proptest! {
         prop_assert!(bytes.starts_with(&whole));
         let (pieces, of_pieces) = show(traffic, &bytes, piece);
         prop_assert_eq!(verdict, of_pieces);
-        // A piece with a violation in it passes nothing.
+        // Nothing of a piece with a violation is accepted.
         prop_assert!(whole.starts_with(&pieces));
         _ = command_length(&bytes);
         _ = socket_type(&bytes);

@@ -1,4 +1,4 @@
-//! Containers whose agent is killed at random: their lines, and their exit codes.
+//! Containers whose agent is killed at random times: their lines and exit codes.
 
 use std::fs;
 use std::time::{Duration, Instant};
@@ -14,14 +14,14 @@ use crate::table::Table;
 const LINES: u32 = 5_000;
 const PRINTERS: u32 = 4;
 const EXITS: u32 = 40;
-/// The longest pause between an agent's start and its end.
+/// The longest pause before the next kill.
 const LIFE_MS_MAX: u64 = 400;
 const REMOVAL_LIMIT: Duration = Duration::from_secs(30);
 
 pub(crate) fn measure(table: &mut Table) {
     let kills = super::kills();
     let Some(image) = docker::image() else {
-        eprintln!("  LEFT OUT: no Docker engine answers");
+        eprintln!("  SKIPPED: no Docker engine answers");
         return;
     };
     let mut rig = Rig::new(&["a"], &[]);
@@ -40,14 +40,14 @@ pub(crate) fn measure(table: &mut Table) {
         let mut spec = job(docker(), &["sh", "-c", &script], PRINTERS);
         spec.resources.cpu_millis = 100;
         let id = rig.submit(spec);
-        killed += kill_until_over(&mut rig, id, u64::from(killed));
+        killed += kill_until_ended(&mut rig, id, u64::from(killed));
         rig.wait(id);
         for task in 1..=PRINTERS {
             printed += LINES;
             wrong += wrong_lines(&rig, id, task);
         }
     }
-    let name = format!("lines of containers missing or doubled, agent killed {killed} times");
+    let name = format!("lines of containers missing or duplicated, agent killed {killed} times");
     table.figure(&name, format!("{wrong} of {printed}"), "0");
 
     let exit_kills = kills.div_ceil(5);
@@ -57,7 +57,7 @@ pub(crate) fn measure(table: &mut Table) {
         let mut spec = job(docker(), &["sh", "-c", script], EXITS);
         spec.resources.cpu_millis = 250;
         let id = rig.submit(spec);
-        killed += kill_until_over(&mut rig, id, u64::from(killed));
+        killed += kill_until_ended(&mut rig, id, u64::from(killed));
         tasks += EXITS;
         other += other_codes(&rig, id);
     }
@@ -65,7 +65,7 @@ pub(crate) fn measure(table: &mut Table) {
     table.figure(&name, format!("{other} of {tasks}"), "0");
     let agent = rig.mesh.agent_dir("a").join("agent/id");
     let agent = fs::read_to_string(agent).unwrap();
-    // They are removed in the background.
+    // Containers are removed in the background.
     let until = Instant::now() + REMOVAL_LIMIT;
     let mut left = docker::containers_of(agent.trim()).len();
     while left > 0 && Instant::now() < until {
@@ -75,11 +75,11 @@ pub(crate) fn measure(table: &mut Table) {
     table.figure("containers left behind", left.to_string(), "0");
 }
 
-/// Kills the agent until the job is over; how often.
-fn kill_until_over(rig: &mut Rig, id: JobId, seed: u64) -> u32 {
+/// Kills the agent repeatedly until the job has ended, and returns how often.
+fn kill_until_ended(rig: &mut Rig, id: JobId, seed: u64) -> u32 {
     let mut random = fastrand::Rng::with_seed(seed);
     let mut killed = 0;
-    while !is_over(rig, id) {
+    while !has_ended(rig, id) {
         std::thread::sleep(Duration::from_millis(random.u64(..LIFE_MS_MAX)));
         rig.mesh.kill_agent("a");
         rig.mesh.start_agent("a", &[]);
@@ -88,7 +88,7 @@ fn kill_until_over(rig: &mut Rig, id: JobId, seed: u64) -> u32 {
     killed
 }
 
-fn is_over(rig: &Rig, job: JobId) -> bool {
+fn has_ended(rig: &Rig, job: JobId) -> bool {
     let body = RequestBody::Job { job, since: None, wait_ms: 0 };
     let ReplyBody::Job(detail) = rig.ask(body) else { panic!("no job") };
     detail.view.state.is_end()

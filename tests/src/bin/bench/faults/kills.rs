@@ -1,4 +1,4 @@
-//! Managers and agents killed at random moments while jobs are submitted.
+//! Managers and agents killed at random times while jobs are submitted.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -23,11 +23,11 @@ use uuid::Uuid;
 use crate::rig::job;
 use crate::table::Table;
 
-/// The longest pause between a daemon's start and its end.
+/// The longest pause before the next kill.
 const LIFE_MS_MAX: u64 = 200;
 /// Tasks of each job.
 const TASKS: u32 = 2;
-/// How long all that was accepted may take to end once nobody is killed any more.
+/// How long all accepted jobs may take to end after the last kill.
 const END_LIMIT: Duration = Duration::from_secs(300);
 
 pub(crate) fn measure(table: &mut Table) {
@@ -35,28 +35,29 @@ pub(crate) fn measure(table: &mut Table) {
     let manager = run(kills, &["manager"]);
     let name = format!("submissions acknowledged and lost, manager killed {kills} times");
     table.figure(&name, format!("{} of {}", manager.lost, manager.accepted), "0");
-    let name = format!("tasks run twice, or not at all, manager killed {kills} times");
+    let name = format!("tasks run twice or not at all, manager killed {kills} times");
     table.figure(&name, format!("{} and {}", manager.twice, manager.undone), "0 and 0");
     let both = run(kills, &["manager", "a", "b"]);
     let name = format!("submissions acknowledged and lost, both killed {kills} times");
     table.figure(&name, format!("{} of {}", both.lost, both.accepted), "0");
-    let name = format!("tasks run twice, or not at all, both killed {kills} times");
+    let name = format!("tasks run twice or not at all, both killed {kills} times");
     table.figure(&name, format!("{} and {}", both.twice, both.undone), "0 and 0");
     let name = format!("jobs that did not succeed, both killed {kills} times");
     table.figure(&name, both.failed.to_string(), "0");
 }
 
-/// What came of it.
+/// The counts after the kills.
 #[derive(Debug, Default)]
-struct Counted {
+struct Counts {
+    /// Accepted submissions.
     accepted: usize,
-    /// Accepted, and not known any more.
+    /// Accepted submissions whose job is unknown.
     lost: usize,
-    /// Tasks of which something ran more than once.
+    /// Tasks that ran more than once.
     twice: usize,
     /// Tasks of succeeded jobs that never ran.
     undone: usize,
-    /// Jobs that ended otherwise.
+    /// Jobs that did not succeed.
     failed: usize,
 }
 
@@ -66,18 +67,17 @@ fn start() -> (Mesh, PathBuf, Submitter) {
     for agent in ["a", "b"] {
         mesh.start_agent(agent, &["--docker", "off"]);
     }
-    let marks = mesh.folder().join("marks");
-    fs::create_dir(&marks).unwrap();
+    let marks = mesh.shared_folder("marks");
     let submitter = Submitter::start(mesh.local(), marks.clone());
     (mesh, marks, submitter)
 }
 
-/// The manager is killed at the calls of which a commit is made: the pages that it writes to the
-/// log, and the wait for the disk.
+/// Kills the manager at the system calls that make up a commit: writing pages to the log, and
+/// waiting for the disk.
 pub(crate) fn edges(table: &mut Table) {
     let kills = super::kills().div_ceil(4);
     if Command::new("strace").arg("-V").stdout(Stdio::null()).status().is_err() {
-        eprintln!("  LEFT OUT: there is no strace to kill with at the edges of commits");
+        eprintln!("  SKIPPED: kills at the edges of commits need strace");
         return;
     }
     let (mut mesh, marks, submitter) = start();
@@ -88,16 +88,15 @@ pub(crate) fn edges(table: &mut Table) {
         mesh.run_manager_until(call, random.u32(1..=last));
     }
     mesh.start_manager();
-    let counted = count(&mesh, &submitter.stop(), &marks);
+    let counts = count(&mesh, &submitter.stop(), &marks);
     let name =
         format!("submissions acknowledged and lost, manager killed at {kills} edges of commits");
-    table.figure(&name, format!("{} of {}", counted.lost, counted.accepted), "0");
-    let name =
-        format!("tasks run twice, or not at all, manager killed at {kills} edges of commits");
-    table.figure(&name, format!("{} and {}", counted.twice, counted.undone), "0 and 0");
+    table.figure(&name, format!("{} of {}", counts.lost, counts.accepted), "0");
+    let name = format!("tasks run twice or not at all, manager killed at {kills} edges of commits");
+    table.figure(&name, format!("{} and {}", counts.twice, counts.undone), "0 and 0");
 }
 
-fn run(kills: u32, victims: &[&str]) -> Counted {
+fn run(kills: u32, victims: &[&str]) -> Counts {
     let (mut mesh, marks, submitter) = start();
     let mut random = fastrand::Rng::with_seed(u64::from(kills));
     for _ in 0..kills {
@@ -117,7 +116,7 @@ fn run(kills: u32, victims: &[&str]) -> Counted {
     count(&mesh, &accepted, &marks)
 }
 
-/// Submits one job after the other; each one until it is accepted.
+/// Submits one job after another, retrying each until it is accepted.
 struct Submitter {
     stop: Arc<AtomicBool>,
     thread: JoinHandle<BTreeMap<SubmissionId, JobId>>,
@@ -132,7 +131,7 @@ impl Submitter {
             let mut accepted = BTreeMap::new();
             let mut client = None;
             while !stopped.load(Ordering::Relaxed) {
-                let submission = SubmissionId(Uuid::new_v4());
+                let submission = SubmissionId(Uuid::now_v7());
                 let spec = spec(submission, &marks);
                 let job = runtime.block_on(submit(&route, &mut client, submission, &spec));
                 accepted.insert(submission, job);
@@ -149,7 +148,7 @@ impl Submitter {
     }
 }
 
-/// Every run of a task leaves a line.
+/// Returns a job whose tasks write one line for each run.
 fn spec(submission: SubmissionId, marks: &Path) -> JobSpec {
     let file = marks.join(submission.0.to_string());
     let script = format!("echo >> {}.$PODMESH_TASK_INDEX", file.display());
@@ -179,7 +178,7 @@ async fn submit(
     }
 }
 
-fn count(mesh: &Mesh, accepted: &BTreeMap<SubmissionId, JobId>, marks: &Path) -> Counted {
+fn count(mesh: &Mesh, accepted: &BTreeMap<SubmissionId, JobId>, marks: &Path) -> Counts {
     let runtime = Runtime::new().unwrap();
     let client = runtime.block_on(Client::connect(&mesh.local())).unwrap();
     let ended = Instant::now() + END_LIMIT;
@@ -190,19 +189,19 @@ fn count(mesh: &Mesh, accepted: &BTreeMap<SubmissionId, JobId>, marks: &Path) ->
         }
         thread::sleep(Duration::from_millis(200));
     };
-    let mut counted = Counted { accepted: accepted.len(), ..Counted::default() };
+    let mut counts = Counts { accepted: accepted.len(), ..Counts::default() };
     for (submission, job) in accepted {
         let state = jobs.get(job);
-        counted.lost += usize::from(state.is_none());
-        counted.failed += usize::from(state.is_some_and(|state| *state != JobState::Succeeded));
+        counts.lost += usize::from(state.is_none());
+        counts.failed += usize::from(state.is_some_and(|state| *state != JobState::Succeeded));
         for index in 1..=TASKS {
             let runs = fs::read(marks.join(format!("{}.{index}", submission.0)));
             let runs = runs.unwrap_or_default().len();
-            counted.twice += usize::from(runs > 1);
-            counted.undone += usize::from(runs == 0 && state == Some(&JobState::Succeeded));
+            counts.twice += usize::from(runs > 1);
+            counts.undone += usize::from(runs == 0 && state == Some(&JobState::Succeeded));
         }
     }
-    counted
+    counts
 }
 
 async fn all_jobs(client: &Client) -> BTreeMap<JobId, JobState> {

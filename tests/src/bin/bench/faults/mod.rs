@@ -1,8 +1,8 @@
-//! What survives: daemons killed at random while work goes on, and counted afterwards; links that are
-//! cut; managers that are away or stand still.
+//! Faults: daemons killed at random during work, cut links, and managers that are away or
+//! suspended.
 //!
-//! `PODMESH_KILLS` sets how many kills the counts take: 1,000 unless it is given; a quarter of them at
-//! the edges of commits, a fifth for exit codes, a tenth for lines.
+//! `PODMESH_KILLS` sets the number of kills (default: 1,000). `edges` uses a quarter of that,
+//! `adoption` a fifth for exit codes and a tenth for lines.
 
 pub(crate) mod containers;
 pub(crate) mod kills;

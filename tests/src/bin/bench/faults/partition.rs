@@ -1,4 +1,5 @@
-//! A link that is cut, one way and both: how soon that is known, and how soon it is over.
+//! A link that is cut in one or both directions: how fast the cut is noticed, and how fast the node
+//! is back.
 
 use std::time::Duration;
 
@@ -10,7 +11,7 @@ use super::silence::{milliseconds, time_until};
 use crate::rig::Rig;
 use crate::table::{Table, percentile};
 
-/// Cuts of each kind.
+/// Number of cuts in each direction.
 const CUTS: usize = 5;
 const LEASE_S: u64 = 5;
 
@@ -34,7 +35,7 @@ pub(crate) fn measure(table: &mut Table) {
         let name = format!("link cut ({cut:?}) to node lost, lease {LEASE_S} s, longest of {CUTS}");
         let floor = format!("{} ms", (LEASE_S + 1) * 1000);
         table.figure(&name, milliseconds(percentile(&mut known, 1.0)), &floor);
-        let name = format!("link mended ({cut:?}) to node alive, longest of {CUTS}");
+        let name = format!("link restored ({cut:?}) to node alive, longest of {CUTS}");
         table.figure(&name, milliseconds(percentile(&mut over, 1.0)), "5000 ms");
     }
 }

@@ -1,5 +1,5 @@
-//! How soon it is known that somebody is gone, and how soon work goes on elsewhere; and that nobody
-//! is given up who is there.
+//! How fast the loss of an agent is noticed and its work moves to other nodes; and that no live agent
+//! is considered lost.
 
 use std::time::{Duration, Instant};
 
@@ -41,13 +41,13 @@ fn state(rig: &Rig, node: &str) -> NodeState {
 pub(super) fn time_until(rig: &Rig, node: &str, wanted: NodeState) -> Duration {
     let began = Instant::now();
     while state(rig, node) != wanted {
-        assert!(began.elapsed() < Duration::from_secs(60), "{node} does not become {wanted:?}");
+        assert!(began.elapsed() < Duration::from_secs(60), "node {node} did not become {wanted:?}");
         std::thread::sleep(Duration::from_millis(1));
     }
     began.elapsed()
 }
 
-/// Every event, with the moment of its commit in milliseconds.
+/// Returns all events, with the time of their commit in milliseconds.
 fn events(rig: &Rig) -> Vec<(u64, EventFact)> {
     let mut all = Vec::new();
     let mut since = Revision(0);
@@ -69,7 +69,7 @@ fn lost(rig: &Rig) -> usize {
     events(rig).iter().filter(|(_, fact)| matches!(fact, EventFact::NodeLost(_))).count()
 }
 
-/// Agents that are killed.
+/// Measures how fast killed agents are noticed.
 fn deaths(table: &mut Table) {
     let mut rig = Rig::new(&["a"], &FLAGS);
     let mut known: Vec<_> = (0..DEATHS)
@@ -81,10 +81,11 @@ fn deaths(table: &mut Table) {
         })
         .collect();
     let p99 = milliseconds(percentile(&mut known, 0.99));
-    table.figure("agent killed to known, p99 of 50", p99, "100 ms");
+    table.figure("agent killed to node suspect, p99 of 50", p99, "100 ms");
 }
 
-/// From the moment that an attempt counts as lost, after lease and margin, to the next one's start.
+/// Measures the time from when an attempt counts as lost, after lease and margin, to the start of
+/// the next one.
 fn moves(table: &mut Table) {
     let mut mesh = Mesh::new(std::env::current_exe().unwrap()).manager_flags(&[
         "--lease",
@@ -129,11 +130,11 @@ fn moves(table: &mut Table) {
     }
     assert_eq!(times.len(), MOVES);
     let longest = milliseconds(percentile(&mut times, 1.0));
-    let name = "attempt known as lost (requeue, after lease and margin) to next one started, longest of 10";
+    let name = "attempt lost (requeue, after lease and margin) to next one started, longest of 10";
     table.figure(name, longest, "500 ms");
 }
 
-/// Managers that are away, while something runs.
+/// Measures managers that are away while processes run.
 fn outages(table: &mut Table) {
     for seconds in OUTAGES_S {
         let mut rig = Rig::new(&["a", "b"], &FLAGS);
@@ -152,11 +153,11 @@ fn outages(table: &mut Table) {
         let attempts: u64 = rig.wait(id).view.counts.succeeded.into();
         let name = format!("manager away for {seconds} s: running processes that survive");
         table.figure(&name, format!("{attempts} of 2"), "2 of 2");
-        table.figure("all agents back, its start included", back, "5000 ms");
+        table.figure("all agents back, including the manager's start", back, "5000 ms");
     }
 }
 
-/// A manager that stands still expires nobody on waking.
+/// Checks that a suspended manager does not give up nodes when it resumes.
 fn standstill(table: &mut Table) {
     let mut rig = Rig::new(&["a", "b"], &FLAGS);
     rig.mesh.manager().signal(Signal::SIGSTOP);
@@ -166,8 +167,8 @@ fn standstill(table: &mut Table) {
     for node in ["a", "b"] {
         time_until(&rig, node, NodeState::Alive);
     }
-    // Long enough for a lease of before to run out.
+    // Long enough for a lease from before the pause to expire.
     std::thread::sleep(STANDSTILL / 2);
-    let name = "nodes lost by a manager that stood still for 30 s";
+    let name = "nodes lost after the manager was suspended for 30 s";
     table.figure(name, lost(&rig).to_string(), "0");
 }

@@ -1,4 +1,4 @@
-//! A subscriber that stands still while others read.
+//! A subscriber that is suspended while others read.
 
 use std::process::{Child, Stdio};
 
@@ -12,12 +12,12 @@ use crate::table::{Table, megabytes};
 const SUBSCRIBERS: usize = 50;
 const TASKS: u32 = 100_000;
 
-/// Killed when dropped.
+/// A subscriber process. Killed when dropped.
 struct Subscriber(Child);
 
 impl Drop for Subscriber {
     fn drop(&mut self) {
-        // Errors say that it is gone.
+        // An error means that it has already ended.
         _ = self.0.kill();
         _ = self.0.wait();
     }
@@ -34,12 +34,13 @@ pub(crate) fn measure(table: &mut Table) {
         rig.rate(job(RuntimeSpec::Noop, &[], TASKS));
         rig.mesh.manager().resident_bytes()
     };
-    // What the same work takes while all of them read.
+    // The memory after the same work while all of them read.
     work(&mut rig);
     let before = work(&mut rig);
     let stopped = Pid::from_raw(i32::try_from(subscribers[0].0.id()).unwrap());
     kill(stopped, Signal::SIGSTOP).unwrap();
     let after = work(&mut rig);
-    let name = format!("one of {SUBSCRIBERS} subscribers stands still, {TASKS} tasks: more memory");
+    let name =
+        format!("memory increase: one of {SUBSCRIBERS} subscribers is suspended, {TASKS} tasks");
     table.figure(&name, megabytes(after.saturating_sub(before)), "8 MB");
 }

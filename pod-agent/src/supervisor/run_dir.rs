@@ -1,4 +1,5 @@
-//! Where a supervisor is found: `<agent's data>/run/`, for the agent's user alone.
+//! The folder of a supervisor's socket and lock: `<agent's data>/run/`. Only the agent's user can
+//! access it.
 
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io;
@@ -15,49 +16,50 @@ use super::error::SupervisorError;
 const DIR: &str = "run";
 /// The socket.
 const SOCKET: &str = "supervisor.sock";
-/// Held as long as a supervisor or anything of it lives; holds the supervisor's number.
+/// The lock. It is held as long as a supervisor or anything that it started is running, and
+/// contains the supervisor's process id.
 const LOCK: &str = "supervisor.lock";
-/// How long the end of the supervisor before may take: it leaves processes their grace.
+/// How long the previous supervisor may take to end. It gives processes their grace.
 const LOCK_LIMIT: Duration = Duration::from_secs(25);
-/// Between two looks at a lock, which has no event.
+/// Interval between tries to get the lock, which must be polled.
 const LOOK: Duration = Duration::from_millis(5);
 
-/// The folder, open.
+/// The open folder.
 #[derive(Debug)]
-pub(super) struct Place {
+pub(super) struct RunDir {
     path: PathBuf,
     dir: SocketDir,
 }
 
-/// Who may become the supervisor of a data directory.
+/// The result of trying to become the supervisor of a data directory.
 #[derive(Debug)]
 pub(super) enum Turn {
-    /// This process; as long as the file is open.
+    /// This process may be the supervisor, as long as the file is open.
     Ours(File),
-    /// Nobody: there is one.
+    /// There already is a supervisor.
     Served,
 }
 
-impl Place {
-    /// Opens the folder, and makes it when it is missing.
+impl RunDir {
+    /// Opens the folder, creating it if it is missing.
     pub(super) fn open(agent_dir: &Path) -> Result<Self, SupervisorError> {
         let path = agent_dir.join(DIR);
         let dir = SocketDir::create(&path, 0o700)
-            .map_err(SupervisorError::io("make the folder", &path))?;
+            .map_err(SupervisorError::io("create the folder", &path))?;
         Ok(Self { path, dir })
     }
 
-    /// The lock, which has the supervisor's number in it.
+    /// Returns the path of the lock, which contains the supervisor's process id.
     pub(super) fn lock_path(&self) -> PathBuf {
         self.path.join(LOCK)
     }
 
-    /// The socket, as it is called for people.
+    /// Returns the path of the socket, for messages.
     pub(super) fn socket_path(&self) -> PathBuf {
         self.path.join(SOCKET)
     }
 
-    /// Waits for the turn to be the supervisor: the one before may be ending. Blocks.
+    /// Waits to become the supervisor, because the previous one may be ending. Blocks.
     pub(super) fn take_turn(&self) -> Result<Turn, SupervisorError> {
         let path = self.lock_path();
         let file = OpenOptions::new().create(true).append(true).open(&path);
@@ -66,7 +68,7 @@ impl Place {
         loop {
             match file.try_lock() {
                 Ok(()) => {
-                    // The number of the one before means nothing any more.
+                    // Remove the previous supervisor's process id.
                     file.set_len(0).map_err(SupervisorError::io("write to", path))?;
                     return Ok(Turn::Ours(file));
                 }
@@ -85,14 +87,14 @@ impl Place {
         }
     }
 
-    /// Writes down who is the supervisor.
+    /// Writes the supervisor's process id.
     pub(super) fn write_number(&self) -> Result<(), SupervisorError> {
         let path = self.lock_path();
         std::fs::write(&path, format!("{}\n", std::process::id()))
             .map_err(SupervisorError::io("write to", path))
     }
 
-    /// The socket to listen on, in place of one that was left.
+    /// Binds the socket, replacing a leftover one.
     pub(super) fn bind(&self) -> Result<UnixListener, SupervisorError> {
         let bound = self.dir.bind(SOCKET, 0o600).and_then(|listener| {
             listener.set_nonblocking(true)?;
@@ -101,13 +103,13 @@ impl Place {
         bound.map_err(SupervisorError::io("listen on", self.socket_path()))
     }
 
-    /// Nobody is to connect any more.
+    /// Removes the socket, so that nobody can connect any more.
     pub(super) fn unbind(&self) {
-        // Where it stays, a connection is refused all the same.
+        // If this fails, connections are refused all the same.
         _ = std::fs::remove_file(self.socket_path());
     }
 
-    /// A connection to the supervisor there is.
+    /// Connects to the running supervisor.
     pub(super) fn connect(&self) -> io::Result<UnixStream> {
         let stream = UnixStream::connect(self.dir.path(SOCKET))?;
         stream.set_nonblocking(true)?;

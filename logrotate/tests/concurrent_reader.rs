@@ -1,4 +1,4 @@
-//! A reader beside a writer that rotates as fast as it can.
+//! A reader while a writer rotates as fast as it can.
 #![expect(clippy::unwrap_used, reason = "tests")]
 
 use std::path::Path;
@@ -50,7 +50,7 @@ fn a_follower_gets_every_byte_once() {
 }
 
 #[test]
-fn where_files_are_dropped_a_reader_skips_and_never_errs() {
+fn a_reader_skips_removed_files_without_errors() {
     let temp = tempfile::tempdir().unwrap();
     let policy = RotationPolicy { file_bytes_max: 500, files_max: 3, ..RotationPolicy::default() };
     let done = AtomicBool::new(false);

@@ -1,0 +1,77 @@
+//! Removing nodes that are gone for good.
+
+use podmesh_protocol::client::{NodeState, ReplyBody};
+use podmesh_protocol::error::{ErrorCode, ErrorReply};
+use podmesh_protocol::event::EventFact;
+use podmesh_protocol::ids::{Name, TaskId};
+use podmesh_protocol::report::{Outcome, OutcomeKind};
+use podmesh_protocol::time::Now;
+
+use crate::input::{ForgetRequest, Input};
+use crate::nodes::NodeIx;
+use crate::step::{Change, Step};
+use crate::{Core, reply};
+
+impl Core {
+    /// Forgets a lost node, and ends the attempts that are still on it if the request says so. The
+    /// key of the node stays valid: if its agent comes back, it gets a session as a new node and is
+    /// told to stop the attempts that it holds.
+    pub(crate) fn on_forget_requested(&mut self, now: Now, asked: ForgetRequest, out: &mut Step) {
+        let ix = match self.may_be_forgotten(&asked) {
+            Ok(ix) => ix,
+            Err(error) => return reply(out, asked.peer, asked.request, Err(error)),
+        };
+        let ForgetRequest { node: name, by, .. } = &asked;
+        let attempts: Vec<TaskId> = self.nodes.get(ix).attempts.iter().copied().collect();
+        for task in attempts {
+            if !self.has_room(out) {
+                return self.backlog.push_front(Input::ForgetRequested(asked));
+            }
+            let message =
+                format!("node `{name}` was forgotten by {by}; what the attempt did is not known");
+            let outcome = Outcome::new(OutcomeKind::Lost).with_message(message);
+            self.end_attempt(now, task, outcome, out);
+        }
+        let enrolled = self.access.is_enrolled(name);
+        self.forget_node(ix, by, out);
+        reply(out, asked.peer, asked.request, Ok(ReplyBody::NodeForgotten { enrolled }));
+    }
+
+    /// Removes a node that is lost, and has no attempts and no deadline.
+    pub(crate) fn forget_node(&mut self, ix: NodeIx, by: &Name, out: &mut Step) {
+        let name = self.nodes.get(ix).row.node.clone();
+        out.changes.push(Change::NodeForgotten(name.clone()));
+        out.events.push(EventFact::NodeForgotten(name, by.clone()));
+        self.nodes.get_mut(ix).row.runtimes.clear();
+        // Without runtimes it suits no job.
+        self.queue.node_changed(ix, &self.nodes);
+        self.nodes.remove(ix);
+    }
+
+    fn may_be_forgotten(&self, asked: &ForgetRequest) -> Result<NodeIx, ErrorReply> {
+        let name = &asked.node;
+        let Some(ix) = self.nodes.by_name(name) else {
+            let message = format!("there is no node `{name}`; `podmesh nodes` shows all");
+            return Err(ErrorReply::new(ErrorCode::NotFound, message));
+        };
+        let in_use = |message: String| Err(ErrorReply::new(ErrorCode::NodeInUse, message));
+        let node = self.nodes.get(ix);
+        let attempts = node.attempts.len();
+        match node.state {
+            NodeState::Alive => in_use(format!(
+                "node `{name}` is alive: stop its agent, and forget it once it is lost"
+            )),
+            NodeState::Suspect => in_use(format!(
+                "node `{name}` may still come back within its lease: forget it once it is lost"
+            )),
+            // The margin has not ended yet. After it only attempts that wait for the node are left.
+            NodeState::Lost if self.nodes.deadline(ix).is_some() => {
+                in_use(format!("node `{name}` was lost a moment ago: forget it in a few seconds"))
+            }
+            NodeState::Lost if attempts > 0 && !asked.force => in_use(format!(
+                "attempts wait for node `{name}` ({attempts} of them) and may still run there: --force ends them as lost, and tasks that have retries left start elsewhere although the older copy may still run"
+            )),
+            NodeState::Lost => Ok(ix),
+        }
+    }
+}

@@ -1,0 +1,107 @@
+//! The requirements of a task on a node.
+
+use std::cmp::Reverse;
+use std::collections::BTreeMap;
+
+use podmesh_protocol::ids::{JobId, Name};
+use podmesh_protocol::spec::{JobSpec, Resources, RuntimeKind};
+
+use crate::step::NodeRow;
+
+/// The position of a job in the queue: higher priority first, then order of arrival.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct QueueKey(Reverse<i32>, JobId);
+
+impl QueueKey {
+    /// Sorts after every job.
+    pub(super) const LAST: Self = Self(Reverse(i32::MIN), JobId(u64::MAX));
+
+    pub(crate) fn new(priority: i32, job: JobId) -> Self {
+        Self(Reverse(priority), job)
+    }
+
+    pub(crate) fn job(self) -> JobId {
+        self.1
+    }
+}
+
+/// What a node must have, apart from its resources.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Constraint {
+    pub(crate) runtime: RuntimeKind,
+    pub(crate) labels: BTreeMap<Name, String>,
+}
+
+impl Constraint {
+    pub(crate) fn admits(&self, node: &NodeRow) -> bool {
+        node.runtimes.contains(&self.runtime)
+            && self.labels.iter().all(|(label, value)| node.labels.get(label) == Some(value))
+    }
+}
+
+/// The requirements of a task on a node.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Needs {
+    pub(crate) constraint: Constraint,
+    pub(crate) resources: Resources,
+    /// The longest time that the task can run, in milliseconds; `None` if it may run for ever.
+    pub(crate) lasts_ms: Option<u64>,
+}
+
+impl Needs {
+    pub(crate) fn of(spec: &JobSpec) -> Self {
+        let constraint =
+            Constraint { runtime: spec.run.runtime.kind(), labels: spec.require.clone() };
+        Self { constraint, resources: spec.resources, lasts_ms: lasts_ms(spec) }
+    }
+
+    /// Returns whether a node could take such a task if it were empty.
+    pub(crate) fn suit(&self, node: &NodeRow) -> bool {
+        self.resources.fits(&node.capacity) && self.constraint.admits(node)
+    }
+
+    pub(super) fn size(&self) -> Size {
+        Size { resources: self.resources, lasts_ms: self.lasts_ms.unwrap_or(u64::MAX) }
+    }
+}
+
+/// Returns the longest time that a task of the job can run, including its stop, in milliseconds.
+pub(super) fn lasts_ms(spec: &JobSpec) -> Option<u64> {
+    spec.run.timeout_ms.map(|timeout_ms| timeout_ms.saturating_add(spec.run.stop_grace_ms))
+}
+
+/// How much a task needs, or how much a node can give.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Size {
+    pub(super) resources: Resources,
+    /// For how long, in milliseconds.
+    pub(super) lasts_ms: u64,
+}
+
+impl Size {
+    pub(super) const MAX: Self =
+        Self::lasting(Resources { cpu_millis: u32::MAX, memory_bytes: u64::MAX }, u64::MAX);
+
+    pub(super) const fn lasting(resources: Resources, lasts_ms: u64) -> Self {
+        Self { resources, lasts_ms }
+    }
+
+    pub(super) fn fits(&self, room: &Self) -> bool {
+        self.resources.fits(&room.resources) && self.lasts_ms <= room.lasts_ms
+    }
+
+    pub(super) fn least(&self, other: &Self) -> Self {
+        Self {
+            resources: least(self.resources, other.resources),
+            lasts_ms: self.lasts_ms.min(other.lasts_ms),
+        }
+    }
+}
+
+/// Returns the lesser value of each resource.
+pub(super) fn least(a: Resources, b: Resources) -> Resources {
+    Resources {
+        cpu_millis: a.cpu_millis.min(b.cpu_millis),
+        memory_bytes: a.memory_bytes.min(b.memory_bytes),
+    }
+}

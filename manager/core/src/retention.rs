@@ -1,0 +1,104 @@
+//! Removing jobs, nodes and keys: those that have been kept long enough, and jobs that a user wants
+//! removed.
+//!
+//! The core keeps no ended jobs. The shell finds in the database which of them are due, and the core
+//! makes sure that no active job is removed.
+
+use podmesh_protocol::access::PublicKey;
+use podmesh_protocol::client::{NodeState, PrincipalKind};
+use podmesh_protocol::event::EventFact;
+use podmesh_protocol::ids::{JobId, Name};
+
+use crate::Core;
+use crate::faults::planted;
+use crate::nodes::NodeIx;
+use crate::step::{Change, Effect, Step};
+
+/// Changes up to which a step takes more nodes and keys.
+const CHANGES_MAX: usize = 2_000;
+
+impl Core {
+    pub(crate) fn on_job_removal_requested(
+        &mut self,
+        question: u64,
+        mut jobs: Vec<JobId>,
+        by: Option<Name>,
+        out: &mut Step,
+    ) {
+        let all = planted!(self, ActiveJobRemoved);
+        jobs.retain(|job| {
+            let known = (JobId(1)..=self.last_job).contains(job);
+            known && (all || !self.jobs.contains_key(job))
+        });
+        let count = u32::try_from(jobs.len()).unwrap_or(u32::MAX);
+        if let Some(by) = by
+            && let (Some(first), Some(last)) = (jobs.iter().min(), jobs.iter().max())
+        {
+            out.events.push(EventFact::JobsForgotten(*first, *last, count, by));
+        }
+        out.changes.extend(jobs.into_iter().map(Change::JobRemoved));
+        out.effects.push(Effect::JobsRemoved { question, jobs: count });
+    }
+
+    /// Saves the age clock, and removes nodes that have been lost and keys that have been revoked
+    /// for `keep_ms`. What does not fit into this step is left to the next call.
+    pub(crate) fn on_retention_due(
+        &mut self,
+        age_ms: u64,
+        keep_ms: u64,
+        by: &Name,
+        out: &mut Step,
+    ) {
+        out.changes.push(Change::AgeSaved(age_ms));
+        self.remove_lost_nodes(age_ms, keep_ms, by, out);
+        self.remove_revoked_keys(age_ms, keep_ms, out);
+    }
+
+    /// Removes nodes together with their keys: a key of a node that is gone for good must not stay
+    /// valid. Nodes that attempts wait for are kept.
+    fn remove_lost_nodes(&mut self, age_ms: u64, keep_ms: u64, by: &Name, out: &mut Step) {
+        let lost = self.nodes.iter().filter(|(_, node)| node.state == NodeState::Lost);
+        let lost: Vec<NodeIx> = lost.map(|(ix, _)| ix).collect();
+        for ix in lost {
+            if !self.has_room(out) || out.changes.len() >= CHANGES_MAX {
+                return;
+            }
+            let row = &mut self.nodes.get_mut(ix).row;
+            let Some(since) = row.lost_age_ms else {
+                row.lost_age_ms = Some(age_ms);
+                out.changes.push(Change::NodeSaved(row.clone()));
+                continue;
+            };
+            let name = row.node.clone();
+            let is_used = !self.nodes.get(ix).attempts.is_empty();
+            let margin_runs = self.nodes.deadline(ix).is_some();
+            if !is_used && !margin_runs && age_ms.saturating_sub(since) >= keep_ms {
+                self.revoke_key_of(by, PrincipalKind::Node, &name, out);
+                self.forget_node(ix, by, out);
+            }
+        }
+    }
+
+    fn remove_revoked_keys(&mut self, age_ms: u64, keep_ms: u64, out: &mut Step) {
+        let keys = &mut self.access.keys;
+        let revoked: Vec<PublicKey> =
+            keys.values().filter(|row| row.revoked).map(|row| row.key).collect();
+        for key in revoked {
+            if out.changes.len() >= CHANGES_MAX {
+                return;
+            }
+            let Some(row) = keys.get_mut(&key) else { continue };
+            match row.revoked_age_ms {
+                None => {
+                    row.revoked_age_ms = Some(age_ms);
+                    out.changes.push(Change::KeySaved(row.clone()));
+                }
+                Some(since) if age_ms.saturating_sub(since) >= keep_ms => {
+                    keys.remove(&key);
+                    out.changes.push(Change::KeyRemoved(key));
+                }
+                Some(_) => {}
+            }
+        }
+    }
+}

@@ -1,0 +1,54 @@
+//! Lists the images and containers of this machine's engine, for `podmesh demo`.
+//!
+//! The futures are boxed so that bollard is compiled into this crate only.
+
+use std::collections::HashMap;
+use std::pin::Pin;
+
+use bollard::Docker;
+use bollard::errors::Error;
+use bollard::query_parameters::{ListContainersOptionsBuilder, ListImagesOptionsBuilder};
+use podmesh_protocol::ids::ClusterId;
+
+use super::DockerError;
+
+type Names = Pin<Box<dyn Future<Output = Result<Vec<String>, DockerError>> + Send>>;
+
+/// Returns the names of all images, sorted. Sets no time limit of its own.
+///
+/// # Errors
+/// [`DockerError::Call`] if the engine does not answer.
+pub fn images() -> Names {
+    Box::pin(async {
+        let docker = Docker::connect_with_defaults().map_err(failed("list its images"))?;
+        let options = ListImagesOptionsBuilder::new().build();
+        let images = docker.list_images(Some(options)).await.map_err(failed("list its images"))?;
+        let mut names: Vec<String> = images.into_iter().flat_map(|image| image.repo_tags).collect();
+        names.retain(|name| !name.starts_with("<none>"));
+        names.sort();
+        Ok(names)
+    })
+}
+
+/// Returns the ids of the containers that have this cluster in a label, including ended ones. Sets
+/// no time limit of its own.
+///
+/// # Errors
+/// [`DockerError::Call`] if the engine does not answer.
+pub fn containers(cluster: ClusterId) -> Names {
+    Box::pin(async move {
+        let failed = || failed("list its containers");
+        let docker = Docker::connect_with_defaults().map_err(failed())?;
+        let options = ListContainersOptionsBuilder::new().all(true).build();
+        let containers = docker.list_containers(Some(options)).await.map_err(failed())?;
+        let cluster = cluster.to_string();
+        let ours = |labels: &HashMap<String, String>| labels.values().any(|it| *it == cluster);
+        let ours =
+            containers.into_iter().filter(|container| container.labels.as_ref().is_some_and(ours));
+        Ok(ours.filter_map(|container| container.id).collect())
+    })
+}
+
+fn failed(doing: &'static str) -> impl FnOnce(Error) -> DockerError {
+    move |error| DockerError::Call { doing, why: error.to_string() }
+}

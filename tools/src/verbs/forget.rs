@@ -1,0 +1,77 @@
+//! `podmesh forget`
+
+use podmesh_protocol::ids::JobId;
+
+use crate::cli::query::{ForgetArgs, JobRange};
+use crate::connect::{Connection, PATIENCE_ASK, RequestError};
+use crate::context::Context;
+use crate::error::{CliError, CliResult, EXIT_FAILURE};
+use crate::output::json::ForgetOutput;
+use crate::output::screen;
+use crate::output::text::count;
+
+/// Maximum number of active jobs that an error names.
+const NAMED_MAX: usize = 10;
+
+/// Removes ended jobs. Jobs that have not ended are skipped with an error, and the others removed.
+pub(crate) async fn forget(context: &Context, args: ForgetArgs) -> CliResult {
+    let connection = context.connection(PATIENCE_ASK)?;
+    let mut output = ForgetOutput { removed: 0, active: Vec::new() };
+    let mut code = 0;
+    for jobs in args.jobs {
+        let (removed, active) = match remove(&connection, jobs).await {
+            Ok(done) => done,
+            Err(error @ RequestError::Refused(_)) => {
+                screen::say_error(&error.into());
+                code = EXIT_FAILURE;
+                continue;
+            }
+            Err(error) => return Err(error.into()),
+        };
+        if !context.json() && (removed > 0 || active.is_empty()) {
+            screen::line(match (removed, jobs.first == jobs.last) {
+                (0, true) => format!("{jobs}: already removed"),
+                (_, true) => format!("{jobs}: removed"),
+                (removed, false) => format!("{jobs}: {} removed", count(removed, "job")),
+            })?;
+        }
+        if !active.is_empty() {
+            screen::say_error(&not_ended(&active));
+            code = EXIT_FAILURE;
+        }
+        output.removed += removed;
+        output.active.extend(active.into_iter().map(|job| job.0));
+    }
+    if context.json() {
+        screen::json(&output)?;
+    }
+    Ok(code)
+}
+
+/// Removes the ended jobs of a range, with as many requests as needed. Returns how many were removed,
+/// and which have not ended.
+async fn remove(
+    connection: &Connection,
+    JobRange { mut first, last }: JobRange,
+) -> Result<(u64, Vec<JobId>), RequestError> {
+    let (mut removed, mut active) = (0, Vec::new());
+    loop {
+        let (more, still_active, next) = connection.forget(first, last).await?;
+        removed += u64::from(more);
+        active.extend(still_active);
+        match next {
+            Some(next) => first = next,
+            None => return Ok((removed, active)),
+        }
+    }
+}
+
+fn not_ended(active: &[JobId]) -> CliError {
+    let numbers: Vec<String> = active.iter().take(NAMED_MAX).map(ToString::to_string).collect();
+    let more = active.len().saturating_sub(NAMED_MAX);
+    let more = if more > 0 { format!(" and {more} more") } else { String::new() };
+    let (noun, verb) = if active.len() == 1 { ("job", "has") } else { ("jobs", "have") };
+    CliError::failure(format!("{noun} {}{more} {verb} not ended", numbers.join(", "))).hint(
+        format!("wait until they end, or cancel them first: podmesh cancel {}", numbers.join(" ")),
+    )
+}
