@@ -156,6 +156,7 @@ async fn run_all(config: AgentConfig, shutdown: Shutdown<'_>) -> Result<(), Agen
         } else {
             "processes and containers keep running"
         },
+        attempts_ended: 0,
         may_exit: false,
         waits_for_docker: false,
     };
@@ -287,6 +288,8 @@ struct Agent {
     hello_outdated: bool,
     /// What happens to running attempts when the agent stops, for people.
     stop_means: &'static str,
+    /// The number of attempts that have ended in this run of the agent.
+    attempts_ended: u64,
     may_exit: bool,
     /// Whether the attempts in the engine are not known yet.
     waits_for_docker: bool,
@@ -340,7 +343,9 @@ impl Agent {
                         self.drop_session();
                     }
                 }
-                _ = sweeps.tick() => sweep.look(|| self.core.held_attempts().collect()).await,
+                _ = sweeps.tick() => {
+                    sweep.look(self.attempts_ended, || self.core.held_attempts().collect()).await;
+                }
                 () = &mut shutdown, if !is_shutting_down => {
                     is_shutting_down = true;
                     tracing::info!("stopping: {}", self.stop_means);
@@ -409,6 +414,7 @@ impl Agent {
         let ended: Vec<_> =
             facts.iter().filter(|f| is_end(f)).map(|(attempt, _)| *attempt).collect();
         self.feed(Input::RuntimeReported(facts));
+        self.attempts_ended += ended.len() as u64;
         for attempt in ended {
             self.log_notify.ended(attempt);
         }

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use podmesh_logrotate::{PruneLimits, PruneReport, prune};
 use podmesh_protocol::ids::{AttemptId, JobId};
-use podmesh_wire::machine::{disk_bytes, free_bytes};
+use podmesh_wire::machine::disk_bytes;
 use tokio::task::{JoinHandle, spawn_blocking};
 
 use crate::age_clock::AgeClock;
@@ -18,12 +18,10 @@ use crate::paths::attempt_log_dir;
 
 /// Maximum interval between two sweeps of the whole tree.
 const SWEEP_EVERY: Duration = Duration::from_secs(600);
-/// Early sweeps take at most this share of the time (a tenth).
-const SWEEP_SHARE: u32 = 10;
+/// Maximum share of the time that earlier sweeps take (a fiftieth).
+const SWEEP_SHARE: u32 = 50;
 /// The default size limit of all logs, as a share of their disk (a tenth).
 const DISK_SHARE: u64 = 10;
-/// A sweep is early only if the free space has shrunk by more than this share of the size limit.
-const GROWN_SHARE: u64 = 50;
 /// The file in the agent's data directory with the highest job whose output was removed.
 const REMOVED_FILE: &str = "logs-removed";
 
@@ -74,6 +72,8 @@ pub(crate) struct LogSweep {
     removed: RemovedLogs,
     running: Option<JoinHandle<SweepResult>>,
     last: Option<SweepResult>,
+    /// The number of attempts that had ended before the last sweep.
+    ended: u64,
     /// The folders of the attempts that were running at the last sweep.
     live: HashSet<PathBuf>,
 }
@@ -81,22 +81,18 @@ pub(crate) struct LogSweep {
 /// The result of the last sweep.
 #[derive(Clone, Copy, Debug)]
 struct SweepResult {
-    ended: Instant,
+    at: Instant,
     took: Duration,
-    bytes_max: u64,
-    bytes_kept: u64,
-    /// The free space on the disk at its end.
-    free: u64,
+    /// Whether the remaining logs exceed the size limit: attempts still run or have just ended.
+    is_over: bool,
 }
 
 impl SweepResult {
-    /// Returns whether the next sweep is due, `since` this time and with `free` bytes of free space.
-    fn is_due(&self, since: Duration, free: u64) -> bool {
-        // Other programs write to the disk too, so this only shows that the logs may have grown.
-        let grown = self.free.saturating_sub(free);
-        let too_much = self.bytes_kept.saturating_add(grown) > self.bytes_max;
-        let early = too_much && grown > self.bytes_max / GROWN_SHARE;
-        since >= SWEEP_EVERY || (early && since >= self.took * SWEEP_SHARE)
+    /// Returns whether the next sweep is due, `since` this time. `more_ended`: whether attempts have
+    /// ended meanwhile, so that there is more output that may be removed.
+    fn is_due(&self, since: Duration, more_ended: bool) -> bool {
+        let early = (more_ended || self.is_over) && since >= self.took * SWEEP_SHARE;
+        early || since >= SWEEP_EVERY
     }
 }
 
@@ -108,31 +104,32 @@ impl LogSweep {
         removed: RemovedLogs,
     ) -> Self {
         let live = HashSet::new();
-        Self { logs_dir, kept, clock, removed, running: None, last: None, live }
+        Self { logs_dir, kept, clock, removed, running: None, last: None, ended: 0, live }
     }
 
-    /// Starts a sweep in the background if one is due. `held`: the attempts that may still write.
-    pub(crate) async fn look(&mut self, held: impl FnOnce() -> Vec<AttemptId>) {
+    /// Starts a sweep in the background if one is due. `ended`: the number of attempts that have
+    /// ended so far. `held`: the attempts that may still write.
+    pub(crate) async fn look(&mut self, ended: u64, held: impl FnOnce() -> Vec<AttemptId>) {
         if self.running.as_ref().is_some_and(|running| !running.is_finished()) {
             return;
         }
-        if let Some(ended) = self.running.take() {
+        if let Some(running) = self.running.take() {
             // A sweep that panicked has no result.
-            self.last = ended.await.ok().or(self.last);
+            self.last = running.await.ok().or(self.last);
         }
-        if let Some(last) = self.last {
-            let free = free_bytes(&self.logs_dir).unwrap_or(last.free);
-            if !last.is_due(last.ended.elapsed(), free) {
-                return;
-            }
+        if self.last.is_some_and(|last| !last.is_due(last.at.elapsed(), ended != self.ended)) {
+            return;
         }
+        self.ended = ended;
         let folder = |attempt| attempt_log_dir(&self.logs_dir, attempt);
         let live: HashSet<_> = held().into_iter().map(folder).collect();
-        let ended = self.live.difference(&live).cloned().collect();
+        let no_longer_live = self.live.difference(&live).cloned().collect();
         self.live.clone_from(&live);
         let (logs_dir, kept) = (self.logs_dir.clone(), self.kept);
         let (clock, removed) = (self.clock.clone(), self.removed.clone());
-        let sweep = move || sweep(&logs_dir, kept, &clock, &removed, &live, ended);
+        let was_over = self.last.is_some_and(|last| last.is_over);
+        let sweep =
+            move || sweep(&logs_dir, kept, &clock, &removed, &live, no_longer_live, was_over);
         self.running = Some(spawn_blocking(sweep));
     }
 }
@@ -144,6 +141,7 @@ fn sweep(
     removed: &RemovedLogs,
     live: &HashSet<PathBuf>,
     ended: Vec<PathBuf>,
+    was_over: bool,
 ) -> SweepResult {
     let began = Instant::now();
     // Attempts are removed in the order of their ends. An attempt may end long after its last byte,
@@ -166,13 +164,12 @@ fn sweep(
     {
         tracing::warn!("cannot save which logs were removed: {error}");
     }
-    tell(&report, bytes_max);
-    let free = free_bytes(logs_dir).unwrap_or(u64::MAX);
-    let (took, bytes_kept) = (began.elapsed(), report.bytes_kept);
-    SweepResult { ended: Instant::now(), took, bytes_max, bytes_kept, free }
+    tell(&report, bytes_max, was_over);
+    let is_over = report.bytes_kept > bytes_max;
+    SweepResult { at: Instant::now(), took: began.elapsed(), is_over }
 }
 
-fn tell(report: &PruneReport, bytes_max: u64) {
+fn tell(report: &PruneReport, bytes_max: u64, was_over: bool) {
     for error in &report.errors {
         tracing::warn!("cannot remove old logs: {error}");
     }
@@ -189,7 +186,7 @@ fn tell(report: &PruneReport, bytes_max: u64) {
             "all logs took more than `log_node_size`, so those of the attempts that ended first were removed"
         );
     }
-    if report.bytes_kept > bytes_max {
+    if report.bytes_kept > bytes_max && !was_over {
         tracing::warn!(
             kept = report.bytes_kept,
             bytes_max,
@@ -208,24 +205,15 @@ mod tests {
     const MIB: u64 = 1 << 20;
 
     #[test]
-    fn a_sweep_is_early_if_the_disk_fills_up() {
-        let last = SweepResult {
-            ended: Instant::now(),
-            took: Duration::from_secs(2),
-            bytes_max: 100 * MIB,
-            bytes_kept: 90 * MIB,
-            free: 1000 * MIB,
-        };
+    fn a_sweep_is_early_if_attempts_have_ended() {
         let secs = Duration::from_secs;
-        assert!(!last.is_due(secs(599), 995 * MIB), "there is room");
-        assert!(last.is_due(secs(600), 995 * MIB), "the interval is over");
-        assert!(last.is_due(secs(20), 989 * MIB));
-        assert!(!last.is_due(secs(19), 989 * MIB), "at most a tenth of the time");
-        assert!(!last.is_due(secs(20), 2000 * MIB), "other files were removed");
-        // The logs of running attempts exceed the limit: no sweeps again and again for nothing.
-        let full = SweepResult { bytes_kept: 200 * MIB, ..last };
-        assert!(!full.is_due(secs(20), 999 * MIB));
-        assert!(full.is_due(secs(20), 990 * MIB));
+        let last = SweepResult { at: Instant::now(), took: secs(2), is_over: false };
+        assert!(!last.is_due(secs(599), false), "nothing has ended");
+        assert!(last.is_due(secs(600), false), "the interval is over");
+        assert!(last.is_due(secs(100), true));
+        assert!(SweepResult { is_over: true, ..last }.is_due(secs(100), false));
+        assert!(!last.is_due(secs(99), true), "at most a fiftieth of the time");
+        assert!(SweepResult { took: secs(60), ..last }.is_due(secs(600), true));
     }
 
     #[tokio::test]
@@ -249,12 +237,12 @@ mod tests {
         let mut sweep = LogSweep::new(logs_dir.clone(), kept, clock, removed.clone());
         // The first is running, the second has just ended, and the third ended longest ago.
         sweep.live = [1, 2].map(|job| attempt_log_dir(&logs_dir, attempt(job))).into();
-        sweep.look(|| vec![attempt(1)]).await;
+        sweep.look(1, || vec![attempt(1)]).await;
         let last = sweep.running.take().unwrap().await.unwrap();
         let left: Vec<_> =
             (1..=4).map(|job| attempt_log_dir(&logs_dir, attempt(job)).exists()).collect();
         assert_eq!(left, [true, true, false, true]);
-        assert!(last.bytes_kept < MIB && last.bytes_max == MIB);
+        assert!(!last.is_over);
         for removed in [removed, RemovedLogs::open(data.path())] {
             assert!(removed.may_hold(JobId(3)) && !removed.may_hold(JobId(4)));
         }

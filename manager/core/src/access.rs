@@ -355,18 +355,19 @@ impl Core {
         })?;
         let role = row.role;
         match access.keys.get(key) {
+            Some(known) if known.revoked => {
+                let message = "this key was revoked and cannot be used again: remove it from the data directory, and join again with a new token";
+                return Err(ErrorReply::new(ErrorCode::NotEnrolled, message));
+            }
             Some(known) if known.renews.is_some() => {
                 let message =
                     "this key is about to replace another one: use it once, or join with a new key";
                 return Err(ErrorReply::new(ErrorCode::NotEnrolled, message));
             }
-            Some(known) if known.revoked => {
-                let message = "this key was revoked and cannot be used again: remove it from the data directory, and join again with a new token";
-                return Err(ErrorReply::new(ErrorCode::NotEnrolled, message));
-            }
             None if access.keys.len() >= KEYS_MAX => {
-                let message =
-                    format!("the manager has {KEYS_MAX} keys, which is the limit (KEYS_MAX)");
+                let message = format!(
+                    "the manager has {KEYS_MAX} keys, which is the limit (KEYS_MAX): revoke those that are not used; revoked keys are removed after `keep_nodes` (manager.toml)"
+                );
                 return Err(ErrorReply::new(ErrorCode::Overloaded, message));
             }
             _ => {}

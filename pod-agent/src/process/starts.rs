@@ -164,23 +164,24 @@ impl Starts {
 
     /// Notes that a thread is about to create the process. Returns false if the start was given up.
     pub(super) fn may_spawn(&self, thread: ThreadNumber) -> bool {
-        let mut table = self.table.lock();
-        let Some(start) = table.current.get_mut(&thread) else { return false };
-        if start.phase == Phase::Preparing {
-            start.phase = Phase::Spawning;
-        }
-        start.phase == Phase::Spawning
+        self.advance(thread, Phase::Preparing, Phase::Spawning)
     }
 
     /// Notes that the program runs or could not be executed. Returns false if the start was given
     /// up and the process killed.
     pub(super) fn spawned(&self, thread: ThreadNumber) -> bool {
+        self.advance(thread, Phase::Spawning, Phase::Spawned)
+    }
+
+    /// Moves a start to its next phase. Returns false if it was given up.
+    fn advance(&self, thread: ThreadNumber, from: Phase, to: Phase) -> bool {
         let mut table = self.table.lock();
         let Some(start) = table.current.get_mut(&thread) else { return false };
-        if start.phase == Phase::Spawning {
-            start.phase = Phase::Spawned;
+        if start.phase != from {
+            return false;
         }
-        start.phase == Phase::Spawned
+        start.phase = to;
+        true
     }
 
     /// Notes that a thread has finished a start.

@@ -86,4 +86,8 @@ fn a_revoked_node_cannot_return_with_a_renewed_key() {
     assert!(world.used(NEW).changes.is_empty());
     assert!(!may_say_hello(&mut world, OLD) && !may_say_hello(&mut world, NEW));
     assert_eq!(world.renew(OLD, NEW).1.unwrap_err().code, ErrorCode::NotEnrolled);
+    // The refusal of a key that was never used gives the real reason.
+    let token = world.token(Role::Agent, 1);
+    let refused = world.try_join(2, token, "a").unwrap_err();
+    assert!(refused.message.contains("was revoked"), "{refused:?}");
 }
