@@ -197,14 +197,17 @@ fn run_front(
             tokio::time::sleep(BEAT_EVERY).await;
         }
     };
-    // Runs on a worker thread, like the connections.
+    // On the worker threads, like the connections: a message that a connection hands on does not
+    // wake another thread.
     runtime.spawn(beats);
-    let result = runtime.block_on(async {
+    let serving = runtime.spawn(async {
         tokio::select! {
             result = front.run(Arc::new(callers)) => result,
             _ = stopped => Ok(()),
         }
     });
+    let result =
+        runtime.block_on(serving).unwrap_or_else(|error| Err(std::io::Error::other(error)));
     // Connections end now, each after it has sent what waits for its peer.
     runtime.block_on(async { tokio::time::sleep(LINGER).await });
     runtime.shutdown_background();
