@@ -1,6 +1,9 @@
 //! Join tokens, and the keys that joined with them.
 
-use std::collections::BTreeMap;
+use alloc::collections::BTreeMap;
+use alloc::format;
+use alloc::string::String;
+use alloc::vec::Vec;
 
 use podmesh_protocol::access::{Caller, PublicKey, Role, TokenId};
 use podmesh_protocol::client::{PrincipalKind, ReplyBody, TokenState, TokenView, UserView};
@@ -14,6 +17,7 @@ use podmesh_protocol::session::Hello;
 use podmesh_protocol::time::{Millis, Now};
 
 use crate::input::AccessInput;
+use crate::state::State;
 use crate::step::{Change, Effect, KeyRow, Step, TokenRow};
 use crate::{Core, reply};
 
@@ -21,13 +25,9 @@ use crate::{Core, reply};
 /// must not push out other events.
 const REFUSALS_EVERY_MS: u64 = 1_000;
 
-/// Tokens and keys.
+/// What is derived from the tokens and keys of the state.
 #[derive(Debug, Default)]
 pub(crate) struct Access {
-    pub(crate) tokens: BTreeMap<TokenId, TokenRow>,
-    /// The number of the last token; 0 if there was none.
-    last_token: u64,
-    pub(crate) keys: BTreeMap<PublicKey, KeyRow>,
     /// The valid keys by kind and name of their owner.
     names: BTreeMap<(PrincipalKind, Name), PublicKey>,
     refused: u32,
@@ -42,25 +42,17 @@ fn kind_of(role: Role) -> PrincipalKind {
 }
 
 impl Access {
-    /// Rebuilds the state from the stored rows.
-    pub(crate) fn restore(tokens: Vec<TokenRow>, last_token: u64, keys: Vec<KeyRow>) -> Self {
-        let names = keys.iter().filter(|row| row.has_name());
-        let names = names.map(|row| ((kind_of(row.role), row.name.clone()), row.key)).collect();
-        Self {
-            tokens: tokens.into_iter().map(|row| (row.id, row)).collect(),
-            last_token,
-            keys: keys.into_iter().map(|row| (row.key, row)).collect(),
-            names,
-            refused: 0,
-            refusal_told_ms: None,
+    pub(crate) fn new(state: &State) -> Self {
+        let mut access = Self::default();
+        for row in state.keys.values().filter(|row| row.has_name()) {
+            access.give_name(row);
         }
+        access
     }
 
     /// Makes this key the one that the name of its owner stands for.
-    pub(crate) fn give_name(&mut self, key: PublicKey) {
-        if let Some(row) = self.keys.get(&key) {
-            self.names.insert((kind_of(row.role), row.name.clone()), key);
-        }
+    pub(crate) fn give_name(&mut self, row: &KeyRow) {
+        self.names.insert((kind_of(row.role), row.name.clone()), row.key);
     }
 
     /// Returns whether a node of this name has a valid key.
@@ -68,62 +60,69 @@ impl Access {
         self.names.contains_key(&(PrincipalKind::Node, node.clone()))
     }
 
-    fn state_of(row: &TokenRow, now: Now) -> TokenState {
-        if row.revoked {
-            TokenState::Revoked
-        } else if row.uses_left == 0 {
-            TokenState::UsedUp
-        } else if row.expires_wall_ms <= now.wall_ms {
-            TokenState::Expired
-        } else {
-            TokenState::Usable
-        }
-    }
-
-    fn check(&self, now: Now, id: TokenId, secret_hash: &[u8; 32]) -> Result<&TokenRow, String> {
-        // These are hashes of 128 random bits: the time of a comparison reveals nothing about the
-        // secret.
-        let known = self.tokens.get(&id).filter(|row| row.secret_hash == *secret_hash);
-        let Some(row) = known else {
-            return Err("this manager has no such join token".into());
-        };
-        match Self::state_of(row, now) {
-            TokenState::Usable => Ok(row),
-            TokenState::Revoked => Err(format!("join token {id} was revoked")),
-            TokenState::UsedUp => Err(format!("join token {id} has been used up")),
-            TokenState::Expired => Err(format!("join token {id} has expired")),
-        }
-    }
-
-    /// Returns the role of a key that has already joined with the same token and name. Its owner
-    /// asks again if the answer was lost, and the token may be used up by then.
-    fn has_joined(
-        &self,
-        key: &PublicKey,
-        token: TokenId,
-        secret_hash: &[u8; 32],
-        name: &Name,
-    ) -> Option<Role> {
-        let known = self.keys.get(key).filter(|known| !known.revoked && known.token == token)?;
-        let proven = self.tokens.get(&token).is_some_and(|row| row.secret_hash == *secret_hash);
-        (proven && known.name == *name).then_some(known.role)
-    }
-
     #[cfg(any(test, feature = "invariants"))]
-    pub(crate) fn check_invariants(&self) {
-        let named = self.keys.values().filter(|row| row.has_name()).count();
+    pub(crate) fn check_invariants(&self, state: &State) {
+        let named = state.keys.values().filter(|row| row.has_name()).count();
         assert_eq!(named, self.names.len(), "every valid key has its own name");
-        for row in self.keys.values().filter(|row| !row.revoked) {
+        for row in state.keys.values().filter(|row| !row.revoked) {
             let Some(old) = row.renews else { continue };
-            let name = &self.keys[&old].name;
+            let name = &state.keys[&old].name;
             assert!(self.names.get(&(kind_of(row.role), name.clone())) == Some(&old));
         }
         for ((kind, name), key) in &self.names {
-            let row = &self.keys[key];
+            let row = &state.keys[key];
             assert!(row.has_name() && row.name == *name && kind_of(row.role) == *kind);
         }
-        assert!(self.tokens.keys().all(|id| id.0 <= self.last_token));
+        assert!(state.tokens.keys().all(|id| *id <= state.last_token));
     }
+}
+
+/// Returns what a token can be used for now.
+fn state_of(row: &TokenRow, now: Now) -> TokenState {
+    if row.revoked {
+        TokenState::Revoked
+    } else if row.uses_left == 0 {
+        TokenState::UsedUp
+    } else if row.expires_wall_ms <= now.wall_ms {
+        TokenState::Expired
+    } else {
+        TokenState::Usable
+    }
+}
+
+/// Returns the token with a number and secret if it can be used, or else why not.
+fn usable_token<'a>(
+    state: &'a State,
+    now: Now,
+    id: TokenId,
+    secret_hash: &[u8; 32],
+) -> Result<&'a TokenRow, String> {
+    // These are hashes of 128 random bits: the time of a comparison reveals nothing about the
+    // secret.
+    let known = state.tokens.get(&id).filter(|row| row.secret_hash == *secret_hash);
+    let Some(row) = known else {
+        return Err("this manager has no such join token".into());
+    };
+    match state_of(row, now) {
+        TokenState::Usable => Ok(row),
+        TokenState::Revoked => Err(format!("join token {id} was revoked")),
+        TokenState::UsedUp => Err(format!("join token {id} has been used up")),
+        TokenState::Expired => Err(format!("join token {id} has expired")),
+    }
+}
+
+/// Returns the role of a key that has already joined with the same token and name. Its owner asks
+/// again if the answer was lost, and the token may be used up by then.
+fn has_joined(
+    state: &State,
+    key: &PublicKey,
+    token: TokenId,
+    secret_hash: &[u8; 32],
+    name: &Name,
+) -> Option<Role> {
+    let known = state.keys.get(key).filter(|known| !known.revoked && known.token == token)?;
+    let proven = state.tokens.get(&token).is_some_and(|row| row.secret_hash == *secret_hash);
+    (proven && known.name == *name).then_some(known.role)
 }
 
 impl Core {
@@ -146,9 +145,9 @@ impl Core {
                 reply(out, peer, request, result);
             }
             AccessInput::TokensRequested { peer, request } => {
-                let tokens = self.access.tokens.values().map(|row| TokenView {
+                let tokens = self.state.tokens.values().map(|row| TokenView {
                     id: row.id,
-                    state: Access::state_of(row, now),
+                    state: state_of(row, now),
                     role: row.role,
                     uses_left: row.uses_left,
                     expires_wall_ms: row.expires_wall_ms,
@@ -201,19 +200,17 @@ impl Core {
                 "a lifetime of {ttl_ms} ms is outside the range of 1 ms to {DURATION_MS_MAX} ms (DURATION_MS_MAX)"
             ));
         }
-        if self.access.tokens.len() >= TOKENS_MAX {
-            let useless = |row: &&TokenRow| Access::state_of(row, now) != TokenState::Usable;
-            let Some(oldest) = self.access.tokens.values().find(useless).map(|row| row.id) else {
+        if self.state.tokens.len() >= TOKENS_MAX {
+            let useless = |row: &&TokenRow| state_of(row, now) != TokenState::Usable;
+            let Some(oldest) = self.state.tokens.values().find(useless).map(|row| row.id) else {
                 let message = format!(
                     "the manager has {TOKENS_MAX} usable join tokens, which is the limit (TOKENS_MAX): revoke some of them (`podmesh token revoke`)"
                 );
                 return Err(ErrorReply::new(ErrorCode::Overloaded, message));
             };
-            self.access.tokens.remove(&oldest);
-            out.changes.push(Change::TokenRemoved(oldest));
+            self.state.record(out, Change::TokenRemoved(oldest));
         }
-        self.access.last_token += 1;
-        let id = TokenId(self.access.last_token);
+        let id = TokenId(self.state.last_token.0 + 1);
         let expires_wall_ms = now.wall_ms.saturating_add(ttl_ms);
         let row = TokenRow {
             id,
@@ -224,9 +221,8 @@ impl Core {
             created_by: by.clone(),
             revoked: false,
         };
-        out.changes.push(Change::TokenSaved(row.clone()));
+        self.state.record(out, Change::TokenSaved(row));
         out.events.push(EventFact::TokenCreated(id, role, by));
-        self.access.tokens.insert(id, row);
         Ok((id, expires_wall_ms))
     }
 
@@ -236,13 +232,13 @@ impl Core {
         id: TokenId,
         out: &mut Step,
     ) -> Result<ReplyBody, ErrorReply> {
-        let Some(row) = self.access.tokens.get_mut(&id) else {
+        let Some(row) = self.state.tokens.get(&id) else {
             let message = format!("there is no join token {id}; `podmesh token list` shows all");
             return Err(ErrorReply::new(ErrorCode::NotFound, message));
         };
         if !row.revoked {
-            row.revoked = true;
-            out.changes.push(Change::TokenSaved(row.clone()));
+            let row = TokenRow { revoked: true, ..row.clone() };
+            self.state.record(out, Change::TokenSaved(row));
             out.events.push(EventFact::TokenRevoked(id, by.clone()));
         }
         Ok(ReplyBody::TokenRevoked)
@@ -250,7 +246,7 @@ impl Core {
 
     fn users(&self, after: Option<&Name>, limit: u32) -> Vec<UserView> {
         let mut rows: Vec<&KeyRow> = self
-            .access
+            .state
             .keys
             .values()
             .filter(|row| kind_of(row.role) == PrincipalKind::User && row.has_name())
@@ -278,7 +274,7 @@ impl Core {
     ) -> Result<ReplyBody, ErrorReply> {
         if !self.revoke_key_of(by, kind, name, out) {
             let before = |row: &KeyRow| kind_of(row.role) == kind && row.name == *name;
-            if self.access.keys.values().any(before) {
+            if self.state.keys.values().any(before) {
                 return Ok(ReplyBody::Revoked); // A repeated request: the answer may have been lost.
             }
             let what = match kind {
@@ -305,7 +301,7 @@ impl Core {
         out: &mut Step,
     ) -> bool {
         let Some(key) = self.access.names.remove(&(kind, name.clone())) else { return false };
-        if let Some(row) = self.access.keys.get(&key) {
+        if let Some(row) = self.state.keys.get(&key) {
             out.events.push(EventFact::KeyRevoked(row.role, name.clone(), by.clone()));
         }
         // The owner of the revoked key may have made the new one.
@@ -323,7 +319,7 @@ impl Core {
         name: Name,
         out: &mut Step,
     ) -> Result<(Role, Name), ErrorReply> {
-        if let Some(role) = self.access.has_joined(&key, token, secret_hash, &name) {
+        if let Some(role) = has_joined(&self.state, &key, token, secret_hash, &name) {
             out.effects.push(Effect::KeyEnrolled { key, role, name: name.clone(), renews: false });
             return Ok((role, name));
         }
@@ -347,14 +343,13 @@ impl Core {
         secret_hash: &[u8; 32],
         name: &Name,
     ) -> Result<Role, ErrorReply> {
-        let access = &self.access;
-        let row = access.check(now, token, secret_hash).map_err(|why| {
+        let row = usable_token(&self.state, now, token, secret_hash).map_err(|why| {
             let message =
                 format!("{why}: get a new one on the manager's machine (`podmesh token create`)");
             ErrorReply::new(ErrorCode::InvalidToken, message)
         })?;
         let role = row.role;
-        match access.keys.get(key) {
+        match self.state.keys.get(key) {
             Some(known) if known.revoked => {
                 let message = "this key was revoked and cannot be used again: remove it from the data directory, and join again with a new token";
                 return Err(ErrorReply::new(ErrorCode::NotEnrolled, message));
@@ -364,7 +359,7 @@ impl Core {
                     "this key is about to replace another one: use it once, or join with a new key";
                 return Err(ErrorReply::new(ErrorCode::NotEnrolled, message));
             }
-            None if access.keys.len() >= KEYS_MAX => {
+            None if self.state.keys.len() >= KEYS_MAX => {
                 let message = format!(
                     "the manager has {KEYS_MAX} keys, which is the limit (KEYS_MAX): revoke those that are not used; revoked keys are removed after `keep_nodes` (manager.toml)"
                 );
@@ -373,7 +368,7 @@ impl Core {
             _ => {}
         }
         let kind = kind_of(role);
-        let taken = access.names.get(&(kind, name.clone())).is_some_and(|other| other != key);
+        let taken = self.access.names.get(&(kind, name.clone())).is_some_and(|other| other != key);
         if taken {
             let (what, verb) = match kind {
                 PrincipalKind::Node => ("node", "nodes"),
@@ -396,15 +391,14 @@ impl Core {
         name: Name,
         out: &mut Step,
     ) {
-        let access = &mut self.access;
-        if let Some(row) = access.tokens.get_mut(&token) {
-            row.uses_left = row.uses_left.saturating_sub(1);
-            out.changes.push(Change::TokenSaved(row.clone()));
+        if let Some(row) = self.state.tokens.get(&token) {
+            let uses_left = row.uses_left.saturating_sub(1);
+            let row = TokenRow { uses_left, ..row.clone() };
+            self.state.record(out, Change::TokenSaved(row));
         }
-        if let Some(before) = access.keys.get(&key) {
-            access.names.remove(&(kind_of(before.role), before.name.clone()));
+        if let Some(before) = self.state.keys.get(&key) {
+            self.access.names.remove(&(kind_of(before.role), before.name.clone()));
         }
-        access.names.insert((kind_of(role), name.clone()), key);
         let row = KeyRow {
             key,
             role,
@@ -415,8 +409,8 @@ impl Core {
             renews: None,
             revoked_age_ms: None,
         };
-        out.changes.push(Change::KeySaved(row.clone()));
-        access.keys.insert(key, row);
+        self.access.give_name(&row);
+        self.state.record(out, Change::KeySaved(row));
         out.events.push(EventFact::Enrolled(role, name.clone(), token));
         out.effects.push(Effect::KeyEnrolled { key, role, name, renews: false });
     }
@@ -428,14 +422,14 @@ impl Core {
         if access.refusal_told_ms.is_none_or(due) {
             access.refusal_told_ms = Some(now.mono_ms);
             let why = format!("`{name}`: {error}");
-            out.events.push(EventFact::JoinsRefused(why, std::mem::take(&mut access.refused)));
+            out.events.push(EventFact::JoinsRefused(why, core::mem::take(&mut access.refused)));
         }
     }
 
     /// Checks that a caller may have a session as the node that its hello names.
     pub(crate) fn may_say_hello(&self, caller: &Caller, hello: &Hello) -> Result<(), ErrorReply> {
         let forbidden = |message: String| Err(ErrorReply::new(ErrorCode::Forbidden, message));
-        let is_valid = |key| self.access.keys.get(&key).is_some_and(|row| !row.revoked);
+        let is_valid = |key| self.state.keys.get(&key).is_some_and(|row| !row.revoked);
         match (caller.role, caller.key) {
             // The key was revoked while the hello was on its way.
             (Role::Agent, Some(key)) if !is_valid(key) => Err(ErrorReply::new(

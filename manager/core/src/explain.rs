@@ -1,14 +1,18 @@
 //! Why the tasks of a job wait, in sentences for people.
 
+use alloc::borrow::ToOwned as _;
+use alloc::format;
+use alloc::string::String;
+use alloc::vec::Vec;
 use podmesh_protocol::client::NodeState;
 use podmesh_protocol::ids::JobId;
 use podmesh_protocol::limits::ATTEMPTS_PER_NODE_MAX;
 use podmesh_protocol::time::Now;
 
 use crate::Core;
-use crate::jobs::Job;
 use crate::nodes::{Node, NodeIx};
 use crate::placement::{Constraint, Needs, ReservationView};
+use crate::state::Job;
 
 /// The most nodes to name one by one. Of the others only the number is given.
 const NODES_NAMED: usize = 5;
@@ -16,17 +20,18 @@ const NODES_NAMED: usize = 5;
 impl Core {
     /// Returns the reasons, one a line; empty for a job without queued tasks.
     pub(crate) fn explain(&self, now: Now, id: JobId) -> Vec<String> {
-        let Some(job) = self.jobs.get(&id) else { return Vec::new() };
+        let Some(job) = self.state.jobs.get(&id) else { return Vec::new() };
+        let Some(dispatch) = self.dispatch.get(&id) else { return Vec::new() };
         if job.counts.queued == 0 || job.cancelling {
             return Vec::new();
         }
         let mut lines = Vec::new();
-        if let Some(((due, _), _)) = job.waiting.first_key_value() {
-            let tasks = count(job.waiting.len(), "task waits", "tasks wait");
+        if let Some((due, _)) = dispatch.waiting.first() {
+            let tasks = count(dispatch.waiting.len(), "task waits", "tasks wait");
             let next = due.saturating_sub(now.mono_ms).div_ceil(1000);
             lines.push(format!("{tasks} for a retry; the next in {next} s"));
         }
-        if job.has_ready() {
+        if dispatch.has_ready(job) {
             self.explain_placement(job, &mut lines);
         }
         lines
@@ -161,7 +166,7 @@ impl Core {
                 };
                 let most = alive.iter().map(|(_, node)| node).max_by_key(|node| {
                     let free = node.free();
-                    (free.cpu_millis, free.memory_bytes, std::cmp::Reverse(node.rank))
+                    (free.cpu_millis, free.memory_bytes, core::cmp::Reverse(node.rank))
                 });
                 let free = most.map(|node| {
                     if node.attempts.len() >= ATTEMPTS_PER_NODE_MAX {

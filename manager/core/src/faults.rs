@@ -19,8 +19,6 @@ pub enum Fault {
     StraysKept,
     /// Starts that a node has not reacted to are not repeated in its next session.
     StartsForgotten,
-    /// The epoch of a session is not saved.
-    EpochNotSaved,
     /// The cores of a task are not subtracted from the free ones of its node.
     RoomNotBooked,
     /// A report is acknowledged before it has arrived.

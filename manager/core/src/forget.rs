@@ -1,5 +1,10 @@
 //! Removing nodes that are gone for good.
 
+use alloc::format;
+use alloc::string::String;
+use alloc::sync::Arc;
+use alloc::vec::Vec;
+
 use podmesh_protocol::client::{NodeState, ReplyBody};
 use podmesh_protocol::error::{ErrorCode, ErrorReply};
 use podmesh_protocol::event::EventFact;
@@ -22,7 +27,7 @@ impl Core {
             Err(error) => return reply(out, asked.peer, asked.request, Err(error)),
         };
         let ForgetRequest { node: name, by, .. } = &asked;
-        let attempts: Vec<TaskId> = self.nodes.get(ix).attempts.iter().copied().collect();
+        let attempts: Vec<TaskId> = self.nodes.get(ix).attempts.keys().copied().collect();
         for task in attempts {
             if !self.has_room(out) {
                 return self.backlog.push_front(Input::ForgetRequested(asked));
@@ -40,10 +45,10 @@ impl Core {
     /// Removes a node that is lost, and has no attempts and no deadline.
     pub(crate) fn forget_node(&mut self, ix: NodeIx, by: &Name, out: &mut Step) {
         let name = self.nodes.get(ix).row.node.clone();
-        out.changes.push(Change::NodeForgotten(name.clone()));
+        self.state.record(out, Change::NodeForgotten(name.clone()));
         out.events.push(EventFact::NodeForgotten(name, by.clone()));
-        self.nodes.get_mut(ix).row.runtimes.clear();
         // Without runtimes it suits no job.
+        Arc::make_mut(&mut self.nodes.get_mut(ix).row).runtimes.clear();
         self.queue.node_changed(ix, &self.nodes);
         self.nodes.remove(ix);
     }

@@ -1,16 +1,18 @@
 //! Invariants that hold after every step, checked in tests.
 
-use std::collections::{BTreeMap, BTreeSet};
+use alloc::collections::{BTreeMap, BTreeSet};
 
 use podmesh_protocol::client::NodeState;
 use podmesh_protocol::ids::TaskId;
 use podmesh_protocol::limits::ATTEMPTS_PER_NODE_MAX;
 use podmesh_protocol::report::{AttemptState, JobState};
+use podmesh_protocol::spec::OnLost;
 use podmesh_protocol::time::Millis;
 
 use crate::Core;
-use crate::jobs::Job;
+use crate::jobs::Dispatch;
 use crate::nodes::{Node, NodeIx};
+use crate::state::Job;
 use crate::timers::Timer;
 
 impl Core {
@@ -18,21 +20,27 @@ impl Core {
     pub fn check_invariants(&self) {
         assert!(self.dirty.is_empty(), "every changed job was saved");
         assert!(self.touched.is_empty(), "every message was sent");
-        self.access.check_invariants();
+        self.access.check_invariants(&self.state);
         let mut timers = BTreeSet::new();
         let mut by_node: BTreeMap<NodeIx, BTreeSet<TaskId>> = BTreeMap::new();
-        for (id, job) in &self.jobs {
+        assert!(self.dispatch.keys().eq(self.state.jobs.keys()), "every job is handed out");
+        for (id, job) in &self.state.jobs {
             assert_eq!(*id, job.id);
-            assert!(*id <= self.last_job, "job {id}: its number");
+            assert!(*id <= self.state.last_job, "job {id}: its number");
             assert_eq!(self.submissions.get(&job.submission), Some(*id));
-            self.check_job(job, &mut timers);
+            self.check_job(job, &self.dispatch[id], &mut timers);
             for (index, active) in &job.active {
-                by_node.entry(active.node).or_default().insert(TaskId { job: *id, index: *index });
+                let ix = self.nodes.by_name(&active.node).expect("a known node");
+                by_node.entry(ix).or_default().insert(TaskId { job: *id, index: *index });
             }
         }
+        assert!(
+            self.nodes.iter().map(|(_, node)| &node.row).eq(self.state.nodes.values()),
+            "nodes"
+        );
         for (ix, node) in self.nodes.iter() {
             let attempts = by_node.remove(&ix).unwrap_or_default();
-            assert_eq!(node.attempts, attempts, "node {}: its attempts", node.row.node);
+            assert!(node.attempts.keys().eq(&attempts), "node {}: its attempts", node.row.node);
             self.check_node(ix, node, &mut timers);
         }
         assert!(by_node.is_empty(), "every active attempt is on a known node");
@@ -43,14 +51,14 @@ impl Core {
         self.check_queue();
     }
 
-    fn check_job(&self, job: &Job, timers: &mut BTreeSet<(Millis, Timer)>) {
+    fn check_job(&self, job: &Job, dispatch: &Dispatch, timers: &mut BTreeSet<(Millis, Timer)>) {
         let id = job.id;
         let counts = &job.counts;
         assert!(!job.is_over(), "job {id} has ended and is still here");
-        assert!(!job.dirty);
+        assert!(!dispatch.dirty);
         assert_eq!(counts.total(), job.spec.array.tasks(), "job {id}: all tasks");
         assert_eq!(counts.active as usize, job.active.len(), "job {id}: active tasks");
-        let retrying = job.waiting.len() + job.ready.len();
+        let retrying = job.retries.len();
         assert_eq!(
             u64::from(counts.queued),
             job.fresh() + retrying as u64,
@@ -58,15 +66,17 @@ impl Core {
         );
         assert_eq!(counts.cancelled > 0 || job.cancelling, job.cancelling, "job {id}: cancelled");
         let mut seen = BTreeSet::new();
-        let waiting = job.waiting.iter().map(|((_, index), retry)| (*index, retry));
-        for (index, retry) in waiting.chain(job.ready.iter().map(|(index, retry)| (*index, retry)))
-        {
-            assert!(seen.insert(index), "task {id}.{index} waits once");
-            assert!(retry.number > 0 && retry.lost <= retry.number);
+        for index in dispatch.waiting.iter().map(|(_, index)| index).chain(&dispatch.ready) {
+            assert!(seen.insert(*index), "task {id}.{index} waits once");
+        }
+        assert!(job.retries.keys().eq(&seen), "job {id}: the tasks that wait for a retry");
+        for retry in job.retries.values() {
+            assert!(retry.number > 0 && retry.losses.free(OnLost::Requeue) <= retry.number);
         }
         for (index, active) in &job.active {
             assert!(seen.insert(*index), "task {id}.{index} is active or waits");
-            assert!(active.number > active.lost, "task {id}.{index}: losses");
+            let lost = active.losses.free(OnLost::Requeue);
+            assert!(active.number > lost, "task {id}.{index}: losses");
             assert_ne!(active.state, AttemptState::Ended);
         }
         for index in seen {
@@ -74,8 +84,8 @@ impl Core {
         }
         let draining = job.cancelling && retrying > 0;
         assert_eq!(self.draining.contains(&id), draining, "job {id}: retries to drop");
-        assert_eq!(job.timer, job.waiting.first_key_value().map(|((due, _), _)| *due));
-        timers.extend(job.timer.map(|at| (at, Timer::Retries(id))));
+        assert_eq!(dispatch.timer, dispatch.waiting.first().map(|(due, _)| *due));
+        timers.extend(dispatch.timer.map(|at| (at, Timer::Retries(id))));
         let started =
             job.state() != JobState::Queued || job.next_index == u64::from(job.spec.array.first);
         assert!(started, "job {id} has had attempts and is queued");
@@ -83,7 +93,8 @@ impl Core {
 
     fn check_node(&self, ix: NodeIx, node: &Node, timers: &mut BTreeSet<(Millis, Timer)>) {
         let name = &node.row.node;
-        let resources = node.attempts.iter().map(|task| &self.jobs[&task.job].spec.resources);
+        let needs = |task: &TaskId| &self.state.jobs[&task.job].spec.resources;
+        let resources = node.attempts.keys().map(needs);
         let cpu: u64 = resources.clone().map(|needs| u64::from(needs.cpu_millis)).sum();
         let memory: u64 = resources.map(|needs| needs.memory_bytes).sum();
         let used = (node.used_cpu_millis, node.used_memory_bytes);
@@ -91,7 +102,7 @@ impl Core {
         assert!(node.attempts.len() <= ATTEMPTS_PER_NODE_MAX);
         let epoch = node.session.as_ref().map(|session| session.epoch);
         if let Some(session) = &node.session {
-            assert!(session.epoch <= self.last_epoch);
+            assert!(session.epoch <= self.state.last_epoch);
             assert_eq!(node.row.epoch, session.epoch);
             assert_eq!(self.nodes.by_session(&session.peer, session.epoch), Some(ix));
             assert!(!(session.peer_gone && node.state == NodeState::Alive), "node {name}: peer");
@@ -118,10 +129,7 @@ impl Core {
         );
         timers.extend(node.resend_ms.map(|at| (at, Timer::Resend(ix))));
         let awaited = epoch.is_some()
-            && node.attempts.iter().any(|task| {
-                let active = &self.jobs[&task.job].active[&task.index];
-                active.sent_ms.is_some() && !active.heard
-            });
+            && node.attempts.values().any(|delivery| delivery.sent_ms.is_some() && !delivery.heard);
         assert!(
             !awaited || node.resend_ms.is_some(),
             "node {name}: a start without a resend timer"
@@ -130,10 +138,11 @@ impl Core {
 
     fn check_queue(&self) {
         let mut jobs = BTreeMap::new();
-        for job in self.jobs.values() {
-            let (count, waiting) = jobs.entry(job.shape).or_insert((0, BTreeSet::new()));
+        for (id, dispatch) in &self.dispatch {
+            let job = &self.state.jobs[id];
+            let (count, waiting) = jobs.entry(dispatch.shape).or_insert((0, BTreeSet::new()));
             *count += 1;
-            if job.has_ready() {
+            if dispatch.has_ready(job) {
                 waiting.insert(job.key());
             }
         }

@@ -1,7 +1,8 @@
-//! Jobs that have not ended. Each is one entry, however many tasks it has.
+//! What happens to jobs as a whole, and how their tasks are handed out.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
-use std::sync::Arc;
+use alloc::collections::{BTreeMap, BTreeSet, VecDeque};
+use alloc::format;
+use alloc::sync::Arc;
 
 use podmesh_protocol::client::{NodeState, ReplyBody};
 use podmesh_protocol::error::{ErrorCode, ErrorReply};
@@ -11,7 +12,7 @@ use podmesh_protocol::limits::{
     BATCH_ROWS_MAX, JOBS_ACTIVE_MAX, NOT_STARTED_BACKOFF_MS, NOT_STARTED_BACKOFF_MS_MAX,
     RETRIES_MAX,
 };
-use podmesh_protocol::report::{AttemptState, JobState, OutcomeKind, TaskCounts};
+use podmesh_protocol::report::{JobState, OutcomeKind};
 use podmesh_protocol::session::{StopReason, ToPeer};
 use podmesh_protocol::spec::{JobSpec, OnLost};
 use podmesh_protocol::time::{Millis, Now};
@@ -20,70 +21,22 @@ use crate::faults::planted;
 use crate::input::Peer;
 use crate::nodes::NodeIx;
 use crate::placement::{QueueKey, ShapeId};
-use crate::step::{Change, Effect, JobRow, Step};
-use crate::timers::Timer;
+use crate::state::{ActiveAttempt, Job};
+use crate::step::{Change, Effect, Step};
+use crate::timers::{Timer, Timers};
 use crate::{Core, reply};
 
 /// The number of submissions of ended jobs to remember. For older ones the shell asks the database.
 pub(crate) const SUBMISSIONS_REMEMBERED: usize = 16_384;
 
-/// An attempt that has not ended.
-#[derive(Clone, Debug)]
-pub(crate) struct ActiveAttempt {
-    pub(crate) number: u32,
-    /// How many earlier attempts of the task were tried again without using a retry.
-    pub(crate) lost: u32,
-    pub(crate) node: NodeIx,
-    pub(crate) state: AttemptState,
-    /// When it was assigned or, once it runs, when its start was reported. After a restart of the
-    /// manager: the time of the restart.
-    pub(crate) since_ms: Millis,
-    /// When its start was last sent; `None` if not in the current session of the node.
-    pub(crate) sent_ms: Option<Millis>,
-    /// Whether the node has since shown that it holds the attempt.
-    pub(crate) heard: bool,
-}
-
-/// The last attempt of a task that waits for its next one; for a new task, `number` is 0.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct RetryState {
-    /// The number of the last attempt.
-    pub(crate) number: u32,
-    /// See [`ActiveAttempt::lost`].
-    pub(crate) lost: u32,
-    /// The node that could not start the last attempt. Another one is tried first.
-    pub(crate) avoid: Option<NodeIx>,
-}
-
-/// Whether a task is tried again after the end of an attempt.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum RetryDecision {
-    /// The task has ended.
-    TaskEnded,
-    /// The task is tried again after `after_ms` milliseconds.
-    Retry { after_ms: u64, lost: u32 },
-}
-
-/// A job that has not ended.
+/// How the tasks of a job are handed out. It is derived from the state.
 #[derive(Debug)]
-pub(crate) struct Job {
-    pub(crate) id: JobId,
-    pub(crate) submission: SubmissionId,
-    pub(crate) spec: Arc<JobSpec>,
+pub(crate) struct Dispatch {
     pub(crate) shape: ShapeId,
-    pub(crate) cancelling: bool,
-    /// The index of the first task that has had no attempt.
-    pub(crate) next_index: u64,
-    pub(crate) counts: TaskCounts,
-    /// The number of attempts that its tasks have had.
-    pub(crate) attempts: u64,
-    pub(crate) started_wall_ms: Option<u64>,
-    /// The attempts that have not ended, by task index.
-    pub(crate) active: BTreeMap<u32, ActiveAttempt>,
-    /// Tasks that wait until their retry is due, by that time and index.
-    pub(crate) waiting: BTreeMap<(Millis, u32), RetryState>,
-    /// Tasks whose retry is due, by index.
-    pub(crate) ready: BTreeMap<u32, RetryState>,
+    /// The tasks whose retry is not due yet, by the time at which it is, and their index.
+    pub(crate) waiting: BTreeSet<(Millis, u32)>,
+    /// The tasks whose retry is due, by index.
+    pub(crate) ready: BTreeSet<u32>,
     /// The sessions that the spec was sent to, by node.
     pub(crate) told: BTreeMap<NodeIx, Epoch>,
     /// When the first of `waiting` is due. The timers hold the same time.
@@ -92,71 +45,48 @@ pub(crate) struct Job {
     pub(crate) dirty: bool,
 }
 
-impl Job {
-    pub(crate) fn key(&self) -> QueueKey {
-        QueueKey::new(self.spec.priority, self.id)
-    }
-
-    /// Returns the number of tasks that have had no attempt and may have one.
-    pub(crate) fn fresh(&self) -> u64 {
-        if self.cancelling {
-            return 0;
+impl Dispatch {
+    pub(crate) fn new(shape: ShapeId) -> Self {
+        Self {
+            shape,
+            waiting: BTreeSet::new(),
+            ready: BTreeSet::new(),
+            told: BTreeMap::new(),
+            timer: None,
+            dirty: false,
         }
-        (u64::from(self.spec.array.last) + 1).saturating_sub(self.next_index)
     }
 
     /// Returns whether the job has a task that may be placed now.
-    pub(crate) fn has_ready(&self) -> bool {
-        !self.cancelling && (!self.ready.is_empty() || self.fresh() > 0)
+    pub(crate) fn has_ready(&self, job: &Job) -> bool {
+        !job.cancelling && (!self.ready.is_empty() || job.fresh() > 0)
     }
 
-    /// Takes the next task to place: its index and its last attempt. Retries go first.
-    pub(crate) fn pop_ready(&mut self) -> Option<(u32, RetryState)> {
-        if self.cancelling {
+    /// Takes the next task to place: its index, and the number of its next attempt. Retries go
+    /// first.
+    pub(crate) fn pop_ready(&mut self, job: &Job) -> Option<(u32, u32)> {
+        if job.cancelling {
             return None;
         }
-        if let Some(task) = self.ready.pop_first() {
-            return Some(task);
+        if let Some(index) = self.ready.pop_first() {
+            return Some((index, job.retries.get(&index)?.number + 1));
         }
-        let index = u32::try_from(self.next_index).ok()?;
-        if !self.spec.array.contains(index) {
-            return None;
-        }
-        self.next_index += 1;
-        Some((index, RetryState { number: 0, lost: 0, avoid: None }))
+        let index = u32::try_from(job.next_index).ok()?;
+        job.spec.array.contains(index).then_some((index, 1))
     }
 
-    /// Returns the node that the next task to place should not go to while another node has room.
-    pub(crate) fn next_avoids(&self) -> Option<NodeIx> {
-        self.ready.first_key_value()?.1.avoid
-    }
-
-    /// Returns whether all tasks of the job have ended.
-    pub(crate) fn is_over(&self) -> bool {
-        self.counts.queued == 0 && self.counts.active == 0
-    }
-
-    pub(crate) fn state(&self) -> JobState {
-        match (self.is_over(), self.cancelling) {
-            (true, true) => JobState::Cancelled,
-            (true, false) if self.counts.failed > 0 => JobState::Failed,
-            (true, false) => JobState::Succeeded,
-            (false, true) => JobState::Cancelling,
-            (false, false) if self.started_wall_ms.is_some() => JobState::Running,
-            (false, false) => JobState::Queued,
+    fn refresh_timer(&mut self, id: JobId, timers: &mut Timers) {
+        let due = self.waiting.first().map(|(due, _)| *due);
+        if self.timer != due {
+            timers.replace(self.timer, due, Timer::Retries(id));
+            self.timer = due;
         }
     }
+}
 
-    pub(crate) fn row(&self, ended_wall_ms: Option<u64>) -> JobRow {
-        JobRow {
-            job: self.id,
-            state: self.state(),
-            next_index: self.next_index,
-            counts: self.counts,
-            attempts: self.attempts,
-            started_wall_ms: self.started_wall_ms,
-            ended_wall_ms,
-        }
+impl Job {
+    pub(crate) fn key(&self) -> QueueKey {
+        QueueKey::new(self.spec.priority, self.id)
     }
 
     pub(crate) fn spec_message(&self, epoch: Epoch) -> ToPeer {
@@ -185,50 +115,36 @@ impl Job {
         }
     }
 
-    /// Decides whether a task is tried again after `attempt` ends as `kind` (a
-    /// [recorded](Self::recorded_kind) one).
+    /// Returns the milliseconds until a task is tried again after `attempt` ends as `kind` (a
+    /// [recorded](Self::recorded_kind) one); `None` if the task has ended.
     ///
     /// Each attempt that failed, timed out, or was lost in a job with `on_lost = wait` uses a
     /// retry. With `on_lost = requeue` a lost attempt uses none, and the task is tried again at
     /// once. An attempt that its node could not start uses none either; the task is tried again
     /// after a short time, on another node if one has room. A task that has had [`RETRIES_MAX`] of
     /// these two kinds fails at the next one.
-    pub(crate) fn retry_decision(
-        &self,
-        attempt: &ActiveAttempt,
-        kind: OutcomeKind,
-    ) -> RetryDecision {
+    pub(crate) fn retry_after_ms(&self, attempt: &ActiveAttempt, kind: OutcomeKind) -> Option<u64> {
         if self.cancelling {
-            return RetryDecision::TaskEnded;
+            return None;
         }
+        let free = attempt.losses.free(self.spec.on_lost);
         match (kind, self.spec.on_lost) {
-            (OutcomeKind::Succeeded | OutcomeKind::Cancelled, _) => RetryDecision::TaskEnded,
-            (OutcomeKind::Lost, OnLost::Requeue) if attempt.lost < RETRIES_MAX => {
-                RetryDecision::Retry { after_ms: 0, lost: attempt.lost + 1 }
-            }
-            (OutcomeKind::NotStarted, _) if attempt.lost < RETRIES_MAX => {
-                let doubled = NOT_STARTED_BACKOFF_MS << attempt.lost.min(16);
-                let after_ms = doubled.min(NOT_STARTED_BACKOFF_MS_MAX);
-                RetryDecision::Retry { after_ms, lost: attempt.lost + 1 }
-            }
-            (OutcomeKind::Lost, OnLost::Requeue) | (OutcomeKind::NotStarted, _) => {
-                RetryDecision::TaskEnded
-            }
+            (OutcomeKind::Succeeded | OutcomeKind::Cancelled, _) => None,
+            (OutcomeKind::Lost, OnLost::Requeue) => (free < RETRIES_MAX).then_some(0),
+            (OutcomeKind::NotStarted, _) => (free < RETRIES_MAX).then(|| {
+                let doubled = NOT_STARTED_BACKOFF_MS << free.min(16);
+                doubled.min(NOT_STARTED_BACKOFF_MS_MAX)
+            }),
             (OutcomeKind::Failed | OutcomeKind::TimedOut | OutcomeKind::Lost, _) => {
-                let used = attempt.number.saturating_sub(attempt.lost);
+                let used = attempt.number.saturating_sub(free);
                 let policy = &self.spec.retry;
                 if used > policy.retries {
-                    return RetryDecision::TaskEnded;
+                    return None;
                 }
                 let doubled = 1u64.checked_shl(used.saturating_sub(1)).unwrap_or(u64::MAX);
-                let after_ms = policy.backoff_ms.saturating_mul(doubled).min(policy.backoff_ms_max);
-                RetryDecision::Retry { after_ms, lost: attempt.lost }
+                Some(policy.backoff_ms.saturating_mul(doubled).min(policy.backoff_ms_max))
             }
         }
-    }
-
-    pub(crate) fn attempt_id(&self, index: u32, number: u32) -> AttemptId {
-        AttemptId::new(self.id, index, number)
     }
 }
 
@@ -274,47 +190,32 @@ impl Core {
         {
             return reply(out, peer, request, Ok(ReplyBody::Submitted { job, again: true }));
         }
-        if self.jobs.len() >= JOBS_ACTIVE_MAX {
+        if self.state.jobs.len() >= JOBS_ACTIVE_MAX {
             let message = format!(
                 "{JOBS_ACTIVE_MAX} jobs have not ended, which is the limit (JOBS_ACTIVE_MAX): submit again when some of them have ended"
             );
             let error = ErrorReply::new(ErrorCode::Overloaded, message);
             return reply(out, peer, request, Err(error));
         }
-        self.last_job.0 += 1;
-        let id = self.last_job;
+        let id = JobId(self.state.last_job.0 + 1);
         let tasks = u32::try_from(spec.array.tasks()).unwrap_or(u32::MAX);
-        out.changes.push(Change::JobInserted {
-            job: id,
-            submission,
-            spec: Arc::clone(&spec),
-            wall_ms: now.wall_ms,
-        });
         out.events.push(EventFact::JobSubmitted(id, spec.name.clone(), tasks));
         reply(out, peer, request, Ok(ReplyBody::Submitted { job: id, again: false }));
-        self.submissions.insert(submission, id);
-        let job = Job {
-            id,
-            submission,
-            shape: self.queue.intern(&spec, &self.nodes),
-            cancelling: false,
-            next_index: u64::from(spec.array.first),
-            counts: TaskCounts { queued: tasks, ..TaskCounts::default() },
-            attempts: 0,
-            started_wall_ms: None,
-            active: BTreeMap::new(),
-            waiting: BTreeMap::new(),
-            ready: BTreeMap::new(),
-            told: BTreeMap::new(),
-            timer: None,
-            dirty: false,
-            spec,
-        };
-        if job.has_ready() {
-            self.queue.add(job.shape, job.key());
-        }
-        self.jobs.insert(id, job);
+        let wall_ms = now.wall_ms;
+        self.state.record(out, Change::JobInserted { job: id, submission, spec, wall_ms });
+        self.add_job(id);
         self.mark_dirty(id);
+    }
+
+    /// Puts a job of the state into the queue.
+    pub(crate) fn add_job(&mut self, id: JobId) {
+        let Some(job) = self.state.jobs.get(&id) else { return };
+        self.submissions.insert(job.submission, id);
+        let dispatch = Dispatch::new(self.queue.intern(&job.spec, &self.nodes));
+        if dispatch.has_ready(job) {
+            self.queue.add(dispatch.shape, job.key());
+        }
+        self.dispatch.insert(id, dispatch);
     }
 
     pub(crate) fn on_cancel_requested(
@@ -324,9 +225,10 @@ impl Core {
         id: JobId,
         out: &mut Step,
     ) {
-        let Some(job) = self.jobs.get_mut(&id).filter(|job| !job.is_over()) else {
-            if id.0 == 0 || id > self.last_job {
-                let message = match self.last_job {
+        let last = self.state.last_job;
+        let Some(job) = self.state.jobs.get(&id) else {
+            if id.0 == 0 || id > last {
+                let message = match last {
                     JobId(0) => format!("there is no job {id}: none has been submitted yet"),
                     last => format!("there is no job {id}; the last one is {last}"),
                 };
@@ -341,32 +243,33 @@ impl Core {
             return reply(out, peer, request, Ok(ReplyBody::Cancelled { state }));
         }
         out.events.push(EventFact::JobCancelRequested(id));
-        self.queue.remove(job.shape, job.key());
-        let fresh = u32::try_from(job.fresh()).unwrap_or(u32::MAX);
-        job.cancelling = true;
-        job.counts.queued -= fresh;
-        job.counts.cancelled += fresh;
-        if !job.waiting.is_empty() || !job.ready.is_empty() {
+        if let Some(dispatch) = self.dispatch.get(&id) {
+            self.queue.remove(dispatch.shape, job.key());
+        }
+        if !job.retries.is_empty() {
             self.draining.insert(id);
         }
         let mut lost_nodes = BTreeSet::new();
         for (index, active) in &job.active {
+            let Some(ix) = self.nodes.by_name(&active.node) else { continue };
             let attempt = job.attempt_id(*index, active.number);
-            if self.nodes.get(active.node).state == NodeState::Lost {
-                lost_nodes.insert(active.node);
+            let node = self.nodes.get_mut(ix);
+            if node.state == NodeState::Lost {
+                lost_nodes.insert(ix);
             }
-            if let Some(session) = &mut self.nodes.get_mut(active.node).session {
+            if let Some(session) = &mut node.session {
                 session.outgoing.stops.push((attempt, StopReason::Cancelled));
-                self.touched.insert(active.node);
+                self.touched.insert(ix);
             }
         }
+        self.state.record(out, Change::JobCancelled(id));
         // Nodes whose margin has ended have no timer that would end these attempts.
         for ix in lost_nodes {
             self.end_margin(ix);
         }
         self.mark_dirty(id);
         self.drop_retries(out);
-        let state = self.jobs.get(&id).map_or(JobState::Cancelled, Job::state);
+        let state = self.state.jobs.get(&id).map_or(JobState::Cancelled, Job::state);
         reply(out, peer, request, Ok(ReplyBody::Cancelled { state }));
     }
 
@@ -375,88 +278,86 @@ impl Core {
         let mut room = BATCH_ROWS_MAX.saturating_sub(out.changes.len());
         while room > 0 && self.has_room(out) {
             let Some(id) = self.draining.first().copied() else { return };
-            let Some(job) = self.jobs.get_mut(&id) else {
+            let Some(dispatch) = self.dispatch.get_mut(&id) else {
                 self.draining.remove(&id);
                 continue;
             };
             while room > 0 {
-                let next = job
-                    .ready
-                    .pop_first()
-                    .or_else(|| job.waiting.pop_first().map(|((_, index), retry)| (index, retry)));
-                let Some((index, retry)) = next else { break };
-                let attempt = job.attempt_id(index, retry.number);
-                out.changes.push(Change::RetryDropped { attempt });
-                job.counts.queued -= 1;
-                job.counts.cancelled += 1;
+                let waiting = &mut dispatch.waiting;
+                let next = dispatch.ready.pop_first();
+                let next = next.or_else(|| waiting.pop_first().map(|(_, index)| index));
+                let Some(index) = next else { break };
+                let retry = self.state.jobs.get(&id).and_then(|job| job.retries.get(&index));
+                if let Some(number) = retry.map(|retry| retry.number) {
+                    let attempt = AttemptId::new(id, index, number);
+                    self.state.record(out, Change::RetryDropped { attempt });
+                }
                 room -= 1;
             }
-            if job.ready.is_empty() && job.waiting.is_empty() {
+            if dispatch.ready.is_empty() && dispatch.waiting.is_empty() {
                 self.draining.remove(&id);
             }
-            self.refresh_retry_timer(id);
+            dispatch.refresh_timer(id, &mut self.timers);
             self.mark_dirty(id);
         }
     }
 
     /// Puts a task back into the queue, now or after `after_ms` milliseconds.
-    pub(crate) fn queue_retry(&mut self, now: Now, task: TaskId, retry: RetryState, after_ms: u64) {
-        let Some(job) = self.jobs.get_mut(&task.job) else { return };
+    pub(crate) fn queue_retry(&mut self, now: Now, task: TaskId, after_ms: u64) {
+        let Some(job) = self.state.jobs.get(&task.job) else { return };
+        let Some(dispatch) = self.dispatch.get_mut(&task.job) else { return };
         if after_ms == 0 {
-            job.ready.insert(task.index, retry);
-            self.queue.add(job.shape, job.key());
+            dispatch.ready.insert(task.index);
+            self.queue.add(dispatch.shape, job.key());
         } else {
-            let due = now.mono_ms.saturating_add(after_ms);
-            job.waiting.insert((due, task.index), retry);
-            self.refresh_retry_timer(task.job);
+            dispatch.waiting.insert((now.mono_ms.saturating_add(after_ms), task.index));
+            dispatch.refresh_timer(task.job, &mut self.timers);
         }
     }
 
     /// Moves the tasks of a job whose retry is due into the queue.
     pub(crate) fn on_retries_due(&mut self, now: Now, id: JobId) {
-        let Some(job) = self.jobs.get_mut(&id) else { return };
-        while let Some(first) = job.waiting.first_entry()
-            && first.key().0 <= now.mono_ms
+        let Some(job) = self.state.jobs.get(&id) else { return };
+        let Some(dispatch) = self.dispatch.get_mut(&id) else { return };
+        while let Some((due, index)) = dispatch.waiting.first().copied()
+            && due <= now.mono_ms
         {
-            let ((_, index), retry) = first.remove_entry();
-            job.ready.insert(index, retry);
+            dispatch.waiting.pop_first();
+            dispatch.ready.insert(index);
         }
-        if job.has_ready() {
-            self.queue.add(job.shape, job.key());
+        if dispatch.has_ready(job) {
+            self.queue.add(dispatch.shape, job.key());
         }
-        self.refresh_retry_timer(id);
-    }
-
-    fn refresh_retry_timer(&mut self, id: JobId) {
-        let Some(job) = self.jobs.get_mut(&id) else { return };
-        let due = job.waiting.first_key_value().map(|((due, _), _)| *due);
-        if job.timer != due {
-            self.timers.replace(job.timer, due, Timer::Retries(id));
-            job.timer = due;
-        }
+        dispatch.refresh_timer(id, &mut self.timers);
     }
 
     pub(crate) fn mark_dirty(&mut self, id: JobId) {
-        if let Some(job) = self.jobs.get_mut(&id)
-            && !job.dirty
+        if let Some(dispatch) = self.dispatch.get_mut(&id)
+            && !dispatch.dirty
         {
-            job.dirty = true;
+            dispatch.dirty = true;
             self.dirty.push(id);
         }
     }
 
-    /// Saves the state of the changed jobs, and removes those that have ended.
+    /// Saves the rows of the changed jobs, and lets go of those that have ended.
     pub(crate) fn settle_jobs(&mut self, now: Now, out: &mut Step) {
-        for id in std::mem::take(&mut self.dirty) {
-            let Some(job) = self.jobs.get_mut(&id) else { continue };
-            job.dirty = false;
+        for id in core::mem::take(&mut self.dirty) {
+            if let Some(dispatch) = self.dispatch.get_mut(&id) {
+                dispatch.dirty = false;
+            }
+            let Some(job) = self.state.jobs.get(&id) else { continue };
             if !job.is_over() {
-                out.changes.push(Change::JobUpdated(job.row(None)));
+                let row = job.row(None);
+                self.state.record(out, Change::JobUpdated(row));
                 continue;
             }
-            out.changes.push(Change::JobUpdated(job.row(Some(now.wall_ms))));
             out.events.push(EventFact::JobEnded(id, job.state()));
-            for (ix, epoch) in &job.told {
+            self.submissions.end(job.submission);
+            let row = job.row(Some(now.wall_ms));
+            self.state.record(out, Change::JobUpdated(row));
+            let Some(dispatch) = self.dispatch.remove(&id) else { continue };
+            for (ix, epoch) in &dispatch.told {
                 if let Some(session) = &mut self.nodes.get_mut(*ix).session
                     && session.epoch == *epoch
                 {
@@ -464,9 +365,7 @@ impl Core {
                     self.touched.insert(*ix);
                 }
             }
-            self.submissions.end(job.submission);
-            self.queue.release(job.shape);
-            self.jobs.remove(&id);
+            self.queue.release(dispatch.shape);
         }
     }
 }

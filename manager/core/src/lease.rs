@@ -1,7 +1,8 @@
 //! Watches the heartbeats of the sessions: late, resumed, expired. It has no side effects; the
 //! manager's heartbeat thread calls it, and passes the results to the core.
 
-use std::collections::BTreeMap;
+use alloc::collections::BTreeMap;
+use alloc::vec::Vec;
 
 use podmesh_protocol::ids::Epoch;
 use podmesh_protocol::time::Millis;
@@ -85,8 +86,8 @@ impl LeaseTable {
     pub fn on_beat(&mut self, now_ms: Millis, epoch: Epoch) -> Option<HeartbeatChange> {
         let heartbeat = self.sessions.get_mut(&epoch)?;
         heartbeat.last_ms = now_ms;
-        let resumed = std::mem::take(&mut heartbeat.suspect).then_some(HeartbeatChange::Resumed);
-        let begun = std::mem::replace(&mut heartbeat.begun, true);
+        let resumed = core::mem::take(&mut heartbeat.suspect).then_some(HeartbeatChange::Resumed);
+        let begun = core::mem::replace(&mut heartbeat.begun, true);
         if begun { resumed } else { Some(HeartbeatChange::Begun) }
     }
 
@@ -95,7 +96,7 @@ impl LeaseTable {
     /// continues.
     pub fn on_stream_closed(&mut self, epoch: Epoch) -> Option<HeartbeatChange> {
         let heartbeat = self.sessions.get_mut(&epoch)?;
-        (!std::mem::replace(&mut heartbeat.suspect, true)).then_some(HeartbeatChange::Closed)
+        (!core::mem::replace(&mut heartbeat.suspect, true)).then_some(HeartbeatChange::Closed)
     }
 
     /// Appends the changes that the passing of time has caused to `out`. A session whose lease has

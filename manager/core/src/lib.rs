@@ -1,7 +1,7 @@
 //! The manager's decisions, without side effects: inputs are facts, steps are plain values.
 //!
 //! ```text
-//! let mut core = Core::new(now, config, snapshot);
+//! let mut core = Core::new(now, config, state);
 //! loop {
 //!     // wait for an input; if none comes until `core.next_wakeup()`, take `Input::Tick`
 //!     core.step(now, input, &mut step);
@@ -9,10 +9,11 @@
 //! }
 //! ```
 //!
-//! It uses no clock, socket, file, thread, randomness or hash order: the same inputs at the same
-//! times give the same steps. The modules:
+//! It is `no_std`: no clock, socket, file, thread, randomness or hash order. The same inputs at the
+//! same times give the same steps. The modules:
 //!
 //! - [`input`] and [`step`]: the interface to the shell and the store
+//! - [`state`]: everything durable, and the only way to change it
 //! - `access`, `renewal`: join tokens and keys
 //! - `jobs`: submitting, cancelling and retrying
 //! - `placement`: which task goes to which node
@@ -23,10 +24,14 @@
 //! - `timers`: what happens as time passes
 //! - `retention`: removing what has been kept long enough
 //! - `explain`: why tasks wait, for people
-//! - `restore`: rebuilding the core after a start
+//! - `restore`: what is derived from the state after a start
 //! - [`lease`]: watching heartbeats, in a thread of its own
 //!
 //! `invariants` checks what must hold after every step.
+
+#![cfg_attr(not(test), no_std)]
+
+extern crate alloc;
 
 mod access;
 mod explain;
@@ -47,25 +52,28 @@ mod reports;
 mod restore;
 mod retention;
 mod sessions;
+pub mod state;
 pub mod step;
 #[cfg(test)]
 mod tests;
 mod timers;
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use alloc::collections::{BTreeMap, BTreeSet, VecDeque};
+use alloc::vec::Vec;
 
 use podmesh_protocol::client::{Reply, ReplyBody};
 use podmesh_protocol::error::ErrorReply;
-use podmesh_protocol::ids::{ClusterId, Epoch, JobId, Revision};
+use podmesh_protocol::ids::JobId;
 use podmesh_protocol::limits::{BATCH_ROWS_MAX, EVENTS_PER_CHUNK_MAX};
 use podmesh_protocol::session::ToPeer;
 use podmesh_protocol::time::{Millis, Now};
 
 use crate::access::Access;
 use crate::input::{Input, Peer};
-use crate::jobs::{Job, Submissions};
+use crate::jobs::{Dispatch, Submissions};
 use crate::nodes::{NodeIx, Nodes};
 use crate::placement::Queue;
+use crate::state::{Recorded, State};
 use crate::step::{Effect, Step};
 use crate::timers::Timers;
 
@@ -85,14 +93,11 @@ pub struct CoreConfig {
 #[derive(Debug)]
 pub struct Core {
     config: CoreConfig,
-    cluster: ClusterId,
-    last_job: JobId,
-    last_epoch: Epoch,
-    last_revision: Revision,
+    state: Recorded,
     /// The time of the last step.
     now: Now,
-    /// The jobs that have not ended.
-    jobs: BTreeMap<JobId, Job>,
+    /// The jobs of the state, as their tasks are handed out.
+    dispatch: BTreeMap<JobId, Dispatch>,
     submissions: Submissions,
     nodes: Nodes,
     access: Access,
@@ -141,10 +146,12 @@ impl Core {
         self.place(now, out);
         self.settle_jobs(now, out);
         self.flush_messages(out);
-        if !out.events.is_empty() {
-            out.first_revision = Some(Revision(self.last_revision.0 + 1));
-            self.last_revision.0 += out.events.len() as u64;
-        }
+        self.state.number_events(out);
+    }
+
+    /// Returns the durable state after the last step.
+    pub fn state(&self) -> &State {
+        &self.state
     }
 
     /// Returns the monotonic time at which an [`Input::Tick`] is due; `None` if there is nothing to
@@ -211,10 +218,10 @@ impl Core {
         while let Some(ix) = self.touched.pop_first() {
             let Some(session) = &mut self.nodes.get_mut(ix).session else { continue };
             let (epoch, peer) = (session.epoch, session.peer.clone());
-            let outgoing = std::mem::take(&mut session.outgoing);
+            let outgoing = core::mem::take(&mut session.outgoing);
             let mut send = |message| out.effects.push(Effect::Send { peer: peer.clone(), message });
             for id in outgoing.specs {
-                if let Some(job) = self.jobs.get(&id) {
+                if let Some(job) = self.state.jobs.get(&id) {
                     send(job.spec_message(epoch));
                 }
             }

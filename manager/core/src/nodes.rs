@@ -1,7 +1,10 @@
 //! The known nodes and their sessions.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
-use std::ops::Bound;
+use alloc::collections::{BTreeMap, VecDeque};
+use alloc::string::String;
+use alloc::sync::Arc;
+use alloc::vec::Vec;
+use core::ops::Bound;
 
 use podmesh_protocol::client::{NodeState, NodeView};
 use podmesh_protocol::ids::{AgentId, AttemptId, Epoch, JobId, Name, TaskId};
@@ -22,7 +25,8 @@ pub(crate) struct NodeIx(usize);
 /// A node.
 #[derive(Debug)]
 pub(crate) struct Node {
-    pub(crate) row: NodeRow,
+    /// The same as in the state.
+    pub(crate) row: Arc<NodeRow>,
     /// The runtimes that its agent cannot start now, with the reasons from its last hello.
     pub(crate) withdrawn: BTreeMap<RuntimeKind, String>,
     /// The limits that its agent does not enforce for commands, with the reasons from its last hello.
@@ -32,7 +36,7 @@ pub(crate) struct Node {
     pub(crate) state: NodeState,
     pub(crate) session: Option<Session>,
     /// The tasks whose active attempts are on this node.
-    pub(crate) attempts: BTreeSet<TaskId>,
+    pub(crate) attempts: BTreeMap<TaskId, Delivery>,
     /// What these attempts use, in thousandths of a core.
     pub(crate) used_cpu_millis: u64,
     /// What these attempts use, in bytes.
@@ -46,6 +50,18 @@ pub(crate) struct Node {
     deadline: Option<(Millis, Timer)>,
     /// When starts are sent again. The timers hold the same time.
     pub(crate) resend_ms: Option<Millis>,
+}
+
+/// How far the start of an attempt has come.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Delivery {
+    /// When the attempt was assigned or, once it runs, when its start was reported. After a restart
+    /// of the manager: the time of the restart.
+    pub(crate) since_ms: Millis,
+    /// When its start was last sent; `None` if not in the current session of the node.
+    pub(crate) sent_ms: Option<Millis>,
+    /// Whether the node has since shown that it holds the attempt.
+    pub(crate) heard: bool,
 }
 
 /// The open session of a node.
@@ -107,8 +123,8 @@ impl Node {
         self.room().is_some_and(|room| needs.fits(&room))
     }
 
-    pub(crate) fn take(&mut self, task: TaskId, needs: &Resources) {
-        self.attempts.insert(task);
+    pub(crate) fn take(&mut self, task: TaskId, needs: &Resources, delivery: Delivery) {
+        self.attempts.insert(task, delivery);
         self.used_cpu_millis += u64::from(needs.cpu_millis);
         self.used_memory_bytes += needs.memory_bytes;
     }
@@ -192,21 +208,21 @@ impl Nodes {
     }
 
     /// Adds a node without a session. Its name must be new.
-    pub(crate) fn insert(&mut self, row: NodeRow) -> NodeIx {
+    pub(crate) fn insert(&mut self, row: Arc<NodeRow>) -> NodeIx {
         let ix = self.push(row);
         self.rank();
         ix
     }
 
     /// Adds nodes without sessions. Their names must be new.
-    pub(crate) fn insert_all(&mut self, rows: Vec<NodeRow>) {
+    pub(crate) fn insert_all(&mut self, rows: impl Iterator<Item = Arc<NodeRow>>) {
         for row in rows {
             self.push(row);
         }
         self.rank();
     }
 
-    fn push(&mut self, row: NodeRow) -> NodeIx {
+    fn push(&mut self, row: Arc<NodeRow>) -> NodeIx {
         let name = row.node.clone();
         let node = Node {
             row,
@@ -215,7 +231,7 @@ impl Nodes {
             rank: 0,
             state: NodeState::Suspect,
             session: None,
-            attempts: BTreeSet::new(),
+            attempts: BTreeMap::new(),
             used_cpu_millis: 0,
             used_memory_bytes: 0,
             acked: None,

@@ -4,6 +4,8 @@
 //! key proves that its owner has stored it, and revokes the old one. If the owner is killed between
 //! two of these steps, it still has a valid key.
 
+use alloc::format;
+use alloc::string::String;
 use podmesh_protocol::access::PublicKey;
 use podmesh_protocol::client::ReplyBody;
 use podmesh_protocol::error::{ErrorCode, ErrorReply};
@@ -31,7 +33,7 @@ impl Core {
         out: &mut Step,
     ) -> Result<ReplyBody, ErrorReply> {
         let refuse = |code, message: String| Err(ErrorReply::new(code, message));
-        let keys = &self.access.keys;
+        let keys = &self.state.keys;
         let Some(row) = keys.get(&old).filter(|row| row.has_name()) else {
             let message = "the key of this request is not valid, or has not replaced the previous one yet: connect with it once more";
             return refuse(ErrorCode::NotEnrolled, message.into());
@@ -61,34 +63,34 @@ impl Core {
         };
         self.end_renewal_of(old, out);
         let (role, name) = (row.role, row.name.clone());
-        out.changes.push(Change::KeySaved(row.clone()));
-        self.access.keys.insert(new, row);
+        self.state.record(out, Change::KeySaved(row));
         out.effects.push(Effect::KeyEnrolled { key: new, role, name, renews: true });
         Ok(ReplyBody::KeyRenewed)
     }
 
     pub(crate) fn renewed_key_used(&mut self, key: PublicKey, out: &mut Step) {
-        let Some(row) = self.access.keys.get_mut(&key).filter(|row| !row.revoked) else { return };
-        let Some(old) = row.renews.take() else { return };
-        out.changes.push(Change::KeySaved(row.clone()));
+        let Some(row) = self.state.keys.get(&key).filter(|row| !row.revoked) else { return };
+        let Some(old) = row.renews else { return };
+        let row = KeyRow { renews: None, ..row.clone() };
         out.events.push(EventFact::KeyRenewed(row.role, row.name.clone()));
-        self.access.give_name(key);
+        self.access.give_name(&row);
+        self.state.record(out, Change::KeySaved(row));
         self.end_key(old, out);
     }
 
     /// Revokes the key that was about to replace `old`, if there is one.
     pub(crate) fn end_renewal_of(&mut self, old: PublicKey, out: &mut Step) {
         let pending = |row: &&KeyRow| row.renews == Some(old) && !row.revoked;
-        if let Some(key) = self.access.keys.values().find(pending).map(|row| row.key) {
+        if let Some(key) = self.state.keys.values().find(pending).map(|row| row.key) {
             self.end_key(key, out);
         }
     }
 
     /// Revokes a key.
     pub(crate) fn end_key(&mut self, key: PublicKey, out: &mut Step) {
-        if let Some(row) = self.access.keys.get_mut(&key) {
-            row.revoked = true;
-            out.changes.push(Change::KeySaved(row.clone()));
+        if let Some(row) = self.state.keys.get(&key) {
+            let row = KeyRow { revoked: true, ..row.clone() };
+            self.state.record(out, Change::KeySaved(row));
         }
         out.effects.push(Effect::KeyRevoked { key });
     }

@@ -1,5 +1,7 @@
 //! The reports of agents about attempts, and what follows the end of an attempt.
 
+use alloc::string::String;
+use alloc::vec::Vec;
 use podmesh_protocol::event::EventFact;
 use podmesh_protocol::ids::{AttemptId, Epoch, TaskId};
 use podmesh_protocol::limits::MESSAGE_BYTES_MAX;
@@ -10,7 +12,6 @@ use podmesh_protocol::time::Now;
 use crate::Core;
 use crate::faults::planted;
 use crate::input::{Input, Peer};
-use crate::jobs::{RetryDecision, RetryState};
 use crate::nodes::NodeIx;
 use crate::step::{Change, Effect, Step};
 
@@ -28,7 +29,7 @@ impl Core {
         let mut of = self.nodes.by_session(&peer, epoch);
         if planted!(self, SessionsNotFenced) && of.is_none() {
             of = reports.first().and_then(|Report(_, AttemptId { task, .. }, _)| {
-                Some(self.jobs.get(&task.job)?.active.get(&task.index)?.node)
+                self.nodes.by_name(&self.state.jobs.get(&task.job)?.active.get(&task.index)?.node)
             });
         }
         let Some(ix) = of else {
@@ -83,22 +84,28 @@ impl Core {
     ) {
         let task = attempt.task;
         let unfenced = planted!(self, AttemptsNotFenced);
-        let Some(active) =
-            self.jobs.get_mut(&task.job).and_then(|job| job.active.get_mut(&task.index)).filter(
-                |active| (active.number == attempt.number && active.node == ix) || unfenced,
-            )
-        else {
+        let node = self.nodes.get_mut(ix);
+        let active = self.state.jobs.get(&task.job).and_then(|job| job.active.get(&task.index));
+        let Some(active) = active.filter(|active| {
+            (active.number == attempt.number && active.node == node.row.node) || unfenced
+        }) else {
             return;
         };
-        active.heard = true;
+        let delivery = node.attempts.get_mut(&task);
+        if let Some(delivery) = delivery {
+            delivery.heard = true;
+            if fact == ReportFact::Started && active.state != AttemptState::Running {
+                delivery.since_ms = now.mono_ms;
+            }
+        }
         let wall_ms = now.wall_ms;
         match fact {
             ReportFact::Preparing(text) => {
                 let state = AttemptState::Preparing;
                 match active.state {
                     AttemptState::Assigned => {
-                        active.state = state;
-                        out.changes.push(Change::AttemptAdvanced { attempt, state, wall_ms });
+                        let change = Change::AttemptAdvanced { attempt, state, wall_ms };
+                        self.state.record(out, change);
                     }
                     AttemptState::Preparing => {}
                     AttemptState::Running | AttemptState::Ended => return,
@@ -108,9 +115,7 @@ impl Core {
             ReportFact::Started => {
                 let state = AttemptState::Running;
                 if active.state != state {
-                    active.state = state;
-                    active.since_ms = now.mono_ms;
-                    out.changes.push(Change::AttemptAdvanced { attempt, state, wall_ms });
+                    self.state.record(out, Change::AttemptAdvanced { attempt, state, wall_ms });
                     out.events.push(EventFact::AttemptStarted(attempt));
                 }
             }
@@ -127,8 +132,8 @@ impl Core {
         mut outcome: Outcome,
         out: &mut Step,
     ) {
-        let Some(job) = self.jobs.get_mut(&task.job) else { return };
-        let Some(active) = job.active.remove(&task.index) else { return };
+        let Some(job) = self.state.jobs.get(&task.job) else { return };
+        let Some(active) = job.active.get(&task.index) else { return };
         let attempt = job.attempt_id(task.index, active.number);
         let reported = outcome.kind;
         outcome.kind = job.recorded_kind(reported);
@@ -136,36 +141,17 @@ impl Core {
             let stopped = reported == OutcomeKind::Cancelled && outcome.kind == OutcomeKind::Failed;
             stopped.then(|| "its agent stopped it although the job was not cancelled".into())
         });
-        let decision = job.retry_decision(&active, outcome.kind);
-        self.nodes.get_mut(active.node).give_back(task, &job.spec.resources);
-        self.queue.gain(active.node);
-        job.counts.active -= 1;
-        let retry_after_ms = match decision {
-            RetryDecision::TaskEnded => {
-                *match outcome.kind {
-                    OutcomeKind::Succeeded => &mut job.counts.succeeded,
-                    OutcomeKind::Cancelled => &mut job.counts.cancelled,
-                    OutcomeKind::Failed
-                    | OutcomeKind::TimedOut
-                    | OutcomeKind::Lost
-                    | OutcomeKind::NotStarted => &mut job.counts.failed,
-                } += 1;
-                None
-            }
-            RetryDecision::Retry { after_ms, lost } => {
-                job.counts.queued += 1;
-                let avoid = (outcome.kind == OutcomeKind::NotStarted).then_some(active.node);
-                let retry = RetryState { number: active.number, lost, avoid };
-                self.queue_retry(now, task, retry, after_ms);
-                Some(after_ms)
-            }
-        };
-        out.changes.push(Change::AttemptEnded {
-            attempt,
-            outcome: outcome.clone(),
-            wall_ms: now.wall_ms,
-            retry_after_ms,
-        });
+        let retry_after_ms = job.retry_after_ms(active, outcome.kind);
+        if let Some(ix) = self.nodes.by_name(&active.node) {
+            self.nodes.get_mut(ix).give_back(task, &job.spec.resources);
+            self.queue.gain(ix);
+        }
+        let (ended, wall_ms) = (outcome.clone(), now.wall_ms);
+        let change = Change::AttemptEnded { attempt, outcome: ended, wall_ms, retry_after_ms };
+        self.state.record(out, change);
+        if let Some(after_ms) = retry_after_ms {
+            self.queue_retry(now, task, after_ms);
+        }
         out.events.push(EventFact::AttemptEnded(attempt, outcome, retry_after_ms));
         self.mark_dirty(task.job);
     }

@@ -4,7 +4,7 @@
 //! The core keeps no ended jobs. The shell finds in the database which of them are due, and the core
 //! makes sure that no active job is removed.
 
-use podmesh_protocol::access::PublicKey;
+use alloc::vec::Vec;
 use podmesh_protocol::client::{NodeState, PrincipalKind};
 use podmesh_protocol::event::EventFact;
 use podmesh_protocol::ids::{JobId, Name};
@@ -12,7 +12,7 @@ use podmesh_protocol::ids::{JobId, Name};
 use crate::Core;
 use crate::faults::planted;
 use crate::nodes::NodeIx;
-use crate::step::{Change, Effect, Step};
+use crate::step::{Change, Effect, KeyRow, NodeRow, Step};
 
 /// Changes up to which a step takes more nodes and keys.
 const CHANGES_MAX: usize = 2_000;
@@ -27,8 +27,8 @@ impl Core {
     ) {
         let all = planted!(self, ActiveJobRemoved);
         jobs.retain(|job| {
-            let known = (JobId(1)..=self.last_job).contains(job);
-            known && (all || !self.jobs.contains_key(job))
+            let known = (JobId(1)..=self.state.last_job).contains(job);
+            known && (all || !self.state.jobs.contains_key(job))
         });
         let count = u32::try_from(jobs.len()).unwrap_or(u32::MAX);
         if let Some(by) = by
@@ -36,7 +36,9 @@ impl Core {
         {
             out.events.push(EventFact::JobsForgotten(*first, *last, count, by));
         }
-        out.changes.extend(jobs.into_iter().map(Change::JobRemoved));
+        for job in jobs {
+            self.state.record(out, Change::JobRemoved(job));
+        }
         out.effects.push(Effect::JobsRemoved { question, jobs: count });
     }
 
@@ -49,7 +51,7 @@ impl Core {
         by: &Name,
         out: &mut Step,
     ) {
-        out.changes.push(Change::AgeSaved(age_ms));
+        self.state.record(out, Change::AgeSaved(age_ms));
         self.remove_lost_nodes(age_ms, keep_ms, by, out);
         self.remove_revoked_keys(age_ms, keep_ms, out);
     }
@@ -63,10 +65,10 @@ impl Core {
             if !self.has_room(out) || out.changes.len() >= CHANGES_MAX {
                 return;
             }
-            let row = &mut self.nodes.get_mut(ix).row;
+            let row = &self.nodes.get(ix).row;
             let Some(since) = row.lost_age_ms else {
-                row.lost_age_ms = Some(age_ms);
-                out.changes.push(Change::NodeSaved(row.clone()));
+                let row = NodeRow { lost_age_ms: Some(age_ms), ..NodeRow::clone(row) };
+                self.save_node(ix, row, out);
                 continue;
             };
             let name = row.node.clone();
@@ -80,25 +82,18 @@ impl Core {
     }
 
     fn remove_revoked_keys(&mut self, age_ms: u64, keep_ms: u64, out: &mut Step) {
-        let keys = &mut self.access.keys;
-        let revoked: Vec<PublicKey> =
-            keys.values().filter(|row| row.revoked).map(|row| row.key).collect();
-        for key in revoked {
-            if out.changes.len() >= CHANGES_MAX {
-                return;
+        let revoked = self.state.keys.values().filter(|row| row.revoked);
+        let due = revoked.filter_map(|row| match row.revoked_age_ms {
+            None => Some(Change::KeySaved(KeyRow { revoked_age_ms: Some(age_ms), ..row.clone() })),
+            Some(since) if age_ms.saturating_sub(since) >= keep_ms => {
+                Some(Change::KeyRemoved(row.key))
             }
-            let Some(row) = keys.get_mut(&key) else { continue };
-            match row.revoked_age_ms {
-                None => {
-                    row.revoked_age_ms = Some(age_ms);
-                    out.changes.push(Change::KeySaved(row.clone()));
-                }
-                Some(since) if age_ms.saturating_sub(since) >= keep_ms => {
-                    keys.remove(&key);
-                    out.changes.push(Change::KeyRemoved(key));
-                }
-                Some(_) => {}
-            }
+            Some(_) => None,
+        });
+        let room = CHANGES_MAX.saturating_sub(out.changes.len());
+        let due: Vec<Change> = due.take(room).collect();
+        for change in due {
+            self.state.record(out, change);
         }
     }
 }

@@ -1,6 +1,12 @@
 //! Sessions: how they begin and end, and what happens to the attempts of a node when one begins.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use alloc::boxed::Box;
+use alloc::collections::{BTreeMap, BTreeSet, VecDeque};
+use alloc::format;
+use alloc::string::String;
+use alloc::string::ToString as _;
+use alloc::sync::Arc;
+use alloc::vec::Vec;
 
 use podmesh_protocol::access::Caller;
 use podmesh_protocol::client::NodeState;
@@ -72,17 +78,17 @@ impl Core {
                 return false;
             }
             // Something else may have ended it in the meantime.
-            let active = self.jobs.get(&attempt.task.job).and_then(|job| {
+            let active = self.state.jobs.get(&attempt.task.job).and_then(|job| {
                 job.active.get(&attempt.task.index).filter(|active| active.number == attempt.number)
             });
-            if active.is_some_and(|active| active.node == ix) {
+            if active.is_some_and(|active| active.node == self.nodes.get(ix).row.node) {
                 self.end_attempt(now, attempt.task, outcome, out);
             }
         }
-        let row = &mut self.nodes.get_mut(ix).row;
+        let row = &self.nodes.get(ix).row;
         if row.boot_id != boot_id {
-            row.boot_id = boot_id;
-            out.changes.push(Change::NodeSaved(row.clone()));
+            let row = NodeRow { boot_id, ..NodeRow::clone(row) };
+            self.save_node(ix, row, out);
         }
         true
     }
@@ -103,11 +109,11 @@ impl Core {
             return refuse(ErrorCode::UnsupportedVersion, message);
         }
         if let Some(cluster) = hello.cluster
-            && cluster != self.cluster
+            && cluster != self.state.cluster
         {
             let message = format!(
                 "the data directory of agent `{}` belongs to cluster {cluster}, but this manager belongs to {}: connect the agent to its own manager, or give it a fresh data directory (--data-dir)",
-                hello.node, self.cluster
+                hello.node, self.state.cluster
             );
             return refuse(ErrorCode::WrongCluster, message);
         }
@@ -167,8 +173,8 @@ impl Core {
         let node = self.nodes.get(ix);
         let rebooted = node.row.boot_id != hello.boot_id;
         let mut missing = VecDeque::new();
-        for task in &node.attempts {
-            let Some(job) = self.jobs.get(&task.job) else { continue };
+        for task in node.attempts.keys() {
+            let Some(job) = self.state.jobs.get(&task.job) else { continue };
             let Some(active) = job.active.get(&task.index) else { continue };
             let attempt = job.attempt_id(task.index, active.number);
             let unseen = !hello.runtimes.contains(&job.spec.run.runtime.kind());
@@ -201,8 +207,7 @@ impl Core {
         hello: Hello,
         out: &mut Step,
     ) -> NodeIx {
-        self.last_epoch.0 += 1;
-        let epoch = self.last_epoch;
+        let epoch = Epoch(self.state.last_epoch.0 + 1);
         let instance = hello.agent_instance;
         let row = NodeRow {
             node: hello.node,
@@ -216,9 +221,7 @@ impl Core {
             agent_id: hello.agent_id,
             lost_age_ms: None,
         };
-        if !planted!(self, EpochNotSaved) {
-            out.changes.push(Change::EpochTaken(epoch));
-        }
+        self.state.record(out, Change::EpochTaken(epoch));
         out.events.push(EventFact::NodeConnected(row.node.clone(), instance));
         let (withdrawn, unenforced) = (hello.withdrawn, hello.unenforced);
         let before = known.map(|ix| &self.nodes.get(ix).withdrawn);
@@ -244,15 +247,18 @@ impl Core {
                     node.acked = None;
                 }
                 // The new boot ID is saved only once the hello is confirmed.
-                let boot_id = std::mem::take(&mut node.row.boot_id);
-                node.row = NodeRow { boot_id, ..row };
+                let row = NodeRow { boot_id: node.row.boot_id.clone(), ..row };
+                self.save_node(ix, row, out);
                 ix
             }
-            None => self.nodes.insert(row),
+            None => {
+                let row = Arc::new(row);
+                self.state.record(out, Change::NodeSaved(Arc::clone(&row)));
+                self.nodes.insert(row)
+            }
         };
         let node = self.nodes.get_mut(ix);
         (node.withdrawn, node.unenforced) = (withdrawn, unenforced);
-        out.changes.push(Change::NodeSaved(self.nodes.get(ix).row.clone()));
         self.nodes.open_session(ix, epoch, peer.clone());
         if is_new_owner {
             // Its first heartbeat makes it alive. A delayed hello of the previous owner must not
@@ -263,6 +269,13 @@ impl Core {
         self.set_resend(ix, None);
         self.queue.node_changed(ix, &self.nodes);
         ix
+    }
+
+    /// Saves the row of a known node.
+    pub(crate) fn save_node(&mut self, ix: NodeIx, row: NodeRow, out: &mut Step) {
+        let row = Arc::new(row);
+        self.nodes.get_mut(ix).row = Arc::clone(&row);
+        self.state.record(out, Change::NodeSaved(row));
     }
 
     /// Tells the agent which attempts to keep and which to stop, and sends the starts that it
@@ -284,31 +297,33 @@ impl Core {
         let pending_hello =
             session.pending_hello.iter().flat_map(|pending_hello| &pending_hello.missing);
         let missing: BTreeSet<AttemptId> = pending_hello.map(|(attempt, _)| *attempt).collect();
-        for task in &node.attempts {
-            let Some(job) = self.jobs.get_mut(&task.job) else { continue };
+        for (task, delivery) in &mut node.attempts {
+            let Some(job) = self.state.jobs.get(&task.job) else { continue };
             let has_runtime = node.row.runtimes.contains(&job.spec.run.runtime.kind());
             let cancelling = job.cancelling;
-            let Some(active) = job.active.get_mut(&task.index) else { continue };
+            let Some(active) = job.active.get(&task.index) else { continue };
             let attempt = AttemptId { task: *task, number: active.number };
-            active.heard = held.contains(&attempt);
-            if active.heard {
-                active.sent_ms = None;
+            delivery.heard = held.contains(&attempt);
+            if delivery.heard {
+                delivery.sent_ms = None;
                 keep.push(attempt);
                 if cancelling {
                     session.outgoing.stops.push((attempt, StopReason::Cancelled));
                 }
             } else if starts_forgotten || missing.contains(&attempt) || !has_runtime {
-                active.sent_ms = None;
+                delivery.sent_ms = None;
                 if cancelling && !has_runtime {
                     // If the agent knows that it does not hold the attempt, it reports that.
                     session.outgoing.stops.push((attempt, StopReason::Cancelled));
                 }
             } else {
-                active.sent_ms = Some(now.mono_ms);
+                delivery.sent_ms = Some(now.mono_ms);
                 session.outgoing.starts.push(attempt);
                 restarted = true;
             }
-            if job.told.insert(ix, session.epoch) != Some(session.epoch) {
+            if let Some(dispatch) = self.dispatch.get_mut(&task.job)
+                && dispatch.told.insert(ix, session.epoch) != Some(session.epoch)
+            {
                 session.outgoing.specs.push(task.job);
             }
         }
@@ -319,7 +334,7 @@ impl Core {
         let welcome = Welcome {
             version: PROTOCOL_VERSION,
             epoch: session.epoch,
-            cluster: self.cluster,
+            cluster: self.state.cluster,
             lease_ms: self.config.lease_ms,
             heartbeat_ms: self.config.heartbeat_ms,
             acked: node.acked.unwrap_or(0),

@@ -1,17 +1,20 @@
 //! The decisions of the core: plain values that the shell carries out.
 
-use std::collections::BTreeMap;
-use std::sync::Arc;
+use alloc::collections::BTreeMap;
+use alloc::string::String;
+use alloc::sync::Arc;
+use alloc::vec::Vec;
 
 use podmesh_protocol::access::{PublicKey, Role, TokenId};
 use podmesh_protocol::error::ErrorReply;
 use podmesh_protocol::event::EventFact;
 use podmesh_protocol::ids::{
-    AgentId, AttemptId, ClusterId, Epoch, InstanceId, JobId, Name, Revision, SubmissionId, TaskId,
+    AgentId, AttemptId, Epoch, InstanceId, JobId, Name, Revision, SubmissionId,
 };
 use podmesh_protocol::report::{AttemptState, JobState, Outcome, TaskCounts};
 use podmesh_protocol::session::ToPeer;
 use podmesh_protocol::spec::{JobSpec, Resources, RuntimeKind};
+use serde::{Deserialize, Serialize};
 
 use crate::input::Peer;
 
@@ -44,8 +47,9 @@ impl Step {
     }
 }
 
-/// A row to write.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// One durable change: [`State::apply`](crate::state::State::apply) says what it means, and the store
+/// writes it as rows.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Change {
     /// A new job. Its [`Change::JobUpdated`] follows in the same step.
     JobInserted {
@@ -58,8 +62,10 @@ pub enum Change {
         /// The time, for display.
         wall_ms: u64,
     },
-    /// The current state of a job. A step has at most one for each job, after the changes of the
-    /// job's attempts.
+    /// A job was cancelled: its tasks without an attempt get none.
+    JobCancelled(JobId),
+    /// The row of a job after all other changes of the step to it. A step has at most one for each
+    /// job. If its state is an end, the job has ended.
     JobUpdated(JobRow),
     /// A new attempt, in state `assigned`.
     AttemptInserted {
@@ -97,7 +103,7 @@ pub enum Change {
         attempt: AttemptId,
     },
     /// A node, new or updated, as of its last session.
-    NodeSaved(NodeRow),
+    NodeSaved(Arc<NodeRow>),
     /// A node was forgotten. It had no attempts left.
     NodeForgotten(Name),
     /// A session was given this epoch. Later sessions get higher ones, also after a restart.
@@ -118,7 +124,7 @@ pub enum Change {
 }
 
 /// The part of a job that changes.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct JobRow {
     /// The job.
     pub job: JobId,
@@ -138,7 +144,7 @@ pub struct JobRow {
 }
 
 /// The stored part of a node.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NodeRow {
     /// Its name.
     pub node: Name,
@@ -164,7 +170,7 @@ pub struct NodeRow {
 }
 
 /// A stored join token.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TokenRow {
     /// Its number.
     pub id: TokenId,
@@ -183,7 +189,7 @@ pub struct TokenRow {
 }
 
 /// A stored key.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct KeyRow {
     /// The key.
     pub key: PublicKey,
@@ -289,56 +295,4 @@ pub enum Effect {
         /// The job.
         job: JobId,
     },
-}
-
-/// The stored state from which the core is rebuilt after a start.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Snapshot {
-    /// The cluster of this manager.
-    pub cluster: ClusterId,
-    /// The highest job number in use; 0 if there are no jobs.
-    pub last_job: JobId,
-    /// The epoch of the last session; 0 if there was none.
-    pub last_epoch: Epoch,
-    /// The revision of the last event; 0 if there was none.
-    pub last_revision: Revision,
-    /// The jobs that have not ended.
-    pub jobs: Vec<RestoredJob>,
-    /// The attempts that have not ended, with their nodes and states.
-    pub attempts: Vec<(AttemptId, Name, AttemptState)>,
-    /// The tasks that wait for a retry: the last attempt, and the milliseconds until the retry.
-    pub retries: Vec<(AttemptId, u64)>,
-    /// How many ended attempts were lost or not started, for the tasks in `attempts` and `retries`.
-    /// Tasks without such attempts may be left out.
-    pub losses: Vec<Losses>,
-    /// The known nodes.
-    pub nodes: Vec<NodeRow>,
-    /// The number of the last join token; 0 if there was none.
-    pub last_token: u64,
-    /// The stored join tokens.
-    pub tokens: Vec<TokenRow>,
-    /// Every key that has ever joined.
-    pub keys: Vec<KeyRow>,
-}
-
-/// How many ended attempts of a task may have used no retry.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Losses {
-    /// The task.
-    pub task: TaskId,
-    /// The lost attempts. They use no retries in jobs with `on_lost = requeue`.
-    pub lost: u32,
-    /// The attempts that their nodes could not start. They never use a retry.
-    pub not_started: u32,
-}
-
-/// A job that has not ended.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct RestoredJob {
-    /// The idempotency key.
-    pub submission: SubmissionId,
-    /// The submitted spec.
-    pub spec: Arc<JobSpec>,
-    /// Its current state.
-    pub row: JobRow,
 }

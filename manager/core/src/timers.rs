@@ -1,6 +1,10 @@
 //! What happens as time passes.
 
-use std::collections::BTreeSet;
+use alloc::collections::BTreeSet;
+use alloc::format;
+use alloc::string::String;
+use alloc::string::ToString as _;
+use alloc::vec::Vec;
 
 use podmesh_protocol::event::EventFact;
 use podmesh_protocol::ids::{JobId, TaskId};
@@ -99,9 +103,9 @@ impl Core {
         let all = planted!(self, WaitRequeued);
         let tasks: Vec<TaskId> = node
             .attempts
-            .iter()
+            .keys()
             .filter(|task| {
-                let job = self.jobs.get(&task.job);
+                let job = self.state.jobs.get(&task.job);
                 // Cancelled attempts must end even if the node never returns.
                 job.is_some_and(|job| job.spec.on_lost == OnLost::Requeue || job.cancelling || all)
             })
@@ -136,18 +140,16 @@ impl Core {
         let node = self.nodes.get_mut(ix);
         let mut next = None;
         if let Some(session) = &mut node.session {
-            for task in &node.attempts {
-                let Some(job) = self.jobs.get_mut(&task.job) else { continue };
-                let cancelling = job.cancelling;
-                let Some(active) = job.active.get_mut(&task.index) else { continue };
-                let (Some(sent_ms), false) = (active.sent_ms, active.heard) else { continue };
+            for (task, delivery) in &mut node.attempts {
+                let (Some(sent_ms), false) = (delivery.sent_ms, delivery.heard) else { continue };
+                let Some(job) = self.state.jobs.get(&task.job) else { continue };
+                let Some(active) = job.active.get(&task.index) else { continue };
                 let mut due = sent_ms.saturating_add(START_RESEND_MS);
                 if due <= now.mono_ms {
-                    let number = active.number;
-                    active.sent_ms = Some(now.mono_ms);
+                    delivery.sent_ms = Some(now.mono_ms);
                     due = now.mono_ms.saturating_add(START_RESEND_MS);
-                    let attempt = job.attempt_id(task.index, number);
-                    if cancelling {
+                    let attempt = job.attempt_id(task.index, active.number);
+                    if job.cancelling {
                         session.outgoing.stops.push((attempt, StopReason::Cancelled));
                     } else {
                         session.outgoing.starts.push(attempt);

@@ -1,6 +1,6 @@
 //! The nodes that a task may go to, ordered so that the best one is the greatest.
 
-use std::cmp::{Ordering, Reverse};
+use core::cmp::{Ordering, Reverse};
 
 use podmesh_protocol::spec::Resources;
 

@@ -1,6 +1,7 @@
 //! Invariants of the queue that hold after every step, checked in tests.
 
-use std::collections::{BTreeMap, BTreeSet};
+use alloc::collections::{BTreeMap, BTreeSet};
+use alloc::vec::Vec;
 
 use podmesh_protocol::client::NodeState;
 

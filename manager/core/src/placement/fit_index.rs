@@ -1,6 +1,8 @@
 //! Finds the first shape in line that fits some room, without checking every shape.
 
-use std::collections::BTreeMap;
+use alloc::collections::BTreeMap;
+use alloc::vec;
+use alloc::vec::Vec;
 
 use super::needs::{QueueKey, Size};
 use super::queue::ShapeId;

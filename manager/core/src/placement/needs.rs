@@ -1,7 +1,8 @@
 //! The requirements of a task on a node.
 
-use std::cmp::Reverse;
-use std::collections::BTreeMap;
+use alloc::collections::BTreeMap;
+use alloc::string::String;
+use core::cmp::Reverse;
 
 use podmesh_protocol::ids::{JobId, Name};
 use podmesh_protocol::spec::{JobSpec, Resources, RuntimeKind};

@@ -1,7 +1,8 @@
 //! The jobs that have tasks to place, grouped by their needs.
 
-use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
-use std::sync::Arc;
+use alloc::collections::{BTreeMap, BTreeSet, BinaryHeap};
+use alloc::sync::Arc;
+use alloc::vec::Vec;
 
 use podmesh_protocol::ids::{JobId, TaskId};
 use podmesh_protocol::spec::JobSpec;
@@ -11,8 +12,8 @@ use super::candidate::Candidate;
 use super::fit_index::FitIndex;
 use super::needs::{Constraint, Needs, QueueKey, Size};
 use super::reservation::Reservation;
-use crate::jobs::Job;
 use crate::nodes::{NodeIx, Nodes};
+use crate::state::Job;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct ShapeId(pub(super) u64);
@@ -197,7 +198,7 @@ impl Queue {
         let Some(shape) = self.shapes.get_mut(&id) else { return };
         let Some(class) = self.classes.get_mut(&shape.class) else { return };
         let to = shape.waiting.first().map_or(QueuePosition::Idle, |key| position(*key));
-        let from = std::mem::replace(&mut shape.position, to);
+        let from = core::mem::replace(&mut shape.position, to);
         if from == to {
             return;
         }

@@ -11,9 +11,10 @@
 //! enough reserves a node for longer than any task runs, and a task that never ends blocks no job
 //! for ever.
 
-use std::cmp::Reverse;
-use std::collections::BTreeSet;
-use std::sync::Arc;
+use alloc::collections::BTreeSet;
+use alloc::sync::Arc;
+use alloc::vec::Vec;
+use core::cmp::Reverse;
 
 use podmesh_protocol::client::NodeState;
 use podmesh_protocol::ids::TaskId;
@@ -66,16 +67,16 @@ impl Forecast {
     fn of(needs: &Resources, node: &Node, beside: &BTreeSet<TaskId>, facts: &Facts) -> Self {
         let mut least_end: Option<Resources> = None;
         let mut ends = Vec::new();
-        for task in &node.attempts {
+        for (task, delivery) in &node.attempts {
             let Some(job) = facts.jobs.get(&task.job) else { continue };
-            let Some(active) = job.active.get(&task.index) else { continue };
             let takes = job.spec.resources;
             // The end of a task that came later frees only what was free before.
             if !beside.contains(task) {
                 least_end = Some(least_end.map_or(takes, |other| least(other, takes)));
             }
             if let Some(lasts_ms) = lasts_ms(&job.spec) {
-                let end_ms = active.since_ms.saturating_add(lasts_ms).saturating_add(END_MARGIN_MS);
+                let end_ms =
+                    delivery.since_ms.saturating_add(lasts_ms).saturating_add(END_MARGIN_MS);
                 // A task that should have ended by now may never end.
                 if end_ms > facts.now_ms {
                     ends.push((end_ms, takes));
@@ -103,7 +104,7 @@ impl Reservation {
     pub(super) fn rooms_for_later(&mut self, node: &Node, facts: &Facts) -> [Option<Size>; 2] {
         let needs = &self.needs.resources;
         let forecast = self.forecast.get_or_insert_with(|| {
-            self.beside.retain(|task| node.attempts.contains(task));
+            self.beside.retain(|task| node.attempts.contains_key(task));
             Forecast::of(needs, node, &self.beside, facts)
         });
         let free = node.free();

@@ -24,7 +24,7 @@ fn each_reason_is_a_clear_sentence() {
 
     let said = |world: &mut World, spec: JobSpec| {
         world.submit(spec);
-        let job = world.core.last_job.0;
+        let job = world.core.state().last_job.0;
         let mut lines = world.explain(job);
         world.cancel(job);
         lines.retain(|line| !line.starts_with("first in line"));

@@ -126,16 +126,16 @@ fn a_forgotten_node_does_not_count_for_the_limit() {
     let mut world = World::new();
     world.join("a", 1);
     let row = world.node_row("a").clone();
-    let mut snapshot = world.model.snapshot(0);
-    snapshot.nodes =
-        (0..NODES_MAX).map(|n| NodeRow { node: name(&format!("n{n}")), ..row.clone() }).collect();
+    let mut state = world.model.state.clone();
+    let rows = (0..NODES_MAX).map(|n| NodeRow { node: name(&format!("n{n}")), ..row.clone() });
+    state.nodes = rows.map(|row| (row.node.clone(), Arc::new(row))).collect();
     let step = |core: &mut Core, now: Now, input: Input| {
         let mut step = Step::default();
         core.step(now, input, &mut step);
         step
     };
     let mut now = world.now;
-    let mut core = Core::new(now, config(), snapshot);
+    let mut core = Core::new(now, config(), state);
     let hello = || {
         let hello = Box::new(hello("b", 2));
         Input::AgentConnected { peer: peer(2), caller: local(), hello }

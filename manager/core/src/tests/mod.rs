@@ -10,7 +10,6 @@ mod lease;
 mod model;
 mod placement;
 mod property;
-mod purity;
 mod renewal;
 mod reports;
 mod reservation;
@@ -132,35 +131,30 @@ struct World {
 
 impl World {
     fn new() -> Self {
-        let model = Model::default();
+        let model = Model::new();
         let now = Now { mono_ms: 1_000_000, wall_ms: 5_000 };
-        Self {
-            core: Core::new(now, config(), model.snapshot(now.mono_ms)),
-            now,
-            model,
-            last_key: 0,
-        }
+        Self { core: Core::new(now, config(), model.state.clone()), now, model, last_key: 0 }
     }
 
     /// Restarts the manager with the state from the store.
     fn restart(&mut self) {
         // A new process. Its monotonic clock is independent of the previous one.
-        let snapshot = self.model.snapshot(self.now.mono_ms);
-        self.now.mono_ms += 1_000;
-        self.core = Core::new(self.now, config(), snapshot);
+        self.now.mono_ms += 1_000_000;
+        self.core = Core::new(self.now, config(), self.model.state.clone());
         self.core.check_invariants();
     }
 
     fn give(&mut self, input: Input) -> Step {
         let mut step = Step::default();
-        let before = self.core.last_revision;
+        let before = self.core.state().last_revision;
         self.core.step(self.now, input, &mut step);
         self.core.check_invariants();
         assert!(step.events.len() <= EVENTS_PER_CHUNK_MAX, "a step has {}", step.events.len());
         let first = (!step.events.is_empty()).then_some(Revision(before.0 + 1));
         assert_eq!(step.first_revision, first);
-        assert_eq!(self.core.last_revision.0, before.0 + step.events.len() as u64);
+        assert_eq!(self.core.state().last_revision.0, before.0 + step.events.len() as u64);
         self.model.apply(self.now.mono_ms, &step);
+        assert_eq!(self.model.state, *self.core.state(), "the changes lead to the same state");
         step
     }
 

@@ -1,35 +1,31 @@
-//! A store in memory that applies the changes of the core, and checks their rules.
+//! A follower of the core: it applies the changes to a state of its own, and checks their rules
+//! against a history of all attempts.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use podmesh_protocol::access::{PublicKey, TokenId};
-use podmesh_protocol::ids::{AttemptId, Epoch, JobId, Name, Revision, SubmissionId, TaskId};
+use podmesh_protocol::ids::{AttemptId, JobId, Name, SubmissionId, TaskId};
 use podmesh_protocol::report::{AttemptState, JobState, OutcomeKind, TaskCounts};
 use podmesh_protocol::spec::JobSpec;
 
 use super::CLUSTER;
-use crate::step::{Change, JobRow, KeyRow, Losses, NodeRow, RestoredJob, Snapshot, Step, TokenRow};
+use crate::state::State;
+use crate::step::{Change, JobRow, KeyRow, Step};
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Model {
+    /// The state to which the changes lead, as they were serialized.
+    pub(super) state: State,
+    /// All jobs that were not removed, ended ones included.
     jobs: BTreeMap<JobId, ModelJob>,
-    last_job: u64,
+    submissions: BTreeSet<SubmissionId>,
     tasks: BTreeMap<TaskId, Vec<ModelAttempt>>,
     /// The attempts of removed jobs. Agents can still report on them.
     removed: Vec<(AttemptId, Name)>,
-    pub(super) age_ms: u64,
-    nodes: BTreeMap<Name, NodeRow>,
-    last_token: u64,
-    tokens: BTreeMap<TokenId, TokenRow>,
-    pub(super) keys: BTreeMap<PublicKey, KeyRow>,
-    last_epoch: u64,
-    last_revision: u64,
 }
 
 #[derive(Debug)]
 struct ModelJob {
-    submission: SubmissionId,
     spec: Arc<JobSpec>,
     row: Option<JobRow>,
 }
@@ -47,8 +43,26 @@ struct ModelAttempt {
 }
 
 impl Model {
+    pub(super) fn new() -> Self {
+        Self {
+            state: State::new(CLUSTER),
+            jobs: BTreeMap::new(),
+            submissions: BTreeSet::new(),
+            tasks: BTreeMap::new(),
+            removed: Vec::new(),
+        }
+    }
+
     pub(super) fn apply(&mut self, mono_ms: u64, step: &Step) {
+        self.check(mono_ms, step);
+        let changes = rmp_serde::to_vec_named(&step.changes).unwrap();
+        let changes = rmp_serde::from_slice(&changes).unwrap();
+        self.state.apply_step(&Step { changes, ..step.clone() });
+    }
+
+    fn check(&mut self, mono_ms: u64, step: &Step) {
         let mut updated = Vec::new();
+        let mut state = self.state.clone();
         for change in &step.changes {
             if let Some(attempt) = attempt_of(change) {
                 let job = attempt.task.job;
@@ -56,12 +70,11 @@ impl Model {
             }
             match change {
                 Change::JobInserted { job, submission, spec, .. } => {
-                    assert_eq!(job.0, self.last_job + 1, "job numbers have no gaps");
-                    self.last_job = job.0;
-                    assert!(self.jobs.values().all(|other| other.submission != *submission));
-                    let (submission, spec) = (*submission, Arc::clone(spec));
-                    self.jobs.insert(*job, ModelJob { submission, spec, row: None });
+                    assert_eq!(job.0, state.last_job.0 + 1, "job numbers have no gaps");
+                    assert!(self.submissions.insert(*submission), "a submission is used once");
+                    self.jobs.insert(*job, ModelJob { spec: Arc::clone(spec), row: None });
                 }
+                Change::JobCancelled(job) => assert!(!state.jobs[job].cancelling, "{job}"),
                 Change::JobUpdated(row) => {
                     assert!(!updated.contains(&row.job), "a job is updated once a step");
                     updated.push(row.job);
@@ -71,7 +84,7 @@ impl Model {
                     assert_eq!(row.state.is_end(), row.ended_wall_ms.is_some());
                 }
                 Change::AttemptInserted { attempt, node, .. } => {
-                    assert!(self.nodes.contains_key(node));
+                    assert!(state.nodes.contains_key(node));
                     let attempts = self.tasks.entry(attempt.task).or_default();
                     assert_eq!(attempt.number as usize, attempts.len() + 1, "{attempt}");
                     if let Some(last) = attempts.last() {
@@ -108,41 +121,34 @@ impl Model {
                     last.dropped = true;
                 }
                 Change::JobRemoved(job) => self.remove(*job),
-                Change::AgeSaved(age_ms) => self.age_ms = *age_ms,
-                Change::NodeSaved(row) => _ = self.nodes.insert(row.node.clone(), row.clone()),
                 Change::NodeForgotten(node) => {
                     let of = |all: &Vec<ModelAttempt>| {
                         all.last().is_some_and(|last| last.kind.is_none() && last.node == *node)
                     };
                     assert!(!self.tasks.values().any(of), "{node} has active attempts");
-                    assert!(self.nodes.remove(node).is_some());
+                    assert!(state.nodes.contains_key(node));
                 }
-                Change::EpochTaken(epoch) => {
-                    assert!(epoch.0 > self.last_epoch);
-                    self.last_epoch = epoch.0;
-                }
+                Change::EpochTaken(epoch) => assert!(*epoch > state.last_epoch),
                 Change::TokenSaved(row) => {
-                    let known = self.tokens.insert(row.id, row.clone()).is_some();
-                    assert!(known || row.id.0 > self.last_token, "a token's number is new");
-                    self.last_token = self.last_token.max(row.id.0);
+                    let known = state.tokens.contains_key(&row.id);
+                    assert!(known || row.id > state.last_token, "a token's number is new");
                 }
-                Change::TokenRemoved(id) => assert!(self.tokens.remove(id).is_some()),
+                Change::TokenRemoved(id) => assert!(state.tokens.contains_key(id)),
                 Change::KeySaved(row) => {
-                    let before = self.keys.insert(row.key, row.clone());
-                    let marked = |before: KeyRow| {
-                        before == KeyRow { revoked_age_ms: None, ..row.clone() }
+                    let marked = |before: &KeyRow| {
+                        *before == KeyRow { revoked_age_ms: None, ..row.clone() }
                             && row.revoked_age_ms.is_some()
                     };
-                    let revoked = before.filter(|before| before.revoked);
+                    let revoked = state.keys.get(&row.key).filter(|before| before.revoked);
                     assert!(revoked.is_none_or(marked), "a revoked key changes");
                 }
                 Change::KeyRemoved(key) => {
-                    let removed = self.keys.remove(key);
-                    assert!(removed.is_some_and(|row| row.revoked), "a valid key is removed");
+                    assert!(state.keys[key].revoked, "a valid key is removed");
                 }
+                Change::NodeSaved(_) | Change::AgeSaved(_) => {}
             }
+            state.apply(change);
         }
-        self.last_revision += step.events.len() as u64;
         for job in updated {
             assert_eq!(self.job(job).counts, self.count(job), "job {job}: counts");
             let attempts: usize = self.of_job(job).map(|(_, attempts)| attempts.len()).sum();
@@ -211,57 +217,6 @@ impl Model {
         all
     }
 
-    pub(super) fn snapshot(&self, mono_ms: u64) -> Snapshot {
-        let mut snapshot = Snapshot {
-            cluster: CLUSTER,
-            last_job: JobId(self.last_job),
-            last_epoch: Epoch(self.last_epoch),
-            last_revision: Revision(self.last_revision),
-            jobs: Vec::new(),
-            attempts: Vec::new(),
-            retries: Vec::new(),
-            losses: self.losses(),
-            nodes: self.nodes.values().cloned().collect(),
-            last_token: self.last_token,
-            tokens: self.tokens.values().cloned().collect(),
-            keys: self.keys.values().cloned().collect(),
-        };
-        for (id, job) in &self.jobs {
-            let row = self.job(*id).clone();
-            if row.state.is_end() {
-                continue;
-            }
-            let (submission, spec) = (job.submission, Arc::clone(&job.spec));
-            snapshot.jobs.push(RestoredJob { submission, spec, row });
-            for (task, attempts) in self.of_job(*id) {
-                let last = attempts.last().unwrap();
-                let attempt = AttemptId { task: *task, number: last.number };
-                match last.retry_at {
-                    _ if last.kind.is_none() => {
-                        snapshot.attempts.push((attempt, last.node.clone(), last.state));
-                    }
-                    Some(at) if !last.dropped => {
-                        snapshot.retries.push((attempt, at.saturating_sub(mono_ms)));
-                    }
-                    _ => {}
-                }
-            }
-        }
-        snapshot
-    }
-
-    fn losses(&self) -> Vec<Losses> {
-        let count = |attempts: &[ModelAttempt], kind| {
-            attempts.iter().filter(|attempt| attempt.kind == Some(kind)).count() as u32
-        };
-        let losses = self.tasks.iter().map(|(task, attempts)| Losses {
-            task: *task,
-            lost: count(attempts, OutcomeKind::Lost),
-            not_started: count(attempts, OutcomeKind::NotStarted),
-        });
-        losses.collect()
-    }
-
     pub(super) fn ended(&self) -> bool {
         self.jobs.keys().all(|id| self.job(*id).state.is_end())
     }
@@ -274,6 +229,7 @@ fn attempt_of(change: &Change) -> Option<&AttemptId> {
         | Change::AttemptEnded { attempt, .. }
         | Change::RetryDropped { attempt } => Some(attempt),
         Change::JobInserted { .. }
+        | Change::JobCancelled(_)
         | Change::JobUpdated(_)
         | Change::JobRemoved(_)
         | Change::AgeSaved(_)

@@ -160,7 +160,7 @@ impl Cluster {
 
     fn connect(&mut self, node: usize, hello: Hello, peer: u64) -> Step {
         // The agent uses the key of its node, if there is one.
-        let mut valid = self.world.model.keys.values().filter(|row| !row.revoked);
+        let mut valid = self.world.model.state.keys.values().filter(|row| !row.revoked);
         let caller = match valid.find(|row| row.name == hello.node) {
             Some(row) => Caller { role: Role::Agent, name: row.name.clone(), key: Some(row.key) },
             None => local(),
@@ -180,7 +180,7 @@ impl Cluster {
 
     fn run(&mut self, op: Op) {
         let known = self.world.model.attempts();
-        let jobs = self.world.core.last_job.0;
+        let jobs = self.world.core.state().last_job.0;
         match op {
             Op::Submit { tasks, priority, cpu, memory, retries, requeue, gpu, timeout } => {
                 let mut spec = array(tasks);
@@ -279,11 +279,16 @@ impl Cluster {
             if let Some(epoch) = self.agents[node].epoch {
                 self.world.beat(epoch, HeartbeatChange::Closed);
             }
-            let active = self.world.model.snapshot(0).attempts.into_iter();
-            let mine = active.filter(|(_, at, _)| *at == name(NODES[node]));
+            let jobs = self.world.core.state().jobs.values();
+            let active = jobs.flat_map(|job| {
+                job.active.iter().map(|(index, active)| {
+                    (AttemptId::new(job.id, *index, active.number), &active.node)
+                })
+            });
+            let mine = active.filter(|(_, at)| **at == name(NODES[node]));
             // One in three was lost on the way to the node.
             held[node] =
-                mine.map(|(attempt, ..)| attempt).filter(|at| at.task.index % 3 != 0).collect();
+                mine.map(|(attempt, _)| attempt).filter(|at| at.task.index % 3 != 0).collect();
             let mut hello = self.hello(node, true, true, 8);
             hello.attempts = held[node].iter().copied().collect();
             let peer = self.agents[node].peer;
@@ -296,7 +301,7 @@ impl Cluster {
         }
         let mut codes = codes.iter().cycle();
         for round in 0.. {
-            assert!(round < 10_000, "the jobs never end: {:#?}", self.world.core.jobs);
+            assert!(round < 10_000, "the jobs never end: {:#?}", self.world.core.state().jobs);
             for node in 0..NODES.len() {
                 let agent = &mut self.agents[node];
                 let mut reports = Vec::new();
@@ -325,7 +330,7 @@ impl Cluster {
                 self.obey(&step, &mut held);
             }
         }
-        assert!(self.world.core.jobs.is_empty());
+        assert!(self.world.core.state().jobs.is_empty());
         for (_, node) in self.world.core.nodes.iter() {
             assert_eq!((node.used_cpu_millis, node.used_memory_bytes), (0, 0));
         }

@@ -221,7 +221,7 @@ impl TimedAgents {
     /// their job, or for ever if it is not set.
     fn start(&mut self, step: &Step) {
         for (attempt, node) in placed(step) {
-            let job = &self.world.core.jobs[&attempt.task.job];
+            let job = &self.world.core.state().jobs[&attempt.task.job];
             let minutes = job.spec.run.env.get("MINUTES").map(|m| m.parse::<u64>().unwrap());
             let node = usize::from(node.as_bytes()[0] - b'a');
             if let Some(minutes) = minutes {

@@ -1,33 +1,18 @@
 use super::*;
 use podmesh_protocol::report::AttemptState;
 
-/// Returns everything that must be the same in two cores with the same store.
-fn durable(core: &Core) -> String {
-    let mut text = format!("{} {} {}\n", core.last_job, core.last_epoch, core.last_revision);
-    for job in core.jobs.values() {
-        text += &format!("{:?} {:?} {:?}\n", job.submission, job.spec, job.row(None));
-        for (index, active) in &job.active {
-            let node = &core.nodes.get(active.node).row.node;
-            text +=
-                &format!("{index}#{} {} {node} {:?}\n", active.number, active.lost, active.state);
-        }
-        let waiting = job.waiting.iter().map(|((_, index), retry)| (*index, retry));
-        let ready = job.ready.iter().map(|(index, retry)| (*index, retry));
-        let retries: BTreeMap<u32, _> = waiting.chain(ready).collect();
-        text += &format!("{retries:?}\n");
-    }
-    text += &format!("{:?} {:?}\n", core.access.tokens, core.access.keys);
-    for (_, node) in core.nodes.iter() {
-        text += &format!("{:?} {}\n", node.row, node.used_cpu_millis);
-    }
-    text
-}
+use crate::nodes::Node;
+use crate::state::Retry;
 
-/// Restarts the manager, and checks that its durable state is the same as before.
+/// Restarts the manager, and checks that what it derives from the state is the same as before.
 pub(super) fn restart_and_compare(world: &mut World) {
-    let before = durable(&world.core);
+    let used = |core: &Core| -> Vec<_> {
+        let used = |node: &Node| (node.used_cpu_millis, node.used_memory_bytes);
+        core.nodes.iter().map(|(_, node)| (node.row.clone(), used(node))).collect()
+    };
+    let before = used(&world.core);
     world.restart();
-    assert_eq!(durable(&world.core), before);
+    assert_eq!(used(&world.core), before);
 }
 
 #[test]
@@ -42,11 +27,14 @@ fn a_restart_brings_back_what_was_committed() {
     world.submit(array(3));
     world.cancel(3);
     restart_and_compare(&mut world);
-    assert_eq!(world.core.jobs.len(), 2);
-    let job = &world.core.jobs[&JobId(1)];
+    let state = world.core.state();
+    assert_eq!(state.jobs.len(), 2);
+    let job = &state.jobs[&JobId(1)];
     assert_eq!((job.active.len(), job.next_index, job.counts.queued), (4, 6, 16));
     assert_eq!(job.active[&1].state, AttemptState::Running);
-    assert_eq!(*job.waiting.first_key_value().unwrap().0, (world.now.mono_ms + 1_000, 2));
+    assert_eq!(job.retries.keys().collect::<Vec<_>>(), [&2]);
+    let waiting = &world.core.dispatch[&JobId(1)].waiting;
+    assert_eq!(waiting.first(), Some(&(world.now.mono_ms + 1_000, 2)));
 
     // Nothing is sent until there is a session. Then tasks that wait for a retry come first.
     let step = world.give(Input::Tick);
@@ -57,7 +45,7 @@ fn a_restart_brings_back_what_was_committed() {
     let step = world.connect(Hello { attempts: held.clone(), ..hello("a", 1) }, 2);
     assert_eq!(welcome(&step).keep, held);
     assert_eq!((welcome(&step).epoch, welcome(&step).acked), (Epoch(2), 0));
-    assert_eq!(step.first_revision, Some(world.core.last_revision));
+    assert_eq!(step.first_revision, Some(world.core.state().last_revision));
     // The agent continues with the reports that are not acknowledged, and they are all accepted.
     world.now.mono_ms += 1_000;
     let reports = vec![exited(3, at(1, 1, 1), 0), exited(4, at(1, 3, 1), 0)];
@@ -92,15 +80,17 @@ fn a_cancel_continues_after_a_restart() {
     let reports = (1..=2).map(|n| exited(n, at(1, n as u32, 1), 1)).collect();
     world.report(1, a, reports);
     // Simulates that the manager ended between the cancel and the rest of its work.
-    let job = world.core.jobs.get_mut(&JobId(1)).unwrap();
-    assert_eq!((job.waiting.len(), job.active.len()), (2, 4));
+    let job = &world.core.state().jobs[&JobId(1)];
+    assert_eq!((job.retries.len(), job.active.len()), (2, 4));
+    let retry: Retry = job.retries[&2].clone();
     world.cancel(1);
     restart_and_compare(&mut world);
-    let mut snapshot = world.model.snapshot(world.now.mono_ms);
-    snapshot.jobs[0].row.counts.queued = 1;
-    snapshot.jobs[0].row.counts.cancelled -= 1;
-    snapshot.retries.push((at(1, 2, 1), 500));
-    let mut core = Core::new(world.now, config(), snapshot);
+    let mut state = world.model.state.clone();
+    let job = state.jobs.get_mut(&JobId(1)).unwrap();
+    job.counts.queued = 1;
+    job.counts.cancelled -= 1;
+    job.retries.insert(2, retry);
+    let mut core = Core::new(world.now, config(), state);
     core.check_invariants();
     assert_eq!(core.next_wakeup(), Some(world.now.mono_ms));
     let mut step = Step::default();

@@ -75,7 +75,7 @@ fn reports_on_a_removed_job_change_nothing() {
 fn the_age_clock_is_saved() {
     let mut world = World::new();
     world.retain(7, 0);
-    assert_eq!(world.model.age_ms, 7);
+    assert_eq!(world.model.state.age_ms, 7);
 }
 
 #[test]
@@ -101,9 +101,9 @@ fn a_node_that_has_been_lost_for_long_is_removed_with_its_key() {
     // The revoked key was marked in the same step, and is kept as long again.
     restart_and_compare(&mut world);
     world.retain(99 + 2 * KEEP_MS, KEEP_MS);
-    assert_eq!(world.core.access.keys.len(), 1);
+    assert_eq!(world.core.state().keys.len(), 1);
     world.retain(100 + 2 * KEEP_MS, KEEP_MS);
-    assert_eq!(world.core.access.keys.len(), 0);
+    assert_eq!(world.core.state().keys.len(), 0);
     restart_and_compare(&mut world);
 }
 
@@ -144,5 +144,5 @@ fn valid_keys_are_kept() {
     for age_ms in [0, KEEP_MS, 2 * KEEP_MS] {
         world.retain(age_ms, KEEP_MS);
     }
-    assert_eq!(world.core.access.keys.len(), 1);
+    assert_eq!(world.core.state().keys.len(), 1);
 }

@@ -24,7 +24,7 @@ fn a_hello_opens_a_session() {
         agent_id: hello.agent_id,
         lost_age_ms: None,
     };
-    assert_eq!(step.changes, [Change::EpochTaken(Epoch(1)), Change::NodeSaved(row)]);
+    assert_eq!(step.changes, [Change::EpochTaken(Epoch(1)), Change::NodeSaved(Arc::new(row))]);
     assert_eq!(step.events, [EventFact::NodeConnected(name("a"), hello.agent_instance)]);
     let welcome = Welcome {
         version: PROTOCOL_VERSION,

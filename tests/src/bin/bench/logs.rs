@@ -162,6 +162,9 @@ fn many(table: &mut Table, rig: &Rig, image: &str) {
 /// Kills the agent repeatedly while a container prints as fast as it can.
 fn kills(table: &mut Table, image: &str, lines: u64) {
     let kills = setting("PODMESH_KILLS", 100);
+    if kills == 0 {
+        return;
+    }
     let mut rig = Rig::new(&["a"], &FLAGS);
     // Prints long enough for all of the kills.
     let script = format!("for round in $(seq 1 {}); do {}; done", 1 + kills / 4, printer(lines));

@@ -1,0 +1,126 @@
+//! Everything durable that still matters, as one value.
+//!
+//! [`State::apply`] is the only way in which it changes. The core applies each [`Change`] when it
+//! decides it. The store writes the same changes as rows, and loading the rows gives an equal
+//! state, after any history. Everything else in the core (the queue, sessions, leases, timers) is
+//! derived from the state, and is built anew after a start.
+
+mod job;
+mod recorded;
+
+use alloc::collections::BTreeMap;
+use alloc::sync::Arc;
+
+use podmesh_protocol::access::{PublicKey, TokenId};
+use podmesh_protocol::ids::{ClusterId, Epoch, JobId, Name, Revision};
+use serde::{Deserialize, Serialize};
+
+pub use self::job::{ActiveAttempt, Job, Losses, Retry};
+pub(crate) use self::recorded::Recorded;
+use crate::step::{Change, KeyRow, NodeRow, Step, TokenRow};
+
+/// The version of the serialized forms of [`State`] and [`Change`].
+pub const VERSION: u32 = 1;
+
+/// The durable state of a manager.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct State {
+    /// The cluster of this manager.
+    pub cluster: ClusterId,
+    /// The highest job number that was given out; 0 if there was none.
+    pub last_job: JobId,
+    /// The epoch of the last session; 0 if there was none.
+    pub last_epoch: Epoch,
+    /// The revision of the last event; 0 if there was none.
+    pub last_revision: Revision,
+    /// The number of the last join token; 0 if there was none.
+    pub last_token: TokenId,
+    /// The last saved time of the [age clock](crate::input::Input::RetentionDue), in milliseconds.
+    pub age_ms: u64,
+    /// The jobs that have not ended.
+    pub jobs: BTreeMap<JobId, Job>,
+    /// The known nodes.
+    pub nodes: BTreeMap<Name, Arc<NodeRow>>,
+    /// The join tokens.
+    pub tokens: BTreeMap<TokenId, TokenRow>,
+    /// Every key that has joined and was not removed.
+    pub keys: BTreeMap<PublicKey, KeyRow>,
+}
+
+impl State {
+    /// Returns the state of a new manager.
+    pub fn new(cluster: ClusterId) -> Self {
+        Self {
+            cluster,
+            last_job: JobId(0),
+            last_epoch: Epoch(0),
+            last_revision: Revision(0),
+            last_token: TokenId(0),
+            age_ms: 0,
+            jobs: BTreeMap::new(),
+            nodes: BTreeMap::new(),
+            tokens: BTreeMap::new(),
+            keys: BTreeMap::new(),
+        }
+    }
+
+    /// Applies the changes and the events of a whole step.
+    pub fn apply_step(&mut self, step: &Step) {
+        for change in &step.changes {
+            self.apply(change);
+        }
+        self.last_revision.0 += step.events.len() as u64;
+    }
+
+    /// Applies one change. A change of something that does not exist has no effect: the core
+    /// decides no such changes, and the store refuses them.
+    pub fn apply(&mut self, change: &Change) {
+        match change {
+            Change::JobInserted { job, submission, spec, .. } => {
+                self.last_job = self.last_job.max(*job);
+                self.jobs.insert(*job, Job::new(*job, *submission, Arc::clone(spec)));
+            }
+            Change::JobCancelled(job) => self.change(*job, Job::cancel),
+            Change::JobUpdated(row) if row.state.is_end() => _ = self.jobs.remove(&row.job),
+            // The changes of its tasks have made the job what this row says.
+            Change::JobUpdated(row) => {
+                debug_assert_eq!(
+                    self.jobs.get(&row.job).map(|job| job.row(None)).as_ref(),
+                    Some(row)
+                );
+            }
+            Change::JobRemoved(job) => _ = self.jobs.remove(job),
+            Change::AttemptInserted { attempt, node, wall_ms } => {
+                self.change(attempt.task.job, |job| job.insert(*attempt, node.clone(), *wall_ms));
+            }
+            Change::AttemptAdvanced { attempt, state, .. } => {
+                self.change(attempt.task.job, |job| job.advance(*attempt, *state));
+            }
+            Change::AttemptEnded { attempt, outcome, wall_ms, retry_after_ms } => {
+                self.change(attempt.task.job, |job| {
+                    job.end(*attempt, outcome.kind, *wall_ms, *retry_after_ms);
+                });
+            }
+            Change::RetryDropped { attempt } => {
+                self.change(attempt.task.job, |job| job.drop_retry(*attempt));
+            }
+            Change::NodeSaved(row) => _ = self.nodes.insert(row.node.clone(), Arc::clone(row)),
+            Change::NodeForgotten(node) => _ = self.nodes.remove(node),
+            Change::EpochTaken(epoch) => self.last_epoch = self.last_epoch.max(*epoch),
+            Change::TokenSaved(row) => {
+                self.last_token = self.last_token.max(row.id);
+                self.tokens.insert(row.id, row.clone());
+            }
+            Change::TokenRemoved(id) => _ = self.tokens.remove(id),
+            Change::KeySaved(row) => _ = self.keys.insert(row.key, row.clone()),
+            Change::KeyRemoved(key) => _ = self.keys.remove(key),
+            Change::AgeSaved(age_ms) => self.age_ms = *age_ms,
+        }
+    }
+
+    fn change(&mut self, job: JobId, change: impl FnOnce(&mut Job)) {
+        if let Some(job) = self.jobs.get_mut(&job) {
+            change(job);
+        }
+    }
+}
