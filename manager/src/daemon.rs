@@ -98,7 +98,7 @@ async fn run_all(
         key: digest_of(&keys.current.public()).to_string(),
         pid: std::process::id(),
         instance: InstanceId(Uuid::new_v4()),
-        cluster: store.snapshot.cluster,
+        cluster: store.state.cluster,
         version: env!("CARGO_PKG_VERSION").into(),
     };
     let closing = Arc::new(Closing::new(&config.data_dir, lock));
@@ -247,7 +247,7 @@ impl Parts {
         let core_config =
             CoreConfig { lease_ms, heartbeat_ms, margin_ms: millis(config.lease_margin) };
         let mut watchdog = Watchdog::default();
-        let Store { writer, history, lookups, snapshot, .. } = store;
+        let Store { writer, history, lookups, state, .. } = store;
         let (inputs, inputs_receiver) = Inputs::new();
         let (reads, reads_receiver) = Reads::new();
         let (lookups_sender, lookups_receiver) = Reads::new();
@@ -255,7 +255,7 @@ impl Parts {
         let (stopping, stopping_receiver) = watch::channel(false);
         let last_revision: Arc<AtomicU64> = writer.last_revision();
         let life = <[u8; 8]>::try_from(&endpoint.instance.0.as_bytes()[..8]).unwrap_or_default();
-        let keys = snapshot.keys.iter().filter(|row| !row.revoked);
+        let keys = state.keys.values().filter(|row| !row.revoked);
         let keys = keys.map(|row| (row.key, row.role, row.name.clone(), row.renews.is_some()));
         let callers =
             Callers::new(endpoint.cluster, life, keys, inputs.clone(), heartbeats.clone());
@@ -295,7 +295,7 @@ impl Parts {
         })?;
         let pulse = watchdog.pulse("core");
         let core = ManagerThread::start("podmesh-core", move || {
-            let core = Core::new(clock.now(), core_config, snapshot);
+            let core = Core::new(clock.now(), core_config, state);
             run_core(core, clock, &inputs_receiver, &steps, &pulse);
         })?;
         let reading = Arc::clone(&closing);

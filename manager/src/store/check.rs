@@ -127,9 +127,9 @@ fn pages(connection: &Connection, found: &mut CheckReport) -> rusqlite::Result<(
 
 /// Checks what a start of the manager would read.
 fn unfinished(connection: &Connection, found: &mut CheckReport) -> rusqlite::Result<()> {
-    let (snapshot, _) = restore::snapshot(connection)?;
-    found.revision = snapshot.last_revision.0;
-    if let Some(contradiction) = restore::contradiction(&snapshot) {
+    let restored = restore::read(connection)?;
+    found.revision = restored.state.last_revision.0;
+    if let Some(contradiction) = restore::contradiction(&restored) {
         found.wrong(contradiction);
     }
     Ok(())

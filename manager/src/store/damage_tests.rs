@@ -3,6 +3,7 @@
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
+use std::sync::Arc;
 
 use podmesh_manager_core::step::Change;
 use podmesh_protocol::ids::{AttemptId, JobId, Revision, SubmissionId};
@@ -34,7 +35,7 @@ fn add_job(store: &mut Store, job: u64, revision: u64) -> u64 {
         retry_after_ms,
     };
     let mut changes = vec![
-        Change::NodeSaved(node("a")),
+        Change::NodeSaved(Arc::new(node("a"))),
         Change::EpochTaken(node("a").epoch),
         Change::JobInserted {
             job: JobId(job),
@@ -259,7 +260,8 @@ fn foreign_and_incomplete_databases_are_refused_with_a_specific_message() {
         ("UPDATE jobs SET active = active + 1 WHERE job = 2", "job 2 has 40 tasks"),
         ("UPDATE jobs SET state = 3 WHERE job = 2", "that job has ended or is missing"),
         ("UPDATE nodes SET labels = x'c1'", "labels"),
-        ("DELETE FROM nodes", "range"),
+        ("DELETE FROM nodes", "Null"),
+        ("UPDATE nodes SET forgotten = 1", "was forgotten"),
     ] {
         let (started, checked) = change(sql);
         assert!(started.contains(says) || says == "labels", "{sql}: {started}");
@@ -317,7 +319,7 @@ fn the_database_of_a_manager_killed_at_any_moment_is_accepted() {
             fs::OpenOptions::new().write(true).open(&path).unwrap().set_len(4096).unwrap();
         }
         assert!(check(killed.path()).unwrap().wrong.is_empty());
-        assert_eq!(open(killed.path()).unwrap().snapshot.last_revision, Revision(revision));
+        assert_eq!(open(killed.path()).unwrap().state.last_revision, Revision(revision));
     }
 }
 
@@ -358,13 +360,13 @@ fn damage_in_the_log_that_would_lose_commits_is_found() {
     }
     // A power cut or a kill leaves parts of the last commit, in any order.
     for cut in [counts, counts + 1, counts + 24, counts + 4120, whole.len() - 1] {
-        let snapshot = open(killed(&whole[..cut]).path()).unwrap().snapshot;
-        assert_eq!(snapshot.last_revision, Revision(revision - 20), "{cut}");
+        let state = open(killed(&whole[..cut]).path()).unwrap().state;
+        assert_eq!(state.last_revision, Revision(revision - 20), "{cut}");
     }
     let mut torn = whole.clone();
     torn[counts..counts + 4120].fill(0);
-    assert_eq!(open(killed(&torn).path()).unwrap().snapshot.last_revision.0, revision - 20);
-    assert_eq!(open(killed(&whole).path()).unwrap().snapshot.last_revision.0, revision);
+    assert_eq!(open(killed(&torn).path()).unwrap().state.last_revision.0, revision - 20);
+    assert_eq!(open(killed(&whole).path()).unwrap().state.last_revision.0, revision);
 }
 
 #[test]
@@ -431,10 +433,10 @@ fn a_backup_beside_a_writer_is_consistent_and_a_manager_starts_from_it() {
             let fresh = tempfile::tempdir().unwrap();
             fs::copy(&file, fresh.path().join(FILE_NAME)).unwrap();
             assert!(check(fresh.path()).unwrap().sealed);
-            let snapshot = open(fresh.path()).unwrap().snapshot;
-            assert!(snapshot.last_job.0 > made.jobs);
-            assert_eq!(snapshot.jobs.len() as u64, made.jobs);
-            assert_eq!(snapshot.cluster, store.snapshot.cluster);
+            let state = open(fresh.path()).unwrap().state;
+            assert!(state.last_job.0 > made.jobs);
+            assert_eq!(state.jobs.len() as u64, made.jobs);
+            assert_eq!(state.cluster, store.state.cluster);
         }
     });
     let entries = fs::read_dir(copies.path()).unwrap().count();

@@ -56,7 +56,7 @@ fn a_commit_on_a_full_disk_loses_nothing_and_can_be_repeated() {
     assert_eq!(done.chunks.iter().map(|row| row.chunk.facts.len()).sum::<usize>(), 2_000);
     assert_eq!(done.chunks.last().unwrap().chunk.last().0, last);
     drop(store);
-    assert_eq!(open(dir.path()).unwrap().snapshot.last_revision.0, last);
+    assert_eq!(open(dir.path()).unwrap().state.last_revision.0, last);
 }
 
 #[test]

@@ -21,6 +21,8 @@ mod restore;
 mod schema;
 mod seal;
 #[cfg(test)]
+mod state_tests;
+#[cfg(test)]
 mod tests;
 mod writer;
 
@@ -29,7 +31,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
-use podmesh_manager_core::step::Snapshot;
+use podmesh_manager_core::state::State;
 use rusqlite::{Connection, ErrorCode, OpenFlags};
 
 use self::numbers::JobNumbers;
@@ -171,7 +173,7 @@ pub(crate) struct Store {
     /// Looks up submissions, which must not wait for the reads of `history`.
     pub(crate) lookups: History,
     /// The state in which the previous run of the manager stopped.
-    pub(crate) snapshot: Snapshot,
+    pub(crate) state: State,
     /// The time of the age clock.
     pub(crate) age_ms: u64,
 }
@@ -183,18 +185,19 @@ pub(crate) fn open(data_dir: &Path) -> Result<Store, StoreError> {
     let (connection, is_new) = schema::open(&path)?;
     numbers.skip_used(&connection, is_new).map_err(|e| StoreError::sqlite(&path, "written", e))?;
     let read = |e| StoreError::sqlite(&path, "read", e);
-    let (snapshot, nodes) = restore::snapshot(&connection).map_err(read)?;
+    let restored = restore::read(&connection).map_err(read)?;
     let age_ms = restore::age_ms(&connection, clock::wall_ms()).map_err(read)?;
-    if let Some(why) = restore::contradiction(&snapshot) {
+    if let Some(why) = restore::contradiction(&restored) {
         return Err(StoreError::Damaged { path, why });
     }
+    let restore::Restored { state, nodes, .. } = restored;
     let reader = || match open_for_reading(&path) {
         Ok(reading) => Ok(History::new(reading, path.clone())),
         Err(error) => Err(StoreError::sqlite(&path, "opened", error)),
     };
     let (history, lookups) = (reader()?, reader()?);
-    let writer = Writer::new(connection, path, nodes, numbers, snapshot.last_revision);
-    Ok(Store { writer, history, lookups, snapshot, age_ms })
+    let writer = Writer::new(connection, path, nodes, numbers, state.last_revision);
+    Ok(Store { writer, history, lookups, state, age_ms })
 }
 
 fn open_for_reading(path: &Path) -> rusqlite::Result<Connection> {

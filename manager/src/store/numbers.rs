@@ -168,15 +168,15 @@ mod tests {
         for _ in 0..3 {
             restore(dir.path(), &file);
             let mut store = open(dir.path()).unwrap();
-            let from = store.snapshot.last_job;
+            let from = store.state.last_job;
             assert!(from > last && from.0 < last.0 + 2 * AHEAD, "{from} after {last}");
-            assert_eq!(store.snapshot.jobs.len(), 1);
-            assert_eq!(store.snapshot.last_epoch.0, EPOCHS_SKIPPED);
+            assert_eq!(store.state.jobs.len(), 1);
+            assert_eq!(store.state.last_epoch.0, EPOCHS_SKIPPED);
             last = submit(&mut store, from, 3);
             drop(store);
             // A plain restart leaves no gap.
-            let snapshot = open(dir.path()).unwrap().snapshot;
-            assert_eq!((snapshot.last_job, snapshot.last_epoch.0), (last, EPOCHS_SKIPPED));
+            let state = open(dir.path()).unwrap().state;
+            assert_eq!((state.last_job, state.last_epoch.0), (last, EPOCHS_SKIPPED));
         }
     }
 
@@ -185,8 +185,8 @@ mod tests {
         let (_dir, file, _) = backed_up(500);
         let other = tempfile::tempdir().unwrap();
         fs::copy(file, other.path().join(FILE_NAME)).unwrap();
-        let snapshot = open(other.path()).unwrap().snapshot;
-        assert_eq!(snapshot.last_job, JobId(1 + SKIPPED));
+        let state = open(other.path()).unwrap().state;
+        assert_eq!(state.last_job, JobId(1 + SKIPPED));
     }
 
     #[test]
@@ -196,7 +196,7 @@ mod tests {
         for file in ["podmesh.db-wal", "podmesh.db-shm"] {
             _ = fs::remove_file(dir.path().join(file));
         }
-        assert!(open(dir.path()).unwrap().snapshot.last_job > last);
+        assert!(open(dir.path()).unwrap().state.last_job > last);
     }
 
     #[test]
@@ -205,7 +205,7 @@ mod tests {
         let path = dir.path().join(FILE);
         fs::write(&path, "x").unwrap();
         let mut store = open(dir.path()).unwrap();
-        assert_eq!(store.snapshot.last_job, last);
+        assert_eq!(store.state.last_job, last);
         submit(&mut store, last, 1);
         assert_eq!(fs::read_to_string(&path).unwrap(), format!("{}\n", last.0 + 1 + AHEAD));
     }

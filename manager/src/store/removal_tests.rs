@@ -47,7 +47,7 @@ fn job(job: u64, tasks: u32, state: JobState) -> Vec<Change> {
 /// Returns a store with these jobs: the number of tasks, the state, and the time of the end of each.
 fn store_with(dir: &Path, jobs: &[(u32, JobState, u64)]) -> Store {
     let mut store = open(dir).unwrap();
-    write(&mut store, vec![step(vec![Change::NodeSaved(node("a"))], 0)]);
+    write(&mut store, vec![step(vec![Change::NodeSaved(Arc::new(node("a")))], 0)]);
     let epoch = Change::EpochTaken(node("a").epoch);
     write(&mut store, vec![step(vec![epoch], 0)]);
     for (number, (tasks, state, age_ms)) in (1..).zip(jobs) {
@@ -123,7 +123,7 @@ fn a_restart_continues_to_remove_and_reuses_no_number() {
     store.writer.remove_leftovers().unwrap();
     drop(store);
     let mut store = open(dir.path()).unwrap();
-    assert_eq!(store.snapshot.last_job, JobId(1));
+    assert_eq!(store.state.last_job, JobId(1));
     assert!(attempts(&store) > 0);
     for _ in 0..5 {
         store.writer.remove_leftovers().unwrap();
@@ -232,7 +232,7 @@ fn a_forgotten_node_is_removed_when_no_job_can_have_attempts_on_it() {
     let mut store = store_with(dir.path(), &[(1, done, 0), (100, done, 0)]);
     write(&mut store, vec![step(vec![Change::NodeForgotten(name("a"))], 0)]);
     // Job 3 is submitted later and cannot have attempts on it.
-    let mut later = vec![Change::NodeSaved(node("b"))];
+    let mut later = vec![Change::NodeSaved(Arc::new(node("b")))];
     later.extend(job(3, 0, JobState::Cancelled));
     write(&mut store, vec![step(later, 0)]);
     let nodes_after = |store: &mut Store, removed: &[u64]| -> i64 {
@@ -250,7 +250,7 @@ fn a_forgotten_node_is_removed_when_no_job_can_have_attempts_on_it() {
     let found = check::examine(store.writer.connection(), dir.path()).unwrap();
     assert_eq!(found.wrong, Vec::<String>::new());
     // A node of the same name can come back.
-    let saved = Change::NodeSaved(node("a"));
+    let saved = Change::NodeSaved(Arc::new(node("a")));
     write(&mut store, vec![step(vec![saved], 0)]);
     assert_eq!(nodes_after(&mut store, &[3]), 2);
 }

@@ -1,58 +1,59 @@
 //! What a start reads: everything that has not ended.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
-use podmesh_manager_core::step::{JobRow, Losses, NodeRow, RestoredJob, Snapshot};
+use podmesh_manager_core::state::{ActiveAttempt, Job, Losses, Retry, State};
+use podmesh_manager_core::step::NodeRow;
+use podmesh_protocol::access::TokenId;
 use podmesh_protocol::ids::{
-    AgentId, AttemptId, Epoch, InstanceId, JobId, Name, Revision, SubmissionId, TaskId,
+    AgentId, Epoch, InstanceId, JobId, Name, Revision, SubmissionId, TaskId,
 };
-use podmesh_protocol::report::{AttemptState, JobState, OutcomeKind, TaskCounts};
+use podmesh_protocol::report::{JobState, OutcomeKind, TaskCounts};
 use podmesh_protocol::spec::{ArrayRange, Resources};
 use rusqlite::{Connection, Row};
 use uuid::Uuid;
 
 use super::codes::{attempt_state, job_state, outcome_code, standing, unsigned};
 use super::{access, schema, unreadable};
-use crate::clock;
 
-/// Returns the state in which the previous run of the manager stopped, and the numbers of the nodes
-/// in the database.
-pub(super) fn snapshot(
-    connection: &Connection,
-) -> rusqlite::Result<(Snapshot, HashMap<Name, i64>)> {
+/// What a start has read.
+pub(super) struct Restored {
+    /// The state in which the previous run of the manager stopped.
+    pub(super) state: State,
+    /// The numbers of the nodes in the database.
+    pub(super) nodes: HashMap<Name, i64>,
+    /// A job that has ended or is missing although a task of it goes on.
+    orphaned: Option<JobId>,
+}
+
+pub(super) fn read(connection: &Connection) -> rusqlite::Result<Restored> {
     let number = |sql: &str| -> rusqlite::Result<u64> {
         Ok(unsigned(connection.query_row(sql, [], |row| row.get(0))?))
     };
-    let mut numbers = HashMap::new();
-    let mut nodes = Vec::new();
+    let mut state = State::new(schema::cluster(connection)?);
+    state.last_job = last_job(connection)?;
+    state.last_epoch = Epoch(number("SELECT value FROM meta WHERE key = 'last_epoch'")?);
+    state.last_revision = Revision(number("SELECT coalesce(max(last), 0) FROM events")?);
+    state.last_token = TokenId(number("SELECT value FROM meta WHERE key = 'last_token'")?);
+    state.age_ms = number("SELECT value FROM meta WHERE key = 'age_ms'")?;
+    let mut nodes = HashMap::new();
     let mut statement = connection.prepare(
         "SELECT node, name, boot_id, agent_instance, program_version, cpu_millis, memory_bytes,
              labels, runtimes, epoch, agent_id, lost_age_ms
-         FROM nodes WHERE NOT forgotten ORDER BY name",
+         FROM nodes WHERE NOT forgotten",
     )?;
     let mut rows = statement.query([])?;
     while let Some(row) = rows.next()? {
         let saved = node(row)?;
-        numbers.insert(saved.node.clone(), row.get(0)?);
-        nodes.push(saved);
+        nodes.insert(saved.node.clone(), row.get(0)?);
+        state.nodes.insert(saved.node.clone(), Arc::new(saved));
     }
-    let (attempts, retries) = attempts(connection, &numbers)?;
-    let snapshot = Snapshot {
-        cluster: schema::cluster(connection)?,
-        last_job: last_job(connection)?,
-        last_epoch: Epoch(number("SELECT value FROM meta WHERE key = 'last_epoch'")?),
-        last_revision: Revision(number("SELECT coalesce(max(last), 0) FROM events")?),
-        jobs: jobs(connection)?,
-        attempts,
-        retries,
-        losses: losses(connection)?,
-        nodes,
-        last_token: number("SELECT value FROM meta WHERE key = 'last_token'")?,
-        tokens: access::tokens(connection)?,
-        keys: access::keys(connection)?,
-    };
-    Ok((snapshot, numbers))
+    state.tokens = access::tokens(connection)?.into_iter().map(|row| (row.id, row)).collect();
+    state.keys = access::keys(connection)?.into_iter().map(|row| (row.key, row)).collect();
+    state.jobs = jobs(connection)?.into_iter().map(|job| (job.id, job)).collect();
+    let orphaned = attempts(connection, &mut state.jobs)?;
+    Ok(Restored { state, nodes, orphaned })
 }
 
 /// Returns the highest job number that was given out.
@@ -78,43 +79,34 @@ pub(super) fn age_ms(connection: &Connection, wall_ms: u64) -> rusqlite::Result<
     Ok(unsigned(age_ms).saturating_add(away_ms))
 }
 
-/// Returns a contradiction between the parts of a snapshot. There is one only if the database is
+/// Returns a contradiction between the parts of a state. There is one only if the database is
 /// damaged, because every commit holds whole steps.
-pub(super) fn contradiction(snapshot: &Snapshot) -> Option<String> {
-    let mut jobs = HashMap::new();
-    for RestoredJob { spec, row, .. } in &snapshot.jobs {
-        let (job, counts) = (row.job, row.counts);
-        let tasks = u64::from(spec.array.last) - u64::from(spec.array.first) + 1;
-        let Some(untried) = untried(spec.array, row.next_index) else {
-            return Some(format!("the next task of job {job} is outside its array"));
-        };
-        let all = [counts.queued, counts.active, counts.succeeded, counts.failed, counts.cancelled];
-        if all.into_iter().map(u64::from).sum::<u64>() != tasks {
-            return Some(format!("job {job} has {tasks} tasks, but its stored counts disagree"));
-        }
-        let untried = if row.state == JobState::Cancelling { 0 } else { untried };
-        let retries = u64::from(counts.queued).checked_sub(untried);
-        jobs.insert(job, (u64::from(counts.active), retries));
-    }
-    let mut found: HashMap<JobId, (u64, u64)> = HashMap::new();
-    for (attempt, ..) in &snapshot.attempts {
-        found.entry(attempt.task.job).or_default().0 += 1;
-    }
-    for (attempt, _) in &snapshot.retries {
-        found.entry(attempt.task.job).or_default().1 += 1;
-    }
-    if let Some(job) = found.keys().find(|job| !jobs.contains_key(job)) {
+pub(super) fn contradiction(restored: &Restored) -> Option<String> {
+    if let Some(job) = restored.orphaned {
         return Some(format!(
             "a task of job {job} is active, but that job has ended or is missing"
         ));
     }
-    for (job, (active, retries)) in jobs {
-        let found = found.get(&job).copied().unwrap_or_default();
-        if (found.0, Some(found.1)) != (active, retries) {
+    for (id, job) in &restored.state.jobs {
+        let (array, counts) = (job.spec.array, job.counts);
+        let Some(untried) = untried(array, job.next_index) else {
+            return Some(format!("the next task of job {id} is outside its array"));
+        };
+        let tasks = u64::from(array.last) - u64::from(array.first) + 1;
+        let all = [counts.queued, counts.active, counts.succeeded, counts.failed, counts.cancelled];
+        if all.into_iter().map(u64::from).sum::<u64>() != tasks {
+            return Some(format!("job {id} has {tasks} tasks, but its stored counts disagree"));
+        }
+        let untried = if job.cancelling { 0 } else { untried };
+        let (active, retries) = (job.active.len() as u64, job.retries.len() as u64);
+        if (active, untried + retries) != (counts.active.into(), counts.queued.into()) {
             return Some(format!(
-                "{} tasks of job {job} are on a node and {} wait for a retry, but its stored counts disagree",
-                found.0, found.1
+                "{active} tasks of job {id} are on a node and {retries} wait for a retry, but its stored counts disagree"
             ));
+        }
+        let mut nodes = job.active.values().map(|active| &active.node);
+        if let Some(node) = nodes.find(|node| !restored.state.nodes.contains_key(*node)) {
+            return Some(format!("a task of job {id} is on node {node}, which was forgotten"));
         }
     }
     None
@@ -141,70 +133,73 @@ fn node(row: &Row<'_>) -> rusqlite::Result<NodeRow> {
     })
 }
 
-fn jobs(connection: &Connection) -> rusqlite::Result<Vec<RestoredJob>> {
+/// Returns the jobs that have not ended, without their attempts.
+fn jobs(connection: &Connection) -> rusqlite::Result<Vec<Job>> {
     connection
         .prepare(
             "SELECT job, submission, spec, state, next_index, queued, active, succeeded, failed,
-                 cancelled, started_ms, ended_ms, attempts
-             FROM jobs JOIN job_specs USING (job) WHERE state < 3 ORDER BY job",
+                 cancelled, started_ms, attempts
+             FROM jobs JOIN job_specs USING (job) WHERE state < 3",
         )?
         .query_map([], |row| {
-            Ok(RestoredJob {
+            Ok(Job {
+                id: JobId(unsigned(row.get(0)?)),
                 submission: SubmissionId(Uuid::from_bytes(row.get(1)?)),
                 spec: Arc::new(decoded(row, 2)?),
-                row: JobRow {
-                    job: JobId(unsigned(row.get(0)?)),
-                    state: job_state(row.get(3)?)?,
-                    next_index: unsigned(row.get(4)?),
-                    counts: counts(row, 5)?,
-                    attempts: unsigned(row.get(12)?),
-                    started_wall_ms: row.get::<_, Option<i64>>(10)?.map(unsigned),
-                    ended_wall_ms: row.get::<_, Option<i64>>(11)?.map(unsigned),
-                },
+                cancelling: job_state(row.get(3)?)? == JobState::Cancelling,
+                next_index: unsigned(row.get(4)?),
+                counts: counts(row, 5)?,
+                started_wall_ms: row.get::<_, Option<i64>>(10)?.map(unsigned),
+                attempts: unsigned(row.get(11)?),
+                active: BTreeMap::new(),
+                retries: BTreeMap::new(),
             })
         })?
         .collect()
 }
 
-type ActiveAttempt = (AttemptId, Name, AttemptState);
-type WaitingRetry = (AttemptId, u64);
-
-/// Returns the attempts that have not ended, and those whose tasks wait for a retry.
+/// Adds to the jobs their attempts that have not ended and the tasks that wait for a retry. Returns
+/// a job that is not among them but has such an attempt.
 fn attempts(
     connection: &Connection,
-    numbers: &HashMap<Name, i64>,
-) -> rusqlite::Result<(Vec<ActiveAttempt>, Vec<WaitingRetry>)> {
-    let names: HashMap<i64, &Name> = numbers.iter().map(|(name, number)| (*number, name)).collect();
-    let (mut active, mut retries) = (Vec::new(), Vec::new());
-    let wall_ms = clock::wall_ms();
+    jobs: &mut BTreeMap<JobId, Job>,
+) -> rusqlite::Result<Option<JobId>> {
+    let losses = losses(connection)?;
+    let mut orphaned = None;
     let mut statement = connection.prepare(
-        "SELECT job, task, number, standing, node, state, retry_ms, ended_ms
-         FROM attempts WHERE standing < 2 ORDER BY job, task, number",
+        "SELECT job, task, number, standing, nodes.name, state, retry_ms, ended_ms, outcome
+         FROM attempts LEFT JOIN nodes USING (node) WHERE standing < 2",
     )?;
     let mut rows = statement.query([])?;
     while let Some(row) = rows.next()? {
-        let attempt = AttemptId::new(JobId(unsigned(row.get(0)?)), row.get(1)?, row.get(2)?);
-        if row.get::<_, i64>(3)? == standing::RETRY {
-            let after_ms = unsigned(row.get::<_, Option<i64>>(6)?.unwrap_or(0));
-            let ended_ms = unsigned(row.get::<_, Option<i64>>(7)?.unwrap_or(0));
-            retries.push((attempt, remaining(after_ms, ended_ms, wall_ms)));
+        let (id, index, number) = (JobId(unsigned(row.get(0)?)), row.get(1)?, row.get(2)?);
+        let losses = losses.get(&TaskId { job: id, index }).copied().unwrap_or_default();
+        let node = name(row, 4)?;
+        let Some(job) = jobs.get_mut(&id) else {
+            orphaned = Some(id);
             continue;
+        };
+        if row.get::<_, i64>(3)? == standing::RETRY {
+            let not_started = row.get::<_, Option<i64>>(8)? == Some(outcome_code(OutcomeKind::NotStarted));
+            let retry = Retry {
+                number,
+                losses,
+                avoid: not_started.then_some(node),
+                after_ms: unsigned(row.get::<_, Option<i64>>(6)?.unwrap_or(0)),
+                ended_wall_ms: unsigned(row.get::<_, Option<i64>>(7)?.unwrap_or(0)),
+            };
+            job.retries.insert(index, retry);
+        } else {
+            let state = attempt_state(row.get(5)?)?;
+            job.active.insert(index, ActiveAttempt { number, node, state, losses });
         }
-        let node: i64 = row.get(4)?;
-        let name = names.get(&node).ok_or(rusqlite::Error::IntegralValueOutOfRange(4, node))?;
-        active.push((attempt, Name::clone(name), attempt_state(row.get(5)?)?));
     }
-    Ok((active, retries))
+    Ok(orphaned)
 }
 
-/// Returns the rest of a retry's wait, which began at `ended_ms`. It is never longer than the whole
-/// wait, also if the wall clock went back meanwhile.
-fn remaining(after_ms: u64, ended_ms: u64, wall_ms: u64) -> u64 {
-    ended_ms.saturating_add(after_ms).saturating_sub(wall_ms).min(after_ms)
-}
-
-/// Returns how often the unfinished tasks were lost or not started.
-fn losses(connection: &Connection) -> rusqlite::Result<Vec<Losses>> {
+/// Returns how often the unfinished tasks were lost or not started; tasks without such attempts are
+/// left out.
+fn losses(connection: &Connection) -> rusqlite::Result<HashMap<TaskId, Losses>> {
     let kinds = [OutcomeKind::Lost, OutcomeKind::NotStarted].map(outcome_code);
     connection
         .prepare(
@@ -215,7 +210,7 @@ fn losses(connection: &Connection) -> rusqlite::Result<Vec<Losses>> {
         )?
         .query_map(kinds, |row| {
             let task = TaskId { job: JobId(unsigned(row.get(0)?)), index: row.get(1)? };
-            Ok(Losses { task, lost: row.get(2)?, not_started: row.get(3)? })
+            Ok((task, Losses { lost: row.get(2)?, not_started: row.get(3)? }))
         })?
         .collect()
 }
@@ -244,17 +239,4 @@ pub(super) fn counts(row: &Row<'_>, first: usize) -> rusqlite::Result<TaskCounts
         failed: row.get(first + 3)?,
         cancelled: row.get(first + 4)?,
     })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::remaining;
-
-    #[test]
-    fn a_restart_does_not_restart_a_backoff() {
-        assert_eq!(remaining(25_000, 100_000, 110_000), 15_000);
-        assert_eq!(remaining(25_000, 100_000, 125_000), 0);
-        assert_eq!(remaining(25_000, 100_000, u64::MAX), 0, "a clock that went forward");
-        assert_eq!(remaining(25_000, 100_000, 5), 25_000, "a clock that went back");
-    }
 }

@@ -427,11 +427,11 @@ mod tests {
         assert!(!is_new);
         assert_eq!(version(&connection), VERSION as i64);
         assert_eq!(cluster(&connection).unwrap(), cluster_before);
-        let (snapshot, _) = super::super::restore::snapshot(&connection).unwrap();
-        assert_eq!(snapshot.last_epoch.0, 7);
-        assert_eq!((snapshot.last_token, snapshot.keys.len(), snapshot.last_job.0), (0, 0, 0));
+        let state = super::super::restore::read(&connection).unwrap().state;
+        assert_eq!(state.last_epoch.0, 7);
+        assert_eq!((state.last_token.0, state.keys.len(), state.last_job.0), (0, 0, 0));
         // The name's agent is unknown: it belongs to the first agent that gives an ID.
-        assert_eq!((snapshot.nodes.len(), snapshot.nodes[0].agent_id), (1, None));
+        assert_eq!(state.nodes.values().map(|row| row.agent_id).collect::<Vec<_>>(), [None]);
     }
 
     #[test]

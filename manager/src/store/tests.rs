@@ -5,6 +5,7 @@ use std::thread;
 use std::time::Duration;
 
 use podmesh_manager_core::input::Peer;
+use podmesh_manager_core::state::{Losses, State};
 use podmesh_manager_core::step::{Change, Effect, JobRow, KeyRow, NodeRow, Step, TokenRow};
 use podmesh_protocol::access::{PublicKey, Role, TokenId};
 use podmesh_protocol::client::ReplyBody;
@@ -66,7 +67,7 @@ pub(super) fn job_change(
         next_index,
         counts,
         attempts,
-        started_wall_ms: Some(5),
+        started_wall_ms: (state != JobState::Queued).then_some(10),
         ended_wall_ms: ended,
     })
 }
@@ -99,7 +100,7 @@ fn submitted(tasks: u32, submission: u128) -> Vec<Change> {
     let submission = SubmissionId(Uuid::from_u128(submission));
     vec![
         Change::EpochTaken(Epoch(4)),
-        Change::NodeSaved(node("a")),
+        Change::NodeSaved(Arc::new(node("a"))),
         Change::JobInserted { job: JOB, submission, spec, wall_ms: 1 },
         job_row(JobState::Queued, 1, TaskCounts { queued: tasks, ..TaskCounts::default() }),
     ]
@@ -147,8 +148,8 @@ fn replied(history: &History, since: u64) -> (Vec<(u64, u64)>, u64) {
 fn a_start_restores_what_has_not_ended_and_nothing_else() {
     let dir = tempfile::tempdir().unwrap();
     let mut store = open(dir.path()).unwrap();
-    let cluster = store.snapshot.cluster;
-    assert_eq!((store.snapshot.last_job, store.snapshot.last_epoch), (JobId(0), Epoch(0)));
+    let mut state = store.state.clone();
+    assert_eq!(state, State::new(state.cluster));
     let mut changes = submitted(10, 1);
     changes.extend([
         inserted(1, 1),
@@ -166,40 +167,24 @@ fn a_start_restores_what_has_not_ended_and_nothing_else() {
         inserted(4, 2),
     ]);
     let counts = TaskCounts { queued: 7, active: 2, succeeded: 1, failed: 0, cancelled: 0 };
-    changes.push(job_row(JobState::Running, 5, counts));
+    changes.push(job_change(JOB, JobState::Running, 5, counts, 5));
     let mut done = step(changes);
     done.step.events = vec![fact(1), fact(2)];
     done.step.first_revision = Some(Revision(1));
+    state.apply_step(&done.step);
     write(&mut store, vec![done]);
     drop(store);
-
-    let Snapshot { jobs, attempts, retries, losses, nodes, .. } = {
-        let snapshot = open(dir.path()).unwrap().snapshot;
-        assert_eq!(snapshot.cluster, cluster);
-        assert_eq!(snapshot.last_job, JOB);
-        assert_eq!(snapshot.last_epoch, Epoch(4));
-        assert_eq!(snapshot.last_revision, Revision(2));
-        snapshot
-    };
-    assert_eq!(
-        attempts,
-        [
-            (attempt(1, 1), name("a"), AttemptState::Running),
-            (attempt(4, 2), name("a"), AttemptState::Assigned),
-        ]
-    );
-    // By these wall clocks, the attempt ended years ago.
-    assert_eq!(retries, [(attempt(3, 1), 0)]);
-    let lost =
-        podmesh_manager_core::step::Losses { task: attempt(4, 2).task, lost: 1, not_started: 0 };
-    assert_eq!(losses, [lost]);
-    let mut saved = node("a");
-    saved.capacity.memory_bytes = i64::MAX as u64;
-    assert_eq!(nodes, [saved]);
-    let [job] = &jobs[..] else { unreachable!("{jobs:?}") };
-    assert_eq!(*job.spec, job_spec(10));
-    assert_eq!(job.submission, SubmissionId(Uuid::from_u128(1)));
-    assert_eq!(Change::JobUpdated(job.row.clone()), job_row(JobState::Running, 5, counts));
+    let restored = open(dir.path()).unwrap().state;
+    // SQLite has no larger integers.
+    let saved = &mut state.nodes.get_mut(&name("a")).unwrap();
+    Arc::make_mut(saved).capacity.memory_bytes = i64::MAX as u64;
+    assert_eq!(restored, state);
+    assert_eq!(restored.last_revision, Revision(2));
+    let job = &restored.jobs[&JOB];
+    assert_eq!((job.counts, job.attempts), (counts, 5));
+    assert_eq!(job.retries.keys().collect::<Vec<_>>(), [&3]);
+    assert_eq!(job.active.keys().collect::<Vec<_>>(), [&1, &4]);
+    assert_eq!(job.active[&4].losses, Losses { lost: 1, not_started: 0 });
 }
 
 #[test]
@@ -216,20 +201,20 @@ fn a_forgotten_node_is_gone_except_in_the_history_of_its_attempts() {
     assert_eq!(node_of(&store), name("a"));
     drop(store);
     let mut store = open(dir.path()).unwrap();
-    assert_eq!(store.snapshot.nodes, []);
+    assert!(store.state.nodes.is_empty());
     assert!(check(dir.path()).unwrap().wrong.is_empty());
     // The node gets no attempts until an agent has its name again.
     let error = store.writer.commit(&mut vec![step(vec![inserted(2, 1)])]).err().unwrap();
     assert!(matches!(error, StoreError::Contradiction { .. }), "{error}");
     let other = NodeRow { agent_id: Some(AgentId(Uuid::from_u128(9))), ..node("a") };
     let counts = TaskCounts { active: 1, failed: 1, ..TaskCounts::default() };
-    let saved = Change::NodeSaved(other.clone());
+    let saved = Change::NodeSaved(Arc::new(other.clone()));
     let again = vec![saved, inserted(2, 1), job_row(JobState::Running, 3, counts)];
     write(&mut store, vec![step(again)]);
     assert_eq!(node_of(&store), name("a"));
     drop(store);
-    let nodes = open(dir.path()).unwrap().snapshot.nodes;
-    assert_eq!((nodes.len(), nodes[0].agent_id), (1, other.agent_id));
+    let nodes = open(dir.path()).unwrap().state.nodes;
+    assert_eq!((nodes.len(), nodes[&name("a")].agent_id), (1, other.agent_id));
 }
 
 #[test]
@@ -277,11 +262,12 @@ fn tokens_and_keys_are_restored_as_last_saved() {
         ],
     );
     drop(store);
-    let snapshot = open(dir.path()).unwrap().snapshot;
+    let state = open(dir.path()).unwrap().state;
     let tokens =
         [token(2, Role::Viewer, 1), token(3, Role::Operator, 10_000), token(4, Role::Admin, 1)];
-    assert_eq!((snapshot.last_token, snapshot.tokens.as_slice()), (4, &tokens[..]));
-    assert_eq!(snapshot.keys, [revoked, key(4, Role::Viewer)]);
+    assert_eq!(state.last_token, TokenId(4));
+    assert_eq!(state.tokens.into_values().collect::<Vec<_>>(), tokens);
+    assert_eq!(state.keys.into_values().collect::<Vec<_>>(), [revoked, key(4, Role::Viewer)]);
 }
 
 #[test]
@@ -302,11 +288,9 @@ fn a_dropped_retry_and_an_ended_job_are_not_restored() {
     assert_eq!(task.state, TaskState::Cancelled);
     assert_eq!(store.history.job_state(JOB).unwrap().0, JobState::Cancelled);
     drop(store);
-    let snapshot = open(dir.path()).unwrap().snapshot;
-    assert!(
-        snapshot.jobs.is_empty() && snapshot.attempts.is_empty() && snapshot.retries.is_empty()
-    );
-    assert_eq!(snapshot.last_job, JOB);
+    let state = open(dir.path()).unwrap().state;
+    assert!(state.jobs.is_empty());
+    assert_eq!(state.last_job, JOB);
 }
 
 /// A running thread of the writer, with its channels.
@@ -412,7 +396,7 @@ fn a_change_that_contradicts_the_database_is_not_written() {
         assert!(said.contains("bug"), "{said}");
     }
     drop(store);
-    assert!(open(dir.path()).unwrap().snapshot.attempts.is_empty());
+    assert!(open(dir.path()).unwrap().state.jobs.values().all(|job| job.active.is_empty()));
 }
 
 #[test]

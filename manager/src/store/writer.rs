@@ -357,7 +357,7 @@ fn job_of(change: &Change) -> Option<JobId> {
         | Change::AttemptAdvanced { attempt, .. }
         | Change::AttemptEnded { attempt, .. }
         | Change::RetryDropped { attempt } => Some(attempt.task.job),
-        Change::JobRemoved(job) => Some(*job),
+        Change::JobRemoved(job) | Change::JobCancelled(job) => Some(*job),
         Change::NodeSaved(_)
         | Change::NodeForgotten(_)
         | Change::EpochTaken(_)
@@ -437,8 +437,8 @@ impl<'a> Rows<'a> {
                     .execute(params![integer(job.0), rmp_serde::to_vec_named(&**spec)?])?;
                 Ok(())
             }
-            // The transaction handles these itself.
-            Change::JobUpdated(_) | Change::AgeSaved(_) => Ok(()),
+            // The transaction handles the first two itself. The row of a cancelled job follows.
+            Change::JobUpdated(_) | Change::AgeSaved(_) | Change::JobCancelled(_) => Ok(()),
             Change::JobRemoved(job) => {
                 self.kept -= removal::remove_job(self.connection, *job)?;
                 self.removed = true;

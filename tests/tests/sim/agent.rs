@@ -326,7 +326,7 @@ impl World {
 
     fn opened(&mut self, node: usize, welcome: Welcome) {
         let now = self.now;
-        let on_disk = welcome.epoch.0 <= self.store.last_epoch;
+        let on_disk = welcome.epoch.0 <= self.store.state.last_epoch.0;
         assert!(on_disk, "the welcome to session {} left before it was on disk", welcome.epoch);
         let Some(agent) = &mut self.nodes[node].agent else { return };
         assert!(welcome.epoch > agent.last_epoch, "an epoch comes twice");

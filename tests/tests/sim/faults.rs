@@ -10,6 +10,8 @@ pub(crate) enum Planted {
     Agent(AgentFault),
     /// The manager's shell sends messages before the commit.
     EarlySend,
+    /// The epoch of a session is not saved.
+    EpochNotSaved,
     /// The supervisor lets processes run when the lease ends without an agent.
     SupervisorIdle,
 }
@@ -27,7 +29,7 @@ pub(crate) const ALL: &[Planted] = &[
     Planted::Manager(ManagerFault::SubmissionTwice),
     Planted::Manager(ManagerFault::StraysKept),
     Planted::Manager(ManagerFault::StartsForgotten),
-    Planted::Manager(ManagerFault::EpochNotSaved),
+    Planted::EpochNotSaved,
     Planted::Manager(ManagerFault::RoomNotBooked),
     Planted::Manager(ManagerFault::AckedTooEarly),
     Planted::Manager(ManagerFault::StallNotForgiven),

@@ -279,7 +279,7 @@ impl World {
         assert!(self.decided.is_live(attempt), "{attempt} runs, but has ended for the manager");
         let stored = self.store.attempt(attempt).map(|stored| stored.node.clone());
         assert_eq!(stored.as_ref(), Some(&self.nodes[node].name), "{attempt} runs elsewhere");
-        let owner = self.store.nodes[&self.nodes[node].name].agent_id;
+        let owner = self.store.state.nodes[&self.nodes[node].name].agent_id;
         assert_eq!(owner, Some(self.nodes[node].agent_id()), "{attempt} runs with a stranger");
         let mut orphans = 0;
         for (index, other) in self.nodes.iter().enumerate() {

@@ -21,6 +21,9 @@ use crate::net::{ConnId, Direction, StreamId};
 use crate::users::request_of;
 use crate::world::{Event, Life, World, note};
 
+/// The wall clock at the start of the world.
+const WALL_MS: u64 = 1_700_000_000_000;
+
 /// One run of the manager's process.
 pub(crate) struct Manager {
     pub(crate) life: Life,
@@ -50,7 +53,7 @@ pub(crate) struct Manager {
 
 impl Manager {
     fn now(&self, now: u64) -> Now {
-        let wall_ms = 1_700_000_000_000u64.saturating_add_signed(self.wall_offset) + now;
+        let wall_ms = WALL_MS.saturating_add_signed(self.wall_offset) + now;
         Now { mono_ms: now + self.mono_offset, wall_ms }
     }
 
@@ -82,8 +85,8 @@ impl World {
             margin_ms: self.plan.margin_ms,
         };
         self.decided = self.store.clone();
-        let now = Now { mono_ms: self.now + mono_offset, wall_ms: 0 };
-        let mut core = Core::new(now, config, self.store.snapshot());
+        let now = Now { mono_ms: self.now + mono_offset, wall_ms: WALL_MS + self.now };
+        let mut core = Core::new(now, config, self.store.state.clone());
         core.check_invariants();
         let mut leases = LeaseTable::new(self.plan.heartbeat_ms, self.plan.lease_ms);
         if let Some(Planted::Manager(fault)) = self.planted {
@@ -141,6 +144,8 @@ impl World {
     pub(crate) fn manager_clock_jumps(&mut self, ms: i64) {
         if let Some(manager) = &mut self.manager {
             manager.wall_offset = ms;
+            self.store.clock_jumped = true;
+            self.decided.clock_jumped = true;
         }
     }
 
@@ -237,7 +242,16 @@ impl World {
                 self.judge_loss(node);
             }
         }
+        let mut step = step;
+        if self.planted == Some(Planted::EpochNotSaved) {
+            step.changes.retain(|change| !matches!(change, Change::EpochTaken(_)));
+        }
         self.decided.apply(self.now, &step);
+        if self.planted.is_none()
+            && let Some(manager) = &self.manager
+        {
+            assert_eq!(self.decided.state, *manager.core.state(), "the changes lead to the state");
+        }
         for effect in &step.effects {
             match effect {
                 Effect::SessionOpened { epoch, peer, .. } => {

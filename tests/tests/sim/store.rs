@@ -1,32 +1,32 @@
-//! A model of the manager's database: applies committed steps, and checks the rules for them.
+//! The manager's database: the state to which the committed steps lead, and a history of all
+//! attempts, by which the rules for steps are checked.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use podmesh_manager_core::step::{Change, JobRow, Losses, NodeRow, RestoredJob, Snapshot, Step};
-use podmesh_protocol::ids::{
-    AttemptId, ClusterId, Epoch, JobId, Name, Revision, SubmissionId, TaskId,
-};
+use podmesh_manager_core::state::State;
+use podmesh_manager_core::step::{Change, JobRow, Step};
+use podmesh_protocol::ids::{AttemptId, ClusterId, JobId, Name, Revision, SubmissionId, TaskId};
 use podmesh_protocol::report::{AttemptState, JobState, Outcome, OutcomeKind, TaskCounts};
 use podmesh_protocol::spec::JobSpec;
 
 pub(crate) const CLUSTER: ClusterId = ClusterId(uuid::Uuid::from_u128(77));
 
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub(crate) struct Store {
+    /// What a manager reads when it starts.
+    pub(crate) state: State,
     /// All that there ever were: what was removed is still judged.
     pub(crate) jobs: BTreeMap<JobId, StoredJob>,
     removed: BTreeSet<JobId>,
     submissions: BTreeMap<SubmissionId, JobId>,
     pub(crate) tasks: BTreeMap<TaskId, Vec<StoredAttempt>>,
-    pub(crate) nodes: BTreeMap<Name, NodeRow>,
-    pub(crate) last_epoch: u64,
-    pub(crate) last_revision: u64,
+    /// Whether the wall clock has jumped, so that retries may come too early after a restart.
+    pub(crate) clock_jumped: bool,
 }
 
 #[derive(Clone, Debug)]
 pub(crate) struct StoredJob {
-    submission: SubmissionId,
     pub(crate) spec: Arc<JobSpec>,
     row: Option<JobRow>,
 }
@@ -37,12 +37,23 @@ pub(crate) struct StoredAttempt {
     pub(crate) node: Name,
     pub(crate) state: AttemptState,
     pub(crate) outcome: Option<Outcome>,
-    /// The delay of the retry, and when it is due.
-    retry: Option<(u64, u64)>,
+    /// When the retry is due.
+    retry_at: Option<u64>,
     dropped: bool,
 }
 
 impl Store {
+    pub(crate) fn new() -> Self {
+        Self {
+            state: State::new(CLUSTER),
+            jobs: BTreeMap::new(),
+            removed: BTreeSet::new(),
+            submissions: BTreeMap::new(),
+            tasks: BTreeMap::new(),
+            clock_jumped: false,
+        }
+    }
+
     /// Commits a step that was decided at `now`, and checks the rules for every step.
     pub(crate) fn apply(&mut self, now: u64, step: &Step) {
         let mut updated = BTreeSet::new();
@@ -52,8 +63,11 @@ impl Store {
                     assert_eq!(job.0, self.jobs.len() as u64 + 1, "job numbers have no gap");
                     let before = self.submissions.insert(*submission, *job);
                     assert_eq!(before, None, "a submission made two jobs");
-                    let (submission, spec) = (*submission, Arc::clone(spec));
-                    self.jobs.insert(*job, StoredJob { submission, spec, row: None });
+                    self.jobs.insert(*job, StoredJob { spec: Arc::clone(spec), row: None });
+                }
+                Change::JobCancelled(job) => {
+                    let job = self.state.jobs.get(job).expect("an active job");
+                    assert!(!job.cancelling, "job {} is cancelled twice", job.id);
                 }
                 Change::JobUpdated(row) => {
                     assert!(updated.insert(row.job), "job {} is updated once a step", row.job);
@@ -73,38 +87,39 @@ impl Store {
                     let live = self.live(*attempt);
                     live.state = AttemptState::Ended;
                     live.outcome = Some(outcome.clone());
-                    live.retry = retry_after_ms.map(|ms| (ms, now + ms));
+                    live.retry_at = retry_after_ms.map(|ms| now + ms);
                 }
                 Change::RetryDropped { attempt } => {
                     let last = self.last(*attempt);
-                    assert!(last.retry.is_some() && !last.dropped, "{attempt}: no retry to drop");
+                    assert!(last.retry_at.is_some() && !last.dropped, "{attempt}: no retry to drop");
                     last.dropped = true;
                 }
-                Change::NodeSaved(row) => _ = self.nodes.insert(row.node.clone(), row.clone()),
                 Change::NodeForgotten(node) => {
-                    assert!(self.nodes.remove(node).is_some(), "an unknown node is forgotten");
+                    let known = self.state.nodes.contains_key(node);
+                    assert!(known, "an unknown node is forgotten");
                 }
                 Change::EpochTaken(epoch) => {
-                    assert!(epoch.0 > self.last_epoch, "epoch {epoch} was given out before");
-                    self.last_epoch = epoch.0;
+                    let last = self.state.last_epoch;
+                    assert!(*epoch > last, "epoch {epoch} was given out before");
                 }
                 Change::JobRemoved(job) if self.jobs.contains_key(job) => {
                     assert!(self.row(*job).state.is_end(), "job {job} was removed before its end");
                     self.removed.insert(*job);
                 }
                 Change::JobRemoved(job) => panic!("unknown job {job} was removed"),
-                Change::AgeSaved(_) => {}
+                Change::NodeSaved(_) | Change::AgeSaved(_) => {}
                 Change::TokenSaved(_)
                 | Change::TokenRemoved(_)
                 | Change::KeySaved(_)
                 | Change::KeyRemoved(_) => panic!("nobody joins in this world"),
             }
+            self.state.apply(change);
         }
         if !step.events.is_empty() {
-            let next = Revision(self.last_revision + 1);
+            let next = Revision(self.state.last_revision.0 + 1);
             assert_eq!(step.first_revision, Some(next), "revisions of events have a gap");
         }
-        self.last_revision += step.events.len() as u64;
+        self.state.last_revision.0 += step.events.len() as u64;
         for job in updated {
             assert_eq!(self.row(job).counts, self.count(job), "job {job}: counts");
             let attempts: usize = self.of_job(job).map(|(_, all)| all.len()).sum();
@@ -116,11 +131,12 @@ impl Store {
     }
 
     fn insert_attempt(&mut self, now: u64, attempt: AttemptId, node: &Name) {
-        assert!(self.nodes.contains_key(node), "{attempt} goes to an unknown node");
+        assert!(self.state.nodes.contains_key(node), "{attempt} goes to an unknown node");
         let attempts = self.tasks.entry(attempt.task).or_default();
         assert_eq!(attempt.number as usize, attempts.len() + 1, "{attempt}: number");
         if let Some(last) = attempts.last() {
-            let due = last.retry.is_some_and(|(_, at)| at <= now) && !last.dropped;
+            let due = last.retry_at.is_some_and(|at| at <= now || self.clock_jumped);
+            let due = due && !last.dropped;
             assert!(due, "{attempt} follows one that goes on, or is not to be tried again (now)");
         }
         attempts.push(StoredAttempt {
@@ -128,7 +144,7 @@ impl Store {
             node: node.clone(),
             state: AttemptState::Assigned,
             outcome: None,
-            retry: None,
+            retry_at: None,
             dropped: false,
         });
     }
@@ -146,7 +162,7 @@ impl Store {
             *memory += needs.memory_bytes;
         }
         for (node, (cpu, memory)) in used {
-            let has = &self.nodes[node].capacity;
+            let has = &self.state.nodes[node].capacity;
             let fits = cpu <= u64::from(has.cpu_millis) && memory <= has.memory_bytes;
             assert!(fits, "node {node} is over-committed: {cpu} of {}", has.cpu_millis);
         }
@@ -211,7 +227,7 @@ impl Store {
             _ => counts.queued = untried,
         }
         for last in self.of_job(id).filter_map(|(_, all)| all.last()) {
-            *match (&last.outcome, last.retry) {
+            *match (&last.outcome, last.retry_at) {
                 (None, _) => &mut counts.active,
                 (Some(_), Some(_)) if last.dropped => &mut counts.cancelled,
                 (Some(_), Some(_)) => &mut counts.queued,
@@ -227,55 +243,5 @@ impl Store {
 
     fn of_job(&self, job: JobId) -> impl Iterator<Item = (&TaskId, &Vec<StoredAttempt>)> {
         self.tasks.range(TaskId { job, index: 0 }..=TaskId { job, index: u32::MAX })
-    }
-
-    /// Returns what a manager reads when it starts.
-    pub(crate) fn snapshot(&self) -> Snapshot {
-        let mut snapshot = Snapshot {
-            cluster: CLUSTER,
-            last_job: JobId(self.jobs.len() as u64),
-            last_epoch: Epoch(self.last_epoch),
-            last_revision: Revision(self.last_revision),
-            jobs: Vec::new(),
-            attempts: Vec::new(),
-            retries: Vec::new(),
-            losses: Vec::new(),
-            nodes: self.nodes.values().cloned().collect(),
-            last_token: 0,
-            tokens: Vec::new(),
-            keys: Vec::new(),
-        };
-        for (id, job) in &self.jobs {
-            let row = self.row(*id).clone();
-            if row.state.is_end() {
-                continue;
-            }
-            let (submission, spec) = (job.submission, Arc::clone(&job.spec));
-            snapshot.jobs.push(RestoredJob { submission, spec, row });
-            for (task, attempts) in self.of_job(*id) {
-                let count = |kind| {
-                    let outcomes = attempts.iter().filter_map(|attempt| attempt.outcome.as_ref());
-                    outcomes.filter(|outcome| outcome.kind == kind).count() as u32
-                };
-                snapshot.losses.push(Losses {
-                    task: *task,
-                    lost: count(OutcomeKind::Lost),
-                    not_started: count(OutcomeKind::NotStarted),
-                });
-                let Some(last) = attempts.last() else { continue };
-                let attempt = AttemptId { task: *task, number: last.number };
-                match last.retry {
-                    _ if last.outcome.is_none() => {
-                        snapshot.attempts.push((attempt, last.node.clone(), last.state));
-                    }
-                    // After a restart the whole delay begins again, as in the real store.
-                    Some((after_ms, _)) if !last.dropped => {
-                        snapshot.retries.push((attempt, after_ms));
-                    }
-                    _ => {}
-                }
-            }
-        }
-        snapshot
     }
 }

@@ -146,8 +146,8 @@ impl World {
             planted,
             calm: false,
             manager: None,
-            store: Store::default(),
-            decided: Store::default(),
+            store: Store::new(),
+            decided: Store::new(),
             nodes: Vec::new(),
             conns: BTreeMap::new(),
             streams: BTreeMap::new(),
@@ -354,7 +354,7 @@ impl World {
     /// Whether a machine has its name, and attempts that have not ended.
     fn has_work(&self, node: usize) -> bool {
         let node = &self.nodes[node];
-        let row = self.decided.nodes.get(&node.name);
+        let row = self.decided.state.nodes.get(&node.name);
         row.is_some_and(|row| row.agent_id == Some(node.agent_id()))
             && self.decided.has_live(&node.name)
     }

@@ -1,0 +1,256 @@
+//! The state in the core, a follower that applies its serialized changes, and the database are
+//! equal after any history.
+
+#![expect(clippy::unwrap_used, reason = "tests")]
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use fastrand::Rng;
+use podmesh_manager_core::input::{AccessInput, ForgetRequest, HeartbeatChange, Input, Peer};
+use podmesh_manager_core::state::State;
+use podmesh_manager_core::step::{Change, Effect, Step};
+use podmesh_manager_core::{Core, CoreConfig};
+use podmesh_protocol::access::{Caller, PublicKey, Role, TokenId};
+use podmesh_protocol::client::PrincipalKind;
+use podmesh_protocol::ids::{AgentId, AttemptId, Epoch, InstanceId, JobId, SubmissionId};
+use podmesh_protocol::limits::PROTOCOL_VERSION;
+use podmesh_protocol::report::{Outcome, OutcomeKind, Report, ReportFact};
+use podmesh_protocol::session::{Hello, ToPeer};
+use podmesh_protocol::spec::{ArrayRange, JobSpec, OnLost, Resources, RetryPolicy, RuntimeKind};
+use podmesh_protocol::time::Now;
+use tempfile::TempDir;
+use uuid::Uuid;
+
+use super::tests::{job_spec, name};
+use super::writer::TimedStep;
+use super::{Store, open};
+
+const NODES: [&str; 3] = ["a", "b", "c"];
+
+/// A manager whose steps are committed at once.
+struct World {
+    dir: TempDir,
+    store: Store,
+    core: Core,
+    follower: State,
+    now: Now,
+    rng: Rng,
+    /// The open session of each node, with its connection and the number of its last report.
+    sessions: BTreeMap<&'static str, (Epoch, Peer, u64)>,
+}
+
+fn peer(number: u64) -> Peer {
+    Peer(Arc::from(number.to_be_bytes().as_slice()))
+}
+
+impl World {
+    fn new(seed: u64) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let store = open(dir.path()).unwrap();
+        let state = store.state.clone();
+        let now = Now { mono_ms: 1_000, wall_ms: 1_700_000_000_000 };
+        let core = Self::core(now, state.clone());
+        let (rng, sessions) = (Rng::with_seed(seed), BTreeMap::new());
+        Self { dir, store, core, follower: state, now, rng, sessions }
+    }
+
+    fn core(now: Now, state: State) -> Core {
+        Core::new(now, CoreConfig { lease_ms: 15_000, heartbeat_ms: 1_000, margin_ms: 5_000 }, state)
+    }
+
+    fn give(&mut self, input: Input) -> Vec<Effect> {
+        let mut effects = Vec::new();
+        let mut input = Some(input);
+        loop {
+            let mut step = Step::default();
+            self.core.step(self.now, input.take().unwrap_or(Input::Tick), &mut step);
+            effects.extend(step.effects.iter().cloned());
+            let changes = rmp_serde::to_vec_named(&step.changes).unwrap();
+            let changes: Vec<Change> = rmp_serde::from_slice(&changes).unwrap();
+            assert_eq!(changes, step.changes);
+            self.follower.apply_step(&Step { changes, ..step.clone() });
+            let timed = TimedStep { step, wall_ms: self.now.wall_ms, age_ms: 1 };
+            self.store.writer.commit(&mut vec![timed]).unwrap();
+            if self.core.next_wakeup().is_none_or(|at| at > self.now.mono_ms) {
+                return effects;
+            }
+        }
+    }
+
+    fn submit(&mut self) {
+        let last = self.rng.u32(1..8);
+        let spec = JobSpec {
+            array: ArrayRange { first: 1, last },
+            priority: self.rng.i32(-1..2),
+            resources: Resources { cpu_millis: 1_000 * self.rng.u32(1..3), memory_bytes: 0 },
+            retry: RetryPolicy { retries: self.rng.u32(0..3), ..job_spec(1).retry },
+            on_lost: if self.rng.bool() { OnLost::Requeue } else { OnLost::Wait },
+            ..job_spec(last)
+        };
+        assert_eq!(spec.validate(), Ok(()));
+        let submission = SubmissionId(Uuid::from_u128(self.rng.u128(..)));
+        let spec = Arc::new(spec);
+        self.give(Input::JobSubmitted { peer: peer(0), request: 1, submission, spec });
+    }
+
+    fn connect(&mut self, node: &'static str) {
+        let jobs = self.core.state().jobs.values();
+        let active = jobs.flat_map(|job| {
+            let here = job.active.iter().filter(|(_, active)| active.node.as_str() == node);
+            here.map(|(index, active)| AttemptId::new(job.id, *index, active.number))
+        });
+        let mut attempts: Vec<AttemptId> = active.collect();
+        attempts.retain(|_| self.rng.u8(..) > 20);
+        let hello = Hello {
+            version: PROTOCOL_VERSION,
+            node: name(node),
+            boot_id: format!("boot-{}", self.rng.u8(0..2)),
+            agent_instance: InstanceId(Uuid::from_u128(1)),
+            agent_id: Some(AgentId(Uuid::from_u128(7))),
+            cluster: None,
+            program_version: "0.1.0".into(),
+            capacity: Resources { cpu_millis: 3_000, memory_bytes: 1 << 30 },
+            labels: BTreeMap::from([(name("disk"), "fast".into())]),
+            runtimes: vec![RuntimeKind::Process],
+            withdrawn: BTreeMap::new(),
+            unenforced: BTreeMap::new(),
+            attempts,
+        };
+        let caller = Caller { role: Role::Admin, name: name("root"), key: None };
+        let peer = peer(self.rng.u64(..));
+        let hello = Box::new(hello);
+        let effects = self.give(Input::AgentConnected { peer: peer.clone(), caller, hello });
+        let welcome = effects.iter().find_map(|effect| match effect {
+            Effect::Send { message: ToPeer::Welcome(welcome), .. } => Some(welcome),
+            _ => None,
+        });
+        if let Some(welcome) = welcome {
+            let epoch = welcome.epoch;
+            self.sessions.insert(node, (epoch, peer, welcome.acked));
+            self.give(Input::HeartbeatChanged { epoch, change: HeartbeatChange::Begun });
+        }
+    }
+
+    fn report(&mut self, node: &'static str) {
+        let Some((epoch, peer, last)) = self.sessions.get(node).cloned() else { return };
+        let jobs = self.core.state().jobs.values();
+        let active: Vec<AttemptId> = jobs
+            .flat_map(|job| {
+                let here = job.active.iter().filter(|(_, active)| active.node.as_str() == node);
+                here.map(|(index, active)| AttemptId::new(job.id, *index, active.number))
+            })
+            .collect();
+        let Some(attempt) = self.rng.choice(active) else { return };
+        let fact = match self.rng.u8(0..8) {
+            0 => ReportFact::Preparing("pulling".into()),
+            1 | 2 => ReportFact::Started,
+            3 => ReportFact::Ended(Outcome::not_started("no room")),
+            4 => ReportFact::Ended(Outcome::new(OutcomeKind::Lost)),
+            5 => ReportFact::Ended(Outcome::exited(3)),
+            _ => ReportFact::Ended(Outcome::exited(0)),
+        };
+        let reports = vec![Report(last + 1, attempt, fact)];
+        self.sessions.insert(node, (epoch, peer.clone(), last + 1));
+        self.give(Input::AttemptsReported { peer, epoch, reports });
+    }
+
+    fn access(&mut self) {
+        let by = name("root");
+        let token = TokenId(self.rng.u64(0..4));
+        let node = name(NODES[self.rng.usize(0..3)]);
+        let input = match self.rng.u8(0..6) {
+            0 => AccessInput::TokenRequested {
+                peer: peer(0),
+                request: 1,
+                by,
+                secret_hash: [1; 32],
+                role: Role::Viewer,
+                ttl_ms: 60_000,
+                uses: 3,
+            },
+            1 => AccessInput::TokenRevokeRequested { peer: peer(0), request: 1, by, id: token },
+            2 | 3 => AccessInput::JoinRequested {
+                question: 1,
+                key: PublicKey([self.rng.u8(0..5); 32]),
+                token,
+                secret_hash: [1; 32],
+                name: node,
+            },
+            4 => AccessInput::RenewRequested {
+                peer: peer(0),
+                request: 1,
+                old: PublicKey([self.rng.u8(0..5); 32]),
+                new: PublicKey([self.rng.u8(5..9); 32]),
+            },
+            _ => AccessInput::RevokeRequested {
+                peer: peer(0),
+                request: 1,
+                by,
+                kind: PrincipalKind::User,
+                name: node,
+            },
+        };
+        self.give(Input::Access(input));
+    }
+
+    fn pass(&mut self, ms: u64) {
+        self.now.mono_ms += ms;
+        self.now.wall_ms += ms;
+        self.give(Input::Tick);
+    }
+
+    /// Restarts the manager from its database, which must hold the same state.
+    fn restart(&mut self) {
+        assert_eq!(self.follower, *self.core.state(), "what a follower has");
+        self.store = open(self.dir.path()).unwrap();
+        assert_eq!(self.store.state, self.follower, "what the database has");
+        self.core = Self::core(self.now, self.store.state.clone());
+        self.sessions.clear();
+    }
+}
+
+#[test]
+fn the_core_a_follower_and_the_database_have_the_same_state() {
+    for seed in 0..20 {
+        println!("seed {seed}");
+        let mut world = World::new(seed);
+        for _ in 0..400 {
+            let node = NODES[world.rng.usize(0..3)];
+            match world.rng.u8(0..32) {
+                0..4 => world.submit(),
+                4..7 => world.connect(node),
+                7..22 => world.report(node),
+                22 => {
+                    let job = JobId(world.rng.u64(0..30));
+                    world.give(Input::CancelRequested { peer: peer(0), request: 1, job });
+                }
+                23 => world.restart(),
+                24 => {
+                    let by = name("root");
+                    let jobs = (1..20).map(JobId).collect();
+                    world.give(Input::JobRemovalRequested { question: 1, jobs, by: Some(by) });
+                }
+                25 => {
+                    let (age_ms, keep_ms, by) = (world.now.mono_ms, 100_000, name("root"));
+                    world.give(Input::RetentionDue { age_ms, keep_ms, by });
+                }
+                26 => {
+                    let (by, node) = (name("root"), name(node));
+                    let force = true;
+                    let asked = ForgetRequest { peer: peer(0), request: 1, by, node, force };
+                    world.give(Input::ForgetRequested(asked));
+                }
+                27..30 => world.access(),
+                _ => {
+                    let ms = world.rng.u64(0..10_000);
+                    world.pass(ms);
+                }
+            }
+        }
+        world.restart();
+        assert!(world.follower.last_job > JobId(10) && world.follower.last_epoch > Epoch(10));
+        let state = rmp_serde::to_vec_named(&world.follower).unwrap();
+        assert_eq!(rmp_serde::from_slice::<State>(&state).unwrap(), world.follower);
+    }
+}
