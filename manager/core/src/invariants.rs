@@ -22,7 +22,7 @@ impl Core {
         assert!(self.touched.is_empty(), "every message was sent");
         self.access.check_invariants(&self.state);
         let mut timers = BTreeSet::new();
-        let mut by_node: BTreeMap<NodeIx, BTreeSet<TaskId>> = BTreeMap::new();
+        let mut by_node: BTreeMap<Option<NodeIx>, BTreeSet<TaskId>> = BTreeMap::new();
         assert!(self.dispatch.keys().eq(self.state.jobs.keys()), "every job is handed out");
         for (id, job) in &self.state.jobs {
             assert_eq!(*id, job.id);
@@ -30,8 +30,10 @@ impl Core {
             assert_eq!(self.submissions.get(&job.submission), Some(*id));
             self.check_job(job, &self.dispatch[id], &mut timers);
             for (index, active) in &job.active {
-                let ix = self.nodes.by_name(&active.node).expect("a known node");
-                by_node.entry(ix).or_default().insert(TaskId { job: *id, index: *index });
+                let ix = self.nodes.by_name(&active.node);
+                assert!(ix.is_some(), "an active attempt is on node {}", active.node);
+                let tasks = by_node.entry(ix).or_default();
+                tasks.insert(TaskId { job: *id, index: *index });
             }
         }
         assert!(
@@ -39,7 +41,7 @@ impl Core {
             "nodes"
         );
         for (ix, node) in self.nodes.iter() {
-            let attempts = by_node.remove(&ix).unwrap_or_default();
+            let attempts = by_node.remove(&Some(ix)).unwrap_or_default();
             assert!(node.attempts.keys().eq(&attempts), "node {}: its attempts", node.row.node);
             self.check_node(ix, node, &mut timers);
         }

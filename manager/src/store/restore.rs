@@ -180,7 +180,8 @@ fn attempts(
             continue;
         };
         if row.get::<_, i64>(3)? == standing::RETRY {
-            let not_started = row.get::<_, Option<i64>>(8)? == Some(outcome_code(OutcomeKind::NotStarted));
+            let not_started =
+                row.get::<_, Option<i64>>(8)? == Some(outcome_code(OutcomeKind::NotStarted));
             let retry = Retry {
                 number,
                 losses,

@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use fastrand::Rng;
 use podmesh_manager_core::input::{AccessInput, ForgetRequest, HeartbeatChange, Input, Peer};
-use podmesh_manager_core::state::State;
+use podmesh_manager_core::state::{State, Versioned};
 use podmesh_manager_core::step::{Change, Effect, Step};
 use podmesh_manager_core::{Core, CoreConfig};
 use podmesh_protocol::access::{Caller, PublicKey, Role, TokenId};
@@ -56,7 +56,11 @@ impl World {
     }
 
     fn core(now: Now, state: State) -> Core {
-        Core::new(now, CoreConfig { lease_ms: 15_000, heartbeat_ms: 1_000, margin_ms: 5_000 }, state)
+        Core::new(
+            now,
+            CoreConfig { lease_ms: 15_000, heartbeat_ms: 1_000, margin_ms: 5_000 },
+            state,
+        )
     }
 
     fn give(&mut self, input: Input) -> Vec<Effect> {
@@ -66,8 +70,9 @@ impl World {
             let mut step = Step::default();
             self.core.step(self.now, input.take().unwrap_or(Input::Tick), &mut step);
             effects.extend(step.effects.iter().cloned());
-            let changes = rmp_serde::to_vec_named(&step.changes).unwrap();
-            let changes: Vec<Change> = rmp_serde::from_slice(&changes).unwrap();
+            let changes = rmp_serde::to_vec_named(&Versioned::new(&step.changes)).unwrap();
+            let changes: Versioned<Vec<Change>> = rmp_serde::from_slice(&changes).unwrap();
+            let changes = changes.into_value().unwrap();
             assert_eq!(changes, step.changes);
             self.follower.apply_step(&Step { changes, ..step.clone() });
             let timed = TimedStep { step, wall_ms: self.now.wall_ms, age_ms: 1 };
@@ -250,7 +255,8 @@ fn the_core_a_follower_and_the_database_have_the_same_state() {
         }
         world.restart();
         assert!(world.follower.last_job > JobId(10) && world.follower.last_epoch > Epoch(10));
-        let state = rmp_serde::to_vec_named(&world.follower).unwrap();
-        assert_eq!(rmp_serde::from_slice::<State>(&state).unwrap(), world.follower);
+        let state = rmp_serde::to_vec_named(&Versioned::new(&world.follower)).unwrap();
+        let state: Versioned<State> = rmp_serde::from_slice(&state).unwrap();
+        assert_eq!(state.into_value(), Ok(world.follower));
     }
 }

@@ -91,7 +91,10 @@ impl Store {
                 }
                 Change::RetryDropped { attempt } => {
                     let last = self.last(*attempt);
-                    assert!(last.retry_at.is_some() && !last.dropped, "{attempt}: no retry to drop");
+                    assert!(
+                        last.retry_at.is_some() && !last.dropped,
+                        "{attempt}: no retry to drop"
+                    );
                     last.dropped = true;
                 }
                 Change::NodeForgotten(node) => {

@@ -20,7 +20,29 @@ pub(crate) use self::recorded::Recorded;
 use crate::step::{Change, KeyRow, NodeRow, Step, TokenRow};
 
 /// The version of the serialized forms of [`State`] and [`Change`].
-pub const VERSION: u32 = 1;
+const VERSION: u32 = 1;
+
+/// A [`State`] or [`Change`]s for another process, with the version of their form.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Versioned<T> {
+    version: u32,
+    value: T,
+}
+
+impl<T> Versioned<T> {
+    /// Wraps a value of this version.
+    pub fn new(value: T) -> Self {
+        Self { version: VERSION, value }
+    }
+
+    /// Returns the value.
+    ///
+    /// # Errors
+    /// The version, if it is not the one that this program knows.
+    pub fn into_value(self) -> Result<T, u32> {
+        if self.version == VERSION { Ok(self.value) } else { Err(self.version) }
+    }
+}
 
 /// The durable state of a manager.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
