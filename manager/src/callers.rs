@@ -1,4 +1,4 @@
-//! Who is connected, and who may: the gate of the front.
+//! The gate of the front: who is connected, and which keys are valid.
 
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -6,7 +6,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use podmesh_manager_core::input::{AccessInput, Input, Peer};
+use podmesh_manager_core::input::{Command, ConnectionId, Input};
+use podmesh_manager_core::step::Answer;
 use podmesh_protocol::access::{Caller, JoinRequest, PublicKey, Role};
 use podmesh_protocol::error::{ErrorCode, ErrorReply};
 use podmesh_protocol::ids::{ClusterId, Name};
@@ -15,19 +16,40 @@ use podmesh_wire::Service;
 use podmesh_wire::front::{Admission, Gate, Who};
 use podmesh_wire::key::sha256;
 use podmesh_wire::route::Duplex;
-use tokio::sync::oneshot;
 use tokio::task::AbortHandle;
 
+use crate::api::Client;
+use crate::core::CoreHandle;
 use crate::heartbeat::Heartbeats;
-use crate::threads::{Inputs, stopping};
+use crate::threads::stopping;
 use crate::turns::{CallerLine, ConnectionReads};
 
 /// Connections of one user of this machine at a time: as many as a large `xargs -P` makes.
 const CONNECTIONS_PER_USER_MAX: usize = 4096;
-/// How often somebody who was cut off is spoken of.
-const SAY_EVERY: Duration = Duration::from_secs(1);
+/// The least time between two reports of connections that were refused or cut.
+const REPORT_EVERY: Duration = Duration::from_secs(1);
 
-/// Everybody. Shared with the connections.
+/// Identifies this run of the manager: the first half of the identity of every connection to
+/// ROUTER, so that no identity of an earlier run is valid.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct RunId(pub(crate) [u8; 8]);
+
+impl RunId {
+    pub(crate) fn identity_of(self, connection: ConnectionId) -> [u8; 16] {
+        let mut identity = [0; 16];
+        identity[..8].copy_from_slice(&self.0);
+        identity[8..].copy_from_slice(&connection.0.to_be_bytes());
+        identity
+    }
+
+    fn connection_of(self, identity: &[u8]) -> Option<ConnectionId> {
+        let (run, number) = identity.split_first_chunk()?;
+        (*run == self.0).then_some(())?;
+        Some(ConnectionId(u64::from_be_bytes(number.try_into().ok()?)))
+    }
+}
+
+/// All callers. Clones share them.
 #[derive(Clone)]
 pub(crate) struct Callers {
     shared: Arc<Shared>,
@@ -35,40 +57,33 @@ pub(crate) struct Callers {
 
 struct Shared {
     cluster: ClusterId,
-    inputs: Inputs,
+    core: CoreHandle,
     heartbeats: Heartbeats,
-    /// The first half of every identity: that of a life of the manager before is none of now.
-    life: [u8; 8],
+    run: RunId,
     last_number: AtomicU64,
     table: Mutex<Table>,
 }
 
 #[derive(Default)]
 struct Table {
-    /// The keys that count.
+    /// The valid keys.
     keys: HashMap<PublicKey, KnownKey>,
-    /// The connections, by identity, and those that have ended while ROUTER still holds what they
-    /// sent.
-    connections: HashMap<[u8; 16], Connection>,
+    /// The connections, also those that have ended while ROUTER still holds messages of them.
+    connections: HashMap<ConnectionId, Connection>,
     /// The callers that have connections.
     present: HashMap<Who, Presence>,
-    last_question: u64,
-    /// Those who wait to join.
-    joining: HashMap<u64, oneshot::Sender<JoinResult>>,
+    /// How many connections were refused or cut since the last report.
     refused: u64,
-    said: Option<Instant>,
+    reported: Option<Instant>,
 }
 
 #[derive(PartialEq, Eq)]
 struct KnownKey {
     role: Role,
     name: Name,
-    /// Whether its first use is to be told: it takes the place of another one then.
+    /// Whether the core must learn of its first use, with which it replaces another key.
     renews: bool,
 }
-
-/// What became of a wish to join.
-type JoinResult = Result<(Role, Name), ErrorReply>;
 
 /// What all connections of a caller share.
 #[derive(Default)]
@@ -82,47 +97,49 @@ struct Connection {
     caller: Caller,
     reads: ConnectionReads,
     cut: AbortHandle,
-    /// What was under way no longer counts, either.
+    /// Whether its key was revoked. Then messages that are under way are ignored.
     revoked: bool,
 }
 
 impl Callers {
-    /// With the keys that count, and whether their first use is to be told.
+    /// Creates the table with the valid keys. The `bool` is [`KnownKey::renews`].
     pub(crate) fn new(
         cluster: ClusterId,
-        life: [u8; 8],
+        run: RunId,
         keys: impl IntoIterator<Item = (PublicKey, Role, Name, bool)>,
-        inputs: Inputs,
+        core: CoreHandle,
         heartbeats: Heartbeats,
     ) -> Self {
         let known = |(key, role, name, renews)| (key, KnownKey { role, name, renews });
         let keys = keys.into_iter().map(known).collect();
         let table = Mutex::new(Table { keys, ..Table::default() });
         let last_number = AtomicU64::new(0);
-        Self { shared: Arc::new(Shared { cluster, inputs, heartbeats, life, last_number, table }) }
+        Self { shared: Arc::new(Shared { cluster, core, heartbeats, run, last_number, table }) }
     }
 
     fn lock(&self) -> MutexGuard<'_, Table> {
         self.shared.lock()
     }
 
-    /// Returns the caller with this identity, and the reads of its connection. `None` if it was cut
-    /// off.
-    pub(crate) fn of(&self, peer: &Peer) -> Option<(Caller, ConnectionReads)> {
-        let identity = <[u8; 16]>::try_from(&*peer.0).ok()?;
+    /// Returns the connection with an identity at ROUTER; `None` if it is not one of this run.
+    pub(crate) fn connection_of(&self, identity: &[u8]) -> Option<ConnectionId> {
+        self.shared.run.connection_of(identity)
+    }
+
+    /// Returns who is at the other end of a connection; `None` if their key was revoked.
+    pub(crate) fn client_of(&self, id: ConnectionId) -> Option<Client> {
         let table = self.lock();
-        let connection = table.connections.get(&identity)?;
-        (!connection.revoked).then(|| (connection.caller.clone(), connection.reads.clone()))
+        let connection = table.connections.get(&id).filter(|connection| !connection.revoked)?;
+        let (caller, reads) = (connection.caller.clone(), connection.reads.clone());
+        Some(Client { caller, connection: Some(id), reads })
     }
 
-    /// A connection has ended, and all that it sent was taken.
-    pub(crate) fn forget(&self, peer: &Peer) {
-        if let Ok(identity) = <[u8; 16]>::try_from(&*peer.0) {
-            self.lock().connections.remove(&identity);
-        }
+    /// Forgets a connection that has ended, after all its messages.
+    pub(crate) fn forget(&self, connection: ConnectionId) {
+        self.lock().connections.remove(&connection);
     }
 
-    /// A key counts from now on. What its owner was before ends: their connections are made anew.
+    /// Makes a key valid. If it had another role or name before, its connections are cut.
     pub(crate) fn enrolled(&self, key: PublicKey, role: Role, name: Name, renews: bool) {
         let mut table = self.lock();
         let known = || KnownKey { role, name: name.clone(), renews };
@@ -131,28 +148,19 @@ impl Callers {
         }
     }
 
-    /// A key counts no more: its connections end now.
+    /// Makes a key invalid, and cuts its connections.
     pub(crate) fn revoked(&self, key: &PublicKey) {
         let mut table = self.lock();
         table.keys.remove(key);
         table.cut(key);
     }
 
-    /// Has everybody who came with a key connect anew, but one.
-    pub(crate) fn reconnect_all(&self, but: &Peer) {
-        for (identity, connection) in &self.lock().connections {
-            if matches!(connection.who, Who::Key(_)) && identity[..] != *but.0 {
+    /// Cuts all connections of keys except one, so that their owners connect again.
+    pub(crate) fn reconnect_all(&self, except: Option<ConnectionId>) {
+        for (id, connection) in &self.lock().connections {
+            if matches!(connection.who, Who::Key(_)) && Some(*id) != except {
                 connection.cut.abort();
             }
-        }
-    }
-
-    /// The answer to [`AccessInput::JoinRequested`].
-    pub(crate) fn join_answered(&self, question: u64, result: JoinResult) {
-        let waiting = self.lock().joining.remove(&question);
-        if let Some(waiting) = waiting {
-            // Whoever asked may have left.
-            _ = waiting.send(result);
         }
     }
 }
@@ -178,7 +186,7 @@ impl Table {
                     "this manager does not know the key, or it was revoked: join with a new token (on the manager's machine: `podmesh token create`)",
                 )),
             },
-            // The kernel lets others than these connect only where the sockets' group allows it.
+            // The kernel lets other users connect only if the group of the sockets allows it.
             Who::User(uid) => {
                 let ours = uid == nix::unistd::geteuid().as_raw() || uid == 0;
                 let role = if ours { Role::Admin } else { Role::Operator };
@@ -188,7 +196,7 @@ impl Table {
     }
 }
 
-/// The login name of a user, or their number where that is no name of ours.
+/// Returns the login name of a user, or their number if that is not a valid [`Name`].
 fn user_name(uid: u32) -> Name {
     let user = nix::unistd::User::from_uid(nix::unistd::Uid::from_raw(uid)).ok().flatten();
     let name = user.and_then(|user| user.name.parse().ok());
@@ -204,27 +212,23 @@ impl Shared {
 }
 
 impl Table {
-    /// A connection has ended. When it spoke, ROUTER may still hold what it sent.
-    fn ended(&mut self, identity: [u8; 16], who: Who, spoke: bool) {
+    /// Notes that a connection has ended. If it sent messages, ROUTER may still hold some.
+    fn ended(&mut self, connection: ConnectionId, who: Who, has_sent: bool) {
         if let Some(presence) = self.present.get_mut(&who) {
             presence.connections -= 1;
             if presence.connections == 0 {
                 self.present.remove(&who);
             }
         }
-        if !spoke {
-            self.connections.remove(&identity);
+        if !has_sent {
+            self.connections.remove(&connection);
         }
     }
 }
 
 impl Gate for Callers {
     fn admit(&self, who: Who, service: Service, cut: AbortHandle) -> Result<Admission, ErrorReply> {
-        let mut identity = [0; 16];
-        identity[..8].copy_from_slice(&self.shared.life);
-        let number = self.shared.last_number.fetch_add(1, Ordering::Relaxed) + 1;
-        identity[8..].copy_from_slice(&number.to_be_bytes());
-
+        let id = ConnectionId(self.shared.last_number.fetch_add(1, Ordering::Relaxed) + 1);
         let mut table = self.lock();
         let caller = table.who_is(who)?;
         if service == Service::Heartbeats && !caller.role.includes(Role::Agent) {
@@ -246,14 +250,14 @@ impl Gate for Callers {
             && let Some(known) = table.keys.get_mut(&key)
             && std::mem::take(&mut known.renews)
         {
-            self.shared.inputs.tell(Input::Access(AccessInput::RenewedKeyUsed { key }));
+            self.shared.core.tell(Input::RenewedKeyUsed { key });
         }
         let connection = Connection { who, caller: caller.clone(), reads, cut, revoked: false };
-        table.connections.insert(identity, connection);
+        table.connections.insert(id, connection);
         drop(table);
         let shared = Arc::clone(&self.shared);
-        let ended = Box::new(move |spoke| shared.lock().ended(identity, who, spoke));
-        Ok(Admission { caller, identity, ended })
+        let ended = Box::new(move |has_sent| shared.lock().ended(id, who, has_sent));
+        Ok(Admission { caller, identity: self.shared.run.identity_of(id), ended })
     }
 
     async fn join(
@@ -268,25 +272,16 @@ impl Gate for Callers {
             );
             return Err(ErrorReply::new(ErrorCode::UnsupportedVersion, message));
         }
-        let (sender, answer) = oneshot::channel();
-        let question = {
-            let mut table = self.lock();
-            table.last_question += 1;
-            let question = table.last_question;
-            table.joining.insert(question, sender);
-            question
-        };
-        // Strangers are as many as the front lets in, and so are these.
+        // The front limits the number of strangers, and so of these commands.
         let secret_hash = sha256(&secret.0);
-        self.shared.inputs.tell(Input::Access(AccessInput::JoinRequested {
-            question,
-            key,
-            token,
-            secret_hash,
-            name,
-        }));
-        let (role, name) = answer.await.map_err(|_| stopping())??;
-        Ok((self.shared.cluster, role, name))
+        let command = Command::Join { key, token, secret_hash, name };
+        match self.shared.core.command(command, None).answer().await? {
+            Answer::Joined { role, name } => Ok((self.shared.cluster, role, name)),
+            answer => {
+                tracing::error!(?answer, "not the answer to a join; this is a bug");
+                Err(stopping())
+            }
+        }
     }
 
     async fn heartbeats(&self, caller: Caller, stream: Box<dyn Duplex>, cut: AbortHandle) {
@@ -296,21 +291,21 @@ impl Gate for Callers {
     fn refused(&self, from: Option<IpAddr>, why: &str) {
         let mut table = self.lock();
         table.refused += 1;
-        // A flood must fill neither the log nor the events.
-        if table.said.is_none_or(|said| said.elapsed() >= SAY_EVERY) {
-            table.said = Some(Instant::now());
+        // A flood must not fill the log or the events.
+        if table.reported.is_none_or(|reported| reported.elapsed() >= REPORT_EVERY) {
+            table.reported = Some(Instant::now());
             let count = std::mem::take(&mut table.refused);
             drop(table);
             let from = from.map_or_else(|| "this machine".to_owned(), |from| from.to_string());
-            tracing::warn!(%from, why, count, "a connection was not let in, or cut off");
+            tracing::warn!(%from, why, count, "a connection was refused or cut");
             let why = format!("from {from}: {why}");
             let count = u32::try_from(count).unwrap_or(u32::MAX);
-            self.shared.inputs.tell(Input::Access(AccessInput::ConnectionsRefused { why, count }));
+            self.shared.core.tell(Input::ConnectionsRefused { why, count });
         }
     }
 }
 
-/// What somebody is told who may not do a thing.
+/// Returns the error for a caller whose role does not include the one that a request needs.
 pub(crate) fn forbidden(caller: &Caller, needed: Role) -> ErrorReply {
     let message = format!(
         "{} has the role {}, and this needs {needed}: an admin can give a token for it (`podmesh token create --role {needed}`)",

@@ -10,7 +10,7 @@ use podmesh_manager_core::{Core, CoreConfig};
 use podmesh_protocol::ids::{InstanceId, Name};
 use podmesh_protocol::limits::STORE_QUEUE_STEPS;
 use podmesh_wire::WireError;
-use podmesh_wire::control::{ManagerReceiver, ManagerSender, ManagerSocket};
+use podmesh_wire::control::{ManagerReceiver, ManagerSocket};
 use podmesh_wire::front::{Front, FrontConfig};
 use podmesh_wire::key::digest_of;
 use podmesh_wire::machine;
@@ -21,21 +21,26 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::{JoinError, JoinHandle, JoinSet};
 use uuid::Uuid;
 
-use crate::callers::Callers;
+use crate::api::{self, Api, Identity};
+use crate::callers::{Callers, RunId};
 use crate::clock::{Clock, millis};
 use crate::config::{ManagerConfig, ManagerError};
+use crate::core::{CoreHandle, CoreThread};
 use crate::endpoint::{ENDPOINT_FILE, Endpoint};
 use crate::heartbeat::Heartbeats;
 use crate::log_reads::LogReads;
+use crate::messages::Messages;
 use crate::own_key::OwnKey;
 use crate::publisher::{self, Beacon, Hints};
-use crate::requests::{Manager, Questions};
+use crate::retention::Sweeper;
+use crate::router::RouterParts;
+use crate::sender::Sender;
 use crate::store::{Closing, Store, StoreError};
-use crate::threads::{Inputs, ManagerThread, Reads, run_core, run_reads, yield_to_others};
+use crate::threads::{ManagerThread, Reads, run_reads, yield_to_others};
 use crate::tokens::Tokens;
 use crate::turns::Turns;
 use crate::waiters::Waiters;
-use crate::{data_dir, retention, router, sender, store};
+use crate::{data_dir, router, store};
 
 /// The folder in the data directory for the sockets between the front and ZeroMQ.
 const PRIVATE_DIR: &str = "private";
@@ -149,7 +154,7 @@ impl Sockets {
 
 /// The running parts. Dropping them ends the tasks at once, and with them the threads.
 struct Parts {
-    manager: Arc<Manager>,
+    handles: Handles,
     /// `None` during a stop, which may take long.
     watching: Option<Watching>,
     stopping: watch::Sender<bool>,
@@ -164,17 +169,25 @@ struct Parts {
     /// Until the stop.
     retention: Option<Task<()>>,
     router: Task<Result<(JoinSet<()>, ManagerReceiver), WireError>>,
-    sender: Task<ManagerSender>,
+    sender: Task<Messages>,
     publisher: Task<Publisher>,
     stop_publisher: watch::Sender<bool>,
+}
+
+/// The handles by which the parts are stopped.
+struct Handles {
+    core: CoreHandle,
+    reads: Reads,
+    lookups: Reads,
+    heartbeats: Heartbeats,
 }
 
 impl Drop for Parts {
     fn drop(&mut self) {
         // These threads hold senders to their own channels, so nothing else ends them. The end of
         // the core ends the store, and the end of the last task ends the readers.
-        self.manager.heartbeats.stop();
-        self.manager.inputs.stop();
+        self.handles.heartbeats.stop();
+        self.handles.core.stop();
     }
 }
 
@@ -247,46 +260,55 @@ impl Parts {
         let core_config =
             CoreConfig { lease_ms, heartbeat_ms, margin_ms: millis(config.lease_margin) };
         let mut watchdog = Watchdog::default();
-        let Store { writer, history, lookups, state, .. } = store;
-        let (inputs, inputs_receiver) = Inputs::new();
+        let Store { writer, history, lookups: lookups_history, state, .. } = store;
+        let (core, core_receiver) = CoreHandle::new();
         let (reads, reads_receiver) = Reads::new();
-        let (lookups_sender, lookups_receiver) = Reads::new();
-        let heartbeats = Heartbeats::new(clock, inputs.clone(), heartbeat_ms, lease_ms);
+        let (lookups, lookups_receiver) = Reads::new();
+        let heartbeats = Heartbeats::new(clock, core.clone(), heartbeat_ms, lease_ms);
         let (stopping, stopping_receiver) = watch::channel(false);
         let last_revision: Arc<AtomicU64> = writer.last_revision();
-        let life = <[u8; 8]>::try_from(&endpoint.instance.0.as_bytes()[..8]).unwrap_or_default();
+        let (instance, _) = endpoint.instance.0.as_u64_pair();
+        let run = RunId(instance.to_be_bytes());
         let keys = state.keys.values().filter(|row| !row.revoked);
         let keys = keys.map(|row| (row.key, row.role, row.name.clone(), row.renews.is_some()));
-        let callers =
-            Callers::new(endpoint.cluster, life, keys, inputs.clone(), heartbeats.clone());
-        let writer_stopping = stopping_receiver.clone();
-        let manager = Arc::new(Manager {
+        let callers = Callers::new(endpoint.cluster, run, keys, core.clone(), heartbeats.clone());
+        let Sockets { front, control, publisher } = sockets;
+        let (receiver, sender) = control.split();
+        let messages = Messages::new(sender, run);
+        let (hints, log_reads) = (Arc::new(Hints::default()), Arc::new(LogReads::default()));
+        let (waiters, turns) = (Arc::new(Waiters::default()), Arc::new(Turns::new()));
+        let handles = Handles {
+            core: core.clone(),
+            reads: reads.clone(),
+            lookups: lookups.clone(),
+            heartbeats: heartbeats.clone(),
+        };
+        let api = Api::new(api::Parts {
+            identity: Identity {
+                cluster: endpoint.cluster,
+                instance: endpoint.instance,
+                program_version: endpoint.version.clone(),
+                last_revision: Arc::clone(&last_revision),
+                clock,
+            },
             data_dir: config.data_dir.clone(),
             priority_max: config.priority_max,
-            cluster: endpoint.cluster,
-            instance: endpoint.instance,
-            program_version: endpoint.version.clone(),
             tokens: Tokens::new(config, endpoint.address),
             own_key: OwnKey::new(config.data_dir.clone(), shown, endpoint.clone()),
-            clock,
             callers: callers.clone(),
-            last_revision: Arc::clone(&last_revision),
-            inputs,
-            reads,
-            lookups: lookups_sender,
-            heartbeats: heartbeats.clone(),
-            hints: Arc::new(Hints::default()),
-            log_reads: LogReads::default(),
-            waiters: Waiters::default(),
-            turns: Turns::new(),
-            explanations: Questions::default(),
-            removals: Questions::default(),
-            stopping: stopping_receiver,
+            core: core.clone(),
+            reads: reads.clone(),
+            lookups,
+            messages: messages.clone(),
+            log_reads: Arc::clone(&log_reads),
+            waiters: Arc::clone(&waiters),
+            turns: Arc::clone(&turns),
+            stopping: stopping_receiver.clone(),
         });
 
         let (steps, steps_receiver) = bounded(STORE_QUEUE_STEPS);
         let (committed, committed_receiver) = mpsc::channel(COMMITS_MAX);
-        let writing = Arc::clone(&closing);
+        let (writing, writer_stopping) = (Arc::clone(&closing), stopping_receiver.clone());
         let pulse = watchdog.pulse("store");
         let store = ManagerThread::start("podmesh-store", move || {
             let result = writer.run(&steps_receiver, &committed, &writer_stopping, &pulse);
@@ -294,64 +316,71 @@ impl Parts {
             result
         })?;
         let pulse = watchdog.pulse("core");
-        let core = ManagerThread::start("podmesh-core", move || {
+        let core_thread = ManagerThread::start("podmesh-core", move || {
             let core = Core::new(clock.now(), core_config, state);
-            run_core(core, clock, &inputs_receiver, &steps, &pulse);
+            CoreThread { core, clock, receiver: core_receiver, store: steps, pulse }.run();
         })?;
         let reading = Arc::clone(&closing);
-        let reads = ManagerThread::start("podmesh-reads", move || {
+        let reads_thread = ManagerThread::start("podmesh-reads", move || {
             yield_to_others();
             let result = run_reads(history, &reads_receiver);
             reading.closed(result.is_ok());
             result
         })?;
-        let lookups = ManagerThread::start("podmesh-lookups", move || {
-            let result = run_reads(lookups, &lookups_receiver);
+        let lookups_thread = ManagerThread::start("podmesh-lookups", move || {
+            let result = run_reads(lookups_history, &lookups_receiver);
             closing.closed(result.is_ok());
             result
         })?;
-        let Sockets { front, control, publisher } = sockets;
-        let heartbeats = ManagerThread::start("podmesh-beats", move || heartbeats.run())?;
+        let beats = heartbeats.clone();
+        let heartbeats_thread = ManagerThread::start("podmesh-beats", move || beats.run())?;
         let (front_stop, front_stopped) = oneshot::channel();
         let pulse = watchdog.pulse("front");
+        let gate = callers.clone();
         let front = ManagerThread::start("podmesh-front", move || {
-            run_front(front, callers, front_stopped, pulse)
+            run_front(front, gate, front_stopped, pulse)
         })?;
 
-        let (receiver, sender) = control.split();
-        let router = tokio::spawn(router::run(
-            Arc::clone(&manager),
-            receiver,
-            sender.clone(),
-            watchdog.pulse("router"),
-        ));
-        let sender = tokio::spawn(sender::run(
-            Arc::clone(&manager),
-            sender,
-            committed_receiver,
-            watchdog.pulse("sender"),
-        ));
+        let router = RouterParts {
+            api: api.clone(),
+            core: core.clone(),
+            callers: callers.clone(),
+            log_reads: Arc::clone(&log_reads),
+            messages: messages.clone(),
+            stopping: stopping_receiver,
+        };
+        let router = tokio::spawn(router::run(router, receiver, watchdog.pulse("router")));
+        let sweeper = Sweeper {
+            api,
+            core: core.clone(),
+            reads,
+            clock,
+            kept: config.retention.clone(),
+            by: own_name(),
+        };
+        let published = Arc::clone(&hints);
+        let sender =
+            Sender { messages, core, callers, heartbeats, log_reads, hints, waiters, turns };
+        let sender = tokio::spawn(sender.run(committed_receiver, watchdog.pulse("sender")));
         let beacon =
             Beacon { instance: endpoint.instance, last_revision, interval: config.heartbeat };
         let (stop_publisher, mut stopped) = watch::channel(false);
-        let hints = Arc::clone(&manager.hints);
-        let publisher = tokio::spawn(publisher::run(publisher, hints, beacon, async move {
+        let publisher = tokio::spawn(publisher::run(publisher, published, beacon, async move {
             _ = stopped.wait_for(|stopped| *stopped).await;
         }));
-        let kept = config.retention.clone();
-        let retention = tokio::spawn(retention::run(Arc::clone(&manager), kept, own_name()));
+        let retention = tokio::spawn(sweeper.run());
         let watching = watchdog
             .start()
             .map_err(|source| ManagerError::Thread { name: "podmesh-watch", source })?;
         Ok(Self {
-            manager,
+            handles,
             watching: Some(watching),
             stopping,
-            core,
+            core: core_thread,
             store,
-            reads,
-            lookups,
-            heartbeats,
+            reads: reads_thread,
+            lookups: lookups_thread,
+            heartbeats: heartbeats_thread,
             front,
             front_stop: Some(front_stop),
             retention: Some(Task(retention)),
@@ -424,18 +453,18 @@ impl Parts {
             tracing::warn!("some requests were not answered before the stop");
         }
         // Submissions are looked up before they go to the core. After this read, the core has all.
-        _ = self.manager.lookups.run(|_| Ok(())).await;
-        self.manager.inputs.stop();
+        _ = self.handles.lookups.run(|_| Ok(())).await;
+        self.handles.core.stop();
         self.core.ended().await?;
         self.store.ended().await??;
-        let sender = (&mut self.sender.0).await.map_err(ended("sender"))?;
-        self.manager.reads.stop();
+        let messages = (&mut self.sender.0).await.map_err(ended("sender"))?;
+        self.handles.reads.stop();
         self.reads.ended().await??;
-        self.manager.lookups.stop();
+        self.handles.lookups.stop();
         self.lookups.ended().await??;
         self.stop_publisher.send_replace(true);
         let publisher = (&mut self.publisher.0).await.map_err(ended("publisher"))?;
-        self.manager.heartbeats.stop();
+        self.handles.heartbeats.stop();
         match self.heartbeats.ended().await? {
             Ok(()) => {}
             Err(source) => return Err(ManagerError::Thread { name: "podmesh-beats", source }),
@@ -446,7 +475,7 @@ impl Parts {
             Ok(()) => {}
             Err(source) => return Err(ManagerError::Thread { name: "podmesh-front", source }),
         }
-        drop((publisher, receiver, sender));
+        drop((publisher, receiver, messages));
         tracing::info!("the manager has stopped");
         Ok(())
     }

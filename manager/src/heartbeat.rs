@@ -17,7 +17,7 @@ use tokio::task::AbortHandle;
 use tokio::time::timeout;
 
 use crate::clock::Clock;
-use crate::threads::Inputs;
+use crate::core::CoreHandle;
 
 /// The time limit for the first beat of a new stream, and for sending an answer.
 const BEAT_LIMIT: Duration = Duration::from_secs(5);
@@ -30,7 +30,7 @@ pub(crate) struct Heartbeats {
 
 struct Shared {
     clock: Clock,
-    inputs: Inputs,
+    core: CoreHandle,
     table: Mutex<Table>,
     /// Notified when the next wakeup has changed, or the thread must end.
     changed: Notify,
@@ -50,14 +50,14 @@ struct Stream {
 }
 
 impl Heartbeats {
-    pub(crate) fn new(clock: Clock, inputs: Inputs, heartbeat_ms: u64, lease_ms: u64) -> Self {
+    pub(crate) fn new(clock: Clock, core: CoreHandle, heartbeat_ms: u64, lease_ms: u64) -> Self {
         let table = Table {
             leases: LeaseTable::new(heartbeat_ms, lease_ms),
             sessions: HashMap::new(),
             last_stream: 0,
             stopping: false,
         };
-        let shared = Shared { clock, inputs, table: Mutex::new(table), changed: Notify::new() };
+        let shared = Shared { clock, core, table: Mutex::new(table), changed: Notify::new() };
         Self { shared: Arc::new(shared) }
     }
 
@@ -129,7 +129,7 @@ impl Shared {
     }
 
     fn tell(&self, epoch: Epoch, change: HeartbeatChange) {
-        self.inputs.tell(Input::HeartbeatChanged { epoch, change });
+        self.core.tell(Input::HeartbeatChanged { epoch, change });
     }
 
     /// Reports sessions whose heartbeats are late or whose leases have expired.

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use podmesh_manager_core::input::Peer;
+use podmesh_manager_core::input::ConnectionId;
 use podmesh_protocol::client::LogSlice;
 use podmesh_protocol::error::{ErrorCode, ErrorReply};
 use podmesh_protocol::ids::{AttemptId, Epoch, Name};
@@ -21,11 +21,11 @@ pub(crate) struct LogReads {
 
 #[derive(Default)]
 struct State {
-    sessions: HashMap<Epoch, (Name, Peer)>,
+    sessions: HashMap<Epoch, (Name, ConnectionId)>,
     /// The live session of a node.
     nodes: HashMap<Name, Epoch>,
-    /// The live session of a peer.
-    peers: HashMap<Peer, Epoch>,
+    /// The live session of a connection.
+    connections: HashMap<ConnectionId, Epoch>,
     last_number: u64,
     waiting: HashMap<u64, Waiting>,
 }
@@ -40,8 +40,8 @@ pub(crate) struct LogQuestion<'a> {
     reads: &'a LogReads,
     /// The number that the agent repeats in its answer.
     pub(crate) number: u64,
-    /// The agent to ask.
-    pub(crate) peer: Peer,
+    /// The connection of the agent to ask.
+    pub(crate) connection: ConnectionId,
     /// The answer. The channel is closed without an answer if the session ends.
     pub(crate) answer: oneshot::Receiver<LogResult>,
 }
@@ -52,32 +52,32 @@ impl LogReads {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub(crate) fn session_opened(&self, epoch: Epoch, node: Name, peer: Peer) {
+    pub(crate) fn session_opened(&self, epoch: Epoch, node: Name, connection: ConnectionId) {
         let mut state = self.lock();
         state.nodes.insert(node.clone(), epoch);
-        state.peers.insert(peer.clone(), epoch);
-        state.sessions.insert(epoch, (node, peer));
+        state.connections.insert(connection, epoch);
+        state.sessions.insert(epoch, (node, connection));
     }
 
     /// Removes a session, and ends the questions that wait for its answer.
     pub(crate) fn session_closed(&self, epoch: Epoch) {
         let mut state = self.lock();
-        if let Some((node, peer)) = state.sessions.remove(&epoch) {
+        if let Some((node, connection)) = state.sessions.remove(&epoch) {
             // A newer session may have replaced it.
             if state.nodes.get(&node) == Some(&epoch) {
                 state.nodes.remove(&node);
             }
-            if state.peers.get(&peer) == Some(&epoch) {
-                state.peers.remove(&peer);
+            if state.connections.get(&connection) == Some(&epoch) {
+                state.connections.remove(&connection);
             }
         }
         state.waiting.retain(|_, waiting| waiting.epoch != epoch);
     }
 
-    /// Ends the questions to a peer whose connection has ended.
-    pub(crate) fn peer_gone(&self, peer: &Peer) {
+    /// Ends the questions on a connection that has ended.
+    pub(crate) fn connection_gone(&self, connection: ConnectionId) {
         let mut state = self.lock();
-        if let Some(epoch) = state.peers.get(peer).copied() {
+        if let Some(epoch) = state.connections.get(&connection).copied() {
             state.waiting.retain(|_, waiting| waiting.epoch != epoch);
         }
     }
@@ -90,10 +90,10 @@ impl LogReads {
     ) -> Result<LogQuestion<'_>, ErrorReply> {
         let mut state = self.lock();
         let Some(&epoch) = state.nodes.get(node) else { return Err(unavailable(node, attempt)) };
-        let Some((_, peer)) = state.sessions.get(&epoch) else {
+        let Some((_, connection)) = state.sessions.get(&epoch) else {
             return Err(unavailable(node, attempt));
         };
-        let peer = peer.clone();
+        let connection = *connection;
         if state.waiting.len() >= LOG_READS_MAX {
             let message = format!(
                 "{LOG_READS_MAX} reads of logs are open, which is the limit (LOG_READS_MAX): try again later"
@@ -104,13 +104,18 @@ impl LogReads {
         let number = state.last_number;
         let (sender, answer) = oneshot::channel();
         state.waiting.insert(number, Waiting { epoch, answer: sender });
-        Ok(LogQuestion { reads: self, number, peer, answer })
+        Ok(LogQuestion { reads: self, number, connection, answer })
     }
 
     /// Passes on an agent's answer. Returns whether the agent was asked this question.
-    pub(crate) fn answered(&self, peer: &Peer, number: u64, result: LogResult) -> bool {
+    pub(crate) fn answered(
+        &self,
+        connection: ConnectionId,
+        number: u64,
+        result: LogResult,
+    ) -> bool {
         let mut state = self.lock();
-        let asked = state.peers.get(peer).copied();
+        let asked = state.connections.get(&connection).copied();
         if asked.is_none() || state.waiting.get(&number).map(|waiting| waiting.epoch) != asked {
             return false;
         }
@@ -141,17 +146,11 @@ pub(crate) fn unavailable(node: &Name, attempt: AttemptId) -> ErrorReply {
 #[cfg(test)]
 #[expect(clippy::unwrap_used, reason = "tests")]
 mod tests {
-    use std::sync::Arc;
-
     use podmesh_protocol::ids::JobId;
 
     use super::*;
 
     const ATTEMPT: AttemptId = AttemptId::new(JobId(1), 2, 3);
-
-    fn peer(text: &str) -> Peer {
-        Peer(Arc::from(text.as_bytes()))
-    }
 
     fn slice() -> LogResult {
         Ok(LogSlice { offset: 0, bytes: b"x".to_vec(), end: true, removed: false })
@@ -165,14 +164,14 @@ mod tests {
         assert_eq!(said.code, ErrorCode::NodeUnavailable);
         assert!(said.message.contains("`a`") && said.message.contains("1/2/3"), "{said}");
 
-        reads.session_opened(Epoch(1), node.clone(), peer("p"));
-        reads.session_opened(Epoch(2), "b".parse().unwrap(), peer("q"));
+        reads.session_opened(Epoch(1), node.clone(), ConnectionId(112));
+        reads.session_opened(Epoch(2), "b".parse().unwrap(), ConnectionId(113));
         let mut question = reads.ask(&node, ATTEMPT).unwrap();
-        assert_eq!(question.peer, peer("p"));
-        assert!(!reads.answered(&peer("q"), question.number, slice()));
-        assert!(!reads.answered(&peer("stranger"), question.number, slice()));
-        assert!(reads.answered(&peer("p"), question.number, slice()));
-        assert!(!reads.answered(&peer("p"), question.number, slice()));
+        assert_eq!(question.connection, ConnectionId(112));
+        assert!(!reads.answered(ConnectionId(113), question.number, slice()));
+        assert!(!reads.answered(ConnectionId(115), question.number, slice()));
+        assert!(reads.answered(ConnectionId(112), question.number, slice()));
+        assert!(!reads.answered(ConnectionId(112), question.number, slice()));
         assert_eq!(question.answer.try_recv().unwrap(), slice());
     }
 
@@ -180,16 +179,16 @@ mod tests {
     fn the_end_of_a_session_ends_its_questions_and_no_others() {
         let reads = LogReads::default();
         let node: Name = "a".parse().unwrap();
-        reads.session_opened(Epoch(1), node.clone(), peer("p"));
+        reads.session_opened(Epoch(1), node.clone(), ConnectionId(112));
         let mut old = reads.ask(&node, ATTEMPT).unwrap();
         // The node's new session begins before the end of the old one is reported.
-        reads.session_opened(Epoch(2), node.clone(), peer("q"));
+        reads.session_opened(Epoch(2), node.clone(), ConnectionId(113));
         let mut new = reads.ask(&node, ATTEMPT).unwrap();
         reads.session_closed(Epoch(1));
         assert_eq!(old.answer.try_recv(), Err(oneshot::error::TryRecvError::Closed));
         assert_eq!(new.answer.try_recv(), Err(oneshot::error::TryRecvError::Empty));
-        reads.peer_gone(&peer("p"));
-        reads.peer_gone(&peer("q"));
+        reads.connection_gone(ConnectionId(112));
+        reads.connection_gone(ConnectionId(113));
         assert_eq!(new.answer.try_recv(), Err(oneshot::error::TryRecvError::Closed));
         reads.ask(&node, ATTEMPT).unwrap();
         reads.session_closed(Epoch(2));
@@ -200,7 +199,7 @@ mod tests {
     fn a_dropped_question_is_discarded_and_too_many_questions_are_refused() {
         let reads = LogReads::default();
         let node: Name = "a".parse().unwrap();
-        reads.session_opened(Epoch(1), node.clone(), peer("p"));
+        reads.session_opened(Epoch(1), node.clone(), ConnectionId(112));
         let questions: Vec<_> =
             (0..LOG_READS_MAX).map(|_| reads.ask(&node, ATTEMPT).unwrap()).collect();
         let said = reads.ask(&node, ATTEMPT).err().unwrap();

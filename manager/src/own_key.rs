@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use podmesh_manager_core::input::{AccessInput, Input};
+use podmesh_manager_core::input::Input;
 use podmesh_protocol::access::KeyDigest;
 use podmesh_protocol::client::ReplyBody;
 use podmesh_protocol::error::{ErrorCode, ErrorReply};
@@ -11,8 +11,9 @@ use podmesh_protocol::ids::Name;
 use podmesh_wire::manager_keys::{ManagerKeys, ShownKeys};
 use tokio::sync::Mutex;
 
+use crate::core::CoreHandle;
 use crate::endpoint::Endpoint;
-use crate::threads::{Inputs, stopping};
+use crate::threads::stopping;
 
 /// The manager's key: where it is stored, and where it is shown.
 pub(crate) struct OwnKey {
@@ -39,7 +40,7 @@ impl OwnKey {
         &self,
         key: KeyDigest,
         by: Name,
-        inputs: &Inputs,
+        core: &CoreHandle,
     ) -> Result<ReplyBody, ErrorReply> {
         let mut endpoint = Arc::clone(&self.endpoint).lock_owned().await;
         let [current, next] = self.shown.digests();
@@ -64,7 +65,7 @@ impl OwnKey {
         let (key, next) = rotated.await.map_err(|_| stopping())??;
         let digest = key.to_string();
         tracing::info!(key = %digest, %by, "the manager's key was rotated");
-        inputs.tell(Input::Access(AccessInput::ManagerKeyRotated { digest, by }));
+        core.tell(Input::ManagerKeyRotated { digest, by });
         Ok(ReplyBody::KeyRotated { key, next })
     }
 }

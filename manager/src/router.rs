@@ -1,51 +1,63 @@
-//! ROUTER: every message that comes, to whom it concerns.
+//! ROUTER: passes each message to the part that handles it.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use podmesh_manager_core::input::{AccessInput, ForgetRequest, Input, Peer};
-use podmesh_protocol::access::{Caller, Role};
-use podmesh_protocol::client::{Reply, ReplyBody, Request, RequestBody};
+use podmesh_manager_core::input::{ConnectionId, Input};
+use podmesh_protocol::access::Role;
+use podmesh_protocol::client::{Request, RequestBody};
 use podmesh_protocol::error::{ErrorCode, ErrorReply};
-use podmesh_protocol::limits::{
-    BATCH_ROWS_MAX, PAGE_ROWS_MAX, PROTOCOL_VERSION, REQUESTS_PER_CONNECTION_MAX,
-};
+use podmesh_protocol::limits::{BATCH_ROWS_MAX, PROTOCOL_VERSION, REQUESTS_PER_CONNECTION_MAX};
 use podmesh_protocol::session::{ToManager, ToPeer};
 use podmesh_wire::WireError;
-use podmesh_wire::control::{ManagerReceiver, ManagerSender, Received};
-use podmesh_wire::machine::unwritable;
+use podmesh_wire::control::{ManagerReceiver, Received};
 use podmesh_wire::watchdog::{BEAT_EVERY, Pulse};
 use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
 
-use crate::callers::forbidden;
-use crate::requests::{Manager, Submit};
-use crate::sender::{reply, send};
-use crate::turns::ConnectionReads;
+use crate::api::{Api, Client, is_command};
+use crate::callers::{Callers, forbidden};
+use crate::core::{CoreHandle, Room};
+use crate::log_reads::LogReads;
+use crate::messages::Messages;
 
-/// Requests that are being answered, or held, at a time.
+/// The most requests to read that are answered, or wait, at a time.
 const REQUESTS_MAX: usize = 8192;
+/// The most messages that wait for room in the core while reads are still answered. When it is
+/// reached, no more are read from the socket.
+const WAITING_MAX: usize = 4096;
 
-/// Takes what comes until the manager stops. The requests that are still held go on. The socket is
-/// given back: it is to stay open until the front has ended.
+/// The parts that messages are passed to.
+pub(crate) struct RouterParts {
+    pub(crate) api: Api,
+    pub(crate) core: CoreHandle,
+    pub(crate) callers: Callers,
+    pub(crate) log_reads: Arc<LogReads>,
+    pub(crate) messages: Messages,
+    /// True once the manager is about to stop.
+    pub(crate) stopping: watch::Receiver<bool>,
+}
+
+/// Passes on messages until the manager stops. Returns the requests that still wait, and the
+/// socket, which must stay open until the front has ended.
 ///
 /// # Errors
-/// When the socket itself fails.
+/// If the socket itself fails.
 pub(crate) async fn run(
-    manager: Arc<Manager>,
+    parts: RouterParts,
     mut receiver: ManagerReceiver,
-    sender: ManagerSender,
     pulse: Pulse,
 ) -> Result<(JoinSet<()>, ManagerReceiver), WireError> {
-    let mut stopping = manager.stopping.clone();
+    let mut stopping = parts.stopping.clone();
+    let core = parts.core.clone();
     let mut router = Router {
-        manager,
-        sender,
+        parts,
         requests: Arc::new(Semaphore::new(REQUESTS_MAX)),
         connections: HashMap::new(),
+        waiting: VecDeque::new(),
         tasks: JoinSet::new(),
-        bad: BadMessages { count: 0, said: None },
+        bad: BadMessages { count: 0, logged: None },
     };
     let mut beats = tokio::time::interval(BEAT_EVERY);
     loop {
@@ -53,212 +65,142 @@ pub(crate) async fn run(
         let received = tokio::select! {
             biased;
             _ = beats.tick() => continue,
-            _ = stopping.wait_for(|stopping| *stopping) => return Ok((router.tasks, receiver)),
+            _ = stopping.wait_for(|stopping| *stopping) => break,
             Some(_) = router.tasks.join_next() => continue,
-            received = receiver.recv() => received?,
+            room = core.room(), if !router.waiting.is_empty() => {
+                router.pass_on_waiting(room);
+                continue;
+            }
+            received = receiver.recv(), if router.waiting.len() < WAITING_MAX => received?,
         };
         router.take(received).await;
     }
+    while !router.waiting.is_empty() {
+        router.pass_on_waiting(core.room().await);
+    }
+    Ok((router.tasks, receiver))
 }
 
 struct Router {
-    manager: Arc<Manager>,
-    sender: ManagerSender,
+    parts: RouterParts,
+    /// Permits for requests to read.
     requests: Arc<Semaphore>,
     /// The connections that have asked something.
-    connections: HashMap<Peer, Connection>,
+    connections: HashMap<ConnectionId, Connection>,
+    /// What waits for room in the core, in the order of arrival.
+    waiting: VecDeque<ForCore>,
     tasks: JoinSet<()>,
     bad: BadMessages,
 }
 
-/// The requests of one connection.
+/// The requests to read of one connection.
 struct Connection {
     requests: Arc<Semaphore>,
-    /// True once the connection has ended: then its requests are given up.
+    /// True once the connection has ended. Then its requests are given up.
     ended: watch::Sender<bool>,
 }
 
+/// A message that the core decides on.
+enum ForCore {
+    Input(Input),
+    Command(ConnectionId, Client, u64, RequestBody),
+}
+
 impl Router {
-    /// Waits only for room in the core: that is how a slow disk makes peers wait.
     async fn take(&mut self, Received { peer, message }: Received) {
-        let peer = Peer(peer);
+        let Some(connection) = self.parts.callers.connection_of(&peer) else { return };
         if matches!(message, Err(WireError::PeerGone)) {
-            return self.gone(peer).await;
+            return self.gone(connection);
         }
-        // What was sent by somebody who was cut off since is of no use.
-        let Some((caller, reads)) = self.manager.callers.of(&peer) else { return };
+        // Messages of a connection that was cut are ignored.
+        let Some(client) = self.parts.callers.client_of(connection) else { return };
         match message {
-            Ok(ToManager::Request(request)) => self.request(peer, caller, reads, request).await,
-            Ok(message) if !caller.role.includes(Role::Agent) => {
+            Ok(ToManager::Request(request)) => self.request(connection, client, request).await,
+            Ok(message) if !client.caller.role.includes(Role::Agent) => {
                 tracing::debug!(?message, "only an agent may send this");
-                let error = forbidden(&caller, Role::Agent);
-                self.error(peer, ToPeer::Error(error)).await;
+                let error = forbidden(&client.caller, Role::Agent);
+                self.send(connection, ToPeer::Error(error)).await;
             }
             Ok(ToManager::Hello(hello)) => {
-                let hello = Box::new(hello);
-                self.decide(Input::AgentConnected { peer, caller, hello }).await;
+                let (caller, hello) = (client.caller, Box::new(hello));
+                self.decide(Input::AgentConnected { connection, caller, hello });
             }
             Ok(ToManager::Reports(_, reports)) if reports.len() > BATCH_ROWS_MAX => {
                 let why = format!(
                     "{} reports in one message are over the limit of {BATCH_ROWS_MAX} (BATCH_ROWS_MAX)",
                     reports.len()
                 );
-                self.refuse(peer, why).await;
+                self.refuse(connection, why).await;
             }
             Ok(ToManager::Reports(epoch, reports)) => {
-                self.decide(Input::AttemptsReported { peer, epoch, reports }).await;
+                self.decide(Input::AttemptsReported { connection, epoch, reports });
             }
-            Ok(ToManager::Goodbye(epoch)) => self.decide(Input::AgentLeft { peer, epoch }).await,
+            Ok(ToManager::Goodbye(epoch)) => self.decide(Input::AgentLeft { connection, epoch }),
             Ok(ToManager::LogSlice(number, result)) => {
-                if !self.manager.log_reads.answered(&peer, number, result) {
+                if !self.parts.log_reads.answered(connection, number, result) {
                     tracing::debug!(number, "a part of a log came that nobody waits for");
                 }
             }
-            Err(error) => self.refuse(peer, error.to_string()).await,
+            Err(error) => self.refuse(connection, error.to_string()).await,
         }
     }
 
-    /// A connection has ended, and this comes behind all that it sent.
-    async fn gone(&mut self, peer: Peer) {
-        let caller = self.manager.callers.of(&peer);
-        self.manager.callers.forget(&peer);
-        if let Some(connection) = self.connections.remove(&peer) {
+    /// Handles the end of a connection, which comes after all its messages.
+    fn gone(&mut self, connection: ConnectionId) {
+        let client = self.parts.callers.client_of(connection);
+        self.parts.callers.forget(connection);
+        if let Some(connection) = self.connections.remove(&connection) {
             connection.ended.send_replace(true);
         }
-        self.manager.log_reads.peer_gone(&peer);
-        // Whether it had a session, the core knows.
-        if caller.is_none_or(|(caller, _)| caller.role.includes(Role::Agent)) {
-            self.decide(Input::PeerGone { peer }).await;
+        self.parts.log_reads.connection_gone(connection);
+        // The core knows whether it had a session.
+        if client.is_none_or(|client| client.caller.role.includes(Role::Agent)) {
+            self.decide(Input::ConnectionGone { connection });
         }
     }
 
-    async fn decide(&self, input: Input) {
-        let room = self.manager.inputs.room().await;
-        self.manager.inputs.send(input, room);
+    fn decide(&mut self, input: Input) {
+        self.pass_on(ForCore::Input(input));
     }
 
-    async fn request(
-        &mut self,
-        peer: Peer,
-        caller: Caller,
-        reads: ConnectionReads,
-        request: Request,
-    ) {
+    /// Passes a message to the core, now or when there is room.
+    fn pass_on(&mut self, message: ForCore) {
+        let room = if self.waiting.is_empty() { self.parts.core.try_room() } else { None };
+        self.waiting.push_back(message);
+        if room.is_some() {
+            self.pass_on_waiting(room);
+        }
+    }
+
+    fn pass_on_waiting(&mut self, room: Option<Room>) {
+        match self.waiting.pop_front() {
+            Some(ForCore::Input(input)) => self.parts.core.send(input, room),
+            Some(ForCore::Command(connection, client, id, request)) => {
+                let answer = self.parts.api.call(client, request, room);
+                let mut messages = self.parts.messages.clone();
+                self.tasks.spawn(async move { messages.reply(connection, id, answer.await).await });
+            }
+            None => {}
+        }
+    }
+
+    async fn request(&mut self, connection: ConnectionId, client: Client, request: Request) {
         let Request { version, id, body } = request;
         if version != PROTOCOL_VERSION {
             let message = format!(
                 "the request speaks version {version} of the protocol, and this manager speaks {PROTOCOL_VERSION}: install the same release of podmesh on both"
             );
             let error = ErrorReply::new(ErrorCode::UnsupportedVersion, message);
-            return self.error(peer, ToPeer::Reply(Reply { id, result: Err(error) })).await;
+            return self.parts.messages.reply(connection, id, Err(error)).await;
         }
-        if let Some(needed) = body.needs()
-            && !caller.role.includes(needed)
-        {
-            let error = forbidden(&caller, needed);
-            return self.error(peer, ToPeer::Reply(Reply { id, result: Err(error) })).await;
+        if is_command(&body) {
+            return self.pass_on(ForCore::Command(connection, client, id, body));
         }
-        let by = caller.name.clone();
-        match body {
-            RequestBody::TokenCreate { role, ttl_ms, uses } => {
-                let (request, tokens) = (id, &self.manager.tokens);
-                match tokens.begin(&peer, request) {
-                    Ok(secret_hash) => {
-                        let asked = AccessInput::TokenRequested {
-                            peer,
-                            request,
-                            by,
-                            secret_hash,
-                            role,
-                            ttl_ms,
-                            uses,
-                        };
-                        self.decide(Input::Access(asked)).await;
-                    }
-                    Err(error) => {
-                        self.error(peer, ToPeer::Reply(Reply { id, result: Err(error) })).await;
-                    }
-                }
-            }
-            RequestBody::TokenRevoke { id: token } => {
-                let asked = AccessInput::TokenRevokeRequested { peer, request: id, by, id: token };
-                self.decide(Input::Access(asked)).await;
-            }
-            RequestBody::KeyRenew { key } => match caller.key {
-                Some(old) => {
-                    let asked = AccessInput::RenewRequested { peer, request: id, old, new: key };
-                    self.decide(Input::Access(asked)).await;
-                }
-                None => {
-                    let message =
-                        "who is on the manager's own machine has no key that could be renewed";
-                    let error = ErrorReply::new(ErrorCode::InvalidSpec, message);
-                    self.error(peer, ToPeer::Reply(Reply { id, result: Err(error) })).await;
-                }
-            },
-            RequestBody::KeyRotate { key } => {
-                let (manager, sender) = (Arc::clone(&self.manager), self.sender.clone());
-                self.tasks.spawn(async move {
-                    let result = manager.own_key.rotate(key, by, &manager.inputs).await;
-                    let rotated = result.is_ok();
-                    reply(sender, peer.clone(), id, result).await;
-                    if rotated {
-                        manager.callers.reconnect_all(&peer);
-                    }
-                });
-            }
-            RequestBody::Revoke { kind, name } => {
-                let asked = AccessInput::RevokeRequested { peer, request: id, by, kind, name };
-                self.decide(Input::Access(asked)).await;
-            }
-            RequestBody::Submit { submission, spec } => {
-                if let Err(error) = spec.validate() {
-                    let error = ErrorReply::new(ErrorCode::InvalidSpec, error.to_string());
-                    return self.error(peer, ToPeer::Reply(Reply { id, result: Err(error) })).await;
-                }
-                let max = self.manager.priority_max;
-                if spec.priority > max && !caller.role.includes(Role::Admin) {
-                    let message = format!(
-                        "the priority {} is for admins: {} has the role {}, and may submit with a priority of up to {max} (an admin can raise that: `priority_max` in manager.toml)",
-                        spec.priority, caller.name, caller.role
-                    );
-                    let error = ErrorReply::new(ErrorCode::Forbidden, message);
-                    return self.error(peer, ToPeer::Reply(Reply { id, result: Err(error) })).await;
-                }
-                if let Some(why) = unwritable(&self.manager.data_dir) {
-                    let error = ErrorReply::new(ErrorCode::Storage, why);
-                    return self.error(peer, ToPeer::Reply(Reply { id, result: Err(error) })).await;
-                }
-                // The room is the core's, and is taken before the reader is asked.
-                let Some(room) = self.manager.inputs.room().await else { return };
-                let submit = Submit { peer, request: id, submission, spec };
-                self.manager.submit(submit, room, self.sender.clone());
-            }
-            RequestBody::Cancel { job } => {
-                self.decide(Input::CancelRequested { peer, request: id, job }).await;
-            }
-            RequestBody::NodeForget { node, force } => {
-                let asked = ForgetRequest { peer, request: id, by, node, force };
-                self.decide(Input::ForgetRequested(asked)).await;
-            }
-            body => self.read(peer, caller, reads, id, body).await,
-        }
-    }
-
-    /// Answers a request to read in its turn.
-    async fn read(
-        &mut self,
-        peer: Peer,
-        caller: Caller,
-        reads: ConnectionReads,
-        id: u64,
-        body: RequestBody,
-    ) {
-        let connection = self.connections.entry(peer.clone()).or_insert_with(|| Connection {
+        let of_connection = self.connections.entry(connection).or_insert_with(|| Connection {
             requests: Arc::new(Semaphore::new(REQUESTS_PER_CONNECTION_MAX)),
             ended: watch::Sender::new(false),
         });
-        let own = Arc::clone(&connection.requests).try_acquire_owned();
+        let own = Arc::clone(&of_connection.requests).try_acquire_owned();
         let permits =
             own.and_then(|own| Ok((own, Arc::clone(&self.requests).try_acquire_owned()?)));
         let Ok(permits) = permits else {
@@ -266,77 +208,48 @@ impl Router {
                 "{REQUESTS_MAX} requests are being answered (REQUESTS_MAX), or {REQUESTS_PER_CONNECTION_MAX} of this connection (REQUESTS_PER_CONNECTION_MAX): try again later"
             );
             let error = ErrorReply::new(ErrorCode::Overloaded, message);
-            return self.error(peer, ToPeer::Reply(Reply { id, result: Err(error) })).await;
+            return self.parts.messages.reply(connection, id, Err(error)).await;
         };
-        let mut ended = connection.ended.subscribe();
-        let (manager, sender) = (Arc::clone(&self.manager), self.sender.clone());
+        let mut ended = of_connection.ended.subscribe();
+        let mut messages = self.parts.messages.clone();
+        let answer = self.parts.api.call(client, body, None);
         self.tasks.spawn(async move {
-            let answer = async {
-                manager.turns.take(&reads).await;
-                let result = match body {
-                    RequestBody::WhoAmI => Ok(ReplyBody::WhoAmI(caller)),
-                    body => match asks_core(&peer, id, body) {
-                        // The core answers it.
-                        Ok(input) => {
-                            return manager.inputs.send(input, manager.inputs.room().await);
-                        }
-                        Err(body) => {
-                            manager.answer(caller.name, body, &reads, sender.clone()).await
-                        }
-                    },
-                };
-                reply(sender, peer.clone(), id, result).await;
-            };
             tokio::select! {
                 biased;
-                // Not when the router ends: the connection still gets its answer.
+                // If the router has ended, the request is still answered.
                 Ok(_) = ended.wait_for(|ended| *ended) => {}
-                () = answer => {}
+                () = async { messages.reply(connection, id, answer.await).await } => {}
             }
             drop(permits);
         });
     }
 
     /// Answers bytes that cannot be read as a message.
-    async fn refuse(&mut self, peer: Peer, why: String) {
+    async fn refuse(&mut self, connection: ConnectionId, why: String) {
         self.bad.count(&why);
         let error = ErrorReply::new(ErrorCode::BadMessage, why);
-        self.error(peer, ToPeer::Error(error)).await;
+        self.send(connection, ToPeer::Error(error)).await;
     }
 
-    /// Answers what was not taken. Does not wait for the peer to read it.
-    async fn error(&mut self, peer: Peer, message: ToPeer) {
-        send(&mut self.sender, &peer, &message).await;
+    /// Sends a message. Does not wait for the other end to read it.
+    async fn send(&mut self, connection: ConnectionId, message: ToPeer) {
+        self.parts.messages.send(connection, &message).await;
     }
 }
 
-/// The question to the core for a request that the core answers; gives back any other.
-fn asks_core(peer: &Peer, request: u64, body: RequestBody) -> Result<Input, RequestBody> {
-    let peer = peer.clone();
-    Ok(match body {
-        RequestBody::Nodes { after, limit } => {
-            Input::NodesRequested { peer, request, after, limit: limit.min(PAGE_ROWS_MAX) }
-        }
-        RequestBody::Tokens => Input::Access(AccessInput::TokensRequested { peer, request }),
-        RequestBody::Users { after, limit } => {
-            Input::Access(AccessInput::UsersRequested { peer, request, after, limit })
-        }
-        other => return Err(other),
-    })
-}
-
-/// Messages that could not be read, and when that was last said: a flood of them must not fill the log.
+/// Counts messages that cannot be read. Logs them at most once a second, so that a flood does not
+/// fill the log.
 struct BadMessages {
     count: u64,
-    said: Option<Instant>,
+    logged: Option<Instant>,
 }
 
 impl BadMessages {
     fn count(&mut self, why: &str) {
         self.count += 1;
-        if self.said.is_none_or(|said| said.elapsed() > Duration::from_secs(1)) {
-            self.said = Some(Instant::now());
-            tracing::debug!(why, so_far = self.count, "a message could not be taken");
+        if self.logged.is_none_or(|logged| logged.elapsed() > Duration::from_secs(1)) {
+            self.logged = Some(Instant::now());
+            tracing::debug!(why, so_far = self.count, "a message cannot be read");
         }
     }
 }

@@ -1,24 +1,14 @@
-//! The core's thread, and the threads that read the database.
+//! Threads, and those that read the database.
 
 use std::io;
-use std::sync::Arc;
 use std::thread;
-use std::time::Instant;
 
-use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, unbounded};
-use podmesh_manager_core::Core;
-use podmesh_manager_core::input::Input;
-use podmesh_manager_core::step::Step;
+use crossbeam_channel::{Receiver, Sender, unbounded};
 use podmesh_protocol::error::{ErrorCode, ErrorReply};
-use podmesh_wire::watchdog::{BEAT_EVERY, Pulse};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
+use tokio::sync::oneshot;
 
-use crate::clock::Clock;
 use crate::config::ManagerError;
-use crate::store::{History, ReadError, StoreError, TimedStep};
-
-/// The most messages that wait for the core. When it is reached, no more are read from the socket.
-const INPUTS_MAX: usize = 256;
+use crate::store::{History, ReadError, StoreError};
 
 /// A thread of the manager.
 pub(crate) struct ManagerThread<T> {
@@ -47,92 +37,6 @@ impl<T: Send + 'static> ManagerThread<T> {
     pub(crate) async fn ended(&mut self) -> Result<T, ManagerError> {
         // Only a panic drops the sender without a result.
         (&mut self.result).await.map_err(|_| ManagerError::Ended { part: self.name })
-    }
-}
-
-enum ToCore {
-    Input { input: Input, _room: Option<OwnedSemaphorePermit> },
-    Stop,
-}
-
-/// A handle to send inputs to the core.
-#[derive(Clone)]
-pub(crate) struct Inputs {
-    sender: Sender<ToCore>,
-    room: Arc<Semaphore>,
-}
-
-/// The receiving end of [`Inputs`].
-pub(crate) struct InputsReceiver(Receiver<ToCore>);
-
-impl Inputs {
-    pub(crate) fn new() -> (Self, InputsReceiver) {
-        let (sender, receiver) = unbounded();
-        (Self { sender, room: Arc::new(Semaphore::new(INPUTS_MAX)) }, InputsReceiver(receiver))
-    }
-
-    /// Waits until there is room for one more message of a peer.
-    pub(crate) async fn room(&self) -> Option<OwnedSemaphorePermit> {
-        // The semaphore is never closed.
-        Arc::clone(&self.room).acquire_owned().await.ok()
-    }
-
-    /// Sends a message to the core, with the permit that is released when the core takes it.
-    pub(crate) fn send(&self, input: Input, room: Option<OwnedSemaphorePermit>) {
-        // If the core has ended, the daemon ends too, and reports why.
-        _ = self.sender.send(ToCore::Input { input, _room: room });
-    }
-
-    /// Sends an input from inside the manager to the core. Never waits, because the number of sessions
-    /// bounds the number of such inputs.
-    pub(crate) fn tell(&self, input: Input) {
-        self.send(input, None);
-    }
-
-    /// Ends the core after the inputs that were sent before.
-    pub(crate) fn stop(&self) {
-        _ = self.sender.send(ToCore::Stop);
-    }
-}
-
-/// Runs the core until it is stopped. If the store is busy, the send to it waits. Then inputs queue
-/// up to their limit, and the socket is no longer read.
-pub(crate) fn run_core(
-    mut core: Core,
-    clock: Clock,
-    inputs: &InputsReceiver,
-    store: &Sender<TimedStep>,
-    pulse: &Pulse,
-) {
-    let mut stopping = false;
-    loop {
-        pulse.beat();
-        let due = core.next_wakeup();
-        let input = if due.is_some_and(|due| due <= clock.mono_ms()) {
-            Input::Tick
-        } else if stopping {
-            return;
-        } else {
-            let next_beat = Instant::now() + BEAT_EVERY;
-            let until = due.map_or(next_beat, |due| clock.instant(due).min(next_beat));
-            match inputs.0.recv_deadline(until) {
-                Ok(ToCore::Input { input, .. }) => input,
-                Ok(ToCore::Stop) => {
-                    stopping = true;
-                    continue;
-                }
-                // Either a timer is due, or it is time for a beat.
-                Err(RecvTimeoutError::Timeout) => continue,
-                Err(RecvTimeoutError::Disconnected) => return,
-            }
-        };
-        let (now, age_ms) = (clock.now(), clock.age_ms());
-        let mut step = Step::default();
-        core.step(now, input, &mut step);
-        if !step.is_empty() && store.send(TimedStep { step, wall_ms: now.wall_ms, age_ms }).is_err()
-        {
-            return; // The store has failed, and reports why.
-        }
     }
 }
 

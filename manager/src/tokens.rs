@@ -1,11 +1,7 @@
 //! Join tokens as text. Only the shell handles their secrets; the core never sees them.
 
-use std::collections::HashMap;
-use std::collections::hash_map::Entry;
 use std::net::{IpAddr, SocketAddr};
-use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use podmesh_manager_core::input::Peer;
 use podmesh_protocol::access::{JoinToken, KeyDigest, TokenId, TokenSecret};
 use podmesh_protocol::error::{ErrorCode, ErrorReply};
 use podmesh_protocol::limits::TOKEN_ADDRESSES_MAX;
@@ -14,64 +10,35 @@ use podmesh_wire::key::{self, KeyError, sha256};
 
 use crate::config::ManagerConfig;
 
-/// The secrets of tokens that are being created, and the data that all tokens share.
+/// Creates tokens, with the data that all of them share.
 pub(crate) struct Tokens {
     advertise: Vec<ManagerAddress>,
     listen: SocketAddr,
-    waiting: Mutex<HashMap<(Peer, u64), TokenSecret>>,
 }
 
 impl Tokens {
     pub(crate) fn new(config: &ManagerConfig, listen: SocketAddr) -> Self {
         let advertise = config.advertise.clone();
-        Self { advertise, listen, waiting: Mutex::default() }
+        Self { advertise, listen }
     }
 
-    fn lock(&self) -> MutexGuard<'_, HashMap<(Peer, u64), TokenSecret>> {
-        // No code that can panic runs while it is held.
-        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Creates a secret for a request, and returns its hash.
+    /// Creates a secret, and returns it with its hash.
     ///
     /// # Errors
-    /// If no secret can be created, or a request with this number already waits for its token.
-    pub(crate) fn begin(&self, peer: &Peer, request: u64) -> Result<[u8; 32], ErrorReply> {
+    /// If the system gives no random bytes.
+    pub(crate) fn create_secret(&self) -> Result<(TokenSecret, [u8; 32]), ErrorReply> {
         let secret = key::random()
             .map_err(|error: KeyError| ErrorReply::new(ErrorCode::Overloaded, error.to_string()))?;
         let hash = sha256(&secret);
-        match self.lock().entry((peer.clone(), request)) {
-            Entry::Occupied(_) => {
-                let message = format!(
-                    "request {request} was sent again before it was answered: give each request a new number"
-                );
-                Err(ErrorReply::new(ErrorCode::BadMessage, message))
-            }
-            Entry::Vacant(waiting) => {
-                waiting.insert(TokenSecret(secret));
-                Ok(hash)
-            }
-        }
+        Ok((TokenSecret(secret), hash))
     }
 
-    /// Discards the secret of a request that was refused.
-    pub(crate) fn refused(&self, peer: &Peer, request: u64) {
-        self.lock().remove(&(peer.clone(), request));
-    }
-
-    /// Returns the token of a request once it has a number; `None` if it was returned before.
-    pub(crate) fn created(
-        &self,
-        peer: &Peer,
-        request: u64,
-        id: TokenId,
-        manager: KeyDigest,
-    ) -> Option<String> {
-        let secret = self.lock().remove(&(peer.clone(), request))?;
+    /// Returns a token as text.
+    pub(crate) fn text(&self, id: TokenId, secret: TokenSecret, manager: KeyDigest) -> String {
         let addresses = self.addresses().into_iter().map(|address| address.to_string());
         let mut addresses: Vec<_> = addresses.collect();
         addresses.truncate(TOKEN_ADDRESSES_MAX);
-        Some(JoinToken { addresses, manager, id, secret }.to_string())
+        JoinToken { addresses, manager, id, secret }.to_string()
     }
 
     /// Returns the addresses at which other machines can reach this one.
@@ -125,8 +92,6 @@ fn interface_addresses() -> Vec<IpAddr> {
 #[cfg(test)]
 #[expect(clippy::unwrap_used, reason = "tests")]
 mod tests {
-    use std::sync::Arc;
-
     use super::*;
 
     fn tokens(listen: &str, advertise: &[&str]) -> Tokens {
@@ -136,19 +101,14 @@ mod tests {
     }
 
     #[test]
-    fn a_token_is_returned_once_and_contains_the_address_of_the_manager() {
+    fn a_token_contains_its_secret_and_the_address_of_the_manager() {
         let tokens = tokens("127.0.0.1:7770", &[]);
-        let peer = Peer(Arc::from([1].as_slice()));
-        let hash = tokens.begin(&peer, 4).unwrap();
-        // The secret of the pending token is not replaced.
-        assert_eq!(tokens.begin(&peer, 4).unwrap_err().code, ErrorCode::BadMessage);
+        let (secret, hash) = tokens.create_secret().unwrap();
         let digest = KeyDigest([1; 32]);
-        let token = tokens.created(&peer, 4, TokenId(9), digest).unwrap();
-        let token: JoinToken = token.parse().unwrap();
+        let token: JoinToken = tokens.text(TokenId(9), secret, digest).parse().unwrap();
         assert_eq!(token.addresses, ["127.0.0.1:7770"]);
         assert_eq!((token.id, token.manager), (TokenId(9), digest));
         assert_eq!(sha256(&token.secret.0), hash);
-        assert_eq!(tokens.created(&peer, 4, TokenId(9), digest), None);
     }
 
     #[test]

@@ -6,7 +6,7 @@ use alloc::string::String;
 use alloc::vec::Vec;
 
 use podmesh_protocol::access::{Caller, PublicKey, Role, TokenId};
-use podmesh_protocol::client::{PrincipalKind, ReplyBody, TokenState, TokenView, UserView};
+use podmesh_protocol::client::{PrincipalKind, TokenState, TokenView, UserView};
 use podmesh_protocol::error::{ErrorCode, ErrorReply};
 use podmesh_protocol::event::EventFact;
 use podmesh_protocol::ids::Name;
@@ -16,10 +16,9 @@ use podmesh_protocol::limits::{
 use podmesh_protocol::session::Hello;
 use podmesh_protocol::time::{Millis, Now};
 
-use crate::input::AccessInput;
+use crate::Core;
 use crate::state::State;
-use crate::step::{Change, Effect, KeyRow, Step, TokenRow};
-use crate::{Core, reply};
+use crate::step::{Answer, Change, Effect, KeyRow, Step, TokenRow};
 
 /// The least time between two events about refused joins, in milliseconds. Many attempts to join
 /// must not push out other events.
@@ -126,68 +125,25 @@ fn has_joined(
 }
 
 impl Core {
-    pub(crate) fn on_access(&mut self, now: Now, input: AccessInput, out: &mut Step) {
-        match input {
-            AccessInput::TokenRequested { peer, request, by, secret_hash, role, ttl_ms, uses } => {
-                let new = NewToken { by, secret_hash, role, ttl_ms, uses };
-                match self.create_token(now, new, out) {
-                    Ok((id, expires_wall_ms)) => out.effects.push(Effect::TokenCreated {
-                        peer,
-                        request,
-                        id,
-                        expires_wall_ms,
-                    }),
-                    Err(error) => reply(out, peer, request, Err(error)),
-                }
-            }
-            AccessInput::TokenRevokeRequested { peer, request, by, id } => {
-                let result = self.revoke_token(&by, id, out);
-                reply(out, peer, request, result);
-            }
-            AccessInput::TokensRequested { peer, request } => {
-                let tokens = self.state.tokens.values().map(|row| TokenView {
-                    id: row.id,
-                    state: state_of(row, now),
-                    role: row.role,
-                    uses_left: row.uses_left,
-                    expires_wall_ms: row.expires_wall_ms,
-                    created_by: row.created_by.clone(),
-                });
-                let tokens = tokens.collect();
-                reply(out, peer, request, Ok(ReplyBody::Tokens(tokens)));
-            }
-            AccessInput::UsersRequested { peer, request, after, limit } => {
-                let rows = self.users(after.as_ref(), limit);
-                reply(out, peer, request, Ok(ReplyBody::Users(rows)));
-            }
-            AccessInput::RenewRequested { peer, request, old, new } => {
-                let result = self.renew(now, old, new, out);
-                reply(out, peer, request, result);
-            }
-            AccessInput::RenewedKeyUsed { key } => self.renewed_key_used(key, out),
-            AccessInput::ManagerKeyRotated { digest, by } => {
-                out.events.push(EventFact::ManagerKeyRotated(digest, by));
-            }
-            AccessInput::RevokeRequested { peer, request, by, kind, name } => {
-                let result = self.revoke(now, &by, kind, &name, out);
-                reply(out, peer, request, result);
-            }
-            AccessInput::JoinRequested { question, key, token, secret_hash, name } => {
-                let result = self.join(now, key, token, &secret_hash, name, out);
-                out.effects.push(Effect::JoinAnswered { question, result });
-            }
-            AccessInput::ConnectionsRefused { why, count } => {
-                out.events.push(EventFact::ConnectionsRefused(why, count));
-            }
-        }
+    /// Returns the join tokens.
+    pub fn list_tokens(&self, now: Now) -> Vec<TokenView> {
+        let tokens = self.state.tokens.values().map(|row| TokenView {
+            id: row.id,
+            state: state_of(row, now),
+            role: row.role,
+            uses_left: row.uses_left,
+            expires_wall_ms: row.expires_wall_ms,
+            created_by: row.created_by.clone(),
+        });
+        tokens.collect()
     }
 
-    fn create_token(
+    pub(crate) fn create_token(
         &mut self,
         now: Now,
         new: NewToken,
         out: &mut Step,
-    ) -> Result<(TokenId, u64), ErrorReply> {
+    ) -> Result<Answer, ErrorReply> {
         let NewToken { by, secret_hash, role, ttl_ms, uses } = new;
         let invalid = |message: String| Err(ErrorReply::new(ErrorCode::InvalidSpec, message));
         if uses == 0 || uses > TOKEN_USES_MAX {
@@ -223,15 +179,15 @@ impl Core {
         };
         self.state.record(out, Change::TokenSaved(row));
         out.events.push(EventFact::TokenCreated(id, role, by));
-        Ok((id, expires_wall_ms))
+        Ok(Answer::TokenCreated { id, expires_wall_ms })
     }
 
-    fn revoke_token(
+    pub(crate) fn revoke_token(
         &mut self,
         by: &Name,
         id: TokenId,
         out: &mut Step,
-    ) -> Result<ReplyBody, ErrorReply> {
+    ) -> Result<Answer, ErrorReply> {
         let Some(row) = self.state.tokens.get(&id) else {
             let message = format!("there is no join token {id}; `podmesh token list` shows all");
             return Err(ErrorReply::new(ErrorCode::NotFound, message));
@@ -241,10 +197,11 @@ impl Core {
             self.state.record(out, Change::TokenSaved(row));
             out.events.push(EventFact::TokenRevoked(id, by.clone()));
         }
-        Ok(ReplyBody::TokenRevoked)
+        Ok(Answer::TokenRevoked)
     }
 
-    fn users(&self, after: Option<&Name>, limit: u32) -> Vec<UserView> {
+    /// Returns the users that have joined whose names sort after `after`: at most `limit`.
+    pub fn list_users(&self, after: Option<&Name>, limit: u32) -> Vec<UserView> {
         let mut rows: Vec<&KeyRow> = self
             .state
             .keys
@@ -264,18 +221,18 @@ impl Core {
         rows.into_iter().map(view).collect()
     }
 
-    fn revoke(
+    pub(crate) fn revoke(
         &mut self,
         now: Now,
         by: &Name,
         kind: PrincipalKind,
         name: &Name,
         out: &mut Step,
-    ) -> Result<ReplyBody, ErrorReply> {
+    ) -> Result<Answer, ErrorReply> {
         if !self.revoke_key_of(by, kind, name, out) {
             let before = |row: &KeyRow| kind_of(row.role) == kind && row.name == *name;
             if self.state.keys.values().any(before) {
-                return Ok(ReplyBody::Revoked); // A repeated request: the answer may have been lost.
+                return Ok(Answer::KeyRevoked); // A repeated request: the answer may have been lost.
             }
             let what = match kind {
                 PrincipalKind::Node => "no node named",
@@ -289,7 +246,7 @@ impl Core {
         if kind == PrincipalKind::Node {
             self.end_session_of(now, name, out);
         }
-        Ok(ReplyBody::Revoked)
+        Ok(Answer::KeyRevoked)
     }
 
     /// Revokes the key of a node or user. Returns whether there is one.
@@ -310,7 +267,7 @@ impl Core {
         true
     }
 
-    fn join(
+    pub(crate) fn join(
         &mut self,
         now: Now,
         key: PublicKey,
@@ -318,15 +275,15 @@ impl Core {
         secret_hash: &[u8; 32],
         name: Name,
         out: &mut Step,
-    ) -> Result<(Role, Name), ErrorReply> {
+    ) -> Result<Answer, ErrorReply> {
         if let Some(role) = has_joined(&self.state, &key, token, secret_hash, &name) {
             out.effects.push(Effect::KeyEnrolled { key, role, name: name.clone(), renews: false });
-            return Ok((role, name));
+            return Ok(Answer::Joined { role, name });
         }
         match self.may_join(now, &key, token, secret_hash, &name) {
             Ok(role) => {
                 self.add_key(now, key, token, role, name.clone(), out);
-                Ok((role, name))
+                Ok(Answer::Joined { role, name })
             }
             Err(error) => {
                 self.refuse_join(now, &name, &error, out);
@@ -455,10 +412,10 @@ impl Core {
 }
 
 /// A request for a new join token.
-struct NewToken {
-    by: Name,
-    secret_hash: [u8; 32],
-    role: Role,
-    ttl_ms: u64,
-    uses: u32,
+pub(crate) struct NewToken {
+    pub(crate) by: Name,
+    pub(crate) secret_hash: [u8; 32],
+    pub(crate) role: Role,
+    pub(crate) ttl_ms: u64,
+    pub(crate) uses: u32,
 }

@@ -5,41 +5,49 @@ use alloc::string::String;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 
-use podmesh_protocol::client::{NodeState, ReplyBody};
+use podmesh_protocol::client::NodeState;
 use podmesh_protocol::error::{ErrorCode, ErrorReply};
 use podmesh_protocol::event::EventFact;
 use podmesh_protocol::ids::{Name, TaskId};
 use podmesh_protocol::report::{Outcome, OutcomeKind};
 use podmesh_protocol::time::Now;
 
-use crate::input::{ForgetRequest, Input};
+use crate::input::{Command, Input, Ticket};
 use crate::nodes::NodeIx;
-use crate::step::{Change, Step};
-use crate::{Core, reply};
+use crate::step::{Answer, Change, Step};
+use crate::{Core, answer};
 
 impl Core {
     /// Forgets a lost node, and ends the attempts that are still on it if the request says so. The
     /// key of the node stays valid: if its agent comes back, it gets a session as a new node and is
     /// told to stop the attempts that it holds.
-    pub(crate) fn on_forget_requested(&mut self, now: Now, asked: ForgetRequest, out: &mut Step) {
-        let ix = match self.may_be_forgotten(&asked) {
+    pub(crate) fn on_forget_node(
+        &mut self,
+        now: Now,
+        ticket: Ticket,
+        by: Name,
+        name: Name,
+        force: bool,
+        out: &mut Step,
+    ) {
+        let ix = match self.may_be_forgotten(&name, force) {
             Ok(ix) => ix,
-            Err(error) => return reply(out, asked.peer, asked.request, Err(error)),
+            Err(error) => return answer(out, ticket, Err(error)),
         };
-        let ForgetRequest { node: name, by, .. } = &asked;
         let attempts: Vec<TaskId> = self.nodes.get(ix).attempts.keys().copied().collect();
         for task in attempts {
             if !self.has_room(out) {
-                return self.backlog.push_front(Input::ForgetRequested(asked));
+                let command = Command::ForgetNode { by, node: name, force };
+                return self.backlog.push_front(Input::Command(ticket, command));
             }
             let message =
                 format!("node `{name}` was forgotten by {by}; what the attempt did is not known");
             let outcome = Outcome::new(OutcomeKind::Lost).with_message(message);
             self.end_attempt(now, task, outcome, out);
         }
-        let enrolled = self.access.is_enrolled(name);
-        self.forget_node(ix, by, out);
-        reply(out, asked.peer, asked.request, Ok(ReplyBody::NodeForgotten { enrolled }));
+        let enrolled = self.access.is_enrolled(&name);
+        self.forget_node(ix, &by, out);
+        answer(out, ticket, Ok(Answer::NodeForgotten { enrolled }));
     }
 
     /// Removes a node that is lost, and has no attempts and no deadline.
@@ -53,8 +61,7 @@ impl Core {
         self.nodes.remove(ix);
     }
 
-    fn may_be_forgotten(&self, asked: &ForgetRequest) -> Result<NodeIx, ErrorReply> {
-        let name = &asked.node;
+    fn may_be_forgotten(&self, name: &Name, force: bool) -> Result<NodeIx, ErrorReply> {
         let Some(ix) = self.nodes.by_name(name) else {
             let message = format!("there is no node `{name}`; `podmesh nodes` shows all");
             return Err(ErrorReply::new(ErrorCode::NotFound, message));
@@ -73,7 +80,7 @@ impl Core {
             NodeState::Lost if self.nodes.deadline(ix).is_some() => {
                 in_use(format!("node `{name}` was lost a moment ago: forget it in a few seconds"))
             }
-            NodeState::Lost if attempts > 0 && !asked.force => in_use(format!(
+            NodeState::Lost if attempts > 0 && !force => in_use(format!(
                 "attempts wait for node `{name}` ({attempts} of them) and may still run there: --force ends them as lost, and tasks that have retries left start elsewhere although the older copy may still run"
             )),
             NodeState::Lost => Ok(ix),

@@ -46,9 +46,9 @@ impl Core {
             self.check_node(ix, node, &mut timers);
         }
         assert!(by_node.is_empty(), "every active attempt is on a known node");
-        let (by_epoch, by_peer) = self.nodes.sessions();
+        let (by_epoch, by_connection) = self.nodes.sessions();
         let sessions = self.nodes.iter().filter(|(_, node)| node.session.is_some()).count();
-        assert_eq!((by_epoch.len(), by_peer.len()), (sessions, sessions), "sessions");
+        assert_eq!((by_epoch.len(), by_connection.len()), (sessions, sessions), "sessions");
         assert_eq!(self.timers.iter().copied().collect::<BTreeSet<_>>(), timers, "timers");
         self.check_queue();
     }
@@ -106,8 +106,11 @@ impl Core {
         if let Some(session) = &node.session {
             assert!(session.epoch <= self.state.last_epoch);
             assert_eq!(node.row.epoch, session.epoch);
-            assert_eq!(self.nodes.by_session(&session.peer, session.epoch), Some(ix));
-            assert!(!(session.peer_gone && node.state == NodeState::Alive), "node {name}: peer");
+            assert_eq!(self.nodes.by_session(session.connection, session.epoch), Some(ix));
+            assert!(
+                !(session.connection_gone && node.state == NodeState::Alive),
+                "node {name}: connection"
+            );
         }
         let deadline = self.nodes.deadline(ix);
         match (node.state, deadline) {

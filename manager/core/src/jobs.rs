@@ -4,7 +4,7 @@ use alloc::collections::{BTreeMap, BTreeSet, VecDeque};
 use alloc::format;
 use alloc::sync::Arc;
 
-use podmesh_protocol::client::{NodeState, ReplyBody};
+use podmesh_protocol::client::NodeState;
 use podmesh_protocol::error::{ErrorCode, ErrorReply};
 use podmesh_protocol::event::EventFact;
 use podmesh_protocol::ids::{AttemptId, Epoch, JobId, SubmissionId, TaskId};
@@ -18,13 +18,13 @@ use podmesh_protocol::spec::{JobSpec, OnLost};
 use podmesh_protocol::time::{Millis, Now};
 
 use crate::faults::planted;
-use crate::input::Peer;
+use crate::input::Ticket;
 use crate::nodes::NodeIx;
 use crate::placement::{QueueKey, ShapeId};
 use crate::state::{ActiveAttempt, Job};
-use crate::step::{Change, Effect, Step};
+use crate::step::{Answer, Change, Step};
 use crate::timers::{Timer, Timers};
-use crate::{Core, reply};
+use crate::{Core, answer};
 
 /// The number of submissions of ended jobs to remember. For older ones the shell asks the database.
 pub(crate) const SUBMISSIONS_REMEMBERED: usize = 16_384;
@@ -176,11 +176,10 @@ impl Submissions {
 }
 
 impl Core {
-    pub(crate) fn on_job_submitted(
+    pub(crate) fn on_submit(
         &mut self,
         now: Now,
-        peer: Peer,
-        request: u64,
+        ticket: Ticket,
         submission: SubmissionId,
         spec: Arc<JobSpec>,
         out: &mut Step,
@@ -188,19 +187,19 @@ impl Core {
         if let Some(job) = self.submissions.get(&submission)
             && !planted!(self, SubmissionTwice)
         {
-            return reply(out, peer, request, Ok(ReplyBody::Submitted { job, again: true }));
+            return answer(out, ticket, Ok(Answer::Submitted { job, again: true }));
         }
         if self.state.jobs.len() >= JOBS_ACTIVE_MAX {
             let message = format!(
                 "{JOBS_ACTIVE_MAX} jobs have not ended, which is the limit (JOBS_ACTIVE_MAX): submit again when some of them have ended"
             );
             let error = ErrorReply::new(ErrorCode::Overloaded, message);
-            return reply(out, peer, request, Err(error));
+            return answer(out, ticket, Err(error));
         }
         let id = JobId(self.state.last_job.0 + 1);
         let tasks = u32::try_from(spec.array.tasks()).unwrap_or(u32::MAX);
         out.events.push(EventFact::JobSubmitted(id, spec.name.clone(), tasks));
-        reply(out, peer, request, Ok(ReplyBody::Submitted { job: id, again: false }));
+        answer(out, ticket, Ok(Answer::Submitted { job: id, again: false }));
         let wall_ms = now.wall_ms;
         self.state.record(out, Change::JobInserted { job: id, submission, spec, wall_ms });
         self.add_job(id);
@@ -218,13 +217,7 @@ impl Core {
         self.dispatch.insert(id, dispatch);
     }
 
-    pub(crate) fn on_cancel_requested(
-        &mut self,
-        peer: Peer,
-        request: u64,
-        id: JobId,
-        out: &mut Step,
-    ) {
+    pub(crate) fn on_cancel(&mut self, ticket: Ticket, id: JobId, out: &mut Step) {
         let last = self.state.last_job;
         let Some(job) = self.state.jobs.get(&id) else {
             if id.0 == 0 || id > last {
@@ -233,14 +226,13 @@ impl Core {
                     last => format!("there is no job {id}; the last one is {last}"),
                 };
                 let error = ErrorReply::new(ErrorCode::NotFound, message);
-                return reply(out, peer, request, Err(error));
+                return answer(out, ticket, Err(error));
             }
-            out.effects.push(Effect::CancelOfEndedJob { peer, request, job: id });
-            return;
+            return answer(out, ticket, Ok(Answer::EndedBefore { job: id }));
         };
         if job.cancelling {
             let state = job.state();
-            return reply(out, peer, request, Ok(ReplyBody::Cancelled { state }));
+            return answer(out, ticket, Ok(Answer::Cancelled { state }));
         }
         out.events.push(EventFact::JobCancelRequested(id));
         if let Some(dispatch) = self.dispatch.get(&id) {
@@ -270,7 +262,7 @@ impl Core {
         self.mark_dirty(id);
         self.drop_retries(out);
         let state = self.state.jobs.get(&id).map_or(JobState::Cancelled, Job::state);
-        reply(out, peer, request, Ok(ReplyBody::Cancelled { state }));
+        answer(out, ticket, Ok(Answer::Cancelled { state }));
     }
 
     /// Drops retries of cancelled jobs, up to the step's limit.

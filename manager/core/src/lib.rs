@@ -23,7 +23,7 @@
 //! - `reports`: the reports of agents, and what follows the end of an attempt
 //! - `timers`: what happens as time passes
 //! - `retention`: removing what has been kept long enough
-//! - `explain`: why tasks wait, for people
+//! - `explain`: why tasks wait
 //! - `restore`: what is derived from the state after a start
 //! - [`lease`]: watching heartbeats, in a thread of its own
 //!
@@ -61,20 +61,21 @@ mod timers;
 use alloc::collections::{BTreeMap, BTreeSet, VecDeque};
 use alloc::vec::Vec;
 
-use podmesh_protocol::client::{Reply, ReplyBody};
+use podmesh_protocol::client::NodeView;
 use podmesh_protocol::error::ErrorReply;
-use podmesh_protocol::ids::JobId;
+use podmesh_protocol::event::EventFact;
+use podmesh_protocol::ids::{JobId, Name};
 use podmesh_protocol::limits::{BATCH_ROWS_MAX, EVENTS_PER_CHUNK_MAX};
 use podmesh_protocol::session::ToPeer;
 use podmesh_protocol::time::{Millis, Now};
 
-use crate::access::Access;
-use crate::input::{Input, Peer};
+use crate::access::{Access, NewToken};
+use crate::input::{Command, Input, Ticket};
 use crate::jobs::{Dispatch, Submissions};
 use crate::nodes::{NodeIx, Nodes};
 use crate::placement::Queue;
 use crate::state::{Recorded, State};
-use crate::step::{Effect, Step};
+use crate::step::{Answer, Effect, Step};
 use crate::timers::Timers;
 
 /// The durations that the core uses. The `Welcome` tells agents the first two.
@@ -149,6 +150,16 @@ impl Core {
         self.state.number_events(out);
     }
 
+    /// Returns the nodes whose names sort after `after`: at most `limit`, and only as many as fit
+    /// into one frame, but at least one if there is one and `limit` is not 0.
+    pub fn list_nodes(&self, now: Now, after: Option<&Name>, limit: u32) -> Vec<NodeView> {
+        let mut rows = self.nodes.page(now, after, limit);
+        for row in &mut rows {
+            row.enrolled = self.access.is_enrolled(&row.node);
+        }
+        rows
+    }
+
     /// Returns the durable state after the last step.
     pub fn state(&self) -> &State {
         &self.state
@@ -166,44 +177,55 @@ impl Core {
 
     fn take(&mut self, now: Now, input: Input, out: &mut Step) {
         match input {
-            Input::JobSubmitted { peer, request, submission, spec } => {
-                self.on_job_submitted(now, peer, request, submission, spec, out);
-            }
-            Input::CancelRequested { peer, request, job } => {
-                self.on_cancel_requested(peer, request, job, out);
-            }
-            Input::ExplanationRequested { question, job } => {
-                let waits_for = self.explain(now, job);
-                out.effects.push(Effect::Explained { question, waits_for });
-            }
-            Input::JobRemovalRequested { question, jobs, by } => {
-                self.on_job_removal_requested(question, jobs, by, out);
-            }
+            Input::Command(ticket, command) => self.on_command(now, ticket, command, out),
             Input::RetentionDue { age_ms, keep_ms, by } => {
                 self.on_retention_due(age_ms, keep_ms, &by, out);
             }
-            Input::NodesRequested { peer, request, after, limit } => {
-                let mut rows = self.nodes.page(now, after.as_ref(), limit);
-                for row in &mut rows {
-                    row.enrolled = self.access.is_enrolled(&row.node);
-                }
-                reply(out, peer, request, Ok(ReplyBody::Nodes(rows)));
+            Input::AgentConnected { connection, caller, hello } => {
+                self.on_agent_connected(now, connection, caller, hello, out);
             }
-            Input::ForgetRequested(asked) => self.on_forget_requested(now, asked, out),
-            Input::AgentConnected { peer, caller, hello } => {
-                self.on_agent_connected(now, peer, caller, hello, out);
+            Input::AttemptsReported { connection, epoch, reports } => {
+                self.on_attempts_reported(now, connection, epoch, reports, out);
             }
-            Input::AttemptsReported { peer, epoch, reports } => {
-                self.on_attempts_reported(now, peer, epoch, reports, out);
+            Input::AgentLeft { connection, epoch } => {
+                self.on_agent_left(now, connection, epoch, out)
             }
-            Input::AgentLeft { peer, epoch } => self.on_agent_left(now, peer, epoch, out),
-            Input::PeerGone { peer } => self.on_peer_gone(now, &peer, out),
+            Input::ConnectionGone { connection } => self.on_connection_gone(now, connection, out),
             Input::HeartbeatChanged { epoch, change } => {
                 self.on_heartbeat_changed(now, epoch, change, out);
             }
-            Input::Access(input) => self.on_access(now, input, out),
+            Input::RenewedKeyUsed { key } => self.on_renewed_key_used(key, out),
+            Input::ManagerKeyRotated { digest, by } => {
+                out.events.push(EventFact::ManagerKeyRotated(digest, by));
+            }
+            Input::ConnectionsRefused { why, count } => {
+                out.events.push(EventFact::ConnectionsRefused(why, count));
+            }
             Input::Tick => {}
         }
+    }
+
+    fn on_command(&mut self, now: Now, ticket: Ticket, command: Command, out: &mut Step) {
+        let result = match command {
+            Command::Submit { submission, spec } => {
+                return self.on_submit(now, ticket, submission, spec, out);
+            }
+            Command::Cancel { job } => return self.on_cancel(ticket, job, out),
+            Command::ForgetNode { by, node, force } => {
+                return self.on_forget_node(now, ticket, by, node, force, out);
+            }
+            Command::RemoveJobs { jobs, by } => Ok(self.remove_jobs(jobs, by, out)),
+            Command::CreateToken { by, secret_hash, role, ttl_ms, uses } => {
+                self.create_token(now, NewToken { by, secret_hash, role, ttl_ms, uses }, out)
+            }
+            Command::RevokeToken { by, id } => self.revoke_token(&by, id, out),
+            Command::RenewKey { old, new } => self.renew(now, old, new, out),
+            Command::RevokeKey { by, kind, name } => self.revoke(now, &by, kind, &name, out),
+            Command::Join { key, token, secret_hash, name } => {
+                self.join(now, key, token, &secret_hash, name, out)
+            }
+        };
+        answer(out, ticket, result);
     }
 
     /// Returns whether the events of one more unit of work fit into this step. Every changed job
@@ -217,9 +239,9 @@ impl Core {
     fn flush_messages(&mut self, out: &mut Step) {
         while let Some(ix) = self.touched.pop_first() {
             let Some(session) = &mut self.nodes.get_mut(ix).session else { continue };
-            let (epoch, peer) = (session.epoch, session.peer.clone());
+            let (epoch, connection) = (session.epoch, session.connection);
             let outgoing = core::mem::take(&mut session.outgoing);
-            let mut send = |message| out.effects.push(Effect::Send { peer: peer.clone(), message });
+            let mut send = |message| out.effects.push(Effect::Send { connection, message });
             for id in outgoing.specs {
                 if let Some(job) = self.state.jobs.get(&id) {
                     send(job.spec_message(epoch));
@@ -238,8 +260,7 @@ impl Core {
     }
 }
 
-/// Adds the answer to a request.
-fn reply(out: &mut Step, peer: Peer, request: u64, result: Result<ReplyBody, ErrorReply>) {
-    let message = ToPeer::Reply(Reply { id: request, result });
-    out.effects.push(Effect::Send { peer, message });
+/// Adds the answer to a command.
+fn answer(out: &mut Step, ticket: Ticket, result: Result<Answer, ErrorReply>) {
+    out.effects.push(Effect::Answered { ticket, result });
 }

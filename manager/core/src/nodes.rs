@@ -14,7 +14,7 @@ use podmesh_protocol::session::StopReason;
 use podmesh_protocol::spec::{Resources, RuntimeKind};
 use podmesh_protocol::time::{Millis, Now};
 
-use crate::input::Peer;
+use crate::input::ConnectionId;
 use crate::step::NodeRow;
 use crate::timers::{Timer, Timers};
 
@@ -68,9 +68,9 @@ pub(crate) struct Delivery {
 #[derive(Debug)]
 pub(crate) struct Session {
     pub(crate) epoch: Epoch,
-    pub(crate) peer: Peer,
+    pub(crate) connection: ConnectionId,
     /// Whether its connection is gone. The node then needs a new session.
-    pub(crate) peer_gone: bool,
+    pub(crate) connection_gone: bool,
     /// The effects of its hello, until the agent shows that it has received the welcome. A hello
     /// can be delayed, from a connection that the agent gave up long ago, and must not end
     /// attempts.
@@ -168,7 +168,7 @@ pub(crate) struct Nodes {
     free: Vec<NodeIx>,
     by_name: BTreeMap<Name, NodeIx>,
     by_epoch: BTreeMap<Epoch, NodeIx>,
-    by_peer: BTreeMap<Peer, NodeIx>,
+    by_connection: BTreeMap<ConnectionId, NodeIx>,
 }
 
 impl Nodes {
@@ -192,14 +192,18 @@ impl Nodes {
         self.by_epoch.get(&epoch).copied()
     }
 
-    pub(crate) fn by_peer(&self, peer: &Peer) -> Option<NodeIx> {
-        self.by_peer.get(peer).copied()
+    pub(crate) fn by_connection(&self, connection: ConnectionId) -> Option<NodeIx> {
+        self.by_connection.get(&connection).copied()
     }
 
-    /// Returns the node whose open session has this epoch and this peer.
-    pub(crate) fn by_session(&self, peer: &Peer, epoch: Epoch) -> Option<NodeIx> {
+    /// Returns the node whose open session has this epoch and this connection.
+    pub(crate) fn by_session(&self, connection: ConnectionId, epoch: Epoch) -> Option<NodeIx> {
         let ix = self.by_epoch(epoch)?;
-        self.get(ix).session.as_ref().is_some_and(|session| session.peer == *peer).then_some(ix)
+        self.get(ix)
+            .session
+            .as_ref()
+            .is_some_and(|session| session.connection == connection)
+            .then_some(ix)
     }
 
     /// Returns all nodes in the order of their names.
@@ -261,21 +265,26 @@ impl Nodes {
     }
 
     /// Gives a node a new session. Its old session must be closed first.
-    pub(crate) fn open_session(&mut self, ix: NodeIx, epoch: Epoch, peer: Peer) {
+    pub(crate) fn open_session(&mut self, ix: NodeIx, epoch: Epoch, connection: ConnectionId) {
         self.by_epoch.insert(epoch, ix);
-        self.by_peer.insert(peer.clone(), ix);
+        self.by_connection.insert(connection, ix);
         let outgoing = Outgoing::default();
         let node = self.get_mut(ix);
         node.state = NodeState::Alive;
-        node.session =
-            Some(Session { epoch, peer, peer_gone: false, pending_hello: None, outgoing });
+        node.session = Some(Session {
+            epoch,
+            connection,
+            connection_gone: false,
+            pending_hello: None,
+            outgoing,
+        });
     }
 
     /// Closes the session of a node and returns it.
     pub(crate) fn close_session(&mut self, ix: NodeIx) -> Option<Session> {
         let session = self.get_mut(ix).session.take()?;
         self.by_epoch.remove(&session.epoch);
-        self.by_peer.remove(&session.peer);
+        self.by_connection.remove(&session.connection);
         Some(session)
     }
 
@@ -318,8 +327,8 @@ impl Nodes {
     }
 
     #[cfg(any(test, feature = "invariants"))]
-    pub(crate) fn sessions(&self) -> (&BTreeMap<Epoch, NodeIx>, &BTreeMap<Peer, NodeIx>) {
-        (&self.by_epoch, &self.by_peer)
+    pub(crate) fn sessions(&self) -> (&BTreeMap<Epoch, NodeIx>, &BTreeMap<ConnectionId, NodeIx>) {
+        (&self.by_epoch, &self.by_connection)
     }
 
     /// Returns the nodes after a name: at most `limit`, at most [`PAGE_ROWS_MAX`], and only as many

@@ -7,14 +7,13 @@
 use alloc::format;
 use alloc::string::String;
 use podmesh_protocol::access::PublicKey;
-use podmesh_protocol::client::ReplyBody;
 use podmesh_protocol::error::{ErrorCode, ErrorReply};
 use podmesh_protocol::event::EventFact;
 use podmesh_protocol::limits::KEYS_MAX;
 use podmesh_protocol::time::Now;
 
 use crate::Core;
-use crate::step::{Change, Effect, KeyRow, Step};
+use crate::step::{Answer, Change, Effect, KeyRow, Step};
 
 impl KeyRow {
     /// Returns whether the name of the owner stands for this key: it is valid, and does not still
@@ -31,7 +30,7 @@ impl Core {
         old: PublicKey,
         new: PublicKey,
         out: &mut Step,
-    ) -> Result<ReplyBody, ErrorReply> {
+    ) -> Result<Answer, ErrorReply> {
         let refuse = |code, message: String| Err(ErrorReply::new(code, message));
         let keys = &self.state.keys;
         let Some(row) = keys.get(&old).filter(|row| row.has_name()) else {
@@ -41,7 +40,7 @@ impl Core {
         match keys.get(&new) {
             // A repeated request: the answer may have been lost.
             Some(known) if known.renews == Some(old) && !known.revoked => {
-                return Ok(ReplyBody::KeyRenewed);
+                return Ok(Answer::KeyRenewed);
             }
             Some(_) => {
                 let message = "this manager already knows the new key, and a key can be added only once: create another one";
@@ -65,10 +64,10 @@ impl Core {
         let (role, name) = (row.role, row.name.clone());
         self.state.record(out, Change::KeySaved(row));
         out.effects.push(Effect::KeyEnrolled { key: new, role, name, renews: true });
-        Ok(ReplyBody::KeyRenewed)
+        Ok(Answer::KeyRenewed)
     }
 
-    pub(crate) fn renewed_key_used(&mut self, key: PublicKey, out: &mut Step) {
+    pub(crate) fn on_renewed_key_used(&mut self, key: PublicKey, out: &mut Step) {
         let Some(row) = self.state.keys.get(&key).filter(|row| !row.revoked) else { return };
         let Some(old) = row.renews else { return };
         let row = KeyRow { renews: None, ..row.clone() };

@@ -11,7 +11,7 @@ use podmesh_protocol::time::Now;
 
 use crate::Core;
 use crate::faults::planted;
-use crate::input::{Input, Peer};
+use crate::input::{ConnectionId, Input};
 use crate::nodes::NodeIx;
 use crate::step::{Change, Effect, Step};
 
@@ -21,12 +21,12 @@ impl Core {
     pub(crate) fn on_attempts_reported(
         &mut self,
         now: Now,
-        peer: Peer,
+        connection: ConnectionId,
         epoch: Epoch,
         reports: Vec<Report>,
         out: &mut Step,
     ) {
-        let mut of = self.nodes.by_session(&peer, epoch);
+        let mut of = self.nodes.by_session(connection, epoch);
         if planted!(self, SessionsNotFenced) && of.is_none() {
             of = reports.first().and_then(|Report(_, AttemptId { task, .. }, _)| {
                 self.nodes.by_name(&self.state.jobs.get(&task.job)?.active.get(&task.index)?.node)
@@ -34,10 +34,10 @@ impl Core {
         }
         let Some(ix) = of else {
             let message = ToPeer::HelloAgain(epoch);
-            return out.effects.push(Effect::Send { peer, message });
+            return out.effects.push(Effect::Send { connection, message });
         };
         if !self.confirm_hello(now, ix, out) {
-            let rest = Input::AttemptsReported { peer, epoch, reports };
+            let rest = Input::AttemptsReported { connection, epoch, reports };
             return self.backlog.push_front(rest);
         }
         let mut gap = false;
@@ -54,7 +54,7 @@ impl Core {
             }
             if !self.has_room(out) {
                 let reports = left.collect();
-                let rest = Input::AttemptsReported { peer: peer.clone(), epoch, reports };
+                let rest = Input::AttemptsReported { connection, epoch, reports };
                 self.backlog.push_front(rest);
                 break;
             }
@@ -66,10 +66,10 @@ impl Core {
         if let Some(acked) = self.nodes.get(ix).acked {
             let acked = acked + u64::from(planted!(self, AckedTooEarly));
             let message = ToPeer::Acked(epoch, acked);
-            out.effects.push(Effect::Send { peer: peer.clone(), message });
+            out.effects.push(Effect::Send { connection, message });
         }
         if gap {
-            out.effects.push(Effect::Send { peer, message: ToPeer::HelloAgain(epoch) });
+            out.effects.push(Effect::Send { connection, message: ToPeer::HelloAgain(epoch) });
         }
     }
 

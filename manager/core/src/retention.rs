@@ -12,19 +12,18 @@ use podmesh_protocol::ids::{JobId, Name};
 use crate::Core;
 use crate::faults::planted;
 use crate::nodes::NodeIx;
-use crate::step::{Change, Effect, KeyRow, NodeRow, Step};
+use crate::step::{Answer, Change, KeyRow, NodeRow, Step};
 
 /// Changes up to which a step takes more nodes and keys.
 const CHANGES_MAX: usize = 2_000;
 
 impl Core {
-    pub(crate) fn on_job_removal_requested(
+    pub(crate) fn remove_jobs(
         &mut self,
-        question: u64,
         mut jobs: Vec<JobId>,
         by: Option<Name>,
         out: &mut Step,
-    ) {
+    ) -> Answer {
         let all = planted!(self, ActiveJobRemoved);
         jobs.retain(|job| {
             let known = (JobId(1)..=self.state.last_job).contains(job);
@@ -39,7 +38,7 @@ impl Core {
         for job in jobs {
             self.state.record(out, Change::JobRemoved(job));
         }
-        out.effects.push(Effect::JobsRemoved { question, jobs: count });
+        Answer::JobsRemoved { jobs: count }
     }
 
     /// Saves the age clock, and removes nodes that have been lost and keys that have been revoked

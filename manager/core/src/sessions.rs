@@ -24,7 +24,7 @@ use podmesh_protocol::time::Now;
 
 use crate::Core;
 use crate::faults::planted;
-use crate::input::{HeartbeatChange, Input, Peer};
+use crate::input::{ConnectionId, HeartbeatChange, Input};
 use crate::lease::late_after_ms;
 use crate::nodes::{NodeIx, PendingHello};
 use crate::step::{Change, Effect, NodeRow, Step};
@@ -34,28 +34,29 @@ impl Core {
     pub(crate) fn on_agent_connected(
         &mut self,
         now: Now,
-        peer: Peer,
+        connection: ConnectionId,
         caller: Caller,
         hello: Box<Hello>,
         out: &mut Step,
     ) {
-        let admitted = self.may_say_hello(&caller, &hello).and_then(|()| self.admit(&peer, &hello));
+        let admitted =
+            self.may_say_hello(&caller, &hello).and_then(|()| self.admit(connection, &hello));
         let (known, held) = match admitted {
             Ok(admitted) => admitted,
             Err(error) => {
                 tracing::info!(node = %hello.node, %error, "the session of an agent was refused");
                 let message = ToPeer::Refused(error);
-                return out.effects.push(Effect::Send { peer, message });
+                return out.effects.push(Effect::Send { connection, message });
             }
         };
         let missing =
             known.map_or_else(VecDeque::new, |ix| self.missing_attempts(ix, &hello, &held));
         let boot_id = hello.boot_id.clone();
-        let ix = self.open_session(known, &peer, *hello, out);
+        let ix = self.open_session(known, connection, *hello, out);
         if let Some(session) = &mut self.nodes.get_mut(ix).session {
             session.pending_hello = Some(PendingHello { boot_id, missing });
         }
-        self.welcome(now, ix, &peer, &held, out);
+        self.welcome(now, ix, connection, &held, out);
         if planted!(self, LateHelloCounts) {
             self.confirm_hello(now, ix, out);
         }
@@ -97,7 +98,7 @@ impl Core {
     /// that it holds.
     fn admit(
         &self,
-        peer: &Peer,
+        connection: ConnectionId,
         hello: &Hello,
     ) -> Result<(Option<NodeIx>, BTreeSet<AttemptId>), ErrorReply> {
         let refuse = |code, message: String| Err(ErrorReply::new(code, message));
@@ -121,7 +122,7 @@ impl Core {
             Ok(held) => held,
             Err(why) => return refuse(ErrorCode::BadMessage, format!("hello: {why}")),
         };
-        if let Some(other) = self.nodes.by_peer(peer) {
+        if let Some(other) = self.nodes.by_connection(connection) {
             let other = &self.nodes.get(other).row.node;
             if *other != hello.node {
                 let message = format!(
@@ -203,7 +204,7 @@ impl Core {
     fn open_session(
         &mut self,
         known: Option<NodeIx>,
-        peer: &Peer,
+        connection: ConnectionId,
         hello: Hello,
         out: &mut Step,
     ) -> NodeIx {
@@ -259,7 +260,7 @@ impl Core {
         };
         let node = self.nodes.get_mut(ix);
         (node.withdrawn, node.unenforced) = (withdrawn, unenforced);
-        self.nodes.open_session(ix, epoch, peer.clone());
+        self.nodes.open_session(ix, epoch, connection);
         if is_new_owner {
             // Its first heartbeat makes it alive. A delayed hello of the previous owner must not
             // get work, because that would keep the name from the current one.
@@ -284,7 +285,7 @@ impl Core {
         &mut self,
         now: Now,
         ix: NodeIx,
-        peer: &Peer,
+        connection: ConnectionId,
         held: &BTreeSet<AttemptId>,
         out: &mut Step,
     ) {
@@ -344,19 +345,25 @@ impl Core {
         out.effects.push(Effect::SessionOpened {
             epoch: session.epoch,
             node: node.row.node.clone(),
-            peer: peer.clone(),
+            connection,
         });
-        out.effects.push(Effect::Send { peer: peer.clone(), message: ToPeer::Welcome(welcome) });
+        out.effects.push(Effect::Send { connection, message: ToPeer::Welcome(welcome) });
         if restarted {
             self.expect_reaction(now, ix);
         }
     }
 
     /// Handles the orderly end of a session by its agent. Containers may continue: the lease runs.
-    pub(crate) fn on_agent_left(&mut self, now: Now, peer: Peer, epoch: Epoch, out: &mut Step) {
-        let Some(ix) = self.nodes.by_session(&peer, epoch) else {
+    pub(crate) fn on_agent_left(
+        &mut self,
+        now: Now,
+        connection: ConnectionId,
+        epoch: Epoch,
+        out: &mut Step,
+    ) {
+        let Some(ix) = self.nodes.by_session(connection, epoch) else {
             let message = ToPeer::HelloAgain(epoch);
-            return out.effects.push(Effect::Send { peer, message });
+            return out.effects.push(Effect::Send { connection, message });
         };
         self.leave(now, ix, "its agent was stopped", out);
     }
@@ -373,12 +380,17 @@ impl Core {
         }
     }
 
-    /// Handles a peer that can no longer be reached. An agent then needs a new session. Until it
+    /// Handles a connection that can no longer be reached. An agent then needs a new session. Until it
     /// asks for one, its heartbeats may continue, but nothing new is placed on its node.
-    pub(crate) fn on_peer_gone(&mut self, now: Now, peer: &Peer, out: &mut Step) {
-        let Some(ix) = self.nodes.by_peer(peer) else { return };
+    pub(crate) fn on_connection_gone(
+        &mut self,
+        now: Now,
+        connection: ConnectionId,
+        out: &mut Step,
+    ) {
+        let Some(ix) = self.nodes.by_connection(connection) else { return };
         if let Some(session) = &mut self.nodes.get_mut(ix).session {
-            session.peer_gone = true;
+            session.connection_gone = true;
         }
         if let Some(name) = self.nodes.become_suspect(ix, now.mono_ms) {
             let why = "its connection is gone".into();
@@ -419,7 +431,8 @@ impl Core {
             }
             HeartbeatChange::Resumed => {
                 let node = self.nodes.get_mut(ix);
-                let reachable = node.session.as_ref().is_some_and(|session| !session.peer_gone);
+                let reachable =
+                    node.session.as_ref().is_some_and(|session| !session.connection_gone);
                 if node.state == NodeState::Suspect && reachable {
                     node.state = NodeState::Alive;
                     out.events.push(EventFact::NodeRecovered(node.row.node.clone()));

@@ -16,7 +16,7 @@ use podmesh_protocol::session::ToPeer;
 use podmesh_protocol::spec::{JobSpec, Resources, RuntimeKind};
 use serde::{Deserialize, Serialize};
 
-use crate::input::Peer;
+use crate::input::{ConnectionId, Ticket};
 
 /// The result of one call of [`Core::step`](crate::Core::step): what to commit, and what to do
 /// after the commit.
@@ -214,10 +214,10 @@ pub struct KeyRow {
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[expect(clippy::large_enum_variant, reason = "nearly all of them are `Send`, the largest")]
 pub enum Effect {
-    /// Send a message.
+    /// Send a message to an agent.
     Send {
-        /// The receiver.
-        peer: Peer,
+        /// The connection of the agent.
+        connection: ConnectionId,
         /// The message.
         message: ToPeer,
     },
@@ -228,25 +228,14 @@ pub enum Effect {
         /// Its node.
         node: Name,
         /// The connection of its agent.
-        peer: Peer,
+        connection: ConnectionId,
     },
-    /// The answer to [`AccessInput::TokenRequested`](crate::input::AccessInput::TokenRequested).
-    TokenCreated {
-        /// The client that asked.
-        peer: Peer,
-        /// The number that the client gave the request.
-        request: u64,
-        /// The token's number.
-        id: TokenId,
-        /// The time at which it expires, by the manager's clock.
-        expires_wall_ms: u64,
-    },
-    /// The answer to [`AccessInput::JoinRequested`](crate::input::AccessInput::JoinRequested).
-    JoinAnswered {
-        /// The number that the shell gave the question.
-        question: u64,
-        /// The role and name of the owner, or why they may not join.
-        result: Result<(Role, Name), ErrorReply>,
+    /// The answer to a command.
+    Answered {
+        /// The command.
+        ticket: Ticket,
+        /// What was done, or why it was not.
+        result: Result<Answer, ErrorReply>,
     },
     /// A key is valid from now on.
     KeyEnrolled {
@@ -257,7 +246,7 @@ pub enum Effect {
         /// The name of its owner.
         name: Name,
         /// Whether the shell must tell the core of its first use, by
-        /// [`AccessInput::RenewedKeyUsed`](crate::input::AccessInput::RenewedKeyUsed).
+        /// [`Input::RenewedKeyUsed`](crate::input::Input::RenewedKeyUsed).
         renews: bool,
     },
     /// A key is no longer valid. The shell must cut its connections.
@@ -270,29 +259,57 @@ pub enum Effect {
         /// The session.
         epoch: Epoch,
     },
-    /// The answer to [`Input::ExplanationRequested`](crate::input::Input::ExplanationRequested).
-    Explained {
-        /// The number that the shell gave the question.
-        question: u64,
-        /// Why the job's queued tasks wait; empty if the job has none.
-        waits_for: Vec<String>,
+}
+
+/// What was done for a [`Command`](crate::input::Command).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Answer {
+    /// A job was submitted.
+    Submitted {
+        /// Its number.
+        job: JobId,
+        /// Whether it had been submitted before.
+        again: bool,
     },
-    /// The answer to [`Input::JobRemovalRequested`](crate::input::Input::JobRemovalRequested).
-    JobsRemoved {
-        /// The number that the shell gave the question.
-        question: u64,
-        /// How many were removed.
-        jobs: u32,
+    /// A job was cancelled.
+    Cancelled {
+        /// Its state.
+        state: JobState,
     },
-    /// Answer a request to cancel a job that has already ended, with the job's final state. The
-    /// shell reads the state from the database, because the core keeps no ended jobs. Effects come
-    /// after the commit, so the job is there, unless it was removed.
-    CancelOfEndedJob {
-        /// The client that asked.
-        peer: Peer,
-        /// The number that the client gave the request.
-        request: u64,
+    /// The job to cancel has already ended, or was removed. The shell finds its state in the
+    /// database, because the core keeps no ended jobs.
+    EndedBefore {
         /// The job.
         job: JobId,
+    },
+    /// Jobs were removed.
+    JobsRemoved {
+        /// How many.
+        jobs: u32,
+    },
+    /// A node was forgotten.
+    NodeForgotten {
+        /// Whether it has a key that is still valid.
+        enrolled: bool,
+    },
+    /// A join token was created.
+    TokenCreated {
+        /// Its number.
+        id: TokenId,
+        /// The time at which it expires, by the manager's clock.
+        expires_wall_ms: u64,
+    },
+    /// A join token was revoked.
+    TokenRevoked,
+    /// A new key was added.
+    KeyRenewed,
+    /// A key was revoked.
+    KeyRevoked,
+    /// The owner of a key has joined.
+    Joined {
+        /// Their role.
+        role: Role,
+        /// Their name.
+        name: Name,
     },
 }

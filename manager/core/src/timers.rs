@@ -183,3 +183,13 @@ pub(crate) fn seconds(ms: Millis) -> String {
         _ => format!("{:.1}", ms as f64 / 1000.0),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::seconds;
+
+    #[test]
+    fn seconds_are_written_for_people() {
+        assert_eq!([15_000, 300].map(seconds), ["15", "0.3"]);
+    }
+}

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use fastrand::Rng;
-use podmesh_manager_core::input::{AccessInput, ForgetRequest, HeartbeatChange, Input, Peer};
+use podmesh_manager_core::input::{Command, ConnectionId, HeartbeatChange, Input, Ticket};
 use podmesh_manager_core::state::{State, Versioned};
 use podmesh_manager_core::step::{Change, Effect, Step};
 use podmesh_manager_core::{Core, CoreConfig};
@@ -37,11 +37,7 @@ struct World {
     now: Now,
     rng: Rng,
     /// The open session of each node, with its connection and the number of its last report.
-    sessions: BTreeMap<&'static str, (Epoch, Peer, u64)>,
-}
-
-fn peer(number: u64) -> Peer {
-    Peer(Arc::from(number.to_be_bytes().as_slice()))
+    sessions: BTreeMap<&'static str, (Epoch, ConnectionId, u64)>,
 }
 
 impl World {
@@ -96,7 +92,7 @@ impl World {
         assert_eq!(spec.validate(), Ok(()));
         let submission = SubmissionId(Uuid::from_u128(self.rng.u128(..)));
         let spec = Arc::new(spec);
-        self.give(Input::JobSubmitted { peer: peer(0), request: 1, submission, spec });
+        self.command(Command::Submit { submission, spec });
     }
 
     fn connect(&mut self, node: &'static str) {
@@ -123,22 +119,22 @@ impl World {
             attempts,
         };
         let caller = Caller { role: Role::Admin, name: name("root"), key: None };
-        let peer = peer(self.rng.u64(..));
+        let connection = ConnectionId(self.rng.u64(..));
         let hello = Box::new(hello);
-        let effects = self.give(Input::AgentConnected { peer: peer.clone(), caller, hello });
+        let effects = self.give(Input::AgentConnected { connection, caller, hello });
         let welcome = effects.iter().find_map(|effect| match effect {
             Effect::Send { message: ToPeer::Welcome(welcome), .. } => Some(welcome),
             _ => None,
         });
         if let Some(welcome) = welcome {
             let epoch = welcome.epoch;
-            self.sessions.insert(node, (epoch, peer, welcome.acked));
+            self.sessions.insert(node, (epoch, connection, welcome.acked));
             self.give(Input::HeartbeatChanged { epoch, change: HeartbeatChange::Begun });
         }
     }
 
     fn report(&mut self, node: &'static str) {
-        let Some((epoch, peer, last)) = self.sessions.get(node).cloned() else { return };
+        let Some((epoch, connection, last)) = self.sessions.get(node).copied() else { return };
         let jobs = self.core.state().jobs.values();
         let active: Vec<AttemptId> = jobs
             .flat_map(|job| {
@@ -156,47 +152,31 @@ impl World {
             _ => ReportFact::Ended(Outcome::exited(0)),
         };
         let reports = vec![Report(last + 1, attempt, fact)];
-        self.sessions.insert(node, (epoch, peer.clone(), last + 1));
-        self.give(Input::AttemptsReported { peer, epoch, reports });
+        self.sessions.insert(node, (epoch, connection, last + 1));
+        self.give(Input::AttemptsReported { connection, epoch, reports });
     }
 
     fn access(&mut self) {
         let by = name("root");
         let token = TokenId(self.rng.u64(0..4));
         let node = name(NODES[self.rng.usize(0..3)]);
-        let input = match self.rng.u8(0..6) {
-            0 => AccessInput::TokenRequested {
-                peer: peer(0),
-                request: 1,
-                by,
-                secret_hash: [1; 32],
-                role: Role::Viewer,
-                ttl_ms: 60_000,
-                uses: 3,
-            },
-            1 => AccessInput::TokenRevokeRequested { peer: peer(0), request: 1, by, id: token },
-            2 | 3 => AccessInput::JoinRequested {
-                question: 1,
-                key: PublicKey([self.rng.u8(0..5); 32]),
-                token,
-                secret_hash: [1; 32],
-                name: node,
-            },
-            4 => AccessInput::RenewRequested {
-                peer: peer(0),
-                request: 1,
-                old: PublicKey([self.rng.u8(0..5); 32]),
-                new: PublicKey([self.rng.u8(5..9); 32]),
-            },
-            _ => AccessInput::RevokeRequested {
-                peer: peer(0),
-                request: 1,
-                by,
-                kind: PrincipalKind::User,
-                name: node,
-            },
+        let (old, new) = (PublicKey([self.rng.u8(0..5); 32]), PublicKey([self.rng.u8(5..9); 32]));
+        let secret_hash = [1; 32];
+        let command = match self.rng.u8(0..6) {
+            0 => {
+                let (role, ttl_ms, uses) = (Role::Viewer, 60_000, 3);
+                Command::CreateToken { by, secret_hash, role, ttl_ms, uses }
+            }
+            1 => Command::RevokeToken { by, id: token },
+            2 | 3 => Command::Join { key: old, token, secret_hash, name: node },
+            4 => Command::RenewKey { old, new },
+            _ => Command::RevokeKey { by, kind: PrincipalKind::User, name: node },
         };
-        self.give(Input::Access(input));
+        self.command(command);
+    }
+
+    fn command(&mut self, command: Command) {
+        self.give(Input::Command(Ticket(1), command));
     }
 
     fn pass(&mut self, ms: u64) {
@@ -228,13 +208,13 @@ fn the_core_a_follower_and_the_database_have_the_same_state() {
                 7..22 => world.report(node),
                 22 => {
                     let job = JobId(world.rng.u64(0..30));
-                    world.give(Input::CancelRequested { peer: peer(0), request: 1, job });
+                    world.command(Command::Cancel { job });
                 }
                 23 => world.restart(),
                 24 => {
                     let by = name("root");
                     let jobs = (1..20).map(JobId).collect();
-                    world.give(Input::JobRemovalRequested { question: 1, jobs, by: Some(by) });
+                    world.command(Command::RemoveJobs { jobs, by: Some(by) });
                 }
                 25 => {
                     let (age_ms, keep_ms, by) = (world.now.mono_ms, 100_000, name("root"));
@@ -242,9 +222,7 @@ fn the_core_a_follower_and_the_database_have_the_same_state() {
                 }
                 26 => {
                     let (by, node) = (name("root"), name(node));
-                    let force = true;
-                    let asked = ForgetRequest { peer: peer(0), request: 1, by, node, force };
-                    world.give(Input::ForgetRequested(asked));
+                    world.command(Command::ForgetNode { by, node, force: true });
                 }
                 27..30 => world.access(),
                 _ => {

@@ -4,9 +4,9 @@ use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
-use podmesh_manager_core::input::Peer;
+use podmesh_manager_core::input::{ConnectionId, Ticket};
 use podmesh_manager_core::state::{Losses, State};
-use podmesh_manager_core::step::{Change, Effect, JobRow, KeyRow, NodeRow, Step, TokenRow};
+use podmesh_manager_core::step::{Answer, Change, Effect, JobRow, KeyRow, NodeRow, Step, TokenRow};
 use podmesh_protocol::access::{PublicKey, Role, TokenId};
 use podmesh_protocol::client::ReplyBody;
 use podmesh_protocol::event::EventFact;
@@ -110,8 +110,8 @@ fn step(changes: Vec<Change>) -> TimedStep {
     TimedStep { step: Step { changes, ..Step::default() }, wall_ms: 1, age_ms: 1 }
 }
 
-fn effect(question: u64) -> Effect {
-    Effect::Explained { question, waits_for: Vec::new() }
+fn effect(ticket: u64) -> Effect {
+    Effect::Answered { ticket: Ticket(ticket), result: Ok(Answer::TokenRevoked) }
 }
 
 fn events(first: u64, facts: Vec<EventFact>) -> TimedStep {
@@ -607,8 +607,8 @@ fn effects_are_released_without_a_commit_if_there_is_nothing_to_write() {
     let mut store = open(dir.path()).unwrap();
     let other = Connection::open(dir.path().join(FILE_NAME)).unwrap();
     other.execute_batch("BEGIN IMMEDIATE").unwrap();
-    let peer = Peer(Arc::from(&b"peer"[..]));
-    let send = Effect::Send { peer, message: ToPeer::HelloAgain(Epoch(1)) };
+    let connection = ConnectionId(1);
+    let send = Effect::Send { connection, message: ToPeer::HelloAgain(Epoch(1)) };
     let mut only = step(Vec::new());
     only.step.effects = vec![send.clone()];
     assert_eq!(write(&mut store, vec![only]).effects, [send]);

@@ -2,13 +2,10 @@
 
 use std::path::Path;
 
-use podmesh_protocol::access::{JoinToken, KeyDigest, PublicKey, Role, TokenId};
-use podmesh_protocol::client::{
-    LogPosition, LogRead, LogStream, PrincipalKind, ReplyBody, RequestBody,
-};
+use podmesh_protocol::access::{JoinToken, Role, TokenId};
+use podmesh_protocol::client::{PrincipalKind, ReplyBody, RequestBody};
 use podmesh_protocol::error::ErrorCode;
 use podmesh_protocol::event::EventFact;
-use podmesh_protocol::ids::{AttemptId, JobId, Revision, TaskId};
 use podmesh_protocol::report::{Outcome, Report, ReportFact};
 use podmesh_protocol::session::{ToManager, ToPeer};
 use podmesh_wire::WireError;
@@ -35,93 +32,17 @@ async fn join(client: &Client, dir: &Path, role: Role, who: &str) -> Route {
     enrolment.route(&dir, None).unwrap()
 }
 
-/// Returns one request of each kind.
-fn requests() -> Vec<RequestBody> {
-    let (job, task) = (JobId(1), TaskId { job: JobId(1), index: 1 });
-    let attempt = AttemptId::new(JobId(1), 1, 1);
-    let log = LogRead {
-        attempt,
-        stream: LogStream::Stdout,
-        from: LogPosition::Offset(0),
-        bytes_max: 1,
-        wait_ms: 0,
-    };
-    let all = vec![
-        RequestBody::Info,
-        RequestBody::WhoAmI,
-        RequestBody::Jobs { before: None, active: false, limit: 1 },
-        RequestBody::Job { job, since: None, wait_ms: 0 },
-        RequestBody::Tasks { job, from: 1, state: None, limit: 1 },
-        RequestBody::Task { task, unless: None, wait_ms: 0 },
-        RequestBody::Nodes { after: None, limit: 1 },
-        RequestBody::Events { since: Revision(0) },
-        RequestBody::Log(log),
-        submit_body(77, 1),
-        RequestBody::Cancel { job },
-        RequestBody::Forget { first: job, last: job },
-        RequestBody::TokenCreate { role: Role::Agent, ttl_ms: 1000, uses: 1 },
-        RequestBody::Tokens,
-        RequestBody::TokenRevoke { id: TokenId(999) },
-        RequestBody::Users { after: None, limit: 1 },
-        RequestBody::NodeForget { node: "nobody".parse().unwrap(), force: false },
-        RequestBody::Revoke { kind: PrincipalKind::User, name: "nobody".parse().unwrap() },
-        RequestBody::KeyRenew { key: PublicKey([9; 32]) },
-        RequestBody::KeyRotate { key: KeyDigest([9; 32]) },
-    ];
-    // A new kind of request must also be added above.
-    for body in &all {
-        match body {
-            RequestBody::Info
-            | RequestBody::WhoAmI
-            | RequestBody::Jobs { .. }
-            | RequestBody::Job { .. }
-            | RequestBody::Tasks { .. }
-            | RequestBody::Task { .. }
-            | RequestBody::Nodes { .. }
-            | RequestBody::Events { .. }
-            | RequestBody::Log(_)
-            | RequestBody::Submit { .. }
-            | RequestBody::Cancel { .. }
-            | RequestBody::Forget { .. }
-            | RequestBody::TokenCreate { .. }
-            | RequestBody::Tokens
-            | RequestBody::TokenRevoke { .. }
-            | RequestBody::Users { .. }
-            | RequestBody::Revoke { .. }
-            | RequestBody::NodeForget { .. }
-            | RequestBody::KeyRenew { .. }
-            | RequestBody::KeyRotate { .. } => {}
-        }
-    }
-    all
-}
-
 #[tokio::test]
-async fn every_role_may_send_exactly_its_requests() {
+async fn a_viewer_may_look_but_not_submit() {
     let dir = tempfile::tempdir().unwrap();
     let manager = start(dir.path()).await;
     let admin = manager.client().await;
-    submit(&admin, 1, 1).await;
-    for role in Role::ALL {
-        let route = join(&admin, dir.path(), role, role.as_str()).await;
-        let client = Client::connect(&route).await.unwrap();
-        let mut allowed = 0;
-        for body in requests() {
-            let name = format!("{role}: {body:?}");
-            let forbidden = match client.request(body).await {
-                Err(ClientError::Refused(error)) => error.code == ErrorCode::Forbidden,
-                Ok(_) => false,
-                other => panic!("{name}: {other:?}"),
-            };
-            allowed += usize::from(!forbidden);
-        }
-        let expected = match role {
-            Role::Agent => 3,
-            Role::Viewer => 10,
-            Role::Operator => 12,
-            Role::Admin => 20,
-        };
-        assert_eq!(allowed, expected, "{role}");
+    let route = join(&admin, dir.path(), Role::Viewer, "vera").await;
+    let viewer = Client::connect(&route).await.unwrap();
+    viewer.request(RequestBody::Nodes { after: None, limit: 1 }).await.unwrap();
+    match viewer.request(submit_body(77, 1)).await {
+        Err(ClientError::Refused(error)) => assert_eq!(error.code, ErrorCode::Forbidden),
+        other => panic!("{other:?}"),
     }
     manager.stop().await;
 }

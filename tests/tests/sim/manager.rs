@@ -2,12 +2,11 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
-use podmesh_manager_core::input::{Input, Peer};
+use podmesh_manager_core::input::{ConnectionId, Input};
 use podmesh_manager_core::lease::LeaseTable;
-use podmesh_manager_core::step::{Change, Effect, Step};
+use podmesh_manager_core::step::{Answer, Change, Effect, Step};
 use podmesh_manager_core::{Core, CoreConfig};
 use podmesh_protocol::access::{Caller, Role};
-use podmesh_protocol::client::{Reply, ReplyBody};
 use podmesh_protocol::event::EventFact;
 use podmesh_protocol::ids::{AttemptId, Epoch, Name};
 use podmesh_protocol::limits::LEASE_MS_DEFAULT;
@@ -33,7 +32,7 @@ pub(crate) struct Manager {
     /// The watched sessions, each with its stream.
     watched: BTreeMap<Epoch, Option<StreamId>>,
     /// The session of each node, as decided.
-    sessions: BTreeMap<usize, (Epoch, Peer)>,
+    sessions: BTreeMap<usize, (Epoch, ConnectionId)>,
     /// Steps that are not committed, with the time of the decision.
     pending: VecDeque<(u64, Step)>,
     committing: bool,
@@ -65,14 +64,6 @@ impl Manager {
     pub(crate) fn rests(&self) -> bool {
         self.pending.is_empty() && self.committed.is_empty()
     }
-}
-
-pub(crate) fn peer_of(conn: ConnId) -> Peer {
-    Peer(conn.to_be_bytes().as_slice().into())
-}
-
-fn conn_of(peer: &Peer) -> Option<ConnId> {
-    Some(ConnId::from_be_bytes(peer.0.as_ref().try_into().ok()?))
 }
 
 impl World {
@@ -213,9 +204,9 @@ impl World {
 
     /// Returns whether the input contains reports of a session that is not the node's current one.
     fn is_stale(&self, input: &Input) -> bool {
-        let Input::AttemptsReported { peer, epoch, .. } = input else { return false };
+        let Input::AttemptsReported { connection, epoch, .. } = input else { return false };
         let sessions = self.manager.iter().flat_map(|manager| manager.sessions.values());
-        let mut sessions = sessions.filter(|(of, by)| of == epoch && by == peer);
+        let mut sessions = sessions.filter(|(of, by)| of == epoch && by == connection);
         sessions.next().is_none()
     }
 
@@ -254,11 +245,10 @@ impl World {
         }
         for effect in &step.effects {
             match effect {
-                Effect::SessionOpened { epoch, peer, .. } => {
-                    let conn = conn_of(peer).expect("a session has a connection");
-                    let at = self.conns[&conn].node;
+                Effect::SessionOpened { epoch, connection, .. } => {
+                    let at = self.conns[&connection.0].node;
                     if let Some(manager) = &mut self.manager {
-                        manager.sessions.insert(at, (*epoch, peer.clone()));
+                        manager.sessions.insert(at, (*epoch, *connection));
                     }
                 }
                 Effect::SessionClosed { epoch } => {
@@ -354,7 +344,7 @@ impl World {
             let Some(manager) = &mut self.manager else { return };
             let mono_ms = manager.now(self.now).mono_ms;
             match effect {
-                Effect::Send { peer, message } => self.send_to(peer, message),
+                Effect::Send { connection, message } => self.send_to(connection, message),
                 Effect::SessionOpened { epoch, .. } => {
                     manager.leases.open(mono_ms, epoch);
                     manager.watched.insert(epoch, None);
@@ -367,38 +357,29 @@ impl World {
                     }
                 }
                 // Nobody joins in this world: agents are trusted by their names.
-                Effect::Explained { .. }
-                | Effect::TokenCreated { .. }
-                | Effect::JoinAnswered { .. }
-                | Effect::KeyEnrolled { .. }
-                | Effect::KeyRevoked { .. }
-                | Effect::JobsRemoved { .. } => {}
-                Effect::CancelOfEndedJob { job, .. } if self.store.is_removed(job) => {}
-                Effect::CancelOfEndedJob { peer, request, job } => {
-                    let state = self.store.row(job).state;
-                    assert!(
-                        state.is_end(),
-                        "job {job} has not ended, but the reply to its cancel says so"
-                    );
-                    let result = Ok(ReplyBody::Cancelled { state });
-                    self.send_to(peer, ToPeer::Reply(Reply { id: request, result }));
+                Effect::KeyEnrolled { .. } | Effect::KeyRevoked { .. } => {}
+                Effect::Answered { ticket, result } => {
+                    if let Ok(Answer::EndedBefore { job }) = result {
+                        let ended =
+                            self.store.is_removed(job) || self.store.row(job).state.is_end();
+                        assert!(
+                            ended,
+                            "job {job} has not ended, but the reply to its cancel says so"
+                        );
+                    }
+                    if let Some(ask) = request_of(ticket) {
+                        self.reply_to(ask, result);
+                    }
                 }
             }
         }
     }
 
-    fn send_to(&mut self, peer: Peer, message: ToPeer) {
-        if let Some(ask) = request_of(&peer) {
-            if let ToPeer::Reply(reply) = message {
-                self.reply_to(ask, reply);
-            }
-            return;
-        }
-        let Some(conn) = conn_of(&peer) else { return };
-        if !self.send_down(conn, message)
+    fn send_to(&mut self, connection: ConnectionId, message: ToPeer) {
+        if !self.send_down(connection.0, message)
             && let Some(manager) = &self.manager
         {
-            let event = Event::ToCore(manager.life, Box::new(Input::PeerGone { peer }));
+            let event = Event::ToCore(manager.life, Box::new(Input::ConnectionGone { connection }));
             self.after(1, event);
         }
     }
@@ -479,17 +460,17 @@ impl World {
 
     /// Handles a message from an agent's connection.
     pub(crate) fn manager_receives(&mut self, conn: ConnId, message: ToManager) {
-        let peer = peer_of(conn);
+        let connection = ConnectionId(conn);
         match message {
             ToManager::Hello(hello) => {
                 let caller = Caller { role: Role::Agent, name: hello.node.clone(), key: None };
                 let hello = Box::new(hello);
-                self.feed_manager(Input::AgentConnected { peer, caller, hello });
+                self.feed_manager(Input::AgentConnected { connection, caller, hello });
             }
             ToManager::Reports(epoch, reports) => {
-                self.feed_manager(Input::AttemptsReported { peer, epoch, reports });
+                self.feed_manager(Input::AttemptsReported { connection, epoch, reports });
             }
-            ToManager::Goodbye(epoch) => self.feed_manager(Input::AgentLeft { peer, epoch }),
+            ToManager::Goodbye(epoch) => self.feed_manager(Input::AgentLeft { connection, epoch }),
             ToManager::LogSlice(..) | ToManager::Request(_) => {}
         }
     }
@@ -507,7 +488,7 @@ impl World {
         }
         self.conns.get_mut(&id).expect("it was there").manager_open = false;
         if self.rng.percent(95) {
-            self.feed_manager(Input::PeerGone { peer: peer_of(id) });
+            self.feed_manager(Input::ConnectionGone { connection: ConnectionId(id) });
         }
     }
 

@@ -3,8 +3,9 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use podmesh_manager_core::input::{ForgetRequest, Input, Peer};
-use podmesh_protocol::client::{Reply, ReplyBody};
+use podmesh_manager_core::input::{Command, Input, Ticket};
+use podmesh_manager_core::step::Answer;
+use podmesh_protocol::error::ErrorReply;
 use podmesh_protocol::ids::{JobId, SubmissionId};
 use podmesh_protocol::spec::{
     ArrayRange, DockerSpec, JobSpec, OnLost, Resources, RetryPolicy, RunSpec, RuntimeSpec,
@@ -36,29 +37,32 @@ pub(crate) enum UserRequest {
     Forget(usize, bool),
 }
 
-/// Returns the request that a peer stands for; `None` if the peer is not a user.
-pub(crate) fn request_of(peer: &Peer) -> Option<UserRequest> {
-    let [kind, number @ ..] = peer.0.as_ref() else { return None };
-    let number = u64::from_be_bytes(number.try_into().ok()?);
-    match kind {
-        b's' => Some(UserRequest::Submit(number as usize)),
-        b'c' => Some(UserRequest::Cancel(JobId(number))),
-        b'f' => Some(UserRequest::Forget(number as usize, false)),
-        b'F' => Some(UserRequest::Forget(number as usize, true)),
+/// What a user is told.
+pub(crate) type UserReply = Result<Answer, ErrorReply>;
+
+/// The kind of a request is in the highest byte of its ticket.
+const KIND: u32 = 56;
+
+/// Returns the request of a ticket; `None` if it is not one of a user.
+pub(crate) fn request_of(Ticket(ticket): Ticket) -> Option<UserRequest> {
+    let number = ticket & ((1 << KIND) - 1);
+    match ticket >> KIND {
+        1 => Some(UserRequest::Submit(number as usize)),
+        2 => Some(UserRequest::Cancel(JobId(number))),
+        3 => Some(UserRequest::Forget(number as usize, false)),
+        4 => Some(UserRequest::Forget(number as usize, true)),
         _ => None,
     }
 }
 
-fn peer_of(ask: UserRequest) -> Peer {
+fn ticket_of(ask: UserRequest) -> Ticket {
     let (kind, number) = match ask {
-        UserRequest::Submit(user) => (b's', user as u64),
-        UserRequest::Cancel(job) => (b'c', job.0),
-        UserRequest::Forget(node, false) => (b'f', node as u64),
-        UserRequest::Forget(node, true) => (b'F', node as u64),
+        UserRequest::Submit(user) => (1, user as u64),
+        UserRequest::Cancel(job) => (2, job.0),
+        UserRequest::Forget(node, false) => (3, node as u64),
+        UserRequest::Forget(node, true) => (4, node as u64),
     };
-    let mut bytes = vec![kind];
-    bytes.extend(number.to_be_bytes());
-    Peer(bytes.into())
+    Ticket(kind << KIND | number)
 }
 
 impl World {
@@ -153,7 +157,7 @@ impl World {
         };
         let jobs: Vec<JobId> = self.users.iter().enumerate().filter_map(known).collect();
         if !jobs.is_empty() && !self.is_manager_stalled() {
-            self.feed_manager(Input::JobRemovalRequested { question: 1, jobs, by: None });
+            self.feed_manager(Input::Command(Ticket(0), Command::RemoveJobs { jobs, by: None }));
         }
     }
 
@@ -180,42 +184,40 @@ impl World {
         if let Some(until) = manager.stalled(self.now) {
             return self.at(until, Event::RequestArrives(ask));
         }
-        let (peer, life) = (peer_of(ask), manager.life);
+        let (ticket, life) = (ticket_of(ask), manager.life);
         match ask {
             UserRequest::Submit(user) => {
                 let User { submission, spec, .. } = &self.users[user];
                 let (submission, spec) = (*submission, Arc::clone(spec));
                 // The reader of the database checks first.
                 if let Some(job) = self.store.of_submission(&submission) {
-                    let result = Ok(ReplyBody::Submitted { job, again: true });
-                    return self.reply_to(ask, Reply { id: 1, result });
+                    return self.reply_to(ask, Ok(Answer::Submitted { job, again: true }));
                 }
-                let input = Input::JobSubmitted { peer, request: 1, submission, spec };
+                let input = Input::Command(ticket, Command::Submit { submission, spec });
                 let pause = self.rng.short(20);
                 self.after(pause, Event::ToCore(life, Box::new(input)));
             }
             UserRequest::Cancel(job) => {
-                self.feed_manager(Input::CancelRequested { peer, request: 1, job });
+                self.feed_manager(Input::Command(ticket, Command::Cancel { job }));
             }
             UserRequest::Forget(node, force) => {
                 let (node, by) = (self.nodes[node].name.clone(), "user".parse().expect("a name"));
-                let asked = ForgetRequest { peer, request: 1, by, node, force };
-                self.feed_manager(Input::ForgetRequested(asked));
+                let command = Command::ForgetNode { by, node, force };
+                self.feed_manager(Input::Command(ticket, command));
             }
         }
     }
 
-    pub(crate) fn reply_to(&mut self, ask: UserRequest, reply: Reply) {
+    pub(crate) fn reply_to(&mut self, ask: UserRequest, reply: UserReply) {
         if self.calm || self.rng.percent(80) {
             let late = self.rng.short(3_000);
             self.after(late, Event::ReplyArrives(ask, reply));
         }
     }
 
-    pub(crate) fn reply_arrives(&mut self, ask: UserRequest, reply: Reply) {
+    pub(crate) fn reply_arrives(&mut self, ask: UserRequest, reply: UserReply) {
         note!(self, "user receives: {ask:?} {reply:?}");
-        let (UserRequest::Submit(user), Ok(ReplyBody::Submitted { job, .. })) = (ask, reply.result)
-        else {
+        let (UserRequest::Submit(user), Ok(Answer::Submitted { job, .. })) = (ask, reply) else {
             return;
         };
         let User { submission, acked, .. } = &mut self.users[user];

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use podmesh_agent_core::input::RuntimeFact;
-use podmesh_manager_core::input::Input;
+use podmesh_manager_core::input::{Command, Input};
 use podmesh_protocol::ids::{AttemptId, SubmissionId};
 use podmesh_protocol::spec::Resources;
 
@@ -13,7 +13,7 @@ use crate::manager::Manager;
 use crate::net::{Conn, ConnId, Direction, Stream, StreamId};
 use crate::rng::Rng;
 use crate::store::Store;
-use crate::users::{User, UserRequest};
+use crate::users::{User, UserReply, UserRequest};
 
 /// The id of one run of a process. Never reused.
 pub(crate) type Life = u64;
@@ -32,7 +32,7 @@ pub(crate) enum Event {
     Chaos,
     UserSubmits(usize),
     RequestArrives(UserRequest),
-    ReplyArrives(UserRequest, podmesh_protocol::client::Reply),
+    ReplyArrives(UserRequest, UserReply),
     ManagerStarts,
     CoreWakes(Life),
     LeasesWake(Life),
@@ -214,7 +214,7 @@ impl World {
         self.events.values().any(|event| match event {
             Event::RequestArrives(UserRequest::Submit(asks)) => *asks == user,
             Event::ToCore(_, input) => {
-                matches!(&**input, Input::JobSubmitted { submission: of, .. } if of == submission)
+                matches!(&**input, Input::Command(_, Command::Submit { submission: of, .. }) if of == submission)
             }
             _ => false,
         })

@@ -3,7 +3,6 @@ use podmesh_protocol::client::{PrincipalKind, TokenState, TokenView, UserView};
 use podmesh_protocol::limits::{TOKEN_USES_MAX, TOKENS_MAX};
 
 use super::*;
-use crate::input::AccessInput;
 
 const HOUR_MS: u64 = 3_600_000;
 const HASH: [u8; 32] = [5; 32];
@@ -11,43 +10,35 @@ const HASH: [u8; 32] = [5; 32];
 type JoinResult = Result<(Role, Name), ErrorReply>;
 
 impl World {
-    fn access(&mut self, input: AccessInput) -> Step {
-        self.give(Input::Access(input))
+    fn access(&mut self, command: Command) -> Step {
+        self.give(Input::Command(TICKET, command))
     }
 
     fn ask_token(&mut self, role: Role, ttl_ms: u64, uses: u32) -> Step {
-        let (peer, by) = (peer(900), name("root"));
-        self.access(AccessInput::TokenRequested {
-            peer,
-            request: 7,
-            by,
-            secret_hash: HASH,
-            role,
-            ttl_ms,
-            uses,
-        })
+        let by = name("root");
+        self.access(Command::CreateToken { by, secret_hash: HASH, role, ttl_ms, uses })
     }
 
     pub(super) fn token(&mut self, role: Role, uses: u32) -> TokenId {
         let step = self.ask_token(role, HOUR_MS, uses);
-        let Some(Effect::TokenCreated { id, .. }) = step.effects.first() else {
+        let Some(Ok(Answer::TokenCreated { id, .. })) = replies(&step).pop() else {
             panic!("{step:?}")
         };
-        *id
+        id
     }
 
     fn ask_to_join(&mut self, key: u8, token: TokenId, secret_hash: [u8; 32], who: &str) -> Step {
         let (key, name) = (PublicKey([key; 32]), name(who));
-        self.access(AccessInput::JoinRequested { question: 3, key, token, secret_hash, name })
+        self.access(Command::Join { key, token, secret_hash, name })
     }
 
     pub(super) fn try_join(&mut self, key: u8, token: TokenId, who: &str) -> JoinResult {
         let step = self.ask_to_join(key, token, HASH, who);
-        let answer = step.effects.iter().find_map(|effect| match effect {
-            Effect::JoinAnswered { question: 3, result } => Some(result.clone()),
-            _ => None,
-        });
-        let answer = answer.unwrap();
+        let answer = match replies(&step).pop().unwrap() {
+            Ok(Answer::Joined { role, name }) => Ok((role, name)),
+            Ok(other) => panic!("{other:?}"),
+            Err(error) => Err(error),
+        };
         let enrolled =
             step.effects.iter().any(|effect| matches!(effect, Effect::KeyEnrolled { .. }));
         assert_eq!(enrolled, answer.is_ok());
@@ -55,21 +46,16 @@ impl World {
     }
 
     pub(super) fn revoke(&mut self, kind: PrincipalKind, who: &str) -> Step {
-        let (peer, by, name) = (peer(900), name("root"), name(who));
-        self.access(AccessInput::RevokeRequested { peer, request: 7, by, kind, name })
+        let (by, name) = (name("root"), name(who));
+        self.access(Command::RevokeKey { by, kind, name })
     }
 
     fn tokens(&mut self) -> Vec<TokenView> {
-        let step = self.access(AccessInput::TokensRequested { peer: peer(900), request: 7 });
-        let Some(Ok(ReplyBody::Tokens(rows))) = replies(&step).pop() else { panic!("{step:?}") };
-        rows
+        self.core.list_tokens(self.now)
     }
 
     fn users(&mut self, after: Option<&str>, limit: u32) -> Vec<UserView> {
-        let (peer, after) = (peer(900), after.map(name));
-        let step = self.access(AccessInput::UsersRequested { peer, request: 7, after, limit });
-        let Some(Ok(ReplyBody::Users(rows))) = replies(&step).pop() else { panic!("{step:?}") };
-        rows
+        self.core.list_users(after.map(name).as_ref(), limit)
     }
 
     fn hello_from(&mut self, caller: Caller, node: &str, number: u64) -> Step {
@@ -118,8 +104,8 @@ fn the_error_says_whether_a_token_is_unknown_expired_or_revoked() {
     assert!(why.contains("expired"), "{why}");
 
     let token = world.token(Role::Viewer, 1);
-    let (peer, by) = (peer(900), name("root"));
-    let step = world.access(AccessInput::TokenRevokeRequested { peer, request: 7, by, id: token });
+    let by = name("root");
+    let step = world.access(Command::RevokeToken { by, id: token });
     assert_eq!(step.events, [EventFact::TokenRevoked(token, name("root"))]);
     let why = said(world.try_join(1, token, "a"), ErrorCode::InvalidToken);
     assert!(why.contains("revoked"), "{why}");
@@ -272,12 +258,12 @@ fn a_repeated_join_or_revocation_gets_the_same_answer() {
         let refused = step
             .effects
             .iter()
-            .any(|effect| matches!(effect, Effect::JoinAnswered { result: Err(_), .. }));
+            .any(|effect| matches!(effect, Effect::Answered { result: Err(_), .. }));
         assert!(refused, "{step:?}");
     }
     for _ in 0..2 {
         let step = world.revoke(PrincipalKind::Node, "a");
-        assert_eq!(replies(&step), [Ok(ReplyBody::Revoked)]);
+        assert_eq!(replies(&step), [Ok(Answer::KeyRevoked)]);
     }
     said(world.try_join(1, token, "a"), ErrorCode::InvalidToken);
     let fresh = world.token(Role::Agent, 1);

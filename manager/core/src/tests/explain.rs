@@ -1,4 +1,5 @@
 use super::*;
+use podmesh_protocol::client::{Reply, ReplyBody};
 
 fn needs(cpu_millis: u32, memory_bytes: u64) -> JobSpec {
     JobSpec { resources: Resources { cpu_millis, memory_bytes }, ..spec() }
@@ -92,10 +93,8 @@ fn nodes_are_listed_in_pages_by_name() {
     for (number, node) in (1..).zip(["c", "a", "b"]) {
         world.join(node, number);
     }
-    let mut page = |after: Option<&str>, limit| {
-        let after = after.map(name);
-        let step = world.give(Input::NodesRequested { peer: peer(9), request: 3, after, limit });
-        let Some(Ok(ReplyBody::Nodes(rows))) = replies(&step).pop() else { panic!("{step:?}") };
+    let page = |after: Option<&str>, limit| {
+        let rows = world.core.list_nodes(world.now, after.map(name).as_ref(), limit);
         rows.into_iter().map(|row| row.node.to_string()).collect::<Vec<_>>()
     };
     assert_eq!(page(None, 2), ["a", "b"]);
@@ -116,11 +115,9 @@ fn a_page_of_nodes_fits_a_frame() {
     }
     let (mut after, mut seen) = (None, 0);
     loop {
-        let step =
-            world.give(Input::NodesRequested { peer: peer(9), request: 3, after, limit: 99 });
-        let [message] = messages(&step)[..] else { panic!() };
-        podmesh_protocol::codec::encode(message).unwrap();
-        let Some(Ok(ReplyBody::Nodes(rows))) = replies(&step).pop() else { panic!() };
+        let rows = world.core.list_nodes(world.now, after.as_ref(), 99);
+        let result = Ok(ReplyBody::Nodes(rows.clone()));
+        podmesh_protocol::codec::encode(&ToPeer::Reply(Reply { id: u64::MAX, result })).unwrap();
         seen += rows.len();
         let Some(last) = rows.last() else { break };
         after = Some(last.node.clone());

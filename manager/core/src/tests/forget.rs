@@ -2,14 +2,12 @@ use podmesh_protocol::limits::{EVENTS_PER_CHUNK_MAX, NODES_MAX};
 use podmesh_protocol::report::OutcomeKind;
 
 use super::*;
-use crate::input::ForgetRequest;
 use crate::step::Change;
 
 impl World {
     pub(super) fn forget(&mut self, node: &str, force: bool) -> Step {
-        let (peer, by) = (peer(900), name("root"));
-        let asked = ForgetRequest { peer, request: 7, by, node: name(node), force };
-        self.give(Input::ForgetRequested(asked))
+        let command = Command::ForgetNode { by: name("root"), node: name(node), force };
+        self.give(Input::Command(TICKET, command))
     }
 
     /// Waits until the lease and the margin of all disconnected nodes have ended.
@@ -37,7 +35,7 @@ fn away() -> World {
     let retried = RetryPolicy { retries: 1, backoff_ms: 0, ..spec().retry };
     world.submit(JobSpec { retry: retried, ..spec() });
     world.report(1, epoch, vec![started(1, at(1, 1, 1))]);
-    world.give(Input::AgentLeft { peer: peer(1), epoch });
+    world.give(Input::AgentLeft { connection: connection(1), epoch });
     world
 }
 
@@ -51,13 +49,13 @@ fn only_a_lost_node_can_be_forgotten() {
         assert!(code == ErrorCode::NodeInUse && said.contains(text), "{said}");
     };
     in_use(&mut world, "is alive");
-    world.give(Input::AgentLeft { peer: peer(1), epoch });
+    world.give(Input::AgentLeft { connection: connection(1), epoch });
     in_use(&mut world, "within its lease");
     world.pass(LEASE_MS);
     in_use(&mut world, "a moment ago");
     world.pass(MARGIN_MS);
     let step = world.forget("a", false);
-    assert_eq!(replies(&step), [Ok(ReplyBody::NodeForgotten { enrolled: false })]);
+    assert_eq!(replies(&step), [Ok(Answer::NodeForgotten { enrolled: false })]);
     assert_eq!(step.changes, [Change::NodeForgotten(name("a"))]);
     assert_eq!(step.events, [EventFact::NodeForgotten(name("a"), name("root"))]);
     super::restore::restart_and_compare(&mut world);
@@ -110,14 +108,14 @@ fn a_node_with_more_attempts_than_a_step_holds_is_forgotten_step_by_step() {
     let tasks = EVENTS_PER_CHUNK_MAX as u32 + 100;
     world.submit(JobSpec { resources: tiny, ..array(tasks) });
     world.drain();
-    world.give(Input::AgentLeft { peer: peer(1), epoch });
+    world.give(Input::AgentLeft { connection: connection(1), epoch });
     world.lose_all();
     assert_eq!(world.counts(1), [0, tasks, 0, 0, 0]);
     let first = world.forget("a", true);
     assert_eq!(replies(&first), []);
     let rest: Vec<Step> = world.drain();
     let answered = rest.iter().flat_map(replies).collect::<Vec<_>>();
-    assert_eq!(answered, [Ok(ReplyBody::NodeForgotten { enrolled: false })]);
+    assert_eq!(answered, [Ok(Answer::NodeForgotten { enrolled: false })]);
     assert_eq!(world.state(1), JobState::Failed);
 }
 
@@ -138,7 +136,7 @@ fn a_forgotten_node_does_not_count_for_the_limit() {
     let mut core = Core::new(now, config(), state);
     let hello = || {
         let hello = Box::new(hello("b", 2));
-        Input::AgentConnected { peer: peer(2), caller: local(), hello }
+        Input::AgentConnected { connection: connection(2), caller: local(), hello }
     };
     let said = refusal(&step(&mut core, now, hello()));
     assert!(said.1.contains("NODES_MAX") && said.1.contains("nodes forget"), "{said:?}");
@@ -146,15 +144,9 @@ fn a_forgotten_node_does_not_count_for_the_limit() {
         now.mono_ms += wait;
         step(&mut core, now, Input::Tick);
     }
-    let asked = ForgetRequest {
-        peer: peer(9),
-        request: 1,
-        by: name("root"),
-        node: name("n7"),
-        force: false,
-    };
-    let done = step(&mut core, now, Input::ForgetRequested(asked));
-    assert_eq!(replies(&done), [Ok(ReplyBody::NodeForgotten { enrolled: false })]);
+    let command = Command::ForgetNode { by: name("root"), node: name("n7"), force: false };
+    let done = step(&mut core, now, Input::Command(TICKET, command));
+    assert_eq!(replies(&done), [Ok(Answer::NodeForgotten { enrolled: false })]);
     assert_eq!(welcome(&step(&mut core, now, hello())).epoch, Epoch(2));
     core.check_invariants();
 }

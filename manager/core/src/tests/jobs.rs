@@ -9,8 +9,7 @@ fn a_submission_becomes_the_next_job() {
     let mut world = World::new();
     let spec = Arc::new(array(3));
     let submission = SubmissionId(Uuid::from_u128(5));
-    let input =
-        Input::JobSubmitted { peer: peer(900), request: 7, submission, spec: Arc::clone(&spec) };
+    let input = Input::Command(TICKET, Command::Submit { submission, spec: Arc::clone(&spec) });
     let step = world.give(input.clone());
     let row = JobRow {
         job: JobId(1),
@@ -30,14 +29,14 @@ fn a_submission_becomes_the_next_job() {
     );
     assert_eq!(step.events, [EventFact::JobSubmitted(JobId(1), name("work"), 3)]);
     assert_eq!(step.first_revision, Some(Revision(1)));
-    assert_eq!(replies(&step), [Ok(ReplyBody::Submitted { job: JobId(1), again: false })]);
+    assert_eq!(replies(&step), [Ok(Answer::Submitted { job: JobId(1), again: false })]);
 
     let step = world.give(input);
     assert!(step.changes.is_empty() && step.events.is_empty());
-    assert_eq!(replies(&step), [Ok(ReplyBody::Submitted { job: JobId(1), again: true })]);
+    assert_eq!(replies(&step), [Ok(Answer::Submitted { job: JobId(1), again: true })]);
     assert_eq!(
         replies(&world.submit(array(1))),
-        [Ok(ReplyBody::Submitted { job: JobId(2), again: false })]
+        [Ok(Answer::Submitted { job: JobId(2), again: false })]
     );
 }
 
@@ -47,8 +46,8 @@ fn the_submission_of_an_ended_job_is_remembered_for_thousands_more() {
     let again = |world: &mut World, key: u128| {
         let submission = SubmissionId(Uuid::from_u128(key));
         let spec = Arc::new(spec());
-        let step = world.give(Input::JobSubmitted { peer: peer(1), request: 1, submission, spec });
-        matches!(replies(&step).as_slice(), [Ok(ReplyBody::Submitted { again: true, .. })])
+        let step = world.give(Input::Command(TICKET, Command::Submit { submission, spec }));
+        matches!(replies(&step).as_slice(), [Ok(Answer::Submitted { again: true, .. })])
     };
     world.submit(spec());
     world.cancel(1);
@@ -59,8 +58,8 @@ fn the_submission_of_an_ended_job_is_remembered_for_thousands_more() {
     for key in 0..SUBMISSIONS_REMEMBERED as u64 {
         let submission = SubmissionId(Uuid::from_u128(1_000 + u128::from(key)));
         let spec = Arc::new(spec());
-        let submit = Input::JobSubmitted { peer: peer(1), request: 1, submission, spec };
-        let cancel = Input::CancelRequested { peer: peer(1), request: 1, job: JobId(2 + key) };
+        let submit = Input::Command(TICKET, Command::Submit { submission, spec });
+        let cancel = Input::Command(TICKET, Command::Cancel { job: JobId(2 + key) });
         for input in [submit, cancel] {
             step.clear();
             world.core.step(world.now, input, &mut step);
@@ -86,7 +85,7 @@ fn queued_tasks_are_cancelled_at_once() {
     let [Change::JobCancelled(JobId(1)), Change::JobUpdated(_)] = step.changes.as_slice() else {
         panic!("there is a row for a task that never started: {:?}", step.changes)
     };
-    assert_eq!(replies(&step), [Ok(ReplyBody::Cancelled { state: JobState::Cancelled })]);
+    assert_eq!(replies(&step), [Ok(Answer::Cancelled { state: JobState::Cancelled })]);
     assert_eq!(world.counts(1), [0, 0, 0, 0, 1_000_000]);
     assert_eq!(world.model.job(JobId(1)).next_index, 1);
 }
@@ -99,11 +98,11 @@ fn running_tasks_are_stopped_and_the_job_ends_with_the_last_one() {
     let step = world.cancel(1);
     let running = [at(1, 1, 1), at(1, 2, 1), at(1, 3, 1), at(1, 4, 1)];
     assert_eq!(stops(&step), running.map(|attempt| (attempt, StopReason::Cancelled)));
-    assert_eq!(replies(&step), [Ok(ReplyBody::Cancelled { state: JobState::Cancelling })]);
+    assert_eq!(replies(&step), [Ok(Answer::Cancelled { state: JobState::Cancelling })]);
     assert_eq!(world.counts(1), [0, 4, 0, 0, 2]);
 
     let again = world.cancel(1);
-    assert_eq!(replies(&again), [Ok(ReplyBody::Cancelled { state: JobState::Cancelling })]);
+    assert_eq!(replies(&again), [Ok(Answer::Cancelled { state: JobState::Cancelling })]);
     assert!(again.events.is_empty() && stops(&again).is_empty());
 
     let step = world.report(
@@ -143,7 +142,8 @@ fn an_unknown_or_ended_job_cannot_be_cancelled() {
     }
     world.cancel(1);
     let step = world.cancel(1);
-    let effect = Effect::CancelOfEndedJob { peer: peer(900), request: 2, job: JobId(1) };
+    let effect =
+        Effect::Answered { ticket: TICKET, result: Ok(Answer::EndedBefore { job: JobId(1) }) };
     assert_eq!((step.changes.len(), step.effects), (0, vec![effect]));
 }
 
@@ -161,7 +161,7 @@ fn a_cancel_drops_waiting_retries_in_bounded_steps() {
     world.drain();
     for (number, index) in (1..).zip(1..=TASKS) {
         let reports = vec![exited(number, at(1, index, 1), 1)];
-        let input = Input::AttemptsReported { peer: peer(1), epoch, reports };
+        let input = Input::AttemptsReported { connection: connection(1), epoch, reports };
         let mut step = Step::default();
         world.core.step(world.now, input, &mut step);
         world.model.apply(world.now.mono_ms, &step);
@@ -216,7 +216,7 @@ fn work_that_does_not_fit_into_a_step_comes_next_in_order() {
         let submission = SubmissionId(Uuid::from_u128(world.last_key));
         let spec = Arc::new(tiny.clone());
         let mut step = Step::default();
-        let input = Input::JobSubmitted { peer: peer(1), request: 1, submission, spec };
+        let input = Input::Command(TICKET, Command::Submit { submission, spec });
         world.core.step(world.now, input, &mut step);
         world.model.apply(world.now.mono_ms, &step);
     }

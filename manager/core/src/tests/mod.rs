@@ -21,7 +21,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use podmesh_protocol::access::{Caller, Role};
-use podmesh_protocol::client::{NodeState, NodeView, ReplyBody};
+use podmesh_protocol::client::{NodeState, NodeView};
 use podmesh_protocol::error::{ErrorCode, ErrorReply};
 use podmesh_protocol::event::EventFact;
 use podmesh_protocol::ids::{
@@ -37,13 +37,14 @@ use podmesh_protocol::time::Now;
 use uuid::Uuid;
 
 use self::model::Model;
-use crate::input::{HeartbeatChange, Input, Peer};
-use crate::step::{Effect, NodeRow, Step};
+use crate::input::{Command, ConnectionId, HeartbeatChange, Input, Ticket};
+use crate::step::{Answer, Effect, NodeRow, Step};
 use crate::{Core, CoreConfig};
 
 const LEASE_MS: u64 = 15_000;
 const MARGIN_MS: u64 = 5_000;
 const GIB: u64 = 1 << 30;
+const TICKET: Ticket = Ticket(7);
 const CLUSTER: ClusterId = ClusterId(Uuid::from_u128(77));
 
 fn config() -> CoreConfig {
@@ -54,8 +55,8 @@ fn name(text: &str) -> Name {
     text.parse().unwrap()
 }
 
-fn peer(number: u64) -> Peer {
-    Peer(Arc::from(number.to_be_bytes().as_slice()))
+fn connection(number: u64) -> ConnectionId {
+    ConnectionId(number)
 }
 
 /// A caller on the manager's own machine.
@@ -178,13 +179,12 @@ impl World {
         assert_eq!(spec.validate(), Ok(()));
         self.last_key += 1;
         let submission = SubmissionId(Uuid::from_u128(self.last_key));
-        let input =
-            Input::JobSubmitted { peer: peer(900), request: 1, submission, spec: Arc::new(spec) };
+        let input = Input::Command(TICKET, Command::Submit { submission, spec: Arc::new(spec) });
         self.give(input)
     }
 
     fn cancel(&mut self, job: u64) -> Step {
-        self.give(Input::CancelRequested { peer: peer(900), request: 2, job: JobId(job) })
+        self.give(Input::Command(TICKET, Command::Cancel { job: JobId(job) }))
     }
 
     fn connect(&mut self, hello: Hello, number: u64) -> Step {
@@ -192,27 +192,29 @@ impl World {
     }
 
     fn connect_as(&mut self, caller: Caller, hello: Hello, number: u64) -> Step {
-        self.give(Input::AgentConnected { peer: peer(number), caller, hello: Box::new(hello) })
+        self.give(Input::AgentConnected {
+            connection: connection(number),
+            caller,
+            hello: Box::new(hello),
+        })
     }
 
-    /// Connects a node with four cores, whose peer and instance are `number`. Returns the epoch.
+    /// Connects a node with four cores, whose connection and instance are `number`. Returns the epoch.
     fn join(&mut self, node: &str, number: u64) -> Epoch {
         let step = self.connect(hello(node, number), number);
         welcome(&step).epoch
     }
 
     fn report(&mut self, number: u64, epoch: Epoch, reports: Vec<Report>) -> Step {
-        self.give(Input::AttemptsReported { peer: peer(number), epoch, reports })
+        self.give(Input::AttemptsReported { connection: connection(number), epoch, reports })
     }
 
     fn beat(&mut self, epoch: Epoch, change: HeartbeatChange) -> Step {
         self.give(Input::HeartbeatChanged { epoch, change })
     }
 
-    fn node(&mut self, node: &str) -> NodeView {
-        let step =
-            self.give(Input::NodesRequested { peer: peer(9), request: 3, after: None, limit: 99 });
-        let Some(Ok(ReplyBody::Nodes(rows))) = replies(&step).pop() else { panic!("{step:?}") };
+    fn node(&self, node: &str) -> NodeView {
+        let rows = self.core.list_nodes(self.now, None, 99);
         rows.into_iter().find(|row| row.node == name(node)).unwrap()
     }
 
@@ -221,12 +223,9 @@ impl World {
         &self.core.nodes.get(ix).row
     }
 
-    fn explain(&mut self, job: u64) -> Vec<String> {
-        let step = self.give(Input::ExplanationRequested { question: 4, job: JobId(job) });
-        let Some(Effect::Explained { question: 4, waits_for }) = step.effects.first() else {
-            panic!("{step:?}")
-        };
-        waits_for.clone()
+    fn explain(&self, job: u64) -> Vec<String> {
+        let reasons = self.core.explain(self.now, JobId(job));
+        reasons.iter().map(ToString::to_string).collect()
     }
 
     fn counts(&self, job: u64) -> [u32; 5] {
@@ -249,11 +248,11 @@ fn messages(step: &Step) -> Vec<&ToPeer> {
         .collect()
 }
 
-fn replies(step: &Step) -> Vec<Result<ReplyBody, ErrorReply>> {
-    messages(step)
-        .into_iter()
-        .filter_map(|message| match message {
-            ToPeer::Reply(reply) => Some(reply.result.clone()),
+fn replies(step: &Step) -> Vec<Result<Answer, ErrorReply>> {
+    step.effects
+        .iter()
+        .filter_map(|effect| match effect {
+            Effect::Answered { result, .. } => Some(result.clone()),
             _ => None,
         })
         .collect()

@@ -36,7 +36,7 @@ enum Op {
         same_boot: bool,
         cpu: u32,
         held: Vec<Index>,
-        peer: u8,
+        connection: u8,
     },
     /// Reports about any attempts. `skip` makes a gap in the numbers, `stale` uses an old epoch.
     Report {
@@ -50,7 +50,7 @@ enum Op {
         change: HeartbeatChange,
     },
     Leave(usize),
-    PeerGone(usize),
+    ConnectionGone(usize),
     Explain(Index),
     /// One of a few keys joins as a node.
     Join {
@@ -92,8 +92,8 @@ fn op() -> impl Strategy<Value = Op> {
             node.clone(), prop::bool::weighted(0.1), prop::bool::weighted(0.7),
             prop::bool::weighted(0.8), 1..9u32,
             prop::collection::vec(any::<Index>(), 0..12), any::<u8>(),
-        ).prop_map(|(node, stranger, same_agent, same_boot, cpu, held, peer)| {
-            Op::Hello { node, stranger, same_agent, same_boot, cpu, held, peer }
+        ).prop_map(|(node, stranger, same_agent, same_boot, cpu, held, connection)| {
+            Op::Hello { node, stranger, same_agent, same_boot, cpu, held, connection }
         }),
         8 => (
             node.clone(), prop::collection::vec(fact, 1..8),
@@ -101,7 +101,7 @@ fn op() -> impl Strategy<Value = Op> {
         ).prop_map(|(node, facts, skip, stale)| Op::Report { node, facts, skip, stale }),
         2 => (node.clone(), change).prop_map(|(node, change)| Op::Beat { node, change }),
         1 => node.clone().prop_map(Op::Leave),
-        1 => node.clone().prop_map(Op::PeerGone),
+        1 => node.clone().prop_map(Op::ConnectionGone),
         1 => (node.clone(), 0..6u8).prop_map(|(node, key)| Op::Join { node, key }),
         1 => node.clone().prop_map(Op::Revoke),
         1 => (node, any::<bool>()).prop_map(|(node, force)| Op::ForgetNode { node, force }),
@@ -120,21 +120,21 @@ struct Agent {
     id: u128,
     boot: u64,
     epoch: Option<Epoch>,
-    peer: u64,
+    connection: u64,
     last_report: u64,
 }
 
 struct Cluster {
     world: World,
     agents: Vec<Agent>,
-    last_peer: u64,
+    last_connection: u64,
     last_instance: u64,
 }
 
 impl Cluster {
     fn new() -> Self {
         let agents = NODES.iter().map(|_| Agent::default()).collect();
-        Self { world: World::new(), agents, last_peer: 1_000, last_instance: 0 }
+        Self { world: World::new(), agents, last_connection: 1_000, last_instance: 0 }
     }
 
     fn hello(&mut self, node: usize, same_agent: bool, same_boot: bool, cpu: u32) -> Hello {
@@ -147,8 +147,8 @@ impl Cluster {
         if !same_boot {
             agent.boot += 1;
         }
-        self.last_peer += 1;
-        agent.peer = self.last_peer;
+        self.last_connection += 1;
+        agent.connection = self.last_connection;
         let mut hello = hello_of(agent.id, NODES[node], agent.instance);
         hello.boot_id = agent.boot.to_string();
         hello.capacity = Resources { cpu_millis: cpu * 1_000, memory_bytes: 2 * GIB };
@@ -158,7 +158,7 @@ impl Cluster {
         hello
     }
 
-    fn connect(&mut self, node: usize, hello: Hello, peer: u64) -> Step {
+    fn connect(&mut self, node: usize, hello: Hello, connection: u64) -> Step {
         // The agent uses the key of its node, if there is one.
         let mut valid = self.world.model.state.keys.values().filter(|row| !row.revoked);
         let caller = match valid.find(|row| row.name == hello.node) {
@@ -166,7 +166,7 @@ impl Cluster {
             None => local(),
         };
         let id = hello.agent_id.unwrap().0.as_u128();
-        let step = self.world.connect_as(caller, hello, peer);
+        let step = self.world.connect_as(caller, hello, connection);
         let welcomed = messages(&step).into_iter().find_map(|message| match message {
             ToPeer::Welcome(welcome) => Some(welcome.epoch),
             _ => None,
@@ -195,7 +195,7 @@ impl Cluster {
                 self.world.submit(spec);
             }
             Op::Cancel(job) => _ = self.world.cancel(job.index(jobs as usize + 2) as u64),
-            Op::Hello { node, stranger, same_agent, same_boot, cpu, held, peer } => {
+            Op::Hello { node, stranger, same_agent, same_boot, cpu, held, connection } => {
                 let mut hello = self.hello(node, same_agent && !stranger, same_boot, cpu);
                 if stranger {
                     self.last_instance += 1;
@@ -208,9 +208,13 @@ impl Cluster {
                     .collect();
                 hello.attempts = held.into_iter().collect();
                 // Sometimes on a known connection, which may belong to another node.
-                let peer = if peer < 16 { 1_001 + u64::from(peer) } else { self.agents[node].peer };
-                self.agents[node].peer = peer;
-                self.connect(node, hello, peer);
+                let connection = if connection < 16 {
+                    1_001 + u64::from(connection)
+                } else {
+                    self.agents[node].connection
+                };
+                self.agents[node].connection = connection;
+                self.connect(node, hello, connection);
             }
             Op::Report { node, facts, skip, stale } => {
                 let agent = &mut self.agents[node];
@@ -235,21 +239,21 @@ impl Cluster {
                 }
                 let epoch = agent.epoch.unwrap_or(Epoch(7));
                 let epoch = if stale { Epoch(epoch.0.saturating_sub(1)) } else { epoch };
-                let peer = agent.peer;
-                self.world.report(peer, epoch, reports);
+                let connection = agent.connection;
+                self.world.report(connection, epoch, reports);
             }
             Op::Beat { node, change } => {
                 let epoch = self.agents[node].epoch.unwrap_or(Epoch(0));
                 self.world.beat(epoch, change);
             }
             Op::Leave(node) => {
-                let Agent { epoch, peer: number, .. } = &self.agents[node];
-                let (peer, epoch) = (peer(*number), epoch.unwrap_or(Epoch(0)));
-                self.world.give(Input::AgentLeft { peer, epoch });
+                let Agent { epoch, connection: number, .. } = &self.agents[node];
+                let (connection, epoch) = (ConnectionId(*number), epoch.unwrap_or(Epoch(0)));
+                self.world.give(Input::AgentLeft { connection, epoch });
             }
-            Op::PeerGone(node) => {
-                let peer = peer(self.agents[node].peer);
-                self.world.give(Input::PeerGone { peer });
+            Op::ConnectionGone(node) => {
+                let connection = ConnectionId(self.agents[node].connection);
+                self.world.give(Input::ConnectionGone { connection });
             }
             Op::Explain(job) => _ = self.world.explain(job.index(jobs as usize + 2) as u64),
             Op::Join { node, key } => {
@@ -291,8 +295,8 @@ impl Cluster {
                 mine.map(|(attempt, _)| attempt).filter(|at| at.task.index % 3 != 0).collect();
             let mut hello = self.hello(node, true, true, 8);
             hello.attempts = held[node].iter().copied().collect();
-            let peer = self.agents[node].peer;
-            let step = self.connect(node, hello, peer);
+            let connection = self.agents[node].connection;
+            let step = self.connect(node, hello, connection);
             self.obey(&step, &mut held);
             self.agents[node].last_report = welcome(&step).acked;
             let epoch = welcome(&step).epoch;
@@ -311,8 +315,8 @@ impl Cluster {
                     reports.push(exited(agent.last_report, attempt, code));
                 }
                 if let (Some(epoch), false) = (agent.epoch, reports.is_empty()) {
-                    let peer = agent.peer;
-                    let step = self.world.report(peer, epoch, reports);
+                    let connection = agent.connection;
+                    let step = self.world.report(connection, epoch, reports);
                     let again = messages(&step).iter().any(|m| matches!(m, ToPeer::HelloAgain(_)));
                     assert!(!again, "the session is valid");
                     self.obey(&step, &mut held);
@@ -338,8 +342,10 @@ impl Cluster {
 
     fn obey(&self, step: &Step, held: &mut [BTreeSet<AttemptId>]) {
         for effect in &step.effects {
-            let Effect::Send { peer: to, message } = effect else { continue };
-            let Some(node) = self.agents.iter().position(|agent| peer(agent.peer) == *to) else {
+            let Effect::Send { connection: to, message } = effect else { continue };
+            let Some(node) =
+                self.agents.iter().position(|agent| ConnectionId(agent.connection) == *to)
+            else {
                 continue;
             };
             match message {

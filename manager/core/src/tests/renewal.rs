@@ -2,21 +2,20 @@ use podmesh_protocol::access::PublicKey;
 use podmesh_protocol::client::PrincipalKind;
 
 use super::*;
-use crate::input::AccessInput;
 
 const OLD: PublicKey = PublicKey([1; 32]);
 const NEW: PublicKey = PublicKey([2; 32]);
 
 impl World {
-    fn renew(&mut self, old: PublicKey, new: PublicKey) -> (Step, Result<ReplyBody, ErrorReply>) {
-        let asked = AccessInput::RenewRequested { peer: peer(5), request: 8, old, new };
-        let step = self.give(Input::Access(asked));
+    fn renew(&mut self, old: PublicKey, new: PublicKey) -> (Step, Result<Answer, ErrorReply>) {
+        let asked = Command::RenewKey { old, new };
+        let step = self.give(Input::Command(TICKET, asked));
         let reply = replies(&step).pop().unwrap();
         (step, reply)
     }
 
     fn used(&mut self, key: PublicKey) -> Step {
-        self.give(Input::Access(AccessInput::RenewedKeyUsed { key }))
+        self.give(Input::RenewedKeyUsed { key })
     }
 }
 
@@ -38,14 +37,14 @@ fn may_say_hello(world: &mut World, key: PublicKey) -> bool {
 fn both_keys_are_valid_until_the_new_one_is_used() {
     let mut world = world();
     let (step, reply) = world.renew(OLD, NEW);
-    assert_eq!(reply, Ok(ReplyBody::KeyRenewed));
+    assert_eq!(reply, Ok(Answer::KeyRenewed));
     let enrolled =
         Effect::KeyEnrolled { key: NEW, role: Role::Agent, name: name("a"), renews: true };
     assert!(step.effects.contains(&enrolled), "{step:?}");
     // The answer was lost, the manager has restarted, and the agent asks again.
     world.restart();
     let (step, reply) = world.renew(OLD, NEW);
-    assert_eq!((reply, step.changes.len()), (Ok(ReplyBody::KeyRenewed), 0));
+    assert_eq!((reply, step.changes.len()), (Ok(Answer::KeyRenewed), 0));
     assert!(may_say_hello(&mut world, OLD) && may_say_hello(&mut world, NEW));
 
     let step = world.used(NEW);
@@ -55,7 +54,7 @@ fn both_keys_are_valid_until_the_new_one_is_used() {
     assert!(!may_say_hello(&mut world, OLD) && may_say_hello(&mut world, NEW));
     assert!(world.used(NEW).changes.is_empty(), "the first use is reported once");
     assert_eq!(world.renew(OLD, PublicKey([3; 32])).1.unwrap_err().code, ErrorCode::NotEnrolled);
-    assert_eq!(world.renew(NEW, PublicKey([3; 32])).1, Ok(ReplyBody::KeyRenewed));
+    assert_eq!(world.renew(NEW, PublicKey([3; 32])).1, Ok(Answer::KeyRenewed));
 }
 
 #[test]

@@ -3,7 +3,7 @@ use crate::step::Change;
 use podmesh_protocol::limits::{MESSAGE_BYTES_MAX, RETRIES_MAX, START_RESEND_MS};
 use podmesh_protocol::report::{AttemptState, OutcomeKind};
 
-/// Returns a world with node `a` (peer and instance 1) and one job.
+/// Returns a world with node `a` (connection and instance 1) and one job.
 fn with(spec: JobSpec) -> (World, Epoch) {
     let mut world = World::new();
     let epoch = world.join("a", 1);
@@ -25,7 +25,7 @@ fn a_task_goes_from_assigned_to_its_end() {
         run: spec().run,
         name: name("work"),
     };
-    assert_eq!(messages(&step)[1..], [&job_spec, &ToPeer::Starts(epoch, vec![attempt])]);
+    assert_eq!(messages(&step)[..], [&job_spec, &ToPeer::Starts(epoch, vec![attempt])]);
     assert_eq!(
         step.events,
         [
@@ -85,7 +85,7 @@ fn a_stale_session_changes_nothing() {
         let step = world.report(number, said, vec![exited(1, attempt, 0)]);
         assert!(step.changes.is_empty() && step.events.is_empty());
         assert_eq!(messages(&step), [&ToPeer::HelloAgain(said)]);
-        let step = world.give(Input::AgentLeft { peer: peer(number), epoch: said });
+        let step = world.give(Input::AgentLeft { connection: connection(number), epoch: said });
         assert_eq!(messages(&step), [&ToPeer::HelloAgain(said)]);
     }
     assert_eq!(world.node("a").state, NodeState::Alive);

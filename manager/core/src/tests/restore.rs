@@ -108,7 +108,7 @@ fn the_same_submission_is_known_after_a_restart() {
     world.restart();
     world.last_key = 0;
     let step = world.submit(spec());
-    assert_eq!(replies(&step), [Ok(ReplyBody::Submitted { job: JobId(1), again: true })]);
+    assert_eq!(replies(&step), [Ok(Answer::Submitted { job: JobId(1), again: true })]);
 }
 
 #[test]

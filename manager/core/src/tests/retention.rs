@@ -13,7 +13,7 @@ impl World {
     /// A user has jobs removed.
     pub(super) fn forget_jobs(&mut self, jobs: RangeInclusive<u64>) -> Step {
         let (jobs, by) = (jobs.map(JobId).collect(), Some(name("root")));
-        self.give(Input::JobRemovalRequested { question: 5, jobs, by })
+        self.give(Input::Command(TICKET, Command::RemoveJobs { jobs, by }))
     }
 
     pub(super) fn retain(&mut self, age_ms: u64, keep_ms: u64) -> Step {
@@ -33,12 +33,15 @@ fn only_jobs_that_have_ended_are_removed() {
     let removed = [JobId(1), JobId(3)];
     assert_eq!(step.changes, removed.map(Change::JobRemoved));
     assert_eq!(step.events, [EventFact::JobsForgotten(JobId(1), JobId(3), 2, name("root"))]);
-    assert_eq!(step.effects, [Effect::JobsRemoved { question: 5, jobs: 2 }]);
+    assert_eq!(
+        step.effects,
+        [Effect::Answered { ticket: TICKET, result: Ok(Answer::JobsRemoved { jobs: 2 }) }]
+    );
     assert_eq!(world.state(2), JobState::Queued);
 
     // Jobs that have been kept long enough are removed without an event.
     world.cancel(2);
-    let removal = Input::JobRemovalRequested { question: 6, jobs: vec![JobId(2)], by: None };
+    let removal = Input::Command(TICKET, Command::RemoveJobs { jobs: vec![JobId(2)], by: None });
     let step = world.give(removal);
     assert_eq!((step.changes.len(), step.events.len()), (1, 0));
     let nothing = world.forget_jobs(10..=12);
@@ -54,7 +57,7 @@ fn the_number_of_a_removed_job_is_not_reused() {
     world.forget_jobs(2..=2);
     restart_and_compare(&mut world);
     let again = replies(&world.submit(spec()));
-    assert_eq!(again, [Ok(ReplyBody::Submitted { job: JobId(3), again: false })]);
+    assert_eq!(again, [Ok(Answer::Submitted { job: JobId(3), again: false })]);
 }
 
 #[test]
@@ -86,7 +89,7 @@ fn a_node_that_has_been_lost_for_long_is_removed_with_its_key() {
     let caller = Caller { role: Role::Agent, name: name("a"), key: Some(PublicKey([1; 32])) };
     let epoch = welcome(&world.connect_as(caller, hello("a", 1), 1)).epoch;
     world.retain(0, KEEP_MS);
-    world.give(Input::AgentLeft { peer: peer(1), epoch });
+    world.give(Input::AgentLeft { connection: connection(1), epoch });
     world.lose_all();
     world.retain(100, KEEP_MS);
     restart_and_compare(&mut world);
@@ -111,7 +114,7 @@ fn a_node_that_has_been_lost_for_long_is_removed_with_its_key() {
 fn a_node_that_comes_back_in_time_is_kept() {
     let mut world = World::new();
     let epoch = world.join("a", 1);
-    world.give(Input::AgentLeft { peer: peer(1), epoch });
+    world.give(Input::AgentLeft { connection: connection(1), epoch });
     world.lose_all();
     world.retain(0, KEEP_MS);
     world.join("a", 2);
@@ -127,7 +130,7 @@ fn a_node_that_attempts_wait_for_is_kept() {
     let retried = RetryPolicy { retries: 1, backoff_ms: 0, ..spec().retry };
     world.submit(JobSpec { retry: retried, ..spec() });
     world.report(1, epoch, vec![started(1, at(1, 1, 1))]);
-    world.give(Input::AgentLeft { peer: peer(1), epoch });
+    world.give(Input::AgentLeft { connection: connection(1), epoch });
     world.lose_all();
     world.retain(0, 0);
     world.retain(KEEP_MS, 0);

@@ -3,8 +3,8 @@ use crate::step::{Change, NodeRow};
 use podmesh_protocol::limits::{ATTEMPTS_PER_NODE_MAX, LABELS_MAX};
 use podmesh_protocol::report::OutcomeKind;
 
-fn peer_gone(world: &mut World, number: u64) -> Step {
-    world.give(Input::PeerGone { peer: peer(number) })
+fn connection_gone(world: &mut World, number: u64) -> Step {
+    world.give(Input::ConnectionGone { connection: connection(number) })
 }
 
 #[test]
@@ -39,8 +39,8 @@ fn a_hello_opens_a_session() {
     assert_eq!(
         step.effects,
         [
-            Effect::SessionOpened { epoch: Epoch(1), node: name("a"), peer: peer(1) },
-            Effect::Send { peer: peer(1), message: ToPeer::Welcome(welcome) }
+            Effect::SessionOpened { epoch: Epoch(1), node: name("a"), connection: connection(1) },
+            Effect::Send { connection: connection(1), message: ToPeer::Welcome(welcome) }
         ]
     );
     assert_eq!(node_state(&mut world, "a"), NodeState::Alive);
@@ -99,7 +99,7 @@ fn the_same_agent_replaces_its_session_at_any_time() {
     assert_eq!(welcome(&step).epoch, Epoch(2));
     // Late news about the heartbeat or connection of the previous session has no effect.
     assert!(world.beat(old, HeartbeatChange::LeaseExpired).is_empty());
-    assert!(peer_gone(&mut world, 1).is_empty());
+    assert!(connection_gone(&mut world, 1).is_empty());
     assert_eq!(node_state(&mut world, "a"), NodeState::Alive);
 }
 
@@ -201,14 +201,14 @@ fn a_suspect_node_gets_nothing_new_and_recovers() {
 fn a_node_without_a_connection_needs_a_new_session() {
     let mut world = World::new();
     let epoch = world.join("a", 1);
-    let step = peer_gone(&mut world, 1);
+    let step = connection_gone(&mut world, 1);
     assert_eq!(step.events, [EventFact::NodeSuspect(name("a"), "its connection is gone".into())]);
     world.beat(epoch, HeartbeatChange::Late);
     assert!(world.beat(epoch, HeartbeatChange::Resumed).is_empty());
     assert_eq!(node_state(&mut world, "a"), NodeState::Suspect);
     world.connect(hello("a", 1), 2);
     assert_eq!(node_state(&mut world, "a"), NodeState::Alive);
-    assert!(peer_gone(&mut world, 77).is_empty(), "a client");
+    assert!(connection_gone(&mut world, 77).is_empty(), "a client");
 }
 
 #[test]
@@ -273,7 +273,7 @@ fn a_goodbye_ends_the_session_and_the_lease_still_runs() {
     let mut world = World::new();
     let a = world.join("a", 1);
     world.submit(JobSpec { on_lost: OnLost::Requeue, ..spec() });
-    let step = world.give(Input::AgentLeft { peer: peer(1), epoch: a });
+    let step = world.give(Input::AgentLeft { connection: connection(1), epoch: a });
     assert_eq!(step.events, [EventFact::NodeSuspect(name("a"), "its agent was stopped".into())]);
     assert_eq!(step.effects, [Effect::SessionClosed { epoch: a }]);
     assert!(world.pass(LEASE_MS - 1).is_empty());
@@ -359,7 +359,7 @@ fn a_delayed_hello_ends_no_attempts() {
     // The agent gave this connection up before it received the attempt.
     let late = world.connect(hello("a", 1), 2);
     assert_eq!((ends(&late), starts(&late)), (vec![], vec![]));
-    world.give(Input::PeerGone { peer: peer(2) });
+    world.give(Input::ConnectionGone { connection: connection(2) });
     assert_eq!(ends(&world.pass(5_000)), []);
     let step = world.connect(Hello { attempts: vec![at(1, 1, 1)], ..hello("a", 1) }, 3);
     assert_eq!(welcome(&step).keep, [at(1, 1, 1)]);

@@ -1,0 +1,165 @@
+//! Commands: what the core decides.
+
+use std::sync::Arc;
+
+use futures_util::FutureExt;
+use futures_util::future::BoxFuture;
+use podmesh_manager_core::input::{Command, Input};
+use podmesh_manager_core::step::Answer;
+use podmesh_protocol::access::Role;
+use podmesh_protocol::client::{ReplyBody, RequestBody};
+use podmesh_protocol::error::{ErrorCode, ErrorReply};
+use podmesh_protocol::ids::{JobId, Name, SubmissionId};
+use podmesh_protocol::spec::JobSpec;
+use podmesh_wire::machine::unwritable;
+
+use super::{Api, Client, unexpected};
+use crate::core::{Pending, Room};
+
+type Reply = Result<ReplyBody, ErrorReply>;
+
+impl Api {
+    /// Passes a [command](super::is_command) to the core before it returns, so that commands keep
+    /// their order. The future waits for the answer.
+    pub(super) fn command(
+        &self,
+        client: Client,
+        request: RequestBody,
+        room: Option<Room>,
+    ) -> BoxFuture<'static, Reply> {
+        match self.begin(client, request, room) {
+            Ok(answer) => answer,
+            Err(error) => std::future::ready(Err(error)).boxed(),
+        }
+    }
+
+    fn begin(
+        &self,
+        client: Client,
+        request: RequestBody,
+        room: Option<Room>,
+    ) -> Result<BoxFuture<'static, Reply>, ErrorReply> {
+        let core = &self.0.core;
+        let by = client.caller.name.clone();
+        let command = match request {
+            RequestBody::Submit { submission, spec } => {
+                self.may_submit(&client, &spec)?;
+                let pending = self.submit(submission, spec, room);
+                return Ok(async { reply(pending.answer().await?) }.boxed());
+            }
+            RequestBody::TokenCreate { role, ttl_ms, uses } => {
+                let (secret, secret_hash) = self.0.tokens.create_secret()?;
+                let command = Command::CreateToken { by, secret_hash, role, ttl_ms, uses };
+                let (pending, api) = (core.command(command, room), self.clone());
+                let answer = async move {
+                    let Answer::TokenCreated { id, expires_wall_ms } = pending.answer().await?
+                    else {
+                        return Err(unexpected());
+                    };
+                    let token = api.0.tokens.text(id, secret, api.0.own_key.digest());
+                    Ok(ReplyBody::TokenCreated { id, token, expires_wall_ms })
+                };
+                return Ok(answer.boxed());
+            }
+            RequestBody::Cancel { job } => {
+                let pending = core.command(Command::Cancel { job }, room);
+                return Ok(self.clone().cancelled(pending).boxed());
+            }
+            RequestBody::KeyRenew { key } => {
+                let Some(old) = client.caller.key else {
+                    let message = "there is nothing to renew: on the manager's own machine, callers have no key";
+                    return Err(ErrorReply::new(ErrorCode::InvalidSpec, message));
+                };
+                Command::RenewKey { old, new: key }
+            }
+            RequestBody::NodeForget { node, force } => Command::ForgetNode { by, node, force },
+            RequestBody::TokenRevoke { id } => Command::RevokeToken { by, id },
+            RequestBody::Revoke { kind, name } => Command::RevokeKey { by, kind, name },
+            _ => return Err(unexpected()),
+        };
+        let pending = core.command(command, room);
+        Ok(async { reply(pending.answer().await?) }.boxed())
+    }
+
+    fn may_submit(&self, client: &Client, spec: &JobSpec) -> Result<(), ErrorReply> {
+        spec.validate()
+            .map_err(|error| ErrorReply::new(ErrorCode::InvalidSpec, error.to_string()))?;
+        let (caller, max) = (&client.caller, self.0.priority_max);
+        if spec.priority > max && !caller.role.includes(Role::Admin) {
+            let message = format!(
+                "the priority {} is for admins: {} has the role {}, and may submit with a priority of up to {max} (an admin can raise that: `priority_max` in manager.toml)",
+                spec.priority, caller.name, caller.role
+            );
+            return Err(ErrorReply::new(ErrorCode::Forbidden, message));
+        }
+        match unwritable(&self.0.data_dir) {
+            Some(why) => Err(ErrorReply::new(ErrorCode::Storage, why)),
+            None => Ok(()),
+        }
+    }
+
+    /// Submits a job, unless the database has the submission already. The core remembers only
+    /// recent ones. The lookups and the core keep the order of arrival.
+    fn submit(&self, submission: SubmissionId, spec: Box<JobSpec>, room: Option<Room>) -> Pending {
+        let core = self.0.core.clone();
+        let pending = core.ticket();
+        let ticket = pending.ticket;
+        self.0.lookups.post(move |history| {
+            let result = match history.note(history.submission(submission)) {
+                Ok(None) => {
+                    let spec = Arc::from(spec);
+                    let command = Command::Submit { submission, spec };
+                    return core.send(Input::Command(ticket, command), room);
+                }
+                Ok(Some(job)) => Ok(Answer::Submitted { job, again: true }),
+                Err(error) => Err(error.into()),
+            };
+            core.answered(ticket, result);
+        });
+        pending
+    }
+
+    async fn cancelled(self, pending: Pending) -> Reply {
+        match pending.answer().await? {
+            Answer::EndedBefore { job } => {
+                let state = self.0.reads.run(move |history| history.job_state(job));
+                let (state, _) = state.await?;
+                Ok(ReplyBody::Cancelled { state })
+            }
+            answer => reply(answer),
+        }
+    }
+
+    /// Removes ended jobs. Returns how many, once the removal is on disk.
+    pub(crate) async fn remove_jobs(
+        &self,
+        jobs: Vec<JobId>,
+        by: Option<Name>,
+    ) -> Result<u32, ErrorReply> {
+        if jobs.is_empty() {
+            return Ok(0);
+        }
+        let room = self.0.core.room().await;
+        let pending = self.0.core.command(Command::RemoveJobs { jobs, by }, room);
+        match pending.answer().await? {
+            Answer::JobsRemoved { jobs } => Ok(jobs),
+            _ => Err(unexpected()),
+        }
+    }
+}
+
+/// Returns the reply for an answer that needs nothing more.
+fn reply(answer: Answer) -> Reply {
+    Ok(match answer {
+        Answer::Submitted { job, again } => ReplyBody::Submitted { job, again },
+        Answer::Cancelled { state } => ReplyBody::Cancelled { state },
+        Answer::NodeForgotten { enrolled } => ReplyBody::NodeForgotten { enrolled },
+        Answer::TokenRevoked => ReplyBody::TokenRevoked,
+        Answer::KeyRenewed => ReplyBody::KeyRenewed,
+        Answer::KeyRevoked => ReplyBody::Revoked,
+        Answer::EndedBefore { .. }
+        | Answer::JobsRemoved { .. }
+        | Answer::TokenCreated { .. }
+        | Answer::Joined { .. } => return Err(unexpected()),
+    })
+}

@@ -1,0 +1,277 @@
+//! Requests without a socket.
+
+#![expect(clippy::unwrap_used, reason = "tests")]
+
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::os::unix::net::UnixListener;
+use std::time::Duration;
+
+use crossbeam_channel::bounded;
+use podmesh_manager_core::CoreConfig;
+use podmesh_protocol::access::{KeyDigest, PublicKey, Role, TokenId};
+use podmesh_protocol::client::{LogPosition, LogRead, LogStream, PrincipalKind};
+use podmesh_protocol::ids::{AttemptId, JobId, Name, SubmissionId, TaskId};
+use podmesh_protocol::spec::JobSpec;
+use podmesh_wire::control::ManagerSocket;
+use podmesh_wire::manager_keys::{ManagerKeys, ShownKeys};
+use podmesh_wire::watchdog::{Pulse, Watchdog};
+use tempfile::TempDir;
+use tokio::sync::mpsc;
+use uuid::Uuid;
+
+use super::*;
+use crate::callers::RunId;
+use crate::config::ManagerConfig;
+use crate::core::CoreThread;
+use crate::endpoint::Endpoint;
+use crate::heartbeat::Heartbeats;
+use crate::publisher::Hints;
+use crate::sender::Sender;
+use crate::store::{self, Store};
+use crate::threads::{ManagerThread, run_reads};
+use crate::turns::CallerLine;
+
+/// A manager to which nobody can connect.
+struct World {
+    _dir: TempDir,
+    api: Api,
+    _stopping: watch::Sender<bool>,
+    /// What the store receives, if nothing writes it.
+    _steps: Option<crossbeam_channel::Receiver<store::TimedStep>>,
+}
+
+impl World {
+    /// Starts a manager. If not `writes`, its disk never takes a commit.
+    async fn start(writes: bool) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let listen = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 1);
+        let config = ManagerConfig::new(dir.path(), listen);
+        let Store { writer, history, lookups: lookups_history, state, age_ms } =
+            store::open(dir.path()).unwrap();
+        let keys = ManagerKeys::load_or_create(dir.path()).unwrap();
+        let shown = ShownKeys::new(&keys).unwrap();
+        let clock = Clock::start(age_ms);
+        let (core, core_receiver) = CoreHandle::new();
+        let heartbeats = Heartbeats::new(clock, core.clone(), 1_000, 15_000);
+        let run = RunId([1; 8]);
+        let callers = Callers::new(state.cluster, run, [], core.clone(), heartbeats.clone());
+        let listener = UnixListener::bind(dir.path().join("control")).unwrap();
+        let (_, socket) = ManagerSocket::bind(listener).await.unwrap().split();
+        let messages = Messages::new(socket, run);
+        let (reads, reads_receiver) = Reads::new();
+        let (lookups, lookups_receiver) = Reads::new();
+        let (stop, stopping) = watch::channel(false);
+        let (waiters, turns) = (Arc::new(Waiters::default()), Arc::new(Turns::new()));
+        let log_reads = Arc::new(LogReads::default());
+        let endpoint = Endpoint {
+            address: listen,
+            sockets: dir.path().into(),
+            key: String::new(),
+            pid: 1,
+            instance: InstanceId(Uuid::nil()),
+            cluster: state.cluster,
+            version: "0.1.0".into(),
+        };
+        let api = Api::new(Parts {
+            identity: Identity {
+                cluster: state.cluster,
+                instance: endpoint.instance,
+                program_version: endpoint.version.clone(),
+                last_revision: writer.last_revision(),
+                clock,
+            },
+            data_dir: dir.path().into(),
+            priority_max: 0,
+            tokens: Tokens::new(&config, listen),
+            own_key: OwnKey::new(dir.path().into(), shown, endpoint),
+            callers: callers.clone(),
+            core: core.clone(),
+            reads,
+            lookups,
+            messages: messages.clone(),
+            log_reads: Arc::clone(&log_reads),
+            waiters: Arc::clone(&waiters),
+            turns: Arc::clone(&turns),
+            stopping: stopping.clone(),
+        });
+        // The threads end with their channels.
+        ManagerThread::start("reads", move || run_reads(history, &reads_receiver)).unwrap();
+        ManagerThread::start("lookups", move || run_reads(lookups_history, &lookups_receiver))
+            .unwrap();
+        let (store, steps) = bounded(1);
+        let pulse = pulse();
+        ManagerThread::start("core", move || {
+            let config = CoreConfig { lease_ms: 15_000, heartbeat_ms: 1_000, margin_ms: 5_000 };
+            let core = Core::new(clock.now(), config, state);
+            CoreThread { core, clock, receiver: core_receiver, store, pulse }.run();
+        })
+        .unwrap();
+        let hints = Arc::new(Hints::default());
+        let sender =
+            Sender { messages, core, callers, heartbeats, log_reads, hints, waiters, turns };
+        let (committed, commits) = mpsc::channel(1);
+        tokio::spawn(sender.run(commits, self::pulse()));
+        let steps = if writes {
+            let pulse = self::pulse();
+            ManagerThread::start("store", move || {
+                writer.run(&steps, &committed, &stopping, &pulse)
+            })
+            .unwrap();
+            None
+        } else {
+            Some(steps)
+        };
+        Self { _dir: dir, api, _stopping: stop, _steps: steps }
+    }
+
+    async fn ask(&self, role: Role, request: RequestBody) -> Result<ReplyBody, ErrorReply> {
+        let caller = Caller { role, name: name("ann"), key: None };
+        let reads = CallerLine::default().connection();
+        self.api.call(Client { caller, connection: None, reads }, request, None).await
+    }
+}
+
+fn pulse() -> Pulse {
+    Watchdog::default().pulse("test")
+}
+
+fn name(text: &str) -> Name {
+    text.parse().unwrap()
+}
+
+fn submit(number: u128) -> RequestBody {
+    let spec = r#"{"name": "work", "run": {"runtime": "process", "command": ["true"]}}"#;
+    let spec: JobSpec = serde_json::from_str(spec).unwrap();
+    RequestBody::Submit { submission: SubmissionId(Uuid::from_u128(number)), spec: Box::new(spec) }
+}
+
+/// Returns one request of each kind, with the name of the kind.
+fn requests() -> Vec<(&'static str, RequestBody)> {
+    let (job, task) = (JobId(1), TaskId { job: JobId(1), index: 0 });
+    let log = LogRead {
+        attempt: AttemptId::new(JobId(1), 0, 1),
+        stream: LogStream::Stdout,
+        from: LogPosition::Offset(0),
+        bytes_max: 1,
+        wait_ms: 0,
+    };
+    let all = vec![
+        RequestBody::Info,
+        RequestBody::WhoAmI,
+        RequestBody::KeyRenew { key: PublicKey([9; 32]) },
+        RequestBody::Jobs { before: None, active: false, limit: 1 },
+        RequestBody::Job { job, since: None, wait_ms: 0 },
+        RequestBody::Tasks { job, from: 0, state: None, limit: 1 },
+        RequestBody::Task { task, unless: None, wait_ms: 0 },
+        RequestBody::Nodes { after: None, limit: 1 },
+        RequestBody::Events { since: Revision(0) },
+        RequestBody::Log(log),
+        submit(77),
+        RequestBody::Cancel { job },
+        RequestBody::Forget { first: job, last: job },
+        RequestBody::TokenCreate { role: Role::Agent, ttl_ms: 1000, uses: 1 },
+        RequestBody::Tokens,
+        RequestBody::TokenRevoke { id: TokenId(999) },
+        RequestBody::Users { after: None, limit: 1 },
+        RequestBody::NodeForget { node: name("nobody"), force: false },
+        RequestBody::Revoke { kind: PrincipalKind::User, name: name("nobody") },
+        RequestBody::KeyRotate { key: KeyDigest([9; 32]) },
+    ];
+    // A new kind of request must also be added above.
+    let kind = |body: &RequestBody| match body {
+        RequestBody::Info => "info",
+        RequestBody::WhoAmI => "who_am_i",
+        RequestBody::Jobs { .. } => "jobs",
+        RequestBody::Job { .. } => "job",
+        RequestBody::Tasks { .. } => "tasks",
+        RequestBody::Task { .. } => "task",
+        RequestBody::Nodes { .. } => "nodes",
+        RequestBody::Events { .. } => "events",
+        RequestBody::Log(_) => "log",
+        RequestBody::Submit { .. } => "submit",
+        RequestBody::Cancel { .. } => "cancel",
+        RequestBody::Forget { .. } => "forget",
+        RequestBody::TokenCreate { .. } => "token_create",
+        RequestBody::Tokens => "tokens",
+        RequestBody::TokenRevoke { .. } => "token_revoke",
+        RequestBody::Users { .. } => "users",
+        RequestBody::Revoke { .. } => "revoke",
+        RequestBody::NodeForget { .. } => "node_forget",
+        RequestBody::KeyRenew { .. } => "key_renew",
+        RequestBody::KeyRotate { .. } => "key_rotate",
+    };
+    all.into_iter().map(|body| (kind(&body), body)).collect()
+}
+
+#[tokio::test]
+async fn every_role_may_ask_exactly_its_requests() {
+    let world = World::start(true).await;
+    let mut table =
+        format!("{:14}{}\n", "request", Role::ALL.map(|role| format!("{role:10}")).concat());
+    for (kind, request) in requests() {
+        table += &format!("{kind:14}");
+        for role in Role::ALL {
+            let answer = world.ask(role, request.clone()).await;
+            let forbidden = answer.is_err_and(|error| error.code == ErrorCode::Forbidden);
+            table += &format!("{:10}", if forbidden { "-" } else { "yes" });
+        }
+        table += "\n";
+    }
+    let table: Vec<&str> = table.lines().map(str::trim_end).collect();
+    println!("{}", table.join("\n"));
+    let expected = "\
+request       agent     viewer    operator  admin
+info          yes       yes       yes       yes
+who_am_i      yes       yes       yes       yes
+key_renew     yes       yes       yes       yes
+jobs          -         yes       yes       yes
+job           -         yes       yes       yes
+tasks         -         yes       yes       yes
+task          -         yes       yes       yes
+nodes         -         yes       yes       yes
+events        -         yes       yes       yes
+log           -         yes       yes       yes
+submit        -         -         yes       yes
+cancel        -         -         yes       yes
+forget        -         -         -         yes
+token_create  -         -         -         yes
+tokens        -         -         -         yes
+token_revoke  -         -         -         yes
+users         -         -         -         yes
+node_forget   -         -         -         yes
+revoke        -         -         -         yes
+key_rotate    -         -         -         yes";
+    assert_eq!(table, expected.lines().collect::<Vec<_>>());
+}
+
+#[tokio::test]
+async fn a_command_is_answered_once_it_is_on_disk() {
+    let world = World::start(true).await;
+    let submitted = |again| Ok(ReplyBody::Submitted { job: JobId(1), again });
+    assert_eq!(world.ask(Role::Operator, submit(1)).await, submitted(false));
+    assert_eq!(world.ask(Role::Operator, submit(1)).await, submitted(true));
+    let job = world.ask(Role::Viewer, RequestBody::Job { job: JobId(1), since: None, wait_ms: 0 });
+    let Ok(ReplyBody::Job(job)) = job.await else { unreachable!("no job") };
+    assert_eq!(job.waits_for, ["no node has joined yet"]);
+    // The core has forgotten a job that has ended; its state comes from the database.
+    for _ in 0..2 {
+        let cancelled = world.ask(Role::Operator, RequestBody::Cancel { job: JobId(1) }).await;
+        let state = podmesh_protocol::report::JobState::Cancelled;
+        assert_eq!(cancelled, Ok(ReplyBody::Cancelled { state }));
+    }
+}
+
+#[tokio::test]
+async fn reads_do_not_wait_for_a_disk_that_takes_no_commit() {
+    let world = World::start(false).await;
+    for number in 0..4 {
+        // They wait for ever.
+        let limit = Duration::from_millis(1);
+        let submitted = world.ask(Role::Operator, submit(number));
+        tokio::time::timeout(limit, submitted).await.unwrap_err();
+    }
+    let nodes = world.ask(Role::Viewer, RequestBody::Nodes { after: None, limit: 1 }).await;
+    assert_eq!(nodes, Ok(ReplyBody::Nodes(vec![])));
+    let job = RequestBody::Job { job: JobId(1), since: None, wait_ms: 0 };
+    assert_eq!(world.ask(Role::Viewer, job).await.unwrap_err().code, ErrorCode::NotFound);
+}

@@ -1,0 +1,269 @@
+//! Why queued tasks wait: values, and the words for them.
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+use crate::ids::{JobId, Name};
+use crate::limits::ATTEMPTS_PER_NODE_MAX;
+use crate::spec::{Resources, RuntimeKind};
+
+/// A reason why the queued tasks of a job wait. [`Display`](fmt::Display) says it for people.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum WaitReason {
+    /// Tasks wait for a retry.
+    Retry {
+        /// How many.
+        tasks: usize,
+        /// Milliseconds until the next of them is due.
+        next_ms: u64,
+    },
+    /// The manager knows no node.
+    NoNodes,
+    /// No node offers the runtime.
+    NoNodeWithRuntime {
+        /// The runtime.
+        runtime: RuntimeKind,
+        /// The number of all nodes.
+        nodes: usize,
+    },
+    /// No node that offers the runtime has the label.
+    NoNodeWithLabel {
+        /// The label.
+        label: Name,
+        /// The value that it must have.
+        value: String,
+        /// The runtime.
+        runtime: RuntimeKind,
+        /// The number of all nodes.
+        nodes: usize,
+    },
+    /// Nodes have each of the labels, but none has all of them.
+    NoNodeWithLabels {
+        /// The labels.
+        labels: BTreeMap<Name, String>,
+        /// The number of all nodes.
+        nodes: usize,
+    },
+    /// No node that meets the other requirements has enough cores.
+    TooManyCpus {
+        /// What a task needs, in thousandths of a core.
+        wanted_millis: u32,
+        /// The node with the most cores.
+        largest: Name,
+        /// What that node has.
+        largest_millis: u32,
+    },
+    /// No node that meets the other requirements has enough memory.
+    TooMuchMemory {
+        /// What a task needs.
+        wanted_bytes: u64,
+        /// The node with the most memory.
+        largest: Name,
+        /// What that node has.
+        largest_bytes: u64,
+    },
+    /// No node that meets the other requirements has enough of both.
+    TooLarge {
+        /// What a task needs.
+        wanted: Resources,
+    },
+    /// A node that suits is suspect or lost.
+    NodeAway {
+        /// The node.
+        node: Name,
+        /// Whether it is lost.
+        lost: bool,
+    },
+    /// More nodes that suit are suspect or lost.
+    MoreNodesAway {
+        /// How many.
+        nodes: usize,
+    },
+    /// All nodes that suit are busy.
+    Busy {
+        /// How many suit.
+        nodes: usize,
+        /// The one with the most free.
+        freest: Option<FreestNode>,
+    },
+    /// The only node with room is reserved for an earlier job.
+    Reserved {
+        /// The node.
+        node: Name,
+        /// The job that it is reserved for.
+        first: JobId,
+        /// Milliseconds until the reservation ends or the task of that job starts.
+        left_ms: u64,
+        /// Whether the task of that job is certain to start by then.
+        starts: bool,
+    },
+    /// The job is the first in line.
+    FirstInLine {
+        /// The node that is reserved for it, if any.
+        reserved: Option<Name>,
+        /// Milliseconds until the reservation, or the time without one, ends or the task starts.
+        left_ms: u64,
+        /// Whether the task is certain to start there by then.
+        starts: bool,
+    },
+    /// There is room.
+    PlacedNext,
+}
+
+/// The node with the most free of those that suit.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FreestNode {
+    /// The node.
+    pub node: Name,
+    /// What is free there.
+    pub free: Resources,
+    /// Whether it holds as many attempts as a node may.
+    pub full: bool,
+}
+
+impl fmt::Display for WaitReason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let total = |nodes: &usize| count(*nodes, "node", "nodes");
+        match self {
+            Self::Retry { tasks, next_ms } => {
+                let tasks = count(*tasks, "task waits", "tasks wait");
+                write!(f, "{tasks} for a retry; the next in {} s", next_ms.div_ceil(1000))
+            }
+            Self::NoNodes => f.write_str("no node has joined yet"),
+            Self::NoNodeWithRuntime { runtime, nodes } => {
+                write!(f, "runtime {runtime}: no node offers it ({})", total(nodes))
+            }
+            Self::NoNodeWithLabel { label, value, runtime, nodes } => write!(
+                f,
+                "label {label}={value}: no node that offers {runtime} has it ({})",
+                total(nodes)
+            ),
+            Self::NoNodeWithLabels { labels, nodes } => {
+                let labels: Vec<String> =
+                    labels.iter().map(|(label, value)| format!("{label}={value}")).collect();
+                let labels = labels.join(", ");
+                write!(f, "labels {labels}: no node has all of them ({})", total(nodes))
+            }
+            Self::TooManyCpus { wanted_millis, largest, largest_millis } => write!(
+                f,
+                "needs {}; the largest node that meets the other requirements, `{largest}`, has {}",
+                cpus(*wanted_millis),
+                cpus(*largest_millis)
+            ),
+            Self::TooMuchMemory { wanted_bytes, largest, largest_bytes } => write!(
+                f,
+                "needs {} of memory; the largest node that meets the other requirements, `{largest}`, has {}",
+                bytes(*wanted_bytes),
+                bytes(*largest_bytes)
+            ),
+            Self::TooLarge { wanted } => write!(
+                f,
+                "needs {} and {} of memory; no node that meets the other requirements has both",
+                cpus(wanted.cpu_millis),
+                bytes(wanted.memory_bytes)
+            ),
+            Self::NodeAway { node, lost } => {
+                write!(f, "node `{node}` is {}", if *lost { "lost" } else { "suspect" })
+            }
+            Self::MoreNodesAway { nodes } => {
+                let more = count(*nodes, "more node is", "more nodes are");
+                write!(f, "{more} suspect or lost")
+            }
+            Self::Busy { nodes, freest } => {
+                match nodes {
+                    1 => f.write_str("waits for room: 1 node fits, it is busy")?,
+                    n => write!(f, "waits for room: {n} nodes fit, all busy")?,
+                }
+                match freest {
+                    Some(FreestNode { node, full: true, .. }) => write!(
+                        f,
+                        " (`{node}` holds {ATTEMPTS_PER_NODE_MAX} attempts, which is the limit)"
+                    ),
+                    Some(FreestNode { node, free, full: false }) => write!(
+                        f,
+                        " (most free: `{node}` with {}, {})",
+                        cpus(free.cpu_millis),
+                        bytes(free.memory_bytes)
+                    ),
+                    None => Ok(()),
+                }
+            }
+            Self::Reserved { node, first, left_ms, starts: true } => write!(
+                f,
+                "node `{node}` has room, which is reserved for job {first}, the first in line: it starts there within {}; a task whose timeout ends before that may run there now",
+                span(*left_ms)
+            ),
+            Self::Reserved { node, first, left_ms, starts: false } => write!(
+                f,
+                "node `{node}` has room, which is reserved for job {first}, the first in line, for another {}",
+                span(*left_ms)
+            ),
+            Self::FirstInLine { reserved: None, left_ms, .. } => write!(
+                f,
+                "first in line, but no node is reserved for it for another {}: each node that fits was reserved recently, and is left to other jobs until then",
+                span(*left_ms)
+            ),
+            Self::FirstInLine { reserved: Some(node), left_ms, starts: true } => write!(
+                f,
+                "first in line: node `{node}` is reserved for it, and it starts there within {}",
+                span(*left_ms)
+            ),
+            Self::FirstInLine { reserved: Some(node), left_ms, starts: false } => write!(
+                f,
+                "first in line: node `{node}` is reserved for it for another {}",
+                span(*left_ms)
+            ),
+            Self::PlacedNext => f.write_str("there is room: it is placed next"),
+        }
+    }
+}
+
+/// `1 node`, `2 nodes`.
+fn count(n: usize, one: &str, many: &str) -> String {
+    format!("{n} {}", if n == 1 { one } else { many })
+}
+
+/// `45 s`, `3 min`, `5 h`; rounded up.
+fn span(ms: u64) -> String {
+    match ms.div_ceil(1000) {
+        s @ 0..=120 => format!("{s} s"),
+        s @ 121..=7200 => format!("{} min", s.div_ceil(60)),
+        s => format!("{} h", s.div_ceil(3600)),
+    }
+}
+
+/// `8 cpus`, `0.5 cpus`, `1 cpu`.
+fn cpus(millis: u32) -> String {
+    let unit = if millis == 1000 { "cpu" } else { "cpus" };
+    let (whole, part) = (millis / 1000, millis % 1000);
+    if part == 0 {
+        return format!("{whole} {unit}");
+    }
+    let part = format!("{part:03}");
+    format!("{whole}.{} {unit}", part.trim_end_matches('0'))
+}
+
+/// `1.0 GiB`, `0 B`.
+fn bytes(n: u64) -> String {
+    const UNITS: [&str; 6] = ["B", "KiB", "MiB", "GiB", "TiB", "PiB"];
+    let (mut value, mut unit) = (n as f64, 0);
+    while value >= 1024.0 && unit + 1 < UNITS.len() {
+        value /= 1024.0;
+        unit += 1;
+    }
+    if unit == 0 { format!("{n} B") } else { format!("{value:.1} {}", UNITS[unit]) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_are_written_for_people() {
+        assert_eq!(
+            [0, 500, 1000, 1250, 8000].map(cpus),
+            ["0 cpus", "0.5 cpus", "1 cpu", "1.25 cpus", "8 cpus"]
+        );
+        assert_eq!([0, 1023, 1 << 30, 3 << 39].map(bytes), ["0 B", "1023 B", "1.0 GiB", "1.5 TiB"]);
+    }
+}
