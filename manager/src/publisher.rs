@@ -126,7 +126,7 @@ mod tests {
     use super::*;
 
     fn chunk(first: u64, bytes: usize) -> CommittedChunk {
-        let facts = vec![EventFact::JobCancelRequested(JobId(1)); 2];
+        let facts = vec![EventFact::JobCancelRequested { job: JobId(1) }; 2];
         CommittedChunk { chunk: EventChunk { first: Revision(first), wall_ms: 0, facts }, bytes }
     }
 

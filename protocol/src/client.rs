@@ -59,6 +59,9 @@ pub enum RequestBody {
         /// Only jobs that have not ended.
         #[serde(default)]
         active: bool,
+        /// Only jobs that were submitted by this node or user.
+        #[serde(default)]
+        by: Option<Name>,
         /// Rows of the page, at most [`PAGE_ROWS_MAX`](crate::limits::PAGE_ROWS_MAX).
         limit: u32,
     },
@@ -449,6 +452,9 @@ pub struct JobView {
     pub priority: i32,
     /// How many of its tasks are in each state.
     pub counts: TaskCounts,
+    /// Who submitted it; `None` if an older version of podmesh accepted it.
+    #[serde(default)]
+    pub submitted_by: Option<Name>,
     /// Milliseconds since 1970 by the manager's clock, for display.
     pub submitted_wall_ms: u64,
     /// When its first attempt was assigned; likewise.

@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::access::{Role, TokenId};
+use crate::facts::facts;
 use crate::ids::{AttemptId, InstanceId, JobId, Name, Revision};
 use crate::report::{JobState, Outcome};
 use crate::spec::RuntimeKind;
@@ -31,92 +32,222 @@ impl EventChunk {
     }
 }
 
-/// One change.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum EventFact {
-    /// A job was accepted: its number, name, and how many tasks it has.
-    JobSubmitted(JobId, Name, u32),
-    /// A user asked to cancel it.
-    JobCancelRequested(JobId),
-    /// The job has ended.
-    JobEnded(JobId, JobState),
-    /// An attempt was assigned to a node.
-    AttemptAssigned(AttemptId, Name),
-    /// The node reports what it does before the start.
-    AttemptPreparing(AttemptId, String),
-    /// An attempt started.
-    AttemptStarted(AttemptId),
-    /// An attempt ended; with the milliseconds until the next attempt, if the task is retried.
-    AttemptEnded(AttemptId, Outcome, Option<u64>),
-    /// Output of an attempt was lost; with details.
-    LogGap(AttemptId, String),
-    /// A node connected.
-    NodeConnected(Name, InstanceId),
-    /// A node's session ended or its heartbeat is late; it gets no new work. With the reason.
-    NodeSuspect(Name, String),
-    /// A suspect node sends heartbeats again.
-    NodeRecovered(Name),
-    /// A node's lease ended.
-    NodeLost(Name),
-    /// A join token was created: its number, the role of its members, and who created it.
-    TokenCreated(TokenId, Role, Name),
-    /// A join token was revoked; with who did it.
-    TokenRevoked(TokenId, Name),
-    /// A member joined: its role, its name, and the token.
-    Enrolled(Role, Name, TokenId),
-    /// A key was revoked: the member's role and name, and who did it.
-    KeyRevoked(Role, Name, Name),
-    /// A member replaced its key: its role and name.
-    KeyRenewed(Role, Name),
-    /// The manager's key was replaced: the digest of the new key in hexadecimal, and who did it.
-    ManagerKeyRotated(String, Name),
-    /// Attempts to join were refused: the reason for the last one, and how many since the last such
-    /// event.
-    JoinsRefused(String, u32),
-    /// Connections were refused or cut off: the reason for the last one, and how many since the
-    /// last such event.
-    ConnectionsRefused(String, u32),
-    /// A node cannot start a runtime's work at present; with the reason.
-    RuntimeWithdrawn(Name, RuntimeKind, String),
-    /// A node can start a runtime's work again.
-    RuntimeOffered(Name, RuntimeKind),
-    /// A lost node was removed: the node, and who asked for it.
-    NodeForgotten(Name, Name),
-    /// Ended jobs were removed at somebody's request: the first and the last of them, how many, and
-    /// who asked.
-    JobsForgotten(JobId, JobId, u32, Name),
+facts! {
+    /// One change.
+    ///
+    /// On the wire and on disk: `{kind: fields}`. The fields are an array in the order given here,
+    /// or the field itself where there is only one. See [`facts`](mod@crate::facts) for how kinds
+    /// grow.
+    pub enum EventFact {
+        /// A job was accepted.
+        JobSubmitted = "job_submitted" {
+            /// Its number.
+            job: JobId,
+            /// Its name.
+            name: Name,
+            /// How many tasks it has.
+            tasks: u32,
+        }
+        /// A user asked to cancel it.
+        JobCancelRequested = "job_cancel_requested" {
+            /// The job.
+            job: JobId,
+        }
+        /// The job has ended.
+        JobEnded = "job_ended" {
+            /// The job.
+            job: JobId,
+            /// Its final state.
+            state: JobState,
+        }
+        /// An attempt was assigned to a node.
+        AttemptAssigned = "attempt_assigned" {
+            /// The attempt.
+            attempt: AttemptId,
+            /// The node.
+            node: Name,
+        }
+        /// The node reports what it does before the start.
+        AttemptPreparing = "attempt_preparing" {
+            /// The attempt.
+            attempt: AttemptId,
+            /// What it does.
+            message: String,
+        }
+        /// An attempt started.
+        AttemptStarted = "attempt_started" {
+            /// The attempt.
+            attempt: AttemptId,
+        }
+        /// An attempt ended.
+        AttemptEnded = "attempt_ended" {
+            /// The attempt.
+            attempt: AttemptId,
+            /// How it ended.
+            outcome: Outcome,
+            /// Milliseconds until the next attempt, if the task is tried again.
+            retry_after_ms: Option<u64>,
+        }
+        /// Output of an attempt was lost.
+        LogGap = "log_gap" {
+            /// The attempt.
+            attempt: AttemptId,
+            /// Details.
+            message: String,
+        }
+        /// A node connected.
+        NodeConnected = "node_connected" {
+            /// The node.
+            node: Name,
+            /// This run of its agent.
+            instance: InstanceId,
+        }
+        /// A node's session ended or its heartbeat is late; it gets no new work.
+        NodeSuspect = "node_suspect" {
+            /// The node.
+            node: Name,
+            /// The reason.
+            message: String,
+        }
+        /// A suspect node sends heartbeats again.
+        NodeRecovered = "node_recovered" {
+            /// The node.
+            node: Name,
+        }
+        /// A node's lease ended.
+        NodeLost = "node_lost" {
+            /// The node.
+            node: Name,
+        }
+        /// A join token was created.
+        TokenCreated = "token_created" {
+            /// Its number.
+            token: TokenId,
+            /// The role of its members.
+            role: Role,
+            /// Who created it.
+            by: Name,
+        }
+        /// A join token was revoked.
+        TokenRevoked = "token_revoked" {
+            /// Its number.
+            token: TokenId,
+            /// Who revoked it.
+            by: Name,
+        }
+        /// A member joined.
+        Enrolled = "enrolled" {
+            /// Its role.
+            role: Role,
+            /// Its name.
+            name: Name,
+            /// The token that it joined with.
+            token: TokenId,
+        }
+        /// A key was revoked.
+        KeyRevoked = "key_revoked" {
+            /// The role of its owner.
+            role: Role,
+            /// The name of its owner.
+            name: Name,
+            /// Who revoked it.
+            by: Name,
+        }
+        /// A member replaced its key.
+        KeyRenewed = "key_renewed" {
+            /// Its role.
+            role: Role,
+            /// Its name.
+            name: Name,
+        }
+        /// The manager's key was replaced.
+        ManagerKeyRotated = "manager_key_rotated" {
+            /// The digest of the new key in hexadecimal.
+            key: String,
+            /// Who asked for it.
+            by: Name,
+        }
+        /// Attempts to join were refused.
+        JoinsRefused = "joins_refused" {
+            /// The reason for the last one.
+            message: String,
+            /// How many since the last such event.
+            count: u32,
+        }
+        /// Connections were refused or cut off.
+        ConnectionsRefused = "connections_refused" {
+            /// The reason for the last one.
+            message: String,
+            /// How many since the last such event.
+            count: u32,
+        }
+        /// A node cannot start a runtime's work at present.
+        RuntimeWithdrawn = "runtime_withdrawn" {
+            /// The node.
+            node: Name,
+            /// The runtime.
+            runtime: RuntimeKind,
+            /// The reason.
+            message: String,
+        }
+        /// A node can start a runtime's work again.
+        RuntimeOffered = "runtime_offered" {
+            /// The node.
+            node: Name,
+            /// The runtime.
+            runtime: RuntimeKind,
+        }
+        /// A lost node was removed.
+        NodeForgotten = "node_forgotten" {
+            /// The node.
+            node: Name,
+            /// Who asked for it.
+            by: Name,
+        }
+        /// Ended jobs were removed at somebody's request.
+        JobsForgotten = "jobs_forgotten" {
+            /// The first of them.
+            first: JobId,
+            /// The last of them.
+            last: JobId,
+            /// How many.
+            count: u32,
+            /// Who asked.
+            by: Name,
+        }
+    }
 }
 
 impl EventFact {
     /// Returns the job of the event, if it has one.
     pub fn job(&self) -> Option<JobId> {
         match self {
-            Self::JobSubmitted(job, ..)
-            | Self::JobCancelRequested(job)
-            | Self::JobEnded(job, _)
-            | Self::JobsForgotten(job, _, 1, _) => Some(*job),
-            Self::AttemptAssigned(attempt, _)
-            | Self::AttemptPreparing(attempt, _)
-            | Self::AttemptStarted(attempt)
-            | Self::AttemptEnded(attempt, ..)
-            | Self::LogGap(attempt, _) => Some(attempt.task.job),
-            Self::NodeConnected(..)
-            | Self::NodeSuspect(..)
-            | Self::NodeRecovered(..)
-            | Self::NodeLost(..)
-            | Self::TokenCreated(..)
-            | Self::TokenRevoked(..)
-            | Self::Enrolled(..)
-            | Self::KeyRevoked(..)
-            | Self::KeyRenewed(..)
-            | Self::ManagerKeyRotated(..)
-            | Self::JoinsRefused(..)
-            | Self::ConnectionsRefused(..)
-            | Self::RuntimeWithdrawn(..)
-            | Self::RuntimeOffered(..)
-            | Self::NodeForgotten(..)
-            | Self::JobsForgotten(..) => None,
+            Self::JobSubmitted { job, .. }
+            | Self::JobCancelRequested { job }
+            | Self::JobEnded { job, .. }
+            | Self::JobsForgotten { first: job, count: 1, .. } => Some(*job),
+            Self::AttemptAssigned { attempt, .. }
+            | Self::AttemptPreparing { attempt, .. }
+            | Self::AttemptStarted { attempt }
+            | Self::AttemptEnded { attempt, .. }
+            | Self::LogGap { attempt, .. } => Some(attempt.task.job),
+            Self::NodeConnected { .. }
+            | Self::NodeSuspect { .. }
+            | Self::NodeRecovered { .. }
+            | Self::NodeLost { .. }
+            | Self::TokenCreated { .. }
+            | Self::TokenRevoked { .. }
+            | Self::Enrolled { .. }
+            | Self::KeyRevoked { .. }
+            | Self::KeyRenewed { .. }
+            | Self::ManagerKeyRotated { .. }
+            | Self::JoinsRefused { .. }
+            | Self::ConnectionsRefused { .. }
+            | Self::RuntimeWithdrawn { .. }
+            | Self::RuntimeOffered { .. }
+            | Self::NodeForgotten { .. }
+            | Self::JobsForgotten { .. }
+            | Self::Unknown { .. } => None,
         }
     }
 }

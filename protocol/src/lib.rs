@@ -7,6 +7,7 @@ pub mod client;
 pub mod codec;
 pub mod error;
 pub mod event;
+pub mod facts;
 pub mod ids;
 pub mod limits;
 pub mod report;

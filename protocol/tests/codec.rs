@@ -104,7 +104,7 @@ proptest! {
     #[test]
     fn chunks_keep_their_revisions(first in 1..u64::MAX / 2, n in 1..50u32) {
         let facts: Vec<_> = (1..=n)
-            .map(|i| EventFact::AttemptStarted(AttemptId::new(JobId(1), i, 1)))
+            .map(|i| EventFact::AttemptStarted { attempt: AttemptId::new(JobId(1), i, 1) })
             .collect();
         let chunk = EventChunk { first: Revision(first), wall_ms: 7, facts };
         prop_assert_eq!(chunk.last(), Revision(first + u64::from(n) - 1));

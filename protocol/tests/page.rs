@@ -131,8 +131,8 @@ fn the_hex_on_the_page_matches_the_code() {
         first: Revision(3),
         wall_ms: 1_700_000_000_000,
         facts: vec![
-            EventFact::AttemptStarted(attempt),
-            EventFact::AttemptEnded(attempt, ended, None),
+            EventFact::AttemptStarted { attempt },
+            EventFact::AttemptEnded { attempt, outcome: ended, retry_after_ms: None },
         ],
     };
     let published = Published::Events { since: Revision(2), last: Revision(4), chunk: Some(chunk) };

@@ -128,6 +128,16 @@ fn users_on_other_machines_may_do_what_their_role_allows() {
     assert_eq!(mesh.nodes()[0]["state"], "alive");
     operator.ok(&["submit", "--priority", "-5", "--", "true"]);
     mesh.ok(&high);
+    // Each job shows who submitted it.
+    let by = |listed: serde_json::Value| -> Vec<String> {
+        let jobs = listed["jobs"].as_array().unwrap().clone();
+        jobs.iter().map(|job| job["submitted_by"].as_str().unwrap().to_owned()).collect()
+    };
+    let local = mesh.json(&["job", "3"])["submitted_by"].as_str().unwrap().to_owned();
+    assert_eq!(by(mesh.json(&["jobs"])), [&*local, "operator", "operator"]);
+    assert_eq!(by(mesh.json(&["jobs", "--mine"])), [&*local]);
+    assert!(operator.ok(&["jobs", "--mine"]).contains("operator"));
+    assert!(!operator.ok(&["jobs", "--mine"]).contains(&local));
 
     let users = mesh.json(&["users"]);
     let names: Vec<_> = users["users"].as_array().unwrap().iter().map(|row| &row["user"]).collect();

@@ -310,9 +310,10 @@ impl Connection {
         &self,
         before: Option<JobId>,
         active: bool,
+        by: Option<Name>,
         limit: u32,
     ) -> Result<Vec<JobView>, RequestError> {
-        match self.request(RequestBody::Jobs { before, active, limit }).await? {
+        match self.request(RequestBody::Jobs { before, active, by, limit }).await? {
             ReplyBody::Jobs(jobs) => Ok(jobs),
             _ => Err(unexpected()),
         }

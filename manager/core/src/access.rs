@@ -178,7 +178,7 @@ impl Core {
             revoked: false,
         };
         self.state.record(out, Change::TokenSaved(row));
-        out.events.push(EventFact::TokenCreated(id, role, by));
+        out.events.push(EventFact::TokenCreated { token: id, role, by });
         Ok(Answer::TokenCreated { id, expires_wall_ms })
     }
 
@@ -195,7 +195,7 @@ impl Core {
         if !row.revoked {
             let row = TokenRow { revoked: true, ..row.clone() };
             self.state.record(out, Change::TokenSaved(row));
-            out.events.push(EventFact::TokenRevoked(id, by.clone()));
+            out.events.push(EventFact::TokenRevoked { token: id, by: by.clone() });
         }
         Ok(Answer::TokenRevoked)
     }
@@ -259,7 +259,11 @@ impl Core {
     ) -> bool {
         let Some(key) = self.access.names.remove(&(kind, name.clone())) else { return false };
         if let Some(row) = self.state.keys.get(&key) {
-            out.events.push(EventFact::KeyRevoked(row.role, name.clone(), by.clone()));
+            out.events.push(EventFact::KeyRevoked {
+                role: row.role,
+                name: name.clone(),
+                by: by.clone(),
+            });
         }
         // The owner of the revoked key may have made the new one.
         self.end_renewal_of(key, out);
@@ -368,7 +372,7 @@ impl Core {
         };
         self.access.give_name(&row);
         self.state.record(out, Change::KeySaved(row));
-        out.events.push(EventFact::Enrolled(role, name.clone(), token));
+        out.events.push(EventFact::Enrolled { role, name: name.clone(), token });
         out.effects.push(Effect::KeyEnrolled { key, role, name, renews: false });
     }
 
@@ -379,7 +383,10 @@ impl Core {
         if access.refusal_told_ms.is_none_or(due) {
             access.refusal_told_ms = Some(now.mono_ms);
             let why = format!("`{name}`: {error}");
-            out.events.push(EventFact::JoinsRefused(why, core::mem::take(&mut access.refused)));
+            out.events.push(EventFact::JoinsRefused {
+                message: why,
+                count: core::mem::take(&mut access.refused),
+            });
         }
     }
 

@@ -54,7 +54,7 @@ impl Core {
     pub(crate) fn forget_node(&mut self, ix: NodeIx, by: &Name, out: &mut Step) {
         let name = self.nodes.get(ix).row.node.clone();
         self.state.record(out, Change::NodeForgotten(name.clone()));
-        out.events.push(EventFact::NodeForgotten(name, by.clone()));
+        out.events.push(EventFact::NodeForgotten { node: name, by: by.clone() });
         // Without runtimes it suits no job.
         Arc::make_mut(&mut self.nodes.get_mut(ix).row).runtimes.clear();
         self.queue.node_changed(ix, &self.nodes);

@@ -104,6 +104,8 @@ pub enum Input {
 pub enum Command {
     /// Submit a job. The spec has been validated.
     Submit {
+        /// The name of the caller.
+        by: Name,
         /// The idempotency key.
         submission: SubmissionId,
         /// The job.

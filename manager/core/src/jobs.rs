@@ -7,7 +7,7 @@ use alloc::sync::Arc;
 use podmesh_protocol::client::NodeState;
 use podmesh_protocol::error::{ErrorCode, ErrorReply};
 use podmesh_protocol::event::EventFact;
-use podmesh_protocol::ids::{AttemptId, Epoch, JobId, SubmissionId, TaskId};
+use podmesh_protocol::ids::{AttemptId, Epoch, JobId, Name, SubmissionId, TaskId};
 use podmesh_protocol::limits::{
     BATCH_ROWS_MAX, JOBS_ACTIVE_MAX, NOT_STARTED_BACKOFF_MS, NOT_STARTED_BACKOFF_MS_MAX,
     RETRIES_MAX,
@@ -180,6 +180,7 @@ impl Core {
         &mut self,
         now: Now,
         ticket: Ticket,
+        by: Name,
         submission: SubmissionId,
         spec: Arc<JobSpec>,
         out: &mut Step,
@@ -198,10 +199,10 @@ impl Core {
         }
         let id = JobId(self.state.last_job.0 + 1);
         let tasks = u32::try_from(spec.array.tasks()).unwrap_or(u32::MAX);
-        out.events.push(EventFact::JobSubmitted(id, spec.name.clone(), tasks));
+        out.events.push(EventFact::JobSubmitted { job: id, name: spec.name.clone(), tasks });
         answer(out, ticket, Ok(Answer::Submitted { job: id, again: false }));
         let wall_ms = now.wall_ms;
-        self.state.record(out, Change::JobInserted { job: id, submission, spec, wall_ms });
+        self.state.record(out, Change::JobInserted { job: id, submission, spec, by, wall_ms });
         self.add_job(id);
         self.mark_dirty(id);
     }
@@ -234,7 +235,7 @@ impl Core {
             let state = job.state();
             return answer(out, ticket, Ok(Answer::Cancelled { state }));
         }
-        out.events.push(EventFact::JobCancelRequested(id));
+        out.events.push(EventFact::JobCancelRequested { job: id });
         if let Some(dispatch) = self.dispatch.get(&id) {
             self.queue.remove(dispatch.shape, job.key());
         }
@@ -344,7 +345,7 @@ impl Core {
                 self.state.record(out, Change::JobUpdated(row));
                 continue;
             }
-            out.events.push(EventFact::JobEnded(id, job.state()));
+            out.events.push(EventFact::JobEnded { job: id, state: job.state() });
             self.submissions.end(job.submission);
             let row = job.row(Some(now.wall_ms));
             self.state.record(out, Change::JobUpdated(row));

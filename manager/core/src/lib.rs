@@ -196,10 +196,10 @@ impl Core {
             }
             Input::RenewedKeyUsed { key } => self.on_renewed_key_used(key, out),
             Input::ManagerKeyRotated { digest, by } => {
-                out.events.push(EventFact::ManagerKeyRotated(digest, by));
+                out.events.push(EventFact::ManagerKeyRotated { key: digest, by });
             }
             Input::ConnectionsRefused { why, count } => {
-                out.events.push(EventFact::ConnectionsRefused(why, count));
+                out.events.push(EventFact::ConnectionsRefused { message: why, count });
             }
             Input::Tick => {}
         }
@@ -207,8 +207,8 @@ impl Core {
 
     fn on_command(&mut self, now: Now, ticket: Ticket, command: Command, out: &mut Step) {
         let result = match command {
-            Command::Submit { submission, spec } => {
-                return self.on_submit(now, ticket, submission, spec, out);
+            Command::Submit { by, submission, spec } => {
+                return self.on_submit(now, ticket, by, submission, spec, out);
             }
             Command::Cancel { job } => return self.on_cancel(ticket, job, out),
             Command::ForgetNode { by, node, force } => {

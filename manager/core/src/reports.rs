@@ -110,17 +110,19 @@ impl Core {
                     AttemptState::Preparing => {}
                     AttemptState::Running | AttemptState::Ended => return,
                 }
-                out.events.push(EventFact::AttemptPreparing(attempt, cut(text)));
+                out.events.push(EventFact::AttemptPreparing { attempt, message: cut(text) });
             }
             ReportFact::Started => {
                 let state = AttemptState::Running;
                 if active.state != state {
                     self.state.record(out, Change::AttemptAdvanced { attempt, state, wall_ms });
-                    out.events.push(EventFact::AttemptStarted(attempt));
+                    out.events.push(EventFact::AttemptStarted { attempt });
                 }
             }
             ReportFact::Ended(outcome) => self.end_attempt(now, task, outcome, out),
-            ReportFact::LogGap(text) => out.events.push(EventFact::LogGap(attempt, cut(text))),
+            ReportFact::LogGap(text) => {
+                out.events.push(EventFact::LogGap { attempt, message: cut(text) })
+            }
         }
     }
 
@@ -152,7 +154,7 @@ impl Core {
         if let Some(after_ms) = retry_after_ms {
             self.queue_retry(now, task, after_ms);
         }
-        out.events.push(EventFact::AttemptEnded(attempt, outcome, retry_after_ms));
+        out.events.push(EventFact::AttemptEnded { attempt, outcome, retry_after_ms });
         self.mark_dirty(task.job);
     }
 }

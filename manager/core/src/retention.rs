@@ -33,7 +33,7 @@ impl Core {
         if let Some(by) = by
             && let (Some(first), Some(last)) = (jobs.iter().min(), jobs.iter().max())
         {
-            out.events.push(EventFact::JobsForgotten(*first, *last, count, by));
+            out.events.push(EventFact::JobsForgotten { first: *first, last: *last, count, by });
         }
         for job in jobs {
             self.state.record(out, Change::JobRemoved(job));

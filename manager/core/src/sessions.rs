@@ -223,18 +223,23 @@ impl Core {
             lost_age_ms: None,
         };
         self.state.record(out, Change::EpochTaken(epoch));
-        out.events.push(EventFact::NodeConnected(row.node.clone(), instance));
+        out.events.push(EventFact::NodeConnected { node: row.node.clone(), instance });
         let (withdrawn, unenforced) = (hello.withdrawn, hello.unenforced);
         let before = known.map(|ix| &self.nodes.get(ix).withdrawn);
         for (runtime, why) in &withdrawn {
             if before.and_then(|before| before.get(runtime)) != Some(why) {
-                let fact = EventFact::RuntimeWithdrawn(row.node.clone(), *runtime, why.clone());
+                let fact = EventFact::RuntimeWithdrawn {
+                    node: row.node.clone(),
+                    runtime: *runtime,
+                    message: why.clone(),
+                };
                 out.events.push(fact);
             }
         }
         for runtime in before.into_iter().flat_map(BTreeMap::keys) {
             if row.runtimes.contains(runtime) {
-                out.events.push(EventFact::RuntimeOffered(row.node.clone(), *runtime));
+                out.events
+                    .push(EventFact::RuntimeOffered { node: row.node.clone(), runtime: *runtime });
             }
         }
         let is_new_owner = known.is_some_and(|ix| self.nodes.get(ix).is_another(row.agent_id));
@@ -376,7 +381,7 @@ impl Core {
         let lost_at = now.mono_ms.saturating_add(self.config.lease_ms);
         self.nodes.set_deadline(&mut self.timers, ix, Some((lost_at, Timer::NodeLost(ix))));
         if let Some(name) = self.nodes.become_suspect(ix, now.mono_ms) {
-            out.events.push(EventFact::NodeSuspect(name, why.into()));
+            out.events.push(EventFact::NodeSuspect { node: name, message: why.into() });
         }
     }
 
@@ -394,7 +399,7 @@ impl Core {
         }
         if let Some(name) = self.nodes.become_suspect(ix, now.mono_ms) {
             let why = "its connection is gone".into();
-            out.events.push(EventFact::NodeSuspect(name, why));
+            out.events.push(EventFact::NodeSuspect { node: name, message: why });
         }
     }
 
@@ -418,7 +423,7 @@ impl Core {
             HeartbeatChange::Closed => {
                 if let Some(name) = self.nodes.become_suspect(ix, now.mono_ms) {
                     let why = "its heartbeat connection was closed".into();
-                    out.events.push(EventFact::NodeSuspect(name, why));
+                    out.events.push(EventFact::NodeSuspect { node: name, message: why });
                 }
             }
             HeartbeatChange::Late => {
@@ -426,7 +431,7 @@ impl Core {
                 let seen_ms = now.mono_ms.saturating_sub(late_ms);
                 if let Some(name) = self.nodes.become_suspect(ix, seen_ms) {
                     let why = format!("no heartbeat for {} s", seconds(late_ms));
-                    out.events.push(EventFact::NodeSuspect(name, why));
+                    out.events.push(EventFact::NodeSuspect { node: name, message: why });
                 }
             }
             HeartbeatChange::Resumed => {
@@ -435,7 +440,7 @@ impl Core {
                     node.session.as_ref().is_some_and(|session| !session.connection_gone);
                 if node.state == NodeState::Suspect && reachable {
                     node.state = NodeState::Alive;
-                    out.events.push(EventFact::NodeRecovered(node.row.node.clone()));
+                    out.events.push(EventFact::NodeRecovered { node: node.row.node.clone() });
                     self.queue.node_changed(ix, &self.nodes);
                 }
             }

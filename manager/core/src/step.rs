@@ -59,6 +59,8 @@ pub enum Change {
         submission: SubmissionId,
         /// The submitted spec.
         spec: Arc<JobSpec>,
+        /// Who submitted it.
+        by: Name,
         /// The time, for display.
         wall_ms: u64,
     },

@@ -93,7 +93,7 @@ impl Core {
         }
         let lost = self.nodes.become_lost(ix);
         self.nodes.set_deadline(&mut self.timers, ix, Some((margin, Timer::Requeue(ix))));
-        out.events.push(EventFact::NodeLost(lost));
+        out.events.push(EventFact::NodeLost { node: lost });
     }
 
     /// Ends the attempts of a lost node that may now run elsewhere. Its agent has had the time to

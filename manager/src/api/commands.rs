@@ -44,7 +44,7 @@ impl Api {
         let command = match request {
             RequestBody::Submit { submission, spec } => {
                 self.may_submit(&client, &spec)?;
-                let pending = self.submit(submission, spec, room);
+                let pending = self.submit(by, submission, spec, room);
                 return Ok(async { reply(pending.answer().await?) }.boxed());
             }
             RequestBody::TokenCreate { role, ttl_ms, uses } => {
@@ -100,7 +100,13 @@ impl Api {
 
     /// Submits a job, unless the database has the submission already. The core remembers only
     /// recent ones. The lookups and the core keep the order of arrival.
-    fn submit(&self, submission: SubmissionId, spec: Box<JobSpec>, room: Option<Room>) -> Pending {
+    fn submit(
+        &self,
+        by: Name,
+        submission: SubmissionId,
+        spec: Box<JobSpec>,
+        room: Option<Room>,
+    ) -> Pending {
         let core = self.0.core.clone();
         let pending = core.ticket();
         let ticket = pending.ticket;
@@ -108,7 +114,7 @@ impl Api {
             let result = match history.note(history.submission(submission)) {
                 Ok(None) => {
                     let spec = Arc::from(spec);
-                    let command = Command::Submit { submission, spec };
+                    let command = Command::Submit { by, submission, spec };
                     return core.send(Input::Command(ticket, command), room);
                 }
                 Ok(Some(job)) => Ok(Answer::Submitted { job, again: true }),

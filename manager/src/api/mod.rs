@@ -32,6 +32,7 @@ use crate::core::{CoreHandle, Room};
 use crate::log_reads::LogReads;
 use crate::messages::Messages;
 use crate::own_key::OwnKey;
+use crate::store::History;
 use crate::threads::Reads;
 use crate::tokens::Tokens;
 use crate::turns::{ConnectionReads, Turns};
@@ -118,8 +119,10 @@ impl Api {
         match request {
             RequestBody::Info => Ok(ReplyBody::Info(self.info())),
             RequestBody::WhoAmI => Ok(ReplyBody::WhoAmI(client.caller)),
-            RequestBody::Jobs { before, active, limit } => {
-                let jobs = self.0.reads.run(move |history| history.jobs(before, active, limit));
+            RequestBody::Jobs { before, active, by, limit } => {
+                let list =
+                    move |history: &History| history.jobs(before, active, by.as_ref(), limit);
+                let jobs = self.0.reads.run(list);
                 Ok(ReplyBody::Jobs(jobs.await?))
             }
             RequestBody::Job { job, since, wait_ms } => {

@@ -159,7 +159,7 @@ fn requests() -> Vec<(&'static str, RequestBody)> {
         RequestBody::Info,
         RequestBody::WhoAmI,
         RequestBody::KeyRenew { key: PublicKey([9; 32]) },
-        RequestBody::Jobs { before: None, active: false, limit: 1 },
+        RequestBody::Jobs { before: None, active: false, by: None, limit: 1 },
         RequestBody::Job { job, since: None, wait_ms: 0 },
         RequestBody::Tasks { job, from: 0, state: None, limit: 1 },
         RequestBody::Task { task, unless: None, wait_ms: 0 },

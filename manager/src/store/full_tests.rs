@@ -20,6 +20,7 @@ fn large_step(job: u64, first_event: u64) -> (TimedStep, u64) {
             job: podmesh_protocol::ids::JobId(job),
             submission: podmesh_protocol::ids::SubmissionId(Uuid::from_u128(u128::from(job))),
             spec: std::sync::Arc::new(job_spec(1)),
+            by: "ann".parse().unwrap(),
             wall_ms: 1,
         },
         super::tests::job_change(

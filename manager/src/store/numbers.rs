@@ -134,6 +134,7 @@ mod tests {
                 job,
                 submission: SubmissionId(Uuid::from_u128(job.0.into())),
                 spec: Arc::new(job_spec(1)),
+                by: "ann".parse().unwrap(),
                 wall_ms: 1,
             };
             [inserted, job_change(job, JobState::Queued, 1, counts, 0)]

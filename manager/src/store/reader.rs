@@ -15,7 +15,7 @@ use podmesh_protocol::spec::ArrayRange;
 use rusqlite::{Connection, ErrorCode as Sqlite, OptionalExtension, Row, params};
 
 use super::codes::{attempt_state, integer, job_state, outcome_kind, task_state, unsigned};
-use super::restore::{counts, decoded, last_job, name};
+use super::restore::{counts, decoded, last_job, name, submitted_by};
 use super::{StoreError, removal};
 
 /// The most bytes of rows in one reply, by a high estimate. The rest of the frame is a reserve in
@@ -69,7 +69,7 @@ pub(crate) struct History {
 }
 
 const JOB_COLUMNS: &str = "job, name, state, priority, queued, active, succeeded, failed,
-    cancelled, submitted_ms, started_ms, ended_ms";
+    cancelled, submitted_ms, started_ms, ended_ms, submitted_by";
 
 fn job_view(row: &Row<'_>) -> rusqlite::Result<JobView> {
     Ok(JobView {
@@ -81,6 +81,7 @@ fn job_view(row: &Row<'_>) -> rusqlite::Result<JobView> {
         submitted_wall_ms: unsigned(row.get(9)?),
         started_wall_ms: row.get::<_, Option<i64>>(10)?.map(unsigned),
         ended_wall_ms: row.get::<_, Option<i64>>(11)?.map(unsigned),
+        submitted_by: submitted_by(row, 12)?,
     })
 }
 
@@ -186,9 +187,15 @@ impl History {
         &self,
         before: Option<JobId>,
         active: bool,
+        by: Option<&Name>,
         limit: u32,
     ) -> Result<Vec<JobView>, ReadError> {
-        let only = if active { "state < 3" } else { "1" };
+        let only = match (active, by) {
+            (false, None) => "?3 IS NULL",
+            (true, None) => "state < 3 AND ?3 IS NULL",
+            (false, Some(_)) => "submitted_by = ?3",
+            (true, Some(_)) => "state < 3 AND submitted_by = ?3",
+        };
         let rows = self
             .connection
             .prepare_cached(&format!(
@@ -196,7 +203,11 @@ impl History {
                  ORDER BY job DESC LIMIT ?2"
             ))?
             .query_map(
-                params![integer(before.map_or(u64::MAX, |job| job.0)), limit.min(PAGE_ROWS_MAX)],
+                params![
+                    integer(before.map_or(u64::MAX, |job| job.0)),
+                    limit.min(PAGE_ROWS_MAX),
+                    by.map(Name::as_str),
+                ],
                 job_view,
             )?
             .collect::<Result<_, _>>()?;
@@ -216,11 +227,11 @@ impl History {
             .query_row([integer(job.0)], |row| {
                 let detail = JobDetail {
                     view: job_view(row)?,
-                    spec: decoded(row, 12)?,
+                    spec: decoded(row, 13)?,
                     revision,
                     waits_for: Vec::new(),
                 };
-                Ok((detail, Revision(unsigned(row.get(13)?))))
+                Ok((detail, Revision(unsigned(row.get(14)?))))
             })
             .optional()?;
         found.map_or_else(|| Err(self.no_job(job)?), Ok)

@@ -25,7 +25,8 @@ fn job(job: u64, tasks: u32, state: JobState) -> Vec<Change> {
     let id = JobId(job);
     let submission = SubmissionId(Uuid::from_u128(job.into()));
     let spec = Arc::new(job_spec(tasks));
-    let mut changes = vec![Change::JobInserted { job: id, submission, spec, wall_ms: 1 }];
+    let mut changes =
+        vec![Change::JobInserted { job: id, submission, spec, by: name("ann"), wall_ms: 1 }];
     for index in 1..=tasks {
         let attempt = AttemptId::new(id, index, 1);
         changes.push(Change::AttemptInserted { attempt, node: name("a"), wall_ms: 1 });
@@ -95,7 +96,7 @@ fn a_removed_job_is_gone_at_once_and_its_attempts_step_by_step() {
     }
     assert!(refused(store.history.job(JobId(4))).contains("the last one is 3"));
     assert!(!refused(store.history.job(JobId(4))).contains("removed"));
-    assert_eq!(store.history.jobs(None, false, 10).unwrap().len(), 1);
+    assert_eq!(store.history.jobs(None, false, None, 10).unwrap().len(), 1);
     let submission = SubmissionId(Uuid::from_u128(1));
     assert_eq!(store.history.submission(submission).unwrap(), None);
 

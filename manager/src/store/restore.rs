@@ -138,7 +138,7 @@ fn jobs(connection: &Connection) -> rusqlite::Result<Vec<Job>> {
     connection
         .prepare(
             "SELECT job, submission, spec, state, next_index, queued, active, succeeded, failed,
-                 cancelled, started_ms, attempts
+                 cancelled, started_ms, attempts, submitted_by
              FROM jobs JOIN job_specs USING (job) WHERE state < 3",
         )?
         .query_map([], |row| {
@@ -151,6 +151,7 @@ fn jobs(connection: &Connection) -> rusqlite::Result<Vec<Job>> {
                 counts: counts(row, 5)?,
                 started_wall_ms: row.get::<_, Option<i64>>(10)?.map(unsigned),
                 attempts: unsigned(row.get(11)?),
+                by: submitted_by(row, 12)?,
                 active: BTreeMap::new(),
                 retries: BTreeMap::new(),
             })
@@ -220,6 +221,12 @@ fn losses(connection: &Connection) -> rusqlite::Result<HashMap<TaskId, Losses>> 
 pub(super) fn name(row: &Row<'_>, column: usize) -> rusqlite::Result<Name> {
     let text: String = row.get(column)?;
     Name::try_from(text).map_err(|e| unreadable(column, e))
+}
+
+/// Reads who submitted a job from a column.
+pub(super) fn submitted_by(row: &Row<'_>, column: usize) -> rusqlite::Result<Option<Name>> {
+    let by: Option<String> = row.get(column)?;
+    by.map(|by| Name::try_from(by).map_err(|e| unreadable(column, e))).transpose()
 }
 
 /// Reads a MessagePack value from a column.

@@ -17,7 +17,7 @@ const APPLICATION_ID: i32 = 0x504d_5348;
 
 /// The schema's history: entry `n` brings a database from version `n` to `n + 1`. Entries are
 /// never changed once released, only added.
-const MIGRATIONS: &[&str] = &[VERSION_1, VERSION_2, VERSION_3, VERSION_4, VERSION_5];
+const MIGRATIONS: &[&str] = &[VERSION_1, VERSION_2, VERSION_3, VERSION_4, VERSION_5, VERSION_6];
 
 /// The integer codes are defined in [`super::codes`]. SQLite stores comments in `CREATE TABLE`, and a
 /// start compares them: these texts must not change either.
@@ -156,6 +156,12 @@ INSERT INTO meta (key, value) VALUES
     -- Attempts of ended jobs; a job without any counts as one.
     ('kept', (SELECT coalesce(sum(max(attempts, 1)), 0) FROM jobs WHERE state >= 3));
 UPDATE meta SET value = max(value, (SELECT coalesce(max(job), 0) FROM jobs)) WHERE key = 'last_job';
+";
+
+/// Who submitted each job (NULL: an older version of podmesh accepted it).
+const VERSION_6: &str = "
+ALTER TABLE jobs ADD COLUMN submitted_by TEXT;
+CREATE INDEX jobs_submitted_by ON jobs (submitted_by, job) WHERE submitted_by IS NOT NULL;
 ";
 
 /// A database up to this size is checked completely at every start without a seal, which takes at
@@ -406,32 +412,99 @@ mod tests {
         connection.prepare("SELECT size FROM jobs").unwrap_err();
     }
 
+    /// Rows that a database of any version can have: a job that has ended, and one that has an
+    /// active attempt and a task that waits for a retry.
+    const ROWS: &str = "
+        UPDATE meta SET value = 7 WHERE key = 'last_epoch';
+        INSERT INTO nodes (node, name, boot_id, agent_instance, program_version, cpu_millis,
+            memory_bytes, labels, runtimes, epoch)
+        VALUES (1, 'a', 'boot', zeroblob(16), '0', 1, 0, x'80', x'90', 7);
+        INSERT INTO jobs (job, submission, name, priority, first_index, last_index, submitted_ms,
+            state, next_index, queued, active, succeeded, failed, cancelled, started_ms, ended_ms,
+            changed)
+        VALUES (1, x'00000000000000000000000000000001', 'count', 3, 1, 1, 5, 3, 2, 0, 0, 1, 0, 0, 6,
+                7, 2),
+            (2, x'00000000000000000000000000000002', 'count', 3, 1, 3, 5, 1, 3, 2, 1, 0, 0, 0, 6,
+                NULL, 3);
+        INSERT INTO attempts (job, task, number, node, state, standing, assigned_ms, started_ms,
+            ended_ms, retry_ms, outcome, exit_code)
+        VALUES (1, 1, 1, 1, 3, 2, 6, 6, 7, NULL, 0, 0), (2, 1, 1, 1, 2, 0, 6, 6, NULL, NULL, NULL, NULL),
+            (2, 2, 1, 1, 3, 1, 6, 6, 7, 500, 1, 3);";
+    /// Rows that later versions add, by the first version that can have them.
+    const LATER_ROWS: [(usize, &str); 3] = [
+        (
+            2,
+            "INSERT INTO tokens VALUES (4, zeroblob(32), 0, 9, 1, 'root', 0);
+             UPDATE meta SET value = 4 WHERE key = 'last_token';
+             INSERT INTO keys (key, role, name, token, enrolled_ms, revoked)
+             VALUES (zeroblob(32), 0, 'a', 4, 5, 0);",
+        ),
+        (
+            4,
+            "UPDATE nodes SET agent_id = zeroblob(16);
+             UPDATE meta SET value = 2 WHERE key = 'last_job';",
+        ),
+        (
+            5,
+            "UPDATE jobs SET attempts = job; UPDATE meta SET value = 1 WHERE key = 'kept';
+             UPDATE jobs SET ended_age_ms = 0 WHERE job = 1",
+        ),
+    ];
+
     #[test]
-    fn an_upgrade_from_version_1_keeps_all_rows() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("podmesh.db");
-        let mut connection = Connection::open(&path).unwrap();
-        migrate(&mut connection, 0, &[VERSION_1]).unwrap();
-        connection
-            .execute_batch(
-                "UPDATE meta SET value = 7 WHERE key = 'last_epoch';
-                 INSERT INTO nodes
-                 VALUES (1, 'a', 'boot', zeroblob(16), '0', 1, 0, x'80', x'90', 7)",
-            )
-            .unwrap();
-        let cluster_before = cluster(&connection).unwrap();
-        drop(connection);
-        let said = super::super::check(dir.path()).unwrap_err().to_string();
-        assert!(said.contains("older podmesh") && said.contains("start the manager"), "{said}");
-        let (connection, is_new) = open(&path).unwrap();
-        assert!(!is_new);
-        assert_eq!(version(&connection), VERSION as i64);
-        assert_eq!(cluster(&connection).unwrap(), cluster_before);
-        let state = super::super::restore::read(&connection).unwrap().state;
-        assert_eq!(state.last_epoch.0, 7);
-        assert_eq!((state.last_token.0, state.keys.len(), state.last_job.0), (0, 0, 0));
-        // The name's agent is unknown: it belongs to the first agent that gives an ID.
-        assert_eq!(state.nodes.values().map(|row| row.agent_id).collect::<Vec<_>>(), [None]);
+    fn a_database_of_each_version_is_upgraded_with_all_its_rows() {
+        for before in 1..VERSION {
+            let dir = tempfile::tempdir().unwrap();
+            let path = dir.path().join("podmesh.db");
+            let mut connection = Connection::open(&path).unwrap();
+            migrate(&mut connection, 0, &MIGRATIONS[..before]).unwrap();
+            connection.execute_batch(ROWS).unwrap();
+            for (_, rows) in LATER_ROWS.iter().filter(|(since, _)| *since <= before) {
+                connection.execute_batch(rows).unwrap();
+            }
+            let spec = super::super::tests::job_spec(3);
+            for (job, spec) in [(1, &super::super::tests::job_spec(1)), (2, &spec)] {
+                let spec = rmp_serde::to_vec_named(spec).unwrap();
+                let insert = "INSERT INTO job_specs VALUES (?1, ?2)";
+                connection.execute(insert, rusqlite::params![job, spec]).unwrap();
+            }
+            // `job_cancel_requested` of three jobs, as version 1 of the protocol wrote it.
+            let fact = b"\x81\xb4job_cancel_requested\x02";
+            let facts = [&[0x93], &fact[..], &fact[..], &fact[..]].concat();
+            connection.execute("INSERT INTO events VALUES (3, 1, 5, ?1)", [facts]).unwrap();
+            let cluster_before = cluster(&connection).unwrap();
+            drop(connection);
+            let said = super::super::check(dir.path()).unwrap_err().to_string();
+            assert!(said.contains("older podmesh") && said.contains("start the manager"), "{said}");
+
+            let store = super::super::open(dir.path()).unwrap();
+            let state = &store.state;
+            assert_eq!(state.cluster, cluster_before);
+            let last = (state.last_job.0, state.last_epoch.0, state.last_revision.0);
+            assert_eq!(last, (2, 7, 3), "version {before}");
+            let (tokens, keys) = (state.tokens.len(), state.keys.len());
+            assert_eq!((tokens, keys), if before < 2 { (0, 0) } else { (1, 1) });
+            // Without an ID, the name belongs to the first agent that gives one.
+            let ids: Vec<_> = state.nodes.values().map(|row| row.agent_id.is_some()).collect();
+            assert_eq!(ids, [before >= 4]);
+            assert_eq!(state.jobs.len(), 1);
+            let job = &state.jobs[&podmesh_protocol::ids::JobId(2)];
+            assert_eq!((job.attempts, &*job.spec, &job.by), (2, &spec, &None));
+            assert_eq!((job.active.len(), job.retries[&2].after_ms), (1, 500));
+            let listed = store.history.jobs(None, false, None, 9).unwrap();
+            let ended: Vec<_> = listed.iter().map(|job| job.ended_wall_ms).collect();
+            assert_eq!(ended, [None, Some(7)]);
+            let events = store.history.events(podmesh_protocol::ids::Revision(0)).unwrap();
+            let podmesh_protocol::client::ReplyBody::Events { chunks, .. } = events else {
+                unreachable!("not events")
+            };
+            let job = podmesh_protocol::ids::JobId(2);
+            let fact = podmesh_protocol::event::EventFact::JobCancelRequested { job };
+            assert_eq!(chunks[0].facts, vec![fact; 3]);
+            drop(store);
+            let found = super::super::check(dir.path()).unwrap();
+            assert!(found.wrong.is_empty(), "version {before}: {:?}", found.wrong);
+        }
     }
 
     #[test]
@@ -561,7 +634,7 @@ mod tests {
         assert_eq!(change("SELECT 1"), None);
         let insert =
             "INSERT INTO jobs VALUES (1, x'01', '', 0, 1, 1, 0, 0, 1, 1, 0, 0, 0, 0, 0, 0, 0, 0,
-                 NULL)";
+                 NULL, NULL)";
         index(0);
         // The row is in the table, but not in the index.
         Connection::open(&path).unwrap().execute_batch(insert).unwrap();

@@ -92,7 +92,7 @@ impl World {
         assert_eq!(spec.validate(), Ok(()));
         let submission = SubmissionId(Uuid::from_u128(self.rng.u128(..)));
         let spec = Arc::new(spec);
-        self.command(Command::Submit { submission, spec });
+        self.command(Command::Submit { by: name("ann"), submission, spec });
     }
 
     fn connect(&mut self, node: &'static str) {

@@ -101,7 +101,7 @@ fn submitted(tasks: u32, submission: u128) -> Vec<Change> {
     vec![
         Change::EpochTaken(Epoch(4)),
         Change::NodeSaved(Arc::new(node("a"))),
-        Change::JobInserted { job: JOB, submission, spec, wall_ms: 1 },
+        Change::JobInserted { job: JOB, submission, spec, by: name("ann"), wall_ms: 1 },
         job_row(JobState::Queued, 1, TaskCounts { queued: tasks, ..TaskCounts::default() }),
     ]
 }
@@ -124,7 +124,7 @@ fn events(first: u64, facts: Vec<EventFact>) -> TimedStep {
 }
 
 fn fact(n: u64) -> EventFact {
-    EventFact::JobCancelRequested(JobId(n))
+    EventFact::JobCancelRequested { job: JobId(n) }
 }
 
 pub(super) fn write(store: &mut Store, steps: Vec<TimedStep>) -> Commit {
@@ -428,7 +428,10 @@ fn large_events_are_split_into_messages_that_fit() {
     let dir = tempfile::tempdir().unwrap();
     let mut store = open(dir.path()).unwrap();
     let text = "x".repeat(2048);
-    let facts = (1..=2000).map(|n| EventFact::LogGap(AttemptId::new(JobId(n), 1, 1), text.clone()));
+    let facts = (1..=2000).map(|n| EventFact::LogGap {
+        attempt: AttemptId::new(JobId(n), 1, 1),
+        message: text.clone(),
+    });
     write(&mut store, vec![events(1, facts.collect())]);
     let mut since = 0;
     let mut pages = 0;
@@ -597,8 +600,15 @@ fn a_job_stores_the_revision_of_its_last_change() {
     let (detail, changed) = store.history.job(JOB).unwrap();
     assert_eq!((detail.revision, changed), (Revision(3), Revision(2)));
     assert_eq!(detail.view.counts.queued, 3);
-    assert_eq!(store.history.jobs(None, true, 10).unwrap(), [detail.view]);
-    assert_eq!(store.history.jobs(Some(JOB), false, 10).unwrap(), []);
+    let (ann, bob) = (name("ann"), name("bob"));
+    for active in [true, false] {
+        let listed = |by| store.history.jobs(None, active, by, 10).unwrap();
+        let view = std::slice::from_ref(&detail.view);
+        assert_eq!(listed(None), view);
+        assert_eq!(listed(Some(&ann)), view);
+        assert_eq!(listed(Some(&bob)), []);
+    }
+    assert_eq!(store.history.jobs(Some(JOB), false, None, 10).unwrap(), []);
 }
 
 #[test]

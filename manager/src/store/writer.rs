@@ -414,13 +414,13 @@ impl<'a> Rows<'a> {
 
     fn write(&mut self, change: &Change, revision: Revision) -> Result<(), WriteError> {
         match change {
-            Change::JobInserted { job, submission, spec, wall_ms } => {
+            Change::JobInserted { job, submission, spec, by, wall_ms } => {
                 self.connection
                     .prepare_cached(
                         "INSERT INTO jobs (job, submission, name, priority, first_index,
                              last_index, submitted_ms, state, next_index, queued, active,
-                             succeeded, failed, cancelled, changed)
-                         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, 0, ?5, 0, 0, 0, 0, 0, ?8)",
+                             succeeded, failed, cancelled, changed, submitted_by)
+                         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, 0, ?5, 0, 0, 0, 0, 0, ?8, ?9)",
                     )?
                     .execute(params![
                         integer(job.0),
@@ -431,6 +431,7 @@ impl<'a> Rows<'a> {
                         spec.array.last,
                         integer(*wall_ms),
                         integer(revision.0),
+                        by.as_str(),
                     ])?;
                 self.connection
                     .prepare_cached("INSERT INTO job_specs (job, spec) VALUES (?1, ?2)")?

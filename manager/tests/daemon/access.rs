@@ -105,7 +105,7 @@ async fn a_revocation_cuts_open_connections_and_is_permanent() {
     let ended = within(agent.receiver.recv()).await;
     assert!(matches!(ended, Err(WireError::Disconnected)), "{ended:?}");
     within(async { while client.request(RequestBody::WhoAmI).await.is_ok() {} }).await;
-    event(&admin, |fact| matches!(fact, EventFact::KeyRevoked(Role::Agent, ..))).await;
+    event(&admin, |fact| matches!(fact, EventFact::KeyRevoked { role: Role::Agent, .. })).await;
 
     // A restart or a new token does not help.
     manager.stop().await;
@@ -141,9 +141,9 @@ async fn a_token_is_used_once_and_its_use_is_an_event() {
         matches!(
             &facts[..],
             [
-                EventFact::TokenCreated(TokenId(1), Role::Agent, _),
-                EventFact::Enrolled(Role::Agent, _, TokenId(1)),
-                EventFact::JoinsRefused(_, 1)
+                EventFact::TokenCreated { token: TokenId(1), role: Role::Agent, .. },
+                EventFact::Enrolled { role: Role::Agent, token: TokenId(1), .. },
+                EventFact::JoinsRefused { count: 1, .. }
             ]
         ),
         "{facts:?}"

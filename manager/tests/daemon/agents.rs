@@ -50,14 +50,14 @@ async fn a_closed_heartbeat_stream_and_its_return_are_noticed() {
     beat(&mut second, epoch, 1).await;
     closed(first).await;
     beat(&mut second, epoch, 2).await;
-    let suspect = |fact: &EventFact| matches!(fact, EventFact::NodeSuspect(..));
+    let suspect = |fact: &EventFact| matches!(fact, EventFact::NodeSuspect { .. });
     assert!(!events(&client).await.iter().any(|(_, fact)| suspect(fact)));
 
     drop(second);
     let suspected = event(&client, suspect).await;
     let mut third = heartbeats(&manager).await;
     beat(&mut third, epoch, 1).await;
-    let recovered = event(&client, |fact| matches!(fact, EventFact::NodeRecovered(_))).await;
+    let recovered = event(&client, |fact| matches!(fact, EventFact::NodeRecovered { .. })).await;
     assert!(recovered > suspected);
 
     // The stream ends with its session.
@@ -100,8 +100,8 @@ async fn silence_ends_the_lease() {
     let client = manager.client().await;
     // The agent never sends a beat.
     let _agent = Agent::connect(&manager, hello("a", 1000, &[])).await;
-    let suspect = event(&client, |fact| matches!(fact, EventFact::NodeSuspect(..))).await;
-    let lost = event(&client, |fact| matches!(fact, EventFact::NodeLost(_))).await;
+    let suspect = event(&client, |fact| matches!(fact, EventFact::NodeSuspect { .. })).await;
+    let lost = event(&client, |fact| matches!(fact, EventFact::NodeLost { .. })).await;
     assert!(suspect < lost);
     manager.stop().await;
 }
@@ -129,7 +129,7 @@ async fn an_agent_whose_connection_is_gone_becomes_suspect() {
     let client = manager.client().await;
     let agent = Agent::connect(&manager, hello("a", 1000, &[])).await;
     drop(agent);
-    event(&client, |fact| matches!(fact, EventFact::NodeSuspect(..))).await;
+    event(&client, |fact| matches!(fact, EventFact::NodeSuspect { .. })).await;
     manager.stop().await;
 }
 

@@ -109,8 +109,7 @@ async fn job_continues(orderly: bool) {
     let all = events(&client).await;
     let revisions: Vec<_> = all.iter().map(|(revision, _)| *revision).collect();
     assert_eq!(revisions, (1..=all.len() as u64).collect::<Vec<_>>());
-    let assigned =
-        |fact: &EventFact| matches!(fact, EventFact::AttemptAssigned(a, _) if a.task.job == id);
+    let assigned = |fact: &EventFact| matches!(fact, EventFact::AttemptAssigned { attempt: a, .. } if a.task.job == id);
     assert_eq!(all.iter().filter(|(_, fact)| assigned(fact)).count(), 3, "nothing ran again");
     manager.stop().await;
 }
@@ -147,7 +146,7 @@ async fn requests_that_were_read_before_a_stop_are_answered() {
     }
     let manager = start(dir.path()).await;
     let client = manager.client().await;
-    let all = RequestBody::Jobs { before: None, active: false, limit: 1000 };
+    let all = RequestBody::Jobs { before: None, active: false, by: None, limit: 1000 };
     match client.request(all).await.unwrap() {
         ReplyBody::Jobs(jobs) => assert_eq!(jobs.len(), answered.len() + 1),
         other => panic!("{other:?}"),
@@ -185,7 +184,7 @@ async fn subscribers_receive_every_commit_and_the_end_of_the_manager() {
             other => panic!("{other:?}"),
         }
     };
-    assert!(matches!(chunk.facts[..], [EventFact::JobSubmitted(JobId(1), ..)]));
+    assert!(matches!(chunk.facts[..], [EventFact::JobSubmitted { job: JobId(1), .. }]));
     match client.request(RequestBody::Events { since: Revision(0) }).await.unwrap() {
         ReplyBody::Events { chunks, last } => {
             assert_eq!((chunks, last), (vec![chunk], Revision(1)))

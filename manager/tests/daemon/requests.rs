@@ -367,7 +367,7 @@ async fn the_error_for_a_log_on_a_disconnected_node_names_the_problem() {
     assert_eq!(attempt, AttemptId::new(id, 1, 1));
     agent.end(attempt).await;
     agent.sender.send(&ToManager::Goodbye(agent.welcome.epoch)).await.unwrap();
-    event(&client, |fact| matches!(fact, EventFact::NodeSuspect(..))).await;
+    event(&client, |fact| matches!(fact, EventFact::NodeSuspect { .. })).await;
     let error = refused(&client, log_read(attempt)).await;
     assert_eq!(error.code, ErrorCode::NodeUnavailable);
     assert!(error.message.contains("not connected"), "{error}");

@@ -155,7 +155,7 @@ async fn a_subscriber_that_does_not_read_misses_publications_and_stays() {
     let mut deaf = Subscriber::connect(&local, &[TOPIC_EVENTS]).await.unwrap();
     let mut reader = Subscriber::connect(&local, &[TOPIC_EVENTS]).await.unwrap();
     let published = |last| {
-        let facts = vec![EventFact::ConnectionsRefused("y".repeat(60_000), 1)];
+        let facts = vec![EventFact::ConnectionsRefused { message: "y".repeat(60_000), count: 1 }];
         let chunk = EventChunk { first: Revision(last), wall_ms: 0, facts };
         Published::Events { since: Revision(last - 1), last: Revision(last), chunk: Some(chunk) }
     };

@@ -229,7 +229,7 @@ impl World {
             }
         }
         for event in &step.events {
-            if let EventFact::NodeLost(node) = event {
+            if let EventFact::NodeLost { node } = event {
                 self.judge_loss(node);
             }
         }

@@ -193,7 +193,8 @@ impl World {
                 if let Some(job) = self.store.of_submission(&submission) {
                     return self.reply_to(ask, Ok(Answer::Submitted { job, again: true }));
                 }
-                let input = Input::Command(ticket, Command::Submit { submission, spec });
+                let by = "user".parse().expect("a name");
+                let input = Input::Command(ticket, Command::Submit { by, submission, spec });
                 let pause = self.rng.short(20);
                 self.after(pause, Event::ToCore(life, Box::new(input)));
             }

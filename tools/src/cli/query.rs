@@ -14,6 +14,9 @@ pub(crate) struct JobsArgs {
     /// Only jobs that have not ended
     #[arg(long)]
     pub(crate) active: bool,
+    /// Only jobs that you submitted
+    #[arg(long)]
+    pub(crate) mine: bool,
     /// Show at most this many
     #[arg(long, value_name = "NUMBER", default_value_t = 50, value_parser = clap::value_parser!(u32).range(1..))]
     pub(crate) limit: u32,

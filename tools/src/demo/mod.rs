@@ -334,7 +334,7 @@ async fn count_events(connection: &Connection) -> CliResult<u64> {
 
 /// Cancels all active jobs, and waits for their end.
 async fn cancel_all(connection: &Connection) -> CliResult<()> {
-    let jobs = connection.jobs(None, true, 10).await?;
+    let jobs = connection.jobs(None, true, None, 10).await?;
     for view in &jobs {
         connection.cancel(view.job).await?;
     }

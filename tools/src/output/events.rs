@@ -1,6 +1,7 @@
 //! Events, as a line for people and as JSON.
 
 use podmesh_protocol::event::EventFact;
+use podmesh_protocol::facts::RawFields;
 use podmesh_protocol::ids::{AttemptId, Revision};
 use podmesh_protocol::report::{self, OutcomeKind};
 use schemars::JsonSchema;
@@ -20,7 +21,21 @@ pub(crate) struct EventOutput {
     at: String,
     /// What happened. Readers skip an `event` that they do not know.
     #[serde(flatten)]
-    event: EventBody,
+    event: EventKind,
+}
+
+/// What happened.
+#[derive(Debug, Serialize, JsonSchema)]
+#[serde(untagged)]
+enum EventKind {
+    Known(EventBody),
+    /// A kind of event that this version of podmesh does not know.
+    Unknown {
+        /// The kind.
+        event: String,
+        /// What it contains.
+        fields: serde_json::Value,
+    },
 }
 
 /// What happened.
@@ -231,89 +246,99 @@ impl EventOutput {
     }
 }
 
-impl From<&EventFact> for EventBody {
+/// Returns fields as JSON; as text if they have no JSON form.
+fn json_of(fields: &RawFields) -> serde_json::Value {
+    serde_json::to_value(fields).unwrap_or_else(|_| fields.0.to_string().into())
+}
+
+impl From<&EventFact> for EventKind {
     fn from(fact: &EventFact) -> Self {
         let ids = |id: &AttemptId| (id.task.job.0, id.task.to_string(), id.to_string());
-        match fact {
-            EventFact::JobSubmitted(job, name, tasks) => {
-                Self::JobSubmitted { job: job.0, name: name.to_string(), tasks: *tasks }
+        Self::Known(match fact {
+            EventFact::Unknown { kind, fields } => {
+                return Self::Unknown { event: kind.clone(), fields: json_of(fields) };
             }
-            EventFact::JobCancelRequested(job) => Self::JobCancelRequested { job: job.0 },
-            EventFact::JobEnded(job, state) => {
-                Self::JobEnded { job: job.0, state: (*state).into() }
+            EventFact::JobSubmitted { job, name, tasks } => {
+                EventBody::JobSubmitted { job: job.0, name: name.to_string(), tasks: *tasks }
             }
-            EventFact::AttemptAssigned(id, node) => {
+            EventFact::JobCancelRequested { job } => EventBody::JobCancelRequested { job: job.0 },
+            EventFact::JobEnded { job, state } => {
+                EventBody::JobEnded { job: job.0, state: (*state).into() }
+            }
+            EventFact::AttemptAssigned { attempt: id, node } => {
                 let (job, task, attempt) = ids(id);
-                Self::AttemptAssigned { job, task, attempt, node: node.to_string() }
+                EventBody::AttemptAssigned { job, task, attempt, node: node.to_string() }
             }
-            EventFact::AttemptPreparing(id, message) => {
+            EventFact::AttemptPreparing { attempt: id, message } => {
                 let (job, task, attempt) = ids(id);
-                Self::AttemptPreparing { job, task, attempt, message: message.clone() }
+                EventBody::AttemptPreparing { job, task, attempt, message: message.clone() }
             }
-            EventFact::AttemptStarted(id) => {
+            EventFact::AttemptStarted { attempt: id } => {
                 let (job, task, attempt) = ids(id);
-                Self::AttemptStarted { job, task, attempt }
+                EventBody::AttemptStarted { job, task, attempt }
             }
-            EventFact::AttemptEnded(id, outcome, retry_in_ms) => {
+            EventFact::AttemptEnded { attempt: id, outcome, retry_after_ms: retry_in_ms } => {
                 let (job, task, attempt) = ids(id);
                 let retry_in_ms = *retry_in_ms;
-                Self::AttemptEnded { job, task, attempt, outcome: outcome.into(), retry_in_ms }
+                EventBody::AttemptEnded { job, task, attempt, outcome: outcome.into(), retry_in_ms }
             }
-            EventFact::LogGap(id, message) => {
+            EventFact::LogGap { attempt: id, message } => {
                 let (job, task, attempt) = ids(id);
-                Self::LogGap { job, task, attempt, message: message.clone() }
+                EventBody::LogGap { job, task, attempt, message: message.clone() }
             }
-            EventFact::NodeConnected(node, instance) => {
-                Self::NodeConnected { node: node.to_string(), instance: instance.to_string() }
+            EventFact::NodeConnected { node, instance } => {
+                EventBody::NodeConnected { node: node.to_string(), instance: instance.to_string() }
             }
-            EventFact::NodeSuspect(node, message) => {
-                Self::NodeSuspect { node: node.to_string(), message: message.clone() }
+            EventFact::NodeSuspect { node, message } => {
+                EventBody::NodeSuspect { node: node.to_string(), message: message.clone() }
             }
-            EventFact::NodeRecovered(node) => Self::NodeRecovered { node: node.to_string() },
-            EventFact::NodeLost(node) => Self::NodeLost { node: node.to_string() },
-            EventFact::RuntimeWithdrawn(node, runtime, message) => Self::RuntimeWithdrawn {
+            EventFact::NodeRecovered { node } => {
+                EventBody::NodeRecovered { node: node.to_string() }
+            }
+            EventFact::NodeLost { node } => EventBody::NodeLost { node: node.to_string() },
+            EventFact::RuntimeWithdrawn { node, runtime, message } => EventBody::RuntimeWithdrawn {
                 node: node.to_string(),
                 runtime: (*runtime).into(),
                 message: message.clone(),
             },
-            EventFact::RuntimeOffered(node, runtime) => {
-                Self::RuntimeOffered { node: node.to_string(), runtime: (*runtime).into() }
+            EventFact::RuntimeOffered { node, runtime } => {
+                EventBody::RuntimeOffered { node: node.to_string(), runtime: (*runtime).into() }
             }
-            EventFact::NodeForgotten(node, by) => {
-                Self::NodeForgotten { node: node.to_string(), by: by.to_string() }
+            EventFact::NodeForgotten { node, by } => {
+                EventBody::NodeForgotten { node: node.to_string(), by: by.to_string() }
             }
-            EventFact::JobsForgotten(first, last, count, by) => Self::JobsForgotten {
+            EventFact::JobsForgotten { first, last, count, by } => EventBody::JobsForgotten {
                 first: first.0,
                 last: last.0,
                 count: *count,
                 by: by.to_string(),
             },
-            EventFact::TokenCreated(id, role, by) => {
-                Self::TokenCreated { token: id.0, role: (*role).into(), by: by.to_string() }
+            EventFact::TokenCreated { token: id, role, by } => {
+                EventBody::TokenCreated { token: id.0, role: (*role).into(), by: by.to_string() }
             }
-            EventFact::TokenRevoked(id, by) => {
-                Self::TokenRevoked { token: id.0, by: by.to_string() }
+            EventFact::TokenRevoked { token: id, by } => {
+                EventBody::TokenRevoked { token: id.0, by: by.to_string() }
             }
-            EventFact::Enrolled(role, name, id) => {
-                Self::Enrolled { role: (*role).into(), name: name.to_string(), token: id.0 }
+            EventFact::Enrolled { role, name, token: id } => {
+                EventBody::Enrolled { role: (*role).into(), name: name.to_string(), token: id.0 }
             }
-            EventFact::KeyRevoked(role, name, by) => {
+            EventFact::KeyRevoked { role, name, by } => {
                 let (name, by) = (name.to_string(), by.to_string());
-                Self::KeyRevoked { role: (*role).into(), name, by }
+                EventBody::KeyRevoked { role: (*role).into(), name, by }
             }
-            EventFact::KeyRenewed(role, name) => {
-                Self::KeyRenewed { role: (*role).into(), name: name.to_string() }
+            EventFact::KeyRenewed { role, name } => {
+                EventBody::KeyRenewed { role: (*role).into(), name: name.to_string() }
             }
-            EventFact::ManagerKeyRotated(key, by) => {
-                Self::ManagerKeyRotated { key: key.clone(), by: by.to_string() }
+            EventFact::ManagerKeyRotated { key, by } => {
+                EventBody::ManagerKeyRotated { key: key.clone(), by: by.to_string() }
             }
-            EventFact::JoinsRefused(message, count) => {
-                Self::JoinsRefused { message: message.clone(), count: *count }
+            EventFact::JoinsRefused { message, count } => {
+                EventBody::JoinsRefused { message: message.clone(), count: *count }
             }
-            EventFact::ConnectionsRefused(message, count) => {
-                Self::ConnectionsRefused { message: message.clone(), count: *count }
+            EventFact::ConnectionsRefused { message, count } => {
+                EventBody::ConnectionsRefused { message: message.clone(), count: *count }
             }
-        }
+        })
     }
 }
 
@@ -324,50 +349,65 @@ pub(crate) fn line(revision: Revision, clock: &str, fact: &EventFact) -> String 
 
 fn describe(fact: &EventFact) -> String {
     match fact {
-        EventFact::JobSubmitted(job, name, tasks) => {
+        EventFact::JobSubmitted { job, name, tasks } => {
             format!("job {job} ({name}) submitted, {}", count(u64::from(*tasks), "task"))
         }
-        EventFact::JobCancelRequested(job) => format!("job {job} is being cancelled"),
-        EventFact::JobEnded(job, state) => {
+        EventFact::JobCancelRequested { job } => format!("job {job} is being cancelled"),
+        EventFact::Unknown { kind, fields } => {
+            format!(
+                "{} (not known to this version): {}",
+                escape(kind),
+                escape(&json_of(fields).to_string())
+            )
+        }
+        EventFact::JobEnded { job, state } => {
             format!("job {job} ended: {}", JobState::from(*state).word())
         }
-        EventFact::AttemptAssigned(id, node) => format!("{id} assigned to {node}"),
-        EventFact::AttemptPreparing(id, message) => format!("{id} preparing: {}", escape(message)),
-        EventFact::AttemptStarted(id) => format!("{id} started"),
-        EventFact::AttemptEnded(id, outcome, retry) => {
+        EventFact::AttemptAssigned { attempt: id, node } => format!("{id} assigned to {node}"),
+        EventFact::AttemptPreparing { attempt: id, message } => {
+            format!("{id} preparing: {}", escape(message))
+        }
+        EventFact::AttemptStarted { attempt: id } => format!("{id} started"),
+        EventFact::AttemptEnded { attempt: id, outcome, retry_after_ms: retry } => {
             let retry = retry.map(|ms| format!("; retry in {}", coarse(ms)));
             format!("{id} {}{}", outcome_text(outcome), retry.unwrap_or_default())
         }
-        EventFact::LogGap(id, message) => format!("{id} lost output: {}", escape(message)),
-        EventFact::NodeConnected(node, _) => format!("node {node} connected"),
-        EventFact::NodeSuspect(node, why) => format!("node {node} is suspect: {}", escape(why)),
-        EventFact::NodeRecovered(node) => format!("node {node} recovered"),
-        EventFact::NodeLost(node) => format!("node {node} is lost"),
-        EventFact::TokenCreated(id, role, by) => {
+        EventFact::LogGap { attempt: id, message } => {
+            format!("{id} lost output: {}", escape(message))
+        }
+        EventFact::NodeConnected { node, .. } => format!("node {node} connected"),
+        EventFact::NodeSuspect { node, message: why } => {
+            format!("node {node} is suspect: {}", escape(why))
+        }
+        EventFact::NodeRecovered { node } => format!("node {node} recovered"),
+        EventFact::NodeLost { node } => format!("node {node} is lost"),
+        EventFact::TokenCreated { token: id, role, by } => {
             format!("join token {id} for the role {role} created by {by}")
         }
-        EventFact::TokenRevoked(id, by) => format!("join token {id} revoked by {by}"),
-        EventFact::Enrolled(role, name, id) => format!("{role} {name} joined with token {id}"),
-        EventFact::KeyRevoked(role, name, by) => format!("{role} {name} revoked by {by}"),
-        EventFact::KeyRenewed(role, name) => format!("{role} {name} has a new key"),
-        EventFact::ManagerKeyRotated(key, by) => {
+        EventFact::TokenRevoked { token: id, by } => format!("join token {id} revoked by {by}"),
+        EventFact::Enrolled { role, name, token: id } => {
+            format!("{role} {name} joined with token {id}")
+        }
+        EventFact::KeyRevoked { role, name, by } => format!("{role} {name} revoked by {by}"),
+        EventFact::KeyRenewed { role, name } => format!("{role} {name} has a new key"),
+        EventFact::ManagerKeyRotated { key, by } => {
             format!("the manager's key was rotated by {by}: it is now {}", escape(key))
         }
-        EventFact::RuntimeWithdrawn(node, runtime, why) => {
+        EventFact::RuntimeWithdrawn { node, runtime, message: why } => {
             format!("node {node} takes no work for {runtime}: {}", escape(why))
         }
-        EventFact::RuntimeOffered(node, runtime) => {
+        EventFact::RuntimeOffered { node, runtime } => {
             format!("node {node} takes work for {runtime} again")
         }
-        EventFact::NodeForgotten(node, by) => format!("node {node} was forgotten by {by}"),
-        EventFact::JobsForgotten(first, last, number, by) => match number {
+        EventFact::NodeForgotten { node, by } => format!("node {node} was forgotten by {by}"),
+        EventFact::JobsForgotten { first, last, count: number, by } => match number {
             1 => format!("job {first} was removed by {by}"),
             _ => format!("{number} jobs from {first} to {last} were removed by {by}"),
         },
-        EventFact::JoinsRefused(why, number) => {
+        EventFact::JoinsRefused { message: why, count: number } => {
             format!("{} refused: {}", count(u64::from(*number), "join"), escape(why))
         }
-        EventFact::ConnectionsRefused(why, number) => {
+        EventFact::ConnectionsRefused { message: why, count: number } => {
             let number = count(u64::from(*number), "connection");
             format!("{number} refused or cut off: {}", escape(why))
         }
@@ -412,24 +452,46 @@ mod tests {
     use podmesh_protocol::report::Outcome;
 
     #[test]
+    fn an_event_of_a_later_version_is_shown_with_its_fields() {
+        let fields = RawFields(rmpv::Value::from(vec![rmpv::Value::from("web\u{1b}"), 7.into()]));
+        let fact = EventFact::Unknown { kind: "service_moved".into(), fields };
+        assert_eq!(
+            describe(&fact),
+            r#"service_moved (not known to this version): ["web\u001b",7]"#
+        );
+        let json = serde_json::to_value(EventOutput::new(Revision(9), 0, &fact)).unwrap();
+        assert_eq!(json["event"], "service_moved");
+        assert_eq!(json["fields"], serde_json::json!(["web\u{1b}", 7]));
+    }
+
+    #[test]
     fn events_about_access_name_who_and_why() {
         let (name, by): (Name, Name) = ("a".parse().unwrap(), "root".parse().unwrap());
         let token = TokenId(3);
         let cases = [
             (
-                EventFact::TokenCreated(token, Role::Viewer, by.clone()),
+                EventFact::TokenCreated { token, role: Role::Viewer, by: by.clone() },
                 "join token 3 for the role viewer created by root",
             ),
-            (EventFact::TokenRevoked(token, by.clone()), "join token 3 revoked by root"),
-            (EventFact::Enrolled(Role::Agent, name.clone(), token), "agent a joined with token 3"),
-            (EventFact::KeyRevoked(Role::Admin, name, by.clone()), "admin a revoked by root"),
+            (EventFact::TokenRevoked { token, by: by.clone() }, "join token 3 revoked by root"),
             (
-                EventFact::JobsForgotten(JobId(1), JobId(9), 7, by),
+                EventFact::Enrolled { role: Role::Agent, name: name.clone(), token },
+                "agent a joined with token 3",
+            ),
+            (
+                EventFact::KeyRevoked { role: Role::Admin, name, by: by.clone() },
+                "admin a revoked by root",
+            ),
+            (
+                EventFact::JobsForgotten { first: JobId(1), last: JobId(9), count: 7, by },
                 "7 jobs from 1 to 9 were removed by root",
             ),
-            (EventFact::JoinsRefused("\u{1b}".into(), 2), "2 joins refused: \\u{1b}"),
             (
-                EventFact::ConnectionsRefused("\u{1b}".into(), 1),
+                EventFact::JoinsRefused { message: "\u{1b}".into(), count: 2 },
+                "2 joins refused: \\u{1b}",
+            ),
+            (
+                EventFact::ConnectionsRefused { message: "\u{1b}".into(), count: 1 },
                 "1 connection refused or cut off: \\u{1b}",
             ),
         ];
@@ -446,7 +508,11 @@ mod tests {
     fn an_ended_attempt_is_described_for_people_and_programs() {
         let mut outcome = Outcome::exited(3).with_message("a\u{1b}[0m");
         outcome.ran_ms = 1_250;
-        let fact = EventFact::AttemptEnded(AttemptId::new(JobId(42), 7, 2), outcome, Some(2_000));
+        let fact = EventFact::AttemptEnded {
+            attempt: AttemptId::new(JobId(42), 7, 2),
+            outcome,
+            retry_after_ms: Some(2_000),
+        };
         let text = line(Revision(9), "12:00:00.000", &fact);
         assert!(
             text.contains("42.7#2 failed, exit code 3, after 1.2s: a\\u{1b}[0m; retry in 2.0s"),

@@ -201,6 +201,8 @@ pub(crate) struct JobRow {
     pub(crate) tasks: Counts,
     /// When it was submitted, by the manager's clock: RFC 3339.
     pub(crate) submitted_at: String,
+    /// Who submitted it; null if an older version of podmesh accepted it.
+    pub(crate) submitted_by: Option<String>,
     /// When its first attempt was assigned.
     pub(crate) started_at: Option<String>,
     /// When it ended.
@@ -246,6 +248,7 @@ impl From<&wire::JobView> for JobRow {
             priority: view.priority,
             tasks: (&view.counts).into(),
             submitted_at: rfc3339(view.submitted_wall_ms),
+            submitted_by: view.submitted_by.as_ref().map(ToString::to_string),
             started_at: view.started_wall_ms.map(rfc3339),
             ended_at: view.ended_wall_ms.map(rfc3339),
         }

@@ -3,6 +3,7 @@
 use bytesize::ByteSize;
 use comfy_table::{Attribute, Cell, Color, ContentArrangement, Row, Table, presets};
 use podmesh_protocol::client::{JobView, NodeView, TaskView, TokenView, UserView};
+use podmesh_protocol::ids::Name;
 
 use super::access::TokenState;
 use super::events::outcome_text;
@@ -89,10 +90,11 @@ pub(crate) fn jobs(screen: Screen, jobs: &[JobView]) -> String {
             Cell::new(done),
             Cell::new(failed),
             Cell::new(ago(now, view.submitted_wall_ms)),
+            Cell::new(view.submitted_by.as_ref().map_or("", Name::as_str)),
             Cell::new(took),
         ]
     };
-    let header = ["JOB", "NAME", "STATE", "DONE", "FAILED", "SUBMITTED", "TOOK"];
+    let header = ["JOB", "NAME", "STATE", "DONE", "FAILED", "SUBMITTED", "SUBMITTED BY", "TOOK"];
     render(screen, &header, jobs.iter().map(row).collect())
 }
 

@@ -54,6 +54,7 @@ fn describe(detail: &JobDetail) -> String {
     lines.add("tasks", tasks);
     let moment = |ms| format!("{} ({})", local(ms), ago(now_ms(), ms));
     lines.add("submitted", moment(view.submitted_wall_ms));
+    lines.add_some("submitted by", view.submitted_by.as_ref().map(ToString::to_string));
     lines.add_some("started", view.started_wall_ms.map(moment));
     lines.add_some("ended", view.ended_wall_ms.map(moment));
     describe_spec(&mut lines, spec);

@@ -13,13 +13,14 @@ use crate::output::{screen, table};
 /// Lists the jobs.
 pub(crate) async fn jobs(context: &Context, args: JobsArgs) -> CliResult {
     let connection = context.connection(PATIENCE_ASK)?;
+    let by = if args.mine { Some(connection.who_am_i().await?.name) } else { None };
     let wanted = if args.all { usize::MAX } else { args.limit as usize };
     let mut jobs: Vec<JobView> = Vec::new();
     let more = loop {
         // One more than wanted shows whether there are more.
         let limit = (wanted - jobs.len()).saturating_add(1).min(PAGE_ROWS_MAX as usize);
         let before = jobs.last().map(|view| view.job);
-        let page = connection.jobs(before, args.active, limit as u32).await?;
+        let page = connection.jobs(before, args.active, by.clone(), limit as u32).await?;
         let last = page.len() < limit;
         jobs.extend(page);
         if jobs.len() > wanted {

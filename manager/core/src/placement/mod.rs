@@ -103,7 +103,7 @@ impl Core {
         if !self.state.jobs.get(&id).is_some_and(|job| dispatch.has_ready(job)) {
             self.queue.remove(dispatch.shape, key);
         }
-        out.events.push(EventFact::AttemptAssigned(attempt, name));
+        out.events.push(EventFact::AttemptAssigned { attempt, node: name });
         self.mark_dirty(id);
         self.expect_reaction(now, ix);
     }

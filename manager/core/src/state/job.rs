@@ -19,6 +19,8 @@ pub struct Job {
     pub submission: SubmissionId,
     /// The submitted spec.
     pub spec: Arc<JobSpec>,
+    /// Who submitted it; `None` if an older version of podmesh accepted it.
+    pub by: Option<Name>,
     /// Whether it was cancelled.
     pub cancelling: bool,
     /// The index of the first task that has had no attempt. The tasks after it have had none
@@ -101,11 +103,12 @@ impl Retry {
 
 impl Job {
     /// Returns a job none of whose tasks has had an attempt.
-    pub(super) fn new(id: JobId, submission: SubmissionId, spec: Arc<JobSpec>) -> Self {
+    pub(super) fn new(id: JobId, submission: SubmissionId, spec: Arc<JobSpec>, by: Name) -> Self {
         let queued = u32::try_from(spec.array.tasks()).unwrap_or(u32::MAX);
         Self {
             id,
             submission,
+            by: Some(by),
             cancelling: false,
             next_index: u64::from(spec.array.first),
             counts: TaskCounts { queued, ..TaskCounts::default() },

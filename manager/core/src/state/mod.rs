@@ -98,9 +98,10 @@ impl State {
     /// decides no such changes, and the store refuses them.
     pub fn apply(&mut self, change: &Change) {
         match change {
-            Change::JobInserted { job, submission, spec, .. } => {
+            Change::JobInserted { job, submission, spec, by, .. } => {
                 self.last_job = self.last_job.max(*job);
-                self.jobs.insert(*job, Job::new(*job, *submission, Arc::clone(spec)));
+                let new = Job::new(*job, *submission, Arc::clone(spec), by.clone());
+                self.jobs.insert(*job, new);
             }
             Change::JobCancelled(job) => self.change(*job, Job::cancel),
             Change::JobUpdated(row) if row.state.is_end() => _ = self.jobs.remove(&row.job),

@@ -80,7 +80,7 @@ fn a_token_can_be_used_as_often_as_it_allows_and_each_join_is_an_event() {
     assert_eq!(world.try_join(1, token, "a"), Ok((Role::Agent, name("a"))));
     world.restart();
     let step = world.ask_to_join(2, token, HASH, "b");
-    assert_eq!(step.events, [EventFact::Enrolled(Role::Agent, name("b"), token)]);
+    assert_eq!(step.events, [EventFact::Enrolled { role: Role::Agent, name: name("b"), token }]);
     let why = said(world.try_join(3, token, "c"), ErrorCode::InvalidToken);
     assert!(why.contains("used up") && why.contains("podmesh token create"), "{why}");
     world.restart();
@@ -106,7 +106,7 @@ fn the_error_says_whether_a_token_is_unknown_expired_or_revoked() {
     let token = world.token(Role::Viewer, 1);
     let by = name("root");
     let step = world.access(Command::RevokeToken { by, id: token });
-    assert_eq!(step.events, [EventFact::TokenRevoked(token, name("root"))]);
+    assert_eq!(step.events, [EventFact::TokenRevoked { token, by: name("root") }]);
     let why = said(world.try_join(1, token, "a"), ErrorCode::InvalidToken);
     assert!(why.contains("revoked"), "{why}");
 }
@@ -120,7 +120,10 @@ fn a_revoked_key_is_never_valid_again_and_its_name_is_free() {
     assert!(why.contains("podmesh nodes revoke a"), "{why}");
     let step = world.revoke(PrincipalKind::Node, "a");
     assert!(step.effects.contains(&Effect::KeyRevoked { key: PublicKey([1; 32]) }));
-    assert_eq!(step.events, [EventFact::KeyRevoked(Role::Agent, name("a"), name("root"))]);
+    assert_eq!(
+        step.events,
+        [EventFact::KeyRevoked { role: Role::Agent, name: name("a"), by: name("root") }]
+    );
     world.restart();
     said(world.try_join(1, token, "a"), ErrorCode::NotEnrolled);
     said(world.try_join(1, token, "other"), ErrorCode::NotEnrolled);
@@ -193,7 +196,7 @@ fn a_revoked_node_loses_its_session_and_its_lease_runs_out() {
 fn refused_joins_are_reported_once_a_second_with_their_number() {
     let mut world = World::new();
     let told = |step: &Step| match step.events.as_slice() {
-        [EventFact::JoinsRefused(_, count)] => *count,
+        [EventFact::JoinsRefused { count, .. }] => *count,
         [] => 0,
         other => panic!("{other:?}"),
     };

@@ -57,7 +57,7 @@ fn only_a_lost_node_can_be_forgotten() {
     let step = world.forget("a", false);
     assert_eq!(replies(&step), [Ok(Answer::NodeForgotten { enrolled: false })]);
     assert_eq!(step.changes, [Change::NodeForgotten(name("a"))]);
-    assert_eq!(step.events, [EventFact::NodeForgotten(name("a"), name("root"))]);
+    assert_eq!(step.events, [EventFact::NodeForgotten { node: name("a"), by: name("root") }]);
     super::restore::restart_and_compare(&mut world);
     assert_eq!(refused(&world.forget("a", false)).0, ErrorCode::NotFound);
     assert_eq!(world.core.next_wakeup(), None);
@@ -75,7 +75,7 @@ fn attempts_that_wait_for_a_node_end_only_with_force() {
     let lost = Outcome::new(OutcomeKind::Lost).with_message(message);
     assert_eq!(ends(&step), [(at(1, 1, 1), lost, Some(0))]);
     assert_eq!(placed(&step), [(at(1, 1, 2), "b")]);
-    assert_eq!(step.events[1], EventFact::NodeForgotten(name("a"), name("root")));
+    assert_eq!(step.events[1], EventFact::NodeForgotten { node: name("a"), by: name("root") });
 
     // The agent comes back as a new node, and the attempt that it holds is no longer valid.
     let back = Hello { attempts: vec![at(1, 1, 1)], ..hello_of(7, "a", 1) };

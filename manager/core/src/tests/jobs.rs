@@ -9,7 +9,10 @@ fn a_submission_becomes_the_next_job() {
     let mut world = World::new();
     let spec = Arc::new(array(3));
     let submission = SubmissionId(Uuid::from_u128(5));
-    let input = Input::Command(TICKET, Command::Submit { submission, spec: Arc::clone(&spec) });
+    let input = Input::Command(
+        TICKET,
+        Command::Submit { by: name("ann"), submission, spec: Arc::clone(&spec) },
+    );
     let step = world.give(input.clone());
     let row = JobRow {
         job: JobId(1),
@@ -23,11 +26,20 @@ fn a_submission_becomes_the_next_job() {
     assert_eq!(
         step.changes,
         [
-            Change::JobInserted { job: JobId(1), submission, spec, wall_ms: 5_000 },
+            Change::JobInserted {
+                job: JobId(1),
+                submission,
+                spec,
+                by: name("ann"),
+                wall_ms: 5_000
+            },
             Change::JobUpdated(row)
         ]
     );
-    assert_eq!(step.events, [EventFact::JobSubmitted(JobId(1), name("work"), 3)]);
+    assert_eq!(
+        step.events,
+        [EventFact::JobSubmitted { job: JobId(1), name: name("work"), tasks: 3 }]
+    );
     assert_eq!(step.first_revision, Some(Revision(1)));
     assert_eq!(replies(&step), [Ok(Answer::Submitted { job: JobId(1), again: false })]);
 
@@ -46,7 +58,8 @@ fn the_submission_of_an_ended_job_is_remembered_for_thousands_more() {
     let again = |world: &mut World, key: u128| {
         let submission = SubmissionId(Uuid::from_u128(key));
         let spec = Arc::new(spec());
-        let step = world.give(Input::Command(TICKET, Command::Submit { submission, spec }));
+        let step = world
+            .give(Input::Command(TICKET, Command::Submit { by: name("ann"), submission, spec }));
         matches!(replies(&step).as_slice(), [Ok(Answer::Submitted { again: true, .. })])
     };
     world.submit(spec());
@@ -58,7 +71,7 @@ fn the_submission_of_an_ended_job_is_remembered_for_thousands_more() {
     for key in 0..SUBMISSIONS_REMEMBERED as u64 {
         let submission = SubmissionId(Uuid::from_u128(1_000 + u128::from(key)));
         let spec = Arc::new(spec());
-        let submit = Input::Command(TICKET, Command::Submit { submission, spec });
+        let submit = Input::Command(TICKET, Command::Submit { by: name("ann"), submission, spec });
         let cancel = Input::Command(TICKET, Command::Cancel { job: JobId(2 + key) });
         for input in [submit, cancel] {
             step.clear();
@@ -78,8 +91,8 @@ fn queued_tasks_are_cancelled_at_once() {
     assert_eq!(
         step.events,
         [
-            EventFact::JobCancelRequested(JobId(1)),
-            EventFact::JobEnded(JobId(1), JobState::Cancelled)
+            EventFact::JobCancelRequested { job: JobId(1) },
+            EventFact::JobEnded { job: JobId(1), state: JobState::Cancelled }
         ]
     );
     let [Change::JobCancelled(JobId(1)), Change::JobUpdated(_)] = step.changes.as_slice() else {
@@ -120,7 +133,7 @@ fn running_tasks_are_stopped_and_the_job_ends_with_the_last_one() {
     assert_eq!(ends(&step)[2].1.exit_code, Some(143));
     assert_eq!((world.state(1), world.counts(1)), (JobState::Cancelling, [0, 1, 1, 0, 4]));
     let step = world.report(1, epoch, vec![exited(4, running[3], 1)]);
-    assert_eq!(step.events[1], EventFact::JobEnded(JobId(1), JobState::Cancelled));
+    assert_eq!(step.events[1], EventFact::JobEnded { job: JobId(1), state: JobState::Cancelled });
     assert!(messages(&step).contains(&&ToPeer::ForgetJobs(epoch, vec![JobId(1)])));
 }
 
@@ -216,7 +229,7 @@ fn work_that_does_not_fit_into_a_step_comes_next_in_order() {
         let submission = SubmissionId(Uuid::from_u128(world.last_key));
         let spec = Arc::new(tiny.clone());
         let mut step = Step::default();
-        let input = Input::Command(TICKET, Command::Submit { submission, spec });
+        let input = Input::Command(TICKET, Command::Submit { by: name("ann"), submission, spec });
         world.core.step(world.now, input, &mut step);
         world.model.apply(world.now.mono_ms, &step);
     }

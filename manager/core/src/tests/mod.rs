@@ -179,7 +179,10 @@ impl World {
         assert_eq!(spec.validate(), Ok(()));
         self.last_key += 1;
         let submission = SubmissionId(Uuid::from_u128(self.last_key));
-        let input = Input::Command(TICKET, Command::Submit { submission, spec: Arc::new(spec) });
+        let input = Input::Command(
+            TICKET,
+            Command::Submit { by: name("ann"), submission, spec: Arc::new(spec) },
+        );
         self.give(input)
     }
 
@@ -295,7 +298,7 @@ fn placed(step: &Step) -> Vec<(AttemptId, &str)> {
     step.events
         .iter()
         .filter_map(|event| match event {
-            EventFact::AttemptAssigned(attempt, node) => Some((*attempt, node.as_str())),
+            EventFact::AttemptAssigned { attempt, node } => Some((*attempt, node.as_str())),
             _ => None,
         })
         .collect()
@@ -318,7 +321,7 @@ fn ends(step: &Step) -> Vec<(AttemptId, Outcome, Option<u64>)> {
     step.events
         .iter()
         .filter_map(|event| match event {
-            EventFact::AttemptEnded(attempt, outcome, retry) => {
+            EventFact::AttemptEnded { attempt, outcome, retry_after_ms: retry } => {
                 Some((*attempt, outcome.clone(), *retry))
             }
             _ => None,

@@ -29,8 +29,8 @@ fn a_task_goes_from_assigned_to_its_end() {
     assert_eq!(
         step.events,
         [
-            EventFact::JobSubmitted(JobId(1), name("work"), 1),
-            EventFact::AttemptAssigned(attempt, name("a"))
+            EventFact::JobSubmitted { job: JobId(1), name: name("work"), tasks: 1 },
+            EventFact::AttemptAssigned { attempt, node: name("a") }
         ]
     );
     assert_eq!((world.state(1), world.counts(1)), (JobState::Running, [0, 1, 0, 0, 0]));
@@ -40,8 +40,8 @@ fn a_task_goes_from_assigned_to_its_end() {
     let advanced = |state| Change::AttemptAdvanced { attempt, state, wall_ms: 5_000 };
     let (preparing, running) = (AttemptState::Preparing, AttemptState::Running);
     assert_eq!(step.changes, [advanced(preparing), advanced(running)]);
-    let said = EventFact::AttemptPreparing(attempt, "pulling".into());
-    assert_eq!(step.events, [said.clone(), said, EventFact::AttemptStarted(attempt)]);
+    let said = EventFact::AttemptPreparing { attempt, message: "pulling".into() };
+    assert_eq!(step.events, [said.clone(), said, EventFact::AttemptStarted { attempt }]);
     assert_eq!(messages(&step), [&ToPeer::Acked(epoch, 3)]);
 
     let outcome = Outcome::exited(0);
@@ -50,9 +50,9 @@ fn a_task_goes_from_assigned_to_its_end() {
     assert_eq!(
         step.events,
         [
-            EventFact::LogGap(attempt, "12 bytes".into()),
-            EventFact::AttemptEnded(attempt, outcome.clone(), None),
-            EventFact::JobEnded(JobId(1), JobState::Succeeded),
+            EventFact::LogGap { attempt, message: "12 bytes".into() },
+            EventFact::AttemptEnded { attempt, outcome: outcome.clone(), retry_after_ms: None },
+            EventFact::JobEnded { job: JobId(1), state: JobState::Succeeded },
         ]
     );
     assert_eq!(
@@ -71,7 +71,7 @@ fn known_reports_are_skipped_and_after_a_gap_the_agent_must_say_hello_again() {
     let (mut world, epoch) = with(array(3));
     world.report(1, epoch, vec![started(1, at(1, 1, 1)), started(2, at(1, 2, 1))]);
     let step = world.report(1, epoch, vec![exited(2, at(1, 2, 1), 0), started(3, at(1, 3, 1))]);
-    assert_eq!(step.events, [EventFact::AttemptStarted(at(1, 3, 1))]);
+    assert_eq!(step.events, [EventFact::AttemptStarted { attempt: at(1, 3, 1) }]);
     let step = world.report(1, epoch, vec![exited(4, at(1, 1, 1), 0), exited(6, at(1, 2, 1), 0)]);
     assert_eq!(ends(&step).len(), 1);
     assert_eq!(messages(&step), [&ToPeer::Acked(epoch, 4), &ToPeer::HelloAgain(epoch)]);
@@ -185,8 +185,8 @@ fn long_texts_are_cut() {
     assert_eq!(
         step.events[..2],
         [
-            EventFact::AttemptPreparing(at(1, 1, 1), cut.clone()),
-            EventFact::LogGap(at(1, 1, 1), cut.clone())
+            EventFact::AttemptPreparing { attempt: at(1, 1, 1), message: cut.clone() },
+            EventFact::LogGap { attempt: at(1, 1, 1), message: cut.clone() }
         ]
     );
     assert_eq!(ends(&step)[0].1.message, Some(cut));
@@ -224,7 +224,7 @@ fn a_job_fails_if_one_of_its_tasks_fails() {
     world.report(1, epoch, vec![exited(1, at(1, 1, 1), 0), exited(2, at(1, 2, 1), 9)]);
     assert_eq!(world.state(1), JobState::Running);
     let step = world.report(1, epoch, vec![exited(3, at(1, 3, 1), 0)]);
-    assert_eq!(step.events[1], EventFact::JobEnded(JobId(1), JobState::Failed));
+    assert_eq!(step.events[1], EventFact::JobEnded { job: JobId(1), state: JobState::Failed });
     assert_eq!(world.counts(1), [0, 0, 2, 1, 0]);
 }
 

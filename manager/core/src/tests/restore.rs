@@ -64,7 +64,7 @@ fn a_node_that_does_not_come_back_is_lost_a_lease_after_the_start() {
     world.submit(spec());
     restart_and_compare(&mut world);
     assert_eq!(world.core.next_wakeup(), Some(world.now.mono_ms + LEASE_MS));
-    assert_eq!(world.pass(LEASE_MS).events, [EventFact::NodeLost(name("a"))]);
+    assert_eq!(world.pass(LEASE_MS).events, [EventFact::NodeLost { node: name("a") }]);
     let step = world.pass(MARGIN_MS);
     assert_eq!(ends(&step).len(), 1);
     assert_eq!((world.counts(1), world.counts(2)), ([1, 0, 0, 0, 0], [0, 1, 0, 0, 0]));
@@ -118,5 +118,5 @@ fn a_manager_that_was_paused_loses_no_node_when_it_resumes() {
     restart_and_compare(&mut world);
     assert_eq!(world.pass(LEASE_MS + 30_000).events, [], "no agent could reconnect in that time");
     assert_eq!(world.core.next_wakeup(), Some(world.now.mono_ms + LEASE_MS / 2));
-    assert_eq!(world.pass(LEASE_MS / 2).events, [EventFact::NodeLost(name("a"))]);
+    assert_eq!(world.pass(LEASE_MS / 2).events, [EventFact::NodeLost { node: name("a") }]);
 }

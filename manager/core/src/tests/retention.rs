@@ -32,7 +32,10 @@ fn only_jobs_that_have_ended_are_removed() {
     let step = world.forget_jobs(0..=9);
     let removed = [JobId(1), JobId(3)];
     assert_eq!(step.changes, removed.map(Change::JobRemoved));
-    assert_eq!(step.events, [EventFact::JobsForgotten(JobId(1), JobId(3), 2, name("root"))]);
+    assert_eq!(
+        step.events,
+        [EventFact::JobsForgotten { first: JobId(1), last: JobId(3), count: 2, by: name("root") }]
+    );
     assert_eq!(
         step.effects,
         [Effect::Answered { ticket: TICKET, result: Ok(Answer::JobsRemoved { jobs: 2 }) }]
@@ -97,8 +100,11 @@ fn a_node_that_has_been_lost_for_long_is_removed_with_its_key() {
     assert_eq!(world.retain(99 + KEEP_MS, KEEP_MS).changes.len(), 1, "the time is not over");
     let step = world.retain(100 + KEEP_MS, KEEP_MS);
     let [removed, forgotten] = &step.events[..] else { panic!("{step:?}") };
-    assert_eq!(*removed, EventFact::KeyRevoked(Role::Agent, name("a"), name("manager")));
-    assert_eq!(*forgotten, EventFact::NodeForgotten(name("a"), name("manager")));
+    assert_eq!(
+        *removed,
+        EventFact::KeyRevoked { role: Role::Agent, name: name("a"), by: name("manager") }
+    );
+    assert_eq!(*forgotten, EventFact::NodeForgotten { node: name("a"), by: name("manager") });
     assert_eq!(world.core.nodes.len(), 0);
     assert!(!world.core.access.is_enrolled(&name("a")));
     // The revoked key was marked in the same step, and is kept as long again.

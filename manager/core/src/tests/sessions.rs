@@ -25,7 +25,10 @@ fn a_hello_opens_a_session() {
         lost_age_ms: None,
     };
     assert_eq!(step.changes, [Change::EpochTaken(Epoch(1)), Change::NodeSaved(Arc::new(row))]);
-    assert_eq!(step.events, [EventFact::NodeConnected(name("a"), hello.agent_instance)]);
+    assert_eq!(
+        step.events,
+        [EventFact::NodeConnected { node: name("a"), instance: hello.agent_instance }]
+    );
     let welcome = Welcome {
         version: PROTOCOL_VERSION,
         epoch: Epoch(1),
@@ -187,11 +190,11 @@ fn a_suspect_node_gets_nothing_new_and_recovers() {
         let mut world = World::new();
         let epoch = world.join("a", 1);
         let step = world.beat(epoch, change);
-        assert_eq!(step.events, [EventFact::NodeSuspect(name("a"), why.into())]);
+        assert_eq!(step.events, [EventFact::NodeSuspect { node: name("a"), message: why.into() }]);
         assert!(world.beat(epoch, HeartbeatChange::Late).is_empty(), "reported once");
         assert_eq!(placed(&world.submit(spec())), []);
         let step = world.beat(epoch, HeartbeatChange::Resumed);
-        assert_eq!(step.events[0], EventFact::NodeRecovered(name("a")));
+        assert_eq!(step.events[0], EventFact::NodeRecovered { node: name("a") });
         assert_eq!(placed(&step), [(at(1, 1, 1), "a")]);
         assert!(world.beat(epoch, HeartbeatChange::Resumed).is_empty());
     }
@@ -202,7 +205,10 @@ fn a_node_without_a_connection_needs_a_new_session() {
     let mut world = World::new();
     let epoch = world.join("a", 1);
     let step = connection_gone(&mut world, 1);
-    assert_eq!(step.events, [EventFact::NodeSuspect(name("a"), "its connection is gone".into())]);
+    assert_eq!(
+        step.events,
+        [EventFact::NodeSuspect { node: name("a"), message: "its connection is gone".into() }]
+    );
     world.beat(epoch, HeartbeatChange::Late);
     assert!(world.beat(epoch, HeartbeatChange::Resumed).is_empty());
     assert_eq!(node_state(&mut world, "a"), NodeState::Suspect);
@@ -220,7 +226,7 @@ fn attempts_of_a_lost_node_that_may_run_elsewhere_end_after_the_margin() {
     world.report(1, a, vec![started(1, at(1, 1, 1)), started(2, at(2, 1, 1))]);
     world.join("b", 2);
     let step = world.beat(a, HeartbeatChange::LeaseExpired);
-    assert_eq!(step.events, [EventFact::NodeLost(name("a"))]);
+    assert_eq!(step.events, [EventFact::NodeLost { node: name("a") }]);
     assert_eq!(step.effects, [Effect::SessionClosed { epoch: a }]);
     assert_eq!(world.node("a").free.cpu_millis, 2_000, "its attempts may still run");
     assert_eq!(world.core.next_wakeup(), Some(world.now.mono_ms + MARGIN_MS));
@@ -274,10 +280,13 @@ fn a_goodbye_ends_the_session_and_the_lease_still_runs() {
     let a = world.join("a", 1);
     world.submit(JobSpec { on_lost: OnLost::Requeue, ..spec() });
     let step = world.give(Input::AgentLeft { connection: connection(1), epoch: a });
-    assert_eq!(step.events, [EventFact::NodeSuspect(name("a"), "its agent was stopped".into())]);
+    assert_eq!(
+        step.events,
+        [EventFact::NodeSuspect { node: name("a"), message: "its agent was stopped".into() }]
+    );
     assert_eq!(step.effects, [Effect::SessionClosed { epoch: a }]);
     assert!(world.pass(LEASE_MS - 1).is_empty());
-    assert_eq!(world.pass(1).events, [EventFact::NodeLost(name("a"))]);
+    assert_eq!(world.pass(1).events, [EventFact::NodeLost { node: name("a") }]);
     assert_eq!(ends(&world.pass(MARGIN_MS)).len(), 1);
     assert_eq!(world.core.next_wakeup(), None);
     assert_eq!(world.node("a").seen_ms_ago, Some(LEASE_MS + MARGIN_MS));
@@ -472,7 +481,11 @@ fn a_runtime_that_is_withdrawn_or_offered_again_is_an_event() {
     let mut world = World::new();
     let withdrawn = [(RuntimeKind::Process, "no room".to_owned())];
     let full = || Hello { runtimes: vec![], withdrawn: withdrawn.clone().into(), ..hello("a", 1) };
-    let fact = EventFact::RuntimeWithdrawn(name("a"), RuntimeKind::Process, "no room".into());
+    let fact = EventFact::RuntimeWithdrawn {
+        node: name("a"),
+        runtime: RuntimeKind::Process,
+        message: "no room".into(),
+    };
     let step = world.connect(full(), 1);
     assert!(step.events.contains(&fact), "{step:?}");
     assert_eq!(world.node("a").withdrawn, withdrawn.clone().into());
@@ -481,6 +494,11 @@ fn a_runtime_that_is_withdrawn_or_offered_again_is_an_event() {
     // It is reported once.
     assert!(!world.connect(full(), 2).events.contains(&fact));
     let step = world.connect(hello("a", 1), 3);
-    assert!(step.events.contains(&EventFact::RuntimeOffered(name("a"), RuntimeKind::Process)));
+    assert!(
+        step.events.contains(&EventFact::RuntimeOffered {
+            node: name("a"),
+            runtime: RuntimeKind::Process
+        })
+    );
     assert_eq!(placed(&step), [(at(1, 1, 1), "a")]);
 }

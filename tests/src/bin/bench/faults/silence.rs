@@ -66,7 +66,7 @@ fn events(rig: &Rig) -> Vec<(u64, EventFact)> {
 }
 
 fn lost(rig: &Rig) -> usize {
-    events(rig).iter().filter(|(_, fact)| matches!(fact, EventFact::NodeLost(_))).count()
+    events(rig).iter().filter(|(_, fact)| matches!(fact, EventFact::NodeLost { .. })).count()
 }
 
 /// Measures how fast killed agents are noticed.
@@ -104,7 +104,9 @@ fn moves(table: &mut Table) {
         let id = rig.submit(spec);
         let placed = loop {
             let placed = events(&rig).into_iter().rev().find_map(|(_, fact)| match fact {
-                EventFact::AttemptAssigned(attempt, node) if attempt.task.job == id => Some(node),
+                EventFact::AttemptAssigned { attempt, node } if attempt.task.job == id => {
+                    Some(node)
+                }
                 _ => None,
             });
             if let Some(node) = placed {
@@ -119,10 +121,10 @@ fn moves(table: &mut Table) {
     let mut times = Vec::new();
     for (at, fact) in events(&rig) {
         match fact {
-            EventFact::AttemptEnded(_, outcome, _) if outcome.kind == OutcomeKind::Lost => {
+            EventFact::AttemptEnded { outcome, .. } if outcome.kind == OutcomeKind::Lost => {
                 lost_at = at;
             }
-            EventFact::AttemptStarted(attempt) if attempt.number == 2 => {
+            EventFact::AttemptStarted { attempt } if attempt.number == 2 => {
                 times.push(Duration::from_millis(at.saturating_sub(lost_at)));
             }
             _ => {}
