@@ -448,6 +448,7 @@ mod tests {
     use super::{EventOutput, Revision, describe, line};
     use podmesh_protocol::access::{Role, TokenId};
     use podmesh_protocol::event::EventFact;
+    use podmesh_protocol::facts::RawFields;
     use podmesh_protocol::ids::{AttemptId, JobId, Name};
     use podmesh_protocol::report::Outcome;
 
