@@ -24,9 +24,10 @@ use crate::messages::Messages;
 
 /// The most requests to read that are answered, or wait, at a time.
 const REQUESTS_MAX: usize = 8192;
-/// The most messages that wait for room in the core while reads are still answered. When it is
-/// reached, no more are read from the socket.
+/// The most messages that wait for room in the core while reads are still answered, and their bytes.
+/// When one is reached, no more are read from the socket.
 const WAITING_MAX: usize = 4096;
+const WAITING_BYTES_MAX: usize = 16 << 20;
 
 /// The parts that messages are passed to.
 pub(crate) struct RouterParts {
@@ -56,6 +57,7 @@ pub(crate) async fn run(
         requests: Arc::new(Semaphore::new(REQUESTS_MAX)),
         connections: HashMap::new(),
         waiting: VecDeque::new(),
+        waiting_bytes: 0,
         tasks: JoinSet::new(),
         bad: BadMessages { count: 0, logged: None },
     };
@@ -71,7 +73,7 @@ pub(crate) async fn run(
                 router.pass_on_waiting(room);
                 continue;
             }
-            received = receiver.recv(), if router.waiting.len() < WAITING_MAX => received?,
+            received = receiver.recv(), if router.has_room() => received?,
         };
         router.take(received).await;
     }
@@ -88,7 +90,9 @@ struct Router {
     /// The connections that have asked something.
     connections: HashMap<ConnectionId, Connection>,
     /// What waits for room in the core, in the order of arrival.
-    waiting: VecDeque<ForCore>,
+    waiting: VecDeque<(ForCore, usize)>,
+    /// The bytes of `waiting`.
+    waiting_bytes: usize,
     tasks: JoinSet<()>,
     bad: BadMessages,
 }
@@ -107,7 +111,11 @@ enum ForCore {
 }
 
 impl Router {
-    async fn take(&mut self, Received { peer, message }: Received) {
+    fn has_room(&self) -> bool {
+        self.waiting.len() < WAITING_MAX && self.waiting_bytes < WAITING_BYTES_MAX
+    }
+
+    async fn take(&mut self, Received { peer, message, bytes }: Received) {
         let Some(connection) = self.parts.callers.connection_of(&peer) else { return };
         if matches!(message, Err(WireError::PeerGone)) {
             return self.gone(connection);
@@ -115,7 +123,9 @@ impl Router {
         // Messages of a connection that was cut are ignored.
         let Some(client) = self.parts.callers.client_of(connection) else { return };
         match message {
-            Ok(ToManager::Request(request)) => self.request(connection, client, request).await,
+            Ok(ToManager::Request(request)) => {
+                self.request(connection, client, request, bytes).await
+            }
             Ok(message) if !client.caller.role.includes(Role::Agent) => {
                 tracing::debug!(?message, "only an agent may send this");
                 let error = forbidden(&client.caller, Role::Agent);
@@ -123,7 +133,7 @@ impl Router {
             }
             Ok(ToManager::Hello(hello)) => {
                 let (caller, hello) = (client.caller, Box::new(hello));
-                self.decide(Input::AgentConnected { connection, caller, hello });
+                self.decide(Input::AgentConnected { connection, caller, hello }, bytes);
             }
             Ok(ToManager::Reports(_, reports)) if reports.len() > BATCH_ROWS_MAX => {
                 let why = format!(
@@ -133,9 +143,11 @@ impl Router {
                 self.refuse(connection, why).await;
             }
             Ok(ToManager::Reports(epoch, reports)) => {
-                self.decide(Input::AttemptsReported { connection, epoch, reports });
+                self.decide(Input::AttemptsReported { connection, epoch, reports }, bytes);
             }
-            Ok(ToManager::Goodbye(epoch)) => self.decide(Input::AgentLeft { connection, epoch }),
+            Ok(ToManager::Goodbye(epoch)) => {
+                self.decide(Input::AgentLeft { connection, epoch }, bytes);
+            }
             Ok(ToManager::LogSlice(number, result)) => {
                 if !self.parts.log_reads.answered(connection, number, result) {
                     tracing::debug!(number, "a part of a log came that nobody waits for");
@@ -155,36 +167,44 @@ impl Router {
         self.parts.log_reads.connection_gone(connection);
         // The core knows whether it had a session.
         if client.is_none_or(|client| client.caller.role.includes(Role::Agent)) {
-            self.decide(Input::ConnectionGone { connection });
+            self.decide(Input::ConnectionGone { connection }, 0);
         }
     }
 
-    fn decide(&mut self, input: Input) {
-        self.pass_on(ForCore::Input(input));
+    fn decide(&mut self, input: Input, bytes: usize) {
+        self.pass_on(ForCore::Input(input), bytes);
     }
 
     /// Passes a message to the core, now or when there is room.
-    fn pass_on(&mut self, message: ForCore) {
+    fn pass_on(&mut self, message: ForCore, bytes: usize) {
         let room = if self.waiting.is_empty() { self.parts.core.try_room() } else { None };
-        self.waiting.push_back(message);
+        self.waiting.push_back((message, bytes));
+        self.waiting_bytes += bytes;
         if room.is_some() {
             self.pass_on_waiting(room);
         }
     }
 
     fn pass_on_waiting(&mut self, room: Option<Room>) {
-        match self.waiting.pop_front() {
-            Some(ForCore::Input(input)) => self.parts.core.send(input, room),
-            Some(ForCore::Command(connection, client, id, request)) => {
+        let Some((message, bytes)) = self.waiting.pop_front() else { return };
+        self.waiting_bytes -= bytes;
+        match message {
+            ForCore::Input(input) => self.parts.core.send(input, room),
+            ForCore::Command(connection, client, id, request) => {
                 let answer = self.parts.api.call(client, request, room);
                 let mut messages = self.parts.messages.clone();
                 self.tasks.spawn(async move { messages.reply(connection, id, answer.await).await });
             }
-            None => {}
         }
     }
 
-    async fn request(&mut self, connection: ConnectionId, client: Client, request: Request) {
+    async fn request(
+        &mut self,
+        connection: ConnectionId,
+        client: Client,
+        request: Request,
+        bytes: usize,
+    ) {
         let Request { version, id, body } = request;
         if version != PROTOCOL_VERSION {
             let message = format!(
@@ -194,7 +214,7 @@ impl Router {
             return self.parts.messages.reply(connection, id, Err(error)).await;
         }
         if is_command(&body) {
-            return self.pass_on(ForCore::Command(connection, client, id, body));
+            return self.pass_on(ForCore::Command(connection, client, id, body), bytes);
         }
         let of_connection = self.connections.entry(connection).or_insert_with(|| Connection {
             requests: Arc::new(Semaphore::new(REQUESTS_PER_CONNECTION_MAX)),

@@ -114,6 +114,10 @@ fn a_manager_with_a_full_disk_refuses_work_and_recovers_by_itself() {
     until_true("the task ends", || fs::read(&output).is_ok_and(|text| text == b"done\n"));
     refused(&mesh);
     assert!(mesh.manager().runs());
+    // What needs no commit is still answered, with what is on disk.
+    assert_eq!(mesh.nodes()[0]["state"], "alive");
+    assert_eq!(mesh.json(&["job", &job.to_string()])["state"], "running");
+    mesh.ok(&["token", "list"]);
     disk.make_room();
     mesh.wait_for_job(job, "succeeded");
     assert_eq!(mesh.ok(&["run", "--", "echo", "and again"]), "and again\n");

@@ -3,16 +3,13 @@
 use alloc::collections::BTreeMap;
 use alloc::format;
 use alloc::string::String;
-use alloc::vec::Vec;
 
 use podmesh_protocol::access::{Caller, PublicKey, Role, TokenId};
 use podmesh_protocol::client::{PrincipalKind, TokenState, TokenView, UserView};
 use podmesh_protocol::error::{ErrorCode, ErrorReply};
 use podmesh_protocol::event::EventFact;
 use podmesh_protocol::ids::Name;
-use podmesh_protocol::limits::{
-    DURATION_MS_MAX, KEYS_MAX, PAGE_ROWS_MAX, TOKEN_USES_MAX, TOKENS_MAX,
-};
+use podmesh_protocol::limits::{DURATION_MS_MAX, KEYS_MAX, TOKEN_USES_MAX, TOKENS_MAX};
 use podmesh_protocol::session::Hello;
 use podmesh_protocol::time::{Millis, Now};
 
@@ -76,16 +73,44 @@ impl Access {
     }
 }
 
-/// Returns what a token can be used for now.
-fn state_of(row: &TokenRow, now: Now) -> TokenState {
-    if row.revoked {
-        TokenState::Revoked
-    } else if row.uses_left == 0 {
-        TokenState::UsedUp
-    } else if row.expires_wall_ms <= now.wall_ms {
-        TokenState::Expired
-    } else {
-        TokenState::Usable
+impl TokenRow {
+    /// Returns whether it can be used at a time.
+    fn state(&self, wall_ms: u64) -> TokenState {
+        if self.revoked {
+            TokenState::Revoked
+        } else if self.uses_left == 0 {
+            TokenState::UsedUp
+        } else if self.expires_wall_ms <= wall_ms {
+            TokenState::Expired
+        } else {
+            TokenState::Usable
+        }
+    }
+
+    /// Returns it as people see it at a time: milliseconds since 1970.
+    pub fn view(&self, wall_ms: u64) -> TokenView {
+        TokenView {
+            id: self.id,
+            state: self.state(wall_ms),
+            role: self.role,
+            uses_left: self.uses_left,
+            expires_wall_ms: self.expires_wall_ms,
+            created_by: self.created_by.clone(),
+        }
+    }
+}
+
+impl KeyRow {
+    /// Returns its owner as people see it; `None` if it is a node, or the key is not valid.
+    pub fn user(&self) -> Option<UserView> {
+        let is_user = kind_of(self.role) == PrincipalKind::User && self.has_name();
+        is_user.then(|| UserView {
+            name: self.name.clone(),
+            role: self.role,
+            key: self.key,
+            token: self.token,
+            enrolled_wall_ms: self.enrolled_wall_ms,
+        })
     }
 }
 
@@ -102,7 +127,7 @@ fn usable_token<'a>(
     let Some(row) = known else {
         return Err("this manager has no such join token".into());
     };
-    match state_of(row, now) {
+    match row.state(now.wall_ms) {
         TokenState::Usable => Ok(row),
         TokenState::Revoked => Err(format!("join token {id} was revoked")),
         TokenState::UsedUp => Err(format!("join token {id} has been used up")),
@@ -125,19 +150,6 @@ fn has_joined(
 }
 
 impl Core {
-    /// Returns the join tokens.
-    pub fn list_tokens(&self, now: Now) -> Vec<TokenView> {
-        let tokens = self.state.tokens.values().map(|row| TokenView {
-            id: row.id,
-            state: state_of(row, now),
-            role: row.role,
-            uses_left: row.uses_left,
-            expires_wall_ms: row.expires_wall_ms,
-            created_by: row.created_by.clone(),
-        });
-        tokens.collect()
-    }
-
     pub(crate) fn create_token(
         &mut self,
         now: Now,
@@ -157,7 +169,7 @@ impl Core {
             ));
         }
         if self.state.tokens.len() >= TOKENS_MAX {
-            let useless = |row: &&TokenRow| state_of(row, now) != TokenState::Usable;
+            let useless = |row: &&TokenRow| row.state(now.wall_ms) != TokenState::Usable;
             let Some(oldest) = self.state.tokens.values().find(useless).map(|row| row.id) else {
                 let message = format!(
                     "the manager has {TOKENS_MAX} usable join tokens, which is the limit (TOKENS_MAX): revoke some of them (`podmesh token revoke`)"
@@ -198,27 +210,6 @@ impl Core {
             out.events.push(EventFact::TokenRevoked { token: id, by: by.clone() });
         }
         Ok(Answer::TokenRevoked)
-    }
-
-    /// Returns the users that have joined whose names sort after `after`: at most `limit`.
-    pub fn list_users(&self, after: Option<&Name>, limit: u32) -> Vec<UserView> {
-        let mut rows: Vec<&KeyRow> = self
-            .state
-            .keys
-            .values()
-            .filter(|row| kind_of(row.role) == PrincipalKind::User && row.has_name())
-            .filter(|row| after.is_none_or(|after| row.name > *after))
-            .collect();
-        rows.sort_by(|a, b| a.name.cmp(&b.name));
-        rows.truncate(limit.min(PAGE_ROWS_MAX) as usize);
-        let view = |row: &KeyRow| UserView {
-            name: row.name.clone(),
-            role: row.role,
-            key: row.key,
-            token: row.token,
-            enrolled_wall_ms: row.enrolled_wall_ms,
-        };
-        rows.into_iter().map(view).collect()
     }
 
     pub(crate) fn revoke(

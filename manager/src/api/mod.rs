@@ -1,8 +1,8 @@
 //! The one door: whatever a client asks goes through [`Api::call`], however the request came.
 //!
 //! Roles are checked here. Commands go to the core, and are answered once they are on disk. Reads
-//! are answered from the core's memory, from the database or by an agent, and never wait for a
-//! commit. `commands` has the commands, `jobs` the reads of jobs, and `logs` the reads of output.
+//! are answered from the database or by an agent, and never wait for a commit. What is not stored
+//! comes from the core's memory: the nodes as they are now, and why a job waits. `commands` has the commands, `jobs` the reads of jobs, and `logs` the reads of output.
 
 mod commands;
 mod jobs;
@@ -23,7 +23,7 @@ use podmesh_protocol::access::Caller;
 use podmesh_protocol::client::{Info, ReplyBody, RequestBody};
 use podmesh_protocol::error::{ErrorCode, ErrorReply};
 use podmesh_protocol::ids::{ClusterId, InstanceId, Revision};
-use podmesh_protocol::limits::{PAGE_ROWS_MAX, PROTOCOL_VERSION};
+use podmesh_protocol::limits::PROTOCOL_VERSION;
 use tokio::sync::watch;
 
 use crate::callers::{Callers, forbidden};
@@ -140,16 +140,17 @@ impl Api {
                 self.0.reads.run(move |history| history.events(since)).await
             }
             RequestBody::Nodes { after, limit } => {
-                let limit = limit.min(PAGE_ROWS_MAX);
                 let list = move |core: &Core, now| core.list_nodes(now, after.as_ref(), limit);
                 Ok(ReplyBody::Nodes(self.0.core.read(list).await?))
             }
             RequestBody::Tokens => {
-                Ok(ReplyBody::Tokens(self.0.core.read(Core::list_tokens).await?))
+                let wall_ms = self.0.identity.clock.now().wall_ms;
+                let tokens = self.0.reads.run(move |history| history.join_tokens(wall_ms));
+                Ok(ReplyBody::Tokens(tokens.await?))
             }
             RequestBody::Users { after, limit } => {
-                let list = move |core: &Core, _| core.list_users(after.as_ref(), limit);
-                Ok(ReplyBody::Users(self.0.core.read(list).await?))
+                let users = self.0.reads.run(move |history| history.users(after.as_ref(), limit));
+                Ok(ReplyBody::Users(users.await?))
             }
             RequestBody::Log(read) => {
                 // It makes work for the agent too, so it counts as two reads.

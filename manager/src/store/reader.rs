@@ -5,7 +5,10 @@
 use std::cell::RefCell;
 use std::path::PathBuf;
 
-use podmesh_protocol::client::{AttemptView, JobDetail, JobView, ReplyBody, TaskDetail, TaskView};
+use podmesh_manager_core::step::KeyRow;
+use podmesh_protocol::client::{
+    AttemptView, JobDetail, JobView, ReplyBody, TaskDetail, TaskView, TokenView, UserView,
+};
 use podmesh_protocol::error::{ErrorCode, ErrorReply};
 use podmesh_protocol::event::{EventChunk, EventFact};
 use podmesh_protocol::ids::{AttemptId, JobId, Name, Revision, SubmissionId, TaskId};
@@ -16,7 +19,7 @@ use rusqlite::{Connection, ErrorCode as Sqlite, OptionalExtension, Row, params};
 
 use super::codes::{attempt_state, integer, job_state, outcome_kind, task_state, unsigned};
 use super::restore::{counts, decoded, last_job, name, submitted_by};
-use super::{StoreError, removal};
+use super::{StoreError, access, removal};
 
 /// The most bytes of rows in one reply, by a high estimate. The rest of the frame is a reserve in
 /// case the estimate is too low.
@@ -247,6 +250,26 @@ impl History {
             })
             .optional()?;
         found.map_or_else(|| Err(self.no_job(job)?), Ok)
+    }
+
+    /// Returns the join tokens, as they are at a time.
+    pub(crate) fn join_tokens(&self, wall_ms: u64) -> Result<Vec<TokenView>, ReadError> {
+        let rows = access::tokens(&self.connection)?;
+        Ok(rows.iter().map(|row| row.view(wall_ms)).collect())
+    }
+
+    /// Returns the users that have joined, by name.
+    pub(crate) fn users(
+        &self,
+        after: Option<&Name>,
+        limit: u32,
+    ) -> Result<Vec<UserView>, ReadError> {
+        let keys = access::keys(&self.connection)?;
+        let mut users: Vec<UserView> = keys.iter().filter_map(KeyRow::user).collect();
+        users.retain(|user| after.is_none_or(|after| user.name > *after));
+        users.sort_by(|a, b| a.name.cmp(&b.name));
+        users.truncate(limit.min(PAGE_ROWS_MAX) as usize);
+        Ok(users)
     }
 
     /// Returns tasks in the order of their indexes, and the index at which the next page begins.

@@ -8,7 +8,7 @@ use podmesh_manager_core::input::{ConnectionId, Ticket};
 use podmesh_manager_core::state::{Losses, State};
 use podmesh_manager_core::step::{Answer, Change, Effect, JobRow, KeyRow, NodeRow, Step, TokenRow};
 use podmesh_protocol::access::{PublicKey, Role, TokenId};
-use podmesh_protocol::client::ReplyBody;
+use podmesh_protocol::client::{ReplyBody, TokenState};
 use podmesh_protocol::event::EventFact;
 use podmesh_protocol::ids::{
     AgentId, AttemptId, Epoch, InstanceId, JobId, Name, Revision, SubmissionId, TaskId,
@@ -252,6 +252,8 @@ fn tokens_and_keys_are_restored_as_last_saved() {
                 Change::KeySaved(key(3, Role::Agent)),
                 Change::KeySaved(key(4, Role::Viewer)),
                 Change::KeySaved(key(5, Role::Viewer)),
+                Change::KeySaved(KeyRow { name: name("bob"), ..key(7, Role::Viewer) }),
+                Change::KeySaved(KeyRow { name: name("ann"), ..key(6, Role::Admin) }),
             ]),
             step(vec![
                 Change::TokenRemoved(TokenId(1)),
@@ -261,13 +263,26 @@ fn tokens_and_keys_are_restored_as_last_saved() {
             ]),
         ],
     );
+    let users = |after: Option<&Name>, limit| {
+        let users = store.history.users(after, limit).unwrap();
+        users.into_iter().map(|user| (user.name.to_string(), user.key.0[0])).collect::<Vec<_>>()
+    };
+    let (ann, bob) = (("ann".to_owned(), 6), ("bob".to_owned(), 7));
+    // Neither a node, nor a key that waits for its first use.
+    assert_eq!(users(None, 9), [ann.clone(), bob.clone()]);
+    assert_eq!(users(None, 1), std::slice::from_ref(&ann));
+    assert_eq!(users(Some(&name("ann")), 9), [bob]);
+    let listed = store.history.join_tokens(1_700_000_000_122).unwrap();
+    let states: Vec<_> = listed.iter().map(|token| token.state).collect();
+    assert_eq!(states, [TokenState::Usable, TokenState::Usable, TokenState::Revoked]);
     drop(store);
     let state = open(dir.path()).unwrap().state;
     let tokens =
         [token(2, Role::Viewer, 1), token(3, Role::Operator, 10_000), token(4, Role::Admin, 1)];
     assert_eq!(state.last_token, TokenId(4));
     assert_eq!(state.tokens.into_values().collect::<Vec<_>>(), tokens);
-    assert_eq!(state.keys.into_values().collect::<Vec<_>>(), [revoked, key(4, Role::Viewer)]);
+    let keys: Vec<_> = state.keys.into_values().take(2).collect();
+    assert_eq!(keys, [revoked, key(4, Role::Viewer)]);
 }
 
 #[test]

@@ -1,5 +1,6 @@
 //! Requests of clients.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use podmesh_protocol::client::{
@@ -270,6 +271,37 @@ async fn requests_of_connections_that_have_ended_are_given_up() {
         }
     }
     panic!("this machine is too slow for the test");
+}
+
+// More than one thread, as in the real manager.
+#[tokio::test(flavor = "multi_thread")]
+async fn submissions_of_a_connection_keep_their_order() {
+    // Many more than wait for the core at a time.
+    const SUBMISSIONS: u64 = 2_000;
+    let dir = tempfile::tempdir().unwrap();
+    let manager = start(dir.path()).await;
+    let socket = PeerSocket::connect(&manager.route()).await.unwrap();
+    let (mut receiver, mut sender) = socket.split();
+    let receiving = tokio::spawn(async move {
+        let mut jobs = BTreeMap::new();
+        for _ in 0..SUBMISSIONS {
+            match within(receiver.recv()).await.unwrap() {
+                ToPeer::Reply(Reply { id, result: Ok(ReplyBody::Submitted { job, .. }) }) => {
+                    jobs.insert(id, job.0);
+                }
+                other => panic!("{other:?}"),
+            }
+        }
+        jobs
+    });
+    for id in 1..=SUBMISSIONS {
+        let body = submit_body(id.into(), 1);
+        let request = Request { version: PROTOCOL_VERSION, id, body };
+        sender.send(&ToManager::Request(request)).await.unwrap();
+    }
+    let jobs = receiving.await.unwrap();
+    assert!(jobs.iter().all(|(id, job)| id == job), "{jobs:?}");
+    manager.stop().await;
 }
 
 #[tokio::test]

@@ -57,6 +57,8 @@ pub struct Received {
     /// The message. [`WireError::PeerGone`]: the connection has ended; this follows all its
     /// messages, once, and only if there were any. Any other error: bytes that are not a message.
     pub message: Result<ToManager, WireError>,
+    /// The length of the message in bytes.
+    pub bytes: usize,
 }
 
 impl ManagerSocket {
@@ -99,7 +101,8 @@ impl ManagerReceiver {
             [frame] => codec::decode(frame).map_err(WireError::from),
             _ => Err(WireError::Frames { frames: parts.len(), expected: 1 }),
         };
-        Ok(Received { peer, message })
+        let bytes = parts.iter().map(|part| part.len()).sum();
+        Ok(Received { peer, message, bytes })
     }
 }
 

@@ -6,7 +6,7 @@ use podmesh_protocol::limits::PAGE_ROWS_MAX;
 use crate::cli::query::JobsArgs;
 use crate::connect::PATIENCE_ASK;
 use crate::context::Context;
-use crate::error::CliResult;
+use crate::error::{CliError, CliResult};
 use crate::output::json::JobsOutput;
 use crate::output::{screen, table};
 
@@ -21,6 +21,12 @@ pub(crate) async fn jobs(context: &Context, args: JobsArgs) -> CliResult {
         let limit = (wanted - jobs.len()).saturating_add(1).min(PAGE_ROWS_MAX as usize);
         let before = jobs.last().map(|view| view.job);
         let page = connection.jobs(before, args.active, by.clone(), limit as u32).await?;
+        if by.is_some() && page.iter().any(|view| view.submitted_by != by) {
+            let error = CliError::failure(
+                "the manager runs an older version of podmesh, which does not keep who submitted a job",
+            );
+            return Err(error.hint("upgrade the manager, or omit --mine"));
+        }
         let last = page.len() < limit;
         jobs.extend(page);
         if jobs.len() > wanted {
