@@ -148,6 +148,7 @@ impl Router {
             Ok(ToManager::Goodbye(epoch)) => {
                 self.decide(Input::AgentLeft { connection, epoch }, bytes);
             }
+            Ok(ToManager::EndpointsApplied { .. }) => {}
             Ok(ToManager::LogSlice(number, result)) => {
                 if !self.parts.log_reads.answered(connection, number, result) {
                     tracing::debug!(number, "a part of a log came that nobody waits for");

@@ -454,6 +454,7 @@ impl Agent {
             runtimes: self.runtimes.kinds(),
             withdrawn: self.runtimes.withdrawn(),
             unenforced: self.runtimes.unenforced(),
+            address: None,
             attempts: self.core.hello_attempts(),
         })
     }
@@ -507,6 +508,7 @@ impl Agent {
             }
             // These belong to the start of a session or to clients, or were already handled.
             ToPeer::Welcome(_)
+            | ToPeer::Endpoints { .. }
             | ToPeer::Refused(_)
             | ToPeer::HelloAgain(_)
             | ToPeer::Reply(_)

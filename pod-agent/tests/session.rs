@@ -196,6 +196,7 @@ impl Manager {
             workdir: None,
             timeout_ms: None,
             stop_grace_ms: 30_000,
+            replica: None,
         };
         self.send(ToPeer::JobSpec {
             epoch: self.epoch,

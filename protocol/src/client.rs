@@ -11,6 +11,7 @@ use crate::ids::{
     AttemptId, ClusterId, Epoch, InstanceId, JobId, Name, Revision, SubmissionId, TaskId,
 };
 use crate::report::{AttemptState, JobState, Outcome, TaskCounts, TaskState};
+use crate::service::{ServiceReply, ServiceRequest};
 use crate::spec::{JobSpec, Resources, RuntimeKind};
 
 /// A request of a client.
@@ -62,6 +63,12 @@ pub enum RequestBody {
         /// Only jobs that were submitted by this node or user.
         #[serde(default)]
         by: Option<Name>,
+        /// Only the replicas of this service. Without it, the list has no replicas.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        service: Option<Name>,
+        /// Only replicas with this number.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        replica: Option<u32>,
         /// Rows of the page, at most [`PAGE_ROWS_MAX`](crate::limits::PAGE_ROWS_MAX).
         limit: u32,
     },
@@ -174,6 +181,15 @@ pub enum RequestBody {
         /// nothing happens: the request may have arrived twice.
         key: KeyDigest,
     },
+    /// A request about services. → [`ReplyBody::Service`]
+    Service(ServiceRequest),
+    /// Takes a node out of placement, or back in. → [`ReplyBody::NodeScheduling`]
+    NodeScheduling {
+        /// The node.
+        node: Name,
+        /// What it may get.
+        scheduling: Scheduling,
+    },
 }
 
 impl RequestBody {
@@ -188,6 +204,7 @@ impl RequestBody {
             | Self::Nodes { .. }
             | Self::Events { .. }
             | Self::Log(_) => Some(Role::Viewer),
+            Self::Service(request) => Some(request.needs()),
             Self::Submit { .. } | Self::Cancel { .. } => Some(Role::Operator),
             Self::Forget { .. }
             | Self::TokenCreate { .. }
@@ -196,6 +213,7 @@ impl RequestBody {
             | Self::Users { .. }
             | Self::Revoke { .. }
             | Self::NodeForget { .. }
+            | Self::NodeScheduling { .. }
             | Self::KeyRotate { .. } => Some(Role::Admin),
         }
     }
@@ -371,6 +389,15 @@ pub enum ReplyBody {
         /// The digest of its next key.
         next: KeyDigest,
     },
+    /// To [`RequestBody::Service`].
+    Service(ServiceReply),
+    /// To [`RequestBody::NodeScheduling`].
+    NodeScheduling {
+        /// What the node may get now.
+        scheduling: Scheduling,
+        /// How many attempts it has.
+        attempts: u32,
+    },
 }
 
 /// A join token.
@@ -532,6 +559,28 @@ pub enum NodeState {
     Lost,
 }
 
+/// What an admin lets a node get.
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,
+)]
+#[serde(rename_all = "snake_case")]
+pub enum Scheduling {
+    /// New work.
+    #[default]
+    Open,
+    /// No new work. What it has stays.
+    Cordoned,
+    /// No new work. Its replicas move to other nodes, and its tasks of jobs end by themselves.
+    Draining,
+}
+
+impl Scheduling {
+    /// Returns whether the node may get new work.
+    pub fn is_open(&self) -> bool {
+        *self == Self::Open
+    }
+}
+
 /// A row of `nodes`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NodeView {
@@ -565,6 +614,12 @@ pub struct NodeView {
     /// Whether it joined with a key; otherwise its agent is on the manager's machine.
     #[serde(default)]
     pub enrolled: bool,
+    /// What an admin lets it get.
+    #[serde(default, skip_serializing_if = "Scheduling::is_open")]
+    pub scheduling: Scheduling,
+    /// The IP address at which other nodes reach the replicas on it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub address: Option<String>,
 }
 
 #[cfg(test)]
@@ -604,6 +659,12 @@ mod tests {
             (r#"{"token_revoke": {"id": 1}}"#, [false, false, false, true]),
             (r#"{"users": {"limit": 1}}"#, [false, false, false, true]),
             (r#"{"revoke": {"kind": "user", "name": "a"}}"#, [false, false, false, true]),
+            (
+                r#"{"node_scheduling": {"node": "a", "scheduling": "cordoned"}}"#,
+                [false, false, false, true],
+            ),
+            (r#"{"service": {"show": {"service": "a"}}}"#, [false, true, true, true]),
+            (r#"{"service": {"stop": {"service": "a"}}}"#, [false, false, true, true]),
         ];
         for (text, may) in cases {
             let body: RequestBody = serde_json::from_str(text).unwrap();

@@ -3,9 +3,11 @@
 use serde::{Deserialize, Serialize};
 
 use crate::access::{Role, TokenId};
+use crate::client::Scheduling;
 use crate::facts::facts;
 use crate::ids::{AttemptId, InstanceId, JobId, Name, Revision};
 use crate::report::{JobState, Outcome};
+use crate::service::Health;
 use crate::spec::RuntimeKind;
 
 /// Events that were committed together. Their revisions are `first`, `first + 1`, …
@@ -215,6 +217,78 @@ facts! {
             /// Who asked.
             by: Name,
         }
+        /// A service has a new revision, which its replicas are brought to.
+        ServiceApplied = "service_applied" {
+            /// The service.
+            service: Name,
+            /// The revision.
+            revision: u32,
+            /// How many replicas are wanted.
+            replicas: u32,
+            /// Who asked.
+            by: Name,
+        }
+        /// Somebody changed a service without a new revision.
+        ServiceChanged = "service_changed" {
+            /// The service.
+            service: Name,
+            /// What was changed, in words.
+            message: String,
+            /// Who asked.
+            by: Name,
+        }
+        /// A service was removed, after the end of its last replica.
+        ServiceRemoved = "service_removed" {
+            /// The service.
+            service: Name,
+        }
+        /// All replicas of a revision are healthy, and none of an older one is left.
+        ServiceUpdated = "service_updated" {
+            /// The service.
+            service: Name,
+            /// The revision.
+            revision: u32,
+        }
+        /// A revision did not become healthy in time.
+        ServiceUpdateFailed = "service_update_failed" {
+            /// The service.
+            service: Name,
+            /// The revision.
+            revision: u32,
+            /// The revision that the service goes back to, if it does.
+            back_to: Option<u32>,
+            /// Why.
+            message: String,
+        }
+        /// A replica listens on ports of its node.
+        ReplicaListening = "replica_listening" {
+            /// Its service and number, written `web.3`.
+            replica: String,
+            /// Its attempt.
+            attempt: AttemptId,
+            /// The ports, in the order of their names in the spec.
+            ports: Vec<u16>,
+        }
+        /// The health of a replica has changed.
+        ReplicaHealth = "replica_health" {
+            /// Its service and number, written `web.3`.
+            replica: String,
+            /// Its attempt.
+            attempt: AttemptId,
+            /// Its health.
+            health: Health,
+            /// What the last check said.
+            message: String,
+        }
+        /// An admin changed what a node may get.
+        NodeScheduled = "node_scheduled" {
+            /// The node.
+            node: Name,
+            /// What it may get now.
+            scheduling: Scheduling,
+            /// Who asked.
+            by: Name,
+        }
     }
 }
 
@@ -230,7 +304,9 @@ impl EventFact {
             | Self::AttemptPreparing { attempt, .. }
             | Self::AttemptStarted { attempt }
             | Self::AttemptEnded { attempt, .. }
-            | Self::LogGap { attempt, .. } => Some(attempt.task.job),
+            | Self::LogGap { attempt, .. }
+            | Self::ReplicaListening { attempt, .. }
+            | Self::ReplicaHealth { attempt, .. } => Some(attempt.task.job),
             Self::NodeConnected { .. }
             | Self::NodeSuspect { .. }
             | Self::NodeRecovered { .. }
@@ -247,6 +323,12 @@ impl EventFact {
             | Self::RuntimeOffered { .. }
             | Self::NodeForgotten { .. }
             | Self::JobsForgotten { .. }
+            | Self::ServiceApplied { .. }
+            | Self::ServiceChanged { .. }
+            | Self::ServiceRemoved { .. }
+            | Self::ServiceUpdated { .. }
+            | Self::ServiceUpdateFailed { .. }
+            | Self::NodeScheduled { .. }
             | Self::Unknown { .. } => None,
         }
     }

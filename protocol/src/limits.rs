@@ -64,6 +64,20 @@ pub const PROCESS_STARTS_HUNG_MAX: usize = 16;
 /// Bytes of a free text in a report: why an attempt failed.
 pub const MESSAGE_BYTES_MAX: usize = 2048;
 
+/// Services in one manager.
+pub const SERVICES_MAX: usize = 10_000;
+/// Replicas of one service.
+pub const REPLICAS_MAX: u32 = 1000;
+/// Ports of one service.
+pub const PORTS_MAX: usize = 64;
+/// Revisions of one service that the manager keeps.
+pub const REVISIONS_KEPT: u32 = 20;
+/// Milliseconds for which a replica must be healthy until its earlier failures no longer count.
+pub const RESTART_RESET_MS: u64 = 600_000;
+/// Milliseconds that the manager waits until the proxies of all nodes that are alive have taken a
+/// replica out.
+pub const PROXY_ACK_MS_MAX: u64 = 10_000;
+
 /// Rows of one page of `jobs`, `tasks` or `nodes`.
 pub const PAGE_ROWS_MAX: u32 = 1000;
 /// Default of how long the manager keeps ended jobs, lost nodes and revoked keys, in milliseconds (90

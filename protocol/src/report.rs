@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::ids::AttemptId;
 use crate::limits::MESSAGE_BYTES_MAX;
+use crate::service::Health;
 
 /// How an attempt ended.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -141,6 +142,11 @@ pub enum ReportFact {
     Ended(Outcome),
     /// Output was lost; the file itself says where. For people.
     LogGap(String),
+    /// A replica listens on these ports of its node, in the order of the names in its spec. Follows
+    /// each start, also one of an attempt that was adopted.
+    Listening(Vec<u16>),
+    /// The health of a replica has changed. The text is what the last check said, for people.
+    Health(Health, String),
 }
 
 /// The state of an attempt.

@@ -8,6 +8,7 @@ use crate::client::{LogRead, LogSlice, Reply, Request};
 use crate::error::ErrorReply;
 use crate::ids::{AgentId, AttemptId, ClusterId, Epoch, InstanceId, JobId, Name};
 use crate::report::Report;
+use crate::service::ServiceEndpoints;
 use crate::spec::{OnLost, Resources, RunSpec, RuntimeKind};
 
 /// Everything that a peer sends to the manager's ROUTER.
@@ -23,6 +24,15 @@ pub enum ToManager {
     Goodbye(Epoch),
     /// An agent's answer to [`ToPeer::LogRead`]: the manager's number of the read, and the result.
     LogSlice(u64, Result<LogSlice, ErrorReply>),
+    /// The node's proxy has applied endpoints.
+    EndpointsApplied {
+        /// The session.
+        epoch: Epoch,
+        /// The last update that its proxy has applied.
+        applied: u64,
+        /// The last update whose removed replicas have no connection through this proxy any more.
+        drained: u64,
+    },
     /// A request of a client.
     Request(Request),
 }
@@ -61,6 +71,17 @@ pub enum ToPeer {
     ForgetJobs(Epoch, Vec<JobId>),
     /// The epoch of a message is not that of a live session: the agent must send `hello` again.
     HelloAgain(Epoch),
+    /// The ready replicas of services, for the node's proxy. Sent only to agents with one.
+    Endpoints {
+        /// The session.
+        epoch: Epoch,
+        /// The number of the update: it only grows within a session.
+        update: u64,
+        /// Whether the proxy must forget all services that are not in this message.
+        all: bool,
+        /// The services that have changed.
+        services: Vec<ServiceEndpoints>,
+    },
     /// Read a log for a client: the manager's number of the read, and what to read.
     LogRead(u64, LogRead),
     /// The reply to a client's request.
@@ -104,6 +125,10 @@ pub struct Hello {
     /// most [`MESSAGE_BYTES_MAX`](crate::limits::MESSAGE_BYTES_MAX) bytes.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub unenforced: BTreeMap<String, String>,
+    /// The IP address at which other nodes reach the replicas on this node; `None` if it runs no
+    /// replicas with ports, and has no proxy.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub address: Option<String>,
     /// Every attempt that it holds: those that run, and those whose end has not been
     /// acknowledged. At most [`ATTEMPTS_PER_NODE_MAX`](crate::limits::ATTEMPTS_PER_NODE_MAX).
     pub attempts: Vec<AttemptId>,

@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::ids::{Name, NameError};
 use crate::limits::{self, *};
+use crate::service::ReplicaSpec;
 
 /// What a user submits once: what to run, how many times, and where it may run.
 ///
@@ -58,6 +59,9 @@ pub struct RunSpec {
     /// Milliseconds between TERM and KILL when an attempt is stopped. Default 10 s, as in Docker.
     #[serde(default = "grace_default")]
     pub stop_grace_ms: u64,
+    /// Set by the manager if the task is a replica of a service.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub replica: Option<Box<ReplicaSpec>>,
 }
 
 fn grace_default() -> u64 {
@@ -306,7 +310,7 @@ pub enum SpecError {
     },
 }
 
-fn within(
+pub(crate) fn within(
     field: &'static str,
     value: impl Into<i128>,
     range: std::ops::RangeInclusive<i128>,
@@ -319,7 +323,7 @@ fn within(
     Err(SpecError::Range { field, value, min: *range.start(), max: *range.end(), limit })
 }
 
-fn at_most(
+pub(crate) fn at_most(
     field: &'static str,
     found: usize,
     unit: &'static str,
@@ -329,7 +333,7 @@ fn at_most(
     if found <= max { Ok(()) } else { Err(SpecError::TooMuch { field, found, unit, max, limit }) }
 }
 
-fn no_nul(field: &'static str, text: &str) -> Result<(), SpecError> {
+pub(crate) fn no_nul(field: &'static str, text: &str) -> Result<(), SpecError> {
     match text.bytes().position(|b| b == 0) {
         None => Ok(()),
         Some(at) => {
@@ -372,6 +376,10 @@ impl JobSpec {
         at_most("require", self.require.len(), "labels", LABELS_MAX, "LABELS_MAX")?;
         for value in self.require.values() {
             validate_label_value("require", value)?;
+        }
+        if self.run.replica.is_some() {
+            let why = "contains a replica, which only the manager sets".into();
+            return Err(SpecError::Text { field: "run", why });
         }
         self.resources.validate()?;
         within("retries", self.retry.retries, 0..=i128::from(RETRIES_MAX), Some("RETRIES_MAX"))?;
@@ -545,6 +553,7 @@ mod tests {
                 workdir: None,
                 timeout_ms: None,
                 stop_grace_ms: 10_000,
+                replica: None,
             },
         }
     }

@@ -64,6 +64,7 @@ fn to_manager() -> impl Strategy<Value = ToManager> {
                 runtimes: vec![RuntimeKind::Process, RuntimeKind::Docker],
                 withdrawn: [].into(),
                 unenforced: [].into(),
+                address: None,
                 attempts,
             })
         },

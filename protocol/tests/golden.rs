@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use podmesh_protocol::access::{Caller, PublicKey, Role, TokenId};
 use podmesh_protocol::client::{
     JobDetail, JobView, LogPosition, LogRead, LogSlice, LogStream, NodeState, NodeView,
-    PrincipalKind, Reply, ReplyBody, Request, RequestBody,
+    PrincipalKind, Reply, ReplyBody, Request, RequestBody, Scheduling,
 };
 use podmesh_protocol::codec::{decode, encode};
 use podmesh_protocol::error::{ErrorCode, ErrorReply};
@@ -64,6 +64,7 @@ fn spec() -> JobSpec {
             workdir: Some("/".into()),
             timeout_ms: Some(5_000),
             stop_grace_ms: 10_000,
+            replica: None,
         },
     }
 }
@@ -120,6 +121,7 @@ fn to_manager() -> Vec<(&'static str, ToManager)> {
         runtimes: vec![RuntimeKind::Process],
         withdrawn: BTreeMap::from([(RuntimeKind::Docker, "no engine".into())]),
         unenforced: BTreeMap::from([("memory".into(), "no cgroups".into())]),
+        address: None,
         attempts: vec![attempt],
     };
     let reports = vec![
@@ -140,7 +142,14 @@ fn to_manager() -> Vec<(&'static str, ToManager)> {
     };
     let submission = SubmissionId(Uuid::from_u128(8));
     let user = PrincipalKind::User;
-    let jobs = RequestBody::Jobs { before: Some(job), active: true, by: None, limit: 5 };
+    let jobs = RequestBody::Jobs {
+        before: Some(job),
+        active: true,
+        by: None,
+        service: None,
+        replica: None,
+        limit: 5,
+    };
     vec![
         ("hello", ToManager::Hello(hello)),
         ("reports", ToManager::Reports(Epoch(4), reports)),
@@ -231,6 +240,8 @@ fn to_peer() -> Vec<(&'static str, ToPeer)> {
         attempts: 3,
         seen_ms_ago: Some(9),
         enrolled: true,
+        scheduling: Scheduling::Open,
+        address: None,
     };
     let caller = Caller { role: Role::Operator, name: name("ann"), key: None };
     let reply = |result| ToPeer::Reply(Reply { id: 8, result });

@@ -51,6 +51,7 @@ fn run_spec() -> RunSpec {
         workdir: None,
         timeout_ms: None,
         stop_grace_ms: 10_000,
+        replica: None,
     }
 }
 
@@ -95,6 +96,7 @@ fn the_hex_on_the_page_matches_the_code() {
         runtimes: vec![RuntimeKind::Process],
         withdrawn: [].into(),
         unenforced: [].into(),
+        address: None,
         attempts: vec![],
     };
     same("hello", &ToManager::Hello(hello));

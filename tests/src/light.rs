@@ -175,6 +175,7 @@ impl Agent {
             runtimes: vec![RuntimeKind::Noop],
             withdrawn: [].into(),
             unenforced: [].into(),
+            address: None,
             attempts,
         }
     }

@@ -146,6 +146,7 @@ fn nodes_with_large_labels_are_all_listed() {
             runtimes: vec![],
             withdrawn: [].into(),
             unenforced: [].into(),
+            address: None,
             attempts: vec![],
         })
     };

@@ -313,7 +313,10 @@ impl Connection {
         by: Option<Name>,
         limit: u32,
     ) -> Result<Vec<JobView>, RequestError> {
-        match self.request(RequestBody::Jobs { before, active, by, limit }).await? {
+        match self
+            .request(RequestBody::Jobs { before, active, by, service: None, replica: None, limit })
+            .await?
+        {
             ReplyBody::Jobs(jobs) => Ok(jobs),
             _ => Err(unexpected()),
         }

@@ -152,6 +152,7 @@ pub(crate) fn build(
             workdir: options.workdir.or(file.workdir),
             timeout_ms: options.timeout.or(file.timeout).map(Span::ms),
             stop_grace_ms: options.stop_grace.or(file.stop_grace).map_or(STOP_GRACE_MS, Span::ms),
+            replica: None,
         },
     };
     spec.validate().map_err(|why| {

@@ -149,6 +149,8 @@ impl Node {
             withdrawn: self.withdrawn.clone(),
             unenforced: self.unenforced.clone(),
             enrolled: false,
+            scheduling: Default::default(),
+            address: None,
             attempts: u32::try_from(self.attempts.len()).unwrap_or(u32::MAX),
             seen_ms_ago: match self.state {
                 NodeState::Alive => Some(0),

@@ -123,6 +123,7 @@ impl Core {
             ReportFact::LogGap(text) => {
                 out.events.push(EventFact::LogGap { attempt, message: cut(text) })
             }
+            ReportFact::Listening(_) | ReportFact::Health(..) => {}
         }
     }
 

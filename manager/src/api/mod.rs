@@ -119,7 +119,7 @@ impl Api {
         match request {
             RequestBody::Info => Ok(ReplyBody::Info(self.info())),
             RequestBody::WhoAmI => Ok(ReplyBody::WhoAmI(client.caller)),
-            RequestBody::Jobs { before, active, by, limit } => {
+            RequestBody::Jobs { before, active, by, service, replica, limit } => {
                 let list =
                     move |history: &History| history.jobs(before, active, by.as_ref(), limit);
                 let jobs = self.0.reads.run(list);
@@ -175,6 +175,8 @@ impl Api {
             | RequestBody::TokenCreate { .. }
             | RequestBody::TokenRevoke { .. }
             | RequestBody::Revoke { .. }
+            | RequestBody::Service(_)
+            | RequestBody::NodeScheduling { .. }
             | RequestBody::KeyRenew { .. } => Err(unexpected()),
         }
     }

@@ -164,7 +164,14 @@ fn requests() -> Vec<(&'static str, RequestBody)> {
         RequestBody::Info,
         RequestBody::WhoAmI,
         RequestBody::KeyRenew { key: PublicKey([9; 32]) },
-        RequestBody::Jobs { before: None, active: false, by: None, limit: 1 },
+        RequestBody::Jobs {
+            before: None,
+            active: false,
+            by: None,
+            service: None,
+            replica: None,
+            limit: 1,
+        },
         RequestBody::Job { job, since: None, wait_ms: 0 },
         RequestBody::Tasks { job, from: 0, state: None, limit: 1 },
         RequestBody::Task { task, unless: None, wait_ms: 0 },
@@ -204,6 +211,8 @@ fn requests() -> Vec<(&'static str, RequestBody)> {
         RequestBody::NodeForget { .. } => "node_forget",
         RequestBody::KeyRenew { .. } => "key_renew",
         RequestBody::KeyRotate { .. } => "key_rotate",
+        RequestBody::Service(_) => "service",
+        RequestBody::NodeScheduling { .. } => "node_scheduling",
     };
     all.into_iter().map(|body| (kind(&body), body)).collect()
 }

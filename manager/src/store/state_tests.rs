@@ -116,6 +116,7 @@ impl World {
             runtimes: vec![RuntimeKind::Process],
             withdrawn: BTreeMap::new(),
             unenforced: BTreeMap::new(),
+            address: None,
             attempts,
         };
         let caller = Caller { role: Role::Admin, name: name("root"), key: None };

@@ -146,7 +146,14 @@ async fn requests_that_were_read_before_a_stop_are_answered() {
     }
     let manager = start(dir.path()).await;
     let client = manager.client().await;
-    let all = RequestBody::Jobs { before: None, active: false, by: None, limit: 1000 };
+    let all = RequestBody::Jobs {
+        before: None,
+        active: false,
+        by: None,
+        service: None,
+        replica: None,
+        limit: 1000,
+    };
     match client.request(all).await.unwrap() {
         ReplyBody::Jobs(jobs) => assert_eq!(jobs.len(), answered.len() + 1),
         other => panic!("{other:?}"),

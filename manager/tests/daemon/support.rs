@@ -179,6 +179,7 @@ pub(crate) fn hello(node: &str, cpu_millis: u32, attempts: &[AttemptId]) -> Hell
         runtimes: vec![RuntimeKind::Process],
         withdrawn: [].into(),
         unenforced: [].into(),
+        address: None,
         attempts: attempts.to_vec(),
     }
 }

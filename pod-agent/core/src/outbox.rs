@@ -42,9 +42,11 @@ impl Outbox {
     /// Adds a report.
     pub(crate) fn push(&mut self, attempt: AttemptId, mut fact: ReportFact) -> ReportKey {
         match &mut fact {
-            ReportFact::Preparing(text) | ReportFact::LogGap(text) => cut(text),
+            ReportFact::Preparing(text)
+            | ReportFact::LogGap(text)
+            | ReportFact::Health(_, text) => cut(text),
             ReportFact::Ended(outcome) => outcome.message.iter_mut().for_each(cut),
-            ReportFact::Started => {}
+            ReportFact::Started | ReportFact::Listening(_) => {}
         }
         self.last_key += 1;
         let key = ReportKey(self.last_key);
@@ -145,7 +147,11 @@ fn cut(text: &mut String) {
 
 fn row_bytes(fact: &ReportFact) -> usize {
     let text = match fact {
-        ReportFact::Preparing(text) | ReportFact::LogGap(text) => text.len(),
+        ReportFact::Preparing(text) | ReportFact::LogGap(text) | ReportFact::Health(_, text) => {
+            text.len()
+        }
+        // At most three bytes each.
+        ReportFact::Listening(ports) => 3 * ports.len(),
         ReportFact::Ended(outcome) => outcome.message.as_ref().map_or(0, String::len),
         ReportFact::Started => 0,
     };

@@ -123,6 +123,7 @@ fn context(change: impl FnOnce(&mut RunSpec)) -> Arc<JobContext> {
         workdir: None,
         timeout_ms: None,
         stop_grace_ms: 10_000,
+        replica: None,
     };
     change(&mut run);
     Arc::new(JobContext {

@@ -243,6 +243,7 @@ mod tests {
             workdir: None,
             timeout_ms,
             stop_grace_ms: 5,
+            replica: None,
         }
     }
 

@@ -152,6 +152,7 @@ fn context(on_lost: OnLost, script: &str) -> Arc<JobContext> {
             workdir: None,
             timeout_ms: None,
             stop_grace_ms: 10_000,
+            replica: None,
         },
     })
 }

@@ -363,6 +363,7 @@ pub(crate) fn job(image: &str, command: &[&str]) -> JobContext {
             workdir: None,
             timeout_ms: None,
             stop_grace_ms: 10_000,
+            replica: None,
         },
     }
 }

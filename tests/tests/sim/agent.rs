@@ -232,6 +232,7 @@ impl World {
             runtimes,
             withdrawn: [].into(),
             unenforced: [].into(),
+            address: None,
             attempts: agent.core.hello_attempts(),
         };
         agent.hello_sent = now;

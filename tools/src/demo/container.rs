@@ -57,6 +57,7 @@ pub(crate) async fn show(mesh: &mut Mesh, connection: &Connection) -> CliResult<
             workdir: None,
             timeout_ms: Some(60_000),
             stop_grace_ms: 1_000,
+            replica: None,
         },
     )?;
     let job = send(connection, spec).await?;

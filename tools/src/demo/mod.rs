@@ -190,6 +190,7 @@ fn spec(links: &Path, files: usize) -> CliResult<JobSpec> {
             workdir: None,
             timeout_ms: Some(60_000),
             stop_grace_ms: 1_000,
+            replica: None,
         },
     )
 }

@@ -9,6 +9,7 @@ use serde::Serialize;
 
 use super::access::Role;
 use super::json::{JobState, OutcomeRow, RuntimeKind, Word};
+use super::service::{Health, Scheduling};
 use super::text::{count, escape};
 use super::time::{coarse, rfc3339};
 
@@ -238,6 +239,86 @@ enum EventBody {
         /// Who removed them.
         by: String,
     },
+    /// A service has a new revision, which its replicas are brought to.
+    ServiceApplied {
+        /// The service.
+        service: String,
+        /// The revision.
+        revision: u32,
+        /// How many replicas are wanted.
+        replicas: u32,
+        /// Who asked for it.
+        by: String,
+    },
+    /// A service was changed without a new revision.
+    ServiceChanged {
+        /// The service.
+        service: String,
+        /// What was changed.
+        message: String,
+        /// Who asked for it.
+        by: String,
+    },
+    /// A service was removed.
+    ServiceRemoved {
+        /// The service.
+        service: String,
+    },
+    /// All replicas of a revision are healthy, and none of an older one is left.
+    ServiceUpdated {
+        /// The service.
+        service: String,
+        /// The revision.
+        revision: u32,
+    },
+    /// A revision did not become healthy in time.
+    ServiceUpdateFailed {
+        /// The service.
+        service: String,
+        /// The revision.
+        revision: u32,
+        /// The revision that the service goes back to, if it does.
+        back_to: Option<u32>,
+        /// The reason.
+        message: String,
+    },
+    /// A replica listens on ports of its node.
+    ReplicaListening {
+        /// The number of its job.
+        job: u64,
+        /// Its task, as `job.index`.
+        task: String,
+        /// Its attempt, as `job.index#number`.
+        attempt: String,
+        /// Its service and number, as `web.3`.
+        replica: String,
+        /// The ports, in the order of their names in the spec.
+        ports: Vec<u16>,
+    },
+    /// The health of a replica has changed.
+    ReplicaHealth {
+        /// The number of its job.
+        job: u64,
+        /// Its task, as `job.index`.
+        task: String,
+        /// Its attempt, as `job.index#number`.
+        attempt: String,
+        /// Its service and number, as `web.3`.
+        replica: String,
+        /// Its health.
+        health: Health,
+        /// What the last check said.
+        message: String,
+    },
+    /// An admin changed what a node may get.
+    NodeScheduled {
+        /// The node.
+        node: String,
+        /// What it may get now.
+        scheduling: Scheduling,
+        /// Who asked for it.
+        by: String,
+    },
 }
 
 impl EventOutput {
@@ -338,6 +419,48 @@ impl From<&EventFact> for EventKind {
             EventFact::ConnectionsRefused { message, count } => {
                 EventBody::ConnectionsRefused { message: message.clone(), count: *count }
             }
+            EventFact::ServiceApplied { service, revision, replicas, by } => {
+                EventBody::ServiceApplied {
+                    service: service.to_string(),
+                    revision: *revision,
+                    replicas: *replicas,
+                    by: by.to_string(),
+                }
+            }
+            EventFact::ServiceChanged { service, message, by } => {
+                let (service, by) = (service.to_string(), by.to_string());
+                EventBody::ServiceChanged { service, message: message.clone(), by }
+            }
+            EventFact::ServiceRemoved { service } => {
+                EventBody::ServiceRemoved { service: service.to_string() }
+            }
+            EventFact::ServiceUpdated { service, revision } => {
+                EventBody::ServiceUpdated { service: service.to_string(), revision: *revision }
+            }
+            EventFact::ServiceUpdateFailed { service, revision, back_to, message } => {
+                EventBody::ServiceUpdateFailed {
+                    service: service.to_string(),
+                    revision: *revision,
+                    back_to: *back_to,
+                    message: message.clone(),
+                }
+            }
+            EventFact::ReplicaListening { replica, attempt: id, ports } => {
+                let (job, task, attempt) = ids(id);
+                let (replica, ports) = (replica.clone(), ports.clone());
+                EventBody::ReplicaListening { job, task, attempt, replica, ports }
+            }
+            EventFact::ReplicaHealth { replica, attempt: id, health, message } => {
+                let (job, task, attempt) = ids(id);
+                let (replica, message) = (replica.clone(), message.clone());
+                let health = (*health).into();
+                EventBody::ReplicaHealth { job, task, attempt, replica, health, message }
+            }
+            EventFact::NodeScheduled { node, scheduling, by } => EventBody::NodeScheduled {
+                node: node.to_string(),
+                scheduling: (*scheduling).into(),
+                by: by.to_string(),
+            },
         })
     }
 }
@@ -410,6 +533,35 @@ fn describe(fact: &EventFact) -> String {
         EventFact::ConnectionsRefused { message: why, count: number } => {
             let number = count(u64::from(*number), "connection");
             format!("{number} refused or cut off: {}", escape(why))
+        }
+        EventFact::ServiceApplied { service, revision, replicas, by } => {
+            let replicas = count(u64::from(*replicas), "replica");
+            format!("service {service} revision {revision} applied by {by}, {replicas}")
+        }
+        EventFact::ServiceChanged { service, message, by } => {
+            format!("service {service} {} by {by}", escape(message))
+        }
+        EventFact::ServiceRemoved { service } => format!("service {service} was removed"),
+        EventFact::ServiceUpdated { service, revision } => {
+            format!("service {service} is at revision {revision}")
+        }
+        EventFact::ServiceUpdateFailed { service, revision, back_to, message } => {
+            let back = back_to.map(|to| format!("; going back to revision {to}"));
+            let why = escape(message);
+            format!(
+                "service {service} revision {revision} failed: {why}{}",
+                back.unwrap_or_default()
+            )
+        }
+        EventFact::ReplicaListening { replica, attempt: id, ports } => {
+            format!("{id} ({}) listens on {ports:?}", escape(replica))
+        }
+        EventFact::ReplicaHealth { replica, attempt: id, health, message } => {
+            let health = Health::from(*health).word();
+            format!("{id} ({}) is {health}: {}", escape(replica), escape(message))
+        }
+        EventFact::NodeScheduled { node, scheduling, by } => {
+            format!("node {node} was {} by {by}", Scheduling::from(*scheduling).word())
         }
     }
 }

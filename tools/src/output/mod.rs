@@ -6,6 +6,7 @@ pub(crate) mod json;
 #[cfg(test)]
 mod schema;
 pub(crate) mod screen;
+pub(crate) mod service;
 pub(crate) mod table;
 pub(crate) mod text;
 pub(crate) mod time;

@@ -288,6 +288,8 @@ mod tests {
             attempts: 3,
             seen_ms_ago: Some(70_000),
             enrolled: false,
+            scheduling: Default::default(),
+            address: None,
         };
         let text = nodes(Screen { width: None, color: false }, &[view]);
         for part in ["2.5/4", "6.0GiB/8.0GiB", "process,docker", "70s ago", "gpu=a100"] {

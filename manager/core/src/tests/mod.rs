@@ -89,6 +89,7 @@ fn spec() -> JobSpec {
             workdir: None,
             timeout_ms: None,
             stop_grace_ms: 10_000,
+            replica: None,
         },
     }
 }
@@ -112,6 +113,7 @@ fn hello(node: &str, number: u64) -> Hello {
         runtimes: vec![RuntimeKind::Process],
         withdrawn: [].into(),
         unenforced: [].into(),
+        address: None,
         attempts: Vec::new(),
     }
 }

@@ -32,6 +32,7 @@ fn demanding() -> (JobContext, DockerSpec) {
         workdir: Some("/w".into()),
         timeout_ms: Some(1),
         stop_grace_ms: 1_500,
+        replica: None,
     };
     let context = JobContext {
         job: JobId(1),

@@ -23,8 +23,16 @@ pub(crate) fn measure(table: &mut Table) {
             let start = Instant::now();
             let specs = (0..BATCH).map(|_| job(RuntimeSpec::Noop, &[], 1)).collect();
             submit(&rig, specs);
-            let active =
-                || rig.ask(RequestBody::Jobs { before: None, active: true, by: None, limit: 1 });
+            let active = || {
+                rig.ask(RequestBody::Jobs {
+                    before: None,
+                    active: true,
+                    by: None,
+                    service: None,
+                    replica: None,
+                    limit: 1,
+                })
+            };
             while !matches!(active(), ReplyBody::Jobs(jobs) if jobs.is_empty()) {
                 sleep(Duration::from_millis(1));
             }

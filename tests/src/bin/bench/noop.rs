@@ -62,7 +62,14 @@ pub(crate) fn measure(table: &mut Table) {
     rig.mesh.start_manager();
     let took = start.elapsed();
     rig.reconnect();
-    let jobs = rig.ask(RequestBody::Jobs { before: None, active: false, by: None, limit: 1000 });
+    let jobs = rig.ask(RequestBody::Jobs {
+        before: None,
+        active: false,
+        by: None,
+        service: None,
+        replica: None,
+        limit: 1000,
+    });
     let ReplyBody::Jobs(jobs) = jobs else { panic!("no jobs") };
     let finished: u64 = jobs.iter().map(|job| job.counts.ended()).sum();
     let took = format!("{:.2} s", took.as_secs_f64());

@@ -106,6 +106,7 @@ pub(crate) fn job(runtime: RuntimeSpec, command: &[&str], tasks: u32) -> JobSpec
             workdir: None,
             timeout_ms: None,
             stop_grace_ms: 1_000,
+            replica: None,
         },
     }
 }

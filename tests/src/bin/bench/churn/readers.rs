@@ -70,7 +70,14 @@ pub(super) fn measure(tasks: u64, table: &mut Table) {
             rig.runtime.spawn(async move {
                 let client = Client::connect(&route).await.unwrap();
                 let polls = [
-                    RequestBody::Jobs { before: None, active: false, by: None, limit: 100 },
+                    RequestBody::Jobs {
+                        before: None,
+                        active: false,
+                        by: None,
+                        service: None,
+                        replica: None,
+                        limit: 100,
+                    },
                     RequestBody::Job { job, since: None, wait_ms: 0 },
                     RequestBody::Tasks { job, from: 1, state: None, limit: 100 },
                     RequestBody::Nodes { after: None, limit: 100 },

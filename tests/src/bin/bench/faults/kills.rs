@@ -208,7 +208,14 @@ async fn all_jobs(client: &Client) -> BTreeMap<JobId, JobState> {
     let mut all = BTreeMap::new();
     let mut before = None;
     loop {
-        let page = RequestBody::Jobs { before, active: false, by: None, limit: PAGE_ROWS_MAX };
+        let page = RequestBody::Jobs {
+            before,
+            active: false,
+            by: None,
+            service: None,
+            replica: None,
+            limit: PAGE_ROWS_MAX,
+        };
         let Ok(ReplyBody::Jobs(jobs)) = client.request(page).await else { panic!("no jobs") };
         before = jobs.last().map(|view| view.job);
         all.extend(jobs.into_iter().map(|view| (view.job, view.state)));
