@@ -71,7 +71,7 @@ impl Core {
     }
 
     /// Returns why no node suits. There is at least one node.
-    fn explain_unsuited(&self, needs: &Needs) -> WaitReason {
+    pub(crate) fn explain_unsuited(&self, needs: &Needs) -> WaitReason {
         let nodes = self.nodes.len();
         let Constraint { runtime, labels } = &needs.constraint;
         let all = self.nodes.iter().map(|(_, node)| node);

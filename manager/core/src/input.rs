@@ -6,9 +6,10 @@ use alloc::sync::Arc;
 use alloc::vec::Vec;
 
 use podmesh_protocol::access::{Caller, PublicKey, Role, TokenId};
-use podmesh_protocol::client::PrincipalKind;
+use podmesh_protocol::client::{PrincipalKind, Scheduling};
 use podmesh_protocol::ids::{Epoch, JobId, Name, SubmissionId};
 use podmesh_protocol::report::Report;
+use podmesh_protocol::service::ServiceSpec;
 use podmesh_protocol::session::Hello;
 use podmesh_protocol::spec::JobSpec;
 
@@ -63,6 +64,17 @@ pub enum Input {
         connection: ConnectionId,
         /// The session that the agent believes is open.
         epoch: Epoch,
+    },
+    /// The proxy of a node has applied endpoints.
+    EndpointsApplied {
+        /// The connection of the agent.
+        connection: ConnectionId,
+        /// The session that the agent believes is open.
+        epoch: Epoch,
+        /// The last update that the proxy has applied.
+        applied: u64,
+        /// The last update whose removed replicas have no connection through the proxy.
+        drained: u64,
     },
     /// A connection has ended, or a message could not be delivered on it.
     ConnectionGone {
@@ -132,6 +144,33 @@ pub enum Command {
         /// Whether to end the attempts that are still on the node.
         force: bool,
     },
+    /// Create a service or change its spec. The spec has been validated.
+    ApplyService {
+        /// The name of the caller.
+        by: Name,
+        /// The spec.
+        spec: Arc<ServiceSpec>,
+        /// The earlier revision whose spec it is; `None` for a new spec.
+        back_to: Option<u32>,
+    },
+    /// Change a service without another spec.
+    ChangeService {
+        /// The name of the caller.
+        by: Name,
+        /// The service.
+        service: Name,
+        /// The change.
+        change: ServiceChange,
+    },
+    /// Let a node get work or not.
+    ScheduleNode {
+        /// The name of the caller.
+        by: Name,
+        /// The node.
+        node: Name,
+        /// What it may get.
+        scheduling: Scheduling,
+    },
     /// Create a join token. Only the shell knows the secret.
     CreateToken {
         /// The name of the caller.
@@ -179,6 +218,21 @@ pub enum Command {
         /// The name to join as.
         name: Name,
     },
+}
+
+/// A change of a service that needs no other spec.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ServiceChange {
+    /// Set the number of replicas.
+    Scale(u32),
+    /// Replace all replicas.
+    Restart,
+    /// Stop all replicas.
+    Stop,
+    /// Start the replicas of a stopped service.
+    Start,
+    /// Stop all replicas and remove the service.
+    Remove,
 }
 
 /// A change of a session's heartbeat.

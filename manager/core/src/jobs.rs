@@ -216,6 +216,7 @@ impl Core {
             self.queue.add(dispatch.shape, job.key());
         }
         self.dispatch.insert(id, dispatch);
+        self.replica_added(id);
     }
 
     pub(crate) fn on_cancel(&mut self, ticket: Ticket, id: JobId, out: &mut Step) {
@@ -235,6 +236,14 @@ impl Core {
             let state = job.state();
             return answer(out, ticket, Ok(Answer::Cancelled { state }));
         }
+        self.cancel_job(id, out);
+        let state = self.state.jobs.get(&id).map_or(JobState::Cancelled, Job::state);
+        answer(out, ticket, Ok(Answer::Cancelled { state }));
+    }
+
+    /// Cancels a job that has not ended and was not cancelled.
+    pub(crate) fn cancel_job(&mut self, id: JobId, out: &mut Step) {
+        let Some(job) = self.state.jobs.get(&id) else { return };
         out.events.push(EventFact::JobCancelRequested { job: id });
         if let Some(dispatch) = self.dispatch.get(&id) {
             self.queue.remove(dispatch.shape, job.key());
@@ -262,8 +271,6 @@ impl Core {
         }
         self.mark_dirty(id);
         self.drop_retries(out);
-        let state = self.state.jobs.get(&id).map_or(JobState::Cancelled, Job::state);
-        answer(out, ticket, Ok(Answer::Cancelled { state }));
     }
 
     /// Drops retries of cancelled jobs, up to the step's limit.
@@ -348,7 +355,11 @@ impl Core {
             out.events.push(EventFact::JobEnded { job: id, state: job.state() });
             self.submissions.end(job.submission);
             let row = job.row(Some(now.wall_ms));
+            let replica = job.spec.run.replica.is_some().then(|| Arc::clone(&job.spec));
             self.state.record(out, Change::JobUpdated(row));
+            if let Some(replica) = replica.as_ref().and_then(|spec| spec.run.replica.as_ref()) {
+                self.replica_gone(id, replica);
+            }
             let Some(dispatch) = self.dispatch.remove(&id) else { continue };
             for (ix, epoch) in &dispatch.told {
                 if let Some(session) = &mut self.nodes.get_mut(*ix).session

@@ -22,6 +22,8 @@
 //! - `forget`: removing nodes that are gone for good
 //! - `reports`: the reports of agents, and what follows the end of an attempt
 //! - `timers`: what happens as time passes
+//! - `scheduling`: nodes that are cordoned or drained
+//! - `services`: replicas, kept running and replaced
 //! - `retention`: removing what has been kept long enough
 //! - `explain`: why tasks wait
 //! - `restore`: what is derived from the state after a start
@@ -51,6 +53,8 @@ mod renewal;
 mod reports;
 mod restore;
 mod retention;
+mod scheduling;
+mod services;
 mod sessions;
 pub mod state;
 pub mod step;
@@ -74,6 +78,7 @@ use crate::input::{Command, Input, Ticket};
 use crate::jobs::{Dispatch, Submissions};
 use crate::nodes::{NodeIx, Nodes};
 use crate::placement::Queue;
+use crate::services::Services;
 use crate::state::{Recorded, State};
 use crate::step::{Answer, Effect, Step};
 use crate::timers::Timers;
@@ -102,6 +107,7 @@ pub struct Core {
     submissions: Submissions,
     nodes: Nodes,
     access: Access,
+    services: Services,
     queue: Queue,
     timers: Timers,
     /// Inputs, and parts of inputs, that did not fit into the last step, in order.
@@ -136,6 +142,7 @@ impl Core {
         self.now = Now { mono_ms: now.mono_ms.max(self.now.mono_ms), wall_ms: now.wall_ms };
         let now = self.now;
         self.run_timers(now, out);
+        self.services.run_timers(now);
         self.drop_retries(out);
         if !matches!(input, Input::Tick) {
             self.backlog.push_back(input);
@@ -144,10 +151,12 @@ impl Core {
             let Some(input) = self.backlog.pop_front() else { break };
             self.take(now, input, out);
         }
+        self.reconcile_services(now, out);
         self.place(now, out);
         self.settle_jobs(now, out);
         self.flush_messages(out);
         self.state.number_events(out);
+        self.flush_services(out);
     }
 
     /// Returns the nodes whose names sort after `after`: at most `limit`, and only as many as fit
@@ -169,10 +178,15 @@ impl Core {
     /// do before the next input. If the time is not in the future, the last step has left work
     /// over: tick before any further input, so that this work does not grow.
     pub fn next_wakeup(&self) -> Option<Millis> {
-        if !self.backlog.is_empty() || !self.draining.is_empty() || self.queue.has_work() {
+        if !self.backlog.is_empty()
+            || !self.draining.is_empty()
+            || self.queue.has_work()
+            || self.services.has_work()
+        {
             return Some(self.now.mono_ms);
         }
-        self.timers.first().into_iter().chain(self.queue.next_wakeup()).min()
+        let others = self.queue.next_wakeup().into_iter().chain(self.services.next_wakeup());
+        self.timers.first().into_iter().chain(others).min()
     }
 
     fn take(&mut self, now: Now, input: Input, out: &mut Step) {
@@ -189,6 +203,9 @@ impl Core {
             }
             Input::AgentLeft { connection, epoch } => {
                 self.on_agent_left(now, connection, epoch, out)
+            }
+            Input::EndpointsApplied { connection, epoch, applied, drained } => {
+                self.on_endpoints_applied(connection, epoch, applied, drained);
             }
             Input::ConnectionGone { connection } => self.on_connection_gone(now, connection, out),
             Input::HeartbeatChanged { epoch, change } => {
@@ -213,6 +230,15 @@ impl Core {
             Command::Cancel { job } => return self.on_cancel(ticket, job, out),
             Command::ForgetNode { by, node, force } => {
                 return self.on_forget_node(now, ticket, by, node, force, out);
+            }
+            Command::ApplyService { by, spec, back_to } => {
+                self.apply_service(now, by, spec, back_to, out)
+            }
+            Command::ChangeService { by, service, change } => {
+                self.change_service(now, by, &service, change, out)
+            }
+            Command::ScheduleNode { by, node, scheduling } => {
+                self.schedule_node(&by, &node, scheduling, out)
             }
             Command::RemoveJobs { jobs, by } => Ok(self.remove_jobs(jobs, by, out)),
             Command::CreateToken { by, secret_hash, role, ttl_ms, uses } => {

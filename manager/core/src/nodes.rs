@@ -1,17 +1,17 @@
 //! The known nodes and their sessions.
 
-use alloc::collections::{BTreeMap, VecDeque};
+use alloc::collections::{BTreeMap, BTreeSet, VecDeque};
 use alloc::string::String;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::ops::Bound;
 
-use podmesh_protocol::client::{NodeState, NodeView};
+use podmesh_protocol::client::{NodeState, NodeView, Scheduling};
 use podmesh_protocol::ids::{AgentId, AttemptId, Epoch, JobId, Name, TaskId};
 use podmesh_protocol::limits::{ATTEMPTS_PER_NODE_MAX, FRAME_BYTES_MAX, PAGE_ROWS_MAX};
 use podmesh_protocol::report::Outcome;
 use podmesh_protocol::session::StopReason;
-use podmesh_protocol::spec::{Resources, RuntimeKind};
+use podmesh_protocol::spec::{JobSpec, Resources, RuntimeKind};
 use podmesh_protocol::time::{Millis, Now};
 
 use crate::input::ConnectionId;
@@ -37,6 +37,8 @@ pub(crate) struct Node {
     pub(crate) session: Option<Session>,
     /// The tasks whose active attempts are on this node.
     pub(crate) attempts: BTreeMap<TaskId, Delivery>,
+    /// How many of these attempts are replicas of each revision of a service.
+    pub(crate) replicas: BTreeMap<(Name, u32), u32>,
     /// What these attempts use, in thousandths of a core.
     pub(crate) used_cpu_millis: u64,
     /// What these attempts use, in bytes.
@@ -76,6 +78,19 @@ pub(crate) struct Session {
     /// attempts.
     pub(crate) pending_hello: Option<PendingHello>,
     pub(crate) outgoing: Outgoing,
+    /// What the proxy of the node has said; `None` if it has none.
+    pub(crate) proxy: Option<Proxy>,
+}
+
+/// The proxy of a node, as its agent describes it.
+#[derive(Debug, Default)]
+pub(crate) struct Proxy {
+    /// Whether it has to be sent all endpoints.
+    pub(crate) is_new: bool,
+    /// The last update that it has applied.
+    pub(crate) applied: u64,
+    /// The last update whose removed replicas have no connection through it.
+    pub(crate) drained: u64,
 }
 
 /// The effects of a hello, which wait until it is certain that the hello is not a delayed one.
@@ -109,8 +124,13 @@ impl Node {
     /// Returns the resources that one more attempt may use here now; `None` if nothing can be
     /// placed here.
     pub(crate) fn room(&self) -> Option<Resources> {
-        let open = self.state == NodeState::Alive && self.attempts.len() < ATTEMPTS_PER_NODE_MAX;
-        open.then(|| self.free())
+        let has_slot = self.attempts.len() < ATTEMPTS_PER_NODE_MAX;
+        (self.is_open() && has_slot).then(|| self.free())
+    }
+
+    /// Returns whether it may get new attempts.
+    pub(crate) fn is_open(&self) -> bool {
+        self.state == NodeState::Alive && self.row.scheduling == Scheduling::Open
     }
 
     /// Returns whether the name of this node belongs to an agent other than `agent_id`.
@@ -123,16 +143,36 @@ impl Node {
         self.room().is_some_and(|room| needs.fits(&room))
     }
 
-    pub(crate) fn take(&mut self, task: TaskId, needs: &Resources, delivery: Delivery) {
+    /// Adds an attempt of a job that takes `needs`.
+    pub(crate) fn take(
+        &mut self,
+        task: TaskId,
+        spec: &JobSpec,
+        needs: &Resources,
+        delivery: Delivery,
+    ) {
         self.attempts.insert(task, delivery);
+        if let Some(replica) = &spec.run.replica {
+            let of = (replica.service.clone(), replica.revision);
+            *self.replicas.entry(of).or_default() += 1;
+        }
         self.used_cpu_millis += u64::from(needs.cpu_millis);
         self.used_memory_bytes += needs.memory_bytes;
     }
 
-    pub(crate) fn give_back(&mut self, task: TaskId, needs: &Resources) {
+    pub(crate) fn give_back(&mut self, task: TaskId, spec: &JobSpec) {
         self.attempts.remove(&task);
-        self.used_cpu_millis -= u64::from(needs.cpu_millis);
-        self.used_memory_bytes -= needs.memory_bytes;
+        if let Some(replica) = &spec.run.replica {
+            let of = (replica.service.clone(), replica.revision);
+            if let Some(count) = self.replicas.get_mut(&of) {
+                *count -= 1;
+                if *count == 0 {
+                    self.replicas.remove(&of);
+                }
+            }
+        }
+        self.used_cpu_millis -= u64::from(spec.resources.cpu_millis);
+        self.used_memory_bytes -= spec.resources.memory_bytes;
     }
 
     fn view(&self, now: Now) -> NodeView {
@@ -149,8 +189,8 @@ impl Node {
             withdrawn: self.withdrawn.clone(),
             unenforced: self.unenforced.clone(),
             enrolled: false,
-            scheduling: Default::default(),
-            address: None,
+            scheduling: row.scheduling,
+            address: row.address.clone(),
             attempts: u32::try_from(self.attempts.len()).unwrap_or(u32::MAX),
             seen_ms_ago: match self.state {
                 NodeState::Alive => Some(0),
@@ -171,6 +211,10 @@ pub(crate) struct Nodes {
     by_name: BTreeMap<Name, NodeIx>,
     by_epoch: BTreeMap<Epoch, NodeIx>,
     by_connection: BTreeMap<ConnectionId, NodeIx>,
+    /// The nodes whose state or session has changed since the last call of [`Nodes::pop_changed`].
+    changed: BTreeSet<NodeIx>,
+    /// The nodes with a new session and a proxy.
+    new_proxies: BTreeSet<NodeIx>,
 }
 
 impl Nodes {
@@ -238,6 +282,7 @@ impl Nodes {
             state: NodeState::Suspect,
             session: None,
             attempts: BTreeMap::new(),
+            replicas: BTreeMap::new(),
             used_cpu_millis: 0,
             used_memory_bytes: 0,
             acked: None,
@@ -258,6 +303,8 @@ impl Nodes {
     pub(crate) fn remove(&mut self, ix: NodeIx) {
         self.by_name.remove(&self.list[ix.0].row.node);
         self.free.push(ix);
+        self.changed.remove(&ix);
+        self.new_proxies.remove(&ix);
     }
 
     fn rank(&mut self) {
@@ -272,6 +319,8 @@ impl Nodes {
         self.by_connection.insert(connection, ix);
         let outgoing = Outgoing::default();
         let node = self.get_mut(ix);
+        let has_proxy = node.row.address.is_some();
+        let proxy = has_proxy.then(|| Proxy { is_new: true, ..Proxy::default() });
         node.state = NodeState::Alive;
         node.session = Some(Session {
             epoch,
@@ -279,12 +328,18 @@ impl Nodes {
             connection_gone: false,
             pending_hello: None,
             outgoing,
+            proxy,
         });
+        self.changed.insert(ix);
+        if has_proxy {
+            self.new_proxies.insert(ix);
+        }
     }
 
     /// Closes the session of a node and returns it.
     pub(crate) fn close_session(&mut self, ix: NodeIx) -> Option<Session> {
         let session = self.get_mut(ix).session.take()?;
+        self.changed.insert(ix);
         self.by_epoch.remove(&session.epoch);
         self.by_connection.remove(&session.connection);
         Some(session)
@@ -298,14 +353,42 @@ impl Nodes {
         }
         node.state = NodeState::Suspect;
         node.seen_ms = Some(seen_ms);
-        Some(node.row.node.clone())
+        let name = node.row.node.clone();
+        self.changed.insert(ix);
+        Some(name)
     }
 
     /// Marks a node as lost, and returns its name.
     pub(crate) fn become_lost(&mut self, ix: NodeIx) -> Name {
         let node = self.get_mut(ix);
         node.state = NodeState::Lost;
-        node.row.node.clone()
+        let name = node.row.node.clone();
+        self.changed.insert(ix);
+        name
+    }
+
+    /// Marks a suspect node as alive, and returns its name.
+    pub(crate) fn become_alive(&mut self, ix: NodeIx) -> Name {
+        let node = self.get_mut(ix);
+        node.state = NodeState::Alive;
+        let name = node.row.node.clone();
+        self.changed.insert(ix);
+        name
+    }
+
+    /// Notes that something else about a node has changed.
+    pub(crate) fn mark_changed(&mut self, ix: NodeIx) {
+        self.changed.insert(ix);
+    }
+
+    /// Takes a node that has changed.
+    pub(crate) fn pop_changed(&mut self) -> Option<NodeIx> {
+        self.changed.pop_first()
+    }
+
+    /// Takes a node with a new session and a proxy.
+    pub(crate) fn pop_new_proxy(&mut self) -> Option<NodeIx> {
+        self.new_proxies.pop_first()
     }
 
     pub(crate) fn set_deadline(

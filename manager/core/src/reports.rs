@@ -13,6 +13,7 @@ use crate::Core;
 use crate::faults::planted;
 use crate::input::{ConnectionId, Input};
 use crate::nodes::NodeIx;
+use crate::state::ReplicaStatus;
 use crate::step::{Change, Effect, Step};
 
 impl Core {
@@ -117,13 +118,33 @@ impl Core {
                 if active.state != state {
                     self.state.record(out, Change::AttemptAdvanced { attempt, state, wall_ms });
                     out.events.push(EventFact::AttemptStarted { attempt });
+                    self.replica_touched(task.job);
                 }
             }
             ReportFact::Ended(outcome) => self.end_attempt(now, task, outcome, out),
             ReportFact::LogGap(text) => {
                 out.events.push(EventFact::LogGap { attempt, message: cut(text) })
             }
-            ReportFact::Listening(_) | ReportFact::Health(..) => {}
+            ReportFact::Listening(ports) => {
+                let listening = ports.clone();
+                let change = |status: &mut ReplicaStatus| status.listening = ports;
+                if let Some((replica, _)) = self.replica_reported(attempt, change, out) {
+                    let fact = EventFact::ReplicaListening { replica, attempt, ports: listening };
+                    out.events.push(fact);
+                }
+            }
+            ReportFact::Health(health, text) => {
+                let before = active.replica.health;
+                let change = |status: &mut ReplicaStatus| {
+                    (status.health, status.message) = (health, cut(text));
+                };
+                if let Some((replica, status)) = self.replica_reported(attempt, change, out)
+                    && health != before
+                {
+                    let message = status.message;
+                    out.events.push(EventFact::ReplicaHealth { replica, attempt, health, message });
+                }
+            }
         }
     }
 
@@ -146,7 +167,7 @@ impl Core {
         });
         let retry_after_ms = job.retry_after_ms(active, outcome.kind);
         if let Some(ix) = self.nodes.by_name(&active.node) {
-            self.nodes.get_mut(ix).give_back(task, &job.spec.resources);
+            self.nodes.get_mut(ix).give_back(task, &job.spec);
             self.queue.gain(ix);
         }
         let (ended, wall_ms) = (outcome.clone(), now.wall_ms);
@@ -154,6 +175,10 @@ impl Core {
         self.state.record(out, change);
         if let Some(after_ms) = retry_after_ms {
             self.queue_retry(now, task, after_ms);
+        }
+        self.replica_touched(task.job);
+        if retry_after_ms.is_none() {
+            self.note_replica_end(now, task.job, &outcome, out);
         }
         out.events.push(EventFact::AttemptEnded { attempt, outcome, retry_after_ms });
         self.mark_dirty(task.job);

@@ -11,6 +11,7 @@ use crate::access::Access;
 use crate::jobs::Submissions;
 use crate::nodes::{Delivery, NodeIx, Nodes};
 use crate::placement::Queue;
+use crate::services::Services;
 use crate::state::{Recorded, State};
 use crate::timers::{Timer, Timers};
 use crate::{Core, CoreConfig};
@@ -30,6 +31,7 @@ impl Core {
             dispatch: BTreeMap::new(),
             submissions: Submissions::default(),
             nodes: Nodes::default(),
+            services: Services::default(),
             queue: Queue::default(),
             timers: Timers::default(),
             backlog: VecDeque::new(),
@@ -46,6 +48,7 @@ impl Core {
             let deadline = Some((lost_at, Timer::NodeLost(ix)));
             core.nodes.set_deadline(&mut core.timers, ix, deadline);
         }
+        core.restore_services();
         let jobs: Vec<JobId> = core.state.jobs.keys().copied().collect();
         for id in jobs {
             core.add_job(id);
@@ -64,7 +67,7 @@ impl Core {
             };
             let heard = active.state != AttemptState::Assigned;
             let delivery = Delivery { since_ms: now.mono_ms, sent_ms: None, heard };
-            self.nodes.get_mut(ix).take(attempt.task, &job.spec.resources, delivery);
+            self.nodes.get_mut(ix).take(attempt.task, &job.spec, &job.spec.resources, delivery);
         }
         let retries = job.retries.iter().map(|(index, retry)| {
             let task = job.attempt_id(*index, retry.number).task;

@@ -9,7 +9,7 @@ use alloc::sync::Arc;
 use alloc::vec::Vec;
 
 use podmesh_protocol::access::Caller;
-use podmesh_protocol::client::NodeState;
+use podmesh_protocol::client::{NodeState, Scheduling};
 use podmesh_protocol::error::{ErrorCode, ErrorReply};
 use podmesh_protocol::event::EventFact;
 use podmesh_protocol::ids::{AttemptId, Epoch, Name};
@@ -221,6 +221,9 @@ impl Core {
             epoch,
             agent_id: hello.agent_id,
             lost_age_ms: None,
+            scheduling: known
+                .map_or_else(Scheduling::default, |ix| self.nodes.get(ix).row.scheduling),
+            address: hello.address,
         };
         self.state.record(out, Change::EpochTaken(epoch));
         out.events.push(EventFact::NodeConnected { node: row.node.clone(), instance });
@@ -439,8 +442,8 @@ impl Core {
                 let reachable =
                     node.session.as_ref().is_some_and(|session| !session.connection_gone);
                 if node.state == NodeState::Suspect && reachable {
-                    node.state = NodeState::Alive;
-                    out.events.push(EventFact::NodeRecovered { node: node.row.node.clone() });
+                    let node = self.nodes.become_alive(ix);
+                    out.events.push(EventFact::NodeRecovered { node });
                     self.queue.node_changed(ix, &self.nodes);
                 }
             }
@@ -489,6 +492,11 @@ fn validate(hello: &Hello) -> Result<BTreeSet<AttemptId>, String> {
     }
     for why in hello.withdrawn.values().chain(hello.unenforced.values()) {
         at_most("bytes of a reason", why.len(), MESSAGE_BYTES_MAX, "MESSAGE_BYTES_MAX")?;
+    }
+    if let Some(address) = &hello.address
+        && address.parse::<core::net::IpAddr>().is_err()
+    {
+        return Err(format!("`{}` is not an IP address", address.escape_debug()));
     }
     at_most("attempts", hello.attempts.len(), ATTEMPTS_PER_NODE_MAX, "ATTEMPTS_PER_NODE_MAX")?;
     let mut held = BTreeSet::new();

@@ -6,17 +6,20 @@ use alloc::sync::Arc;
 use alloc::vec::Vec;
 
 use podmesh_protocol::access::{PublicKey, Role, TokenId};
+use podmesh_protocol::client::Scheduling;
 use podmesh_protocol::error::ErrorReply;
 use podmesh_protocol::event::EventFact;
 use podmesh_protocol::ids::{
     AgentId, AttemptId, Epoch, InstanceId, JobId, Name, Revision, SubmissionId,
 };
 use podmesh_protocol::report::{AttemptState, JobState, Outcome, TaskCounts};
+use podmesh_protocol::service::{RevisionState, ServiceSpec};
 use podmesh_protocol::session::ToPeer;
 use podmesh_protocol::spec::{JobSpec, Resources, RuntimeKind};
 use serde::{Deserialize, Serialize};
 
 use crate::input::{ConnectionId, Ticket};
+use crate::state::{ReplicaStatus, Service};
 
 /// The result of one call of [`Core::step`](crate::Core::step): what to commit, and what to do
 /// after the commit.
@@ -104,6 +107,46 @@ pub enum Change {
         /// The last attempt of the task.
         attempt: AttemptId,
     },
+    /// The ports or the health of a replica's active attempt have changed.
+    ReplicaChanged {
+        /// The attempt.
+        attempt: AttemptId,
+        /// What is known now.
+        status: ReplicaStatus,
+    },
+    /// A service, new or changed.
+    ServiceSaved {
+        /// Its name.
+        service: Name,
+        /// What is known now.
+        saved: Arc<Service>,
+    },
+    /// A service was removed, with its history. It has no replicas left.
+    ServiceRemoved(Name),
+    /// A revision of a service, new or changed in a way that its replicas do not notice.
+    RevisionSaved {
+        /// The service.
+        service: Name,
+        /// The revision.
+        revision: u32,
+        /// The spec.
+        spec: Arc<ServiceSpec>,
+        /// Who asked for it.
+        by: Name,
+        /// The time, for display.
+        wall_ms: u64,
+    },
+    /// A revision of a service was reached, or has failed.
+    RevisionEnded {
+        /// The service.
+        service: Name,
+        /// The revision.
+        revision: u32,
+        /// `reached` or `failed`.
+        state: RevisionState,
+        /// Why it failed.
+        message: Option<String>,
+    },
     /// A node, new or updated, as of its last session.
     NodeSaved(Arc<NodeRow>),
     /// A node was forgotten. It had no attempts left.
@@ -169,6 +212,12 @@ pub struct NodeRow {
     /// The time of the [age clock](crate::input::Input::RetentionDue) when it was first found lost;
     /// `None` since its last session.
     pub lost_age_ms: Option<u64>,
+    /// What an admin lets it get.
+    #[serde(default)]
+    pub scheduling: Scheduling,
+    /// The IP address at which other nodes reach its replicas, as of its last session.
+    #[serde(default)]
+    pub address: Option<String>,
 }
 
 /// A stored join token.
@@ -261,6 +310,8 @@ pub enum Effect {
         /// The session.
         epoch: Epoch,
     },
+    /// A service has changed: what is read of it may differ now.
+    ServiceTouched(Name),
 }
 
 /// What was done for a [`Command`](crate::input::Command).
@@ -293,6 +344,18 @@ pub enum Answer {
     NodeForgotten {
         /// Whether it has a key that is still valid.
         enrolled: bool,
+    },
+    /// A service was changed, or was as wanted before.
+    ServiceChanged {
+        /// Its current revision.
+        revision: u32,
+        /// Whether anything has changed.
+        changed: bool,
+    },
+    /// A node may get what was asked for.
+    NodeScheduled {
+        /// How many attempts it has.
+        attempts: u32,
     },
     /// A join token was created.
     TokenCreated {

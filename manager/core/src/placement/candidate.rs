@@ -6,10 +6,22 @@ use podmesh_protocol::spec::Resources;
 
 use crate::nodes::{Node, NodeIx};
 
+/// How many replicas of the same service are near. All zero for other tasks.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Peers {
+    /// Those of the same revision on all nodes with the same value of the label to spread over.
+    pub(super) zone: u32,
+    /// Those of the same revision on the node.
+    pub(super) same: u32,
+    /// Those of any revision on the node.
+    pub(super) all: u32,
+}
+
 /// A node that has room for a task, with the resources that it would have left. The greatest is the
 /// best.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Candidate {
+    peers: Reverse<Peers>,
     cpu: Fraction,
     memory: Fraction,
     attempts: Reverse<usize>,
@@ -18,12 +30,13 @@ pub(super) struct Candidate {
 }
 
 impl Candidate {
-    pub(super) fn of(ix: NodeIx, node: &Node, needs: &Resources) -> Option<Self> {
+    pub(super) fn of(ix: NodeIx, node: &Node, needs: &Resources, peers: Peers) -> Option<Self> {
         if !node.has_room(needs) {
             return None;
         }
         let (free, capacity) = (node.free(), &node.row.capacity);
         Some(Self {
+            peers: Reverse(peers),
             cpu: Fraction {
                 part: u64::from(free.cpu_millis - needs.cpu_millis),
                 whole: u64::from(capacity.cpu_millis),
@@ -41,8 +54,9 @@ impl Candidate {
 
 impl Ord for Candidate {
     fn cmp(&self, other: &Self) -> Ordering {
-        self.cpu
-            .compare(&other.cpu)
+        self.peers
+            .cmp(&other.peers)
+            .then_with(|| self.cpu.compare(&other.cpu))
             .then_with(|| self.memory.compare(&other.memory))
             .then_with(|| self.attempts.cmp(&other.attempts))
             .then_with(|| self.rank.cmp(&other.rank))

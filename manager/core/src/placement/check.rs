@@ -3,8 +3,6 @@
 use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::vec::Vec;
 
-use podmesh_protocol::client::NodeState;
-
 use super::fit_index::FitIndex;
 use super::needs::{QueueKey, Size};
 use super::queue::{Class, ClassId, Facts, Queue, QueuePosition, Shape, ShapeId};
@@ -42,8 +40,7 @@ impl Queue {
                 QueuePosition::Nowhere(key) => {
                     without_node.push((*id, key, shape.needs.size()));
                     let mut nodes = class.nodes.iter().map(|ix| facts.nodes.get(*ix));
-                    let suits = nodes
-                        .any(|node| node.state == NodeState::Alive && shape.needs.suit(&node.row));
+                    let suits = nodes.any(|node| node.is_open() && shape.needs.suit(&node.row));
                     assert!(!suits, "shape {id:?} suits a node that is alive");
                     Some(key)
                 }

@@ -88,7 +88,7 @@ impl Core {
         }
         let sent_ms = Some(now.mono_ms);
         let delivery = Delivery { since_ms: now.mono_ms, sent_ms, heard: false };
-        node.take(attempt.task, &takes, delivery);
+        node.take(attempt.task, &job.spec, &takes, delivery);
         self.queue.on_assigned(dispatch.shape, key, ix, attempt.task);
         let name = node.row.node.clone();
         if let Some(session) = &mut node.session {

@@ -5,6 +5,7 @@ use alloc::string::String;
 use core::cmp::Reverse;
 
 use podmesh_protocol::ids::{JobId, Name};
+use podmesh_protocol::service::ServiceSpec;
 use podmesh_protocol::spec::{JobSpec, Resources, RuntimeKind};
 
 use crate::step::NodeRow;
@@ -47,13 +48,35 @@ pub(crate) struct Needs {
     pub(crate) resources: Resources,
     /// The longest time that the task can run, in milliseconds; `None` if it may run for ever.
     pub(crate) lasts_ms: Option<u64>,
+    /// What the task is a replica of, if it is one: replicas are spread.
+    pub(crate) replica: Option<ReplicaNeeds>,
+}
+
+/// What a replica must be spread over.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct ReplicaNeeds {
+    /// The service and its revision.
+    pub(crate) of: (Name, u32),
+    /// The label over whose values it is spread.
+    pub(crate) spread: Option<Name>,
 }
 
 impl Needs {
     pub(crate) fn of(spec: &JobSpec) -> Self {
         let constraint =
             Constraint { runtime: spec.run.runtime.kind(), labels: spec.require.clone() };
-        Self { constraint, resources: spec.resources, lasts_ms: lasts_ms(spec) }
+        let replica = spec.run.replica.as_ref().map(|replica| ReplicaNeeds {
+            of: (replica.service.clone(), replica.revision),
+            spread: replica.spread.clone(),
+        });
+        Self { constraint, resources: spec.resources, lasts_ms: lasts_ms(spec), replica }
+    }
+
+    /// Returns the requirements of any replica of a service, apart from being spread.
+    pub(crate) fn of_service(spec: &ServiceSpec) -> Self {
+        let constraint =
+            Constraint { runtime: spec.run.runtime.kind(), labels: spec.require.clone() };
+        Self { constraint, resources: spec.resources, lasts_ms: None, replica: None }
     }
 
     /// Returns whether a node could take such a task if it were empty.

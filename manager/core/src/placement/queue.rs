@@ -1,6 +1,7 @@
 //! The jobs that have tasks to place, grouped by their needs.
 
 use alloc::collections::{BTreeMap, BTreeSet, BinaryHeap};
+use alloc::string::String;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 
@@ -8,11 +9,11 @@ use podmesh_protocol::ids::{JobId, TaskId};
 use podmesh_protocol::spec::JobSpec;
 use podmesh_protocol::time::Millis;
 
-use super::candidate::Candidate;
+use super::candidate::{Candidate, Peers};
 use super::fit_index::FitIndex;
-use super::needs::{Constraint, Needs, QueueKey, Size};
+use super::needs::{Constraint, Needs, QueueKey, ReplicaNeeds, Size};
 use super::reservation::Reservation;
-use crate::nodes::{NodeIx, Nodes};
+use crate::nodes::{Node, NodeIx, Nodes};
 use crate::state::Job;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -336,7 +337,9 @@ impl Queue {
             QueuePosition::Woken(_) => self.open.intersection(&class.nodes).copied().collect(),
             _ => class.nodes.iter().copied().collect(),
         };
-        nodes.into_iter().filter_map(|ix| self.candidate(id, ix, facts)).collect()
+        let needs = Arc::clone(&shape.needs);
+        let zones = Zones::of(needs.replica.as_ref(), facts.nodes);
+        nodes.into_iter().filter_map(|ix| self.candidate_in(id, ix, &zones, facts)).collect()
     }
 
     /// Returns a node as a candidate if it has room and the first job of a shape may use it.
@@ -346,11 +349,24 @@ impl Queue {
         ix: NodeIx,
         facts: &Facts,
     ) -> Option<Candidate> {
+        let needs = Arc::clone(&self.shapes.get(&id)?.needs);
+        let zones = Zones::of(needs.replica.as_ref(), facts.nodes);
+        self.candidate_in(id, ix, &zones, facts)
+    }
+
+    fn candidate_in(
+        &mut self,
+        id: ShapeId,
+        ix: NodeIx,
+        zones: &Zones<'_>,
+        facts: &Facts,
+    ) -> Option<Candidate> {
         let Self { shapes, no_room, reservation, .. } = self;
         let shape = shapes.get(&id)?;
         let key = shape.waiting.first()?;
         let node = facts.nodes.get(ix);
-        let candidate = Candidate::of(ix, node, &shape.needs.resources)?;
+        let peers = zones.peers(shape.needs.replica.as_ref(), node);
+        let candidate = Candidate::of(ix, node, &shape.needs.resources, peers)?;
         if let Some(kept) = reservation
             && kept.node == Some(ix)
             && no_room.first().is_some_and(|(first, _)| first < key)
@@ -374,6 +390,35 @@ impl Queue {
         }
         if let Some(kept) = &mut self.reservation {
             kept.on_assigned(key, ix, task);
+        }
+    }
+}
+
+/// How many replicas of a revision are on the nodes with each value of the label to spread over.
+struct Zones<'a>(BTreeMap<Option<&'a String>, u32>);
+
+impl<'a> Zones<'a> {
+    fn of(needs: Option<&ReplicaNeeds>, nodes: &'a Nodes) -> Self {
+        let mut zones = BTreeMap::new();
+        if let Some(needs) = needs
+            && let Some(label) = &needs.spread
+        {
+            for (_, node) in nodes.iter() {
+                let here = node.replicas.get(&needs.of).copied().unwrap_or(0);
+                *zones.entry(node.row.labels.get(label)).or_default() += here;
+            }
+        }
+        Self(zones)
+    }
+
+    fn peers(&self, needs: Option<&ReplicaNeeds>, node: &Node) -> Peers {
+        let Some(needs) = needs else { return Peers::default() };
+        let value = needs.spread.as_ref().map(|label| node.row.labels.get(label));
+        let of_service = (needs.of.0.clone(), 0)..=(needs.of.0.clone(), u32::MAX);
+        Peers {
+            zone: value.and_then(|value| self.0.get(&value).copied()).unwrap_or(0),
+            same: node.replicas.get(&needs.of).copied().unwrap_or(0),
+            all: node.replicas.range(of_service).map(|(_, count)| count).sum(),
         }
     }
 }

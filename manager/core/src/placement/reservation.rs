@@ -16,7 +16,6 @@ use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::cmp::Reverse;
 
-use podmesh_protocol::client::NodeState;
 use podmesh_protocol::ids::TaskId;
 use podmesh_protocol::limits::{
     ATTEMPTS_PER_NODE_MAX, END_MARGIN_MS, RESERVATION_AHEAD_MS, RESERVATION_MS_MIN,
@@ -239,8 +238,7 @@ impl Queue {
     /// Returns whether a node is alive and could take a task of the shape if it were empty.
     fn suits(&self, id: ShapeId, ix: NodeIx, facts: &Facts) -> bool {
         let node = facts.nodes.get(ix);
-        node.state == NodeState::Alive
-            && self.shapes.get(&id).is_some_and(|shape| shape.needs.suit(&node.row))
+        node.is_open() && self.shapes.get(&id).is_some_and(|shape| shape.needs.suit(&node.row))
     }
 
     /// Returns the node that is nearest to having room. Nodes whose reservation since `first_ms`
@@ -251,7 +249,7 @@ impl Queue {
         let (mut best, mut next_ms) = (None, None);
         for ix in &class.nodes {
             let node = facts.nodes.get(*ix);
-            if node.state != NodeState::Alive || !needs.fits(&node.row.capacity) {
+            if !node.is_open() || !needs.fits(&node.row.capacity) {
                 continue;
             }
             let rests_until_ms = self.rests.get(ix).copied().unwrap_or(0);

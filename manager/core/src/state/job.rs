@@ -8,6 +8,7 @@ use podmesh_protocol::report::{AttemptState, JobState, OutcomeKind, TaskCounts};
 use podmesh_protocol::spec::{JobSpec, OnLost};
 use serde::{Deserialize, Serialize};
 
+use super::ReplicaStatus;
 use crate::step::JobRow;
 
 /// A job that has not ended.
@@ -49,6 +50,9 @@ pub struct ActiveAttempt {
     pub state: AttemptState,
     /// The earlier attempts of the task that may have used no retry.
     pub losses: Losses,
+    /// What is known of a replica; the default for other tasks.
+    #[serde(default)]
+    pub replica: ReplicaStatus,
 }
 
 /// A task that waits for its next attempt.
@@ -182,13 +186,25 @@ impl Job {
         self.counts.active += 1;
         self.attempts += 1;
         self.started_wall_ms.get_or_insert(wall_ms);
-        let state = AttemptState::Assigned;
-        self.active.insert(index, ActiveAttempt { number: attempt.number, node, state, losses });
+        let active = ActiveAttempt {
+            number: attempt.number,
+            node,
+            state: AttemptState::Assigned,
+            losses,
+            replica: ReplicaStatus::default(),
+        };
+        self.active.insert(index, active);
     }
 
     pub(super) fn advance(&mut self, attempt: AttemptId, state: AttemptState) {
         if let Some(active) = self.active.get_mut(&attempt.task.index) {
             active.state = state;
+        }
+    }
+
+    pub(super) fn set_status(&mut self, attempt: AttemptId, status: &ReplicaStatus) {
+        if let Some(active) = self.active.get_mut(&attempt.task.index) {
+            active.replica = status.clone();
         }
     }
 

@@ -7,6 +7,7 @@
 
 mod job;
 mod recorded;
+mod service;
 
 use alloc::collections::BTreeMap;
 use alloc::sync::Arc;
@@ -17,6 +18,7 @@ use serde::{Deserialize, Serialize};
 
 pub use self::job::{ActiveAttempt, Job, Losses, Retry};
 pub(crate) use self::recorded::Recorded;
+pub use self::service::{Failures, ReplicaStatus, Service, ServicePhase, Update};
 use crate::step::{Change, KeyRow, NodeRow, Step, TokenRow};
 
 /// The version of the serialized forms of [`State`] and [`Change`].
@@ -61,6 +63,8 @@ pub struct State {
     pub age_ms: u64,
     /// The jobs that have not ended.
     pub jobs: BTreeMap<JobId, Job>,
+    /// The services.
+    pub services: BTreeMap<Name, Arc<Service>>,
     /// The known nodes.
     pub nodes: BTreeMap<Name, Arc<NodeRow>>,
     /// The join tokens.
@@ -80,6 +84,7 @@ impl State {
             last_token: TokenId(0),
             age_ms: 0,
             jobs: BTreeMap::new(),
+            services: BTreeMap::new(),
             nodes: BTreeMap::new(),
             tokens: BTreeMap::new(),
             keys: BTreeMap::new(),
@@ -127,6 +132,15 @@ impl State {
             Change::RetryDropped { attempt } => {
                 self.change(attempt.task.job, |job| job.drop_retry(*attempt));
             }
+            Change::ReplicaChanged { attempt, status } => {
+                self.change(attempt.task.job, |job| job.set_status(*attempt, status));
+            }
+            Change::ServiceSaved { service, saved } => {
+                self.services.insert(service.clone(), Arc::clone(saved));
+            }
+            Change::ServiceRemoved(service) => _ = self.services.remove(service),
+            // The state has only the current revision; the history is in the database.
+            Change::RevisionSaved { .. } | Change::RevisionEnded { .. } => {}
             Change::NodeSaved(row) => _ = self.nodes.insert(row.node.clone(), Arc::clone(row)),
             Change::NodeForgotten(node) => _ = self.nodes.remove(node),
             Change::EpochTaken(epoch) => self.last_epoch = self.last_epoch.max(*epoch),

@@ -15,6 +15,7 @@ mod reports;
 mod reservation;
 mod restore;
 mod retention;
+mod services;
 mod sessions;
 
 use std::collections::BTreeMap;

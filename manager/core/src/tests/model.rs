@@ -145,7 +145,24 @@ impl Model {
                 Change::KeyRemoved(key) => {
                     assert!(state.keys[key].revoked, "a valid key is removed");
                 }
-                Change::NodeSaved(_) | Change::AgeSaved(_) => {}
+                Change::ReplicaChanged { attempt, .. } => _ = self.active(*attempt),
+                Change::ServiceRemoved(service) => {
+                    assert!(state.services.contains_key(service));
+                    let of = |spec: &JobSpec| {
+                        spec.run.replica.as_ref().is_some_and(|of| of.service == *service)
+                    };
+                    let going_on = |(id, job): (&JobId, &ModelJob)| {
+                        state.jobs.contains_key(id) && of(&job.spec)
+                    };
+                    assert!(!self.jobs.iter().any(going_on), "{service} has replicas");
+                }
+                Change::RevisionEnded { service, revision, .. } => {
+                    assert!(state.services[service].last_revision >= *revision);
+                }
+                Change::NodeSaved(_)
+                | Change::AgeSaved(_)
+                | Change::ServiceSaved { .. }
+                | Change::RevisionSaved { .. } => {}
             }
             state.apply(change);
         }
@@ -227,12 +244,17 @@ fn attempt_of(change: &Change) -> Option<&AttemptId> {
         Change::AttemptInserted { attempt, .. }
         | Change::AttemptAdvanced { attempt, .. }
         | Change::AttemptEnded { attempt, .. }
-        | Change::RetryDropped { attempt } => Some(attempt),
+        | Change::RetryDropped { attempt }
+        | Change::ReplicaChanged { attempt, .. } => Some(attempt),
         Change::JobInserted { .. }
         | Change::JobCancelled(_)
         | Change::JobUpdated(_)
         | Change::JobRemoved(_)
         | Change::AgeSaved(_)
+        | Change::ServiceSaved { .. }
+        | Change::ServiceRemoved(_)
+        | Change::RevisionSaved { .. }
+        | Change::RevisionEnded { .. }
         | Change::NodeSaved(_)
         | Change::NodeForgotten(_)
         | Change::EpochTaken(_)

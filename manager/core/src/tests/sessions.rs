@@ -23,6 +23,8 @@ fn a_hello_opens_a_session() {
         epoch: Epoch(1),
         agent_id: hello.agent_id,
         lost_age_ms: None,
+        scheduling: Default::default(),
+        address: None,
     };
     assert_eq!(step.changes, [Change::EpochTaken(Epoch(1)), Change::NodeSaved(Arc::new(row))]);
     assert_eq!(

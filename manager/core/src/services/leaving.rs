@@ -1,0 +1,107 @@
+//! Replicas on their way out: first out of every proxy, then the end of their connections, then
+//! stopped.
+
+use alloc::vec::Vec;
+
+use podmesh_protocol::client::NodeState;
+use podmesh_protocol::ids::{Epoch, JobId};
+use podmesh_protocol::limits::PROXY_ACK_MS_MAX;
+use podmesh_protocol::time::{Millis, Now};
+
+use super::reconcile::Wake;
+use crate::Core;
+use crate::input::ConnectionId;
+use crate::state::Service;
+use crate::step::Step;
+
+/// How far a replica is on its way out.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Leaving {
+    /// The update of the endpoints that no longer has it, and when it was sent.
+    left: Option<(u64, Millis)>,
+    /// When the last proxy acknowledged it, or nobody waited for one any longer.
+    acknowledged_ms: Option<Millis>,
+}
+
+impl Core {
+    /// Notes what the proxy of a node has applied.
+    pub(crate) fn on_endpoints_applied(
+        &mut self,
+        connection: ConnectionId,
+        epoch: Epoch,
+        applied: u64,
+        drained: u64,
+    ) {
+        let Some(ix) = self.nodes.by_session(connection, epoch) else { return };
+        if let Some(session) = &mut self.nodes.get_mut(ix).session
+            && let Some(proxy) = &mut session.proxy
+        {
+            (proxy.applied, proxy.drained) = (applied, drained);
+            self.services.dirty.extend(self.services.draining.iter().cloned());
+        }
+    }
+
+    /// Stops the replicas of a service that no proxy uses any more.
+    pub(super) fn see_off(&mut self, now: Now, service: &Service, wake: &mut Wake, out: &mut Step) {
+        let name = &service.spec.name;
+        let update = self.services.endpoints.last_update();
+        let (applied, drained) = self.acknowledged();
+        let mut stop = Vec::new();
+        let mut waits = false;
+        let Some(replicas) = self.services.by_name.get_mut(name) else { return };
+        for (id, replica) in &mut replicas.jobs {
+            let Some(leaving) = &mut replica.leaving else { continue };
+            if self.state.jobs.get(id).is_none_or(|job| job.cancelling) {
+                continue;
+            }
+            if !self.services.endpoints.had(*id) {
+                stop.push(*id);
+                continue;
+            }
+            let (left, sent_ms) = *leaving.left.get_or_insert((update, now.mono_ms));
+            if leaving.acknowledged_ms.is_none() {
+                let due = sent_ms.saturating_add(PROXY_ACK_MS_MAX);
+                if applied < left && now.mono_ms < due {
+                    waits = true;
+                    wake.by(due);
+                    continue;
+                }
+                leaving.acknowledged_ms = Some(now.mono_ms);
+            }
+            let since = leaving.acknowledged_ms.unwrap_or(now.mono_ms);
+            let due = since.saturating_add(service.spec.drain_ms);
+            if drained < left && now.mono_ms < due {
+                waits = true;
+                wake.by(due);
+                continue;
+            }
+            stop.push(*id);
+        }
+        if waits {
+            self.services.draining.insert(name.clone());
+        } else {
+            self.services.draining.remove(name);
+        }
+        for id in stop {
+            self.stop_replica(id, out);
+        }
+    }
+
+    fn stop_replica(&mut self, id: JobId, out: &mut Step) {
+        self.services.endpoints.forget(id);
+        self.cancel_job(id, out);
+    }
+
+    /// Returns the last update that the proxies of all nodes have applied, and the last one that they
+    /// have drained. Only lost nodes are not waited for.
+    fn acknowledged(&self) -> (u64, u64) {
+        let nodes = self.nodes.iter().map(|(_, node)| node);
+        let with_proxy =
+            nodes.filter(|node| node.row.address.is_some() && node.state != NodeState::Lost);
+        let said = with_proxy.map(|node| {
+            let proxy = node.session.as_ref().and_then(|session| session.proxy.as_ref());
+            proxy.map_or((0, 0), |proxy| (proxy.applied, proxy.drained))
+        });
+        said.fold((u64::MAX, u64::MAX), |least, said| (least.0.min(said.0), least.1.min(said.1)))
+    }
+}

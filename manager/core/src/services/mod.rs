@@ -1,0 +1,202 @@
+//! Services: replicas are started, replaced and stopped until they are what is wanted.
+//!
+//! A replica is a job of one task, so that placement, fencing, logs and events are those of tasks.
+//! The reconciler compares what is wanted with the jobs that exist after every fact about one of
+//! them. It keeps no plan: after a restart it goes on from the state.
+//!
+//! - `commands`: what users ask for
+//! - [`plan`]: the decision, as a pure function
+//! - `reconcile`: carrying it out, updates and restarts
+//! - `leaving`: replicas on their way out: out of the proxies, drained, stopped
+//! - `endpoints`: what the proxies are told
+//! - `view`: what users see
+
+mod commands;
+mod endpoints;
+mod leaving;
+mod plan;
+mod reconcile;
+mod view;
+
+use alloc::collections::{BTreeMap, BTreeSet};
+use alloc::format;
+use alloc::string::String;
+
+use podmesh_protocol::ids::{JobId, Name};
+use podmesh_protocol::report::Outcome;
+use podmesh_protocol::service::{Health, ReplicaSpec};
+use podmesh_protocol::time::{Millis, Now};
+
+use self::endpoints::Endpoints;
+use self::leaving::Leaving;
+use crate::Core;
+use crate::nodes::NodeIx;
+use crate::state::Job;
+use crate::step::{Effect, Step};
+
+/// What is derived from the state about services.
+#[derive(Debug, Default)]
+pub(crate) struct Services {
+    by_name: BTreeMap<Name, Replicas>,
+    /// The services to reconcile.
+    dirty: BTreeSet<Name>,
+    /// The services that have changed in this step.
+    touched: BTreeSet<Name>,
+    /// The services with replicas that wait for the proxies.
+    draining: BTreeSet<Name>,
+    endpoints: Endpoints,
+    /// When services must be reconciled, the earliest first.
+    timers: BTreeSet<(Millis, Name)>,
+}
+
+/// The replicas of one service whose jobs have not ended.
+#[derive(Debug, Default)]
+struct Replicas {
+    jobs: BTreeMap<JobId, Replica>,
+    /// When the service is reconciled again. `timers` holds the same time.
+    timer: Option<Millis>,
+    /// Grows with every change of the service.
+    changed: u64,
+}
+
+#[derive(Debug)]
+struct Replica {
+    number: u32,
+    revision: u32,
+    /// Since when it has been healthy. After a restart of the manager: since the restart.
+    healthy_ms: Option<Millis>,
+    leaving: Option<Leaving>,
+}
+
+impl Services {
+    /// Adds the replica that a job is.
+    fn insert(&mut self, id: JobId, spec: &ReplicaSpec) {
+        let replica = Replica {
+            number: spec.number,
+            revision: spec.revision,
+            healthy_ms: None,
+            leaving: None,
+        };
+        self.by_name.entry(spec.service.clone()).or_default().jobs.insert(id, replica);
+        self.dirty.insert(spec.service.clone());
+    }
+
+    /// Returns whether the last step has left services to reconcile.
+    pub(crate) fn has_work(&self) -> bool {
+        !self.dirty.is_empty()
+    }
+
+    pub(crate) fn next_wakeup(&self) -> Option<Millis> {
+        self.timers.first().map(|(at, _)| *at)
+    }
+
+    /// Marks the services whose time has come.
+    pub(crate) fn run_timers(&mut self, now: Now) {
+        while let Some((_, name)) =
+            self.timers.first().filter(|(at, _)| *at <= now.mono_ms).cloned()
+        {
+            self.set_timer(&name, None);
+            self.dirty.insert(name);
+        }
+    }
+
+    fn set_timer(&mut self, name: &Name, at: Option<Millis>) {
+        let Some(replicas) = self.by_name.get_mut(name) else { return };
+        if replicas.timer != at {
+            if let Some(before) = replicas.timer {
+                self.timers.remove(&(before, name.clone()));
+            }
+            self.timers.extend(at.map(|at| (at, name.clone())));
+            replicas.timer = at;
+        }
+    }
+
+    pub(crate) fn mark(&mut self, service: &Name) {
+        self.dirty.insert(service.clone());
+    }
+}
+
+/// Returns what a job is to its service, if it is a replica.
+pub(crate) fn replica_of(job: &Job) -> Option<&ReplicaSpec> {
+    job.spec.run.replica.as_deref()
+}
+
+/// Returns how people call a replica: `web.3`.
+fn label(service: &Name, number: u32) -> String {
+    format!("{service}.{number}")
+}
+
+impl Core {
+    /// Notes a job of the state, if it is a replica.
+    pub(crate) fn replica_added(&mut self, id: JobId) {
+        let Some(job) = self.state.jobs.get(&id) else { return };
+        let Some(spec) = replica_of(job) else { return };
+        self.services.insert(id, spec);
+        let mut status = job.active.values().map(|active| &active.replica);
+        if status.any(|status| status.health == Health::Healthy) {
+            // After a restart of the manager the proxies still have it.
+            self.services.endpoints.note(id);
+        }
+    }
+
+    /// Notes the services of the state after a start. Their jobs follow.
+    pub(crate) fn restore_services(&mut self) {
+        for name in self.state.services.keys() {
+            let changed = self.state.last_revision.0;
+            let replicas = Replicas { changed, ..Replicas::default() };
+            self.services.by_name.insert(name.clone(), replicas);
+            self.services.dirty.insert(name.clone());
+        }
+    }
+
+    /// Notes the end of the last attempt of a job, if it is a replica and should have run on.
+    pub(crate) fn note_replica_end(
+        &mut self,
+        now: Now,
+        id: JobId,
+        outcome: &Outcome,
+        out: &mut Step,
+    ) {
+        let Some(job) = self.state.jobs.get(&id).filter(|job| !job.cancelling) else { return };
+        if let Some(spec) = job.spec.run.replica.clone() {
+            self.replica_ended(now, &spec, outcome, out);
+        }
+    }
+
+    /// Notes that a job has ended, if it was a replica.
+    pub(crate) fn replica_gone(&mut self, id: JobId, spec: &ReplicaSpec) {
+        if let Some(replicas) = self.services.by_name.get_mut(&spec.service) {
+            replicas.jobs.remove(&id);
+        }
+        self.services.mark(&spec.service);
+    }
+
+    /// Notes that something about a job has changed that its service depends on.
+    pub(crate) fn replica_touched(&mut self, id: JobId) {
+        if let Some(spec) = self.state.jobs.get(&id).and_then(replica_of) {
+            self.services.dirty.insert(spec.service.clone());
+        }
+    }
+
+    /// Notes that a node has changed: whether it answers, or whether it is being drained.
+    fn node_touched(&mut self, ix: NodeIx) {
+        let node = self.nodes.get(ix);
+        let specs = node.attempts.keys().filter_map(|task| {
+            replica_of(self.state.jobs.get(&task.job)?).map(|spec| &spec.service)
+        });
+        let services: BTreeSet<Name> = specs.cloned().collect();
+        self.services.dirty.extend(services);
+        // One node less may have to acknowledge.
+        self.services.dirty.extend(self.services.draining.iter().cloned());
+    }
+
+    /// Tells those who wait which services have changed.
+    pub(crate) fn flush_services(&mut self, out: &mut Step) {
+        while let Some(name) = self.services.touched.pop_first() {
+            if let Some(replicas) = self.services.by_name.get_mut(&name) {
+                replicas.changed = (replicas.changed + 1).max(self.state.last_revision.0);
+            }
+            out.effects.push(Effect::ServiceTouched(name));
+        }
+    }
+}

@@ -1,0 +1,406 @@
+//! Brings services to what is wanted, one step at a time.
+
+use alloc::boxed::Box;
+use alloc::collections::{BTreeMap, BTreeSet};
+use alloc::format;
+use alloc::string::String;
+use alloc::sync::Arc;
+use alloc::vec::Vec;
+
+use podmesh_protocol::client::{NodeState, Scheduling};
+use podmesh_protocol::event::EventFact;
+use podmesh_protocol::ids::{AttemptId, JobId, Name, SubmissionId};
+use podmesh_protocol::limits::{PRIORITY_MAX, RESTART_RESET_MS};
+use podmesh_protocol::report::{Outcome, OutcomeKind};
+use podmesh_protocol::service::{Health, ReplicaSpec, RestartPolicy, RestartWhen, RevisionState};
+use podmesh_protocol::spec::{ArrayRange, JobSpec, OnLost, RetryPolicy, RunSpec};
+use podmesh_protocol::time::{Millis, Now};
+
+use super::plan::{Plan, Replica, Situation, plan};
+use super::{label, replica_of};
+use crate::Core;
+use crate::nodes::Node;
+use crate::state::{Failures, Job, ReplicaStatus, Service, ServicePhase, Update};
+use crate::step::{Change, Step};
+
+impl Core {
+    /// Reconciles the services that something has happened to, up to the step's limit.
+    pub(crate) fn reconcile_services(&mut self, now: Now, out: &mut Step) {
+        while let Some(ix) = self.nodes.pop_changed() {
+            self.node_touched(ix);
+        }
+        self.open_proxies(out);
+        while self.has_room(out) {
+            let Some(name) = self.services.dirty.pop_first() else { return };
+            self.reconcile(now, &name, out);
+        }
+    }
+
+    fn reconcile(&mut self, now: Now, name: &Name, out: &mut Step) {
+        let Some(before) = self.state.services.get(name).cloned() else { return };
+        self.services.touched.insert(name.clone());
+        let mut service = Service::clone(&before);
+        let mut wake = Wake::default();
+        self.forgive(now, name, &mut service, &mut wake);
+        let found = self.plan_of(now, name, &service, &mut wake);
+        for job in &found.retire {
+            self.retire(now, *job, &mut service);
+        }
+        let mut all_started = true;
+        for number in &found.start {
+            if !self.has_room(out) {
+                all_started = false;
+                break;
+            }
+            self.start_replica(now, &service, *number, out);
+        }
+        self.follow_update(now, &mut service, &found, &mut wake, out);
+        if service != *before {
+            self.save_service(service.clone(), out);
+        }
+        self.update_endpoints(&service, out);
+        self.see_off(now, &service, &mut wake, out);
+        self.services.set_timer(name, wake.at);
+        let is_empty = self.services.by_name.get(name).is_none_or(|found| found.jobs.is_empty());
+        self.services.dirty.remove(name);
+        if !all_started || service.revision != before.revision {
+            self.services.mark(name);
+        }
+        if service.phase == ServicePhase::Removing && is_empty {
+            self.remove_service(name, out);
+        }
+    }
+
+    /// Forgets the earlier ends of replicas that have been healthy for long.
+    fn forgive(&mut self, now: Now, name: &Name, service: &mut Service, wake: &mut Wake) {
+        let Some(replicas) = self.services.by_name.get_mut(name) else { return };
+        for (id, replica) in &mut replicas.jobs {
+            let status = self.state.jobs.get(id).and_then(status_of);
+            let is_healthy = status.is_some_and(|status| status.health == Health::Healthy);
+            replica.healthy_ms = match replica.healthy_ms {
+                _ if !is_healthy => None,
+                None => Some(now.mono_ms),
+                since => since,
+            };
+            let Some(since) = replica.healthy_ms else { continue };
+            if replica.revision == service.revision
+                && service.failures.contains_key(&replica.number)
+            {
+                let due = since.saturating_add(RESTART_RESET_MS);
+                if due <= now.mono_ms {
+                    service.failures.remove(&replica.number);
+                } else {
+                    wake.by(due);
+                }
+            }
+        }
+    }
+
+    fn plan_of(&self, now: Now, name: &Name, service: &Service, wake: &mut Wake) -> Plan {
+        let mut paused = BTreeSet::new();
+        for (number, failures) in &service.failures {
+            match failures.remaining_ms(now.wall_ms) {
+                Some(0) => {}
+                Some(left) => {
+                    wake.by(now.mono_ms.saturating_add(left));
+                    paused.insert(*number);
+                }
+                None => _ = paused.insert(*number),
+            }
+        }
+        let replicas = self.replicas_of(name);
+        let mut found = plan(&Situation {
+            wanted: service.wanted(),
+            revision: service.revision,
+            max_surge: service.spec.update.max_surge,
+            min_healthy: service.spec.min_healthy().min(service.wanted()),
+            replicas: &replicas,
+            paused: &paused,
+        });
+        // What has done its work and is not started again is as good as healthy.
+        let done = |failures: &&Failures| failures.after_ms.is_none() && failures.succeeded;
+        let done = service.failures.values().filter(done).count();
+        let others = replicas.len() != found.healthy as usize;
+        found.is_reached |= !others && found.healthy as usize + done == service.wanted() as usize;
+        found
+    }
+
+    /// Returns the replicas of a service as the plan sees them.
+    pub(super) fn replicas_of(&self, name: &Name) -> Vec<Replica> {
+        let Some(replicas) = self.services.by_name.get(name) else { return Vec::new() };
+        let mut peers: BTreeMap<&Name, u32> = BTreeMap::new();
+        for id in replicas.jobs.keys() {
+            if let Some(active) = self.state.jobs.get(id).and_then(|job| job.active.values().next())
+            {
+                *peers.entry(&active.node).or_default() += 1;
+            }
+        }
+        let view = |(id, replica): (&JobId, &super::Replica)| {
+            let job = self.state.jobs.get(id)?;
+            let active = job.active.values().next();
+            let node = active
+                .and_then(|active| self.nodes.by_name(&active.node))
+                .map(|ix| self.nodes.get(ix));
+            Some(Replica {
+                job: *id,
+                number: replica.number,
+                revision: replica.revision,
+                health: active.map_or(Health::Starting, |active| active.replica.health),
+                reachable: node.is_some_and(is_reachable),
+                leaves: job.cancelling || replica.leaving.is_some(),
+                unwanted_node: node.is_some_and(|node| node.row.scheduling == Scheduling::Draining),
+                peers: active.and_then(|active| peers.get(&active.node).copied()).unwrap_or(0),
+            })
+        };
+        replicas.jobs.iter().filter_map(view).collect()
+    }
+
+    /// Starts a replica: submits its job.
+    fn start_replica(&mut self, now: Now, service: &Service, number: u32, out: &mut Step) {
+        let id = JobId(self.state.last_job.0 + 1);
+        let spec = Arc::new(job_spec(service, number));
+        let name = spec.name.clone();
+        out.events.push(EventFact::JobSubmitted { job: id, name, tasks: 1 });
+        let change = Change::JobInserted {
+            job: id,
+            submission: SubmissionId::of_replica(id),
+            spec,
+            by: service.by.clone(),
+            wall_ms: now.wall_ms,
+        };
+        self.state.record(out, change);
+        self.add_job(id);
+        self.mark_dirty(id);
+    }
+
+    /// Begins to take a replica out. That an unhealthy one must go counts as its end.
+    fn retire(&mut self, now: Now, id: JobId, service: &mut Service) {
+        let status = self.state.jobs.get(&id).and_then(status_of).cloned().unwrap_or_default();
+        let name = service.spec.name.clone();
+        let Some(replicas) = self.services.by_name.get_mut(&name) else { return };
+        let Some(replica) = replicas.jobs.get_mut(&id) else { return };
+        replica.leaving = Some(super::Leaving::default());
+        if status.health == Health::Unhealthy && replica.revision == service.revision {
+            let message = format!("it was unhealthy: {}", status.message);
+            fail(now, service, replica.number, false, message, RestartWhen::Always);
+        }
+    }
+
+    /// Notes the end of a replica's last attempt, unless its job was cancelled.
+    pub(crate) fn replica_ended(
+        &mut self,
+        now: Now,
+        spec: &ReplicaSpec,
+        outcome: &Outcome,
+        out: &mut Step,
+    ) {
+        let Some(before) = self.state.services.get(&spec.service) else { return };
+        if before.revision != spec.revision {
+            return;
+        }
+        let mut service = Service::clone(before);
+        let when = service.spec.restart.when;
+        let succeeded = outcome.kind == OutcomeKind::Succeeded;
+        fail(now, &mut service, spec.number, succeeded, told(outcome), when);
+        self.save_service(service, out);
+    }
+
+    /// Ends an update that is done, and goes back if it failed.
+    fn follow_update(
+        &mut self,
+        now: Now,
+        service: &mut Service,
+        found: &Plan,
+        wake: &mut Wake,
+        out: &mut Step,
+    ) {
+        let name = service.spec.name.clone();
+        let Some(update) = &mut service.update else { return };
+        let revision = service.revision;
+        if found.is_reached && service.phase != ServicePhase::Removing {
+            out.events.push(EventFact::ServiceUpdated { service: name.clone(), revision });
+            let (state, message) = (RevisionState::Reached, None);
+            let change = Change::RevisionEnded { service: name, revision, state, message };
+            self.state.record(out, change);
+            service.update = None;
+            return;
+        }
+        if service.phase != ServicePhase::Running
+            || service.failed_update.is_some() && update.from.is_none()
+        {
+            return;
+        }
+        if found.healthy > update.healthy {
+            (update.healthy, update.progress_wall_ms) = (found.healthy, now.wall_ms);
+        }
+        let within_ms = service.spec.update.healthy_within_ms;
+        let due = update.progress_wall_ms.saturating_add(within_ms);
+        let left_ms = due.saturating_sub(now.wall_ms).min(within_ms);
+        if left_ms > 0 {
+            return wake.by(now.mono_ms.saturating_add(left_ms));
+        }
+        let message = self.why_not_healthy(service, found);
+        let Some(update) = &mut service.update else { return };
+        let back = update.from.take().filter(|_| service.spec.update.rollback);
+        out.events.push(EventFact::ServiceUpdateFailed {
+            service: name.clone(),
+            revision,
+            back_to: back.as_ref().map(|(revision, _)| *revision),
+            message: message.clone(),
+        });
+        let (state, said) = (RevisionState::Failed, Some(message.clone()));
+        let change = Change::RevisionEnded { service: name, revision, state, message: said };
+        self.state.record(out, change);
+        service.failed_update = Some(format!("revision {revision}: {message}"));
+        if let Some((revision, spec)) = back {
+            service.revision = revision;
+            service.spec = spec;
+            service.failures.clear();
+            service.update = Some(Update {
+                from: None,
+                rolls_back: true,
+                healthy: 0,
+                progress_wall_ms: now.wall_ms,
+            });
+        }
+    }
+
+    fn why_not_healthy(&self, service: &Service, found: &Plan) -> String {
+        let (healthy, wanted) = (found.healthy, service.wanted());
+        let mut message = format!("{healthy} of {wanted} replicas became healthy");
+        if let Some((number, failures)) = service.failures.last_key_value() {
+            let label = label(&service.spec.name, *number);
+            message += &format!("; {label}: {}", failures.message);
+        }
+        message
+    }
+
+    fn remove_service(&mut self, name: &Name, out: &mut Step) {
+        out.events.push(EventFact::ServiceRemoved { service: name.clone() });
+        self.state.record(out, Change::ServiceRemoved(name.clone()));
+        self.remove_endpoints(name, out);
+        self.services.set_timer(name, None);
+        self.services.by_name.remove(name);
+        self.services.dirty.remove(name);
+        self.services.draining.remove(name);
+    }
+
+    /// Handles what an agent says about a replica. Returns the change, if it is one.
+    pub(crate) fn replica_reported(
+        &mut self,
+        attempt: AttemptId,
+        change: impl FnOnce(&mut ReplicaStatus),
+        out: &mut Step,
+    ) -> Option<(String, ReplicaStatus)> {
+        let job = self.state.jobs.get(&attempt.task.job)?;
+        let spec = replica_of(job)?;
+        let label = label(&spec.service, spec.number);
+        let before = &job.active.get(&attempt.task.index)?.replica;
+        let mut status = before.clone();
+        change(&mut status);
+        if status == *before {
+            return None;
+        }
+        self.state.record(out, Change::ReplicaChanged { attempt, status: status.clone() });
+        self.replica_touched(attempt.task.job);
+        Some((label, status))
+    }
+}
+
+/// The earliest time at which a service must be looked at again.
+#[derive(Debug, Default)]
+pub(super) struct Wake {
+    at: Option<Millis>,
+}
+
+impl Wake {
+    pub(super) fn by(&mut self, at: Millis) {
+        self.at = Some(self.at.map_or(at, |before| before.min(at)));
+    }
+}
+
+/// Returns whether connections may be passed to a node. A node that has not been heard of since the
+/// manager started counts as reachable until its lease ends: its replicas served until now.
+pub(super) fn is_reachable(node: &Node) -> bool {
+    match node.state {
+        NodeState::Alive => true,
+        NodeState::Suspect => node.seen_ms.is_none(),
+        NodeState::Lost => false,
+    }
+}
+
+fn status_of(job: &Job) -> Option<&ReplicaStatus> {
+    job.active.values().next().map(|active| &active.replica)
+}
+
+/// Notes that a replica has ended, and when the next one with its number starts.
+fn fail(
+    now: Now,
+    service: &mut Service,
+    number: u32,
+    succeeded: bool,
+    message: String,
+    when: RestartWhen,
+) {
+    let count = service.failures.get(&number).map_or(0, |before| before.count).saturating_add(1);
+    let again = match when {
+        RestartWhen::Always => true,
+        RestartWhen::OnFailure => !succeeded,
+        RestartWhen::Never => false,
+    };
+    let after_ms = again.then(|| pause_ms(&service.spec.restart, count));
+    let ended_wall_ms = now.wall_ms;
+    service
+        .failures
+        .insert(number, Failures { count, ended_wall_ms, after_ms, succeeded, message });
+}
+
+/// Returns the pause before the next replica after `count` have ended in a row.
+fn pause_ms(policy: &RestartPolicy, count: u32) -> u64 {
+    match count.checked_sub(2) {
+        None => 0,
+        Some(doublings) => {
+            let factor = 1u64.checked_shl(doublings).unwrap_or(u64::MAX);
+            policy.backoff_ms.saturating_mul(factor).min(policy.backoff_ms_max)
+        }
+    }
+}
+
+fn told(outcome: &Outcome) -> String {
+    let mut text: String = match (outcome.exit_code, outcome.signal) {
+        (Some(code), _) => format!("exit code {code}"),
+        (None, Some(signal)) => format!("signal {signal}"),
+        (None, None) => "it ended".into(),
+    };
+    if outcome.oom_killed {
+        text += ", out of memory";
+    }
+    if let Some(message) = &outcome.message {
+        text += &format!(": {message}");
+    }
+    text
+}
+
+/// Returns the spec of the job that is a replica.
+fn job_spec(service: &Service, number: u32) -> JobSpec {
+    let spec = &service.spec;
+    let replica = ReplicaSpec {
+        service: spec.name.clone(),
+        revision: service.revision,
+        number,
+        spread: spec.spread.clone(),
+        ports: spec.ports.clone(),
+        health: spec.health.clone(),
+    };
+    JobSpec {
+        name: spec.name.clone(),
+        array: ArrayRange::default(),
+        // What should always run goes before what should run once.
+        priority: PRIORITY_MAX,
+        require: spec.require.clone(),
+        resources: spec.resources,
+        retry: RetryPolicy::default(),
+        on_lost: OnLost::Requeue,
+        run: RunSpec { replica: Some(Box::new(replica)), ..spec.run.clone() },
+    }
+}

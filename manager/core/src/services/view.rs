@@ -1,0 +1,296 @@
+//! What users see of services.
+
+use alloc::boxed::Box;
+use alloc::collections::{BTreeMap, BTreeSet};
+use alloc::string::{String, ToString as _};
+use alloc::sync::Arc;
+use alloc::vec::Vec;
+use core::ops::Bound;
+
+use podmesh_protocol::client::{NodeState, Scheduling};
+use podmesh_protocol::ids::{AttemptId, JobId, Name, Revision};
+use podmesh_protocol::limits::{FRAME_BYTES_MAX, PAGE_ROWS_MAX};
+use podmesh_protocol::report::AttemptState;
+use podmesh_protocol::service::{
+    Health, ReplicaState, ReplicaView, ServiceDetail, ServicePlan, ServiceSpec, ServiceState,
+    ServiceView,
+};
+use podmesh_protocol::spec::{Resources, RuntimeSpec};
+use podmesh_protocol::time::Now;
+
+use super::endpoints::address_of;
+use super::reconcile::is_reachable;
+use crate::Core;
+use crate::nodes::Node;
+use crate::placement::Needs;
+use crate::state::{Service, ServicePhase};
+
+/// The most reasons why replicas wait that one answer names.
+const REASONS_MAX: usize = 16;
+/// The approximate size of a row of a list on the wire, in bytes, without its texts.
+const ROW_BYTES: usize = 256;
+
+impl Core {
+    /// Returns the services whose names sort after `after`: at most `limit`, and only as many as fit
+    /// into one frame.
+    pub fn list_services(&self, after: Option<&Name>, limit: u32) -> Vec<ServiceView> {
+        let start = after.map_or(Bound::Unbounded, Bound::Excluded);
+        let mut bytes = 0;
+        self.state
+            .services
+            .range::<Name, _>((start, Bound::Unbounded))
+            .map(|(_, service)| self.view_of(service))
+            .take_while(|view| {
+                let first = bytes == 0;
+                bytes += ROW_BYTES + view.runs.len() + 64 * view.published.len();
+                first || bytes <= FRAME_BYTES_MAX / 2
+            })
+            .take(limit.min(PAGE_ROWS_MAX) as usize)
+            .collect()
+    }
+
+    /// Returns everything about a service; `None` if there is no such service.
+    pub fn show_service(&self, now: Now, name: &Name) -> Option<ServiceDetail> {
+        let service = self.state.services.get(name)?;
+        let mut replicas = self.replica_views(now, service);
+        replicas.extend(self.absent_replicas(now, service));
+        replicas.sort_by_key(|replica| {
+            (replica.revision != service.revision, replica.number, replica.attempt)
+        });
+        Some(ServiceDetail {
+            view: self.view_of(service),
+            spec: ServiceSpec::clone(&service.spec),
+            changed: self.service_changed(name),
+            replicas,
+            waits_for: self.service_waits(now, name),
+            failed_update: service.failed_update.clone(),
+        })
+    }
+
+    /// Returns a number that grows with every change of a service.
+    pub fn service_changed(&self, name: &Name) -> Revision {
+        Revision(self.services.by_name.get(name).map_or(0, |replicas| replicas.changed))
+    }
+
+    fn view_of(&self, service: &Service) -> ServiceView {
+        let spec = &service.spec;
+        let replicas = self.replicas_of(&spec.name);
+        let healthy = replicas.iter().filter(|replica| {
+            replica.revision == service.revision
+                && !replica.leaves
+                && replica.health == Health::Healthy
+                && replica.reachable
+        });
+        let healthy = healthy.count() as u32;
+        let wanted = service.wanted();
+        let done =
+            service.failures.values().filter(|ended| ended.succeeded && ended.after_ms.is_none());
+        let state = match (service.phase, &service.update) {
+            (ServicePhase::Removing, _) => ServiceState::Removing,
+            (ServicePhase::Stopped, _) => ServiceState::Stopped,
+            (ServicePhase::Running, Some(update)) if update.rolls_back => ServiceState::RollingBack,
+            (ServicePhase::Running, Some(_)) => ServiceState::Updating,
+            (ServicePhase::Running, None) if healthy + done.count() as u32 >= wanted => {
+                ServiceState::Healthy
+            }
+            (ServicePhase::Running, None) => ServiceState::Degraded,
+        };
+        let runs = match &spec.run.runtime {
+            RuntimeSpec::Docker(docker) => docker.image.clone(),
+            RuntimeSpec::Process | RuntimeSpec::Noop => {
+                let mut text = spec.run.command.join(" ");
+                text.truncate(text.floor_char_boundary(80));
+                text
+            }
+        };
+        let published =
+            spec.ports.iter().filter_map(|(name, port)| Some((name.clone(), port.publish?)));
+        ServiceView {
+            service: spec.name.clone(),
+            state,
+            revision: service.revision,
+            replicas: spec.replicas,
+            healthy,
+            existing: replicas.len() as u32,
+            runs,
+            published: published.collect(),
+        }
+    }
+
+    /// Returns the replicas whose jobs have not ended.
+    fn replica_views(&self, now: Now, service: &Service) -> Vec<ReplicaView> {
+        let Some(found) = self.services.by_name.get(&service.spec.name) else { return Vec::new() };
+        let view = |(id, replica): (&JobId, &super::Replica)| {
+            let job = self.state.jobs.get(id)?;
+            let active = job.active.first_key_value();
+            let node = active
+                .and_then(|(_, active)| self.nodes.by_name(&active.node))
+                .map(|ix| self.nodes.get(ix));
+            let status = active.map(|(_, active)| &active.replica);
+            let state = match active {
+                _ if job.cancelling => ReplicaState::Stopping,
+                _ if replica.leaving.is_some() => ReplicaState::Draining,
+                None => ReplicaState::Queued,
+                Some((_, active)) => match (active.state, active.replica.health) {
+                    _ if node.is_some_and(|node| !is_reachable(node)) => ReplicaState::Unreachable,
+                    (AttemptState::Assigned | AttemptState::Preparing, _) => {
+                        ReplicaState::Preparing
+                    }
+                    (_, Health::Starting) => ReplicaState::Starting,
+                    (_, Health::Healthy) => ReplicaState::Healthy,
+                    (_, Health::Unhealthy) => ReplicaState::Unhealthy,
+                },
+            };
+            let address = node.and_then(|node| node.row.address.as_deref());
+            let ports = super::replica_of(job).into_iter().flat_map(|spec| spec.ports.keys());
+            let listening = status.into_iter().flat_map(|status| &status.listening);
+            let endpoints = ports
+                .zip(listening)
+                .filter_map(|(port, number)| Some((port.clone(), address_of(address?, *number))));
+            let failures = service.failures.get(&replica.number);
+            let failures = failures.filter(|_| replica.revision == service.revision);
+            let said = status.map(|status| &status.message).filter(|said| !said.is_empty());
+            Some(ReplicaView {
+                number: replica.number,
+                revision: replica.revision,
+                state,
+                attempt: active.map(|(index, active)| AttemptId::new(*id, *index, active.number)),
+                node: active.map(|(_, active)| active.node.clone()),
+                endpoints: endpoints.collect(),
+                message: said.or_else(|| failures.map(|ended| &ended.message)).cloned(),
+                failures: failures.map_or(0, |ended| ended.count),
+                restarts_in_ms: self.queued_for(now, *id),
+            })
+        };
+        found.jobs.iter().filter_map(view).collect()
+    }
+
+    /// Returns the milliseconds until the next attempt of a replica that its last node could not
+    /// start.
+    fn queued_for(&self, now: Now, id: JobId) -> Option<u64> {
+        let (due, _) = self.dispatch.get(&id)?.waiting.first()?;
+        Some(due.saturating_sub(now.mono_ms))
+    }
+
+    /// Returns the wanted replicas that have no job.
+    fn absent_replicas(&self, now: Now, service: &Service) -> Vec<ReplicaView> {
+        let found = self.services.by_name.get(&service.spec.name);
+        let present: BTreeSet<u32> = found
+            .into_iter()
+            .flat_map(|found| found.jobs.values())
+            .filter(|replica| replica.revision == service.revision && replica.leaving.is_none())
+            .map(|replica| replica.number)
+            .collect();
+        let absent = (1..=service.wanted()).filter(|number| !present.contains(number));
+        let view = |number| {
+            let failures = service.failures.get(&number);
+            let left = failures.map(|ended| ended.remaining_ms(now.wall_ms));
+            let state = match left {
+                Some(None) => ReplicaState::Ended,
+                Some(Some(left)) if left > 0 => ReplicaState::Restarting,
+                _ => ReplicaState::Waiting,
+            };
+            ReplicaView {
+                number,
+                revision: service.revision,
+                state,
+                attempt: None,
+                node: None,
+                endpoints: BTreeMap::new(),
+                message: failures.map(|ended| ended.message.clone()),
+                failures: failures.map_or(0, |ended| ended.count),
+                restarts_in_ms: left.flatten().filter(|left| *left > 0),
+            }
+        };
+        absent.map(view).collect()
+    }
+
+    /// Returns why replicas of a service wait for a node.
+    fn service_waits(&self, now: Now, name: &Name) -> Vec<String> {
+        let Some(found) = self.services.by_name.get(name) else { return Vec::new() };
+        let mut reasons = Vec::new();
+        for id in found.jobs.keys() {
+            for reason in self.explain(now, *id) {
+                let reason = reason.to_string();
+                if reasons.len() < REASONS_MAX && !reasons.contains(&reason) {
+                    reasons.push(reason);
+                }
+            }
+        }
+        reasons
+    }
+
+    /// Returns what applying a spec would do now.
+    pub fn plan_service(&self, spec: &Arc<ServiceSpec>) -> ServicePlan {
+        let before = self.state.services.get(&spec.name);
+        let replaces = before.is_none_or(|before| {
+            before.phase != ServicePhase::Running || spec.replaces(&before.spec)
+        });
+        let more = before.map_or(0, |before| before.wanted());
+        let new = if replaces { spec.replicas } else { spec.replicas.saturating_sub(more) };
+        let (placements, waiting) = self.try_placing(spec, new);
+        let waits_for = if waiting == 0 { Vec::new() } else { self.unplaceable(spec) };
+        let before = before.map(|before| Box::new(ServiceSpec::clone(&before.spec)));
+        ServicePlan { before, replaces, placements, waiting, waits_for }
+    }
+
+    /// Spreads replicas over the nodes as placement would, and returns how many have no room.
+    fn try_placing(&self, spec: &ServiceSpec, replicas: u32) -> (BTreeMap<Name, u32>, u32) {
+        let needs = Needs::of_service(spec);
+        let mut rooms: Vec<(&Node, Resources, u32)> = self
+            .nodes
+            .iter()
+            .filter(|(_, node)| needs.suit(&node.row))
+            .filter_map(|(_, node)| Some((node, node.room()?, 0)))
+            .collect();
+        let mut waiting = 0;
+        for _ in 0..replicas {
+            let mut zones: BTreeMap<Option<&String>, u32> = BTreeMap::new();
+            for (node, _, placed) in &rooms {
+                *zones.entry(zone_of(spec, node)).or_default() += placed;
+            }
+            let fitting =
+                rooms.iter().enumerate().filter(|(_, (_, room, _))| spec.resources.fits(room));
+            let best = fitting.min_by_key(|(_, (node, room, placed))| {
+                let zone = spec.spread.as_ref().map_or(0, |_| zones[&zone_of(spec, node)]);
+                (zone, *placed, u32::MAX - room.cpu_millis, node.rank)
+            });
+            let Some((at, _)) = best else {
+                waiting += 1;
+                continue;
+            };
+            let (_, room, placed) = &mut rooms[at];
+            room.cpu_millis -= spec.resources.cpu_millis;
+            room.memory_bytes -= spec.resources.memory_bytes;
+            *placed += 1;
+        }
+        let placed = rooms.into_iter().filter(|(_, _, placed)| *placed > 0);
+        (placed.map(|(node, _, placed)| (node.row.node.clone(), placed)).collect(), waiting)
+    }
+
+    fn unplaceable(&self, spec: &ServiceSpec) -> Vec<String> {
+        let needs = Needs::of_service(spec);
+        if self.nodes.len() == 0 {
+            return ["there are no nodes".into()].into();
+        }
+        if !self.nodes.iter().any(|(_, node)| needs.suit(&node.row)) {
+            return [self.explain_unsuited(&needs).to_string()].into();
+        }
+        let closed = self.nodes.iter().filter(|(_, node)| {
+            needs.suit(&node.row)
+                && (node.state != NodeState::Alive || node.row.scheduling != Scheduling::Open)
+        });
+        match closed.count() {
+            0 => ["the nodes that suit have no room for more".into()].into(),
+            closed => {
+                let nodes = if closed == 1 { "node that suits is" } else { "nodes that suit are" };
+                [alloc::format!("the nodes that suit have no room for more; {closed} {nodes} not alive, cordoned or drained")].into()
+            }
+        }
+    }
+}
+
+/// Returns the value of the label over which a service is spread.
+fn zone_of<'a>(spec: &ServiceSpec, node: &'a Node) -> Option<&'a String> {
+    spec.spread.as_ref().and_then(|label| node.row.labels.get(label))
+}

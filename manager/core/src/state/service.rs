@@ -1,0 +1,103 @@
+//! A service: what should run, how far its update has come, and which replicas wait for a restart.
+
+use alloc::collections::BTreeMap;
+use alloc::string::String;
+use alloc::sync::Arc;
+use alloc::vec::Vec;
+
+use podmesh_protocol::ids::Name;
+use podmesh_protocol::service::{Health, ServiceSpec};
+use serde::{Deserialize, Serialize};
+
+/// A service. Its replicas are jobs of one task, with the number and revision in their specs.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Service {
+    /// The current spec.
+    pub spec: Arc<ServiceSpec>,
+    /// The revision of that spec, which its replicas are brought to.
+    pub revision: u32,
+    /// The highest revision that there was.
+    pub last_revision: u32,
+    /// Who asked for the current revision.
+    pub by: Name,
+    /// What it should do.
+    pub phase: ServicePhase,
+    /// The update to the current revision, until it has succeeded or failed.
+    pub update: Option<Update>,
+    /// Why the last update failed, until there is another one.
+    pub failed_update: Option<String>,
+    /// The replicas of the current revision that have ended, by number, until they are healthy for
+    /// some time.
+    pub failures: BTreeMap<u32, Failures>,
+}
+
+/// What a service should do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ServicePhase {
+    /// Run its replicas.
+    Running,
+    /// Run none.
+    Stopped,
+    /// Run none, and be removed when the last one has ended.
+    Removing,
+}
+
+/// An update that is under way.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Update {
+    /// The revision to go back to if the update fails, with its spec. It was the last one that was
+    /// reached; `None` if there was none.
+    pub from: Option<(u32, Arc<ServiceSpec>)>,
+    /// Whether the service goes back to an earlier revision because an update has failed.
+    pub rolls_back: bool,
+    /// The most replicas of the current revision that have been healthy at a time.
+    pub healthy: u32,
+    /// When that number was reached, or the update began.
+    pub progress_wall_ms: u64,
+}
+
+/// The replicas with one number that have ended.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Failures {
+    /// How many have ended in a row without having been healthy for long.
+    pub count: u32,
+    /// When the last one ended.
+    pub ended_wall_ms: u64,
+    /// Milliseconds from then until the next one starts; `None` if the restart policy has none.
+    pub after_ms: Option<u64>,
+    /// Whether it exited with 0.
+    pub succeeded: bool,
+    /// How it ended, for people.
+    pub message: String,
+}
+
+impl Failures {
+    /// Returns the milliseconds until the next replica may start; `None` if there is to be none. It
+    /// is never longer than the whole pause, also if the wall clock went back meanwhile.
+    pub(crate) fn remaining_ms(&self, wall_ms: u64) -> Option<u64> {
+        let after_ms = self.after_ms?;
+        let due = self.ended_wall_ms.saturating_add(after_ms);
+        Some(due.saturating_sub(wall_ms).min(after_ms))
+    }
+}
+
+/// What is known of the active attempt of a replica.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ReplicaStatus {
+    /// The ports of its node that it listens on, in the order of their names in the spec.
+    pub listening: Vec<u16>,
+    /// Its health.
+    pub health: Health,
+    /// What the last health check said.
+    pub message: String,
+}
+
+impl Service {
+    /// Returns how many replicas should run.
+    pub fn wanted(&self) -> u32 {
+        match self.phase {
+            ServicePhase::Running => self.spec.replicas,
+            ServicePhase::Stopped | ServicePhase::Removing => 0,
+        }
+    }
+}
