@@ -148,7 +148,10 @@ impl Router {
             Ok(ToManager::Goodbye(epoch)) => {
                 self.decide(Input::AgentLeft { connection, epoch }, bytes);
             }
-            Ok(ToManager::EndpointsApplied { .. }) => {}
+            Ok(ToManager::EndpointsApplied { epoch, applied, drained }) => {
+                let input = Input::EndpointsApplied { connection, epoch, applied, drained };
+                self.decide(input, bytes);
+            }
             Ok(ToManager::LogSlice(number, result)) => {
                 if !self.parts.log_reads.answered(connection, number, result) {
                     tracing::debug!(number, "a part of a log came that nobody waits for");

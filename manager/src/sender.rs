@@ -16,7 +16,7 @@ use crate::messages::Messages;
 use crate::publisher::Hints;
 use crate::store::Commit;
 use crate::turns::Turns;
-use crate::waiters::Waiters;
+use crate::waiters::{Subject, Waiters};
 
 /// The parts that learn of commits.
 pub(crate) struct Sender {
@@ -49,7 +49,7 @@ impl Sender {
             if !touched.is_empty() {
                 self.turns.worked();
             }
-            self.waiters.wake(&touched);
+            self.waiters.wake(touched.into_iter().map(Subject::Job));
         }
     }
 
@@ -71,6 +71,7 @@ impl Sender {
                 self.callers.enrolled(key, role, name, renews);
             }
             Effect::KeyRevoked { key } => self.callers.revoked(&key),
+            Effect::ServiceTouched(service) => self.waiters.wake([Subject::Service(service)]),
         }
     }
 }

@@ -1,51 +1,58 @@
-//! Requests that wait until a commit changes a job.
+//! Requests that wait until a commit changes a job or a service.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use podmesh_protocol::ids::JobId;
+use podmesh_protocol::ids::{JobId, Name};
 use tokio::sync::Notify;
 use tokio::sync::futures::OwnedNotified;
 
-/// The requests that wait, by job. Their number is limited, because that of requests is.
+/// What a request waits for.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum Subject {
+    Job(JobId),
+    Service(Name),
+}
+
+/// The requests that wait, by subject. Their number is limited, because that of requests is.
 #[derive(Default)]
 pub(crate) struct Waiters {
-    jobs: Mutex<HashMap<JobId, WatchedJob>>,
+    watched: Mutex<HashMap<Subject, Watched>>,
 }
 
 #[derive(Default)]
-struct WatchedJob {
+struct Watched {
     notify: Arc<Notify>,
     watches: usize,
 }
 
-/// Watches a job for one request.
+/// Watches a subject for one request.
 pub(crate) struct Watch<'a> {
     waiters: &'a Waiters,
-    job: JobId,
+    subject: Subject,
     notify: Arc<Notify>,
 }
 
 impl Waiters {
-    fn lock(&self) -> MutexGuard<'_, HashMap<JobId, WatchedJob>> {
+    fn lock(&self) -> MutexGuard<'_, HashMap<Subject, Watched>> {
         // No code that can panic runs while it is held.
-        self.jobs.lock().unwrap_or_else(PoisonError::into_inner)
+        self.watched.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub(crate) fn watch(&self, job: JobId) -> Watch<'_> {
-        let mut jobs = self.lock();
-        let watched = jobs.entry(job).or_default();
+    pub(crate) fn watch(&self, subject: Subject) -> Watch<'_> {
+        let mut all = self.lock();
+        let watched = all.entry(subject.clone()).or_default();
         watched.watches += 1;
-        Watch { waiters: self, job, notify: Arc::clone(&watched.notify) }
+        Watch { waiters: self, subject, notify: Arc::clone(&watched.notify) }
     }
 
-    /// Wakes the requests that wait for these jobs, whose changes can now be read.
-    pub(crate) fn wake(&self, touched: &BTreeSet<JobId>) {
-        let jobs = self.lock();
-        if jobs.is_empty() {
+    /// Wakes the requests that wait for these subjects, whose changes can now be read.
+    pub(crate) fn wake(&self, touched: impl IntoIterator<Item = Subject>) {
+        let all = self.lock();
+        if all.is_empty() {
             return;
         }
-        for watched in touched.iter().filter_map(|job| jobs.get(job)) {
+        for watched in touched.into_iter().filter_map(|subject| all.get(&subject)) {
             watched.notify.notify_waiters();
         }
     }
@@ -61,11 +68,11 @@ impl Watch<'_> {
 
 impl Drop for Watch<'_> {
     fn drop(&mut self) {
-        let mut jobs = self.waiters.lock();
-        if let Some(watched) = jobs.get_mut(&self.job) {
+        let mut all = self.waiters.lock();
+        if let Some(watched) = all.get_mut(&self.subject) {
             watched.watches -= 1;
             if watched.watches == 0 {
-                jobs.remove(&self.job);
+                all.remove(&self.subject);
             }
         }
     }
@@ -75,24 +82,28 @@ impl Drop for Watch<'_> {
 mod tests {
     use super::*;
 
+    fn job(number: u64) -> Subject {
+        Subject::Job(JobId(number))
+    }
+
     #[tokio::test]
     async fn a_change_between_two_reads_is_not_missed() {
         let waiters = Waiters::default();
-        let watch = waiters.watch(JobId(1));
+        let watch = waiters.watch(job(1));
         let next = watch.next();
-        waiters.wake(&[JobId(1)].into());
+        waiters.wake([job(1)]);
         next.await;
 
         let mut next = std::pin::pin!(watch.next());
-        waiters.wake(&[JobId(2)].into());
+        waiters.wake([job(2)]);
         tokio::select! {
             biased;
             () = &mut next => unreachable!("another job has changed"),
             () = std::future::ready(()) => {}
         }
-        let second = waiters.watch(JobId(1));
+        let second = waiters.watch(job(1));
         drop(watch);
-        waiters.wake(&[JobId(1)].into());
+        waiters.wake([job(1)]);
         next.await;
         drop(second);
         assert!(waiters.lock().is_empty());

@@ -72,6 +72,19 @@ impl Api {
                 };
                 Command::RenewKey { old, new: key }
             }
+            RequestBody::Service(request) => {
+                return self.begin_service(by, request, room);
+            }
+            RequestBody::NodeScheduling { node, scheduling } => {
+                let pending = core.command(Command::ScheduleNode { by, node, scheduling }, room);
+                let answer = async move {
+                    let Answer::NodeScheduled { attempts } = pending.answer().await? else {
+                        return Err(unexpected());
+                    };
+                    Ok(ReplyBody::NodeScheduling { scheduling, attempts })
+                };
+                return Ok(answer.boxed());
+            }
             RequestBody::NodeForget { node, force } => Command::ForgetNode { by, node, force },
             RequestBody::TokenRevoke { id } => Command::RevokeToken { by, id },
             RequestBody::Revoke { kind, name } => Command::RevokeKey { by, kind, name },
@@ -166,6 +179,8 @@ fn reply(answer: Answer) -> Reply {
         Answer::EndedBefore { .. }
         | Answer::JobsRemoved { .. }
         | Answer::TokenCreated { .. }
+        | Answer::ServiceChanged { .. }
+        | Answer::NodeScheduled { .. }
         | Answer::Joined { .. } => return Err(unexpected()),
     })
 }

@@ -12,6 +12,7 @@ use tokio::time::{Instant, sleep_until};
 use super::Api;
 use crate::store::{History, ReadError};
 use crate::turns::ConnectionReads;
+use crate::waiters::Subject;
 
 /// The most reasons why a job waits that one reply names.
 const REASONS_MAX: usize = 64;
@@ -68,7 +69,7 @@ impl Api {
     ) -> Result<(), ErrorReply> {
         let wait = Duration::from_millis(wait_ms.min(WAIT_MS_MAX).into());
         let deadline = Instant::now() + wait;
-        let watch = self.0.waiters.watch(job);
+        let watch = self.0.waiters.watch(Subject::Job(job));
         let mut stopping = self.0.stopping.clone();
         loop {
             let next = watch.next();

@@ -7,6 +7,7 @@
 mod commands;
 mod jobs;
 mod logs;
+mod services;
 #[cfg(test)]
 mod tests;
 
@@ -32,7 +33,7 @@ use crate::core::{CoreHandle, Room};
 use crate::log_reads::LogReads;
 use crate::messages::Messages;
 use crate::own_key::OwnKey;
-use crate::store::History;
+use crate::store::{History, JobFilter};
 use crate::threads::Reads;
 use crate::tokens::Tokens;
 use crate::turns::{ConnectionReads, Turns};
@@ -120,8 +121,8 @@ impl Api {
             RequestBody::Info => Ok(ReplyBody::Info(self.info())),
             RequestBody::WhoAmI => Ok(ReplyBody::WhoAmI(client.caller)),
             RequestBody::Jobs { before, active, by, service, replica, limit } => {
-                let list =
-                    move |history: &History| history.jobs(before, active, by.as_ref(), limit);
+                let only = JobFilter { active, by, service, replica };
+                let list = move |history: &History| history.jobs(before, &only, limit);
                 let jobs = self.0.reads.run(list);
                 Ok(ReplyBody::Jobs(jobs.await?))
             }
@@ -168,6 +169,9 @@ impl Api {
                 }
                 rotated
             }
+            RequestBody::Service(request) => {
+                Ok(ReplyBody::Service(self.service(request, reads).await?))
+            }
             // These are commands.
             RequestBody::Submit { .. }
             | RequestBody::Cancel { .. }
@@ -175,7 +179,6 @@ impl Api {
             | RequestBody::TokenCreate { .. }
             | RequestBody::TokenRevoke { .. }
             | RequestBody::Revoke { .. }
-            | RequestBody::Service(_)
             | RequestBody::NodeScheduling { .. }
             | RequestBody::KeyRenew { .. } => Err(unexpected()),
         }
@@ -203,11 +206,12 @@ pub(crate) fn is_command(request: &RequestBody) -> bool {
         RequestBody::Submit { .. }
             | RequestBody::Cancel { .. }
             | RequestBody::NodeForget { .. }
+            | RequestBody::NodeScheduling { .. }
             | RequestBody::TokenCreate { .. }
             | RequestBody::TokenRevoke { .. }
             | RequestBody::Revoke { .. }
             | RequestBody::KeyRenew { .. }
-    )
+    ) || matches!(request, RequestBody::Service(request) if services::is_command(request))
 }
 
 /// Returns the error for an answer of the core that does not belong to the command.

@@ -1,6 +1,6 @@
 //! Requests without a socket.
 
-#![expect(clippy::unwrap_used, clippy::expect_used, reason = "tests")]
+#![expect(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests")]
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::os::unix::net::UnixListener;
@@ -9,8 +9,9 @@ use std::time::Duration;
 use crossbeam_channel::bounded;
 use podmesh_manager_core::CoreConfig;
 use podmesh_protocol::access::{KeyDigest, PublicKey, Role, TokenId};
-use podmesh_protocol::client::{LogPosition, LogRead, LogStream, PrincipalKind};
+use podmesh_protocol::client::{LogPosition, LogRead, LogStream, PrincipalKind, Scheduling};
 use podmesh_protocol::ids::{AttemptId, JobId, Name, SubmissionId, TaskId};
+use podmesh_protocol::service::{ServiceReply, ServiceRequest, ServiceSpec, ServiceState};
 use podmesh_protocol::spec::JobSpec;
 use podmesh_wire::control::ManagerSocket;
 use podmesh_wire::manager_keys::{ManagerKeys, ShownKeys};
@@ -188,6 +189,22 @@ fn requests() -> Vec<(&'static str, RequestBody)> {
         RequestBody::NodeForget { node: name("nobody"), force: false },
         RequestBody::Revoke { kind: PrincipalKind::User, name: name("nobody") },
         RequestBody::KeyRotate { key: KeyDigest([9; 32]) },
+        RequestBody::NodeScheduling { node: name("nobody"), scheduling: Scheduling::Cordoned },
+    ];
+    let service = || name("web");
+    let spec = || Box::new(service_spec());
+    let services = [
+        ServiceRequest::Plan { spec: spec() },
+        ServiceRequest::List { after: None, limit: 1 },
+        ServiceRequest::Show { service: service(), since: None, wait_ms: 0 },
+        ServiceRequest::History { service: service() },
+        ServiceRequest::Apply { spec: spec() },
+        ServiceRequest::Scale { service: service(), replicas: 2 },
+        ServiceRequest::Restart { service: service() },
+        ServiceRequest::Rollback { service: service(), to: None },
+        ServiceRequest::Stop { service: service() },
+        ServiceRequest::Start { service: service() },
+        ServiceRequest::Remove { service: service() },
     ];
     // A new kind of request must also be added above.
     let kind = |body: &RequestBody| match body {
@@ -211,19 +228,38 @@ fn requests() -> Vec<(&'static str, RequestBody)> {
         RequestBody::NodeForget { .. } => "node_forget",
         RequestBody::KeyRenew { .. } => "key_renew",
         RequestBody::KeyRotate { .. } => "key_rotate",
-        RequestBody::Service(_) => "service",
+        RequestBody::Service(request) => match request {
+            ServiceRequest::Apply { .. } => "service apply",
+            ServiceRequest::Plan { .. } => "service plan",
+            ServiceRequest::Scale { .. } => "service scale",
+            ServiceRequest::Restart { .. } => "service restart",
+            ServiceRequest::Rollback { .. } => "service rollback",
+            ServiceRequest::Stop { .. } => "service stop",
+            ServiceRequest::Start { .. } => "service start",
+            ServiceRequest::Remove { .. } => "service remove",
+            ServiceRequest::List { .. } => "service list",
+            ServiceRequest::Show { .. } => "service show",
+            ServiceRequest::History { .. } => "service history",
+        },
         RequestBody::NodeScheduling { .. } => "node_scheduling",
     };
-    all.into_iter().map(|body| (kind(&body), body)).collect()
+    let services = services.into_iter().map(RequestBody::Service);
+    all.into_iter().chain(services).map(|body| (kind(&body), body)).collect()
+}
+
+/// A service of one command.
+fn service_spec() -> ServiceSpec {
+    let run = r#"{"name": "web", "run": {"runtime": "process", "command": ["true"]}}"#;
+    serde_json::from_str(run).unwrap()
 }
 
 #[tokio::test]
 async fn every_role_may_ask_exactly_its_requests() {
     let world = World::start(true).await;
     let mut table =
-        format!("{:14}{}\n", "request", Role::ALL.map(|role| format!("{role:10}")).concat());
+        format!("{:19}{}\n", "request", Role::ALL.map(|role| format!("{role:10}")).concat());
     for (kind, request) in requests() {
-        table += &format!("{kind:14}");
+        table += &format!("{kind:19}");
         for role in Role::ALL {
             let answer = world.ask(role, request.clone()).await;
             let forbidden = answer.is_err_and(|error| error.code == ErrorCode::Forbidden);
@@ -234,28 +270,68 @@ async fn every_role_may_ask_exactly_its_requests() {
     let table: Vec<&str> = table.lines().map(str::trim_end).collect();
     println!("{}", table.join("\n"));
     let expected = "\
-request       agent     viewer    operator  admin
-info          yes       yes       yes       yes
-who_am_i      yes       yes       yes       yes
-key_renew     yes       yes       yes       yes
-jobs          -         yes       yes       yes
-job           -         yes       yes       yes
-tasks         -         yes       yes       yes
-task          -         yes       yes       yes
-nodes         -         yes       yes       yes
-events        -         yes       yes       yes
-log           -         yes       yes       yes
-submit        -         -         yes       yes
-cancel        -         -         yes       yes
-forget        -         -         -         yes
-token_create  -         -         -         yes
-tokens        -         -         -         yes
-token_revoke  -         -         -         yes
-users         -         -         -         yes
-node_forget   -         -         -         yes
-revoke        -         -         -         yes
-key_rotate    -         -         -         yes";
+request            agent     viewer    operator  admin
+info               yes       yes       yes       yes
+who_am_i           yes       yes       yes       yes
+key_renew          yes       yes       yes       yes
+jobs               -         yes       yes       yes
+job                -         yes       yes       yes
+tasks              -         yes       yes       yes
+task               -         yes       yes       yes
+nodes              -         yes       yes       yes
+events             -         yes       yes       yes
+log                -         yes       yes       yes
+submit             -         -         yes       yes
+cancel             -         -         yes       yes
+forget             -         -         -         yes
+token_create       -         -         -         yes
+tokens             -         -         -         yes
+token_revoke       -         -         -         yes
+users              -         -         -         yes
+node_forget        -         -         -         yes
+revoke             -         -         -         yes
+key_rotate         -         -         -         yes
+node_scheduling    -         -         -         yes
+service plan       -         yes       yes       yes
+service list       -         yes       yes       yes
+service show       -         yes       yes       yes
+service history    -         yes       yes       yes
+service apply      -         -         yes       yes
+service scale      -         -         yes       yes
+service restart    -         -         yes       yes
+service rollback   -         -         yes       yes
+service stop       -         -         yes       yes
+service start      -         -         yes       yes
+service remove     -         -         yes       yes";
     assert_eq!(table, expected.lines().collect::<Vec<_>>());
+}
+
+#[tokio::test]
+async fn a_reader_of_a_service_waits_for_its_next_change() {
+    let world = World::start(true).await;
+    let ask = |request| world.ask(Role::Operator, RequestBody::Service(request));
+    let service = || name("web");
+    let show = |since, wait_ms| ServiceRequest::Show { service: service(), since, wait_ms };
+    let missing = ask(show(None, 0)).await.unwrap_err();
+    assert_eq!(missing.code, ErrorCode::NotFound);
+    ask(ServiceRequest::Apply { spec: Box::new(service_spec()) }).await.unwrap();
+    let detail = |reply| match reply {
+        Ok(ReplyBody::Service(ServiceReply::Service(detail))) => detail,
+        other => panic!("{other:?}"),
+    };
+    let first = detail(ask(show(None, 0)).await);
+    assert_eq!(first.view.state, ServiceState::Updating);
+    assert!(first.waits_for[0].contains("no node"), "{:?}", first.waits_for);
+    let same = detail(ask(show(Some(first.changed), 1)).await);
+    assert_eq!(same.changed, first.changed);
+    let stop = async { ask(ServiceRequest::Stop { service: service() }).await.unwrap() };
+    let (second, _) = tokio::join!(ask(show(Some(first.changed), 30_000)), stop);
+    let second = detail(second);
+    assert!(second.changed > first.changed);
+    assert_eq!(second.view.state, ServiceState::Stopped);
+    let rollback = ServiceRequest::Rollback { service: service(), to: Some(7) };
+    let error = ask(rollback).await.unwrap_err();
+    assert!(error.message.contains("no revision 7"), "{error}");
 }
 
 #[tokio::test]

@@ -1,7 +1,9 @@
 //! The integers that stand for states in the database. Never changed once released.
 
 use podmesh_protocol::access::Role;
+use podmesh_protocol::client::Scheduling;
 use podmesh_protocol::report::{AttemptState, JobState, OutcomeKind, TaskState};
+use podmesh_protocol::service::RevisionState;
 use rusqlite::types::{FromSqlError, FromSqlResult};
 
 /// What an attempt means for its task. The index `attempts_going_on` holds those below 2.
@@ -39,6 +41,12 @@ codes!(outcome_code, outcome_kind, OutcomeKind {
     Succeeded = 0, Failed = 1, Cancelled = 2, TimedOut = 3, Lost = 4, NotStarted = 5,
 });
 
+codes!(revision_code, revision_state, RevisionState {
+    Begun = 0, Reached = 1, Failed = 2,
+});
+codes!(scheduling_code, scheduling, Scheduling {
+    Open = 0, Cordoned = 1, Draining = 2,
+});
 codes!(role_code, role, Role {
     Agent = 0, Viewer = 1, Operator = 2, Admin = 3,
 });

@@ -305,7 +305,7 @@ fn the_database_of_a_manager_killed_at_any_moment_is_accepted() {
     let mut store = open(dir.path()).unwrap();
     fs::write(dir.path().join(KEY_FILE), "").unwrap();
     // Many times, to hit different moments.
-    store.writer.connection().pragma_update(None, "wal_autocheckpoint", 40).unwrap();
+    store.writer.connection().pragma_update(None, "wal_autocheckpoint", 60).unwrap();
     let mut revision = 0;
     for job in 1..=60 {
         revision = add_job(&mut store, job, revision);

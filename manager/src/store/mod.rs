@@ -20,6 +20,7 @@ mod removal_tests;
 mod restore;
 mod schema;
 mod seal;
+mod services;
 #[cfg(test)]
 mod state_tests;
 #[cfg(test)]
@@ -40,7 +41,7 @@ use crate::data_dir::DataDirLock;
 
 pub use backup::{BackupError, BackupSummary, backup};
 pub use check::{CheckReport, check};
-pub(crate) use reader::{History, ReadError};
+pub(crate) use reader::{History, JobFilter, ReadError};
 pub(crate) use writer::{Commit, CommittedChunk, TimedStep, Writer};
 
 /// The database's name in the data directory.

@@ -14,12 +14,13 @@ use podmesh_protocol::event::{EventChunk, EventFact};
 use podmesh_protocol::ids::{AttemptId, JobId, Name, Revision, SubmissionId, TaskId};
 use podmesh_protocol::limits::{FRAME_BYTES_MAX, PAGE_ROWS_MAX};
 use podmesh_protocol::report::{AttemptState, JobState, Outcome, TaskState};
+use podmesh_protocol::service::ServiceRevision;
 use podmesh_protocol::spec::ArrayRange;
 use rusqlite::{Connection, ErrorCode as Sqlite, OptionalExtension, Row, params};
 
 use super::codes::{attempt_state, integer, job_state, outcome_kind, task_state, unsigned};
 use super::restore::{counts, decoded, last_job, name, submitted_by};
-use super::{StoreError, access, removal};
+use super::{StoreError, access, removal, services};
 
 /// The most bytes of rows in one reply, by a high estimate. The rest of the frame is a reserve in
 /// case the estimate is too low.
@@ -155,6 +156,19 @@ impl JobTasks {
     }
 }
 
+/// Which jobs a list has.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct JobFilter {
+    /// Only those that have not ended.
+    pub(crate) active: bool,
+    /// Only those that were submitted by this node or user.
+    pub(crate) by: Option<Name>,
+    /// Only the replicas of this service. Without it, there are no replicas.
+    pub(crate) service: Option<Name>,
+    /// Only replicas with this number.
+    pub(crate) replica: Option<u32>,
+}
+
 impl History {
     pub(super) fn new(connection: Connection, path: PathBuf) -> Self {
         Self { connection, path, damage: RefCell::default() }
@@ -185,20 +199,29 @@ impl History {
             .optional()?)
     }
 
+    /// Returns the revisions of a service, newest first.
+    pub(crate) fn service_history(
+        &self,
+        service: &Name,
+    ) -> Result<Vec<ServiceRevision>, ReadError> {
+        Ok(services::history(&self.connection, service)?)
+    }
+
     /// Returns jobs, newest first.
     pub(crate) fn jobs(
         &self,
         before: Option<JobId>,
-        active: bool,
-        by: Option<&Name>,
+        only: &JobFilter,
         limit: u32,
     ) -> Result<Vec<JobView>, ReadError> {
-        let only = match (active, by) {
-            (false, None) => "?3 IS NULL",
-            (true, None) => "state < 3 AND ?3 IS NULL",
-            (false, Some(_)) => "submitted_by = ?3",
-            (true, Some(_)) => "state < 3 AND submitted_by = ?3",
-        };
+        let JobFilter { active, by, service, replica } = only;
+        let only = [
+            if *active { "state < 3" } else { "TRUE" },
+            if by.is_some() { "submitted_by = ?3" } else { "?3 IS NULL" },
+            if service.is_some() { "service = ?4" } else { "service IS NULL AND ?4 IS NULL" },
+            if replica.is_some() { "replica = ?5" } else { "?5 IS NULL" },
+        ]
+        .join(" AND ");
         let rows = self
             .connection
             .prepare_cached(&format!(
@@ -209,7 +232,9 @@ impl History {
                 params![
                     integer(before.map_or(u64::MAX, |job| job.0)),
                     limit.min(PAGE_ROWS_MAX),
-                    by.map(Name::as_str),
+                    by.as_ref().map(Name::as_str),
+                    service.as_ref().map(Name::as_str),
+                    replica,
                 ],
                 job_view,
             )?

@@ -71,7 +71,10 @@ pub(super) fn remove_job(connection: &Connection, job: JobId) -> rusqlite::Resul
         .query_row([job], |row| row.get(0))
         .optional()?;
     let Some(attempts) = attempts.map(unsigned) else { return Ok(0) };
-    connection.prepare_cached("DELETE FROM job_specs WHERE job = ?1")?.execute([job])?;
+    for table in ["job_specs", "replicas"] {
+        let delete = format!("DELETE FROM {table} WHERE job = ?1");
+        connection.prepare_cached(&delete)?.execute([job])?;
+    }
     let rest = if attempts <= ATTEMPTS_AT_ONCE {
         "DELETE FROM attempts WHERE job = ?1"
     } else {

@@ -96,7 +96,7 @@ fn a_removed_job_is_gone_at_once_and_its_attempts_step_by_step() {
     }
     assert!(refused(store.history.job(JobId(4))).contains("the last one is 3"));
     assert!(!refused(store.history.job(JobId(4))).contains("removed"));
-    assert_eq!(store.history.jobs(None, false, None, 10).unwrap().len(), 1);
+    assert_eq!(store.history.jobs(None, &JobFilter::default(), 10).unwrap().len(), 1);
     let submission = SubmissionId(Uuid::from_u128(1));
     assert_eq!(store.history.submission(submission).unwrap(), None);
 

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
-use podmesh_manager_core::state::{ActiveAttempt, Job, Losses, Retry, State};
+use podmesh_manager_core::state::{ActiveAttempt, Job, Losses, ReplicaStatus, Retry, State};
 use podmesh_manager_core::step::NodeRow;
 use podmesh_protocol::access::TokenId;
 use podmesh_protocol::ids::{
@@ -14,8 +14,8 @@ use podmesh_protocol::spec::{ArrayRange, Resources};
 use rusqlite::{Connection, Row};
 use uuid::Uuid;
 
-use super::codes::{attempt_state, job_state, outcome_code, standing, unsigned};
-use super::{access, schema, unreadable};
+use super::codes::{attempt_state, job_state, outcome_code, scheduling, standing, unsigned};
+use super::{access, schema, services, unreadable};
 
 /// What a start has read.
 pub(super) struct Restored {
@@ -40,7 +40,7 @@ pub(super) fn read(connection: &Connection) -> rusqlite::Result<Restored> {
     let mut nodes = HashMap::new();
     let mut statement = connection.prepare(
         "SELECT node, name, boot_id, agent_instance, program_version, cpu_millis, memory_bytes,
-             labels, runtimes, epoch, agent_id, lost_age_ms
+             labels, runtimes, epoch, agent_id, lost_age_ms, scheduling, address
          FROM nodes WHERE NOT forgotten",
     )?;
     let mut rows = statement.query([])?;
@@ -53,6 +53,8 @@ pub(super) fn read(connection: &Connection) -> rusqlite::Result<Restored> {
     state.keys = access::keys(connection)?.into_iter().map(|row| (row.key, row)).collect();
     state.jobs = jobs(connection)?.into_iter().map(|job| (job.id, job)).collect();
     let orphaned = attempts(connection, &mut state.jobs)?;
+    services::read_replicas(connection, &mut state.jobs)?;
+    state.services = services::read(connection)?;
     Ok(Restored { state, nodes, orphaned })
 }
 
@@ -130,6 +132,8 @@ fn node(row: &Row<'_>) -> rusqlite::Result<NodeRow> {
         epoch: Epoch(unsigned(row.get(9)?)),
         agent_id: row.get::<_, Option<[u8; 16]>>(10)?.map(|id| AgentId(Uuid::from_bytes(id))),
         lost_age_ms: row.get::<_, Option<i64>>(11)?.map(unsigned),
+        scheduling: scheduling(row.get(12)?)?,
+        address: row.get(13)?,
     })
 }
 
@@ -193,7 +197,9 @@ fn attempts(
             job.retries.insert(index, retry);
         } else {
             let state = attempt_state(row.get(5)?)?;
-            job.active.insert(index, ActiveAttempt { number, node, state, losses });
+            let replica = ReplicaStatus::default();
+            let active = ActiveAttempt { number, node, state, losses, replica };
+            job.active.insert(index, active);
         }
     }
     Ok(orphaned)

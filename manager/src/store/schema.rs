@@ -17,7 +17,8 @@ const APPLICATION_ID: i32 = 0x504d_5348;
 
 /// The schema's history: entry `n` brings a database from version `n` to `n + 1`. Entries are
 /// never changed once released, only added.
-const MIGRATIONS: &[&str] = &[VERSION_1, VERSION_2, VERSION_3, VERSION_4, VERSION_5, VERSION_6];
+const MIGRATIONS: &[&str] =
+    &[VERSION_1, VERSION_2, VERSION_3, VERSION_4, VERSION_5, VERSION_6, VERSION_7];
 
 /// The integer codes are defined in [`super::codes`]. SQLite stores comments in `CREATE TABLE`, and a
 /// start compares them: these texts must not change either.
@@ -164,11 +165,44 @@ ALTER TABLE jobs ADD COLUMN submitted_by TEXT;
 CREATE INDEX jobs_submitted_by ON jobs (submitted_by, job) WHERE submitted_by IS NOT NULL;
 ";
 
+/// Services, and nodes that are taken out of placement.
+const VERSION_7: &str = "
+CREATE TABLE services (
+    service TEXT PRIMARY KEY,
+    saved   BLOB NOT NULL -- MessagePack
+) STRICT, WITHOUT ROWID;
+
+CREATE TABLE service_revisions (
+    service    TEXT    NOT NULL,
+    revision   INTEGER NOT NULL,
+    spec       BLOB    NOT NULL, -- MessagePack, as on the wire
+    applied_by TEXT    NOT NULL,
+    applied_ms INTEGER NOT NULL,
+    state      INTEGER NOT NULL,
+    message    TEXT,
+    PRIMARY KEY (service, revision)
+) STRICT, WITHOUT ROWID;
+
+-- What is known of the last attempt of a job that is a replica.
+CREATE TABLE replicas (
+    job    INTEGER PRIMARY KEY,
+    number INTEGER NOT NULL, -- of the attempt
+    status BLOB    NOT NULL  -- MessagePack
+) STRICT;
+
+ALTER TABLE jobs ADD COLUMN service TEXT; -- NULL: not a replica
+ALTER TABLE jobs ADD COLUMN replica INTEGER;
+CREATE INDEX jobs_of_services ON jobs (service, job) WHERE service IS NOT NULL;
+
+ALTER TABLE nodes ADD COLUMN scheduling INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE nodes ADD COLUMN address TEXT;
+";
+
 /// A database up to this size is checked completely at every start without a seal, which takes at
 /// most a quarter of a second. A database of 143 MiB, with three million tasks, would take 1.2 s.
 const QUICK_CHECK_BYTES_MAX: u64 = 32 << 20;
 /// The tables that a start reads completely.
-const START_TABLES: [&str; 5] = ["meta", "nodes", "jobs", "tokens", "keys"];
+const START_TABLES: [&str; 7] = ["meta", "nodes", "jobs", "tokens", "keys", "services", "replicas"];
 
 /// What kind of file was found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -491,7 +525,7 @@ mod tests {
             let job = &state.jobs[&podmesh_protocol::ids::JobId(2)];
             assert_eq!((job.attempts, &*job.spec, &job.by), (2, &spec, &None));
             assert_eq!((job.active.len(), job.retries[&2].after_ms), (1, 500));
-            let listed = store.history.jobs(None, false, None, 9).unwrap();
+            let listed = store.history.jobs(None, &Default::default(), 9).unwrap();
             let ended: Vec<_> = listed.iter().map(|job| job.ended_wall_ms).collect();
             assert_eq!(ended, [None, Some(7)]);
             let events = store.history.events(podmesh_protocol::ids::Revision(0)).unwrap();
@@ -634,7 +668,7 @@ mod tests {
         assert_eq!(change("SELECT 1"), None);
         let insert =
             "INSERT INTO jobs VALUES (1, x'01', '', 0, 1, 1, 0, 0, 1, 1, 0, 0, 0, 0, 0, 0, 0, 0,
-                 NULL, NULL)";
+                 NULL, NULL, NULL, NULL)";
         index(0);
         // The row is in the table, but not in the index.
         Connection::open(&path).unwrap().execute_batch(insert).unwrap();

@@ -7,15 +7,18 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use fastrand::Rng;
-use podmesh_manager_core::input::{Command, ConnectionId, HeartbeatChange, Input, Ticket};
+use podmesh_manager_core::input::{
+    Command, ConnectionId, HeartbeatChange, Input, ServiceChange, Ticket,
+};
 use podmesh_manager_core::state::{State, Versioned};
 use podmesh_manager_core::step::{Change, Effect, Step};
 use podmesh_manager_core::{Core, CoreConfig};
 use podmesh_protocol::access::{Caller, PublicKey, Role, TokenId};
-use podmesh_protocol::client::PrincipalKind;
+use podmesh_protocol::client::{PrincipalKind, Scheduling};
 use podmesh_protocol::ids::{AgentId, AttemptId, Epoch, InstanceId, JobId, SubmissionId};
 use podmesh_protocol::limits::PROTOCOL_VERSION;
 use podmesh_protocol::report::{Outcome, OutcomeKind, Report, ReportFact};
+use podmesh_protocol::service::{Health, PortSpec, RestartPolicy, ServiceSpec, UpdatePolicy};
 use podmesh_protocol::session::{Hello, ToPeer};
 use podmesh_protocol::spec::{ArrayRange, JobSpec, OnLost, Resources, RetryPolicy, RuntimeKind};
 use podmesh_protocol::time::Now;
@@ -116,7 +119,7 @@ impl World {
             runtimes: vec![RuntimeKind::Process],
             withdrawn: BTreeMap::new(),
             unenforced: BTreeMap::new(),
-            address: None,
+            address: Some("10.0.0.1".into()),
             attempts,
         };
         let caller = Caller { role: Role::Admin, name: name("root"), key: None };
@@ -144,17 +147,58 @@ impl World {
             })
             .collect();
         let Some(attempt) = self.rng.choice(active) else { return };
-        let fact = match self.rng.u8(0..8) {
+        let fact = match self.rng.u8(0..11) {
             0 => ReportFact::Preparing("pulling".into()),
             1 | 2 => ReportFact::Started,
             3 => ReportFact::Ended(Outcome::not_started("no room")),
             4 => ReportFact::Ended(Outcome::new(OutcomeKind::Lost)),
             5 => ReportFact::Ended(Outcome::exited(3)),
+            6 => ReportFact::Listening(vec![self.rng.u16(..)]),
+            7 => ReportFact::Health(Health::Healthy, "said".into()),
+            8 => ReportFact::Health(Health::Unhealthy, "said".into()),
             _ => ReportFact::Ended(Outcome::exited(0)),
         };
         let reports = vec![Report(last + 1, attempt, fact)];
         self.sessions.insert(node, (epoch, connection, last + 1));
         self.give(Input::AttemptsReported { connection, epoch, reports });
+    }
+
+    fn service(&mut self) {
+        let (by, service) = (name("ann"), name(["web", "db"][self.rng.usize(0..2)]));
+        let command = match self.rng.u8(0..9) {
+            0..3 => {
+                let port = PortSpec { publish: Some(80), ..PortSpec::default() };
+                let is_web = service.as_str() == "web";
+                let ports = is_web.then(|| (name("http"), port)).into_iter().collect();
+                let JobSpec { resources, mut run, .. } = job_spec(1);
+                run.command.push(self.rng.u8(0..3).to_string());
+                let spec = ServiceSpec {
+                    name: service,
+                    replicas: self.rng.u32(0..4),
+                    require: BTreeMap::new(),
+                    spread: None,
+                    resources,
+                    ports,
+                    health: None,
+                    restart: RestartPolicy::default(),
+                    update: UpdatePolicy { healthy_within_ms: 20_000, ..UpdatePolicy::default() },
+                    drain_ms: 1_000,
+                    run,
+                };
+                Command::ApplyService { by, spec: Arc::new(spec), back_to: None }
+            }
+            kind => {
+                let change = match kind {
+                    3 => ServiceChange::Scale(self.rng.u32(0..4)),
+                    4 => ServiceChange::Restart,
+                    5 => ServiceChange::Stop,
+                    6 | 7 => ServiceChange::Start,
+                    _ => ServiceChange::Remove,
+                };
+                Command::ChangeService { by, service, change }
+            }
+        };
+        self.command(command);
     }
 
     fn access(&mut self) {
@@ -203,7 +247,7 @@ fn the_core_a_follower_and_the_database_have_the_same_state() {
         let mut world = World::new(seed);
         for _ in 0..400 {
             let node = NODES[world.rng.usize(0..3)];
-            match world.rng.u8(0..32) {
+            match world.rng.u8(0..36) {
                 0..4 => world.submit(),
                 4..7 => world.connect(node),
                 7..22 => world.report(node),
@@ -226,6 +270,13 @@ fn the_core_a_follower_and_the_database_have_the_same_state() {
                     world.command(Command::ForgetNode { by, node, force: true });
                 }
                 27..30 => world.access(),
+                30..33 => world.service(),
+                33 => {
+                    let (by, node) = (name("root"), name(node));
+                    let all = [Scheduling::Open, Scheduling::Cordoned, Scheduling::Draining];
+                    let scheduling = all[world.rng.usize(0..3)];
+                    world.command(Command::ScheduleNode { by, node, scheduling });
+                }
                 _ => {
                     let ms = world.rng.u64(0..10_000);
                     world.pass(ms);

@@ -8,6 +8,7 @@ use podmesh_manager_core::input::{ConnectionId, Ticket};
 use podmesh_manager_core::state::{Losses, State};
 use podmesh_manager_core::step::{Answer, Change, Effect, JobRow, KeyRow, NodeRow, Step, TokenRow};
 use podmesh_protocol::access::{PublicKey, Role, TokenId};
+use podmesh_protocol::client::Scheduling;
 use podmesh_protocol::client::{ReplyBody, TokenState};
 use podmesh_protocol::event::EventFact;
 use podmesh_protocol::ids::{
@@ -50,6 +51,8 @@ pub(super) fn node(text: &str) -> NodeRow {
         epoch: Epoch(4),
         agent_id: Some(AgentId(Uuid::from_u128(8))),
         lost_age_ms: Some(6),
+        scheduling: Scheduling::Draining,
+        address: Some("10.0.0.1".into()),
     }
 }
 
@@ -617,13 +620,16 @@ fn a_job_stores_the_revision_of_its_last_change() {
     assert_eq!(detail.view.counts.queued, 3);
     let (ann, bob) = (name("ann"), name("bob"));
     for active in [true, false] {
-        let listed = |by| store.history.jobs(None, active, by, 10).unwrap();
+        let listed = |by: Option<&Name>| {
+            let only = JobFilter { active, by: by.cloned(), ..JobFilter::default() };
+            store.history.jobs(None, &only, 10).unwrap()
+        };
         let view = std::slice::from_ref(&detail.view);
         assert_eq!(listed(None), view);
         assert_eq!(listed(Some(&ann)), view);
         assert_eq!(listed(Some(&bob)), []);
     }
-    assert_eq!(store.history.jobs(Some(JOB), false, None, 10).unwrap(), []);
+    assert_eq!(store.history.jobs(Some(JOB), &JobFilter::default(), 10).unwrap(), []);
 }
 
 #[test]

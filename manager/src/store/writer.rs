@@ -19,12 +19,12 @@ use podmesh_wire::watchdog::{BEAT_EVERY, Pulse};
 use rusqlite::{CachedStatement, Connection, params};
 use tokio::sync::{mpsc, watch};
 
-use super::codes::{attempt_code, integer, job_code, outcome_code, standing};
+use super::codes::{attempt_code, integer, job_code, outcome_code, scheduling_code, standing};
 use super::events::{self, EventRow};
 use super::log::log_of;
 use super::numbers::JobNumbers;
 use super::removal::{self, Leftovers};
-use super::{BUSY_TIMEOUT, StoreError, access, restore, seal};
+use super::{BUSY_TIMEOUT, StoreError, access, restore, seal, services};
 
 /// The pause between two tries to write to a full disk.
 const FULL_PAUSE: Duration = Duration::from_millis(250);
@@ -356,10 +356,15 @@ fn job_of(change: &Change) -> Option<JobId> {
         Change::AttemptInserted { attempt, .. }
         | Change::AttemptAdvanced { attempt, .. }
         | Change::AttemptEnded { attempt, .. }
-        | Change::RetryDropped { attempt } => Some(attempt.task.job),
+        | Change::RetryDropped { attempt }
+        | Change::ReplicaChanged { attempt, .. } => Some(attempt.task.job),
         Change::JobRemoved(job) | Change::JobCancelled(job) => Some(*job),
         Change::NodeSaved(_)
         | Change::NodeForgotten(_)
+        | Change::ServiceSaved { .. }
+        | Change::ServiceRemoved(_)
+        | Change::RevisionSaved { .. }
+        | Change::RevisionEnded { .. }
         | Change::EpochTaken(_)
         | Change::AgeSaved(_)
         | Change::TokenSaved(_)
@@ -415,12 +420,13 @@ impl<'a> Rows<'a> {
     fn write(&mut self, change: &Change, revision: Revision) -> Result<(), WriteError> {
         match change {
             Change::JobInserted { job, submission, spec, by, wall_ms } => {
+                let replica = spec.run.replica.as_deref();
                 self.connection
                     .prepare_cached(
                         "INSERT INTO jobs (job, submission, name, priority, first_index,
                              last_index, submitted_ms, state, next_index, queued, active,
-                             succeeded, failed, cancelled, changed, submitted_by)
-                         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, 0, ?5, 0, 0, 0, 0, 0, ?8, ?9)",
+                             succeeded, failed, cancelled, changed, submitted_by, service, replica)
+                         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, 0, ?5, 0, 0, 0, 0, 0, ?8, ?9, ?10, ?11)",
                     )?
                     .execute(params![
                         integer(job.0),
@@ -432,6 +438,8 @@ impl<'a> Rows<'a> {
                         integer(*wall_ms),
                         integer(revision.0),
                         by.as_str(),
+                        replica.map(|replica| replica.service.as_str()),
+                        replica.map(|replica| replica.number),
                     ])?;
                 self.connection
                     .prepare_cached("INSERT INTO job_specs (job, spec) VALUES (?1, ?2)")?
@@ -484,6 +492,20 @@ impl<'a> Rows<'a> {
             Change::RetryDropped { attempt } => {
                 let changed = self.standing(*attempt, standing::DROPPED)?;
                 one(changed, attempt)
+            }
+            Change::ReplicaChanged { attempt, status } => {
+                services::save_replica(self.connection, *attempt, status)
+            }
+            Change::ServiceSaved { service, saved } => {
+                services::save(self.connection, service, saved)
+            }
+            Change::ServiceRemoved(service) => Ok(services::remove(self.connection, service)?),
+            Change::RevisionSaved { service, revision, spec, by, wall_ms } => {
+                services::save_revision(self.connection, service, *revision, spec, by, *wall_ms)
+            }
+            Change::RevisionEnded { service, revision, state, message } => {
+                let message = message.as_deref();
+                Ok(services::end_revision(self.connection, service, *revision, *state, message)?)
             }
             Change::NodeSaved(row) => self.node_saved(row),
             Change::NodeForgotten(node) => self.node_forgotten(node),
@@ -578,11 +600,13 @@ impl<'a> Rows<'a> {
             .connection
             .prepare_cached(
                 "INSERT INTO nodes (name, boot_id, agent_instance, program_version, cpu_millis,
-                     memory_bytes, labels, runtimes, epoch, agent_id, lost_age_ms)
-                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11)
+                     memory_bytes, labels, runtimes, epoch, agent_id, lost_age_ms, scheduling,
+                     address)
+                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13)
                  ON CONFLICT (name) DO UPDATE SET boot_id = ?2, agent_instance = ?3,
                      program_version = ?4, cpu_millis = ?5, memory_bytes = ?6, labels = ?7,
-                     runtimes = ?8, epoch = ?9, agent_id = ?10, lost_age_ms = ?11, forgotten = 0
+                     runtimes = ?8, epoch = ?9, agent_id = ?10, lost_age_ms = ?11,
+                     scheduling = ?12, address = ?13, forgotten = 0
                  RETURNING node",
             )?
             .query_row(
@@ -598,6 +622,8 @@ impl<'a> Rows<'a> {
                     integer(row.epoch.0),
                     row.agent_id.map(|id| id.0.into_bytes()),
                     row.lost_age_ms.map(integer),
+                    scheduling_code(row.scheduling),
+                    row.address,
                 ],
                 |row| row.get(0),
             )?;

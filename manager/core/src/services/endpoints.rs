@@ -47,6 +47,11 @@ impl Endpoints {
         self.had.insert(job);
     }
 
+    #[cfg(any(test, feature = "invariants"))]
+    pub(super) fn jobs(&self) -> impl Iterator<Item = &JobId> {
+        self.had.iter()
+    }
+
     pub(super) fn forget(&mut self, job: JobId) {
         self.had.remove(&job);
     }

@@ -4,7 +4,7 @@
 use alloc::vec::Vec;
 
 use podmesh_protocol::client::NodeState;
-use podmesh_protocol::ids::{Epoch, JobId};
+use podmesh_protocol::ids::Epoch;
 use podmesh_protocol::limits::PROXY_ACK_MS_MAX;
 use podmesh_protocol::time::{Millis, Now};
 
@@ -83,13 +83,8 @@ impl Core {
             self.services.draining.remove(name);
         }
         for id in stop {
-            self.stop_replica(id, out);
+            self.cancel_job(id, out);
         }
-    }
-
-    fn stop_replica(&mut self, id: JobId, out: &mut Step) {
-        self.services.endpoints.forget(id);
-        self.cancel_job(id, out);
     }
 
     /// Returns the last update that the proxies of all nodes have applied, and the last one that they

@@ -168,6 +168,7 @@ impl Core {
         if let Some(replicas) = self.services.by_name.get_mut(&spec.service) {
             replicas.jobs.remove(&id);
         }
+        self.services.endpoints.forget(id);
         self.services.mark(&spec.service);
     }
 
@@ -197,6 +198,40 @@ impl Core {
                 replicas.changed = (replicas.changed + 1).max(self.state.last_revision.0);
             }
             out.effects.push(Effect::ServiceTouched(name));
+        }
+    }
+}
+
+#[cfg(any(test, feature = "invariants"))]
+impl Core {
+    pub(crate) fn check_services(&self) {
+        let mut jobs = BTreeMap::<&Name, BTreeSet<JobId>>::new();
+        for (id, job) in &self.state.jobs {
+            if let Some(spec) = replica_of(job) {
+                assert!(self.state.services.contains_key(&spec.service), "job {id}: its service");
+                jobs.entry(&spec.service).or_default().insert(*id);
+            }
+        }
+        let services = &self.services;
+        assert!(services.by_name.keys().eq(self.state.services.keys()), "every service");
+        assert!(services.touched.is_empty(), "every change was told");
+        let mut timers = BTreeSet::new();
+        for (name, replicas) in &services.by_name {
+            let found: BTreeSet<JobId> = replicas.jobs.keys().copied().collect();
+            assert_eq!(found, jobs.remove(name).unwrap_or_default(), "service {name}: its jobs");
+            timers.extend(replicas.timer.map(|at| (at, name.clone())));
+        }
+        assert_eq!(services.timers, timers, "the timers of services");
+        let of_service = |job: &JobId| self.state.jobs.contains_key(job);
+        assert!(services.endpoints.jobs().all(of_service), "the jobs that proxies have");
+        for (_, node) in self.nodes.iter() {
+            let mut replicas = BTreeMap::new();
+            for spec in
+                node.attempts.keys().filter_map(|task| replica_of(&self.state.jobs[&task.job]))
+            {
+                *replicas.entry((spec.service.clone(), spec.revision)).or_insert(0) += 1;
+            }
+            assert_eq!(node.replicas, replicas, "node {}: its replicas", node.row.node);
         }
     }
 }

@@ -8,8 +8,10 @@ use proptest::sample::Index;
 
 use super::restore::restart_and_compare;
 use super::*;
-use podmesh_protocol::client::PrincipalKind;
+use crate::input::ServiceChange;
+use podmesh_protocol::client::{PrincipalKind, Scheduling};
 use podmesh_protocol::report::OutcomeKind;
+use podmesh_protocol::service::{Health, PortSpec, ServiceSpec, UpdatePolicy};
 
 const NODES: [&str; 3] = ["a", "b", "c"];
 
@@ -62,6 +64,27 @@ enum Op {
         node: usize,
         force: bool,
     },
+    /// A service `web` or `db`, with a port or not.
+    Apply {
+        web: bool,
+        replicas: u32,
+        argument: u8,
+        surge: u32,
+    },
+    ChangeService {
+        web: bool,
+        change: ServiceChange,
+    },
+    Schedule {
+        node: usize,
+        scheduling: Scheduling,
+    },
+    /// What the proxy of a node says.
+    Ack {
+        node: usize,
+        applied: u64,
+        drained: u64,
+    },
     /// Asks to remove a range of jobs, ended or not.
     ForgetJobs(Index, u64),
     /// Lost nodes and revoked keys are removed after this many milliseconds.
@@ -72,14 +95,23 @@ enum Op {
 
 fn op() -> impl Strategy<Value = Op> {
     let node = 0..NODES.len();
-    let change = prop_oneof![
+    let beat = prop_oneof![
         Just(HeartbeatChange::Begun),
         Just(HeartbeatChange::Closed),
         Just(HeartbeatChange::Late),
         Just(HeartbeatChange::Resumed),
         Just(HeartbeatChange::LeaseExpired),
     ];
-    let fact = (any::<Index>(), 0..8u8);
+    let fact = (any::<Index>(), 0..11u8);
+    let change = prop_oneof![
+        (0..4u32).prop_map(ServiceChange::Scale),
+        Just(ServiceChange::Restart),
+        Just(ServiceChange::Stop),
+        Just(ServiceChange::Start),
+        Just(ServiceChange::Remove),
+    ];
+    let scheduling =
+        prop_oneof![Just(Scheduling::Open), Just(Scheduling::Cordoned), Just(Scheduling::Draining)];
     prop_oneof![
         4 => (
             1..30u32, -1..2i32, 1..5u32, 0..3u64, 0..3u32, any::<bool>(), any::<bool>(),
@@ -99,7 +131,15 @@ fn op() -> impl Strategy<Value = Op> {
             node.clone(), prop::collection::vec(fact, 1..8),
             prop::bool::weighted(0.05), prop::bool::weighted(0.05),
         ).prop_map(|(node, facts, skip, stale)| Op::Report { node, facts, skip, stale }),
-        2 => (node.clone(), change).prop_map(|(node, change)| Op::Beat { node, change }),
+        2 => (node.clone(), beat).prop_map(|(node, change)| Op::Beat { node, change }),
+        3 => (any::<bool>(), 0..4u32, 0..3u8, 0..3u32).prop_map(|(web, replicas, argument, surge)| {
+            Op::Apply { web, replicas, argument, surge }
+        }),
+        2 => (any::<bool>(), change).prop_map(|(web, change)| Op::ChangeService { web, change }),
+        1 => (node.clone(), scheduling)
+            .prop_map(|(node, scheduling)| Op::Schedule { node, scheduling }),
+        2 => (node.clone(), 0..40u64, 0..40u64)
+            .prop_map(|(node, applied, drained)| Op::Ack { node, applied, drained }),
         1 => node.clone().prop_map(Op::Leave),
         1 => node.clone().prop_map(Op::ConnectionGone),
         1 => (node.clone(), 0..6u8).prop_map(|(node, key)| Op::Join { node, key }),
@@ -152,6 +192,9 @@ impl Cluster {
         let mut hello = hello_of(agent.id, NODES[node], agent.instance);
         hello.boot_id = agent.boot.to_string();
         hello.capacity = Resources { cpu_millis: cpu * 1_000, memory_bytes: 2 * GIB };
+        if node != 1 {
+            hello.address = Some(format!("10.0.0.{node}"));
+        }
         if node == 0 {
             hello.labels.insert(name("gpu"), "a100".into());
         }
@@ -230,6 +273,9 @@ impl Cluster {
                         4 => ReportFact::Ended(Outcome::exited(0)),
                         5 => ReportFact::Ended(Outcome::exited(1)),
                         6 => ReportFact::Ended(Outcome::new(OutcomeKind::Lost)),
+                        7 => ReportFact::Listening(vec![number as u16]),
+                        8 => ReportFact::Health(Health::Healthy, String::new()),
+                        9 => ReportFact::Health(Health::Unhealthy, String::new()),
                         _ => ReportFact::Ended(Outcome::new(OutcomeKind::Cancelled)),
                     };
                     reports.push(Report(number, attempt, fact));
@@ -262,6 +308,42 @@ impl Cluster {
             }
             Op::Revoke(node) => _ = self.world.revoke(PrincipalKind::Node, NODES[node]),
             Op::ForgetNode { node, force } => _ = self.world.forget(NODES[node], force),
+            Op::Apply { web, replicas, argument, surge } => {
+                let ports = [(name("http"), PortSpec { publish: Some(80), ..Default::default() })];
+                let JobSpec { require, resources, mut run, .. } = spec();
+                run.command.push(argument.to_string());
+                let min_healthy = (surge == 0).then_some(0);
+                let spec = ServiceSpec {
+                    name: name(if web { "web" } else { "db" }),
+                    replicas,
+                    require,
+                    spread: web.then(|| name("gpu")),
+                    resources,
+                    ports: ports.into_iter().filter(|_| web).collect(),
+                    health: None,
+                    restart: Default::default(),
+                    update: UpdatePolicy { max_surge: surge, min_healthy, ..Default::default() },
+                    drain_ms: 1_000,
+                    run,
+                };
+                if spec.validate().is_ok() {
+                    let (by, spec) = (name("ann"), Arc::new(spec));
+                    let apply = Command::ApplyService { by, spec, back_to: None };
+                    self.world.give(Input::Command(TICKET, apply));
+                }
+            }
+            Op::ChangeService { web, change } => {
+                let (by, service) = (name("ann"), name(if web { "web" } else { "db" }));
+                let command = Command::ChangeService { by, service, change };
+                self.world.give(Input::Command(TICKET, command));
+            }
+            Op::Schedule { node, scheduling } => _ = self.schedule(node, scheduling),
+            Op::Ack { node, applied, drained } => {
+                let agent = &self.agents[node];
+                let (connection, epoch) = (agent.connection, agent.epoch.unwrap_or(Epoch(0)));
+                let connection = ConnectionId(connection);
+                self.world.give(Input::EndpointsApplied { connection, epoch, applied, drained });
+            }
             Op::ForgetJobs(first, more) => {
                 let first = first.index(jobs as usize + 2) as u64;
                 _ = self.world.forget_jobs(first..=first + more);
@@ -273,6 +355,13 @@ impl Cluster {
             Op::Restart => restart_and_compare(&mut self.world),
         }
         self.world.drain();
+    }
+
+    fn schedule(&mut self, node: usize, scheduling: Scheduling) -> Vec<Step> {
+        let (by, node) = (name("ann"), name(NODES[node]));
+        let command = Command::ScheduleNode { by, node, scheduling };
+        let first = self.world.give(Input::Command(TICKET, command));
+        std::iter::once(first).chain(self.world.drain()).collect()
     }
 
     /// Reconnects every node, large enough for all jobs. Each holds most of the attempts that the
@@ -301,6 +390,17 @@ impl Cluster {
             self.agents[node].last_report = welcome(&step).acked;
             let epoch = welcome(&step).epoch;
             let step = self.world.beat(epoch, HeartbeatChange::Begun);
+            self.obey(&step, &mut held);
+        }
+        for node in 0..NODES.len() {
+            for step in self.schedule(node, Scheduling::Open) {
+                self.obey(&step, &mut held);
+            }
+        }
+        for service in ["web", "db"].map(name) {
+            let (by, change) = (name("ann"), ServiceChange::Remove);
+            let command = Command::ChangeService { by, service, change };
+            let step = self.world.give(Input::Command(TICKET, command));
             self.obey(&step, &mut held);
         }
         let mut codes = codes.iter().cycle();
@@ -334,7 +434,11 @@ impl Cluster {
                 self.obey(&step, &mut held);
             }
         }
+        for step in self.world.drain() {
+            self.obey(&step, &mut held);
+        }
         assert!(self.world.core.state().jobs.is_empty());
+        assert!(self.world.core.state().services.is_empty());
         for (_, node) in self.world.core.nodes.iter() {
             assert_eq!((node.used_cpu_millis, node.used_memory_bytes), (0, 0));
         }

@@ -374,7 +374,10 @@ fn a_lost_node_is_not_waited_for_and_its_replicas_start_elsewhere() {
     mesh.play();
     let gone = mesh.agents.remove("b").unwrap();
     mesh.feed(Input::ConnectionGone { connection: connection(gone.connection) });
-    mesh.feed(Input::HeartbeatChanged { epoch: gone.epoch.unwrap(), change: HeartbeatChange::Closed });
+    mesh.feed(Input::HeartbeatChanged {
+        epoch: gone.epoch.unwrap(),
+        change: HeartbeatChange::Closed,
+    });
     mesh.play();
     assert_eq!(mesh.endpoints("a"), ["10.0.0.1:20000"], "at once");
     assert_eq!(mesh.status().0, ServiceState::Degraded);
