@@ -21,6 +21,7 @@ use podmesh_protocol::ids::{AttemptId, ClusterId, Epoch, InstanceId, JobId, Name
 use podmesh_protocol::report::{Outcome, OutcomeKind, Report, ReportFact};
 use podmesh_protocol::session::{Hello, StopReason, ToManager, ToPeer, Welcome};
 use podmesh_protocol::spec::{OnLost, Resources, RunSpec, RuntimeKind, RuntimeSpec};
+use podmesh_protocol::version::VersionRange;
 use podmesh_wire::control::{ManagerReceiver, ManagerSender, ManagerSocket};
 use podmesh_wire::front::{Admission, Front, FrontConfig, Gate, Who};
 use podmesh_wire::heartbeat::{read_beat, write_beat};
@@ -309,6 +310,7 @@ impl Agent {
                 args: Vec::new(),
             },
             stop_processes,
+            versions: VersionRange::SPOKEN,
         };
         let (stop, stopped) = oneshot::channel::<()>();
         let task = tokio::spawn(async {

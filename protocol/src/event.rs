@@ -5,8 +5,9 @@ use serde::{Deserialize, Serialize};
 use crate::access::{Role, TokenId};
 use crate::facts::facts;
 use crate::ids::{AttemptId, InstanceId, JobId, Name, Revision};
-use crate::report::{JobState, Outcome};
+use crate::report::{JobState, ShownOutcome};
 use crate::spec::RuntimeKind;
+use crate::word::MaybeKnown;
 
 /// Events that were committed together. Their revisions are `first`, `first + 1`, …
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -58,7 +59,7 @@ facts! {
             /// The job.
             job: JobId,
             /// Its final state.
-            state: JobState,
+            state: MaybeKnown<JobState>,
         }
         /// An attempt was assigned to a node.
         AttemptAssigned = "attempt_assigned" {
@@ -84,7 +85,7 @@ facts! {
             /// The attempt.
             attempt: AttemptId,
             /// How it ended.
-            outcome: Outcome,
+            outcome: ShownOutcome,
             /// Milliseconds until the next attempt, if the task is tried again.
             retry_after_ms: Option<u64>,
         }
@@ -124,7 +125,7 @@ facts! {
             /// Its number.
             token: TokenId,
             /// The role of its members.
-            role: Role,
+            role: MaybeKnown<Role>,
             /// Who created it.
             by: Name,
         }
@@ -138,7 +139,7 @@ facts! {
         /// A member joined.
         Enrolled = "enrolled" {
             /// Its role.
-            role: Role,
+            role: MaybeKnown<Role>,
             /// Its name.
             name: Name,
             /// The token that it joined with.
@@ -147,7 +148,7 @@ facts! {
         /// A key was revoked.
         KeyRevoked = "key_revoked" {
             /// The role of its owner.
-            role: Role,
+            role: MaybeKnown<Role>,
             /// The name of its owner.
             name: Name,
             /// Who revoked it.
@@ -156,7 +157,7 @@ facts! {
         /// A member replaced its key.
         KeyRenewed = "key_renewed" {
             /// Its role.
-            role: Role,
+            role: MaybeKnown<Role>,
             /// Its name.
             name: Name,
         }
@@ -186,7 +187,7 @@ facts! {
             /// The node.
             node: Name,
             /// The runtime.
-            runtime: RuntimeKind,
+            runtime: MaybeKnown<RuntimeKind>,
             /// The reason.
             message: String,
         }
@@ -195,7 +196,7 @@ facts! {
             /// The node.
             node: Name,
             /// The runtime.
-            runtime: RuntimeKind,
+            runtime: MaybeKnown<RuntimeKind>,
         }
         /// A lost node was removed.
         NodeForgotten = "node_forgotten" {

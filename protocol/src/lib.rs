@@ -14,4 +14,6 @@ pub mod report;
 pub mod session;
 pub mod spec;
 pub mod time;
+pub mod version;
 pub mod wait;
+pub mod word;

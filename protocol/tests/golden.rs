@@ -75,31 +75,31 @@ fn facts() -> Vec<EventFact> {
     vec![
         EventFact::JobSubmitted { job: JobId(42), name: name("work"), tasks: 9 },
         EventFact::JobCancelRequested { job: JobId(42) },
-        EventFact::JobEnded { job: JobId(42), state: JobState::Cancelled },
+        EventFact::JobEnded { job: JobId(42), state: JobState::Cancelled.into() },
         EventFact::AttemptAssigned { attempt, node: node.clone() },
         EventFact::AttemptPreparing { attempt, message: text.clone() },
         EventFact::AttemptStarted { attempt },
-        EventFact::AttemptEnded { attempt, outcome: outcome(), retry_after_ms: Some(2_000) },
-        EventFact::AttemptEnded { attempt, outcome: outcome(), retry_after_ms: None },
+        EventFact::AttemptEnded { attempt, outcome: outcome().into(), retry_after_ms: Some(2_000) },
+        EventFact::AttemptEnded { attempt, outcome: outcome().into(), retry_after_ms: None },
         EventFact::LogGap { attempt, message: text.clone() },
         EventFact::NodeConnected { node: node.clone(), instance: InstanceId(Uuid::from_u128(5)) },
         EventFact::NodeSuspect { node: node.clone(), message: text.clone() },
         EventFact::NodeRecovered { node: node.clone() },
         EventFact::NodeLost { node: node.clone() },
-        EventFact::TokenCreated { token, role: Role::Viewer, by: by.clone() },
+        EventFact::TokenCreated { token, role: Role::Viewer.into(), by: by.clone() },
         EventFact::TokenRevoked { token, by: by.clone() },
-        EventFact::Enrolled { role: Role::Agent, name: node.clone(), token },
-        EventFact::KeyRevoked { role: Role::Admin, name: node.clone(), by: by.clone() },
-        EventFact::KeyRenewed { role: Role::Operator, name: node.clone() },
+        EventFact::Enrolled { role: Role::Agent.into(), name: node.clone(), token },
+        EventFact::KeyRevoked { role: Role::Admin.into(), name: node.clone(), by: by.clone() },
+        EventFact::KeyRenewed { role: Role::Operator.into(), name: node.clone() },
         EventFact::ManagerKeyRotated { key: text.clone(), by: by.clone() },
         EventFact::JoinsRefused { message: text.clone(), count: 2 },
         EventFact::ConnectionsRefused { message: text.clone(), count: 2 },
         EventFact::RuntimeWithdrawn {
             node: node.clone(),
-            runtime: RuntimeKind::Docker,
+            runtime: RuntimeKind::Docker.into(),
             message: text,
         },
-        EventFact::RuntimeOffered { node: node.clone(), runtime: RuntimeKind::Process },
+        EventFact::RuntimeOffered { node: node.clone(), runtime: RuntimeKind::Process.into() },
         EventFact::NodeForgotten { node, by: by.clone() },
         EventFact::JobsForgotten { first: JobId(1), last: JobId(9), count: 7, by },
     ]
@@ -109,6 +109,7 @@ fn to_manager() -> Vec<(&'static str, ToManager)> {
     let attempt = AttemptId::new(JobId(42), 7, 2);
     let hello = Hello {
         version: 1,
+        version_oldest: None,
         node: name("a"),
         boot_id: "boot".into(),
         agent_instance: InstanceId(Uuid::from_u128(5)),
@@ -117,8 +118,8 @@ fn to_manager() -> Vec<(&'static str, ToManager)> {
         program_version: "0.1.0".into(),
         capacity: Resources { cpu_millis: 4_000, memory_bytes: 8 << 30 },
         labels: BTreeMap::from([(name("gpu"), "a100".into())]),
-        runtimes: vec![RuntimeKind::Process],
-        withdrawn: BTreeMap::from([(RuntimeKind::Docker, "no engine".into())]),
+        runtimes: vec![RuntimeKind::Process.into()],
+        withdrawn: BTreeMap::from([(RuntimeKind::Docker.into(), "no engine".into())]),
         unenforced: BTreeMap::from([("memory".into(), "no cgroups".into())]),
         attempts: vec![attempt],
     };
@@ -203,7 +204,7 @@ fn to_peer() -> Vec<(&'static str, ToPeer)> {
     let view = JobView {
         job: JobId(42),
         name: name("work"),
-        state: JobState::Running,
+        state: JobState::Running.into(),
         priority: -2,
         counts: TaskCounts { queued: 1, active: 2, succeeded: 3, failed: 4, cancelled: 5 },
         submitted_by: None,
@@ -219,20 +220,20 @@ fn to_peer() -> Vec<(&'static str, ToPeer)> {
     };
     let node = NodeView {
         node: name("a"),
-        state: NodeState::Suspect,
+        state: NodeState::Suspect.into(),
         epoch: Some(epoch),
         program_version: "0.1.0".into(),
         capacity: spec().resources,
         free: Resources::default(),
         labels: BTreeMap::new(),
-        runtimes: vec![RuntimeKind::Noop],
+        runtimes: vec![RuntimeKind::Noop.into()],
         withdrawn: BTreeMap::new(),
         unenforced: BTreeMap::new(),
         attempts: 3,
         seen_ms_ago: Some(9),
         enrolled: true,
     };
-    let caller = Caller { role: Role::Operator, name: name("ann"), key: None };
+    let caller = Caller { role: Role::Operator.into(), name: name("ann"), key: None };
     let reply = |result| ToPeer::Reply(Reply { id: 8, result });
     let log_read = LogRead {
         attempt,
@@ -256,7 +257,7 @@ fn to_peer() -> Vec<(&'static str, ToPeer)> {
         ("error", ToPeer::Error(error.clone())),
         ("error_reply", reply(Err(error))),
         ("submitted", reply(Ok(ReplyBody::Submitted { job: JobId(42), again: true }))),
-        ("cancelled", reply(Ok(ReplyBody::Cancelled { state: JobState::Cancelling }))),
+        ("cancelled", reply(Ok(ReplyBody::Cancelled { state: JobState::Cancelling.into() }))),
         ("jobs", reply(Ok(ReplyBody::Jobs(vec![view])))),
         ("job", reply(Ok(ReplyBody::Job(Box::new(detail))))),
         ("nodes", reply(Ok(ReplyBody::Nodes(vec![node])))),
@@ -310,7 +311,7 @@ fn what_a_later_version_adds_is_ignored_or_kept() {
         let bytes = rmp_serde::to_vec(&value).unwrap();
         (rmp_serde::from_slice::<EventFact>(&bytes), bytes)
     };
-    let fact = EventFact::JobEnded { job: JobId(4), state: JobState::Failed };
+    let fact = EventFact::JobEnded { job: JobId(4), state: JobState::Failed.into() };
     // A further field, and fields with names.
     let (longer, _) = read(json!({"job_ended": [4, "failed", {"why": [1, null]}]}));
     assert_eq!(longer.unwrap(), fact);

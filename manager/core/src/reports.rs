@@ -154,7 +154,11 @@ impl Core {
         if let Some(after_ms) = retry_after_ms {
             self.queue_retry(now, task, after_ms);
         }
-        out.events.push(EventFact::AttemptEnded { attempt, outcome, retry_after_ms });
+        out.events.push(EventFact::AttemptEnded {
+            attempt,
+            outcome: outcome.into(),
+            retry_after_ms,
+        });
         self.mark_dirty(task.job);
     }
 }

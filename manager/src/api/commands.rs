@@ -130,7 +130,7 @@ impl Api {
             Answer::EndedBefore { job } => {
                 let state = self.0.reads.run(move |history| history.job_state(job));
                 let (state, _) = state.await?;
-                Ok(ReplyBody::Cancelled { state })
+                Ok(ReplyBody::Cancelled { state: state.into() })
             }
             answer => reply(answer),
         }
@@ -158,7 +158,7 @@ impl Api {
 fn reply(answer: Answer) -> Reply {
     Ok(match answer {
         Answer::Submitted { job, again } => ReplyBody::Submitted { job, again },
-        Answer::Cancelled { state } => ReplyBody::Cancelled { state },
+        Answer::Cancelled { state } => ReplyBody::Cancelled { state: state.into() },
         Answer::NodeForgotten { enrolled } => ReplyBody::NodeForgotten { enrolled },
         Answer::TokenRevoked => ReplyBody::TokenRevoked,
         Answer::KeyRenewed => ReplyBody::KeyRenewed,

@@ -219,7 +219,7 @@ async fn whoever_asks_connects_once() {
         let server = async {
             let received = manager.receiver.recv().await.unwrap();
             let Ok(ToManager::Request(request)) = received.message else { panic!("{received:?}") };
-            let result = Ok(ReplyBody::Cancelled { state: JobState::Cancelling });
+            let result = Ok(ReplyBody::Cancelled { state: JobState::Cancelling.into() });
             let reply = ToPeer::Reply(Reply { id: request.id, result });
             manager.sender.send(&received.peer, &reply).await.unwrap();
         };
@@ -246,7 +246,7 @@ async fn replies_find_their_requests_in_any_order() {
         }
         for (peer, request) in requests.into_iter().rev() {
             let result = if request.body == cancel(1) {
-                Ok(ReplyBody::Cancelled { state: JobState::Cancelling })
+                Ok(ReplyBody::Cancelled { state: JobState::Cancelling.into() })
             } else {
                 Err(ErrorReply::new(ErrorCode::NotFound, "no such job"))
             };
@@ -255,7 +255,7 @@ async fn replies_find_their_requests_in_any_order() {
         }
     };
     let (one, two, ()) = tokio::join!(client.request(cancel(1)), client.request(cancel(2)), server);
-    assert_eq!(one.unwrap(), ReplyBody::Cancelled { state: JobState::Cancelling });
+    assert_eq!(one.unwrap(), ReplyBody::Cancelled { state: JobState::Cancelling.into() });
     assert!(matches!(two, Err(ClientError::Refused(_))), "{two:?}");
 }
 

@@ -1,12 +1,16 @@
 //! The JSON output of the verbs about tokens and users.
 
+use std::borrow::Cow;
+
 use podmesh_protocol::access::Role as WireRole;
 use podmesh_protocol::client::{TokenState as WireTokenState, TokenView, UserView};
+use podmesh_protocol::word::MaybeKnown;
 use schemars::JsonSchema;
 use serde::Serialize;
 
 use crate::connect_access::NewToken;
 use crate::output::json::{Word, words};
+use crate::output::text::escape;
 use crate::output::time::rfc3339;
 
 words! {
@@ -89,8 +93,8 @@ impl TokensOutput {
     pub(crate) fn new(tokens: &[TokenView]) -> Self {
         let row = |view: &TokenView| TokenRow {
             id: view.id.0,
-            state: view.state.into(),
-            role: view.role.into(),
+            state: (&view.state).into(),
+            role: (&view.role).into(),
             uses_left: view.uses_left,
             expires_at: rfc3339(view.expires_wall_ms),
             created_by: view.created_by.to_string(),
@@ -125,7 +129,7 @@ impl UsersOutput {
     pub(crate) fn new(users: &[UserView]) -> Self {
         let row = |view: &UserView| UserRow {
             user: view.name.to_string(),
-            role: view.role.into(),
+            role: (&view.role).into(),
             key: view.key.to_string(),
             token: view.token.0,
             joined_at: rfc3339(view.enrolled_wall_ms),

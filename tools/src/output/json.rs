@@ -1,23 +1,32 @@
 //! The structures of `--output json`. Their form is stable: fields are only added. The schemas in
 //! `tools/schema` are generated from them.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 
 use podmesh_protocol::client as wire;
 use podmesh_protocol::ids::{AttemptId, JobId, TaskId};
 use podmesh_protocol::report;
 use podmesh_protocol::spec;
+use podmesh_protocol::word::MaybeKnown;
 use schemars::JsonSchema;
 use serde::Serialize;
 
+use super::text::escape;
 use super::time::rfc3339;
 
-/// Defines output enums that correspond to enums of the protocol, with the same words.
+/// Defines output enums that correspond to enums of the protocol, with the same words. A word that
+/// only a later version knows is passed on as it is.
 macro_rules! words {
     ($($(#[$doc:meta])* $name:ident = $from:ty { $($(#[$vdoc:meta])* $variant:ident $word:literal),* $(,)? })*) => {$(
         $(#[$doc])*
-        #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, JsonSchema)]
-        pub(crate) enum $name { $($(#[$vdoc])* #[serde(rename = $word)] $variant),* }
+        #[derive(Clone, Debug, PartialEq, Eq, Serialize, JsonSchema)]
+        pub(crate) enum $name {
+            $($(#[$vdoc])* #[serde(rename = $word)] $variant,)*
+            #[serde(untagged)]
+            #[schemars(skip)]
+            Unknown(String),
+        }
 
         impl From<$from> for $name {
             fn from(value: $from) -> Self {
@@ -25,9 +34,21 @@ macro_rules! words {
             }
         }
 
+        impl From<&MaybeKnown<$from>> for $name {
+            fn from(word: &MaybeKnown<$from>) -> Self {
+                match word {
+                    MaybeKnown::Known(value) => (*value).into(),
+                    MaybeKnown::Unknown(word) => Self::Unknown(word.clone()),
+                }
+            }
+        }
+
         impl Word for $name {
-            fn word(self) -> &'static str {
-                match self { $(Self::$variant => $word),* }
+            fn word(&self) -> Cow<'static, str> {
+                match self {
+                    $(Self::$variant => $word.into(),)*
+                    Self::Unknown(word) => escape(word).into(),
+                }
             }
         }
     )*};
@@ -35,8 +56,8 @@ macro_rules! words {
 
 /// An enum of which each variant is one word.
 pub(crate) trait Word {
-    /// Returns the word used in JSON.
-    fn word(self) -> &'static str;
+    /// Returns the word used in JSON, safe for a terminal.
+    fn word(&self) -> Cow<'static, str>;
 }
 
 pub(crate) use words;
@@ -244,7 +265,7 @@ impl From<&wire::JobView> for JobRow {
         Self {
             job: view.job.0,
             name: view.name.to_string(),
-            state: view.state.into(),
+            state: (&view.state).into(),
             priority: view.priority,
             tasks: (&view.counts).into(),
             submitted_at: rfc3339(view.submitted_wall_ms),
@@ -467,10 +488,10 @@ pub(crate) struct OutcomeRow {
     pub(crate) ran_ms: u64,
 }
 
-impl From<&report::Outcome> for OutcomeRow {
-    fn from(outcome: &report::Outcome) -> Self {
+impl From<&report::ShownOutcome> for OutcomeRow {
+    fn from(outcome: &report::ShownOutcome) -> Self {
         Self {
-            kind: outcome.kind.into(),
+            kind: (&outcome.kind).into(),
             exit_code: outcome.exit_code,
             signal: outcome.signal,
             oom_killed: outcome.oom_killed,
@@ -486,7 +507,7 @@ impl AttemptRow {
             attempt: AttemptId { task, number: view.number }.to_string(),
             number: view.number,
             node: view.node.to_string(),
-            state: view.state.into(),
+            state: (&view.state).into(),
             outcome: view.outcome.as_ref().map(Into::into),
             assigned_at: rfc3339(view.assigned_wall_ms),
             started_at: view.started_wall_ms.map(rfc3339),
@@ -500,7 +521,7 @@ impl From<&wire::TaskView> for TaskRow {
         Self {
             task: view.task.to_string(),
             index: view.task.index,
-            state: view.state.into(),
+            state: (&view.state).into(),
             attempts: view.attempts,
             last_attempt: view.last.as_ref().map(|last| AttemptRow::new(view.task, last)),
         }
@@ -570,13 +591,13 @@ impl From<&wire::NodeView> for NodeRow {
     fn from(view: &wire::NodeView) -> Self {
         Self {
             node: view.node.to_string(),
-            state: view.state.into(),
+            state: (&view.state).into(),
             epoch: view.epoch.map(|epoch| epoch.0),
             version: view.program_version.clone(),
             capacity: (&view.capacity).into(),
             free: (&view.free).into(),
             labels: labels(&view.labels),
-            runtimes: view.runtimes.iter().map(|kind| (*kind).into()).collect(),
+            runtimes: view.runtimes.iter().map(Into::into).collect(),
             withdrawn: view
                 .withdrawn
                 .iter()

@@ -30,9 +30,10 @@ fn mood(word: &str) -> Mood {
     }
 }
 
-fn state(word: &'static str) -> Cell {
-    let cell = Cell::new(word);
-    match mood(word) {
+fn state(word: &impl Word) -> Cell {
+    let word = word.word();
+    let cell = Cell::new(&word);
+    match mood(&word) {
         Mood::Good => cell.fg(Color::Green),
         Mood::Bad => cell.fg(Color::Red),
         Mood::Busy => cell.fg(Color::Yellow),
@@ -86,7 +87,7 @@ pub(crate) fn jobs(screen: Screen, jobs: &[JobView]) -> String {
         vec![
             Cell::new(view.job),
             Cell::new(&view.name),
-            state(JobState::from(view.state).word()),
+            state(&JobState::from(&view.state)),
             Cell::new(done),
             Cell::new(failed),
             Cell::new(ago(now, view.submitted_wall_ms)),
@@ -104,11 +105,11 @@ pub(crate) fn tasks(screen: Screen, tasks: &[TaskView]) -> String {
         let last = view.last.as_ref();
         let how = last.map_or(String::new(), |last| match &last.outcome {
             Some(outcome) => outcome_text(outcome),
-            None => AttemptState::from(last.state).word().to_owned(),
+            None => AttemptState::from(&last.state).word().into_owned(),
         });
         vec![
             Cell::new(view.task),
-            state(TaskState::from(view.state).word()),
+            state(&TaskState::from(&view.state)),
             Cell::new(view.attempts),
             Cell::new(last.map_or("", |last| last.node.as_str())),
             Cell::new(how),
@@ -132,7 +133,7 @@ pub(crate) fn nodes(screen: Screen, nodes: &[NodeView]) -> String {
             view.labels.iter().map(|(name, value)| format!("{name}={}", escape(value))).collect();
         vec![
             Cell::new(&view.node),
-            state(NodeState::from(view.state).word()),
+            state(&NodeState::from(&view.state)),
             Cell::new(format!(
                 "{}/{}",
                 cores(view.free.cpu_millis),
@@ -159,8 +160,8 @@ pub(crate) fn tokens(screen: Screen, tokens: &[TokenView]) -> String {
     let row = |view: &TokenView| {
         vec![
             Cell::new(view.id),
-            state(TokenState::from(view.state).word()),
-            Cell::new(view.role),
+            state(&TokenState::from(&view.state)),
+            Cell::new(&view.role),
             Cell::new(view.uses_left),
             Cell::new(local(view.expires_wall_ms)),
             Cell::new(&view.created_by),
@@ -175,7 +176,7 @@ pub(crate) fn users(screen: Screen, users: &[UserView]) -> String {
     let row = |view: &UserView| {
         vec![
             Cell::new(&view.name),
-            Cell::new(view.role),
+            Cell::new(&view.role),
             Cell::new(view.token),
             Cell::new(local(view.enrolled_wall_ms)),
         ]
@@ -209,17 +210,18 @@ mod tests {
     use podmesh_protocol::ids::{JobId, TaskId};
     use podmesh_protocol::report::{self, Outcome};
     use podmesh_protocol::spec::{Resources, RuntimeKind};
+    use podmesh_protocol::word::MaybeKnown;
 
     fn task(message: &str) -> TaskView {
         TaskView {
             task: TaskId { job: JobId(42), index: 7 },
-            state: report::TaskState::Failed,
+            state: report::TaskState::Failed.into(),
             attempts: 1,
             last: Some(AttemptView {
                 number: 1,
                 node: "node-1".parse().unwrap(),
-                state: report::AttemptState::Ended,
-                outcome: Some(Outcome::exited(3).with_message(message)),
+                state: report::AttemptState::Ended.into(),
+                outcome: Some(Outcome::exited(3).with_message(message).into()),
                 assigned_wall_ms: 0,
                 started_wall_ms: None,
                 ended_wall_ms: None,
@@ -258,8 +260,8 @@ mod tests {
     fn tokens_show_whether_they_can_be_used() {
         let view = |id, state| TokenView {
             id: TokenId(id),
-            state,
-            role: Role::Agent,
+            state: MaybeKnown::Known(state),
+            role: Role::Agent.into(),
             uses_left: 1,
             expires_wall_ms: 0,
             created_by: "root".parse().unwrap(),
@@ -276,13 +278,13 @@ mod tests {
     fn nodes_show_free_resources() {
         let view = NodeView {
             node: "node-1".parse().unwrap(),
-            state: NodeState::Alive,
+            state: NodeState::Alive.into(),
             epoch: None,
             program_version: String::new(),
             capacity: Resources { cpu_millis: 4000, memory_bytes: 8 << 30 },
             free: Resources { cpu_millis: 2500, memory_bytes: 6 << 30 },
             labels: [("gpu".parse().unwrap(), "a100".to_owned())].into(),
-            runtimes: vec![RuntimeKind::Process, RuntimeKind::Docker],
+            runtimes: vec![RuntimeKind::Process.into(), RuntimeKind::Docker.into()],
             withdrawn: [].into(),
             unenforced: [].into(),
             attempts: 3,

@@ -19,7 +19,7 @@ fn a_hello_opens_a_session() {
         program_version: hello.program_version,
         capacity: hello.capacity,
         labels: hello.labels,
-        runtimes: hello.runtimes,
+        runtimes: vec![RuntimeKind::Process],
         epoch: Epoch(1),
         agent_id: hello.agent_id,
         lost_age_ms: None,
@@ -77,7 +77,7 @@ fn a_refused_agent_is_told_why() {
         (ErrorCode::BadMessage, "ATTEMPTS_PER_NODE_MAX", &|h| h.attempts = many.clone()),
         (ErrorCode::BadMessage, "1.1#1 is named twice", &|h| h.attempts = vec![at(1, 1, 1); 2]),
         (ErrorCode::BadMessage, "runtime is named twice", &|h| {
-            h.runtimes = vec![RuntimeKind::Noop; 2];
+            h.runtimes = vec![RuntimeKind::Noop.into(); 2];
         }),
         (ErrorCode::BadMessage, "NAME_BYTES_MAX", &|h| h.boot_id = "x".repeat(129)),
     ];
@@ -479,11 +479,11 @@ fn a_cancelled_job_ends_even_if_its_node_never_returns() {
 #[test]
 fn a_runtime_that_is_withdrawn_or_offered_again_is_an_event() {
     let mut world = World::new();
-    let withdrawn = [(RuntimeKind::Process, "no room".to_owned())];
+    let withdrawn = [(RuntimeKind::Process.into(), "no room".to_owned())];
     let full = || Hello { runtimes: vec![], withdrawn: withdrawn.clone().into(), ..hello("a", 1) };
     let fact = EventFact::RuntimeWithdrawn {
         node: name("a"),
-        runtime: RuntimeKind::Process,
+        runtime: RuntimeKind::Process.into(),
         message: "no room".into(),
     };
     let step = world.connect(full(), 1);
@@ -494,11 +494,9 @@ fn a_runtime_that_is_withdrawn_or_offered_again_is_an_event() {
     // It is reported once.
     assert!(!world.connect(full(), 2).events.contains(&fact));
     let step = world.connect(hello("a", 1), 3);
-    assert!(
-        step.events.contains(&EventFact::RuntimeOffered {
-            node: name("a"),
-            runtime: RuntimeKind::Process
-        })
-    );
+    assert!(step.events.contains(&EventFact::RuntimeOffered {
+        node: name("a"),
+        runtime: RuntimeKind::Process.into()
+    }));
     assert_eq!(placed(&step), [(at(1, 1, 1), "a")]);
 }
