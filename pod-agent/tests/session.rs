@@ -15,6 +15,7 @@ use podmesh_agent::{AgentConfig, AgentError, DockerSwitch, RuntimeSwitches, run}
 use podmesh_logrotate::RotationPolicy;
 use podmesh_protocol::access::{Caller, JoinRequest, PublicKey, Role};
 use podmesh_protocol::client::{LogPosition, LogRead, LogSlice, LogStream};
+use podmesh_protocol::codec::decode;
 use podmesh_protocol::error::{ErrorCode, ErrorReply};
 use podmesh_protocol::event::{Published, TOPIC_MANAGER};
 use podmesh_protocol::ids::{AttemptId, ClusterId, Epoch, InstanceId, JobId, Name, Revision};
@@ -52,6 +53,8 @@ struct Manager {
     epoch: Epoch,
     cluster: ClusterId,
     lease_ms: u64,
+    /// The version of its sessions.
+    version: u16,
 }
 
 /// The task of a manager's front. Aborted when dropped.
@@ -137,6 +140,7 @@ impl Manager {
             epoch: Epoch(0),
             cluster: ClusterId(uuid::Uuid::from_u128(1)),
             lease_ms: 60_000,
+            version: 1,
         }
     }
 
@@ -171,7 +175,7 @@ impl Manager {
     async fn welcome(&mut self, acked: u64) {
         self.epoch.0 += 1;
         let welcome = Welcome {
-            version: 1,
+            version: self.version,
             epoch: self.epoch,
             cluster: self.cluster,
             lease_ms: self.lease_ms,
@@ -569,6 +573,64 @@ async fn a_refusal_is_retried_or_ends_the_agent() {
     manager.send(ToPeer::Refused(refusal)).await;
     let error = agent.result().await.unwrap_err().to_string();
     assert!(error.contains("this manager speaks 2"), "{error}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_session_in_a_version_that_the_agent_does_not_speak_ends_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut manager = Manager::new().await;
+    let agent = Agent::start(dir.path(), &manager.address);
+    let spoken = manager.hello().await.versions();
+    assert_eq!(spoken, VersionRange::SPOKEN);
+    manager.version = spoken.newest + 1;
+    manager.welcome(0).await;
+    let error = agent.result().await.unwrap_err();
+    assert!(matches!(error, AgentError::UnsupportedVersion { .. }), "{error}");
+    let (used, speaks) = (format!("with version {} ", manager.version), format!("speaks {spoken}"));
+    let said = error.to_string();
+    assert!(said.contains(&used) && said.contains(&speaks), "{said}");
+}
+
+/// Returns the messages that a manager of version 1 sent to an agent, as they were recorded.
+fn recorded() -> impl Iterator<Item = ToPeer> {
+    let lines = include_str!("../../protocol/tests/golden/exchange_v1.txt").lines();
+    lines.filter_map(|line| line.strip_prefix("agent to_peer ")).map(|line| {
+        let (_name, hex) = line.split_once(' ').unwrap();
+        let byte = |at: usize| u8::from_str_radix(&hex[at..at + 2], 16).unwrap();
+        let bytes: Vec<u8> = (0..hex.len()).step_by(2).map(byte).collect();
+        decode(&bytes).unwrap()
+    })
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_agent_works_for_a_manager_of_version_1() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut manager = Manager::new().await;
+    let _agent = Agent::start(dir.path(), &manager.address);
+    manager.hello().await;
+    let mut messages = recorded();
+    // The welcome, the spec of the first job and the starts of its two attempts.
+    for message in messages.by_ref().take(3) {
+        if let ToPeer::Welcome(welcome) = &message {
+            manager.epoch = welcome.epoch;
+        }
+        manager.send(message).await;
+    }
+    let mut ended = BTreeMap::new();
+    while ended.len() < 2 {
+        for Report(number, attempt, fact) in manager.reports().await {
+            manager.send(ToPeer::Acked(manager.epoch, number)).await;
+            if let ReportFact::Ended(outcome) = fact {
+                assert_eq!(outcome.exit_code, Some(0), "{outcome:?}");
+                ended.insert(attempt, outcome.kind);
+            }
+        }
+    }
+    let attempt = |index| AttemptId::new(JobId(1), index, 1);
+    let succeeded = OutcomeKind::Succeeded;
+    assert_eq!(ended, BTreeMap::from([(attempt(1), succeeded), (attempt(2), succeeded)]));
+    let output = dir.path().join("logs/1/1/1/stdout.log");
+    assert_eq!(std::fs::read_to_string(output).unwrap(), "x\n");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

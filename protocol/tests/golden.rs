@@ -276,11 +276,18 @@ fn published() -> Published {
 /// program that spoke this version, and are never changed.
 const VERSION_1: &str = include_str!("golden/v1.txt");
 
+/// An exchange of a manager, an agent and a command line that spoke version 1, one message a line:
+/// peer, direction, name, bytes. It is never changed either.
+const EXCHANGE_1: &str = include_str!("golden/exchange_v1.txt");
+
 /// Returns the bytes of a recorded message.
 fn recorded(direction: &str, name: &str) -> Vec<u8> {
     let prefix = format!("{direction} {name} ");
     let hex = VERSION_1.lines().find_map(|line| line.strip_prefix(&prefix));
-    let hex = hex.unwrap_or_else(|| panic!("{prefix} was not recorded"));
+    bytes(hex.unwrap_or_else(|| panic!("{prefix} was not recorded")))
+}
+
+fn bytes(hex: &str) -> Vec<u8> {
     let byte =
         |digits: &[u8]| u8::from_str_radix(std::str::from_utf8(digits).unwrap(), 16).unwrap();
     hex.as_bytes().chunks(2).map(byte).collect()
@@ -297,6 +304,21 @@ fn messages_of_version_1_are_read() {
     assert_eq!(decode::<Published>(&recorded("published", "events")).unwrap(), published());
     let read = to_manager().len() + to_peer().len() + 1;
     assert_eq!(VERSION_1.lines().count(), read, "every recorded message was read");
+}
+
+#[test]
+fn the_messages_of_an_exchange_of_version_1_are_read_and_written_as_then() {
+    for line in EXCHANGE_1.lines() {
+        let [_peer, direction, name, hex] = line.split(' ').collect::<Vec<_>>()[..] else {
+            panic!("{line}");
+        };
+        let then = bytes(hex);
+        let now = match direction {
+            "to_manager" => encode(&decode::<ToManager>(&then).unwrap()),
+            _ => encode(&decode::<ToPeer>(&then).unwrap()),
+        };
+        assert_eq!(now.unwrap(), then, "{name}");
+    }
 }
 
 #[test]

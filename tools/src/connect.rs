@@ -57,9 +57,6 @@ impl From<RequestError> for CliError {
             RequestError::Refused(reply) => {
                 let error = CliError::failure(escape(&reply.message));
                 match reply.code {
-                    ErrorCode::UnsupportedVersion => {
-                        error.hint("install the same version of podmesh on every machine")
-                    }
                     ErrorCode::Compacted => {
                         error.hint("omit --since to get all events that are kept")
                     }

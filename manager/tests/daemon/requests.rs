@@ -79,7 +79,10 @@ async fn an_invalid_request_is_answered_with_the_reason() {
     match within(receiver.recv()).await.unwrap() {
         ToPeer::Reply(Reply { id: 7, result: Err(error) }) => {
             assert_eq!(error.code, ErrorCode::UnsupportedVersion);
-            assert!(error.message.contains("upgrade podmesh on the machine of the manager"), "{error}");
+            assert!(
+                error.message.contains("upgrade podmesh on the machine of the manager"),
+                "{error}"
+            );
         }
         other => panic!("{other:?}"),
     }

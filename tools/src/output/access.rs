@@ -6,7 +6,7 @@ use podmesh_protocol::access::Role as WireRole;
 use podmesh_protocol::client::{TokenState as WireTokenState, TokenView, UserView};
 use podmesh_protocol::word::MaybeKnown;
 use schemars::JsonSchema;
-use serde::Serialize;
+use serde::{Serialize, Serializer};
 
 use crate::connect_access::NewToken;
 use crate::output::json::{Word, words};

@@ -10,7 +10,7 @@ use podmesh_protocol::report;
 use podmesh_protocol::spec;
 use podmesh_protocol::word::MaybeKnown;
 use schemars::JsonSchema;
-use serde::Serialize;
+use serde::{Serialize, Serializer};
 
 use super::text::escape;
 use super::time::rfc3339;
@@ -20,12 +20,21 @@ use super::time::rfc3339;
 macro_rules! words {
     ($($(#[$doc:meta])* $name:ident = $from:ty { $($(#[$vdoc:meta])* $variant:ident $word:literal),* $(,)? })*) => {$(
         $(#[$doc])*
-        #[derive(Clone, Debug, PartialEq, Eq, Serialize, JsonSchema)]
+        #[derive(Clone, Debug, PartialEq, Eq, JsonSchema)]
         pub(crate) enum $name {
-            $($(#[$vdoc])* #[serde(rename = $word)] $variant,)*
-            #[serde(untagged)]
+            $($(#[$vdoc])* #[schemars(rename = $word)] $variant,)*
+            // The schemas have the words of this version; their readers skip others.
             #[schemars(skip)]
             Unknown(String),
+        }
+
+        impl Serialize for $name {
+            fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+                serializer.serialize_str(match self {
+                    $(Self::$variant => $word,)*
+                    Self::Unknown(word) => word,
+                })
+            }
         }
 
         impl From<$from> for $name {

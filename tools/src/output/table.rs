@@ -204,11 +204,12 @@ pub(crate) fn more(shown: usize, noun: &str) -> String {
 #[cfg(test)]
 #[expect(clippy::unwrap_used, reason = "tests")]
 mod tests {
+    use super::super::json::TaskRow;
     use super::*;
     use podmesh_protocol::access::{Role, TokenId};
     use podmesh_protocol::client::{self as wire, AttemptView, NodeState};
     use podmesh_protocol::ids::{JobId, TaskId};
-    use podmesh_protocol::report::{self, Outcome};
+    use podmesh_protocol::report::{self, Outcome, ShownOutcome};
     use podmesh_protocol::spec::{Resources, RuntimeKind};
     use podmesh_protocol::word::MaybeKnown;
 
@@ -272,6 +273,29 @@ mod tests {
         assert!(lines[1].starts_with("1      used_up  agent  1 "), "{text}");
         assert!(lines[2].starts_with("2      usable   agent  1 "), "{text}");
         assert!(lines[2].ends_with("  root"), "{text}");
+    }
+
+    #[test]
+    fn words_of_a_later_version_are_shown_as_they_are() {
+        let mut view = task("");
+        view.state = MaybeKnown::Unknown("blocked\u{1b}".into());
+        if let Some(last) = &mut view.last {
+            last.state = MaybeKnown::Unknown("frozen".into());
+            let ended = Outcome::exited(3).into();
+            last.outcome =
+                Some(ShownOutcome { kind: MaybeKnown::Unknown("preempted".into()), ..ended });
+        }
+        let json = serde_json::to_value(TaskRow::from(&view)).unwrap();
+        assert_eq!(json["state"], "blocked\u{1b}");
+        assert_eq!(json["last_attempt"]["outcome"]["kind"], "preempted");
+        let screen = Screen { width: None, color: false };
+        let text = tasks(screen, std::slice::from_ref(&view));
+        assert!(text.contains("blocked\\u{1b}  1 "), "{text}");
+        assert!(text.contains("ended (preempted), exit code 3"), "{text}");
+        if let Some(last) = &mut view.last {
+            last.outcome = None;
+        }
+        assert!(tasks(screen, &[view]).contains("frozen"));
     }
 
     #[test]

@@ -2,6 +2,7 @@ use super::*;
 use crate::step::{Change, NodeRow};
 use podmesh_protocol::limits::{ATTEMPTS_PER_NODE_MAX, LABELS_MAX};
 use podmesh_protocol::report::OutcomeKind;
+use podmesh_protocol::word::MaybeKnown;
 
 fn connection_gone(world: &mut World, number: u64) -> Step {
     world.give(Input::ConnectionGone { connection: connection(number) })
@@ -499,4 +500,22 @@ fn a_runtime_that_is_withdrawn_or_offered_again_is_an_event() {
         runtime: RuntimeKind::Process.into()
     }));
     assert_eq!(placed(&step), [(at(1, 1, 1), "a")]);
+}
+
+#[test]
+fn a_runtime_of_a_later_version_gets_no_work_and_is_no_error() {
+    let mut world = World::new();
+    let wasm = || MaybeKnown::Unknown("wasm".into());
+    let later = Hello {
+        runtimes: vec![RuntimeKind::Process.into(), wasm()],
+        withdrawn: [(MaybeKnown::Unknown("vm".into()), "no room".to_owned())].into(),
+        ..hello("a", 1)
+    };
+    let step = world.connect(later, 1);
+    assert_eq!(welcome(&step).epoch, Epoch(1));
+    let node = world.node("a");
+    assert_eq!((node.runtimes, node.withdrawn), (vec![RuntimeKind::Process.into()], [].into()));
+    assert_eq!(placed(&world.submit(spec())), [(at(1, 1, 1), "a")]);
+    let twice = Hello { runtimes: vec![wasm(), wasm()], ..hello("b", 2) };
+    assert_eq!(refusal(&world.connect(twice, 2)).0, ErrorCode::BadMessage);
 }
