@@ -285,17 +285,17 @@ fn supervise_once(dir: &Path) -> oneshot::Receiver<()> {
 
 impl Agent {
     fn start(dir: &Path, manager: &TempDir) -> Self {
-        Self::start_with(dir, manager, false)
+        Self::start_with(dir, manager, |_| ())
     }
 
-    fn start_with(dir: &Path, manager: &TempDir, stop_processes: bool) -> Self {
+    fn start_with(dir: &Path, manager: &TempDir, change: impl FnOnce(&mut AgentConfig)) -> Self {
         let supervised = supervise_once(dir);
         let manager = Locator {
             place: Some(ManagerPlace::DataDir(manager.path().into())),
             data_dir: dir.into(),
             enrolment_dir: dir.join("agent"),
         };
-        let config = AgentConfig {
+        let mut config = AgentConfig {
             data_dir: dir.join("agent"),
             logs_dir: dir.join("logs"),
             name: "here".parse().unwrap(),
@@ -313,9 +313,10 @@ impl Agent {
                 arg0: "podmesh".into(),
                 args: Vec::new(),
             },
-            stop_processes,
+            stop_processes: false,
             versions: VersionRange::SPOKEN,
         };
+        change(&mut config);
         let (stop, stopped) = oneshot::channel::<()>();
         let task = tokio::spawn(async {
             supervised.await.unwrap();
@@ -468,7 +469,8 @@ async fn a_cancelled_command_is_stopped() {
 async fn an_agent_that_stops_reports_its_stopped_attempts_and_says_goodbye() {
     let dir = tempfile::tempdir().unwrap();
     let mut manager = Manager::new().await;
-    let agent = Agent::start_with(dir.path(), &manager.address, true);
+    let agent =
+        Agent::start_with(dir.path(), &manager.address, |config| config.stop_processes = true);
     manager.session().await;
     manager.start(ATTEMPT, RuntimeSpec::Process, "sleep 1000").await;
     manager.started().await;
@@ -606,8 +608,9 @@ fn recorded() -> impl Iterator<Item = ToPeer> {
 async fn an_agent_works_for_a_manager_of_version_1() {
     let dir = tempfile::tempdir().unwrap();
     let mut manager = Manager::new().await;
-    let _agent = Agent::start(dir.path(), &manager.address);
-    manager.hello().await;
+    let spoken = VersionRange { oldest: 1, newest: 2 };
+    let _agent = Agent::start_with(dir.path(), &manager.address, |config| config.versions = spoken);
+    assert_eq!(manager.hello().await.versions(), spoken);
     let mut messages = recorded();
     // The welcome, the spec of the first job and the starts of its two attempts.
     for message in messages.by_ref().take(3) {

@@ -233,7 +233,7 @@ fn to_peer() -> Vec<(&'static str, ToPeer)> {
         seen_ms_ago: Some(9),
         enrolled: true,
     };
-    let caller = Caller { role: Role::Operator.into(), name: name("ann"), key: None };
+    let caller = Caller { role: Role::Operator, name: name("ann"), key: None };
     let reply = |result| ToPeer::Reply(Reply { id: 8, result });
     let log_read = LogRead {
         attempt,
