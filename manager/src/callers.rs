@@ -11,7 +11,8 @@ use podmesh_manager_core::step::Answer;
 use podmesh_protocol::access::{Caller, JoinRequest, PublicKey, Role};
 use podmesh_protocol::error::{ErrorCode, ErrorReply};
 use podmesh_protocol::ids::{ClusterId, Name};
-use podmesh_protocol::limits::{CONNECTIONS_PER_KEY_MAX, PROTOCOL_VERSION};
+use podmesh_protocol::limits::CONNECTIONS_PER_KEY_MAX;
+use podmesh_protocol::version::{NoCommonVersion, VersionRange};
 use podmesh_wire::Service;
 use podmesh_wire::front::{Admission, Gate, Who};
 use podmesh_wire::key::sha256;
@@ -49,6 +50,15 @@ impl RunId {
     }
 }
 
+/// What the gate tells peers about the manager.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Ours {
+    pub(crate) cluster: ClusterId,
+    pub(crate) run: RunId,
+    /// The protocol versions that it speaks.
+    pub(crate) versions: VersionRange,
+}
+
 /// All callers. Clones share them.
 #[derive(Clone)]
 pub(crate) struct Callers {
@@ -56,10 +66,9 @@ pub(crate) struct Callers {
 }
 
 struct Shared {
-    cluster: ClusterId,
+    ours: Ours,
     core: CoreHandle,
     heartbeats: Heartbeats,
-    run: RunId,
     last_number: AtomicU64,
     table: Mutex<Table>,
 }
@@ -104,8 +113,7 @@ struct Connection {
 impl Callers {
     /// Creates the table with the valid keys. The `bool` is [`KnownKey::renews`].
     pub(crate) fn new(
-        cluster: ClusterId,
-        run: RunId,
+        ours: Ours,
         keys: impl IntoIterator<Item = (PublicKey, Role, Name, bool)>,
         core: CoreHandle,
         heartbeats: Heartbeats,
@@ -114,7 +122,7 @@ impl Callers {
         let keys = keys.into_iter().map(known).collect();
         let table = Mutex::new(Table { keys, ..Table::default() });
         let last_number = AtomicU64::new(0);
-        Self { shared: Arc::new(Shared { cluster, core, heartbeats, run, last_number, table }) }
+        Self { shared: Arc::new(Shared { ours, core, heartbeats, last_number, table }) }
     }
 
     fn lock(&self) -> MutexGuard<'_, Table> {
@@ -123,7 +131,7 @@ impl Callers {
 
     /// Returns the connection with an identity at ROUTER; `None` if it is not one of this run.
     pub(crate) fn connection_of(&self, identity: &[u8]) -> Option<ConnectionId> {
-        self.shared.run.connection_of(identity)
+        self.shared.ours.run.connection_of(identity)
     }
 
     /// Returns who is at the other end of a connection; `None` if their key was revoked.
@@ -257,7 +265,7 @@ impl Gate for Callers {
         drop(table);
         let shared = Arc::clone(&self.shared);
         let ended = Box::new(move |has_sent| shared.lock().ended(id, who, has_sent));
-        Ok(Admission { caller, identity: self.shared.run.identity_of(id), ended })
+        Ok(Admission { caller, identity: self.shared.ours.run.identity_of(id), ended })
     }
 
     async fn join(
@@ -265,18 +273,17 @@ impl Gate for Callers {
         key: PublicKey,
         request: JoinRequest,
     ) -> Result<(ClusterId, Role, Name), ErrorReply> {
-        let JoinRequest { version, token, secret, name } = request;
-        if version != PROTOCOL_VERSION {
-            let message = format!(
-                "the token is used with version {version} of the protocol, and this manager speaks {PROTOCOL_VERSION}: install the same release of podmesh on both"
-            );
-            return Err(ErrorReply::new(ErrorCode::UnsupportedVersion, message));
+        let JoinRequest { version, version_oldest, token, secret, name } = request;
+        let theirs = VersionRange::sent(version, version_oldest);
+        let manager = self.shared.ours.versions;
+        if manager.common(theirs).is_none() {
+            return Err(NoCommonVersion { peer: "the peer that joins", theirs, manager }.into());
         }
         // The front limits the number of strangers, and so of these commands.
         let secret_hash = sha256(&secret.0);
         let command = Command::Join { key, token, secret_hash, name };
         match self.shared.core.command(command, None).answer().await? {
-            Answer::Joined { role, name } => Ok((self.shared.cluster, role, name)),
+            Answer::Joined { role, name } => Ok((self.shared.ours.cluster, role, name)),
             answer => {
                 tracing::error!(?answer, "not the answer to a join; this is a bug");
                 Err(stopping())

@@ -8,6 +8,7 @@ use std::time::Duration;
 use podmesh_protocol::limits::{
     HEARTBEAT_MS_DEFAULT, KEEP_ATTEMPTS_DEFAULT, KEEP_MS_DEFAULT, LEASE_MARGIN_MS, LEASE_MS_DEFAULT,
 };
+use podmesh_protocol::version::VersionRange;
 use podmesh_wire::WireError;
 use podmesh_wire::address::ManagerAddress;
 use podmesh_wire::key::KeyError;
@@ -41,6 +42,8 @@ pub struct ManagerConfig {
     pub priority_max: i32,
     /// How long the manager keeps what is no longer in use.
     pub retention: Retention,
+    /// The protocol versions that it speaks: [`VersionRange::SPOKEN`] except in tests.
+    pub versions: VersionRange,
 }
 
 /// How long the manager keeps what is no longer in use.
@@ -81,6 +84,7 @@ impl ManagerConfig {
             lease_margin: Duration::from_millis(LEASE_MARGIN_MS),
             priority_max: 0,
             retention: Retention::default(),
+            versions: VersionRange::SPOKEN,
         }
     }
 

@@ -22,7 +22,7 @@ use tokio::task::{JoinError, JoinHandle, JoinSet};
 use uuid::Uuid;
 
 use crate::api::{self, Api, Identity};
-use crate::callers::{Callers, RunId};
+use crate::callers::{Callers, Ours, RunId};
 use crate::clock::{Clock, millis};
 use crate::config::{ManagerConfig, ManagerError};
 use crate::core::{CoreHandle, CoreThread};
@@ -257,8 +257,8 @@ impl Parts {
     ) -> Result<Self, ManagerError> {
         let clock = Clock::start(store.age_ms);
         let (lease_ms, heartbeat_ms) = (millis(config.lease), millis(config.heartbeat));
-        let core_config =
-            CoreConfig { lease_ms, heartbeat_ms, margin_ms: millis(config.lease_margin) };
+        let (margin_ms, versions) = (millis(config.lease_margin), config.versions);
+        let core_config = CoreConfig { lease_ms, heartbeat_ms, margin_ms, versions };
         let mut watchdog = Watchdog::default();
         let Store { writer, history, lookups: lookups_history, state, .. } = store;
         let (core, core_receiver) = CoreHandle::new();
@@ -271,7 +271,8 @@ impl Parts {
         let run = RunId(instance.to_be_bytes());
         let keys = state.keys.values().filter(|row| !row.revoked);
         let keys = keys.map(|row| (row.key, row.role, row.name.clone(), row.renews.is_some()));
-        let callers = Callers::new(endpoint.cluster, run, keys, core.clone(), heartbeats.clone());
+        let ours = Ours { cluster: endpoint.cluster, run, versions };
+        let callers = Callers::new(ours, keys, core.clone(), heartbeats.clone());
         let Sockets { front, control, publisher } = sockets;
         let (receiver, sender) = control.split();
         let messages = Messages::new(sender, run);
@@ -287,6 +288,7 @@ impl Parts {
             identity: Identity {
                 cluster: endpoint.cluster,
                 instance: endpoint.instance,
+                version: versions.newest,
                 program_version: endpoint.version.clone(),
                 last_revision: Arc::clone(&last_revision),
                 clock,
@@ -347,6 +349,7 @@ impl Parts {
             callers: callers.clone(),
             log_reads: Arc::clone(&log_reads),
             messages: messages.clone(),
+            versions,
             stopping: stopping_receiver,
         };
         let router = tokio::spawn(router::run(router, receiver, watchdog.pulse("router")));

@@ -6,10 +6,11 @@ use std::time::{Duration, Instant};
 
 use podmesh_manager_core::input::{ConnectionId, Input};
 use podmesh_protocol::access::Role;
-use podmesh_protocol::client::{Request, RequestBody};
+use podmesh_protocol::client::{Request, RequestBody, RequestHead};
 use podmesh_protocol::error::{ErrorCode, ErrorReply};
-use podmesh_protocol::limits::{BATCH_ROWS_MAX, PROTOCOL_VERSION, REQUESTS_PER_CONNECTION_MAX};
+use podmesh_protocol::limits::{BATCH_ROWS_MAX, REQUESTS_PER_CONNECTION_MAX};
 use podmesh_protocol::session::{ToManager, ToPeer};
+use podmesh_protocol::version::{NoCommonVersion, VersionRange};
 use podmesh_wire::WireError;
 use podmesh_wire::control::{ManagerReceiver, Received};
 use podmesh_wire::watchdog::{BEAT_EVERY, Pulse};
@@ -36,6 +37,8 @@ pub(crate) struct RouterParts {
     pub(crate) callers: Callers,
     pub(crate) log_reads: Arc<LogReads>,
     pub(crate) messages: Messages,
+    /// The protocol versions that requests may have.
+    pub(crate) versions: VersionRange,
     /// True once the manager is about to stop.
     pub(crate) stopping: watch::Receiver<bool>,
 }
@@ -157,8 +160,24 @@ impl Router {
                     tracing::debug!(number, "a part of a log came that nobody waits for");
                 }
             }
+            Err(WireError::RequestBody { head: RequestHead { version, id }, source }) => {
+                let error = self.check_version(version).err().unwrap_or_else(|| {
+                    self.bad.count(&source.to_string());
+                    ErrorReply::new(ErrorCode::BadMessage, source.to_string())
+                });
+                self.parts.messages.reply(connection, id, Err(error)).await;
+            }
             Err(error) => self.refuse(connection, error.to_string()).await,
         }
+    }
+
+    fn check_version(&self, version: u16) -> Result<(), ErrorReply> {
+        let manager = self.parts.versions;
+        if manager.contains(version) {
+            return Ok(());
+        }
+        let theirs = VersionRange::sent(version, None);
+        Err(NoCommonVersion { peer: "the client", theirs, manager }.into())
     }
 
     /// Handles the end of a connection, which comes after all its messages.
@@ -210,11 +229,7 @@ impl Router {
         bytes: usize,
     ) {
         let Request { version, id, body } = request;
-        if version != PROTOCOL_VERSION {
-            let message = format!(
-                "the request speaks version {version} of the protocol, and this manager speaks {PROTOCOL_VERSION}: install the same release of podmesh on both"
-            );
-            let error = ErrorReply::new(ErrorCode::UnsupportedVersion, message);
+        if let Err(error) = self.check_version(version) {
             return self.parts.messages.reply(connection, id, Err(error)).await;
         }
         if is_command(&body) {

@@ -11,9 +11,9 @@ use podmesh_agent_core::input::{FoundAttempt, Input, RuntimeFact};
 use podmesh_agent_core::step::{JobContext, Step};
 use podmesh_agent_core::{Core, CoreConfig};
 use podmesh_protocol::ids::{AgentId, AttemptId, Epoch, InstanceId, Name};
-use podmesh_protocol::limits::PROTOCOL_VERSION;
 use podmesh_protocol::session::{Hello, ToManager, ToPeer};
 use podmesh_protocol::spec::{Resources, RuntimeKind};
+use podmesh_protocol::version::VersionRange;
 use podmesh_wire::locate::ManagerPlace;
 use podmesh_wire::watchdog::{BEAT_EVERY, Watchdog};
 use tokio::sync::{mpsc, oneshot, watch};
@@ -143,6 +143,7 @@ async fn run_all(config: AgentConfig, shutdown: Shutdown<'_>) -> Result<(), Agen
         log_reads: LogReads::new(logs_dir.clone(), log_notify.clone(), removed_logs.clone()),
         log_notify,
         hello: HelloParts {
+            versions: config.versions,
             node: config.name,
             boot_id: boot_id()?,
             instance: InstanceId(Uuid::new_v4()),
@@ -248,6 +249,7 @@ fn make_logs_dir(path: &Path) -> Result<PathBuf, AgentError> {
 
 /// The constant parts of every hello.
 struct HelloParts {
+    versions: VersionRange,
     node: Name,
     boot_id: String,
     instance: InstanceId,
@@ -440,9 +442,11 @@ impl Agent {
     }
 
     fn hello(&self) -> Result<Hello, AgentError> {
-        let HelloParts { node, boot_id, instance, capacity, labels } = &self.hello;
+        let HelloParts { versions, node, boot_id, instance, capacity, labels } = &self.hello;
+        let withdrawn = self.runtimes.withdrawn();
         Ok(Hello {
-            version: PROTOCOL_VERSION,
+            version: versions.newest,
+            version_oldest: Some(versions.oldest),
             node: node.clone(),
             boot_id: boot_id.clone(),
             agent_instance: *instance,
@@ -451,8 +455,8 @@ impl Agent {
             program_version: env!("CARGO_PKG_VERSION").into(),
             capacity: *capacity,
             labels: labels.clone(),
-            runtimes: self.runtimes.kinds(),
-            withdrawn: self.runtimes.withdrawn(),
+            runtimes: self.runtimes.kinds().into_iter().map(Into::into).collect(),
+            withdrawn: withdrawn.into_iter().map(|(kind, why)| (kind.into(), why)).collect(),
             unenforced: self.runtimes.unenforced(),
             address: None,
             attempts: self.core.hello_attempts(),

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use podmesh_logrotate::RotationPolicy;
 use podmesh_protocol::ids::Name;
 use podmesh_protocol::spec::Resources;
+use podmesh_protocol::version::VersionRange;
 use podmesh_wire::locate::Locator;
 
 use crate::policy::NodePolicy;
@@ -46,6 +47,8 @@ pub struct AgentConfig {
     /// Whether processes are stopped when the agent ends for any reason. Otherwise they keep
     /// running, as containers do.
     pub stop_processes: bool,
+    /// The protocol versions that the agent speaks: [`VersionRange::SPOKEN`] except in tests.
+    pub versions: VersionRange,
 }
 
 /// Which runtimes of an agent are enabled.

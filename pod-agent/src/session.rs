@@ -185,13 +185,23 @@ impl Sessions {
         let (answer, hello) = oneshot::channel();
         self.tell(SessionEvent::HelloAsked(answer)).await?;
         let hello = hello.await.map_err(|_| NoSession::AgentEnds)?;
+        let versions = hello.versions();
         let sent_mono_ms = self.clock.mono_ms();
         sender.send(&ToManager::Hello(hello)).await?;
         let Ok(answer) = timeout(WELCOME_LIMIT, receiver.recv()).await else {
             return Err(NoSession::NoWelcome { manager: route.clone() });
         };
         let refusal = match answer? {
-            ToPeer::Welcome(welcome) => return Ok((welcome, sent_mono_ms)),
+            ToPeer::Welcome(welcome) if versions.contains(welcome.version) => {
+                return Ok((welcome, sent_mono_ms));
+            }
+            ToPeer::Welcome(Welcome { version, .. }) => {
+                let manager = route.to_string();
+                let message = format!(
+                    "it opened a session with version {version} of the protocol, but this agent speaks {versions}: upgrade podmesh on both machines"
+                );
+                return Err(AgentError::UnsupportedVersion { manager, message }.into());
+            }
             ToPeer::Refused(error) | ToPeer::Error(error) => error,
             _ => return Err(NoSession::NotAWelcome(route.clone())),
         };

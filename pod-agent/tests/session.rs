@@ -15,12 +15,14 @@ use podmesh_agent::{AgentConfig, AgentError, DockerSwitch, RuntimeSwitches, run}
 use podmesh_logrotate::RotationPolicy;
 use podmesh_protocol::access::{Caller, JoinRequest, PublicKey, Role};
 use podmesh_protocol::client::{LogPosition, LogRead, LogSlice, LogStream};
+use podmesh_protocol::codec::decode;
 use podmesh_protocol::error::{ErrorCode, ErrorReply};
 use podmesh_protocol::event::{Published, TOPIC_MANAGER};
 use podmesh_protocol::ids::{AttemptId, ClusterId, Epoch, InstanceId, JobId, Name, Revision};
 use podmesh_protocol::report::{Outcome, OutcomeKind, Report, ReportFact};
 use podmesh_protocol::session::{Hello, StopReason, ToManager, ToPeer, Welcome};
 use podmesh_protocol::spec::{OnLost, Resources, RunSpec, RuntimeKind, RuntimeSpec};
+use podmesh_protocol::version::VersionRange;
 use podmesh_wire::control::{ManagerReceiver, ManagerSender, ManagerSocket};
 use podmesh_wire::front::{Admission, Front, FrontConfig, Gate, Who};
 use podmesh_wire::heartbeat::{read_beat, write_beat};
@@ -51,6 +53,8 @@ struct Manager {
     epoch: Epoch,
     cluster: ClusterId,
     lease_ms: u64,
+    /// The version of its sessions.
+    version: u16,
 }
 
 /// The task of a manager's front. Aborted when dropped.
@@ -136,6 +140,7 @@ impl Manager {
             epoch: Epoch(0),
             cluster: ClusterId(uuid::Uuid::from_u128(1)),
             lease_ms: 60_000,
+            version: 1,
         }
     }
 
@@ -170,7 +175,7 @@ impl Manager {
     async fn welcome(&mut self, acked: u64) {
         self.epoch.0 += 1;
         let welcome = Welcome {
-            version: 1,
+            version: self.version,
             epoch: self.epoch,
             cluster: self.cluster,
             lease_ms: self.lease_ms,
@@ -281,17 +286,17 @@ fn supervise_once(dir: &Path) -> oneshot::Receiver<()> {
 
 impl Agent {
     fn start(dir: &Path, manager: &TempDir) -> Self {
-        Self::start_with(dir, manager, false)
+        Self::start_with(dir, manager, |_| ())
     }
 
-    fn start_with(dir: &Path, manager: &TempDir, stop_processes: bool) -> Self {
+    fn start_with(dir: &Path, manager: &TempDir, change: impl FnOnce(&mut AgentConfig)) -> Self {
         let supervised = supervise_once(dir);
         let manager = Locator {
             place: Some(ManagerPlace::DataDir(manager.path().into())),
             data_dir: dir.into(),
             enrolment_dir: dir.join("agent"),
         };
-        let config = AgentConfig {
+        let mut config = AgentConfig {
             data_dir: dir.join("agent"),
             logs_dir: dir.join("logs"),
             name: "here".parse().unwrap(),
@@ -309,8 +314,10 @@ impl Agent {
                 arg0: "podmesh".into(),
                 args: Vec::new(),
             },
-            stop_processes,
+            stop_processes: false,
+            versions: VersionRange::SPOKEN,
         };
+        change(&mut config);
         let (stop, stopped) = oneshot::channel::<()>();
         let task = tokio::spawn(async {
             supervised.await.unwrap();
@@ -463,7 +470,8 @@ async fn a_cancelled_command_is_stopped() {
 async fn an_agent_that_stops_reports_its_stopped_attempts_and_says_goodbye() {
     let dir = tempfile::tempdir().unwrap();
     let mut manager = Manager::new().await;
-    let agent = Agent::start_with(dir.path(), &manager.address, true);
+    let agent =
+        Agent::start_with(dir.path(), &manager.address, |config| config.stop_processes = true);
     manager.session().await;
     manager.start(ATTEMPT, RuntimeSpec::Process, "sleep 1000").await;
     manager.started().await;
@@ -568,6 +576,65 @@ async fn a_refusal_is_retried_or_ends_the_agent() {
     manager.send(ToPeer::Refused(refusal)).await;
     let error = agent.result().await.unwrap_err().to_string();
     assert!(error.contains("this manager speaks 2"), "{error}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_session_in_a_version_that_the_agent_does_not_speak_ends_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut manager = Manager::new().await;
+    let agent = Agent::start(dir.path(), &manager.address);
+    let spoken = manager.hello().await.versions();
+    assert_eq!(spoken, VersionRange::SPOKEN);
+    manager.version = spoken.newest + 1;
+    manager.welcome(0).await;
+    let error = agent.result().await.unwrap_err();
+    assert!(matches!(error, AgentError::UnsupportedVersion { .. }), "{error}");
+    let (used, speaks) = (format!("with version {} ", manager.version), format!("speaks {spoken}"));
+    let said = error.to_string();
+    assert!(said.contains(&used) && said.contains(&speaks), "{said}");
+}
+
+/// Returns the messages that a manager of version 1 sent to an agent, as they were recorded.
+fn recorded() -> impl Iterator<Item = ToPeer> {
+    let lines = include_str!("../../protocol/tests/golden/exchange_v1.txt").lines();
+    lines.filter_map(|line| line.strip_prefix("agent to_peer ")).map(|line| {
+        let (_name, hex) = line.split_once(' ').unwrap();
+        let byte = |at: usize| u8::from_str_radix(&hex[at..at + 2], 16).unwrap();
+        let bytes: Vec<u8> = (0..hex.len()).step_by(2).map(byte).collect();
+        decode(&bytes).unwrap()
+    })
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_agent_works_for_a_manager_of_version_1() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut manager = Manager::new().await;
+    let spoken = VersionRange { oldest: 1, newest: 2 };
+    let _agent = Agent::start_with(dir.path(), &manager.address, |config| config.versions = spoken);
+    assert_eq!(manager.hello().await.versions(), spoken);
+    let mut messages = recorded();
+    // The welcome, the spec of the first job and the starts of its two attempts.
+    for message in messages.by_ref().take(3) {
+        if let ToPeer::Welcome(welcome) = &message {
+            manager.epoch = welcome.epoch;
+        }
+        manager.send(message).await;
+    }
+    let mut ended = BTreeMap::new();
+    while ended.len() < 2 {
+        for Report(number, attempt, fact) in manager.reports().await {
+            manager.send(ToPeer::Acked(manager.epoch, number)).await;
+            if let ReportFact::Ended(outcome) = fact {
+                assert_eq!(outcome.exit_code, Some(0), "{outcome:?}");
+                ended.insert(attempt, outcome.kind);
+            }
+        }
+    }
+    let attempt = |index| AttemptId::new(JobId(1), index, 1);
+    let succeeded = OutcomeKind::Succeeded;
+    assert_eq!(ended, BTreeMap::from([(attempt(1), succeeded), (attempt(2), succeeded)]));
+    let output = dir.path().join("logs/1/1/1/stdout.log");
+    assert_eq!(std::fs::read_to_string(output).unwrap(), "x\n");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -218,8 +218,11 @@ impl FromStr for JoinToken {
 /// number of bytes, then this message. The peer's key is that of the connection.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct JoinRequest {
-    /// The protocol version of the peer: [`PROTOCOL_VERSION`](crate::limits::PROTOCOL_VERSION).
+    /// The newest protocol version that the peer speaks.
     pub version: u16,
+    /// The oldest protocol version that the peer speaks; `None` if it speaks only the newest.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub version_oldest: Option<u16>,
     /// The token's number.
     pub token: TokenId,
     /// The token's secret.

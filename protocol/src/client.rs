@@ -10,19 +10,31 @@ use crate::event::EventChunk;
 use crate::ids::{
     AttemptId, ClusterId, Epoch, InstanceId, JobId, Name, Revision, SubmissionId, TaskId,
 };
-use crate::report::{AttemptState, JobState, Outcome, TaskCounts, TaskState};
+use crate::report::{AttemptState, JobState, ShownOutcome, TaskCounts, TaskState};
 use crate::service::{ServiceReply, ServiceRequest};
 use crate::spec::{JobSpec, Resources, RuntimeKind};
+use crate::word::MaybeKnown;
 
 /// A request of a client.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Request {
-    /// The client's protocol version: [`PROTOCOL_VERSION`](crate::limits::PROTOCOL_VERSION).
+    /// The protocol version of the request and of its reply. A client begins with the newest that it
+    /// speaks; a refusal says which ones the manager speaks.
     pub version: u16,
     /// The client's number of the request; the reply has the same.
     pub id: u64,
     /// The request itself.
     pub body: RequestBody,
+}
+
+/// The part of a request that is the same in all versions. A manager reads it even if it cannot read
+/// the body, so that the peer learns which request it was, and which versions the manager speaks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RequestHead {
+    /// See [`Request::version`].
+    pub version: u16,
+    /// See [`Request::id`].
+    pub id: u64,
 }
 
 /// The kinds of request.
@@ -319,7 +331,7 @@ pub enum ReplyBody {
     /// To [`RequestBody::Cancel`].
     Cancelled {
         /// The job's state now: `cancelling`, or the state in which it ended before.
-        state: JobState,
+        state: MaybeKnown<JobState>,
     },
     /// To [`RequestBody::Forget`].
     Forgotten {
@@ -406,9 +418,9 @@ pub struct TokenView {
     /// The token's number.
     pub id: TokenId,
     /// Whether it can be used.
-    pub state: TokenState,
+    pub state: MaybeKnown<TokenState>,
     /// The role of members that join with it.
-    pub role: Role,
+    pub role: MaybeKnown<Role>,
     /// How many more times it can be used.
     pub uses_left: u32,
     /// When it expires: milliseconds since 1970 by the manager's clock.
@@ -437,7 +449,7 @@ pub struct UserView {
     /// The user's name.
     pub name: Name,
     /// The user's role.
-    pub role: Role,
+    pub role: MaybeKnown<Role>,
     /// The user's key.
     pub key: PublicKey,
     /// The token used to join.
@@ -449,7 +461,7 @@ pub struct UserView {
 /// Information about the manager.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Info {
-    /// The manager's protocol version.
+    /// The newest protocol version that the manager speaks.
     pub version: u16,
     /// The version of its program, for display.
     pub program_version: String,
@@ -474,7 +486,7 @@ pub struct JobView {
     /// Its name.
     pub name: Name,
     /// Its state.
-    pub state: JobState,
+    pub state: MaybeKnown<JobState>,
     /// Its priority.
     pub priority: i32,
     /// How many of its tasks are in each state.
@@ -488,6 +500,13 @@ pub struct JobView {
     pub started_wall_ms: Option<u64>,
     /// When it ended; likewise.
     pub ended_wall_ms: Option<u64>,
+}
+
+impl JobView {
+    /// Returns whether the job has ended. Also true for an end of a later version.
+    pub fn is_end(&self) -> bool {
+        self.state.known().map_or(self.ended_wall_ms.is_some(), |state| state.is_end())
+    }
 }
 
 /// Everything about a job.
@@ -509,7 +528,7 @@ pub struct TaskView {
     /// The task.
     pub task: TaskId,
     /// Its state.
-    pub state: TaskState,
+    pub state: MaybeKnown<TaskState>,
     /// The number of its attempts.
     pub attempts: u32,
     /// The last attempt.
@@ -522,7 +541,7 @@ pub struct TaskDetail {
     /// The task.
     pub task: TaskId,
     /// Its state.
-    pub state: TaskState,
+    pub state: MaybeKnown<TaskState>,
     /// Its attempts; at most the last [`PAGE_ROWS_MAX`](crate::limits::PAGE_ROWS_MAX).
     pub attempts: Vec<AttemptView>,
 }
@@ -535,9 +554,9 @@ pub struct AttemptView {
     /// The node that runs or ran it.
     pub node: Name,
     /// Its state.
-    pub state: AttemptState,
+    pub state: MaybeKnown<AttemptState>,
     /// How it ended, if it has ended.
-    pub outcome: Option<Outcome>,
+    pub outcome: Option<ShownOutcome>,
     /// When it was assigned to the node, in milliseconds since 1970, for display.
     pub assigned_wall_ms: u64,
     /// When its start was reported to the manager; likewise.
@@ -587,7 +606,7 @@ pub struct NodeView {
     /// The node's name.
     pub node: Name,
     /// Whether it is available.
-    pub state: NodeState,
+    pub state: MaybeKnown<NodeState>,
     /// The epoch of its current session.
     pub epoch: Option<Epoch>,
     /// The version of its agent's program, for display.
@@ -599,10 +618,10 @@ pub struct NodeView {
     /// Its labels.
     pub labels: BTreeMap<Name, String>,
     /// The runtimes that it can start.
-    pub runtimes: Vec<RuntimeKind>,
+    pub runtimes: Vec<MaybeKnown<RuntimeKind>>,
     /// The enabled runtimes that it cannot start at present, and why.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
-    pub withdrawn: BTreeMap<RuntimeKind, String>,
+    pub withdrawn: BTreeMap<MaybeKnown<RuntimeKind>, String>,
     /// Which limits of a job (`memory`, `cpus`) it does not enforce for commands, and why.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub unenforced: BTreeMap<String, String>,

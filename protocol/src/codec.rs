@@ -1,10 +1,11 @@
 //! MessagePack: structures as maps with named keys, of which unknown ones are ignored; ids and the
 //! rows of batches as arrays.
 
-use serde::Serialize;
 use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
 
 use crate::access::{Admitted, JoinRequest, JoinToken, Joined};
+use crate::client::RequestHead;
 use crate::error::ErrorReply;
 use crate::event::{EventChunk, Published};
 use crate::limits::FRAME_BYTES_MAX;
@@ -107,6 +108,16 @@ pub fn encode(message: &impl Message) -> Result<Vec<u8>, EncodeError> {
 /// If there are too many bytes, they are not such a message, or more bytes follow it.
 pub fn decode<T: Message>(bytes: &[u8]) -> Result<T, DecodeError> {
     T::from_bytes(bytes)
+}
+
+/// Decodes the head of a request, whatever its body is. Returns `None` if the bytes are not a
+/// request.
+pub fn decode_request_head(bytes: &[u8]) -> Option<RequestHead> {
+    #[derive(Deserialize)]
+    struct Headed {
+        request: RequestHead,
+    }
+    read::<Headed>(bytes).ok().map(|headed| headed.request)
 }
 
 fn write<T: Serialize>(message: &T) -> Result<Vec<u8>, EncodeError> {

@@ -2,6 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::version::VersionRange;
+
 /// The reason why a request failed: a code for programs, a message for people.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
 #[error("{message}")]
@@ -10,12 +12,16 @@ pub struct ErrorReply {
     pub code: ErrorCode,
     /// What happened, why, and what to do if that is known.
     pub message: String,
+    /// The versions that the manager speaks, with [`ErrorCode::UnsupportedVersion`]: the peer can
+    /// try again with one of them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub versions: Option<VersionRange>,
 }
 
 impl ErrorReply {
     /// Creates an error.
     pub fn new(code: ErrorCode, message: impl Into<String>) -> Self {
-        Self { code, message: message.into() }
+        Self { code, message: message.into(), versions: None }
     }
 }
 

@@ -6,9 +6,10 @@ use crate::access::{Role, TokenId};
 use crate::client::Scheduling;
 use crate::facts::facts;
 use crate::ids::{AttemptId, InstanceId, JobId, Name, Revision};
-use crate::report::{JobState, Outcome};
+use crate::report::{JobState, ShownOutcome};
 use crate::service::Health;
 use crate::spec::RuntimeKind;
+use crate::word::MaybeKnown;
 
 /// Events that were committed together. Their revisions are `first`, `first + 1`, …
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -60,7 +61,7 @@ facts! {
             /// The job.
             job: JobId,
             /// Its final state.
-            state: JobState,
+            state: MaybeKnown<JobState>,
         }
         /// An attempt was assigned to a node.
         AttemptAssigned = "attempt_assigned" {
@@ -86,7 +87,7 @@ facts! {
             /// The attempt.
             attempt: AttemptId,
             /// How it ended.
-            outcome: Outcome,
+            outcome: ShownOutcome,
             /// Milliseconds until the next attempt, if the task is tried again.
             retry_after_ms: Option<u64>,
         }
@@ -126,7 +127,7 @@ facts! {
             /// Its number.
             token: TokenId,
             /// The role of its members.
-            role: Role,
+            role: MaybeKnown<Role>,
             /// Who created it.
             by: Name,
         }
@@ -140,7 +141,7 @@ facts! {
         /// A member joined.
         Enrolled = "enrolled" {
             /// Its role.
-            role: Role,
+            role: MaybeKnown<Role>,
             /// Its name.
             name: Name,
             /// The token that it joined with.
@@ -149,7 +150,7 @@ facts! {
         /// A key was revoked.
         KeyRevoked = "key_revoked" {
             /// The role of its owner.
-            role: Role,
+            role: MaybeKnown<Role>,
             /// The name of its owner.
             name: Name,
             /// Who revoked it.
@@ -158,7 +159,7 @@ facts! {
         /// A member replaced its key.
         KeyRenewed = "key_renewed" {
             /// Its role.
-            role: Role,
+            role: MaybeKnown<Role>,
             /// Its name.
             name: Name,
         }
@@ -188,7 +189,7 @@ facts! {
             /// The node.
             node: Name,
             /// The runtime.
-            runtime: RuntimeKind,
+            runtime: MaybeKnown<RuntimeKind>,
             /// The reason.
             message: String,
         }
@@ -197,7 +198,7 @@ facts! {
             /// The node.
             node: Name,
             /// The runtime.
-            runtime: RuntimeKind,
+            runtime: MaybeKnown<RuntimeKind>,
         }
         /// A lost node was removed.
         NodeForgotten = "node_forgotten" {

@@ -15,4 +15,6 @@ pub mod service;
 pub mod session;
 pub mod spec;
 pub mod time;
+pub mod version;
 pub mod wait;
+pub mod word;

@@ -1,7 +1,10 @@
 //! All limits. Input over a limit gets an error that names the limit, or is cut.
 
-/// The version of the protocol that this crate speaks; carried by `hello` and by every request.
+/// The newest version of the protocol that this crate speaks.
 pub const PROTOCOL_VERSION: u16 = 1;
+/// The oldest version of the protocol that this crate speaks: at most the one before
+/// [`PROTOCOL_VERSION`], so that two neighbouring releases always work together.
+pub const PROTOCOL_VERSION_OLDEST: u16 = 1;
 
 /// Bytes of one ZeroMQ frame, and so of one message.
 pub const FRAME_BYTES_MAX: usize = 1 << 20;

@@ -5,12 +5,13 @@ use serde::{Deserialize, Serialize};
 use crate::ids::AttemptId;
 use crate::limits::MESSAGE_BYTES_MAX;
 use crate::service::Health;
+use crate::word::MaybeKnown;
 
-/// How an attempt ended.
+/// How an attempt ended. `K` is [`OutcomeKind`] where something is decided on it, as in a report.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Outcome {
+pub struct Outcome<K = OutcomeKind> {
     /// The kind of outcome.
-    pub kind: OutcomeKind,
+    pub kind: K,
     /// The exit code of the program, if it exited. A program that could not be started has the exit
     /// code that a shell uses: 127 not found, 126 not executable, 125 for other reasons.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -33,6 +34,16 @@ pub struct Outcome {
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde requires this signature")]
 fn is_zero(n: &u64) -> bool {
     *n == 0
+}
+
+/// An outcome as it is shown: it may have a kind of a later version.
+pub type ShownOutcome = Outcome<MaybeKnown<OutcomeKind>>;
+
+impl From<Outcome> for ShownOutcome {
+    fn from(outcome: Outcome) -> Self {
+        let Outcome { kind, exit_code, signal, oom_killed, message, ran_ms } = outcome;
+        Self { kind: kind.into(), exit_code, signal, oom_killed, message, ran_ms }
+    }
 }
 
 /// The kind of outcome of an attempt.
@@ -102,17 +113,22 @@ impl Outcome {
         );
         Self { oom_killed: true, ..told }
     }
+}
 
+impl ShownOutcome {
     /// Returns the exit code of `podmesh run`: the task's own; 128 + signal; 124 for timed out and
     /// 130 for cancelled, if the program left neither; 125 otherwise.
     pub fn shell_code(&self) -> i32 {
-        match (self.kind, self.exit_code, self.signal) {
-            (OutcomeKind::TimedOut, ..) => 124,
+        match (self.kind.known(), self.exit_code, self.signal) {
+            (Some(OutcomeKind::TimedOut), ..) => 124,
             (_, Some(code), _) => code,
             (_, None, Some(signal)) => 128 + signal,
-            (OutcomeKind::Succeeded, ..) => 0,
-            (OutcomeKind::Cancelled, ..) => 130,
-            (OutcomeKind::Failed | OutcomeKind::Lost | OutcomeKind::NotStarted, ..) => 125,
+            (Some(OutcomeKind::Succeeded), ..) => 0,
+            (Some(OutcomeKind::Cancelled), ..) => 130,
+            (
+                Some(OutcomeKind::Failed | OutcomeKind::Lost | OutcomeKind::NotStarted) | None,
+                ..,
+            ) => 125,
         }
     }
 }

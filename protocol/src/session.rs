@@ -10,6 +10,8 @@ use crate::ids::{AgentId, AttemptId, ClusterId, Epoch, InstanceId, JobId, Name};
 use crate::report::Report;
 use crate::service::ServiceEndpoints;
 use crate::spec::{OnLost, Resources, RunSpec, RuntimeKind};
+use crate::version::VersionRange;
+use crate::word::MaybeKnown;
 
 /// Everything that a peer sends to the manager's ROUTER.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -93,8 +95,11 @@ pub enum ToPeer {
 /// The first message of an agent.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Hello {
-    /// The agent's protocol version: [`PROTOCOL_VERSION`](crate::limits::PROTOCOL_VERSION).
+    /// The newest protocol version that the agent speaks.
     pub version: u16,
+    /// The oldest protocol version that the agent speaks; `None` if it speaks only the newest.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub version_oldest: Option<u16>,
     /// The node's name.
     pub node: Name,
     /// The id of the machine's boot, from `/proc/sys/kernel/random/boot_id`. If it changes, nothing
@@ -114,13 +119,13 @@ pub struct Hello {
     pub capacity: Resources,
     /// The node's labels.
     pub labels: BTreeMap<Name, String>,
-    /// The runtimes that it can start.
-    pub runtimes: Vec<RuntimeKind>,
+    /// The runtimes that it can start. A manager that does not know one gives it no work for it.
+    pub runtimes: Vec<MaybeKnown<RuntimeKind>>,
     /// The enabled runtimes that it cannot start at present, and why: each at most
     /// [`MESSAGE_BYTES_MAX`](crate::limits::MESSAGE_BYTES_MAX) bytes. At most one entry per
     /// runtime.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
-    pub withdrawn: BTreeMap<RuntimeKind, String>,
+    pub withdrawn: BTreeMap<MaybeKnown<RuntimeKind>, String>,
     /// Which limits of a job (`memory`, `cpus`) it does not enforce for commands, and why: each at
     /// most [`MESSAGE_BYTES_MAX`](crate::limits::MESSAGE_BYTES_MAX) bytes.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
@@ -134,10 +139,17 @@ pub struct Hello {
     pub attempts: Vec<AttemptId>,
 }
 
+impl Hello {
+    /// Returns the protocol versions that the agent speaks.
+    pub fn versions(&self) -> VersionRange {
+        VersionRange::sent(self.version, self.version_oldest)
+    }
+}
+
 /// The manager opens a session.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Welcome {
-    /// The protocol that the manager speaks.
+    /// The protocol version of the session: the highest that both sides speak.
     pub version: u16,
     /// The session's number; every message of the session carries it.
     pub epoch: Epoch,

@@ -53,6 +53,7 @@ fn to_manager() -> impl Strategy<Value = ToManager> {
         |(node, attempts)| {
             ToManager::Hello(Hello {
                 version: 1,
+                version_oldest: Some(1),
                 node: node.parse().unwrap(),
                 boot_id: "b".into(),
                 agent_instance: InstanceId(Uuid::nil()),
@@ -61,7 +62,7 @@ fn to_manager() -> impl Strategy<Value = ToManager> {
                 program_version: "0".into(),
                 capacity: Resources::default(),
                 labels: BTreeMap::from([("gpu".parse().unwrap(), "a100".into())]),
-                runtimes: vec![RuntimeKind::Process, RuntimeKind::Docker],
+                runtimes: vec![RuntimeKind::Process.into(), RuntimeKind::Docker.into()],
                 withdrawn: [].into(),
                 unenforced: [].into(),
                 address: None,

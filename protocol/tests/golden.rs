@@ -76,31 +76,31 @@ fn facts() -> Vec<EventFact> {
     vec![
         EventFact::JobSubmitted { job: JobId(42), name: name("work"), tasks: 9 },
         EventFact::JobCancelRequested { job: JobId(42) },
-        EventFact::JobEnded { job: JobId(42), state: JobState::Cancelled },
+        EventFact::JobEnded { job: JobId(42), state: JobState::Cancelled.into() },
         EventFact::AttemptAssigned { attempt, node: node.clone() },
         EventFact::AttemptPreparing { attempt, message: text.clone() },
         EventFact::AttemptStarted { attempt },
-        EventFact::AttemptEnded { attempt, outcome: outcome(), retry_after_ms: Some(2_000) },
-        EventFact::AttemptEnded { attempt, outcome: outcome(), retry_after_ms: None },
+        EventFact::AttemptEnded { attempt, outcome: outcome().into(), retry_after_ms: Some(2_000) },
+        EventFact::AttemptEnded { attempt, outcome: outcome().into(), retry_after_ms: None },
         EventFact::LogGap { attempt, message: text.clone() },
         EventFact::NodeConnected { node: node.clone(), instance: InstanceId(Uuid::from_u128(5)) },
         EventFact::NodeSuspect { node: node.clone(), message: text.clone() },
         EventFact::NodeRecovered { node: node.clone() },
         EventFact::NodeLost { node: node.clone() },
-        EventFact::TokenCreated { token, role: Role::Viewer, by: by.clone() },
+        EventFact::TokenCreated { token, role: Role::Viewer.into(), by: by.clone() },
         EventFact::TokenRevoked { token, by: by.clone() },
-        EventFact::Enrolled { role: Role::Agent, name: node.clone(), token },
-        EventFact::KeyRevoked { role: Role::Admin, name: node.clone(), by: by.clone() },
-        EventFact::KeyRenewed { role: Role::Operator, name: node.clone() },
+        EventFact::Enrolled { role: Role::Agent.into(), name: node.clone(), token },
+        EventFact::KeyRevoked { role: Role::Admin.into(), name: node.clone(), by: by.clone() },
+        EventFact::KeyRenewed { role: Role::Operator.into(), name: node.clone() },
         EventFact::ManagerKeyRotated { key: text.clone(), by: by.clone() },
         EventFact::JoinsRefused { message: text.clone(), count: 2 },
         EventFact::ConnectionsRefused { message: text.clone(), count: 2 },
         EventFact::RuntimeWithdrawn {
             node: node.clone(),
-            runtime: RuntimeKind::Docker,
+            runtime: RuntimeKind::Docker.into(),
             message: text,
         },
-        EventFact::RuntimeOffered { node: node.clone(), runtime: RuntimeKind::Process },
+        EventFact::RuntimeOffered { node: node.clone(), runtime: RuntimeKind::Process.into() },
         EventFact::NodeForgotten { node, by: by.clone() },
         EventFact::JobsForgotten { first: JobId(1), last: JobId(9), count: 7, by },
     ]
@@ -110,6 +110,7 @@ fn to_manager() -> Vec<(&'static str, ToManager)> {
     let attempt = AttemptId::new(JobId(42), 7, 2);
     let hello = Hello {
         version: 1,
+        version_oldest: None,
         node: name("a"),
         boot_id: "boot".into(),
         agent_instance: InstanceId(Uuid::from_u128(5)),
@@ -118,8 +119,8 @@ fn to_manager() -> Vec<(&'static str, ToManager)> {
         program_version: "0.1.0".into(),
         capacity: Resources { cpu_millis: 4_000, memory_bytes: 8 << 30 },
         labels: BTreeMap::from([(name("gpu"), "a100".into())]),
-        runtimes: vec![RuntimeKind::Process],
-        withdrawn: BTreeMap::from([(RuntimeKind::Docker, "no engine".into())]),
+        runtimes: vec![RuntimeKind::Process.into()],
+        withdrawn: BTreeMap::from([(RuntimeKind::Docker.into(), "no engine".into())]),
         unenforced: BTreeMap::from([("memory".into(), "no cgroups".into())]),
         address: None,
         attempts: vec![attempt],
@@ -212,7 +213,7 @@ fn to_peer() -> Vec<(&'static str, ToPeer)> {
     let view = JobView {
         job: JobId(42),
         name: name("work"),
-        state: JobState::Running,
+        state: JobState::Running.into(),
         priority: -2,
         counts: TaskCounts { queued: 1, active: 2, succeeded: 3, failed: 4, cancelled: 5 },
         submitted_by: None,
@@ -228,13 +229,13 @@ fn to_peer() -> Vec<(&'static str, ToPeer)> {
     };
     let node = NodeView {
         node: name("a"),
-        state: NodeState::Suspect,
+        state: NodeState::Suspect.into(),
         epoch: Some(epoch),
         program_version: "0.1.0".into(),
         capacity: spec().resources,
         free: Resources::default(),
         labels: BTreeMap::new(),
-        runtimes: vec![RuntimeKind::Noop],
+        runtimes: vec![RuntimeKind::Noop.into()],
         withdrawn: BTreeMap::new(),
         unenforced: BTreeMap::new(),
         attempts: 3,
@@ -267,7 +268,7 @@ fn to_peer() -> Vec<(&'static str, ToPeer)> {
         ("error", ToPeer::Error(error.clone())),
         ("error_reply", reply(Err(error))),
         ("submitted", reply(Ok(ReplyBody::Submitted { job: JobId(42), again: true }))),
-        ("cancelled", reply(Ok(ReplyBody::Cancelled { state: JobState::Cancelling }))),
+        ("cancelled", reply(Ok(ReplyBody::Cancelled { state: JobState::Cancelling.into() }))),
         ("jobs", reply(Ok(ReplyBody::Jobs(vec![view])))),
         ("job", reply(Ok(ReplyBody::Job(Box::new(detail))))),
         ("nodes", reply(Ok(ReplyBody::Nodes(vec![node])))),
@@ -286,11 +287,18 @@ fn published() -> Published {
 /// program that spoke this version, and are never changed.
 const VERSION_1: &str = include_str!("golden/v1.txt");
 
+/// An exchange of a manager, an agent and a command line that spoke version 1, one message a line:
+/// peer, direction, name, bytes. It is never changed either.
+const EXCHANGE_1: &str = include_str!("golden/exchange_v1.txt");
+
 /// Returns the bytes of a recorded message.
 fn recorded(direction: &str, name: &str) -> Vec<u8> {
     let prefix = format!("{direction} {name} ");
     let hex = VERSION_1.lines().find_map(|line| line.strip_prefix(&prefix));
-    let hex = hex.unwrap_or_else(|| panic!("{prefix} was not recorded"));
+    bytes(hex.unwrap_or_else(|| panic!("{prefix} was not recorded")))
+}
+
+fn bytes(hex: &str) -> Vec<u8> {
     let byte =
         |digits: &[u8]| u8::from_str_radix(std::str::from_utf8(digits).unwrap(), 16).unwrap();
     hex.as_bytes().chunks(2).map(byte).collect()
@@ -310,6 +318,21 @@ fn messages_of_version_1_are_read() {
 }
 
 #[test]
+fn the_messages_of_an_exchange_of_version_1_are_read_and_written_as_then() {
+    for line in EXCHANGE_1.lines() {
+        let [_peer, direction, name, hex] = line.split(' ').collect::<Vec<_>>()[..] else {
+            panic!("{line}");
+        };
+        let then = bytes(hex);
+        let now = match direction {
+            "to_manager" => encode(&decode::<ToManager>(&then).unwrap()),
+            _ => encode(&decode::<ToPeer>(&then).unwrap()),
+        };
+        assert_eq!(now.unwrap(), then, "{name}");
+    }
+}
+
+#[test]
 fn events_are_written_as_version_1_wrote_them() {
     // They are stored, too.
     assert_eq!(encode(&published()).unwrap(), recorded("published", "events"));
@@ -321,7 +344,7 @@ fn what_a_later_version_adds_is_ignored_or_kept() {
         let bytes = rmp_serde::to_vec(&value).unwrap();
         (rmp_serde::from_slice::<EventFact>(&bytes), bytes)
     };
-    let fact = EventFact::JobEnded { job: JobId(4), state: JobState::Failed };
+    let fact = EventFact::JobEnded { job: JobId(4), state: JobState::Failed.into() };
     // A further field, and fields with names.
     let (longer, _) = read(json!({"job_ended": [4, "failed", {"why": [1, null]}]}));
     assert_eq!(longer.unwrap(), fact);

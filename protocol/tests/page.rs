@@ -85,6 +85,7 @@ fn the_hex_on_the_page_matches_the_code() {
     same("submit reply", &reply(2, ReplyBody::Submitted { job: JobId(1), again: false }));
     let hello = Hello {
         version: 1,
+        version_oldest: None,
         node: "a".parse().unwrap(),
         boot_id: "b".into(),
         agent_instance: InstanceId(Uuid::from_u128(0x44)),
@@ -93,7 +94,7 @@ fn the_hex_on_the_page_matches_the_code() {
         program_version: "0.1.0".into(),
         capacity: Resources { cpu_millis: 2000, memory_bytes: 1 << 30 },
         labels: [].into(),
-        runtimes: vec![RuntimeKind::Process],
+        runtimes: vec![RuntimeKind::Process.into()],
         withdrawn: [].into(),
         unenforced: [].into(),
         address: None,
@@ -134,7 +135,7 @@ fn the_hex_on_the_page_matches_the_code() {
         wall_ms: 1_700_000_000_000,
         facts: vec![
             EventFact::AttemptStarted { attempt },
-            EventFact::AttemptEnded { attempt, outcome: ended, retry_after_ms: None },
+            EventFact::AttemptEnded { attempt, outcome: ended.into(), retry_after_ms: None },
         ],
     };
     let published = Published::Events { since: Revision(2), last: Revision(4), chunk: Some(chunk) };
@@ -153,7 +154,13 @@ fn the_join_messages_on_the_page_match_the_code() {
     let shown = PAGE.split_once("```token\n").unwrap().1.lines().next().unwrap();
     assert_eq!(shown, token.to_string());
     let name: podmesh_protocol::ids::Name = "a".parse().unwrap();
-    let request = JoinRequest { version: 1, token: TokenId(1), secret, name: name.clone() };
+    let request = JoinRequest {
+        version: 1,
+        version_oldest: None,
+        token: TokenId(1),
+        secret,
+        name: name.clone(),
+    };
     same("join request", &request);
     let cluster = ClusterId(Uuid::from_u128(0x11));
     let manager = vec![KeyDigest([1; 32])];

@@ -164,6 +164,7 @@ impl Agent {
         attempts.dedup();
         Hello {
             version: PROTOCOL_VERSION,
+            version_oldest: None,
             node: self.name.clone(),
             boot_id: "light".into(),
             agent_instance: self.instance,
@@ -172,7 +173,7 @@ impl Agent {
             program_version: env!("CARGO_PKG_VERSION").into(),
             capacity: Resources { cpu_millis: 1000 * self.cores, memory_bytes: 1 << 40 },
             labels: [].into(),
-            runtimes: vec![RuntimeKind::Noop],
+            runtimes: vec![RuntimeKind::Noop.into()],
             withdrawn: [].into(),
             unenforced: [].into(),
             address: None,

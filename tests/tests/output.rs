@@ -135,6 +135,7 @@ fn nodes_with_large_labels_are_all_listed() {
         let label = |n: usize| (format!("label-{n}").parse().unwrap(), "v".repeat(250));
         ToManager::Hello(Hello {
             version: PROTOCOL_VERSION,
+            version_oldest: None,
             node: format!("node-{number}").parse().unwrap(),
             boot_id: "boot".into(),
             agent_instance: InstanceId(Uuid::from_u128(number as u128)),

@@ -17,6 +17,7 @@ use podmesh_protocol::ids::{JobId, Name, Revision, SubmissionId, TaskId};
 use podmesh_protocol::limits::PAGE_ROWS_MAX;
 use podmesh_protocol::report::{AttemptState, JobState, TaskState};
 use podmesh_protocol::spec::JobSpec;
+use podmesh_protocol::word::MaybeKnown;
 use podmesh_wire::WireError;
 use podmesh_wire::backoff::reconnect_delays;
 use podmesh_wire::client::{Client, ClientError};
@@ -56,9 +57,6 @@ impl From<RequestError> for CliError {
             RequestError::Refused(reply) => {
                 let error = CliError::failure(escape(&reply.message));
                 match reply.code {
-                    ErrorCode::UnsupportedVersion => {
-                        error.hint("install the same version of podmesh on every machine")
-                    }
                     ErrorCode::Compacted => {
                         error.hint("omit --since to get all events that are kept")
                     }
@@ -186,7 +184,9 @@ impl Connection {
             ClientError::Wire(error) if !matches!(error, WireError::Encode(_)) => {
                 Miss::NotNow(error.to_string())
             }
-            ClientError::Wire(_) | ClientError::UnexpectedReply => {
+            ClientError::Wire(_)
+            | ClientError::NoCommonVersion(_)
+            | ClientError::UnexpectedReply => {
                 Miss::Never(CliError::failure("the request to the manager failed").because(error))
             }
         })
@@ -285,7 +285,7 @@ impl Connection {
     }
 
     /// Cancels a job.
-    pub(crate) async fn cancel(&self, job: JobId) -> Result<JobState, RequestError> {
+    pub(crate) async fn cancel(&self, job: JobId) -> Result<MaybeKnown<JobState>, RequestError> {
         match self.request(RequestBody::Cancel { job }).await? {
             ReplyBody::Cancelled { state } => Ok(state),
             _ => Err(unexpected()),

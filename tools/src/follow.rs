@@ -97,7 +97,7 @@ impl<'a> Follower<'a> {
             let last = detail.attempts.last();
             let mut news = false;
             for view in &detail.attempts {
-                let begun = matches!(view.state, AttemptState::Running | AttemptState::Ended);
+                let begun = begun(view);
                 let wanted = self.show.tail.is_none() || Some(view) == last;
                 if view.number > shown && begun && wanted {
                     self.attempt(AttemptId { task, number: view.number }, view).await?;
@@ -105,7 +105,10 @@ impl<'a> Follower<'a> {
                     news = true;
                 }
             }
-            let over = !matches!(detail.state, TaskState::Queued | TaskState::Active);
+            let over = match detail.state.known() {
+                Some(state) => !matches!(state, TaskState::Queued | TaskState::Active),
+                None => last.is_some_and(|last| last.outcome.is_some()),
+            };
             if !self.show.follow || (over && last.is_none_or(|last| shown >= last.number)) {
                 return Ok(detail);
             }
@@ -118,7 +121,7 @@ impl<'a> Follower<'a> {
                 unless = None;
                 queue.wait(self.connection, task.job).await?;
             } else {
-                unless = last.map(|last| (last.number, last.state));
+                unless = last.and_then(|last| Some((last.number, *last.state.known()?)));
             }
             if news {
                 pace.reset();
@@ -285,6 +288,11 @@ impl Queue {
     }
 }
 
+/// Returns whether there can be output. In a state of a later version there may be some.
+pub(crate) fn begun(view: &AttemptView) -> bool {
+    !matches!(view.state.known(), Some(AttemptState::Assigned | AttemptState::Preparing))
+}
+
 /// Waits until a job has ended.
 pub(crate) async fn ended(connection: &Connection, job: JobId) -> CliResult<JobDetail> {
     let mut since = None;
@@ -292,7 +300,7 @@ pub(crate) async fn ended(connection: &Connection, job: JobId) -> CliResult<JobD
     loop {
         let asked = Instant::now();
         let detail = connection.job(job, since, WAIT).await?;
-        if detail.view.state.is_end() {
+        if detail.view.is_end() {
             return Ok(detail);
         }
         since = Some(detail.revision);
@@ -324,18 +332,14 @@ pub(crate) async fn exit_code(connection: &Connection, detail: &JobDetail) -> Cl
         ended.attempts.last().and_then(|view| Some((view, view.outcome.as_ref()?)))
     else {
         // It never reached a node: it was cancelled, or all nodes refused it.
-        return Ok(match ended.state {
-            TaskState::Cancelled => crate::error::EXIT_INTERRUPTED,
+        return Ok(match ended.state.known() {
+            Some(TaskState::Cancelled) => crate::error::EXIT_INTERRUPTED,
             _ => crate::error::EXIT_FAILURE,
         });
     };
     let plain = outcome.message.is_none() && outcome.exit_code.is_some() && !outcome.oom_killed;
-    if !plain
-        || matches!(
-            outcome.kind,
-            OutcomeKind::TimedOut | OutcomeKind::Lost | OutcomeKind::NotStarted
-        )
-    {
+    let exited = [OutcomeKind::Succeeded, OutcomeKind::Failed, OutcomeKind::Cancelled];
+    if !plain || !exited.iter().any(|kind| outcome.kind == *kind) {
         say(format!("{task} on {} {}", view.node, outcome_text(outcome)));
     }
     // Larger codes are truncated, as the system does.

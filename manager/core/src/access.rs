@@ -91,8 +91,8 @@ impl TokenRow {
     pub fn view(&self, wall_ms: u64) -> TokenView {
         TokenView {
             id: self.id,
-            state: self.state(wall_ms),
-            role: self.role,
+            state: self.state(wall_ms).into(),
+            role: self.role.into(),
             uses_left: self.uses_left,
             expires_wall_ms: self.expires_wall_ms,
             created_by: self.created_by.clone(),
@@ -106,7 +106,7 @@ impl KeyRow {
         let is_user = kind_of(self.role) == PrincipalKind::User && self.has_name();
         is_user.then(|| UserView {
             name: self.name.clone(),
-            role: self.role,
+            role: self.role.into(),
             key: self.key,
             token: self.token,
             enrolled_wall_ms: self.enrolled_wall_ms,
@@ -190,7 +190,7 @@ impl Core {
             revoked: false,
         };
         self.state.record(out, Change::TokenSaved(row));
-        out.events.push(EventFact::TokenCreated { token: id, role, by });
+        out.events.push(EventFact::TokenCreated { token: id, role: role.into(), by });
         Ok(Answer::TokenCreated { id, expires_wall_ms })
     }
 
@@ -251,7 +251,7 @@ impl Core {
         let Some(key) = self.access.names.remove(&(kind, name.clone())) else { return false };
         if let Some(row) = self.state.keys.get(&key) {
             out.events.push(EventFact::KeyRevoked {
-                role: row.role,
+                role: row.role.into(),
                 name: name.clone(),
                 by: by.clone(),
             });
@@ -363,7 +363,7 @@ impl Core {
         };
         self.access.give_name(&row);
         self.state.record(out, Change::KeySaved(row));
-        out.events.push(EventFact::Enrolled { role, name: name.clone(), token });
+        out.events.push(EventFact::Enrolled { role: role.into(), name: name.clone(), token });
         out.effects.push(Effect::KeyEnrolled { key, role, name, renews: false });
     }
 

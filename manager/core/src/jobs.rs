@@ -352,7 +352,7 @@ impl Core {
                 self.state.record(out, Change::JobUpdated(row));
                 continue;
             }
-            out.events.push(EventFact::JobEnded { job: id, state: job.state() });
+            out.events.push(EventFact::JobEnded { job: id, state: job.state().into() });
             self.submissions.end(job.submission);
             let row = job.row(Some(now.wall_ms));
             let replica = job.spec.run.replica.is_some().then(|| Arc::clone(&job.spec));

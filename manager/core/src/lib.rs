@@ -72,6 +72,7 @@ use podmesh_protocol::ids::{JobId, Name};
 use podmesh_protocol::limits::{BATCH_ROWS_MAX, EVENTS_PER_CHUNK_MAX};
 use podmesh_protocol::session::ToPeer;
 use podmesh_protocol::time::{Millis, Now};
+use podmesh_protocol::version::VersionRange;
 
 use crate::access::{Access, NewToken};
 use crate::input::{Command, Input, Ticket};
@@ -83,7 +84,7 @@ use crate::state::{Recorded, State};
 use crate::step::{Answer, Effect, Step};
 use crate::timers::Timers;
 
-/// The durations that the core uses. The `Welcome` tells agents the first two.
+/// The durations and versions that the core uses. The `Welcome` tells agents the first two.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CoreConfig {
     /// Milliseconds for which a node counts as alive after a heartbeat.
@@ -93,6 +94,8 @@ pub struct CoreConfig {
     /// Milliseconds between the end of a node's lease and the first new attempt of a task that ran
     /// there.
     pub margin_ms: u64,
+    /// The protocol versions that it speaks with agents: [`VersionRange::SPOKEN`] except in tests.
+    pub versions: VersionRange,
 }
 
 /// The state of the cluster, and all decisions about it: jobs, queue, nodes, sessions, attempts.

@@ -179,14 +179,18 @@ impl Node {
         let row = &self.row;
         NodeView {
             node: row.node.clone(),
-            state: self.state,
+            state: self.state.into(),
             epoch: self.session.as_ref().map(|session| session.epoch),
             program_version: row.program_version.clone(),
             capacity: row.capacity,
             free: self.free(),
             labels: row.labels.clone(),
-            runtimes: row.runtimes.clone(),
-            withdrawn: self.withdrawn.clone(),
+            runtimes: row.runtimes.iter().map(|runtime| (*runtime).into()).collect(),
+            withdrawn: self
+                .withdrawn
+                .iter()
+                .map(|(runtime, why)| ((*runtime).into(), why.clone()))
+                .collect(),
             unenforced: self.unenforced.clone(),
             enrolled: false,
             scheduling: row.scheduling,

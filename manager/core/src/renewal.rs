@@ -71,7 +71,7 @@ impl Core {
         let Some(row) = self.state.keys.get(&key).filter(|row| !row.revoked) else { return };
         let Some(old) = row.renews else { return };
         let row = KeyRow { renews: None, ..row.clone() };
-        out.events.push(EventFact::KeyRenewed { role: row.role, name: row.name.clone() });
+        out.events.push(EventFact::KeyRenewed { role: row.role.into(), name: row.name.clone() });
         self.access.give_name(&row);
         self.state.record(out, Change::KeySaved(row));
         self.end_key(old, out);

@@ -180,7 +180,11 @@ impl Core {
         if retry_after_ms.is_none() {
             self.note_replica_end(now, task.job, &outcome, out);
         }
-        out.events.push(EventFact::AttemptEnded { attempt, outcome, retry_after_ms });
+        out.events.push(EventFact::AttemptEnded {
+            attempt,
+            outcome: outcome.into(),
+            retry_after_ms,
+        });
         self.mark_dirty(task.job);
     }
 }

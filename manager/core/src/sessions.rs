@@ -15,12 +15,13 @@ use podmesh_protocol::event::EventFact;
 use podmesh_protocol::ids::{AttemptId, Epoch, Name};
 use podmesh_protocol::limits::{
     ATTEMPTS_PER_NODE_MAX, LABELS_MAX, MESSAGE_BYTES_MAX, NAME_BYTES_MAX, NODES_MAX,
-    PROTOCOL_VERSION,
 };
 use podmesh_protocol::report::{AttemptState, Outcome, OutcomeKind};
 use podmesh_protocol::session::{Hello, StopReason, ToPeer, Welcome};
-use podmesh_protocol::spec::validate_label_value;
+use podmesh_protocol::spec::{RuntimeKind, validate_label_value};
 use podmesh_protocol::time::Now;
+use podmesh_protocol::version::NoCommonVersion;
+use podmesh_protocol::word::MaybeKnown;
 
 use crate::Core;
 use crate::faults::planted;
@@ -29,6 +30,16 @@ use crate::lease::late_after_ms;
 use crate::nodes::{NodeIx, PendingHello};
 use crate::step::{Change, Effect, NodeRow, Step};
 use crate::timers::{Timer, seconds};
+
+/// A hello that is accepted.
+struct Admitted {
+    /// The protocol version of the session.
+    version: u16,
+    /// The agent's node, if it is known.
+    known: Option<NodeIx>,
+    /// The attempts that the agent holds.
+    held: BTreeSet<AttemptId>,
+}
 
 impl Core {
     pub(crate) fn on_agent_connected(
@@ -41,7 +52,7 @@ impl Core {
     ) {
         let admitted =
             self.may_say_hello(&caller, &hello).and_then(|()| self.admit(connection, &hello));
-        let (known, held) = match admitted {
+        let Admitted { version, known, held } = match admitted {
             Ok(admitted) => admitted,
             Err(error) => {
                 tracing::info!(node = %hello.node, %error, "the session of an agent was refused");
@@ -56,7 +67,7 @@ impl Core {
         if let Some(session) = &mut self.nodes.get_mut(ix).session {
             session.pending_hello = Some(PendingHello { boot_id, missing });
         }
-        self.welcome(now, ix, connection, &held, out);
+        self.welcome(now, ix, version, &held, out);
         if planted!(self, LateHelloCounts) {
             self.confirm_hello(now, ix, out);
         }
@@ -94,21 +105,13 @@ impl Core {
         true
     }
 
-    /// Checks whether an agent may have a session. Returns its node, if known, and the attempts
-    /// that it holds.
-    fn admit(
-        &self,
-        connection: ConnectionId,
-        hello: &Hello,
-    ) -> Result<(Option<NodeIx>, BTreeSet<AttemptId>), ErrorReply> {
+    /// Checks whether an agent may have a session.
+    fn admit(&self, connection: ConnectionId, hello: &Hello) -> Result<Admitted, ErrorReply> {
         let refuse = |code, message: String| Err(ErrorReply::new(code, message));
-        if hello.version != PROTOCOL_VERSION {
-            let message = format!(
-                "the agent speaks version {} of the protocol, and this manager speaks {PROTOCOL_VERSION}: install the same release of podmesh on both",
-                hello.version
-            );
-            return refuse(ErrorCode::UnsupportedVersion, message);
-        }
+        let (theirs, manager) = (hello.versions(), self.config.versions);
+        let Some(version) = manager.common(theirs) else {
+            return Err(NoCommonVersion { peer: "the agent", theirs, manager }.into());
+        };
         if let Some(cluster) = hello.cluster
             && cluster != self.state.cluster
         {
@@ -139,7 +142,7 @@ impl Core {
                 );
                 return refuse(ErrorCode::Overloaded, message);
             }
-            return Ok((None, held));
+            return Ok(Admitted { version, known: None, held });
         };
         let node = self.nodes.get(ix);
         let name = &hello.node;
@@ -157,7 +160,7 @@ impl Core {
             );
             return refuse(ErrorCode::NameTaken, message);
         }
-        Ok((Some(ix), held))
+        Ok(Admitted { version, known: Some(ix), held })
     }
 
     /// Returns the attempts that a node should hold but no longer does, with their outcomes. Leaves
@@ -178,7 +181,8 @@ impl Core {
             let Some(job) = self.state.jobs.get(&task.job) else { continue };
             let Some(active) = job.active.get(&task.index) else { continue };
             let attempt = job.attempt_id(task.index, active.number);
-            let unseen = !hello.runtimes.contains(&job.spec.run.runtime.kind());
+            let kind = job.spec.run.runtime.kind();
+            let unseen = !hello.runtimes.contains(&MaybeKnown::Known(kind));
             if held.contains(&attempt) || unseen {
                 continue;
             }
@@ -217,7 +221,8 @@ impl Core {
             program_version: hello.program_version,
             capacity: hello.capacity,
             labels: hello.labels,
-            runtimes: hello.runtimes,
+            // It gets no work for runtimes of a later version.
+            runtimes: hello.runtimes.iter().filter_map(MaybeKnown::known).copied().collect(),
             epoch,
             agent_id: hello.agent_id,
             lost_age_ms: None,
@@ -227,13 +232,17 @@ impl Core {
         };
         self.state.record(out, Change::EpochTaken(epoch));
         out.events.push(EventFact::NodeConnected { node: row.node.clone(), instance });
-        let (withdrawn, unenforced) = (hello.withdrawn, hello.unenforced);
+        let withdrawn: BTreeMap<RuntimeKind, String> = hello
+            .withdrawn
+            .into_iter()
+            .filter_map(|(runtime, why)| Some((*runtime.known()?, why)))
+            .collect();
         let before = known.map(|ix| &self.nodes.get(ix).withdrawn);
         for (runtime, why) in &withdrawn {
             if before.and_then(|before| before.get(runtime)) != Some(why) {
                 let fact = EventFact::RuntimeWithdrawn {
                     node: row.node.clone(),
-                    runtime: *runtime,
+                    runtime: (*runtime).into(),
                     message: why.clone(),
                 };
                 out.events.push(fact);
@@ -241,8 +250,8 @@ impl Core {
         }
         for runtime in before.into_iter().flat_map(BTreeMap::keys) {
             if row.runtimes.contains(runtime) {
-                out.events
-                    .push(EventFact::RuntimeOffered { node: row.node.clone(), runtime: *runtime });
+                let (node, runtime) = (row.node.clone(), (*runtime).into());
+                out.events.push(EventFact::RuntimeOffered { node, runtime });
             }
         }
         let is_new_owner = known.is_some_and(|ix| self.nodes.get(ix).is_another(row.agent_id));
@@ -267,7 +276,7 @@ impl Core {
             }
         };
         let node = self.nodes.get_mut(ix);
-        (node.withdrawn, node.unenforced) = (withdrawn, unenforced);
+        (node.withdrawn, node.unenforced) = (withdrawn, hello.unenforced);
         self.nodes.open_session(ix, epoch, connection);
         if is_new_owner {
             // Its first heartbeat makes it alive. A delayed hello of the previous owner must not
@@ -293,7 +302,7 @@ impl Core {
         &mut self,
         now: Now,
         ix: NodeIx,
-        connection: ConnectionId,
+        version: u16,
         held: &BTreeSet<AttemptId>,
         out: &mut Step,
     ) {
@@ -341,7 +350,7 @@ impl Core {
         let is_stray = |attempt: &&AttemptId| !kept.contains(attempt) && !strays_kept;
         let stop = held.iter().filter(is_stray).copied().collect();
         let welcome = Welcome {
-            version: PROTOCOL_VERSION,
+            version,
             epoch: session.epoch,
             cluster: self.state.cluster,
             lease_ms: self.config.lease_ms,
@@ -350,6 +359,7 @@ impl Core {
             stop,
             keep,
         };
+        let connection = session.connection;
         out.effects.push(Effect::SessionOpened {
             epoch: session.epoch,
             node: node.row.node.clone(),

@@ -143,7 +143,7 @@ impl Api {
             Answer::EndedBefore { job } => {
                 let state = self.0.reads.run(move |history| history.job_state(job));
                 let (state, _) = state.await?;
-                Ok(ReplyBody::Cancelled { state })
+                Ok(ReplyBody::Cancelled { state: state.into() })
             }
             answer => reply(answer),
         }
@@ -171,7 +171,7 @@ impl Api {
 fn reply(answer: Answer) -> Reply {
     Ok(match answer {
         Answer::Submitted { job, again } => ReplyBody::Submitted { job, again },
-        Answer::Cancelled { state } => ReplyBody::Cancelled { state },
+        Answer::Cancelled { state } => ReplyBody::Cancelled { state: state.into() },
         Answer::NodeForgotten { enrolled } => ReplyBody::NodeForgotten { enrolled },
         Answer::TokenRevoked => ReplyBody::TokenRevoked,
         Answer::KeyRenewed => ReplyBody::KeyRenewed,

@@ -34,7 +34,7 @@ impl Api {
             .await?;
         }
         let (mut detail, _) = self.0.reads.run(move |history| history.job(job)).await?;
-        if detail.view.counts.queued > 0 && !detail.view.state.is_end() {
+        if detail.view.counts.queued > 0 && !detail.view.is_end() {
             let reasons = self.0.core.read(move |core, now| core.explain(now, job)).await?;
             let reasons = reasons.iter().take(REASONS_MAX);
             detail.waits_for = reasons.map(ToString::to_string).collect();

@@ -24,7 +24,6 @@ use podmesh_protocol::access::Caller;
 use podmesh_protocol::client::{Info, ReplyBody, RequestBody};
 use podmesh_protocol::error::{ErrorCode, ErrorReply};
 use podmesh_protocol::ids::{ClusterId, InstanceId, Revision};
-use podmesh_protocol::limits::PROTOCOL_VERSION;
 use tokio::sync::watch;
 
 use crate::callers::{Callers, forbidden};
@@ -51,6 +50,8 @@ pub(crate) struct Client {
 
 /// What the manager says about itself.
 pub(crate) struct Identity {
+    /// The newest protocol version that it speaks.
+    pub(crate) version: u16,
     pub(crate) cluster: ClusterId,
     pub(crate) instance: InstanceId,
     pub(crate) program_version: String,
@@ -185,10 +186,10 @@ impl Api {
     }
 
     fn info(&self) -> Info {
-        let Identity { cluster, instance, program_version, last_revision, clock } =
+        let Identity { version, cluster, instance, program_version, last_revision, clock } =
             &self.0.identity;
         Info {
-            version: PROTOCOL_VERSION,
+            version: *version,
             program_version: program_version.clone(),
             cluster: *cluster,
             instance: *instance,

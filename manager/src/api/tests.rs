@@ -21,7 +21,7 @@ use tokio::sync::mpsc;
 use uuid::Uuid;
 
 use super::*;
-use crate::callers::RunId;
+use crate::callers::{Ours, RunId};
 use crate::config::ManagerConfig;
 use crate::core::CoreThread;
 use crate::endpoint::Endpoint;
@@ -58,7 +58,8 @@ impl World {
         let (core, core_receiver) = CoreHandle::new();
         let heartbeats = Heartbeats::new(clock, core.clone(), 1_000, 15_000);
         let run = RunId([1; 8]);
-        let callers = Callers::new(state.cluster, run, [], core.clone(), heartbeats.clone());
+        let ours = Ours { cluster: state.cluster, run, versions: config.versions };
+        let callers = Callers::new(ours, [], core.clone(), heartbeats.clone());
         let listener = UnixListener::bind(dir.path().join("control")).unwrap();
         let (_, socket) = ManagerSocket::bind(listener).await.unwrap().split();
         let messages = Messages::new(socket, run);
@@ -78,6 +79,7 @@ impl World {
         };
         let api = Api::new(Parts {
             identity: Identity {
+                version: 1,
                 cluster: state.cluster,
                 instance: endpoint.instance,
                 program_version: endpoint.version.clone(),
@@ -105,7 +107,12 @@ impl World {
         let (store, steps) = bounded(1);
         let pulse = pulse();
         ManagerThread::start("core", move || {
-            let config = CoreConfig { lease_ms: 15_000, heartbeat_ms: 1_000, margin_ms: 5_000 };
+            let config = CoreConfig {
+                lease_ms: 15_000,
+                heartbeat_ms: 1_000,
+                margin_ms: 5_000,
+                versions: config.versions,
+            };
             let core = Core::new(clock.now(), config, state);
             CoreThread { core, clock, receiver: core_receiver, store, pulse }.run();
         })
@@ -346,7 +353,7 @@ async fn a_command_is_answered_once_it_is_on_disk() {
     // The core has forgotten a job that has ended; its state comes from the database.
     for _ in 0..2 {
         let cancelled = world.ask(Role::Operator, RequestBody::Cancel { job: JobId(1) }).await;
-        let state = podmesh_protocol::report::JobState::Cancelled;
+        let state = podmesh_protocol::report::JobState::Cancelled.into();
         assert_eq!(cancelled, Ok(ReplyBody::Cancelled { state }));
     }
 }

@@ -79,7 +79,7 @@ fn job_view(row: &Row<'_>) -> rusqlite::Result<JobView> {
     Ok(JobView {
         job: JobId(unsigned(row.get(0)?)),
         name: name(row, 1)?,
-        state: job_state(row.get(2)?)?,
+        state: job_state(row.get(2)?)?.into(),
         priority: row.get(3)?,
         counts: counts(row, 4)?,
         submitted_wall_ms: unsigned(row.get(9)?),
@@ -92,10 +92,10 @@ fn job_view(row: &Row<'_>) -> rusqlite::Result<JobView> {
 const ATTEMPT_COLUMNS: &str = "task, number, standing, nodes.name, state, assigned_ms, started_ms,
     ended_ms, outcome, exit_code, signal, oom_killed, ran_ms, message";
 
-/// A row of `attempts`, with what the attempt means for its task.
+/// A row of `attempts`, with the state of its task.
 struct AttemptRow {
     task: u32,
-    standing: i64,
+    task_state: TaskState,
     view: AttemptView,
 }
 
@@ -114,21 +114,17 @@ impl AttemptRow {
         };
         Ok(Self {
             task: row.get(0)?,
-            standing: row.get(2)?,
+            task_state: task_state(row.get(2)?, outcome.as_ref().map(|outcome| outcome.kind)),
             view: AttemptView {
                 number: row.get(1)?,
                 node: name(row, 3)?,
-                state: attempt_state(row.get(4)?)?,
-                outcome,
+                state: attempt_state(row.get(4)?)?.into(),
+                outcome: outcome.map(Into::into),
                 assigned_wall_ms: unsigned(row.get(5)?),
                 started_wall_ms: row.get::<_, Option<i64>>(6)?.map(unsigned),
                 ended_wall_ms: row.get::<_, Option<i64>>(7)?.map(unsigned),
             },
         })
-    }
-
-    fn task_state(&self) -> TaskState {
-        task_state(self.standing, self.view.outcome.as_ref().map(|outcome| outcome.kind))
     }
 
     fn bytes(&self) -> usize {
@@ -320,7 +316,7 @@ impl History {
             scanned += 1;
             let task: u32 = row.get(0)?;
             if let Some(before) = last.take_if(|before| before.task != task) {
-                let stop = page.add(before.task, before.task_state(), Some(before));
+                let stop = page.add(before.task, before.task_state, Some(before));
                 if stop.is_some() || scanned > SCAN_ROWS_MAX {
                     return Ok((page.tasks, stop.or(Some(task))));
                 }
@@ -328,7 +324,7 @@ impl History {
             last = Some(AttemptRow::read(row)?);
         }
         if let Some(before) = last {
-            let (task, state) = (before.task, before.task_state());
+            let (task, state) = (before.task, before.task_state);
             if let Some(stop) = page.add(task, state, Some(before)) {
                 return Ok((page.tasks, Some(stop)));
             }
@@ -373,14 +369,14 @@ impl History {
             let row = AttemptRow::read(row)?;
             bytes += row.bytes();
             if attempts.is_empty() {
-                state = row.task_state();
+                state = row.task_state;
             } else if bytes > REPLY_BYTES_MAX {
                 break;
             }
             attempts.push(row.view);
         }
         attempts.reverse();
-        Ok(TaskDetail { task, state, attempts })
+        Ok(TaskDetail { task, state: state.into(), attempts })
     }
 
     /// Returns the number and state of a task's last attempt. Requests that wait for a change
@@ -578,7 +574,7 @@ impl Page {
         let last = last.map(|row| row.view);
         self.tasks.push(TaskView {
             task: TaskId { job: self.job, index },
-            state,
+            state: state.into(),
             attempts: last.as_ref().map_or(0, |last| last.number),
             last,
         });

@@ -22,6 +22,7 @@ use podmesh_protocol::service::{Health, PortSpec, RestartPolicy, ServiceSpec, Up
 use podmesh_protocol::session::{Hello, ToPeer};
 use podmesh_protocol::spec::{ArrayRange, JobSpec, OnLost, Resources, RetryPolicy, RuntimeKind};
 use podmesh_protocol::time::Now;
+use podmesh_protocol::version::VersionRange;
 use tempfile::TempDir;
 use uuid::Uuid;
 
@@ -57,7 +58,12 @@ impl World {
     fn core(now: Now, state: State) -> Core {
         Core::new(
             now,
-            CoreConfig { lease_ms: 15_000, heartbeat_ms: 1_000, margin_ms: 5_000 },
+            CoreConfig {
+                lease_ms: 15_000,
+                heartbeat_ms: 1_000,
+                margin_ms: 5_000,
+                versions: VersionRange::SPOKEN,
+            },
             state,
         )
     }
@@ -108,6 +114,7 @@ impl World {
         attempts.retain(|_| self.rng.u8(..) > 20);
         let hello = Hello {
             version: PROTOCOL_VERSION,
+            version_oldest: None,
             node: name(node),
             boot_id: format!("boot-{}", self.rng.u8(0..2)),
             agent_instance: InstanceId(Uuid::from_u128(1)),
@@ -116,7 +123,7 @@ impl World {
             program_version: "0.1.0".into(),
             capacity: Resources { cpu_millis: 3_000, memory_bytes: 1 << 30 },
             labels: BTreeMap::from([(name("disk"), "fast".into())]),
-            runtimes: vec![RuntimeKind::Process],
+            runtimes: vec![RuntimeKind::Process.into()],
             withdrawn: BTreeMap::new(),
             unenforced: BTreeMap::new(),
             address: Some("10.0.0.1".into()),

@@ -276,7 +276,7 @@ fn tokens_and_keys_are_restored_as_last_saved() {
     assert_eq!(users(None, 1), std::slice::from_ref(&ann));
     assert_eq!(users(Some(&name("ann")), 9), [bob]);
     let listed = store.history.join_tokens(1_700_000_000_122).unwrap();
-    let states: Vec<_> = listed.iter().map(|token| token.state).collect();
+    let states: Vec<_> = listed.iter().map(|token| token.state.clone()).collect();
     assert_eq!(states, [TokenState::Usable, TokenState::Usable, TokenState::Revoked]);
     drop(store);
     let state = open(dir.path()).unwrap().state;
@@ -509,8 +509,10 @@ fn tasks_with_and_without_attempts_form_one_list() {
     write(&mut store, vec![step(changes)]);
 
     let (all, next) = store.history.tasks(JOB, 0, None, 7).unwrap();
-    let states: Vec<_> =
-        all.iter().map(|task| (task.task.index, task.state, task.attempts)).collect();
+    let states: Vec<_> = all
+        .iter()
+        .map(|task| (task.task.index, *task.state.known().unwrap(), task.attempts))
+        .collect();
     assert_eq!(
         states,
         [

@@ -8,6 +8,7 @@ use podmesh_protocol::error::ErrorCode;
 use podmesh_protocol::event::EventFact;
 use podmesh_protocol::report::{Outcome, Report, ReportFact};
 use podmesh_protocol::session::{ToManager, ToPeer};
+use podmesh_protocol::word::MaybeKnown;
 use podmesh_wire::WireError;
 use podmesh_wire::client::{Client, ClientError};
 use podmesh_wire::control::PeerSocket;
@@ -105,7 +106,10 @@ async fn a_revocation_cuts_open_connections_and_is_permanent() {
     let ended = within(agent.receiver.recv()).await;
     assert!(matches!(ended, Err(WireError::Disconnected)), "{ended:?}");
     within(async { while client.request(RequestBody::WhoAmI).await.is_ok() {} }).await;
-    event(&admin, |fact| matches!(fact, EventFact::KeyRevoked { role: Role::Agent, .. })).await;
+    event(&admin, |fact| {
+        matches!(fact, EventFact::KeyRevoked { role: MaybeKnown::Known(Role::Agent), .. })
+    })
+    .await;
 
     // A restart or a new token does not help.
     manager.stop().await;
@@ -141,8 +145,12 @@ async fn a_token_is_used_once_and_its_use_is_an_event() {
         matches!(
             &facts[..],
             [
-                EventFact::TokenCreated { token: TokenId(1), role: Role::Agent, .. },
-                EventFact::Enrolled { role: Role::Agent, token: TokenId(1), .. },
+                EventFact::TokenCreated {
+                    token: TokenId(1),
+                    role: MaybeKnown::Known(Role::Agent),
+                    ..
+                },
+                EventFact::Enrolled { role: MaybeKnown::Known(Role::Agent), token: TokenId(1), .. },
                 EventFact::JoinsRefused { count: 1, .. }
             ]
         ),

@@ -152,10 +152,13 @@ async fn a_large_array_runs_to_its_end() {
         agent.sender.send(&ToManager::Reports(agent.welcome.epoch, batch)).await.unwrap();
     }
     let mut detail = job(&client, id, None).await;
-    while !detail.view.state.is_end() {
+    while !detail.view.is_end() {
         detail = job(&client, id, Some(detail.revision)).await;
     }
-    assert_eq!((detail.view.state, detail.view.counts.succeeded), (JobState::Succeeded, tasks));
+    assert_eq!(
+        (detail.view.state, detail.view.counts.succeeded),
+        (JobState::Succeeded.into(), tasks)
+    );
     let revisions: Vec<_> = events(&client).await.iter().map(|(revision, _)| *revision).collect();
     assert_eq!(revisions, (1..=revisions.len() as u64).collect::<Vec<_>>());
     manager.stop().await;

@@ -99,7 +99,7 @@ async fn job_continues(orderly: bool) {
     agent.end(second).await;
     agent.end(third[0]).await;
     let ended = job(&client, id, Some(kept.revision)).await;
-    let ended = match ended.view.state.is_end() {
+    let ended = match ended.view.is_end() {
         true => ended,
         false => job(&client, id, Some(ended.revision)).await,
     };

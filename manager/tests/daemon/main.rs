@@ -4,5 +4,7 @@
 mod access;
 mod agents;
 mod lifecycle;
+mod recorded;
 mod requests;
 mod support;
+mod versions;

@@ -15,6 +15,8 @@ use podmesh_protocol::spec::{JobSpec, Resources, RuntimeKind};
 use podmesh_wire::client::{Client, ClientError};
 use podmesh_wire::control::{PeerReceiver, PeerSender, PeerSocket};
 use podmesh_wire::route::Route;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::UnixStream;
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
@@ -168,6 +170,7 @@ pub(crate) struct Agent {
 pub(crate) fn hello(node: &str, cpu_millis: u32, attempts: &[AttemptId]) -> Hello {
     Hello {
         version: PROTOCOL_VERSION,
+        version_oldest: None,
         node: node.parse().unwrap(),
         boot_id: "boot".into(),
         agent_instance: InstanceId(Uuid::from_u128(9)),
@@ -176,7 +179,7 @@ pub(crate) fn hello(node: &str, cpu_millis: u32, attempts: &[AttemptId]) -> Hell
         program_version: "0".into(),
         capacity: Resources { cpu_millis, memory_bytes: 1 << 30 },
         labels: [].into(),
-        runtimes: vec![RuntimeKind::Process],
+        runtimes: vec![RuntimeKind::Process.into()],
         withdrawn: [].into(),
         unenforced: [].into(),
         address: None,
@@ -242,5 +245,56 @@ impl Agent {
     pub(crate) async fn end(&mut self, attempt: AttemptId) {
         self.report(attempt, ReportFact::Started).await;
         self.report(attempt, ReportFact::Ended(Outcome::exited(0))).await;
+    }
+}
+
+/// A DEALER that sends and receives bytes, after a ZMTP 3.0 handshake without security.
+pub(crate) struct RawPeer(UnixStream);
+
+impl RawPeer {
+    pub(crate) async fn connect(manager: &Running) -> Self {
+        let socket = manager.endpoint.sockets.join("control.sock");
+        let mut stream = UnixStream::connect(socket).await.unwrap();
+        let mut greeting = vec![0xff, 0, 0, 0, 0, 0, 0, 0, 1, 0x7f, 3, 0];
+        greeting.extend(b"NULL");
+        greeting.resize(64, 0);
+        stream.write_all(&greeting).await.unwrap();
+        let ready = b"\x05READY\x0bSocket-Type\0\0\0\x06DEALER";
+        stream.write_all(&[4, u8::try_from(ready.len()).unwrap()]).await.unwrap();
+        stream.write_all(ready).await.unwrap();
+        let mut theirs = [0; 64];
+        within(stream.read_exact(&mut theirs)).await.unwrap();
+        let mut header = [0; 2];
+        within(stream.read_exact(&mut header)).await.unwrap();
+        assert_eq!(header[0], 4, "a command: READY");
+        let mut theirs = vec![0; header[1].into()];
+        within(stream.read_exact(&mut theirs)).await.unwrap();
+        Self(stream)
+    }
+
+    pub(crate) async fn send(&mut self, frame: &[u8]) {
+        // A long frame has eight bytes of length, a short one has one.
+        match u8::try_from(frame.len()) {
+            Ok(length) => self.0.write_all(&[0, length]).await.unwrap(),
+            Err(_) => {
+                self.0.write_u8(2).await.unwrap();
+                self.0.write_u64(frame.len() as u64).await.unwrap();
+            }
+        }
+        self.0.write_all(frame).await.unwrap();
+    }
+
+    pub(crate) async fn recv(&mut self) -> Vec<u8> {
+        within(async {
+            let length = match self.0.read_u8().await.unwrap() {
+                0 => u64::from(self.0.read_u8().await.unwrap()),
+                2 => self.0.read_u64().await.unwrap(),
+                other => panic!("a frame with flags {other}"),
+            };
+            let mut frame = vec![0; usize::try_from(length).unwrap()];
+            self.0.read_exact(&mut frame).await.unwrap();
+            frame
+        })
+        .await
     }
 }

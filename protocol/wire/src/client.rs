@@ -1,14 +1,14 @@
 //! Requests and replies over one connection to the manager.
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU16, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use podmesh_protocol::client::{Reply, ReplyBody, Request, RequestBody};
-use podmesh_protocol::error::ErrorReply;
-use podmesh_protocol::limits::PROTOCOL_VERSION;
+use podmesh_protocol::error::{ErrorCode, ErrorReply};
 use podmesh_protocol::session::{ToManager, ToPeer};
+use podmesh_protocol::version::{NoCommonVersion, VersionRange};
 use tokio::sync::{Mutex as AsyncMutex, oneshot};
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
@@ -26,6 +26,9 @@ pub enum ClientError {
     /// The manager replied with an error.
     #[error(transparent)]
     Refused(#[from] ErrorReply),
+    /// The manager speaks no version of the protocol that the client speaks.
+    #[error(transparent)]
+    NoCommonVersion(#[from] NoCommonVersion),
     /// The manager sent a reply of another type.
     #[error(
         "the manager sent a reply of the wrong type; check that both sides run the same version"
@@ -43,6 +46,10 @@ pub struct Client {
 }
 
 struct Shared {
+    /// The versions that the client speaks.
+    versions: VersionRange,
+    /// The one that it uses: the newest, until the manager says which ones it speaks.
+    version: AtomicU16,
     sender: AsyncMutex<PeerSender>,
     waiting: Arc<Waiting>,
     next_id: AtomicU64,
@@ -103,9 +110,22 @@ impl Client {
     /// # Errors
     /// See [`PeerSocket::connect`].
     pub async fn connect(route: &Route) -> Result<Self, WireError> {
+        Self::connect_speaking(route, VersionRange::SPOKEN).await
+    }
+
+    /// Connects as a client that speaks these versions of the protocol.
+    ///
+    /// # Errors
+    /// See [`PeerSocket::connect`].
+    pub async fn connect_speaking(
+        route: &Route,
+        versions: VersionRange,
+    ) -> Result<Self, WireError> {
         let (receiver, sender) = PeerSocket::connect(route).await?.split();
         let waiting = Arc::new(Waiting(Mutex::new(Some(HashMap::new()))));
         let shared = Shared {
+            versions,
+            version: AtomicU16::new(versions.newest),
             sender: AsyncMutex::new(sender),
             receiver: tokio::spawn(receive(receiver, Arc::clone(&waiting))),
             waiting,
@@ -114,12 +134,33 @@ impl Client {
         Ok(Self { shared: Arc::new(shared) })
     }
 
-    /// Sends a request and waits for the reply. Cancel-safe.
+    /// Sends a request and waits for the reply. If the manager does not speak the version of the
+    /// request, sends it once more with the highest common one, which later requests use too.
+    /// Cancel-safe.
     ///
     /// # Errors
-    /// [`ClientError::Refused`] if the manager refuses; [`ClientError::Wire`] if the connection
-    /// ends first, or no reply arrives within [`REPLY_LIMIT`] plus the requested waiting time.
+    /// [`ClientError::Refused`] if the manager refuses; [`ClientError::NoCommonVersion`];
+    /// [`ClientError::Wire`] if the connection ends first, or no reply arrives within
+    /// [`REPLY_LIMIT`] plus the requested waiting time.
     pub async fn request(&self, body: RequestBody) -> Result<ReplyBody, ClientError> {
+        let version = self.shared.version.load(Ordering::Relaxed);
+        let refusal = match self.send(version, body.clone()).await {
+            Err(ClientError::Refused(error)) if error.code == ErrorCode::UnsupportedVersion => {
+                error
+            }
+            other => return other,
+        };
+        // A manager of the first release speaks one version, and does not send a range.
+        let Some(manager) = refusal.versions else { return Err(refusal.into()) };
+        let theirs = self.shared.versions;
+        let common = theirs.common(manager);
+        let version = common.ok_or(NoCommonVersion { peer: "this client", theirs, manager })?;
+        self.shared.version.store(version, Ordering::Relaxed);
+        self.send(version, body).await
+    }
+
+    /// Sends a request once, and waits for the reply.
+    async fn send(&self, version: u16, body: RequestBody) -> Result<ReplyBody, ClientError> {
         let limit = REPLY_LIMIT + wait_of(&body);
         let id = self.shared.next_id.fetch_add(1, Ordering::Relaxed);
         let (waiter, answer) = oneshot::channel();
@@ -134,7 +175,7 @@ impl Client {
             return Err(WireError::Disconnected.into());
         }
         let _forget = Forget { waiting: &self.shared.waiting, id };
-        let request = Request { version: PROTOCOL_VERSION, id, body };
+        let request = Request { version, id, body };
         self.shared.sender.lock().await.send(&ToManager::Request(request)).await?;
         match timeout(limit, answer).await {
             Ok(Ok(result)) => Ok(result?),

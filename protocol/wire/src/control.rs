@@ -98,7 +98,12 @@ impl ManagerReceiver {
         };
         let message = match parts {
             [] => Err(WireError::PeerGone),
-            [frame] => codec::decode(frame).map_err(WireError::from),
+            [frame] => {
+                codec::decode(frame).map_err(|source| match codec::decode_request_head(frame) {
+                    Some(head) => WireError::RequestBody { head, source },
+                    None => source.into(),
+                })
+            }
             _ => Err(WireError::Frames { frames: parts.len(), expected: 1 }),
         };
         let bytes = parts.iter().map(|part| part.len()).sum();

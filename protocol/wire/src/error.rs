@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use podmesh_protocol::client::RequestHead;
 use podmesh_protocol::codec::{DecodeError, EncodeError};
 use podmesh_protocol::error::ErrorReply;
 use zeromq::ZmqError;
@@ -117,6 +118,14 @@ pub enum WireError {
     /// Bytes that are not a message.
     #[error(transparent)]
     Decode(#[from] DecodeError),
+    /// A request with a body that cannot be decoded; it may be of a later version.
+    #[error("the request of version {} cannot be read: {source}", head.version)]
+    RequestBody {
+        /// Which request it is.
+        head: RequestHead,
+        /// The cause.
+        source: DecodeError,
+    },
     /// A message that cannot be encoded.
     #[error(transparent)]
     Encode(#[from] EncodeError),

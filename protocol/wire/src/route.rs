@@ -9,7 +9,8 @@ use podmesh_protocol::access::{Admitted, JoinRequest, JoinToken, Joined, KeyDige
 use podmesh_protocol::codec::{self, Message};
 use podmesh_protocol::error::ErrorReply;
 use podmesh_protocol::ids::Name;
-use podmesh_protocol::limits::{MANAGER_KEYS_MAX, PROTOCOL_VERSION};
+use podmesh_protocol::limits::MANAGER_KEYS_MAX;
+use podmesh_protocol::version::VersionRange;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpStream, UnixStream};
 use tokio::time::timeout;
@@ -285,7 +286,8 @@ pub async fn join(
         addresses.push(address.parse::<ManagerAddress>()?);
     }
     let request = JoinRequest {
-        version: PROTOCOL_VERSION,
+        version: VersionRange::SPOKEN.newest,
+        version_oldest: Some(VersionRange::SPOKEN.oldest),
         token: token.id,
         secret: token.secret.clone(),
         name: name.clone(),

@@ -11,6 +11,7 @@ use podmesh_protocol::event::{EventChunk, EventFact, Published, TOPIC_EVENTS, TO
 use podmesh_protocol::ids::{Epoch, InstanceId, JobId, Revision};
 use podmesh_protocol::report::JobState;
 use podmesh_protocol::session::{ToManager, ToPeer};
+use podmesh_protocol::version::{NoCommonVersion, VersionRange};
 use podmesh_wire::WireError;
 use podmesh_wire::client::{Client, ClientError};
 use podmesh_wire::control::PeerSocket;
@@ -219,7 +220,7 @@ async fn whoever_asks_connects_once() {
         let server = async {
             let received = manager.receiver.recv().await.unwrap();
             let Ok(ToManager::Request(request)) = received.message else { panic!("{received:?}") };
-            let result = Ok(ReplyBody::Cancelled { state: JobState::Cancelling });
+            let result = Ok(ReplyBody::Cancelled { state: JobState::Cancelling.into() });
             let reply = ToPeer::Reply(Reply { id: request.id, result });
             manager.sender.send(&received.peer, &reply).await.unwrap();
         };
@@ -230,6 +231,43 @@ async fn whoever_asks_connects_once() {
         let gone = manager.receiver.recv().await.unwrap();
         assert!(matches!(gone.message, Err(WireError::PeerGone)), "{gone:?}");
     }
+}
+
+#[tokio::test]
+async fn a_refused_version_is_replaced_once_and_for_later_requests() {
+    let TestManager { mut receiver, mut sender, remote, _running, publisher: _publisher, .. } =
+        TestManager::start().await;
+    let range = |oldest, newest| VersionRange { oldest, newest };
+    let client = Client::connect_speaking(&remote, range(1, 3)).await.unwrap();
+    // Answers a request like a manager that speaks these versions. Returns the request's version.
+    let mut answer = async |manager: VersionRange| {
+        let received = receiver.recv().await.unwrap();
+        let Ok(ToManager::Request(request)) = received.message else { panic!("{received:?}") };
+        let result = if manager.contains(request.version) {
+            Ok(ReplyBody::TokenRevoked)
+        } else {
+            let theirs = VersionRange::sent(request.version, None);
+            Err(NoCommonVersion { peer: "the client", theirs, manager }.into())
+        };
+        let reply = ToPeer::Reply(Reply { id: request.id, result });
+        sender.send(&received.peer, &reply).await.unwrap();
+        request.version
+    };
+    let first = async { [answer(range(1, 2)).await, answer(range(1, 2)).await] };
+    let (reply, versions) = tokio::join!(client.request(cancel(1)), first);
+    assert_eq!((reply.unwrap(), versions), (ReplyBody::TokenRevoked, [3, 2]));
+    let (reply, version) = tokio::join!(client.request(cancel(1)), answer(range(1, 2)));
+    assert_eq!((reply.unwrap(), version), (ReplyBody::TokenRevoked, 2));
+
+    // A manager that refuses each version of its own range is asked no more than twice.
+    let twice = async { [answer(range(1, 1)).await, answer(range(3, 3)).await] };
+    let (reply, versions) = tokio::join!(client.request(cancel(1)), twice);
+    assert!(matches!(reply, Err(ClientError::Refused(_))), "{reply:?}");
+    assert_eq!(versions, [2, 1]);
+
+    let (reply, _) = tokio::join!(client.request(cancel(1)), answer(range(4, 5)));
+    let error = reply.unwrap_err().to_string();
+    assert!(error.contains("versions 1 to 3") && error.contains("versions 4 to 5"), "{error}");
 }
 
 #[tokio::test]
@@ -246,7 +284,7 @@ async fn replies_find_their_requests_in_any_order() {
         }
         for (peer, request) in requests.into_iter().rev() {
             let result = if request.body == cancel(1) {
-                Ok(ReplyBody::Cancelled { state: JobState::Cancelling })
+                Ok(ReplyBody::Cancelled { state: JobState::Cancelling.into() })
             } else {
                 Err(ErrorReply::new(ErrorCode::NotFound, "no such job"))
             };
@@ -255,7 +293,7 @@ async fn replies_find_their_requests_in_any_order() {
         }
     };
     let (one, two, ()) = tokio::join!(client.request(cancel(1)), client.request(cancel(2)), server);
-    assert_eq!(one.unwrap(), ReplyBody::Cancelled { state: JobState::Cancelling });
+    assert_eq!(one.unwrap(), ReplyBody::Cancelled { state: JobState::Cancelling.into() });
     assert!(matches!(two, Err(ClientError::Refused(_))), "{two:?}");
 }
 

@@ -215,12 +215,13 @@ impl World {
         let Some(manager) = manager.filter(|_| !cut) else {
             return self.after(pause, Event::Connect(node, life));
         };
-        let mut runtimes = vec![RuntimeKind::Process];
+        let mut runtimes = vec![RuntimeKind::Process.into()];
         if agent.docker {
-            runtimes.push(RuntimeKind::Docker);
+            runtimes.push(RuntimeKind::Docker.into());
         }
         let hello = Hello {
             version: PROTOCOL_VERSION,
+            version_oldest: None,
             node: name,
             boot_id: format!("boot-{boot}"),
             agent_instance: InstanceId(Uuid::from_u128(u128::from(life))),

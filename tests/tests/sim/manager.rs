@@ -14,6 +14,7 @@ use podmesh_protocol::report::{AttemptState, Outcome, OutcomeKind};
 use podmesh_protocol::session::{ToManager, ToPeer};
 use podmesh_protocol::spec::OnLost;
 use podmesh_protocol::time::Now;
+use podmesh_protocol::version::VersionRange;
 
 use crate::faults::Planted;
 use crate::net::{ConnId, Direction, StreamId};
@@ -74,6 +75,7 @@ impl World {
             lease_ms: self.plan.lease_ms,
             heartbeat_ms: self.plan.heartbeat_ms,
             margin_ms: self.plan.margin_ms,
+            versions: VersionRange::SPOKEN,
         };
         self.decided = self.store.clone();
         let now = Now { mono_ms: self.now + mono_offset, wall_ms: WALL_MS + self.now };
@@ -358,6 +360,7 @@ impl World {
                 }
                 // Nobody joins in this world: agents are trusted by their names.
                 Effect::KeyEnrolled { .. } | Effect::KeyRevoked { .. } => {}
+                Effect::ServiceTouched(_) => {}
                 Effect::Answered { ticket, result } => {
                     if let Ok(Answer::EndedBefore { job }) = result {
                         let ended =

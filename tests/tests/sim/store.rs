@@ -110,7 +110,13 @@ impl Store {
                     self.removed.insert(*job);
                 }
                 Change::JobRemoved(job) => panic!("unknown job {job} was removed"),
-                Change::NodeSaved(_) | Change::AgeSaved(_) => {}
+                Change::NodeSaved(_)
+                | Change::AgeSaved(_)
+                | Change::ReplicaChanged { .. }
+                | Change::ServiceSaved { .. }
+                | Change::ServiceRemoved(_)
+                | Change::RevisionSaved { .. }
+                | Change::RevisionEnded { .. } => {}
                 Change::TokenSaved(_)
                 | Change::TokenRemoved(_)
                 | Change::KeySaved(_)

@@ -75,7 +75,7 @@ pub(crate) async fn show(mesh: &mut Mesh, connection: &Connection) -> CliResult<
 /// Returns an image of this machine in which a shell can run, or the reason why there is none.
 async fn image(connection: &Connection) -> CliResult<Result<String, String>> {
     let nodes = connection.nodes().await?;
-    if !nodes.iter().any(|node| node.runtimes.contains(&RuntimeKind::Docker)) {
+    if !nodes.iter().any(|node| node.runtimes.contains(&RuntimeKind::Docker.into())) {
         return Ok(Err("no Docker engine responds on this machine".into()));
     }
     let names = match timeout(ENGINE_LIMIT, docker::images()).await {

@@ -89,8 +89,8 @@ impl TokensOutput {
     pub(crate) fn new(tokens: &[TokenView]) -> Self {
         let row = |view: &TokenView| TokenRow {
             id: view.id.0,
-            state: view.state.into(),
-            role: view.role.into(),
+            state: (&view.state).into(),
+            role: (&view.role).into(),
             uses_left: view.uses_left,
             expires_at: rfc3339(view.expires_wall_ms),
             created_by: view.created_by.to_string(),
@@ -125,7 +125,7 @@ impl UsersOutput {
     pub(crate) fn new(users: &[UserView]) -> Self {
         let row = |view: &UserView| UserRow {
             user: view.name.to_string(),
-            role: view.role.into(),
+            role: (&view.role).into(),
             key: view.key.to_string(),
             token: view.token.0,
             joined_at: rfc3339(view.enrolled_wall_ms),

@@ -4,6 +4,7 @@ use podmesh_protocol::event::EventFact;
 use podmesh_protocol::facts::RawFields;
 use podmesh_protocol::ids::{AttemptId, Revision};
 use podmesh_protocol::report::{self, OutcomeKind};
+use podmesh_protocol::word::MaybeKnown;
 use schemars::JsonSchema;
 use serde::Serialize;
 
@@ -344,7 +345,7 @@ impl From<&EventFact> for EventKind {
             }
             EventFact::JobCancelRequested { job } => EventBody::JobCancelRequested { job: job.0 },
             EventFact::JobEnded { job, state } => {
-                EventBody::JobEnded { job: job.0, state: (*state).into() }
+                EventBody::JobEnded { job: job.0, state: state.into() }
             }
             EventFact::AttemptAssigned { attempt: id, node } => {
                 let (job, task, attempt) = ids(id);
@@ -379,11 +380,11 @@ impl From<&EventFact> for EventKind {
             EventFact::NodeLost { node } => EventBody::NodeLost { node: node.to_string() },
             EventFact::RuntimeWithdrawn { node, runtime, message } => EventBody::RuntimeWithdrawn {
                 node: node.to_string(),
-                runtime: (*runtime).into(),
+                runtime: runtime.into(),
                 message: message.clone(),
             },
             EventFact::RuntimeOffered { node, runtime } => {
-                EventBody::RuntimeOffered { node: node.to_string(), runtime: (*runtime).into() }
+                EventBody::RuntimeOffered { node: node.to_string(), runtime: runtime.into() }
             }
             EventFact::NodeForgotten { node, by } => {
                 EventBody::NodeForgotten { node: node.to_string(), by: by.to_string() }
@@ -395,20 +396,20 @@ impl From<&EventFact> for EventKind {
                 by: by.to_string(),
             },
             EventFact::TokenCreated { token: id, role, by } => {
-                EventBody::TokenCreated { token: id.0, role: (*role).into(), by: by.to_string() }
+                EventBody::TokenCreated { token: id.0, role: role.into(), by: by.to_string() }
             }
             EventFact::TokenRevoked { token: id, by } => {
                 EventBody::TokenRevoked { token: id.0, by: by.to_string() }
             }
             EventFact::Enrolled { role, name, token: id } => {
-                EventBody::Enrolled { role: (*role).into(), name: name.to_string(), token: id.0 }
+                EventBody::Enrolled { role: role.into(), name: name.to_string(), token: id.0 }
             }
             EventFact::KeyRevoked { role, name, by } => {
                 let (name, by) = (name.to_string(), by.to_string());
-                EventBody::KeyRevoked { role: (*role).into(), name, by }
+                EventBody::KeyRevoked { role: role.into(), name, by }
             }
             EventFact::KeyRenewed { role, name } => {
-                EventBody::KeyRenewed { role: (*role).into(), name: name.to_string() }
+                EventBody::KeyRenewed { role: role.into(), name: name.to_string() }
             }
             EventFact::ManagerKeyRotated { key, by } => {
                 EventBody::ManagerKeyRotated { key: key.clone(), by: by.to_string() }
@@ -484,7 +485,7 @@ fn describe(fact: &EventFact) -> String {
             )
         }
         EventFact::JobEnded { job, state } => {
-            format!("job {job} ended: {}", JobState::from(*state).word())
+            format!("job {job} ended: {}", JobState::from(state).word())
         }
         EventFact::AttemptAssigned { attempt: id, node } => format!("{id} assigned to {node}"),
         EventFact::AttemptPreparing { attempt: id, message } => {
@@ -567,16 +568,19 @@ fn describe(fact: &EventFact) -> String {
 }
 
 /// Describes how an attempt ended, for people: `failed, exit code 3, after 1.2s: …`.
-pub(crate) fn outcome_text(outcome: &report::Outcome) -> String {
-    let mut text = match outcome.kind {
-        OutcomeKind::Succeeded => "succeeded",
-        OutcomeKind::Failed => "failed",
-        OutcomeKind::Cancelled => "was cancelled",
-        OutcomeKind::TimedOut => "timed out",
-        OutcomeKind::Lost => "was lost",
-        OutcomeKind::NotStarted => "was not started",
-    }
-    .to_owned();
+pub(crate) fn outcome_text(outcome: &report::ShownOutcome) -> String {
+    let mut text = match &outcome.kind {
+        MaybeKnown::Known(kind) => match kind {
+            OutcomeKind::Succeeded => "succeeded",
+            OutcomeKind::Failed => "failed",
+            OutcomeKind::Cancelled => "was cancelled",
+            OutcomeKind::TimedOut => "timed out",
+            OutcomeKind::Lost => "was lost",
+            OutcomeKind::NotStarted => "was not started",
+        }
+        .to_owned(),
+        MaybeKnown::Unknown(kind) => format!("ended ({})", escape(kind)),
+    };
     match (outcome.exit_code, outcome.signal) {
         (Some(code), _) if code != 0 => text += &format!(", exit code {code}"),
         (None, Some(signal)) => text += &format!(", signal {signal}"),
@@ -623,16 +627,16 @@ mod tests {
         let token = TokenId(3);
         let cases = [
             (
-                EventFact::TokenCreated { token, role: Role::Viewer, by: by.clone() },
+                EventFact::TokenCreated { token, role: Role::Viewer.into(), by: by.clone() },
                 "join token 3 for the role viewer created by root",
             ),
             (EventFact::TokenRevoked { token, by: by.clone() }, "join token 3 revoked by root"),
             (
-                EventFact::Enrolled { role: Role::Agent, name: name.clone(), token },
+                EventFact::Enrolled { role: Role::Agent.into(), name: name.clone(), token },
                 "agent a joined with token 3",
             ),
             (
-                EventFact::KeyRevoked { role: Role::Admin, name, by: by.clone() },
+                EventFact::KeyRevoked { role: Role::Admin.into(), name, by: by.clone() },
                 "admin a revoked by root",
             ),
             (
@@ -663,7 +667,7 @@ mod tests {
         outcome.ran_ms = 1_250;
         let fact = EventFact::AttemptEnded {
             attempt: AttemptId::new(JobId(42), 7, 2),
-            outcome,
+            outcome: outcome.into(),
             retry_after_ms: Some(2_000),
         };
         let text = line(Revision(9), "12:00:00.000", &fact);

@@ -1,6 +1,7 @@
 //! The structures of `--output json`. Their form is stable: fields are only added. The schemas in
 //! `tools/schema` are generated from them.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 
 use podmesh_protocol::client as wire;
@@ -12,12 +13,27 @@ use serde::Serialize;
 
 use super::time::rfc3339;
 
-/// Defines output enums that correspond to enums of the protocol, with the same words.
+/// Defines output enums that correspond to enums of the protocol, with the same words. A word that
+/// only a later version knows is passed on as it is.
 macro_rules! words {
     ($($(#[$doc:meta])* $name:ident = $from:ty { $($(#[$vdoc:meta])* $variant:ident $word:literal),* $(,)? })*) => {$(
         $(#[$doc])*
-        #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, JsonSchema)]
-        pub(crate) enum $name { $($(#[$vdoc])* #[serde(rename = $word)] $variant),* }
+        #[derive(Clone, Debug, PartialEq, Eq, JsonSchema)]
+        pub(crate) enum $name {
+            $($(#[$vdoc])* #[schemars(rename = $word)] $variant,)*
+            // The schemas have the words of this version; their readers skip others.
+            #[schemars(skip)]
+            Unknown(String),
+        }
+
+        impl serde::Serialize for $name {
+            fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+                serializer.serialize_str(match self {
+                    $(Self::$variant => $word,)*
+                    Self::Unknown(word) => word,
+                })
+            }
+        }
 
         impl From<$from> for $name {
             fn from(value: $from) -> Self {
@@ -25,9 +41,22 @@ macro_rules! words {
             }
         }
 
+        impl From<&podmesh_protocol::word::MaybeKnown<$from>> for $name {
+            fn from(word: &podmesh_protocol::word::MaybeKnown<$from>) -> Self {
+                use podmesh_protocol::word::MaybeKnown;
+                match word {
+                    MaybeKnown::Known(value) => (*value).into(),
+                    MaybeKnown::Unknown(word) => Self::Unknown(word.clone()),
+                }
+            }
+        }
+
         impl Word for $name {
-            fn word(self) -> &'static str {
-                match self { $(Self::$variant => $word),* }
+            fn word(&self) -> std::borrow::Cow<'static, str> {
+                match self {
+                    $(Self::$variant => $word.into(),)*
+                    Self::Unknown(word) => $crate::output::text::escape(word).into(),
+                }
             }
         }
     )*};
@@ -35,8 +64,8 @@ macro_rules! words {
 
 /// An enum of which each variant is one word.
 pub(crate) trait Word {
-    /// Returns the word used in JSON.
-    fn word(self) -> &'static str;
+    /// Returns the word used in JSON, safe for a terminal.
+    fn word(&self) -> Cow<'static, str>;
 }
 
 pub(crate) use words;
@@ -244,7 +273,7 @@ impl From<&wire::JobView> for JobRow {
         Self {
             job: view.job.0,
             name: view.name.to_string(),
-            state: view.state.into(),
+            state: (&view.state).into(),
             priority: view.priority,
             tasks: (&view.counts).into(),
             submitted_at: rfc3339(view.submitted_wall_ms),
@@ -467,10 +496,10 @@ pub(crate) struct OutcomeRow {
     pub(crate) ran_ms: u64,
 }
 
-impl From<&report::Outcome> for OutcomeRow {
-    fn from(outcome: &report::Outcome) -> Self {
+impl From<&report::ShownOutcome> for OutcomeRow {
+    fn from(outcome: &report::ShownOutcome) -> Self {
         Self {
-            kind: outcome.kind.into(),
+            kind: (&outcome.kind).into(),
             exit_code: outcome.exit_code,
             signal: outcome.signal,
             oom_killed: outcome.oom_killed,
@@ -486,7 +515,7 @@ impl AttemptRow {
             attempt: AttemptId { task, number: view.number }.to_string(),
             number: view.number,
             node: view.node.to_string(),
-            state: view.state.into(),
+            state: (&view.state).into(),
             outcome: view.outcome.as_ref().map(Into::into),
             assigned_at: rfc3339(view.assigned_wall_ms),
             started_at: view.started_wall_ms.map(rfc3339),
@@ -500,7 +529,7 @@ impl From<&wire::TaskView> for TaskRow {
         Self {
             task: view.task.to_string(),
             index: view.task.index,
-            state: view.state.into(),
+            state: (&view.state).into(),
             attempts: view.attempts,
             last_attempt: view.last.as_ref().map(|last| AttemptRow::new(view.task, last)),
         }
@@ -570,13 +599,13 @@ impl From<&wire::NodeView> for NodeRow {
     fn from(view: &wire::NodeView) -> Self {
         Self {
             node: view.node.to_string(),
-            state: view.state.into(),
+            state: (&view.state).into(),
             epoch: view.epoch.map(|epoch| epoch.0),
             version: view.program_version.clone(),
             capacity: (&view.capacity).into(),
             free: (&view.free).into(),
             labels: labels(&view.labels),
-            runtimes: view.runtimes.iter().map(|kind| (*kind).into()).collect(),
+            runtimes: view.runtimes.iter().map(Into::into).collect(),
             withdrawn: view
                 .withdrawn
                 .iter()

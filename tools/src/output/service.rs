@@ -3,7 +3,6 @@
 use podmesh_protocol::client as wire;
 use podmesh_protocol::service;
 use schemars::JsonSchema;
-use serde::Serialize;
 
 use super::json::{Word, words};
 

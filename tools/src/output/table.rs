@@ -30,9 +30,10 @@ fn mood(word: &str) -> Mood {
     }
 }
 
-fn state(word: &'static str) -> Cell {
-    let cell = Cell::new(word);
-    match mood(word) {
+fn state(word: &impl Word) -> Cell {
+    let word = word.word();
+    let cell = Cell::new(&word);
+    match mood(&word) {
         Mood::Good => cell.fg(Color::Green),
         Mood::Bad => cell.fg(Color::Red),
         Mood::Busy => cell.fg(Color::Yellow),
@@ -86,7 +87,7 @@ pub(crate) fn jobs(screen: Screen, jobs: &[JobView]) -> String {
         vec![
             Cell::new(view.job),
             Cell::new(&view.name),
-            state(JobState::from(view.state).word()),
+            state(&JobState::from(&view.state)),
             Cell::new(done),
             Cell::new(failed),
             Cell::new(ago(now, view.submitted_wall_ms)),
@@ -104,11 +105,11 @@ pub(crate) fn tasks(screen: Screen, tasks: &[TaskView]) -> String {
         let last = view.last.as_ref();
         let how = last.map_or(String::new(), |last| match &last.outcome {
             Some(outcome) => outcome_text(outcome),
-            None => AttemptState::from(last.state).word().to_owned(),
+            None => AttemptState::from(&last.state).word().into_owned(),
         });
         vec![
             Cell::new(view.task),
-            state(TaskState::from(view.state).word()),
+            state(&TaskState::from(&view.state)),
             Cell::new(view.attempts),
             Cell::new(last.map_or("", |last| last.node.as_str())),
             Cell::new(how),
@@ -132,7 +133,7 @@ pub(crate) fn nodes(screen: Screen, nodes: &[NodeView]) -> String {
             view.labels.iter().map(|(name, value)| format!("{name}={}", escape(value))).collect();
         vec![
             Cell::new(&view.node),
-            state(NodeState::from(view.state).word()),
+            state(&NodeState::from(&view.state)),
             Cell::new(format!(
                 "{}/{}",
                 cores(view.free.cpu_millis),
@@ -159,8 +160,8 @@ pub(crate) fn tokens(screen: Screen, tokens: &[TokenView]) -> String {
     let row = |view: &TokenView| {
         vec![
             Cell::new(view.id),
-            state(TokenState::from(view.state).word()),
-            Cell::new(view.role),
+            state(&TokenState::from(&view.state)),
+            Cell::new(&view.role),
             Cell::new(view.uses_left),
             Cell::new(local(view.expires_wall_ms)),
             Cell::new(&view.created_by),
@@ -175,7 +176,7 @@ pub(crate) fn users(screen: Screen, users: &[UserView]) -> String {
     let row = |view: &UserView| {
         vec![
             Cell::new(&view.name),
-            Cell::new(view.role),
+            Cell::new(&view.role),
             Cell::new(view.token),
             Cell::new(local(view.enrolled_wall_ms)),
         ]
@@ -203,23 +204,25 @@ pub(crate) fn more(shown: usize, noun: &str) -> String {
 #[cfg(test)]
 #[expect(clippy::unwrap_used, reason = "tests")]
 mod tests {
+    use super::super::json::TaskRow;
     use super::*;
     use podmesh_protocol::access::{Role, TokenId};
     use podmesh_protocol::client::{self as wire, AttemptView, NodeState};
     use podmesh_protocol::ids::{JobId, TaskId};
-    use podmesh_protocol::report::{self, Outcome};
+    use podmesh_protocol::report::{self, Outcome, ShownOutcome};
     use podmesh_protocol::spec::{Resources, RuntimeKind};
+    use podmesh_protocol::word::MaybeKnown;
 
     fn task(message: &str) -> TaskView {
         TaskView {
             task: TaskId { job: JobId(42), index: 7 },
-            state: report::TaskState::Failed,
+            state: report::TaskState::Failed.into(),
             attempts: 1,
             last: Some(AttemptView {
                 number: 1,
                 node: "node-1".parse().unwrap(),
-                state: report::AttemptState::Ended,
-                outcome: Some(Outcome::exited(3).with_message(message)),
+                state: report::AttemptState::Ended.into(),
+                outcome: Some(Outcome::exited(3).with_message(message).into()),
                 assigned_wall_ms: 0,
                 started_wall_ms: None,
                 ended_wall_ms: None,
@@ -258,8 +261,8 @@ mod tests {
     fn tokens_show_whether_they_can_be_used() {
         let view = |id, state| TokenView {
             id: TokenId(id),
-            state,
-            role: Role::Agent,
+            state: MaybeKnown::Known(state),
+            role: Role::Agent.into(),
             uses_left: 1,
             expires_wall_ms: 0,
             created_by: "root".parse().unwrap(),
@@ -273,16 +276,39 @@ mod tests {
     }
 
     #[test]
+    fn words_of_a_later_version_are_shown_as_they_are() {
+        let mut view = task("");
+        view.state = MaybeKnown::Unknown("blocked\u{1b}".into());
+        if let Some(last) = &mut view.last {
+            last.state = MaybeKnown::Unknown("frozen".into());
+            let ended = Outcome::exited(3).into();
+            last.outcome =
+                Some(ShownOutcome { kind: MaybeKnown::Unknown("preempted".into()), ..ended });
+        }
+        let json = serde_json::to_value(TaskRow::from(&view)).unwrap();
+        assert_eq!(json["state"], "blocked\u{1b}");
+        assert_eq!(json["last_attempt"]["outcome"]["kind"], "preempted");
+        let screen = Screen { width: None, color: false };
+        let text = tasks(screen, std::slice::from_ref(&view));
+        assert!(text.contains("blocked\\u{1b}  1 "), "{text}");
+        assert!(text.contains("ended (preempted), exit code 3"), "{text}");
+        if let Some(last) = &mut view.last {
+            last.outcome = None;
+        }
+        assert!(tasks(screen, &[view]).contains("frozen"));
+    }
+
+    #[test]
     fn nodes_show_free_resources() {
         let view = NodeView {
             node: "node-1".parse().unwrap(),
-            state: NodeState::Alive,
+            state: NodeState::Alive.into(),
             epoch: None,
             program_version: String::new(),
             capacity: Resources { cpu_millis: 4000, memory_bytes: 8 << 30 },
             free: Resources { cpu_millis: 2500, memory_bytes: 6 << 30 },
             labels: [("gpu".parse().unwrap(), "a100".to_owned())].into(),
-            runtimes: vec![RuntimeKind::Process, RuntimeKind::Docker],
+            runtimes: vec![RuntimeKind::Process.into(), RuntimeKind::Docker.into()],
             withdrawn: [].into(),
             unenforced: [].into(),
             attempts: 3,

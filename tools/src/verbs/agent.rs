@@ -11,6 +11,7 @@ use podmesh_protocol::access::{JoinToken, Role};
 use podmesh_protocol::ids::Name;
 use podmesh_protocol::limits::LABELS_MAX;
 use podmesh_protocol::spec::{Resources, validate_label_value};
+use podmesh_protocol::version::VersionRange;
 use podmesh_wire::enrolment::{Enrolment, EnrolmentError};
 use podmesh_wire::locate::ManagerPlace;
 use serde::Deserialize;
@@ -128,6 +129,7 @@ pub(crate) fn plain(name: Name, manager: Option<ManagerPlace>, data_dir: &DataDi
         logs_bytes_max: None,
         supervisor: process_supervisor::command(data_dir, None),
         stop_processes: false,
+        versions: VersionRange::SPOKEN,
     }
 }
 

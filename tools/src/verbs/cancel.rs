@@ -18,15 +18,15 @@ pub(crate) async fn cancel(context: &Context, args: CancelArgs) -> CliResult {
         match connection.cancel(job).await {
             Ok(state) => {
                 if !context.json() {
-                    let word = JobState::from(state).word();
-                    screen::line(match state {
-                        WireJobState::Cancelling | WireJobState::Cancelled => {
+                    let word = JobState::from(&state).word();
+                    screen::line(match state.known() {
+                        Some(WireJobState::Cancelling | WireJobState::Cancelled) | None => {
                             format!("job {job}: {word}")
                         }
-                        _ => format!("job {job}: already ended: {word}"),
+                        Some(_) => format!("job {job}: already ended: {word}"),
                     })?;
                 }
-                output.jobs.push(CancelledJob { job: job.0, state: state.into() });
+                output.jobs.push(CancelledJob { job: job.0, state: (&state).into() });
             }
             Err(error @ crate::connect::RequestError::Refused(_)) => {
                 screen::say_error(&error.into());

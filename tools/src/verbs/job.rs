@@ -34,7 +34,7 @@ fn describe(detail: &JobDetail) -> String {
     let mut lines = Lines::default();
     lines.add("job", view.job);
     lines.add("name", &view.name);
-    lines.add("state", JobState::from(view.state).word());
+    lines.add("state", JobState::from(&view.state).word());
     for reason in &detail.waits_for {
         lines.add("waits for", escape(reason));
     }

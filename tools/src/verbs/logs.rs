@@ -11,7 +11,7 @@ use crate::cli::query::{LogsArgs, LogsOf};
 use crate::connect::{Connection, PATIENCE_ASK};
 use crate::context::Context;
 use crate::error::{CliError, CliResult};
-use crate::follow::{Follower, ShowOptions};
+use crate::follow::{Follower, ShowOptions, begun};
 use crate::output::text::count;
 
 /// How long one request waits for a change.
@@ -46,7 +46,7 @@ pub(crate) async fn logs(context: &Context, args: LogsArgs) -> CliResult {
                 connection.follow();
             }
             while args.follow && !begun(&view) {
-                view = find(&connection, attempt, Some(view.state)).await?;
+                view = find(&connection, attempt, view.state.known().copied()).await?;
                 // If this is not the last attempt, the request does not wait.
                 sleep(PAUSE).await;
             }
@@ -56,11 +56,6 @@ pub(crate) async fn logs(context: &Context, args: LogsArgs) -> CliResult {
         }
     }
     Ok(0)
-}
-
-/// Returns whether there can be output.
-fn begun(view: &AttemptView) -> bool {
-    matches!(view.state, AttemptState::Running | AttemptState::Ended)
 }
 
 /// Returns an attempt. With a previous state, returns once the state has changed or a while has

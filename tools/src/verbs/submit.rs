@@ -79,7 +79,7 @@ pub(crate) async fn watch(connection: &Connection, job: JobId) -> CliResult<JobD
         let failed =
             if counts.failed > 0 { format!(", {} failed", counts.failed) } else { String::new() };
         bar.set_message(format!("{} active{failed}", counts.active));
-        if detail.view.state.is_end() {
+        if detail.view.is_end() {
             bar.finish_and_clear();
             return Ok(detail);
         }

@@ -82,7 +82,10 @@ fn a_token_can_be_used_as_often_as_it_allows_and_each_join_is_an_event() {
     assert_eq!(world.try_join(1, token, "a"), Ok((Role::Agent, name("a"))));
     world.restart();
     let step = world.ask_to_join(2, token, HASH, "b");
-    assert_eq!(step.events, [EventFact::Enrolled { role: Role::Agent, name: name("b"), token }]);
+    assert_eq!(
+        step.events,
+        [EventFact::Enrolled { role: Role::Agent.into(), name: name("b"), token }]
+    );
     let why = said(world.try_join(3, token, "c"), ErrorCode::InvalidToken);
     assert!(why.contains("used up") && why.contains("podmesh token create"), "{why}");
     world.restart();
@@ -124,7 +127,7 @@ fn a_revoked_key_is_never_valid_again_and_its_name_is_free() {
     assert!(step.effects.contains(&Effect::KeyRevoked { key: PublicKey([1; 32]) }));
     assert_eq!(
         step.events,
-        [EventFact::KeyRevoked { role: Role::Agent, name: name("a"), by: name("root") }]
+        [EventFact::KeyRevoked { role: Role::Agent.into(), name: name("a"), by: name("root") }]
     );
     world.restart();
     said(world.try_join(1, token, "a"), ErrorCode::NotEnrolled);
@@ -142,7 +145,7 @@ fn a_key_that_joins_again_gets_the_new_name_and_role() {
     world.try_join(1, viewer, "ann").unwrap();
     world.try_join(1, operator, "bob").unwrap();
     let users: Vec<_> = world.users().into_iter().map(|row| (row.name, row.role)).collect();
-    assert_eq!(users, [(name("bob"), Role::Operator)]);
+    assert_eq!(users, [(name("bob"), Role::Operator.into())]);
     // A node may have the same name as a user.
     let token = world.token(Role::Agent, 1);
     world.try_join(2, token, "bob").unwrap();

@@ -10,7 +10,7 @@ fn each_reason_is_a_clear_sentence() {
     let mut world = World::new();
     world.submit(spec());
     assert_eq!(world.explain(1), ["no node has joined yet"]);
-    world.connect(Hello { runtimes: vec![RuntimeKind::Docker], ..hello("c", 3) }, 3);
+    world.connect(Hello { runtimes: vec![RuntimeKind::Docker.into()], ..hello("c", 3) }, 3);
     assert_eq!(world.explain(1), ["runtime process: no node offers it (1 node)"]);
     world.cancel(1);
 

@@ -92,7 +92,7 @@ fn queued_tasks_are_cancelled_at_once() {
         step.events,
         [
             EventFact::JobCancelRequested { job: JobId(1) },
-            EventFact::JobEnded { job: JobId(1), state: JobState::Cancelled }
+            EventFact::JobEnded { job: JobId(1), state: JobState::Cancelled.into() }
         ]
     );
     let [Change::JobCancelled(JobId(1)), Change::JobUpdated(_)] = step.changes.as_slice() else {
@@ -133,7 +133,10 @@ fn running_tasks_are_stopped_and_the_job_ends_with_the_last_one() {
     assert_eq!(ends(&step)[2].1.exit_code, Some(143));
     assert_eq!((world.state(1), world.counts(1)), (JobState::Cancelling, [0, 1, 1, 0, 4]));
     let step = world.report(1, epoch, vec![exited(4, running[3], 1)]);
-    assert_eq!(step.events[1], EventFact::JobEnded { job: JobId(1), state: JobState::Cancelled });
+    assert_eq!(
+        step.events[1],
+        EventFact::JobEnded { job: JobId(1), state: JobState::Cancelled.into() }
+    );
     assert!(messages(&step).contains(&&ToPeer::ForgetJobs(epoch, vec![JobId(1)])));
 }
 

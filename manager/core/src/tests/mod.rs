@@ -29,12 +29,13 @@ use podmesh_protocol::ids::{
     AgentId, AttemptId, ClusterId, Epoch, InstanceId, JobId, Name, Revision, SubmissionId,
 };
 use podmesh_protocol::limits::{EVENTS_PER_CHUNK_MAX, PROTOCOL_VERSION};
-use podmesh_protocol::report::{JobState, Outcome, Report, ReportFact};
+use podmesh_protocol::report::{JobState, Outcome, Report, ReportFact, ShownOutcome};
 use podmesh_protocol::session::{Hello, StopReason, ToPeer, Welcome};
 use podmesh_protocol::spec::{
     ArrayRange, JobSpec, OnLost, Resources, RetryPolicy, RunSpec, RuntimeKind, RuntimeSpec,
 };
 use podmesh_protocol::time::Now;
+use podmesh_protocol::version::VersionRange;
 use uuid::Uuid;
 
 use self::model::Model;
@@ -49,7 +50,12 @@ const TICKET: Ticket = Ticket(7);
 const CLUSTER: ClusterId = ClusterId(Uuid::from_u128(77));
 
 fn config() -> CoreConfig {
-    CoreConfig { lease_ms: LEASE_MS, heartbeat_ms: 1_000, margin_ms: MARGIN_MS }
+    CoreConfig {
+        lease_ms: LEASE_MS,
+        heartbeat_ms: 1_000,
+        margin_ms: MARGIN_MS,
+        versions: VersionRange::SPOKEN,
+    }
 }
 
 fn name(text: &str) -> Name {
@@ -103,6 +109,7 @@ fn array(tasks: u32) -> JobSpec {
 fn hello(node: &str, number: u64) -> Hello {
     Hello {
         version: PROTOCOL_VERSION,
+        version_oldest: None,
         node: name(node),
         boot_id: "boot-1".into(),
         agent_instance: instance(u128::from(number)),
@@ -111,7 +118,7 @@ fn hello(node: &str, number: u64) -> Hello {
         program_version: "0.1.0".into(),
         capacity: Resources { cpu_millis: 4000, memory_bytes: 8 * GIB },
         labels: BTreeMap::new(),
-        runtimes: vec![RuntimeKind::Process],
+        runtimes: vec![RuntimeKind::Process.into()],
         withdrawn: [].into(),
         unenforced: [].into(),
         address: None,
@@ -319,13 +326,20 @@ fn ended(number: u64, attempt: AttemptId, outcome: Outcome) -> Report {
     Report(number, attempt, ReportFact::Ended(outcome))
 }
 
+/// Returns an outcome of this version, as the core decided on it.
+fn known(outcome: &ShownOutcome) -> Outcome {
+    let ShownOutcome { kind, exit_code, signal, oom_killed, message, ran_ms } = outcome.clone();
+    let kind = *kind.known().unwrap();
+    Outcome { kind, exit_code, signal, oom_killed, message, ran_ms }
+}
+
 /// Returns the attempts that ended in a step, with the wait before the next attempt.
 fn ends(step: &Step) -> Vec<(AttemptId, Outcome, Option<u64>)> {
     step.events
         .iter()
         .filter_map(|event| match event {
             EventFact::AttemptEnded { attempt, outcome, retry_after_ms: retry } => {
-                Some((*attempt, outcome.clone(), *retry))
+                Some((*attempt, known(outcome), *retry))
             }
             _ => None,
         })
@@ -334,5 +348,5 @@ fn ends(step: &Step) -> Vec<(AttemptId, Outcome, Option<u64>)> {
 
 /// Returns the state of a node as the core sees it.
 fn node_state(world: &mut World, node: &str) -> NodeState {
-    world.node(node).state
+    *world.node(node).state.known().unwrap()
 }

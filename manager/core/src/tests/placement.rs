@@ -59,7 +59,7 @@ fn a_node_must_offer_the_runtime_and_have_the_labels() {
     assert_eq!(placed(&world.connect(hello("a", 1), 1)), []);
     let other = Hello { labels: label("gpu", "h100"), ..hello("b", 2) };
     assert_eq!(placed(&world.connect(other, 2)), []);
-    let docker = Hello { runtimes: vec![RuntimeKind::Docker], ..hello("c", 3) };
+    let docker = Hello { runtimes: vec![RuntimeKind::Docker.into()], ..hello("c", 3) };
     assert_eq!(placed(&world.connect(docker, 3)), [(at(1, 1, 1), "c")]);
     let gpu = Hello { labels: label("gpu", "a100"), ..hello("d", 4) };
     assert_eq!(placed(&world.connect(gpu, 4)), [(at(2, 1, 1), "d")]);

@@ -48,7 +48,7 @@ fn both_keys_are_valid_until_the_new_one_is_used() {
     assert!(may_say_hello(&mut world, OLD) && may_say_hello(&mut world, NEW));
 
     let step = world.used(NEW);
-    assert_eq!(step.events, [EventFact::KeyRenewed { role: Role::Agent, name: name("a") }]);
+    assert_eq!(step.events, [EventFact::KeyRenewed { role: Role::Agent.into(), name: name("a") }]);
     assert_eq!(step.effects, [Effect::KeyRevoked { key: OLD }]);
     world.restart();
     assert!(!may_say_hello(&mut world, OLD) && may_say_hello(&mut world, NEW));

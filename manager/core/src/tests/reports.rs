@@ -51,8 +51,12 @@ fn a_task_goes_from_assigned_to_its_end() {
         step.events,
         [
             EventFact::LogGap { attempt, message: "12 bytes".into() },
-            EventFact::AttemptEnded { attempt, outcome: outcome.clone(), retry_after_ms: None },
-            EventFact::JobEnded { job: JobId(1), state: JobState::Succeeded },
+            EventFact::AttemptEnded {
+                attempt,
+                outcome: outcome.clone().into(),
+                retry_after_ms: None
+            },
+            EventFact::JobEnded { job: JobId(1), state: JobState::Succeeded.into() },
         ]
     );
     assert_eq!(
@@ -224,7 +228,10 @@ fn a_job_fails_if_one_of_its_tasks_fails() {
     world.report(1, epoch, vec![exited(1, at(1, 1, 1), 0), exited(2, at(1, 2, 1), 9)]);
     assert_eq!(world.state(1), JobState::Running);
     let step = world.report(1, epoch, vec![exited(3, at(1, 3, 1), 0)]);
-    assert_eq!(step.events[1], EventFact::JobEnded { job: JobId(1), state: JobState::Failed });
+    assert_eq!(
+        step.events[1],
+        EventFact::JobEnded { job: JobId(1), state: JobState::Failed.into() }
+    );
     assert_eq!(world.counts(1), [0, 0, 2, 1, 0]);
 }
 

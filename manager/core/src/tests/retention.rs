@@ -102,7 +102,7 @@ fn a_node_that_has_been_lost_for_long_is_removed_with_its_key() {
     let [removed, forgotten] = &step.events[..] else { panic!("{step:?}") };
     assert_eq!(
         *removed,
-        EventFact::KeyRevoked { role: Role::Agent, name: name("a"), by: name("manager") }
+        EventFact::KeyRevoked { role: Role::Agent.into(), name: name("a"), by: name("manager") }
     );
     assert_eq!(*forgotten, EventFact::NodeForgotten { node: name("a"), by: name("manager") });
     assert_eq!(world.core.nodes.len(), 0);

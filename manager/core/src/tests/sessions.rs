@@ -2,6 +2,7 @@ use super::*;
 use crate::step::{Change, NodeRow};
 use podmesh_protocol::limits::{ATTEMPTS_PER_NODE_MAX, LABELS_MAX};
 use podmesh_protocol::report::OutcomeKind;
+use podmesh_protocol::word::MaybeKnown;
 
 fn connection_gone(world: &mut World, number: u64) -> Step {
     world.give(Input::ConnectionGone { connection: connection(number) })
@@ -19,7 +20,7 @@ fn a_hello_opens_a_session() {
         program_version: hello.program_version,
         capacity: hello.capacity,
         labels: hello.labels,
-        runtimes: hello.runtimes,
+        runtimes: vec![RuntimeKind::Process],
         epoch: Epoch(1),
         agent_id: hello.agent_id,
         lost_age_ms: None,
@@ -79,7 +80,7 @@ fn a_refused_agent_is_told_why() {
         (ErrorCode::BadMessage, "ATTEMPTS_PER_NODE_MAX", &|h| h.attempts = many.clone()),
         (ErrorCode::BadMessage, "1.1#1 is named twice", &|h| h.attempts = vec![at(1, 1, 1); 2]),
         (ErrorCode::BadMessage, "runtime is named twice", &|h| {
-            h.runtimes = vec![RuntimeKind::Noop; 2];
+            h.runtimes = vec![RuntimeKind::Noop.into(); 2];
         }),
         (ErrorCode::BadMessage, "NAME_BYTES_MAX", &|h| h.boot_id = "x".repeat(129)),
     ];
@@ -481,11 +482,11 @@ fn a_cancelled_job_ends_even_if_its_node_never_returns() {
 #[test]
 fn a_runtime_that_is_withdrawn_or_offered_again_is_an_event() {
     let mut world = World::new();
-    let withdrawn = [(RuntimeKind::Process, "no room".to_owned())];
+    let withdrawn = [(RuntimeKind::Process.into(), "no room".to_owned())];
     let full = || Hello { runtimes: vec![], withdrawn: withdrawn.clone().into(), ..hello("a", 1) };
     let fact = EventFact::RuntimeWithdrawn {
         node: name("a"),
-        runtime: RuntimeKind::Process,
+        runtime: RuntimeKind::Process.into(),
         message: "no room".into(),
     };
     let step = world.connect(full(), 1);
@@ -496,11 +497,27 @@ fn a_runtime_that_is_withdrawn_or_offered_again_is_an_event() {
     // It is reported once.
     assert!(!world.connect(full(), 2).events.contains(&fact));
     let step = world.connect(hello("a", 1), 3);
-    assert!(
-        step.events.contains(&EventFact::RuntimeOffered {
-            node: name("a"),
-            runtime: RuntimeKind::Process
-        })
-    );
+    assert!(step.events.contains(&EventFact::RuntimeOffered {
+        node: name("a"),
+        runtime: RuntimeKind::Process.into()
+    }));
     assert_eq!(placed(&step), [(at(1, 1, 1), "a")]);
+}
+
+#[test]
+fn a_runtime_of_a_later_version_gets_no_work_and_is_no_error() {
+    let mut world = World::new();
+    let wasm = || MaybeKnown::Unknown("wasm".into());
+    let later = Hello {
+        runtimes: vec![RuntimeKind::Process.into(), wasm()],
+        withdrawn: [(MaybeKnown::Unknown("vm".into()), "no room".to_owned())].into(),
+        ..hello("a", 1)
+    };
+    let step = world.connect(later, 1);
+    assert_eq!(welcome(&step).epoch, Epoch(1));
+    let node = world.node("a");
+    assert_eq!((node.runtimes, node.withdrawn), (vec![RuntimeKind::Process.into()], [].into()));
+    assert_eq!(placed(&world.submit(spec())), [(at(1, 1, 1), "a")]);
+    let twice = Hello { runtimes: vec![wasm(), wasm()], ..hello("b", 2) };
+    assert_eq!(refusal(&world.connect(twice, 2)).0, ErrorCode::BadMessage);
 }

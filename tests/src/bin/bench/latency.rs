@@ -42,7 +42,7 @@ pub(crate) fn submit_to_started(rig: &Rig) -> Duration {
     loop {
         let reply = rig.ask(RequestBody::Task { task, unless, wait_ms: 10_000 });
         let ReplyBody::Task(detail) = reply else { panic!("no task") };
-        let last = detail.attempts.last().map(|attempt| attempt.state);
+        let last = detail.attempts.last().map(|attempt| *attempt.state.known().unwrap());
         if matches!(last, Some(AttemptState::Running | AttemptState::Ended)) {
             let took = start.elapsed();
             rig.wait(id);

@@ -64,7 +64,7 @@ impl Rig {
             else {
                 panic!("no job")
             };
-            if detail.view.state.is_end() {
+            if detail.view.is_end() {
                 assert_eq!(detail.view.state, JobState::Succeeded, "{:?}", detail.view);
                 return *detail;
             }

@@ -107,7 +107,7 @@ pub(super) fn measure(tasks: u64, table: &mut Table) {
                 else {
                     return;
                 };
-                if detail.view.state.is_end() {
+                if detail.view.is_end() {
                     return stopped.store(true, Ordering::Relaxed);
                 }
                 since = Some(detail.revision);

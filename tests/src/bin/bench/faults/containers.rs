@@ -91,7 +91,7 @@ fn kill_until_ended(rig: &mut Rig, id: JobId, seed: u64) -> u32 {
 fn has_ended(rig: &Rig, job: JobId) -> bool {
     let body = RequestBody::Job { job, since: None, wait_ms: 0 };
     let ReplyBody::Job(detail) = rig.ask(body) else { panic!("no job") };
-    detail.view.state.is_end()
+    detail.view.is_end()
 }
 
 fn wrong_lines(rig: &Rig, id: JobId, task: u32) -> u32 {

@@ -218,7 +218,7 @@ async fn all_jobs(client: &Client) -> BTreeMap<JobId, JobState> {
         };
         let Ok(ReplyBody::Jobs(jobs)) = client.request(page).await else { panic!("no jobs") };
         before = jobs.last().map(|view| view.job);
-        all.extend(jobs.into_iter().map(|view| (view.job, view.state)));
+        all.extend(jobs.into_iter().map(|view| (view.job, *view.state.known().unwrap())));
         if before.is_none() {
             return all;
         }

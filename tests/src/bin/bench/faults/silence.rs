@@ -35,7 +35,7 @@ fn state(rig: &Rig, node: &str) -> NodeState {
     let ReplyBody::Nodes(nodes) = rig.ask(RequestBody::Nodes { after: None, limit: 100 }) else {
         panic!("no nodes")
     };
-    nodes.iter().find(|view| view.node.as_str() == node).unwrap().state
+    *nodes.iter().find(|view| view.node.as_str() == node).unwrap().state.known().unwrap()
 }
 
 pub(super) fn time_until(rig: &Rig, node: &str, wanted: NodeState) -> Duration {
