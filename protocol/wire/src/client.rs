@@ -8,6 +8,7 @@ use std::time::Duration;
 use podmesh_protocol::client::{Reply, ReplyBody, Request, RequestBody};
 use podmesh_protocol::error::ErrorReply;
 use podmesh_protocol::limits::PROTOCOL_VERSION;
+use podmesh_protocol::service::ServiceRequest;
 use podmesh_protocol::session::{ToManager, ToPeer};
 use tokio::sync::{Mutex as AsyncMutex, oneshot};
 use tokio::task::JoinHandle;
@@ -146,7 +147,9 @@ impl Client {
 
 fn wait_of(body: &RequestBody) -> Duration {
     let wait_ms = match body {
-        RequestBody::Job { wait_ms, .. } | RequestBody::Task { wait_ms, .. } => *wait_ms,
+        RequestBody::Job { wait_ms, .. }
+        | RequestBody::Task { wait_ms, .. }
+        | RequestBody::Service(ServiceRequest::Show { wait_ms, .. }) => *wait_ms,
         RequestBody::Log(read) => read.wait_ms,
         _ => 0,
     };
