@@ -82,11 +82,8 @@ fn checks() -> impl Strategy<Value = HealthSpec> {
 }
 
 fn service_specs() -> impl Strategy<Value = ServiceSpec> {
-    let when = prop::sample::select(vec![
-        RestartWhen::Always,
-        RestartWhen::OnFailure,
-        RestartWhen::Never,
-    ]);
+    let when =
+        prop::sample::select(vec![RestartWhen::Always, RestartWhen::OnFailure, RestartWhen::Never]);
     let restart = (when, any::<[u64; 2]>()).prop_map(|(when, [backoff_ms, backoff_ms_max])| {
         RestartPolicy { when, backoff_ms, backoff_ms_max }
     });
@@ -177,18 +174,19 @@ fn service_requests() -> impl Strategy<Value = RequestBody> {
 fn service_views() -> impl Strategy<Value = ServiceView> {
     use ServiceState::*;
 
-    let state = prop::sample::select(vec![
-        Healthy,
-        Degraded,
-        Updating,
-        RollingBack,
-        Stopped,
-        Removing,
-    ]);
+    let state =
+        prop::sample::select(vec![Healthy, Degraded, Updating, RollingBack, Stopped, Removing]);
     let published = prop::collection::btree_map(names(), any::<u16>(), 0..3);
     (names(), state, any::<[u32; 4]>(), ".{0,20}", published).prop_map(
-        |(service, state, [revision, replicas, healthy, existing], runs, published)| {
-            ServiceView { service, state, revision, replicas, healthy, existing, runs, published }
+        |(service, state, [revision, replicas, healthy, existing], runs, published)| ServiceView {
+            service,
+            state,
+            revision,
+            replicas,
+            healthy,
+            existing,
+            runs,
+            published,
         },
     )
 }
@@ -232,9 +230,10 @@ fn replica_views() -> impl Strategy<Value = ReplicaView> {
 
 fn service_replies() -> impl Strategy<Value = ReplyBody> {
     let texts = || prop::collection::vec(".{0,40}", 0..3);
-    let changed = (names(), any::<u32>(), any::<bool>()).prop_map(|(service, revision, changed)| {
-        ServiceReply::Changed { service, revision, changed }
-    });
+    let changed =
+        (names(), any::<u32>(), any::<bool>()).prop_map(|(service, revision, changed)| {
+            ServiceReply::Changed { service, revision, changed }
+        });
     let before = prop::option::of(service_specs().prop_map(Box::new));
     let placements = prop::collection::btree_map(names(), any::<u32>(), 0..3);
     let plan = (before, any::<bool>(), placements, any::<u32>(), texts()).prop_map(
@@ -245,20 +244,18 @@ fn service_replies() -> impl Strategy<Value = ReplyBody> {
     let list = prop::collection::vec(service_views(), 0..3).prop_map(ServiceReply::List);
     let replicas = prop::collection::vec(replica_views(), 0..3);
     let failed = prop::option::of(".{0,40}");
-    let detail =
-        (service_views(), service_specs(), any::<u64>(), replicas, texts(), failed).prop_map(
-            |(view, spec, changed, replicas, waits_for, failed_update)| {
-                let changed = Revision(changed);
-                ServiceReply::Service(Box::new(ServiceDetail {
-                    view,
-                    spec,
-                    changed,
-                    replicas,
-                    waits_for,
-                    failed_update,
-                }))
-            },
-        );
+    let detail = (service_views(), service_specs(), any::<u64>(), replicas, texts(), failed)
+        .prop_map(|(view, spec, changed, replicas, waits_for, failed_update)| {
+            let changed = Revision(changed);
+            ServiceReply::Service(Box::new(ServiceDetail {
+                view,
+                spec,
+                changed,
+                replicas,
+                waits_for,
+                failed_update,
+            }))
+        });
     let state = prop::sample::select(vec![
         RevisionState::Begun,
         RevisionState::Reached,
