@@ -175,8 +175,7 @@ pub(crate) enum Verb {
     ///
     /// `podmesh service NAME` shows one. If a service has the name of a command below, use
     /// `podmesh service show NAME`.
-    #[command(args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
-    #[command(after_help = service::AFTER_HELP)]
+    #[command(subcommand_negates_reqs = true, after_help = service::AFTER_HELP)]
     Service(ServiceArgs),
     /// List nodes; cordon, drain, forget or revoke them
     #[command(args_conflicts_with_subcommands = true)]

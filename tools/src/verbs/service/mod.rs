@@ -26,8 +26,13 @@ const SIMILAR: f64 = 0.8;
 /// Shows or changes services.
 pub(crate) async fn service(context: &Context, args: ServiceArgs) -> CliResult {
     let verb = match (args.verb, args.show) {
-        (Some(verb), _) => verb,
+        (Some(verb), None) => verb,
         (None, Some(show)) => ServiceVerb::Show(show),
+        // clap's own rule against both would also refuse global options before the verb.
+        (Some(_), Some(_)) => {
+            return Err(CliError::usage("the name of the service stands before the command")
+                .hint("write it after: podmesh service history web"));
+        }
         (None, None) => {
             let error = CliError::usage("the name of a service is missing");
             return Err(error.hint("podmesh services lists them; see also podmesh service --help"));
