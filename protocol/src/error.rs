@@ -39,6 +39,8 @@ pub enum ErrorCode {
     Overloaded,
     /// The events asked for are no longer kept.
     Compacted,
+    /// It contradicts what is under way; try again later.
+    Conflict,
     /// Another live agent has this name.
     NameTaken,
     /// The agent's data directory belongs to another cluster.

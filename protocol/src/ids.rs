@@ -169,6 +169,15 @@ impl fmt::Display for Revision {
 #[serde(transparent)]
 pub struct SubmissionId(pub Uuid);
 
+impl SubmissionId {
+    /// Returns the key for the job of a replica, which nobody submitted. No two jobs have the same
+    /// number, and no random key has the version 8 of this one.
+    pub fn of_replica(job: JobId) -> Self {
+        const PREFIX: u128 = 0x706f_646d_6573_8000 << 64;
+        Self(Uuid::from_u128(PREFIX | u128::from(job.0)))
+    }
+}
+
 /// The id of one run of a process; new at every start.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(transparent)]

@@ -74,9 +74,9 @@ pub const PORTS_MAX: usize = 64;
 pub const REVISIONS_KEPT: u32 = 20;
 /// Milliseconds for which a replica must be healthy until its earlier failures no longer count.
 pub const RESTART_RESET_MS: u64 = 600_000;
-/// Milliseconds that the manager waits until the proxies of all nodes that are alive have taken a
+/// Milliseconds that the manager waits until the proxies of all nodes that are not lost have taken a
 /// replica out.
-pub const PROXY_ACK_MS_MAX: u64 = 10_000;
+pub const PROXY_ACK_MS_MAX: u64 = 30_000;
 
 /// Rows of one page of `jobs`, `tasks` or `nodes`.
 pub const PAGE_ROWS_MAX: u32 = 1000;

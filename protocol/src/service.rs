@@ -214,6 +214,9 @@ pub struct ReplicaSpec {
     /// The number of the replica: 1 to the number of replicas. A replica and its successor have the
     /// same one.
     pub number: u32,
+    /// See [`ServiceSpec::spread`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub spread: Option<Name>,
     /// The ports that it listens on, by name.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub ports: BTreeMap<Name, PortSpec>,
