@@ -95,11 +95,11 @@ fn service_specs() -> impl Strategy<Value = ServiceSpec> {
             rollback,
         },
     );
-    let replica = (names(), any::<[u32; 2]>(), ports(), prop::option::of(checks())).prop_map(
-        |(service, [revision, number], ports, health)| {
-            Box::new(ReplicaSpec { service, revision, number, ports, health })
-        },
-    );
+    let spread = || prop::option::of(names());
+    let replica = (names(), any::<[u32; 2]>(), spread(), ports(), prop::option::of(checks()))
+        .prop_map(|(service, [revision, number], spread, ports, health)| {
+            Box::new(ReplicaSpec { service, revision, number, spread, ports, health })
+        });
     let run = (".{0,20}", any::<bool>(), prop::option::of(replica)).prop_map(
         |(image, container, replica)| RunSpec {
             runtime: match container {
@@ -114,7 +114,7 @@ fn service_specs() -> impl Strategy<Value = ServiceSpec> {
             replica,
         },
     );
-    let head = (names(), any::<u32>(), prop::option::of(names()), any::<u64>());
+    let head = (names(), any::<u32>(), spread(), any::<u64>());
     let labels = prop::collection::btree_map(names(), ".{0,9}", 0..3);
     (head, labels, ports(), prop::option::of(checks()), restart, update, run).prop_map(
         |((name, replicas, spread, drain_ms), require, ports, health, restart, update, run)| {
