@@ -12,13 +12,15 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use podmesh_protocol::client::{
-    LogPosition, LogSlice, LogStream, NodeState, NodeView, ReplyBody, RequestBody, Scheduling,
+    AttemptView, JobView, LogPosition, LogSlice, LogStream, NodeState, NodeView, ReplyBody,
+    RequestBody, Scheduling, TaskDetail,
 };
 use podmesh_protocol::error::{ErrorCode, ErrorReply};
-use podmesh_protocol::ids::{AttemptId, JobId, Revision};
+use podmesh_protocol::ids::{AttemptId, JobId, Revision, TaskId};
+use podmesh_protocol::report::{AttemptState, JobState, TaskCounts, TaskState};
 use podmesh_protocol::service::{
-    ReplicaState, ReplicaView, ServiceDetail, ServicePlan, ServiceReply, ServiceRequest,
-    ServiceRevision, ServiceSpec, ServiceState, ServiceView,
+    ReplicaState, ReplicaView, RevisionState, ServiceDetail, ServicePlan, ServiceReply,
+    ServiceRequest, ServiceRevision, ServiceSpec, ServiceState, ServiceView,
 };
 use podmesh_protocol::spec::Resources;
 
@@ -70,6 +72,17 @@ fn detail(replicas: u32) -> ServiceDetail {
     }
 }
 
+fn revision() -> ServiceRevision {
+    ServiceRevision {
+        revision: 4,
+        spec: spec(),
+        by: "anna".parse().unwrap(),
+        applied_wall_ms: 0,
+        state: RevisionState::Reached,
+        message: None,
+    }
+}
+
 fn reply(reply: ServiceReply) -> Answer {
     Some(Ok(ReplyBody::Service(reply)))
 }
@@ -102,15 +115,7 @@ fn otherwise(body: &RequestBody) -> Answer {
         }
         RequestBody::Service(ServiceRequest::List { .. }) => reply(ServiceReply::List(vec![])),
         RequestBody::Service(ServiceRequest::History { .. }) => {
-            let revision = ServiceRevision {
-                revision: 4,
-                spec: spec(),
-                by: "anna".parse().unwrap(),
-                applied_wall_ms: 0,
-                state: podmesh_protocol::service::RevisionState::Reached,
-                message: None,
-            };
-            reply(ServiceReply::History(vec![revision]))
+            reply(ServiceReply::History(vec![revision()]))
         }
         RequestBody::Jobs { .. } => Some(Ok(ReplyBody::Jobs(vec![]))),
         RequestBody::Log(_) => Some(Ok(ReplyBody::Log(slice(0, b"", true)))),
@@ -252,8 +257,12 @@ fn an_apply_of_the_same_spec_changes_nothing() {
 fn going_through(states: Vec<ServiceDetail>) -> FakeManager {
     let states = Mutex::new(states);
     manager(move |body| match body {
-        RequestBody::Service(ServiceRequest::Restart { .. } | ServiceRequest::Stop { .. }) => {
-            changed(5, true)
+        RequestBody::Service(ServiceRequest::Restart { .. }) => changed(5, true),
+        RequestBody::Service(ServiceRequest::History { .. }) => {
+            let message = Some("web.2 did not become healthy".into());
+            let state = RevisionState::Failed;
+            let failed = ServiceRevision { revision: 5, state, message, ..revision() };
+            reply(ServiceReply::History(vec![failed, revision()]))
         }
         RequestBody::Service(ServiceRequest::Show { .. }) => {
             let mut states = states.lock().unwrap();
@@ -295,11 +304,11 @@ fn wait_exits_with_1_after_a_rollback_and_with_124_after_its_time() {
     let why = "web.2 did not become healthy";
     let manager = going_through(vec![
         at(ServiceState::Updating, 5, 0, None),
-        at(ServiceState::RollingBack, 6, 1, Some(why)),
-        at(ServiceState::Healthy, 6, 2, Some(why)),
+        at(ServiceState::RollingBack, 4, 1, Some(why)),
+        at(ServiceState::Healthy, 4, 2, Some(why)),
     ]);
     let output = manager.run(&["service", "restart", "web", "--wait"]);
-    says(&output, 1, &["web is not healthy", why, "went back"]);
+    says(&output, 1, &["web is not healthy: revision 5 failed", why, "went back to revision 4"]);
 
     let manager = going_through(vec![at(ServiceState::Updating, 5, 0, None)]);
     let output = manager.run(&["service", "restart", "web", "--wait", "--timeout", "300ms"]);
@@ -335,7 +344,13 @@ fn output(body: &RequestBody, lines: usize) -> Answer {
     }
     let number = read.attempt.task.job.0;
     let text: String = (0..lines).map(|line| format!("<{number} says {line}>\n")).collect();
-    let LogPosition::Offset(from) = read.from else { unreachable!("no tail is asked for") };
+    let from = match read.from {
+        LogPosition::Offset(from) => from,
+        LogPosition::TailLines(lines) => {
+            let last: Vec<&str> = text.split_inclusive('\n').rev().take(lines as usize).collect();
+            (text.len() - last.concat().len()) as u64
+        }
+    };
     let rest = &text.as_bytes()[from as usize..];
     let part = &rest[..rest.len().min(1_000 + 7 * number as usize)];
     Some(Ok(ReplyBody::Log(slice(from, part, part.len() == rest.len()))))
@@ -398,18 +413,126 @@ fn follow_shows_replicas_that_start_later() {
         RequestBody::Service(ServiceRequest::Show { since: Some(Revision(2)), .. }) => {
             not_found("removed")
         }
-        other => output(other, 1),
+        other => output(other, 2),
     });
     let mut child = manager
-        .podmesh(&["logs", "-f", "web"])
+        .podmesh(&["logs", "-f", "web", "--tail", "1"])
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
         .spawn()
         .unwrap();
     let lines: Vec<String> =
         BufReader::new(child.stdout.take().unwrap()).lines().map(Result::unwrap).collect();
-    assert_eq!(lines, ["web.1 | <1 says 0>", "web.2 | <2 says 0>"]);
+    // All output of a new replica is new.
+    assert_eq!(lines, ["web.1 | <1 says 1>", "web.2 | <2 says 0>", "web.2 | <2 says 1>"]);
     says(&child.wait_with_output().unwrap(), 0, &["service web was removed"]);
+}
+
+fn job(number: u64) -> JobView {
+    JobView {
+        job: JobId(number),
+        name: "web".parse().unwrap(),
+        state: JobState::Failed,
+        priority: 0,
+        counts: TaskCounts::default(),
+        submitted_by: None,
+        submitted_wall_ms: 0,
+        started_wall_ms: None,
+        ended_wall_ms: None,
+    }
+}
+
+fn task(task: TaskId) -> TaskDetail {
+    let attempt = AttemptView {
+        number: 1,
+        node: "node-1".parse().unwrap(),
+        state: AttemptState::Ended,
+        outcome: None,
+        assigned_wall_ms: 0,
+        started_wall_ms: None,
+        ended_wall_ms: None,
+    };
+    TaskDetail { task, state: TaskState::Failed, attempts: vec![attempt] }
+}
+
+#[test]
+fn follow_shows_replicas_that_ended_before_they_were_seen() {
+    let manager = manager(|body| match body {
+        RequestBody::Service(ServiceRequest::Show { since: None, .. }) => shown(detail(1)),
+        RequestBody::Service(ServiceRequest::Show { since: Some(Revision(1)), .. }) => {
+            let mut later = detail(1);
+            later.changed = Revision(2);
+            later.replicas[0].state = ReplicaState::Restarting;
+            later.replicas[0].attempt = None;
+            later.replicas[0].failures = 3;
+            shown(later)
+        }
+        RequestBody::Service(ServiceRequest::Show { since: Some(Revision(2)), .. }) => {
+            not_found("removed")
+        }
+        // The newest job at the begin of the command is job 1.
+        RequestBody::Jobs { replica: None, .. } => Some(Ok(ReplyBody::Jobs(vec![job(1)]))),
+        RequestBody::Jobs { replica: Some(1), .. } => {
+            Some(Ok(ReplyBody::Jobs([3, 2, 1, 0].map(job).to_vec())))
+        }
+        RequestBody::Task { task: id, .. } => Some(Ok(ReplyBody::Task(task(*id)))),
+        other => output(other, 1),
+    });
+    let output = manager.run(&["logs", "-f", "web"]);
+    let text = stdout(&output);
+    let mut lines: Vec<&str> = text.lines().collect();
+    lines.sort();
+    assert_eq!(lines, [1, 2, 3].map(|n| format!("web.1 | <{n} says 0>")));
+}
+
+#[test]
+fn a_stopped_service_still_has_its_last_output() {
+    let manager = manager(|body| match body {
+        RequestBody::Service(ServiceRequest::Show { .. }) => {
+            let mut stopped = at(ServiceState::Stopped, 4, 0, None);
+            stopped.replicas.clear();
+            shown(stopped)
+        }
+        RequestBody::Jobs { replica: Some(number), .. } => {
+            let newest = u64::from(*number) * 10;
+            Some(Ok(ReplyBody::Jobs(vec![job(newest), job(newest - 1)])))
+        }
+        RequestBody::Task { task: id, .. } => Some(Ok(ReplyBody::Task(task(*id)))),
+        other => output(other, 1),
+    });
+    let text = stdout(&manager.run(&["logs", "web"]));
+    let mut lines: Vec<&str> = text.lines().collect();
+    lines.sort();
+    assert_eq!(lines, ["web.1 | <10 says 0>", "web.2 | <20 says 0>"]);
+}
+
+#[test]
+fn many_replicas_are_followed_in_turn() {
+    const REPLICAS: u32 = 40;
+    let manager = FakeManager::start(Duration::from_millis(2), |body| match body {
+        RequestBody::Service(ServiceRequest::Show { since: None, .. }) => shown(detail(REPLICAS)),
+        RequestBody::Service(ServiceRequest::Show { .. }) => None,
+        // They still run, and the last line has no end yet.
+        RequestBody::Log(read) if read.stream == LogStream::Stdout => {
+            let text = format!("<{} runs>\npart", read.attempt.task.job);
+            let LogPosition::Offset(from) = read.from else { unreachable!("no tail is asked for") };
+            Some(Ok(ReplyBody::Log(slice(from, &text.as_bytes()[from as usize..], false))))
+        }
+        RequestBody::Log(_) => Some(Ok(ReplyBody::Log(slice(0, b"", false)))),
+        other => otherwise(other),
+    });
+    let mut child = manager.podmesh(&["logs", "-f", "web"]).stdout(Stdio::piped()).spawn().unwrap();
+    let lines = BufReader::new(child.stdout.take().unwrap()).lines();
+    let mut lines: Vec<String> = lines.take(REPLICAS as usize).map(Result::unwrap).collect();
+    child.kill().unwrap();
+    child.wait().unwrap();
+    lines.sort();
+    let mut expected: Vec<String> =
+        (1..=REPLICAS).map(|n| format!("{:6} | <{n} runs>", format!("web.{n}"))).collect();
+    expected.sort();
+    assert_eq!(lines, expected);
+    // The request that waits for a change of the service is one more.
+    assert!(manager.peak() <= 17, "{} at a time", manager.peak());
 }
 
 #[test]

@@ -1,6 +1,7 @@
 //! `podmesh logs` of a service: the output of all its replicas, merged line by line.
 
-use std::collections::BTreeSet;
+use std::cell::RefCell;
+use std::collections::{BTreeMap, BTreeSet};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -25,8 +26,11 @@ use crate::verbs::service::not_found;
 
 /// How long one request waits for a change of the service.
 const WAIT: Duration = Duration::from_secs(20);
-/// How many of the last jobs of a replica are searched for one that has run.
+/// How many of the last jobs of a replica are searched for those that have run.
 const JOBS_SEARCHED: u32 = 5;
+/// How many of the attempts of a replica that were shown are remembered: more than could be found
+/// again.
+const SHOWN_REMEMBERED: usize = 32;
 /// The colours of the names of replicas, in turn.
 const COLORS: [AnsiColor; 6] = [
     AnsiColor::Cyan,
@@ -122,6 +126,23 @@ struct Merge<'a> {
     turns: Arc<Turns>,
 }
 
+/// The attempt of a replica that has output, and how often it has failed.
+type Sign = (Option<AttemptId>, u32);
+
+/// The attempts that were shown, by number of the replica.
+type Seen = RefCell<BTreeMap<u32, BTreeSet<AttemptId>>>;
+
+/// Remembers an attempt. Returns whether it is new.
+fn remember(seen: &Seen, number: u32, attempt: AttemptId) -> bool {
+    let mut seen = seen.borrow_mut();
+    let seen = seen.entry(number).or_default();
+    let new = seen.insert(attempt);
+    if seen.len() > SHOWN_REMEMBERED {
+        seen.pop_first();
+    }
+    new
+}
+
 type Shown<'a> = FuturesUnordered<Pin<Box<dyn Future<Output = CliResult<()>> + 'a>>>;
 
 impl Merge<'_> {
@@ -195,30 +216,24 @@ impl Merge<'_> {
             return Err(self.no_replica(&detail));
         }
         self.connection.follow();
-        let mut seen: BTreeSet<AttemptId> = BTreeSet::new();
+        let newest = self.jobs(None, 1).await?.first().copied();
+        let seen = Seen::default();
         let mut shown = Shown::new();
-        let mut options = show;
+        for number in self.numbers(&detail) {
+            let present = self.present(&detail, number);
+            let seen = &seen;
+            shown.push(Box::pin(async move {
+                let attempts = match present {
+                    present if present.is_empty() => self.last(number).await?,
+                    present => present,
+                };
+                self.show_new(number, attempts, seen, show).await
+            }));
+        }
+        // What comes later is new: all of it is shown.
+        let show = ShowOptions { tail: None, ..show };
+        let mut signs = self.signs(&detail);
         loop {
-            for replica in detail.replicas.iter().filter(|replica| self.wanted(replica.number)) {
-                for (attempt, node) in self.present(&detail, replica.number) {
-                    if seen.insert(attempt) {
-                        let number = replica.number;
-                        shown.push(Box::pin(async move {
-                            self.attempt(number, attempt, &node, options).await
-                        }));
-                    }
-                }
-            }
-            // The job of a replica that is gone never comes back.
-            let jobs: BTreeSet<JobId> = detail
-                .replicas
-                .iter()
-                .filter_map(|replica| Some(replica.attempt?.task.job))
-                .collect();
-            seen.retain(|attempt| jobs.contains(&attempt.task.job));
-            // What comes later is new: all of it is shown.
-            options = ShowOptions { tail: None, ..show };
-
             let mut next = std::pin::pin!(self.next(detail.changed));
             let changed = loop {
                 tokio::select! {
@@ -239,7 +254,53 @@ impl Merge<'_> {
                 }
                 Err(error) => return Err(error.into()),
             };
+            let now = self.signs(&detail);
+            for (number, sign) in &now {
+                if signs.get(number) == Some(sign) {
+                    continue;
+                }
+                let (number, seen) = (*number, &seen);
+                let present = self.present(&detail, number);
+                shown.push(Box::pin(async move {
+                    // A replica that ended soon after its start may never have been present.
+                    let mut attempts = self.since(number, newest).await?;
+                    attempts.extend(present);
+                    self.show_new(number, attempts, seen, show).await
+                }));
+            }
+            signs = now;
         }
+    }
+
+    /// Returns what of each replica shows that it has, or had, another attempt.
+    fn signs(&self, detail: &ServiceDetail) -> BTreeMap<u32, Vec<Sign>> {
+        let mut signs: BTreeMap<u32, Vec<Sign>> = BTreeMap::new();
+        for replica in detail.replicas.iter().filter(|replica| self.wanted(replica.number)) {
+            let sign = (replica.attempt.filter(|_| has_output(replica)), replica.failures);
+            signs.entry(replica.number).or_default().push(sign);
+        }
+        signs
+    }
+
+    /// Shows those of the attempts that have not been shown, all at the same time.
+    async fn show_new(
+        &self,
+        number: u32,
+        attempts: Vec<Present>,
+        seen: &Seen,
+        show: ShowOptions,
+    ) -> CliResult<()> {
+        let mut shown = Shown::new();
+        for (attempt, node) in attempts {
+            if !remember(seen, number, attempt) {
+                continue;
+            }
+            shown.push(Box::pin(async move { self.attempt(number, attempt, &node, show).await }));
+        }
+        while let Some(result) = shown.next().await {
+            keep_on(result)?;
+        }
+        Ok(())
     }
 
     /// Waits for the next change of the service.
@@ -268,25 +329,40 @@ impl Merge<'_> {
 
     /// Returns the last attempt of a replica that has run, if there is one.
     async fn last(&self, number: u32) -> CliResult<Vec<Present>> {
-        let _turn = self.turns.next().await;
-        let jobs = self
-            .connection
-            .jobs(JobsQuery {
-                service: Some(self.service.clone()),
-                replica: Some(number),
-                limit: JOBS_SEARCHED,
-                ..JobsQuery::default()
-            })
-            .await?;
-        for job in jobs {
-            let task = TaskId { job: job.job, index: 1 };
-            let detail = self.connection.task(task, None, Duration::ZERO).await?;
-            if let Some(view) = detail.attempts.iter().rev().find(|view| begun(view)) {
-                let attempt = AttemptId { task, number: view.number };
-                return Ok(vec![(attempt, view.node.clone())]);
+        for job in self.jobs(Some(number), JOBS_SEARCHED).await? {
+            if let Some(last) = self.begun(job).await?.pop() {
+                return Ok(vec![last]);
             }
         }
         Ok(Vec::new())
+    }
+
+    /// Returns the attempts of a replica that have run, of its last jobs after `newest`.
+    async fn since(&self, number: u32, newest: Option<JobId>) -> CliResult<Vec<Present>> {
+        let mut jobs = self.jobs(Some(number), JOBS_SEARCHED).await?;
+        jobs.retain(|job| Some(*job) > newest);
+        let mut attempts = Vec::new();
+        for job in jobs.into_iter().rev() {
+            attempts.extend(self.begun(job).await?);
+        }
+        Ok(attempts)
+    }
+
+    /// Returns the last jobs of the service, or of one of its replicas, newest first.
+    async fn jobs(&self, replica: Option<u32>, limit: u32) -> CliResult<Vec<JobId>> {
+        let _turn = self.turns.next().await;
+        let service = Some(self.service.clone());
+        let query = JobsQuery { service, replica, limit, ..JobsQuery::default() };
+        Ok(self.connection.jobs(query).await?.into_iter().map(|view| view.job).collect())
+    }
+
+    /// Returns the attempts of a replica's job that have run, oldest first.
+    async fn begun(&self, job: JobId) -> CliResult<Vec<Present>> {
+        let _turn = self.turns.next().await;
+        let task = TaskId { job, index: 1 };
+        let detail = self.connection.task(task, None, Duration::ZERO).await?;
+        let attempts = detail.attempts.into_iter().filter(begun);
+        Ok(attempts.map(|view| (AttemptId { task, number: view.number }, view.node)).collect())
     }
 
     fn no_replica(&self, detail: &ServiceDetail) -> CliError {

@@ -22,7 +22,7 @@ pub(super) async fn apply(context: &Context, args: ApplyArgs) -> CliResult {
         show_plan(context, &spec, &plan)?;
         return Ok(0);
     }
-    if plan.before.as_deref() != Some(&spec) {
+    if !changes_nothing(&spec, &plan) {
         screen::say(intent(&spec, &plan));
         for reason in &plan.waits_for {
             screen::say(format!("replicas will wait: {}", escape(reason)));
@@ -38,6 +38,11 @@ pub(super) async fn apply(context: &Context, args: ApplyArgs) -> CliResult {
     }
 }
 
+/// Returns whether an apply changes nothing. A stopped service is started again.
+fn changes_nothing(spec: &ServiceSpec, plan: &ServicePlan) -> bool {
+    plan.before.as_deref() == Some(spec) && !plan.replaces
+}
+
 /// Says in one sentence what an apply changes.
 fn intent(spec: &ServiceSpec, plan: &ServicePlan) -> String {
     let name = &spec.name;
@@ -46,8 +51,13 @@ fn intent(spec: &ServiceSpec, plan: &ServicePlan) -> String {
         return format!("{name} is new: starting {replicas}");
     };
     let keys = service::changed_keys(before, spec);
-    let keys = if keys.is_empty() { "its spec".to_owned() } else { keys.join(", ") };
-    let effect = if plan.replaces {
+    if keys.is_empty() {
+        return format!("{name} is stopped: starting {replicas}");
+    }
+    let keys = keys.join(", ");
+    let effect = if plan.replaces && !spec.replaces(before) {
+        format!("; it is stopped, and starts with {replicas}")
+    } else if plan.replaces {
         format!("; all replicas are replaced, {} at a time", at_a_time(spec))
     } else if spec.replicas == before.replicas {
         "; no replica is replaced".to_owned()
@@ -90,7 +100,7 @@ fn show_plan(context: &Context, spec: &ServiceSpec, plan: &ServicePlan) -> CliRe
 
 /// Describes a plan for people: the diff, and where replicas would go.
 fn describe(spec: &ServiceSpec, plan: &ServicePlan, diff: &str, color: bool) -> String {
-    if plan.before.as_deref() == Some(spec) {
+    if changes_nothing(spec, plan) {
         return format!("{}: nothing to change\n", spec.name);
     }
     let mut text = String::new();
@@ -171,6 +181,14 @@ mod tests {
         assert_eq!(
             intent(&spec, &plan(Some(before.clone()), false)),
             "web changes: replicas; from 5 to 2 replicas, the others stay"
+        );
+        assert_eq!(
+            intent(&spec, &plan(Some(before), true)),
+            "web changes: replicas; it is stopped, and starts with 2 replicas"
+        );
+        assert_eq!(
+            intent(&spec, &plan(Some(spec.clone()), true)),
+            "web is stopped: starting 2 replicas"
         );
         before = spec.clone();
         before.drain_ms = 1;

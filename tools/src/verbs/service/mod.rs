@@ -192,7 +192,7 @@ pub(crate) async fn not_found(
     let error = CliError::from(error);
     match nearest {
         Some((_, service)) => error.hint(format!("did you mean `{service}`?")),
-        None => error.hint("podmesh services lists the services"),
+        None => error,
     }
 }
 
@@ -202,7 +202,8 @@ pub(crate) async fn not_found(
 pub(crate) mod example {
     use podmesh_protocol::ids::{AttemptId, JobId, Revision};
     use podmesh_protocol::service::{
-        ReplicaState, ReplicaView, ServiceDetail, ServiceSpec, ServiceState, ServiceView,
+        ReplicaState, ReplicaView, RevisionState, ServiceDetail, ServiceRevision, ServiceSpec,
+        ServiceState, ServiceView,
     };
 
     pub(crate) fn spec() -> ServiceSpec {
@@ -213,6 +214,17 @@ pub(crate) mod example {
             "run": {"runtime": {"docker": {"image": "nginx:1.27"}}},
         }))
         .unwrap()
+    }
+
+    pub(crate) fn revision() -> ServiceRevision {
+        ServiceRevision {
+            revision: 4,
+            spec: spec(),
+            by: "anna".parse().unwrap(),
+            applied_wall_ms: 0,
+            state: RevisionState::Begun,
+            message: None,
+        }
     }
 
     pub(crate) fn replica(number: u32, state: ReplicaState) -> ReplicaView {

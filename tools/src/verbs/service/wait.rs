@@ -6,7 +6,9 @@ use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use podmesh_protocol::ids::Name;
-use podmesh_protocol::service::{ReplicaState as Replica, ServiceDetail, ServiceState as State};
+use podmesh_protocol::service::{
+    ReplicaState as Replica, RevisionState, ServiceDetail, ServiceRevision, ServiceState as State,
+};
 
 use crate::connect::Connection;
 use crate::connect_services::Changed;
@@ -85,7 +87,6 @@ async fn watch(connection: &Connection, asked: &Changed, goal: Goal) -> CliResul
     let mut since = None;
     let mut progress = Progress::new(&asked.service);
     let mut pace = Pace::default();
-    let mut going_back = false;
     loop {
         let begun = Instant::now();
         let service = asked.service.clone();
@@ -94,9 +95,9 @@ async fn watch(connection: &Connection, asked: &Changed, goal: Goal) -> CliResul
             Err(error) if error.is_not_found() && goal == Goal::Removed => return Ok(0),
             Err(error) => return Err(error.into()),
         };
-        going_back |= detail.view.state == State::RollingBack;
         progress.show(&detail);
-        match judge(&detail, asked.revision, goal, going_back) {
+        let fate = fate(connection, asked, &detail).await?;
+        match judge(&detail, asked.revision, goal, fate.as_ref()) {
             Verdict::Wait => {}
             Verdict::Done => return Ok(0),
             Verdict::Failed(why) => {
@@ -114,13 +115,40 @@ async fn watch(connection: &Connection, asked: &Changed, goal: Goal) -> CliResul
     }
 }
 
-/// Decides whether to wait any longer for `revision`. `going_back`: whether the service was seen
-/// going back to an older revision.
-fn judge(detail: &ServiceDetail, revision: u32, goal: Goal, going_back: bool) -> Verdict {
+/// Returns what became of the revision, if that is not clear from the service itself: the update that
+/// failed may be another one.
+async fn fate(
+    connection: &Connection,
+    asked: &Changed,
+    detail: &ServiceDetail,
+) -> CliResult<Option<ServiceRevision>> {
+    if detail.failed_update.is_none() && detail.view.revision == asked.revision {
+        return Ok(None);
+    }
+    match connection.service_history(asked.service.clone()).await {
+        Ok(history) => Ok(history.into_iter().find(|row| row.revision == asked.revision)),
+        // The next look at the service shows that it is gone.
+        Err(error) if error.is_not_found() => Ok(None),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Decides whether to wait any longer for `revision`. `fate`: what is known to have become of it.
+fn judge(
+    detail: &ServiceDetail,
+    revision: u32,
+    goal: Goal,
+    fate: Option<&ServiceRevision>,
+) -> Verdict {
     let view = &detail.view;
     let failed = || {
-        let why = detail.failed_update.clone();
-        why.unwrap_or_else(|| format!("revision {revision} did not become healthy in time"))
+        let fate = fate.filter(|fate| fate.state == RevisionState::Failed)?;
+        let why = fate.message.as_deref().unwrap_or("it did not become healthy in time");
+        let back = match view.revision == revision {
+            true => String::new(),
+            false => format!("; it went back to revision {}", view.revision),
+        };
+        Some(format!("revision {revision} failed: {why}{back}"))
     };
     match (goal, view.state) {
         (Goal::Stopped, State::Stopped) if view.existing == 0 => Verdict::Done,
@@ -135,17 +163,15 @@ fn judge(detail: &ServiceDetail, revision: u32, goal: Goal, going_back: bool) ->
             "it is stopped; to start it: podmesh service start {}",
             view.service
         )),
-        (Goal::Healthy, _) if going_back => {
-            Verdict::Failed(format!("{}; it went back to an older revision", failed()))
-        }
-        (Goal::Healthy, State::Updating) if view.revision == revision => Verdict::Wait,
-        (Goal::Healthy, _) if detail.failed_update.is_some() => Verdict::Failed(failed()),
-        (Goal::Healthy, _) if view.revision != revision => Verdict::Failed(format!(
-            "another change came in between: its revision is now {}",
-            view.revision
-        )),
-        (Goal::Healthy, State::Healthy) => Verdict::Done,
-        (Goal::Healthy, State::Degraded | State::Updating) => Verdict::Wait,
+        (Goal::Healthy, state) => match failed() {
+            Some(why) => Verdict::Failed(why),
+            None if view.revision != revision => Verdict::Failed(format!(
+                "another change came in between: its revision is now {}",
+                view.revision
+            )),
+            None if state == State::Healthy => Verdict::Done,
+            None => Verdict::Wait,
+        },
     }
 }
 
@@ -222,16 +248,20 @@ mod tests {
     use super::*;
     use crate::verbs::service::example;
 
-    fn with(state: State, revision: u32, failed: Option<&str>) -> ServiceDetail {
+    fn with(state: State, revision: u32) -> ServiceDetail {
         let mut detail = example::detail();
         (detail.view.state, detail.view.revision) = (state, revision);
-        detail.failed_update = failed.map(Into::into);
         detail
     }
 
     /// Says why it failed; empty if it is done; nothing if it waits.
-    fn judged(detail: &ServiceDetail, goal: Goal, going_back: bool) -> Option<String> {
-        match judge(detail, 4, goal, going_back) {
+    fn judged(detail: &ServiceDetail, goal: Goal, fate: Option<RevisionState>) -> Option<String> {
+        let fate = fate.map(|state| ServiceRevision {
+            state,
+            message: Some("web.2: exit code 3".into()),
+            ..example::revision()
+        });
+        match judge(detail, 4, goal, fate.as_ref()) {
             Verdict::Wait => None,
             Verdict::Done => Some(String::new()),
             Verdict::Failed(why) => Some(why),
@@ -240,7 +270,7 @@ mod tests {
 
     #[test]
     fn an_update_is_done_when_its_own_revision_is_healthy() {
-        let healthy = |state, revision| judged(&with(state, revision, None), Goal::Healthy, false);
+        let healthy = |state, revision| judged(&with(state, revision), Goal::Healthy, None);
         assert_eq!(healthy(State::Updating, 4), None);
         assert_eq!(healthy(State::Degraded, 4), None);
         assert_eq!(healthy(State::Healthy, 4).as_deref(), Some(""));
@@ -253,32 +283,39 @@ mod tests {
 
     #[test]
     fn an_update_that_goes_back_has_failed_when_that_is_done() {
-        let why = "web.2: exit code 3";
-        for revision in [3, 4, 5] {
-            let back = with(State::RollingBack, revision, Some(why));
-            assert_eq!(judged(&back, Goal::Healthy, true), None);
-            for state in [State::Healthy, State::Degraded] {
-                let said = judged(&with(state, revision, Some(why)), Goal::Healthy, true);
-                assert!(said.is_some_and(|said| said.contains(why) && said.contains("went back")));
-            }
+        let failed = Some(RevisionState::Failed);
+        assert_eq!(judged(&with(State::RollingBack, 3), Goal::Healthy, failed), None);
+        for state in [State::Healthy, State::Degraded] {
+            assert_eq!(
+                judged(&with(state, 3), Goal::Healthy, failed).as_deref(),
+                Some("revision 4 failed: web.2: exit code 3; it went back to revision 3")
+            );
         }
-        // Without a rollback, or if it was too quick to be seen.
-        let stays = with(State::Degraded, 4, Some(why));
-        assert_eq!(judged(&stays, Goal::Healthy, false).as_deref(), Some(why));
-        let quick = with(State::Healthy, 5, Some(why));
-        assert_eq!(judged(&quick, Goal::Healthy, false).as_deref(), Some(why));
+        // Without a rollback, the update goes on.
+        let stays = judged(&with(State::Updating, 4), Goal::Healthy, failed);
+        assert_eq!(stays.as_deref(), Some("revision 4 failed: web.2: exit code 3"));
+    }
+
+    #[test]
+    fn an_earlier_failure_of_another_update_does_not_count() {
+        let mut detail = with(State::Degraded, 4);
+        detail.failed_update = Some("revision 5: web.1: exit code 1".into());
+        let reached = Some(RevisionState::Reached);
+        assert_eq!(judged(&detail, Goal::Healthy, reached), None);
+        detail.view.state = State::Healthy;
+        assert_eq!(judged(&detail, Goal::Healthy, reached).as_deref(), Some(""));
     }
 
     #[test]
     fn a_stopped_service_has_no_replicas() {
-        let mut detail = with(State::Stopped, 4, None);
-        assert_eq!(judged(&detail, Goal::Stopped, false), None);
+        let mut detail = with(State::Stopped, 4);
+        assert_eq!(judged(&detail, Goal::Stopped, None), None);
         detail.view.existing = 0;
-        assert_eq!(judged(&detail, Goal::Stopped, false).as_deref(), Some(""));
-        let started = with(State::Healthy, 4, None);
-        assert!(judged(&started, Goal::Stopped, false).is_some_and(|why| why.contains("again")));
-        assert_eq!(judged(&with(State::Removing, 4, None), Goal::Removed, false), None);
-        assert!(judged(&started, Goal::Removed, false).is_some_and(|why| why.contains("again")));
+        assert_eq!(judged(&detail, Goal::Stopped, None).as_deref(), Some(""));
+        let started = with(State::Healthy, 4);
+        assert!(judged(&started, Goal::Stopped, None).is_some_and(|why| why.contains("again")));
+        assert_eq!(judged(&with(State::Removing, 4), Goal::Removed, None), None);
+        assert!(judged(&started, Goal::Removed, None).is_some_and(|why| why.contains("again")));
     }
 
     #[test]
