@@ -604,6 +604,14 @@ impl ServiceSpec {
             if port.container == Some(0) || port.publish == Some(0) {
                 return text("ports", format!("port `{name}`: 0 is not a port"));
             }
+            let variable = port_variable(name);
+            let namesake = |other: &&Name| *other != name && port_variable(other) == variable;
+            if let Some(other) = self.ports.keys().find(namesake) {
+                let why = format!(
+                    "`{name}` and `{other}` are too similar: both would be {variable} in the environment"
+                );
+                return text("ports", why);
+            }
             let twin = self.ports.iter().find(|(other, their)| {
                 *other != name && their.publish.is_some() && their.publish == port.publish
             });
@@ -742,6 +750,7 @@ mod tests {
             (r#"{"ports": {"http": {"container": 80}}}"#, "PODMESH_PORT_HTTP"),
             (r#"{"ports": {"a": {"publish": 0}}}"#, "0 is not a port"),
             (r#"{"ports": {"a": {"publish": 1}, "b": {"publish": 1}}}"#, "both publish 1"),
+            (r#"{"ports": {"Http": {}, "http": {}}}"#, "PODMESH_PORT_HTTP"),
             (r#"{"health": {"check": {"tcp": {"port": "x"}}}}"#, "no port `x`"),
             (r#"{"health": {"check": {"http": {"port": "http", "path": "x"}}}}"#, "not a path"),
             (

@@ -188,6 +188,7 @@ fn every_message_and_field_is_on_the_page() {
         include_str!("../src/session.rs"),
         include_str!("../src/event.rs"),
         include_str!("../src/report.rs"),
+        include_str!("../src/service.rs"),
         include_str!("../src/spec.rs"),
         include_str!("../src/error.rs"),
     ] {
@@ -201,7 +202,9 @@ fn every_message_and_field_is_on_the_page() {
             if body.lines().any(|line| line.starts_with("pub struct") && line.ends_with(';')) {
                 continue;
             }
-            for line in body.lines().skip(1).map(str::trim_start) {
+            // A list of derives may take several lines: the fields follow the head.
+            let fields = body.lines().skip_while(|line| *line != head).skip(1);
+            for line in fields.map(str::trim_start) {
                 // `pub field: …`, `Variant(…)`, `Variant {`, `Variant,`, and a variant's `field: …`.
                 let line = match line.strip_prefix("pub ") {
                     Some(field) if field.contains(':') => field,

@@ -84,6 +84,17 @@ struct Current {
     generation: u64,
 }
 
+/// Which jobs to list: see [`RequestBody::Jobs`].
+#[derive(Clone, Debug, Default)]
+pub(crate) struct JobsQuery {
+    pub(crate) before: Option<JobId>,
+    pub(crate) active: bool,
+    pub(crate) by: Option<Name>,
+    pub(crate) service: Option<Name>,
+    pub(crate) replica: Option<u32>,
+    pub(crate) limit: u32,
+}
+
 /// Facts about the manager.
 #[derive(Default)]
 struct Seen {
@@ -306,15 +317,10 @@ impl Connection {
     }
 
     /// Returns a page of jobs, newest first.
-    pub(crate) async fn jobs(
-        &self,
-        before: Option<JobId>,
-        active: bool,
-        by: Option<Name>,
-        limit: u32,
-    ) -> Result<Vec<JobView>, RequestError> {
+    pub(crate) async fn jobs(&self, query: JobsQuery) -> Result<Vec<JobView>, RequestError> {
+        let JobsQuery { before, active, by, service, replica, limit } = query;
         match self
-            .request(RequestBody::Jobs { before, active, by, service: None, replica: None, limit })
+            .request(RequestBody::Jobs { before, active, by, service, replica, limit })
             .await?
         {
             ReplyBody::Jobs(jobs) => Ok(jobs),
@@ -396,6 +402,6 @@ impl Connection {
     }
 }
 
-fn wait_ms(wait: Duration) -> u32 {
+pub(crate) fn wait_ms(wait: Duration) -> u32 {
     u32::try_from(wait.as_millis()).unwrap_or(u32::MAX).min(podmesh_protocol::limits::WAIT_MS_MAX)
 }

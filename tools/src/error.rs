@@ -5,6 +5,8 @@ use std::io;
 
 /// The exit code for an invalid command line.
 pub(crate) const EXIT_USAGE: u8 = 2;
+/// The exit code when what was waited for did not happen in time, as in `timeout`.
+pub(crate) const EXIT_TIMED_OUT: u8 = 124;
 /// The exit code for a failure of podmesh itself, as in `docker run`.
 pub(crate) const EXIT_FAILURE: u8 = 125;
 /// The exit code of a verb that the user stopped with Ctrl-C: 128 + SIGINT, as in shells.

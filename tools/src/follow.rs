@@ -1,6 +1,7 @@
 //! Shows the output of jobs, tasks and attempts: with long polls, across restarts of the manager
 //! and of nodes, until the end.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
@@ -8,7 +9,7 @@ use podmesh_protocol::client::{
     AttemptView, JobDetail, LogPosition, LogRead, LogStream, TaskDetail,
 };
 use podmesh_protocol::error::ErrorCode;
-use podmesh_protocol::ids::{AttemptId, JobId, Revision, TaskId};
+use podmesh_protocol::ids::{AttemptId, JobId, Name, Revision, TaskId};
 use podmesh_protocol::limits::{LOG_READ_BYTES_MAX, PAGE_ROWS_MAX};
 use podmesh_protocol::report::{AttemptState, JobState, OutcomeKind, TaskState};
 use tokio::time::sleep;
@@ -20,8 +21,9 @@ use crate::output::screen::{say, say_to_watcher};
 use crate::output::text::escape;
 use crate::pace::Pace;
 use crate::sink::Sink;
+use crate::turns::Turns;
 
-/// How long one request waits for output or for a change.
+/// How long one request waits for a change.
 const WAIT: Duration = Duration::from_secs(20);
 /// How long to wait for a task to start before asking why its job waits.
 const WAIT_QUEUED: Duration = Duration::from_secs(1);
@@ -44,15 +46,13 @@ pub(crate) struct Follower<'a> {
     connection: &'a Connection,
     show: ShowOptions,
     sink: Sink,
-    /// Whether the message about removed output was shown. It is shown once, because an array can
-    /// have thousands of tasks without output.
-    told_removed: AtomicBool,
+    turns: Arc<Turns>,
 }
 
 /// An attempt whose output is being shown.
 struct AttemptOutput<'a> {
     id: AttemptId,
-    view: &'a AttemptView,
+    node: &'a Name,
     /// Whether the user has been told that its node is away.
     away: AtomicBool,
 }
@@ -60,8 +60,17 @@ struct AttemptOutput<'a> {
 impl<'a> Follower<'a> {
     /// `headers`: whether the output of more than one task is shown.
     pub(crate) fn new(connection: &'a Connection, show: ShowOptions, headers: bool) -> Self {
-        let sink = Sink::new(headers);
-        Self { connection, show, sink, told_removed: AtomicBool::new(false) }
+        Self { connection, show, sink: Sink::new(headers), turns: Arc::default() }
+    }
+
+    /// For one of several attempts whose output is shown at the same time: they share the turns.
+    pub(crate) fn merged(
+        connection: &'a Connection,
+        show: ShowOptions,
+        sink: Sink,
+        turns: Arc<Turns>,
+    ) -> Self {
+        Self { connection, show, sink, turns }
     }
 
     /// Shows all tasks of a job in order of index. Returns the job's final state; when following,
@@ -100,7 +109,7 @@ impl<'a> Follower<'a> {
                 let begun = begun(view);
                 let wanted = self.show.tail.is_none() || Some(view) == last;
                 if view.number > shown && begun && wanted {
-                    self.attempt(AttemptId { task, number: view.number }, view).await?;
+                    self.attempt(AttemptId { task, number: view.number }, &view.node).await?;
                     shown = view.number;
                     news = true;
                 }
@@ -133,8 +142,8 @@ impl<'a> Follower<'a> {
     }
 
     /// Shows one attempt; when following, up to its last byte.
-    pub(crate) async fn attempt(&self, id: AttemptId, view: &AttemptView) -> CliResult<()> {
-        let shown = AttemptOutput { id, view, away: AtomicBool::new(false) };
+    pub(crate) async fn attempt(&self, id: AttemptId, node: &Name) -> CliResult<()> {
+        let shown = AttemptOutput { id, node, away: AtomicBool::new(false) };
         match self.show.stream {
             Some(stream) => self.stream(&shown, stream).await,
             None => tokio::try_join!(
@@ -146,6 +155,14 @@ impl<'a> Follower<'a> {
     }
 
     async fn stream(&self, shown: &AttemptOutput<'_>, stream: LogStream) -> CliResult<()> {
+        let _counted = self.turns.count();
+        let result = self.read_all(shown, stream).await;
+        // Also after an error: what was read must not be lost.
+        self.sink.end(shown.id, stream).await?;
+        result
+    }
+
+    async fn read_all(&self, shown: &AttemptOutput<'_>, stream: LogStream) -> CliResult<()> {
         let mut from = match self.show.tail {
             Some(lines) => LogPosition::TailLines(lines),
             None => LogPosition::Offset(0),
@@ -153,18 +170,20 @@ impl<'a> Follower<'a> {
         let mut away_since: Option<Instant> = None;
         let mut pace = Pace::default();
         loop {
+            let turn = self.turns.next().await;
             let asked = Instant::now();
             let read = LogRead {
                 attempt: shown.id,
                 stream,
                 from,
                 bytes_max: LOG_READ_BYTES_MAX,
-                wait_ms: if self.show.follow { WAIT.as_millis() as u32 } else { 0 },
+                wait_ms: if self.show.follow { self.turns.wait_ms() } else { 0 },
             };
             let slice = match self.connection.log(read).await {
                 Ok(slice) => slice,
                 Err(RequestError::Refused(reply)) => match reply.code {
                     ErrorCode::NodeUnavailable => {
+                        drop(turn);
                         let since = *away_since.get_or_insert_with(Instant::now);
                         if self.node_away(shown, stream, since, &reply.message).await? {
                             return Ok(());
@@ -172,7 +191,7 @@ impl<'a> Follower<'a> {
                         continue;
                     }
                     // The attempt never ran, or its output has been removed.
-                    ErrorCode::NotFound if self.show.follow => {
+                    ErrorCode::NotFound if self.show.follow || self.sink.merges() => {
                         say_to_watcher(escape(&reply.message));
                         return Ok(());
                     }
@@ -181,7 +200,7 @@ impl<'a> Follower<'a> {
                 Err(error) => return Err(error.into()),
             };
             if away_since.take().is_some() && shown.away.swap(false, Ordering::Relaxed) {
-                say(format!("node {} is back", shown.view.node));
+                say(format!("node {} is back", shown.node));
             }
             if let LogPosition::Offset(expected) = from
                 && slice.offset > expected
@@ -190,20 +209,22 @@ impl<'a> Follower<'a> {
                 let what = stream.file_stem();
                 say(format!("{}: {bytes} bytes of {what} have been removed by rotation", shown.id));
             }
-            if slice.removed && !self.told_removed.swap(true, Ordering::Relaxed) {
+            if slice.removed && self.turns.first_removed() {
                 say(format!(
                     "{}: node {} has no output of it: it printed nothing, or its output was removed (`log_age` and `log_node_size` in agent.toml on that node)",
-                    shown.id, shown.view.node
+                    shown.id, shown.node
                 ));
             }
             let nothing = slice.bytes.is_empty();
             from = LogPosition::Offset(slice.offset + slice.bytes.len() as u64);
             self.sink.write(shown.id, stream, slice.bytes).await?;
+            drop(turn);
             if slice.end || (nothing && !self.show.follow) {
                 return Ok(());
             }
             if nothing {
                 pace.wait(asked).await;
+                self.turns.pause(asked).await;
             } else {
                 pace.reset();
             }
@@ -219,7 +240,7 @@ impl<'a> Follower<'a> {
         since: Instant,
         why: &str,
     ) -> CliResult<bool> {
-        let (id, node) = (shown.id, &shown.view.node);
+        let (id, node) = (shown.id, shown.node);
         let lost = || {
             CliError::failure(format!(
                 "{id}: its {} is on node {node}, which is away",

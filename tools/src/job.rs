@@ -6,20 +6,17 @@ use std::path::{Path, PathBuf};
 
 use podmesh_protocol::ids::Name;
 use podmesh_protocol::spec::{
-    DockerSpec, JobSpec, Mount, NetworkMode, OnLost, PullPolicy, Resources, RetryPolicy, RunSpec,
-    RuntimeSpec,
+    JobSpec, Mount, NetworkMode, OnLost, PullPolicy, Resources, RetryPolicy, RunSpec, RuntimeSpec,
 };
 use serde::Deserialize;
 
 use crate::bounded::read_bounded;
 use crate::cli::job::{JobOptions, RuntimeFlag};
+use crate::container::{Container, OneOrMany, STOP_GRACE_MS, entrypoint};
 use crate::env_vars::{self, Lookup};
 use crate::error::{CliError, CliResult};
 use crate::toml_file;
 use crate::values::{Array, Cpus, MountText, Size, Span, made_name};
-
-/// The default time between TERM and KILL in milliseconds, as in Docker.
-const STOP_GRACE_MS: u64 = 10_000;
 
 /// A job file in TOML, with a key for every flag of `run`.
 #[derive(Debug, Default, Deserialize)]
@@ -49,23 +46,6 @@ struct JobFile {
     pids: Option<u32>,
     platform: Option<String>,
     pull: Option<PullPolicy>,
-}
-
-/// One value, or a list of them.
-#[derive(Debug, Deserialize)]
-#[serde(untagged)]
-enum OneOrMany<T> {
-    One(T),
-    Many(Vec<T>),
-}
-
-impl<T> OneOrMany<T> {
-    fn into_vec(self) -> Vec<T> {
-        match self {
-            Self::One(one) => vec![one],
-            Self::Many(many) => many,
-        }
-    }
 }
 
 /// Builds and validates the spec. Flags override the file. `env`, `require` and `mounts` are
@@ -105,8 +85,8 @@ pub(crate) fn build(
     require.extend(options.require.into_iter().map(|label| (label.0, label.1)));
 
     let mounts = joined(file.mounts, options.mounts);
+    let image = options.image.or(file.image);
     let container = Container {
-        image: options.image.or(file.image),
         entrypoint: match options.entrypoint {
             Some(text) => Some(entrypoint(vec![text])),
             None => file.entrypoint.map(|words| entrypoint(words.into_vec())),
@@ -119,7 +99,7 @@ pub(crate) fn build(
         platform: options.platform.or(file.platform),
         pull: options.pull.map(Into::into).or(file.pull),
     };
-    let runtime = runtime(options.runtime, container, &command)?;
+    let runtime = runtime(options.runtime, image, container, &command)?;
     let name = match options.name.or(file.name) {
         Some(name) => name,
         None => default_name(&runtime, &command),
@@ -191,62 +171,17 @@ fn joined(file: Vec<MountText>, flags: Vec<MountText>) -> Vec<Mount> {
     mounts
 }
 
-/// As in Docker, an empty text removes the image's entrypoint.
-fn entrypoint(words: Vec<String>) -> Vec<String> {
-    if words == [""] { Vec::new() } else { words }
-}
-
-/// The options that only containers have.
-struct Container {
-    image: Option<String>,
-    entrypoint: Option<Vec<String>>,
-    user: Option<String>,
-    mounts: Vec<Mount>,
-    network: Option<NetworkMode>,
-    cap_add: Vec<String>,
-    pids: Option<u32>,
-    platform: Option<String>,
-    pull: Option<PullPolicy>,
-}
-
-impl Container {
-    /// Returns the first of these options that is set.
-    fn asked(&self) -> Option<&'static str> {
-        [
-            (self.entrypoint.is_some(), "entrypoint"),
-            (self.user.is_some(), "user"),
-            (!self.mounts.is_empty(), "mount"),
-            (self.network.is_some(), "network"),
-            (!self.cap_add.is_empty(), "cap-add"),
-            (self.pids.is_some(), "pids"),
-            (self.platform.is_some(), "platform"),
-            (self.pull.is_some(), "pull"),
-        ]
-        .into_iter()
-        .find_map(|(asked, name)| asked.then_some(name))
-    }
-}
-
 fn runtime(
     flag: Option<RuntimeFlag>,
+    image: Option<String>,
     container: Container,
     command: &[String],
 ) -> CliResult<RuntimeSpec> {
     if let Some(RuntimeFlag::Noop) = flag {
         return Ok(RuntimeSpec::Noop);
     }
-    match container.image {
-        Some(image) => Ok(RuntimeSpec::Docker(DockerSpec {
-            image,
-            entrypoint: container.entrypoint,
-            user: container.user,
-            mounts: container.mounts,
-            network: container.network.unwrap_or_default(),
-            pull: container.pull.unwrap_or_default(),
-            cap_add: container.cap_add,
-            pids: container.pids,
-            platform: container.platform,
-        })),
+    match image {
+        Some(image) => Ok(RuntimeSpec::Docker(container.with_image(image))),
         None => {
             if let Some(option) = container.asked() {
                 return Err(CliError::usage(format!(

@@ -2,13 +2,16 @@
 //! benchmarks can run the same code.
 //!
 //! Where to look: `cli/` defines the command line; `verbs/` has a file for each verb; `job.rs`
-//! builds the spec of a job from flags and files; `connect.rs` keeps the connection to the manager,
-//! and `follow.rs` shows output through it; `output/` has tables, lines and JSON; `demo/` the demo.
+//! builds the spec of a job from flags and files, `service/` that of a service; `connect.rs` keeps
+//! the connection to the manager, and `follow.rs` shows output through it; `output/` has tables,
+//! lines and JSON; `demo/` the demo.
 
 mod bounded;
 mod cli;
 mod connect;
 mod connect_access;
+mod connect_services;
+mod container;
 mod context;
 mod daemon_log;
 mod demo;
@@ -18,10 +21,12 @@ mod follow;
 mod job;
 mod output;
 mod pace;
+mod service;
 mod settings;
 mod signals;
 mod sink;
 mod toml_file;
+mod turns;
 mod values;
 mod verbs;
 
@@ -41,7 +46,8 @@ const SHOWN_VALUE: usize = 100;
 
 /// Runs the program with the arguments of this process, and returns its exit code.
 ///
-/// Exit codes: the task's own for `run`; 2 for an invalid command line; 125 for a failure of
+/// Exit codes: the task's own for `run`; 2 for an invalid command line; 124 when a `--timeout` is
+/// over; 125 for a failure of
 /// podmesh itself; 130 after Ctrl-C.
 pub fn main() -> ExitCode {
     let cli = match Cli::try_parse() {
@@ -74,7 +80,7 @@ fn run(context: &Context, verb: Verb) -> CliResult {
         && let Some(name) = verb.without_json()
     {
         return Err(CliError::usage(format!("`{name}` has no JSON output")).hint(
-            "omit `--output json`; jobs, job, tasks, nodes, events, submit, cancel, forget, token, users and doctor support it",
+            "omit `--output json`; jobs, job, tasks, services, service, nodes, events, submit, cancel, forget, token, users and doctor support it",
         ));
     }
     if let Verb::ProcessSupervisor(args) = &verb
@@ -117,6 +123,8 @@ async fn dispatch(context: &Context, verb: Verb) -> CliResult {
         Verb::Logs(args) => verbs::logs::logs(context, args).await,
         Verb::Cancel(args) => verbs::cancel::cancel(context, args).await,
         Verb::Forget(args) => verbs::forget::forget(context, args).await,
+        Verb::Services => verbs::services::services(context).await,
+        Verb::Service(args) => verbs::service::service(context, args).await,
         Verb::Nodes(args) => verbs::nodes::nodes(context, args).await,
         Verb::Token(args) => verbs::token::token(context, args.verb).await,
         Verb::Key(verb) => verbs::key::key(context, verb).await,

@@ -22,6 +22,11 @@ impl Default for Pace {
 }
 
 impl Pace {
+    /// Spaces requests by the longest pause from the start.
+    pub(crate) fn longest() -> Self {
+        Self { pause: LONGEST }
+    }
+
     /// Waits until the pause since `asked` is over, and doubles the next one.
     pub(crate) async fn wait(&mut self, asked: Instant) {
         sleep(self.pause.saturating_sub(asked.elapsed())).await;

@@ -2,6 +2,7 @@
 
 use serde::de::{self, Deserialize, DeserializeOwned, Deserializer, Visitor};
 use serde::forward_to_deserialize_any;
+use toml::de::{DeTable, DeValue};
 
 use crate::error::{CliError, CliResult};
 use crate::output::text::{clip, escape};
@@ -22,7 +23,13 @@ pub(crate) fn parse<T: DeserializeOwned>(
             Some(span) => place(text, span.start),
             None => String::new(),
         };
-        CliError::usage(format!("{name}{place}")).because(escape(why.message()))
+        let error = CliError::usage(format!("{name}{place}")).because(escape(why.message()));
+        match another_format(text) {
+            Some(other) => error.hint(format!(
+                "this looks like {other}; podmesh reads TOML, with lines such as: name = \"web\""
+            )),
+            None => error,
+        }
     };
     let deserializer = toml::Deserializer::parse(text).map_err(bad)?;
     let mut unknown: Option<String> = None;
@@ -40,11 +47,49 @@ pub(crate) fn parse<T: DeserializeOwned>(
         let table = table.trim_end_matches(".?");
         tables.iter().find(|(name, _)| *name == table).map_or(&[][..], |(_, keys)| keys)
     };
-    let error = CliError::usage(format!("{name}: there is no key `{}`", clip(&escape(&path), 80)));
+    let place = place_of(text, path.split('.').filter(|part| *part != "?"));
+    let shown = clip(&escape(&path.replace(".?", "")), 80);
+    let error =
+        CliError::usage(format!("{name}{place}")).because(format!("there is no key `{shown}`"));
     Err(match nearest(key, known) {
         Some(near) => error.hint(format!("did you mean `{near}`?")),
         None => error.hint(format!("the keys are: {}", known.join(", "))),
     })
+}
+
+/// Returns `, line 3 (cpus = nan)` for the last of these keys, each within the one before, that
+/// the text has; empty if it has none.
+pub(crate) fn place_of<'a>(text: &str, keys: impl IntoIterator<Item = &'a str>) -> String {
+    let Ok(root) = DeTable::parse(text) else { return String::new() };
+    let mut table = root.get_ref();
+    let mut at = None;
+    for key in keys {
+        let Some((name, value)) = table.iter().find(|(name, _)| name.get_ref() == key) else {
+            break;
+        };
+        at = Some(name.span().start);
+        match value.get_ref() {
+            DeValue::Table(inner) => table = inner,
+            _ => break,
+        }
+    }
+    at.map_or_else(String::new, |at| place(text, at))
+}
+
+/// Returns the format of a text that is not TOML, if its first line shows that.
+fn another_format(text: &str) -> Option<&'static str> {
+    let line =
+        text.lines().map(str::trim).find(|line| !line.is_empty() && !line.starts_with('#'))?;
+    let yaml = |(key, value): (&str, &str)| {
+        !key.contains(['=', '[', ' ']) && (value.is_empty() || value.starts_with(' '))
+    };
+    if line.starts_with('{') {
+        Some("JSON")
+    } else if line == "---" || line.split_once(':').is_some_and(yaml) {
+        Some("YAML")
+    } else {
+        None
+    }
 }
 
 /// Returns `, line 3 (cpus = nan)` for an offset.
@@ -141,6 +186,26 @@ mod tests {
         assert!(said.contains("sizes") && hint.contains("`size`"), "{said} {hint}");
         let (_, hint) = refused("qqqq = 1");
         assert!(hint.contains("memory, log, count"), "{hint}");
+    }
+
+    #[test]
+    fn an_unknown_key_has_its_line() {
+        assert!(refused("count = 1\n[log]\nsizes = 1").0.contains("line 3 (sizes = 1)"));
+    }
+
+    #[test]
+    fn yaml_and_json_are_recognised() {
+        for (text, format) in [
+            ("# a\nname: web\nimage: nginx:1.27", "YAML"),
+            ("---\nname: web", "YAML"),
+            ("services:\n  web:\n", "YAML"),
+            ("{\"name\": \"web\"}", "JSON"),
+        ] {
+            let (said, hint) = refused(text);
+            assert!(said.contains("line ") && hint.contains(format), "{text}: {said} {hint}");
+        }
+        let (_, hint) = refused("count = \"a: b\"");
+        assert_eq!(hint, "");
     }
 
     #[test]

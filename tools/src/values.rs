@@ -12,7 +12,7 @@ use podmesh_protocol::limits::{
     PRIORITY_MAX, RETRIES_MAX,
 };
 use podmesh_protocol::spec::{ArrayRange, Mount, validate_label_value};
-use serde::de::{self, Deserialize, Deserializer, Visitor};
+use serde::de::{self, Visitor};
 
 /// An invalid value: what is wrong with it, and an example of a right one.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -20,7 +20,7 @@ use serde::de::{self, Deserialize, Deserializer, Visitor};
 pub(crate) struct ValueError(String);
 
 impl ValueError {
-    fn new(text: impl Into<String>) -> Self {
+    pub(crate) fn new(text: impl Into<String>) -> Self {
         Self(text.into())
     }
 }
@@ -219,10 +219,10 @@ pub(crate) fn retries(text: &str) -> Result<u32, ValueError> {
 }
 
 /// Reads a value from TOML: a text, or a number where that is allowed.
-struct ValueVisitor<T> {
-    expecting: &'static str,
-    numbers: bool,
-    kind: std::marker::PhantomData<T>,
+pub(crate) struct ValueVisitor<T> {
+    pub(crate) expecting: &'static str,
+    pub(crate) numbers: bool,
+    pub(crate) kind: std::marker::PhantomData<T>,
 }
 
 impl<T: FromStr<Err = ValueError>> Visitor<'_> for ValueVisitor<T> {
@@ -261,11 +261,12 @@ impl<T: FromStr<Err = ValueError>> Visitor<'_> for ValueVisitor<T> {
     }
 }
 
+/// Reads these types from TOML as the command line does.
 macro_rules! deserialize_as_text {
     ($($kind:ty, $numbers:literal, $expecting:literal;)*) => {$(
-        impl<'de> Deserialize<'de> for $kind {
-            fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-                deserializer.deserialize_any(ValueVisitor::<Self> {
+        impl<'de> serde::Deserialize<'de> for $kind {
+            fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+                deserializer.deserialize_any($crate::values::ValueVisitor::<Self> {
                     expecting: $expecting,
                     numbers: $numbers,
                     kind: std::marker::PhantomData,
@@ -274,6 +275,8 @@ macro_rules! deserialize_as_text {
         }
     )*};
 }
+
+pub(crate) use deserialize_as_text;
 
 deserialize_as_text! {
     Cpus, true, "a number of cores such as 2 or 0.5";

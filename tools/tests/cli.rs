@@ -47,7 +47,7 @@ fn refused(output: &Output, code: i32, says: &[&str]) {
 /// installed.
 const NOBODY: &str = "127.0.0.1:1";
 
-const VERBS: [&str; 22] = [
+const VERBS: [&str; 24] = [
     "backup",
     "check",
     "demo",
@@ -61,6 +61,8 @@ const VERBS: [&str; 22] = [
     "tasks",
     "logs",
     "cancel",
+    "services",
+    "service",
     "nodes",
     "users",
     "token",
@@ -87,12 +89,27 @@ fn every_verb_has_help() {
 }
 
 #[test]
+fn every_verb_of_a_service_has_help_with_an_example() {
+    for verb in
+        ["show", "apply", "scale", "restart", "rollback", "stop", "start", "remove", "history"]
+    {
+        let help = text(&run(["service", verb, "--help"]).stdout);
+        assert!(help.contains("Usage: podmesh service ") && help.contains("Example"), "{verb}");
+    }
+    assert!(text(&run(["nodes", "drain", "--help"]).stdout).contains("Example"));
+    assert!(text(&run(["logs", "--help"]).stdout).contains("podmesh logs -f web"));
+}
+
+#[test]
 fn every_shell_has_completions() {
     for shell in ["bash", "zsh", "fish", "elvish", "powershell"] {
         let output = run(["completions", shell]);
         let script = text(&output.stdout);
         assert!(output.status.success() && script.contains("podmesh"), "{shell}");
         assert!(VERBS.iter().all(|verb| script.contains(verb)), "{shell}");
+        for word in ["rollback", "endpoints", "uncordon", "dry-run"] {
+            assert!(script.contains(word), "{shell}: {word}");
+        }
     }
     refused(&run(["completions", "csh"]), 2, &["csh", "possible values"]);
 }
@@ -124,6 +141,23 @@ fn an_invalid_command_line_is_a_usage_error() {
     refused(&run(["token", "create", "--uses", "0"]), 2, &["1..=10000"]);
     refused(&run(["token", "revoke", "x"]), 2, &["<NUMBER>"]);
     refused(&run(["nodes", "revoke"]), 2, &["<NODE>"]);
+    refused(&run(["nodes", "drain"]), 2, &["<NODE>"]);
+    refused(&run(["nodes", "drain", "a", "--timeout", "1s"]), 2, &["--wait"]);
+    refused(&run(["service"]), 2, &["<NAME>"]);
+    refused(&run(["service", "web", "history", "web"]), 2, &["before the command", "hint:"]);
+    refused(&run(["service", "a b"]), 2, &["' '"]);
+    refused(&run(["service", "apply"]), 2, &["--file"]);
+    refused(&run(["service", "apply", "-f", "x", "--dry-run", "--wait"]), 2, &["cannot be used"]);
+    refused(&run(["service", "scale", "web", "-1"]), 2, &["REPLICAS_MAX"]);
+    refused(&run(["service", "scale", "web", "1001"]), 2, &["REPLICAS_MAX"]);
+    refused(&run(["service", "rollback", "web", "--to", "0"]), 2, &["1.."]);
+    refused(&run(["service", "stop", "web", "--timeout", "1s"]), 2, &["--wait"]);
+    refused(&run(["service", "web", "--format", "nginx"]), 2, &["prometheus-sd, haproxy"]);
+    refused(
+        &run(["service", "web", "--format", "haproxy", "-o", "json"]),
+        2,
+        &["has no JSON output", "hint:"],
+    );
     refused(&run(["users", "revoke", "a b"]), 2, &["' '"]);
     refused(&run(["users", "revoke", "a", "-o", "json"]), 2, &["has no JSON output", "hint:"]);
     refused(&run(["login", "SWMTKN-1"]), 2, &["token", "hint:"]);
@@ -189,11 +223,11 @@ fn arguments_that_are_not_utf8_are_usage_errors() {
     refused(&run(&arguments), 2, &["cannot be read", "No such file"]);
 }
 
-#[test]
-fn a_job_file_is_bounded_and_unknown_keys_are_errors() {
+/// Asserts that the program does not read more than a little of a file of 100 MB.
+fn bounded(arguments: &[&str]) {
     let home = tempfile::tempdir().unwrap();
     let mut child = podmesh(&home)
-        .args(["submit", "--file", "-"])
+        .args(arguments)
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
@@ -206,8 +240,13 @@ fn a_job_file_is_bounded_and_unknown_keys_are_errors() {
     drop(stdin);
     let output = child.wait_with_output().unwrap();
     refused(&output, 2, &["standard input is too large", "JOB_FILE_BYTES_MAX"]);
-    assert!(written < 100, "{written} of 1600 pieces of the job file were read");
+    assert!(written < 100, "{written} of 1600 pieces of the file were read");
+}
 
+#[test]
+fn a_job_file_is_bounded_and_unknown_keys_are_errors() {
+    bounded(&["submit", "--file", "-"]);
+    let home = tempfile::tempdir().unwrap();
     let file = home.path().join("job.toml");
     fs::write(&file, "command = [\"true\"]\npriorty = 3\n").unwrap();
     let output = podmesh(&home).args(["submit", "-f"]).arg(&file).output().unwrap();
@@ -215,6 +254,28 @@ fn a_job_file_is_bounded_and_unknown_keys_are_errors() {
     fs::write(&file, "command = [\"true\"]\n\ncpus = nan\n").unwrap();
     let output = podmesh(&home).args(["submit", "-f"]).arg(&file).output().unwrap();
     refused(&output, 2, &["line 3", "above 0"]);
+}
+
+#[test]
+fn a_service_file_is_bounded_and_its_errors_are_usage_errors() {
+    bounded(&["service", "apply", "--file", "-"]);
+    let home = tempfile::tempdir().unwrap();
+    let file = home.path().join("web.toml");
+    for (content, says) in [
+        (&b"name: web\nimage: nginx\n"[..], &["web.toml, line 1", "hint:", "YAML"][..]),
+        (b"name = \"web\"\nimage = \"x\"\nreplicas = -1\n", &["line 3", "REPLICAS_MAX"]),
+        (b"name = \"web\"\nname = \"x\"\n", &["line 2", "duplicate key"]),
+        (b"name = \"a\x1b[31m\"\n", &["line 1"]),
+        (b"name = \"a\0b\"\n", &["line 1"]),
+        (b"name = \"a\xff\"\n", &["byte 9 is not UTF-8"]),
+        (b"", &["has no name"]),
+    ] {
+        fs::write(&file, content).unwrap();
+        let output = podmesh(&home).args(["service", "apply", "-f"]).arg(&file).output().unwrap();
+        refused(&output, 2, says);
+        assert!(!output.stderr.contains(&0x1b), "{:?}", text(&output.stderr));
+    }
+    refused(&run(["service", "apply", "-f", "/no/such"]), 2, &["/no/such", "No such file"]);
 }
 
 #[test]
@@ -235,9 +296,18 @@ fn settings_files_are_read_and_unknown_keys_are_errors() {
 
 #[test]
 fn without_a_manager_the_error_says_what_to_do() {
-    for arguments in
-        [&["jobs"][..], &["nodes"], &["logs", "1"], &["events", "-f"], &["cancel", "1"]]
-    {
+    for arguments in [
+        &["jobs"][..],
+        &["nodes"],
+        &["logs", "1"],
+        &["logs", "web"],
+        &["events", "-f"],
+        &["cancel", "1"],
+        &["services"],
+        &["service", "web"],
+        &["service", "-o", "json", "history", "web"],
+        &["nodes", "cordon", "a"],
+    ] {
         let output = run(arguments);
         let says = ["no manager answers", "hint:", "podmesh manager", "podmesh login"];
         refused(&output, 125, &says);

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use podmesh_protocol::client::{Reply, ReplyBody, Request, RequestBody};
 use podmesh_protocol::error::{ErrorCode, ErrorReply};
+use podmesh_protocol::service::ServiceRequest;
 use podmesh_protocol::session::{ToManager, ToPeer};
 use podmesh_protocol::version::{NoCommonVersion, VersionRange};
 use tokio::sync::{Mutex as AsyncMutex, oneshot};
@@ -187,7 +188,9 @@ impl Client {
 
 fn wait_of(body: &RequestBody) -> Duration {
     let wait_ms = match body {
-        RequestBody::Job { wait_ms, .. } | RequestBody::Task { wait_ms, .. } => *wait_ms,
+        RequestBody::Job { wait_ms, .. }
+        | RequestBody::Task { wait_ms, .. }
+        | RequestBody::Service(ServiceRequest::Show { wait_ms, .. }) => *wait_ms,
         RequestBody::Log(read) => read.wait_ms,
         _ => 0,
     };

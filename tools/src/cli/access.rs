@@ -88,6 +88,34 @@ pub(crate) enum NodesVerb {
         #[arg(long)]
         force: bool,
     },
+    /// Give nodes no new work. What they have stays
+    Cordon {
+        /// Names of the nodes
+        #[arg(required = true, value_name = "NODE")]
+        names: Vec<Name>,
+    },
+    /// Give nodes new work again, after `cordon` or `drain`
+    Uncordon {
+        /// Names of the nodes
+        #[arg(required = true, value_name = "NODE")]
+        names: Vec<Name>,
+    },
+    /// Empty nodes, for maintenance: give them no new work, and move their replicas to other nodes
+    ///
+    /// Tasks of jobs run to their end. A replica stops only when its successor is healthy, if the
+    /// service's update rules say so. Afterwards: podmesh nodes uncordon NODE
+    #[command(after_help = "Example: podmesh nodes drain node-3 --wait --timeout 15min")]
+    Drain {
+        /// Names of the nodes
+        #[arg(required = true, value_name = "NODE")]
+        names: Vec<Name>,
+        /// Wait until nothing runs on the nodes any more
+        #[arg(long)]
+        wait: bool,
+        /// Wait no longer than this; then exit with 124
+        #[arg(long, value_name = "TIME", requires = "wait")]
+        timeout: Option<Span>,
+    },
 }
 
 /// `users`.

@@ -4,6 +4,7 @@ pub(crate) mod access;
 pub(crate) mod daemon;
 pub(crate) mod job;
 pub(crate) mod query;
+pub(crate) mod service;
 
 use std::path::PathBuf;
 
@@ -17,6 +18,7 @@ use access::{
 use daemon::{AgentArgs, BackupArgs, DemoArgs, DevArgs, ManagerArgs, SupervisorArgs};
 use job::{CommandArgs, JobOptions};
 use query::{CancelArgs, EventsArgs, ForgetArgs, JobArgs, JobsArgs, LogsArgs, TasksArgs};
+use service::ServiceArgs;
 
 const STYLES: Styles = Styles::styled()
     .header(AnsiColor::Green.on_default().bold())
@@ -28,9 +30,15 @@ const AFTER_HELP: &str = "\
 Try it:     podmesh demo
 Start here: podmesh dev, then in another terminal: podmesh run -- echo hello
 Exit codes: `run` exits with the task's own code; 2: invalid command line;
-            125: podmesh itself failed; 130: interrupted with Ctrl-C";
+            124: a --timeout is over; 125: podmesh itself failed;
+            130: interrupted with Ctrl-C";
 
-/// Run containers and commands on the machines of your LAN.
+const LOGS_HELP: &str = "\
+Examples: podmesh logs 42.7            the output of task 7 of job 42
+          podmesh logs -f web          all replicas of the service web, until Ctrl-C
+          podmesh logs web.3 --tail 50 the end of the output of its replica 3";
+
+/// Run containers, commands and services on the machines of your LAN.
 #[derive(Parser, Debug)]
 #[command(name = "podmesh", version, styles = STYLES, after_help = AFTER_HELP)]
 #[command(disable_help_subcommand = true)]
@@ -148,7 +156,11 @@ pub(crate) enum Verb {
     Job(JobArgs),
     /// List the tasks of a job
     Tasks(TasksArgs),
-    /// Print the output of a job, a task or an attempt
+    /// Print the output of a job, a task, an attempt, a service or a replica
+    ///
+    /// The output of a service is that of all its replicas, each line after the name of its
+    /// replica. With -f, replicas that start later are shown too.
+    #[command(after_help = LOGS_HELP)]
     Logs(LogsArgs),
     /// Cancel jobs: queued tasks never start, running tasks are stopped
     Cancel(CancelArgs),
@@ -157,7 +169,15 @@ pub(crate) enum Verb {
     /// The manager removes them by itself after a time, or when there are too many: see `keep` and
     /// `keep_attempts` in manager.toml. Output stays on the nodes as long as they keep it.
     Forget(ForgetArgs),
-    /// List nodes, forget or revoke them
+    /// List services
+    Services,
+    /// Show or change a service: something that keeps running
+    ///
+    /// `podmesh service NAME` shows one. If a service has the name of a command below, use
+    /// `podmesh service show NAME`.
+    #[command(subcommand_negates_reqs = true, after_help = service::AFTER_HELP)]
+    Service(ServiceArgs),
+    /// List nodes; cordon, drain, forget or revoke them
     #[command(args_conflicts_with_subcommands = true)]
     Nodes(NodesArgs),
     /// List events: every change, with its revision
@@ -205,6 +225,7 @@ impl Verb {
             Self::Token(TokenArgs { verb: Some(TokenVerb::Revoke { .. }) }) => Some("token revoke"),
             Self::Nodes(NodesArgs { verb: Some(NodesVerb::Revoke { .. }) }) => Some("nodes revoke"),
             Self::Nodes(NodesArgs { verb: Some(NodesVerb::Forget { .. }) }) => Some("nodes forget"),
+            Self::Service(args) => args.without_json(),
             Self::Users(UsersArgs { verb: Some(_) }) => Some("users revoke"),
             Self::Submit(_)
             | Self::Jobs(_)
@@ -212,7 +233,8 @@ impl Verb {
             | Self::Tasks(_)
             | Self::Cancel(_)
             | Self::Forget(_)
-            | Self::Nodes(NodesArgs { verb: None })
+            | Self::Services
+            | Self::Nodes(_)
             | Self::Users(UsersArgs { verb: None })
             | Self::Token(_)
             | Self::Doctor(_)

@@ -5,7 +5,7 @@ use std::str::FromStr;
 
 use clap::{Args, ValueEnum};
 use podmesh_protocol::client::LogStream;
-use podmesh_protocol::ids::{AttemptId, JobId, TaskId};
+use podmesh_protocol::ids::{AttemptId, JobId, Name, TaskId};
 use podmesh_protocol::report::TaskState;
 
 /// `jobs`.
@@ -17,6 +17,9 @@ pub(crate) struct JobsArgs {
     /// Only jobs that you submitted
     #[arg(long)]
     pub(crate) mine: bool,
+    /// List the replicas of this service; each is a job of one task
+    #[arg(long, value_name = "NAME")]
+    pub(crate) service: Option<Name>,
     /// Show at most this many
     #[arg(long, value_name = "NUMBER", default_value_t = 50, value_parser = clap::value_parser!(u32).range(1..))]
     pub(crate) limit: u32,
@@ -78,13 +81,14 @@ impl From<TaskStateFlag> for TaskState {
 /// `logs`.
 #[derive(Args, Debug)]
 pub(crate) struct LogsArgs {
-    /// A job such as 42, a task such as 42.7, or an attempt such as 42.7#2
-    #[arg(value_name = "JOB|TASK|ATTEMPT")]
+    /// A job such as 42, a task such as 42.7, an attempt such as 42.7#2, a service such as web, or
+    /// a replica such as web.3
+    #[arg(value_name = "JOB|TASK|ATTEMPT|SERVICE|REPLICA")]
     pub(crate) of: LogsOf,
-    /// Follow the output until the end
+    /// Follow the output until the end; a service has none, so until Ctrl-C
     #[arg(short, long)]
     pub(crate) follow: bool,
-    /// Print only the last lines of each stream, of the last attempt
+    /// Print only the last lines of each stream, of the last attempt of each task or replica
     #[arg(long, value_name = "LINES")]
     pub(crate) tail: Option<u64>,
     /// Print only this stream [default: stdout to stdout, stderr to stderr]
@@ -93,7 +97,7 @@ pub(crate) struct LogsArgs {
 }
 
 /// The argument of `logs`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum LogsOf {
     /// All tasks of a job.
     Job(JobId),
@@ -101,11 +105,15 @@ pub(crate) enum LogsOf {
     Task(TaskId),
     /// One attempt.
     Attempt(AttemptId),
+    /// A service, or a replica `web.3`: only the manager knows whether `web.3` is a service.
+    Service(Name),
 }
 
-/// Error for a text that is neither a job, a task nor an attempt.
+/// Error for a text that is none of them.
 #[derive(Clone, Debug, thiserror::Error)]
-#[error("not a job such as 42, a task such as 42.7, or an attempt such as 42.7#2")]
+#[error(
+    "not a job such as 42, a task such as 42.7, an attempt such as 42.7#2, a service such as web, or a replica such as web.3"
+)]
 pub(crate) struct LogsOfError;
 
 impl FromStr for LogsOf {
@@ -115,7 +123,11 @@ impl FromStr for LogsOf {
         let job = || text.parse().map(Self::Job).ok();
         let task = || text.parse().map(Self::Task).ok();
         let attempt = || text.parse().map(Self::Attempt).ok();
-        job().or_else(task).or_else(attempt).ok_or(LogsOfError)
+        // What begins like a task is a typing error, not a service.
+        let head = text.split('.').next().unwrap_or_default();
+        let numeric = head.bytes().all(|b| b.is_ascii_digit());
+        let service = || if numeric { None } else { text.parse().map(Self::Service).ok() };
+        job().or_else(task).or_else(attempt).or_else(service).ok_or(LogsOfError)
     }
 }
 
@@ -125,6 +137,7 @@ impl fmt::Display for LogsOf {
             Self::Job(job) => job.fmt(f),
             Self::Task(task) => task.fmt(f),
             Self::Attempt(attempt) => attempt.fmt(f),
+            Self::Service(name) => name.fmt(f),
         }
     }
 }
@@ -227,13 +240,17 @@ mod tests {
     }
 
     #[test]
-    fn logs_takes_jobs_tasks_and_attempts() {
+    fn logs_takes_jobs_tasks_attempts_services_and_replicas() {
         assert_eq!("42".parse::<LogsOf>().unwrap(), LogsOf::Job(JobId(42)));
         let task = TaskId { job: JobId(42), index: 7 };
         assert_eq!("42.7".parse::<LogsOf>().unwrap(), LogsOf::Task(task));
         let attempt = LogsOf::Attempt(AttemptId { task, number: 2 });
         assert_eq!("42.7#2".parse::<LogsOf>().unwrap(), attempt);
-        for text in ["", "x", "42.", "42#1", "42.7#0"] {
+        for text in ["web", "web.3", "3scale"] {
+            let service = LogsOf::Service(text.parse().unwrap());
+            assert_eq!(text.parse::<LogsOf>().unwrap(), service);
+        }
+        for text in ["", "a b", "web#3", "42.", "42#1", "42.7#0", "1.x"] {
             assert!(text.parse::<LogsOf>().is_err(), "{text}");
         }
     }

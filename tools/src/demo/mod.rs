@@ -18,7 +18,7 @@ use podmesh_protocol::spec::{
 use tokio::time::{sleep, timeout};
 
 use crate::cli::daemon::DemoArgs;
-use crate::connect::{Connection, PATIENCE_SUBMIT};
+use crate::connect::{Connection, JobsQuery, PATIENCE_SUBMIT};
 use crate::context::Context;
 use crate::error::{CliError, CliResult, EXIT_INTERRUPTED};
 use crate::output::screen::{self, say};
@@ -335,7 +335,8 @@ async fn count_events(connection: &Connection) -> CliResult<u64> {
 
 /// Cancels all active jobs, and waits for their end.
 async fn cancel_all(connection: &Connection) -> CliResult<()> {
-    let jobs = connection.jobs(None, true, None, 10).await?;
+    let query = JobsQuery { active: true, limit: 10, ..JobsQuery::default() };
+    let jobs = connection.jobs(query).await?;
     for view in &jobs {
         connection.cancel(view.job).await?;
     }

@@ -11,6 +11,7 @@ use podmesh_protocol::spec;
 use schemars::JsonSchema;
 use serde::Serialize;
 
+use super::service::Scheduling;
 use super::time::rfc3339;
 
 /// Defines output enums that correspond to enums of the protocol, with the same words. A word that
@@ -427,7 +428,9 @@ impl From<&spec::DockerSpec> for ContainerOutput {
     }
 }
 
-fn labels(labels: &BTreeMap<podmesh_protocol::ids::Name, String>) -> BTreeMap<String, String> {
+pub(super) fn labels(
+    labels: &BTreeMap<podmesh_protocol::ids::Name, String>,
+) -> BTreeMap<String, String> {
     labels.iter().map(|(name, value)| (name.to_string(), value.clone())).collect()
 }
 
@@ -578,6 +581,10 @@ pub(crate) struct NodeRow {
     pub(crate) seen_ms_ago: Option<u64>,
     /// Whether it joined with a key; otherwise its agent is on the manager's machine.
     pub(crate) enrolled: bool,
+    /// What an admin lets it get.
+    pub(crate) scheduling: Scheduling,
+    /// The IP address at which other nodes reach the replicas on it; null if it has no proxy.
+    pub(crate) address: Option<String>,
 }
 
 /// Cores and memory.
@@ -615,6 +622,8 @@ impl From<&wire::NodeView> for NodeRow {
             attempts: view.attempts,
             seen_ms_ago: view.seen_ms_ago,
             enrolled: view.enrolled,
+            scheduling: view.scheduling.into(),
+            address: view.address.clone(),
         }
     }
 }

@@ -7,6 +7,8 @@ pub(crate) mod json;
 mod schema;
 pub(crate) mod screen;
 pub(crate) mod service;
+pub(crate) mod service_spec;
+pub(crate) mod service_table;
 pub(crate) mod table;
 pub(crate) mod text;
 pub(crate) mod time;

@@ -12,9 +12,13 @@ mod tests {
     use crate::output::json::{
         CancelOutput, ForgetOutput, JobOutput, JobsOutput, NodesOutput, SubmitOutput, TasksOutput,
     };
+    use crate::output::service::{
+        EndpointsOutput, HistoryOutput, NodeSchedulingOutput, ServiceChangedOutput, ServiceOutput,
+        ServicePlanOutput, ServicesOutput, ServicesRemovedOutput,
+    };
     use crate::verbs::doctor::DoctorOutput;
 
-    fn schemas() -> [(&'static str, Schema); 12] {
+    fn schemas() -> [(&'static str, Schema); 20] {
         [
             ("cancel", schema_for!(CancelOutput)),
             ("doctor", schema_for!(DoctorOutput)),
@@ -22,7 +26,15 @@ mod tests {
             ("forget", schema_for!(ForgetOutput)),
             ("job", schema_for!(JobOutput)),
             ("jobs", schema_for!(JobsOutput)),
+            ("node_scheduling", schema_for!(NodeSchedulingOutput)),
             ("nodes", schema_for!(NodesOutput)),
+            ("service", schema_for!(ServiceOutput)),
+            ("service_changed", schema_for!(ServiceChangedOutput)),
+            ("service_endpoints", schema_for!(EndpointsOutput)),
+            ("service_history", schema_for!(HistoryOutput)),
+            ("service_plan", schema_for!(ServicePlanOutput)),
+            ("services", schema_for!(ServicesOutput)),
+            ("services_removed", schema_for!(ServicesRemovedOutput)),
             ("submit", schema_for!(SubmitOutput)),
             ("tasks", schema_for!(TasksOutput)),
             ("token", schema_for!(TokenOutput)),

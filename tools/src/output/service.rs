@@ -1,10 +1,17 @@
 //! Services, as JSON.
 
+use std::collections::BTreeMap;
+
 use podmesh_protocol::client as wire;
+use podmesh_protocol::ids::Name;
 use podmesh_protocol::service;
 use schemars::JsonSchema;
+use serde::Serialize;
 
 use super::json::{Word, words};
+use super::service_spec::ServiceSpecOutput;
+use super::time::rfc3339;
+use crate::connect_services::Changed;
 
 words! {
     /// Whether a replica works.
@@ -25,4 +32,307 @@ words! {
         /// No new work. Its replicas move to other nodes.
         Draining "draining",
     }
+    /// What a service does.
+    ServiceState = service::ServiceState {
+        /// All wanted replicas are healthy.
+        Healthy "healthy",
+        /// Fewer replicas than wanted are healthy.
+        Degraded "degraded",
+        /// Replicas of an older revision are being replaced.
+        Updating "updating",
+        /// The last update failed, and its replicas are being replaced by those of an older revision.
+        RollingBack "rolling_back",
+        /// It was stopped.
+        Stopped "stopped",
+        /// It is being removed.
+        Removing "removing",
+    }
+    /// What a replica does.
+    ReplicaState = service::ReplicaState {
+        /// It waits for room on a node.
+        Queued "queued",
+        /// A node prepares its start.
+        Preparing "preparing",
+        /// It runs, and has not shown yet that it works.
+        Starting "starting",
+        /// It works.
+        Healthy "healthy",
+        /// Its health check fails.
+        Unhealthy "unhealthy",
+        /// It works, but its node does not answer.
+        Unreachable "unreachable",
+        /// It gets no new connections, and is stopped when the present ones have ended.
+        Draining "draining",
+        /// It is being stopped.
+        Stopping "stopping",
+        /// It has ended, and is started again after a pause.
+        Restarting "restarting",
+        /// It has ended, and is not started again.
+        Ended "ended",
+        /// It waits until another replica has ended.
+        Waiting "waiting",
+    }
+    /// What became of a revision.
+    RevisionState = service::RevisionState {
+        /// It has not been reached completely.
+        Begun "begun",
+        /// All its replicas were healthy.
+        Reached "reached",
+        /// It did not become healthy in time.
+        Failed "failed",
+    }
+}
+
+/// `podmesh services --output json`
+#[derive(Debug, Serialize, JsonSchema)]
+pub(crate) struct ServicesOutput {
+    /// The services in order of name.
+    pub(crate) services: Vec<ServiceRow>,
+}
+
+/// A service.
+#[derive(Debug, Serialize, JsonSchema)]
+pub(crate) struct ServiceRow {
+    /// Its name.
+    pub(crate) service: String,
+    /// What it does.
+    pub(crate) state: ServiceState,
+    /// Its current revision.
+    pub(crate) revision: u32,
+    /// How many replicas are wanted.
+    pub(crate) replicas: u32,
+    /// How many replicas of the current revision are healthy.
+    pub(crate) healthy: u32,
+    /// How many replicas exist, of all revisions.
+    pub(crate) existing: u32,
+    /// The image, or the command.
+    pub(crate) runs: String,
+    /// The published ports, by name.
+    pub(crate) published: BTreeMap<String, u16>,
+}
+
+impl From<&service::ServiceView> for ServiceRow {
+    fn from(view: &service::ServiceView) -> Self {
+        Self {
+            service: view.service.to_string(),
+            state: view.state.into(),
+            revision: view.revision,
+            replicas: view.replicas,
+            healthy: view.healthy,
+            existing: view.existing,
+            runs: view.runs.clone(),
+            published: by_text(&view.published),
+        }
+    }
+}
+
+/// `podmesh service NAME --output json`
+#[derive(Debug, Serialize, JsonSchema)]
+pub(crate) struct ServiceOutput {
+    /// The service as in `services`.
+    #[serde(flatten)]
+    pub(crate) row: ServiceRow,
+    /// The current spec.
+    pub(crate) spec: ServiceSpecOutput,
+    /// Its replicas, by number; the current revision first.
+    pub(crate) replica_list: Vec<ReplicaRow>,
+    /// Why wanted replicas wait; empty if none does.
+    pub(crate) waits_for: Vec<String>,
+    /// How the last update ended, if it failed.
+    pub(crate) failed_update: Option<String>,
+    /// The last revisions, newest first.
+    pub(crate) history: Vec<RevisionRow>,
+}
+
+impl ServiceOutput {
+    pub(crate) fn new(
+        detail: &service::ServiceDetail,
+        history: &[service::ServiceRevision],
+    ) -> Self {
+        Self {
+            row: (&detail.view).into(),
+            spec: (&detail.spec).into(),
+            replica_list: detail.replicas.iter().map(Into::into).collect(),
+            waits_for: detail.waits_for.clone(),
+            failed_update: detail.failed_update.clone(),
+            history: history.iter().map(Into::into).collect(),
+        }
+    }
+}
+
+/// A replica, or the wait for one.
+#[derive(Debug, Serialize, JsonSchema)]
+pub(crate) struct ReplicaRow {
+    /// Its number.
+    pub(crate) number: u32,
+    /// The revision of its spec.
+    pub(crate) revision: u32,
+    /// What it does.
+    pub(crate) state: ReplicaState,
+    /// The number of its job.
+    pub(crate) job: Option<u64>,
+    /// Its last attempt, such as `42.1#1`.
+    pub(crate) attempt: Option<String>,
+    /// The node of that attempt.
+    pub(crate) node: Option<String>,
+    /// Where it listens, by the name of the port: `address:port`.
+    pub(crate) endpoints: BTreeMap<String, String>,
+    /// What its last health check said, or how the last one with its number ended.
+    pub(crate) message: Option<String>,
+    /// How many replicas with its number have ended in a row.
+    pub(crate) failures: u32,
+    /// Time until it is started again, if it waits for that.
+    pub(crate) restarts_in_ms: Option<u64>,
+}
+
+impl From<&service::ReplicaView> for ReplicaRow {
+    fn from(view: &service::ReplicaView) -> Self {
+        Self {
+            number: view.number,
+            revision: view.revision,
+            state: view.state.into(),
+            job: view.attempt.map(|attempt| attempt.task.job.0),
+            attempt: view.attempt.map(|attempt| attempt.to_string()),
+            node: view.node.as_ref().map(ToString::to_string),
+            endpoints: by_text(&view.endpoints),
+            message: view.message.clone(),
+            failures: view.failures,
+            restarts_in_ms: view.restarts_in_ms,
+        }
+    }
+}
+
+/// `podmesh service history NAME --output json`
+#[derive(Debug, Serialize, JsonSchema)]
+pub(crate) struct HistoryOutput {
+    /// The service.
+    pub(crate) service: String,
+    /// Its revisions, newest first.
+    pub(crate) revisions: Vec<RevisionRow>,
+}
+
+/// A revision of a service.
+#[derive(Debug, Serialize, JsonSchema)]
+pub(crate) struct RevisionRow {
+    /// The revision.
+    pub(crate) revision: u32,
+    /// What became of it.
+    pub(crate) state: RevisionState,
+    /// When it was applied, by the manager's clock: RFC 3339.
+    pub(crate) applied_at: String,
+    /// Who applied it.
+    pub(crate) by: String,
+    /// Why it failed, if it failed.
+    pub(crate) message: Option<String>,
+    /// Its spec.
+    pub(crate) spec: ServiceSpecOutput,
+}
+
+impl From<&service::ServiceRevision> for RevisionRow {
+    fn from(revision: &service::ServiceRevision) -> Self {
+        Self {
+            revision: revision.revision,
+            state: revision.state.into(),
+            applied_at: rfc3339(revision.applied_wall_ms),
+            by: revision.by.to_string(),
+            message: revision.message.clone(),
+            spec: (&revision.spec).into(),
+        }
+    }
+}
+
+/// `podmesh service apply --output json`, and all others that change one service
+#[derive(Debug, Serialize, JsonSchema)]
+pub(crate) struct ServiceChangedOutput {
+    /// The service.
+    pub(crate) service: String,
+    /// Its current revision.
+    pub(crate) revision: u32,
+    /// Whether the command has changed anything.
+    pub(crate) changed: bool,
+}
+
+impl From<&Changed> for ServiceChangedOutput {
+    fn from(changed: &Changed) -> Self {
+        Self {
+            service: changed.service.to_string(),
+            revision: changed.revision,
+            changed: changed.changed,
+        }
+    }
+}
+
+/// `podmesh service remove --output json`
+#[derive(Debug, Serialize, JsonSchema)]
+pub(crate) struct ServicesRemovedOutput {
+    /// The services, in the order of the arguments.
+    pub(crate) services: Vec<ServiceChangedOutput>,
+}
+
+/// `podmesh service apply --dry-run --output json`
+#[derive(Debug, Serialize, JsonSchema)]
+pub(crate) struct ServicePlanOutput {
+    /// The service.
+    pub(crate) service: String,
+    /// Whether the service is new.
+    pub(crate) new: bool,
+    /// The keys of the service file whose values would change.
+    pub(crate) changes: Vec<String>,
+    /// The change of the spec, written as service files: a unified diff. Empty if nothing would
+    /// change.
+    pub(crate) diff: String,
+    /// Whether all replicas would be replaced, or started for the first time.
+    pub(crate) replaces: bool,
+    /// How many new replicas each node would get, by the room that the nodes have now.
+    pub(crate) placements: BTreeMap<String, u32>,
+    /// How many would have to wait for room.
+    pub(crate) waiting: u32,
+    /// Why they would wait.
+    pub(crate) waits_for: Vec<String>,
+}
+
+/// `podmesh service NAME --endpoints --output json`
+#[derive(Debug, Serialize, JsonSchema)]
+pub(crate) struct EndpointsOutput {
+    /// The service.
+    pub(crate) service: String,
+    /// Where its healthy replicas listen.
+    pub(crate) endpoints: Vec<EndpointRow>,
+}
+
+/// Where a healthy replica listens.
+#[derive(Debug, Serialize, JsonSchema)]
+pub(crate) struct EndpointRow {
+    /// The number of the replica.
+    pub(crate) replica: u32,
+    /// The revision of its spec.
+    pub(crate) revision: u32,
+    /// Its node.
+    pub(crate) node: Option<String>,
+    /// The name of the port.
+    pub(crate) port: String,
+    /// `address:port`
+    pub(crate) endpoint: String,
+}
+
+/// `podmesh nodes cordon --output json`, and `uncordon` and `drain`
+#[derive(Debug, Serialize, JsonSchema)]
+pub(crate) struct NodeSchedulingOutput {
+    /// The nodes, in the order of the arguments.
+    pub(crate) nodes: Vec<ScheduledNode>,
+}
+
+/// What a node may get.
+#[derive(Debug, Serialize, JsonSchema)]
+pub(crate) struct ScheduledNode {
+    /// The node.
+    pub(crate) node: String,
+    /// What it may get now.
+    pub(crate) scheduling: Scheduling,
+    /// How many attempts it has.
+    pub(crate) attempts: u32,
+}
+
+fn by_text<T: Clone>(map: &BTreeMap<Name, T>) -> BTreeMap<String, T> {
+    map.iter().map(|(name, value)| (name.to_string(), value.clone())).collect()
 }

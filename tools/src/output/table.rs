@@ -9,6 +9,7 @@ use super::access::TokenState;
 use super::events::outcome_text;
 use super::json::{AttemptState, JobState, NodeState, TaskState, Word};
 use super::screen::Screen;
+use super::service::Scheduling;
 use super::text::{count, escape};
 use super::time::{ago, coarse, local, now_ms};
 
@@ -23,14 +24,16 @@ enum Mood {
 
 fn mood(word: &str) -> Mood {
     match word {
-        "succeeded" | "alive" | "usable" => Mood::Good,
-        "failed" | "lost" => Mood::Bad,
-        "running" | "active" | "cancelling" | "suspect" => Mood::Busy,
+        "succeeded" | "alive" | "usable" | "healthy" | "reached" => Mood::Good,
+        "failed" | "lost" | "unhealthy" | "degraded" => Mood::Bad,
+        "running" | "active" | "cancelling" | "suspect" | "updating" | "rolling_back"
+        | "starting" | "restarting" | "unreachable" | "draining" | "stopping" | "begun"
+        | "removing" | "cordoned" => Mood::Busy,
         _ => Mood::Quiet,
     }
 }
 
-fn state(word: &impl Word) -> Cell {
+pub(super) fn state(word: &impl Word) -> Cell {
     let word = word.word();
     let cell = Cell::new(&word);
     match mood(&word) {
@@ -134,6 +137,7 @@ pub(crate) fn nodes(screen: Screen, nodes: &[NodeView]) -> String {
         vec![
             Cell::new(&view.node),
             state(&NodeState::from(&view.state)),
+            state(&Scheduling::from(view.scheduling)),
             Cell::new(format!(
                 "{}/{}",
                 cores(view.free.cpu_millis),
@@ -147,11 +151,22 @@ pub(crate) fn nodes(screen: Screen, nodes: &[NodeView]) -> String {
             Cell::new(view.attempts),
             Cell::new(runtimes.join(",")),
             Cell::new(seen),
+            Cell::new(view.address.as_deref().map(escape).unwrap_or_default()),
             Cell::new(labels.join(",")),
         ]
     };
-    let header =
-        ["NODE", "STATE", "CPUS FREE", "MEMORY FREE", "ATTEMPTS", "RUNTIMES", "SEEN", "LABELS"];
+    let header = [
+        "NODE",
+        "STATE",
+        "SCHEDULING",
+        "CPUS FREE",
+        "MEMORY FREE",
+        "ATTEMPTS",
+        "RUNTIMES",
+        "SEEN",
+        "ADDRESS",
+        "LABELS",
+    ];
     render(screen, &header, nodes.iter().map(row).collect())
 }
 
@@ -314,11 +329,18 @@ mod tests {
             attempts: 3,
             seen_ms_ago: Some(70_000),
             enrolled: false,
-            scheduling: Default::default(),
-            address: None,
+            scheduling: wire::Scheduling::Draining,
+            address: Some("10.0.0.1".into()),
         };
         let text = nodes(Screen { width: None, color: false }, &[view]);
-        for part in ["2.5/4", "6.0GiB/8.0GiB", "process,docker", "70s ago", "gpu=a100"] {
+        for part in [
+            "alive  draining  ",
+            "2.5/4",
+            "6.0GiB/8.0GiB",
+            "process,docker",
+            "70s ago",
+            "10.0.0.1  gpu=a100",
+        ] {
             assert!(text.contains(part), "{part}: {text}");
         }
     }

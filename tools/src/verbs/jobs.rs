@@ -4,7 +4,7 @@ use podmesh_protocol::client::JobView;
 use podmesh_protocol::limits::PAGE_ROWS_MAX;
 
 use crate::cli::query::JobsArgs;
-use crate::connect::PATIENCE_ASK;
+use crate::connect::{JobsQuery, PATIENCE_ASK};
 use crate::context::Context;
 use crate::error::{CliError, CliResult};
 use crate::output::json::JobsOutput;
@@ -20,7 +20,16 @@ pub(crate) async fn jobs(context: &Context, args: JobsArgs) -> CliResult {
         // One more than wanted shows whether there are more.
         let limit = (wanted - jobs.len()).saturating_add(1).min(PAGE_ROWS_MAX as usize);
         let before = jobs.last().map(|view| view.job);
-        let page = connection.jobs(before, args.active, by.clone(), limit as u32).await?;
+        let page = connection
+            .jobs(JobsQuery {
+                before,
+                active: args.active,
+                by: by.clone(),
+                service: args.service.clone(),
+                limit: limit as u32,
+                ..JobsQuery::default()
+            })
+            .await?;
         if by.is_some() && page.iter().any(|view| view.submitted_by != by) {
             let error = CliError::failure(
                 "the manager runs an older version of podmesh, which does not keep who submitted a job",

@@ -1,5 +1,7 @@
 //! `podmesh logs`
 
+mod replicas;
+
 use std::time::Duration;
 
 use podmesh_protocol::client::AttemptView;
@@ -51,9 +53,10 @@ pub(crate) async fn logs(context: &Context, args: LogsArgs) -> CliResult {
                 sleep(PAUSE).await;
             }
             if begun(&view) {
-                Follower::new(&connection, show, false).attempt(attempt, &view).await?;
+                Follower::new(&connection, show, false).attempt(attempt, &view.node).await?;
             }
         }
+        LogsOf::Service(name) => return replicas::logs(context, &connection, name, show).await,
     }
     Ok(0)
 }

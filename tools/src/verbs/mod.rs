@@ -19,6 +19,8 @@ pub(crate) mod manager;
 pub(crate) mod nodes;
 pub(crate) mod process_supervisor;
 pub(crate) mod run;
+pub(crate) mod service;
+pub(crate) mod services;
 pub(crate) mod submit;
 pub(crate) mod tasks;
 pub(crate) mod token;

@@ -1,24 +1,47 @@
 //! `podmesh nodes`
 
-use podmesh_protocol::client::PrincipalKind;
+use std::time::Duration;
+
+use podmesh_protocol::client::{PrincipalKind, Scheduling};
 use podmesh_protocol::ids::Name;
+use tokio::time::{sleep, timeout};
 
 use crate::cli::access::{NodesArgs, NodesVerb};
-use crate::connect::{PATIENCE_ASK, RequestError};
+use crate::connect::{Connection, PATIENCE_ASK, RequestError};
 use crate::context::Context;
-use crate::error::{CliResult, EXIT_FAILURE};
-use crate::output::json::NodesOutput;
-use crate::output::text::escape;
+use crate::error::{CliError, CliResult, EXIT_FAILURE, EXIT_TIMED_OUT};
+use crate::output::json::{NodesOutput, Word};
+use crate::output::service::{NodeSchedulingOutput, ScheduledNode, Scheduling as SchedulingWord};
+use crate::output::text::{count, escape};
 use crate::output::{screen, table};
+use crate::values::Span;
 use crate::verbs::users::revoke;
 
-/// Lists, revokes or forgets nodes.
+/// The time between two looks at nodes that are being drained.
+const PAUSE: Duration = Duration::from_secs(1);
+
+/// `--wait`, for at most `timeout`.
+struct Wait {
+    timeout: Option<Span>,
+}
+
+/// Lists, cordons, drains, revokes or forgets nodes.
 pub(crate) async fn nodes(context: &Context, args: NodesArgs) -> CliResult {
     match args.verb {
         Some(NodesVerb::Revoke { names }) => {
             return revoke(context, PrincipalKind::Node, names).await;
         }
         Some(NodesVerb::Forget { names, force }) => return forget(context, names, force).await,
+        Some(NodesVerb::Cordon { names }) => {
+            return schedule(context, names, Scheduling::Cordoned, None).await;
+        }
+        Some(NodesVerb::Uncordon { names }) => {
+            return schedule(context, names, Scheduling::Open, None).await;
+        }
+        Some(NodesVerb::Drain { names, wait, timeout }) => {
+            let wait = wait.then_some(Wait { timeout });
+            return schedule(context, names, Scheduling::Draining, wait).await;
+        }
         None => {}
     }
     let nodes = context.connection(PATIENCE_ASK)?.nodes().await?;
@@ -60,4 +83,80 @@ async fn forget(context: &Context, names: Vec<Name>, force: bool) -> CliResult {
         }
     }
     Ok(code)
+}
+
+/// Sets what nodes may get. A node for which that fails does not keep the others from it.
+async fn schedule(
+    context: &Context,
+    names: Vec<Name>,
+    scheduling: Scheduling,
+    wait: Option<Wait>,
+) -> CliResult {
+    let connection = context.connection(PATIENCE_ASK)?;
+    let mut output = NodeSchedulingOutput { nodes: Vec::new() };
+    let mut set: Vec<Name> = Vec::new();
+    let mut code = 0;
+    for name in names {
+        match connection.node_scheduling(name.clone(), scheduling).await {
+            Ok((scheduling, attempts)) => {
+                let word = SchedulingWord::from(scheduling);
+                if !context.json() {
+                    let has = count(u64::from(attempts), "attempt");
+                    screen::line(format!("{name}: {}, has {has}", word.word()))?;
+                }
+                let node = name.to_string();
+                output.nodes.push(ScheduledNode { node, scheduling: word, attempts });
+                set.push(name);
+            }
+            Err(error @ RequestError::Refused(_)) => {
+                screen::say_error(&error.into());
+                code = EXIT_FAILURE;
+            }
+            Err(error) => return Err(error.into()),
+        }
+    }
+    if context.json() {
+        screen::json(&output)?;
+    }
+    let Some(wait) = wait else { return Ok(code) };
+    connection.follow();
+    let emptied = empty(&connection, &set);
+    match wait.timeout {
+        None => emptied.await?,
+        Some(Span(limit)) => match timeout(limit, emptied).await {
+            Ok(result) => result?,
+            Err(_) => {
+                let what = format!("the nodes are not empty after {}", Span(limit));
+                return Err(CliError::failure(what)
+                    .code(EXIT_TIMED_OUT)
+                    .hint("they are still being drained; see `podmesh nodes`"));
+            }
+        },
+    }
+    Ok(code)
+}
+
+/// Waits until no node of these has an attempt.
+async fn empty(connection: &Connection, names: &[Name]) -> CliResult<()> {
+    let mut told = None;
+    loop {
+        let nodes = connection.nodes().await?;
+        let mut left = 0;
+        // A node that is gone has no attempts.
+        for view in nodes.iter().filter(|view| names.contains(&view.node)) {
+            if view.scheduling != Scheduling::Draining {
+                let what = format!("node {} is no longer being drained", view.node);
+                return Err(CliError::failure(what).because("somebody has changed it"));
+            }
+            left += u64::from(view.attempts);
+        }
+        if left == 0 {
+            return Ok(());
+        }
+        if told != Some(left) {
+            screen::say_to_watcher(format!("waiting for {}", count(left, "attempt")));
+            told = Some(left);
+        }
+        sleep(PAUSE).await;
+    }
 }

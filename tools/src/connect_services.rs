@@ -1,0 +1,116 @@
+//! The requests about services and about what nodes may get, with the reply of the matching type.
+
+use std::time::Duration;
+
+use podmesh_protocol::client::{ReplyBody, RequestBody, Scheduling};
+use podmesh_protocol::error::ErrorCode;
+use podmesh_protocol::ids::{Name, Revision};
+use podmesh_protocol::limits::PAGE_ROWS_MAX;
+use podmesh_protocol::service::{
+    ServiceDetail, ServicePlan, ServiceReply, ServiceRequest, ServiceRevision, ServiceSpec,
+    ServiceView,
+};
+
+use crate::connect::{Connection, RequestError, unexpected, wait_ms};
+
+/// What became of a request that changes a service.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Changed {
+    pub(crate) service: Name,
+    /// Its current revision.
+    pub(crate) revision: u32,
+    /// Whether the request has changed anything.
+    pub(crate) changed: bool,
+}
+
+impl RequestError {
+    /// Returns whether the manager says that there is no such thing.
+    pub(crate) fn is_not_found(&self) -> bool {
+        matches!(self, Self::Refused(reply) if reply.code == ErrorCode::NotFound)
+    }
+}
+
+impl Connection {
+    async fn service_request(&self, request: ServiceRequest) -> Result<ServiceReply, RequestError> {
+        match self.request(RequestBody::Service(request)).await? {
+            ReplyBody::Service(reply) => Ok(reply),
+            _ => Err(unexpected()),
+        }
+    }
+
+    /// Sends a request that changes a service.
+    pub(crate) async fn change_service(
+        &self,
+        request: ServiceRequest,
+    ) -> Result<Changed, RequestError> {
+        match self.service_request(request).await? {
+            ServiceReply::Changed { service, revision, changed } => {
+                Ok(Changed { service, revision, changed })
+            }
+            _ => Err(unexpected()),
+        }
+    }
+
+    /// Returns what an `apply` of this spec would do.
+    pub(crate) async fn service_plan(
+        &self,
+        spec: ServiceSpec,
+    ) -> Result<ServicePlan, RequestError> {
+        match self.service_request(ServiceRequest::Plan { spec: Box::new(spec) }).await? {
+            ServiceReply::Plan(plan) => Ok(plan),
+            _ => Err(unexpected()),
+        }
+    }
+
+    /// Returns all services in order of name. Only an empty page is the last.
+    pub(crate) async fn services(&self) -> Result<Vec<ServiceView>, RequestError> {
+        let mut services: Vec<ServiceView> = Vec::new();
+        loop {
+            let after = services.last().map(|view| view.service.clone());
+            match self.service_request(ServiceRequest::List { after, limit: PAGE_ROWS_MAX }).await?
+            {
+                ServiceReply::List(page) if page.is_empty() => return Ok(services),
+                ServiceReply::List(page) => services.extend(page),
+                _ => return Err(unexpected()),
+            }
+        }
+    }
+
+    /// Returns a service. With `since`, returns once there is a later event of it, or `wait` has
+    /// passed.
+    pub(crate) async fn service(
+        &self,
+        service: Name,
+        since: Option<Revision>,
+        wait: Duration,
+    ) -> Result<ServiceDetail, RequestError> {
+        let request = ServiceRequest::Show { service, since, wait_ms: wait_ms(wait) };
+        match self.service_request(request).await? {
+            ServiceReply::Service(detail) => Ok(*detail),
+            _ => Err(unexpected()),
+        }
+    }
+
+    /// Returns the revisions of a service, newest first.
+    pub(crate) async fn service_history(
+        &self,
+        service: Name,
+    ) -> Result<Vec<ServiceRevision>, RequestError> {
+        match self.service_request(ServiceRequest::History { service }).await? {
+            ServiceReply::History(revisions) => Ok(revisions),
+            _ => Err(unexpected()),
+        }
+    }
+
+    /// Sets what a node may get. Returns what it may get now, and how many attempts it has.
+    pub(crate) async fn node_scheduling(
+        &self,
+        node: Name,
+        scheduling: Scheduling,
+    ) -> Result<(Scheduling, u32), RequestError> {
+        match self.request(RequestBody::NodeScheduling { node, scheduling }).await? {
+            ReplyBody::NodeScheduling { scheduling, attempts } => Ok((scheduling, attempts)),
+            _ => Err(unexpected()),
+        }
+    }
+}

@@ -1,0 +1,589 @@
+//! The verbs about services, against a manager that gives the answers of the test.
+
+#![expect(clippy::unwrap_used, reason = "tests")]
+
+mod fake;
+
+use std::collections::BTreeMap;
+use std::io::{BufRead, BufReader};
+use std::process::{Output, Stdio};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+
+use podmesh_protocol::client::{
+    AttemptView, JobView, LogPosition, LogSlice, LogStream, NodeState, NodeView, ReplyBody,
+    RequestBody, Scheduling, TaskDetail,
+};
+use podmesh_protocol::error::{ErrorCode, ErrorReply};
+use podmesh_protocol::ids::{AttemptId, JobId, Revision, TaskId};
+use podmesh_protocol::report::{AttemptState, JobState, TaskCounts, TaskState};
+use podmesh_protocol::service::{
+    ReplicaState, ReplicaView, RevisionState, ServiceDetail, ServicePlan, ServiceReply,
+    ServiceRequest, ServiceRevision, ServiceSpec, ServiceState, ServiceView,
+};
+use podmesh_protocol::spec::Resources;
+
+use self::fake::{Answer, FakeManager};
+
+const FILE: &str = "name = \"web\"\nimage = \"nginx:1.27\"\nreplicas = 2\n\
+                    ports.http = { container = 80, publish = 8080 }\n";
+
+fn spec() -> ServiceSpec {
+    serde_json::from_value(serde_json::json!({
+        "name": "web", "replicas": 2,
+        "ports": {"http": {"container": 80, "publish": 8080}},
+        "run": {"runtime": {"docker": {"image": "nginx:1.27"}}},
+    }))
+    .unwrap()
+}
+
+fn replica(number: u32) -> ReplicaView {
+    ReplicaView {
+        number,
+        revision: 4,
+        state: ReplicaState::Healthy,
+        attempt: Some(AttemptId::new(JobId(u64::from(number)), 1, 1)),
+        node: Some("node-1".parse().unwrap()),
+        endpoints: [("http".parse().unwrap(), format!("10.0.0.1:{}", 20_000 + number))].into(),
+        message: Some("200 OK".into()),
+        failures: 0,
+        restarts_in_ms: None,
+    }
+}
+
+fn detail(replicas: u32) -> ServiceDetail {
+    ServiceDetail {
+        view: ServiceView {
+            service: "web".parse().unwrap(),
+            state: ServiceState::Healthy,
+            revision: 4,
+            replicas,
+            healthy: replicas,
+            existing: replicas,
+            runs: "nginx:1.27".into(),
+            published: [("http".parse().unwrap(), 8080)].into(),
+        },
+        spec: spec(),
+        changed: Revision(1),
+        replicas: (1..=replicas).map(replica).collect(),
+        waits_for: vec![],
+        failed_update: None,
+    }
+}
+
+fn revision() -> ServiceRevision {
+    ServiceRevision {
+        revision: 4,
+        spec: spec(),
+        by: "anna".parse().unwrap(),
+        applied_wall_ms: 0,
+        state: RevisionState::Reached,
+        message: None,
+    }
+}
+
+fn reply(reply: ServiceReply) -> Answer {
+    Some(Ok(ReplyBody::Service(reply)))
+}
+
+fn shown(detail: ServiceDetail) -> Answer {
+    reply(ServiceReply::Service(Box::new(detail)))
+}
+
+fn not_found(message: &str) -> Answer {
+    Some(Err(ErrorReply::new(ErrorCode::NotFound, message)))
+}
+
+fn changed(revision: u32, changed: bool) -> Answer {
+    reply(ServiceReply::Changed { service: "web".parse().unwrap(), revision, changed })
+}
+
+/// Answers what is not about the test: there is one healthy service `web`, and its replicas have
+/// printed nothing.
+fn otherwise(body: &RequestBody) -> Answer {
+    match body {
+        RequestBody::Service(ServiceRequest::Show { service, since, .. }) => {
+            match service.as_str() {
+                "web" if since.is_some() => None,
+                "web" => shown(detail(2)),
+                _ => not_found("there is no such service"),
+            }
+        }
+        RequestBody::Service(ServiceRequest::List { after: None, .. }) => {
+            reply(ServiceReply::List(vec![detail(2).view]))
+        }
+        RequestBody::Service(ServiceRequest::List { .. }) => reply(ServiceReply::List(vec![])),
+        RequestBody::Service(ServiceRequest::History { .. }) => {
+            reply(ServiceReply::History(vec![revision()]))
+        }
+        RequestBody::Jobs { .. } => Some(Ok(ReplyBody::Jobs(vec![]))),
+        RequestBody::Log(_) => Some(Ok(ReplyBody::Log(slice(0, b"", true)))),
+        other => unreachable!("not expected here: {other:?}"),
+    }
+}
+
+fn slice(offset: u64, bytes: &[u8], end: bool) -> LogSlice {
+    LogSlice { offset, bytes: bytes.to_vec(), end, removed: false }
+}
+
+fn manager(answer: impl Fn(&RequestBody) -> Answer + Send + Sync + 'static) -> FakeManager {
+    FakeManager::start(Duration::ZERO, answer)
+}
+
+fn stdout(output: &Output) -> String {
+    String::from_utf8(output.stdout.clone()).unwrap()
+}
+
+fn stderr(output: &Output) -> String {
+    String::from_utf8(output.stderr.clone()).unwrap()
+}
+
+/// Asserts the exit code, and parts of standard error.
+fn says(output: &Output, code: i32, parts: &[&str]) {
+    let said = stderr(output);
+    assert_eq!(output.status.code(), Some(code), "{said}");
+    for part in parts {
+        assert!(said.contains(part), "{said:?} does not say {part:?}");
+    }
+}
+
+#[test]
+fn a_service_is_listed_and_shown() {
+    let manager = manager(otherwise);
+    let list = manager.run(&["services"]);
+    assert!(stdout(&list).contains("web      healthy  2/2      4"), "{}", stdout(&list));
+    for arguments in [&["service", "web"][..], &["service", "show", "web"]] {
+        let text = stdout(&manager.run(arguments));
+        for part in ["replicas      2 of 2 healthy\n", "web.2    4 ", "200 OK", "anna"] {
+            assert!(text.contains(part), "{part:?}: {text}");
+        }
+    }
+    let json: serde_json::Value =
+        serde_json::from_slice(&manager.run(&["service", "web", "-o", "json"]).stdout).unwrap();
+    assert_eq!(json["replica_list"][1]["attempt"], "2.1#1");
+    assert_eq!(json["spec"]["ports"]["http"]["publish"], 8080);
+    let missing = manager.run(&["service", "WEB"]);
+    says(&missing, 125, &["no such service", "did you mean `web`?"]);
+}
+
+#[test]
+fn endpoints_are_printed_for_other_programs() {
+    let manager = manager(otherwise);
+    let text = |arguments: &[&str]| stdout(&manager.run(arguments));
+    let lines = "10.0.0.1:20001\n10.0.0.1:20002\n";
+    assert_eq!(text(&["service", "web", "--endpoints"]), lines);
+    assert_eq!(text(&["service", "web", "--port", "http"]), lines);
+    let servers = text(&["service", "web", "--format", "haproxy"]);
+    assert!(servers.starts_with("server web.1 10.0.0.1:20001\n"), "{servers}");
+    let json: serde_json::Value =
+        serde_json::from_str(&text(&["service", "web", "--format", "prometheus-sd"])).unwrap();
+    assert_eq!(json[1]["targets"][0], "10.0.0.1:20002");
+    assert_eq!(json[1]["labels"]["replica"], "2");
+    let json: serde_json::Value =
+        serde_json::from_str(&text(&["service", "web", "--endpoints", "-o", "json"])).unwrap();
+    assert_eq!(json["endpoints"][0]["port"], "http");
+    let wrong = manager.run(&["service", "web", "--port", "htp"]);
+    says(&wrong, 125, &["no port `htp`", "its ports are: http"]);
+}
+
+#[test]
+fn an_apply_says_before_what_it_changes() {
+    let manager = manager(|body| match body {
+        RequestBody::Service(ServiceRequest::Plan { .. }) => {
+            let mut before = spec();
+            before.replicas = 1;
+            reply(ServiceReply::Plan(ServicePlan {
+                before: Some(Box::new(before)),
+                replaces: false,
+                placements: [("node-1".parse().unwrap(), 1)].into(),
+                waiting: 0,
+                waits_for: vec![],
+            }))
+        }
+        RequestBody::Service(ServiceRequest::Apply { .. }) => changed(5, true),
+        other => otherwise(other),
+    });
+    let file = manager.file("web.toml", FILE);
+    let dry = manager.run(&["service", "apply", "-f", &file, "--dry-run"]);
+    for part in ["-replicas = 1\n+replicas = 2\n", "web changes: replicas", "node-1: 1 new replica"]
+    {
+        assert!(stdout(&dry).contains(part), "{part:?}: {}", stdout(&dry));
+    }
+    let json = manager.run(&["service", "apply", "-f", &file, "--dry-run", "-o", "json"]);
+    let json: serde_json::Value = serde_json::from_slice(&json.stdout).unwrap();
+    assert_eq!(
+        (&json["changes"][0], &json["placements"]["node-1"]),
+        (&"replicas".into(), &1.into())
+    );
+    let sent = |manager: &FakeManager| {
+        manager.asked().into_iter().any(|body| {
+            body == RequestBody::Service(ServiceRequest::Apply { spec: Box::new(spec()) })
+        })
+    };
+    assert!(!sent(&manager));
+
+    let output = manager.run(&["service", "apply", "-f", &file]);
+    says(&output, 0, &["web changes: replicas; from 1 to 2 replicas"]);
+    assert_eq!(stdout(&output), "web: revision 5\n");
+    assert!(sent(&manager));
+}
+
+#[test]
+fn an_apply_of_the_same_spec_changes_nothing() {
+    let manager = manager(|body| match body {
+        RequestBody::Service(ServiceRequest::Plan { .. }) => {
+            reply(ServiceReply::Plan(ServicePlan {
+                before: Some(Box::new(spec())),
+                replaces: false,
+                placements: BTreeMap::new(),
+                waiting: 0,
+                waits_for: vec![],
+            }))
+        }
+        RequestBody::Service(ServiceRequest::Apply { .. }) => changed(4, false),
+        other => otherwise(other),
+    });
+    let file = manager.file("web.toml", FILE);
+    let dry = manager.run(&["service", "apply", "-f", &file, "--dry-run"]);
+    assert_eq!(stdout(&dry), "web: nothing to change\n");
+    let output = manager.run(&["service", "apply", "-f", &file, "--wait"]);
+    assert_eq!(stdout(&output), "web: nothing to change; it has revision 4\n");
+    says(&output, 0, &[]);
+    assert!(!stderr(&output).contains("changes"), "{}", stderr(&output));
+}
+
+/// Returns a manager whose service goes through these states after a change to revision 5.
+fn going_through(states: Vec<ServiceDetail>) -> FakeManager {
+    let states = Mutex::new(states);
+    manager(move |body| match body {
+        RequestBody::Service(ServiceRequest::Restart { .. }) => changed(5, true),
+        RequestBody::Service(ServiceRequest::History { .. }) => {
+            let message = Some("web.2 did not become healthy".into());
+            let state = RevisionState::Failed;
+            let failed = ServiceRevision { revision: 5, state, message, ..revision() };
+            reply(ServiceReply::History(vec![failed, revision()]))
+        }
+        RequestBody::Service(ServiceRequest::Show { .. }) => {
+            let mut states = states.lock().unwrap();
+            if states.is_empty() { None } else { shown(states.remove(0)) }
+        }
+        other => otherwise(other),
+    })
+}
+
+fn at(state: ServiceState, revision: u32, healthy: u32, failed: Option<&str>) -> ServiceDetail {
+    let mut detail = detail(2);
+    let view = &mut detail.view;
+    (view.state, view.revision, view.healthy) = (state, revision, healthy);
+    detail.failed_update = failed.map(Into::into);
+    detail
+}
+
+#[test]
+fn wait_ends_when_all_replicas_are_healthy() {
+    let mut restarting = at(ServiceState::Updating, 5, 1, None);
+    restarting.replicas[1].state = ReplicaState::Restarting;
+    restarting.replicas[1].message = Some("exit code 3\u{1b}".into());
+    let manager = going_through(vec![
+        at(ServiceState::Updating, 5, 0, None),
+        restarting,
+        at(ServiceState::Healthy, 5, 2, None),
+    ]);
+    let output = manager.run(&["service", "restart", "web", "--wait"]);
+    says(
+        &output,
+        0,
+        &["updating, revision 5: 0 of 2", "exit code 3\\u{1b}", "healthy, revision 5"],
+    );
+    assert_eq!(stdout(&output), "web: revision 5\n");
+}
+
+#[test]
+fn wait_exits_with_1_after_a_rollback_and_with_124_after_its_time() {
+    let why = "web.2 did not become healthy";
+    let manager = going_through(vec![
+        at(ServiceState::Updating, 5, 0, None),
+        at(ServiceState::RollingBack, 4, 1, Some(why)),
+        at(ServiceState::Healthy, 4, 2, Some(why)),
+    ]);
+    let output = manager.run(&["service", "restart", "web", "--wait"]);
+    says(&output, 1, &["web is not healthy: revision 5 failed", why, "went back to revision 4"]);
+
+    let manager = going_through(vec![at(ServiceState::Updating, 5, 0, None)]);
+    let output = manager.run(&["service", "restart", "web", "--wait", "--timeout", "300ms"]);
+    says(&output, 124, &["web is not healthy after 300ms", "it goes on"]);
+}
+
+#[test]
+fn services_are_removed_although_one_does_not_exist() {
+    let gone = AtomicU32::new(0);
+    let manager = manager(move |body| match body {
+        RequestBody::Service(ServiceRequest::Remove { service }) if service.as_str() == "web" => {
+            changed(4, true)
+        }
+        RequestBody::Service(ServiceRequest::Remove { .. }) => not_found("no service `wen`"),
+        RequestBody::Service(ServiceRequest::Show { .. }) => {
+            match gone.fetch_add(1, Ordering::Relaxed) {
+                0 => shown(at(ServiceState::Removing, 4, 1, None)),
+                _ => not_found("no service `web`"),
+            }
+        }
+        other => otherwise(other),
+    });
+    let output = manager.run(&["service", "remove", "wen", "web", "--wait"]);
+    says(&output, 125, &["no service `wen`", "did you mean `web`?"]);
+    assert_eq!(stdout(&output), "web: is being removed\n");
+}
+
+/// Answers reads of output: replica n has printed `lines` lines, in slices of a few bytes.
+fn output(body: &RequestBody, lines: usize) -> Answer {
+    let RequestBody::Log(read) = body else { return otherwise(body) };
+    if read.stream == LogStream::Stderr {
+        return Some(Ok(ReplyBody::Log(slice(0, b"", true))));
+    }
+    let number = read.attempt.task.job.0;
+    let text: String = (0..lines).map(|line| format!("<{number} says {line}>\n")).collect();
+    let from = match read.from {
+        LogPosition::Offset(from) => from,
+        LogPosition::TailLines(lines) => {
+            let last: Vec<&str> = text.split_inclusive('\n').rev().take(lines as usize).collect();
+            (text.len() - last.concat().len()) as u64
+        }
+    };
+    let rest = &text.as_bytes()[from as usize..];
+    let part = &rest[..rest.len().min(1_000 + 7 * number as usize)];
+    Some(Ok(ReplyBody::Log(slice(from, part, part.len() == rest.len()))))
+}
+
+#[test]
+fn the_output_of_many_replicas_is_merged_line_by_line() {
+    const REPLICAS: u32 = 100;
+    const LINES: usize = 300;
+    let manager = FakeManager::start(Duration::from_millis(2), |body| match body {
+        RequestBody::Service(ServiceRequest::Show { .. }) => shown(detail(REPLICAS)),
+        other => output(other, LINES),
+    });
+    let merged = manager.run(&["logs", "web"]);
+    says(&merged, 0, &[]);
+    let mut next: BTreeMap<u32, usize> = BTreeMap::new();
+    for line in stdout(&merged).lines() {
+        let (label, said) = line.split_once('|').unwrap();
+        let number: u32 = label.trim().strip_prefix("web.").unwrap().parse().unwrap();
+        let expected = next.entry(number).or_default();
+        assert_eq!(said, format!(" <{number} says {expected}>"), "{line}");
+        *expected += 1;
+    }
+    assert_eq!(next, (1..=REPLICAS).map(|number| (number, LINES)).collect());
+    assert!(manager.peak() > 8 && manager.peak() <= 16, "{} at a time", manager.peak());
+}
+
+#[test]
+fn colours_are_used_only_if_wanted() {
+    let manager = manager(|body| output(body, 1));
+    let plain = stdout(&manager.run(&["logs", "web"]));
+    let mut lines: Vec<&str> = plain.lines().collect();
+    lines.sort();
+    assert_eq!(lines, ["web.1 | <1 says 0>", "web.2 | <2 says 0>"]);
+    let colored = stdout(&manager.run(&["logs", "web", "--color", "always"]));
+    assert!(colored.contains("\u{1b}["), "{colored:?}");
+    let variable = manager.podmesh(&["logs", "web"]).env("NO_COLOR", "1").output().unwrap();
+    assert!(!stdout(&variable).contains('\u{1b}'), "{}", stdout(&variable));
+}
+
+#[test]
+fn one_replica_is_printed_without_its_name() {
+    let manager = manager(|body| output(body, 2));
+    let text = stdout(&manager.run(&["logs", "web.2"]));
+    assert_eq!(text, "<2 says 0>\n<2 says 1>\n");
+    says(&manager.run(&["logs", "web.9"]), 125, &["no replica web.9", "2 replicas"]);
+    says(&manager.run(&["logs", "-f", "web.9"]), 125, &["no replica web.9", "2 replicas"]);
+    says(&manager.run(&["logs", "wen"]), 125, &["no such service", "did you mean `web`?"]);
+}
+
+#[test]
+fn follow_shows_replicas_that_start_later() {
+    let manager = manager(|body| match body {
+        RequestBody::Service(ServiceRequest::Show { since: None, .. }) => shown(detail(1)),
+        RequestBody::Service(ServiceRequest::Show { since: Some(Revision(1)), .. }) => {
+            let mut later = detail(2);
+            later.changed = Revision(2);
+            shown(later)
+        }
+        RequestBody::Service(ServiceRequest::Show { since: Some(Revision(2)), .. }) => {
+            not_found("removed")
+        }
+        other => output(other, 2),
+    });
+    let mut child = manager
+        .podmesh(&["logs", "-f", "web", "--tail", "1"])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let lines: Vec<String> =
+        BufReader::new(child.stdout.take().unwrap()).lines().map(Result::unwrap).collect();
+    // All output of a new replica is new.
+    assert_eq!(lines, ["web.1 | <1 says 1>", "web.2 | <2 says 0>", "web.2 | <2 says 1>"]);
+    says(&child.wait_with_output().unwrap(), 0, &["service web was removed"]);
+}
+
+fn job(number: u64) -> JobView {
+    JobView {
+        job: JobId(number),
+        name: "web".parse().unwrap(),
+        state: JobState::Failed.into(),
+        priority: 0,
+        counts: TaskCounts::default(),
+        submitted_by: None,
+        submitted_wall_ms: 0,
+        started_wall_ms: None,
+        ended_wall_ms: None,
+    }
+}
+
+fn task(task: TaskId) -> TaskDetail {
+    let attempt = AttemptView {
+        number: 1,
+        node: "node-1".parse().unwrap(),
+        state: AttemptState::Ended.into(),
+        outcome: None,
+        assigned_wall_ms: 0,
+        started_wall_ms: None,
+        ended_wall_ms: None,
+    };
+    TaskDetail { task, state: TaskState::Failed.into(), attempts: vec![attempt] }
+}
+
+#[test]
+fn follow_shows_replicas_that_ended_before_they_were_seen() {
+    let manager = manager(|body| match body {
+        RequestBody::Service(ServiceRequest::Show { since: None, .. }) => shown(detail(1)),
+        RequestBody::Service(ServiceRequest::Show { since: Some(Revision(1)), .. }) => {
+            let mut later = detail(1);
+            later.changed = Revision(2);
+            later.replicas[0].state = ReplicaState::Restarting;
+            later.replicas[0].attempt = None;
+            later.replicas[0].failures = 3;
+            shown(later)
+        }
+        RequestBody::Service(ServiceRequest::Show { since: Some(Revision(2)), .. }) => {
+            not_found("removed")
+        }
+        // The newest job at the begin of the command is job 1.
+        RequestBody::Jobs { replica: None, .. } => Some(Ok(ReplyBody::Jobs(vec![job(1)]))),
+        RequestBody::Jobs { replica: Some(1), .. } => {
+            Some(Ok(ReplyBody::Jobs([3, 2, 1, 0].map(job).to_vec())))
+        }
+        RequestBody::Task { task: id, .. } => Some(Ok(ReplyBody::Task(task(*id)))),
+        other => output(other, 1),
+    });
+    let output = manager.run(&["logs", "-f", "web"]);
+    let text = stdout(&output);
+    let mut lines: Vec<&str> = text.lines().collect();
+    lines.sort();
+    assert_eq!(lines, [1, 2, 3].map(|n| format!("web.1 | <{n} says 0>")));
+}
+
+#[test]
+fn a_stopped_service_still_has_its_last_output() {
+    let manager = manager(|body| match body {
+        RequestBody::Service(ServiceRequest::Show { .. }) => {
+            let mut stopped = at(ServiceState::Stopped, 4, 0, None);
+            stopped.replicas.clear();
+            shown(stopped)
+        }
+        RequestBody::Jobs { replica: Some(number), .. } => {
+            let newest = u64::from(*number) * 10;
+            Some(Ok(ReplyBody::Jobs(vec![job(newest), job(newest - 1)])))
+        }
+        RequestBody::Task { task: id, .. } => Some(Ok(ReplyBody::Task(task(*id)))),
+        other => output(other, 1),
+    });
+    let text = stdout(&manager.run(&["logs", "web"]));
+    let mut lines: Vec<&str> = text.lines().collect();
+    lines.sort();
+    assert_eq!(lines, ["web.1 | <10 says 0>", "web.2 | <20 says 0>"]);
+}
+
+#[test]
+fn many_replicas_are_followed_in_turn() {
+    const REPLICAS: u32 = 40;
+    let manager = FakeManager::start(Duration::from_millis(2), |body| match body {
+        RequestBody::Service(ServiceRequest::Show { since: None, .. }) => shown(detail(REPLICAS)),
+        RequestBody::Service(ServiceRequest::Show { .. }) => None,
+        // They still run, and the last line has no end yet.
+        RequestBody::Log(read) if read.stream == LogStream::Stdout => {
+            let text = format!("<{} runs>\npart", read.attempt.task.job);
+            let LogPosition::Offset(from) = read.from else { unreachable!("no tail is asked for") };
+            Some(Ok(ReplyBody::Log(slice(from, &text.as_bytes()[from as usize..], false))))
+        }
+        RequestBody::Log(_) => Some(Ok(ReplyBody::Log(slice(0, b"", false)))),
+        other => otherwise(other),
+    });
+    let mut child = manager.podmesh(&["logs", "-f", "web"]).stdout(Stdio::piped()).spawn().unwrap();
+    let lines = BufReader::new(child.stdout.take().unwrap()).lines();
+    let mut lines: Vec<String> = lines.take(REPLICAS as usize).map(Result::unwrap).collect();
+    child.kill().unwrap();
+    child.wait().unwrap();
+    lines.sort();
+    let mut expected: Vec<String> =
+        (1..=REPLICAS).map(|n| format!("{:6} | <{n} runs>", format!("web.{n}"))).collect();
+    expected.sort();
+    assert_eq!(lines, expected);
+    // The request that waits for a change of the service is one more.
+    assert!(manager.peak() <= 17, "{} at a time", manager.peak());
+}
+
+#[test]
+fn jobs_can_list_the_replicas_of_a_service() {
+    let manager = manager(otherwise);
+    says(&manager.run(&["jobs", "--service", "web"]), 0, &[]);
+    let asked = manager.asked();
+    let RequestBody::Jobs { service, .. } = &asked[0] else { unreachable!("{asked:?}") };
+    assert_eq!(service.as_ref().map(|name| name.as_str()), Some("web"));
+}
+
+fn node(attempts: u32) -> NodeView {
+    NodeView {
+        node: "node-3".parse().unwrap(),
+        state: NodeState::Alive.into(),
+        epoch: None,
+        program_version: String::new(),
+        capacity: Resources::default(),
+        free: Resources::default(),
+        labels: [].into(),
+        runtimes: vec![],
+        withdrawn: [].into(),
+        unenforced: [].into(),
+        attempts,
+        seen_ms_ago: None,
+        enrolled: false,
+        scheduling: Scheduling::Draining,
+        address: Some("10.0.0.3".into()),
+    }
+}
+
+#[test]
+fn a_drained_node_is_waited_for_until_it_is_empty() {
+    let left = AtomicU32::new(3);
+    let manager = manager(move |body| match body {
+        RequestBody::NodeScheduling { scheduling, .. } => {
+            Some(Ok(ReplyBody::NodeScheduling { scheduling: *scheduling, attempts: 2 }))
+        }
+        RequestBody::Nodes { after: None, .. } => {
+            let left = left.fetch_sub(1, Ordering::Relaxed) - 1;
+            Some(Ok(ReplyBody::Nodes(vec![node(left)])))
+        }
+        RequestBody::Nodes { .. } => Some(Ok(ReplyBody::Nodes(vec![]))),
+        other => otherwise(other),
+    });
+    let output = manager.run(&["nodes", "drain", "node-3", "--wait", "--timeout", "1ms"]);
+    says(&output, 124, &["not empty after 1ms", "podmesh nodes"]);
+    let output = manager.run(&["nodes", "drain", "node-3", "--wait"]);
+    says(&output, 0, &[]);
+    assert_eq!(stdout(&output), "node-3: draining, has 2 attempts\n");
+    let json = manager.run(&["nodes", "uncordon", "node-3", "-o", "json"]);
+    let json: serde_json::Value = serde_json::from_slice(&json.stdout).unwrap();
+    assert_eq!(json["nodes"][0]["scheduling"], "open");
+}
