@@ -244,7 +244,7 @@ impl Core {
                 if started {
                     // It is unknown whether the start was ever reported.
                     unsent.started = Some(self.outbox.push(attempt, ReportFact::Started));
-                    let ports = replica.map(|replica| replica.ports).unwrap_or_default();
+                    let ports = replica.map(|replica| replica.ports.clone()).unwrap_or_default();
                     if !ports.is_empty() {
                         let listening = ReportFact::Listening(ports);
                         unsent.listening = Some(self.outbox.push(attempt, listening));

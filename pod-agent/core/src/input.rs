@@ -115,5 +115,5 @@ pub struct FoundAttempt {
     /// How many milliseconds it has run so far, for its timeout; 0 if unknown.
     pub ran_ms: u64,
     /// What it is a replica of, if it is one.
-    pub replica: Option<Box<Replica>>,
+    pub replica: Option<Arc<Replica>>,
 }

@@ -95,6 +95,7 @@ impl DockerRuntime {
             outlives_agent: true,
             on_lost: identity.on_lost,
             ran_ms: ran_ms.unwrap_or(0),
+            replica: None,
         };
         let Some(attempt) = self.shared.register(id, identity.timeout_ms) else {
             // An earlier call took it up.

@@ -122,7 +122,7 @@ pub(super) fn configuration(
     }
     let mut env = run.env.clone();
     env.extend(
-        task_env(identity.attempt, &context.name, node).map(|(key, value)| (key.to_owned(), value)),
+        task_env(identity.attempt, context, node).map(|(key, value)| (key.to_owned(), value)),
     );
     let cpu_millis = u64::from(context.resources.cpu_millis).max(CPU_MILLIS_MIN);
     let memory = i64::try_from(context.resources.memory_bytes).ok().filter(|bytes| *bytes > 0);

@@ -34,6 +34,7 @@ use crossbeam_channel::{Receiver, Sender};
 use nix::sys::signal::Signal;
 use parking_lot::Mutex;
 use podmesh_agent_core::input::RuntimeFact;
+use podmesh_agent_core::replica::Replica;
 use podmesh_agent_core::step::JobContext;
 use podmesh_logrotate::RotationPolicy;
 use podmesh_protocol::client::LogStream;
@@ -179,6 +180,7 @@ struct Start {
     attempt: AttemptId,
     context: Arc<JobContext>,
     terms: Arc<Terms>,
+    replica: Option<Arc<Replica>>,
 }
 
 /// An end to record, and what to do afterwards.
@@ -257,8 +259,15 @@ impl ProcessRuntime {
         self.shared.cgroups.unenforced()
     }
 
-    /// Starts an attempt. Its end is always reported, even if the start fails.
-    pub(crate) fn start(&self, attempt: AttemptId, context: Arc<JobContext>, terms: Arc<Terms>) {
+    /// Starts an attempt, with its ports if it is a replica. Its end is always reported, even if the
+    /// start fails.
+    pub(crate) fn start(
+        &self,
+        attempt: AttemptId,
+        context: Arc<JobContext>,
+        terms: Arc<Terms>,
+        replica: Option<Arc<Replica>>,
+    ) {
         if let Some(why) = &*self.shared.trouble.borrow() {
             return self.shared.tell(attempt, RuntimeFact::Ended(not_started(&terms, why)));
         }
@@ -272,7 +281,7 @@ impl ProcessRuntime {
                 cgroup: None,
             },
         );
-        self.put(|queues| queues.starts.send(Start { attempt, context, terms }).is_ok());
+        self.put(|queues| queues.starts.send(Start { attempt, context, terms, replica }).is_ok());
         self.shared.asked.notify_one();
     }
 
@@ -353,7 +362,7 @@ impl Shared {
 
     /// Starts an attempt, or returns its outcome if it cannot be started.
     fn start(self: &Arc<Self>, thread: ThreadNumber, start: Start) -> Result<(), Outcome> {
-        let Start { attempt, context, terms } = start;
+        let Start { attempt, context, terms, replica } = start;
         if self.states.lock().get(&attempt).is_none_or(|state| state.stop.is_some()) {
             return Err(Outcome::new(OutcomeKind::Failed).with_message("stopped before its start"));
         }
@@ -370,7 +379,7 @@ impl Shared {
         })?;
         let mark = self.mark(attempt);
         let mut launch =
-            launch(&terms.base_env, &context, mark, &terms.node, user, &folder, &touch)?;
+            launch(&terms, &context, mark, replica.as_deref(), &folder, &touch)?;
         let cgroup = self.cgroups.take(&context.resources).map_err(|error| {
             not_started(&terms, &format!("cannot make a cgroup for the process: {error}"))
         })?;

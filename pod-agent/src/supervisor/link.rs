@@ -8,6 +8,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use podmesh_agent_core::input::{FoundAttempt, RuntimeFact};
+use podmesh_agent_core::replica::Replica;
 use podmesh_agent_core::step::JobContext;
 use podmesh_logrotate::RotationPolicy;
 use podmesh_protocol::ids::{AttemptId, Name};
@@ -24,7 +25,7 @@ use super::connect::{Connection, connect};
 use super::error::SupervisorError;
 use super::messages::{
     HeldAttempt, Hello, Terms, ToAgent, ToSupervisor, VERSION, VERSION_CAPTURES, VERSION_OLDEST,
-    VERSION_USERS,
+    VERSION_REPLICAS, VERSION_USERS,
 };
 use super::run_dir::RunDir;
 use crate::capture::{CaptureFact, CaptureRequest, Container, WaitingList};
@@ -69,6 +70,10 @@ const NO_CAPTURES: &str = "the supervisor of this node's processes is of an olde
 const NO_USERS: &str = "the supervisor of this node's processes is of an older podmesh, which runs commands as \
      root: it ends when the processes that it holds have ended, and then this works";
 
+/// The message for a replica if the supervisor is too old to give it its ports.
+const NO_REPLICAS: &str = "the supervisor of this node's processes is of an older podmesh, which does not start \
+     replicas: it ends when the processes that it holds have ended, and then this works";
+
 impl LinkSettings {
     pub(super) fn hello(&self) -> Hello {
         let env = BaseEnv::of_this_process().0.into_iter();
@@ -102,7 +107,7 @@ pub(crate) struct Processes {
 
 #[derive(Debug)]
 enum Request {
-    Start(AttemptId, Arc<JobContext>),
+    Start(AttemptId, Arc<JobContext>, Option<Arc<Replica>>),
     Stop(AttemptId, u64),
     Remove(AttemptId),
     Lease(Millis),
@@ -137,6 +142,7 @@ impl Processes {
         let (trouble_sender, trouble) = watch::channel(None);
         let link = Link {
             held: held.iter().map(|held| (held.attempt, held.ended.is_none())).collect(),
+            ports: held.iter().filter_map(unreported_ports).collect(),
             lease_until: None,
             last_context: None,
             settings: settings.clone(),
@@ -161,6 +167,7 @@ impl Processes {
             outlives_agent: !settings.stop_with_agent,
             on_lost: held.on_lost,
             ran_ms: held.ran_ms,
+            replica: held.replica,
         });
         Ok(Some((Self { requests, link: ended, trouble, unenforced }, link, found.collect())))
     }
@@ -180,9 +187,15 @@ impl Processes {
         self.unenforced.borrow().clone()
     }
 
-    /// Starts an attempt. Its end is always reported, even if the start fails.
-    pub(crate) fn start(&self, attempt: AttemptId, context: Arc<JobContext>) {
-        self.ask(Request::Start(attempt, context));
+    /// Starts an attempt, with its ports if it is a replica. Its end is always reported, even if the
+    /// start fails.
+    pub(crate) fn start(
+        &self,
+        attempt: AttemptId,
+        context: Arc<JobContext>,
+        replica: Option<Arc<Replica>>,
+    ) {
+        self.ask(Request::Start(attempt, context, replica));
     }
 
     /// Stops an attempt: sends SIGTERM to its process group, and SIGKILL after the grace. With a
@@ -209,6 +222,12 @@ impl Processes {
     }
 }
 
+/// Returns the ports of a replica that the previous run of the agent was about to start.
+fn unreported_ports(held: &HeldAttempt) -> Option<(AttemptId, Vec<u16>)> {
+    let replica = held.replica.as_ref().filter(|replica| !replica.ports.is_empty())?;
+    (!held.started).then(|| (held.attempt, replica.ports.clone()))
+}
+
 /// Why a connection has ended.
 enum Ending {
     /// The connection or the supervisor failed.
@@ -231,6 +250,8 @@ pub(crate) struct Link {
     watches: UnboundedReceiver<(AttemptId, bool)>,
     /// The attempts that were started or found and not removed, and whether they are still running.
     held: HashMap<AttemptId, bool>,
+    /// The ports of replicas whose start is not reported yet.
+    ports: HashMap<AttemptId, Vec<u16>>,
     lease_until: Option<Millis>,
     /// The last lease sent on this connection. Each is sent once.
     last_context: Option<Arc<JobContext>>,
@@ -321,23 +342,31 @@ impl Link {
 
     fn put(&mut self, request: Request) {
         let message = match request {
-            Request::Start(attempt, _)
+            Request::Start(attempt, _, Some(_)) if self.version < VERSION_REPLICAS => {
+                let outcome = Outcome::not_started(NO_REPLICAS);
+                return self.tell(attempt, RuntimeFact::Ended(outcome));
+            }
+            Request::Start(attempt, ..)
                 if self.settings.user.is_some() && self.version < VERSION_USERS =>
             {
                 let outcome = Outcome::not_started(NO_USERS);
                 return self.tell(attempt, RuntimeFact::Ended(outcome));
             }
-            Request::Start(attempt, context) => {
+            Request::Start(attempt, context, replica) => {
+                if let Some(replica) = replica.as_deref().filter(|one| !one.ports.is_empty()) {
+                    self.ports.insert(attempt, replica.ports.clone());
+                }
                 self.held.insert(attempt, true);
                 let is_known =
                     self.last_context.as_ref().is_some_and(|last| Arc::ptr_eq(last, &context));
                 let told = (!is_known).then(|| Box::new((&*context).into()));
                 self.last_context = Some(context);
-                ToSupervisor::Start { attempt, context: told }
+                ToSupervisor::Start { attempt, context: told, replica }
             }
             Request::Stop(attempt, grace_ms) => ToSupervisor::Stop { attempt, grace_ms },
             Request::Remove(attempt) => {
                 self.held.remove(&attempt);
+                self.ports.remove(&attempt);
                 ToSupervisor::Remove { attempt }
             }
             Request::Lease(until_ms) => {
@@ -381,7 +410,12 @@ impl Link {
 
     fn hear(&mut self, message: ToAgent) {
         match message {
-            ToAgent::Started { attempt } => self.tell(attempt, RuntimeFact::Started),
+            ToAgent::Started { attempt } => {
+                self.tell(attempt, RuntimeFact::Started);
+                if let Some(ports) = self.ports.remove(&attempt) {
+                    self.tell(attempt, RuntimeFact::Listening(ports));
+                }
+            }
             ToAgent::Ended { attempt, outcome } => self.ended(attempt, *outcome),
             ToAgent::LogGap { attempt, text } => self.tell(attempt, RuntimeFact::LogGap(text)),
             ToAgent::Attached { attempt, error } => {

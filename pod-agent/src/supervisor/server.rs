@@ -11,6 +11,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use podmesh_agent_core::input::RuntimeFact;
+use podmesh_agent_core::replica::Replica;
 use podmesh_agent_core::step::JobContext;
 use podmesh_protocol::ids::AttemptId;
 use podmesh_protocol::report::{Outcome, OutcomeKind};
@@ -295,8 +296,11 @@ impl Server {
                 }
                 RuntimeFact::Ended(outcome) => self.ended(attempt, outcome),
                 RuntimeFact::LogGap(text) => self.tell(ToAgent::LogGap { attempt, text }),
-                // This is always the first fact of a process.
-                RuntimeFact::Preparing(_) => {}
+                // This is always the first fact of a process. The agent knows the ports, and
+                // checks the health.
+                RuntimeFact::Preparing(_)
+                | RuntimeFact::Listening(_)
+                | RuntimeFact::Health(..) => {}
             }
         }
     }
@@ -391,7 +395,9 @@ impl Server {
 
     fn message(&mut self, message: ToSupervisor) {
         match message {
-            ToSupervisor::Start { attempt, context } => self.start(attempt, context),
+            ToSupervisor::Start { attempt, context, replica } => {
+                self.start(attempt, context, replica);
+            }
             ToSupervisor::Stop { attempt, grace_ms } => {
                 self.table.stop(attempt, StopReason::Asked);
                 self.runtime.stop(attempt, grace_ms);
@@ -421,7 +427,12 @@ impl Server {
         }
     }
 
-    fn start(&mut self, attempt: AttemptId, context: Option<Box<messages::Context>>) {
+    fn start(
+        &mut self,
+        attempt: AttemptId,
+        context: Option<Box<messages::Context>>,
+        replica: Option<Arc<Replica>>,
+    ) {
         let Some(connection) = &mut self.connection else { return };
         if let Some(context) = context {
             connection.context = Some(Arc::new((*context).into()));
@@ -431,12 +442,12 @@ impl Server {
             return;
         };
         let terms = Arc::clone(&connection.terms);
-        if !self.table.take_up(attempt, context.on_lost, &context.run) {
+        if !self.table.take_up(attempt, context.on_lost, &context.run, replica.clone()) {
             tracing::warn!(%attempt, "the agent starts it a second time");
         } else if self.is_ending {
             self.ended(attempt, Outcome::new(OutcomeKind::Lost).with_message("never started"));
         } else {
-            self.runtime.start(attempt, context, terms);
+            self.runtime.start(attempt, context, terms, replica);
         }
     }
 

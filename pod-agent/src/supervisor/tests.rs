@@ -120,7 +120,7 @@ impl Agent {
 
     async fn start(&mut self, on_lost: OnLost, script: &str) {
         let context = Some(Box::new(Context::from(&*context(on_lost, script))));
-        self.say(ToSupervisor::Start { attempt: ATTEMPT, context }).await;
+        self.say(ToSupervisor::Start { attempt: ATTEMPT, context, replica: None }).await;
         let started = self.hear().await;
         assert!(matches!(started, ToAgent::Started { attempt: ATTEMPT }), "{started:?}");
     }
@@ -297,13 +297,13 @@ async fn the_link_reports_all_attempts_after_its_supervisor_was_replaced() {
     let (processes, link, found) = opened.unwrap();
     tokio::spawn(link.run());
     assert_eq!(found, []);
-    processes.start(ATTEMPT, context(OnLost::Wait, GATE));
+    processes.start(ATTEMPT, context(OnLost::Wait, GATE), None);
     assert_eq!(facts.recv().await.unwrap(), (ATTEMPT, RuntimeFact::Started));
     supervisor.abort();
     assert!(supervisor.await.unwrap_err().is_cancelled());
     // The link retries until there is a supervisor. Only the test starts one here.
     let late = AttemptId { number: 2, ..ATTEMPT };
-    processes.start(late, context(OnLost::Wait, "exit 3"));
+    processes.start(late, context(OnLost::Wait, "exit 3"), None);
     let _supervisor = node.supervise().await;
     let mut ends = BTreeMap::new();
     while ends.len() < 2 {

@@ -209,7 +209,7 @@ fn the_ports_of_an_adopted_replica_are_reported_after_its_start() {
             ports: BTreeMap::new(),
             health: None,
         };
-        Some(Box::new(Replica { spec, address: [10, 0, 0, 1].into(), ports }))
+        Some(Arc::new(Replica { spec, address: [10, 0, 0, 1].into(), ports }))
     };
     let ended = Some(Outcome::exited(0));
     agent.step(Input::AttemptsFound(vec![

@@ -1,6 +1,8 @@
 //! Tests the agent with a manager that the test controls.
 #![expect(clippy::unwrap_used, clippy::panic, reason = "tests")]
 
+mod replicas;
+
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::os::unix::fs::DirBuilderExt;
@@ -19,6 +21,7 @@ use podmesh_protocol::error::{ErrorCode, ErrorReply};
 use podmesh_protocol::event::{Published, TOPIC_MANAGER};
 use podmesh_protocol::ids::{AttemptId, ClusterId, Epoch, InstanceId, JobId, Name, Revision};
 use podmesh_protocol::report::{Outcome, OutcomeKind, Report, ReportFact};
+use podmesh_protocol::service::ReplicaSpec;
 use podmesh_protocol::session::{Hello, StopReason, ToManager, ToPeer, Welcome};
 use podmesh_protocol::spec::{OnLost, Resources, RunSpec, RuntimeKind, RuntimeSpec};
 use podmesh_wire::control::{ManagerReceiver, ManagerSender, ManagerSocket};
@@ -189,6 +192,16 @@ impl Manager {
     }
 
     async fn start(&mut self, attempt: AttemptId, runtime: RuntimeSpec, script: &str) {
+        self.start_with(attempt, runtime, script, None).await;
+    }
+
+    async fn start_with(
+        &mut self,
+        attempt: AttemptId,
+        runtime: RuntimeSpec,
+        script: &str,
+        replica: Option<Box<ReplicaSpec>>,
+    ) {
         let run = RunSpec {
             runtime,
             command: ["sh", "-c", script].map(str::to_owned).to_vec(),
@@ -196,7 +209,7 @@ impl Manager {
             workdir: None,
             timeout_ms: None,
             stop_grace_ms: 30_000,
-            replica: None,
+            replica,
         };
         self.send(ToPeer::JobSpec {
             epoch: self.epoch,
@@ -281,17 +294,17 @@ fn supervise_once(dir: &Path) -> oneshot::Receiver<()> {
 
 impl Agent {
     fn start(dir: &Path, manager: &TempDir) -> Self {
-        Self::start_with(dir, manager, false)
+        Self::start_with(dir, manager, |_| {})
     }
 
-    fn start_with(dir: &Path, manager: &TempDir, stop_processes: bool) -> Self {
+    fn start_with(dir: &Path, manager: &TempDir, change: impl FnOnce(&mut AgentConfig)) -> Self {
         let supervised = supervise_once(dir);
         let manager = Locator {
             place: Some(ManagerPlace::DataDir(manager.path().into())),
             data_dir: dir.into(),
             enrolment_dir: dir.join("agent"),
         };
-        let config = AgentConfig {
+        let mut config = AgentConfig {
             data_dir: dir.join("agent"),
             logs_dir: dir.join("logs"),
             name: "here".parse().unwrap(),
@@ -300,6 +313,7 @@ impl Agent {
             labels: BTreeMap::from([("disk".parse().unwrap(), "fast".to_owned())]),
             runtimes: RuntimeSwitches { process: true, docker: DockerSwitch::Off, noop: true },
             process_user: None,
+            address: None,
             logs_bytes_max: None,
             policy: NodePolicy::default(),
             rotation: RotationPolicy::default(),
@@ -309,8 +323,9 @@ impl Agent {
                 arg0: "podmesh".into(),
                 args: Vec::new(),
             },
-            stop_processes,
+            stop_processes: false,
         };
+        change(&mut config);
         let (stop, stopped) = oneshot::channel::<()>();
         let task = tokio::spawn(async {
             supervised.await.unwrap();
@@ -463,7 +478,9 @@ async fn a_cancelled_command_is_stopped() {
 async fn an_agent_that_stops_reports_its_stopped_attempts_and_says_goodbye() {
     let dir = tempfile::tempdir().unwrap();
     let mut manager = Manager::new().await;
-    let agent = Agent::start_with(dir.path(), &manager.address, true);
+    let agent = Agent::start_with(dir.path(), &manager.address, |config| {
+        config.stop_processes = true;
+    });
     manager.session().await;
     manager.start(ATTEMPT, RuntimeSpec::Process, "sleep 1000").await;
     manager.started().await;
