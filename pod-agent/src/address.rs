@@ -63,7 +63,8 @@ mod tests {
         for good in ["127.0.0.1", "127.0.0.2"] {
             check(good.parse().unwrap()).unwrap();
         }
-        for (wrong, says) in [("0.0.0.0", "all addresses"), ("::", "all"), ("192.0.2.7", "assign")] {
+        for (wrong, says) in [("0.0.0.0", "all addresses"), ("::", "all"), ("192.0.2.7", "assign")]
+        {
             let said = check(wrong.parse().unwrap()).unwrap_err().to_string();
             assert!(said.contains(wrong) && said.contains(says), "{said}");
             assert!(said.contains("--address"), "{said}");

@@ -103,6 +103,7 @@ async fn run_all(config: AgentConfig, shutdown: Shutdown<'_>) -> Result<(), Agen
         data_dir: data_dir.path().to_owned(),
         policy: config.policy.clone(),
         captures,
+        ports: Arc::clone(&ports),
         docker_config: crate::docker::config_dir(),
     };
     let docker = start_docker(

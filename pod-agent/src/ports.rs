@@ -159,7 +159,7 @@ impl ReplicaPorts {
     }
 
     /// Returns a held replica.
-    pub(crate) fn get(&self, attempt: AttemptId) -> Option<Arc<Replica>> {
+    pub fn get(&self, attempt: AttemptId) -> Option<Arc<Replica>> {
         self.table.lock().held.get(&attempt).cloned()
     }
 

@@ -17,7 +17,7 @@ use tokio::sync::mpsc::UnboundedSender;
 
 use crate::config::{DockerSwitch, RuntimeSwitches};
 use crate::docker::DockerRuntime;
-use crate::health::{HealthChecks, Place};
+use crate::health::{HealthChecks, Place, Runs};
 use crate::paths::{attempt_log_dir, set_output_aside};
 use crate::policy::NodePolicy;
 use crate::ports::{PortSource, ReplicaPorts};
@@ -157,7 +157,9 @@ impl Runtimes {
                     self.checks.end(*attempt);
                     false
                 }
-                RuntimeFact::Preparing(_) | RuntimeFact::LogGap(_) | RuntimeFact::Health(..) => false,
+                RuntimeFact::Preparing(_) | RuntimeFact::LogGap(_) | RuntimeFact::Health(..) => {
+                    false
+                }
             };
             if begins {
                 self.check(*attempt, 0);
@@ -169,8 +171,17 @@ impl Runtimes {
     fn check(&mut self, attempt: AttemptId, ran_ms: u64) {
         let Some(replica) = self.ports.get(attempt) else { return };
         let place = match self.owners.get(&attempt) {
-            Some(RuntimeKind::Process) => Place::Process,
-            Some(RuntimeKind::Docker | RuntimeKind::Noop) | None => return,
+            Some(RuntimeKind::Process) => {
+                let Some(process) = &self.process else { return };
+                Place(Runs::Process(process.checks(attempt)))
+            }
+            Some(RuntimeKind::Docker) => {
+                // Without a container it has ended.
+                let place = self.docker.as_ref().and_then(|docker| docker.place(attempt));
+                let Some(place) = place else { return };
+                place
+            }
+            Some(RuntimeKind::Noop) | None => return,
         };
         self.checks.begin(attempt, replica, place, ran_ms);
     }

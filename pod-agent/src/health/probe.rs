@@ -11,7 +11,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
-use super::{Said, brief};
+use super::{Said, Target, brief};
 
 /// Maximum bytes of the head of an answer: the status line and the headers.
 const HEAD_BYTES_MAX: usize = 64 << 10;
@@ -21,15 +21,24 @@ const HEADERS_MAX: usize = 256;
 const BLOCK: usize = 4 << 10;
 /// Bytes in which an answer that is not HTTP is recognised, without the end of a line.
 const FIRST_BYTES: usize = 64;
+/// How long a forwarder may take to notice that the program does not listen.
+const FORWARD_LIMIT: Duration = Duration::from_millis(200);
 /// How long the end of a small body is awaited, so that the server does not see a reset.
 const BODY_LIMIT: Duration = Duration::from_millis(20);
 
 /// Checks that a connection is accepted.
-pub(super) async fn tcp(port: &Name, at: SocketAddr) -> Said {
-    match TcpStream::connect(at).await {
-        Ok(_) => Ok(format!("port {port} accepts connections")),
-        Err(error) => Err(format!("port {port}: {}", plain(&error))),
+pub(super) async fn tcp(port: &Name, target: Target) -> Said {
+    let failed = |error: io::Error| format!("port {port}: {}", plain(&error));
+    let mut stream = TcpStream::connect(target.at).await.map_err(failed)?;
+    if target.is_forwarded {
+        // A forwarder accepts every connection, and closes it if the program does not listen.
+        match timeout(FORWARD_LIMIT, stream.read(&mut [0])).await {
+            Ok(Ok(0)) => return Err(format!("port {port}: the connection was closed at once")),
+            Ok(Err(error)) => return Err(failed(error)),
+            Ok(Ok(_)) | Err(_) => {}
+        }
     }
+    Ok(format!("port {port} accepts connections"))
 }
 
 /// Returns an error without its number.
@@ -106,15 +115,14 @@ async fn read_status(stream: &mut TcpStream) -> Result<u16, String> {
         let mut block = stream.take((HEAD_BYTES_MAX - bytes).min(BLOCK) as u64);
         let read = block.read_buf(&mut head).await.map_err(|error| plain(&error))?;
         if read == 0 {
-            let begun = if bytes == 0 { "without an answer" } else { "in the middle of the answer" };
+            let begun =
+                if bytes == 0 { "without an answer" } else { "in the middle of the answer" };
             return Err(format!("the connection was closed {begun}"));
         }
         bytes += read;
         // Only a line feed completes something, but the first bytes show what is not HTTP at all.
         let is_news = bytes <= FIRST_BYTES || head[head.len() - read..].contains(&b'\n');
-        if is_news
-            && let Some(status) = take_status(&mut head)?
-        {
+        if is_news && let Some(status) = take_status(&mut head)? {
             return Ok(status);
         }
     }

@@ -62,11 +62,23 @@ fn spec(check: HealthCheck) -> HealthSpec {
     HealthSpec { interval_ms: 20, start_period_ms: 0, ..HealthSpec::new(check) }
 }
 
+/// Returns a place for checks over the network only.
+fn process() -> Place {
+    Place(Runs::Process(ProcessChecks::of_nothing(ATTEMPT)))
+}
+
 /// Makes one check.
 async fn check(at: SocketAddr, check: HealthCheck) -> Said {
     let replica = replica(at, Some(spec(check)));
-    let (check, _) = check_of(&replica, &Place::Process).unwrap();
-    timeout(PATIENCE, check.make()).await.unwrap()
+    let (check, _) = check_of(&replica, &process().0).await.unwrap();
+    let made = async {
+        match check {
+            Check::Http(request) => request.send().await,
+            Check::Tcp(port, target) => probe::tcp(&port, target).await,
+            _ => unreachable!("not over the network"),
+        }
+    };
+    timeout(PATIENCE, made).await.unwrap()
 }
 
 async fn told(facts: &mut UnboundedReceiver<(AttemptId, RuntimeFact)>) -> (Health, String) {
@@ -161,8 +173,7 @@ async fn a_request_is_complete_and_the_headers_of_the_spec_come_first() {
     let expected = format!("GET /x?y=1 HTTP/1.1\r\nHost: {at}\r\n{usual}\r\n");
     assert_eq!(requests.recv().await.unwrap(), expected);
     check(at, with_headers).await.unwrap();
-    let expected =
-        format!("GET /x?y=1 HTTP/1.1\r\n{usual}X-Key: secret\r\nhost: web.lan\r\n\r\n");
+    let expected = format!("GET /x?y=1 HTTP/1.1\r\n{usual}X-Key: secret\r\nhost: web.lan\r\n\r\n");
     assert_eq!(requests.recv().await.unwrap(), expected);
 }
 
@@ -175,7 +186,8 @@ async fn endless_headers_and_bodies_are_not_read() {
         })
     };
     let began = Instant::now();
-    let said = check(many(b"AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA").await, get(None)).await;
+    let said =
+        check(many(b"AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA").await, get(None)).await;
     assert!(said.as_ref().is_err_and(|why| why.contains("larger than 65536")), "{said:?}");
     let said = check(many(b"A: b\r\n").await, get(None)).await;
     assert!(said.as_ref().is_err_and(|why| why.contains("more than 256")), "{said:?}");
@@ -209,7 +221,7 @@ async fn a_server_that_refuses_resets_or_is_silent_is_unhealthy_and_the_text_say
     .await;
     for (at, says) in [(refused, "refused"), (resets, "reset"), (silent, "no answer within 50ms")] {
         let health_spec = HealthSpec { timeout_ms: 50, failures: 2, ..spec(get(None)) };
-        let (health, text) = health(replica(at, Some(health_spec)), Place::Process).await;
+        let (health, text) = health(replica(at, Some(health_spec)), process()).await;
         assert_eq!(health, Health::Unhealthy);
         assert!(text.contains(says), "{text}");
     }
@@ -219,7 +231,7 @@ async fn a_server_that_refuses_resets_or_is_silent_is_unhealthy_and_the_text_say
 async fn without_a_spec_the_first_port_must_accept_a_connection() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let at = listener.local_addr().unwrap();
-    let (health, text) = health(replica(at, None), Place::Process).await;
+    let (health, text) = health(replica(at, None), process()).await;
     assert_eq!((health, text.as_str()), (Health::Healthy, "port http accepts connections"));
 }
 
@@ -230,7 +242,7 @@ async fn without_a_check_or_a_port_a_replica_is_healthy_at_its_start() {
     let mut portless = Replica::clone(&replica(nowhere, None));
     (portless.spec.ports, portless.ports) = Default::default();
     for replica in [none, Arc::new(portless)] {
-        assert_eq!(health(replica, Place::Process).await.0, Health::Healthy);
+        assert_eq!(health(replica, process()).await.0, Health::Healthy);
     }
 }
 
@@ -241,7 +253,7 @@ async fn changes_are_told_once_until_the_checks_end() {
     let (sender, mut facts) = unbounded_channel();
     let mut checks = HealthChecks::new(sender);
     let tcp = spec(HealthCheck::Tcp { port: "http".parse().unwrap() });
-    checks.begin(ATTEMPT, replica(at, Some(tcp)), Place::Process, 0);
+    checks.begin(ATTEMPT, replica(at, Some(tcp)), process(), 0);
     assert_eq!(told(&mut facts).await.0, Health::Healthy);
     drop(listener);
     assert_eq!(told(&mut facts).await.0, Health::Unhealthy);
@@ -271,11 +283,11 @@ async fn many_replicas_are_checked_at_once() {
     let patient = HealthSpec::new(get(None));
     for index in 0..200 {
         let attempt = AttemptId::new(JobId(2), index, 1);
-        checks.begin(attempt, replica(silent, Some(patient.clone())), Place::Process, 0);
+        checks.begin(attempt, replica(silent, Some(patient.clone())), process(), 0);
     }
     for index in 0..200 {
         let attempt = AttemptId::new(JobId(3), index, 1);
-        checks.begin(attempt, replica(at, Some(patient.clone())), Place::Process, 0);
+        checks.begin(attempt, replica(at, Some(patient.clone())), process(), 0);
     }
     for _ in 0..200 {
         let (attempt, fact) = timeout(PATIENCE, facts.recv()).await.unwrap().unwrap();
@@ -291,4 +303,23 @@ fn what_programs_say_is_short_text() {
     let long = brief("ä".repeat(1000).as_bytes());
     assert_eq!(long.len(), SAID_BYTES_MAX);
     assert!(brief("€".repeat(1000).as_bytes()).len() <= SAID_BYTES_MAX);
+}
+
+#[tokio::test]
+async fn a_forwarder_that_closes_at_once_does_not_count_as_open() {
+    let closes = serve(|stream| async move { drop(stream) }).await;
+    let stays = serve(|stream| async move {
+        let _open = stream;
+        std::future::pending().await
+    })
+    .await;
+    // It does not wait for a request.
+    let greets = serve(|mut stream| async move { _ = stream.write_all(b"220 hello").await }).await;
+    let port: Name = "a".parse().unwrap();
+    for (at, is_forwarded, passes) in
+        [(closes, false, true), (closes, true, false), (stays, true, true), (greets, true, true)]
+    {
+        let said = probe::tcp(&port, Target { at, is_forwarded }).await;
+        assert_eq!(said.is_ok(), passes, "{said:?}");
+    }
 }

@@ -102,7 +102,7 @@ fn folder<'a>(run: &'a RunSpec, work_folder: &'a Path) -> &'a Path {
     run.workdir.as_ref().map_or(work_folder, Path::new)
 }
 
-fn strings(all: impl Iterator<Item = OsString>) -> Result<Vec<CString>, Outcome> {
+pub(super) fn strings(all: impl Iterator<Item = OsString>) -> Result<Vec<CString>, Outcome> {
     all.map(string).collect()
 }
 
@@ -128,7 +128,7 @@ fn files(name: &str, path: &OsStr) -> impl Iterator<Item = PathBuf> {
 }
 
 /// Returns the files to try, beginning with the first one that exists.
-fn existing_files(
+pub(super) fn existing_files(
     name: &str,
     path: &OsStr,
     folder: &Path,
@@ -206,7 +206,12 @@ fn existing_file(launch: &Launch, folder: &Path) -> Option<PathBuf> {
 
 /// Returns the exit code and the reason for a program that was not executed. `file` is its file, if
 /// that exists.
-fn not_executed(name: &str, errno: Errno, file: Option<&Path>, user: &str) -> (i32, String) {
+pub(super) fn not_executed(
+    name: &str,
+    errno: Errno,
+    file: Option<&Path>,
+    user: &str,
+) -> (i32, String) {
     let why = match (errno, file) {
         (Errno::ENOENT, None) if name.contains('/') => {
             return (127, "this file does not exist on this node".to_owned());

@@ -10,6 +10,7 @@
 //! All this happens in the supervisor (`supervisor/`), not in the agent.
 
 mod cgroup;
+mod checks;
 mod children;
 mod command;
 mod mark;
@@ -50,6 +51,7 @@ use uuid::Uuid;
 
 pub(crate) use self::cgroup::remove_left as remove_cgroups;
 use self::cgroup::{CPU_LIMIT_AFTER, Cgroup, Cgroups};
+use self::checks::CheckBase;
 use self::children::{Children, Exit, Process, children};
 pub(crate) use self::command::BaseEnv;
 use self::command::{launch, refused};
@@ -172,6 +174,8 @@ struct State {
     stop: Option<u64>,
     life: watch::Sender<Life>,
     cgroup: Option<Arc<Cgroup>>,
+    /// How to run its health checks, if they are commands.
+    checks: Option<Arc<CheckBase>>,
 }
 
 /// A start that waits for a thread.
@@ -279,6 +283,7 @@ impl ProcessRuntime {
                 stop: None,
                 life: watch::Sender::default(),
                 cgroup: None,
+                checks: None,
             },
         );
         self.put(|queues| queues.starts.send(Start { attempt, context, terms, replica }).is_ok());
@@ -378,8 +383,7 @@ impl Shared {
             )
         })?;
         let mark = self.mark(attempt);
-        let mut launch =
-            launch(&terms, &context, mark, replica.as_deref(), &folder, &touch)?;
+        let mut launch = launch(&terms, &context, mark, replica.as_deref(), &folder, &touch)?;
         let cgroup = self.cgroups.take(&context.resources).map_err(|error| {
             not_started(&terms, &format!("cannot make a cgroup for the process: {error}"))
         })?;
@@ -389,6 +393,7 @@ impl Shared {
         });
         if let Some(state) = self.states.lock().get_mut(&attempt) {
             state.cgroup.clone_from(&cgroup);
+            state.checks = CheckBase::of(&context, &launch);
         }
         if !self.starts.may_spawn(thread) {
             return Err(given_up());

@@ -1,6 +1,8 @@
 //! Tests with real processes.
 #![expect(clippy::unwrap_used, clippy::panic, reason = "tests")]
 
+mod checks;
+
 use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::process::CommandExt;

@@ -6,6 +6,7 @@ use std::io;
 use std::mem;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use podmesh_agent_core::input::{FoundAttempt, RuntimeFact};
 use podmesh_agent_core::replica::Replica;
@@ -29,6 +30,7 @@ use super::messages::{
 };
 use super::run_dir::RunDir;
 use crate::capture::{CaptureFact, CaptureRequest, Container, WaitingList};
+use crate::health::Said;
 use crate::log_notify::LogNotify;
 use crate::process::{BaseEnv, has_records};
 use crate::user::ProcessUser;
@@ -111,7 +113,31 @@ enum Request {
     Stop(AttemptId, u64),
     Remove(AttemptId),
     Lease(Millis),
+    Check(AttemptId, Vec<String>, Duration, oneshot::Sender<Said>),
     Close,
+}
+
+/// Runs commands beside the process of an attempt.
+#[derive(Debug)]
+pub(crate) struct ProcessChecks {
+    attempt: AttemptId,
+    requests: UnboundedSender<Request>,
+}
+
+impl ProcessChecks {
+    /// Creates access to no process, whose commands fail.
+    #[cfg(test)]
+    pub(crate) fn of_nothing(attempt: AttemptId) -> Self {
+        Self { attempt, requests: unbounded_channel().0 }
+    }
+
+    /// Runs a command, and returns what it said last.
+    pub(crate) async fn run(&self, command: Vec<String>, limit: Duration) -> Said {
+        let (answer, said) = oneshot::channel();
+        // If there is no receiver, the link has ended, and the agent ends too.
+        _ = self.requests.send(Request::Check(self.attempt, command, limit, answer));
+        said.await.unwrap_or_else(|_| Err("the supervisor of the node's processes died".into()))
+    }
 }
 
 impl Processes {
@@ -143,6 +169,8 @@ impl Processes {
         let link = Link {
             held: held.iter().map(|held| (held.attempt, held.ended.is_none())).collect(),
             ports: held.iter().filter_map(unreported_ports).collect(),
+            checking: HashMap::new(),
+            last_check: 0,
             lease_until: None,
             last_context: None,
             settings: settings.clone(),
@@ -209,6 +237,11 @@ impl Processes {
         self.ask(Request::Remove(attempt));
     }
 
+    /// Returns access to the process of an attempt for health checks.
+    pub(crate) fn checks(&self, attempt: AttemptId) -> ProcessChecks {
+        ProcessChecks { attempt, requests: self.requests.clone() }
+    }
+
     /// Sets when the lease ends, on the machine's clock. Attempts that the manager then retries on
     /// other nodes are killed, even if the agent is not running.
     pub(crate) fn lease(&self, until: Millis) {
@@ -252,6 +285,9 @@ pub(crate) struct Link {
     held: HashMap<AttemptId, bool>,
     /// The ports of replicas whose start is not reported yet.
     ports: HashMap<AttemptId, Vec<u16>>,
+    /// The health checks in progress, by number.
+    checking: HashMap<u64, oneshot::Sender<Said>>,
+    last_check: u64,
     lease_until: Option<Millis>,
     /// The last lease sent on this connection. Each is sent once.
     last_context: Option<Arc<JobContext>>,
@@ -373,6 +409,13 @@ impl Link {
                 self.lease_until = Some(until_ms);
                 ToSupervisor::Lease { until_ms }
             }
+            Request::Check(attempt, command, limit, answer) => {
+                let number = self.last_check + 1;
+                self.last_check = number;
+                self.checking.insert(number, answer);
+                let timeout_ms = u64::try_from(limit.as_millis()).unwrap_or(u64::MAX);
+                ToSupervisor::Check { attempt, number, command, timeout_ms }
+            }
             Request::Close => {
                 self.is_closing = true;
                 return;
@@ -425,6 +468,12 @@ impl Link {
             ToAgent::Captured { attempt, timed_out_ms } => {
                 self.capturing.tell(attempt, CaptureFact::Complete { timed_out_ms });
             }
+            ToAgent::Checked { number, passed, said } => {
+                if let Some(answer) = self.checking.remove(&number) {
+                    // The checks of the replica may have ended.
+                    _ = answer.send(if passed { Ok(said) } else { Err(said) });
+                }
+            }
             ToAgent::Written { attempt } => self.settings.log_notify.written(attempt),
             ToAgent::Trouble { why } => _ = self.trouble.send_replace(why),
             // These are only sent at the beginning of a connection.
@@ -453,6 +502,7 @@ impl Link {
         let (connection, held) = self.retry().await?;
         tracing::warn!("connected to a new supervisor of processes");
         self.last_context = None;
+        self.checking.clear();
         self.out.clear();
         self.version = connection.version;
         self.trouble.send_replace(None);

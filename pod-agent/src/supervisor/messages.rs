@@ -103,6 +103,18 @@ pub(super) enum ToSupervisor {
         /// The attempt.
         attempt: AttemptId,
     },
+    /// Runs a command beside the process of an attempt, as its health check. Answered by
+    /// [`ToAgent::Checked`].
+    Check {
+        /// The attempt.
+        attempt: AttemptId,
+        /// The number of the check.
+        number: u64,
+        /// The command.
+        command: Vec<String>,
+        /// For how many milliseconds it may run.
+        timeout_ms: u64,
+    },
     /// Stops all commands and ends. Then the connection is closed.
     End,
 }
@@ -168,6 +180,15 @@ pub(super) enum ToAgent {
         /// The timeout in milliseconds, if it was stopped because of that.
         #[serde(default)]
         timed_out_ms: Option<u64>,
+    },
+    /// The result of a health check.
+    Checked {
+        /// The number of the check.
+        number: u64,
+        /// Whether the command exited with 0.
+        passed: bool,
+        /// What it said last, or why it did not pass.
+        said: String,
     },
     /// There is new output.
     Written {

@@ -298,9 +298,8 @@ impl Server {
                 RuntimeFact::LogGap(text) => self.tell(ToAgent::LogGap { attempt, text }),
                 // This is always the first fact of a process. The agent knows the ports, and
                 // checks the health.
-                RuntimeFact::Preparing(_)
-                | RuntimeFact::Listening(_)
-                | RuntimeFact::Health(..) => {}
+                RuntimeFact::Preparing(_) | RuntimeFact::Listening(_) | RuntimeFact::Health(..) => {
+                }
             }
         }
     }
@@ -418,6 +417,19 @@ impl Server {
             }
             ToSupervisor::CaptureStopped { attempt } => self.captures.stopped(attempt),
             ToSupervisor::CaptureForget { attempt } => self.captures.forget(attempt),
+            ToSupervisor::Check { attempt, number, command, timeout_ms } => {
+                let Some(connection) = &self.connection else { return };
+                let agent = connection.out.messages.clone();
+                let limit = Duration::from_millis(timeout_ms);
+                let check = self.runtime.check(attempt, command, limit);
+                tokio::spawn(async move {
+                    let result = check.await;
+                    let passed = result.is_ok();
+                    let (Ok(said) | Err(said)) = result;
+                    // If there is no receiver, the agent is gone.
+                    _ = agent.send(ToAgent::Checked { number, passed, said });
+                });
+            }
             ToSupervisor::End => {
                 tracing::info!("the agent asks to end");
                 self.end_all();

@@ -307,7 +307,8 @@ mod tests {
         assert_eq!(config.rotation.total_bytes_max, RotationPolicy::default().total_bytes_max);
         assert_eq!(config.rotation.age_max, Duration::from_secs(7 * 24 * 3600));
 
-        let flags = ["--manager", "flag.lan:1", "--docker", "on", "--stop-processes=off", "--address=::1"];
+        let flags =
+            ["--manager", "flag.lan:1", "--docker", "on", "--stop-processes=off", "--address=::1"];
         let config = made(&flags, toml).unwrap();
         assert_eq!(config.address, Some("::1".parse().unwrap()));
         assert!(!config.stop_processes);
