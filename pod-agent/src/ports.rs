@@ -131,19 +131,18 @@ impl ReplicaPorts {
     ) -> Result<Arc<Replica>, PortError> {
         let mut table = self.table.lock();
         table.held.remove(&attempt);
-        let ports = match source {
+        let ports = match (self.range, source) {
             _ if spec.ports.is_empty() => Vec::new(),
-            PortSource::Own => {
+            (None, _) => return Err(PortError::Off),
+            // The owner allows any port together with the host network.
+            (Some(_), PortSource::Own) => {
                 let own: Vec<u16> = spec.ports.values().filter_map(|port| port.container).collect();
-                // The owner allows these with the host network, not with the range.
-                let in_use = own.iter().find(|port| !table.is_free(**port));
-                match in_use {
+                match own.iter().find(|port| !table.is_free(**port)) {
                     Some(port) => return Err(PortError::InUse { port: *port }),
                     None => own,
                 }
             }
-            PortSource::Range => {
-                let range = self.range.ok_or(PortError::Off)?;
+            (Some(range), PortSource::Range) => {
                 let exhausted = PortError::Exhausted { range };
                 table.take(range, spec.ports.len()).ok_or(exhausted)?
             }
@@ -334,8 +333,10 @@ pub(crate) mod tests {
         ports.set_address([127, 0, 0, 2].into());
         let replica = ports.take(attempt(1), &spec(&[]), PortSource::Range).unwrap();
         assert_eq!((replica.ports.len(), replica.address), (0, [127, 0, 0, 2].into()));
-        let said = ports.take(attempt(2), &spec(&[("a", None)]), PortSource::Range).unwrap_err();
-        assert!(said.to_string().contains("replica_ports = \"off\""), "{said}");
+        for source in [PortSource::Range, PortSource::Own] {
+            let said = ports.take(attempt(2), &spec(&[("a", Some(1))]), source).unwrap_err();
+            assert!(said.to_string().contains("replica_ports = \"off\""), "{said}");
+        }
     }
 
     #[test]

@@ -45,14 +45,13 @@ pub(crate) struct Runtimes {
 
 impl Runtimes {
     /// Creates the runtimes except Docker. Processes and containers of the agent's previous run are
-    /// supervised even if new ones are not allowed.
+    /// supervised even if new ones are not allowed. The text is why commands cannot be started.
     pub(crate) fn new(
         node: Name,
         policy: NodePolicy,
         switches: RuntimeSwitches,
         folders: [PathBuf; 2],
-        process: Option<Processes>,
-        process_trouble: Option<String>,
+        (process, process_trouble): (Option<Processes>, Option<String>),
         ports: Arc<ReplicaPorts>,
         facts: UnboundedSender<(AttemptId, RuntimeFact)>,
     ) -> Self {

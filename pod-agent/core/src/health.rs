@@ -97,6 +97,7 @@ impl HealthWatch {
 }
 
 #[cfg(test)]
+#[expect(clippy::panic, reason = "tests")]
 mod tests {
     use alloc::vec::Vec;
 

@@ -45,7 +45,10 @@ impl ContainerChecks {
     /// Looks at the container, retrying until the engine answers. Returns `None` if it no longer
     /// exists.
     pub(crate) async fn look(&self) -> Option<Looked> {
+        // It is never closed.
+        let place = self.engine.looks.acquire().await;
         let found = self.engine.inspect_patiently(&self.container).await.ok()?;
+        drop(place);
         let ContainerInspectResponse { host_config, network_settings, state, .. } = found;
         let mode = host_config.and_then(|host| host.network_mode).unwrap_or_default();
         let networks = network_settings.and_then(|settings| settings.networks).unwrap_or_default();
@@ -61,8 +64,10 @@ impl ContainerChecks {
     /// Returns the health as the engine sees it, with what its last check said. `Err`: the engine
     /// does not answer, or the container no longer exists.
     pub(crate) async fn engine_health(&self) -> Result<(Health, String), String> {
+        let place = self.engine.looks.acquire().await;
         let found =
             self.engine.inspect(&self.container).await.map_err(|error| error.to_string())?;
+        drop(place);
         let health = found.state.and_then(|state| state.health).unwrap_or_default();
         let status = match health.status {
             Some(Status::HEALTHY) => Health::Healthy,

@@ -15,6 +15,7 @@ use bollard::query_parameters as query;
 use bollard::{ClientVersion, Docker};
 use bytes::Bytes;
 use futures_util::{Stream, StreamExt as _};
+use tokio::sync::Semaphore;
 use tokio::time::timeout;
 
 use super::error::{CallError, DockerError, chain};
@@ -27,6 +28,8 @@ const ANSWER_DEADLINE: Duration = Duration::from_secs(30);
 const WORK_DEADLINE: Duration = Duration::from_secs(120);
 /// Interval between pings of the engine.
 const WATCH_EVERY: Duration = Duration::from_secs(1);
+/// Maximum number of containers whose health is looked at together.
+const LOOKS_MAX: usize = 16;
 /// Time allowed for a stop, in addition to the grace.
 const STOP_MARGIN: Duration = Duration::from_secs(60);
 
@@ -59,6 +62,8 @@ impl Pause {
 pub(super) struct Engine {
     docker: Docker,
     trouble: Mutex<Option<String>>,
+    /// A place for each look of a health check: there may be thousands of them at once.
+    pub(super) looks: Semaphore,
     /// Its address, as in `DOCKER_HOST`.
     pub(super) address: String,
     pub(super) facts: EngineFacts,
@@ -118,6 +123,7 @@ impl Engine {
             address,
             docker: docker.with_timeout(WORK_DEADLINE),
             trouble: Mutex::default(),
+            looks: Semaphore::new(LOOKS_MAX),
             facts: EngineFacts {
                 cpu_millis: info.ncpu.and_then(|cpus| u64::try_from(cpus).ok()).unwrap_or(0) * 1000,
                 reaches_containers: socket.is_some() && !is_rootless && !is_desktop,
