@@ -51,7 +51,7 @@ impl Tokens {
         }
         let port = self.listen.port();
         let of_this_family = |ip: &IpAddr| self.listen.is_ipv6() || ip.is_ipv4();
-        let mut addresses: Vec<ManagerAddress> = interface_addresses()
+        let mut addresses: Vec<ManagerAddress> = podmesh_wire::machine::addresses()
             .into_iter()
             .filter(of_this_family)
             .map(|ip| SocketAddr::new(ip, port).into())
@@ -62,31 +62,6 @@ impl Tokens {
         }
         addresses
     }
-}
-
-/// Returns the addresses of this machine that other machines can use, IPv4 first.
-fn interface_addresses() -> Vec<IpAddr> {
-    let interfaces = match nix::ifaddrs::getifaddrs() {
-        Ok(interfaces) => interfaces,
-        Err(error) => {
-            tracing::warn!(%error, "cannot list the addresses of this machine");
-            return vec![];
-        }
-    };
-    let address = |interface: nix::ifaddrs::InterfaceAddress| {
-        let address = interface.address?;
-        let v4 = address.as_sockaddr_in().map(|v4| IpAddr::V4(v4.ip()));
-        v4.or_else(|| address.as_sockaddr_in6().map(|v6| IpAddr::V6(v6.ip())))
-    };
-    let for_others = |ip: &IpAddr| match ip {
-        IpAddr::V4(v4) => !v4.is_loopback() && !v4.is_link_local(),
-        // A link-local address is useless without an interface of the machine that uses it.
-        IpAddr::V6(v6) => !v6.is_loopback() && !v6.is_unicast_link_local(),
-    };
-    let mut found: Vec<IpAddr> = interfaces.filter_map(address).filter(for_others).collect();
-    found.sort_by_key(IpAddr::is_ipv6);
-    found.dedup();
-    found
 }
 
 #[cfg(test)]

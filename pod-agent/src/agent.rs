@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::future::Future;
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::sync::Arc;
@@ -20,6 +21,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
 use uuid::Uuid;
 
+use crate::address;
 use crate::age_clock::AgeClock;
 use crate::capture::Captures;
 use crate::clock::Clock;
@@ -32,6 +34,7 @@ use crate::heartbeat::{Heartbeat, HeartbeatEvent, Target};
 use crate::log_notify::LogNotify;
 use crate::log_reads::LogReads;
 use crate::log_sweep::{LogLimits, LogSweep, RemovedLogs};
+use crate::ports::ReplicaPorts;
 use crate::runtimes::Runtimes;
 use crate::session::{Opened, SessionEvent, Sessions};
 use crate::supervisor::{LinkSettings, Processes};
@@ -72,6 +75,7 @@ fn run_until(config: AgentConfig, shutdown: Shutdown<'_>) -> Running<'_> {
 
 async fn run_all(config: AgentConfig, shutdown: Shutdown<'_>) -> Result<(), AgentError> {
     podmesh_wire::machine::raise_open_files();
+    config.address.map_or(Ok(()), address::check)?;
     let data_dir = Arc::new(DataDir::open(&config.data_dir)?);
     let logs_dir = make_logs_dir(&config.logs_dir)?;
     let clock = Clock::start();
@@ -91,6 +95,7 @@ async fn run_all(config: AgentConfig, shutdown: Shutdown<'_>) -> Result<(), Agen
         log_notify: log_notify.clone(),
         user: process_user,
     };
+    let ports = Arc::new(ReplicaPorts::new(config.policy.replica_ports));
     let (captures, capture_requests) = Captures::new();
     let docker_settings = DockerSettings {
         node: config.name.clone(),
@@ -98,6 +103,7 @@ async fn run_all(config: AgentConfig, shutdown: Shutdown<'_>) -> Result<(), Agen
         data_dir: data_dir.path().to_owned(),
         policy: config.policy.clone(),
         captures,
+        ports: Arc::clone(&ports),
         docker_config: crate::docker::config_dir(),
     };
     let docker = start_docker(
@@ -133,10 +139,11 @@ async fn run_all(config: AgentConfig, shutdown: Shutdown<'_>) -> Result<(), Agen
             config.policy,
             config.runtimes,
             [data_dir.path().to_owned(), logs_dir.clone()],
-            process,
-            process_trouble,
+            (process, process_trouble),
+            Arc::clone(&ports),
             facts_sender,
         ),
+        ports,
         heartbeat: Heartbeat::start(clock, heartbeat_sender)?,
         session: None,
         drop_session,
@@ -147,6 +154,7 @@ async fn run_all(config: AgentConfig, shutdown: Shutdown<'_>) -> Result<(), Agen
             node: config.name,
             boot_id: boot_id()?,
             instance: InstanceId(Uuid::new_v4()),
+            address: config.address,
             capacity: config.capacity,
             labels: config.labels,
         },
@@ -253,6 +261,8 @@ struct HelloParts {
     node: Name,
     boot_id: String,
     instance: InstanceId,
+    /// The configured address.
+    address: Option<IpAddr>,
     capacity: Resources,
     labels: BTreeMap<Name, String>,
 }
@@ -278,6 +288,7 @@ struct Agent {
     step: Step,
     clock: Clock,
     runtimes: Runtimes,
+    ports: Arc<ReplicaPorts>,
     heartbeat: Heartbeat,
     session: Option<Session>,
     /// The number of the session up to which sessions must be dropped.
@@ -415,6 +426,7 @@ impl Agent {
         let is_end = |fact: &(AttemptId, RuntimeFact)| matches!(fact.1, RuntimeFact::Ended(_));
         let ended: Vec<_> =
             facts.iter().filter(|f| is_end(f)).map(|(attempt, _)| *attempt).collect();
+        self.runtimes.see(&facts);
         self.feed(Input::RuntimeReported(facts));
         self.attempts_ended += ended.len() as u64;
         for attempt in ended {
@@ -424,9 +436,9 @@ impl Agent {
 
     fn session_event(&mut self, event: SessionEvent) -> Result<(), AgentError> {
         match event {
-            SessionEvent::HelloAsked(answer) => {
+            SessionEvent::HelloAsked { answer, local_address } => {
                 // If there is no receiver, the session has already failed.
-                _ = answer.send(self.hello()?);
+                _ = answer.send(self.hello(local_address)?);
                 self.hello_outdated = false;
             }
             SessionEvent::Opened(opened) => self.opened(opened),
@@ -441,9 +453,12 @@ impl Agent {
         Ok(())
     }
 
-    fn hello(&self) -> Result<Hello, AgentError> {
-        let HelloParts { versions, node, boot_id, instance, capacity, labels } = &self.hello;
+    fn hello(&self, local_address: Option<IpAddr>) -> Result<Hello, AgentError> {
+        let HelloParts { versions, node, boot_id, instance, address, capacity, labels } =
+            &self.hello;
         let withdrawn = self.runtimes.withdrawn();
+        let address = address.unwrap_or_else(|| address::find(local_address));
+        self.ports.set_address(address);
         Ok(Hello {
             version: versions.newest,
             version_oldest: Some(versions.oldest),
@@ -458,7 +473,7 @@ impl Agent {
             runtimes: self.runtimes.kinds().into_iter().map(Into::into).collect(),
             withdrawn: withdrawn.into_iter().map(|(kind, why)| (kind.into(), why)).collect(),
             unenforced: self.runtimes.unenforced(),
-            address: None,
+            address: Some(address.to_string()),
             attempts: self.core.hello_attempts(),
         })
     }

@@ -1,6 +1,7 @@
 //! The configuration of an agent.
 
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 use std::path::PathBuf;
 
 use podmesh_logrotate::RotationPolicy;
@@ -24,6 +25,9 @@ pub struct AgentConfig {
     pub name: Name,
     /// How to find the manager.
     pub manager: Locator,
+    /// The address at which other nodes reach the replicas on this node. `None`: the address from
+    /// which it reaches the manager, or the first IPv4 address of the manager's machine.
+    pub address: Option<IpAddr>,
     /// The resources that the node offers; see [`detect_capacity`](crate::detect_capacity).
     pub capacity: Resources,
     /// The labels that jobs can require.

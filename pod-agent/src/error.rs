@@ -1,6 +1,7 @@
 //! Errors of an agent.
 
 use std::io;
+use std::net::IpAddr;
 use std::path::PathBuf;
 
 use podmesh_protocol::ids::ClusterId;
@@ -61,6 +62,19 @@ pub enum AgentError {
         /// The manager's message.
         message: String,
     },
+    /// The configured address of the node is not one of this machine.
+    #[error(
+        "the address {address} is not one at which other nodes reach this machine: {why}; {}",
+        advice(others)
+    )]
+    Address {
+        /// The address.
+        address: IpAddr,
+        /// What is wrong with it.
+        why: String,
+        /// The addresses of this machine that other machines can use.
+        others: Vec<IpAddr>,
+    },
     /// The supervisor cannot be used.
     #[error(transparent)]
     Supervisor(#[from] SupervisorError),
@@ -75,4 +89,11 @@ pub enum AgentError {
         /// Why it failed.
         source: io::Error,
     },
+}
+
+/// Says which address to choose instead.
+fn advice(others: &[IpAddr]) -> String {
+    let others: Vec<_> = others.iter().map(IpAddr::to_string).collect();
+    let change = "change --address, PODMESH_ADDRESS or `address` in agent.toml";
+    if others.is_empty() { change.into() } else { format!("{change} to {}", others.join(" or ")) }
 }

@@ -6,6 +6,7 @@
 //! run separately and never wait for the core. A separate process, the supervisor (`supervisor/`),
 //! holds the node's processes.
 
+mod address;
 mod age_clock;
 mod agent;
 mod capacity;
@@ -16,12 +17,14 @@ mod data_dir;
 pub mod docker;
 mod docker_start;
 mod error;
+pub mod health;
 mod heartbeat;
 pub mod log_notify;
 mod log_reads;
 mod log_sweep;
 mod paths;
 pub mod policy;
+pub mod ports;
 mod process;
 mod runtimes;
 mod session;

@@ -7,6 +7,8 @@ use podmesh_protocol::spec::{DockerSpec, NetworkMode, Resources};
 use serde::Deserialize;
 use wildmatch::WildMatch;
 
+use crate::ports::{PortRange, REPLICA_PORTS_DEFAULT};
+
 /// Default limit for the processes and threads of one container.
 pub const PIDS_MAX_DEFAULT: u32 = 4096;
 
@@ -31,6 +33,9 @@ pub struct NodePolicy {
     pub attempt_max: Resources,
     /// The maximum processes and threads of one container.
     pub pids_max: u32,
+    /// The ports of this node that replicas of services get. `None`: the node takes no replicas
+    /// with ports.
+    pub replica_ports: Option<PortRange>,
 }
 
 impl Default for NodePolicy {
@@ -43,6 +48,7 @@ impl Default for NodePolicy {
             capabilities: vec![],
             attempt_max: Resources { cpu_millis: u32::MAX, memory_bytes: u64::MAX },
             pids_max: PIDS_MAX_DEFAULT,
+            replica_ports: Some(REPLICA_PORTS_DEFAULT),
         }
     }
 }

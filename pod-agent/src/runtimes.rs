@@ -17,8 +17,10 @@ use tokio::sync::mpsc::UnboundedSender;
 
 use crate::config::{DockerSwitch, RuntimeSwitches};
 use crate::docker::DockerRuntime;
+use crate::health::{HealthChecks, Place, Runs};
 use crate::paths::{attempt_log_dir, set_output_aside};
 use crate::policy::NodePolicy;
+use crate::ports::{PortSource, ReplicaPorts};
 use crate::supervisor::Processes;
 
 /// The runtimes of the node.
@@ -34,20 +36,23 @@ pub(crate) struct Runtimes {
     docker: Option<DockerRuntime>,
     facts: UnboundedSender<(AttemptId, RuntimeFact)>,
     owners: HashMap<AttemptId, RuntimeKind>,
+    /// The replicas among the attempts, with their ports.
+    ports: Arc<ReplicaPorts>,
+    checks: HealthChecks,
     /// The runtimes that are set up but cannot start work now, with the reason.
     withdrawn: BTreeMap<RuntimeKind, String>,
 }
 
 impl Runtimes {
     /// Creates the runtimes except Docker. Processes and containers of the agent's previous run are
-    /// supervised even if new ones are not allowed.
+    /// supervised even if new ones are not allowed. The text is why commands cannot be started.
     pub(crate) fn new(
         node: Name,
         policy: NodePolicy,
         switches: RuntimeSwitches,
         folders: [PathBuf; 2],
-        process: Option<Processes>,
-        process_trouble: Option<String>,
+        (process, process_trouble): (Option<Processes>, Option<String>),
+        ports: Arc<ReplicaPorts>,
         facts: UnboundedSender<(AttemptId, RuntimeFact)>,
     ) -> Self {
         let mut this = Self {
@@ -58,8 +63,10 @@ impl Runtimes {
             process,
             process_trouble,
             docker: None,
+            checks: HealthChecks::new(facts.clone()),
             facts,
             owners: HashMap::new(),
+            ports,
             withdrawn: BTreeMap::new(),
         };
         this.look();
@@ -125,6 +132,57 @@ impl Runtimes {
     /// Registers the attempts that were found in a runtime.
     pub(crate) fn found(&mut self, kind: RuntimeKind, found: &[FoundAttempt]) {
         self.owners.extend(found.iter().map(|found| (found.attempt, kind)));
+        for FoundAttempt { attempt, ended, started, ran_ms, replica, .. } in found {
+            if let (None, Some(replica)) = (ended, replica) {
+                self.ports.adopt(*attempt, Arc::clone(replica));
+                if *started {
+                    self.check(*attempt, *ran_ms);
+                }
+            }
+        }
+    }
+
+    /// Looks at the facts of the runtimes before the core gets them: checks the health of replicas
+    /// while they run.
+    pub(crate) fn see(&mut self, facts: &[(AttemptId, RuntimeFact)]) {
+        for (attempt, fact) in facts {
+            let begins = match fact {
+                // The ports are reported before the health.
+                RuntimeFact::Listening(_) => true,
+                RuntimeFact::Started => {
+                    self.ports.get(*attempt).is_some_and(|replica| replica.ports.is_empty())
+                }
+                RuntimeFact::Ended(_) => {
+                    self.checks.end(*attempt);
+                    false
+                }
+                RuntimeFact::Preparing(_) | RuntimeFact::LogGap(_) | RuntimeFact::Health(..) => {
+                    false
+                }
+            };
+            if begins {
+                self.check(*attempt, 0);
+            }
+        }
+    }
+
+    /// Begins to check the health of a replica that has run for `ran_ms` milliseconds.
+    fn check(&mut self, attempt: AttemptId, ran_ms: u64) {
+        let Some(replica) = self.ports.get(attempt) else { return };
+        let place = match self.owners.get(&attempt) {
+            Some(RuntimeKind::Process) => {
+                let Some(process) = &self.process else { return };
+                Place(Runs::Process(process.checks(attempt)))
+            }
+            Some(RuntimeKind::Docker) => {
+                // Without a container it has ended.
+                let place = self.docker.as_ref().and_then(|docker| docker.place(attempt));
+                let Some(place) = place else { return };
+                place
+            }
+            Some(RuntimeKind::Noop) | None => return,
+        };
+        self.checks.begin(attempt, replica, place, ran_ms);
     }
 
     /// Tells the supervisor when the lease ends, on the machine's clock.
@@ -154,24 +212,31 @@ impl Runtimes {
     pub(crate) fn carry_out(&mut self, command: Command) {
         match command {
             Command::Start { attempt, context } => self.start(attempt, context),
-            Command::Stop { attempt, grace_ms } => match self.owners.get(&attempt) {
-                Some(RuntimeKind::Process) => {
-                    self.process.iter().for_each(|process| process.stop(attempt, grace_ms));
+            Command::Stop { attempt, grace_ms } => {
+                self.checks.end(attempt);
+                match self.owners.get(&attempt) {
+                    Some(RuntimeKind::Process) => {
+                        self.process.iter().for_each(|process| process.stop(attempt, grace_ms));
+                    }
+                    Some(RuntimeKind::Docker) => {
+                        self.docker.iter().for_each(|docker| docker.stop(attempt, grace_ms));
+                    }
+                    Some(RuntimeKind::Noop) | None => {}
                 }
-                Some(RuntimeKind::Docker) => {
-                    self.docker.iter().for_each(|docker| docker.stop(attempt, grace_ms));
+            }
+            Command::Remove { attempt } => {
+                self.checks.end(attempt);
+                self.ports.release(attempt);
+                match self.owners.remove(&attempt) {
+                    Some(RuntimeKind::Process) => {
+                        self.process.iter().for_each(|process| process.remove(attempt));
+                    }
+                    Some(RuntimeKind::Docker) => {
+                        self.docker.iter().for_each(|docker| docker.remove(attempt));
+                    }
+                    Some(RuntimeKind::Noop) | None => {}
                 }
-                Some(RuntimeKind::Noop) | None => {}
-            },
-            Command::Remove { attempt } => match self.owners.remove(&attempt) {
-                Some(RuntimeKind::Process) => {
-                    self.process.iter().for_each(|process| process.remove(attempt));
-                }
-                Some(RuntimeKind::Docker) => {
-                    self.docker.iter().for_each(|docker| docker.remove(attempt));
-                }
-                Some(RuntimeKind::Noop) | None => {}
-            },
+            }
             Command::SetOutputAside { attempt } => {
                 if let Err(error) = self.set_output_aside(attempt) {
                     tracing::warn!(%attempt, "old output in its folder cannot be moved: {error}");
@@ -219,9 +284,20 @@ impl Runtimes {
         }
         match kind {
             RuntimeKind::Process => {
-                self.process
-                    .iter()
-                    .for_each(|process| process.start(attempt, Arc::clone(&context)));
+                let spec = context.run.replica.as_deref();
+                let replica =
+                    spec.map(|spec| self.ports.take(attempt, spec, PortSource::Range)).transpose();
+                let replica = match replica {
+                    Ok(replica) => replica,
+                    Err(why) => {
+                        let text = format!("node {}: {why}", self.node);
+                        let outcome = Outcome::not_started(text);
+                        return self.tell(attempt, RuntimeFact::Ended(outcome));
+                    }
+                };
+                self.process.iter().for_each(|process| {
+                    process.start(attempt, Arc::clone(&context), replica.clone());
+                });
             }
             RuntimeKind::Docker => {
                 self.docker.iter().for_each(|docker| docker.start(attempt, Arc::clone(&context)));

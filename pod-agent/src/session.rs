@@ -1,5 +1,6 @@
 //! Sessions with the manager, one after another.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -40,7 +41,12 @@ const SLICES_MAX: usize = 4;
 #[expect(clippy::large_enum_variant, reason = "nearly all of them are `Received`, the largest")]
 pub(crate) enum SessionEvent {
     /// The session needs a hello with what the agent holds now.
-    HelloAsked(oneshot::Sender<Hello>),
+    HelloAsked {
+        /// Takes the hello.
+        answer: oneshot::Sender<Hello>,
+        /// This machine's address of the connection; `None` if the manager is on this machine.
+        local_address: Option<IpAddr>,
+    },
     /// The manager opened the session.
     Opened(Opened),
     /// The manager sent a message in the session.
@@ -143,9 +149,14 @@ impl Sessions {
 
     async fn session(&mut self, number: u64, outage: &mut Outage) -> Result<End, NoSession> {
         let route = self.locator.find()?;
-        let (mut receiver, mut sender) = PeerSocket::connect(&route).await?.split();
+        let socket = PeerSocket::connect(&route).await?;
+        let (answer, hello) = oneshot::channel();
+        let local_address = socket.local_address();
+        self.tell(SessionEvent::HelloAsked { answer, local_address }).await?;
+        let hello = hello.await.map_err(|_| NoSession::AgentEnds)?;
+        let (mut receiver, mut sender) = socket.split();
         let (welcome, hello_sent_mono_ms) =
-            self.introduce(&route, &mut receiver, &mut sender).await?;
+            self.introduce(&route, hello, &mut receiver, &mut sender).await?;
         self.check_cluster(&route, &welcome)?;
         let epoch = welcome.epoch;
         outage.over();
@@ -179,12 +190,10 @@ impl Sessions {
     async fn introduce(
         &self,
         route: &Route,
+        hello: Hello,
         receiver: &mut PeerReceiver,
         sender: &mut PeerSender,
     ) -> Result<(Welcome, Millis), NoSession> {
-        let (answer, hello) = oneshot::channel();
-        self.tell(SessionEvent::HelloAsked(answer)).await?;
-        let hello = hello.await.map_err(|_| NoSession::AgentEnds)?;
         let versions = hello.versions();
         let sent_mono_ms = self.clock.mono_ms();
         sender.send(&ToManager::Hello(hello)).await?;

@@ -48,12 +48,15 @@ pub(crate) struct Unsent {
     pub(crate) preparing: Option<ReportKey>,
     pub(crate) started: Option<ReportKey>,
     pub(crate) log_gap: Option<ReportKey>,
+    pub(crate) listening: Option<ReportKey>,
+    pub(crate) health: Option<ReportKey>,
     pub(crate) ended: Option<ReportKey>,
 }
 
 impl Unsent {
     pub(crate) fn keys(&self) -> impl Iterator<Item = ReportKey> {
-        [self.preparing, self.started, self.log_gap, self.ended].into_iter().flatten()
+        let Self { preparing, started, log_gap, listening, health, ended } = *self;
+        [preparing, started, log_gap, listening, health, ended].into_iter().flatten()
     }
 }
 

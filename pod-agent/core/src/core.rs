@@ -223,7 +223,9 @@ impl Core {
     }
 
     fn attempts_found(&mut self, now: Millis, found: Vec<FoundAttempt>, out: &mut Step) {
-        for FoundAttempt { attempt, ended, started, outlives_agent, on_lost, ran_ms } in found {
+        for FoundAttempt { attempt, ended, started, outlives_agent, on_lost, ran_ms, replica } in
+            found
+        {
             let forgotten = planted!(self, NotAdopted) && ended.is_none();
             if let Some(AttemptEntry { phase: Phase::Ended { remove }, .. }) =
                 self.attempts.get_mut(&attempt)
@@ -242,6 +244,11 @@ impl Core {
                 if started {
                     // It is unknown whether the start was ever reported.
                     unsent.started = Some(self.outbox.push(attempt, ReportFact::Started));
+                    let ports = replica.map(|replica| replica.ports.clone()).unwrap_or_default();
+                    if !ports.is_empty() {
+                        let listening = ReportFact::Listening(ports);
+                        unsent.listening = Some(self.outbox.push(attempt, listening));
+                    }
                 }
                 Phase::Active(ActiveAttempt {
                     context: None,
@@ -461,6 +468,17 @@ impl Core {
                     unsent.started = Some(self.outbox.push(attempt, ReportFact::Started));
                 }
             }
+            // Only a replica that runs and goes on has endpoints.
+            RuntimeFact::Listening(_) | RuntimeFact::Health(..)
+                if active.started.is_none() || active.stop.is_some() => {}
+            RuntimeFact::Listening(ports) => {
+                unsent.listening.into_iter().for_each(|key| self.outbox.take_back(key));
+                unsent.listening = Some(self.outbox.push(attempt, ReportFact::Listening(ports)));
+            }
+            RuntimeFact::Health(health, text) => {
+                unsent.health.into_iter().for_each(|key| self.outbox.take_back(key));
+                unsent.health = Some(self.outbox.push(attempt, ReportFact::Health(health, text)));
+            }
             RuntimeFact::Ended(outcome) => {
                 let outcome = active.outcome(outcome);
                 self.end(attempt, outcome, true);
@@ -482,9 +500,10 @@ impl Core {
             self.attempts.remove(&attempt);
             return;
         };
-        // The outcome also tells that it ran.
-        for key in [entry.unsent.preparing.take(), entry.unsent.started.take()] {
-            key.into_iter().for_each(|key| self.outbox.take_back(key));
+        // The outcome also tells that it ran. Where and how well it ran no longer matters.
+        let Unsent { preparing, started, listening, health, .. } = &mut entry.unsent;
+        for key in [preparing, started, listening, health] {
+            key.take().into_iter().for_each(|key| self.outbox.take_back(key));
         }
         entry.unsent.ended = Some(self.outbox.push(attempt, ReportFact::Ended(outcome)));
         entry.phase = Phase::Ended { remove };

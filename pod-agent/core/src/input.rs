@@ -7,10 +7,12 @@ use alloc::vec::Vec;
 
 use podmesh_protocol::ids::{AttemptId, Epoch, JobId};
 use podmesh_protocol::report::Outcome;
+use podmesh_protocol::service::Health;
 use podmesh_protocol::session::{StopReason, Welcome};
 use podmesh_protocol::spec::OnLost;
 use podmesh_protocol::time::Millis;
 
+use crate::replica::Replica;
 use crate::step::JobContext;
 
 /// An input of the core.
@@ -90,6 +92,11 @@ pub enum RuntimeFact {
     Ended(Outcome),
     /// Some of its output was lost. For people.
     LogGap(String),
+    /// It is a replica that listens on these ports of the node, in the order of the names in its
+    /// spec. Once per start, after [`RuntimeFact::Started`]; not for a replica without ports.
+    Listening(Vec<u16>),
+    /// Its health has become known, or has changed. The text is for people.
+    Health(Health, String),
 }
 
 /// An attempt that was found when the agent started.
@@ -107,4 +114,6 @@ pub struct FoundAttempt {
     pub on_lost: OnLost,
     /// How many milliseconds it has run so far, for its timeout; 0 if unknown.
     pub ran_ms: u64,
+    /// What it is a replica of, if it is one.
+    pub replica: Option<Arc<Replica>>,
 }

@@ -13,10 +13,12 @@ mod core;
 mod faults;
 #[cfg(feature = "planted-faults")]
 pub mod faults;
+pub mod health;
 pub mod input;
 #[cfg(any(test, feature = "invariants"))]
 mod invariants;
 mod outbox;
+pub mod replica;
 pub mod step;
 #[cfg(test)]
 mod tests;

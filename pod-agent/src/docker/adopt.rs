@@ -1,15 +1,17 @@
 //! Adopts the containers that an earlier run of the agent left.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use bollard::models::{ContainerState, ContainerStateStatusEnum as Status, ContainerSummary};
 use podmesh_agent_core::input::{FoundAttempt, RuntimeFact};
+use podmesh_agent_core::replica::Replica;
 use podmesh_protocol::report::Outcome;
 use tokio::time::Instant;
 
 use super::DockerRuntime;
 use super::attempt::{has_run, start_failure};
-use super::container::{AGENT, Identity};
+use super::container::{AGENT, Identity, replica_of};
 use super::error::{CallError, DockerError};
 use crate::capture::{Standing, running_ms};
 
@@ -17,6 +19,7 @@ use crate::capture::{Standing, running_ms};
 struct FoundContainer {
     identity: Identity,
     container: String,
+    replica: Option<Replica>,
     state: ContainerState,
     failure: Option<Outcome>,
 }
@@ -39,7 +42,8 @@ impl DockerRuntime {
         }
         let engine = &self.shared.engine;
         let mut found = Vec::new();
-        for (identity, container) in self.find().await.map_err(failed("list the containers"))? {
+        let listed = self.find().await.map_err(failed("list the containers"))?;
+        for (identity, container, replica) in listed {
             let state = match engine.inspect(&container).await {
                 Ok(seen) => seen.state.unwrap_or_default(),
                 Err(error) if error.is_not_found() => continue,
@@ -54,12 +58,12 @@ impl DockerRuntime {
                 removed.map_err(failed("remove a container that never ran"))?;
                 continue;
             }
-            found.push(FoundContainer { identity, container, state, failure });
+            found.push(FoundContainer { identity, container, replica, state, failure });
         }
         Ok(found.into_iter().map(|found| self.take_up(found)).collect())
     }
 
-    async fn find(&self) -> Result<Vec<(Identity, String)>, CallError> {
+    async fn find(&self) -> Result<Vec<(Identity, String, Option<Replica>)>, CallError> {
         let agent = self.shared.settings.agent_id;
         let listed = self.shared.engine.list(format!("{AGENT}={agent}")).await?;
         let known = |container: ContainerSummary| {
@@ -77,17 +81,18 @@ impl DockerRuntime {
                 tracing::warn!(?names, "ignoring a container of another cluster");
                 return None;
             }
-            Some((identity, container.id?))
+            Some((identity, container.id?, replica_of(&labels)))
         };
         Ok(listed.into_iter().filter_map(known).collect())
     }
 
     fn take_up(&self, found: FoundContainer) -> FoundAttempt {
-        let FoundContainer { identity, container, state, failure } = found;
+        let FoundContainer { identity, container, replica, state, failure } = found;
         let id = identity.attempt;
         let runs = state.running == Some(true);
         let ran_ms = running_ms(&container, &state).filter(|_| runs);
         let ran_from = ran_ms.and_then(|ms| Instant::now().checked_sub(Duration::from_millis(ms)));
+        let replica = replica.filter(|_| runs).map(Arc::new);
         let told = |ended| FoundAttempt {
             attempt: id,
             ended,
@@ -95,6 +100,7 @@ impl DockerRuntime {
             outlives_agent: true,
             on_lost: identity.on_lost,
             ran_ms: ran_ms.unwrap_or(0),
+            replica: replica.clone(),
         };
         let Some(attempt) = self.shared.register(id, identity.timeout_ms) else {
             // An earlier call took it up.

@@ -7,25 +7,30 @@ use bollard::models::{
     ContainerInspectResponse, ContainerState, ContainerStateStatusEnum as Status,
 };
 use podmesh_agent_core::input::RuntimeFact;
+use podmesh_agent_core::replica::Replica;
 use podmesh_agent_core::step::JobContext;
 use podmesh_protocol::ids::AttemptId;
 use podmesh_protocol::report::{Outcome, OutcomeKind};
-use podmesh_protocol::spec::{DockerSpec, PullPolicy, RuntimeSpec};
+use podmesh_protocol::spec::{DockerSpec, NetworkMode, PullPolicy, RuntimeSpec};
 use tokio::sync::{oneshot, watch};
 use tokio::time::{Instant, sleep};
 
 use super::Shared;
 use super::container::{self, Configuration, Identity};
 use super::engine::Pause;
-use super::error::{CallError, start_error_code};
+use super::error::{CallError, is_about_ports, start_error_code};
 use super::mounts::MountRules;
 use super::stage::Held;
 use crate::capture::{Capturing, Container, Standing};
+use crate::ports::PortSource;
 
 /// The exit code of an attempt that podmesh or the engine could not start.
 const CANNOT_START: i32 = 125;
 /// Maximum number of tries of a create or a start while the engine does not answer.
 const START_TRIES: u32 = 6;
+
+/// Maximum number of tries of a start with other ports.
+const PORT_TRIES: u32 = 5;
 
 /// How long after an exit the engine may still learn of an out-of-memory kill.
 const OOM_WAIT: Duration = Duration::from_millis(50);
@@ -36,6 +41,20 @@ const ENGINE_STOPPED: &str = "the node's Docker engine was stopped, and its cont
 /// Tells when all output is in the files, and the timeout, in milliseconds, because of which the
 /// container was stopped.
 pub(super) type CaptureEnd = oneshot::Receiver<Option<u64>>;
+
+/// Why a container was not started.
+enum NoStart {
+    /// One of its ports cannot be published on the node.
+    Ports(String),
+    /// Any other reason.
+    Outcome(Outcome),
+}
+
+impl From<Outcome> for NoStart {
+    fn from(outcome: Outcome) -> Self {
+        Self::Outcome(outcome)
+    }
+}
 
 /// One attempt, seen from its task.
 pub(super) struct Attempt {
@@ -65,6 +84,11 @@ impl Attempt {
                 // Frees the spec, which can be large, while the container runs.
                 drop(context);
                 self.shared.tell(self.id, RuntimeFact::Started);
+                let replica = self.shared.settings.ports.get(self.id);
+                if let Some(replica) = replica.filter(|replica| !replica.ports.is_empty()) {
+                    let listening = RuntimeFact::Listening(replica.ports.clone());
+                    self.shared.tell(self.id, listening);
+                }
                 self.watch(&container, captured, Some(started)).await
             }
             Err(outcome) => outcome,
@@ -94,21 +118,55 @@ impl Attempt {
         if spec.pull == PullPolicy::Always {
             self.pull(spec).await?;
         }
-        let Created { container, has_run, held } = self.create(&identity, context, spec).await?;
-        self.shared.has_container(self.id, &container);
-        if has_run {
-            return Ok((container.clone(), self.capture(container, Standing::Running).complete));
-        }
-        if self.is_stopped() {
-            self.shared.discard(self.id);
-            return Err(stopped());
-        }
-        let started = self.start(&container).await;
-        drop(held);
-        if started.is_err() {
+        let mut tries = 0;
+        loop {
+            let replica = self.take_ports(context, spec)?;
+            let created = self.create(&identity, context, spec, replica.as_ref()).await?;
+            let Created { container, has_run, held } = created;
+            self.shared.has_container(self.id, &container);
+            if has_run {
+                let captured = self.capture(container.clone(), Standing::Running).complete;
+                return Ok((container, captured));
+            }
+            if self.is_stopped() {
+                self.shared.discard(self.id);
+                return Err(stopped());
+            }
+            let started = self.start(&container).await;
+            drop(held);
+            let error = match started {
+                Ok(captured) => return Ok((container, captured)),
+                Err(error) => error,
+            };
             self.shared.settings.captures.forget(self.id);
+            let why = match error {
+                NoStart::Outcome(outcome) => return Err(outcome),
+                NoStart::Ports(why) => why,
+            };
+            // Another program has taken a port in the meantime.
+            tries += 1;
+            self.shared.discard_now(self.id, &container).await;
+            if tries == PORT_TRIES {
+                let text = format!("cannot publish the ports of the container: {why}");
+                return Err(self.not_started(&text));
+            }
+            tracing::warn!(attempt = %self.id, "trying other ports: {why}");
         }
-        Ok((container, started?))
+    }
+
+    /// Returns the ports of the attempt, if it is a replica.
+    fn take_ports(
+        &self,
+        context: &JobContext,
+        spec: &DockerSpec,
+    ) -> Result<Option<Arc<Replica>>, Outcome> {
+        let Some(replica) = &context.run.replica else { return Ok(None) };
+        let source = match spec.network {
+            NetworkMode::Host => PortSource::Own,
+            NetworkMode::Bridge | NetworkMode::None => PortSource::Range,
+        };
+        let taken = self.shared.settings.ports.take(self.id, replica, source);
+        taken.map(Some).map_err(|why| self.not_started(&why.to_string()))
     }
 
     /// Starts the capture of a container's output.
@@ -139,6 +197,7 @@ impl Attempt {
         identity: &Identity,
         context: &Arc<JobContext>,
         spec: &DockerSpec,
+        replica: Option<&Arc<Replica>>,
     ) -> Result<Created, Outcome> {
         let name = container::name(identity.cluster, self.id);
         let mut pulled = spec.pull == PullPolicy::Always;
@@ -148,7 +207,8 @@ impl Attempt {
             if self.is_stopped() {
                 return Err(stopped());
             }
-            let Configuration { body, held } = self.configuration(identity, context).await?;
+            let Configuration { body, held } =
+                self.configuration(identity, context, replica).await?;
             let error = match self.shared.engine.create(&name, spec.platform.as_deref(), body).await
             {
                 Ok(container) => return Ok(Created { container, has_run: false, held }),
@@ -200,12 +260,14 @@ impl Attempt {
         &self,
         identity: &Identity,
         context: &Arc<JobContext>,
+        replica: Option<&Arc<Replica>>,
     ) -> Result<Configuration, Outcome> {
         let RuntimeSpec::Docker(spec) = &context.run.runtime else {
             return Err(cannot_start("the job is not for the docker runtime"));
         };
+        let replica = replica.cloned();
         let make =
-            |shared: &Shared, identity: &Identity, context: &JobContext, spec: &DockerSpec| {
+            move |shared: &Shared, identity: &Identity, context: &JobContext, spec: &DockerSpec| {
                 let settings = &shared.settings;
                 let rules = MountRules {
                     node: &settings.node,
@@ -214,7 +276,7 @@ impl Attempt {
                     data_dir: &settings.data_dir,
                     stage: &shared.stage,
                 };
-                container::configuration(identity, context, spec, &rules)
+                container::configuration(identity, context, spec, replica.as_deref(), &rules)
             };
         if spec.mounts.is_empty() {
             return make(&self.shared, identity, context, spec).map_err(cannot_start);
@@ -249,11 +311,14 @@ impl Attempt {
             return Ok(None);
         }
         tracing::info!(attempt = %self.id, "continuing with the existing container");
+        if let Some(replica) = container::replica_of(&labels) {
+            self.shared.settings.ports.adopt(self.id, Arc::new(replica));
+        }
         Ok(found.id.map(|container| Created { container, has_run: has_run(&state), held: vec![] }))
     }
 
     /// Attaches to the container, and only then starts it: not a byte is missed.
-    async fn start(&self, container: &str) -> Result<CaptureEnd, Outcome> {
+    async fn start(&self, container: &str) -> Result<CaptureEnd, NoStart> {
         let engine = &self.shared.engine;
         let mut pause = Pause::new();
         for _ in 0..START_TRIES {
@@ -267,11 +332,12 @@ impl Attempt {
             };
             match started {
                 Ok(()) => return Ok(complete),
+                Err(CallError::Refused { message, .. }) if is_about_ports(&message) => {
+                    return Err(NoStart::Ports(message));
+                }
                 Err(CallError::Refused { message, .. }) => {
-                    return Err(Outcome::start_failed(
-                        start_error_code(&message),
-                        format!("cannot start the container: {message}"),
-                    ));
+                    let text = format!("cannot start the container: {message}");
+                    return Err(Outcome::start_failed(start_error_code(&message), text).into());
                 }
                 Err(error) => {
                     tracing::warn!(attempt = %self.id, %error, "starting the container: no answer from the engine")
@@ -281,12 +347,12 @@ impl Attempt {
             match engine.inspect_patiently(container).await {
                 Ok(found) if found.state.as_ref().is_some_and(has_run) => return Ok(complete),
                 Ok(_) => {}
-                Err(error) => return Err(cannot_start(error.to_string())),
+                Err(error) => return Err(cannot_start(error.to_string()).into()),
             }
         }
         // The engine answers that the container has not run.
         self.shared.discard(self.id);
-        Err(self.not_started("the Docker engine currently does not start containers"))
+        Err(self.not_started("the Docker engine currently does not start containers").into())
     }
 
     /// Returns the outcome of an attempt that is to be tried on another node.

@@ -2,7 +2,11 @@
 
 use std::collections::HashMap;
 
-use bollard::models::{ContainerCreateBody, HostConfig, HostConfigLogConfig, ResourcesUlimits};
+use bollard::models::{
+    ContainerCreateBody, HealthConfig, HostConfig, HostConfigLogConfig, PortBinding, PortMap,
+    ResourcesUlimits,
+};
+use podmesh_agent_core::replica::Replica;
 use podmesh_agent_core::step::JobContext;
 use podmesh_protocol::ids::{AttemptId, ClusterId, JobId, Name, TaskId};
 use podmesh_protocol::spec::{DockerSpec, NetworkMode, OnLost};
@@ -23,6 +27,9 @@ const ON_LOST: &str = "podmesh.on_lost";
 const JOB_NAME: &str = "podmesh.job_name";
 /// For how long it may run, where that is limited.
 const TIMEOUT_MS: &str = "podmesh.timeout_ms";
+/// Where it listens, as JSON, if it is a replica. Every container has it, because otherwise an image
+/// could set it.
+const REPLICA: &str = "podmesh.replica";
 
 /// The log driver. The agent writes the output to its own files, so the engine keeps no copy.
 const LOG_DRIVER: &str = "none";
@@ -51,7 +58,12 @@ pub(super) struct Identity {
 }
 
 impl Identity {
-    pub(super) fn labels(&self, node: &Name, job_name: &Name) -> HashMap<String, String> {
+    pub(super) fn labels(
+        &self,
+        node: &Name,
+        job_name: &Name,
+        replica: Option<&Replica>,
+    ) -> HashMap<String, String> {
         let AttemptId { task, number } = self.attempt;
         let on_lost = match self.on_lost {
             OnLost::Wait => "wait",
@@ -67,6 +79,8 @@ impl Identity {
             (ATTEMPT, number.to_string()),
             (ON_LOST, on_lost.to_owned()),
             (JOB_NAME, job_name.to_string()),
+            // A replica consists of text and numbers, which JSON can express.
+            (REPLICA, replica.and_then(|one| serde_json::to_string(one).ok()).unwrap_or_default()),
         ];
         labels.into_iter().chain(timeout).map(|(label, value)| (label.to_owned(), value)).collect()
     }
@@ -92,6 +106,11 @@ impl Identity {
     }
 }
 
+/// Reads where a replica listens from the labels of its container.
+pub(super) fn replica_of(labels: &HashMap<String, String>) -> Option<Replica> {
+    serde_json::from_str(labels.get(REPLICA)?).ok()
+}
+
 /// A container's configuration.
 pub(super) struct Configuration {
     pub(super) body: ContainerCreateBody,
@@ -108,9 +127,11 @@ pub(super) fn configuration(
     identity: &Identity,
     context: &JobContext,
     spec: &DockerSpec,
+    replica: Option<&Replica>,
     rules: &MountRules<'_>,
 ) -> Result<Configuration, String> {
     let run = &context.run;
+    let ports = published(spec, replica)?;
     let MountRules { node, policy, engine, .. } = *rules;
     policy.check_resources(node, &context.resources)?;
     policy.check_container(node, spec)?;
@@ -122,7 +143,7 @@ pub(super) fn configuration(
     }
     let mut env = run.env.clone();
     env.extend(
-        task_env(identity.attempt, &context.name, node).map(|(key, value)| (key.to_owned(), value)),
+        task_env(identity.attempt, context, node).map(|(key, value)| (key.to_owned(), value)),
     );
     let cpu_millis = u64::from(context.resources.cpu_millis).max(CPU_MILLIS_MIN);
     let memory = i64::try_from(context.resources.memory_bytes).ok().filter(|bytes| *bytes > 0);
@@ -142,6 +163,7 @@ pub(super) fn configuration(
             }
             .to_owned(),
         ),
+        port_bindings: (!ports.is_empty()).then(|| ports.clone()),
         mounts: (!mounts.is_empty()).then_some(mounts),
         cap_drop: Some(vec!["ALL".into()]),
         cap_add: (!spec.cap_add.is_empty()).then(|| spec.cap_add.clone()),
@@ -161,12 +183,43 @@ pub(super) fn configuration(
         env: Some(env.into_iter().map(|(key, value)| format!("{key}={value}")).collect()),
         working_dir: run.workdir.clone(),
         user: spec.user.clone(),
-        labels: Some(identity.labels(node, &context.name)),
+        exposed_ports: (!ports.is_empty()).then(|| ports.into_keys().collect()),
+        // The agent makes the check, and the engine would make the image's.
+        healthcheck: replica.and_then(|replica| replica.spec.health.as_ref()).map(|_| {
+            HealthConfig { test: Some(vec!["NONE".to_owned()]), ..HealthConfig::default() }
+        }),
+        labels: Some(identity.labels(node, &context.name, replica)),
         stop_timeout: i64::try_from(run.stop_grace_ms.div_ceil(1000)).ok(),
         host_config: Some(host_config),
         ..ContainerCreateBody::default()
     };
     Ok(Configuration { body, held })
+}
+
+/// Returns the ports of a container that are published on the node.
+fn published(spec: &DockerSpec, replica: Option<&Replica>) -> Result<PortMap, String> {
+    let Some(replica) = replica.filter(|replica| !replica.ports.is_empty()) else {
+        return Ok(PortMap::new());
+    };
+    match spec.network {
+        NetworkMode::Bridge => {}
+        // Its own ports are the node's.
+        NetworkMode::Host => return Ok(PortMap::new()),
+        NetworkMode::None => {
+            return Err("a container with network \"none\" cannot have ports; remove them, or choose another network".into());
+        }
+    }
+    let mut published = PortMap::new();
+    for (port, number) in replica.spec.ports.values().zip(&replica.ports) {
+        let binding = PortBinding {
+            host_ip: Some(replica.address.to_string()),
+            host_port: Some(number.to_string()),
+        };
+        // The manager has checked that there is one. Two names may have the same one.
+        let inside = format!("{}/tcp", port.container.unwrap_or_default());
+        published.entry(inside).or_default().get_or_insert_default().push(binding);
+    }
+    Ok(published)
 }
 
 fn ulimit((name, number): (&str, i64)) -> ResourcesUlimits {
@@ -196,7 +249,7 @@ mod tests {
     fn labels_are_read_back() {
         let identity = identity();
         let name = name(identity.cluster, identity.attempt);
-        let labels = identity.labels(&"n1".parse().unwrap(), &"job".parse().unwrap());
+        let labels = identity.labels(&"n1".parse().unwrap(), &"job".parse().unwrap(), None);
         assert_eq!(Identity::of(&labels, &name), Some(identity.clone()));
         assert_eq!(Identity::of(&labels, &format!("/{name}")), Some(identity.clone()));
         // Those of an older agent say nothing of a timeout.
@@ -207,7 +260,7 @@ mod tests {
 
     #[test]
     fn a_container_needs_our_labels_and_the_matching_name_to_be_ours() {
-        let labels = identity().labels(&"n1".parse().unwrap(), &"job".parse().unwrap());
+        let labels = identity().labels(&"n1".parse().unwrap(), &"job".parse().unwrap(), None);
         assert_eq!(Identity::of(&labels, "somebody-elses"), None);
         let mut fewer = labels.clone();
         fewer.remove(AGENT);

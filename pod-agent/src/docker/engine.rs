@@ -6,12 +6,16 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bollard::auth::DockerCredentials;
+use bollard::exec::StartExecResults;
 use bollard::models::{
-    ContainerCreateBody, ContainerInspectResponse, ContainerSummary, CreateImageInfo,
+    ContainerCreateBody, ContainerInspectResponse, ContainerSummary, CreateImageInfo, ExecConfig,
+    ExecInspectResponse,
 };
 use bollard::query_parameters as query;
 use bollard::{ClientVersion, Docker};
+use bytes::Bytes;
 use futures_util::{Stream, StreamExt as _};
+use tokio::sync::Semaphore;
 use tokio::time::timeout;
 
 use super::error::{CallError, DockerError, chain};
@@ -24,6 +28,8 @@ const ANSWER_DEADLINE: Duration = Duration::from_secs(30);
 const WORK_DEADLINE: Duration = Duration::from_secs(120);
 /// Interval between pings of the engine.
 const WATCH_EVERY: Duration = Duration::from_secs(1);
+/// Maximum number of containers whose health is looked at together.
+const LOOKS_MAX: usize = 16;
 /// Time allowed for a stop, in addition to the grace.
 const STOP_MARGIN: Duration = Duration::from_secs(60);
 
@@ -56,6 +62,8 @@ impl Pause {
 pub(super) struct Engine {
     docker: Docker,
     trouble: Mutex<Option<String>>,
+    /// A place for each look of a health check: there may be thousands of them at once.
+    pub(super) looks: Semaphore,
     /// Its address, as in `DOCKER_HOST`.
     pub(super) address: String,
     pub(super) facts: EngineFacts,
@@ -74,6 +82,8 @@ pub(super) struct EngineFacts {
     pub(super) live_restore: bool,
     /// Whether a read-only mount also covers everything mounted below it.
     pub(super) read_only_is_recursive: bool,
+    /// Whether this machine reaches containers by their own addresses.
+    pub(super) reaches_containers: bool,
 }
 
 impl Engine {
@@ -104,13 +114,19 @@ impl Engine {
         let ClientVersion { major_version, minor_version } = docker.client_version();
         let api = (major_version, minor_version);
         let socket = address.strip_prefix("unix://").map(PathBuf::from);
+        // These have a network of their own.
+        let is_rootless =
+            info.security_options.iter().flatten().any(|option| option.contains("rootless"));
+        let is_desktop = info.operating_system.is_some_and(|name| name.contains("Docker Desktop"));
         Ok(Self {
             version,
             address,
             docker: docker.with_timeout(WORK_DEADLINE),
             trouble: Mutex::default(),
+            looks: Semaphore::new(LOOKS_MAX),
             facts: EngineFacts {
                 cpu_millis: info.ncpu.and_then(|cpus| u64::try_from(cpus).ok()).unwrap_or(0) * 1000,
+                reaches_containers: socket.is_some() && !is_rootless && !is_desktop,
                 socket,
                 live_restore: info.live_restore_enabled == Some(true),
                 read_only_is_recursive: api >= API_RECURSIVE_READ_ONLY,
@@ -230,6 +246,40 @@ impl Engine {
             }
             pause.wait().await;
         }
+    }
+
+    /// Prepares a command in a running container, and returns its id.
+    pub(super) async fn exec(
+        &self,
+        container: &str,
+        command: &[String],
+    ) -> Result<String, CallError> {
+        let config = ExecConfig {
+            cmd: Some(command.to_vec()),
+            attach_stdout: Some(true),
+            attach_stderr: Some(true),
+            ..ExecConfig::default()
+        };
+        Ok(call(ANSWER_DEADLINE, self.docker.create_exec(container, config)).await?.id)
+    }
+
+    /// Starts a prepared command, and returns its output in pieces.
+    pub(super) async fn exec_output(
+        &self,
+        exec: &str,
+    ) -> Result<impl Stream<Item = Result<Bytes, CallError>> + Unpin + Send + use<>, CallError>
+    {
+        match call(WORK_DEADLINE, self.docker.start_exec(exec, None)).await? {
+            StartExecResults::Attached { output, .. } => {
+                Ok(output.map(|piece| Ok(piece?.into_bytes())))
+            }
+            StartExecResults::Detached => Err(CallError::NoAnswer("it is not attached".into())),
+        }
+    }
+
+    /// Returns the state of a command that was started.
+    pub(super) async fn exec_state(&self, exec: &str) -> Result<ExecInspectResponse, CallError> {
+        call(ANSWER_DEADLINE, self.docker.inspect_exec(exec)).await
     }
 
     /// Lists all containers with this label, running or not.

@@ -112,6 +112,17 @@ pub(super) fn start_error_code(message: &str) -> i32 {
     }
 }
 
+/// Returns whether a start was refused because a port cannot be published on the node.
+pub(super) fn is_about_ports(message: &str) -> bool {
+    let says = [
+        "port is already allocated",
+        "address already in use",
+        // The node has lost the address.
+        "cannot assign requested address",
+    ];
+    says.iter().any(|text| message.contains(text))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

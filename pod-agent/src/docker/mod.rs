@@ -6,6 +6,7 @@
 //!   mounted;
 //! - `attempt.rs`: the life of one attempt; `pull.rs`: pulls missing images; `registry.rs`: the
 //!   credentials for that; `adopt.rs`: finds containers after a restart of the agent;
+//! - `checks.rs`: what the health checks of replicas need;
 //! - `inventory.rs`: lists images and containers.
 //!
 //! Output is captured separately, see [`Captures`]: a container starts only when the capture is
@@ -17,6 +18,7 @@
 
 mod adopt;
 mod attempt;
+mod checks;
 mod container;
 mod engine;
 mod error;
@@ -38,6 +40,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::AbortHandle;
 use uuid::Uuid;
 
+pub(crate) use self::checks::ContainerChecks;
 pub use self::error::DockerError;
 pub use self::inventory::{containers, images};
 pub(crate) use self::registry::config_dir;
@@ -47,7 +50,9 @@ use self::engine::Engine;
 use self::pull::Pulls;
 use self::stage::Stage;
 use crate::capture::Captures;
+use crate::health::{Place, Runs};
 use crate::policy::NodePolicy;
+use crate::ports::ReplicaPorts;
 
 /// The runtime's settings.
 #[derive(Clone, Debug)]
@@ -63,6 +68,8 @@ pub struct DockerSettings {
     pub policy: NodePolicy,
     /// Captures the output of containers.
     pub captures: Captures,
+    /// The ports of replicas.
+    pub ports: Arc<ReplicaPorts>,
     /// The folder of Docker's client configuration, with the credentials from `docker login`.
     pub docker_config: Option<PathBuf>,
 }
@@ -146,6 +153,13 @@ impl DockerRuntime {
         }
     }
 
+    /// Returns access to the container of an attempt for health checks; `None` if it has none.
+    pub fn place(&self, id: AttemptId) -> Option<Place> {
+        let container = lock(&self.shared.attempts).get(&id)?.container.clone()?;
+        let checks = ContainerChecks::new(Arc::clone(&self.shared.engine), container);
+        Some(Place(Runs::Container(checks)))
+    }
+
     /// Forgets an attempt whose end the manager knows, and removes its container with its anonymous
     /// volumes in the background, retrying until it is gone. Keeps its logs.
     pub fn remove(&self, id: AttemptId) {
@@ -221,6 +235,14 @@ impl Shared {
         if let Some(known) = lock(&self.attempts).get_mut(&id) {
             known.container = Some(container.to_owned());
         }
+    }
+
+    /// Removes a container that did not start, so that another one can have its name.
+    async fn discard_now(&self, id: AttemptId, container: &str) {
+        if let Some(known) = lock(&self.attempts).get_mut(&id) {
+            known.container = None;
+        }
+        self.engine.remove_patiently(container).await;
     }
 
     /// Removes the container of an attempt, if it has one.

@@ -162,7 +162,8 @@ impl Children {
         mark: Mark,
         cgroup: Option<Arc<Cgroup>>,
     ) -> Result<Process, SpawnError> {
-        let start = self.table().begin(cgroup.is_none());
+        let has_no_cgroup = launch.cgroups.is_empty();
+        let start = self.table().begin(has_no_cgroup);
         let spawned = spawn(launch, &self.null);
         let (exit_sender, exit) = oneshot::channel();
         let mut table = self.table();

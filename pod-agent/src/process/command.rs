@@ -7,8 +7,8 @@ use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
 use nix::unistd::{AccessFlags, access};
+use podmesh_agent_core::replica::Replica;
 use podmesh_agent_core::step::JobContext;
-use podmesh_protocol::ids::Name;
 use podmesh_protocol::report::Outcome;
 use podmesh_protocol::spec::RunSpec;
 
@@ -16,8 +16,8 @@ use super::mark::{AGENT_VARIABLE, Mark};
 use super::spawn::{Credentials, Launch, SpawnError, SpawnStep};
 use super::work::WorkFolder;
 use super::{Terms, not_started};
+use crate::ports::port_variables;
 use crate::task_env::task_env;
-use crate::user::ProcessUser;
 
 /// The variables of the agent's own environment that tasks inherit.
 const INHERITED: [&str; 4] = ["PATH", "HOME", "USER", "LANG"];
@@ -45,25 +45,27 @@ impl BaseEnv {
 /// # Errors
 /// The outcome of an attempt that cannot be started, or the error of `touch`.
 pub(super) fn launch(
-    base: &BaseEnv,
+    terms: &Terms,
     context: &JobContext,
     mark: Mark,
-    node: &Name,
-    user: Option<&ProcessUser>,
+    replica: Option<&Replica>,
     work_folder: &WorkFolder,
     touch: &dyn Fn(&Path) -> Result<(), Outcome>,
 ) -> Result<Launch, Outcome> {
     let run = &context.run;
+    let user = terms.user.as_ref();
     let mut variables: BTreeMap<OsString, OsString> =
-        base.0.iter().map(|(name, value)| (name.into(), value.clone())).collect();
+        terms.base_env.0.iter().map(|(name, value)| (name.into(), value.clone())).collect();
     if let Some(user) = user {
         let home = user.home.as_deref().unwrap_or(&work_folder.path);
         variables.insert("HOME".into(), home.into());
         variables.insert("USER".into(), user.name.clone().into());
     }
     variables.extend(run.env.iter().map(|(name, value)| (name.into(), value.into())));
-    let ours = task_env(mark.attempt, &context.name, node);
+    let ours = task_env(mark.attempt, context, &terms.node);
     variables.extend(ours.map(|(name, value)| (name.into(), value.into())));
+    let ports = replica.into_iter().flat_map(port_variables);
+    variables.extend(ports.map(|(name, value)| (name.into(), value.into())));
     variables.insert(AGENT_VARIABLE.into(), mark.agent.to_string().into());
 
     let folder = folder(run, &work_folder.path);
@@ -100,7 +102,7 @@ fn folder<'a>(run: &'a RunSpec, work_folder: &'a Path) -> &'a Path {
     run.workdir.as_ref().map_or(work_folder, Path::new)
 }
 
-fn strings(all: impl Iterator<Item = OsString>) -> Result<Vec<CString>, Outcome> {
+pub(super) fn strings(all: impl Iterator<Item = OsString>) -> Result<Vec<CString>, Outcome> {
     all.map(string).collect()
 }
 
@@ -126,7 +128,7 @@ fn files(name: &str, path: &OsStr) -> impl Iterator<Item = PathBuf> {
 }
 
 /// Returns the files to try, beginning with the first one that exists.
-fn existing_files(
+pub(super) fn existing_files(
     name: &str,
     path: &OsStr,
     folder: &Path,
@@ -204,7 +206,12 @@ fn existing_file(launch: &Launch, folder: &Path) -> Option<PathBuf> {
 
 /// Returns the exit code and the reason for a program that was not executed. `file` is its file, if
 /// that exists.
-fn not_executed(name: &str, errno: Errno, file: Option<&Path>, user: &str) -> (i32, String) {
+pub(super) fn not_executed(
+    name: &str,
+    errno: Errno,
+    file: Option<&Path>,
+    user: &str,
+) -> (i32, String) {
     let why = match (errno, file) {
         (Errno::ENOENT, None) if name.contains('/') => {
             return (127, "this file does not exist on this node".to_owned());

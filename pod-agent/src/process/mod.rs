@@ -10,6 +10,7 @@
 //! All this happens in the supervisor (`supervisor/`), not in the agent.
 
 mod cgroup;
+mod checks;
 mod children;
 mod command;
 mod mark;
@@ -34,6 +35,7 @@ use crossbeam_channel::{Receiver, Sender};
 use nix::sys::signal::Signal;
 use parking_lot::Mutex;
 use podmesh_agent_core::input::RuntimeFact;
+use podmesh_agent_core::replica::Replica;
 use podmesh_agent_core::step::JobContext;
 use podmesh_logrotate::RotationPolicy;
 use podmesh_protocol::client::LogStream;
@@ -49,6 +51,7 @@ use uuid::Uuid;
 
 pub(crate) use self::cgroup::remove_left as remove_cgroups;
 use self::cgroup::{CPU_LIMIT_AFTER, Cgroup, Cgroups};
+use self::checks::CheckBase;
 use self::children::{Children, Exit, Process, children};
 pub(crate) use self::command::BaseEnv;
 use self::command::{launch, refused};
@@ -171,6 +174,8 @@ struct State {
     stop: Option<u64>,
     life: watch::Sender<Life>,
     cgroup: Option<Arc<Cgroup>>,
+    /// How to run its health checks, if they are commands.
+    checks: Option<Arc<CheckBase>>,
 }
 
 /// A start that waits for a thread.
@@ -179,6 +184,7 @@ struct Start {
     attempt: AttemptId,
     context: Arc<JobContext>,
     terms: Arc<Terms>,
+    replica: Option<Arc<Replica>>,
 }
 
 /// An end to record, and what to do afterwards.
@@ -257,8 +263,15 @@ impl ProcessRuntime {
         self.shared.cgroups.unenforced()
     }
 
-    /// Starts an attempt. Its end is always reported, even if the start fails.
-    pub(crate) fn start(&self, attempt: AttemptId, context: Arc<JobContext>, terms: Arc<Terms>) {
+    /// Starts an attempt, with its ports if it is a replica. Its end is always reported, even if the
+    /// start fails.
+    pub(crate) fn start(
+        &self,
+        attempt: AttemptId,
+        context: Arc<JobContext>,
+        terms: Arc<Terms>,
+        replica: Option<Arc<Replica>>,
+    ) {
         if let Some(why) = &*self.shared.trouble.borrow() {
             return self.shared.tell(attempt, RuntimeFact::Ended(not_started(&terms, why)));
         }
@@ -270,9 +283,10 @@ impl ProcessRuntime {
                 stop: None,
                 life: watch::Sender::default(),
                 cgroup: None,
+                checks: None,
             },
         );
-        self.put(|queues| queues.starts.send(Start { attempt, context, terms }).is_ok());
+        self.put(|queues| queues.starts.send(Start { attempt, context, terms, replica }).is_ok());
         self.shared.asked.notify_one();
     }
 
@@ -353,7 +367,7 @@ impl Shared {
 
     /// Starts an attempt, or returns its outcome if it cannot be started.
     fn start(self: &Arc<Self>, thread: ThreadNumber, start: Start) -> Result<(), Outcome> {
-        let Start { attempt, context, terms } = start;
+        let Start { attempt, context, terms, replica } = start;
         if self.states.lock().get(&attempt).is_none_or(|state| state.stop.is_some()) {
             return Err(Outcome::new(OutcomeKind::Failed).with_message("stopped before its start"));
         }
@@ -369,8 +383,7 @@ impl Shared {
             )
         })?;
         let mark = self.mark(attempt);
-        let mut launch =
-            launch(&terms.base_env, &context, mark, &terms.node, user, &folder, &touch)?;
+        let mut launch = launch(&terms, &context, mark, replica.as_deref(), &folder, &touch)?;
         let cgroup = self.cgroups.take(&context.resources).map_err(|error| {
             not_started(&terms, &format!("cannot make a cgroup for the process: {error}"))
         })?;
@@ -380,6 +393,7 @@ impl Shared {
         });
         if let Some(state) = self.states.lock().get_mut(&attempt) {
             state.cgroup.clone_from(&cgroup);
+            state.checks = CheckBase::of(&context, &launch);
         }
         if !self.starts.may_spawn(thread) {
             return Err(given_up());

@@ -1,6 +1,8 @@
 //! Tests with real processes.
 #![expect(clippy::unwrap_used, clippy::panic, reason = "tests")]
 
+mod checks;
+
 use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::process::CommandExt;
@@ -57,7 +59,7 @@ impl Node {
     }
 
     fn start_with(&self, change: impl FnOnce(&mut RunSpec)) {
-        self.runtime.start(ATTEMPT, context(change), Arc::clone(&self.terms));
+        self.runtime.start(ATTEMPT, context(change), Arc::clone(&self.terms), None);
     }
 
     /// Returns the facts up to and including the end.
@@ -391,7 +393,7 @@ async fn many_concurrent_commands_end_and_leave_no_zombie() {
     let context = context(|run| run.command = vec!["true".into()]);
     for index in 1..=300 {
         let (context, terms) = (Arc::clone(&context), Arc::clone(&node.terms));
-        node.runtime.start(AttemptId::new(JobId(1), index, 1), context, terms);
+        node.runtime.start(AttemptId::new(JobId(1), index, 1), context, terms, None);
     }
     // Children of other code are left alone.
     for code in 0..20 {
@@ -582,7 +584,7 @@ async fn commands_of_one_user_cannot_access_each_others_folders_and_processes() 
     let other = AttemptId::new(JobId(42), 8, 1);
     let script = "echo secret >file; chmod 666 file; chmod 777 .; echo $$; exec sleep 1000";
     let writes = context(|run| run.command = ["sh", "-c", script].map(str::to_owned).to_vec());
-    node.runtime.start(other, writes, Arc::clone(&node.terms));
+    node.runtime.start(other, writes, Arc::clone(&node.terms), None);
     assert_eq!(node.facts.recv().await.unwrap(), (other, RuntimeFact::Started));
     let folder = node.data.path().join("work/0/folder");
     let log = node.data.path().join("logs/42/8/1/stdout.log");
@@ -644,7 +646,7 @@ async fn a_process_that_hides_its_attempt_is_killed_with_it() {
     // Another running attempt: without cgroups the hidden process could belong to it.
     let other = AttemptId::new(JobId(42), 8, 1);
     let sleeps = context(|run| run.command = ["sleep", "1000"].map(str::to_owned).to_vec());
-    node.runtime.start(other, sleeps, Arc::clone(&node.terms));
+    node.runtime.start(other, sleeps, Arc::clone(&node.terms), None);
     assert_eq!(node.facts.recv().await.unwrap(), (other, RuntimeFact::Started));
     let outcome = node
         .run(
@@ -674,7 +676,7 @@ async fn running_out_of_memory_is_reported() {
     for (script, oom_killed) in
         [("head -c 500M /dev/zero | tail >/dev/null; exit 3", true), ("exit 3", false)]
     {
-        node.runtime.start(ATTEMPT, limited(script), Arc::clone(&node.terms));
+        node.runtime.start(ATTEMPT, limited(script), Arc::clone(&node.terms), None);
         let outcome = node.end().await;
         assert_eq!((outcome.exit_code, outcome.oom_killed), (Some(3), oom_killed), "{outcome:?}");
         assert_eq!(outcome.message.is_some(), oom_killed);

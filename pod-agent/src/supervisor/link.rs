@@ -6,8 +6,10 @@ use std::io;
 use std::mem;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use podmesh_agent_core::input::{FoundAttempt, RuntimeFact};
+use podmesh_agent_core::replica::Replica;
 use podmesh_agent_core::step::JobContext;
 use podmesh_logrotate::RotationPolicy;
 use podmesh_protocol::ids::{AttemptId, Name};
@@ -24,10 +26,11 @@ use super::connect::{Connection, connect};
 use super::error::SupervisorError;
 use super::messages::{
     HeldAttempt, Hello, Terms, ToAgent, ToSupervisor, VERSION, VERSION_CAPTURES, VERSION_OLDEST,
-    VERSION_USERS,
+    VERSION_REPLICAS, VERSION_USERS,
 };
 use super::run_dir::RunDir;
 use crate::capture::{CaptureFact, CaptureRequest, Container, WaitingList};
+use crate::health::Said;
 use crate::log_notify::LogNotify;
 use crate::process::{BaseEnv, has_records};
 use crate::user::ProcessUser;
@@ -69,6 +72,10 @@ const NO_CAPTURES: &str = "the supervisor of this node's processes is of an olde
 const NO_USERS: &str = "the supervisor of this node's processes is of an older podmesh, which runs commands as \
      root: it ends when the processes that it holds have ended, and then this works";
 
+/// The message for a replica if the supervisor is too old to give it its ports.
+const NO_REPLICAS: &str = "the supervisor of this node's processes is of an older podmesh, which does not start \
+     replicas: it ends when the processes that it holds have ended, and then this works";
+
 impl LinkSettings {
     pub(super) fn hello(&self) -> Hello {
         let env = BaseEnv::of_this_process().0.into_iter();
@@ -102,11 +109,35 @@ pub(crate) struct Processes {
 
 #[derive(Debug)]
 enum Request {
-    Start(AttemptId, Arc<JobContext>),
+    Start(AttemptId, Arc<JobContext>, Option<Arc<Replica>>),
     Stop(AttemptId, u64),
     Remove(AttemptId),
     Lease(Millis),
+    Check(AttemptId, Vec<String>, Duration, oneshot::Sender<Said>),
     Close,
+}
+
+/// Runs commands beside the process of an attempt.
+#[derive(Debug)]
+pub(crate) struct ProcessChecks {
+    attempt: AttemptId,
+    requests: UnboundedSender<Request>,
+}
+
+impl ProcessChecks {
+    /// Creates access to no process, whose commands fail.
+    #[cfg(test)]
+    pub(crate) fn of_nothing(attempt: AttemptId) -> Self {
+        Self { attempt, requests: unbounded_channel().0 }
+    }
+
+    /// Runs a command, and returns what it said last.
+    pub(crate) async fn run(&self, command: Vec<String>, limit: Duration) -> Said {
+        let (answer, said) = oneshot::channel();
+        // If there is no receiver, the link has ended, and the agent ends too.
+        _ = self.requests.send(Request::Check(self.attempt, command, limit, answer));
+        said.await.unwrap_or_else(|_| Err("the supervisor of the node's processes died".into()))
+    }
 }
 
 impl Processes {
@@ -137,6 +168,9 @@ impl Processes {
         let (trouble_sender, trouble) = watch::channel(None);
         let link = Link {
             held: held.iter().map(|held| (held.attempt, held.ended.is_none())).collect(),
+            ports: held.iter().filter_map(unreported_ports).collect(),
+            checking: HashMap::new(),
+            last_check: 0,
             lease_until: None,
             last_context: None,
             settings: settings.clone(),
@@ -161,6 +195,7 @@ impl Processes {
             outlives_agent: !settings.stop_with_agent,
             on_lost: held.on_lost,
             ran_ms: held.ran_ms,
+            replica: held.replica,
         });
         Ok(Some((Self { requests, link: ended, trouble, unenforced }, link, found.collect())))
     }
@@ -180,9 +215,15 @@ impl Processes {
         self.unenforced.borrow().clone()
     }
 
-    /// Starts an attempt. Its end is always reported, even if the start fails.
-    pub(crate) fn start(&self, attempt: AttemptId, context: Arc<JobContext>) {
-        self.ask(Request::Start(attempt, context));
+    /// Starts an attempt, with its ports if it is a replica. Its end is always reported, even if the
+    /// start fails.
+    pub(crate) fn start(
+        &self,
+        attempt: AttemptId,
+        context: Arc<JobContext>,
+        replica: Option<Arc<Replica>>,
+    ) {
+        self.ask(Request::Start(attempt, context, replica));
     }
 
     /// Stops an attempt: sends SIGTERM to its process group, and SIGKILL after the grace. With a
@@ -196,6 +237,11 @@ impl Processes {
         self.ask(Request::Remove(attempt));
     }
 
+    /// Returns access to the process of an attempt for health checks.
+    pub(crate) fn checks(&self, attempt: AttemptId) -> ProcessChecks {
+        ProcessChecks { attempt, requests: self.requests.clone() }
+    }
+
     /// Sets when the lease ends, on the machine's clock. Attempts that the manager then retries on
     /// other nodes are killed, even if the agent is not running.
     pub(crate) fn lease(&self, until: Millis) {
@@ -207,6 +253,12 @@ impl Processes {
         self.ask(Request::Close);
         _ = self.link.await;
     }
+}
+
+/// Returns the ports of a replica that the previous run of the agent was about to start.
+fn unreported_ports(held: &HeldAttempt) -> Option<(AttemptId, Vec<u16>)> {
+    let replica = held.replica.as_ref().filter(|replica| !replica.ports.is_empty())?;
+    (!held.started).then(|| (held.attempt, replica.ports.clone()))
 }
 
 /// Why a connection has ended.
@@ -231,6 +283,11 @@ pub(crate) struct Link {
     watches: UnboundedReceiver<(AttemptId, bool)>,
     /// The attempts that were started or found and not removed, and whether they are still running.
     held: HashMap<AttemptId, bool>,
+    /// The ports of replicas whose start is not reported yet.
+    ports: HashMap<AttemptId, Vec<u16>>,
+    /// The health checks in progress, by number.
+    checking: HashMap<u64, oneshot::Sender<Said>>,
+    last_check: u64,
     lease_until: Option<Millis>,
     /// The last lease sent on this connection. Each is sent once.
     last_context: Option<Arc<JobContext>>,
@@ -321,28 +378,43 @@ impl Link {
 
     fn put(&mut self, request: Request) {
         let message = match request {
-            Request::Start(attempt, _)
+            Request::Start(attempt, _, Some(_)) if self.version < VERSION_REPLICAS => {
+                let outcome = Outcome::not_started(NO_REPLICAS);
+                return self.tell(attempt, RuntimeFact::Ended(outcome));
+            }
+            Request::Start(attempt, ..)
                 if self.settings.user.is_some() && self.version < VERSION_USERS =>
             {
                 let outcome = Outcome::not_started(NO_USERS);
                 return self.tell(attempt, RuntimeFact::Ended(outcome));
             }
-            Request::Start(attempt, context) => {
+            Request::Start(attempt, context, replica) => {
+                if let Some(replica) = replica.as_deref().filter(|one| !one.ports.is_empty()) {
+                    self.ports.insert(attempt, replica.ports.clone());
+                }
                 self.held.insert(attempt, true);
                 let is_known =
                     self.last_context.as_ref().is_some_and(|last| Arc::ptr_eq(last, &context));
                 let told = (!is_known).then(|| Box::new((&*context).into()));
                 self.last_context = Some(context);
-                ToSupervisor::Start { attempt, context: told }
+                ToSupervisor::Start { attempt, context: told, replica }
             }
             Request::Stop(attempt, grace_ms) => ToSupervisor::Stop { attempt, grace_ms },
             Request::Remove(attempt) => {
                 self.held.remove(&attempt);
+                self.ports.remove(&attempt);
                 ToSupervisor::Remove { attempt }
             }
             Request::Lease(until_ms) => {
                 self.lease_until = Some(until_ms);
                 ToSupervisor::Lease { until_ms }
+            }
+            Request::Check(attempt, command, limit, answer) => {
+                let number = self.last_check + 1;
+                self.last_check = number;
+                self.checking.insert(number, answer);
+                let timeout_ms = u64::try_from(limit.as_millis()).unwrap_or(u64::MAX);
+                ToSupervisor::Check { attempt, number, command, timeout_ms }
             }
             Request::Close => {
                 self.is_closing = true;
@@ -381,7 +453,12 @@ impl Link {
 
     fn hear(&mut self, message: ToAgent) {
         match message {
-            ToAgent::Started { attempt } => self.tell(attempt, RuntimeFact::Started),
+            ToAgent::Started { attempt } => {
+                self.tell(attempt, RuntimeFact::Started);
+                if let Some(ports) = self.ports.remove(&attempt) {
+                    self.tell(attempt, RuntimeFact::Listening(ports));
+                }
+            }
             ToAgent::Ended { attempt, outcome } => self.ended(attempt, *outcome),
             ToAgent::LogGap { attempt, text } => self.tell(attempt, RuntimeFact::LogGap(text)),
             ToAgent::Attached { attempt, error } => {
@@ -390,6 +467,12 @@ impl Link {
             }
             ToAgent::Captured { attempt, timed_out_ms } => {
                 self.capturing.tell(attempt, CaptureFact::Complete { timed_out_ms });
+            }
+            ToAgent::Checked { number, passed, said } => {
+                if let Some(answer) = self.checking.remove(&number) {
+                    // The checks of the replica may have ended.
+                    _ = answer.send(if passed { Ok(said) } else { Err(said) });
+                }
             }
             ToAgent::Written { attempt } => self.settings.log_notify.written(attempt),
             ToAgent::Trouble { why } => _ = self.trouble.send_replace(why),
@@ -419,6 +502,7 @@ impl Link {
         let (connection, held) = self.retry().await?;
         tracing::warn!("connected to a new supervisor of processes");
         self.last_context = None;
+        self.checking.clear();
         self.out.clear();
         self.version = connection.version;
         self.trouble.send_replace(None);

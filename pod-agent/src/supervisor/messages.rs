@@ -9,8 +9,10 @@
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
+use podmesh_agent_core::replica::Replica;
 use podmesh_agent_core::step::JobContext;
 use podmesh_logrotate::RotationPolicy;
 use podmesh_protocol::ids::{AttemptId, JobId, Name};
@@ -23,7 +25,7 @@ use crate::capture::Standing;
 use crate::user::ProcessUser;
 
 /// The newest version that this program supports.
-pub(super) const VERSION: u16 = 4;
+pub(super) const VERSION: u16 = 5;
 /// The first version that captures containers.
 pub(super) const VERSION_CAPTURES: u16 = 2;
 /// The first version in which a supervisor reports that it cannot start anything, and enforces the
@@ -31,6 +33,8 @@ pub(super) const VERSION_CAPTURES: u16 = 2;
 pub(super) const VERSION_TROUBLE: u16 = 3;
 /// The first version that runs commands as another user.
 pub(super) const VERSION_USERS: u16 = 4;
+/// The first version that starts replicas, which get ports and health checks.
+pub(super) const VERSION_REPLICAS: u16 = 5;
 /// The oldest version that this program supports.
 pub(super) const VERSION_OLDEST: u16 = 1;
 
@@ -46,6 +50,9 @@ pub(super) enum ToSupervisor {
         attempt: AttemptId,
         /// How to start it; `None` if it is the same as for the previous one.
         context: Option<Box<Context>>,
+        /// Where it listens, if it is a replica.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        replica: Option<Arc<Replica>>,
     },
     /// Stops an attempt: SIGTERM, and SIGKILL after the grace. A grace of 0 kills at once.
     Stop {
@@ -95,6 +102,18 @@ pub(super) enum ToSupervisor {
     CaptureForget {
         /// The attempt.
         attempt: AttemptId,
+    },
+    /// Runs a command beside the process of an attempt, as its health check. Answered by
+    /// [`ToAgent::Checked`].
+    Check {
+        /// The attempt.
+        attempt: AttemptId,
+        /// The number of the check.
+        number: u64,
+        /// The command.
+        command: Vec<String>,
+        /// For how many milliseconds it may run.
+        timeout_ms: u64,
     },
     /// Stops all commands and ends. Then the connection is closed.
     End,
@@ -161,6 +180,15 @@ pub(super) enum ToAgent {
         /// The timeout in milliseconds, if it was stopped because of that.
         #[serde(default)]
         timed_out_ms: Option<u64>,
+    },
+    /// The result of a health check.
+    Checked {
+        /// The number of the check.
+        number: u64,
+        /// Whether the command exited with 0.
+        passed: bool,
+        /// What it said last, or why it did not pass.
+        said: String,
     },
     /// There is new output.
     Written {
@@ -267,4 +295,7 @@ pub(super) struct HeldAttempt {
     pub(super) started: bool,
     /// How long it has run, in milliseconds.
     pub(super) ran_ms: u64,
+    /// Where it listens, if it is a replica and active.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) replica: Option<Arc<Replica>>,
 }

@@ -31,7 +31,7 @@ use nix::sys::signal::{SigSet, Signal};
 
 pub use self::error::SupervisorError;
 pub use self::keeper::keep;
-pub(crate) use self::link::{LinkSettings, Processes};
+pub(crate) use self::link::{LinkSettings, ProcessChecks, Processes};
 pub use self::server::supervise;
 
 /// The line that a supervisor prints when it accepts connections. Anything else is the reason why

@@ -11,6 +11,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use podmesh_agent_core::input::RuntimeFact;
+use podmesh_agent_core::replica::Replica;
 use podmesh_agent_core::step::JobContext;
 use podmesh_protocol::ids::AttemptId;
 use podmesh_protocol::report::{Outcome, OutcomeKind};
@@ -295,8 +296,10 @@ impl Server {
                 }
                 RuntimeFact::Ended(outcome) => self.ended(attempt, outcome),
                 RuntimeFact::LogGap(text) => self.tell(ToAgent::LogGap { attempt, text }),
-                // This is always the first fact of a process.
-                RuntimeFact::Preparing(_) => {}
+                // This is always the first fact of a process. The agent knows the ports, and
+                // checks the health.
+                RuntimeFact::Preparing(_) | RuntimeFact::Listening(_) | RuntimeFact::Health(..) => {
+                }
             }
         }
     }
@@ -391,7 +394,9 @@ impl Server {
 
     fn message(&mut self, message: ToSupervisor) {
         match message {
-            ToSupervisor::Start { attempt, context } => self.start(attempt, context),
+            ToSupervisor::Start { attempt, context, replica } => {
+                self.start(attempt, context, replica);
+            }
             ToSupervisor::Stop { attempt, grace_ms } => {
                 self.table.stop(attempt, StopReason::Asked);
                 self.runtime.stop(attempt, grace_ms);
@@ -412,6 +417,19 @@ impl Server {
             }
             ToSupervisor::CaptureStopped { attempt } => self.captures.stopped(attempt),
             ToSupervisor::CaptureForget { attempt } => self.captures.forget(attempt),
+            ToSupervisor::Check { attempt, number, command, timeout_ms } => {
+                let Some(connection) = &self.connection else { return };
+                let agent = connection.out.messages.clone();
+                let limit = Duration::from_millis(timeout_ms);
+                let check = self.runtime.check(attempt, command, limit);
+                tokio::spawn(async move {
+                    let result = check.await;
+                    let passed = result.is_ok();
+                    let (Ok(said) | Err(said)) = result;
+                    // If there is no receiver, the agent is gone.
+                    _ = agent.send(ToAgent::Checked { number, passed, said });
+                });
+            }
             ToSupervisor::End => {
                 tracing::info!("the agent asks to end");
                 self.end_all();
@@ -421,7 +439,12 @@ impl Server {
         }
     }
 
-    fn start(&mut self, attempt: AttemptId, context: Option<Box<messages::Context>>) {
+    fn start(
+        &mut self,
+        attempt: AttemptId,
+        context: Option<Box<messages::Context>>,
+        replica: Option<Arc<Replica>>,
+    ) {
         let Some(connection) = &mut self.connection else { return };
         if let Some(context) = context {
             connection.context = Some(Arc::new((*context).into()));
@@ -431,12 +454,12 @@ impl Server {
             return;
         };
         let terms = Arc::clone(&connection.terms);
-        if !self.table.take_up(attempt, context.on_lost, &context.run) {
+        if !self.table.take_up(attempt, context.on_lost, &context.run, replica.clone()) {
             tracing::warn!(%attempt, "the agent starts it a second time");
         } else if self.is_ending {
             self.ended(attempt, Outcome::new(OutcomeKind::Lost).with_message("never started"));
         } else {
-            self.runtime.start(attempt, context, terms);
+            self.runtime.start(attempt, context, terms, replica);
         }
     }
 

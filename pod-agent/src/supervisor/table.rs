@@ -3,7 +3,9 @@
 //! Times are milliseconds of the machine's monotonic clock.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
+use podmesh_agent_core::replica::Replica;
 use podmesh_protocol::ids::AttemptId;
 use podmesh_protocol::report::{Outcome, OutcomeKind};
 use podmesh_protocol::spec::{OnLost, RunSpec};
@@ -51,11 +53,20 @@ struct Entry {
     since: Option<Millis>,
     stop: Option<StopReason>,
     ended: Option<Outcome>,
+    replica: Option<Arc<Replica>>,
 }
 
 impl Entry {
     fn new(on_lost: OnLost) -> Self {
-        Self { on_lost, grace_ms: 0, timeout_ms: None, since: None, stop: None, ended: None }
+        Self {
+            on_lost,
+            grace_ms: 0,
+            timeout_ms: None,
+            since: None,
+            stop: None,
+            ended: None,
+            replica: None,
+        }
     }
 
     fn timeout_at(&self) -> Option<Millis> {
@@ -80,12 +91,18 @@ impl Table {
     }
 
     /// Adds an attempt that will be started. Returns false if it is already held.
-    pub(super) fn take_up(&mut self, attempt: AttemptId, on_lost: OnLost, run: &RunSpec) -> bool {
+    pub(super) fn take_up(
+        &mut self,
+        attempt: AttemptId,
+        on_lost: OnLost,
+        run: &RunSpec,
+        replica: Option<Arc<Replica>>,
+    ) -> bool {
         if self.attempts.contains_key(&attempt) {
             return false;
         }
         let (grace_ms, timeout_ms) = (run.stop_grace_ms, run.timeout_ms);
-        let entry = Entry { grace_ms, timeout_ms, ..Entry::new(on_lost) };
+        let entry = Entry { grace_ms, timeout_ms, replica, ..Entry::new(on_lost) };
         self.attempts.insert(attempt, entry);
         self.live += 1;
         true
@@ -214,6 +231,7 @@ impl Table {
             attempt: *attempt,
             on_lost: entry.on_lost,
             ended: entry.ended.clone(),
+            replica: entry.replica.clone().filter(|_| entry.ended.is_none()),
             started: entry.since.is_some(),
             ran_ms: match (&entry.ended, entry.since) {
                 (None, Some(since)) => now.saturating_sub(since),
@@ -248,7 +266,7 @@ mod tests {
     }
 
     fn take_up(table: &mut Table, index: u32, on_lost: OnLost) -> bool {
-        table.take_up(attempt(index), on_lost, &run(None))
+        table.take_up(attempt(index), on_lost, &run(None), None)
     }
 
     fn killed() -> Outcome {
@@ -325,7 +343,7 @@ mod tests {
     #[test]
     fn a_timeout_counts_from_the_start_and_is_reported_to_every_agent() {
         let mut table = Table::default();
-        table.take_up(attempt(1), OnLost::Wait, &run(Some(1_500)));
+        table.take_up(attempt(1), OnLost::Wait, &run(Some(1_500)), None);
         take_up(&mut table, 2, OnLost::Wait);
         assert_eq!(table.wakes_at(), None, "nothing runs");
         table.started(attempt(1), 100);
@@ -346,7 +364,7 @@ mod tests {
     fn an_attempt_that_ends_or_is_stopped_in_time_did_not_time_out() {
         let mut table = Table::default();
         for index in [1, 2] {
-            table.take_up(attempt(index), OnLost::Wait, &run(Some(10)));
+            table.take_up(attempt(index), OnLost::Wait, &run(Some(10)), None);
             table.started(attempt(index), 0);
         }
         table.ended(attempt(1), Outcome::exited(0));

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use podmesh_agent_core::input::RuntimeFact;
+use podmesh_agent_core::replica::Replica;
 use podmesh_agent_core::step::JobContext;
 use podmesh_logrotate::RotationPolicy;
 use podmesh_protocol::ids::{AttemptId, JobId};
@@ -21,7 +22,9 @@ use tokio::time::timeout;
 use uuid::Uuid;
 
 use super::frames::{Frames, put};
-use super::messages::{Context, HeldAttempt, Hello, ToAgent, ToSupervisor, VERSION};
+use super::messages::{
+    Context, HeldAttempt, Hello, ToAgent, ToSupervisor, VERSION, VERSION_REPLICAS,
+};
 use super::run_dir::{RunDir, Turn};
 use super::*;
 use crate::capture::Captures;
@@ -120,7 +123,7 @@ impl Agent {
 
     async fn start(&mut self, on_lost: OnLost, script: &str) {
         let context = Some(Box::new(Context::from(&*context(on_lost, script))));
-        self.say(ToSupervisor::Start { attempt: ATTEMPT, context }).await;
+        self.say(ToSupervisor::Start { attempt: ATTEMPT, context, replica: None }).await;
         let started = self.hear().await;
         assert!(matches!(started, ToAgent::Started { attempt: ATTEMPT }), "{started:?}");
     }
@@ -297,13 +300,13 @@ async fn the_link_reports_all_attempts_after_its_supervisor_was_replaced() {
     let (processes, link, found) = opened.unwrap();
     tokio::spawn(link.run());
     assert_eq!(found, []);
-    processes.start(ATTEMPT, context(OnLost::Wait, GATE));
+    processes.start(ATTEMPT, context(OnLost::Wait, GATE), None);
     assert_eq!(facts.recv().await.unwrap(), (ATTEMPT, RuntimeFact::Started));
     supervisor.abort();
     assert!(supervisor.await.unwrap_err().is_cancelled());
     // The link retries until there is a supervisor. Only the test starts one here.
     let late = AttemptId { number: 2, ..ATTEMPT };
-    processes.start(late, context(OnLost::Wait, "exit 3"));
+    processes.start(late, context(OnLost::Wait, "exit 3"), None);
     let _supervisor = node.supervise().await;
     let mut ends = BTreeMap::new();
     while ends.len() < 2 {
@@ -387,4 +390,65 @@ fn a_supervisor_waits_for_the_end_of_the_previous_one() {
         drop(lock);
         assert!(matches!(next.join().unwrap(), Turn::Ours(_)));
     });
+}
+
+#[tokio::test]
+async fn an_older_supervisor_gets_no_replicas() {
+    let node = Node::new();
+    let run_dir = RunDir::open(node.dir.path()).unwrap();
+    let listener = tokio::net::UnixListener::from_std(run_dir.bind().unwrap()).unwrap();
+    let older = tokio::spawn(async move {
+        let (reader, mut writer) = listener.accept().await.unwrap().0.into_split();
+        let mut frames = Frames::new(reader);
+        let mut out = Vec::new();
+        let welcome = ToAgent::Welcome {
+            version: VERSION_REPLICAS - 1,
+            program_version: env!("CARGO_PKG_VERSION").to_owned(),
+            captures: 0,
+            unenforced: None,
+        };
+        put(&mut out, &welcome).unwrap();
+        put(&mut out, &ToAgent::Ready).unwrap();
+        tokio::io::AsyncWriteExt::write_all(&mut writer, &out).await.unwrap();
+        let mut started = 0;
+        while let Some(message) = frames.next().await.unwrap() {
+            started += usize::from(matches!(message, ToSupervisor::Start { .. }));
+        }
+        started
+    });
+    let (sender, mut facts) = mpsc::unbounded_channel();
+    let opened = Processes::open(node.settings(), true, sender, Captures::new().1).await.unwrap();
+    let (processes, link, _) = opened.unwrap();
+    let spec = crate::ports::tests::spec(&[("http", None)]);
+    let replica = Replica { spec, address: [127, 0, 0, 1].into(), ports: vec![20_000] };
+    processes.start(ATTEMPT, context(OnLost::Wait, "true"), Some(Arc::new(replica)));
+    processes.start(ATTEMPT, context(OnLost::Wait, "true"), None);
+    tokio::join!(processes.close(), link.run());
+    let Some((ATTEMPT, RuntimeFact::Ended(outcome))) = facts.recv().await else { panic!("no end") };
+    assert_eq!(outcome.kind, OutcomeKind::NotStarted);
+    assert!(outcome.message.unwrap().contains("of an older podmesh"));
+    assert_eq!(timeout(LIMIT, older).await.unwrap().unwrap(), 1);
+}
+
+#[tokio::test]
+async fn the_next_agent_is_told_where_a_replica_listens() {
+    let node = Node::new();
+    let _supervisor = node.supervise().await;
+    let (mut first, _) = node.agent(|_| {}).await;
+    let spec = crate::ports::tests::spec(&[("http", None)]);
+    let replica = Replica { spec, address: [127, 0, 0, 1].into(), ports: vec![20_000] };
+    let replica = Some(Arc::new(replica));
+    let context = Some(Box::new(Context::from(&*context(OnLost::Wait, GATE))));
+    let start = ToSupervisor::Start { attempt: ATTEMPT, context, replica: replica.clone() };
+    first.say(start).await;
+    assert!(matches!(first.hear().await, ToAgent::Started { .. }));
+    drop(first);
+    let (mut second, found) = node.agent(|_| {}).await;
+    assert_eq!(found[0].replica, replica);
+    node.open_gate();
+    second.end().await;
+    // Nobody listens there any more.
+    drop(second);
+    let (_, found) = node.agent(|_| {}).await;
+    assert_eq!(found[0].replica, None);
 }

@@ -6,5 +6,6 @@ mod adopt;
 mod logs;
 mod mounts;
 mod pull;
+mod replicas;
 mod run;
 mod support;

@@ -15,8 +15,10 @@ use bollard::query_parameters as query;
 use futures_util::TryStreamExt as _;
 use podmesh_agent::capture::Captures;
 use podmesh_agent::docker::{DockerRuntime, DockerSettings};
+use podmesh_agent::health::HealthChecks;
 use podmesh_agent::log_notify::LogNotify;
 use podmesh_agent::policy::NodePolicy;
+use podmesh_agent::ports::ReplicaPorts;
 use podmesh_agent_core::input::{FoundAttempt, RuntimeFact};
 use podmesh_agent_core::step::JobContext;
 use podmesh_logrotate::{LogReader, RotationPolicy};
@@ -337,12 +339,14 @@ pub(crate) fn captures(
 }
 
 pub(crate) fn settings(agent: Uuid, captures: Captures, policy: NodePolicy) -> DockerSettings {
+    let ports = Arc::new(ReplicaPorts::new(policy.replica_ports));
     DockerSettings {
         node: "test-node".parse().unwrap(),
         agent_id: agent,
         data_dir: "/nowhere/agent".into(),
         policy,
         captures,
+        ports,
         docker_config: None,
     }
 }
@@ -383,6 +387,8 @@ pub(crate) fn attempt(index: u32) -> AttemptId {
 /// A runtime with the facts that it has reported.
 pub(crate) struct Agent {
     pub(crate) runtime: DockerRuntime,
+    pub(crate) ports: Arc<ReplicaPorts>,
+    pub(crate) checks: HealthChecks,
     pub(crate) found: Vec<FoundAttempt>,
     facts: mpsc::UnboundedReceiver<(AttemptId, RuntimeFact)>,
     heard: HashMap<AttemptId, Vec<RuntimeFact>>,
@@ -391,9 +397,11 @@ pub(crate) struct Agent {
 impl Agent {
     pub(crate) async fn new(settings: DockerSettings, cluster: ClusterId) -> Self {
         let (tell, facts) = mpsc::unbounded_channel();
+        let ports = Arc::clone(&settings.ports);
+        let checks = HealthChecks::new(tell.clone());
         let runtime = DockerRuntime::connect(settings, tell).await.unwrap();
         runtime.set_cluster(cluster);
-        Self { runtime, found: Vec::new(), facts, heard: HashMap::new() }
+        Self { runtime, ports, checks, found: Vec::new(), facts, heard: HashMap::new() }
     }
 
     pub(crate) fn start(&self, id: AttemptId, job: JobContext) {

@@ -18,6 +18,7 @@
 //! The other end of a connection, an agent or a client, has only one connection and needs no map:
 //! it speaks ZMTP on its stream directly.
 
+use std::net::IpAddr;
 use std::os::unix::net::UnixListener;
 use std::sync::Arc;
 use std::time::Duration;
@@ -137,6 +138,7 @@ impl ManagerSender {
 pub struct PeerSocket {
     receiver: PeerReceiver,
     sender: PeerSender,
+    local_address: Option<IpAddr>,
 }
 
 impl PeerSocket {
@@ -146,7 +148,7 @@ impl PeerSocket {
     /// If the manager is not there, refuses, or does not finish the handshake within
     /// [`CONNECT_LIMIT`](crate::route::CONNECT_LIMIT).
     pub async fn connect(route: &Route) -> Result<Self, WireError> {
-        let mut stream = route.open(Service::Control).await?;
+        let (mut stream, local_address) = route.open(Service::Control).await?;
         handshake(&mut stream, "DEALER", "ROUTER", b"")
             .await
             .map_err(|error| WireError::handshake(route, error))?;
@@ -159,7 +161,13 @@ impl PeerSocket {
             }
         });
         let reader = MessageReader::new(reader, Traffic::Messages);
-        Ok(Self { receiver: PeerReceiver { reader }, sender: PeerSender { outbox, writing } })
+        let (receiver, sender) = (PeerReceiver { reader }, PeerSender { outbox, writing });
+        Ok(Self { receiver, sender, local_address })
+    }
+
+    /// Returns this machine's address of the connection; `None` if the manager is on this machine.
+    pub fn local_address(&self) -> Option<IpAddr> {
+        self.local_address
     }
 
     /// Splits the socket into two halves for two tasks. It closes when both are dropped.

@@ -1,9 +1,11 @@
-//! The resources of the machine for a daemon: open files, and disk space.
+//! The machine of a daemon: open files, disk space, and network addresses.
 
 use std::io;
+use std::net::IpAddr;
 use std::path::Path;
 
 use nix::errno::Errno;
+use nix::ifaddrs::{InterfaceAddress, getifaddrs};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::statvfs::statvfs;
 use nix::unistd::{AccessFlags, access};
@@ -25,6 +27,32 @@ pub fn raise_open_files() {
     if let Err(error) = raised {
         tracing::warn!(%error, "cannot raise the limit on open files");
     }
+}
+
+/// Returns the addresses of this machine that other machines can use, IPv4 first. Logs a warning and
+/// returns none if they cannot be listed.
+pub fn addresses() -> Vec<IpAddr> {
+    let interfaces = match getifaddrs() {
+        Ok(interfaces) => interfaces,
+        Err(error) => {
+            tracing::warn!(%error, "cannot list the addresses of this machine");
+            return vec![];
+        }
+    };
+    let address = |interface: InterfaceAddress| {
+        let address = interface.address?;
+        let v4 = address.as_sockaddr_in().map(|v4| IpAddr::V4(v4.ip()));
+        v4.or_else(|| address.as_sockaddr_in6().map(|v6| IpAddr::V6(v6.ip())))
+    };
+    let for_others = |ip: &IpAddr| match ip {
+        IpAddr::V4(v4) => !v4.is_loopback() && !v4.is_link_local(),
+        // A link-local address is useless without an interface of the machine that uses it.
+        IpAddr::V6(v6) => !v6.is_loopback() && !v6.is_unicast_link_local(),
+    };
+    let mut found: Vec<IpAddr> = interfaces.filter_map(address).filter(for_others).collect();
+    found.sort_by_key(IpAddr::is_ipv6);
+    found.dedup();
+    found
 }
 
 /// Returns how many files this process may have open.

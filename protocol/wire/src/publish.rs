@@ -56,7 +56,7 @@ impl Subscriber {
     /// # Errors
     /// If the manager is not there, refuses, or does not finish the handshake in time.
     pub async fn connect(route: &Route, topics: &[&str]) -> Result<Self, WireError> {
-        let mut stream = route.open(Service::Publications).await?;
+        let (mut stream, _) = route.open(Service::Publications).await?;
         let subscribe = async {
             handshake(&mut stream, "SUB", "PUB", b"").await?;
             for topic in topics {

@@ -1,6 +1,7 @@
 //! The routes to a manager: over the network by TLS, or on its own machine by its unix sockets.
 
 use std::io;
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -143,19 +144,25 @@ impl Route {
     /// # Errors
     /// If the manager is not there, or refuses.
     pub async fn heartbeats(&self) -> Result<Box<dyn Duplex>, WireError> {
-        self.open(Service::Heartbeats).await
+        Ok(self.open(Service::Heartbeats).await?.0)
     }
 
-    /// Opens a connection for a service.
-    pub(crate) async fn open(&self, service: Service) -> Result<Box<dyn Duplex>, WireError> {
+    /// Opens a connection for a service. Over the network, also returns this machine's address of
+    /// it.
+    pub(crate) async fn open(
+        &self,
+        service: Service,
+    ) -> Result<(Box<dyn Duplex>, Option<IpAddr>), WireError> {
         match self {
             Self::Local(dir) => {
                 let sockets = open_local(dir)?;
                 let stream = UnixStream::connect(sockets.path(socket_of(service))).await;
-                Ok(Box::new(stream.map_err(|source| no_manager(dir, source))?))
+                Ok((Box::new(stream.map_err(|source| no_manager(dir, source))?), None))
             }
             Self::Remote { addresses, credentials } => {
-                Ok(Box::new(open(addresses, credentials, service).await?))
+                let stream = open(addresses, credentials, service).await?;
+                let local = stream.get_ref().0.local_addr().map(|address| address.ip());
+                Ok((Box::new(stream), local.ok()))
             }
         }
     }

@@ -25,8 +25,10 @@ use support::{PATIENCE, TestManager};
 async fn messages_cross_both_ways() {
     let mut manager = TestManager::start().await;
     for route in manager.routes() {
-        let (mut peer_receiver, mut peer_sender) =
-            PeerSocket::connect(&route).await.unwrap().split();
+        let socket = PeerSocket::connect(&route).await.unwrap();
+        let is_remote = matches!(route, podmesh_wire::route::Route::Remote { .. });
+        assert_eq!(socket.local_address(), is_remote.then_some([127, 0, 0, 1].into()));
+        let (mut peer_receiver, mut peer_sender) = socket.split();
         peer_sender.send(&ToManager::Goodbye(Epoch(3))).await.unwrap();
         let peer = manager.next_goodbye().await;
         manager.sender.send(&peer, &ToPeer::HelloAgain(Epoch(3))).await.unwrap();

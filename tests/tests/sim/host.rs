@@ -484,6 +484,7 @@ impl World {
                 outlives_agent: true,
                 on_lost: workload.on_lost,
                 ran_ms,
+                replica: None,
             });
         }
         for (attempt, outcome) in late {

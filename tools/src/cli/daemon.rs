@@ -1,6 +1,6 @@
 //! The arguments of the daemons and of the verbs that start daemons.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
@@ -89,6 +89,15 @@ pub(crate) struct AgentArgs {
     /// Name of the node [default: the name it joined with, else the host name]
     #[arg(long, env = "PODMESH_NODE_NAME", hide_env_values = true, help_heading = "The node")]
     pub(crate) name: Option<Name>,
+    /// Address of this machine at which other nodes reach the replicas of services here [default: the one from which it reaches the manager]
+    #[arg(
+        long,
+        value_name = "IP",
+        env = "PODMESH_ADDRESS",
+        hide_env_values = true,
+        help_heading = "The node"
+    )]
+    pub(crate) address: Option<IpAddr>,
     /// Cores to offer, such as 4 or 1.5 [default: all]
     #[arg(
         long,

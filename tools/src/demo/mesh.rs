@@ -17,6 +17,7 @@ use tokio::time::{sleep, timeout};
 
 use crate::error::{CliError, CliResult};
 use crate::settings::DataDir;
+use crate::verbs::dev::loopback;
 
 /// How long a process may take to start.
 const START_LIMIT: Duration = Duration::from_secs(20);
@@ -63,9 +64,11 @@ impl Mesh {
             sleep(LOOK).await;
         }
         let mut agents = Vec::new();
-        for name in names {
+        for (number, name) in (1..).zip(names) {
+            let address = loopback(number).to_string();
             agents.push(Daemon::start(name, &data_dir.inner(name), folder.path(), |command| {
-                command.args(["agent", "--name", name, "--stop-processes", "--manager"]);
+                command.args(["agent", "--name", name, "--address", &address]);
+                command.args(["--stop-processes", "--manager"]);
                 command.arg(folder.path());
             })?);
         }

@@ -1,6 +1,7 @@
 //! `podmesh agent`
 
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 use std::num::NonZeroU32;
 use std::path::{Path, PathBuf};
 
@@ -32,6 +33,7 @@ use crate::verbs::process_supervisor;
 struct AgentFile {
     name: Option<Name>,
     manager: Option<String>,
+    address: Option<IpAddr>,
     cpus: Option<Cpus>,
     memory: Option<Size>,
     labels: BTreeMap<Name, String>,
@@ -54,6 +56,7 @@ struct AgentFile {
     attempt_cpus_max: Option<Cpus>,
     attempt_memory_max: Option<Size>,
     pids_max: Option<NonZeroU32>,
+    replica_ports: Option<String>,
 }
 
 /// Returns the user for commands in the settings of this machine's agent.
@@ -120,6 +123,7 @@ pub(crate) fn plain(name: Name, manager: Option<ManagerPlace>, data_dir: &DataDi
         logs_dir: data_dir.task_logs(),
         name,
         manager: data_dir.agent_locator(manager),
+        address: None,
         capacity: detect_capacity(),
         labels: BTreeMap::new(),
         runtimes: RuntimeSwitches::default(),
@@ -160,6 +164,7 @@ fn config(
         })?;
     }
 
+    config.address = args.address.or(file.address);
     let detected = config.capacity;
     config.capacity = Resources {
         cpu_millis: args.cpus.or(file.cpus).map_or(detected.cpu_millis, |cpus| cpus.0),
@@ -195,6 +200,11 @@ fn config(
     }
     config.process_user = file.process_user;
     let usual = NodePolicy::default();
+    let replica_ports = match file.replica_ports.as_deref() {
+        None => usual.replica_ports,
+        Some("off") => None,
+        Some(text) => Some(text.parse().map_err(|why| wrong("replica_ports").because(why))?),
+    };
     config.policy = NodePolicy {
         mount_roots: file.mount_roots,
         allow_host_network: file.allow_host_network,
@@ -206,6 +216,7 @@ fn config(
             memory_bytes: file.attempt_memory_max.map_or(usual.attempt_max.memory_bytes, |m| m.0),
         },
         pids_max: file.pids_max.map_or(usual.pids_max, NonZeroU32::get),
+        replica_ports,
     };
 
     config.logs_bytes_max = args.log_node_size.or(file.log_node_size).map(|size| size.0);
@@ -272,6 +283,8 @@ mod tests {
             process_user = "nobody"
             attempt_cpus_max = 1
             pids_max = 100
+            address = "10.0.0.5"
+            replica_ports = "4000-4999"
             [labels]
             gpu = "a100"
             zone = "b"
@@ -287,6 +300,8 @@ mod tests {
         assert!(config.policy.allow_host_network && config.policy.mount_roots[0].writable);
         assert_eq!((config.policy.attempt_max.cpu_millis, config.policy.pids_max), (1000, 100));
         assert_eq!(config.policy.images, ["busybox"]);
+        assert_eq!(config.policy.replica_ports, Some("4000-4999".parse().unwrap()));
+        assert_eq!(config.address, Some([10, 0, 0, 5].into()));
         assert_eq!(config.process_user.as_deref(), Some("nobody"));
         assert_eq!(config.rotation.file_bytes_max, 1 << 20);
         assert_eq!(config.rotation.files_max, 3);
@@ -294,8 +309,10 @@ mod tests {
         assert_eq!(config.rotation.total_bytes_max, RotationPolicy::default().total_bytes_max);
         assert_eq!(config.rotation.age_max, Duration::from_secs(7 * 24 * 3600));
 
-        let flags = ["--manager", "flag.lan:1", "--docker", "on", "--stop-processes=off"];
+        let flags =
+            ["--manager", "flag.lan:1", "--docker", "on", "--stop-processes=off", "--address=::1"];
         let config = made(&flags, toml).unwrap();
+        assert_eq!(config.address, Some("::1".parse().unwrap()));
         assert!(!config.stop_processes);
         assert_eq!(config.manager.place, Some("flag.lan:1".parse().unwrap()));
         assert_eq!(config.runtimes.docker, DockerSwitch::On);
@@ -311,7 +328,8 @@ mod tests {
         assert_eq!(config.data_dir, PathBuf::from("/data/agent"));
         assert_eq!(config.runtimes, RuntimeSwitches::default());
         assert_eq!(config.policy, NodePolicy::default());
-        assert_eq!(config.logs_bytes_max, None);
+        assert_eq!((config.logs_bytes_max, config.address), (None, None));
+        assert_eq!(made(&[], "replica_ports = \"off\"").unwrap().policy.replica_ports, None);
     }
 
     #[test]
@@ -324,6 +342,8 @@ mod tests {
             ("docker = \"maybe\"", "maybe"),
             ("[labels]\ngpu = \"\\u0007\"", "control"),
             ("cpus = 0", "above 0"),
+            ("replica_ports = \"5-4\"", "replica_ports"),
+            ("address = \"web.lan\"", "address"),
         ] {
             let said = made(&[], toml).unwrap_err().to_string();
             assert!(said.contains(says), "{toml}: {said}");

@@ -1,5 +1,7 @@
 //! `podmesh dev`
 
+use std::net::{IpAddr, Ipv4Addr};
+
 use podmesh_manager::{Endpoint, ManagerConfig};
 use podmesh_protocol::ids::Name;
 use podmesh_wire::locate::ManagerPlace;
@@ -15,6 +17,12 @@ use crate::output::text::{command_line, count};
 use crate::settings::DataDir;
 use crate::signals::{Shutdown, Stop, run_daemon};
 use crate::verbs::agent::plain;
+
+/// Returns the address of an agent that runs on one machine with others: 127.0.0.1 for the first one,
+/// 127.0.0.2 for the second. So their ports do not clash.
+pub(crate) fn loopback(number: u8) -> IpAddr {
+    Ipv4Addr::new(127, 0, 0, number).into()
+}
 
 /// Runs a manager and agents in this process until Ctrl-C. Their state is kept for the next run.
 pub(crate) async fn dev(context: &Context, args: DevArgs) -> CliResult {
@@ -73,10 +81,11 @@ async fn mesh(
 async fn run_agents(mesh_dir: &DataDir, names: Vec<Name>, shutdown: Shutdown) -> CliResult<()> {
     let (stop, stopping) = watch::channel(false);
     let mut agents = JoinSet::new();
-    for name in names {
+    for (number, name) in (1..).zip(names) {
         let data_dir = mesh_dir.inner(name.as_str());
         let manager = ManagerPlace::DataDir(mesh_dir.path().to_owned());
         let mut config = plain(name.clone(), Some(manager), &data_dir);
+        config.address = Some(loopback(number));
         // No process may remain, even if this process is killed.
         config.stop_processes = true;
         let mut stopping = stopping.clone();

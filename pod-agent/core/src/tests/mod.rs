@@ -11,11 +11,13 @@ use std::sync::Arc;
 
 use podmesh_protocol::ids::{AttemptId, ClusterId, Epoch, JobId};
 use podmesh_protocol::report::{Outcome, Report, ReportFact};
+use podmesh_protocol::service::{Health, ReplicaSpec};
 use podmesh_protocol::session::{StopReason, ToManager, Welcome};
 use podmesh_protocol::spec::{DockerSpec, OnLost, Resources, RunSpec, RuntimeSpec};
 use podmesh_protocol::time::{Millis, Now};
 
 use crate::input::{FoundAttempt, Input, RuntimeFact};
+use crate::replica::Replica;
 use crate::step::{Command, JobContext, Step};
 use crate::{Core, CoreConfig};
 
@@ -59,6 +61,7 @@ fn found(attempt: AttemptId, ended: Option<Outcome>) -> FoundAttempt {
         outlives_agent: job == 4,
         on_lost: context(job).on_lost,
         ran_ms: 0,
+        replica: None,
     }
 }
 

@@ -36,6 +36,11 @@ fn facts() -> impl Strategy<Value = RuntimeFact> {
         6 => (0..3i32).prop_map(|code| RuntimeFact::Ended(Outcome::exited(code))),
         1 => Just(RuntimeFact::Ended(signalled(9))),
         1 => Just(RuntimeFact::LogGap("gap".into())),
+        1 => (0..3u16).prop_map(|count| RuntimeFact::Listening((0..count).collect())),
+        2 => any::<bool>().prop_map(|healthy| {
+            let health = if healthy { Health::Healthy } else { Health::Unhealthy };
+            RuntimeFact::Health(health, "check".into())
+        }),
     ]
 }
 
@@ -155,6 +160,7 @@ struct World {
     running: BTreeSet<AttemptId>,
     to_remove: BTreeSet<AttemptId>,
     fenced: BTreeSet<AttemptId>,
+    reported_ended: BTreeSet<AttemptId>,
     received: u64,
 }
 
@@ -194,9 +200,18 @@ impl World {
                 }
             }
         }
-        for Report(number, ..) in rows(step) {
+        for Report(number, attempt, fact) in rows(step) {
             assert!(number <= self.received + 1, "gap before report {number}");
-            self.received = self.received.max(number);
+            if number <= self.received {
+                continue;
+            }
+            self.received = number;
+            if let ReportFact::Ended(_) = fact {
+                self.reported_ended.insert(attempt);
+            } else if let ReportFact::Listening(_) | ReportFact::Health(..) = fact {
+                let has_ended = self.reported_ended.contains(&attempt);
+                assert!(!has_ended, "{fact:?} of {attempt}, which has ended");
+            }
         }
     }
 }

@@ -144,3 +144,86 @@ fn a_stop_of_an_unknown_attempt_is_answered() {
     agent.ack(last);
     assert_eq!(agent.core.hello_attempts(), []);
 }
+
+fn reported(step: &Step) -> Vec<ReportFact> {
+    rows(step).into_iter().map(|Report(_, _, fact)| fact).collect()
+}
+
+fn healthy(text: &str) -> ReportFact {
+    ReportFact::Health(Health::Healthy, text.into())
+}
+
+#[test]
+fn the_ports_and_the_health_of_a_replica_are_reported() {
+    let mut agent = Agent::in_session();
+    let a = attempt(1, 1, 1);
+    agent.run(a);
+    let step = agent.tell(a, RuntimeFact::Listening(vec![20_001, 20_000]));
+    assert_eq!(reported(&step), [ReportFact::Listening(vec![20_001, 20_000])]);
+    let step = agent.tell(a, RuntimeFact::Health(Health::Healthy, "status 200".into()));
+    assert_eq!(reported(&step), [healthy("status 200")]);
+    // Once it is stopped, its health changes for no other reason.
+    agent.cancel(a);
+    let step = agent.tell(a, RuntimeFact::Health(Health::Unhealthy, "refused".into()));
+    assert_eq!(reported(&step), []);
+}
+
+#[test]
+fn an_unsent_health_is_replaced_and_an_end_takes_it_back() {
+    let mut agent = Agent::in_session();
+    let (a, b) = (attempt(1, 1, 1), attempt(1, 2, 1));
+    agent.run(a);
+    agent.run(b);
+    agent.step(Input::SessionClosed);
+    for attempt in [a, b] {
+        agent.tell(attempt, RuntimeFact::Listening(vec![20_000]));
+        agent.tell(attempt, RuntimeFact::Health(Health::Unhealthy, "refused".into()));
+        agent.tell(attempt, RuntimeFact::Health(Health::Healthy, "connected".into()));
+    }
+    agent.end(b, Outcome::exited(0));
+    let step = agent.open_session(2, &[]);
+    let ended = ReportFact::Ended(Outcome { ran_ms: 1, ..Outcome::exited(0) });
+    let expected = [ReportFact::Listening(vec![20_000]), healthy("connected"), ended];
+    assert_eq!(reported(&step), expected);
+}
+
+#[test]
+fn nothing_is_said_about_the_ports_or_the_health_of_what_has_not_started() {
+    let mut agent = Agent::in_session();
+    let a = attempt(1, 1, 1);
+    agent.start(&[a]);
+    agent.tell(a, RuntimeFact::Listening(vec![20_000]));
+    let step = agent.tell(a, RuntimeFact::Health(Health::Healthy, String::new()));
+    assert_eq!((reported(&step), agent.core.outbox.is_empty()), (vec![], true));
+}
+
+#[test]
+fn the_ports_of_an_adopted_replica_are_reported_after_its_start() {
+    let mut agent = Agent::new();
+    let (a, b, c) = (attempt(4, 1, 1), attempt(4, 2, 1), attempt(4, 3, 1));
+    let replica = |ports| {
+        let spec = ReplicaSpec {
+            service: "web".parse().unwrap(),
+            revision: 1,
+            number: 1,
+            spread: None,
+            ports: BTreeMap::new(),
+            health: None,
+        };
+        Some(Arc::new(Replica { spec, address: [10, 0, 0, 1].into(), ports }))
+    };
+    let ended = Some(Outcome::exited(0));
+    agent.step(Input::AttemptsFound(vec![
+        FoundAttempt { replica: replica(vec![20_000, 20_001]), ..found(a, None) },
+        FoundAttempt { replica: replica(vec![]), ..found(b, None) },
+        FoundAttempt { replica: replica(vec![20_002]), ..found(c, ended) },
+    ]));
+    let step = agent.open_session(0, &[]);
+    let expected = [
+        Report(1, a, ReportFact::Started),
+        Report(2, a, ReportFact::Listening(vec![20_000, 20_001])),
+        Report(3, b, ReportFact::Started),
+        Report(4, c, ReportFact::Ended(Outcome::exited(0))),
+    ];
+    assert_eq!(rows(&step), expected);
+}

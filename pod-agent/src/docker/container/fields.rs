@@ -65,7 +65,7 @@ fn make(
     let (node, stage) = ("n1".parse().unwrap(), Stage::unable());
     let data_dir = Path::new("/nowhere");
     let rules = MountRules { node: &node, policy, engine, data_dir, stage: &stage };
-    Ok(configuration(&identity(), context, spec, &rules)?.body)
+    Ok(configuration(&identity(), context, spec, None, &rules)?.body)
 }
 
 #[test]
@@ -148,7 +148,7 @@ fn every_field_is_ours_or_allowed_or_unset() {
     assert_eq!(user.as_deref(), Some("0:0"));
     assert_eq!(stop_timeout, Some(2));
     // Ours.
-    assert_eq!(labels, Some(identity().labels(&"n1".parse().unwrap(), &context.name)));
+    assert_eq!(labels, Some(identity().labels(&"n1".parse().unwrap(), &context.name, None)));
     host_is_as_allowed(host_config.unwrap(), folder.path());
 }
 

@@ -242,13 +242,28 @@ impl Cgroup {
                     cpu_millis.map_or_else(|| "max".to_owned(), |it| quota_us(it).to_string());
                 files::write(&dir, "cpu.max", format!("{quota} {PERIOD_US}"))?;
             }
-            // In version 1 a single thread is moved, which is far cheaper than moving a process. A
-            // process that moves itself has only one thread.
-            let file = dir.join(if hierarchy.unified { files::PROCESSES } else { "tasks" });
-            let join = OpenOptions::new().write(true).open(&file);
-            joins.push(join.map_err(|error| files::at(&file, error))?);
+            joins.push(join(&dir, hierarchy.unified)?);
         }
         self.cpu_millis = cpu_millis;
+        Ok(joins)
+    }
+
+    /// Returns the files by which another process joins the attempt.
+    ///
+    /// # Errors
+    /// If the kernel refuses it.
+    pub(super) fn joins(&self) -> io::Result<Vec<File>> {
+        let mut joins = Vec::new();
+        for (number, hierarchy) in self.hierarchies.iter().enumerate() {
+            let dir = self.dir(hierarchy);
+            let limits_memory = hierarchy.memory && self.has_memory_limit;
+            // In version 1 only after `limit_cpu`.
+            let limits_cpu = hierarchy.cpu && self.cpu_millis.is_some() && dir.exists();
+            if number > 0 && !limits_memory && !limits_cpu {
+                continue;
+            }
+            joins.push(join(&dir, hierarchy.unified)?);
+        }
         Ok(joins)
     }
 
@@ -311,6 +326,14 @@ impl Cgroup {
     fn remove(&self) -> io::Result<()> {
         self.hierarchies.iter().try_for_each(|hierarchy| files::remove(&self.dir(hierarchy)))
     }
+}
+
+/// Returns the file by which a process joins a cgroup.
+fn join(dir: &Path, unified: bool) -> io::Result<File> {
+    // In version 1 a single thread is moved, which is far cheaper than moving a process. A process
+    // that moves itself has only one thread.
+    let file = dir.join(if unified { files::PROCESSES } else { "tasks" });
+    OpenOptions::new().write(true).open(&file).map_err(|error| files::at(&file, error))
 }
 
 fn limit_memory(dir: &Path, unified: bool, bytes: u64) -> io::Result<()> {

@@ -1,6 +1,8 @@
 //! Tests the agent with a manager that the test controls.
 #![expect(clippy::unwrap_used, clippy::panic, reason = "tests")]
 
+mod replicas;
+
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::os::unix::fs::DirBuilderExt;
@@ -20,6 +22,7 @@ use podmesh_protocol::error::{ErrorCode, ErrorReply};
 use podmesh_protocol::event::{Published, TOPIC_MANAGER};
 use podmesh_protocol::ids::{AttemptId, ClusterId, Epoch, InstanceId, JobId, Name, Revision};
 use podmesh_protocol::report::{Outcome, OutcomeKind, Report, ReportFact};
+use podmesh_protocol::service::ReplicaSpec;
 use podmesh_protocol::session::{Hello, StopReason, ToManager, ToPeer, Welcome};
 use podmesh_protocol::spec::{OnLost, Resources, RunSpec, RuntimeKind, RuntimeSpec};
 use podmesh_protocol::version::VersionRange;
@@ -194,6 +197,16 @@ impl Manager {
     }
 
     async fn start(&mut self, attempt: AttemptId, runtime: RuntimeSpec, script: &str) {
+        self.start_with(attempt, runtime, script, None).await;
+    }
+
+    async fn start_with(
+        &mut self,
+        attempt: AttemptId,
+        runtime: RuntimeSpec,
+        script: &str,
+        replica: Option<Box<ReplicaSpec>>,
+    ) {
         let run = RunSpec {
             runtime,
             command: ["sh", "-c", script].map(str::to_owned).to_vec(),
@@ -201,7 +214,7 @@ impl Manager {
             workdir: None,
             timeout_ms: None,
             stop_grace_ms: 30_000,
-            replica: None,
+            replica,
         };
         self.send(ToPeer::JobSpec {
             epoch: self.epoch,
@@ -305,6 +318,7 @@ impl Agent {
             labels: BTreeMap::from([("disk".parse().unwrap(), "fast".to_owned())]),
             runtimes: RuntimeSwitches { process: true, docker: DockerSwitch::Off, noop: true },
             process_user: None,
+            address: None,
             logs_bytes_max: None,
             policy: NodePolicy::default(),
             rotation: RotationPolicy::default(),
@@ -596,7 +610,7 @@ async fn a_session_in_a_version_that_the_agent_does_not_speak_ends_it() {
 
 /// Returns the messages that a manager of version 1 sent to an agent, as they were recorded.
 fn recorded() -> impl Iterator<Item = ToPeer> {
-    let lines = include_str!("../../protocol/tests/golden/exchange_v1.txt").lines();
+    let lines = include_str!("../../../protocol/tests/golden/exchange_v1.txt").lines();
     lines.filter_map(|line| line.strip_prefix("agent to_peer ")).map(|line| {
         let (_name, hex) = line.split_once(' ').unwrap();
         let byte = |at: usize| u8::from_str_radix(&hex[at..at + 2], 16).unwrap();
