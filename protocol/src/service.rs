@@ -89,7 +89,8 @@ pub struct HealthSpec {
     /// successful check ends it.
     #[serde(default = "start_period_default")]
     pub start_period_ms: u64,
-    /// How many checks in a row must fail before the replica is unhealthy. Default 3.
+    /// How many checks in a row must fail before the replica is unhealthy. Default 3. While it
+    /// starts, only failed checks an interval apart count.
     #[serde(default = "failures_default")]
     pub failures: u32,
 }

@@ -392,36 +392,42 @@ fn a_supervisor_waits_for_the_end_of_the_previous_one() {
     });
 }
 
-#[tokio::test]
-async fn an_older_supervisor_gets_no_replicas() {
-    let node = Node::new();
+/// Acts as a supervisor of this version that sends these messages after its welcome. Returns how many
+/// starts it was asked for, once the agent has disconnected.
+fn act(node: &Node, version: u16, says: Vec<ToAgent>) -> JoinHandle<usize> {
     let run_dir = RunDir::open(node.dir.path()).unwrap();
     let listener = tokio::net::UnixListener::from_std(run_dir.bind().unwrap()).unwrap();
-    let older = tokio::spawn(async move {
+    tokio::spawn(async move {
         let (reader, mut writer) = listener.accept().await.unwrap().0.into_split();
         let mut frames = Frames::new(reader);
         let mut out = Vec::new();
-        let welcome = ToAgent::Welcome {
-            version: VERSION_REPLICAS - 1,
-            program_version: env!("CARGO_PKG_VERSION").to_owned(),
-            captures: 0,
-            unenforced: None,
-        };
-        put(&mut out, &welcome).unwrap();
-        put(&mut out, &ToAgent::Ready).unwrap();
+        let program_version = env!("CARGO_PKG_VERSION").to_owned();
+        let welcome = ToAgent::Welcome { version, program_version, captures: 0, unenforced: None };
+        for message in [welcome].into_iter().chain(says) {
+            put(&mut out, &message).unwrap();
+        }
         tokio::io::AsyncWriteExt::write_all(&mut writer, &out).await.unwrap();
         let mut started = 0;
         while let Some(message) = frames.next().await.unwrap() {
             started += usize::from(matches!(message, ToSupervisor::Start { .. }));
         }
         started
-    });
+    })
+}
+
+fn replica() -> Arc<Replica> {
+    let spec = crate::ports::tests::spec(&[("http", None)]);
+    Arc::new(Replica { spec, address: [127, 0, 0, 1].into(), ports: vec![20_000] })
+}
+
+#[tokio::test]
+async fn an_older_supervisor_gets_no_replicas() {
+    let node = Node::new();
+    let older = act(&node, VERSION_REPLICAS - 1, vec![ToAgent::Ready]);
     let (sender, mut facts) = mpsc::unbounded_channel();
     let opened = Processes::open(node.settings(), true, sender, Captures::new().1).await.unwrap();
     let (processes, link, _) = opened.unwrap();
-    let spec = crate::ports::tests::spec(&[("http", None)]);
-    let replica = Replica { spec, address: [127, 0, 0, 1].into(), ports: vec![20_000] };
-    processes.start(ATTEMPT, context(OnLost::Wait, "true"), Some(Arc::new(replica)));
+    processes.start(ATTEMPT, context(OnLost::Wait, "true"), Some(replica()));
     processes.start(ATTEMPT, context(OnLost::Wait, "true"), None);
     tokio::join!(processes.close(), link.run());
     let Some((ATTEMPT, RuntimeFact::Ended(outcome))) = facts.recv().await else { panic!("no end") };
@@ -431,13 +437,35 @@ async fn an_older_supervisor_gets_no_replicas() {
 }
 
 #[tokio::test]
+async fn a_replica_that_starts_while_the_agent_restarts_is_reported_with_its_ports() {
+    let node = Node::new();
+    let held = HeldAttempt {
+        attempt: ATTEMPT,
+        on_lost: OnLost::Requeue,
+        ended: None,
+        started: false,
+        ran_ms: 0,
+        replica: Some(replica()),
+    };
+    let says =
+        vec![ToAgent::Holds(Box::new(held)), ToAgent::Ready, ToAgent::Started { attempt: ATTEMPT }];
+    let _acting = act(&node, VERSION, says);
+    let (sender, mut facts) = mpsc::unbounded_channel();
+    let opened = Processes::open(node.settings(), true, sender, Captures::new().1).await.unwrap();
+    let (_processes, link, found) = opened.unwrap();
+    assert_eq!((found[0].started, &found[0].replica), (false, &Some(replica())));
+    tokio::spawn(link.run());
+    let mut next = async || timeout(LIMIT, facts.recv()).await.unwrap().unwrap();
+    assert_eq!(next().await, (ATTEMPT, RuntimeFact::Started));
+    assert_eq!(next().await, (ATTEMPT, RuntimeFact::Listening(vec![20_000])));
+}
+
+#[tokio::test]
 async fn the_next_agent_is_told_where_a_replica_listens() {
     let node = Node::new();
     let _supervisor = node.supervise().await;
     let (mut first, _) = node.agent(|_| {}).await;
-    let spec = crate::ports::tests::spec(&[("http", None)]);
-    let replica = Replica { spec, address: [127, 0, 0, 1].into(), ports: vec![20_000] };
-    let replica = Some(Arc::new(replica));
+    let replica = Some(replica());
     let context = Some(Box::new(Context::from(&*context(OnLost::Wait, GATE))));
     let start = ToSupervisor::Start { attempt: ATTEMPT, context, replica: replica.clone() };
     first.say(start).await;

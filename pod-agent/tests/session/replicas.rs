@@ -129,8 +129,12 @@ async fn checks_end_when_a_replica_is_told_to_stop() {
     assert_eq!(manager.health().await.0, Health::Healthy);
     manager.read_log(0, 30_000).await;
     manager.send(ToPeer::Stops(manager.epoch, vec![(ATTEMPT, StopReason::Cancelled)])).await;
-    // One check may be under way.
-    while tokio::time::timeout(Duration::from_millis(300), open.accept()).await.is_ok() {}
+    // Some checks may have been made before.
+    let mut checks = 0;
+    while tokio::time::timeout(Duration::from_millis(300), open.accept()).await.is_ok() {
+        checks += 1;
+        assert!(checks < 1_000, "checks go on");
+    }
     drop(open);
     std::fs::write(dir.path().join("agent/work/0/folder/go"), "").unwrap();
     let (_, outcome) = manager.end().await;
