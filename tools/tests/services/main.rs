@@ -333,6 +333,12 @@ fn services_are_removed_although_one_does_not_exist() {
 }
 
 #[test]
+fn a_manager_without_services_is_named_as_the_reason() {
+    let manager = manager(|_| Some(Err(ErrorReply::new(ErrorCode::BadMessage, "unknown variant"))));
+    says(&manager.run(&["services"]), 125, &["unknown variant", "hint:", "older version"]);
+}
+
+#[test]
 fn jobs_can_list_the_replicas_of_a_service() {
     let manager = manager(otherwise);
     says(&manager.run(&["jobs", "--service", "web"]), 0, &[]);
