@@ -12,6 +12,7 @@ use podmesh_protocol::service::{
 };
 
 use crate::connect::{Connection, RequestError, unexpected, wait_ms};
+use crate::error::CliError;
 
 /// What became of a request that changes a service.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -32,9 +33,17 @@ impl RequestError {
 
 impl Connection {
     async fn service_request(&self, request: ServiceRequest) -> Result<ServiceReply, RequestError> {
-        match self.request(RequestBody::Service(request)).await? {
-            ReplyBody::Service(reply) => Ok(reply),
-            _ => Err(unexpected()),
+        match self.request(RequestBody::Service(request)).await {
+            Ok(ReplyBody::Service(reply)) => Ok(reply),
+            Ok(_) => Err(unexpected()),
+            // A manager without services does not know the request.
+            Err(RequestError::Refused(reply)) if reply.code == ErrorCode::BadMessage => {
+                let error = CliError::from(RequestError::Refused(reply));
+                Err(RequestError::Failed(error.hint(
+                    "if the manager runs an older version of podmesh, without services: upgrade it",
+                )))
+            }
+            Err(error) => Err(error),
         }
     }
 

@@ -222,11 +222,14 @@ impl Merge<'_> {
         for number in self.numbers(&detail) {
             let present = self.present(&detail, number);
             let seen = &seen;
+            // Counted before the first one is read: none of many may wait for output.
+            let counted = [self.turns.count(), self.turns.count()];
             shown.push(Box::pin(async move {
                 let attempts = match present {
                     present if present.is_empty() => self.last(number).await?,
                     present => present,
                 };
+                drop(counted);
                 self.show_new(number, attempts, seen, show).await
             }));
         }
