@@ -8,8 +8,8 @@ use podmesh_protocol::ids::Name;
 use podmesh_protocol::spec::Resources;
 use podmesh_wire::locate::Locator;
 
+use crate::companion::CompanionCommand;
 use crate::policy::NodePolicy;
-use crate::supervisor::SupervisorCommand;
 
 /// The configuration of an agent.
 #[derive(Clone, Debug)]
@@ -42,7 +42,7 @@ pub struct AgentConfig {
     /// of the attempts that ended first is removed. `None`: a tenth of the disk.
     pub logs_bytes_max: Option<u64>,
     /// The command that starts the supervisor if none is running.
-    pub supervisor: SupervisorCommand,
+    pub supervisor: CompanionCommand,
     /// Whether processes are stopped when the agent ends for any reason. Otherwise they keep
     /// running, as containers do.
     pub stop_processes: bool,

@@ -11,6 +11,7 @@ mod agent;
 mod capacity;
 pub mod capture;
 mod clock;
+pub mod companion;
 mod config;
 mod data_dir;
 pub mod docker;

@@ -9,8 +9,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
+use podmesh_agent::companion::CompanionCommand;
 use podmesh_agent::policy::NodePolicy;
-use podmesh_agent::supervisor::{SupervisorCommand, supervise};
+use podmesh_agent::supervisor::supervise;
 use podmesh_agent::{AgentConfig, AgentError, DockerSwitch, RuntimeSwitches, run};
 use podmesh_logrotate::RotationPolicy;
 use podmesh_protocol::access::{Caller, JoinRequest, PublicKey, Role};
@@ -304,7 +305,7 @@ impl Agent {
             policy: NodePolicy::default(),
             rotation: RotationPolicy::default(),
             // Never started, because a supervisor already runs.
-            supervisor: SupervisorCommand {
+            supervisor: CompanionCommand {
                 program: "/nonexistent".into(),
                 arg0: "podmesh".into(),
                 args: Vec::new(),
