@@ -1,6 +1,7 @@
 //! The configuration of an agent.
 
 use std::collections::BTreeMap;
+use std::ops::RangeInclusive;
 use std::path::PathBuf;
 
 use podmesh_logrotate::RotationPolicy;
@@ -9,7 +10,7 @@ use podmesh_protocol::spec::Resources;
 use podmesh_wire::locate::Locator;
 
 use crate::companion::CompanionCommand;
-use crate::policy::NodePolicy;
+use crate::policy::{IngressAddress, NodePolicy, PortRanges};
 
 /// The configuration of an agent.
 #[derive(Clone, Debug)]
@@ -43,10 +44,38 @@ pub struct AgentConfig {
     pub logs_bytes_max: Option<u64>,
     /// The command that starts the supervisor if none is running.
     pub supervisor: CompanionCommand,
+    /// The command that starts the node's proxy if none is running and a service publishes a port.
+    pub proxy: CompanionCommand,
+    /// Where the node's proxy listens.
+    pub ingress: IngressConfig,
     /// Whether processes are stopped when the agent ends for any reason. Otherwise they keep
-    /// running, as containers do.
+    /// running, as containers do. The node's proxy ends together with the processes.
     pub stop_processes: bool,
 }
+
+/// Where the node's proxy listens.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct IngressConfig {
+    /// The address.
+    pub address: IngressAddress,
+    /// The ports that it may listen on.
+    pub ports: PortRanges,
+    /// The ports of the node's replicas, which it never listens on.
+    pub replica_ports: RangeInclusive<u16>,
+}
+
+impl Default for IngressConfig {
+    fn default() -> Self {
+        Self {
+            address: IngressAddress::All,
+            ports: PortRanges::default(),
+            replica_ports: REPLICA_PORTS_DEFAULT,
+        }
+    }
+}
+
+/// The default ports of a node's replicas: below those that Linux uses for outgoing connections.
+pub const REPLICA_PORTS_DEFAULT: RangeInclusive<u16> = 20_000..=29_999;
 
 /// Which runtimes of an agent are enabled.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -4,7 +4,7 @@
 //! its outputs are commands for a runtime or messages for the manager (`agent.rs`). Sessions
 //! (`session.rs`), heartbeats on their own thread (`heartbeat.rs`) and log reads (`log_reads.rs`)
 //! run separately and never wait for the core. A separate process, the supervisor (`supervisor/`),
-//! holds the node's processes.
+//! holds the node's processes, and another one, the proxy (`proxy/`), passes connections to replicas.
 
 mod age_clock;
 mod agent;
@@ -24,6 +24,7 @@ mod log_sweep;
 mod paths;
 pub mod policy;
 mod process;
+pub mod proxy;
 mod runtimes;
 mod session;
 pub mod supervisor;
@@ -32,7 +33,9 @@ mod user;
 
 pub use agent::run;
 pub use capacity::detect_capacity;
-pub use config::{AgentConfig, DockerSwitch, RuntimeSwitches};
+pub use config::{
+    AgentConfig, DockerSwitch, IngressConfig, REPLICA_PORTS_DEFAULT, RuntimeSwitches,
+};
 pub use error::AgentError;
 pub use process::unenforced_limits;
 pub use user::{PROCESS_USER, ProcessUserError};

@@ -12,7 +12,7 @@ use std::time::Duration;
 use podmesh_agent::companion::CompanionCommand;
 use podmesh_agent::policy::NodePolicy;
 use podmesh_agent::supervisor::supervise;
-use podmesh_agent::{AgentConfig, AgentError, DockerSwitch, RuntimeSwitches, run};
+use podmesh_agent::{AgentConfig, AgentError, DockerSwitch, IngressConfig, RuntimeSwitches, run};
 use podmesh_logrotate::RotationPolicy;
 use podmesh_protocol::access::{Caller, JoinRequest, PublicKey, Role};
 use podmesh_protocol::client::{LogPosition, LogRead, LogSlice, LogStream};
@@ -310,6 +310,12 @@ impl Agent {
                 arg0: "podmesh".into(),
                 args: Vec::new(),
             },
+            proxy: CompanionCommand {
+                program: "/nonexistent".into(),
+                arg0: "podmesh".into(),
+                args: Vec::new(),
+            },
+            ingress: IngressConfig::default(),
             stop_processes,
         };
         let (stop, stopped) = oneshot::channel::<()>();
@@ -588,4 +594,23 @@ async fn an_agent_can_start_before_its_manager() {
     let _agent = Agent::start(dir.path(), &address);
     let mut manager = Manager::at(address).await;
     manager.session().await;
+}
+
+#[tokio::test]
+async fn endpoints_are_acknowledged_in_their_session_only() {
+    let mut manager = Manager::new().await;
+    let dir = tempfile::tempdir().unwrap();
+    let agent = Agent::start(dir.path(), &manager.address);
+    manager.session().await;
+    let endpoints =
+        |epoch, update| ToPeer::Endpoints { epoch, update, all: true, services: Vec::new() };
+    manager.send(endpoints(Epoch(77), 5)).await;
+    manager.send(endpoints(manager.epoch, 3)).await;
+    let acked = loop {
+        if let ToManager::EndpointsApplied { epoch, applied, drained } = manager.receive().await {
+            break (epoch, applied, drained);
+        }
+    };
+    assert_eq!(acked, (manager.epoch, 3, 3));
+    agent.abort(dir.path()).await;
 }

@@ -63,9 +63,12 @@ impl Mesh {
             sleep(LOOK).await;
         }
         let mut agents = Vec::new();
-        for name in names {
+        for (number, name) in (1..).zip(names) {
+            // Each agent stands for a machine, so each has an address of its own.
+            let ingress = format!("127.0.0.{number}");
             agents.push(Daemon::start(name, &data_dir.inner(name), folder.path(), |command| {
-                command.args(["agent", "--name", name, "--stop-processes", "--manager"]);
+                command.args(["agent", "--name", name, "--stop-processes"]);
+                command.args(["--ingress-address", &ingress, "--manager"]);
                 command.arg(folder.path());
             })?);
         }

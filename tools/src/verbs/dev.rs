@@ -1,5 +1,8 @@
 //! `podmesh dev`
 
+use std::net::Ipv4Addr;
+
+use podmesh_agent::policy::IngressAddress;
 use podmesh_manager::{Endpoint, ManagerConfig};
 use podmesh_protocol::ids::Name;
 use podmesh_wire::locate::ManagerPlace;
@@ -73,12 +76,15 @@ async fn mesh(
 async fn run_agents(mesh_dir: &DataDir, names: Vec<Name>, shutdown: Shutdown) -> CliResult<()> {
     let (stop, stopping) = watch::channel(false);
     let mut agents = JoinSet::new();
-    for name in names {
+    for (number, name) in (1..).zip(names) {
         let data_dir = mesh_dir.inner(name.as_str());
         let manager = ManagerPlace::DataDir(mesh_dir.path().to_owned());
         let mut config = plain(name.clone(), Some(manager), &data_dir);
         // No process may remain, even if this process is killed.
         config.stop_processes = true;
+        // Each agent stands for a machine, so each has an address of its own.
+        let address = Ipv4Addr::new(127, 0, 0, number);
+        config.ingress.address = IngressAddress::One(address.into());
         let mut stopping = stopping.clone();
         agents.spawn(async move {
             // The sender lives until all agents have ended.
