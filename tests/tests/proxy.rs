@@ -1,10 +1,9 @@
 //! The node's proxy as a process: it outlives the agent's link, and survives a lack of files.
 #![expect(clippy::unwrap_used, reason = "tests")]
 
-use std::fs::{self, File};
+use std::fs;
 use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
-use std::path::PathBuf;
 use std::time::Duration;
 
 use nix::sys::signal::{Signal, kill};
@@ -15,6 +14,7 @@ use podmesh_agent::proxy::{Ack, Endpoints, Proxy, ProxySettings};
 use podmesh_protocol::ids::{AttemptId, JobId};
 use podmesh_protocol::service::{PortEndpoints, ServiceEndpoints};
 use podmesh_tests::ports::free_port;
+use podmesh_tests::proxy;
 use podmesh_tests::wait::until_true;
 use rustix::process::{Resource, Rlimit, prlimit};
 use tempfile::TempDir;
@@ -66,18 +66,13 @@ impl Node {
         Endpoints { session: 1, update, all: true, services }
     }
 
-    fn lock(&self) -> PathBuf {
-        self.folder.path().join("agent/run/proxy.lock")
-    }
-
     fn lives(&self) -> bool {
-        File::open(self.lock()).is_ok_and(|file| file.try_lock().is_err())
+        proxy::lives(self.folder.path())
     }
 
     /// Returns the process id of the running proxy.
     fn pid(&self) -> Pid {
-        assert!(self.lives());
-        Pid::from_raw(fs::read_to_string(self.lock()).unwrap().trim().parse().unwrap())
+        proxy::pid(self.folder.path()).unwrap()
     }
 
     fn client(&self) -> TcpStream {
@@ -89,12 +84,7 @@ impl Node {
 
 impl Drop for Node {
     fn drop(&mut self) {
-        if self.lives()
-            && let Ok(pid) = fs::read_to_string(self.lock()).unwrap_or_default().trim().parse()
-        {
-            // It may have ended by itself.
-            _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
-        }
+        proxy::kill_and_wait(self.folder.path());
     }
 }
 
@@ -150,18 +140,18 @@ async fn connections_outlive_the_agent_and_its_next_run_finds_the_proxy() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_killed_proxy_is_replaced_and_knows_the_endpoints() {
     let node = Node::new();
-    let (proxy, mut acks) = node.open(false);
-    proxy.apply(node.endpoints(1));
+    let (link, mut acks) = node.open(false);
+    link.apply(node.endpoints(1));
     acked(&mut acks, 1).await;
     let killed = node.pid();
     kill(killed, Signal::SIGKILL).unwrap();
-    proxy.apply(node.endpoints(2));
+    link.apply(node.endpoints(2));
     acked(&mut acks, 2).await;
     assert_ne!(node.pid(), killed);
     asks(&mut node.client(), b"fresh");
     // SIGTERM ends it in the same way as the agent does.
     kill(node.pid(), Signal::SIGTERM).unwrap();
-    proxy.apply(node.endpoints(3));
+    link.apply(node.endpoints(3));
     acked(&mut acks, 3).await;
     asks(&mut node.client(), b"again");
 }
@@ -176,8 +166,8 @@ fn cpu_ticks(pid: Pid) -> u64 {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_proxy_without_free_files_waits_and_then_serves() {
     let node = Node::new();
-    let (proxy, mut acks) = node.open(false);
-    proxy.apply(node.endpoints(1));
+    let (link, mut acks) = node.open(false);
+    link.apply(node.endpoints(1));
     acked(&mut acks, 1).await;
     let pid = node.pid();
     let mut served = node.client();

@@ -31,11 +31,11 @@ pub(super) struct Connection {
 }
 
 impl Connection {
-    /// Sends a message.
+    /// Sends a message. A proxy that does not read it in time counts as lost.
     pub(super) async fn say(&mut self, message: &ToProxy) -> io::Result<()> {
         let mut bytes = Vec::new();
         put(&mut bytes, message)?;
-        self.writer.write_all(&bytes).await
+        timeout(ANSWER_LIMIT, self.writer.write_all(&bytes)).await?
     }
 
     /// Asks the proxy to end, and waits until it has closed its listeners.

@@ -294,8 +294,10 @@ impl Link {
     }
 
     fn trouble(&self, error: &ProxyError) {
-        tracing::error!("{error}; retrying");
         let text = error.to_string();
+        if !self.troubles.borrow().contains(&text) {
+            tracing::error!("{text}; retrying");
+        }
         let all = self.wanted.refused().cloned().chain([text]).collect();
         self.troubles.send_replace(all);
     }

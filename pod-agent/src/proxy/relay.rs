@@ -3,7 +3,8 @@
 use std::io;
 use std::net::{Shutdown, SocketAddr};
 use std::pin::pin;
-use std::time::Duration;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use socket2::SockRef;
 use tokio::io::{AsyncWriteExt, Interest};
@@ -17,6 +18,8 @@ use super::sockets::{break_off, connect, is_exhausted};
 
 /// How long an endpoint may take to accept a connection. Then another one is tried.
 const CONNECT_LIMIT: Duration = Duration::from_secs(1);
+/// How long other endpoints are tried. Clients do not wait for longer.
+const REACH_LIMIT: Duration = Duration::from_secs(10);
 
 /// Serves a client until its connection ends.
 pub(super) async fn relay(client: TcpStream, port: u16, visit: Visit) {
@@ -41,12 +44,15 @@ pub(super) async fn relay(client: TcpStream, port: u16, visit: Visit) {
 ///
 /// # Errors
 /// Why there is none, for people.
-async fn reach(port: u16, plane: &std::sync::Arc<Plane>) -> Result<(TcpStream, Lane), String> {
+async fn reach(port: u16, plane: &Arc<Plane>) -> Result<(TcpStream, Lane), String> {
+    let began = Instant::now();
     let mut tried = Vec::new();
     let mut last = None;
     // A connection to an endpoint that was removed while it was made. It is better than none.
     let mut spare = None;
-    while let Some(lane) = plane.choose(port, &tried) {
+    while began.elapsed() < REACH_LIMIT
+        && let Some(lane) = plane.choose(port, &tried)
+    {
         tried.push(lane.chosen.id);
         let address = lane.chosen.address;
         match timeout(CONNECT_LIMIT, connect(address)).await {

@@ -124,8 +124,31 @@ pub(super) fn break_off(stream: TcpStream) {
 }
 
 #[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "tests")]
 mod tests {
     use super::*;
+
+    #[tokio::test]
+    async fn both_sides_of_a_connection_are_checked_when_idle_and_send_at_once() {
+        let listener = listen(Some("127.0.0.1".parse().unwrap()), 0).unwrap();
+        let ours = connect(listener.local_addr().unwrap()).await.unwrap();
+        let theirs = tokio::net::TcpListener::from_std(listener).unwrap().accept().await.unwrap().0;
+        for stream in [&ours, &theirs] {
+            let socket = SockRef::from(stream);
+            assert!(socket.tcp_nodelay().unwrap() && socket.keepalive().unwrap());
+            assert_eq!(socket.tcp_keepalive_time().unwrap(), KEEPALIVE_IDLE);
+        }
+    }
+
+    #[tokio::test]
+    async fn a_listener_on_all_addresses_serves_both_families() {
+        let listener = listen(None, 0).unwrap();
+        let address = listener.local_addr().unwrap();
+        connect((Ipv4Addr::LOCALHOST, address.port()).into()).await.unwrap();
+        if address.is_ipv6() {
+            connect((Ipv6Addr::LOCALHOST, address.port()).into()).await.unwrap();
+        }
+    }
 
     #[test]
     fn connections_fit_into_the_limit_on_open_files() {
