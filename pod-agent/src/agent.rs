@@ -35,6 +35,7 @@ use crate::log_notify::LogNotify;
 use crate::log_reads::LogReads;
 use crate::log_sweep::{LogLimits, LogSweep, RemovedLogs};
 use crate::ports::ReplicaPorts;
+use crate::proxy::{Ack, Endpoints, Proxy, ProxySettings};
 use crate::runtimes::Runtimes;
 use crate::session::{Opened, SessionEvent, Sessions};
 use crate::supervisor::{LinkSettings, Processes};
@@ -124,6 +125,14 @@ async fn run_all(config: AgentConfig, shutdown: Shutdown<'_>) -> Result<(), Agen
         None => (None, None, Vec::new()),
     };
 
+    let (proxy, acks) = Proxy::open(ProxySettings {
+        command: config.proxy,
+        data_dir: data_dir.path().to_owned(),
+        agent_id: data_dir.id(),
+        stop_with_agent: config.stop_processes,
+        ingress: config.ingress,
+        replica_ports: config.policy.replica_ports,
+    });
     let (heartbeat_sender, heartbeats) = mpsc::unbounded_channel();
     let (session_sender, session_events) = mpsc::channel(EVENTS_MAX);
     let (drop_session, dropped) = watch::channel(0);
@@ -144,6 +153,7 @@ async fn run_all(config: AgentConfig, shutdown: Shutdown<'_>) -> Result<(), Agen
             facts_sender,
         ),
         ports,
+        proxy,
         heartbeat: Heartbeat::start(clock, heartbeat_sender)?,
         session: None,
         drop_session,
@@ -185,7 +195,7 @@ async fn run_all(config: AgentConfig, shutdown: Shutdown<'_>) -> Result<(), Agen
     let sessions =
         Sessions { locator: config.manager, clock, data_dir, events: session_sender, dropped };
     let sessions = tokio::spawn(sessions.run());
-    let sources = Sources { session_events, heartbeats, facts, docker_later };
+    let sources = Sources { session_events, heartbeats, facts, acks, docker_later };
     let work = async {
         let result = agent.run(sources, sweep, shutdown).await;
         agent.session = None;
@@ -194,6 +204,7 @@ async fn run_all(config: AgentConfig, shutdown: Shutdown<'_>) -> Result<(), Agen
             tracing::debug!("the last session did not end in time");
         }
         agent.runtimes.close().await;
+        agent.proxy.close().await;
         result
     };
     // Run in this task, so that no other thread must be woken for each process.
@@ -272,6 +283,7 @@ struct Sources {
     session_events: mpsc::Receiver<SessionEvent>,
     heartbeats: mpsc::UnboundedReceiver<HeartbeatEvent>,
     facts: mpsc::UnboundedReceiver<(AttemptId, RuntimeFact)>,
+    acks: mpsc::UnboundedReceiver<Ack>,
     docker_later: Option<oneshot::Receiver<DockerReady>>,
 }
 
@@ -289,6 +301,7 @@ struct Agent {
     clock: Clock,
     runtimes: Runtimes,
     ports: Arc<ReplicaPorts>,
+    proxy: Proxy,
     heartbeat: Heartbeat,
     session: Option<Session>,
     /// The number of the session up to which sessions must be dropped.
@@ -316,7 +329,8 @@ impl Agent {
         mut sweep: LogSweep,
         shutdown: impl Future<Output = ()>,
     ) -> Result<(), AgentError> {
-        let Sources { mut session_events, mut heartbeats, mut facts, mut docker_later } = sources;
+        let Sources { mut session_events, mut heartbeats, mut facts, mut acks, mut docker_later } =
+            sources;
         let mut shutdown = std::pin::pin!(shutdown);
         let mut is_shutting_down = false;
         let mut sweeps = interval(SWEEP_LOOK_EVERY);
@@ -336,6 +350,7 @@ impl Agent {
             tokio::select! {
                 Some(event) = session_events.recv() => self.session_event(event)?,
                 Some(event) = heartbeats.recv() => self.heartbeat_event(event),
+                Some(ack) = acks.recv() => self.endpoints_applied(ack),
                 _ = facts.recv_many(&mut batch, FACTS_MAX) => self.facts(batch),
                 () = sleep(wakeup.unwrap_or_default()), if wakeup.is_some() => {
                     self.feed(Input::Tick);
@@ -525,15 +540,30 @@ impl Agent {
                 }
                 return;
             }
+            ToPeer::Endpoints { epoch, update, all, services } => {
+                if let Some(session) = self.session.as_ref().filter(|of| of.epoch == epoch) {
+                    let session = session.number;
+                    self.proxy.apply(Endpoints { session, update, all, services });
+                }
+                return;
+            }
             // These belong to the start of a session or to clients, or were already handled.
             ToPeer::Welcome(_)
-            | ToPeer::Endpoints { .. }
             | ToPeer::Refused(_)
             | ToPeer::HelloAgain(_)
             | ToPeer::Reply(_)
             | ToPeer::Error(_) => return,
         };
         self.feed(input);
+    }
+
+    /// Tells the manager what the node's proxy has done.
+    fn endpoints_applied(&mut self, ack: Ack) {
+        let Ack { session, applied, drained } = ack;
+        if let Some(of) = self.session.as_ref().filter(|of| of.number == session) {
+            // If the session has ended, the next one starts over.
+            _ = of.messages.send(ToManager::EndpointsApplied { epoch: of.epoch, applied, drained });
+        }
     }
 
     fn heartbeat_event(&mut self, event: HeartbeatEvent) {

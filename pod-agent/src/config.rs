@@ -10,8 +10,8 @@ use podmesh_protocol::spec::Resources;
 use podmesh_protocol::version::VersionRange;
 use podmesh_wire::locate::Locator;
 
-use crate::policy::NodePolicy;
-use crate::supervisor::SupervisorCommand;
+use crate::companion::CompanionCommand;
+use crate::policy::{IngressAddress, NodePolicy, PortRanges};
 
 /// The configuration of an agent.
 #[derive(Clone, Debug)]
@@ -47,12 +47,31 @@ pub struct AgentConfig {
     /// of the attempts that ended first is removed. `None`: a tenth of the disk.
     pub logs_bytes_max: Option<u64>,
     /// The command that starts the supervisor if none is running.
-    pub supervisor: SupervisorCommand,
+    pub supervisor: CompanionCommand,
+    /// The command that starts the node's proxy if none is running and a service publishes a port.
+    pub proxy: CompanionCommand,
+    /// Where the node's proxy listens.
+    pub ingress: IngressConfig,
     /// Whether processes are stopped when the agent ends for any reason. Otherwise they keep
-    /// running, as containers do.
+    /// running, as containers do. The node's proxy ends together with the processes.
     pub stop_processes: bool,
     /// The protocol versions that the agent speaks: [`VersionRange::SPOKEN`] except in tests.
     pub versions: VersionRange,
+}
+
+/// Where the node's proxy listens.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct IngressConfig {
+    /// The address.
+    pub address: IngressAddress,
+    /// The ports that it may listen on.
+    pub ports: PortRanges,
+}
+
+impl Default for IngressConfig {
+    fn default() -> Self {
+        Self { address: IngressAddress::All, ports: PortRanges::default() }
+    }
 }
 
 /// Which runtimes of an agent are enabled.

@@ -4,7 +4,7 @@
 //! its outputs are commands for a runtime or messages for the manager (`agent.rs`). Sessions
 //! (`session.rs`), heartbeats on their own thread (`heartbeat.rs`) and log reads (`log_reads.rs`)
 //! run separately and never wait for the core. A separate process, the supervisor (`supervisor/`),
-//! holds the node's processes.
+//! holds the node's processes, and another one, the proxy (`proxy/`), passes connections to replicas.
 
 mod address;
 mod age_clock;
@@ -12,6 +12,7 @@ mod agent;
 mod capacity;
 pub mod capture;
 mod clock;
+pub mod companion;
 mod config;
 mod data_dir;
 pub mod docker;
@@ -26,6 +27,7 @@ mod paths;
 pub mod policy;
 pub mod ports;
 mod process;
+pub mod proxy;
 mod runtimes;
 mod session;
 pub mod supervisor;
@@ -34,7 +36,7 @@ mod user;
 
 pub use agent::run;
 pub use capacity::detect_capacity;
-pub use config::{AgentConfig, DockerSwitch, RuntimeSwitches};
+pub use config::{AgentConfig, DockerSwitch, IngressConfig, RuntimeSwitches};
 pub use error::AgentError;
 pub use process::unenforced_limits;
 pub use user::{PROCESS_USER, ProcessUserError};

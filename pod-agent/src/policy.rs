@@ -1,6 +1,10 @@
 //! The policy of a node, set by its owner. The manager cannot override it.
 
+use std::fmt;
+use std::net::IpAddr;
+use std::ops::RangeInclusive;
 use std::path::PathBuf;
+use std::str::FromStr;
 
 use podmesh_protocol::ids::Name;
 use podmesh_protocol::spec::{DockerSpec, NetworkMode, Resources};
@@ -62,6 +66,108 @@ pub struct MountRoot {
     /// Whether containers may write there; otherwise only read-only mounts are allowed.
     #[serde(default)]
     pub writable: bool,
+}
+
+/// Ports, as ranges: `80`, `1024-65535`. Displayed in the order in which they were given.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PortRanges(Vec<RangeInclusive<u16>>);
+
+impl PortRanges {
+    /// Returns whether a port is in one of the ranges.
+    pub fn contains(&self, port: u16) -> bool {
+        self.0.iter().any(|range| range.contains(&port))
+    }
+
+    /// Parses ranges of ports.
+    ///
+    /// # Errors
+    /// The first text that is not a port or a range of ports.
+    pub fn parse<'a>(texts: impl IntoIterator<Item = &'a str>) -> Result<Self, PortRangeError> {
+        texts.into_iter().map(parse_ports).collect::<Result<_, _>>().map(Self)
+    }
+}
+
+/// The ports of web servers, and those that need no rights.
+impl Default for PortRanges {
+    fn default() -> Self {
+        Self(vec![80..=80, 443..=443, 1024..=u16::MAX])
+    }
+}
+
+impl fmt::Display for PortRanges {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.0.is_empty() {
+            return f.write_str("no ports");
+        }
+        f.write_str("the ports ")?;
+        for (index, range) in self.0.iter().enumerate() {
+            let comma = if index == 0 { "" } else { ", " };
+            match (range.start(), range.end()) {
+                (first, last) if first == last => write!(f, "{comma}{first}")?,
+                (first, last) => write!(f, "{comma}{first}-{last}")?,
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The address on which the node's proxy listens.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "String")]
+pub enum IngressAddress {
+    /// All addresses of the machine.
+    #[default]
+    All,
+    /// This address only.
+    One(IpAddr),
+    /// None: the node has no proxy.
+    Off,
+}
+
+/// A text that is not an ingress address.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("`{0}` is not an IP address of this machine, \"all\" or \"off\"")]
+pub struct IngressAddressError(String);
+
+impl FromStr for IngressAddress {
+    type Err = IngressAddressError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        match text.trim() {
+            "all" => Ok(Self::All),
+            "off" => Ok(Self::Off),
+            ip => match ip.parse::<IpAddr>() {
+                Ok(ip) if ip.is_unspecified() => Ok(Self::All),
+                Ok(ip) => Ok(Self::One(ip)),
+                Err(_) => Err(IngressAddressError(text.to_owned())),
+            },
+        }
+    }
+}
+
+impl TryFrom<String> for IngressAddress {
+    type Error = IngressAddressError;
+
+    fn try_from(text: String) -> Result<Self, Self::Error> {
+        text.parse()
+    }
+}
+
+/// A text that is not a port or a range of ports.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("`{0}` is not a port or a range of ports; write for example \"80\" or \"1024-65535\"")]
+pub struct PortRangeError(String);
+
+fn parse_ports(text: &str) -> Result<RangeInclusive<u16>, PortRangeError> {
+    let port = |text: &str| u16::from_str(text.trim()).ok().filter(|port| *port > 0);
+    let range = match text.split_once('-') {
+        Some((first, last)) => port(first).zip(port(last)),
+        None => port(text).map(|port| (port, port)),
+    };
+    match range {
+        Some((first, last)) if first <= last => Ok(first..=last),
+        _ => Err(PortRangeError(text.to_owned())),
+    }
 }
 
 impl NodePolicy {
@@ -223,6 +329,37 @@ mod tests {
         ] {
             assert_eq!(image_matches(pattern, image), matches, "{pattern} {image}");
         }
+    }
+
+    #[test]
+    fn ports_are_read_and_shown_as_ranges() {
+        let ports = PortRanges::parse(["80", "443", " 1024 - 65535"]).unwrap();
+        assert_eq!(
+            (&ports, ports.to_string()),
+            (&PortRanges::default(), "the ports 80, 443, 1024-65535".into())
+        );
+        for (port, is_in) in [(80, true), (81, false), (1023, false), (1024, true), (65535, true)] {
+            assert_eq!(ports.contains(port), is_in, "{port}");
+        }
+        for text in ["", "0", "a", "70000", "10-", "-10", "20-10", "0-5"] {
+            assert_eq!(PortRanges::parse(["1", text]), Err(PortRangeError(text.into())));
+        }
+        assert_eq!(PortRanges::parse([]).unwrap().to_string(), "no ports");
+    }
+
+    #[test]
+    fn an_ingress_address_is_an_address_all_or_off() {
+        for (text, address) in [
+            ("all", IngressAddress::All),
+            ("0.0.0.0", IngressAddress::All),
+            ("::", IngressAddress::All),
+            ("off", IngressAddress::Off),
+            ("::1", IngressAddress::One("::1".parse().unwrap())),
+        ] {
+            assert_eq!(text.parse(), Ok(address));
+        }
+        let said = "eth0".parse::<IngressAddress>().unwrap_err().to_string();
+        assert!(said.contains("eth0") && said.contains("\"off\""), "{said}");
     }
 
     #[test]

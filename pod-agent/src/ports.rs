@@ -24,6 +24,11 @@ pub struct PortRange {
 pub const REPLICA_PORTS_DEFAULT: PortRange = PortRange { first: 20_000, last: 29_999 };
 
 impl PortRange {
+    /// Returns whether a port is in the range.
+    pub(crate) fn contains(self, port: u16) -> bool {
+        (self.first..=self.last).contains(&port)
+    }
+
     fn len(self) -> u32 {
         u32::from(self.last - self.first) + 1
     }

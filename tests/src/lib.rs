@@ -13,6 +13,7 @@ pub mod mesh;
 pub mod namespace;
 pub mod ports;
 pub mod process;
+pub mod proxy;
 pub mod silent_fs;
 pub mod supervisor;
 pub mod wait;

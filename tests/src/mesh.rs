@@ -19,6 +19,7 @@ use crate::docker;
 use crate::namespace::Namespace;
 use crate::ports::free_port;
 use crate::process::Daemon;
+use crate::proxy;
 use crate::supervisor;
 use crate::wait::{until, until_true};
 
@@ -31,6 +32,7 @@ pub struct Mesh {
     // Declared before the folder, so that daemons end before it is removed.
     manager: Option<Daemon>,
     agents: BTreeMap<String, Daemon>,
+    ingress: BTreeMap<String, Ipv4Addr>,
     program: PathBuf,
     host: IpAddr,
     port: u16,
@@ -55,6 +57,7 @@ impl Mesh {
         Self {
             manager: None,
             agents: BTreeMap::new(),
+            ingress: BTreeMap::new(),
             program: program.into(),
             host: Ipv4Addr::LOCALHOST.into(),
             port: free_port(),
@@ -309,9 +312,16 @@ impl Mesh {
     fn run_agent_by(&mut self, mut command: Command, name: &str, first: &[&str], flags: &[&str]) {
         command.arg("agent");
         command.args(first).arg("--data-dir").arg(self.agent_dir(name)).args(flags);
+        // Each agent stands for a machine, so each proxy has an address of its own.
+        command.env("PODMESH_INGRESS_ADDRESS", self.ingress(name).to_string());
         command.envs(self.agent_variables.iter().cloned());
         let agent = Daemon::start(command, &self.folder().join(format!("agent-{name}.txt")));
         self.agents.insert(name.to_owned(), agent);
+    }
+
+    /// Returns the address on which an agent opens the ports of services.
+    pub fn ingress(&mut self, name: &str) -> Ipv4Addr {
+        *self.ingress.entry(name.to_owned()).or_insert_with(proxy::ingress_address)
     }
 
     /// Waits until a node is in a state.
@@ -404,9 +414,10 @@ impl Drop for Mesh {
         for agent in std::mem::take(&mut self.agents).into_values() {
             agent.end();
         }
-        // Remove what outlives an agent: processes, which end with their supervisor, and
-        // containers, which are found by their label.
+        // Remove what outlives an agent: the proxy, processes, which end with their supervisor,
+        // and containers, which are found by their label.
         for entry in fs::read_dir(self.folder()).into_iter().flatten().flatten() {
+            proxy::kill_and_wait(&entry.path());
             supervisor::kill_and_wait(&entry.path());
             supervisor::remove_left(&entry.path());
             if let Ok(id) = fs::read_to_string(entry.path().join("agent/id")) {

@@ -89,7 +89,7 @@ fn run(context: &Context, verb: Verb) -> CliResult {
         return verbs::process_supervisor::keeper(context, args);
     }
     // The supervisor needs one thread only, besides those that start processes and write to disks.
-    // Waking other threads for each process costs more than it gains.
+    // Waking other threads for each process costs more than it gains. The proxy has threads of its own.
     let daemon = matches!(verb, Verb::Dev(_) | Verb::Manager(_) | Verb::Agent(_));
     let mut builder = if daemon {
         tokio::runtime::Builder::new_multi_thread()
@@ -115,6 +115,7 @@ async fn dispatch(context: &Context, verb: Verb) -> CliResult {
         Verb::Check => verbs::check::check(context),
         Verb::Agent(args) => verbs::agent::agent(context, args).await,
         Verb::ProcessSupervisor(args) => verbs::process_supervisor::supervisor(context, args).await,
+        Verb::NodeProxy(args) => verbs::node_proxy::node_proxy(context, args).await,
         Verb::Run(args) => verbs::run::run(context, args).await,
         Verb::Submit(args) => verbs::submit::submit(context, args).await,
         Verb::Jobs(args) => verbs::jobs::jobs(context, args).await,

@@ -2,29 +2,22 @@
 
 use std::collections::BTreeMap;
 use std::io;
-use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
+use tokio::io::AsyncWriteExt;
 use tokio::net::UnixStream;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::time::timeout;
 
 use super::error::SupervisorError;
-use super::frames::{Frames, put};
 use super::link::LinkSettings;
 use super::messages::{HeldAttempt, ToAgent, ToSupervisor, VERSION_OLDEST};
-use super::run_dir::RunDir;
-use super::{READY, SupervisorCommand};
+use crate::companion::{self, CompanionCommand, Frames, Kind, RunDir, put};
 
 /// How long a supervisor may take to answer a hello.
 const WELCOME_LIMIT: Duration = Duration::from_secs(10);
-/// How long a supervisor may take to start, because the previous one may still be ending.
-const START_LIMIT: Duration = Duration::from_secs(30);
 /// Maximum number of tries to connect, because a supervisor may be about to end.
 const TRIES: u32 = 5;
-/// Maximum bytes of the message of a supervisor that cannot start.
-const SAID_BYTES_MAX: u64 = 4096;
 
 /// A connection after its hello and welcome.
 #[derive(Debug)]
@@ -67,7 +60,7 @@ impl Greeting {
 pub(super) async fn connect(
     settings: &LinkSettings,
 ) -> Result<(Connection, Vec<HeldAttempt>), SupervisorError> {
-    let run_dir = RunDir::open(&settings.data_dir)?;
+    let run_dir = RunDir::open(&settings.data_dir, Kind::Supervisor)?;
     let mut last = io::Error::from(io::ErrorKind::ConnectionRefused);
     for _ in 0..TRIES {
         let stream = match run_dir.connect() {
@@ -168,29 +161,7 @@ async fn end(mut connection: Connection) -> io::Result<()> {
 }
 
 /// Starts a supervisor, and waits until it accepts connections.
-async fn start(command: &SupervisorCommand) -> Result<(), SupervisorError> {
-    let not_started =
-        |why: String| SupervisorError::NotStarted { program: command.program.clone(), why };
-    let mut keeper = Command::from(command);
-    keeper.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null());
-    let mut keeper = tokio::process::Command::from(keeper)
-        .spawn()
-        .map_err(|error| not_started(error.to_string()))?;
-    let stdout = keeper.stdout.take();
-    // It outlives this process, or ends earlier and is reaped.
-    tokio::spawn(async move { keeper.wait().await });
-    let mut said = String::new();
-    if let Some(stdout) = stdout {
-        let mut reader = BufReader::new(stdout.take(SAID_BYTES_MAX));
-        match timeout(START_LIMIT, reader.read_line(&mut said)).await {
-            Ok(Ok(_)) => {}
-            Ok(Err(error)) => return Err(not_started(error.to_string())),
-            Err(_) => return Err(not_started(format!("it is not ready after {START_LIMIT:?}"))),
-        }
-    }
-    match said.trim() {
-        READY => Ok(()),
-        "" => Err(not_started("it ended without a message".to_owned())),
-        said => Err(not_started(said.to_owned())),
-    }
+async fn start(command: &CompanionCommand) -> Result<(), SupervisorError> {
+    let program = command.program.clone();
+    companion::start(command).await.map_err(|why| SupervisorError::NotStarted { program, why })
 }

@@ -3,6 +3,8 @@
 use std::io;
 use std::path::PathBuf;
 
+use crate::companion::RunDirError;
+
 /// Why there is no supervisor to hold the processes of a node.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -57,6 +59,15 @@ pub enum SupervisorError {
         /// The lock.
         path: PathBuf,
     },
+}
+
+impl From<RunDirError> for SupervisorError {
+    fn from(error: RunDirError) -> Self {
+        match error {
+            RunDirError::Io { doing, path, source } => Self::Io { doing, path, source },
+            RunDirError::Locked { path } => Self::Locked { path },
+        }
+    }
 }
 
 impl SupervisorError {

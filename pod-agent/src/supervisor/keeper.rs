@@ -22,8 +22,7 @@ use nix::sys::wait::{WaitPidFlag, waitpid};
 use nix::unistd::{Pid, setsid};
 
 use super::error::SupervisorError;
-use super::run_dir::{RunDir, Turn};
-use super::{READY, SupervisorCommand};
+use crate::companion::{CompanionCommand, Kind, READY, RunDir, Turn};
 use crate::data_dir::read_agent_id;
 use crate::process::{kill_survivors, remove_cgroups};
 
@@ -38,11 +37,11 @@ const PAUSE: Duration = Duration::from_millis(5);
 ///
 /// # Errors
 /// If the folder cannot be used, or the supervisor cannot be started.
-pub fn keep(agent_dir: &Path, command: &SupervisorCommand) -> Result<(), SupervisorError> {
+pub fn keep(agent_dir: &Path, command: &CompanionCommand) -> Result<(), SupervisorError> {
     // Leave the agent's terminal and process group. This fails if the process already leads a
     // session.
     _ = setsid();
-    let run_dir = RunDir::open(agent_dir)?;
+    let run_dir = RunDir::open(agent_dir, Kind::Supervisor)?;
     let lock = match run_dir.take_turn()? {
         Turn::Ours(lock) => lock,
         Turn::Served => {

@@ -21,15 +21,14 @@ use tokio::sync::{oneshot, watch};
 use tokio::time::sleep;
 use uuid::Uuid;
 
-use super::SupervisorCommand;
 use super::connect::{Connection, connect};
 use super::error::SupervisorError;
 use super::messages::{
     HeldAttempt, Hello, Terms, ToAgent, ToSupervisor, VERSION, VERSION_CAPTURES, VERSION_OLDEST,
     VERSION_REPLICAS, VERSION_USERS,
 };
-use super::run_dir::RunDir;
 use crate::capture::{CaptureFact, CaptureRequest, Container, WaitingList};
+use crate::companion::{CompanionCommand, Kind, RunDir, put};
 use crate::health::Said;
 use crate::log_notify::LogNotify;
 use crate::process::{BaseEnv, has_records};
@@ -45,7 +44,7 @@ const NEVER_TAKEN_UP: &str =
 #[derive(Clone, Debug)]
 pub(crate) struct LinkSettings {
     /// The command that starts a supervisor.
-    pub(crate) command: SupervisorCommand,
+    pub(crate) command: CompanionCommand,
     /// Whether all commands end with the agent.
     pub(crate) stop_with_agent: bool,
     /// The id of the agent's data directory.
@@ -154,7 +153,7 @@ impl Processes {
         captures: UnboundedReceiver<CaptureRequest>,
     ) -> Result<Option<(Self, Link, Vec<FoundAttempt>)>, SupervisorError> {
         if !wanted {
-            let run_dir = RunDir::open(&settings.data_dir)?;
+            let run_dir = RunDir::open(&settings.data_dir, Kind::Supervisor)?;
             if run_dir.connect().is_err() && !has_records(&settings.data_dir) {
                 return Ok(None);
             }
@@ -371,7 +370,7 @@ impl Link {
     }
 
     fn say(&mut self, message: &ToSupervisor) {
-        if let Err(error) = super::frames::put(&mut self.out, message) {
+        if let Err(error) = put(&mut self.out, message) {
             tracing::error!("cannot send a request to the supervisor of processes: {error}");
         }
     }

@@ -24,14 +24,13 @@ use tokio::time::{Instant, sleep, sleep_until, timeout};
 use uuid::Uuid;
 
 use super::error::SupervisorError;
-use super::frames::{Frames, put};
 use super::messages::{
     self, Hello, ToAgent, ToSupervisor, VERSION, VERSION_OLDEST, VERSION_TROUBLE,
 };
-use super::run_dir::RunDir;
 use super::table::{End, StopReason, Table};
 use crate::capture::{CaptureFact, Container, Holder, LogPlace};
 use crate::clock::machine_ms;
+use crate::companion::{Frames, Kind, RunDir, is_own, put};
 use crate::data_dir::read_agent_id;
 use crate::log_notify::LogNotify;
 use crate::process::{BaseEnv, ProcessRuntime, ProcessSettings, Terms};
@@ -90,7 +89,7 @@ async fn supervise_all(
         let missing = io::Error::other("it contains no agent id");
         SupervisorError::io("use the data directory", &data_dir)(missing)
     })?;
-    let run_dir = RunDir::open(&data_dir)?;
+    let run_dir = RunDir::open(&data_dir, Kind::Supervisor)?;
     let (facts_sender, facts) = mpsc::unbounded_channel();
     let capture_facts = facts_sender.clone();
     let notify = LogNotify::default();
@@ -506,12 +505,7 @@ fn until(at_ms: u64) -> Duration {
 
 /// Passes on the messages of a connection until it ends.
 async fn attend(stream: UnixStream, number: u64, events: Events) {
-    // The folder's mode already keeps other users out. This check matters if somebody has changed
-    // it.
-    let peer = stream.peer_cred().map(|peer| peer.uid());
-    let own = nix::unistd::geteuid().as_raw();
-    if !peer.is_ok_and(|uid| uid == own || uid == 0) {
-        tracing::warn!("refused a connection of another user's process");
+    if !is_own(&stream) {
         return;
     }
     let (reader, writer) = stream.into_split();

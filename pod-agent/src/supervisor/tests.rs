@@ -21,14 +21,13 @@ use tokio::task::JoinHandle;
 use tokio::time::timeout;
 use uuid::Uuid;
 
-use super::frames::{Frames, put};
 use super::messages::{
     Context, HeldAttempt, Hello, ToAgent, ToSupervisor, VERSION, VERSION_REPLICAS,
 };
-use super::run_dir::{RunDir, Turn};
 use super::*;
 use crate::capture::Captures;
 use crate::clock::machine_ms;
+use crate::companion::{CompanionCommand, Frames, Kind, RunDir, Turn, put};
 use crate::log_notify::LogNotify;
 
 /// Limit for every wait, far longer than any test takes.
@@ -61,7 +60,7 @@ impl Node {
 
     fn settings(&self) -> LinkSettings {
         LinkSettings {
-            command: SupervisorCommand {
+            command: CompanionCommand {
                 program: "/nonexistent".into(),
                 arg0: "podmesh".into(),
                 args: Vec::new(),
@@ -78,7 +77,7 @@ impl Node {
     }
 
     fn connect(&self) -> Agent {
-        let stream = RunDir::open(self.dir.path()).unwrap().connect().unwrap();
+        let stream = RunDir::open(self.dir.path(), Kind::Supervisor).unwrap().connect().unwrap();
         let (reader, writer) = UnixStream::from_std(stream).unwrap().into_split();
         Agent { frames: Frames::new(reader), writer }
     }
@@ -288,7 +287,7 @@ async fn processes_end_with_their_agent_if_requested() {
     timeout(LIMIT, supervisor).await.unwrap().unwrap().unwrap();
     let record = fs::read_to_string(node.dir.path().join("work/records")).unwrap();
     assert!(record.contains("was stopped"), "{record}");
-    assert!(RunDir::open(node.dir.path()).unwrap().connect().is_err());
+    assert!(RunDir::open(node.dir.path(), Kind::Supervisor).unwrap().connect().is_err());
 }
 
 #[tokio::test]
@@ -341,7 +340,7 @@ async fn no_supervisor_is_started_if_no_process_is_wanted_and_none_was_left() {
 #[tokio::test]
 async fn an_idle_supervisor_of_another_version_is_replaced() {
     let node = Node::new();
-    let run_dir = RunDir::open(node.dir.path()).unwrap();
+    let run_dir = RunDir::open(node.dir.path(), Kind::Supervisor).unwrap();
     let listener = tokio::net::UnixListener::from_std(run_dir.bind().unwrap()).unwrap();
     let fake = tokio::spawn(async move {
         for program_version in ["0.0.0", env!("CARGO_PKG_VERSION")] {
@@ -380,7 +379,7 @@ async fn an_idle_supervisor_of_another_version_is_replaced() {
 #[test]
 fn a_supervisor_waits_for_the_end_of_the_previous_one() {
     let dir = tempfile::tempdir().unwrap();
-    let run_dir = RunDir::open(dir.path()).unwrap();
+    let run_dir = RunDir::open(dir.path(), Kind::Supervisor).unwrap();
     let Turn::Ours(lock) = run_dir.take_turn().unwrap() else { panic!("nobody else is there") };
     let listener = run_dir.bind().unwrap();
     assert!(matches!(run_dir.take_turn().unwrap(), Turn::Served));
@@ -395,7 +394,7 @@ fn a_supervisor_waits_for_the_end_of_the_previous_one() {
 /// Acts as a supervisor of this version that sends these messages after its welcome. Returns how many
 /// starts it was asked for, once the agent has disconnected.
 fn act(node: &Node, version: u16, says: Vec<ToAgent>) -> JoinHandle<usize> {
-    let run_dir = RunDir::open(node.dir.path()).unwrap();
+    let run_dir = RunDir::open(node.dir.path(), Kind::Supervisor).unwrap();
     let listener = tokio::net::UnixListener::from_std(run_dir.bind().unwrap()).unwrap();
     tokio::spawn(async move {
         let (reader, mut writer) = listener.accept().await.unwrap().0.into_split();

@@ -11,9 +11,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
+use podmesh_agent::companion::CompanionCommand;
 use podmesh_agent::policy::NodePolicy;
-use podmesh_agent::supervisor::{SupervisorCommand, supervise};
-use podmesh_agent::{AgentConfig, AgentError, DockerSwitch, RuntimeSwitches, run};
+use podmesh_agent::supervisor::supervise;
+use podmesh_agent::{AgentConfig, AgentError, DockerSwitch, IngressConfig, RuntimeSwitches, run};
 use podmesh_logrotate::RotationPolicy;
 use podmesh_protocol::access::{Caller, JoinRequest, PublicKey, Role};
 use podmesh_protocol::client::{LogPosition, LogRead, LogSlice, LogStream};
@@ -323,11 +324,17 @@ impl Agent {
             policy: NodePolicy::default(),
             rotation: RotationPolicy::default(),
             // Never started, because a supervisor already runs.
-            supervisor: SupervisorCommand {
+            supervisor: CompanionCommand {
                 program: "/nonexistent".into(),
                 arg0: "podmesh".into(),
                 args: Vec::new(),
             },
+            proxy: CompanionCommand {
+                program: "/nonexistent".into(),
+                arg0: "podmesh".into(),
+                args: Vec::new(),
+            },
+            ingress: IngressConfig::default(),
             stop_processes: false,
             versions: VersionRange::SPOKEN,
         };
@@ -668,4 +675,23 @@ async fn an_agent_can_start_before_its_manager() {
     let _agent = Agent::start(dir.path(), &address);
     let mut manager = Manager::at(address).await;
     manager.session().await;
+}
+
+#[tokio::test]
+async fn endpoints_are_acknowledged_in_their_session_only() {
+    let mut manager = Manager::new().await;
+    let dir = tempfile::tempdir().unwrap();
+    let agent = Agent::start(dir.path(), &manager.address);
+    manager.session().await;
+    let endpoints =
+        |epoch, update| ToPeer::Endpoints { epoch, update, all: true, services: Vec::new() };
+    manager.send(endpoints(Epoch(77), 5)).await;
+    manager.send(endpoints(manager.epoch, 3)).await;
+    let acked = loop {
+        if let ToManager::EndpointsApplied { epoch, applied, drained } = manager.receive().await {
+            break (epoch, applied, drained);
+        }
+    };
+    assert_eq!(acked, (manager.epoch, 3, 3));
+    agent.abort(dir.path()).await;
 }

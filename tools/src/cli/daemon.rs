@@ -4,6 +4,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
+use podmesh_agent::policy::IngressAddress;
 use podmesh_protocol::access::JoinToken;
 use podmesh_protocol::ids::Name;
 use podmesh_wire::address::ManagerAddress;
@@ -158,6 +159,15 @@ pub(crate) struct AgentArgs {
         help_heading = "The node"
     )]
     pub(crate) stop_processes: Option<Switch>,
+    /// Address on which this node opens the ports of services: one of its IP addresses, all, or off [default: all]
+    #[arg(
+        long,
+        value_name = "ADDRESS",
+        env = "PODMESH_INGRESS_ADDRESS",
+        hide_env_values = true,
+        help_heading = "The node"
+    )]
+    pub(crate) ingress_address: Option<IngressAddress>,
     /// Also offer the `noop` runtime, for benchmarks
     #[arg(long, hide = true)]
     pub(crate) enable_noop: bool,
@@ -269,6 +279,14 @@ pub(crate) struct SupervisorArgs {
     /// Run as the supervisor; otherwise start a supervisor, and kill what it leaves when it dies
     #[arg(long)]
     pub(crate) kept: bool,
+}
+
+/// `node-proxy`.
+#[derive(Args, Debug)]
+pub(crate) struct ProxyArgs {
+    /// Log level: error, warn, info, debug or trace [default: info]
+    #[arg(long, value_name = "LEVEL")]
+    pub(crate) log_level: Option<String>,
 }
 
 /// `demo`.

@@ -15,7 +15,7 @@ use podmesh_wire::locate::ManagerPlace;
 use access::{
     DoctorArgs, KeyVerb, LoginArgs, NodesArgs, NodesVerb, TokenArgs, TokenVerb, UsersArgs,
 };
-use daemon::{AgentArgs, BackupArgs, DemoArgs, DevArgs, ManagerArgs, SupervisorArgs};
+use daemon::{AgentArgs, BackupArgs, DemoArgs, DevArgs, ManagerArgs, ProxyArgs, SupervisorArgs};
 use job::{CommandArgs, JobOptions};
 use query::{CancelArgs, EventsArgs, ForgetArgs, JobArgs, JobsArgs, LogsArgs, TasksArgs};
 use service::ServiceArgs;
@@ -141,6 +141,9 @@ pub(crate) enum Verb {
     /// Hold the processes of an agent; started by the agent
     #[command(hide = true)]
     ProcessSupervisor(SupervisorArgs),
+    /// Pass connections to the replicas of services; started by the agent
+    #[command(hide = true)]
+    NodeProxy(ProxyArgs),
     /// Run a job, print its output, and exit with its exit code
     ///
     /// The output is printed byte for byte. An array prints its tasks in order of their index,
@@ -215,6 +218,7 @@ impl Verb {
             Self::Backup(_) => Some("backup"),
             Self::Check => Some("check"),
             Self::ProcessSupervisor(_) => Some("process-supervisor"),
+            Self::NodeProxy(_) => Some("node-proxy"),
             Self::Run(_) => Some("run"),
             Self::Submit(args) if args.follow => Some("submit --follow"),
             Self::Logs(_) => Some("logs"),

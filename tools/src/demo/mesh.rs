@@ -65,9 +65,11 @@ impl Mesh {
         }
         let mut agents = Vec::new();
         for (number, name) in (1..).zip(names) {
+            // Each agent stands for a machine, so each has an address of its own.
             let address = loopback(number).to_string();
             agents.push(Daemon::start(name, &data_dir.inner(name), folder.path(), |command| {
                 command.args(["agent", "--name", name, "--address", &address]);
+                command.args(["--ingress-address", &address]);
                 command.args(["--stop-processes", "--manager"]);
                 command.arg(folder.path());
             })?);

@@ -5,8 +5,8 @@ use std::net::IpAddr;
 use std::num::NonZeroU32;
 use std::path::{Path, PathBuf};
 
-use podmesh_agent::policy::{MountRoot, NodePolicy};
-use podmesh_agent::{AgentConfig, DockerSwitch, RuntimeSwitches, detect_capacity};
+use podmesh_agent::policy::{IngressAddress, MountRoot, NodePolicy, PortRanges};
+use podmesh_agent::{AgentConfig, DockerSwitch, IngressConfig, RuntimeSwitches, detect_capacity};
 use podmesh_logrotate::RotationPolicy;
 use podmesh_protocol::access::{JoinToken, Role};
 use podmesh_protocol::ids::Name;
@@ -24,7 +24,7 @@ use crate::error::{CliError, CliResult};
 use crate::settings::{self, DataDir};
 use crate::signals::{Stop, run_daemon};
 use crate::values::{Cpus, Size, Span, made_name};
-use crate::verbs::process_supervisor;
+use crate::verbs::{node_proxy, process_supervisor};
 
 /// `agent.toml`: every setting has the name of its flag; what the node's owner allows can only be
 /// set here.
@@ -48,6 +48,8 @@ struct AgentFile {
     log_node_size: Option<Size>,
     log_age: Option<Span>,
     log_level: Option<String>,
+    ingress_address: Option<IngressAddress>,
+    ingress: Option<Vec<String>>,
     mount_roots: Vec<MountRoot>,
     allow_host_network: bool,
     images: Vec<String>,
@@ -77,6 +79,7 @@ pub(crate) async fn agent(context: &Context, args: AgentArgs) -> CliResult {
     let token = args.join.clone();
     let mut config = config(context.global.manager.clone(), args, file, &data_dir)?;
     config.supervisor = process_supervisor::command(&data_dir, level.as_deref());
+    config.proxy = node_proxy::command(&data_dir, level.as_deref());
     let level = level.as_deref().unwrap_or(LEVEL_DEFAULT);
     let _log = daemon_log::start(level, &data_dir.daemon_logs(), "agent")?;
     if let Some(token) = token {
@@ -132,6 +135,8 @@ pub(crate) fn plain(name: Name, manager: Option<ManagerPlace>, data_dir: &DataDi
         rotation: RotationPolicy::default(),
         logs_bytes_max: None,
         supervisor: process_supervisor::command(data_dir, None),
+        proxy: node_proxy::command(data_dir, None),
+        ingress: IngressConfig::default(),
         stop_processes: false,
         versions: VersionRange::SPOKEN,
     }
@@ -197,6 +202,13 @@ fn config(
             return Err(wrong("mount_roots")
                 .because(format!("`{}` is not an absolute path", root.path.display())));
         }
+    }
+    if let Some(address) = args.ingress_address.or(file.ingress_address) {
+        config.ingress.address = address;
+    }
+    if let Some(ports) = &file.ingress {
+        let ports = PortRanges::parse(ports.iter().map(String::as_str));
+        config.ingress.ports = ports.map_err(|why| wrong("ingress").because(why))?;
     }
     config.process_user = file.process_user;
     let usual = NodePolicy::default();
@@ -275,6 +287,8 @@ mod tests {
             stop_processes = true
             log_file_size = "1MiB"
             log_node_size = "2GiB"
+            ingress = ["80", "8000-8999"]
+            ingress_address = "10.0.0.1"
             log_age = "7days"
             mount_roots = [{ path = "/srv", writable = true }]
             allow_host_network = true
@@ -297,6 +311,8 @@ mod tests {
         let runtimes = RuntimeSwitches { process: false, docker: DockerSwitch::Off, noop: false };
         assert_eq!(config.runtimes, runtimes);
         assert!(config.stop_processes);
+        assert_eq!(config.ingress.address, "10.0.0.1".parse().unwrap());
+        assert_eq!(config.ingress.ports.to_string(), "the ports 80, 8000-8999");
         assert!(config.policy.allow_host_network && config.policy.mount_roots[0].writable);
         assert_eq!((config.policy.attempt_max.cpu_millis, config.policy.pids_max), (1000, 100));
         assert_eq!(config.policy.images, ["busybox"]);
@@ -309,11 +325,19 @@ mod tests {
         assert_eq!(config.rotation.total_bytes_max, RotationPolicy::default().total_bytes_max);
         assert_eq!(config.rotation.age_max, Duration::from_secs(7 * 24 * 3600));
 
-        let flags =
-            ["--manager", "flag.lan:1", "--docker", "on", "--stop-processes=off", "--address=::1"];
+        let flags = [
+            "--manager",
+            "flag.lan:1",
+            "--docker",
+            "on",
+            "--stop-processes=off",
+            "--address=::1",
+            "--ingress-address=off",
+        ];
         let config = made(&flags, toml).unwrap();
         assert_eq!(config.address, Some("::1".parse().unwrap()));
         assert!(!config.stop_processes);
+        assert_eq!(config.ingress.address, IngressAddress::Off);
         assert_eq!(config.manager.place, Some("flag.lan:1".parse().unwrap()));
         assert_eq!(config.runtimes.docker, DockerSwitch::On);
     }
@@ -328,6 +352,7 @@ mod tests {
         assert_eq!(config.data_dir, PathBuf::from("/data/agent"));
         assert_eq!(config.runtimes, RuntimeSwitches::default());
         assert_eq!(config.policy, NodePolicy::default());
+        assert_eq!(config.ingress, IngressConfig::default());
         assert_eq!((config.logs_bytes_max, config.address), (None, None));
         assert_eq!(made(&[], "replica_ports = \"off\"").unwrap().policy.replica_ports, None);
     }
@@ -344,6 +369,8 @@ mod tests {
             ("cpus = 0", "above 0"),
             ("replica_ports = \"5-4\"", "replica_ports"),
             ("address = \"web.lan\"", "address"),
+            ("ingress = [\"80-70\"]", "80-70"),
+            ("ingress_address = \"eth0\"", "eth0"),
         ] {
             let said = made(&[], toml).unwrap_err().to_string();
             assert!(said.contains(says), "{toml}: {said}");

@@ -2,6 +2,7 @@
 
 use std::net::{IpAddr, Ipv4Addr};
 
+use podmesh_agent::policy::IngressAddress;
 use podmesh_manager::{Endpoint, ManagerConfig};
 use podmesh_protocol::ids::Name;
 use podmesh_wire::locate::ManagerPlace;
@@ -88,6 +89,8 @@ async fn run_agents(mesh_dir: &DataDir, names: Vec<Name>, shutdown: Shutdown) ->
         config.address = Some(loopback(number));
         // No process may remain, even if this process is killed.
         config.stop_processes = true;
+        // Each agent stands for a machine, so each has an address of its own.
+        config.ingress.address = IngressAddress::One(loopback(number));
         let mut stopping = stopping.clone();
         agents.spawn(async move {
             // The sender lives until all agents have ended.

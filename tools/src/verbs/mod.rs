@@ -16,6 +16,7 @@ pub(crate) mod login;
 pub(crate) mod logout;
 pub(crate) mod logs;
 pub(crate) mod manager;
+pub(crate) mod node_proxy;
 pub(crate) mod nodes;
 pub(crate) mod process_supervisor;
 pub(crate) mod run;

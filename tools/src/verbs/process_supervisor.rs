@@ -3,7 +3,8 @@
 
 use std::ffi::OsString;
 
-use podmesh_agent::supervisor::{READY, SupervisorCommand, ignore_child_signals, keep, supervise};
+use podmesh_agent::companion::{CompanionCommand, READY};
+use podmesh_agent::supervisor::{ignore_child_signals, keep, supervise};
 
 use crate::cli::daemon::SupervisorArgs;
 use crate::context::Context;
@@ -19,11 +20,11 @@ const VERB: &str = "process-supervisor";
 const KEPT: &str = "--kept";
 
 /// Returns the command that starts this program as the keeper of a supervisor.
-pub(crate) fn command(data_dir: &DataDir, level: Option<&str>) -> SupervisorCommand {
+pub(crate) fn command(data_dir: &DataDir, level: Option<&str>) -> CompanionCommand {
     let mut args: Vec<OsString> =
         vec![VERB.into(), "--data-dir".into(), data_dir.path().as_os_str().to_owned()];
     args.extend(["--log-level", level.unwrap_or(LEVEL_DEFAULT)].map(OsString::from));
-    SupervisorCommand {
+    CompanionCommand {
         // This very program, even if its file has been replaced by another version.
         program: "/proc/self/exe".into(),
         arg0: std::env::args_os().next().unwrap_or_else(|| "podmesh".into()),

@@ -13,6 +13,7 @@ mod latency;
 mod logs;
 mod noop;
 mod processes;
+mod proxy;
 mod rig;
 mod security;
 mod shapes;
@@ -24,7 +25,7 @@ use std::process::ExitCode;
 /// The name of a measure and its function.
 type Measure = (&'static str, fn(&mut table::Table));
 
-const MEASURES: [Measure; 16] = [
+const MEASURES: [Measure; 17] = [
     ("noop", noop::measure),
     ("shapes", shapes::measure),
     ("history", history::measure),
@@ -32,6 +33,7 @@ const MEASURES: [Measure; 16] = [
     ("containers", containers::measure),
     ("latency", latency::measure),
     ("security", security::measure),
+    ("proxy", proxy::measure),
     ("hostile", hostile::measure),
     ("logs", logs::measure),
     ("churn", churn::measure),
