@@ -74,15 +74,11 @@ pub(crate) fn service(
     text
 }
 
-/// Returns `2 of 3 healthy`, with the number of all that exist if that is another one.
+/// Returns `2 of 3 healthy`, with the number of those that exist if that is another one.
 pub(crate) fn summary(view: &ServiceView) -> String {
     let text = format!("{} of {} healthy", view.healthy, view.replicas);
     let expected = if view.state == WireState::Stopped { 0 } else { view.replicas };
-    if view.existing == expected {
-        text
-    } else {
-        format!("{text}, {} running or starting", view.existing)
-    }
+    if view.existing == expected { text } else { format!("{text}, {} exist", view.existing) }
 }
 
 fn replicas(screen: Screen, service: &Name, replicas: &[ReplicaView]) -> String {

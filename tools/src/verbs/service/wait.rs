@@ -169,7 +169,8 @@ fn judge(
                 "another change came in between: its revision is now {}",
                 view.revision
             )),
-            None if state == State::Healthy => Verdict::Done,
+            // After a scale, surplus replicas are still being stopped.
+            None if state == State::Healthy && view.existing <= view.replicas => Verdict::Done,
             None => Verdict::Wait,
         },
     }
@@ -279,6 +280,13 @@ mod tests {
         }
         assert!(healthy(State::Stopped, 4).is_some_and(|why| why.contains("service start web")));
         assert!(healthy(State::Removing, 4).is_some_and(|why| why.contains("removed")));
+    }
+
+    #[test]
+    fn surplus_replicas_are_waited_for() {
+        let mut detail = with(State::Healthy, 4);
+        detail.view.existing = 3;
+        assert_eq!(judged(&detail, Goal::Healthy, None), None);
     }
 
     #[test]
