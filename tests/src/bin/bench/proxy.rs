@@ -226,9 +226,9 @@ impl OurProxy {
             stop_with_agent: true,
             ingress: IngressConfig {
                 address: "127.0.0.1".parse().unwrap(),
-                replica_ports: 1..=1,
                 ..IngressConfig::default()
             },
+            replica_ports: None,
         };
         let runtime = Runtime::new().unwrap();
         let (proxy, mut acks) = runtime.block_on(async { Proxy::open(settings) });
