@@ -40,14 +40,14 @@ fn digest(bytes: &[u8]) -> String {
 }
 
 /// A registry with one image of one layer, which it sends slowly.
-struct Registry {
-    address: SocketAddr,
+pub(crate) struct Registry {
+    pub(crate) address: SocketAddr,
     /// How often the image was requested by its tag.
     asked: Arc<AtomicUsize>,
 }
 
 impl Registry {
-    async fn start() -> Self {
+    pub(crate) async fn start() -> Self {
         Self::open_to(None).await
     }
 

@@ -11,6 +11,7 @@ use podmesh_protocol::spec::NetworkMode;
 use tokio::io::AsyncReadExt;
 use tokio::net::TcpStream;
 
+use crate::pull::Registry;
 use crate::support::*;
 
 const LOOPBACK: [u8; 4] = [127, 0, 0, 1];
@@ -287,14 +288,23 @@ async fn a_port_that_is_taken_before_the_start_is_replaced_by_another_one() {
     node.policy.replica_ports = Some(format!("{first}-{}", first + 2).parse().unwrap());
     let mut agent = node.agent().await;
     agent.ports.set_address(LOOPBACK.into());
-    // Docker holds a port without a listener of a program: as another agent's container does.
+    // Another container has one of the ports from the beginning.
     let docker = engine();
-    let mut taken = Vec::new();
-    for port in [first, first + 1] {
-        taken.push(publish(&docker, &node, port).await);
-    }
-    agent.start(attempt(1), server(&node, None));
-    assert_eq!(agent.listening(1).await, [first + 2]);
+    let _other = publish(&docker, &node, first).await;
+    // The port is taken while the image is pulled, which takes a while.
+    let registry = Registry::start().await;
+    let image = OwnImage(format!("{}/test/image", registry.address));
+    let mut job = job(&image.0, &["sleep", "1000"]);
+    job.run.replica = replica(None);
+    agent.start(attempt(1), job);
+    let is_pulling = |fact: &RuntimeFact| !matches!(fact, RuntimeFact::Started);
+    agent.until(attempt(1), is_pulling).await;
+    let before = agent.ports.get(attempt(1)).unwrap().ports[0];
+    let _listener = TcpListener::bind(("127.0.0.1", before)).unwrap();
+    let after = agent.listening(1).await[0];
+    let mut ports = [before, after];
+    ports.sort_unstable();
+    assert_eq!(ports, [first + 1, first + 2]);
     assert_eq!(node.containers().await.len(), 1);
     // None is left.
     let outcome = agent.run(attempt(2), server(&node, None)).await;

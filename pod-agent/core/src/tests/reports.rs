@@ -163,6 +163,7 @@ fn the_ports_and_the_health_of_a_replica_are_reported() {
     let step = agent.tell(a, RuntimeFact::Health(Health::Healthy, "status 200".into()));
     assert_eq!(reported(&step), [healthy("status 200")]);
     // Once it is stopped, its health changes for no other reason.
+    agent.ack(3);
     agent.cancel(a);
     let step = agent.tell(a, RuntimeFact::Health(Health::Unhealthy, "refused".into()));
     assert_eq!(reported(&step), []);
