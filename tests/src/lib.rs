@@ -8,6 +8,7 @@
 )]
 
 pub mod docker;
+pub mod http;
 pub mod light;
 pub mod mesh;
 pub mod namespace;
