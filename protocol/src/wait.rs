@@ -79,6 +79,13 @@ pub enum WaitReason {
         /// How many.
         nodes: usize,
     },
+    /// Nodes that suit were taken out of placement by an admin.
+    NodesClosed {
+        /// How many are cordoned.
+        cordoned: usize,
+        /// How many are being drained.
+        draining: usize,
+    },
     /// All nodes that suit are busy.
     Busy {
         /// How many suit.
@@ -168,6 +175,14 @@ impl fmt::Display for WaitReason {
             Self::MoreNodesAway { nodes } => {
                 let more = count(*nodes, "more node is", "more nodes are");
                 write!(f, "{more} suspect or lost")
+            }
+            Self::NodesClosed { cordoned, draining } => {
+                let nodes = |n: &usize| count(*n, "node that suits is", "nodes that suit are");
+                match (cordoned, draining) {
+                    (n, 0) => write!(f, "{} cordoned", nodes(n)),
+                    (0, n) => write!(f, "{} being drained", nodes(n)),
+                    (n, m) => write!(f, "{} cordoned or being drained", nodes(&(n + m))),
+                }
             }
             Self::Busy { nodes, freest } => {
                 match nodes {

@@ -2,7 +2,7 @@
 
 use alloc::vec::Vec;
 
-use podmesh_protocol::client::NodeState;
+use podmesh_protocol::client::{NodeState, Scheduling};
 use podmesh_protocol::ids::JobId;
 use podmesh_protocol::limits::ATTEMPTS_PER_NODE_MAX;
 use podmesh_protocol::time::Now;
@@ -54,8 +54,16 @@ impl Core {
         if more > 0 {
             reasons.push(WaitReason::MoreNodesAway { nodes: more });
         }
+        let closed = |scheduling: Scheduling| {
+            let nodes = suited.iter().filter(|(_, node)| node.state == NodeState::Alive);
+            nodes.filter(|(_, node)| node.row.scheduling == scheduling).count()
+        };
+        let (cordoned, draining) = (closed(Scheduling::Cordoned), closed(Scheduling::Draining));
+        if cordoned + draining > 0 {
+            reasons.push(WaitReason::NodesClosed { cordoned, draining });
+        }
         let alive: Vec<(NodeIx, &Node)> =
-            suited.into_iter().filter(|(_, node)| node.state == NodeState::Alive).collect();
+            suited.into_iter().filter(|(_, node)| node.is_open()).collect();
         if alive.is_empty() {
             return;
         }

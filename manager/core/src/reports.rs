@@ -176,10 +176,7 @@ impl Core {
         if let Some(after_ms) = retry_after_ms {
             self.queue_retry(now, task, after_ms);
         }
-        self.replica_touched(task.job);
-        if retry_after_ms.is_none() {
-            self.note_replica_end(now, task.job, &outcome, out);
-        }
+        self.note_replica_end(now, task.job, &outcome, retry_after_ms.is_none(), out);
         out.events.push(EventFact::AttemptEnded {
             attempt,
             outcome: outcome.into(),

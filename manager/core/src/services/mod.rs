@@ -63,6 +63,8 @@ struct Replicas {
 struct Replica {
     number: u32,
     revision: u32,
+    /// Why its last attempt did not start, or how it was lost.
+    said: Option<String>,
     /// Since when it has been healthy. After a restart of the manager: since the restart.
     healthy_ms: Option<Millis>,
     leaving: Option<Leaving>,
@@ -74,6 +76,7 @@ impl Services {
         let replica = Replica {
             number: spec.number,
             revision: spec.revision,
+            said: None,
             healthy_ms: None,
             leaving: None,
         };
@@ -149,17 +152,25 @@ impl Core {
         }
     }
 
-    /// Notes the end of the last attempt of a job, if it is a replica and should have run on.
+    /// Notes the end of an attempt, if it is of a replica. If no other attempt follows, the replica
+    /// has ended; unless its job was cancelled, it should have run on.
     pub(crate) fn note_replica_end(
         &mut self,
         now: Now,
         id: JobId,
         outcome: &Outcome,
+        is_last: bool,
         out: &mut Step,
     ) {
-        let Some(job) = self.state.jobs.get(&id).filter(|job| !job.cancelling) else { return };
-        if let Some(spec) = job.spec.run.replica.clone() {
-            self.replica_ended(now, &spec, outcome, out);
+        let Some(job) = self.state.jobs.get(&id) else { return };
+        let Some(spec) = job.spec.run.replica.clone() else { return };
+        self.services.mark(&spec.service);
+        if is_last && !job.cancelling {
+            return self.replica_ended(now, &spec, outcome, out);
+        }
+        let replicas = self.services.by_name.get_mut(&spec.service);
+        if let Some(replica) = replicas.and_then(|replicas| replicas.jobs.get_mut(&id)) {
+            replica.said = outcome.message.clone();
         }
     }
 

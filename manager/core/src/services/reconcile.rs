@@ -268,9 +268,15 @@ impl Core {
     fn why_not_healthy(&self, service: &Service, found: &Plan) -> String {
         let (healthy, wanted) = (found.healthy, service.wanted());
         let mut message = format!("{healthy} of {wanted} replicas became healthy");
-        if let Some((number, failures)) = service.failures.last_key_value() {
-            let label = label(&service.spec.name, *number);
-            message += &format!("; {label}: {}", failures.message);
+        let name = &service.spec.name;
+        let ended = service.failures.iter().map(|(number, ended)| (*number, &ended.message));
+        let waiting = self.services.by_name.get(name).into_iter().flat_map(|found| {
+            let current = |replica: &&super::Replica| replica.revision == service.revision;
+            let all = found.jobs.values().filter(current);
+            all.filter_map(|replica| Some((replica.number, replica.said.as_ref()?)))
+        });
+        if let Some((number, why)) = ended.chain(waiting).next() {
+            message += &format!("; {}: {why}", label(name, number));
         }
         message
     }
@@ -393,7 +399,8 @@ fn job_spec(service: &Service, number: u32) -> JobSpec {
         health: spec.health.clone(),
     };
     JobSpec {
-        name: spec.name.clone(),
+        // The longest names have no room for the number.
+        name: label(&spec.name, number).parse().unwrap_or_else(|_| spec.name.clone()),
         array: ArrayRange::default(),
         // What should always run goes before what should run once.
         priority: PRIORITY_MAX,

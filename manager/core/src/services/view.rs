@@ -7,7 +7,6 @@ use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::ops::Bound;
 
-use podmesh_protocol::client::{NodeState, Scheduling};
 use podmesh_protocol::ids::{AttemptId, JobId, Name, Revision};
 use podmesh_protocol::limits::{FRAME_BYTES_MAX, PAGE_ROWS_MAX};
 use podmesh_protocol::report::AttemptState;
@@ -157,7 +156,10 @@ impl Core {
                 attempt: active.map(|(index, active)| AttemptId::new(*id, *index, active.number)),
                 node: active.map(|(_, active)| active.node.clone()),
                 endpoints: endpoints.collect(),
-                message: said.or_else(|| failures.map(|ended| &ended.message)).cloned(),
+                message: said
+                    .or(replica.said.as_ref())
+                    .or_else(|| failures.map(|ended| &ended.message))
+                    .cloned(),
                 failures: failures.map_or(0, |ended| ended.count),
                 restarts_in_ms: self.queued_for(now, *id),
             })
@@ -276,17 +278,7 @@ impl Core {
         if !self.nodes.iter().any(|(_, node)| needs.suit(&node.row)) {
             return [self.explain_unsuited(&needs).to_string()].into();
         }
-        let closed = self.nodes.iter().filter(|(_, node)| {
-            needs.suit(&node.row)
-                && (node.state != NodeState::Alive || node.row.scheduling != Scheduling::Open)
-        });
-        match closed.count() {
-            0 => ["the nodes that suit have no room for more".into()].into(),
-            closed => {
-                let nodes = if closed == 1 { "node that suits is" } else { "nodes that suit are" };
-                [alloc::format!("the nodes that suit have no room for more; {closed} {nodes} not alive, cordoned or drained")].into()
-            }
-        }
+        ["the nodes that suit have no room for more, or get no new work".into()].into()
     }
 }
 
