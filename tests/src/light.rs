@@ -1,15 +1,17 @@
 //! Light agents: many agents in one process. Each speaks the protocol as a real agent does, with a
-//! session, a subscription and heartbeats, and ends every attempt at once with success.
+//! session, a subscription and heartbeats. It ends every attempt at once with success, except for
+//! replicas of services: those are healthy at once, and run until they are stopped.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use podmesh_protocol::event::TOPIC_MANAGER;
-use podmesh_protocol::ids::{AttemptId, ClusterId, Epoch, InstanceId, Name};
+use podmesh_protocol::ids::{AttemptId, ClusterId, Epoch, InstanceId, JobId, Name};
 use podmesh_protocol::limits::{BATCH_ROWS_MAX, PROTOCOL_VERSION};
-use podmesh_protocol::report::{Outcome, Report, ReportFact};
+use podmesh_protocol::report::{Outcome, OutcomeKind, Report, ReportFact};
+use podmesh_protocol::service::Health;
 use podmesh_protocol::session::{Hello, ToManager, ToPeer};
 use podmesh_protocol::spec::{Resources, RuntimeKind};
 use podmesh_wire::WireError;
@@ -60,6 +62,8 @@ impl LightAgents {
                 instance: InstanceId(Uuid::new_v4()),
                 cluster: None,
                 unacked: VecDeque::new(),
+                replicas: BTreeMap::new(),
+                running: BTreeSet::new(),
                 last_report: 0,
                 counts: Arc::clone(&counts),
             };
@@ -87,6 +91,10 @@ struct Agent {
     cluster: Option<ClusterId>,
     /// Reports that the manager has not acknowledged.
     unacked: VecDeque<Report>,
+    /// The jobs of this session that are replicas, with the number of their ports.
+    replicas: BTreeMap<JobId, u16>,
+    /// The replicas that run.
+    running: BTreeSet<AttemptId>,
     last_report: u64,
     counts: Arc<Counts>,
 }
@@ -129,6 +137,7 @@ impl Agent {
         self.cluster = Some(welcome.cluster);
         self.acked(welcome.acked);
         self.unacked.retain(|report| !welcome.stop.contains(&report.1));
+        self.running.retain(|attempt| !welcome.stop.contains(attempt));
         let unacked: Vec<_> = self.unacked.iter().cloned().collect();
         send(&mut sender, epoch, unacked).await?;
 
@@ -141,8 +150,27 @@ impl Agent {
         loop {
             tokio::select! {
                 message = receiver.recv() => match message? {
+                    ToPeer::JobSpec { job, run, .. } => {
+                        let ports = run.replica.map(|replica| replica.ports.len() as u16);
+                        self.replicas.extend(ports.map(|ports| (job, ports)));
+                    }
+                    ToPeer::Stops(of, stops) if of == epoch => {
+                        let stopped = stops.into_iter().map(|(attempt, _)| attempt);
+                        let stopped = stopped.filter(|attempt| self.running.remove(attempt));
+                        let cancelled = Outcome::new(OutcomeKind::Cancelled);
+                        let facts: Vec<_> = stopped
+                            .map(|attempt| (attempt, ReportFact::Ended(cancelled.clone())))
+                            .collect();
+                        let reports = self.report(facts);
+                        send(&mut sender, epoch, reports).await?;
+                    }
+                    ToPeer::Endpoints { epoch: of, update, .. } if of == epoch => {
+                        let (applied, drained) = (update, update);
+                        let acks = ToManager::EndpointsApplied { epoch, applied, drained };
+                        sender.send(&acks).await?;
+                    }
                     ToPeer::Starts(of, attempts) if of == epoch => {
-                        let reports = self.end(attempts);
+                        let reports = self.start(attempts);
                         send(&mut sender, epoch, reports).await?;
                     }
                     ToPeer::Acked(of, number) if of == epoch => self.acked(number),
@@ -161,6 +189,8 @@ impl Agent {
 
     fn hello(&self) -> Hello {
         let mut attempts: Vec<_> = self.unacked.iter().map(|report| report.1).collect();
+        attempts.extend(&self.running);
+        attempts.sort_unstable();
         attempts.dedup();
         Hello {
             version: PROTOCOL_VERSION,
@@ -176,7 +206,7 @@ impl Agent {
             runtimes: vec![RuntimeKind::Noop.into()],
             withdrawn: [].into(),
             unenforced: [].into(),
-            address: None,
+            address: Some("127.0.0.1".into()),
             attempts,
         }
     }
@@ -187,19 +217,35 @@ impl Agent {
         }
     }
 
-    fn end(&mut self, attempts: Vec<AttemptId>) -> Vec<Report> {
-        let mut reports = Vec::new();
+    fn start(&mut self, attempts: Vec<AttemptId>) -> Vec<Report> {
+        let mut facts = Vec::new();
         for attempt in attempts {
             // The manager sends a start again if the report was slow.
-            if self.unacked.iter().any(|report| report.1 == attempt) {
+            let known = self.running.contains(&attempt)
+                || self.unacked.iter().any(|report| report.1 == attempt);
+            if known {
                 continue;
             }
-            let ended = Outcome { ran_ms: 1, ..Outcome::exited(0) };
-            for fact in [ReportFact::Started, ReportFact::Ended(ended)] {
-                self.last_report += 1;
-                reports.push(Report(self.last_report, attempt, fact));
+            facts.push((attempt, ReportFact::Started));
+            if let Some(ports) = self.replicas.get(&attempt.task.job) {
+                self.running.insert(attempt);
+                let ports = (0..*ports).map(|port| 20_000 + port).collect();
+                facts.push((attempt, ReportFact::Listening(ports)));
+                facts.push((attempt, ReportFact::Health(Health::Healthy, String::new())));
+            } else {
+                let ended = Outcome { ran_ms: 1, ..Outcome::exited(0) };
+                facts.push((attempt, ReportFact::Ended(ended)));
+                self.counts.ended.fetch_add(1, Ordering::SeqCst);
             }
-            self.counts.ended.fetch_add(1, Ordering::SeqCst);
+        }
+        self.report(facts)
+    }
+
+    fn report(&mut self, facts: Vec<(AttemptId, ReportFact)>) -> Vec<Report> {
+        let mut reports = Vec::new();
+        for (attempt, fact) in facts {
+            self.last_report += 1;
+            reports.push(Report(self.last_report, attempt, fact));
         }
         self.unacked.extend(reports.iter().cloned());
         reports

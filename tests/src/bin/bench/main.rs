@@ -16,6 +16,7 @@ mod processes;
 mod proxy;
 mod rig;
 mod security;
+mod services;
 mod shapes;
 mod table;
 
@@ -25,7 +26,7 @@ use std::process::ExitCode;
 /// The name of a measure and its function.
 type Measure = (&'static str, fn(&mut table::Table));
 
-const MEASURES: [Measure; 17] = [
+const MEASURES: [Measure; 18] = [
     ("noop", noop::measure),
     ("shapes", shapes::measure),
     ("history", history::measure),
@@ -34,6 +35,7 @@ const MEASURES: [Measure; 17] = [
     ("latency", latency::measure),
     ("security", security::measure),
     ("proxy", proxy::measure),
+    ("services", services::measure),
     ("hostile", hostile::measure),
     ("logs", logs::measure),
     ("churn", churn::measure),
@@ -50,6 +52,9 @@ fn main() -> ExitCode {
     let name = std::env::args_os().next().unwrap_or_default();
     if Path::new(&name).file_name().is_some_and(|name| name == "podmesh") {
         return podmesh_tools::main();
+    }
+    if let Some(port) = std::env::var_os(services::SERVE) {
+        return services::serve(&port.to_string_lossy());
     }
     let wanted: Vec<String> = std::env::args().skip(1).collect();
     if let Some(unknown) =
