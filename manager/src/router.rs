@@ -155,6 +155,9 @@ impl Router {
                 let input = Input::EndpointsApplied { connection, epoch, applied, drained };
                 self.decide(input, bytes);
             }
+            Ok(ToManager::PortsClosed { epoch, closed }) => {
+                self.decide(Input::PortsClosed { connection, epoch, closed }, bytes);
+            }
             Ok(ToManager::LogSlice(number, result)) => {
                 if !self.parts.log_reads.answered(connection, number, result) {
                     tracing::debug!(number, "a part of a log came that nobody waits for");

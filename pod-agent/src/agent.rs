@@ -331,6 +331,7 @@ impl Agent {
     ) -> Result<(), AgentError> {
         let Sources { mut session_events, mut heartbeats, mut facts, mut acks, mut docker_later } =
             sources;
+        let mut troubles = self.proxy.troubles();
         let mut shutdown = std::pin::pin!(shutdown);
         let mut is_shutting_down = false;
         let mut sweeps = interval(SWEEP_LOOK_EVERY);
@@ -351,6 +352,7 @@ impl Agent {
                 Some(event) = session_events.recv() => self.session_event(event)?,
                 Some(event) = heartbeats.recv() => self.heartbeat_event(event),
                 Some(ack) = acks.recv() => self.endpoints_applied(ack),
+                Ok(()) = troubles.changed() => self.tell_troubles(),
                 _ = facts.recv_many(&mut batch, FACTS_MAX) => self.facts(batch),
                 () = sleep(wakeup.unwrap_or_default()), if wakeup.is_some() => {
                     self.feed(Input::Tick);
@@ -504,6 +506,9 @@ impl Agent {
         }));
         self.session = Some(Session { number, epoch: welcome.epoch, messages, slices });
         self.feed(Input::SessionOpened { welcome, hello_sent_mono_ms });
+        if !self.proxy.troubles().borrow().is_empty() {
+            self.tell_troubles();
+        }
         if self.hello_outdated {
             self.drop_session();
         }
@@ -563,6 +568,15 @@ impl Agent {
         if let Some(of) = self.session.as_ref().filter(|of| of.number == session) {
             // If the session has ended, the next one starts over.
             _ = of.messages.send(ToManager::EndpointsApplied { epoch: of.epoch, applied, drained });
+        }
+    }
+
+    /// Tells the manager which published ports are not open here.
+    fn tell_troubles(&mut self) {
+        let closed = self.proxy.troubles().borrow().clone();
+        if let Some(Session { epoch, messages, .. }) = &self.session {
+            // If the session has ended, the next one begins with it.
+            _ = messages.send(ToManager::PortsClosed { epoch: *epoch, closed });
         }
     }
 

@@ -73,6 +73,8 @@ pub const SERVICES_MAX: usize = 10_000;
 pub const REPLICAS_MAX: u32 = 1000;
 /// Ports of one service.
 pub const PORTS_MAX: usize = 64;
+/// Published ports of which a node says why they are not open.
+pub const PORTS_CLOSED_MAX: usize = 64;
 /// Revisions of one service that the manager keeps.
 pub const REVISIONS_KEPT: u32 = 20;
 /// Milliseconds for which a replica must be healthy until its earlier failures no longer count.

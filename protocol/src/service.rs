@@ -431,6 +431,9 @@ pub struct ServiceDetail {
     /// How the last update ended, if it failed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub failed_update: Option<String>,
+    /// On which nodes published ports are not open, and why: one sentence per entry.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub closed_ports: Vec<String>,
 }
 
 /// A replica, or the wait for one.

@@ -35,6 +35,15 @@ pub enum ToManager {
         /// The last update whose removed replicas have no connection through this proxy any more.
         drained: u64,
     },
+    /// The published ports that are not open on the node, and why: each at most
+    /// [`MESSAGE_BYTES_MAX`](crate::limits::MESSAGE_BYTES_MAX) bytes. Replaces what was said before in
+    /// the session.
+    PortsClosed {
+        /// The session.
+        epoch: Epoch,
+        /// The reasons, by port. At most [`PORTS_CLOSED_MAX`](crate::limits::PORTS_CLOSED_MAX).
+        closed: BTreeMap<u16, String>,
+    },
     /// A request of a client.
     Request(Request),
 }

@@ -244,8 +244,9 @@ fn service_replies() -> impl Strategy<Value = ReplyBody> {
     let list = prop::collection::vec(service_views(), 0..3).prop_map(ServiceReply::List);
     let replicas = prop::collection::vec(replica_views(), 0..3);
     let failed = prop::option::of(".{0,40}");
-    let detail = (service_views(), service_specs(), any::<u64>(), replicas, texts(), failed)
-        .prop_map(|(view, spec, changed, replicas, waits_for, failed_update)| {
+    let texts = (texts(), failed, texts());
+    let detail = (service_views(), service_specs(), any::<u64>(), replicas, texts).prop_map(
+        |(view, spec, changed, replicas, (waits_for, failed_update, closed_ports))| {
             let changed = Revision(changed);
             ServiceReply::Service(Box::new(ServiceDetail {
                 view,
@@ -254,8 +255,10 @@ fn service_replies() -> impl Strategy<Value = ReplyBody> {
                 replicas,
                 waits_for,
                 failed_update,
+                closed_ports,
             }))
-        });
+        },
+    );
     let state = prop::sample::select(vec![
         RevisionState::Begun,
         RevisionState::Reached,
@@ -327,11 +330,15 @@ fn to_manager() -> impl Strategy<Value = ToManager> {
     let applied = any::<[u64; 3]>().prop_map(|[epoch, applied, drained]| {
         ToManager::EndpointsApplied { epoch: Epoch(epoch), applied, drained }
     });
+    let closed = (any::<u64>(), prop::collection::btree_map(any::<u16>(), ".{0,40}", 0..3));
+    let closed =
+        closed.prop_map(|(epoch, closed)| ToManager::PortsClosed { epoch: Epoch(epoch), closed });
     let request = (any::<u64>(), service_requests())
         .prop_map(|(id, body)| ToManager::Request(Request { version: 1, id, body }));
     prop_oneof![
         hello,
         applied,
+        closed,
         request,
         (any::<u64>(), prop::collection::vec(report, 0..20))
             .prop_map(|(epoch, reports)| ToManager::Reports(Epoch(epoch), reports)),

@@ -154,8 +154,13 @@ fn a_port_that_another_program_has_is_opened_when_it_is_free() {
     Web { mesh: &mesh, replicas: 1 }.applied("here");
     let at = |ip: std::net::Ipv4Addr| SocketAddr::new(ip.into(), PORT);
     until_true("the other node serves", || get(at(second)).is_ok());
+    let closed = || mesh.json(&["service", "web"])["closed_ports"].clone();
+    until_true("it is said", || {
+        closed()[0].as_str().is_some_and(|said| said.contains("8080 is not open on node `a`"))
+    });
     drop(taken);
     until_true("the port is opened", || get(at(first)).is_ok());
+    until_true("nothing more is said", || closed().as_array().is_some_and(Vec::is_empty));
 }
 
 #[test]

@@ -1,6 +1,7 @@
 //! The inputs of the core: facts that have happened.
 
 use alloc::boxed::Box;
+use alloc::collections::BTreeMap;
 use alloc::string::String;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
@@ -75,6 +76,15 @@ pub enum Input {
         applied: u64,
         /// The last update whose removed replicas have no connection through the proxy.
         drained: u64,
+    },
+    /// Published ports are not open on a node. Replaces what was said before in the session.
+    PortsClosed {
+        /// The connection of the agent.
+        connection: ConnectionId,
+        /// The session that the agent believes is open.
+        epoch: Epoch,
+        /// Why, by port.
+        closed: BTreeMap<u16, String>,
     },
     /// A connection has ended, or a message could not be delivered on it.
     ConnectionGone {

@@ -210,6 +210,9 @@ impl Core {
             Input::EndpointsApplied { connection, epoch, applied, drained } => {
                 self.on_endpoints_applied(connection, epoch, applied, drained);
             }
+            Input::PortsClosed { connection, epoch, closed } => {
+                self.on_ports_closed(connection, epoch, closed);
+            }
             Input::ConnectionGone { connection } => self.on_connection_gone(now, connection, out),
             Input::HeartbeatChanged { epoch, change } => {
                 self.on_heartbeat_changed(now, epoch, change, out);

@@ -91,6 +91,8 @@ pub(crate) struct Proxy {
     pub(crate) applied: u64,
     /// The last update whose removed replicas have no connection through it.
     pub(crate) drained: u64,
+    /// The published ports that are not open, and why.
+    pub(crate) closed: BTreeMap<u16, String>,
 }
 
 /// The effects of a hello, which wait until it is certain that the hello is not a delayed one.

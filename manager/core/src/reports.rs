@@ -187,7 +187,7 @@ impl Core {
 }
 
 /// Cuts a text for people at its limit.
-fn cut(mut text: String) -> String {
+pub(crate) fn cut(mut text: String) -> String {
     text.truncate(text.floor_char_boundary(MESSAGE_BYTES_MAX));
     text
 }

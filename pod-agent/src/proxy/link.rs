@@ -1,6 +1,7 @@
 //! The agent's side: starts the proxy when it is needed, or finds the running one, and communicates
 //! with it.
 
+use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::io;
 use std::path::PathBuf;
@@ -37,6 +38,9 @@ pub struct ProxySettings {
     pub replica_ports: Option<PortRange>,
 }
 
+/// The published ports that are not open on a node, and why: each a part of a sentence for people.
+pub type PortTroubles = BTreeMap<u16, String>;
+
 /// What the proxy of this node has done.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Ack {
@@ -55,7 +59,7 @@ pub struct Proxy {
     requests: UnboundedSender<Request>,
     /// Fails when the link has ended.
     link: oneshot::Receiver<Infallible>,
-    troubles: watch::Receiver<Vec<String>>,
+    troubles: watch::Receiver<PortTroubles>,
     counters: watch::Receiver<Counters>,
 }
 
@@ -72,7 +76,7 @@ impl Proxy {
         let (requests, receiver) = unbounded_channel();
         let (acks, acked) = unbounded_channel();
         let (lives, link) = oneshot::channel();
-        let (troubles_sender, troubles) = watch::channel(Vec::new());
+        let (troubles_sender, troubles) = watch::channel(PortTroubles::new());
         let (counters_sender, counters) = watch::channel(Counters::default());
         let link_task = Link {
             run: Uuid::new_v4(),
@@ -96,14 +100,8 @@ impl Proxy {
         _ = self.requests.send(Request::Apply(endpoints));
     }
 
-    /// Returns what is wrong: ports that are not listened on, and a proxy that cannot be started.
-    /// Each is a sentence for people.
-    pub fn troubles(&self) -> Vec<String> {
-        self.troubles.borrow().clone()
-    }
-
-    #[cfg(test)]
-    pub(super) fn watch_troubles(&self) -> watch::Receiver<Vec<String>> {
+    /// Returns a receiver of the published ports that are not open on this node.
+    pub fn troubles(&self) -> watch::Receiver<PortTroubles> {
         self.troubles.clone()
     }
 
@@ -143,7 +141,7 @@ struct Link {
     last_ack: Option<Ack>,
     /// Whether the agent is ending.
     is_closing: bool,
-    troubles: watch::Sender<Vec<String>>,
+    troubles: watch::Sender<PortTroubles>,
     counters: watch::Sender<Counters>,
     _lives: oneshot::Sender<Infallible>,
 }
@@ -284,11 +282,11 @@ impl Link {
     }
 
     fn show_troubles(&self, status: &Status) {
-        let ports = status.troubles.iter().map(|(port, why)| format!("port {port}: {why}"));
-        let all: Vec<_> = self.wanted.refused().cloned().chain(ports).collect();
+        let ports = status.troubles.iter().map(|(port, why)| (*port, why.clone()));
+        let all: PortTroubles = self.wanted.refused().chain(ports).collect();
         self.troubles.send_if_modified(|current| {
-            for new in all.iter().filter(|trouble| !current.contains(trouble)) {
-                tracing::warn!("the node's proxy: {new}");
+            for (port, why) in all.iter().filter(|(port, why)| current.get(port) != Some(why)) {
+                tracing::warn!("port {port} of a service is not open on this node: {why}");
             }
             let changed = *current != all;
             *current = all;
@@ -296,13 +294,19 @@ impl Link {
         });
     }
 
+    /// Notes that there is no proxy: no port is open.
     fn trouble(&self, error: &ProxyError) {
         let text = error.to_string();
-        if !self.troubles.borrow().contains(&text) {
+        let ports = self.wanted.ports().map(|port| (port, text.clone()));
+        let all: PortTroubles = self.wanted.refused().chain(ports).collect();
+        let changed = self.troubles.send_if_modified(|current| {
+            let changed = *current != all;
+            *current = all;
+            changed
+        });
+        if changed {
             tracing::error!("{text}; retrying");
         }
-        let all = self.wanted.refused().cloned().chain([text]).collect();
-        self.troubles.send_replace(all);
     }
 
     /// Retries until there is a proxy. Returns `None` if the agent ends in the meantime, or no

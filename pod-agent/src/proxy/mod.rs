@@ -29,7 +29,7 @@ mod wanted;
 mod workers;
 
 pub use self::error::ProxyError;
-pub use self::link::{Ack, Proxy, ProxySettings};
+pub use self::link::{Ack, PortTroubles, Proxy, ProxySettings};
 pub use self::messages::Counters;
 pub use self::server::serve;
 pub use self::wanted::Endpoints;

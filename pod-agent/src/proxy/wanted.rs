@@ -94,12 +94,7 @@ impl Wanted {
                 match check(&self.ingress.ports, self.replica_ports, port.publish) {
                     Ok(()) => true,
                     Err(why) => {
-                        let text = format!(
-                            "port {} of service {name} is not open here: {why}",
-                            port.publish
-                        );
-                        tracing::warn!("{text}");
-                        self.refused.insert((name.clone(), port.publish), text);
+                        self.refused.insert((name.clone(), port.publish), why);
                         false
                     }
                 }
@@ -123,9 +118,14 @@ impl Wanted {
         self.generation.map(|generation| (generation, self.number))
     }
 
+    /// Returns the ports that the proxy should listen on.
+    pub(super) fn ports(&self) -> impl Iterator<Item = u16> {
+        self.services.values().flat_map(|service| service.ports.iter().map(|port| port.publish))
+    }
+
     /// Returns why ports are not listened on, for people.
-    pub(super) fn refused(&self) -> impl Iterator<Item = &String> {
-        self.refused.values()
+    pub(super) fn refused(&self) -> impl Iterator<Item = (u16, String)> {
+        self.refused.iter().map(|((_, port), why)| (*port, why.clone()))
     }
 
     /// Returns the updates for a proxy that knows nothing. All but the last have the number 0, so

@@ -474,7 +474,7 @@ impl World {
                 self.feed_manager(Input::AttemptsReported { connection, epoch, reports });
             }
             ToManager::Goodbye(epoch) => self.feed_manager(Input::AgentLeft { connection, epoch }),
-            ToManager::EndpointsApplied { .. } => {}
+            ToManager::EndpointsApplied { .. } | ToManager::PortsClosed { .. } => {}
             ToManager::LogSlice(..) | ToManager::Request(_) => {}
         }
     }

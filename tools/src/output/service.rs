@@ -140,6 +140,8 @@ pub(crate) struct ServiceOutput {
     pub(crate) waits_for: Vec<String>,
     /// How the last update ended, if it failed.
     pub(crate) failed_update: Option<String>,
+    /// On which nodes published ports are not open, and why
+    pub(crate) closed_ports: Vec<String>,
     /// The last revisions, newest first.
     pub(crate) history: Vec<RevisionRow>,
 }
@@ -155,6 +157,7 @@ impl ServiceOutput {
             replica_list: detail.replicas.iter().map(Into::into).collect(),
             waits_for: detail.waits_for.clone(),
             failed_update: detail.failed_update.clone(),
+            closed_ports: detail.closed_ports.clone(),
             history: history.iter().map(Into::into).collect(),
         }
     }

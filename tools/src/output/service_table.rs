@@ -63,6 +63,9 @@ pub(crate) fn service(
     if let Some(why) = &detail.failed_update {
         line("update failed", &escape(why));
     }
+    for port in &detail.closed_ports {
+        line("warning", &escape(port));
+    }
     if !detail.replicas.is_empty() {
         text += "\n";
         text += &replicas(screen, &view.service, &detail.replicas);

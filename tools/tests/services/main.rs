@@ -65,6 +65,7 @@ fn detail(replicas: u32) -> ServiceDetail {
         replicas: (1..=replicas).map(replica).collect(),
         waits_for: vec![],
         failed_update: None,
+        closed_ports: Vec::new(),
     }
 }
 

@@ -1,16 +1,19 @@
 //! Replicas on their way out: first out of every proxy, then the end of their connections, then
 //! stopped.
 
+use alloc::collections::BTreeMap;
+use alloc::string::String;
 use alloc::vec::Vec;
 
 use podmesh_protocol::client::NodeState;
 use podmesh_protocol::ids::Epoch;
-use podmesh_protocol::limits::PROXY_ACK_MS_MAX;
+use podmesh_protocol::limits::{PORTS_CLOSED_MAX, PROXY_ACK_MS_MAX};
 use podmesh_protocol::time::{Millis, Now};
 
 use super::reconcile::Wake;
 use crate::Core;
 use crate::input::ConnectionId;
+use crate::reports::cut;
 use crate::state::Service;
 use crate::step::Step;
 
@@ -38,6 +41,28 @@ impl Core {
         {
             (proxy.applied, proxy.drained) = (applied, drained);
             self.services.dirty.extend(self.services.draining.iter().cloned());
+        }
+    }
+
+    /// Notes which published ports are not open on a node.
+    pub(crate) fn on_ports_closed(
+        &mut self,
+        connection: ConnectionId,
+        epoch: Epoch,
+        closed: BTreeMap<u16, String>,
+    ) {
+        let Some(ix) = self.nodes.by_session(connection, epoch) else { return };
+        let Some(session) = &mut self.nodes.get_mut(ix).session else { return };
+        let Some(proxy) = &mut session.proxy else { return };
+        let bounded = closed.into_iter().take(PORTS_CLOSED_MAX);
+        let closed: BTreeMap<u16, String> = bounded.map(|(port, why)| (port, cut(why))).collect();
+        let before = core::mem::replace(&mut proxy.closed, closed.clone());
+        let changed = |port: &u16| before.get(port) != closed.get(port);
+        for (name, service) in &self.state.services {
+            let mut ports = service.spec.ports.values().filter_map(|port| port.publish);
+            if ports.any(|port| changed(&port)) {
+                self.services.touched.insert(name.clone());
+            }
         }
     }
 

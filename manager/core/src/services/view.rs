@@ -2,6 +2,7 @@
 
 use alloc::boxed::Box;
 use alloc::collections::{BTreeMap, BTreeSet};
+use alloc::format;
 use alloc::string::{String, ToString as _};
 use alloc::sync::Arc;
 use alloc::vec::Vec;
@@ -63,7 +64,26 @@ impl Core {
             replicas,
             waits_for: self.service_waits(now, name),
             failed_update: service.failed_update.clone(),
+            closed_ports: self.closed_ports(service),
         })
+    }
+
+    /// Returns on which nodes published ports of a service are not open.
+    fn closed_ports(&self, service: &Service) -> Vec<String> {
+        let mut all = Vec::new();
+        for (_, node) in self.nodes.iter() {
+            let session = node.session.as_ref();
+            let Some(proxy) = session.and_then(|session| session.proxy.as_ref()) else { continue };
+            for publish in service.spec.ports.values().filter_map(|port| port.publish) {
+                if let Some(why) = proxy.closed.get(&publish)
+                    && all.len() < REASONS_MAX
+                {
+                    let node = &node.row.node;
+                    all.push(format!("port {publish} is not open on node `{node}`: {why}"));
+                }
+            }
+        }
+        all
     }
 
     /// Returns a number that grows with every change of a service.

@@ -258,6 +258,7 @@ pub(crate) mod example {
             replicas: vec![replica(1, ReplicaState::Healthy), replica(2, ReplicaState::Restarting)],
             waits_for: vec![],
             failed_update: None,
+            closed_ports: Vec::new(),
         }
     }
 }
