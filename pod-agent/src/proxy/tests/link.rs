@@ -10,6 +10,7 @@ use crate::companion::CompanionCommand;
 use crate::config::IngressConfig;
 use crate::policy::{IngressAddress, PortRanges};
 use crate::ports::REPLICA_PORTS_DEFAULT;
+use crate::proxy::PortTroubles;
 
 fn settings(node: &Node) -> ProxySettings {
     ProxySettings {
