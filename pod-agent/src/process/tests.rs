@@ -126,6 +126,7 @@ fn context(change: impl FnOnce(&mut RunSpec)) -> Arc<JobContext> {
         timeout_ms: None,
         stop_grace_ms: 10_000,
         replica: None,
+        files: [].into(),
     };
     change(&mut run);
     Arc::new(JobContext {

@@ -22,7 +22,7 @@ use podmesh_agent::ports::ReplicaPorts;
 use podmesh_agent_core::input::{FoundAttempt, RuntimeFact};
 use podmesh_agent_core::step::JobContext;
 use podmesh_logrotate::{LogReader, RotationPolicy};
-use podmesh_protocol::ids::{AttemptId, ClusterId, JobId};
+use podmesh_protocol::ids::{AttemptId, ClusterId, JobId, Name};
 use podmesh_protocol::report::Outcome;
 use podmesh_protocol::spec::{DockerSpec, OnLost, Resources, RunSpec, RuntimeSpec};
 use tokio::sync::mpsc;
@@ -322,6 +322,28 @@ impl Drop for ForeignContainer {
     }
 }
 
+/// A named volume with a name of its own. Removed when dropped, so drop it after its containers.
+pub(crate) struct TestVolume(pub(crate) Name);
+
+impl TestVolume {
+    pub(crate) fn new() -> Self {
+        Self(format!("test-{}", Uuid::new_v4().simple()).parse().unwrap())
+    }
+
+    /// Returns its name in Docker.
+    pub(crate) fn docker_name(&self) -> String {
+        format!("podmesh-{}", self.0)
+    }
+}
+
+impl Drop for TestVolume {
+    fn drop(&mut self) {
+        let (docker, name) = (engine(), self.docker_name());
+        let options = query::RemoveVolumeOptionsBuilder::default().force(true).build();
+        _ = block_on(async move { docker.remove_volume(&name, Some(options)).await });
+    }
+}
+
 /// Returns captures that report gaps to `gaps`.
 pub(crate) fn captures(
     logs_dir: PathBuf,
@@ -368,6 +390,7 @@ pub(crate) fn job(image: &str, command: &[&str]) -> JobContext {
             timeout_ms: None,
             stop_grace_ms: 10_000,
             replica: None,
+            files: [].into(),
         },
     }
 }
