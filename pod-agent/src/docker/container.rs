@@ -13,6 +13,7 @@ use podmesh_protocol::ids::{AttemptId, ClusterId, JobId, Name, TaskId};
 use podmesh_protocol::spec::{DockerSpec, NetworkMode, OnLost};
 use uuid::Uuid;
 
+use super::files;
 use super::mounts::MountRules;
 use super::stage::Held;
 use crate::task_env::task_env;
@@ -142,6 +143,7 @@ pub(super) fn configuration(
         mounts.push(mount);
         held.extend(hold);
     }
+    mounts.extend(files::mounts(rules.data_dir, identity.attempt, &run.files));
     mounts.extend(
         spec.volumes.iter().map(|volume| options::volume(volume, identity.cluster, replica)),
     );

@@ -174,3 +174,36 @@ async fn what_the_owner_does_not_allow_is_refused_with_the_rule() {
     }
     assert!(node.containers().await.is_empty());
 }
+
+#[tokio::test]
+async fn files_of_a_job_are_readable_until_the_attempt_is_removed() {
+    if !usable() {
+        return;
+    }
+    let node = TestNode::new();
+    let agent = node.agent().await;
+    let kept = || std::fs::read_dir(node.data_dir.path().join("files")).unwrap().count();
+    let script = "cat /etc/app.conf /conf/deep/b; stat -c %a /etc/app.conf; id -u; \
+                  echo x 2>/dev/null >/etc/app.conf || echo fixed; echo ready; \
+                  until test -e /run/go; do sleep 0.02; done; cat /conf/deep/b";
+    let mut job = node.script(script);
+    docker_spec(&mut job).user = Some("work".into());
+    docker_spec(&mut job).tmpfs = [("/run".into(), String::new())].into();
+    job.run.files = [("/etc/app.conf", "a = 1\n"), ("/conf/deep/b", "two\n")]
+        .map(|(path, text)| (path.to_owned(), text.to_owned()))
+        .into();
+    agent.start(attempt(1), job.clone());
+    node.until_printed(attempt(1), "stdout", "ready").await;
+    assert_eq!(node.text(attempt(1), "stdout"), "a = 1\ntwo\n444\n1234\nfixed\nready\n");
+    // What an agent that was killed left behind.
+    std::fs::create_dir(node.data_dir.path().join("files/9.9.9")).unwrap();
+    drop(agent);
+    let mut agent = node.agent().await;
+    assert_eq!((agent.found.len(), kept()), (1, 1));
+    exec(&engine(), &node.container_name(attempt(1)), "touch /run/go").await;
+    assert_eq!(agent.end(attempt(1)).await.exit_code, Some(0));
+    assert!(node.text(attempt(1), "stdout").ends_with("ready\ntwo\n"));
+    agent.runtime.remove(attempt(1));
+    agent.removed(&node).await;
+    until(|| kept() == 0).await;
+}

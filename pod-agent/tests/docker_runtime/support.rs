@@ -174,6 +174,7 @@ pub(crate) struct TestNode {
     captures: OnceLock<Captures>,
     gaps: Arc<Mutex<Vec<String>>>,
     dir: tempfile::TempDir,
+    pub(crate) data_dir: tempfile::TempDir,
 }
 
 impl TestNode {
@@ -192,6 +193,7 @@ impl TestNode {
             captures: OnceLock::new(),
             gaps: Arc::default(),
             dir: tempfile::tempdir().unwrap(),
+            data_dir: tempfile::tempdir().unwrap(),
         }
     }
 
@@ -206,7 +208,8 @@ impl TestNode {
     pub(crate) fn settings(&self) -> DockerSettings {
         let capture = || captures(self.logs_dir(), self.rotation.clone(), Arc::clone(&self.gaps));
         let captures = self.captures.get_or_init(capture).clone();
-        settings(self.agent, captures, self.policy.clone())
+        let data_dir = self.data_dir.path().to_owned();
+        DockerSettings { data_dir, ..settings(self.agent, captures, self.policy.clone()) }
     }
 
     /// Drops the captures, so that the next agent gets new ones.
