@@ -139,22 +139,22 @@ impl fmt::Display for PortRanges {
     }
 }
 
-/// The address on which the node's proxy listens.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+/// The addresses on which the node's proxy listens.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(try_from = "String")]
 pub enum IngressAddress {
     /// All addresses of the machine.
     #[default]
     All,
-    /// This address only.
-    One(IpAddr),
+    /// These addresses only, at least one.
+    Only(Vec<IpAddr>),
     /// None: the node has no proxy.
     Off,
 }
 
 /// A text that is not an ingress address.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("`{0}` is not an IP address of this machine, \"all\" or \"off\"")]
+#[error("`{0}` is not an IP address of this machine, several with commas, \"all\" or \"off\"")]
 pub struct IngressAddressError(String);
 
 impl FromStr for IngressAddress {
@@ -164,11 +164,15 @@ impl FromStr for IngressAddress {
         match text.trim() {
             "all" => Ok(Self::All),
             "off" => Ok(Self::Off),
-            ip => match ip.parse::<IpAddr>() {
-                Ok(ip) if ip.is_unspecified() => Ok(Self::All),
-                Ok(ip) => Ok(Self::One(ip)),
-                Err(_) => Err(IngressAddressError(text.to_owned())),
-            },
+            list => {
+                let addresses: Result<Vec<IpAddr>, _> =
+                    list.split(',').map(|ip| ip.trim().parse()).collect();
+                match addresses {
+                    Ok(addresses) if addresses.iter().any(IpAddr::is_unspecified) => Ok(Self::All),
+                    Ok(addresses) => Ok(Self::Only(addresses)),
+                    Err(_) => Err(IngressAddressError(text.to_owned())),
+                }
+            }
         }
     }
 }
@@ -419,7 +423,12 @@ mod tests {
             ("0.0.0.0", IngressAddress::All),
             ("::", IngressAddress::All),
             ("off", IngressAddress::Off),
-            ("::1", IngressAddress::One("::1".parse().unwrap())),
+            ("::1", IngressAddress::Only(vec!["::1".parse().unwrap()])),
+            (
+                "127.0.0.1, ::1",
+                IngressAddress::Only(vec!["127.0.0.1".parse().unwrap(), "::1".parse().unwrap()]),
+            ),
+            ("127.0.0.1,::", IngressAddress::All),
         ] {
             assert_eq!(text.parse(), Ok(address));
         }

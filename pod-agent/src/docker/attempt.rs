@@ -293,7 +293,8 @@ impl Attempt {
                     data_dir: &settings.data_dir,
                     stage: &shared.stage,
                 };
-                container::configuration(identity, context, spec, replica.as_deref(), &rules)
+                let names = &settings.names;
+                container::configuration(identity, context, spec, replica.as_deref(), &rules, names)
             };
         if spec.mounts.is_empty() {
             return make(&self.shared, identity, context, spec).map_err(cannot_start);

@@ -16,6 +16,7 @@ use uuid::Uuid;
 use super::files;
 use super::mounts::MountRules;
 use super::stage::Held;
+use crate::service_names::{ContainerNames, ServiceNames};
 use crate::task_env::task_env;
 
 const CLUSTER: &str = "podmesh.cluster";
@@ -131,6 +132,7 @@ pub(super) fn configuration(
     spec: &DockerSpec,
     replica: Option<&Replica>,
     rules: &MountRules<'_>,
+    names: &ServiceNames,
 ) -> Result<Configuration, String> {
     let run = &context.run;
     let ports = published(spec, replica)?;
@@ -147,7 +149,9 @@ pub(super) fn configuration(
     mounts.extend(
         spec.volumes.iter().map(|volume| options::volume(volume, identity.cluster, replica)),
     );
+    let ContainerNames { hosts, variables } = names.of_container(spec);
     let mut env = run.env.clone();
+    env.extend(variables);
     env.extend(
         task_env(identity.attempt, context, node).map(|(key, value)| (key.to_owned(), value)),
     );
@@ -173,7 +177,7 @@ pub(super) fn configuration(
         mounts: (!mounts.is_empty()).then_some(mounts),
         tmpfs: (!spec.tmpfs.is_empty()).then(|| spec.tmpfs.clone().into_iter().collect()),
         readonly_rootfs: spec.read_only.then_some(true),
-        extra_hosts: (!spec.extra_hosts.is_empty()).then(|| spec.extra_hosts.clone()),
+        extra_hosts: (!hosts.is_empty()).then_some(hosts),
         // Exactly these, whatever the engine's own default is.
         cap_drop: Some(vec!["ALL".into()]),
         cap_add: Some(options::capabilities(policy, spec)).filter(|names| !names.is_empty()),

@@ -44,7 +44,7 @@ use uuid::Uuid;
 
 pub(crate) use self::checks::ContainerChecks;
 pub use self::error::DockerError;
-pub use self::inventory::{containers, images};
+pub use self::inventory::{bridge_gateway, containers, images};
 pub(crate) use self::registry::config_dir;
 
 use self::attempt::Attempt;
@@ -55,6 +55,7 @@ use crate::capture::Captures;
 use crate::health::{Place, Runs};
 use crate::policy::NodePolicy;
 use crate::ports::ReplicaPorts;
+use crate::service_names::ServiceNames;
 
 /// The runtime's settings.
 #[derive(Clone, Debug)]
@@ -72,6 +73,8 @@ pub struct DockerSettings {
     pub captures: Captures,
     /// The ports of replicas.
     pub ports: Arc<ReplicaPorts>,
+    /// The names of services.
+    pub names: Arc<ServiceNames>,
     /// The folder of Docker's client configuration, with the credentials from `docker login`.
     pub docker_config: Option<PathBuf>,
 }

@@ -1,7 +1,8 @@
 //! The options of containers, with a real engine.
 
 use crate::support::*;
-use podmesh_protocol::spec::{DockerSpec, Ulimit, VolumeMount};
+use podmesh_protocol::service::{PortEndpoints, ServiceEndpoints};
+use podmesh_protocol::spec::{DockerSpec, NetworkMode, Ulimit, VolumeMount};
 
 /// Runs a script in a container with these options, and returns what it printed.
 async fn printed(
@@ -206,4 +207,36 @@ async fn files_of_a_job_are_readable_until_the_attempt_is_removed() {
     agent.runtime.remove(attempt(1));
     agent.removed(&node).await;
     until(|| kept() == 0).await;
+}
+
+#[tokio::test]
+async fn a_container_reaches_a_service_by_its_name() {
+    if !usable() {
+        return;
+    }
+    let node = TestNode::new();
+    // In place of the node's proxy.
+    let proxy = std::net::TcpListener::bind(("0.0.0.0", 0)).unwrap();
+    let publish = proxy.local_addr().unwrap().port();
+    let port = PortEndpoints {
+        port: "http".parse().unwrap(),
+        publish,
+        proxy_protocol: false,
+        endpoints: Vec::new(),
+    };
+    let web = ServiceEndpoints { service: "web".parse().unwrap(), ports: vec![port] };
+    node.names.apply(true, &[web], |_| true);
+    let mut agent = node.agent().await;
+    let script = "echo $PODMESH_SERVICE_WEB; nc -w 20 web ${PODMESH_SERVICE_WEB#*:} </dev/null";
+    let answer = std::thread::spawn(move || {
+        let (mut client, _) = proxy.accept().unwrap();
+        std::io::Write::write_all(&mut client, b"hello\n").unwrap();
+    });
+    let said = printed(&node, &mut agent, 1, script, |_| {}).await;
+    assert_eq!(said, format!("web:{publish}\nhello\n"));
+    answer.join().unwrap();
+    let script = "echo \"<$PODMESH_SERVICE_WEB>\"; grep -w web /etc/hosts || true";
+    let said = printed(&node, &mut agent, 2, script, |spec| spec.network = NetworkMode::None).await;
+    assert_eq!(said, "<>\n");
+    agent.removed(&node).await;
 }

@@ -19,6 +19,7 @@ use podmesh_agent::health::HealthChecks;
 use podmesh_agent::log_notify::LogNotify;
 use podmesh_agent::policy::NodePolicy;
 use podmesh_agent::ports::ReplicaPorts;
+use podmesh_agent::service_names::ServiceNames;
 use podmesh_agent_core::input::{FoundAttempt, RuntimeFact};
 use podmesh_agent_core::step::JobContext;
 use podmesh_logrotate::{LogReader, RotationPolicy};
@@ -169,6 +170,7 @@ pub(crate) struct TestNode {
     pub(crate) agent: Uuid,
     pub(crate) policy: NodePolicy,
     pub(crate) rotation: RotationPolicy,
+    pub(crate) names: Arc<ServiceNames>,
     pub(crate) image: Arc<Image>,
     /// The captures. They outlive agents, as a supervisor does. Created for the first agent.
     captures: OnceLock<Captures>,
@@ -189,6 +191,7 @@ impl TestNode {
                 total_bytes_max: 4 * large,
                 ..RotationPolicy::default()
             },
+            names: Arc::new(ServiceNames::new("all".parse().unwrap())),
             image: Image::get(),
             captures: OnceLock::new(),
             gaps: Arc::default(),
@@ -209,7 +212,8 @@ impl TestNode {
         let capture = || captures(self.logs_dir(), self.rotation.clone(), Arc::clone(&self.gaps));
         let captures = self.captures.get_or_init(capture).clone();
         let data_dir = self.data_dir.path().to_owned();
-        DockerSettings { data_dir, ..settings(self.agent, captures, self.policy.clone()) }
+        let names = Arc::clone(&self.names);
+        DockerSettings { data_dir, names, ..settings(self.agent, captures, self.policy.clone()) }
     }
 
     /// Drops the captures, so that the next agent gets new ones.
@@ -372,6 +376,7 @@ pub(crate) fn settings(agent: Uuid, captures: Captures, policy: NodePolicy) -> D
         policy,
         captures,
         ports,
+        names: Arc::new(ServiceNames::new("all".parse().unwrap())),
         docker_config: None,
     }
 }

@@ -86,7 +86,8 @@ fn make(
     let (node, stage) = ("n1".parse().unwrap(), Stage::unable());
     let data_dir = Path::new("/nowhere");
     let rules = MountRules { node: &node, policy, engine, data_dir, stage: &stage };
-    Ok(configuration(&identity(), context, spec, None, &rules)?.body)
+    let names = ServiceNames::new(crate::policy::IngressAddress::All);
+    Ok(configuration(&identity(), context, spec, None, &rules, &names)?.body)
 }
 
 #[test]
