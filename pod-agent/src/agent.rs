@@ -37,6 +37,7 @@ use crate::log_sweep::{LogLimits, LogSweep, RemovedLogs};
 use crate::ports::ReplicaPorts;
 use crate::proxy::{Ack, Endpoints, Proxy, ProxySettings};
 use crate::runtimes::Runtimes;
+use crate::service_names::ServiceNames;
 use crate::session::{Opened, SessionEvent, Sessions};
 use crate::supervisor::{LinkSettings, Processes};
 use crate::user::{ProcessUser, process_user};
@@ -97,6 +98,7 @@ async fn run_all(config: AgentConfig, shutdown: Shutdown<'_>) -> Result<(), Agen
         user: process_user,
     };
     let ports = Arc::new(ReplicaPorts::new(config.policy.replica_ports));
+    let names = Arc::new(ServiceNames::new(config.ingress.address.clone()));
     let (captures, capture_requests) = Captures::new();
     let docker_settings = DockerSettings {
         node: config.name.clone(),
@@ -105,6 +107,7 @@ async fn run_all(config: AgentConfig, shutdown: Shutdown<'_>) -> Result<(), Agen
         policy: config.policy.clone(),
         captures,
         ports: Arc::clone(&ports),
+        names: Arc::clone(&names),
         docker_config: crate::docker::config_dir(),
     };
     let docker = start_docker(
@@ -132,6 +135,7 @@ async fn run_all(config: AgentConfig, shutdown: Shutdown<'_>) -> Result<(), Agen
         stop_with_agent: config.stop_processes,
         ingress: config.ingress,
         replica_ports: config.policy.replica_ports,
+        names: Arc::clone(&names),
     });
     let (heartbeat_sender, heartbeats) = mpsc::unbounded_channel();
     let (session_sender, session_events) = mpsc::channel(EVENTS_MAX);
@@ -149,7 +153,7 @@ async fn run_all(config: AgentConfig, shutdown: Shutdown<'_>) -> Result<(), Agen
             config.runtimes,
             [data_dir.path().to_owned(), logs_dir.clone()],
             (process, process_trouble),
-            Arc::clone(&ports),
+            (Arc::clone(&ports), names),
             facts_sender,
         ),
         ports,

@@ -29,6 +29,7 @@ pub mod ports;
 mod process;
 pub mod proxy;
 mod runtimes;
+pub mod service_names;
 mod session;
 pub mod supervisor;
 mod task_env;

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use std::str::FromStr;
 
 use podmesh_protocol::ids::Name;
-use podmesh_protocol::spec::{DockerSpec, NetworkMode, Resources};
+use podmesh_protocol::spec::{DeviceMapping, DockerSpec, NetworkMode, Resources};
 use serde::Deserialize;
 use wildmatch::WildMatch;
 
@@ -16,8 +16,23 @@ use crate::ports::{PortRange, REPLICA_PORTS_DEFAULT};
 /// Default limit for the processes and threads of one container.
 pub const PIDS_MAX_DEFAULT: u32 = 4096;
 
-/// What jobs may use on this node. By default containers may use any image and any user, but no
-/// mounts, no host network and no capabilities.
+/// The capabilities that a container has unless the node's owner sets others: those that the official
+/// images of databases and web servers need to start, and to give up root.
+pub const CAPABILITIES_DEFAULT: [&str; 10] = [
+    "CHOWN",
+    "DAC_OVERRIDE",
+    "FOWNER",
+    "FSETID",
+    "KILL",
+    "NET_BIND_SERVICE",
+    "SETGID",
+    "SETPCAP",
+    "SETUID",
+    "SYS_CHROOT",
+];
+
+/// What jobs may use on this node. By default containers may use any image, any user and named
+/// volumes, but no mounts, no devices, no host network and no further capabilities.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NodePolicy {
     /// Folders and files that containers may mount, with everything below them.
@@ -31,8 +46,17 @@ pub struct NodePolicy {
     /// The users that containers may run as (a job's `user` without its group); empty allows all.
     /// The empty name `""` stands for the image's own user.
     pub users: Vec<String>,
-    /// The capabilities that a job may request, without `CAP_`.
+    /// The capabilities that every container has, unless its job drops them, without `CAP_`.
+    pub default_capabilities: Vec<String>,
+    /// The capabilities that a job may request in addition, without `CAP_`.
     pub capabilities: Vec<String>,
+    /// The devices that a job may request: patterns with `*` and `?` for the path on the node, such
+    /// as `/dev/dri/*`.
+    pub devices: Vec<String>,
+    /// The security options that a job may request, such as `seccomp=unconfined`.
+    pub security_opt: Vec<String>,
+    /// Whether jobs may use named volumes.
+    pub volumes: bool,
     /// The maximum cores and memory that one attempt may request. Unlimited by default.
     pub attempt_max: Resources,
     /// The maximum processes and threads of one container.
@@ -49,7 +73,11 @@ impl Default for NodePolicy {
             allow_host_network: false,
             images: vec![],
             users: vec![],
+            default_capabilities: CAPABILITIES_DEFAULT.map(Into::into).into(),
             capabilities: vec![],
+            devices: vec![],
+            security_opt: vec![],
+            volumes: true,
             attempt_max: Resources { cpu_millis: u32::MAX, memory_bytes: u64::MAX },
             pids_max: PIDS_MAX_DEFAULT,
             replica_ports: Some(REPLICA_PORTS_DEFAULT),
@@ -111,22 +139,22 @@ impl fmt::Display for PortRanges {
     }
 }
 
-/// The address on which the node's proxy listens.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+/// The addresses on which the node's proxy listens.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(try_from = "String")]
 pub enum IngressAddress {
     /// All addresses of the machine.
     #[default]
     All,
-    /// This address only.
-    One(IpAddr),
+    /// These addresses only, at least one.
+    Only(Vec<IpAddr>),
     /// None: the node has no proxy.
     Off,
 }
 
 /// A text that is not an ingress address.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("`{0}` is not an IP address of this machine, \"all\" or \"off\"")]
+#[error("`{0}` is not an IP address of this machine, several with commas, \"all\" or \"off\"")]
 pub struct IngressAddressError(String);
 
 impl FromStr for IngressAddress {
@@ -136,11 +164,15 @@ impl FromStr for IngressAddress {
         match text.trim() {
             "all" => Ok(Self::All),
             "off" => Ok(Self::Off),
-            ip => match ip.parse::<IpAddr>() {
-                Ok(ip) if ip.is_unspecified() => Ok(Self::All),
-                Ok(ip) => Ok(Self::One(ip)),
-                Err(_) => Err(IngressAddressError(text.to_owned())),
-            },
+            list => {
+                let addresses: Result<Vec<IpAddr>, _> =
+                    list.split(',').map(|ip| ip.trim().parse()).collect();
+                match addresses {
+                    Ok(addresses) if addresses.iter().any(IpAddr::is_unspecified) => Ok(Self::All),
+                    Ok(addresses) => Ok(Self::Only(addresses)),
+                    Err(_) => Err(IngressAddressError(text.to_owned())),
+                }
+            }
         }
     }
 }
@@ -229,9 +261,30 @@ impl NodePolicy {
                 self.users.join(", ")
             ));
         }
-        if let Some(name) = spec.cap_add.iter().find(|name| !self.capabilities.contains(name)) {
+        let allowed = |name: &&String| {
+            self.default_capabilities.contains(name) || self.capabilities.contains(name)
+        };
+        if let Some(name) = spec.cap_add.iter().find(|name| !allowed(name)) {
             return Err(format!(
                 "node {node} does not allow capability {name}; the node's owner can set capabilities = [\"{name}\"] in agent.toml"
+            ));
+        }
+        if let Some(option) = spec.security_opt.iter().find(|o| !self.security_opt.contains(o)) {
+            return Err(format!(
+                "node {node} does not allow the security option {option}; the node's owner can set security_opt = [\"{option}\"] in agent.toml"
+            ));
+        }
+        for device in &spec.devices {
+            self.check_device(node, device)?;
+        }
+        if !self.volumes && !spec.volumes.is_empty() {
+            return Err(format!(
+                "node {node} does not allow named volumes; the node's owner can set volumes = \"on\" in agent.toml"
+            ));
+        }
+        if spec.ulimits.get("core").is_some_and(|limit| limit.hard != 0) {
+            return Err(format!(
+                "node {node} never allows core files of containers, which would fill its disk; remove the limit `core`"
             ));
         }
         if let Some(pids) = spec.pids.filter(|pids| *pids > self.pids_max) {
@@ -241,6 +294,20 @@ impl NodePolicy {
             ));
         }
         Ok(())
+    }
+}
+
+impl NodePolicy {
+    fn check_device(&self, node: &Name, device: &str) -> Result<(), String> {
+        let DeviceMapping { source, .. } =
+            device.parse().map_err(|why: podmesh_protocol::spec::SpecError| why.to_string())?;
+        // The path has no `..`, so it cannot leave the folder that a pattern names.
+        if self.devices.iter().any(|pattern| WildMatch::new(pattern).matches(&source)) {
+            return Ok(());
+        }
+        Err(format!(
+            "node {node} does not allow the device {source}; the node's owner can set devices = [\"{source}\"] in agent.toml"
+        ))
     }
 }
 
@@ -295,6 +362,8 @@ impl<'a> Reference<'a> {
 #[cfg(test)]
 #[expect(clippy::unwrap_used, reason = "tests")]
 mod tests {
+    use podmesh_protocol::spec::{Ulimit, VolumeMount};
+
     use super::*;
 
     fn node() -> Name {
@@ -354,7 +423,12 @@ mod tests {
             ("0.0.0.0", IngressAddress::All),
             ("::", IngressAddress::All),
             ("off", IngressAddress::Off),
-            ("::1", IngressAddress::One("::1".parse().unwrap())),
+            ("::1", IngressAddress::Only(vec!["::1".parse().unwrap()])),
+            (
+                "127.0.0.1, ::1",
+                IngressAddress::Only(vec!["127.0.0.1".parse().unwrap(), "::1".parse().unwrap()]),
+            ),
+            ("127.0.0.1,::", IngressAddress::All),
         ] {
             assert_eq!(text.parse(), Ok(address));
         }
@@ -369,6 +443,8 @@ mod tests {
         for (says, more) in [
             ("network", DockerSpec { network: NetworkMode::Host, ..spec() }),
             ("NET_RAW", DockerSpec { cap_add: vec!["NET_RAW".into()], ..spec() }),
+            ("/dev/kvm", DockerSpec { devices: vec!["/dev/kvm:/dev/x".into()], ..spec() }),
+            ("seccomp", DockerSpec { security_opt: vec!["seccomp=unconfined".into()], ..spec() }),
             ("4096", DockerSpec { pids: Some(PIDS_MAX_DEFAULT + 1), ..spec() }),
         ] {
             let said = policy.check_container(&node(), &more).unwrap_err();
@@ -381,14 +457,22 @@ mod tests {
         let policy = NodePolicy {
             images: vec!["busybox:1.*".into()],
             users: vec!["1000".into()],
+            default_capabilities: vec!["CHOWN".into()],
             capabilities: vec!["NET_RAW".into()],
+            devices: vec!["/dev/dri/*".into()],
+            security_opt: vec!["seccomp=unconfined".into()],
+            volumes: false,
             pids_max: 10,
             ..NodePolicy::default()
         };
         let good = DockerSpec {
             image: "busybox:1.36".into(),
             user: Some("1000:50".into()),
-            cap_add: vec!["NET_RAW".into()],
+            cap_add: vec!["NET_RAW".into(), "CHOWN".into()],
+            cap_drop: vec!["ALL".into()],
+            devices: vec!["/dev/dri/card0:/dev/card:r".into()],
+            security_opt: vec!["seccomp=unconfined".into()],
+            ulimits: [("core".into(), Ulimit { soft: 0, hard: 0 })].into(),
             pids: Some(10),
             ..DockerSpec::default()
         };
@@ -398,11 +482,24 @@ mod tests {
             DockerSpec { user: None, ..good.clone() },
             DockerSpec { user: Some("0".into()), ..good.clone() },
             DockerSpec { cap_add: vec!["SYS_ADMIN".into()], ..good.clone() },
+            // A default capability of other nodes.
+            DockerSpec { cap_add: vec!["SETUID".into()], ..good.clone() },
+            DockerSpec { devices: vec!["/dev/sda".into()], ..good.clone() },
+            DockerSpec { devices: vec!["/dev/dri/../sda".into()], ..good.clone() },
+            DockerSpec { security_opt: vec!["seccomp=x".into()], ..good.clone() },
+            DockerSpec {
+                volumes: vec![VolumeMount { volume: node(), target: "/d".into(), read_only: true }],
+                ..good.clone()
+            },
             DockerSpec { pids: Some(11), ..good.clone() },
         ] {
             let said = policy.check_container(&node(), &bad).unwrap_err();
-            assert!(said.contains("n1") && said.contains("agent.toml"), "{said}");
+            let names_rule = said.contains("n1") && said.contains("agent.toml");
+            assert!(names_rule || said.contains("/dev/NAME"), "{said}");
         }
+        let limit = Ulimit { soft: 0, hard: 1 };
+        let core = DockerSpec { ulimits: [("core".into(), limit)].into(), ..good };
+        assert!(policy.check_container(&node(), &core).unwrap_err().contains("`core`"));
     }
 
     #[test]

@@ -21,7 +21,15 @@ use crate::health::{HealthChecks, Place, Runs};
 use crate::paths::{attempt_log_dir, set_output_aside};
 use crate::policy::NodePolicy;
 use crate::ports::{PortSource, ReplicaPorts};
+use crate::service_names::{ServiceNames, Services};
 use crate::supervisor::Processes;
+
+/// A context of commands, without and with the names of services.
+struct NamedContext {
+    before: Arc<JobContext>,
+    services: Services,
+    after: Arc<JobContext>,
+}
 
 /// The runtimes of the node.
 pub(crate) struct Runtimes {
@@ -38,6 +46,9 @@ pub(crate) struct Runtimes {
     owners: HashMap<AttemptId, RuntimeKind>,
     /// The replicas among the attempts, with their ports.
     ports: Arc<ReplicaPorts>,
+    names: Arc<ServiceNames>,
+    /// The context of the last command, before and after it got the names of services.
+    named: Option<NamedContext>,
     checks: HealthChecks,
     /// The runtimes that are set up but cannot start work now, with the reason.
     withdrawn: BTreeMap<RuntimeKind, String>,
@@ -52,7 +63,7 @@ impl Runtimes {
         switches: RuntimeSwitches,
         folders: [PathBuf; 2],
         (process, process_trouble): (Option<Processes>, Option<String>),
-        ports: Arc<ReplicaPorts>,
+        (ports, names): (Arc<ReplicaPorts>, Arc<ServiceNames>),
         facts: UnboundedSender<(AttemptId, RuntimeFact)>,
     ) -> Self {
         let mut this = Self {
@@ -67,6 +78,8 @@ impl Runtimes {
             facts,
             owners: HashMap::new(),
             ports,
+            names,
+            named: None,
             withdrawn: BTreeMap::new(),
         };
         this.look();
@@ -295,6 +308,7 @@ impl Runtimes {
                         return self.tell(attempt, RuntimeFact::Ended(outcome));
                     }
                 };
+                let context = self.with_names(context);
                 self.process.iter().for_each(|process| {
                     process.start(attempt, Arc::clone(&context), replica.clone());
                 });
@@ -308,6 +322,26 @@ impl Runtimes {
             }
         }
         self.owners.insert(attempt, kind);
+    }
+
+    /// Adds the names of services to the environment of a command. The tasks of a job share the
+    /// result, as long as the services stay the same.
+    fn with_names(&mut self, context: Arc<JobContext>) -> Arc<JobContext> {
+        let services = self.names.services();
+        if services.is_empty() {
+            return context;
+        }
+        if let Some(last) = &self.named
+            && Arc::ptr_eq(&last.before, &context)
+            && Arc::ptr_eq(&last.services, &services)
+        {
+            return Arc::clone(&last.after);
+        }
+        let mut named = JobContext::clone(&context);
+        named.run.env.extend(self.names.variables_of_command(&services));
+        let after = Arc::new(named);
+        self.named = Some(NamedContext { before: context, services, after: Arc::clone(&after) });
+        after
     }
 
     fn tell(&self, attempt: AttemptId, fact: RuntimeFact) {

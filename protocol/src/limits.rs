@@ -23,8 +23,16 @@ pub const IMAGE_BYTES_MAX: usize = 512;
 pub const PATH_BYTES_MAX: usize = 4096;
 /// Capabilities that a job may ask for.
 pub const CAPABILITIES_MAX: usize = 64;
-/// Mounts of a job.
+/// Mounts of a job; the same limit holds for its volumes and for its folders in memory (tmpfs).
 pub const MOUNTS_MAX: usize = 64;
+/// Entries of each other list of options of a container: extra hosts, devices, security options.
+pub const CONTAINER_OPTIONS_MAX: usize = 64;
+/// Bytes of all lists of options of a container together: mounts, volumes, labels and the others.
+pub const CONTAINER_OPTIONS_BYTES_MAX: usize = 128 << 10;
+/// Files that a job contains.
+pub const FILES_MAX: usize = 64;
+/// Bytes of these files with their paths.
+pub const FILES_BYTES_MAX: usize = 256 << 10;
 
 /// Bytes of a command with all its arguments.
 pub const COMMAND_BYTES_MAX: usize = 128 << 10;

@@ -1,5 +1,7 @@
 //! The spec of a job, and the rules for it.
 
+mod docker;
+
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
@@ -7,6 +9,10 @@ use serde::{Deserialize, Serialize};
 use crate::ids::{Name, NameError};
 use crate::limits::{self, *};
 use crate::service::ReplicaSpec;
+
+pub use self::docker::{
+    DeviceMapping, DockerSpec, HOST_GATEWAY, Mount, NetworkMode, PullPolicy, Ulimit, VolumeMount,
+};
 
 /// What a user submits once: what to run, how many times, and where it may run.
 ///
@@ -52,6 +58,10 @@ pub struct RunSpec {
     /// for each attempt). Absolute.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub workdir: Option<String>,
+    /// Small files that each attempt gets, by path: in a container, mounted read-only at an absolute
+    /// path; for `process`, written into the work folder of the attempt, at a relative path.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub files: BTreeMap<String, String>,
     /// The maximum run time of an attempt in milliseconds; then it is stopped and ends as timed
     /// out.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -111,77 +121,6 @@ impl std::fmt::Display for RuntimeKind {
             Self::Noop => "noop",
         })
     }
-}
-
-/// The options of a container.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct DockerSpec {
-    /// The image, as `docker run` takes it.
-    pub image: String,
-    /// Replaces the image's entrypoint; an empty list removes it.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub entrypoint: Option<Vec<String>>,
-    /// `user[:group]`, by name or number.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub user: Option<String>,
-    /// Folders and files of the node that the container sees; the node must allow each.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub mounts: Vec<Mount>,
-    /// The network; default `bridge`.
-    #[serde(default)]
-    pub network: NetworkMode,
-    /// When the image is pulled.
-    #[serde(default)]
-    pub pull: PullPolicy,
-    /// Additional capabilities (there are none by default), as capabilities(7) names them, without
-    /// `CAP_`; the node must allow each.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub cap_add: Vec<String>,
-    /// The limit of processes and threads; default: the node's own limit.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub pids: Option<u32>,
-    /// The platform of the image, as `os[/architecture[/variant]]`, for example `linux/arm64`;
-    /// default: that of the engine.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub platform: Option<String>,
-}
-
-/// A folder or file of the node inside a container.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Mount {
-    /// Path on the node; absolute, without `..`.
-    pub source: String,
-    /// Path in the container; absolute.
-    pub target: String,
-    /// Whether the container may only read it.
-    #[serde(default)]
-    pub read_only: bool,
-}
-
-/// The network of a container.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum NetworkMode {
-    /// Docker's default bridge.
-    #[default]
-    Bridge,
-    /// Loopback only.
-    None,
-    /// The network of the node; the node must allow it.
-    Host,
-}
-
-/// When an image is pulled.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum PullPolicy {
-    /// If the node does not have it.
-    #[default]
-    Missing,
-    /// Before every start.
-    Always,
-    /// Never: the attempt fails if the node does not have the image.
-    Never,
 }
 
 /// The indexes of a job's tasks: `first..=last`.
@@ -450,11 +389,49 @@ impl RunSpec {
         if let Some(workdir) = &self.workdir {
             absolute_path("workdir", workdir)?;
         }
+        self.validate_files()?;
         let limit = Some("DURATION_MS_MAX");
         if let Some(timeout_ms) = self.timeout_ms {
             within("timeout (ms)", timeout_ms, 1..=i128::from(DURATION_MS_MAX), limit)?;
         }
         within("stop grace (ms)", self.stop_grace_ms, 0..=i128::from(DURATION_MS_MAX), limit)
+    }
+
+    fn validate_files(&self) -> Result<(), SpecError> {
+        let wrong = |why: String| Err(SpecError::Text { field: "files", why });
+        at_most("files", self.files.len(), "files", FILES_MAX, "FILES_MAX")?;
+        let bytes = self.files.iter().map(|(path, text)| path.len() + text.len()).sum();
+        at_most("files", bytes, "bytes", FILES_BYTES_MAX, "FILES_BYTES_MAX")?;
+        let is_container = matches!(self.runtime, RuntimeSpec::Docker(_));
+        if !is_container && self.workdir.is_some() && !self.files.is_empty() {
+            return wrong(
+                "a command gets them in its own work folder, and `workdir` is another folder; \
+                 remove one of the two"
+                    .into(),
+            );
+        }
+        for path in self.files.keys() {
+            if is_container {
+                absolute_path("files", path)?;
+            } else {
+                no_nul("files", path)?;
+                at_most("files", path.len(), "bytes", PATH_BYTES_MAX, "PATH_BYTES_MAX")?;
+            }
+            if !is_container && path.starts_with('/') {
+                return wrong(format!(
+                    "`{path}` is an absolute path; a command gets files in its work folder, so \
+                     write a relative path"
+                ));
+            }
+            let below = path.strip_prefix('/').unwrap_or(path);
+            if below.split('/').any(|part| matches!(part, "" | "." | "..")) {
+                return wrong(format!(
+                    "`{}` is not the path of a file; write it without `.`, `..` and empty parts",
+                    path.escape_debug()
+                ));
+            }
+        }
+        Ok(())
     }
 
     fn validate_env(&self) -> Result<(), SpecError> {
@@ -471,62 +448,6 @@ impl RunSpec {
             }
             no_nul("env", name)?;
             no_nul("env", value)?;
-        }
-        Ok(())
-    }
-}
-
-impl DockerSpec {
-    fn validate(&self) -> Result<(), SpecError> {
-        if self.image.is_empty() {
-            return Err(SpecError::Empty { field: "image" });
-        }
-        at_most("image", self.image.len(), "bytes", IMAGE_BYTES_MAX, "IMAGE_BYTES_MAX")?;
-        if let Some(c) = self.image.chars().find(|c| c.is_whitespace() || c.is_control()) {
-            let why = format!("`{}` contains {c:?}", self.image.escape_debug());
-            return Err(SpecError::Text { field: "image", why });
-        }
-        for part in self.entrypoint.iter().flatten() {
-            no_nul("entrypoint", part)?;
-        }
-        let entrypoint = self.entrypoint.iter().flatten().map(|part| part.len() + 1).sum();
-        at_most("entrypoint", entrypoint, "bytes", COMMAND_BYTES_MAX, "COMMAND_BYTES_MAX")?;
-        if let Some(user) = &self.user {
-            if user.is_empty() {
-                return Err(SpecError::Empty { field: "user" });
-            }
-            at_most("user", user.len(), "bytes", NAME_BYTES_MAX, "NAME_BYTES_MAX")?;
-            no_nul("user", user)?;
-        }
-        at_most("cap_add", self.cap_add.len(), "names", CAPABILITIES_MAX, "CAPABILITIES_MAX")?;
-        for name in &self.cap_add {
-            let plain = name.bytes().all(|b| b.is_ascii_uppercase() || b == b'_');
-            if name.is_empty() || name.len() > 32 || !plain || name == "ALL" {
-                let why = format!(
-                    "`{}` is not the name of a capability; use a name such as NET_RAW",
-                    name.escape_debug()
-                );
-                return Err(SpecError::Text { field: "cap_add", why });
-            }
-        }
-        if self.pids == Some(0) {
-            return Err(SpecError::Text { field: "pids", why: "must be at least 1".into() });
-        }
-        if let Some(platform) = &self.platform {
-            at_most("platform", platform.len(), "bytes", NAME_BYTES_MAX, "NAME_BYTES_MAX")?;
-            let plain = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'/' | b'.' | b'_' | b'-');
-            if platform.is_empty() || !platform.bytes().all(plain) {
-                let why = format!(
-                    "`{}` is not a platform; use one such as linux/arm64",
-                    platform.escape_debug()
-                );
-                return Err(SpecError::Text { field: "platform", why });
-            }
-        }
-        at_most("mounts", self.mounts.len(), "mounts", MOUNTS_MAX, "MOUNTS_MAX")?;
-        for mount in &self.mounts {
-            absolute_path("mount source", &mount.source)?;
-            absolute_path("mount target", &mount.target)?;
         }
         Ok(())
     }
@@ -554,6 +475,7 @@ mod tests {
                 timeout_ms: None,
                 stop_grace_ms: 10_000,
                 replica: None,
+                files: BTreeMap::new(),
             },
         }
     }
@@ -594,19 +516,40 @@ mod tests {
     }
 
     #[test]
-    fn a_mount_path_cannot_contain_dot_dot() {
+    fn files_have_paths_that_fit_the_runtime_and_limits() {
+        let with = |path: &str, container: bool| {
+            let mut spec = spec();
+            if container {
+                let image = "busybox".into();
+                spec.run.runtime =
+                    RuntimeSpec::Docker(DockerSpec { image, ..DockerSpec::default() });
+            }
+            spec.run.files.insert(path.into(), "text".into());
+            spec.validate().map_err(|error| error.to_string())
+        };
+        assert_eq!((with("/etc/app.conf", true), with("conf/a", false)), (Ok(()), Ok(())));
+        for (path, container, says) in [
+            ("/etc/app.conf", false, "relative"),
+            ("app.conf", true, "absolute"),
+            ("/etc/", true, "not the path of a file"),
+            ("/etc/../x", true, ".."),
+            ("../x", false, "not the path of a file"),
+            ("a//b", false, "not the path of a file"),
+            ("", false, "not the path of a file"),
+            ("a\0b", false, "NUL"),
+        ] {
+            let said = with(path, container).unwrap_err();
+            assert!(said.starts_with("files") && said.contains(says), "{path}: {said}");
+        }
+        let many = (0..=FILES_MAX).map(|n| (n.to_string(), String::new()));
+        assert!(refused(|s| s.run.files = many.collect()).contains("FILES_MAX"));
+        let long = "x".repeat(FILES_BYTES_MAX);
+        assert!(refused(|s| s.run.files = [("a".into(), long)].into()).contains("FILES_BYTES_MAX"));
         let said = refused(|s| {
-            s.run.runtime = RuntimeSpec::Docker(DockerSpec {
-                image: "busybox".into(),
-                mounts: vec![Mount {
-                    source: "/data/../etc".into(),
-                    target: "/x".into(),
-                    read_only: true,
-                }],
-                ..DockerSpec::default()
-            });
+            s.run.files.insert("a".into(), "b".into());
+            s.run.workdir = Some("/srv".into());
         });
-        assert!(said.contains("mount source") && said.contains(".."), "{said}");
+        assert!(said.contains("workdir"), "{said}");
     }
 
     #[test]
@@ -614,18 +557,15 @@ mod tests {
         let mut spec = spec();
         spec.run.command = vec!["x".repeat(COMMAND_BYTES_MAX - 1)];
         spec.run.env.insert("A".into(), "y".repeat(ENV_BYTES_MAX - 3));
-        let mounts = vec![
-            Mount {
-                source: format!("/{}", "s".repeat(PATH_BYTES_MAX - 1)),
-                target: format!("/{}", "t".repeat(PATH_BYTES_MAX - 1)),
-                read_only: false,
-            };
-            MOUNTS_MAX
-        ];
+        spec.run.files.insert("/f".into(), "f".repeat(FILES_BYTES_MAX - 2));
+        let labels = (0..LABELS_MAX).map(|n| {
+            let bytes = CONTAINER_OPTIONS_BYTES_MAX / LABELS_MAX - 2;
+            (format!("{n:02}"), "l".repeat(bytes))
+        });
         let entrypoint = Some(vec!["z".repeat(COMMAND_BYTES_MAX - 1)]);
         spec.run.runtime = RuntimeSpec::Docker(DockerSpec {
             image: "i".repeat(IMAGE_BYTES_MAX),
-            mounts,
+            labels: labels.collect(),
             entrypoint,
             ..DockerSpec::default()
         });

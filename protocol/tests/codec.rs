@@ -112,6 +112,7 @@ fn service_specs() -> impl Strategy<Value = ServiceSpec> {
             timeout_ms: None,
             stop_grace_ms: 10_000,
             replica,
+            files: [].into(),
         },
     );
     let head = (names(), any::<u32>(), spread(), any::<u64>());

@@ -65,6 +65,7 @@ fn spec() -> JobSpec {
             timeout_ms: Some(5_000),
             stop_grace_ms: 10_000,
             replica: None,
+            files: [].into(),
         },
     }
 }

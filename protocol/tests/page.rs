@@ -52,6 +52,7 @@ fn run_spec() -> RunSpec {
         timeout_ms: None,
         stop_grace_ms: 10_000,
         replica: None,
+        files: [].into(),
     }
 }
 

@@ -4,13 +4,15 @@
 use std::fs;
 use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::sync::Arc;
 use std::time::Duration;
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use podmesh_agent::IngressConfig;
 use podmesh_agent::companion::CompanionCommand;
-use podmesh_agent::proxy::{Ack, Endpoints, Proxy, ProxySettings};
+use podmesh_agent::policy::IngressAddress;
+use podmesh_agent::proxy::{Ack, Endpoints, Proxy, ProxySettings, ServiceNames};
 use podmesh_protocol::ids::{AttemptId, JobId};
 use podmesh_protocol::service::{PortEndpoints, ServiceEndpoints};
 use podmesh_tests::ports::free_port;
@@ -52,6 +54,7 @@ impl Node {
                 ..IngressConfig::default()
             },
             replica_ports: None,
+            names: Arc::new(ServiceNames::new(IngressAddress::All)),
         })
     }
 

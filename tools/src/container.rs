@@ -1,6 +1,6 @@
 //! The options of a container, as jobs and services have them.
 
-use podmesh_protocol::spec::{DockerSpec, Mount, NetworkMode, PullPolicy};
+use podmesh_protocol::spec::{DockerSpec, NetworkMode, PullPolicy};
 use serde::{Deserialize, Serialize};
 
 /// The default time between TERM and KILL in milliseconds, as in Docker.
@@ -30,27 +30,38 @@ pub(crate) fn entrypoint(words: Vec<String>) -> Vec<String> {
 
 /// The options that only containers have.
 pub(crate) struct Container {
-    pub(crate) entrypoint: Option<Vec<String>>,
-    pub(crate) user: Option<String>,
-    pub(crate) mounts: Vec<Mount>,
+    /// All of them but the image, the network and the pull policy.
+    pub(crate) spec: DockerSpec,
     pub(crate) network: Option<NetworkMode>,
-    pub(crate) cap_add: Vec<String>,
-    pub(crate) pids: Option<u32>,
-    pub(crate) platform: Option<String>,
     pub(crate) pull: Option<PullPolicy>,
 }
 
 impl Container {
-    /// Returns the first of these options that is set.
+    /// Returns the key in a job or service file of the first of these options that is set.
     pub(crate) fn asked(&self) -> Option<&'static str> {
+        let spec = &self.spec;
         [
-            (self.entrypoint.is_some(), "entrypoint"),
-            (self.user.is_some(), "user"),
-            (!self.mounts.is_empty(), "mount"),
+            (spec.entrypoint.is_some(), "entrypoint"),
+            (spec.user.is_some(), "user"),
+            (!spec.mounts.is_empty(), "mounts"),
+            (!spec.volumes.is_empty(), "volumes"),
+            (!spec.tmpfs.is_empty(), "tmpfs"),
+            (spec.read_only, "read_only"),
             (self.network.is_some(), "network"),
-            (!self.cap_add.is_empty(), "cap-add"),
-            (self.pids.is_some(), "pids"),
-            (self.platform.is_some(), "platform"),
+            (spec.hostname.is_some(), "hostname"),
+            (!spec.extra_hosts.is_empty(), "extra_hosts"),
+            (!spec.cap_add.is_empty(), "cap_add"),
+            (!spec.cap_drop.is_empty(), "cap_drop"),
+            (!spec.security_opt.is_empty(), "security_opt"),
+            (!spec.devices.is_empty(), "devices"),
+            (spec.pids.is_some(), "pids"),
+            (!spec.ulimits.is_empty(), "ulimits"),
+            (spec.shm_size.is_some(), "shm_size"),
+            (spec.init, "init"),
+            (spec.tty, "tty"),
+            (spec.stop_signal.is_some(), "stop_signal"),
+            (!spec.labels.is_empty(), "labels"),
+            (spec.platform.is_some(), "platform"),
             (self.pull.is_some(), "pull"),
         ]
         .into_iter()
@@ -61,14 +72,9 @@ impl Container {
     pub(crate) fn with_image(self, image: String) -> DockerSpec {
         DockerSpec {
             image,
-            entrypoint: self.entrypoint,
-            user: self.user,
-            mounts: self.mounts,
             network: self.network.unwrap_or_default(),
             pull: self.pull.unwrap_or_default(),
-            cap_add: self.cap_add,
-            pids: self.pids,
-            platform: self.platform,
+            ..self.spec
         }
     }
 }

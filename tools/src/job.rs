@@ -6,7 +6,8 @@ use std::path::{Path, PathBuf};
 
 use podmesh_protocol::ids::Name;
 use podmesh_protocol::spec::{
-    JobSpec, Mount, NetworkMode, OnLost, PullPolicy, Resources, RetryPolicy, RunSpec, RuntimeSpec,
+    DockerSpec, JobSpec, Mount, NetworkMode, OnLost, PullPolicy, Resources, RetryPolicy, RunSpec,
+    RuntimeSpec, VolumeMount,
 };
 use serde::Deserialize;
 
@@ -16,7 +17,7 @@ use crate::container::{Container, OneOrMany, STOP_GRACE_MS, entrypoint};
 use crate::env_vars::{self, Lookup};
 use crate::error::{CliError, CliResult};
 use crate::toml_file;
-use crate::values::{Array, Cpus, MountText, Size, Span, made_name};
+use crate::values::{Array, Cpus, MountText, Size, Span, UlimitText, VolumeText, made_name};
 
 /// A job file in TOML, with a key for every flag of `run`.
 #[derive(Debug, Default, Deserialize)]
@@ -41,15 +42,31 @@ struct JobFile {
     user: Option<String>,
     entrypoint: Option<OneOrMany<String>>,
     mounts: Vec<MountText>,
+    volumes: Vec<VolumeText>,
+    tmpfs: BTreeMap<String, String>,
+    read_only: Option<bool>,
     network: Option<NetworkMode>,
+    hostname: Option<String>,
+    extra_hosts: Vec<String>,
     cap_add: Vec<String>,
+    cap_drop: Vec<String>,
+    security_opt: Vec<String>,
+    devices: Vec<String>,
     pids: Option<u32>,
+    ulimits: BTreeMap<String, UlimitText>,
+    shm_size: Option<Size>,
+    init: Option<bool>,
+    tty: Option<bool>,
+    stop_signal: Option<String>,
+    labels: BTreeMap<String, String>,
+    files: BTreeMap<String, String>,
     platform: Option<String>,
     pull: Option<PullPolicy>,
 }
 
-/// Builds and validates the spec. Flags override the file. `env`, `require` and `mounts` are
-/// merged; a flag overrides the file's entry with the same name or target.
+/// Builds and validates the spec. Flags override the file. `env`, `require`, `mounts`, `volumes`,
+/// `tmpfs`, `ulimits` and `labels` are merged; a flag overrides the file's entry with the same name
+/// or target.
 ///
 /// # Errors
 /// Whatever the manager would refuse, and what cannot be read.
@@ -86,17 +103,41 @@ pub(crate) fn build(
 
     let mounts = joined(file.mounts, options.mounts);
     let image = options.image.or(file.image);
+    let mut tmpfs = file.tmpfs;
+    tmpfs.extend(options.tmpfs.into_iter().map(|folder| (folder.0, folder.1)));
+    let mut ulimits = file.ulimits;
+    ulimits.extend(options.ulimits.into_iter().map(|limit| (limit.0, limit.1)));
+    let mut labels = file.labels;
+    labels.extend(options.labels.into_iter().map(|label| (label.0, label.1)));
+    let list = |flags: Vec<String>, file| if flags.is_empty() { file } else { flags };
     let container = Container {
-        entrypoint: match options.entrypoint {
-            Some(text) => Some(entrypoint(vec![text])),
-            None => file.entrypoint.map(|words| entrypoint(words.into_vec())),
+        spec: DockerSpec {
+            entrypoint: match options.entrypoint {
+                Some(text) => Some(entrypoint(vec![text])),
+                None => file.entrypoint.map(|words| entrypoint(words.into_vec())),
+            },
+            user: options.user.or(file.user),
+            mounts,
+            volumes: joined_volumes(file.volumes, options.volumes),
+            tmpfs,
+            read_only: options.read_only || file.read_only == Some(true),
+            hostname: options.hostname.or(file.hostname),
+            extra_hosts: list(options.extra_hosts, file.extra_hosts),
+            cap_add: list(options.cap_add, file.cap_add),
+            cap_drop: list(options.cap_drop, file.cap_drop),
+            security_opt: list(options.security_opt, file.security_opt),
+            devices: list(options.devices, file.devices),
+            pids: options.pids.or(file.pids),
+            ulimits: ulimits.into_iter().map(|(name, limit)| (name, limit.0)).collect(),
+            shm_size: options.shm_size.or(file.shm_size).map(|size| size.0),
+            init: options.init || file.init == Some(true),
+            tty: options.tty || file.tty == Some(true),
+            stop_signal: options.stop_signal.or(file.stop_signal),
+            labels,
+            platform: options.platform.or(file.platform),
+            ..DockerSpec::default()
         },
-        user: options.user.or(file.user),
-        mounts,
         network: options.network.map(Into::into).or(file.network),
-        cap_add: if options.cap_add.is_empty() { file.cap_add } else { options.cap_add },
-        pids: options.pids.or(file.pids),
-        platform: options.platform.or(file.platform),
         pull: options.pull.map(Into::into).or(file.pull),
     };
     let runtime = runtime(options.runtime, image, container, &command)?;
@@ -133,6 +174,7 @@ pub(crate) fn build(
             timeout_ms: options.timeout.or(file.timeout).map(Span::ms),
             stop_grace_ms: options.stop_grace.or(file.stop_grace).map_or(STOP_GRACE_MS, Span::ms),
             replica: None,
+            files: file.files,
         },
     };
     spec.validate().map_err(|why| {
@@ -169,6 +211,14 @@ fn joined(file: Vec<MountText>, flags: Vec<MountText>) -> Vec<Mount> {
     mounts.retain(|mount| flags.iter().all(|flag| flag.0.target != mount.target));
     mounts.extend(flags.into_iter().map(|mount| mount.0));
     mounts
+}
+
+/// Merges the volumes of both; a flag replaces the file's volume with the same target.
+fn joined_volumes(file: Vec<VolumeText>, flags: Vec<VolumeText>) -> Vec<VolumeMount> {
+    let mut volumes: Vec<VolumeMount> = file.into_iter().map(|volume| volume.0).collect();
+    volumes.retain(|volume| flags.iter().all(|flag| flag.0.target != volume.target));
+    volumes.extend(flags.into_iter().map(|volume| volume.0));
+    volumes
 }
 
 fn runtime(
@@ -220,6 +270,7 @@ mod tests {
     use std::os::unix::ffi::OsStringExt;
 
     use clap::Parser;
+    use podmesh_protocol::spec::Ulimit;
 
     use super::*;
     use crate::cli::{Cli, Verb};
@@ -296,6 +347,33 @@ mod tests {
             "",
             "-v",
             "/s:/t:ro",
+            "--volume",
+            "data:/d",
+            "--tmpfs",
+            "/run:size=1m",
+            "--tmpfs",
+            "/tmp",
+            "--read-only",
+            "--hostname",
+            "h",
+            "--extra-host",
+            "db:10.0.0.5",
+            "--cap-drop",
+            "CHOWN,KILL",
+            "--security-opt",
+            "seccomp=unconfined",
+            "--device",
+            "/dev/a",
+            "--ulimit",
+            "nofile=5:9",
+            "--shm-size",
+            "1MiB",
+            "--init",
+            "--tty",
+            "--stop-signal",
+            "INT",
+            "--label",
+            "a=b=c",
             "--network",
             "none",
             "--pull",
@@ -316,6 +394,17 @@ mod tests {
         assert_eq!((docker.user.as_deref(), docker.entrypoint), (Some("1:2"), Some(vec![])));
         assert_eq!((docker.network, docker.pull), (NetworkMode::None, PullPolicy::Never));
         assert!(docker.mounts[0].read_only);
+        assert_eq!((docker.volumes[0].volume.as_str(), &*docker.volumes[0].target), ("data", "/d"));
+        assert_eq!((&*docker.tmpfs["/run"], &*docker.tmpfs["/tmp"]), ("size=1m", ""));
+        assert!(docker.read_only && docker.init && docker.tty);
+        assert_eq!((docker.hostname.as_deref(), docker.shm_size), (Some("h"), Some(1 << 20)));
+        assert_eq!(
+            (docker.extra_hosts, docker.devices),
+            (vec!["db:10.0.0.5".into()], vec!["/dev/a".into()])
+        );
+        assert_eq!((docker.cap_drop.len(), docker.security_opt.len()), (2, 1));
+        assert_eq!(docker.ulimits["nofile"], Ulimit { soft: 5, hard: 9 });
+        assert_eq!((docker.stop_signal.as_deref(), &*docker.labels["a"]), (Some("INT"), "b=c"));
     }
 
     #[test]
@@ -331,6 +420,8 @@ mod tests {
         let (folder, path) = file(
             "name = \"f\"\nimage = \"busybox\"\ncommand = [\"true\"]\narray = 3\ncpus = 2\n\
              env_file = \"more.env\"\nmounts = [\"/a:/x\", \"/b:/y\"]\n\
+             volumes = [\"v:/v:ro\"]\ninit = true\nulimits.nproc = 7\n\
+             files.\"/etc/a\" = \"text\"\n\
              [env]\nA = \"1\"\nB = \"2\"\n[require]\nzone = \"a\"\n",
         );
         std::fs::write(folder.path().join("more.env"), "A=0\nC=3\n").unwrap();
@@ -349,6 +440,9 @@ mod tests {
         };
         let sources: Vec<_> = docker.mounts.iter().map(|mount| mount.source.as_str()).collect();
         assert_eq!(sources, ["/a", "/c"]);
+        assert!(docker.volumes[0].read_only && docker.init);
+        assert_eq!(docker.ulimits["nproc"], Ulimit { soft: 7, hard: 7 });
+        assert_eq!(spec.run.files["/etc/a"], "text");
         assert_eq!(made(&["--file", &path]).unwrap().run.command, ["true"]);
     }
 
@@ -378,6 +472,15 @@ mod tests {
             (&["--network", "lan", "--image", "x"], "possible values"),
             (&["--image", "a b"], "image"),
             (&["-v", "/a:/b/../c", "--image", "x"], ".."),
+            (&["-v", "data:/d", "--image", "x"], "--volume"),
+            (&["--volume", "/data:/d", "--image", "x"], "--mount"),
+            (&["--volume", "a b:/d", "--image", "x"], "' '"),
+            (&["--volume", "data:/d", "--", "true"], "`volumes` is for containers"),
+            (&["--init", "--", "true"], "`init` is for containers"),
+            (&["--ulimit", "nofile", "--image", "x"], "NAME=SOFT"),
+            (&["--ulimit", "nofile=many", "--image", "x"], "1024:4096"),
+            (&["--tmpfs", "run", "--image", "x"], "/run:size=64m"),
+            (&["--label", "podmesh.job=1", "--image", "x"], "podmesh."),
             (&["--imge", "x"], "--image"),
             (&["echo"], "unexpected argument"),
             (&["--file", "/no/such.toml"], "No such file"),

@@ -11,7 +11,7 @@ use podmesh_protocol::limits::{
     ARRAY_TASKS_MAX, CPU_MILLIS_MAX, DURATION_MS_MAX, MEMORY_BYTES_MAX, NAME_BYTES_MAX,
     PRIORITY_MAX, RETRIES_MAX,
 };
-use podmesh_protocol::spec::{ArrayRange, Mount, validate_label_value};
+use podmesh_protocol::spec::{ArrayRange, Mount, Ulimit, VolumeMount, validate_label_value};
 use serde::de::{self, Visitor};
 
 /// An invalid value: what is wrong with it, and an example of a right one.
@@ -169,22 +169,112 @@ impl FromStr for MountText {
     type Err = ValueError;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        let form =
-            || ValueError::new("write SOURCE:TARGET or SOURCE:TARGET:ro, such as /data:/data:ro");
-        let parts: Vec<&str> = text.split(':').collect();
-        let (source, target, read_only) = match parts[..] {
-            [source, target] | [source, target, "rw"] => (source, target, false),
-            [source, target, "ro"] => (source, target, true),
-            _ => return Err(form()),
-        };
-        if source.is_empty() || target.is_empty() {
-            return Err(form());
-        }
+        let form = "write SOURCE:TARGET or SOURCE:TARGET:ro, such as /data:/data:ro";
+        let (source, target, read_only) = mount_parts(text).ok_or_else(|| ValueError::new(form))?;
         if !source.starts_with('/') {
-            let why = format!("`{source}` is not an absolute path: a mount is a path on the node");
+            let why = format!(
+                "`{source}` is not an absolute path: a mount is a path on the node (a named volume \
+                 is written with --volume, or in `volumes`)"
+            );
             return Err(ValueError::new(why));
         }
         Ok(Self(Mount { source: source.into(), target: target.into(), read_only }))
+    }
+}
+
+/// Splits `SOURCE:TARGET[:ro|:rw]`. The last part is whether it is read-only.
+fn mount_parts(text: &str) -> Option<(&str, &str, bool)> {
+    let parts: Vec<&str> = text.split(':').collect();
+    let (source, target, read_only) = match parts[..] {
+        [source, target] | [source, target, "rw"] => (source, target, false),
+        [source, target, "ro"] => (source, target, true),
+        _ => return None,
+    };
+    (!source.is_empty() && !target.is_empty()).then_some((source, target, read_only))
+}
+
+/// A named volume in a container, written `NAME:TARGET`, with `:ro` at the end for read-only.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct VolumeText(pub(crate) VolumeMount);
+
+impl FromStr for VolumeText {
+    type Err = ValueError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let form = "write NAME:TARGET or NAME:TARGET:ro, such as data:/var/lib/data";
+        let (volume, target, read_only) = mount_parts(text).ok_or_else(|| ValueError::new(form))?;
+        if volume.starts_with('/') {
+            let why = format!(
+                "`{volume}` is a path, and a volume has a name (a path on the node is written with \
+                 --mount, or in `mounts`)"
+            );
+            return Err(ValueError::new(why));
+        }
+        let volume = volume.parse().map_err(|why| ValueError::new(format!("{why}")))?;
+        Ok(Self(VolumeMount { volume, target: target.into(), read_only }))
+    }
+}
+
+/// A folder in memory, written `PATH`, or `PATH:OPTIONS`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct TmpfsText(pub(crate) String, pub(crate) String);
+
+impl FromStr for TmpfsText {
+    type Err = ValueError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let (path, options) = text.split_once(':').unwrap_or((text, ""));
+        if !path.starts_with('/') {
+            let why = "write PATH or PATH:OPTIONS with an absolute path, such as /run:size=64m";
+            return Err(ValueError::new(why));
+        }
+        Ok(Self(path.into(), options.into()))
+    }
+}
+
+/// A limit, written `SOFT:HARD`, or as one number for both.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct UlimitText(pub(crate) Ulimit);
+
+impl FromStr for UlimitText {
+    type Err = ValueError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let number = |text: &str| {
+            let why = "not a limit; write a number or SOFT:HARD, such as 1024 or 1024:4096; -1 means unlimited";
+            text.trim().parse::<i64>().map_err(|_| ValueError::new(why))
+        };
+        let (soft, hard) = text.split_once(':').unwrap_or((text, text));
+        Ok(Self(Ulimit { soft: number(soft)?, hard: number(hard)? }))
+    }
+}
+
+/// A limit with its name, written `NAME=SOFT[:HARD]`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct NamedUlimit(pub(crate) String, pub(crate) UlimitText);
+
+impl FromStr for NamedUlimit {
+    type Err = ValueError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let (name, limit) = text.split_once('=').ok_or_else(|| {
+            ValueError::new("there is no `=`; write NAME=SOFT[:HARD], such as nofile=1024:4096")
+        })?;
+        Ok(Self(name.into(), limit.parse()?))
+    }
+}
+
+/// A label of a container with its value, written `NAME=VALUE`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct ContainerLabel(pub(crate) String, pub(crate) String);
+
+impl FromStr for ContainerLabel {
+    type Err = ValueError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        // As in Docker, a label without a value has an empty one.
+        let (name, value) = text.split_once('=').unwrap_or((text, ""));
+        Ok(Self(name.into(), value.into()))
     }
 }
 
@@ -284,6 +374,8 @@ deserialize_as_text! {
     Span, false, "a duration such as \"90s\"";
     Array, true, "a number of tasks, or a range such as \"1-100\"";
     MountText, false, "a mount such as \"/data:/data:ro\"";
+    VolumeText, false, "a volume such as \"data:/var/lib/data\"";
+    UlimitText, true, "a limit such as 1024, or \"1024:4096\"";
 }
 
 #[cfg(test)]

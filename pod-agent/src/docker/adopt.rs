@@ -13,6 +13,7 @@ use super::DockerRuntime;
 use super::attempt::{has_run, start_failure};
 use super::container::{AGENT, Identity, replica_of};
 use super::error::{CallError, DockerError};
+use super::files;
 use crate::capture::{Standing, running_ms};
 
 /// A container that was started, or that the engine failed to start.
@@ -59,6 +60,10 @@ impl DockerRuntime {
                 continue;
             }
             found.push(FoundContainer { identity, container, replica, state, failure });
+        }
+        let held: Vec<_> = found.iter().map(|found| found.identity.attempt).collect();
+        if let Err(error) = files::keep_only(&self.shared.settings.data_dir, &held) {
+            tracing::warn!(%error, "cannot remove the files of attempts of the agent's previous run");
         }
         Ok(found.into_iter().map(|found| self.take_up(found)).collect())
     }

@@ -19,6 +19,7 @@ use super::Shared;
 use super::container::{self, Configuration, Identity};
 use super::engine::Pause;
 use super::error::{CallError, is_about_ports, start_error_code};
+use super::files;
 use super::mounts::MountRules;
 use super::stage::Held;
 use crate::capture::{Capturing, Container, Standing};
@@ -118,6 +119,7 @@ impl Attempt {
         if spec.pull == PullPolicy::Always {
             self.pull(spec).await?;
         }
+        self.write_files(context).await?;
         let mut tries = 0;
         loop {
             let replica = self.take_ports(context, spec)?;
@@ -152,6 +154,21 @@ impl Attempt {
             }
             tracing::warn!(attempt = %self.id, "trying other ports: {why}");
         }
+    }
+
+    /// Writes the files of the job that its container mounts.
+    async fn write_files(&self, context: &Arc<JobContext>) -> Result<(), Outcome> {
+        if context.run.files.is_empty() {
+            return Ok(());
+        }
+        let (shared, context, id) = (Arc::clone(&self.shared), Arc::clone(context), self.id);
+        let written = tokio::task::spawn_blocking(move || {
+            files::write(&shared.settings.data_dir, id, &context.run.files)
+        });
+        written.await.unwrap_or_else(|error| Err(error.into())).map_err(|error| {
+            let dir = self.shared.settings.data_dir.display();
+            self.not_started(&format!("cannot write the files of the job in {dir}: {error}"))
+        })
     }
 
     /// Returns the ports of the attempt, if it is a replica.
@@ -276,7 +293,8 @@ impl Attempt {
                     data_dir: &settings.data_dir,
                     stage: &shared.stage,
                 };
-                container::configuration(identity, context, spec, replica.as_deref(), &rules)
+                let names = &settings.names;
+                container::configuration(identity, context, spec, replica.as_deref(), &rules, names)
             };
         if spec.mounts.is_empty() {
             return make(&self.shared, identity, context, spec).map_err(cannot_start);

@@ -1,10 +1,11 @@
 //! Turns a job's spec into a container's configuration, within the node's policy.
 
+mod options;
+
 use std::collections::HashMap;
 
 use bollard::models::{
     ContainerCreateBody, HealthConfig, HostConfig, HostConfigLogConfig, PortBinding, PortMap,
-    ResourcesUlimits,
 };
 use podmesh_agent_core::replica::Replica;
 use podmesh_agent_core::step::JobContext;
@@ -12,8 +13,10 @@ use podmesh_protocol::ids::{AttemptId, ClusterId, JobId, Name, TaskId};
 use podmesh_protocol::spec::{DockerSpec, NetworkMode, OnLost};
 use uuid::Uuid;
 
+use super::files;
 use super::mounts::MountRules;
 use super::stage::Held;
+use crate::service_names::{ContainerNames, ServiceNames};
 use crate::task_env::task_env;
 
 const CLUSTER: &str = "podmesh.cluster";
@@ -129,6 +132,7 @@ pub(super) fn configuration(
     spec: &DockerSpec,
     replica: Option<&Replica>,
     rules: &MountRules<'_>,
+    names: &ServiceNames,
 ) -> Result<Configuration, String> {
     let run = &context.run;
     let ports = published(spec, replica)?;
@@ -141,7 +145,13 @@ pub(super) fn configuration(
         mounts.push(mount);
         held.extend(hold);
     }
+    mounts.extend(files::mounts(rules.data_dir, identity.attempt, &run.files));
+    mounts.extend(
+        spec.volumes.iter().map(|volume| options::volume(volume, identity.cluster, replica)),
+    );
+    let ContainerNames { hosts, variables } = names.of_container(spec);
     let mut env = run.env.clone();
+    env.extend(variables);
     env.extend(
         task_env(identity.attempt, context, node).map(|(key, value)| (key.to_owned(), value)),
     );
@@ -165,11 +175,18 @@ pub(super) fn configuration(
         ),
         port_bindings: (!ports.is_empty()).then(|| ports.clone()),
         mounts: (!mounts.is_empty()).then_some(mounts),
+        tmpfs: (!spec.tmpfs.is_empty()).then(|| spec.tmpfs.clone().into_iter().collect()),
+        readonly_rootfs: spec.read_only.then_some(true),
+        extra_hosts: (!hosts.is_empty()).then_some(hosts),
+        // Exactly these, whatever the engine's own default is.
         cap_drop: Some(vec!["ALL".into()]),
-        cap_add: (!spec.cap_add.is_empty()).then(|| spec.cap_add.clone()),
-        security_opt: Some(vec!["no-new-privileges".into()]),
+        cap_add: Some(options::capabilities(policy, spec)).filter(|names| !names.is_empty()),
+        security_opt: Some(options::security_opt(spec)),
+        devices: Some(options::devices(spec)?).filter(|devices| !devices.is_empty()),
         pids_limit: Some(i64::from(spec.pids.unwrap_or(policy.pids_max))),
-        ulimits: Some(vec![ulimit(NO_CORE_FILES)]),
+        ulimits: Some(options::ulimits(spec)),
+        shm_size: spec.shm_size.and_then(|bytes| i64::try_from(bytes).ok()),
+        init: spec.init.then_some(true),
         ..HostConfig::default()
     };
     let body = ContainerCreateBody {
@@ -183,12 +200,22 @@ pub(super) fn configuration(
         env: Some(env.into_iter().map(|(key, value)| format!("{key}={value}")).collect()),
         working_dir: run.workdir.clone(),
         user: spec.user.clone(),
+        hostname: spec.hostname.clone(),
+        tty: spec.tty.then_some(true),
+        stop_signal: spec.stop_signal.clone(),
         exposed_ports: (!ports.is_empty()).then(|| ports.into_keys().collect()),
         // The agent makes the check, and the engine would make the image's.
         healthcheck: replica.and_then(|replica| replica.spec.health.as_ref()).map(|_| {
             HealthConfig { test: Some(vec!["NONE".to_owned()]), ..HealthConfig::default() }
         }),
-        labels: Some(identity.labels(node, &context.name, replica)),
+        // Ours come last, and so win.
+        labels: Some(
+            spec.labels
+                .clone()
+                .into_iter()
+                .chain(identity.labels(node, &context.name, replica))
+                .collect(),
+        ),
         stop_timeout: i64::try_from(run.stop_grace_ms.div_ceil(1000)).ok(),
         host_config: Some(host_config),
         ..ContainerCreateBody::default()
@@ -220,11 +247,6 @@ fn published(spec: &DockerSpec, replica: Option<&Replica>) -> Result<PortMap, St
         published.entry(inside).or_default().get_or_insert_default().push(binding);
     }
     Ok(published)
-}
-
-fn ulimit((name, number): (&str, i64)) -> ResourcesUlimits {
-    let number = Some(number);
-    ResourcesUlimits { name: Some(name.to_owned()), soft: number, hard: number }
 }
 
 #[cfg(test)]

@@ -1,13 +1,16 @@
-//! Lists the images and containers of this machine's engine, for `podmesh demo`.
+//! What `podmesh demo` and `podmesh dev` must know of this machine's engine.
 //!
 //! The futures are boxed so that bollard is compiled into this crate only.
 
 use std::collections::HashMap;
+use std::net::IpAddr;
 use std::pin::Pin;
 
 use bollard::Docker;
 use bollard::errors::Error;
-use bollard::query_parameters::{ListContainersOptionsBuilder, ListImagesOptionsBuilder};
+use bollard::query_parameters::{
+    InspectNetworkOptions, ListContainersOptionsBuilder, ListImagesOptionsBuilder,
+};
 use podmesh_protocol::ids::ClusterId;
 
 use super::DockerError;
@@ -46,6 +49,23 @@ pub fn containers(cluster: ClusterId) -> Names {
         let ours =
             containers.into_iter().filter(|container| container.labels.as_ref().is_some_and(ours));
         Ok(ours.filter_map(|container| container.id).collect())
+    })
+}
+
+/// Returns the address of this machine in the engine's default network, at which its containers reach
+/// this machine; `None` if that network has none. Sets no time limit of its own.
+///
+/// # Errors
+/// [`DockerError::Call`] if the engine does not answer.
+pub fn bridge_gateway() -> Pin<Box<dyn Future<Output = Result<Option<IpAddr>, DockerError>> + Send>>
+{
+    Box::pin(async {
+        let failed = || failed("describe its default network");
+        let docker = Docker::connect_with_defaults().map_err(failed())?;
+        let options = None::<InspectNetworkOptions>;
+        let network = docker.inspect_network("bridge", options).await.map_err(failed())?;
+        let parts = network.ipam.and_then(|ipam| ipam.config).unwrap_or_default();
+        Ok(parts.into_iter().find_map(|part| part.gateway?.parse().ok()))
     })
 }
 

@@ -7,6 +7,7 @@
 //! - `attempt.rs`: the life of one attempt; `pull.rs`: pulls missing images; `registry.rs`: the
 //!   credentials for that; `adopt.rs`: finds containers after a restart of the agent;
 //! - `checks.rs`: what the health checks of replicas need;
+//! - `files.rs`: the files that a job contains;
 //! - `inventory.rs`: lists images and containers.
 //!
 //! Output is captured separately, see [`Captures`]: a container starts only when the capture is
@@ -22,6 +23,7 @@ mod checks;
 mod container;
 mod engine;
 mod error;
+mod files;
 mod inventory;
 mod mounts;
 mod pull;
@@ -42,7 +44,7 @@ use uuid::Uuid;
 
 pub(crate) use self::checks::ContainerChecks;
 pub use self::error::DockerError;
-pub use self::inventory::{containers, images};
+pub use self::inventory::{bridge_gateway, containers, images};
 pub(crate) use self::registry::config_dir;
 
 use self::attempt::Attempt;
@@ -53,6 +55,7 @@ use crate::capture::Captures;
 use crate::health::{Place, Runs};
 use crate::policy::NodePolicy;
 use crate::ports::ReplicaPorts;
+use crate::service_names::ServiceNames;
 
 /// The runtime's settings.
 #[derive(Clone, Debug)]
@@ -70,6 +73,8 @@ pub struct DockerSettings {
     pub captures: Captures,
     /// The ports of replicas.
     pub ports: Arc<ReplicaPorts>,
+    /// The names of services.
+    pub names: Arc<ServiceNames>,
     /// The folder of Docker's client configuration, with the credentials from `docker login`.
     pub docker_config: Option<PathBuf>,
 }
@@ -161,9 +166,16 @@ impl DockerRuntime {
     }
 
     /// Forgets an attempt whose end the manager knows, and removes its container with its anonymous
-    /// volumes in the background, retrying until it is gone. Keeps its logs.
+    /// volumes in the background, retrying until it is gone, and the files of its job. Keeps its
+    /// logs.
     pub fn remove(&self, id: AttemptId) {
         self.shared.discard(id);
+        let shared = Arc::clone(&self.shared);
+        self.shared.runtime.spawn_blocking(move || {
+            if let Err(error) = files::remove(&shared.settings.data_dir, id) {
+                tracing::warn!(attempt = %id, %error, "cannot remove the files of an attempt");
+            }
+        });
         self.shared.settings.captures.forget(id);
         if let Some(known) = lock(&self.shared.attempts).remove(&id) {
             known.abort();

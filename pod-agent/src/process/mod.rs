@@ -13,6 +13,7 @@ mod cgroup;
 mod checks;
 mod children;
 mod command;
+mod files;
 mod mark;
 mod records;
 mod spawn;
@@ -55,6 +56,7 @@ use self::checks::CheckBase;
 use self::children::{Children, Exit, Process, children};
 pub(crate) use self::command::BaseEnv;
 use self::command::{launch, refused};
+use self::files::write_files;
 pub(crate) use self::mark::age_ms;
 use self::mark::{Mark, now_ticks};
 use self::records::StartedProcess;
@@ -381,6 +383,11 @@ impl Shared {
                 &terms,
                 &format!("cannot write in {}: {error}", self.settings.data_dir.display()),
             )
+        })?;
+        let owner = user.map(|user| (user.uid, folder.group.unwrap_or(user.gid)));
+        write_files(&folder.path, &context.run.files, owner).map_err(|(path, error)| {
+            let text = format!("cannot write the file {path} in the work folder: {error}");
+            Outcome::start_failed(125, text)
         })?;
         let mark = self.mark(attempt);
         let mut launch = launch(&terms, &context, mark, replica.as_deref(), &folder, &touch)?;

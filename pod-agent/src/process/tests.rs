@@ -126,6 +126,7 @@ fn context(change: impl FnOnce(&mut RunSpec)) -> Arc<JobContext> {
         timeout_ms: None,
         stop_grace_ms: 10_000,
         replica: None,
+        files: [].into(),
     };
     change(&mut run);
     Arc::new(JobContext {
@@ -168,6 +169,24 @@ async fn a_signal_is_reported_even_without_a_name() {
         assert_eq!((outcome.kind, outcome.signal), (OutcomeKind::Failed, Some(signal)));
         assert_eq!(outcome.exit_code, None);
     }
+}
+
+#[tokio::test]
+async fn files_of_the_job_are_in_the_work_folder_and_removed_with_it() {
+    let mut node = Node::new();
+    let files = [("app.conf", "a = 1\n"), ("conf/deep/b", "two\n")]
+        .map(|(path, text)| (path.to_owned(), text.to_owned()));
+    node.start_with(|run| {
+        run.command = ["sh", "-c", "cat app.conf conf/deep/b && pwd"].map(String::from).into();
+        run.files = files.into();
+    });
+    let facts = node.facts().await;
+    assert!(matches!(facts.last(), Some(RuntimeFact::Ended(end)) if end.exit_code == Some(0)));
+    let said = node.stdout();
+    let folder = said.strip_prefix("a = 1\ntwo\n").unwrap().trim();
+    assert!(Path::new(folder).join("conf/deep/b").exists());
+    node.remove().await;
+    assert!(!Path::new(folder).join("conf").exists());
 }
 
 #[tokio::test]

@@ -101,9 +101,9 @@ async fn greet(
         version_oldest: VERSION_OLDEST,
         agent: settings.agent_id,
         stop_with_agent: settings.stop_with_agent,
-        listen: match settings.ingress.address {
-            IngressAddress::One(address) => Some(address),
-            IngressAddress::All | IngressAddress::Off => None,
+        listen: match &settings.ingress.address {
+            IngressAddress::Only(addresses) => addresses.clone(),
+            IngressAddress::All | IngressAddress::Off => Vec::new(),
         },
     };
     let greeting = async {

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::io;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use podmesh_wire::backoff::reconnect_delays;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
@@ -15,11 +16,12 @@ use uuid::Uuid;
 use super::connect::{Connection, connect, find};
 use super::error::ProxyError;
 use super::messages::{Counters, Generation, Status, ToAgent, ToProxy};
-use super::wanted::{Endpoints, Wanted};
+use super::wanted::{Endpoints, Wanted, may_listen};
 use crate::companion::CompanionCommand;
 use crate::config::IngressConfig;
 use crate::policy::IngressAddress;
 use crate::ports::PortRange;
+use crate::service_names::ServiceNames;
 
 /// The agent's settings for its proxy.
 #[derive(Clone, Debug)]
@@ -36,6 +38,8 @@ pub struct ProxySettings {
     pub ingress: IngressConfig,
     /// The ports of the node's replicas, which the proxy never listens on.
     pub replica_ports: Option<PortRange>,
+    /// Gets the services whose ports the proxy listens on.
+    pub names: Arc<ServiceNames>,
 }
 
 /// The published ports that are not open on a node, and why: each a part of a sentence for people.
@@ -61,6 +65,9 @@ pub struct Proxy {
     link: oneshot::Receiver<Infallible>,
     troubles: watch::Receiver<PortTroubles>,
     counters: watch::Receiver<Counters>,
+    names: Arc<ServiceNames>,
+    ingress: IngressConfig,
+    replica_ports: Option<PortRange>,
 }
 
 #[derive(Debug)]
@@ -78,6 +85,8 @@ impl Proxy {
         let (lives, link) = oneshot::channel();
         let (troubles_sender, troubles) = watch::channel(PortTroubles::new());
         let (counters_sender, counters) = watch::channel(Counters::default());
+        let names = Arc::clone(&settings.names);
+        let (ingress, replica_ports) = (settings.ingress.clone(), settings.replica_ports);
         let link_task = Link {
             run: Uuid::new_v4(),
             wanted: Wanted::new(settings.ingress.clone(), settings.replica_ports),
@@ -91,11 +100,15 @@ impl Proxy {
             _lives: lives,
         };
         tokio::spawn(link_task.run());
-        (Self { requests, link, troubles, counters }, acked)
+        (Self { requests, link, troubles, counters, names, ingress, replica_ports }, acked)
     }
 
-    /// Passes new endpoints to the proxy. An [`Ack`] follows when it has applied them.
+    /// Passes new endpoints to the proxy. An [`Ack`] follows when it has applied them. The names of
+    /// services are known at once.
     pub fn apply(&self, endpoints: Endpoints) {
+        self.names.apply(endpoints.all, &endpoints.services, |port| {
+            may_listen(&self.ingress, self.replica_ports, port).is_ok()
+        });
         // If there is no receiver, the link has ended, and the agent ends too.
         _ = self.requests.send(Request::Apply(endpoints));
     }

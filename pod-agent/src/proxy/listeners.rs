@@ -25,9 +25,9 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 pub(super) struct Listeners {
     plane: Arc<Plane>,
     workers: Workers,
-    /// The address to listen on; `None` for all.
-    address: Option<IpAddr>,
-    /// For each port a task on each thread.
+    /// The addresses to listen on; empty for all.
+    addresses: Vec<IpAddr>,
+    /// For each port a task on each thread for each address.
     open: BTreeMap<u16, Vec<JoinHandle<()>>>,
     failed: BTreeMap<u16, String>,
     retry_at: Option<Instant>,
@@ -38,18 +38,18 @@ impl Listeners {
         Self {
             plane,
             workers,
-            address: None,
+            addresses: Vec::new(),
             open: BTreeMap::new(),
             failed: BTreeMap::new(),
             retry_at: None,
         }
     }
 
-    /// Sets the address to listen on; `None` for all. Connections are not affected.
-    pub(super) async fn set_address(&mut self, address: Option<IpAddr>) {
-        if self.address != address {
+    /// Sets the addresses to listen on; empty for all. Connections are not affected.
+    pub(super) async fn set_addresses(&mut self, addresses: Vec<IpAddr>) {
+        if self.addresses != addresses {
             self.close().await;
-            self.address = address;
+            self.addresses = addresses;
             self.sync().await;
         }
     }
@@ -97,21 +97,35 @@ impl Listeners {
         self.retry_at
     }
 
+    /// Listens on a port of all addresses, or of none.
     fn open_one(&mut self, port: u16) {
-        let listeners = listen(self.address, port).and_then(|listener| {
-            self.workers.handles().map(|handle| Ok((handle, listener.try_clone()?))).collect()
-        });
-        match listeners {
+        let addresses: Vec<Option<IpAddr>> = match self.addresses.as_slice() {
+            [] => vec![None],
+            some => some.iter().copied().map(Some).collect(),
+        };
+        let mut all: Vec<(&Handle, TcpListener)> = Vec::new();
+        let mut failed = None;
+        for address in addresses {
+            let opened = listen(address, port).and_then(|listener| {
+                self.workers.handles().map(|handle| Ok((handle, listener.try_clone()?))).collect()
+            });
+            let opened: io::Result<Vec<_>> = opened;
+            match opened {
+                Ok(opened) => all.extend(opened),
+                Err(error) => {
+                    failed = Some(cannot_listen(address, port, &error));
+                    break;
+                }
+            }
+        }
+        match failed.map_or(Ok(all), Err) {
             Ok(listeners) => {
-                let listeners: Vec<(&Handle, TcpListener)> = listeners;
                 let accepting = listeners.into_iter().map(|(handle, listener)| {
                     handle.spawn(accept(listener, port, Arc::clone(&self.plane)))
                 });
                 self.open.insert(port, accepting.collect());
             }
-            Err(error) => {
-                self.failed.insert(port, cannot_listen(self.address, port, &error));
-            }
+            Err(why) => _ = self.failed.insert(port, why),
         }
     }
 

@@ -60,8 +60,8 @@ pub(super) struct Hello {
     pub(super) agent: Uuid,
     /// Whether the proxy must end when the agent ends for any reason.
     pub(super) stop_with_agent: bool,
-    /// The address to listen on; `None` for all addresses.
-    pub(super) listen: Option<IpAddr>,
+    /// The addresses to listen on; empty for all.
+    pub(super) listen: Vec<IpAddr>,
 }
 
 /// Updates of one generation can be compared: a session of an agent with the manager.

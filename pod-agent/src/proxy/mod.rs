@@ -33,3 +33,4 @@ pub use self::link::{Ack, PortTroubles, Proxy, ProxySettings};
 pub use self::messages::Counters;
 pub use self::server::serve;
 pub use self::wanted::Endpoints;
+pub use crate::service_names::ServiceNames;

@@ -228,7 +228,7 @@ impl Server {
         }
         tracing::info!("an agent has connected");
         self.current = Some(Current { number, stop_with_agent });
-        self.listeners.set_address(listen).await;
+        self.listeners.set_addresses(listen).await;
         self.publish();
         ToAgent::Welcome { version: common, program_version: env!("CARGO_PKG_VERSION").to_owned() }
     }

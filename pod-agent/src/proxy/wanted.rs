@@ -7,7 +7,7 @@ use podmesh_protocol::service::ServiceEndpoints;
 
 use super::messages::{Generation, Update};
 use crate::config::IngressConfig;
-use crate::policy::{IngressAddress, PortRanges};
+use crate::policy::IngressAddress;
 use crate::ports::PortRange;
 
 /// Endpoints of one message, approximately, so that it is no longer than a frame may be.
@@ -31,7 +31,18 @@ pub struct Endpoints {
 ///
 /// # Errors
 /// Why it may not, for people.
-fn check(ports: &PortRanges, replica_ports: Option<PortRange>, port: u16) -> Result<(), String> {
+pub(super) fn may_listen(
+    ingress: &IngressConfig,
+    replica_ports: Option<PortRange>,
+    port: u16,
+) -> Result<(), String> {
+    let ports = &ingress.ports;
+    if ingress.address == IngressAddress::Off {
+        return Err(
+            "this node opens no ports of services; the node's owner can change ingress_address in agent.toml"
+                .to_owned(),
+        );
+    }
     if let Some(range) = replica_ports.filter(|range| range.contains(port)) {
         return Err(format!(
             "the ports {range} of this node are for its replicas; publish the service on another port, or the node's owner can change replica_ports in agent.toml"
@@ -91,7 +102,7 @@ impl Wanted {
                 service.ports.clear();
             }
             service.ports.retain(|port| {
-                match check(&self.ingress.ports, self.replica_ports, port.publish) {
+                match may_listen(&self.ingress, self.replica_ports, port.publish) {
                     Ok(()) => true,
                     Err(why) => {
                         self.refused.insert((name.clone(), port.publish), why);

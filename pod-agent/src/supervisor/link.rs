@@ -71,9 +71,9 @@ const NO_CAPTURES: &str = "the supervisor of this node's processes is of an olde
 const NO_USERS: &str = "the supervisor of this node's processes is of an older podmesh, which runs commands as \
      root: it ends when the processes that it holds have ended, and then this works";
 
-/// The message for a replica if the supervisor is too old to give it its ports.
-const NO_REPLICAS: &str = "the supervisor of this node's processes is of an older podmesh, which does not start \
-     replicas: it ends when the processes that it holds have ended, and then this works";
+/// The message for a replica, or an attempt with files, if the supervisor is too old for them.
+const NO_REPLICAS: &str = "the supervisor of this node's processes is of an older podmesh, which starts no replicas \
+     and writes no files of jobs: it ends when the processes that it holds have ended, and then this works";
 
 impl LinkSettings {
     pub(super) fn hello(&self) -> Hello {
@@ -377,7 +377,10 @@ impl Link {
 
     fn put(&mut self, request: Request) {
         let message = match request {
-            Request::Start(attempt, _, Some(_)) if self.version < VERSION_REPLICAS => {
+            Request::Start(attempt, context, replica)
+                if self.version < VERSION_REPLICAS
+                    && (replica.is_some() || !context.run.files.is_empty()) =>
+            {
                 let outcome = Outcome::not_started(NO_REPLICAS);
                 return self.tell(attempt, RuntimeFact::Ended(outcome));
             }

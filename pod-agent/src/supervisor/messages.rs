@@ -33,7 +33,8 @@ pub(super) const VERSION_CAPTURES: u16 = 2;
 pub(super) const VERSION_TROUBLE: u16 = 3;
 /// The first version that runs commands as another user.
 pub(super) const VERSION_USERS: u16 = 4;
-/// The first version that starts replicas, which get ports and health checks.
+/// The first version that starts replicas, which get ports and health checks, and that writes the
+/// files of a job.
 pub(super) const VERSION_REPLICAS: u16 = 5;
 /// The oldest version that this program supports.
 pub(super) const VERSION_OLDEST: u16 = 1;

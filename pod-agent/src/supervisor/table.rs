@@ -262,6 +262,7 @@ mod tests {
             timeout_ms,
             stop_grace_ms: 5,
             replica: None,
+            files: [].into(),
         }
     }
 

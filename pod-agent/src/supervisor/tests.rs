@@ -155,6 +155,7 @@ fn context(on_lost: OnLost, script: &str) -> Arc<JobContext> {
             timeout_ms: None,
             stop_grace_ms: 10_000,
             replica: None,
+            files: [].into(),
         },
     })
 }

@@ -5,6 +5,7 @@
 mod adopt;
 mod logs;
 mod mounts;
+mod options;
 mod pull;
 mod replicas;
 mod run;

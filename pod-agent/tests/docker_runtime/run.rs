@@ -267,7 +267,7 @@ async fn a_container_has_only_the_privileges_that_it_was_given() {
     let outcome = agent.run(attempt(1), node.job(&["sh", "-c", script])).await;
     assert_eq!(outcome.exit_code, Some(0), "{outcome:?}");
     let said = node.text(attempt(1), "stdout");
-    for part in ["CapEff:\t0000000000000000", "CapBnd:\t0000000000000000", "NoNewPrivs:\t1"] {
+    for part in ["CapEff:\t00000000000405fb", "CapBnd:\t00000000000405fb", "NoNewPrivs:\t1"] {
         assert!(said.contains(part), "{part}: {said}");
     }
     assert!(said.ends_with("\n0\n4096\n"), "{said}");

@@ -19,10 +19,11 @@ use podmesh_agent::health::HealthChecks;
 use podmesh_agent::log_notify::LogNotify;
 use podmesh_agent::policy::NodePolicy;
 use podmesh_agent::ports::ReplicaPorts;
+use podmesh_agent::service_names::ServiceNames;
 use podmesh_agent_core::input::{FoundAttempt, RuntimeFact};
 use podmesh_agent_core::step::JobContext;
 use podmesh_logrotate::{LogReader, RotationPolicy};
-use podmesh_protocol::ids::{AttemptId, ClusterId, JobId};
+use podmesh_protocol::ids::{AttemptId, ClusterId, JobId, Name};
 use podmesh_protocol::report::Outcome;
 use podmesh_protocol::spec::{DockerSpec, OnLost, Resources, RunSpec, RuntimeSpec};
 use tokio::sync::mpsc;
@@ -169,11 +170,13 @@ pub(crate) struct TestNode {
     pub(crate) agent: Uuid,
     pub(crate) policy: NodePolicy,
     pub(crate) rotation: RotationPolicy,
+    pub(crate) names: Arc<ServiceNames>,
     pub(crate) image: Arc<Image>,
     /// The captures. They outlive agents, as a supervisor does. Created for the first agent.
     captures: OnceLock<Captures>,
     gaps: Arc<Mutex<Vec<String>>>,
     dir: tempfile::TempDir,
+    pub(crate) data_dir: tempfile::TempDir,
 }
 
 impl TestNode {
@@ -188,10 +191,12 @@ impl TestNode {
                 total_bytes_max: 4 * large,
                 ..RotationPolicy::default()
             },
+            names: Arc::new(ServiceNames::new("all".parse().unwrap())),
             image: Image::get(),
             captures: OnceLock::new(),
             gaps: Arc::default(),
             dir: tempfile::tempdir().unwrap(),
+            data_dir: tempfile::tempdir().unwrap(),
         }
     }
 
@@ -206,7 +211,9 @@ impl TestNode {
     pub(crate) fn settings(&self) -> DockerSettings {
         let capture = || captures(self.logs_dir(), self.rotation.clone(), Arc::clone(&self.gaps));
         let captures = self.captures.get_or_init(capture).clone();
-        settings(self.agent, captures, self.policy.clone())
+        let data_dir = self.data_dir.path().to_owned();
+        let names = Arc::clone(&self.names);
+        DockerSettings { data_dir, names, ..settings(self.agent, captures, self.policy.clone()) }
     }
 
     /// Drops the captures, so that the next agent gets new ones.
@@ -322,6 +329,28 @@ impl Drop for ForeignContainer {
     }
 }
 
+/// A named volume with a name of its own. Removed when dropped, so drop it after its containers.
+pub(crate) struct TestVolume(pub(crate) Name);
+
+impl TestVolume {
+    pub(crate) fn new() -> Self {
+        Self(format!("test-{}", Uuid::new_v4().simple()).parse().unwrap())
+    }
+
+    /// Returns its name in Docker.
+    pub(crate) fn docker_name(&self) -> String {
+        format!("podmesh-{}", self.0)
+    }
+}
+
+impl Drop for TestVolume {
+    fn drop(&mut self) {
+        let (docker, name) = (engine(), self.docker_name());
+        let options = query::RemoveVolumeOptionsBuilder::default().force(true).build();
+        _ = block_on(async move { docker.remove_volume(&name, Some(options)).await });
+    }
+}
+
 /// Returns captures that report gaps to `gaps`.
 pub(crate) fn captures(
     logs_dir: PathBuf,
@@ -347,6 +376,7 @@ pub(crate) fn settings(agent: Uuid, captures: Captures, policy: NodePolicy) -> D
         policy,
         captures,
         ports,
+        names: Arc::new(ServiceNames::new("all".parse().unwrap())),
         docker_config: None,
     }
 }
@@ -368,6 +398,7 @@ pub(crate) fn job(image: &str, command: &[&str]) -> JobContext {
             timeout_ms: None,
             stop_grace_ms: 10_000,
             replica: None,
+            files: [].into(),
         },
     }
 }

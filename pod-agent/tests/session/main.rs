@@ -216,6 +216,7 @@ impl Manager {
             timeout_ms: None,
             stop_grace_ms: 30_000,
             replica,
+            files: [].into(),
         };
         self.send(ToPeer::JobSpec {
             epoch: self.epoch,

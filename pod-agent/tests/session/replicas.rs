@@ -1,6 +1,8 @@
 //! Replicas of services: their ports and their health.
 
-use podmesh_protocol::service::{Health, HealthCheck, HealthSpec, PortSpec};
+use podmesh_protocol::service::{
+    Health, HealthCheck, HealthSpec, PortEndpoints, PortSpec, ServiceEndpoints,
+};
 use tokio::net::TcpListener;
 
 use super::*;
@@ -188,4 +190,31 @@ async fn a_command_decides_about_the_health_of_a_process() {
     facts.extend(manager.facts(2 - facts.len()).await);
     let healthy = ReportFact::Health(Health::Healthy, "web is good".into());
     assert_eq!(facts, [ReportFact::Started, healthy]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_command_knows_the_services_at_its_start() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut manager = Manager::new().await;
+    let agent = Agent::start_with(dir.path(), &manager.address, |config| {
+        on_loopback(config);
+        config.ingress.address = "127.0.0.9".parse().unwrap();
+    });
+    manager.session().await;
+    let port = |port: &str, publish| PortEndpoints {
+        port: port.parse().unwrap(),
+        publish,
+        proxy_protocol: false,
+        endpoints: Vec::new(),
+    };
+    // The second port is not open, because it is one for replicas.
+    let ports = vec![port("http", 18_080), port("admin", 20_000)];
+    let db = ServiceEndpoints { service: "my-db".parse().unwrap(), ports };
+    let epoch = manager.epoch;
+    manager.send(ToPeer::Endpoints { epoch, update: 1, all: true, services: vec![db] }).await;
+    let script = "echo $PODMESH_SERVICE_MY_DB; exec sleep 1000";
+    manager.start_with(ATTEMPT, RuntimeSpec::Process, script, None).await;
+    let slice = manager.read_log(0, 30_000).await;
+    assert_eq!(String::from_utf8_lossy(&slice.bytes), "127.0.0.9:18080\n");
+    drop(agent);
 }

@@ -110,6 +110,7 @@ impl World {
                 timeout_ms: rng.percent(20).then(|| rng.within(1_000, 20_000)),
                 stop_grace_ms: rng.below(3_000),
                 replica: None,
+                files: [].into(),
             },
         }
     }

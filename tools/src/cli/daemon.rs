@@ -159,7 +159,7 @@ pub(crate) struct AgentArgs {
         help_heading = "The node"
     )]
     pub(crate) stop_processes: Option<Switch>,
-    /// Address on which this node opens the ports of services: one of its IP addresses, all, or off [default: all]
+    /// Address on which this node opens the ports of services: one of its IP addresses, several with commas, all, or off [default: all]
     #[arg(
         long,
         value_name = "ADDRESS",

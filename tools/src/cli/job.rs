@@ -7,7 +7,10 @@ use clap::{Args, ValueEnum};
 use podmesh_protocol::ids::Name;
 use podmesh_protocol::spec::{NetworkMode, OnLost, PullPolicy};
 
-use crate::values::{self, Array, Cpus, Label, MountText, Size, Span};
+use crate::values::{
+    self, Array, ContainerLabel, Cpus, Label, MountText, NamedUlimit, Size, Span, TmpfsText,
+    VolumeText,
+};
 
 /// The description of a job, as flags.
 #[derive(Args, Debug, Default)]
@@ -92,10 +95,25 @@ pub(crate) struct JobOptions {
         help_heading = "Containers"
     )]
     pub(crate) mounts: Vec<MountText>,
+    /// Mount a named volume of the node, which is created if it is missing, and kept
+    #[arg(long = "volume", value_name = "NAME:TARGET[:ro]", help_heading = "Containers")]
+    pub(crate) volumes: Vec<VolumeText>,
+    /// Mount an empty folder in memory; options such as size=64m
+    #[arg(long, value_name = "PATH[:OPTIONS]", help_heading = "Containers")]
+    pub(crate) tmpfs: Vec<TmpfsText>,
+    /// Make the container's own file system read-only
+    #[arg(long, help_heading = "Containers")]
+    pub(crate) read_only: bool,
     /// The container's network [default: bridge]
     #[arg(long, value_name = "MODE", help_heading = "Containers")]
     pub(crate) network: Option<NetworkFlag>,
-    /// Add a capability, such as NET_RAW; the node must allow it. Containers have none by default
+    /// Host name inside the container [default: made by Docker]
+    #[arg(long, value_name = "NAME", help_heading = "Containers")]
+    pub(crate) hostname: Option<String>,
+    /// Add a line to /etc/hosts; `host-gateway` as the address means the node
+    #[arg(long = "extra-host", value_name = "NAME:IP", help_heading = "Containers")]
+    pub(crate) extra_hosts: Vec<String>,
+    /// Add a capability, such as NET_RAW, to those that the node gives by default; the node must allow it
     #[arg(
         long = "cap-add",
         value_name = "NAME",
@@ -103,9 +121,41 @@ pub(crate) struct JobOptions {
         help_heading = "Containers"
     )]
     pub(crate) cap_add: Vec<String>,
+    /// Remove one of the node's default capabilities, or ALL
+    #[arg(
+        long = "cap-drop",
+        value_name = "NAME",
+        value_delimiter = ',',
+        help_heading = "Containers"
+    )]
+    pub(crate) cap_drop: Vec<String>,
+    /// Set a security option, such as seccomp=unconfined; the node must allow it
+    #[arg(long, value_name = "OPTION", help_heading = "Containers")]
+    pub(crate) security_opt: Vec<String>,
+    /// Give the container a device of the node; the node must allow it
+    #[arg(long = "device", value_name = "SOURCE[:TARGET[:rwm]]", help_heading = "Containers")]
+    pub(crate) devices: Vec<String>,
     /// Limit of processes and threads in the container [default: that of the node]
     #[arg(long, value_name = "NUMBER", value_parser = clap::value_parser!(u32).range(1..), help_heading = "Containers")]
     pub(crate) pids: Option<u32>,
+    /// Set a limit of the container's processes, such as nofile=1024:4096
+    #[arg(long = "ulimit", value_name = "NAME=SOFT[:HARD]", help_heading = "Containers")]
+    pub(crate) ulimits: Vec<NamedUlimit>,
+    /// Size of /dev/shm [default: 64MiB]
+    #[arg(long, value_name = "SIZE", help_heading = "Containers")]
+    pub(crate) shm_size: Option<Size>,
+    /// Run a small init as process 1, which passes on signals and reaps orphans
+    #[arg(long, help_heading = "Containers")]
+    pub(crate) init: bool,
+    /// Give the program a terminal; all its output is then in stdout
+    #[arg(long, help_heading = "Containers")]
+    pub(crate) tty: bool,
+    /// Signal that asks the program to end, such as SIGINT [default: the image's, else SIGTERM]
+    #[arg(long, value_name = "SIGNAL", help_heading = "Containers")]
+    pub(crate) stop_signal: Option<String>,
+    /// Set a label of the container, for other programs
+    #[arg(long = "label", value_name = "NAME=VALUE", help_heading = "Containers")]
+    pub(crate) labels: Vec<ContainerLabel>,
     /// Platform of the image, such as linux/arm64 [default: that of the node's engine]
     #[arg(long, value_name = "OS/ARCH", help_heading = "Containers")]
     pub(crate) platform: Option<String>,

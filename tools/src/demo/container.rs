@@ -58,6 +58,7 @@ pub(crate) async fn show(mesh: &mut Mesh, connection: &Connection) -> CliResult<
             timeout_ms: Some(60_000),
             stop_grace_ms: 1_000,
             replica: None,
+            files: [].into(),
         },
     )?;
     let job = send(connection, spec).await?;

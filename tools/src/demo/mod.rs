@@ -191,6 +191,7 @@ fn spec(links: &Path, files: usize) -> CliResult<JobSpec> {
             timeout_ms: Some(60_000),
             stop_grace_ms: 1_000,
             replica: None,
+            files: [].into(),
         },
     )
 }

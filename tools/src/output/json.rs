@@ -314,6 +314,8 @@ pub(crate) struct SpecOutput {
     pub(crate) env: BTreeMap<String, String>,
     /// Working folder, if given.
     pub(crate) workdir: Option<String>,
+    /// The files that each task gets, by path.
+    pub(crate) files: BTreeMap<String, String>,
     /// Thousandths of a core for each task.
     pub(crate) cpu_millis: u32,
     /// Bytes of memory for each task; 0 if not limited and not reserved.
@@ -347,16 +349,64 @@ pub(crate) struct ContainerOutput {
     pub(crate) user: Option<String>,
     /// The folders and files of the node in the container.
     pub(crate) mounts: Vec<MountOutput>,
+    /// The named volumes in the container.
+    pub(crate) volumes: Vec<VolumeMountOutput>,
+    /// The folders in memory: mount options by path.
+    pub(crate) tmpfs: BTreeMap<String, String>,
+    /// Whether its own file system is read-only.
+    pub(crate) read_only: bool,
     /// The network.
     pub(crate) network: NetworkMode,
+    /// The host name; null for one that Docker makes.
+    pub(crate) hostname: Option<String>,
+    /// The further lines of `/etc/hosts`: `NAME:IP`.
+    pub(crate) extra_hosts: Vec<String>,
     /// When the image is pulled.
     pub(crate) pull: PullPolicy,
-    /// The added capabilities.
+    /// The capabilities in addition to the node's default ones.
     pub(crate) cap_add: Vec<String>,
+    /// The default capabilities that it does not get.
+    pub(crate) cap_drop: Vec<String>,
+    /// The security options.
+    pub(crate) security_opt: Vec<String>,
+    /// The devices of the node: `SOURCE[:TARGET[:rwm]]`.
+    pub(crate) devices: Vec<String>,
     /// The limit of processes and threads; null for the node's default.
     pub(crate) pids: Option<u32>,
+    /// Further limits, by name.
+    pub(crate) ulimits: BTreeMap<String, UlimitOutput>,
+    /// Bytes of `/dev/shm`; null for Docker's default.
+    pub(crate) shm_size: Option<u64>,
+    /// Whether process 1 is a small init.
+    pub(crate) init: bool,
+    /// Whether the program has a terminal.
+    pub(crate) tty: bool,
+    /// The signal that asks the program to end; null for the image's.
+    pub(crate) stop_signal: Option<String>,
+    /// The labels of the container.
+    pub(crate) labels: BTreeMap<String, String>,
     /// The platform of the image; null for that of the node's engine.
     pub(crate) platform: Option<String>,
+}
+
+/// A named volume inside a container.
+#[derive(Debug, Serialize, JsonSchema)]
+pub(crate) struct VolumeMountOutput {
+    /// The volume.
+    pub(crate) volume: String,
+    /// Path in the container.
+    pub(crate) target: String,
+    /// Whether the container may only read it.
+    pub(crate) read_only: bool,
+}
+
+/// A limit; -1 means unlimited.
+#[derive(Debug, Serialize, JsonSchema)]
+pub(crate) struct UlimitOutput {
+    /// The limit that applies.
+    pub(crate) soft: i64,
+    /// The maximum of `soft`.
+    pub(crate) hard: i64,
 }
 
 /// A folder or file of the node inside a container.
@@ -390,6 +440,7 @@ impl From<&spec::JobSpec> for SpecOutput {
             command: spec.run.command.clone(),
             env: spec.run.env.clone(),
             workdir: spec.run.workdir.clone(),
+            files: spec.run.files.clone(),
             cpu_millis: spec.resources.cpu_millis,
             memory_bytes: spec.resources.memory_bytes,
             require: labels(&spec.require),
@@ -414,15 +465,37 @@ impl From<&spec::DockerSpec> for ContainerOutput {
             target: mount.target.clone(),
             read_only: mount.read_only,
         };
+        let volume = |volume: &spec::VolumeMount| VolumeMountOutput {
+            volume: volume.volume.to_string(),
+            target: volume.target.clone(),
+            read_only: volume.read_only,
+        };
+        let ulimit = |(name, limit): (&String, &spec::Ulimit)| {
+            (name.clone(), UlimitOutput { soft: limit.soft, hard: limit.hard })
+        };
         Self {
             image: docker.image.clone(),
             entrypoint: docker.entrypoint.clone(),
             user: docker.user.clone(),
             mounts: docker.mounts.iter().map(mount).collect(),
+            volumes: docker.volumes.iter().map(volume).collect(),
+            tmpfs: docker.tmpfs.clone(),
+            read_only: docker.read_only,
             network: docker.network.into(),
+            hostname: docker.hostname.clone(),
+            extra_hosts: docker.extra_hosts.clone(),
             pull: docker.pull.into(),
             cap_add: docker.cap_add.clone(),
+            cap_drop: docker.cap_drop.clone(),
+            security_opt: docker.security_opt.clone(),
+            devices: docker.devices.clone(),
             pids: docker.pids,
+            ulimits: docker.ulimits.iter().map(ulimit).collect(),
+            shm_size: docker.shm_size,
+            init: docker.init,
+            tty: docker.tty,
+            stop_signal: docker.stop_signal.clone(),
+            labels: docker.labels.clone(),
             platform: docker.platform.clone(),
         }
     }

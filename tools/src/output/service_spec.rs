@@ -34,6 +34,8 @@ pub(crate) struct ServiceSpecOutput {
     pub(crate) env: BTreeMap<String, String>,
     /// Working folder, if given.
     pub(crate) workdir: Option<String>,
+    /// The files that each replica gets, by path.
+    pub(crate) files: BTreeMap<String, String>,
     /// The options of a container.
     pub(crate) container: Option<ContainerOutput>,
     /// Thousandths of a core for each replica.
@@ -152,6 +154,7 @@ impl From<&service::ServiceSpec> for ServiceSpecOutput {
             command: run.command.clone(),
             env: run.env.clone(),
             workdir: run.workdir.clone(),
+            files: run.files.clone(),
             container: match &run.runtime {
                 RuntimeSpec::Docker(docker) => Some(docker.into()),
                 RuntimeSpec::Process | RuntimeSpec::Noop => None,

@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 
 use super::values::{PortNumber, Replicas};
 use crate::container::{OneOrMany, STOP_GRACE_MS};
-use crate::values::{Cpus, MountText, Size, Span};
+use crate::values::{Cpus, MountText, Size, Span, UlimitText, VolumeText};
 
 /// A service file. What has its default value is not written.
 #[derive(Debug, Default, Deserialize, Serialize)]
@@ -34,13 +34,35 @@ pub(super) struct ServiceFile {
     #[serde(skip_serializing_if = "unset")]
     pub(super) mounts: Vec<MountText>,
     #[serde(skip_serializing_if = "unset")]
+    pub(super) volumes: Vec<VolumeText>,
+    #[serde(skip_serializing_if = "unset")]
+    pub(super) read_only: bool,
+    #[serde(skip_serializing_if = "unset")]
     pub(super) network: Option<NetworkMode>,
+    #[serde(skip_serializing_if = "unset")]
+    pub(super) hostname: Option<String>,
+    #[serde(skip_serializing_if = "unset")]
+    pub(super) extra_hosts: Vec<String>,
     #[serde(skip_serializing_if = "unset")]
     pub(super) pull: Option<PullPolicy>,
     #[serde(skip_serializing_if = "unset")]
     pub(super) cap_add: Vec<String>,
     #[serde(skip_serializing_if = "unset")]
+    pub(super) cap_drop: Vec<String>,
+    #[serde(skip_serializing_if = "unset")]
+    pub(super) security_opt: Vec<String>,
+    #[serde(skip_serializing_if = "unset")]
+    pub(super) devices: Vec<String>,
+    #[serde(skip_serializing_if = "unset")]
     pub(super) pids: Option<u32>,
+    #[serde(skip_serializing_if = "unset")]
+    pub(super) shm_size: Option<Size>,
+    #[serde(skip_serializing_if = "unset")]
+    pub(super) init: bool,
+    #[serde(skip_serializing_if = "unset")]
+    pub(super) tty: bool,
+    #[serde(skip_serializing_if = "unset")]
+    pub(super) stop_signal: Option<String>,
     #[serde(skip_serializing_if = "unset")]
     pub(super) platform: Option<String>,
     /// Always written: for most services these numbers are what changes.
@@ -60,6 +82,14 @@ pub(super) struct ServiceFile {
     pub(super) require: BTreeMap<Name, String>,
     #[serde(skip_serializing_if = "unset")]
     pub(super) env: BTreeMap<String, String>,
+    #[serde(skip_serializing_if = "unset")]
+    pub(super) tmpfs: BTreeMap<String, String>,
+    #[serde(skip_serializing_if = "unset")]
+    pub(super) ulimits: BTreeMap<String, UlimitText>,
+    #[serde(skip_serializing_if = "unset")]
+    pub(super) labels: BTreeMap<String, String>,
+    #[serde(skip_serializing_if = "unset")]
+    pub(super) files: BTreeMap<String, String>,
     #[serde(skip_serializing_if = "unset")]
     pub(super) ports: BTreeMap<Name, PortFile>,
     #[serde(skip_serializing_if = "unset")]
@@ -308,10 +338,29 @@ impl From<&ServiceSpec> for ServiceFile {
             workdir: run.workdir.clone(),
             user: docker.user,
             mounts: docker.mounts.into_iter().map(MountText).collect(),
+            volumes: docker.volumes.into_iter().map(VolumeText).collect(),
+            read_only: docker.read_only,
+            hostname: docker.hostname,
+            extra_hosts: docker.extra_hosts,
             network: other(docker.network, NetworkMode::default()),
             pull: other(docker.pull, PullPolicy::default()),
             cap_add: docker.cap_add,
+            cap_drop: docker.cap_drop,
+            security_opt: docker.security_opt,
+            devices: docker.devices,
             pids: docker.pids,
+            shm_size: docker.shm_size.map(Size),
+            init: docker.init,
+            tty: docker.tty,
+            stop_signal: docker.stop_signal,
+            tmpfs: docker.tmpfs,
+            ulimits: docker
+                .ulimits
+                .into_iter()
+                .map(|(name, limit)| (name, UlimitText(limit)))
+                .collect(),
+            labels: docker.labels,
+            files: run.files.clone(),
             platform: docker.platform,
             replicas: Some(Replicas(spec.replicas)),
             spread: spec.spread.clone(),

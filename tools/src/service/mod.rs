@@ -10,7 +10,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use podmesh_protocol::service::{PortSpec, ServiceSpec};
-use podmesh_protocol::spec::{Resources, RunSpec, RuntimeSpec, SpecError};
+use podmesh_protocol::spec::{DockerSpec, Resources, RunSpec, RuntimeSpec, SpecError};
 
 pub(crate) use self::diff::{changed_keys, unified};
 use self::file::{HealthFile, HttpFile, PortFile, RestartTable, ServiceFile, UpdateFile};
@@ -70,23 +70,35 @@ fn build(text: &str, file_name: &str, base: &Path, lookup: Lookup<'_>) -> CliRes
     }
     env.extend(file.env);
     let container = Container {
-        entrypoint: file.entrypoint.map(|words| entrypoint(words.into_vec())),
-        user: file.user,
-        mounts: file.mounts.into_iter().map(|mount| mount.0).collect(),
+        spec: DockerSpec {
+            entrypoint: file.entrypoint.map(|words| entrypoint(words.into_vec())),
+            user: file.user,
+            mounts: file.mounts.into_iter().map(|mount| mount.0).collect(),
+            volumes: file.volumes.into_iter().map(|volume| volume.0).collect(),
+            tmpfs: file.tmpfs,
+            read_only: file.read_only,
+            hostname: file.hostname,
+            extra_hosts: file.extra_hosts,
+            cap_add: file.cap_add,
+            cap_drop: file.cap_drop,
+            security_opt: file.security_opt,
+            devices: file.devices,
+            pids: file.pids,
+            ulimits: file.ulimits.into_iter().map(|(name, limit)| (name, limit.0)).collect(),
+            shm_size: file.shm_size.map(|size| size.0),
+            init: file.init,
+            tty: file.tty,
+            stop_signal: file.stop_signal,
+            labels: file.labels,
+            platform: file.platform,
+            ..DockerSpec::default()
+        },
         network: file.network,
-        cap_add: file.cap_add,
-        pids: file.pids,
-        platform: file.platform,
         pull: file.pull,
     };
     let runtime = match (file.image, container.asked()) {
         (Some(image), _) => RuntimeSpec::Docker(container.with_image(image)),
-        (None, Some(option)) => {
-            let key = match option {
-                "mount" => "mounts",
-                "cap-add" => "cap_add",
-                same => same,
-            };
+        (None, Some(key)) => {
             return Err(wrong(
                 &[key],
                 &format!("`{key}` is for containers, and there is no `image`"),
@@ -127,6 +139,7 @@ fn build(text: &str, file_name: &str, base: &Path, lookup: Lookup<'_>) -> CliRes
             timeout_ms: None,
             stop_grace_ms: file.stop_grace.map_or(STOP_GRACE_MS, Span::ms),
             replica: None,
+            files: file.files,
         },
     };
     match spec.validate() {

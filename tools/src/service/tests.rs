@@ -33,7 +33,22 @@ user = "1:2"
 mounts = ["/data:/data:ro", "/x:/y"]
 network = "bridge"
 pull = "always"
+volumes = ["data:/var/lib/data", "conf:/conf:ro"]
+read_only = true
+hostname = "web-1"
+extra_hosts = ["db:10.0.0.5", "node:host-gateway"]
 cap_add = ["NET_RAW"]
+cap_drop = ["ALL"]
+security_opt = ["seccomp=unconfined"]
+devices = ["/dev/dri/card0:/dev/card:rw"]
+shm_size = "128MiB"
+init = true
+tty = true
+stop_signal = "SIGINT"
+tmpfs = { "/run" = "size=64m", "/tmp" = "" }
+ulimits = { nofile = "1024:4096", nproc = 7, memlock = -1 }
+labels = { "traefik.enable" = "true" }
+files = { "/etc/app.conf" = "a = 1\n" }
 pids = 100
 platform = "linux/arm64"
 cpus = 0.5
@@ -70,6 +85,15 @@ fn every_key_is_in_the_spec() {
     assert_eq!((docker.entrypoint.as_deref(), docker.pids), (Some(&[][..]), Some(100)));
     assert_eq!((docker.network, docker.pull), (NetworkMode::Bridge, PullPolicy::Always));
     assert_eq!((docker.mounts.len(), spec.run.stop_grace_ms), (2, 3_000));
+    assert_eq!(docker.volumes[0].volume.as_str(), "data");
+    assert!(docker.volumes[1].read_only && docker.read_only && docker.init && docker.tty);
+    assert_eq!((docker.hostname.as_deref(), docker.extra_hosts.len()), (Some("web-1"), 2));
+    assert_eq!((docker.cap_drop.len(), docker.security_opt.len(), docker.devices.len()), (1, 1, 1));
+    assert_eq!((docker.shm_size, docker.stop_signal.as_deref()), (Some(128 << 20), Some("SIGINT")));
+    assert_eq!((docker.tmpfs["/run"].as_str(), docker.labels.len()), ("size=64m", 1));
+    let limits: Vec<_> = docker.ulimits.values().map(|limit| (limit.soft, limit.hard)).collect();
+    assert_eq!(limits, [(-1, -1), (1024, 4096), (7, 7)]);
+    assert_eq!(spec.run.files["/etc/app.conf"], "a = 1\n");
     let http = &spec.ports[&"http".parse().unwrap()];
     assert_eq!((http.container, http.publish, http.proxy_protocol), (Some(80), Some(8080), true));
     let health = spec.health.as_ref().unwrap();
@@ -155,6 +179,12 @@ fn an_error_names_the_file_the_line_and_the_key() {
         ("env = { \"A=B\" = \"x\" }", &["line 3", "contains `=`"]),
         ("mounts = [\"/a:/b/../c\"]", &["line 3", ".."]),
         ("spread = \"a b\"", &["line 3", "' '"]),
+        ("volumes = [\"/a:/b\"]", &["line 3", "`mounts`"]),
+        ("ulimits = { nofiles = 5 }", &["line 3", "nofile"]),
+        ("ulimits = { nofile = \"many\" }", &["line 3", "1024:4096"]),
+        ("labels = { \"podmesh.job\" = \"1\" }", &["line 3", "podmesh."]),
+        ("files = { \"app.conf\" = \"\" }", &["line 3", "absolute"]),
+        ("shm_size = 0", &["line 3", "MEMORY_BYTES_MAX"]),
     ] {
         let said = made(&format!("{base}{lines}\n")).unwrap_err();
         for part in says {

@@ -7,7 +7,9 @@ use std::time::Duration;
 use podmesh_protocol::limits::REPLICAS_MAX;
 use serde::{Serialize, Serializer};
 
-use crate::values::{Cpus, MountText, Size, Span, ValueError, deserialize_as_text};
+use crate::values::{
+    Cpus, MountText, Size, Span, UlimitText, ValueError, VolumeText, deserialize_as_text,
+};
 
 /// A port: 1 to 65535.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -93,6 +95,24 @@ impl Serialize for MountText {
         let mount = &self.0;
         let mode = if mount.read_only { ":ro" } else { "" };
         serializer.collect_str(&format_args!("{}:{}{mode}", mount.source, mount.target))
+    }
+}
+
+impl Serialize for VolumeText {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let volume = &self.0;
+        let mode = if volume.read_only { ":ro" } else { "" };
+        serializer.collect_str(&format_args!("{}:{}{mode}", volume.volume, volume.target))
+    }
+}
+
+impl Serialize for UlimitText {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let limit = &self.0;
+        if limit.soft == limit.hard {
+            return serializer.serialize_i64(limit.soft);
+        }
+        serializer.collect_str(&format_args!("{}:{}", limit.soft, limit.hard))
     }
 }
 

@@ -54,7 +54,11 @@ struct AgentFile {
     allow_host_network: bool,
     images: Vec<String>,
     users: Vec<String>,
+    default_capabilities: Option<Vec<String>>,
     capabilities: Vec<String>,
+    devices: Vec<String>,
+    security_opt: Vec<String>,
+    volumes: Option<Switch>,
     attempt_cpus_max: Option<Cpus>,
     attempt_memory_max: Option<Size>,
     pids_max: Option<NonZeroU32>,
@@ -222,7 +226,11 @@ fn config(
         allow_host_network: file.allow_host_network,
         images: file.images,
         users: file.users,
+        default_capabilities: file.default_capabilities.unwrap_or(usual.default_capabilities),
         capabilities: file.capabilities,
+        devices: file.devices,
+        security_opt: file.security_opt,
+        volumes: file.volumes != Some(Switch::Off),
         attempt_max: Resources {
             cpu_millis: file.attempt_cpus_max.map_or(usual.attempt_max.cpu_millis, |cpus| cpus.0),
             memory_bytes: file.attempt_memory_max.map_or(usual.attempt_max.memory_bytes, |m| m.0),
@@ -293,7 +301,11 @@ mod tests {
             mount_roots = [{ path = "/srv", writable = true }]
             allow_host_network = true
             images = ["busybox"]
+            default_capabilities = []
             capabilities = ["NET_RAW"]
+            devices = ["/dev/dri/*"]
+            security_opt = ["seccomp=unconfined"]
+            volumes = "off"
             process_user = "nobody"
             attempt_cpus_max = 1
             pids_max = 100
@@ -316,6 +328,9 @@ mod tests {
         assert!(config.policy.allow_host_network && config.policy.mount_roots[0].writable);
         assert_eq!((config.policy.attempt_max.cpu_millis, config.policy.pids_max), (1000, 100));
         assert_eq!(config.policy.images, ["busybox"]);
+        assert!(config.policy.default_capabilities.is_empty() && !config.policy.volumes);
+        assert_eq!(config.policy.devices, ["/dev/dri/*"]);
+        assert_eq!(config.policy.security_opt, ["seccomp=unconfined"]);
         assert_eq!(config.policy.replica_ports, Some("4000-4999".parse().unwrap()));
         assert_eq!(config.address, Some([10, 0, 0, 5].into()));
         assert_eq!(config.process_user.as_deref(), Some("nobody"));

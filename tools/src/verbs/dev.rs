@@ -1,6 +1,7 @@
 //! `podmesh dev`
 
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, TcpListener};
+use std::time::Duration;
 
 use podmesh_agent::policy::IngressAddress;
 use podmesh_manager::{Endpoint, ManagerConfig};
@@ -8,6 +9,7 @@ use podmesh_protocol::ids::Name;
 use podmesh_wire::locate::ManagerPlace;
 use tokio::sync::{oneshot, watch};
 use tokio::task::JoinSet;
+use tokio::time::timeout;
 
 use crate::cli::daemon::DevArgs;
 use crate::context::Context;
@@ -18,6 +20,9 @@ use crate::output::text::{command_line, count};
 use crate::settings::DataDir;
 use crate::signals::{Shutdown, Stop, run_daemon};
 use crate::verbs::agent::plain;
+
+/// How long the engine may take to describe its network.
+const ENGINE_LIMIT: Duration = Duration::from_secs(3);
 
 /// Returns the address of an agent that runs on one machine with others: 127.0.0.1 for the first one,
 /// 127.0.0.2 for the second. So their ports do not clash.
@@ -82,6 +87,7 @@ async fn mesh(
 async fn run_agents(mesh_dir: &DataDir, names: Vec<Name>, shutdown: Shutdown) -> CliResult<()> {
     let (stop, stopping) = watch::channel(false);
     let mut agents = JoinSet::new();
+    let gateway = container_gateway().await;
     for (number, name) in (1..).zip(names) {
         let data_dir = mesh_dir.inner(name.as_str());
         let manager = ManagerPlace::DataDir(mesh_dir.path().to_owned());
@@ -89,8 +95,11 @@ async fn run_agents(mesh_dir: &DataDir, names: Vec<Name>, shutdown: Shutdown) ->
         config.address = Some(loopback(number));
         // No process may remain, even if this process is killed.
         config.stop_processes = true;
-        // Each agent stands for a machine, so each has an address of its own.
-        config.ingress.address = IngressAddress::One(loopback(number));
+        // Each agent stands for a machine, so each has an address of its own. Containers do not
+        // reach those. They reach the first agent.
+        let gateway = gateway.filter(|_| number == 1);
+        let addresses = [loopback(number)].into_iter().chain(gateway).collect();
+        config.ingress.address = IngressAddress::Only(addresses);
         let mut stopping = stopping.clone();
         agents.spawn(async move {
             // The sender lives until all agents have ended.
@@ -110,6 +119,13 @@ async fn run_agents(mesh_dir: &DataDir, names: Vec<Name>, shutdown: Shutdown) ->
         ended(result)?;
     }
     Ok(())
+}
+
+/// Returns the address at which containers reach this machine, if there is an engine.
+async fn container_gateway() -> Option<IpAddr> {
+    let asked = timeout(ENGINE_LIMIT, podmesh_agent::docker::bridge_gateway()).await;
+    // An engine on another machine has a network that this machine is not in.
+    asked.ok()?.ok()?.filter(|gateway| TcpListener::bind((*gateway, 0)).is_ok())
 }
 
 fn ended(result: Result<CliResult<()>, tokio::task::JoinError>) -> CliResult<()> {

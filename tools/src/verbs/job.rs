@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 use std::time::Duration;
 
 use podmesh_protocol::client::JobDetail;
-use podmesh_protocol::spec::{JobSpec, RuntimeSpec};
+use podmesh_protocol::spec::{DockerSpec, JobSpec, Mount, RuntimeSpec, Ulimit, VolumeMount};
 
 use crate::cli::query::JobArgs;
 use crate::connect::PATIENCE_ASK;
@@ -61,6 +61,53 @@ fn describe(detail: &JobDetail) -> String {
     lines.0
 }
 
+fn describe_container(lines: &mut Lines, docker: &DockerSpec) {
+    let mode = |read_only| if read_only { ":ro" } else { "" };
+    lines.add("image", escape(&docker.image));
+    lines.add_some("entrypoint", docker.entrypoint.as_ref().map(|words| command_line(words)));
+    lines.add_some("user", docker.user.as_deref().map(escape));
+    for Mount { source, target, read_only } in &docker.mounts {
+        lines.add("mount", format!("{}:{}{}", escape(source), escape(target), mode(*read_only)));
+    }
+    for VolumeMount { volume, target, read_only } in &docker.volumes {
+        lines.add("volume", format!("{volume}:{}{}", escape(target), mode(*read_only)));
+    }
+    for (path, options) in &docker.tmpfs {
+        let colon = if options.is_empty() { "" } else { ":" };
+        lines.add("tmpfs", format!("{}{colon}{}", escape(path), escape(options)));
+    }
+    lines.add("network", NetworkMode::from(docker.network).word());
+    lines.add_some("hostname", docker.hostname.as_deref().map(escape));
+    lines.add("pull", PullPolicy::from(docker.pull).word());
+    for (name, list) in [
+        ("extra hosts", &docker.extra_hosts),
+        ("cap add", &docker.cap_add),
+        ("cap drop", &docker.cap_drop),
+        ("security opt", &docker.security_opt),
+        ("devices", &docker.devices),
+    ] {
+        if !list.is_empty() {
+            lines.add(name, escape(&list.join(" ")));
+        }
+    }
+    lines.add_some("pids", docker.pids);
+    for (name, Ulimit { soft, hard }) in &docker.ulimits {
+        lines.add("ulimit", format!("{}={soft}:{hard}", escape(name)));
+    }
+    lines.add_some("shm size", docker.shm_size.map(size));
+    for (name, on) in [("read only", docker.read_only), ("init", docker.init), ("tty", docker.tty)]
+    {
+        if on {
+            lines.add(name, "yes");
+        }
+    }
+    lines.add_some("stop signal", docker.stop_signal.as_deref().map(escape));
+    for (name, value) in &docker.labels {
+        lines.add("label", format!("{}={}", escape(name), escape(value)));
+    }
+    lines.add_some("platform", docker.platform.as_deref().map(escape));
+}
+
 fn describe_spec(lines: &mut Lines, spec: &JobSpec) {
     let run = &spec.run;
     if spec.array.tasks() > 1 {
@@ -68,26 +115,7 @@ fn describe_spec(lines: &mut Lines, spec: &JobSpec) {
     }
     match &run.runtime {
         RuntimeSpec::Docker(docker) => {
-            lines.add("image", escape(&docker.image));
-            lines.add_some(
-                "entrypoint",
-                docker.entrypoint.as_ref().map(|words| command_line(words)),
-            );
-            lines.add_some("user", docker.user.as_deref().map(escape));
-            for mount in &docker.mounts {
-                let mode = if mount.read_only { ":ro" } else { "" };
-                lines.add(
-                    "mount",
-                    format!("{}:{}{mode}", escape(&mount.source), escape(&mount.target)),
-                );
-            }
-            lines.add("network", NetworkMode::from(docker.network).word());
-            lines.add("pull", PullPolicy::from(docker.pull).word());
-            if !docker.cap_add.is_empty() {
-                lines.add("cap add", escape(&docker.cap_add.join(" ")));
-            }
-            lines.add_some("pids", docker.pids);
-            lines.add_some("platform", docker.platform.as_deref().map(escape));
+            describe_container(lines, docker);
         }
         RuntimeSpec::Process => {}
         RuntimeSpec::Noop => lines.add("runtime", "noop"),
@@ -96,6 +124,9 @@ fn describe_spec(lines: &mut Lines, spec: &JobSpec) {
         lines.add("command", command_line(&run.command));
     }
     lines.add_some("workdir", run.workdir.as_deref().map(escape));
+    for (path, text) in &run.files {
+        lines.add("file", format!("{} ({} bytes)", escape(path), text.len()));
+    }
     for (name, value) in &run.env {
         lines.add("env", format!("{}={}", escape(name), escape(value)));
     }

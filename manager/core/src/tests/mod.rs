@@ -97,6 +97,7 @@ fn spec() -> JobSpec {
             timeout_ms: None,
             stop_grace_ms: 10_000,
             replica: None,
+            files: [].into(),
         },
     }
 }

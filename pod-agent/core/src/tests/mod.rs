@@ -44,6 +44,7 @@ fn context(job: u64) -> Arc<JobContext> {
             timeout_ms: (job == 3).then_some(TIMEOUT_MS),
             stop_grace_ms: GRACE_MS,
             replica: None,
+            files: [].into(),
         },
     })
 }

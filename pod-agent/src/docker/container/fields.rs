@@ -4,8 +4,10 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use bollard::models::MountType;
-use podmesh_protocol::spec::{Mount, PullPolicy, Resources, RunSpec, RuntimeSpec};
+use bollard::models::{DeviceMapping, MountType, ResourcesUlimits};
+use podmesh_protocol::spec::{
+    Mount, PullPolicy, Resources, RunSpec, RuntimeSpec, Ulimit, VolumeMount,
+};
 
 use super::*;
 use crate::docker::engine::EngineFacts;
@@ -19,10 +21,28 @@ fn demanding() -> (JobContext, DockerSpec) {
         entrypoint: Some(vec!["sh".into()]),
         user: Some("0:0".into()),
         mounts: vec![Mount { source: "/".into(), target: "/host".into(), read_only: false }],
+        volumes: vec![VolumeMount {
+            volume: "data".parse().unwrap(),
+            target: "/data".into(),
+            read_only: false,
+        }],
+        tmpfs: [("/run".into(), "size=64m".into())].into(),
+        read_only: true,
         network: NetworkMode::Host,
+        hostname: Some("db-1".into()),
+        extra_hosts: vec!["db:10.0.0.5".into()],
         pull: PullPolicy::Always,
-        cap_add: vec!["SYS_ADMIN".into()],
+        cap_add: vec!["SYS_ADMIN".into(), "KILL".into()],
+        cap_drop: vec!["CHOWN".into(), "KILL".into()],
+        security_opt: vec!["seccomp=unconfined".into()],
+        devices: vec!["/dev/dri/card0:/dev/card:rw".into()],
         pids: Some(7),
+        ulimits: [("nofile".into(), Ulimit { soft: 5, hard: 9 })].into(),
+        shm_size: Some(1 << 20),
+        init: true,
+        tty: true,
+        stop_signal: Some("SIGINT".into()),
+        labels: [("a".into(), "b".into())].into(),
         platform: Some("linux/amd64".into()),
     };
     let run = RunSpec {
@@ -33,6 +53,7 @@ fn demanding() -> (JobContext, DockerSpec) {
         timeout_ms: Some(1),
         stop_grace_ms: 1_500,
         replica: None,
+        files: [].into(),
     };
     let context = JobContext {
         job: JobId(1),
@@ -65,7 +86,8 @@ fn make(
     let (node, stage) = ("n1".parse().unwrap(), Stage::unable());
     let data_dir = Path::new("/nowhere");
     let rules = MountRules { node: &node, policy, engine, data_dir, stage: &stage };
-    Ok(configuration(&identity(), context, spec, None, &rules)?.body)
+    let names = ServiceNames::new(crate::policy::IngressAddress::All);
+    Ok(configuration(&identity(), context, spec, None, &rules, &names)?.body)
 }
 
 #[test]
@@ -80,7 +102,10 @@ fn every_field_is_ours_or_allowed_or_unset() {
     let policy = NodePolicy {
         mount_roots: vec![root],
         allow_host_network: true,
+        default_capabilities: vec!["CHOWN".into(), "KILL".into(), "SETUID".into()],
         capabilities: vec!["SYS_ADMIN".into()],
+        devices: vec!["/dev/dri/*".into()],
+        security_opt: vec!["seccomp=unconfined".into()],
         ..NodePolicy::default()
     };
     // No root allows the whole file system.
@@ -122,13 +147,11 @@ fn every_field_is_ours_or_allowed_or_unset() {
             assert_eq!($field, None, stringify!($field));
         };
     }
-    never!(hostname);
     never!(domainname);
     never!(attach_stdin);
     never!(attach_stdout);
     never!(attach_stderr);
     never!(exposed_ports);
-    never!(tty);
     never!(open_stdin);
     never!(stdin_once);
     never!(healthcheck);
@@ -136,7 +159,6 @@ fn every_field_is_ours_or_allowed_or_unset() {
     never!(volumes);
     never!(network_disabled);
     never!(on_build);
-    never!(stop_signal);
     never!(shell);
     never!(networking_config);
     // From the job.
@@ -147,8 +169,12 @@ fn every_field_is_ours_or_allowed_or_unset() {
     assert_eq!(working_dir.as_deref(), Some("/w"));
     assert_eq!(user.as_deref(), Some("0:0"));
     assert_eq!(stop_timeout, Some(2));
-    // Ours.
-    assert_eq!(labels, Some(identity().labels(&"n1".parse().unwrap(), &context.name, None)));
+    assert_eq!((hostname.as_deref(), tty), (Some("db-1"), Some(true)));
+    assert_eq!(stop_signal.as_deref(), Some("SIGINT"));
+    // Ours, and the job's.
+    let mut all = identity().labels(&"n1".parse().unwrap(), &context.name, None);
+    all.insert("a".into(), "b".into());
+    assert_eq!(labels, Some(all));
     host_is_as_allowed(host_config.unwrap(), folder.path());
 }
 
@@ -243,13 +269,11 @@ fn host_is_as_allowed(host: HostConfig, folder: &Path) {
     never!(cpu_realtime_runtime);
     never!(cpuset_cpus);
     never!(cpuset_mems);
-    never!(devices);
     never!(device_cgroup_rules);
     never!(device_requests);
     never!(memory_reservation);
     never!(memory_swappiness);
     never!(oom_kill_disable);
-    never!(init);
     never!(cpu_count);
     never!(cpu_percent);
     never!(io_maximum_iops);
@@ -267,7 +291,6 @@ fn host_is_as_allowed(host: HostConfig, folder: &Path) {
     never!(dns);
     never!(dns_options);
     never!(dns_search);
-    never!(extra_hosts);
     never!(group_add);
     never!(ipc_mode);
     never!(cgroup);
@@ -276,12 +299,9 @@ fn host_is_as_allowed(host: HostConfig, folder: &Path) {
     never!(pid_mode);
     never!(privileged);
     never!(publish_all_ports);
-    never!(readonly_rootfs);
     never!(storage_opt);
-    never!(tmpfs);
     never!(uts_mode);
     never!(userns_mode);
-    never!(shm_size);
     never!(sysctls);
     never!(runtime);
     never!(isolation);
@@ -291,16 +311,36 @@ fn host_is_as_allowed(host: HostConfig, folder: &Path) {
     assert_eq!(nano_cpus, Some(500_000_000));
     assert_eq!((memory, memory_swap), (Some(1 << 20), Some(1 << 20)));
     assert_eq!(network_mode.as_deref(), Some("host"));
-    assert_eq!(cap_add, Some(vec!["SYS_ADMIN".into()]));
+    assert_eq!(cap_add, Some(["KILL", "SETUID", "SYS_ADMIN"].map(Into::into).into()));
     assert_eq!(pids_limit, Some(7));
+    let device = DeviceMapping {
+        path_on_host: Some("/dev/dri/card0".into()),
+        path_in_container: Some("/dev/card".into()),
+        cgroup_permissions: Some("rw".into()),
+    };
+    assert_eq!(devices, Some(vec![device]));
+    assert_eq!((init, readonly_rootfs, shm_size), (Some(true), Some(true), Some(1 << 20)));
+    assert_eq!(extra_hosts, Some(vec!["db:10.0.0.5".into()]));
+    assert_eq!(tmpfs.unwrap()["/run"], "size=64m");
     let mounts = mounts.unwrap();
     let source = folder.canonicalize().unwrap();
-    assert_eq!(mounts.len(), 1);
+    assert_eq!(mounts.len(), 2);
+    assert_eq!(mounts[1].source.as_deref(), Some("podmesh-data"));
+    assert_eq!((mounts[1].typ, mounts[1].read_only), (Some(MountType::VOLUME), Some(false)));
+    let labels = mounts[1].volume_options.clone().unwrap().labels.unwrap();
+    assert_eq!(labels["podmesh.volume"], "data");
+    assert_eq!(labels["podmesh.cluster"], identity().cluster.to_string());
     assert_eq!(mounts[0].source.as_deref(), source.to_str());
     assert_eq!(mounts[0].typ, Some(MountType::BIND));
     // Ours, whatever the job requests.
     assert_eq!(cap_drop, Some(vec!["ALL".into()]));
-    assert_eq!(security_opt, Some(vec!["no-new-privileges".into()]));
+    let options = ["no-new-privileges", "seccomp=unconfined"].map(Into::into);
+    assert_eq!(security_opt, Some(options.into()));
     assert_eq!(log_config.unwrap().typ.as_deref(), Some(LOG_DRIVER));
-    assert_eq!(ulimits, Some(vec![ulimit(NO_CORE_FILES)]));
+    let limit = |name: &str, soft, hard| ResourcesUlimits {
+        name: Some(name.to_owned()),
+        soft: Some(soft),
+        hard: Some(hard),
+    };
+    assert_eq!(ulimits, Some(vec![limit("core", 0, 0), limit("nofile", 5, 9)]));
 }

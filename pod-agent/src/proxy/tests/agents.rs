@@ -101,7 +101,7 @@ async fn another_listen_address_moves_the_listeners_and_not_the_connections() {
     let rig = Rig::new(&[server]).await;
     let mut long = rig.client().await;
     greeting(&mut long).await.unwrap();
-    let hello = Hello { listen: Some("127.0.0.2".parse().unwrap()), ..rig.node.hello() };
+    let hello = Hello { listen: vec!["127.0.0.2".parse().unwrap()], ..rig.node.hello() };
     let mut agent = rig.node.connect(hello).await;
     assert!(matches!(agent.hear().await, Some(ToAgent::Welcome { .. })));
     assert!(TcpStream::connect(("127.0.0.1", rig.port)).await.is_err());
@@ -109,6 +109,20 @@ async fn another_listen_address_moves_the_listeners_and_not_the_connections() {
     assert_eq!(greeting(&mut moved).await.unwrap(), server.port());
     long.write_u16(3).await.unwrap();
     assert_eq!(greeting(&mut long).await.unwrap(), 3);
+}
+
+#[tokio::test]
+async fn several_listen_addresses_are_open_together() {
+    let server = Server::echo().await;
+    let rig = Rig::new(&[server]).await;
+    let listen = ["127.0.0.2", "127.0.0.3"].map(|address| address.parse().unwrap()).to_vec();
+    let mut agent = rig.node.connect(Hello { listen, ..rig.node.hello() }).await;
+    assert!(matches!(agent.hear().await, Some(ToAgent::Welcome { .. })));
+    for address in ["127.0.0.2", "127.0.0.3"] {
+        let mut client = TcpStream::connect((address, rig.port)).await.unwrap();
+        assert_eq!(greeting(&mut client).await.unwrap(), server.port());
+    }
+    assert!(TcpStream::connect(("127.0.0.1", rig.port)).await.is_err());
 }
 
 #[tokio::test]

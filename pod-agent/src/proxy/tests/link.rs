@@ -1,5 +1,7 @@
 //! The agent's side.
 
+use std::sync::Arc;
+
 use tokio::sync::mpsc::UnboundedReceiver;
 
 use super::super::connect::find;
@@ -11,6 +13,7 @@ use crate::config::IngressConfig;
 use crate::policy::{IngressAddress, PortRanges};
 use crate::ports::REPLICA_PORTS_DEFAULT;
 use crate::proxy::PortTroubles;
+use crate::service_names::ServiceNames;
 
 fn settings(node: &Node) -> ProxySettings {
     ProxySettings {
@@ -23,7 +26,8 @@ fn settings(node: &Node) -> ProxySettings {
         data_dir: node.dir.path().to_owned(),
         agent_id: node.agent,
         stop_with_agent: false,
-        ingress: ingress(IngressAddress::One("127.0.0.1".parse().unwrap())),
+        ingress: ingress("127.0.0.1".parse().unwrap()),
+        names: Arc::new(ServiceNames::new(IngressAddress::All)),
         replica_ports: Some(REPLICA_PORTS_DEFAULT),
     }
 }

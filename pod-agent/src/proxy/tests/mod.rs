@@ -103,7 +103,7 @@ impl Node {
             version_oldest: VERSION,
             agent: self.agent,
             stop_with_agent: false,
-            listen: Some("127.0.0.1".parse().unwrap()),
+            listen: vec!["127.0.0.1".parse().unwrap()],
         }
     }
 

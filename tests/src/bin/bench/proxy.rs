@@ -4,12 +4,14 @@ use std::fs;
 use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use podmesh_agent::IngressConfig;
 use podmesh_agent::companion::CompanionCommand;
-use podmesh_agent::proxy::{Endpoints, Proxy, ProxySettings};
+use podmesh_agent::policy::IngressAddress;
+use podmesh_agent::proxy::{Endpoints, Proxy, ProxySettings, ServiceNames};
 use podmesh_protocol::ids::{AttemptId, JobId};
 use podmesh_protocol::service::{PortEndpoints, ServiceEndpoints};
 use podmesh_tests::ports::free_port;
@@ -229,6 +231,7 @@ impl OurProxy {
                 ..IngressConfig::default()
             },
             replica_ports: None,
+            names: Arc::new(ServiceNames::new(IngressAddress::All)),
         };
         let runtime = Runtime::new().unwrap();
         let (proxy, mut acks) = runtime.block_on(async { Proxy::open(settings) });

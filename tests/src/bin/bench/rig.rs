@@ -107,6 +107,7 @@ pub(crate) fn job(runtime: RuntimeSpec, command: &[&str], tasks: u32) -> JobSpec
             timeout_ms: None,
             stop_grace_ms: 1_000,
             replica: None,
+            files: [].into(),
         },
     }
 }
