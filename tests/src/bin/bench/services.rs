@@ -4,7 +4,6 @@ mod load;
 mod server;
 
 use std::net::SocketAddr;
-use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
@@ -66,7 +65,7 @@ fn mesh() -> (Rig, [SocketAddr; 2]) {
 
 /// Returns a service of web servers, which differs for each `text`.
 fn web(text: &str) -> ServiceSpec {
-    let program = PathBuf::from(std::env::current_exe().unwrap());
+    let program = std::env::current_exe().unwrap();
     let mut run = job(RuntimeSpec::Process, &[program.to_str().unwrap()], 1).run;
     run.env.insert("REVISION".into(), text.into());
     run.stop_grace_ms = 10_000;
