@@ -81,6 +81,7 @@ fn grace_default() -> u64 {
 /// The runtime of a job, with its own options.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
+#[expect(clippy::large_enum_variant, reason = "each job has only one of them")]
 pub enum RuntimeSpec {
     /// A command on the node itself.
     Process,
