@@ -321,6 +321,13 @@ async fn a_reader_of_a_service_waits_for_its_next_change() {
     let show = |since, wait_ms| ServiceRequest::Show { service: service(), since, wait_ms };
     let missing = ask(show(None, 0)).await.unwrap_err();
     assert_eq!(missing.code, ErrorCode::NotFound);
+    let mut stays = service_spec();
+    stays.run.runtime = serde_json::from_str(
+        r#"{"docker": {"image": "db", "volumes": [{"volume": "data", "target": "/data"}]}}"#,
+    )
+    .unwrap();
+    let error = ask(ServiceRequest::Apply { spec: Box::new(stays) }).await.unwrap_err();
+    assert!(error.message.contains("cannot have named volumes yet"), "{error}");
     ask(ServiceRequest::Apply { spec: Box::new(service_spec()) }).await.unwrap();
     let detail = |reply| match reply {
         Ok(ReplyBody::Service(ServiceReply::Service(detail))) => detail,
