@@ -237,6 +237,7 @@ impl Core {
             return answer(out, ticket, Ok(Answer::Cancelled { state }));
         }
         self.cancel_job(id, out);
+        self.replica_touched(id);
         let state = self.state.jobs.get(&id).map_or(JobState::Cancelled, Job::state);
         answer(out, ticket, Ok(Answer::Cancelled { state }));
     }

@@ -87,6 +87,8 @@ pub(crate) struct Session {
 pub(crate) struct Proxy {
     /// Whether it has to be sent all endpoints.
     pub(crate) is_new: bool,
+    /// The number of the first update of the session, which has all endpoints.
+    pub(crate) first: u64,
     /// The last update that it has applied.
     pub(crate) applied: u64,
     /// The last update whose removed replicas have no connection through it.

@@ -13,6 +13,8 @@ use tokio::time::{Instant, sleep_until, timeout};
 use super::engine::Engine;
 use crate::health::{LastLine, Said};
 
+/// How long to wait for the rest of the output of a command that has ended.
+const REST_MAX: Duration = Duration::from_millis(500);
 /// The first and the longest pause between looks at a command whose output goes on.
 const LOOK_FIRST: Duration = Duration::from_millis(100);
 const LOOK_MAX: Duration = Duration::from_secs(2);
@@ -128,6 +130,13 @@ impl ContainerChecks {
                 () = sleep_until(look_at) => {
                     let state = engine.exec_state(&exec).await;
                     if !state.as_ref().is_ok_and(|state| state.running == Some(true)) {
+                        // What it has printed may still be on the way.
+                        _ = timeout(REST_MAX, async {
+                            while let Some(Ok(piece)) = output.next().await {
+                                said.push(&piece);
+                            }
+                        })
+                        .await;
                         break state;
                     }
                     pause = (pause * 2).min(LOOK_MAX);

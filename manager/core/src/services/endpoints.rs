@@ -113,6 +113,7 @@ impl Core {
             let Some(session) = &mut self.nodes.get_mut(ix).session else { continue };
             if let Some(proxy) = &mut session.proxy {
                 proxy.is_new = false;
+                proxy.first = self.services.endpoints.update;
             }
             let (epoch, connection) = (session.epoch, session.connection);
             self.send_all(epoch, connection, out);

@@ -39,7 +39,10 @@ impl Core {
         if let Some(session) = &mut self.nodes.get_mut(ix).session
             && let Some(proxy) = &mut session.proxy
         {
-            (proxy.applied, proxy.drained) = (applied, drained);
+            // For a proxy, the first update of a session has removed whatever was removed before.
+            // As long as that is not drained, nothing is.
+            proxy.drained = if drained < proxy.first { 0 } else { drained };
+            proxy.applied = applied;
             self.services.dirty.extend(self.services.draining.iter().cloned());
         }
     }

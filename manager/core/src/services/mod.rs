@@ -136,8 +136,8 @@ impl Core {
         let Some(spec) = replica_of(job) else { return };
         self.services.insert(id, spec);
         let mut status = job.active.values().map(|active| &active.replica);
-        if status.any(|status| status.health == Health::Healthy) {
-            // After a restart of the manager the proxies still have it.
+        if status.any(|status| status.health != Health::Starting) {
+            // After a restart of the manager the proxies may still have it.
             self.services.endpoints.note(id);
         }
     }

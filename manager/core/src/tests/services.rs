@@ -1,5 +1,7 @@
 //! Services: from what is wanted to what runs.
 
+mod faults;
+
 use std::collections::VecDeque;
 
 use podmesh_protocol::client::Scheduling;

@@ -1,0 +1,85 @@
+//! Services while sessions end and the manager restarts.
+
+use super::*;
+
+impl Mesh {
+    fn acknowledge(&mut self, node: &str, applied: u64, drained: u64) {
+        let agent = &self.agents[node];
+        let (connection, epoch) = (connection(agent.connection), agent.epoch.unwrap());
+        self.feed(Input::EndpointsApplied { connection, epoch, applied, drained });
+    }
+
+    fn runs(&self, attempt: AttemptId) -> bool {
+        self.agents.values().any(|agent| agent.running.contains(&attempt))
+    }
+
+    /// Returns the number of the last update that was sent and that nobody has read.
+    fn last_update(&self) -> u64 {
+        let numbers = self.inbox.iter().filter_map(|(_, message)| match message {
+            ToPeer::Endpoints { update, .. } => Some(*update),
+            _ => None,
+        });
+        numbers.max().unwrap()
+    }
+}
+
+#[test]
+fn a_proxy_in_a_new_session_is_not_drained_of_what_was_removed_before() {
+    let mut mesh = Mesh::new(&["a", "b"]);
+    mesh.apply(web(1));
+    mesh.play();
+    let (_, attempt) = mesh.replica(1);
+    mesh.acks = (true, false);
+    mesh.change(ServiceChange::Stop).unwrap();
+    mesh.play();
+    assert!(mesh.runs(attempt), "it has connections");
+    for (node, before, next) in [("a", 1, 11), ("b", 2, 12)] {
+        mesh.feed(Input::ConnectionGone { connection: connection(before) });
+        mesh.join(node, next);
+    }
+    // The first update of a session removes what earlier ones have removed, too.
+    let first = mesh.last_update();
+    mesh.play();
+    mesh.acknowledge("a", first, first - 1);
+    mesh.acknowledge("b", first, first);
+    mesh.play();
+    assert!(mesh.runs(attempt), "it still has connections");
+    mesh.acknowledge("a", first, first);
+    mesh.play();
+    assert!(!mesh.runs(attempt));
+}
+
+#[test]
+fn a_replica_that_a_user_cancels_gets_no_new_connections() {
+    let mut mesh = Mesh::new(&["a", "b"]);
+    mesh.apply(web(2));
+    mesh.play();
+    let (_, attempt) = mesh.replica(2);
+    mesh.ask(Command::Cancel { job: attempt.task.job }).unwrap();
+    let told = mesh.inbox.iter().any(|(_, message)| matches!(message, ToPeer::Endpoints { .. }));
+    assert!(told, "before it has ended");
+    mesh.play();
+    assert_eq!(mesh.status(), (ServiceState::Healthy, 2, 2));
+}
+
+#[test]
+fn an_unhealthy_replica_is_out_of_the_proxies_also_after_a_restart() {
+    let mut mesh = Mesh::new(&["a", "b"]);
+    mesh.apply(web(2));
+    mesh.play();
+    let (node, attempt) = mesh.replica(2);
+    // The manager dies before the proxies have learned of it.
+    mesh.report(&node, vec![(attempt, ReportFact::Health(Health::Unhealthy, "503".into()))]);
+    mesh.inbox.clear();
+    mesh.world.restart();
+    mesh.acks = (false, false);
+    mesh.join("a", 11);
+    mesh.join("b", 12);
+    mesh.play();
+    assert!(mesh.runs(attempt), "the proxies have not let it go");
+    mesh.acks = (true, true);
+    mesh.acknowledge("a", 100, 100);
+    mesh.acknowledge("b", 100, 100);
+    mesh.play();
+    assert!(!mesh.runs(attempt));
+}
