@@ -184,6 +184,8 @@ impl World {
                     replicas: self.rng.u32(0..4),
                     require: BTreeMap::new(),
                     spread: None,
+                    project: None,
+                    depends_on: BTreeMap::new(),
                     resources,
                     ports,
                     health: None,

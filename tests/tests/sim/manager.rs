@@ -474,7 +474,9 @@ impl World {
                 self.feed_manager(Input::AttemptsReported { connection, epoch, reports });
             }
             ToManager::Goodbye(epoch) => self.feed_manager(Input::AgentLeft { connection, epoch }),
-            ToManager::EndpointsApplied { .. } | ToManager::PortsClosed { .. } => {}
+            ToManager::EndpointsApplied { .. }
+            | ToManager::PortsClosed { .. }
+            | ToManager::VolumesRemoved { .. } => {}
             ToManager::LogSlice(..) | ToManager::Request(_) => {}
         }
     }

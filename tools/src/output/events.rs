@@ -320,6 +320,22 @@ enum EventBody {
         /// Who asked for it.
         by: String,
     },
+    /// A task was given volumes that no node had.
+    VolumesPlaced {
+        /// The volumes.
+        volumes: Vec<String>,
+        /// The node that has them from now on.
+        node: String,
+    },
+    /// A volume was removed.
+    VolumeRemoved {
+        /// The volume.
+        volume: String,
+        /// The node that had it.
+        node: String,
+        /// Who asked for it.
+        by: String,
+    },
 }
 
 impl EventOutput {
@@ -462,6 +478,15 @@ impl From<&EventFact> for EventKind {
                 scheduling: (*scheduling).into(),
                 by: by.to_string(),
             },
+            EventFact::VolumesPlaced { volumes, node } => EventBody::VolumesPlaced {
+                volumes: volumes.iter().map(ToString::to_string).collect(),
+                node: node.to_string(),
+            },
+            EventFact::VolumeRemoved { volume, node, by } => EventBody::VolumeRemoved {
+                volume: volume.to_string(),
+                node: node.to_string(),
+                by: by.to_string(),
+            },
         })
     }
 }
@@ -563,6 +588,13 @@ fn describe(fact: &EventFact) -> String {
         }
         EventFact::NodeScheduled { node, scheduling, by } => {
             format!("node {node} was {} by {by}", Scheduling::from(*scheduling).word())
+        }
+        EventFact::VolumesPlaced { volumes, node } => {
+            let volumes: Vec<String> = volumes.iter().map(ToString::to_string).collect();
+            format!("node {node} has the new volumes {}", volumes.join(", "))
+        }
+        EventFact::VolumeRemoved { volume, node, by } => {
+            format!("volume {volume} of node {node} was removed by {by}")
         }
     }
 }

@@ -12,3 +12,4 @@ pub(crate) mod service_table;
 pub(crate) mod table;
 pub(crate) mod text;
 pub(crate) mod time;
+pub(crate) mod volume;

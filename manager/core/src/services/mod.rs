@@ -5,6 +5,7 @@
 //! them. It keeps no plan: after a restart it goes on from the state.
 //!
 //! - `commands`: what users ask for
+//! - `dependencies`: services that wait for others
 //! - [`plan`]: the decision, as a pure function
 //! - `reconcile`: carrying it out, updates and restarts
 //! - `leaving`: replicas on their way out: out of the proxies, drained, stopped
@@ -12,6 +13,7 @@
 //! - `view`: what users see
 
 mod commands;
+mod dependencies;
 mod endpoints;
 mod leaving;
 mod plan;
@@ -27,6 +29,7 @@ use podmesh_protocol::report::Outcome;
 use podmesh_protocol::service::{Health, ReplicaSpec};
 use podmesh_protocol::time::{Millis, Now};
 
+use self::dependencies::Dependents;
 use self::endpoints::Endpoints;
 use self::leaving::Leaving;
 use crate::Core;
@@ -45,6 +48,7 @@ pub(crate) struct Services {
     /// The services with replicas that wait for the proxies.
     draining: BTreeSet<Name>,
     endpoints: Endpoints,
+    dependents: Dependents,
     /// When services must be reconciled, the earliest first.
     timers: BTreeSet<(Millis, Name)>,
 }
@@ -117,6 +121,17 @@ impl Services {
     pub(crate) fn mark(&mut self, service: &Name) {
         self.dirty.insert(service.clone());
     }
+
+    /// Returns the jobs of a service that have not ended.
+    pub(crate) fn jobs_of(&self, service: &Name) -> impl Iterator<Item = JobId> {
+        self.by_name.get(service).into_iter().flat_map(|found| found.jobs.keys().copied())
+    }
+
+    /// Returns those of them that are not on their way out.
+    pub(crate) fn staying(&self, service: &Name) -> impl Iterator<Item = JobId> {
+        let jobs = self.by_name.get(service).into_iter().flat_map(|found| &found.jobs);
+        jobs.filter(|(_, replica)| replica.leaving.is_none()).map(|(id, _)| *id)
+    }
 }
 
 /// Returns what a job is to its service, if it is a replica.
@@ -135,6 +150,8 @@ impl Core {
         let Some(job) = self.state.jobs.get(&id) else { return };
         let Some(spec) = replica_of(job) else { return };
         self.services.insert(id, spec);
+        self.mark_project_of(id);
+        let Some(job) = self.state.jobs.get(&id) else { return };
         let mut status = job.active.values().map(|active| &active.replica);
         if status.any(|status| status.health != Health::Starting) {
             // After a restart of the manager the proxies may still have it.
@@ -147,6 +164,9 @@ impl Core {
         for name in self.state.services.keys() {
             let changed = self.state.last_revision.0;
             let replicas = Replicas { changed, ..Replicas::default() };
+            let spec = self.state.services.get(name).map(|service| &*service.spec);
+            self.bonds.change_service(None, spec);
+            self.services.dependents.change(None, spec);
             self.services.by_name.insert(name.clone(), replicas);
             self.services.dirty.insert(name.clone());
         }
@@ -165,7 +185,9 @@ impl Core {
         let Some(job) = self.state.jobs.get(&id) else { return };
         let Some(spec) = job.spec.run.replica.clone() else { return };
         self.services.mark(&spec.service);
-        if is_last && !job.cancelling {
+        let was_cancelled = job.cancelling;
+        self.mark_project(&spec.service);
+        if is_last && !was_cancelled {
             return self.replica_ended(now, &spec, outcome, out);
         }
         let replicas = self.services.by_name.get_mut(&spec.service);
@@ -181,6 +203,7 @@ impl Core {
         }
         self.services.endpoints.forget(id);
         self.services.mark(&spec.service);
+        self.mark_project(&spec.service);
     }
 
     /// Notes that something about a job has changed that its service depends on.
@@ -197,6 +220,7 @@ impl Core {
             replica_of(self.state.jobs.get(&task.job)?).map(|spec| &spec.service)
         });
         let services: BTreeSet<Name> = specs.cloned().collect();
+        services.iter().for_each(|service| self.mark_project(service));
         self.services.dirty.extend(services);
         // One node less may have to acknowledge.
         self.services.dirty.extend(self.services.draining.iter().cloned());

@@ -43,6 +43,7 @@ impl Core {
         let mut wake = Wake::default();
         self.forgive(now, name, &mut service, &mut wake);
         let found = self.plan_of(now, name, &service, &mut wake);
+        let is_first = self.services.jobs_of(name).next().is_none();
         for job in &found.retire {
             self.retire(now, *job, &mut service);
         }
@@ -54,6 +55,13 @@ impl Core {
             }
             self.start_replica(now, &service, *number, out);
         }
+        if let Some(update) = &mut service.update
+            && is_first
+            && !found.start.is_empty()
+        {
+            // It may have waited for other services until now.
+            update.progress_wall_ms = now.wall_ms;
+        }
         self.follow_update(now, &mut service, &found, &mut wake, out);
         if service != *before {
             self.save_service(service.clone(), out);
@@ -61,6 +69,7 @@ impl Core {
         self.update_endpoints(&service, out);
         self.see_off(now, &service, &mut wake, out);
         self.services.set_timer(name, wake.at);
+        self.mark_dependents(name);
         let is_empty = self.services.by_name.get(name).is_none_or(|found| found.jobs.is_empty());
         self.services.dirty.remove(name);
         if !all_started || service.revision != before.revision {
@@ -108,18 +117,20 @@ impl Core {
                 None => _ = paused.insert(*number),
             }
         }
+        if !self.waits_for_services(service).is_empty() {
+            paused.extend(1..=service.wanted());
+        }
         let replicas = self.replicas_of(name);
         let mut found = plan(&Situation {
             wanted: service.wanted(),
             revision: service.revision,
-            max_surge: service.spec.update.max_surge,
+            max_surge: service.spec.max_surge(),
             min_healthy: service.spec.min_healthy().min(service.wanted()),
             replicas: &replicas,
             paused: &paused,
         });
         // What has done its work and is not started again is as good as healthy.
-        let done = |failures: &&Failures| failures.after_ms.is_none() && failures.succeeded;
-        let done = service.failures.values().filter(done).count();
+        let done = service.failures.values().filter(|ended| ended.is_done()).count();
         let others = replicas.len() != found.healthy as usize;
         found.is_reached |= !others && found.healthy as usize + done == service.wanted() as usize;
         found
@@ -135,9 +146,12 @@ impl Core {
                 *peers.entry(&active.node).or_default() += 1;
             }
         }
+        let spec = self.state.services.get(name).map(|service| &service.spec);
+        let bonds = spec.map(|spec| self.bonds_of_service(spec)).unwrap_or_default();
         let view = |(id, replica): (&JobId, &super::Replica)| {
             let job = self.state.jobs.get(id)?;
             let active = job.active.values().next();
+            let is_away = |node: &Name| bonds.iter().any(|(bound, _)| bound != node);
             let node = active
                 .and_then(|active| self.nodes.by_name(&active.node))
                 .map(|ix| self.nodes.get(ix));
@@ -148,7 +162,9 @@ impl Core {
                 health: active.map_or(Health::Starting, |active| active.replica.health),
                 reachable: node.is_some_and(is_reachable),
                 leaves: job.cancelling || replica.leaving.is_some(),
-                unwanted_node: node.is_some_and(|node| node.row.scheduling == Scheduling::Draining),
+                unwanted_node: node.is_some_and(|node| {
+                    node.row.scheduling == Scheduling::Draining || is_away(&node.row.node)
+                }),
                 peers: active.and_then(|active| peers.get(&active.node).copied()).unwrap_or(0),
             })
         };
@@ -215,6 +231,7 @@ impl Core {
         out: &mut Step,
     ) {
         let name = service.spec.name.clone();
+        let waits = !self.waits_for_services(service).is_empty();
         let Some(update) = &mut service.update else { return };
         let revision = service.revision;
         if found.is_reached && service.phase != ServicePhase::Removing {
@@ -226,6 +243,7 @@ impl Core {
             return;
         }
         if service.phase != ServicePhase::Running
+            || waits
             || service.failed_update.is_some() && update.from.is_none()
         {
             return;
@@ -283,6 +301,9 @@ impl Core {
 
     fn remove_service(&mut self, name: &Name, out: &mut Step) {
         out.events.push(EventFact::ServiceRemoved { service: name.clone() });
+        let spec = self.state.services.get(name).map(|service| &*service.spec);
+        self.bonds.change_service(spec, None);
+        self.services.dependents.change(spec, None);
         self.state.record(out, Change::ServiceRemoved(name.clone()));
         self.remove_endpoints(name, out);
         self.services.set_timer(name, None);

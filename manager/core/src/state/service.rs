@@ -72,6 +72,11 @@ pub struct Failures {
 }
 
 impl Failures {
+    /// Returns whether the replica has done its work: it succeeded, and is not started again.
+    pub(crate) fn is_done(&self) -> bool {
+        self.after_ms.is_none() && self.succeeded
+    }
+
     /// Returns the milliseconds until the next replica may start; `None` if there is to be none. It
     /// is never longer than the whole pause, also if the wall clock went back meanwhile.
     pub(crate) fn remaining_ms(&self, wall_ms: u64) -> Option<u64> {

@@ -318,6 +318,8 @@ impl Cluster {
                     replicas,
                     require,
                     spread: web.then(|| name("gpu")),
+                    project: None,
+                    depends_on: BTreeMap::new(),
                     resources,
                     ports: ports.into_iter().filter(|_| web).collect(),
                     health: None,

@@ -44,6 +44,8 @@ fn web(replicas: u32) -> ServiceSpec {
         replicas,
         require,
         spread: None,
+        project: None,
+        depends_on: BTreeMap::new(),
         resources,
         ports: [(name("http"), publish)].into(),
         health: None,

@@ -87,7 +87,16 @@ fn make(
     let data_dir = Path::new("/nowhere");
     let rules = MountRules { node: &node, policy, engine, data_dir, stage: &stage };
     let names = ServiceNames::new(crate::policy::IngressAddress::All);
-    Ok(configuration(&identity(), context, spec, None, &rules, &names)?.body)
+    Ok(configuration(
+        &identity(),
+        context,
+        spec,
+        None,
+        &rules,
+        &names,
+        &Networks::new(Uuid::nil()),
+    )?
+    .body)
 }
 
 #[test]
