@@ -10,8 +10,8 @@ use crate::cli::volume::{VolumeArgs, VolumeVerb};
 use crate::connect::{Connection, PATIENCE_ASK, RequestError};
 use crate::context::Context;
 use crate::error::{CliError, CliResult, EXIT_FAILURE};
-use crate::output::volume::{VolumesOutput, table};
-use crate::output::{screen, text};
+use crate::output::volume::VolumesOutput;
+use crate::output::{screen, text, volume_table};
 
 /// How long `volume remove` waits for the nodes.
 const PATIENCE_REMOVED: Duration = Duration::from_secs(15);
@@ -24,7 +24,7 @@ pub(crate) async fn volumes(context: &Context) -> CliResult {
     if context.json() {
         screen::json(&VolumesOutput::new(&volumes))?;
     } else {
-        screen::print(&table(context.screen, &volumes))?;
+        screen::print(&volume_table::table(context.screen, &volumes))?;
         if volumes.is_empty() {
             screen::say("there are no volumes yet; the first task that uses one creates it");
         }
