@@ -193,6 +193,7 @@ impl Core {
     fn retire(&mut self, now: Now, id: JobId, service: &mut Service) {
         let status = self.state.jobs.get(&id).and_then(status_of).cloned().unwrap_or_default();
         let name = service.spec.name.clone();
+        self.mark_project(&name);
         let Some(replicas) = self.services.by_name.get_mut(&name) else { return };
         let Some(replica) = replicas.jobs.get_mut(&id) else { return };
         replica.leaving = Some(super::Leaving::default());

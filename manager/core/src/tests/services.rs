@@ -1,5 +1,6 @@
 //! Services: from what is wanted to what runs.
 
+mod bonds;
 mod faults;
 
 use std::collections::VecDeque;
@@ -85,7 +86,8 @@ impl Mesh {
         *agent = Agent { connection: number, running: agent.running.clone(), ..Agent::default() };
         let held = agent.running.clone();
         let address = Some(format!("10.0.0.{number}"));
-        let hello = Hello { address, attempts: held, ..hello(node, number) };
+        let runtimes = vec![RuntimeKind::Process.into(), RuntimeKind::Docker.into()];
+        let hello = Hello { address, attempts: held, runtimes, ..hello(node, number) };
         self.feed(Input::AgentConnected {
             connection: connection(number),
             caller: local(),
