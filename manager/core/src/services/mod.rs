@@ -9,9 +9,11 @@
 //! - `reconcile`: carrying it out, updates and restarts
 //! - `leaving`: replicas on their way out: out of the proxies, drained, stopped
 //! - `endpoints`: what the proxies are told
+//! - `deadline`: their times, which hold when the wall clock jumps
 //! - `view`: what users see
 
 mod commands;
+mod deadline;
 mod endpoints;
 mod leaving;
 mod plan;
@@ -27,6 +29,7 @@ use podmesh_protocol::report::Outcome;
 use podmesh_protocol::service::{Health, ReplicaSpec};
 use podmesh_protocol::time::{Millis, Now};
 
+use self::deadline::{Deadline, Span};
 use self::endpoints::Endpoints;
 use self::leaving::Leaving;
 use crate::Core;
@@ -55,6 +58,10 @@ struct Replicas {
     jobs: BTreeMap<JobId, Replica>,
     /// When the service is reconciled again. `timers` holds the same time.
     timer: Option<Millis>,
+    /// When replicas of the numbers with failures may start again.
+    pauses: BTreeMap<u32, Deadline>,
+    /// When the update fails if no more replicas are healthy.
+    progress: Option<Deadline>,
     /// Grows with every change of the service.
     changed: u64,
 }
@@ -143,10 +150,14 @@ impl Core {
     }
 
     /// Notes the services of the state after a start. Their jobs follow.
-    pub(crate) fn restore_services(&mut self) {
-        for name in self.state.services.keys() {
+    pub(crate) fn restore_services(&mut self, now: Now) {
+        // Before an update fails, the agents must have had the time to say what happened meanwhile.
+        let heard_at = now.mono_ms.saturating_add(self.config.lease_ms);
+        for (name, service) in &self.state.services {
             let changed = self.state.last_revision.0;
-            let replicas = Replicas { changed, ..Replicas::default() };
+            let progress = Span::of_update(service)
+                .map(|span| Deadline::of(span, None, now).not_before(heard_at));
+            let replicas = Replicas { changed, progress, ..Replicas::default() };
             self.services.by_name.insert(name.clone(), replicas);
             self.services.dirty.insert(name.clone());
         }

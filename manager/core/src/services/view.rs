@@ -18,6 +18,7 @@ use podmesh_protocol::service::{
 use podmesh_protocol::spec::{Resources, RuntimeSpec};
 use podmesh_protocol::time::Now;
 
+use super::deadline::{Deadline, Span};
 use super::endpoints::address_of;
 use super::reconcile::is_reachable;
 use crate::Core;
@@ -206,7 +207,11 @@ impl Core {
         let absent = (1..=service.wanted()).filter(|number| !present.contains(number));
         let view = |number| {
             let failures = service.failures.get(&number);
-            let left = failures.map(|ended| ended.remaining_ms(now.wall_ms));
+            let left = failures.map(|ended| {
+                let known = found.and_then(|found| found.pauses.get(&number)).copied();
+                let pause = Deadline::of(Span::of_pause(ended)?, known, now);
+                Some(pause.at.saturating_sub(now.mono_ms))
+            });
             let state = match left {
                 Some(None) => ReplicaState::Ended,
                 Some(Some(left)) if left > 0 => ReplicaState::Restarting,

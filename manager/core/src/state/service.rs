@@ -71,16 +71,6 @@ pub struct Failures {
     pub message: String,
 }
 
-impl Failures {
-    /// Returns the milliseconds until the next replica may start; `None` if there is to be none. It
-    /// is never longer than the whole pause, also if the wall clock went back meanwhile.
-    pub(crate) fn remaining_ms(&self, wall_ms: u64) -> Option<u64> {
-        let after_ms = self.after_ms?;
-        let due = self.ended_wall_ms.saturating_add(after_ms);
-        Some(due.saturating_sub(wall_ms).min(after_ms))
-    }
-}
-
 /// What is known of the active attempt of a replica.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ReplicaStatus {
