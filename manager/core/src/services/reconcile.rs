@@ -242,9 +242,8 @@ impl Core {
             service.update = None;
             return;
         }
-        if service.phase != ServicePhase::Running
-            || service.failed_update.is_some() && update.from.is_none()
-        {
+        let has_failed = service.failed_update.is_some() && !update.rolls_back;
+        if service.phase != ServicePhase::Running || has_failed {
             return;
         }
         if found.healthy > update.healthy {
@@ -259,6 +258,7 @@ impl Core {
         }
         let message = self.why_not_healthy(service, found);
         let Some(update) = &mut service.update else { return };
+        let rolled_back = update.rolls_back;
         let back = update.from.take().filter(|_| service.spec.update.rollback);
         out.events.push(EventFact::ServiceUpdateFailed {
             service: name.clone(),
@@ -266,6 +266,13 @@ impl Core {
             back_to: back.as_ref().map(|(revision, _)| *revision),
             message: message.clone(),
         });
+        if rolled_back {
+            // Those who wait for the end are told. The replicas are still brought to this revision.
+            service.update = None;
+            let why = service.failed_update.get_or_insert_default();
+            why.push_str(&format!("; then revision {revision}: {message}"));
+            return;
+        }
         let (state, said) = (RevisionState::Failed, Some(message.clone()));
         let change = Change::RevisionEnded { service: name, revision, state, message: said };
         self.state.record(out, change);

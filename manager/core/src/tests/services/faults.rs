@@ -110,6 +110,29 @@ fn an_update_that_went_well_while_the_manager_was_away_is_kept() {
 }
 
 #[test]
+fn a_rollback_that_does_not_become_healthy_ends_too() {
+    let mut mesh = Mesh::new(&["a"]);
+    let stops_first = |mut spec: ServiceSpec| {
+        (spec.update.max_surge, spec.update.min_healthy) = (0, Some(0));
+        spec
+    };
+    mesh.apply(stops_first(web(1)));
+    mesh.play();
+    mesh.health.extend([(1, Health::Starting), (2, Health::Starting)]);
+    mesh.apply(stops_first(web_with(1, "bad")));
+    mesh.play();
+    mesh.pass(300_000);
+    assert_eq!((mesh.show().view.revision, mesh.status().0), (1, ServiceState::RollingBack));
+    mesh.pass(300_000);
+    assert_eq!(mesh.status(), (ServiceState::Degraded, 0, 1), "those who wait can go on");
+    let why = mesh.show().failed_update.unwrap();
+    assert!(why.starts_with("revision 2: 0 of 1") && why.contains("; then revision 1: 0"), "{why}");
+    let (node, attempt) = mesh.replica(1);
+    mesh.report(&node, vec![(attempt, ReportFact::Health(Health::Healthy, "200".into()))]);
+    assert_eq!(mesh.status(), (ServiceState::Healthy, 1, 1));
+}
+
+#[test]
 fn a_proxy_in_a_new_session_is_not_drained_of_what_was_removed_before() {
     let mut mesh = Mesh::new(&["a", "b"]);
     mesh.apply(web(1));
