@@ -16,6 +16,7 @@ use podmesh_protocol::service::{Health, ReplicaSpec, RestartPolicy, RestartWhen,
 use podmesh_protocol::spec::{ArrayRange, JobSpec, OnLost, RetryPolicy, RunSpec};
 use podmesh_protocol::time::{Millis, Now};
 
+use super::deadline::{Deadline, Span};
 use super::plan::{Plan, Replica, Situation, plan};
 use super::{label, replica_of};
 use crate::Core;
@@ -105,21 +106,37 @@ impl Core {
         }
     }
 
-    fn plan_of(&self, now: Now, name: &Name, service: &Service, wake: &mut Wake) -> Plan {
+    /// Returns the numbers of which no replica may start now.
+    fn paused(
+        &mut self,
+        now: Now,
+        name: &Name,
+        service: &Service,
+        wake: &mut Wake,
+    ) -> BTreeSet<u32> {
         let mut paused = BTreeSet::new();
+        let Some(replicas) = self.services.by_name.get_mut(name) else { return paused };
+        let known = core::mem::take(&mut replicas.pauses);
         for (number, failures) in &service.failures {
-            match failures.remaining_ms(now.wall_ms) {
-                Some(0) => {}
-                Some(left) => {
-                    wake.by(now.mono_ms.saturating_add(left));
-                    paused.insert(*number);
-                }
-                None => _ = paused.insert(*number),
+            let Some(span) = Span::of_pause(failures) else {
+                paused.insert(*number);
+                continue;
+            };
+            let pause = Deadline::of(span, known.get(number).copied(), now);
+            replicas.pauses.insert(*number, pause);
+            if pause.at > now.mono_ms {
+                wake.by(pause.at);
+                paused.insert(*number);
             }
         }
         if !self.waits_for_services(service).is_empty() {
             paused.extend(1..=service.wanted());
         }
+        paused
+    }
+
+    fn plan_of(&mut self, now: Now, name: &Name, service: &Service, wake: &mut Wake) -> Plan {
+        let paused = self.paused(now, name, service, wake);
         let replicas = self.replicas_of(name);
         let mut found = plan(&Situation {
             wanted: service.wanted(),
@@ -243,23 +260,23 @@ impl Core {
             service.update = None;
             return;
         }
-        if service.phase != ServicePhase::Running
-            || waits
-            || service.failed_update.is_some() && update.from.is_none()
-        {
+        let has_failed = service.failed_update.is_some() && !update.rolls_back;
+        if service.phase != ServicePhase::Running || waits || has_failed {
             return;
         }
         if found.healthy > update.healthy {
             (update.healthy, update.progress_wall_ms) = (found.healthy, now.wall_ms);
         }
-        let within_ms = service.spec.update.healthy_within_ms;
-        let due = update.progress_wall_ms.saturating_add(within_ms);
-        let left_ms = due.saturating_sub(now.wall_ms).min(within_ms);
-        if left_ms > 0 {
-            return wake.by(now.mono_ms.saturating_add(left_ms));
+        let Some(span) = Span::of_update(service) else { return };
+        let Some(replicas) = self.services.by_name.get_mut(&name) else { return };
+        let deadline = Deadline::of(span, replicas.progress, now);
+        replicas.progress = Some(deadline);
+        if deadline.at > now.mono_ms {
+            return wake.by(deadline.at);
         }
         let message = self.why_not_healthy(service, found);
         let Some(update) = &mut service.update else { return };
+        let rolled_back = update.rolls_back;
         let back = update.from.take().filter(|_| service.spec.update.rollback);
         out.events.push(EventFact::ServiceUpdateFailed {
             service: name.clone(),
@@ -267,6 +284,13 @@ impl Core {
             back_to: back.as_ref().map(|(revision, _)| *revision),
             message: message.clone(),
         });
+        if rolled_back {
+            // Those who wait for the end are told. The replicas are still brought to this revision.
+            service.update = None;
+            let why = service.failed_update.get_or_insert_default();
+            why.push_str(&format!("; then revision {revision}: {message}"));
+            return;
+        }
         let (state, said) = (RevisionState::Failed, Some(message.clone()));
         let change = Change::RevisionEnded { service: name, revision, state, message: said };
         self.state.record(out, change);

@@ -19,6 +19,7 @@ use podmesh_protocol::spec::{Resources, RuntimeSpec};
 use podmesh_protocol::time::Now;
 use podmesh_protocol::wait::WaitReason;
 
+use super::deadline::{Deadline, Span};
 use super::endpoints::address_of;
 use super::reconcile::is_reachable;
 use crate::Core;
@@ -208,7 +209,11 @@ impl Core {
         let waits = self.waits_for_services(service).into_iter().next();
         let view = |number| {
             let failures = service.failures.get(&number);
-            let left = failures.map(|ended| ended.remaining_ms(now.wall_ms));
+            let left = failures.map(|ended| {
+                let known = found.and_then(|found| found.pauses.get(&number)).copied();
+                let pause = Deadline::of(Span::of_pause(ended)?, known, now);
+                Some(pause.at.saturating_sub(now.mono_ms))
+            });
             let state = match left {
                 Some(None) => ReplicaState::Ended,
                 Some(Some(left)) if left > 0 => ReplicaState::Restarting,

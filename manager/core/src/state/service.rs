@@ -76,14 +76,6 @@ impl Failures {
     pub(crate) fn is_done(&self) -> bool {
         self.after_ms.is_none() && self.succeeded
     }
-
-    /// Returns the milliseconds until the next replica may start; `None` if there is to be none. It
-    /// is never longer than the whole pause, also if the wall clock went back meanwhile.
-    pub(crate) fn remaining_ms(&self, wall_ms: u64) -> Option<u64> {
-        let after_ms = self.after_ms?;
-        let due = self.ended_wall_ms.saturating_add(after_ms);
-        Some(due.saturating_sub(wall_ms).min(after_ms))
-    }
 }
 
 /// What is known of the active attempt of a replica.
