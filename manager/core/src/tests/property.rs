@@ -370,7 +370,7 @@ impl Cluster {
                     require,
                     spread: web.then(|| name("gpu")),
                     project: Some(project),
-                    depends_on: after.then(|| (other, DependsOn::Healthy)).into_iter().collect(),
+                    depends_on: after.then_some((other, DependsOn::Healthy)).into_iter().collect(),
                     resources,
                     ports: ports.into_iter().filter(|_| web).collect(),
                     health: None,

@@ -88,7 +88,7 @@ fn a_service_stays_on_the_node_of_its_volume() {
     assert_eq!((node.as_str(), services), (home.as_str(), [name("db")].into()));
     // Its next replicas go there too, one after the other.
     mesh.change_of("db", ServiceChange::Restart).unwrap();
-    assert_eq!(mesh.nodes_of("db"), [home.clone()]);
+    assert_eq!(mesh.nodes_of("db"), [home.as_str()]);
     assert_eq!(mesh.detail("db").view.existing, 1);
     // The node is gone: it waits, and says for what.
     mesh.lose(&home);
