@@ -22,6 +22,7 @@ mod plan;
 mod reconcile;
 mod view;
 
+use alloc::boxed::Box;
 use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::format;
 use alloc::string::String;
@@ -78,7 +79,7 @@ struct Replica {
     said: Option<String>,
     /// Since when it has been healthy. After a restart of the manager: since the restart.
     healthy_ms: Option<Millis>,
-    leaving: Option<Leaving>,
+    leaving: Option<Box<Leaving>>,
 }
 
 impl Services {
@@ -159,7 +160,7 @@ impl Core {
         self.services.insert(id, spec);
         self.mark_project_of(id);
         let Some(job) = self.state.jobs.get(&id) else { return };
-        let mut status = job.active.values().map(|active| &active.replica);
+        let mut status = job.active.values().map(|active| active.replica());
         if status.any(|status| status.health != Health::Starting) {
             // After a restart of the manager the proxies may still have it.
             self.services.endpoints.note(id);

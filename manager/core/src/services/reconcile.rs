@@ -176,7 +176,7 @@ impl Core {
                 job: *id,
                 number: replica.number,
                 revision: replica.revision,
-                health: active.map_or(Health::Starting, |active| active.replica.health),
+                health: active.map_or(Health::Starting, |active| active.replica().health),
                 reachable: node.is_some_and(is_reachable),
                 leaves: job.cancelling || replica.leaving.is_some(),
                 unwanted_node: node.is_some_and(|node| {
@@ -213,7 +213,7 @@ impl Core {
         self.mark_project(&name);
         let Some(replicas) = self.services.by_name.get_mut(&name) else { return };
         let Some(replica) = replicas.jobs.get_mut(&id) else { return };
-        replica.leaving = Some(super::Leaving::default());
+        replica.leaving = Some(Box::default());
         if status.health == Health::Unhealthy && replica.revision == service.revision {
             let message = format!("it was unhealthy: {}", status.message);
             fail(now, service, replica.number, false, message, RestartWhen::Always);
@@ -347,7 +347,7 @@ impl Core {
         let job = self.state.jobs.get(&attempt.task.job)?;
         let spec = replica_of(job)?;
         let label = label(&spec.service, spec.number);
-        let before = &job.active.get(&attempt.task.index)?.replica;
+        let before = job.active.get(&attempt.task.index)?.replica();
         let mut status = before.clone();
         change(&mut status);
         if status == *before {
@@ -382,7 +382,7 @@ pub(super) fn is_reachable(node: &Node) -> bool {
 }
 
 fn status_of(job: &Job) -> Option<&ReplicaStatus> {
-    job.active.values().next().map(|active| &active.replica)
+    job.active.values().next().map(|active| active.replica())
 }
 
 /// Notes that a replica has ended, and when the next one with its number starts.

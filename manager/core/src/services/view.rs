@@ -147,12 +147,12 @@ impl Core {
             let node = active
                 .and_then(|(_, active)| self.nodes.by_name(&active.node))
                 .map(|ix| self.nodes.get(ix));
-            let status = active.map(|(_, active)| &active.replica);
+            let status = active.map(|(_, active)| active.replica());
             let state = match active {
                 _ if job.cancelling => ReplicaState::Stopping,
                 _ if replica.leaving.is_some() => ReplicaState::Draining,
                 None => ReplicaState::Queued,
-                Some((_, active)) => match (active.state, active.replica.health) {
+                Some((_, active)) => match (active.state, active.replica().health) {
                     _ if node.is_some_and(|node| !is_reachable(node)) => ReplicaState::Unreachable,
                     (AttemptState::Assigned | AttemptState::Preparing, _) => {
                         ReplicaState::Preparing
