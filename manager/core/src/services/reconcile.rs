@@ -126,19 +126,18 @@ impl Core {
     fn plan_of(&mut self, now: Now, name: &Name, service: &Service, wake: &mut Wake) -> Plan {
         let paused = self.paused(now, name, service, wake);
         let replicas = self.replicas_of(name);
+        let (wanted, done) = (service.wanted(), service.done());
+        let least = service.spec.min_healthy().min(wanted.saturating_sub(done));
         let mut found = plan(&Situation {
-            wanted: service.wanted(),
+            wanted,
             revision: service.revision,
             max_surge: service.spec.update.max_surge,
-            min_healthy: service.spec.min_healthy().min(service.wanted()),
+            min_healthy: least,
             replicas: &replicas,
             paused: &paused,
         });
-        // What has done its work and is not started again is as good as healthy.
-        let done = |failures: &&Failures| failures.after_ms.is_none() && failures.succeeded;
-        let done = service.failures.values().filter(done).count();
         let others = replicas.len() != found.healthy as usize;
-        found.is_reached |= !others && found.healthy as usize + done == service.wanted() as usize;
+        found.is_reached |= !others && found.healthy + done == wanted;
         found
     }
 
@@ -234,7 +233,10 @@ impl Core {
         let name = service.spec.name.clone();
         let Some(update) = &mut service.update else { return };
         let revision = service.revision;
-        if found.is_reached && service.phase != ServicePhase::Removing {
+        if service.phase != ServicePhase::Running {
+            return;
+        }
+        if found.is_reached {
             out.events.push(EventFact::ServiceUpdated { service: name.clone(), revision });
             let (state, message) = (RevisionState::Reached, None);
             let change = Change::RevisionEnded { service: name, revision, state, message };
@@ -242,8 +244,7 @@ impl Core {
             service.update = None;
             return;
         }
-        let has_failed = service.failed_update.is_some() && !update.rolls_back;
-        if service.phase != ServicePhase::Running || has_failed {
+        if service.failed_update.is_some() && !update.rolls_back {
             return;
         }
         if found.healthy > update.healthy {
