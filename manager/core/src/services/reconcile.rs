@@ -20,6 +20,7 @@ use super::deadline::{Deadline, Span};
 use super::plan::{Plan, Replica, Situation, plan};
 use super::{label, replica_of};
 use crate::Core;
+use crate::faults::planted;
 use crate::nodes::Node;
 use crate::state::{Failures, Job, ReplicaStatus, Service, ServicePhase, Update};
 use crate::step::{Change, Step};
@@ -128,11 +129,13 @@ impl Core {
         let replicas = self.replicas_of(name);
         let (wanted, done) = (service.wanted(), service.done());
         let least = service.spec.min_healthy().min(wanted.saturating_sub(done));
+        let any_surge = planted!(self, SurgeNotLimited);
+        let none_healthy = planted!(self, MinHealthyIgnored);
         let mut found = plan(&Situation {
             wanted,
             revision: service.revision,
-            max_surge: service.spec.update.max_surge,
-            min_healthy: least,
+            max_surge: if any_surge { u32::MAX } else { service.spec.update.max_surge },
+            min_healthy: if none_healthy { 0 } else { least },
             replicas: &replicas,
             paused: &paused,
         });
@@ -162,7 +165,7 @@ impl Core {
                 number: replica.number,
                 revision: replica.revision,
                 health: active.map_or(Health::Starting, |active| active.replica.health),
-                reachable: node.is_some_and(is_reachable),
+                reachable: node.is_some_and(is_reachable) || planted!(self, LostNodeServes),
                 leaves: job.cancelling || replica.leaving.is_some(),
                 unwanted_node: node.is_some_and(|node| node.row.scheduling == Scheduling::Draining),
                 peers: active.and_then(|active| peers.get(&active.node).copied()).unwrap_or(0),
