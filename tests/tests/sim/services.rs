@@ -218,11 +218,7 @@ impl World {
             let is_drained = self.service_users.drained.contains(name);
             if is_drained { Scheduling::Draining } else { Scheduling::Open }
         };
-        let strangers = self.nodes.iter().filter(|node| node.is_stranger);
-        let strangers: Vec<_> = strangers.map(|node| Some(node.agent_id())).collect();
-        // Strangers leave: they get no new work.
         let rows = self.decided.state.nodes.values();
-        let rows = rows.filter(|row| !strangers.contains(&row.agent_id));
         let others = rows.filter(|row| row.scheduling != wanted(&row.node));
         let others: Vec<_> = others.map(|row| row.node.clone()).collect();
         let commands: Vec<_> = others

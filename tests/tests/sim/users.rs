@@ -173,6 +173,15 @@ impl World {
         self.ask(UserRequest::Forget(node, force));
     }
 
+    /// Forgets the machines that have left for good and had just been given work.
+    pub(crate) fn users_forget_the_gone(&mut self) {
+        for node in 0..self.nodes.len() {
+            if self.nodes[node].is_gone && self.has_work(node) {
+                self.ask(UserRequest::Forget(node, true));
+            }
+        }
+    }
+
     /// Sends a request: it may be lost, and it may come twice.
     pub(crate) fn ask(&mut self, ask: UserRequest) {
         note!(self, "user asks: {ask:?}");

@@ -259,6 +259,7 @@ impl World {
                 if self.now >= insisted + INSIST_EVERY_MS {
                     insisted = self.now;
                     self.users_insist();
+                    self.users_forget_the_gone();
                 }
                 let Err(why) = self.has_converged() else { return self.check_the_end() };
                 let late = self.now > CALM_AFTER_MS + CONVERGES_WITHIN_MS;
@@ -394,7 +395,7 @@ impl World {
 
     /// Whether a machine has its name, and attempts of jobs that have not ended. Replicas do not
     /// end by themselves: they move when the machine is gone.
-    fn has_work(&self, node: usize) -> bool {
+    pub(crate) fn has_work(&self, node: usize) -> bool {
         let node = &self.nodes[node];
         let row = self.decided.state.nodes.get(&node.name);
         row.is_some_and(|row| row.agent_id == Some(node.agent_id()))
