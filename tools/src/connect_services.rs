@@ -13,6 +13,7 @@ use podmesh_protocol::service::{
 
 use crate::connect::{Connection, RequestError, unexpected, wait_ms};
 use crate::error::CliError;
+use crate::output::service::ServiceChangedOutput;
 
 /// What became of a request that changes a service.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -22,6 +23,16 @@ pub(crate) struct Changed {
     pub(crate) revision: u32,
     /// Whether the request has changed anything.
     pub(crate) changed: bool,
+}
+
+impl From<&Changed> for ServiceChangedOutput {
+    fn from(changed: &Changed) -> Self {
+        Self {
+            service: changed.service.to_string(),
+            revision: changed.revision,
+            changed: changed.changed,
+        }
+    }
 }
 
 impl RequestError {

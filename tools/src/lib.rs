@@ -11,6 +11,7 @@ mod cli;
 mod connect;
 mod connect_access;
 mod connect_services;
+mod connect_volumes;
 mod container;
 mod context;
 mod daemon_log;
@@ -126,6 +127,8 @@ async fn dispatch(context: &Context, verb: Verb) -> CliResult {
         Verb::Forget(args) => verbs::forget::forget(context, args).await,
         Verb::Services => verbs::services::services(context).await,
         Verb::Service(args) => verbs::service::service(context, args).await,
+        Verb::Volumes => verbs::volumes::volumes(context).await,
+        Verb::Volume(args) => verbs::volumes::volume(context, args).await,
         Verb::Nodes(args) => verbs::nodes::nodes(context, args).await,
         Verb::Token(args) => verbs::token::token(context, args.verb).await,
         Verb::Key(verb) => verbs::key::key(context, verb).await,

@@ -18,7 +18,7 @@ const APPLICATION_ID: i32 = 0x504d_5348;
 /// The schema's history: entry `n` brings a database from version `n` to `n + 1`. Entries are
 /// never changed once released, only added.
 const MIGRATIONS: &[&str] =
-    &[VERSION_1, VERSION_2, VERSION_3, VERSION_4, VERSION_5, VERSION_6, VERSION_7];
+    &[VERSION_1, VERSION_2, VERSION_3, VERSION_4, VERSION_5, VERSION_6, VERSION_7, VERSION_8];
 
 /// The integer codes are defined in [`super::codes`]. SQLite stores comments in `CREATE TABLE`, and a
 /// start compares them: these texts must not change either.
@@ -198,11 +198,22 @@ ALTER TABLE nodes ADD COLUMN scheduling INTEGER NOT NULL DEFAULT 0;
 ALTER TABLE nodes ADD COLUMN address TEXT;
 ";
 
+/// Named volumes.
+const VERSION_8: &str = "
+CREATE TABLE volumes (
+    volume     TEXT    PRIMARY KEY,
+    node       TEXT    NOT NULL,
+    created_ms INTEGER NOT NULL,
+    removed_by TEXT -- who asked to remove it
+) STRICT, WITHOUT ROWID;
+";
+
 /// A database up to this size is checked completely at every start without a seal, which takes at
 /// most a quarter of a second. A database of 143 MiB, with three million tasks, would take 1.2 s.
 const QUICK_CHECK_BYTES_MAX: u64 = 32 << 20;
 /// The tables that a start reads completely.
-const START_TABLES: [&str; 7] = ["meta", "nodes", "jobs", "tokens", "keys", "services", "replicas"];
+const START_TABLES: [&str; 8] =
+    ["meta", "nodes", "jobs", "tokens", "keys", "services", "replicas", "volumes"];
 
 /// What kind of file was found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -508,7 +508,7 @@ impl World {
             ToManager::EndpointsApplied { epoch, applied, drained } => {
                 self.feed_manager(Input::EndpointsApplied { connection, epoch, applied, drained });
             }
-            ToManager::PortsClosed { .. } => {}
+            ToManager::PortsClosed { .. } | ToManager::VolumesRemoved { .. } => {}
             ToManager::LogSlice(..) | ToManager::Request(_) => {}
         }
     }

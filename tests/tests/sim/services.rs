@@ -87,6 +87,8 @@ impl World {
         ServiceSpec {
             name: format!("svc-{service}").parse().expect("a name"),
             replicas,
+            project: None,
+            depends_on: BTreeMap::new(),
             require: BTreeMap::new(),
             spread: None,
             resources: Resources { cpu_millis: 20, memory_bytes: 1 << 20 },

@@ -122,7 +122,9 @@ impl Store {
                 | Change::ServiceSaved { .. }
                 | Change::ServiceRemoved(_)
                 | Change::RevisionSaved { .. }
-                | Change::RevisionEnded { .. } => {}
+                | Change::RevisionEnded { .. }
+                | Change::VolumeSaved { .. }
+                | Change::VolumeRemoved(_) => {}
                 Change::TokenSaved(_)
                 | Change::TokenRemoved(_)
                 | Change::KeySaved(_)

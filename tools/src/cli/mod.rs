@@ -5,6 +5,7 @@ pub(crate) mod daemon;
 pub(crate) mod job;
 pub(crate) mod query;
 pub(crate) mod service;
+pub(crate) mod volume;
 
 use std::path::PathBuf;
 
@@ -19,6 +20,7 @@ use daemon::{AgentArgs, BackupArgs, DemoArgs, DevArgs, ManagerArgs, ProxyArgs, S
 use job::{CommandArgs, JobOptions};
 use query::{CancelArgs, EventsArgs, ForgetArgs, JobArgs, JobsArgs, LogsArgs, TasksArgs};
 use service::ServiceArgs;
+use volume::VolumeArgs;
 
 const STYLES: Styles = Styles::styled()
     .header(AnsiColor::Green.on_default().bold())
@@ -180,6 +182,13 @@ pub(crate) enum Verb {
     /// `podmesh service show NAME`.
     #[command(subcommand_negates_reqs = true, after_help = service::AFTER_HELP)]
     Service(ServiceArgs),
+    /// List named volumes: data that stays on one node
+    ///
+    /// The first task that uses a volume creates it on its node. From then on, tasks that use the
+    /// volume run there.
+    Volumes,
+    /// Remove named volumes
+    Volume(VolumeArgs),
     /// List nodes; cordon, drain, forget or revoke them
     #[command(args_conflicts_with_subcommands = true)]
     Nodes(NodesArgs),
@@ -230,6 +239,7 @@ impl Verb {
             Self::Nodes(NodesArgs { verb: Some(NodesVerb::Revoke { .. }) }) => Some("nodes revoke"),
             Self::Nodes(NodesArgs { verb: Some(NodesVerb::Forget { .. }) }) => Some("nodes forget"),
             Self::Service(args) => args.without_json(),
+            Self::Volume(_) => Some("volume remove"),
             Self::Users(UsersArgs { verb: Some(_) }) => Some("users revoke"),
             Self::Submit(_)
             | Self::Jobs(_)
@@ -238,6 +248,7 @@ impl Verb {
             | Self::Cancel(_)
             | Self::Forget(_)
             | Self::Services
+            | Self::Volumes
             | Self::Nodes(_)
             | Self::Users(UsersArgs { verb: None })
             | Self::Token(_)

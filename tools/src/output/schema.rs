@@ -16,9 +16,10 @@ mod tests {
         EndpointsOutput, HistoryOutput, NodeSchedulingOutput, ServiceChangedOutput, ServiceOutput,
         ServicePlanOutput, ServicesOutput, ServicesRemovedOutput,
     };
+    use crate::output::volume::VolumesOutput;
     use crate::verbs::doctor::DoctorOutput;
 
-    fn schemas() -> [(&'static str, Schema); 20] {
+    fn schemas() -> [(&'static str, Schema); 21] {
         [
             ("cancel", schema_for!(CancelOutput)),
             ("doctor", schema_for!(DoctorOutput)),
@@ -40,6 +41,7 @@ mod tests {
             ("token", schema_for!(TokenOutput)),
             ("tokens", schema_for!(TokensOutput)),
             ("users", schema_for!(UsersOutput)),
+            ("volumes", schema_for!(VolumesOutput)),
         ]
     }
 

@@ -2,24 +2,8 @@
 
 use std::borrow::Cow;
 
-/// Escapes the characters that a terminal interprets: control characters, and those that change the
-/// text direction.
-pub(crate) fn escape(text: &str) -> String {
-    let mut safe = String::with_capacity(text.len());
-    for c in text.chars() {
-        if acts(c) {
-            safe.extend(c.escape_default());
-        } else {
-            safe.push(c);
-        }
-    }
-    safe
-}
-
-fn acts(c: char) -> bool {
-    c.is_control()
-        || matches!(c, '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
-}
+use podmesh_views::text::acts;
+pub(crate) use podmesh_views::text::escape;
 
 /// Returns at most `most` characters, with `…` if something was cut.
 pub(crate) fn clip(text: &str, most: usize) -> String {
@@ -56,8 +40,6 @@ mod tests {
 
     #[test]
     fn characters_that_a_terminal_interprets_are_escaped() {
-        assert_eq!(escape("a\u{1b}[31m\n\u{9b}é"), "a\\u{1b}[31m\\n\\u{9b}é");
-        assert_eq!(escape("a\u{202e}b"), "a\\u{202e}b");
         assert!(!command_line(&["\u{1b}]0;x\u{7}".into()]).contains('\u{1b}'));
     }
 

@@ -26,3 +26,4 @@ pub(crate) mod submit;
 pub(crate) mod tasks;
 pub(crate) mod token;
 pub(crate) mod users;
+pub(crate) mod volumes;

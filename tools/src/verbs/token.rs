@@ -19,7 +19,13 @@ pub(crate) async fn token(context: &Context, verb: Option<TokenVerb>) -> CliResu
             let ttl_ms = u64::try_from(ttl.0.as_millis()).unwrap_or(DURATION_MS_MAX);
             let made = connection.token_create(role, ttl_ms, uses).await?;
             if context.json() {
-                screen::json(&TokenOutput::new(&made, role, uses))?;
+                screen::json(&TokenOutput::new(
+                    made.id,
+                    made.token,
+                    role,
+                    uses,
+                    made.expires_wall_ms,
+                ))?;
                 return Ok(0);
             }
             screen::line(&made.token)?;

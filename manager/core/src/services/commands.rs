@@ -28,6 +28,8 @@ impl Core {
         out: &mut Step,
     ) -> Result<Answer, ErrorReply> {
         self.may_apply(&spec)?;
+        self.may_use(spec.volumes())?;
+        self.check_circle(&spec)?;
         let Some(before) = self.state.services.get(&spec.name).cloned() else {
             let update = Some(Update::begin(now, None));
             let service = Service {
@@ -226,6 +228,11 @@ impl Core {
 
     pub(super) fn save_service(&mut self, service: Service, out: &mut Step) {
         let name = service.spec.name.clone();
+        let before = self.state.services.get(&name).map(|before| &*before.spec);
+        if before != Some(&*service.spec) {
+            self.bonds.change_service(before, Some(&service.spec));
+            self.services.dependents.change(before, Some(&service.spec));
+        }
         self.services.by_name.entry(name.clone()).or_default();
         self.services.mark(&name);
         let saved = Arc::new(service);

@@ -46,6 +46,7 @@ impl Deadline {
             Self { of: span, at: now.mono_ms.saturating_add(left_ms) }
         })
     }
+
     /// Returns the same, but not before a time.
     pub(super) fn not_before(self, at: Millis) -> Self {
         Self { at: self.at.max(at), ..self }

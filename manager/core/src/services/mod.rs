@@ -5,6 +5,7 @@
 //! them. It keeps no plan: after a restart it goes on from the state.
 //!
 //! - `commands`: what users ask for
+//! - `dependencies`: services that wait for others
 //! - [`plan`]: the decision, as a pure function
 //! - `reconcile`: carrying it out, updates and restarts
 //! - `leaving`: replicas on their way out: out of the proxies, drained, stopped
@@ -14,6 +15,7 @@
 
 mod commands;
 mod deadline;
+mod dependencies;
 mod endpoints;
 mod leaving;
 mod plan;
@@ -30,6 +32,7 @@ use podmesh_protocol::service::{Health, ReplicaSpec};
 use podmesh_protocol::time::{Millis, Now};
 
 use self::deadline::{Deadline, Span};
+use self::dependencies::Dependents;
 use self::endpoints::Endpoints;
 use self::leaving::Leaving;
 use crate::Core;
@@ -48,6 +51,7 @@ pub(crate) struct Services {
     /// The services with replicas that wait for the proxies.
     draining: BTreeSet<Name>,
     endpoints: Endpoints,
+    dependents: Dependents,
     /// When services must be reconciled, the earliest first.
     timers: BTreeSet<(Millis, Name)>,
 }
@@ -124,6 +128,17 @@ impl Services {
     pub(crate) fn mark(&mut self, service: &Name) {
         self.dirty.insert(service.clone());
     }
+
+    /// Returns the jobs of a service that have not ended.
+    pub(crate) fn jobs_of(&self, service: &Name) -> impl Iterator<Item = JobId> {
+        self.by_name.get(service).into_iter().flat_map(|found| found.jobs.keys().copied())
+    }
+
+    /// Returns those of them that are not on their way out.
+    pub(crate) fn staying(&self, service: &Name) -> impl Iterator<Item = JobId> {
+        let jobs = self.by_name.get(service).into_iter().flat_map(|found| &found.jobs);
+        jobs.filter(|(_, replica)| replica.leaving.is_none()).map(|(id, _)| *id)
+    }
 }
 
 /// Returns what a job is to its service, if it is a replica.
@@ -142,6 +157,8 @@ impl Core {
         let Some(job) = self.state.jobs.get(&id) else { return };
         let Some(spec) = replica_of(job) else { return };
         self.services.insert(id, spec);
+        self.mark_project_of(id);
+        let Some(job) = self.state.jobs.get(&id) else { return };
         let mut status = job.active.values().map(|active| &active.replica);
         if status.any(|status| status.health != Health::Starting) {
             // After a restart of the manager the proxies may still have it.
@@ -155,6 +172,8 @@ impl Core {
         let heard_at = now.mono_ms.saturating_add(self.config.lease_ms);
         for (name, service) in &self.state.services {
             let changed = self.state.last_revision.0;
+            self.bonds.change_service(None, Some(&service.spec));
+            self.services.dependents.change(None, Some(&service.spec));
             let progress = Span::of_update(service)
                 .map(|span| Deadline::of(span, None, now).not_before(heard_at));
             let replicas = Replicas { changed, progress, ..Replicas::default() };
@@ -176,7 +195,9 @@ impl Core {
         let Some(job) = self.state.jobs.get(&id) else { return };
         let Some(spec) = job.spec.run.replica.clone() else { return };
         self.services.mark(&spec.service);
-        if is_last && !job.cancelling {
+        let was_cancelled = job.cancelling;
+        self.mark_project(&spec.service);
+        if is_last && !was_cancelled {
             return self.replica_ended(now, &spec, outcome, out);
         }
         let replicas = self.services.by_name.get_mut(&spec.service);
@@ -192,6 +213,7 @@ impl Core {
         }
         self.services.endpoints.forget(id);
         self.services.mark(&spec.service);
+        self.mark_project(&spec.service);
     }
 
     /// Notes that something about a job has changed that its service depends on.
@@ -208,6 +230,7 @@ impl Core {
             replica_of(self.state.jobs.get(&task.job)?).map(|spec| &spec.service)
         });
         let services: BTreeSet<Name> = specs.cloned().collect();
+        services.iter().for_each(|service| self.mark_project(service));
         self.services.dirty.extend(services);
         // One node less may have to acknowledge.
         self.services.dirty.extend(self.services.draining.iter().cloned());

@@ -45,6 +45,7 @@ impl Core {
         let mut wake = Wake::default();
         self.forgive(now, name, &mut service, &mut wake);
         let found = self.plan_of(now, name, &service, &mut wake);
+        let is_first = self.services.jobs_of(name).next().is_none();
         for job in &found.retire {
             self.retire(now, *job, &mut service);
         }
@@ -56,6 +57,13 @@ impl Core {
             }
             self.start_replica(now, &service, *number, out);
         }
+        if let Some(update) = &mut service.update
+            && is_first
+            && !found.start.is_empty()
+        {
+            // It may have waited for other services until now.
+            update.progress_wall_ms = now.wall_ms;
+        }
         self.follow_update(now, &mut service, &found, &mut wake, out);
         if service != *before {
             self.save_service(service.clone(), out);
@@ -63,6 +71,7 @@ impl Core {
         self.update_endpoints(&service, out);
         self.see_off(now, &service, &mut wake, out);
         self.services.set_timer(name, wake.at);
+        self.mark_dependents(name);
         let is_empty = self.services.by_name.get(name).is_none_or(|found| found.jobs.is_empty());
         self.services.dirty.remove(name);
         if !all_started || service.revision != before.revision {
@@ -121,6 +130,9 @@ impl Core {
                 paused.insert(*number);
             }
         }
+        if !self.waits_for_services(service).is_empty() {
+            paused.extend(1..=service.wanted());
+        }
         paused
     }
 
@@ -134,7 +146,7 @@ impl Core {
         let mut found = plan(&Situation {
             wanted,
             revision: service.revision,
-            max_surge: if any_surge { u32::MAX } else { service.spec.update.max_surge },
+            max_surge: if any_surge { u32::MAX } else { service.spec.max_surge() },
             min_healthy: if none_healthy { 0 } else { least },
             replicas: &replicas,
             paused: &paused,
@@ -154,9 +166,12 @@ impl Core {
                 *peers.entry(&active.node).or_default() += 1;
             }
         }
+        let spec = self.state.services.get(name).map(|service| &service.spec);
+        let bonds = spec.map(|spec| self.bonds_of_service(spec)).unwrap_or_default();
         let view = |(id, replica): (&JobId, &super::Replica)| {
             let job = self.state.jobs.get(id)?;
             let active = job.active.values().next();
+            let is_away = |node: &Name| bonds.iter().any(|(bound, _)| bound != node);
             let node = active
                 .and_then(|active| self.nodes.by_name(&active.node))
                 .map(|ix| self.nodes.get(ix));
@@ -167,7 +182,9 @@ impl Core {
                 health: active.map_or(Health::Starting, |active| active.replica.health),
                 reachable: node.is_some_and(is_reachable) || planted!(self, LostNodeServes),
                 leaves: job.cancelling || replica.leaving.is_some(),
-                unwanted_node: node.is_some_and(|node| node.row.scheduling == Scheduling::Draining),
+                unwanted_node: node.is_some_and(|node| {
+                    node.row.scheduling == Scheduling::Draining || is_away(&node.row.node)
+                }),
                 peers: active.and_then(|active| peers.get(&active.node).copied()).unwrap_or(0),
             })
         };
@@ -196,6 +213,7 @@ impl Core {
     fn retire(&mut self, now: Now, id: JobId, service: &mut Service) {
         let status = self.state.jobs.get(&id).and_then(status_of).cloned().unwrap_or_default();
         let name = service.spec.name.clone();
+        self.mark_project(&name);
         let Some(replicas) = self.services.by_name.get_mut(&name) else { return };
         let Some(replica) = replicas.jobs.get_mut(&id) else { return };
         replica.leaving = Some(super::Leaving::default());
@@ -234,6 +252,7 @@ impl Core {
         out: &mut Step,
     ) {
         let name = service.spec.name.clone();
+        let waits = !self.waits_for_services(service).is_empty();
         let Some(update) = &mut service.update else { return };
         let revision = service.revision;
         if service.phase != ServicePhase::Running {
@@ -247,7 +266,7 @@ impl Core {
             service.update = None;
             return;
         }
-        if service.failed_update.is_some() && !update.rolls_back {
+        if waits || service.failed_update.is_some() && !update.rolls_back {
             return;
         }
         if found.healthy > update.healthy {
@@ -312,6 +331,9 @@ impl Core {
 
     fn remove_service(&mut self, name: &Name, out: &mut Step) {
         out.events.push(EventFact::ServiceRemoved { service: name.clone() });
+        let spec = self.state.services.get(name).map(|service| &*service.spec);
+        self.bonds.change_service(spec, None);
+        self.services.dependents.change(spec, None);
         self.state.record(out, Change::ServiceRemoved(name.clone()));
         self.remove_endpoints(name, out);
         self.services.set_timer(name, None);

@@ -71,6 +71,13 @@ pub struct Failures {
     pub message: String,
 }
 
+impl Failures {
+    /// Returns whether the replica has done its work: it succeeded, and is not started again.
+    pub(crate) fn is_done(&self) -> bool {
+        self.after_ms.is_none() && self.succeeded
+    }
+}
+
 /// What is known of the active attempt of a replica.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ReplicaStatus {
@@ -95,7 +102,6 @@ impl Service {
     /// as good as healthy.
     pub fn done(&self) -> u32 {
         let ended = self.failures.range(..=self.wanted()).map(|(_, failures)| failures);
-        let done = ended.filter(|failures| failures.succeeded && failures.after_ms.is_none());
-        done.count() as u32
+        ended.filter(|failures| failures.is_done()).count() as u32
     }
 }

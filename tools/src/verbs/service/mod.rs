@@ -252,6 +252,7 @@ pub(crate) mod example {
                 existing: 2,
                 runs: "nginx:1.27".into(),
                 published: [("http".parse().unwrap(), 8080)].into(),
+                project: None,
             },
             spec: spec(),
             changed: Revision(9),

@@ -1,13 +1,12 @@
 //! The JSON output of the verbs about tokens and users.
 
-use podmesh_protocol::access::Role as WireRole;
+use podmesh_protocol::access::{Role as WireRole, TokenId};
 use podmesh_protocol::client::{TokenState as WireTokenState, TokenView, UserView};
 use schemars::JsonSchema;
 use serde::Serialize;
 
-use crate::connect_access::NewToken;
-use crate::output::json::{Word, words};
-use crate::output::time::rfc3339;
+use crate::json::{Word, words};
+use crate::time::rfc3339;
 
 words! {
     /// What the owner of a key may do.
@@ -36,57 +35,59 @@ words! {
 
 /// `podmesh token create --output json`
 #[derive(Debug, Serialize, JsonSchema)]
-pub(crate) struct TokenOutput {
+pub struct TokenOutput {
     /// The token's number.
-    pub(crate) id: u64,
+    pub id: u64,
     /// The token itself.
-    pub(crate) token: String,
+    pub token: String,
     /// The role of members that join with it.
-    pub(crate) role: Role,
+    pub role: Role,
     /// How many times it can be used.
-    pub(crate) uses: u32,
+    pub uses: u32,
     /// When it expires.
-    pub(crate) expires_at: String,
+    pub expires_at: String,
 }
 
 impl TokenOutput {
-    pub(crate) fn new(made: &NewToken, role: WireRole, uses: u32) -> Self {
-        Self {
-            id: made.id.0,
-            token: made.token.clone(),
-            role: role.into(),
-            uses,
-            expires_at: rfc3339(made.expires_wall_ms),
-        }
+    /// Returns the view of a new token.
+    pub fn new(
+        id: TokenId,
+        token: String,
+        role: WireRole,
+        uses: u32,
+        expires_wall_ms: u64,
+    ) -> Self {
+        Self { id: id.0, token, role: role.into(), uses, expires_at: rfc3339(expires_wall_ms) }
     }
 }
 
 /// `podmesh token --output json`
 #[derive(Debug, Serialize, JsonSchema)]
-pub(crate) struct TokensOutput {
+pub struct TokensOutput {
     /// The tokens in order of number.
-    pub(crate) tokens: Vec<TokenRow>,
+    pub tokens: Vec<TokenRow>,
 }
 
 /// A join token.
 #[derive(Debug, Serialize, JsonSchema)]
-pub(crate) struct TokenRow {
+pub struct TokenRow {
     /// The token's number.
-    pub(crate) id: u64,
+    pub id: u64,
     /// Whether it can be used.
-    pub(crate) state: TokenState,
+    pub state: TokenState,
     /// The role of members that join with it.
-    pub(crate) role: Role,
+    pub role: Role,
     /// How many more times it can be used.
-    pub(crate) uses_left: u32,
+    pub uses_left: u32,
     /// When it expires.
-    pub(crate) expires_at: String,
+    pub expires_at: String,
     /// Who created it.
-    pub(crate) created_by: String,
+    pub created_by: String,
 }
 
 impl TokensOutput {
-    pub(crate) fn new(tokens: &[TokenView]) -> Self {
+    /// Returns the view of all tokens.
+    pub fn new(tokens: &[TokenView]) -> Self {
         let row = |view: &TokenView| TokenRow {
             id: view.id.0,
             state: (&view.state).into(),
@@ -101,28 +102,29 @@ impl TokensOutput {
 
 /// `podmesh users --output json`
 #[derive(Debug, Serialize, JsonSchema)]
-pub(crate) struct UsersOutput {
+pub struct UsersOutput {
     /// The users in order of name.
-    pub(crate) users: Vec<UserRow>,
+    pub users: Vec<UserRow>,
 }
 
 /// A user who joined.
 #[derive(Debug, Serialize, JsonSchema)]
-pub(crate) struct UserRow {
+pub struct UserRow {
     /// The user's name.
-    pub(crate) user: String,
+    pub user: String,
     /// The user's role.
-    pub(crate) role: Role,
+    pub role: Role,
     /// The user's public key (Ed25519), in hexadecimal.
-    pub(crate) key: String,
+    pub key: String,
     /// The number of the token used to join.
-    pub(crate) token: u64,
+    pub token: u64,
     /// When the user joined.
-    pub(crate) joined_at: String,
+    pub joined_at: String,
 }
 
 impl UsersOutput {
-    pub(crate) fn new(users: &[UserView]) -> Self {
+    /// Returns the view of all users.
+    pub fn new(users: &[UserView]) -> Self {
         let row = |view: &UserView| UserRow {
             user: view.name.to_string(),
             role: (&view.role).into(),

@@ -7,9 +7,19 @@ use podmesh_protocol::spec::RuntimeSpec;
 use schemars::JsonSchema;
 use serde::Serialize;
 
-use super::json::{ContainerOutput, RuntimeKind, Word, labels, words};
+use crate::json::{ContainerOutput, RuntimeKind, Word, labels, words};
+use crate::service::ProjectOutput;
 
 words! {
+    /// How far another service must have come.
+    DependsOn = service::DependsOn {
+        /// All its replicas have been started.
+        Started "started",
+        /// All its replicas are healthy.
+        Healthy "healthy",
+        /// All its replicas have exited with 0, and are not started again.
+        Completed "completed",
+    }
     /// After which ends a replica is started again.
     RestartWhen = service::RestartWhen {
         /// After every end.
@@ -23,74 +33,78 @@ words! {
 
 /// The spec of a service.
 #[derive(Debug, Serialize, JsonSchema)]
-pub(crate) struct ServiceSpecOutput {
+pub struct ServiceSpecOutput {
     /// How many replicas should run.
-    pub(crate) replicas: u32,
+    pub replicas: u32,
     /// What runs the replicas.
-    pub(crate) runtime: RuntimeKind,
+    pub runtime: RuntimeKind,
     /// Program and arguments; empty for an image's own.
-    pub(crate) command: Vec<String>,
+    pub command: Vec<String>,
     /// Environment variables.
-    pub(crate) env: BTreeMap<String, String>,
+    pub env: BTreeMap<String, String>,
     /// Working folder, if given.
-    pub(crate) workdir: Option<String>,
+    pub workdir: Option<String>,
     /// The files that each replica gets, by path.
-    pub(crate) files: BTreeMap<String, String>,
+    pub files: BTreeMap<String, String>,
     /// The options of a container.
-    pub(crate) container: Option<ContainerOutput>,
+    pub container: Option<ContainerOutput>,
     /// Thousandths of a core for each replica.
-    pub(crate) cpu_millis: u32,
+    pub cpu_millis: u32,
     /// Bytes of memory for each replica; 0 if not limited and not reserved.
-    pub(crate) memory_bytes: u64,
+    pub memory_bytes: u64,
     /// Labels that a node must have.
-    pub(crate) require: BTreeMap<String, String>,
+    pub require: BTreeMap<String, String>,
     /// The label over whose values replicas are spread.
-    pub(crate) spread: Option<String>,
+    pub spread: Option<String>,
+    /// The project that it is a part of.
+    pub project: Option<ProjectOutput>,
+    /// The services that its first replica waits for, and how far they must have come.
+    pub depends_on: BTreeMap<String, DependsOn>,
     /// The time between TERM and KILL.
-    pub(crate) stop_grace_ms: u64,
+    pub stop_grace_ms: u64,
     /// The time that the connections of a replica get to end before it is stopped.
-    pub(crate) drain_ms: u64,
+    pub drain_ms: u64,
     /// The ports that a replica listens on, by name.
-    pub(crate) ports: BTreeMap<String, PortOutput>,
+    pub ports: BTreeMap<String, PortOutput>,
     /// How a replica shows that it works; null for the default.
-    pub(crate) health: Option<HealthOutput>,
+    pub health: Option<HealthOutput>,
     /// When a replica that has ended is started again.
-    pub(crate) restart: RestartOutput,
+    pub restart: RestartOutput,
     /// How replicas of an older revision are replaced.
-    pub(crate) update: UpdateOutput,
+    pub update: UpdateOutput,
 }
 
 /// A port of a service.
 #[derive(Debug, Serialize, JsonSchema)]
-pub(crate) struct PortOutput {
+pub struct PortOutput {
     /// The port inside the container; null for a command.
-    pub(crate) container: Option<u16>,
+    pub container: Option<u16>,
     /// The port on every node; null if it is not published.
-    pub(crate) publish: Option<u16>,
+    pub publish: Option<u16>,
     /// Whether each connection to a replica begins with a PROXY protocol header.
-    pub(crate) proxy_protocol: bool,
+    pub proxy_protocol: bool,
 }
 
 /// How a replica shows that it works.
 #[derive(Debug, Serialize, JsonSchema)]
-pub(crate) struct HealthOutput {
+pub struct HealthOutput {
     /// The check.
     #[serde(flatten)]
-    pub(crate) check: CheckOutput,
+    pub check: CheckOutput,
     /// The time between two checks.
-    pub(crate) interval_ms: u64,
+    pub interval_ms: u64,
     /// The time that a check may take.
-    pub(crate) timeout_ms: u64,
+    pub timeout_ms: u64,
     /// The time after the start in which failed checks do not count.
-    pub(crate) start_period_ms: u64,
+    pub start_period_ms: u64,
     /// How many checks in a row must fail before the replica is unhealthy.
-    pub(crate) failures: u32,
+    pub failures: u32,
 }
 
 /// A health check.
 #[derive(Debug, Serialize, JsonSchema)]
 #[serde(tag = "kind", rename_all = "snake_case")]
-pub(crate) enum CheckOutput {
+pub enum CheckOutput {
     /// A connection to a port is accepted.
     Tcp {
         /// The name of the port.
@@ -118,26 +132,26 @@ pub(crate) enum CheckOutput {
 
 /// When a replica that has ended is started again.
 #[derive(Debug, Serialize, JsonSchema)]
-pub(crate) struct RestartOutput {
+pub struct RestartOutput {
     /// After which ends.
-    pub(crate) when: RestartWhen,
+    pub when: RestartWhen,
     /// The pause before the second restart in a row; doubled for each further one.
-    pub(crate) backoff_ms: u64,
+    pub backoff_ms: u64,
     /// The maximum pause.
-    pub(crate) backoff_max_ms: u64,
+    pub backoff_max_ms: u64,
 }
 
 /// How replicas of an older revision are replaced.
 #[derive(Debug, Serialize, JsonSchema)]
-pub(crate) struct UpdateOutput {
+pub struct UpdateOutput {
     /// How many replicas more than wanted may exist meanwhile.
-    pub(crate) max_surge: u32,
+    pub max_surge: u32,
     /// How many replicas stay healthy meanwhile; null for all.
-    pub(crate) min_healthy: Option<u32>,
+    pub min_healthy: Option<u32>,
     /// The time within which each further replica must become healthy.
-    pub(crate) healthy_within_ms: u64,
+    pub healthy_within_ms: u64,
     /// Whether to go back to the older revision otherwise.
-    pub(crate) rollback: bool,
+    pub rollback: bool,
 }
 
 impl From<&service::ServiceSpec> for ServiceSpecOutput {
@@ -163,6 +177,12 @@ impl From<&service::ServiceSpec> for ServiceSpecOutput {
             memory_bytes: spec.resources.memory_bytes,
             require: labels(&spec.require),
             spread: spec.spread.as_ref().map(ToString::to_string),
+            project: spec.project.as_ref().map(Into::into),
+            depends_on: spec
+                .depends_on
+                .iter()
+                .map(|(service, needs)| (service.to_string(), (*needs).into()))
+                .collect(),
             stop_grace_ms: run.stop_grace_ms,
             drain_ms: spec.drain_ms,
             ports: spec.ports.iter().map(|(name, spec)| (name.to_string(), port(spec))).collect(),

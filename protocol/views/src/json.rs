@@ -1,5 +1,4 @@
-//! The structures of `--output json`. Their form is stable: fields are only added. The schemas in
-//! `tools/schema` are generated from them.
+//! Jobs, tasks and nodes, as JSON.
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -11,8 +10,8 @@ use podmesh_protocol::spec;
 use schemars::JsonSchema;
 use serde::Serialize;
 
-use super::service::Scheduling;
-use super::time::rfc3339;
+use crate::service::Scheduling;
+use crate::time::rfc3339;
 
 /// Defines output enums that correspond to enums of the protocol, with the same words. A word that
 /// only a later version knows is passed on as it is.
@@ -20,10 +19,11 @@ macro_rules! words {
     ($($(#[$doc:meta])* $name:ident = $from:ty { $($(#[$vdoc:meta])* $variant:ident $word:literal),* $(,)? })*) => {$(
         $(#[$doc])*
         #[derive(Clone, Debug, PartialEq, Eq, JsonSchema)]
-        pub(crate) enum $name {
+        pub enum $name {
             $($(#[$vdoc])* #[schemars(rename = $word)] $variant,)*
             // The schemas have the words of this version; their readers skip others.
             #[schemars(skip)]
+            #[doc = "A word that only a later version knows."]
             Unknown(String),
         }
 
@@ -56,7 +56,7 @@ macro_rules! words {
             fn word(&self) -> std::borrow::Cow<'static, str> {
                 match self {
                     $(Self::$variant => $word.into(),)*
-                    Self::Unknown(word) => $crate::output::text::escape(word).into(),
+                    Self::Unknown(word) => $crate::text::escape(word).into(),
                 }
             }
         }
@@ -64,7 +64,7 @@ macro_rules! words {
 }
 
 /// An enum of which each variant is one word.
-pub(crate) trait Word {
+pub trait Word {
     /// Returns the word used in JSON, safe for a terminal.
     fn word(&self) -> Cow<'static, str>;
 }
@@ -173,87 +173,87 @@ words! {
 
 /// `podmesh submit --output json`
 #[derive(Debug, Serialize, JsonSchema)]
-pub(crate) struct SubmitOutput {
+pub struct SubmitOutput {
     /// The job's number.
-    pub(crate) job: u64,
+    pub job: u64,
     /// Its name.
-    pub(crate) name: String,
+    pub name: String,
     /// The number of its tasks.
-    pub(crate) tasks: u64,
+    pub tasks: u64,
 }
 
 /// `podmesh cancel --output json`
 #[derive(Debug, Serialize, JsonSchema)]
-pub(crate) struct CancelOutput {
+pub struct CancelOutput {
     /// The jobs, in the order of the arguments.
-    pub(crate) jobs: Vec<CancelledJob>,
+    pub jobs: Vec<CancelledJob>,
 }
 
 /// A job that was cancelled, or had already ended.
 #[derive(Debug, Serialize, JsonSchema)]
-pub(crate) struct CancelledJob {
+pub struct CancelledJob {
     /// The job's number.
-    pub(crate) job: u64,
+    pub job: u64,
     /// Its state now: `cancelling`, or the state in which it ended before.
-    pub(crate) state: JobState,
+    pub state: JobState,
 }
 
 /// `podmesh forget --output json`
 #[derive(Debug, Serialize, JsonSchema)]
-pub(crate) struct ForgetOutput {
+pub struct ForgetOutput {
     /// How many jobs were removed.
-    pub(crate) removed: u64,
+    pub removed: u64,
     /// The jobs that have not ended and were not removed.
-    pub(crate) active: Vec<u64>,
+    pub active: Vec<u64>,
 }
 
 /// `podmesh jobs --output json`
 #[derive(Debug, Serialize, JsonSchema)]
-pub(crate) struct JobsOutput {
+pub struct JobsOutput {
     /// The jobs, newest first.
-    pub(crate) jobs: Vec<JobRow>,
+    pub jobs: Vec<JobRow>,
     /// Whether there are more jobs than `--limit`.
-    pub(crate) more: bool,
+    pub more: bool,
 }
 
 /// A job.
 #[derive(Debug, Serialize, JsonSchema)]
-pub(crate) struct JobRow {
+pub struct JobRow {
     /// The job's number.
-    pub(crate) job: u64,
+    pub job: u64,
     /// Its name.
-    pub(crate) name: String,
+    pub name: String,
     /// Its state.
-    pub(crate) state: JobState,
+    pub state: JobState,
     /// Its priority; higher ones start first.
-    pub(crate) priority: i32,
+    pub priority: i32,
     /// How many of its tasks are in each state.
-    pub(crate) tasks: Counts,
+    pub tasks: Counts,
     /// When it was submitted, by the manager's clock: RFC 3339.
-    pub(crate) submitted_at: String,
+    pub submitted_at: String,
     /// Who submitted it; null if an older version of podmesh accepted it.
-    pub(crate) submitted_by: Option<String>,
+    pub submitted_by: Option<String>,
     /// When its first attempt was assigned.
-    pub(crate) started_at: Option<String>,
+    pub started_at: Option<String>,
     /// When it ended.
-    pub(crate) ended_at: Option<String>,
+    pub ended_at: Option<String>,
 }
 
 /// How many tasks are in each state.
 #[derive(Debug, Serialize, JsonSchema)]
-pub(crate) struct Counts {
+pub struct Counts {
     /// All tasks.
-    pub(crate) total: u64,
+    pub total: u64,
     /// Wait for room on a node, or for their next attempt.
-    pub(crate) queued: u32,
+    pub queued: u32,
     /// A node has an attempt.
-    pub(crate) active: u32,
+    pub active: u32,
     /// The last attempt succeeded.
-    pub(crate) succeeded: u32,
+    pub succeeded: u32,
     /// The last attempt failed, and no more will follow.
-    pub(crate) failed: u32,
+    pub failed: u32,
     /// Cancelled.
-    pub(crate) cancelled: u32,
+    pub cancelled: u32,
 }
 
 impl From<&report::TaskCounts> for Counts {
@@ -287,137 +287,139 @@ impl From<&wire::JobView> for JobRow {
 
 /// `podmesh job N --output json`
 #[derive(Debug, Serialize, JsonSchema)]
-pub(crate) struct JobOutput {
+pub struct JobOutput {
     /// The job as in `jobs`.
     #[serde(flatten)]
-    pub(crate) row: JobRow,
+    pub row: JobRow,
     /// The revision of this state.
-    pub(crate) revision: u64,
+    pub revision: u64,
     /// Why its queued tasks wait; empty if none is queued.
-    pub(crate) waits_for: Vec<String>,
+    pub waits_for: Vec<String>,
     /// The submitted spec.
-    pub(crate) spec: SpecOutput,
+    pub spec: SpecOutput,
 }
 
 /// The spec of a job.
 #[derive(Debug, Serialize, JsonSchema)]
-pub(crate) struct SpecOutput {
+pub struct SpecOutput {
     /// The lowest index of a task.
-    pub(crate) first_index: u32,
+    pub first_index: u32,
     /// The highest index of a task.
-    pub(crate) last_index: u32,
+    pub last_index: u32,
     /// What runs its attempts.
-    pub(crate) runtime: RuntimeKind,
+    pub runtime: RuntimeKind,
     /// Program and arguments; empty for an image's own.
-    pub(crate) command: Vec<String>,
+    pub command: Vec<String>,
     /// Environment variables.
-    pub(crate) env: BTreeMap<String, String>,
+    pub env: BTreeMap<String, String>,
     /// Working folder, if given.
-    pub(crate) workdir: Option<String>,
+    pub workdir: Option<String>,
     /// The files that each task gets, by path.
-    pub(crate) files: BTreeMap<String, String>,
+    pub files: BTreeMap<String, String>,
     /// Thousandths of a core for each task.
-    pub(crate) cpu_millis: u32,
+    pub cpu_millis: u32,
     /// Bytes of memory for each task; 0 if not limited and not reserved.
-    pub(crate) memory_bytes: u64,
+    pub memory_bytes: u64,
     /// Labels that a node must have.
-    pub(crate) require: BTreeMap<String, String>,
+    pub require: BTreeMap<String, String>,
     /// The maximum run time of an attempt.
-    pub(crate) timeout_ms: Option<u64>,
+    pub timeout_ms: Option<u64>,
     /// The time between TERM and KILL.
-    pub(crate) stop_grace_ms: u64,
+    pub stop_grace_ms: u64,
     /// How many times a failed task is retried.
-    pub(crate) retries: u32,
+    pub retries: u32,
     /// The pause before the first retry; doubled for each further one.
-    pub(crate) retry_backoff_ms: u64,
+    pub retry_backoff_ms: u64,
     /// The maximum pause before a retry.
-    pub(crate) retry_backoff_max_ms: u64,
+    pub retry_backoff_max_ms: u64,
     /// What happens when the node of a running attempt is lost.
-    pub(crate) on_lost: OnLost,
+    pub on_lost: OnLost,
     /// The options of a container.
-    pub(crate) container: Option<ContainerOutput>,
+    pub container: Option<ContainerOutput>,
 }
 
 /// The options of a container.
 #[derive(Debug, Serialize, JsonSchema)]
-pub(crate) struct ContainerOutput {
+pub struct ContainerOutput {
     /// The image.
-    pub(crate) image: String,
+    pub image: String,
     /// The replacement of the image's entrypoint; an empty list removes it.
-    pub(crate) entrypoint: Option<Vec<String>>,
+    pub entrypoint: Option<Vec<String>>,
     /// `user[:group]`.
-    pub(crate) user: Option<String>,
+    pub user: Option<String>,
     /// The folders and files of the node in the container.
-    pub(crate) mounts: Vec<MountOutput>,
+    pub mounts: Vec<MountOutput>,
     /// The named volumes in the container.
-    pub(crate) volumes: Vec<VolumeMountOutput>,
+    pub volumes: Vec<VolumeMountOutput>,
     /// The folders in memory: mount options by path.
-    pub(crate) tmpfs: BTreeMap<String, String>,
+    pub tmpfs: BTreeMap<String, String>,
     /// Whether its own file system is read-only.
-    pub(crate) read_only: bool,
+    pub read_only: bool,
     /// The network.
-    pub(crate) network: NetworkMode,
+    pub network: NetworkMode,
+    /// The networks that it joins, each with its further names there.
+    pub networks: BTreeMap<String, Vec<String>>,
     /// The host name; null for one that Docker makes.
-    pub(crate) hostname: Option<String>,
+    pub hostname: Option<String>,
     /// The further lines of `/etc/hosts`: `NAME:IP`.
-    pub(crate) extra_hosts: Vec<String>,
+    pub extra_hosts: Vec<String>,
     /// When the image is pulled.
-    pub(crate) pull: PullPolicy,
+    pub pull: PullPolicy,
     /// The capabilities in addition to the node's default ones.
-    pub(crate) cap_add: Vec<String>,
+    pub cap_add: Vec<String>,
     /// The default capabilities that it does not get.
-    pub(crate) cap_drop: Vec<String>,
+    pub cap_drop: Vec<String>,
     /// The security options.
-    pub(crate) security_opt: Vec<String>,
+    pub security_opt: Vec<String>,
     /// The devices of the node: `SOURCE[:TARGET[:rwm]]`.
-    pub(crate) devices: Vec<String>,
+    pub devices: Vec<String>,
     /// The limit of processes and threads; null for the node's default.
-    pub(crate) pids: Option<u32>,
+    pub pids: Option<u32>,
     /// Further limits, by name.
-    pub(crate) ulimits: BTreeMap<String, UlimitOutput>,
+    pub ulimits: BTreeMap<String, UlimitOutput>,
     /// Bytes of `/dev/shm`; null for Docker's default.
-    pub(crate) shm_size: Option<u64>,
+    pub shm_size: Option<u64>,
     /// Whether process 1 is a small init.
-    pub(crate) init: bool,
+    pub init: bool,
     /// Whether the program has a terminal.
-    pub(crate) tty: bool,
+    pub tty: bool,
     /// The signal that asks the program to end; null for the image's.
-    pub(crate) stop_signal: Option<String>,
+    pub stop_signal: Option<String>,
     /// The labels of the container.
-    pub(crate) labels: BTreeMap<String, String>,
+    pub labels: BTreeMap<String, String>,
     /// The platform of the image; null for that of the node's engine.
-    pub(crate) platform: Option<String>,
+    pub platform: Option<String>,
 }
 
 /// A named volume inside a container.
 #[derive(Debug, Serialize, JsonSchema)]
-pub(crate) struct VolumeMountOutput {
+pub struct VolumeMountOutput {
     /// The volume.
-    pub(crate) volume: String,
+    pub volume: String,
     /// Path in the container.
-    pub(crate) target: String,
+    pub target: String,
     /// Whether the container may only read it.
-    pub(crate) read_only: bool,
+    pub read_only: bool,
 }
 
 /// A limit; -1 means unlimited.
 #[derive(Debug, Serialize, JsonSchema)]
-pub(crate) struct UlimitOutput {
+pub struct UlimitOutput {
     /// The limit that applies.
-    pub(crate) soft: i64,
+    pub soft: i64,
     /// The maximum of `soft`.
-    pub(crate) hard: i64,
+    pub hard: i64,
 }
 
 /// A folder or file of the node inside a container.
 #[derive(Debug, Serialize, JsonSchema)]
-pub(crate) struct MountOutput {
+pub struct MountOutput {
     /// Path on the node.
-    pub(crate) source: String,
+    pub source: String,
     /// Path in the container.
-    pub(crate) target: String,
+    pub target: String,
     /// Whether the container may only read it.
-    pub(crate) read_only: bool,
+    pub read_only: bool,
 }
 
 impl From<&wire::JobDetail> for JobOutput {
@@ -482,6 +484,11 @@ impl From<&spec::DockerSpec> for ContainerOutput {
             tmpfs: docker.tmpfs.clone(),
             read_only: docker.read_only,
             network: docker.network.into(),
+            networks: docker
+                .networks
+                .iter()
+                .map(|(network, aliases)| (network.to_string(), aliases.clone()))
+                .collect(),
             hostname: docker.hostname.clone(),
             extra_hosts: docker.extra_hosts.clone(),
             pull: docker.pull.into(),
@@ -501,7 +508,7 @@ impl From<&spec::DockerSpec> for ContainerOutput {
     }
 }
 
-pub(super) fn labels(
+pub(crate) fn labels(
     labels: &BTreeMap<podmesh_protocol::ids::Name, String>,
 ) -> BTreeMap<String, String> {
     labels.iter().map(|(name, value)| (name.to_string(), value.clone())).collect()
@@ -509,67 +516,67 @@ pub(super) fn labels(
 
 /// `podmesh tasks N --output json`
 #[derive(Debug, Serialize, JsonSchema)]
-pub(crate) struct TasksOutput {
+pub struct TasksOutput {
     /// The job's number.
-    pub(crate) job: u64,
+    pub job: u64,
     /// Its tasks in order of index.
-    pub(crate) tasks: Vec<TaskRow>,
+    pub tasks: Vec<TaskRow>,
     /// Whether there are more tasks than `--limit`.
-    pub(crate) more: bool,
+    pub more: bool,
 }
 
 /// A task.
 #[derive(Debug, Serialize, JsonSchema)]
-pub(crate) struct TaskRow {
+pub struct TaskRow {
     /// The task, such as `42.7`.
-    pub(crate) task: String,
+    pub task: String,
     /// Its index in the job's array.
-    pub(crate) index: u32,
+    pub index: u32,
     /// Its state.
-    pub(crate) state: TaskState,
+    pub state: TaskState,
     /// The number of its attempts.
-    pub(crate) attempts: u32,
+    pub attempts: u32,
     /// The last attempt.
-    pub(crate) last_attempt: Option<AttemptRow>,
+    pub last_attempt: Option<AttemptRow>,
 }
 
 /// An attempt.
 #[derive(Debug, Serialize, JsonSchema)]
-pub(crate) struct AttemptRow {
+pub struct AttemptRow {
     /// The attempt, such as `42.7#2`.
-    pub(crate) attempt: String,
+    pub attempt: String,
     /// The attempt's number.
-    pub(crate) number: u32,
+    pub number: u32,
     /// The node that runs or ran it.
-    pub(crate) node: String,
+    pub node: String,
     /// Its state.
-    pub(crate) state: AttemptState,
+    pub state: AttemptState,
     /// How it ended, if it has ended.
-    pub(crate) outcome: Option<OutcomeRow>,
+    pub outcome: Option<OutcomeRow>,
     /// When it was assigned to the node, by the manager's clock: RFC 3339.
-    pub(crate) assigned_at: String,
+    pub assigned_at: String,
     /// When its start was reported to the manager.
-    pub(crate) started_at: Option<String>,
+    pub started_at: Option<String>,
     /// When its end was reported to the manager.
-    pub(crate) ended_at: Option<String>,
+    pub ended_at: Option<String>,
 }
 
 /// How an attempt ended.
 #[derive(Debug, Serialize, JsonSchema)]
-pub(crate) struct OutcomeRow {
+pub struct OutcomeRow {
     /// The kind of outcome.
-    pub(crate) kind: OutcomeKind,
+    pub kind: OutcomeKind,
     /// The exit code of the program; 127 not found, 126 not executable, 125 not started for another
     /// reason.
-    pub(crate) exit_code: Option<i32>,
+    pub exit_code: Option<i32>,
     /// The signal that ended the program.
-    pub(crate) signal: Option<i32>,
+    pub signal: Option<i32>,
     /// Whether the kernel's out-of-memory killer killed one of its processes.
-    pub(crate) oom_killed: bool,
+    pub oom_killed: bool,
     /// Details, if any.
-    pub(crate) message: Option<String>,
+    pub message: Option<String>,
     /// How long it ran.
-    pub(crate) ran_ms: u64,
+    pub ran_ms: u64,
 }
 
 impl From<&report::ShownOutcome> for OutcomeRow {
@@ -613,60 +620,61 @@ impl From<&wire::TaskView> for TaskRow {
 }
 
 impl TasksOutput {
-    pub(crate) fn new(job: JobId, tasks: &[wire::TaskView], more: bool) -> Self {
+    /// Returns the view of a page of tasks.
+    pub fn new(job: JobId, tasks: &[wire::TaskView], more: bool) -> Self {
         Self { job: job.0, tasks: tasks.iter().map(Into::into).collect(), more }
     }
 }
 
 /// `podmesh nodes --output json`
 #[derive(Debug, Serialize, JsonSchema)]
-pub(crate) struct NodesOutput {
+pub struct NodesOutput {
     /// The nodes in order of name.
-    pub(crate) nodes: Vec<NodeRow>,
+    pub nodes: Vec<NodeRow>,
 }
 
 /// A node.
 #[derive(Debug, Serialize, JsonSchema)]
-pub(crate) struct NodeRow {
+pub struct NodeRow {
     /// The node's name.
-    pub(crate) node: String,
+    pub node: String,
     /// Whether it is available.
-    pub(crate) state: NodeState,
+    pub state: NodeState,
     /// The epoch of its current session.
-    pub(crate) epoch: Option<u64>,
+    pub epoch: Option<u64>,
     /// The version of its agent.
-    pub(crate) version: String,
+    pub version: String,
     /// All resources that it offers.
-    pub(crate) capacity: ResourcesRow,
+    pub capacity: ResourcesRow,
     /// The resources that are free.
-    pub(crate) free: ResourcesRow,
+    pub free: ResourcesRow,
     /// Its labels.
-    pub(crate) labels: BTreeMap<String, String>,
+    pub labels: BTreeMap<String, String>,
     /// The runtimes that it can start.
-    pub(crate) runtimes: Vec<RuntimeKind>,
+    pub runtimes: Vec<RuntimeKind>,
     /// The enabled runtimes that it cannot start at present, and why.
-    pub(crate) withdrawn: BTreeMap<String, String>,
+    pub withdrawn: BTreeMap<String, String>,
     /// Which limits of a job (`memory`, `cpus`) it does not enforce for commands, and why.
-    pub(crate) unenforced: BTreeMap<String, String>,
+    pub unenforced: BTreeMap<String, String>,
     /// The number of attempts that it has.
-    pub(crate) attempts: u32,
+    pub attempts: u32,
     /// Milliseconds since it was last known to be alive; null if not since the manager started.
-    pub(crate) seen_ms_ago: Option<u64>,
+    pub seen_ms_ago: Option<u64>,
     /// Whether it joined with a key; otherwise its agent is on the manager's machine.
-    pub(crate) enrolled: bool,
+    pub enrolled: bool,
     /// What an admin lets it get.
-    pub(crate) scheduling: Scheduling,
+    pub scheduling: Scheduling,
     /// The IP address at which other nodes reach the replicas on it; null if it has no proxy.
-    pub(crate) address: Option<String>,
+    pub address: Option<String>,
 }
 
 /// Cores and memory.
 #[derive(Debug, Serialize, JsonSchema)]
-pub(crate) struct ResourcesRow {
+pub struct ResourcesRow {
     /// Thousandths of a core.
-    pub(crate) cpu_millis: u32,
+    pub cpu_millis: u32,
     /// Bytes of memory.
-    pub(crate) memory_bytes: u64,
+    pub memory_bytes: u64,
 }
 
 impl From<&spec::Resources> for ResourcesRow {

@@ -8,10 +8,9 @@ use podmesh_protocol::service;
 use schemars::JsonSchema;
 use serde::Serialize;
 
-use super::json::{Word, words};
-use super::service_spec::ServiceSpecOutput;
-use super::time::rfc3339;
-use crate::connect_services::Changed;
+use crate::json::{Word, words};
+use crate::service_spec::ServiceSpecOutput;
+use crate::time::rfc3339;
 
 words! {
     /// Whether a replica works.
@@ -85,30 +84,53 @@ words! {
 
 /// `podmesh services --output json`
 #[derive(Debug, Serialize, JsonSchema)]
-pub(crate) struct ServicesOutput {
+pub struct ServicesOutput {
     /// The services in order of name.
-    pub(crate) services: Vec<ServiceRow>,
+    pub services: Vec<ServiceRow>,
 }
 
 /// A service.
 #[derive(Debug, Serialize, JsonSchema)]
-pub(crate) struct ServiceRow {
+pub struct ServiceRow {
     /// Its name.
-    pub(crate) service: String,
+    pub service: String,
     /// What it does.
-    pub(crate) state: ServiceState,
+    pub state: ServiceState,
     /// Its current revision.
-    pub(crate) revision: u32,
+    pub revision: u32,
     /// How many replicas are wanted.
-    pub(crate) replicas: u32,
+    pub replicas: u32,
     /// How many replicas of the current revision are healthy.
-    pub(crate) healthy: u32,
+    pub healthy: u32,
     /// How many replicas exist, of all revisions.
-    pub(crate) existing: u32,
+    pub existing: u32,
     /// The image, or the command.
-    pub(crate) runs: String,
+    pub runs: String,
     /// The published ports, by name.
-    pub(crate) published: BTreeMap<String, u16>,
+    pub published: BTreeMap<String, u16>,
+    /// The project that it is a part of.
+    pub project: Option<ProjectOutput>,
+}
+
+/// What a service is in its project.
+#[derive(Debug, Serialize, JsonSchema)]
+pub struct ProjectOutput {
+    /// The name of the project.
+    pub name: String,
+    /// What the service is called in it.
+    pub member: String,
+    /// Whether it runs on the same node as the other services of the project that say so.
+    pub together: bool,
+}
+
+impl From<&service::Project> for ProjectOutput {
+    fn from(project: &service::Project) -> Self {
+        Self {
+            name: project.name.to_string(),
+            member: project.member.to_string(),
+            together: project.together,
+        }
+    }
 }
 
 impl From<&service::ServiceView> for ServiceRow {
@@ -122,35 +144,34 @@ impl From<&service::ServiceView> for ServiceRow {
             existing: view.existing,
             runs: view.runs.clone(),
             published: by_text(&view.published),
+            project: view.project.as_ref().map(Into::into),
         }
     }
 }
 
 /// `podmesh service NAME --output json`
 #[derive(Debug, Serialize, JsonSchema)]
-pub(crate) struct ServiceOutput {
+pub struct ServiceOutput {
     /// The service as in `services`.
     #[serde(flatten)]
-    pub(crate) row: ServiceRow,
+    pub row: ServiceRow,
     /// The current spec.
-    pub(crate) spec: ServiceSpecOutput,
+    pub spec: ServiceSpecOutput,
     /// Its replicas, by number; the current revision first.
-    pub(crate) replica_list: Vec<ReplicaRow>,
+    pub replica_list: Vec<ReplicaRow>,
     /// Why wanted replicas wait; empty if none does.
-    pub(crate) waits_for: Vec<String>,
+    pub waits_for: Vec<String>,
     /// How the last update ended, if it failed.
-    pub(crate) failed_update: Option<String>,
+    pub failed_update: Option<String>,
     /// On which nodes published ports are not open, and why
-    pub(crate) closed_ports: Vec<String>,
+    pub closed_ports: Vec<String>,
     /// The last revisions, newest first.
-    pub(crate) history: Vec<RevisionRow>,
+    pub history: Vec<RevisionRow>,
 }
 
 impl ServiceOutput {
-    pub(crate) fn new(
-        detail: &service::ServiceDetail,
-        history: &[service::ServiceRevision],
-    ) -> Self {
+    /// Returns the view of a service with its history.
+    pub fn new(detail: &service::ServiceDetail, history: &[service::ServiceRevision]) -> Self {
         Self {
             row: (&detail.view).into(),
             spec: (&detail.spec).into(),
@@ -165,27 +186,27 @@ impl ServiceOutput {
 
 /// A replica, or the wait for one.
 #[derive(Debug, Serialize, JsonSchema)]
-pub(crate) struct ReplicaRow {
+pub struct ReplicaRow {
     /// Its number.
-    pub(crate) number: u32,
+    pub number: u32,
     /// The revision of its spec.
-    pub(crate) revision: u32,
+    pub revision: u32,
     /// What it does.
-    pub(crate) state: ReplicaState,
+    pub state: ReplicaState,
     /// The number of its job.
-    pub(crate) job: Option<u64>,
+    pub job: Option<u64>,
     /// Its last attempt, such as `42.1#1`.
-    pub(crate) attempt: Option<String>,
+    pub attempt: Option<String>,
     /// The node of that attempt.
-    pub(crate) node: Option<String>,
+    pub node: Option<String>,
     /// Where it listens, by the name of the port: `address:port`.
-    pub(crate) endpoints: BTreeMap<String, String>,
+    pub endpoints: BTreeMap<String, String>,
     /// What its last health check said, or how the last one with its number ended.
-    pub(crate) message: Option<String>,
+    pub message: Option<String>,
     /// How many replicas with its number have ended in a row.
-    pub(crate) failures: u32,
+    pub failures: u32,
     /// Time until it is started again, if it waits for that.
-    pub(crate) restarts_in_ms: Option<u64>,
+    pub restarts_in_ms: Option<u64>,
 }
 
 impl From<&service::ReplicaView> for ReplicaRow {
@@ -207,28 +228,28 @@ impl From<&service::ReplicaView> for ReplicaRow {
 
 /// `podmesh service history NAME --output json`
 #[derive(Debug, Serialize, JsonSchema)]
-pub(crate) struct HistoryOutput {
+pub struct HistoryOutput {
     /// The service.
-    pub(crate) service: String,
+    pub service: String,
     /// Its revisions, newest first.
-    pub(crate) revisions: Vec<RevisionRow>,
+    pub revisions: Vec<RevisionRow>,
 }
 
 /// A revision of a service.
 #[derive(Debug, Serialize, JsonSchema)]
-pub(crate) struct RevisionRow {
+pub struct RevisionRow {
     /// The revision.
-    pub(crate) revision: u32,
+    pub revision: u32,
     /// What became of it.
-    pub(crate) state: RevisionState,
+    pub state: RevisionState,
     /// When it was applied, by the manager's clock: RFC 3339.
-    pub(crate) applied_at: String,
+    pub applied_at: String,
     /// Who applied it.
-    pub(crate) by: String,
+    pub by: String,
     /// Why it failed, if it failed.
-    pub(crate) message: Option<String>,
+    pub message: Option<String>,
     /// Its spec.
-    pub(crate) spec: ServiceSpecOutput,
+    pub spec: ServiceSpecOutput,
 }
 
 impl From<&service::ServiceRevision> for RevisionRow {
@@ -246,94 +267,84 @@ impl From<&service::ServiceRevision> for RevisionRow {
 
 /// `podmesh service apply --output json`, and all others that change one service
 #[derive(Debug, Serialize, JsonSchema)]
-pub(crate) struct ServiceChangedOutput {
+pub struct ServiceChangedOutput {
     /// The service.
-    pub(crate) service: String,
+    pub service: String,
     /// Its current revision.
-    pub(crate) revision: u32,
+    pub revision: u32,
     /// Whether the command has changed anything.
-    pub(crate) changed: bool,
-}
-
-impl From<&Changed> for ServiceChangedOutput {
-    fn from(changed: &Changed) -> Self {
-        Self {
-            service: changed.service.to_string(),
-            revision: changed.revision,
-            changed: changed.changed,
-        }
-    }
+    pub changed: bool,
 }
 
 /// `podmesh service remove --output json`
 #[derive(Debug, Serialize, JsonSchema)]
-pub(crate) struct ServicesRemovedOutput {
+pub struct ServicesRemovedOutput {
     /// The services, in the order of the arguments.
-    pub(crate) services: Vec<ServiceChangedOutput>,
+    pub services: Vec<ServiceChangedOutput>,
 }
 
 /// `podmesh service apply --dry-run --output json`
 #[derive(Debug, Serialize, JsonSchema)]
-pub(crate) struct ServicePlanOutput {
+pub struct ServicePlanOutput {
     /// The service.
-    pub(crate) service: String,
+    pub service: String,
     /// Whether the service is new.
-    pub(crate) new: bool,
+    pub new: bool,
     /// The keys of the service file whose values would change.
-    pub(crate) changes: Vec<String>,
+    pub changes: Vec<String>,
     /// The change of the spec, written as service files: a unified diff. Empty if nothing would
     /// change.
-    pub(crate) diff: String,
+    pub diff: String,
     /// Whether all replicas would be replaced, or started for the first time.
-    pub(crate) replaces: bool,
+    pub replaces: bool,
     /// How many new replicas each node would get, by the room that the nodes have now.
-    pub(crate) placements: BTreeMap<String, u32>,
+    pub placements: BTreeMap<String, u32>,
     /// How many would have to wait for room.
-    pub(crate) waiting: u32,
+    pub waiting: u32,
     /// Why they would wait.
-    pub(crate) waits_for: Vec<String>,
+    pub waits_for: Vec<String>,
 }
 
 /// `podmesh service NAME --endpoints --output json`
 #[derive(Debug, Serialize, JsonSchema)]
-pub(crate) struct EndpointsOutput {
+pub struct EndpointsOutput {
     /// The service.
-    pub(crate) service: String,
+    pub service: String,
     /// Where its healthy replicas listen.
-    pub(crate) endpoints: Vec<EndpointRow>,
+    pub endpoints: Vec<EndpointRow>,
 }
 
 /// Where a healthy replica listens.
 #[derive(Debug, Serialize, JsonSchema)]
-pub(crate) struct EndpointRow {
+pub struct EndpointRow {
     /// The number of the replica.
-    pub(crate) replica: u32,
+    pub replica: u32,
     /// The revision of its spec.
-    pub(crate) revision: u32,
+    pub revision: u32,
     /// Its node.
-    pub(crate) node: Option<String>,
+    pub node: Option<String>,
     /// The name of the port.
-    pub(crate) port: String,
+    pub port: String,
     /// `address:port`
-    pub(crate) endpoint: String,
+    pub endpoint: String,
 }
 
 /// `podmesh nodes cordon --output json`, and `uncordon` and `drain`
 #[derive(Debug, Serialize, JsonSchema)]
-pub(crate) struct NodeSchedulingOutput {
+pub struct NodeSchedulingOutput {
     /// The nodes, in the order of the arguments.
-    pub(crate) nodes: Vec<ScheduledNode>,
+    pub nodes: Vec<ScheduledNode>,
 }
 
 /// What a node may get.
 #[derive(Debug, Serialize, JsonSchema)]
-pub(crate) struct ScheduledNode {
+pub struct ScheduledNode {
     /// The node.
-    pub(crate) node: String,
+    pub node: String,
     /// What it may get now.
-    pub(crate) scheduling: Scheduling,
+    pub scheduling: Scheduling,
     /// How many attempts it has.
-    pub(crate) attempts: u32,
+    pub attempts: u32,
 }
 
 fn by_text<T: Clone>(map: &BTreeMap<Name, T>) -> BTreeMap<String, T> {
