@@ -45,7 +45,8 @@ impl Core {
         let mut wake = Wake::default();
         self.forgive(now, name, &mut service, &mut wake);
         let found = self.plan_of(now, name, &service, &mut wake);
-        let is_first = self.services.jobs_of(name).next().is_none();
+        let is_first =
+            self.services.jobs_of(name).next().is_none() && service.failures.is_empty();
         for job in &found.retire {
             self.retire(now, *job, &mut service);
         }

@@ -129,6 +129,27 @@ fn an_update_that_went_well_while_the_manager_was_away_is_kept() {
 }
 
 #[test]
+fn an_update_whose_only_replica_ends_again_and_again_is_rolled_back() {
+    let mut mesh = Mesh::new(&["a"]);
+    let mut spec = web(1);
+    (spec.update.max_surge, spec.update.min_healthy) = (0, Some(0));
+    mesh.apply(spec.clone());
+    mesh.play();
+    mesh.health.insert(2, Health::Starting);
+    spec.run.command.push("bad".into());
+    mesh.apply(spec);
+    mesh.play();
+    for _ in 0..30 {
+        if let Some(attempt) = mesh.agents["a"].running.first().copied() {
+            mesh.end("a", attempt, 3);
+        }
+        mesh.pass(10_000);
+    }
+    assert_eq!(mesh.status(), (ServiceState::Healthy, 1, 1));
+    assert_eq!(mesh.show().view.revision, 1, "it goes back");
+}
+
+#[test]
 fn a_rollback_that_does_not_become_healthy_ends_too() {
     let mut mesh = Mesh::new(&["a"]);
     let stops_first = |mut spec: ServiceSpec| {
