@@ -20,6 +20,7 @@ use super::deadline::{Deadline, Span};
 use super::plan::{Plan, Replica, Situation, plan};
 use super::{label, replica_of};
 use crate::Core;
+use crate::faults::planted;
 use crate::nodes::Node;
 use crate::state::{Failures, Job, ReplicaStatus, Service, ServicePhase, Update};
 use crate::step::{Change, Step};
@@ -44,7 +45,7 @@ impl Core {
         let mut wake = Wake::default();
         self.forgive(now, name, &mut service, &mut wake);
         let found = self.plan_of(now, name, &service, &mut wake);
-        let is_first = self.services.jobs_of(name).next().is_none();
+        let is_first = self.services.jobs_of(name).next().is_none() && service.failures.is_empty();
         for job in &found.retire {
             self.retire(now, *job, &mut service);
         }
@@ -138,18 +139,20 @@ impl Core {
     fn plan_of(&mut self, now: Now, name: &Name, service: &Service, wake: &mut Wake) -> Plan {
         let paused = self.paused(now, name, service, wake);
         let replicas = self.replicas_of(name);
+        let (wanted, done) = (service.wanted(), service.done());
+        let least = service.spec.min_healthy().min(wanted.saturating_sub(done));
+        let any_surge = planted!(self, SurgeNotLimited);
+        let none_healthy = planted!(self, MinHealthyIgnored);
         let mut found = plan(&Situation {
-            wanted: service.wanted(),
+            wanted,
             revision: service.revision,
-            max_surge: service.spec.max_surge(),
-            min_healthy: service.spec.min_healthy().min(service.wanted()),
+            max_surge: if any_surge { u32::MAX } else { service.spec.max_surge() },
+            min_healthy: if none_healthy { 0 } else { least },
             replicas: &replicas,
             paused: &paused,
         });
-        // What has done its work and is not started again is as good as healthy.
-        let done = service.failures.values().filter(|ended| ended.is_done()).count();
         let others = replicas.len() != found.healthy as usize;
-        found.is_reached |= !others && found.healthy as usize + done == service.wanted() as usize;
+        found.is_reached |= !others && found.healthy + done == wanted;
         found
     }
 
@@ -177,7 +180,7 @@ impl Core {
                 number: replica.number,
                 revision: replica.revision,
                 health: active.map_or(Health::Starting, |active| active.replica().health),
-                reachable: node.is_some_and(is_reachable),
+                reachable: node.is_some_and(is_reachable) || planted!(self, LostNodeServes),
                 leaves: job.cancelling || replica.leaving.is_some(),
                 unwanted_node: node.is_some_and(|node| {
                     node.row.scheduling == Scheduling::Draining || is_away(&node.row.node)
@@ -252,7 +255,10 @@ impl Core {
         let waits = !self.waits_for_services(service).is_empty();
         let Some(update) = &mut service.update else { return };
         let revision = service.revision;
-        if found.is_reached && service.phase != ServicePhase::Removing {
+        if service.phase != ServicePhase::Running {
+            return;
+        }
+        if found.is_reached {
             out.events.push(EventFact::ServiceUpdated { service: name.clone(), revision });
             let (state, message) = (RevisionState::Reached, None);
             let change = Change::RevisionEnded { service: name, revision, state, message };
@@ -260,8 +266,7 @@ impl Core {
             service.update = None;
             return;
         }
-        let has_failed = service.failed_update.is_some() && !update.rolls_back;
-        if service.phase != ServicePhase::Running || waits || has_failed {
+        if waits || service.failed_update.is_some() && !update.rolls_back {
             return;
         }
         if found.healthy > update.healthy {

@@ -104,13 +104,12 @@ impl Core {
         });
         let healthy = healthy.count() as u32;
         let wanted = service.wanted();
-        let done = service.failures.values().filter(|ended| ended.is_done());
         let state = match (service.phase, &service.update) {
             (ServicePhase::Removing, _) => ServiceState::Removing,
             (ServicePhase::Stopped, _) => ServiceState::Stopped,
             (ServicePhase::Running, Some(update)) if update.rolls_back => ServiceState::RollingBack,
             (ServicePhase::Running, Some(_)) => ServiceState::Updating,
-            (ServicePhase::Running, None) if healthy + done.count() as u32 >= wanted => {
+            (ServicePhase::Running, None) if healthy + service.done() >= wanted => {
                 ServiceState::Healthy
             }
             (ServicePhase::Running, None) => ServiceState::Degraded,

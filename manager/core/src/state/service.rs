@@ -97,4 +97,11 @@ impl Service {
             ServicePhase::Stopped | ServicePhase::Removing => 0,
         }
     }
+
+    /// Returns how many of the wanted replicas have done their work and are not started again. They are
+    /// as good as healthy.
+    pub fn done(&self) -> u32 {
+        let ended = self.failures.range(..=self.wanted()).map(|(_, failures)| failures);
+        ended.filter(|failures| failures.is_done()).count() as u32
+    }
 }

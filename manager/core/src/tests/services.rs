@@ -8,7 +8,8 @@ use std::collections::VecDeque;
 use podmesh_protocol::client::Scheduling;
 use podmesh_protocol::report::OutcomeKind;
 use podmesh_protocol::service::{
-    Health, PortSpec, ReplicaState, ServiceDetail, ServiceEndpoints, ServiceSpec, ServiceState,
+    Health, PortSpec, ReplicaState, RestartWhen, ServiceDetail, ServiceEndpoints, ServiceSpec,
+    ServiceState,
 };
 
 use super::*;

@@ -92,6 +92,25 @@ fn an_update_has_its_time_although_the_wall_clock_jumps() {
 }
 
 #[test]
+fn an_update_has_its_time_after_a_stop() {
+    let mut mesh = Mesh::new(&["a"]);
+    mesh.apply(web(1));
+    mesh.play();
+    mesh.health.insert(2, Health::Starting);
+    mesh.apply(web_with(1, "new"));
+    mesh.play();
+    mesh.change(ServiceChange::Stop).unwrap();
+    mesh.play();
+    mesh.pass(HOUR_MS);
+    mesh.change(ServiceChange::Start).unwrap();
+    mesh.play();
+    mesh.pass(299_000);
+    assert_eq!(mesh.show().view.revision, 2, "it may still become healthy");
+    mesh.pass(1_000);
+    assert_eq!(mesh.show().view.revision, 1, "it goes back");
+}
+
+#[test]
 fn an_update_that_went_well_while_the_manager_was_away_is_kept() {
     let mut mesh = Mesh::new(&["a"]);
     mesh.apply(web(1));
@@ -107,6 +126,27 @@ fn an_update_that_went_well_while_the_manager_was_away_is_kept() {
     mesh.report("a", vec![(attempt, ReportFact::Health(Health::Healthy, "200".into()))]);
     mesh.play();
     assert_eq!((mesh.show().view.revision, mesh.status()), (2, (ServiceState::Healthy, 1, 1)));
+}
+
+#[test]
+fn an_update_whose_only_replica_ends_again_and_again_is_rolled_back() {
+    let mut mesh = Mesh::new(&["a"]);
+    let mut spec = web(1);
+    (spec.update.max_surge, spec.update.min_healthy) = (0, Some(0));
+    mesh.apply(spec.clone());
+    mesh.play();
+    mesh.health.insert(2, Health::Starting);
+    spec.run.command.push("bad".into());
+    mesh.apply(spec);
+    mesh.play();
+    for _ in 0..30 {
+        if let Some(attempt) = mesh.agents["a"].running.first().copied() {
+            mesh.end("a", attempt, 3);
+        }
+        mesh.pass(10_000);
+    }
+    assert_eq!(mesh.status(), (ServiceState::Healthy, 1, 1));
+    assert_eq!(mesh.show().view.revision, 1, "it goes back");
 }
 
 #[test]
@@ -191,4 +231,29 @@ fn an_unhealthy_replica_is_out_of_the_proxies_also_after_a_restart() {
     mesh.acknowledge("b", 100, 100);
     mesh.play();
     assert!(!mesh.runs(attempt));
+}
+
+#[test]
+fn a_replica_that_has_done_its_work_does_not_keep_others_on_a_drained_node() {
+    let mut mesh = Mesh::new(&["a", "b"]);
+    let mut spec = web(2);
+    spec.restart.when = RestartWhen::OnFailure;
+    mesh.apply(spec);
+    mesh.play();
+    let (node, attempt) = mesh.replica(2);
+    mesh.end(&node, attempt, 0);
+    mesh.play();
+    let (node, attempt) = mesh.replica(1);
+    let by = name("ann");
+    let drain = Command::ScheduleNode { by, node: name(&node), scheduling: Scheduling::Draining };
+    mesh.ask(drain).unwrap();
+    mesh.play();
+    assert!(!mesh.runs(attempt), "its successor serves");
+    assert_eq!(mesh.status(), (ServiceState::Healthy, 1, 1));
+    mesh.change(ServiceChange::Scale(1)).unwrap();
+    let (node, attempt) = mesh.replica(1);
+    mesh.end(&node, attempt, 0);
+    mesh.change(ServiceChange::Scale(2)).unwrap();
+    mesh.play();
+    assert_eq!(mesh.status(), (ServiceState::Healthy, 0, 0), "all have done their work");
 }
