@@ -17,11 +17,13 @@ mod tests {
         ServicePlanOutput, ServicesOutput, ServicesRemovedOutput,
     };
     use crate::output::volume::VolumesOutput;
+    use crate::verbs::compose::ps::ComposePsOutput;
     use crate::verbs::doctor::DoctorOutput;
 
-    fn schemas() -> [(&'static str, Schema); 21] {
+    fn schemas() -> [(&'static str, Schema); 22] {
         [
             ("cancel", schema_for!(CancelOutput)),
+            ("compose_ps", schema_for!(ComposePsOutput)),
             ("doctor", schema_for!(DoctorOutput)),
             ("event", schema_for!(EventOutput)),
             ("forget", schema_for!(ForgetOutput)),

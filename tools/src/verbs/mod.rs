@@ -5,6 +5,7 @@ pub(crate) mod backup;
 pub(crate) mod cancel;
 pub(crate) mod check;
 pub(crate) mod completions;
+pub(crate) mod compose;
 pub(crate) mod dev;
 pub(crate) mod doctor;
 pub(crate) mod events;
