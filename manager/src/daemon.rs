@@ -22,6 +22,7 @@ use tokio::task::{JoinError, JoinHandle, JoinSet};
 use uuid::Uuid;
 
 use crate::api::{self, Api, Identity};
+use crate::api_tokens::ApiTokens;
 use crate::callers::{Callers, Ours, RunId};
 use crate::clock::{Clock, millis};
 use crate::config::{ManagerConfig, ManagerError};
@@ -273,6 +274,10 @@ impl Parts {
         let keys = keys.map(|row| (row.key, row.role, row.name.clone(), row.renews.is_some()));
         let ours = Ours { cluster: endpoint.cluster, run, versions };
         let callers = Callers::new(ours, keys, core.clone(), heartbeats.clone());
+        let api_tokens = ApiTokens::new(clock, core.clone());
+        for row in state.tokens.values().filter(|row| row.api && !row.revoked) {
+            api_tokens.created(row.id, row.secret_hash, row.role, row.expires_wall_ms);
+        }
         let Sockets { front, control, publisher } = sockets;
         let (receiver, sender) = control.split();
         let messages = Messages::new(sender, run);
@@ -362,8 +367,17 @@ impl Parts {
             by: own_name(),
         };
         let published = Arc::clone(&hints);
-        let sender =
-            Sender { messages, core, callers, heartbeats, log_reads, hints, waiters, turns };
+        let sender = Sender {
+            messages,
+            core,
+            callers,
+            api_tokens,
+            heartbeats,
+            log_reads,
+            hints,
+            waiters,
+            turns,
+        };
         let sender = tokio::spawn(sender.run(committed_receiver, watchdog.pulse("sender")));
         let beacon =
             Beacon { instance: endpoint.instance, last_revision, interval: config.heartbeat };

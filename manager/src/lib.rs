@@ -11,6 +11,7 @@
 //! Invariant: no message is sent before the changes that it depends on are on disk.
 
 mod api;
+mod api_tokens;
 mod callers;
 mod clock;
 mod config;

@@ -8,6 +8,7 @@ use podmesh_wire::watchdog::{BEAT_EVERY, Pulse};
 use tokio::sync::mpsc;
 use tokio::time::timeout;
 
+use crate::api_tokens::ApiTokens;
 use crate::callers::Callers;
 use crate::core::CoreHandle;
 use crate::heartbeat::Heartbeats;
@@ -23,6 +24,7 @@ pub(crate) struct Sender {
     pub(crate) messages: Messages,
     pub(crate) core: CoreHandle,
     pub(crate) callers: Callers,
+    pub(crate) api_tokens: ApiTokens,
     pub(crate) heartbeats: Heartbeats,
     pub(crate) log_reads: Arc<LogReads>,
     pub(crate) hints: Arc<Hints>,
@@ -71,6 +73,10 @@ impl Sender {
                 self.callers.enrolled(key, role, name, renews);
             }
             Effect::KeyRevoked { key } => self.callers.revoked(&key),
+            Effect::ApiTokenCreated { id, secret_hash, role, expires_wall_ms } => {
+                self.api_tokens.created(id, secret_hash, role, expires_wall_ms);
+            }
+            Effect::ApiTokenRevoked(id) => self.api_tokens.revoked(id),
             Effect::ServiceTouched(service) => self.waiters.wake([Subject::Service(service)]),
         }
     }

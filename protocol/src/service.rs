@@ -52,8 +52,13 @@ fn one() -> u32 {
     1
 }
 
+impl ServiceSpec {
+    /// The default of [`ServiceSpec::drain_ms`].
+    pub const DRAIN_MS_DEFAULT: u64 = 10_000;
+}
+
 fn drain_default() -> u64 {
-    10_000
+    ServiceSpec::DRAIN_MS_DEFAULT
 }
 
 /// A port of a service.

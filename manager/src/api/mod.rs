@@ -178,6 +178,7 @@ impl Api {
             | RequestBody::Cancel { .. }
             | RequestBody::NodeForget { .. }
             | RequestBody::TokenCreate { .. }
+            | RequestBody::ApiTokenCreate { .. }
             | RequestBody::TokenRevoke { .. }
             | RequestBody::Revoke { .. }
             | RequestBody::NodeScheduling { .. }
@@ -209,6 +210,7 @@ pub(crate) fn is_command(request: &RequestBody) -> bool {
             | RequestBody::NodeForget { .. }
             | RequestBody::NodeScheduling { .. }
             | RequestBody::TokenCreate { .. }
+            | RequestBody::ApiTokenCreate { .. }
             | RequestBody::TokenRevoke { .. }
             | RequestBody::Revoke { .. }
             | RequestBody::KeyRenew { .. }

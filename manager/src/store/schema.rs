@@ -18,7 +18,7 @@ const APPLICATION_ID: i32 = 0x504d_5348;
 /// The schema's history: entry `n` brings a database from version `n` to `n + 1`. Entries are
 /// never changed once released, only added.
 const MIGRATIONS: &[&str] =
-    &[VERSION_1, VERSION_2, VERSION_3, VERSION_4, VERSION_5, VERSION_6, VERSION_7];
+    &[VERSION_1, VERSION_2, VERSION_3, VERSION_4, VERSION_5, VERSION_6, VERSION_7, VERSION_8];
 
 /// The integer codes are defined in [`super::codes`]. SQLite stores comments in `CREATE TABLE`, and a
 /// start compares them: these texts must not change either.
@@ -196,6 +196,12 @@ CREATE INDEX jobs_of_services ON jobs (service, job) WHERE service IS NOT NULL;
 
 ALTER TABLE nodes ADD COLUMN scheduling INTEGER NOT NULL DEFAULT 0;
 ALTER TABLE nodes ADD COLUMN address TEXT;
+";
+
+/// API tokens.
+const VERSION_8: &str = "
+ALTER TABLE tokens ADD COLUMN api INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE tokens ADD COLUMN used_ms INTEGER; -- when an API token was last used
 ";
 
 /// A database up to this size is checked completely at every start without a seal, which takes at
@@ -468,7 +474,8 @@ mod tests {
     const LATER_ROWS: [(usize, &str); 3] = [
         (
             2,
-            "INSERT INTO tokens VALUES (4, zeroblob(32), 0, 9, 1, 'root', 0);
+            "INSERT INTO tokens (token, secret_hash, role, expires_ms, uses_left, created_by, revoked)
+             VALUES (4, zeroblob(32), 0, 9, 1, 'root', 0);
              UPDATE meta SET value = 4 WHERE key = 'last_token';
              INSERT INTO keys (key, role, name, token, enrolled_ms, revoked)
              VALUES (zeroblob(32), 0, 'a', 4, 5, 0);",
