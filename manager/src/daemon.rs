@@ -2,12 +2,13 @@
 
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use crossbeam_channel::bounded;
+use podmesh_http::Server;
 use podmesh_manager_core::{Core, CoreConfig};
-use podmesh_protocol::ids::{InstanceId, Name};
+use podmesh_protocol::ids::{InstanceId, Name, Revision};
 use podmesh_protocol::limits::STORE_QUEUE_STEPS;
 use podmesh_wire::WireError;
 use podmesh_wire::control::{ManagerReceiver, ManagerSocket};
@@ -29,6 +30,7 @@ use crate::config::{ManagerConfig, ManagerError};
 use crate::core::{CoreHandle, CoreThread};
 use crate::endpoint::{ENDPOINT_FILE, Endpoint};
 use crate::heartbeat::Heartbeats;
+use crate::http::{self, ManagerDoor, Shared};
 use crate::log_reads::LogReads;
 use crate::messages::Messages;
 use crate::own_key::OwnKey;
@@ -98,6 +100,7 @@ async fn run_all(
     let keys = ManagerKeys::load_or_create(&config.data_dir)?;
     let shown = ShownKeys::new(&keys).map_err(|source| ManagerError::Listen { source })?;
     let sockets = Sockets::bind(&config, shown.clone()).await?;
+    let server = http::bind(&config)?;
     let endpoint = Endpoint {
         address: sockets.front.address(),
         sockets: config.sockets_dir.clone(),
@@ -106,9 +109,10 @@ async fn run_all(
         instance: InstanceId(Uuid::new_v4()),
         cluster: store.state.cluster,
         version: env!("CARGO_PKG_VERSION").into(),
+        http: server.address(),
     };
     let closing = Arc::new(Closing::new(&config.data_dir, lock));
-    let mut parts = Parts::start(&config, &endpoint, store, sockets, shown, closing)?;
+    let mut parts = Parts::start(&config, &endpoint, store, (sockets, server), shown, closing)?;
     let file = endpoint
         .write(&config.data_dir)
         .map_err(|e| data_dir::cannot_write(&config.data_dir, ENDPOINT_FILE, e))?;
@@ -167,6 +171,7 @@ struct Parts {
     front: ManagerThread<std::io::Result<()>>,
     /// Dropping it ends the front.
     front_stop: Option<oneshot::Sender<()>>,
+    http: ManagerThread<std::io::Result<()>>,
     /// Until the stop.
     retention: Option<Task<()>>,
     router: Task<Result<(JoinSet<()>, ManagerReceiver), WireError>>,
@@ -252,7 +257,7 @@ impl Parts {
         config: &ManagerConfig,
         endpoint: &Endpoint,
         store: Store,
-        sockets: Sockets,
+        (sockets, server): (Sockets, Server),
         shown: ShownKeys,
         closing: Arc<Closing>,
     ) -> Result<Self, ManagerError> {
@@ -348,6 +353,20 @@ impl Parts {
             run_front(front, gate, front_stopped, pulse)
         })?;
 
+        let (revisions, revisions_receiver) =
+            watch::channel(Revision(last_revision.load(Ordering::Acquire)));
+        let door = ManagerDoor {
+            shared: Shared { api: api.clone(), core: core.clone(), tokens: api_tokens.clone() },
+            callers: callers.clone(),
+            turns: Arc::clone(&turns),
+            reads: reads.clone(),
+            feed: http::feed_reads(),
+            revisions: revisions_receiver,
+            data_dir: config.data_dir.clone(),
+        };
+        let until = stopping_receiver.clone();
+        let http = ManagerThread::start("podmesh-http", move || http::run(server, door, until))?;
+
         let router = RouterParts {
             api: api.clone(),
             core: core.clone(),
@@ -375,6 +394,7 @@ impl Parts {
             heartbeats,
             log_reads,
             hints,
+            revisions,
             waiters,
             turns,
         };
@@ -400,6 +420,7 @@ impl Parts {
             heartbeats: heartbeats_thread,
             front,
             front_stop: Some(front_stop),
+            http,
             retention: Some(Task(retention)),
             router: Task(router),
             sender: Task(sender),
@@ -440,6 +461,11 @@ impl Parts {
                 Ok(Err(source)) => ManagerError::Thread { name: "podmesh-front", source },
                 Err(error) => error,
             },
+            result = self.http.ended() => match result {
+                Ok(Ok(())) => ended("podmesh-http"),
+                Ok(Err(source)) => ManagerError::Thread { name: "podmesh-http", source },
+                Err(error) => error,
+            },
             result = &mut self.router.0 => match result {
                 Ok(Err(error)) => error.into(),
                 Ok(Ok(_)) | Err(_) => ended("router"),
@@ -468,6 +494,10 @@ impl Parts {
         let all_answered = async { while held.join_next().await.is_some() {} };
         if tokio::time::timeout(HELD_LIMIT, all_answered).await.is_err() {
             tracing::warn!("some requests were not answered before the stop");
+        }
+        match self.http.ended().await? {
+            Ok(()) => {}
+            Err(source) => return Err(ManagerError::Thread { name: "podmesh-http", source }),
         }
         // Submissions are looked up before they go to the core. After this read, the core has all.
         _ = self.handles.lookups.run(|_| Ok(())).await;

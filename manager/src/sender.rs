@@ -4,8 +4,9 @@
 use std::sync::Arc;
 
 use podmesh_manager_core::step::Effect;
+use podmesh_protocol::ids::Revision;
 use podmesh_wire::watchdog::{BEAT_EVERY, Pulse};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio::time::timeout;
 
 use crate::api_tokens::ApiTokens;
@@ -28,6 +29,8 @@ pub(crate) struct Sender {
     pub(crate) heartbeats: Heartbeats,
     pub(crate) log_reads: Arc<LogReads>,
     pub(crate) hints: Arc<Hints>,
+    /// The last committed revision.
+    pub(crate) revisions: watch::Sender<Revision>,
     pub(crate) waiters: Arc<Waiters>,
     pub(crate) turns: Arc<Turns>,
 }
@@ -44,6 +47,9 @@ impl Sender {
             pulse.beat();
             let Ok(next) = timeout(BEAT_EVERY, committed.recv()).await else { continue };
             let Some(Commit { effects, chunks, touched }) = next else { return self.messages };
+            if let Some(newest) = chunks.last() {
+                self.revisions.send_replace(newest.chunk.last());
+            }
             self.hints.add(chunks);
             for effect in effects {
                 self.carry_out(effect).await;

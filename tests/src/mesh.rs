@@ -210,7 +210,7 @@ impl Mesh {
             None => self.command(&[]),
             Some(limit) => self.limited(limit),
         };
-        command.args(["manager", "--listen", &listen]);
+        command.args(["manager", "--listen", &listen, "--http", "off"]);
         command.args(&self.manager_flags).arg("--data-dir").arg(data_dir);
         let mut manager = Daemon::start(command, &self.folder().join("manager.txt"));
         until_true("the manager answers", || {

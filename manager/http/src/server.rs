@@ -1,7 +1,7 @@
 //! The listeners, and the connections with their limits.
 
 use std::io;
-use std::net::SocketAddr;
+use std::net::{SocketAddr, TcpListener as StdTcpListener};
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixListener as StdUnixListener;
 use std::path::{Path, PathBuf};
@@ -91,8 +91,8 @@ pub enum HttpError {
 
 /// A server that listens already, and does not answer yet.
 pub struct Server {
-    tcp: Option<(TcpListener, Option<TlsAcceptor>)>,
-    unix: Option<UnixListener>,
+    tcp: Option<(StdTcpListener, Option<TlsAcceptor>)>,
+    unix: Option<StdUnixListener>,
     hosts: Hosts,
 }
 
@@ -101,7 +101,7 @@ impl Server {
     ///
     /// # Errors
     /// If an address or file cannot be used.
-    pub async fn bind(config: Config) -> Result<Self, HttpError> {
+    pub fn bind(config: Config) -> Result<Self, HttpError> {
         let Config { listen, tls, unix, hosts } = config;
         let tls = tls.map(|(chain, key)| acceptor(&chain, &key)).transpose()?;
         let tcp = match listen {
@@ -109,17 +109,19 @@ impl Server {
                 return Err(HttpError::Insecure { address });
             }
             Some(address) => {
-                let listener = TcpListener::bind(address).await;
+                let listener = StdTcpListener::bind(address).and_then(|listener| {
+                    listener.set_nonblocking(true)?;
+                    Ok(listener)
+                });
                 let listener = listener.map_err(|source| HttpError::Listen { address, source })?;
                 Some((listener, tls))
             }
             None => None,
         };
-        let unix = unix.map(|listener| {
-            listener.set_nonblocking(true)?;
-            UnixListener::from_std(listener)
-        });
-        Ok(Self { tcp, unix: unix.transpose().map_err(HttpError::Unix)?, hosts })
+        if let Some(unix) = &unix {
+            unix.set_nonblocking(true).map_err(HttpError::Unix)?;
+        }
+        Ok(Self { tcp, unix, hosts })
     }
 
     /// Returns the network address.
@@ -129,7 +131,19 @@ impl Server {
 
     /// Answers requests until `stopping` is true. Then requests that are under way are answered, and
     /// streams end.
-    pub async fn run(self, door: Arc<dyn Door>, mut stopping: watch::Receiver<bool>) {
+    ///
+    /// # Errors
+    /// If the listeners cannot be used.
+    pub async fn run(
+        self,
+        door: Arc<dyn Door>,
+        mut stopping: watch::Receiver<bool>,
+    ) -> io::Result<()> {
+        let tcp = match self.tcp {
+            Some((listener, tls)) => Some((TcpListener::from_std(listener)?, tls)),
+            None => None,
+        };
+        let unix = self.unix.map(UnixListener::from_std).transpose()?;
         let feed = Arc::new(Feed::new());
         let app = App {
             door: Arc::clone(&door),
@@ -151,20 +165,21 @@ impl Server {
                 biased;
                 _ = stopping.wait_for(|stopping| *stopping) => break,
                 Some(_) = accepting.connections.join_next() => {}
-                accepted = accept_tcp(self.tcp.as_ref()) => match accepted {
+                accepted = accept_tcp(tcp.as_ref()) => match accepted {
                     Ok((stream, peer, tls)) => accepting.tcp(stream, peer, tls),
                     Err(error) => pause(&error).await,
                 },
-                accepted = accept_unix(self.unix.as_ref()) => match accepted {
+                accepted = accept_unix(unix.as_ref()) => match accepted {
                     Ok((stream, uid)) => accepting.unix(stream, uid),
                     Err(error) => pause(&error).await,
                 },
             }
         }
-        drop((self.tcp, self.unix));
+        drop((tcp, unix));
         let mut connections = accepting.connections;
         let all_ended = async { while connections.join_next().await.is_some() {} };
         _ = timeout(STOP_LIMIT, all_ended).await;
+        Ok(())
     }
 }
 

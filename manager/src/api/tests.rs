@@ -77,6 +77,7 @@ impl World {
             instance: InstanceId(Uuid::nil()),
             cluster: state.cluster,
             version: "0.1.0".into(),
+            http: None,
         };
         let api = Api::new(Parts {
             identity: Identity {
@@ -128,6 +129,7 @@ impl World {
             heartbeats,
             log_reads,
             hints,
+            revisions: watch::Sender::new(Revision(0)),
             waiters,
             turns,
         };
