@@ -116,7 +116,7 @@ async fn run_all(
     let file = endpoint
         .write(&config.data_dir)
         .map_err(|e| data_dir::cannot_write(&config.data_dir, ENDPOINT_FILE, e))?;
-    tracing::info!(address = %endpoint.address, cluster = %endpoint.cluster, "the manager is ready");
+    tracing::info!(address = %endpoint.address, http = ?endpoint.http, cluster = %endpoint.cluster, "the manager is ready");
     ready(endpoint);
     let result = tokio::select! {
         error = parts.failed() => Err(error),

@@ -193,6 +193,6 @@ pub const READS_PER_SECOND_MAX: u32 = 300;
 /// Connections to the HTTP API at a time. A further connection is closed at once.
 pub const HTTP_CONNECTIONS_MAX: usize = 4096;
 /// Bytes of the headers of one HTTP request.
-pub const HTTP_HEADER_BYTES_MAX: usize = 64 << 10;
+pub const HTTP_HEADER_BYTES_MAX: usize = 16 << 10;
 /// Headers of one HTTP request.
 pub const HTTP_HEADERS_MAX: usize = 100;

@@ -1,10 +1,11 @@
 //! Events: as a page, and as a stream that misses none and repeats none.
 //!
 //! The newest events are read and written as text once for all streams (the [`Feed`]). A stream that
-//! is further behind reads pages by itself, until it has caught up. Nothing is buffered for a stream
-//! whose client does not read.
+//! is further behind reads pages by itself, until it has caught up. It takes a small piece at a time,
+//! and the other pieces of a page are kept for a while for all streams (the [`Shelf`]). So a stream
+//! whose client does not read holds little.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::convert::Infallible;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -23,7 +24,7 @@ use podmesh_views::events::EventOutput;
 use podmesh_views::http::EventsOutput;
 use schemars::JsonSchema;
 use serde::Deserialize;
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, watch};
 use tokio::time::{sleep, timeout};
 
 use crate::budget::{Charged, STREAM_BYTES};
@@ -35,10 +36,12 @@ use crate::sse;
 
 /// What is committed within this time goes out together.
 const GATHER: Duration = Duration::from_millis(20);
-/// Bytes of text that are kept for all streams.
+/// Bytes of text that are kept for all streams: of the newest events, and of older ones.
 const RING_BYTES_MAX: usize = 4 << 20;
+/// Pages that streams read at a time.
+const PAGES_MAX: usize = 2;
 /// Events of one piece of text.
-const BATCH_EVENTS: usize = 256;
+const BATCH_EVENTS: usize = 64;
 
 /// Since when.
 #[derive(Debug, Deserialize, JsonSchema)]
@@ -103,9 +106,42 @@ impl Ring {
     }
 }
 
-/// The newest events for all streams.
+/// Pieces of the pages that streams have read lately.
+#[derive(Default)]
+struct Shelf {
+    by_first: BTreeMap<u64, Batch>,
+    /// The order in which they came.
+    order: VecDeque<u64>,
+    bytes: usize,
+}
+
+impl Shelf {
+    fn add(&mut self, batch: Batch) {
+        self.bytes += batch.text.len();
+        self.order.push_back(batch.first);
+        if let Some(before) = self.by_first.insert(batch.first, batch) {
+            // The same piece, or the beginning of it: its place in the order is the older one.
+            self.bytes -= before.text.len();
+            self.order.pop_back();
+        }
+        while self.bytes > RING_BYTES_MAX
+            && let Some(oldest) = self.order.pop_front()
+        {
+            self.bytes -= self.by_first.remove(&oldest).map_or(0, |batch| batch.text.len());
+        }
+    }
+
+    fn take(&self, since: u64) -> Option<Batch> {
+        self.by_first.get(&(since + 1)).cloned()
+    }
+}
+
+/// The events for all streams.
 pub(crate) struct Feed {
     ring: Mutex<Ring>,
+    shelf: Mutex<Shelf>,
+    /// Whoever reads a page: many pages at a time would take much memory.
+    reading: Semaphore,
     /// The last revision in the ring.
     newest: watch::Sender<u64>,
     streams: AtomicUsize,
@@ -114,7 +150,18 @@ pub(crate) struct Feed {
 impl Feed {
     pub(crate) fn new() -> Self {
         let (ring, newest) = (Mutex::default(), watch::Sender::new(0));
-        Self { ring, newest, streams: AtomicUsize::new(0) }
+        Self {
+            ring,
+            shelf: Mutex::default(),
+            reading: Semaphore::new(PAGES_MAX),
+            newest,
+            streams: AtomicUsize::new(0),
+        }
+    }
+
+    fn shelf(&self) -> MutexGuard<'_, Shelf> {
+        // As above.
+        self.shelf.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn lock(&self) -> MutexGuard<'_, Ring> {
@@ -185,8 +232,6 @@ struct Stream {
     session: Session,
     newest: watch::Receiver<u64>,
     since: u64,
-    /// What was read for this stream alone.
-    pages: VecDeque<Batch>,
     ended: bool,
 }
 
@@ -211,12 +256,31 @@ impl Stream {
         Some(text)
     }
 
+    /// Returns the next piece, which the ring no longer has.
+    async fn older(&self) -> Result<Option<Batch>, Problem> {
+        let known = self.app.feed.shelf().take(self.since);
+        if known.is_some() {
+            return Ok(known);
+        }
+        // The semaphore is never closed.
+        let _turn = self.app.feed.reading.acquire().await;
+        let known = self.app.feed.shelf().take(self.since);
+        if known.is_some() {
+            return Ok(known);
+        }
+        let (chunks, _) = read(&self.session, Revision(self.since)).await?;
+        let (mut first, mut shelf) = (None, self.app.feed.shelf());
+        for chunk in &chunks {
+            text_of(chunk, |batch| {
+                first.get_or_insert_with(|| batch.clone());
+                shelf.add(batch);
+            });
+        }
+        Ok(first)
+    }
+
     async fn text(&mut self) -> Result<Option<Bytes>, Problem> {
         loop {
-            if let Some(batch) = self.pages.pop_front() {
-                self.since = batch.last;
-                return Ok(Some(batch.text));
-            }
             let taken = self.app.feed.lock().take(self.since);
             match taken {
                 Taken::Text(batch) => {
@@ -224,12 +288,9 @@ impl Stream {
                     return Ok(Some(batch.text));
                 }
                 Taken::Behind => {
-                    let (chunks, _) = read(&self.session, Revision(self.since)).await?;
-                    for chunk in &chunks {
-                        text_of(chunk, |batch| self.pages.push_back(batch));
-                    }
-                    if !chunks.is_empty() {
-                        continue;
+                    if let Some(batch) = self.older().await? {
+                        self.since = batch.last;
+                        return Ok(Some(batch.text));
                     }
                 }
                 Taken::UpToDate => {}
@@ -303,7 +364,7 @@ pub(crate) async fn events(
     // The ID makes a client that reconnects before the first event resume here.
     let hello = Bytes::from(format!("retry: 1000\nid: {since}\n\n"));
     let newest = app.feed.newest.subscribe();
-    let stream = Stream { app, session, newest, since, pages: VecDeque::new(), ended: false };
+    let stream = Stream { app, session, newest, since, ended: false };
     let texts = unfold((Some(hello), stream, counted), async |(hello, mut stream, counted)| {
         let text = match hello {
             Some(hello) => hello,
@@ -346,6 +407,20 @@ mod tests {
         assert_eq!(taken(&ring, split + 2), None);
         assert_eq!(taken(&ring, 3), Some((0, 0)), "an older event is not in the ring");
         assert_eq!(taken(&ring, 6), Some((0, 0)), "it would repeat events");
+    }
+
+    #[test]
+    fn the_shelf_has_the_pieces_that_came_last() {
+        let mut shelf = Shelf::default();
+        for n in 0..20_000 {
+            text_of(&chunk(1 + n * 10, 10), |batch| shelf.add(batch));
+            text_of(&chunk(1 + n * 10, 9), |batch| shelf.add(batch));
+        }
+        let bytes: usize = shelf.by_first.values().map(|batch| batch.text.len()).sum();
+        assert_eq!((shelf.bytes, shelf.order.len()), (bytes, shelf.by_first.len()));
+        assert!(bytes <= RING_BYTES_MAX && bytes > RING_BYTES_MAX / 2);
+        assert!(shelf.take(0).is_none() && shelf.take(5).is_none());
+        assert_eq!(shelf.take(199_990).map(|batch| batch.last), Some(199_999));
     }
 
     #[test]

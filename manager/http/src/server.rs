@@ -281,12 +281,12 @@ async fn serve(
         request.extensions_mut().insert(Arc::clone(&connection));
         router.clone().oneshot(request.map(Body::new))
     });
+    // Not `pipeline_flush`: with it, hyper buffers a stream without a limit.
     let serving = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(HEADER_LIMIT)
         .max_buf_size(HTTP_HEADER_BYTES_MAX)
         .max_headers(HTTP_HEADERS_MAX)
-        .pipeline_flush(true)
         .serve_connection(TokioIo::new(Box::pin(stream)), service);
     let mut serving = std::pin::pin!(serving);
     let ended = tokio::select! {
