@@ -22,6 +22,7 @@ use tokio::sync::mpsc;
 use uuid::Uuid;
 
 use super::*;
+use crate::api_tokens::ApiTokens;
 use crate::callers::{Ours, RunId};
 use crate::config::ManagerConfig;
 use crate::core::CoreThread;
@@ -77,6 +78,7 @@ impl World {
             instance: InstanceId(Uuid::nil()),
             cluster: state.cluster,
             version: "0.1.0".into(),
+            http: None,
         };
         let api = Api::new(Parts {
             identity: Identity {
@@ -119,8 +121,19 @@ impl World {
         })
         .unwrap();
         let hints = Arc::new(Hints::default());
-        let sender =
-            Sender { messages, core, callers, heartbeats, log_reads, hints, waiters, turns };
+        let api_tokens = ApiTokens::new(clock, core.clone());
+        let sender = Sender {
+            messages,
+            core,
+            callers,
+            api_tokens,
+            heartbeats,
+            log_reads,
+            hints,
+            revisions: watch::Sender::new(Revision(0)),
+            waiters,
+            turns,
+        };
         let (committed, commits) = mpsc::channel(1);
         tokio::spawn(sender.run(commits, self::pulse()));
         let steps = if writes {
@@ -191,6 +204,7 @@ fn requests() -> Vec<(&'static str, RequestBody)> {
         RequestBody::Cancel { job },
         RequestBody::Forget { first: job, last: job },
         RequestBody::TokenCreate { role: Role::Agent, ttl_ms: 1000, uses: 1 },
+        RequestBody::ApiTokenCreate { role: Role::Viewer, ttl_ms: 1000 },
         RequestBody::Tokens,
         RequestBody::TokenRevoke { id: TokenId(999) },
         RequestBody::Users { after: None, limit: 1 },
@@ -231,6 +245,7 @@ fn requests() -> Vec<(&'static str, RequestBody)> {
         RequestBody::Cancel { .. } => "cancel",
         RequestBody::Forget { .. } => "forget",
         RequestBody::TokenCreate { .. } => "token_create",
+        RequestBody::ApiTokenCreate { .. } => "api_token_create",
         RequestBody::Tokens => "tokens",
         RequestBody::TokenRevoke { .. } => "token_revoke",
         RequestBody::Users { .. } => "users",
@@ -297,6 +312,7 @@ submit             -         -         yes       yes
 cancel             -         -         yes       yes
 forget             -         -         -         yes
 token_create       -         -         -         yes
+api_token_create   -         -         -         yes
 tokens             -         -         -         yes
 token_revoke       -         -         -         yes
 users              -         -         -         yes

@@ -230,7 +230,15 @@ impl World {
         let node = name(NODES[self.rng.usize(0..3)]);
         let (old, new) = (PublicKey([self.rng.u8(0..5); 32]), PublicKey([self.rng.u8(5..9); 32]));
         let secret_hash = [1; 32];
-        let command = match self.rng.u8(0..6) {
+        if self.rng.u8(0..8) == 0 {
+            self.give(Input::ApiTokenUsed { id: token });
+            return;
+        }
+        let command = match self.rng.u8(0..7) {
+            6 => {
+                let (role, ttl_ms) = (Role::Viewer, 60_000);
+                Command::CreateApiToken { by, secret_hash, role, ttl_ms }
+            }
             0 => {
                 let (role, ttl_ms, uses) = (Role::Viewer, 60_000, 3);
                 Command::CreateToken { by, secret_hash, role, ttl_ms, uses }

@@ -375,7 +375,10 @@ impl World {
                     }
                 }
                 // Nobody joins in this world: agents are trusted by their names.
-                Effect::KeyEnrolled { .. } | Effect::KeyRevoked { .. } => {}
+                Effect::KeyEnrolled { .. }
+                | Effect::KeyRevoked { .. }
+                | Effect::ApiTokenCreated { .. }
+                | Effect::ApiTokenRevoked(_) => {}
                 Effect::ServiceTouched(_) => {}
                 Effect::Answered { ticket, result } => {
                     if let Ok(Answer::EndedBefore { job }) = result {
