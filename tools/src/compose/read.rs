@@ -8,6 +8,10 @@ use super::node::{Key, Node, Value};
 use crate::error::{CliError, CliResult};
 use crate::toml_file::nearest;
 
+const UNSUPPORTED: &str = "podmesh does not support this key";
+const UNSUPPORTED_HINT: &str =
+    "remove it from the file, or write it as `x-…` to keep it there without an effect";
+
 /// What a compose file says that has no effect here: for people, one sentence each.
 #[derive(Debug, Default)]
 pub(super) struct Notes(pub(super) Vec<String>);
@@ -137,6 +141,16 @@ impl<'a> Keys<'a> {
         }
     }
 
+    /// Refuses keys of the compose specification for which podmesh has nothing.
+    pub(super) fn unsupported(&mut self, keys: &[&'static str]) -> CliResult<()> {
+        for key in keys {
+            if let Some(item) = self.take(key) {
+                return Err(item.wrong(UNSUPPORTED).hint(UNSUPPORTED_HINT));
+            }
+        }
+        Ok(())
+    }
+
     /// Refuses the keys that were not asked for.
     ///
     /// # Errors
@@ -152,10 +166,10 @@ impl<'a> Keys<'a> {
             format!("{}.{}", self.path, key.text)
         };
         let known: Vec<&str> = self.asked.iter().copied().collect();
-        let error = key.place.wrong(&path, "podmesh does not support this key");
+        let error = key.place.wrong(&path, UNSUPPORTED);
         Err(match nearest(&key.text, &known) {
             Some(near) => error.hint(format!("did you mean `{near}`?")),
-            None => error.hint("remove it from the file, or write it as `x-…` to keep it there"),
+            None => error.hint(UNSUPPORTED_HINT),
         })
     }
 }

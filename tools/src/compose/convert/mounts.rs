@@ -63,7 +63,9 @@ impl Reader<'_> {
                     item.ignore(self.notes, &format!("the option `{harmless}` has no effect here"));
                 }
                 other => {
-                    return Err(item.wrong(format!("podmesh does not support the option `{other}`")));
+                    return Err(
+                        item.wrong(format!("podmesh does not support the option `{other}`"))
+                    );
                 }
             }
         }
