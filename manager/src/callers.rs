@@ -142,6 +142,18 @@ impl Callers {
         Some(Client { caller, connection: Some(id), reads })
     }
 
+    /// Returns a user of this machine, who asks without a connection to ROUTER.
+    ///
+    /// # Errors
+    /// If the user may not ask.
+    pub(crate) fn user(&self, uid: u32) -> Result<Client, ErrorReply> {
+        let table = self.lock();
+        let caller = table.who_is(Who::User(uid))?;
+        let line = table.present.get(&Who::User(uid)).map(|present| present.line.clone());
+        let reads = line.unwrap_or_default().connection();
+        Ok(Client { caller, connection: None, reads })
+    }
+
     /// Forgets a connection that has ended, after all its messages.
     pub(crate) fn forget(&self, connection: ConnectionId) {
         self.lock().connections.remove(&connection);

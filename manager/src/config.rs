@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use podmesh_http::HttpError;
 use podmesh_protocol::limits::{
     HEARTBEAT_MS_DEFAULT, KEEP_ATTEMPTS_DEFAULT, KEEP_MS_DEFAULT, LEASE_MARGIN_MS, LEASE_MS_DEFAULT,
 };
@@ -42,8 +43,22 @@ pub struct ManagerConfig {
     pub priority_max: i32,
     /// How long the manager keeps what is no longer in use.
     pub retention: Retention,
+    /// Where the HTTP API listens, besides its unix socket.
+    pub http: HttpListen,
     /// The protocol versions that it speaks: [`VersionRange::SPOKEN`] except in tests.
     pub versions: VersionRange,
+}
+
+/// Where the HTTP API listens, besides its unix socket.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct HttpListen {
+    /// The network address; `None` for only the unix socket. Port 0 selects a free port.
+    pub address: Option<SocketAddr>,
+    /// Whether the manager starts without the address if another program has it.
+    pub optional: bool,
+    /// The files with a certificate chain and its private key, both PEM. Required for an address that
+    /// is not loopback.
+    pub tls: Option<(PathBuf, PathBuf)>,
 }
 
 /// How long the manager keeps what is no longer in use.
@@ -84,6 +99,7 @@ impl ManagerConfig {
             lease_margin: Duration::from_millis(LEASE_MARGIN_MS),
             priority_max: 0,
             retention: Retention::default(),
+            http: HttpListen::default(),
             versions: VersionRange::SPOKEN,
         }
     }
@@ -145,6 +161,9 @@ pub enum ManagerError {
         /// Why.
         source: WireError,
     },
+    /// The HTTP API cannot be served.
+    #[error(transparent)]
+    Http(#[from] HttpError),
     /// The manager's key cannot be used.
     #[error(transparent)]
     Key(#[from] KeyError),

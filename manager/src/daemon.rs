@@ -2,12 +2,13 @@
 
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use crossbeam_channel::bounded;
+use podmesh_http::Server;
 use podmesh_manager_core::{Core, CoreConfig};
-use podmesh_protocol::ids::{InstanceId, Name};
+use podmesh_protocol::ids::{InstanceId, Name, Revision};
 use podmesh_protocol::limits::STORE_QUEUE_STEPS;
 use podmesh_wire::WireError;
 use podmesh_wire::control::{ManagerReceiver, ManagerSocket};
@@ -22,12 +23,14 @@ use tokio::task::{JoinError, JoinHandle, JoinSet};
 use uuid::Uuid;
 
 use crate::api::{self, Api, Identity};
+use crate::api_tokens::ApiTokens;
 use crate::callers::{Callers, Ours, RunId};
 use crate::clock::{Clock, millis};
 use crate::config::{ManagerConfig, ManagerError};
 use crate::core::{CoreHandle, CoreThread};
 use crate::endpoint::{ENDPOINT_FILE, Endpoint};
 use crate::heartbeat::Heartbeats;
+use crate::http::{self, ManagerDoor, Shared};
 use crate::log_reads::LogReads;
 use crate::messages::Messages;
 use crate::own_key::OwnKey;
@@ -97,6 +100,7 @@ async fn run_all(
     let keys = ManagerKeys::load_or_create(&config.data_dir)?;
     let shown = ShownKeys::new(&keys).map_err(|source| ManagerError::Listen { source })?;
     let sockets = Sockets::bind(&config, shown.clone()).await?;
+    let server = http::bind(&config)?;
     let endpoint = Endpoint {
         address: sockets.front.address(),
         sockets: config.sockets_dir.clone(),
@@ -105,13 +109,14 @@ async fn run_all(
         instance: InstanceId(Uuid::new_v4()),
         cluster: store.state.cluster,
         version: env!("CARGO_PKG_VERSION").into(),
+        http: server.address(),
     };
     let closing = Arc::new(Closing::new(&config.data_dir, lock));
-    let mut parts = Parts::start(&config, &endpoint, store, sockets, shown, closing)?;
+    let mut parts = Parts::start(&config, &endpoint, store, (sockets, server), shown, closing)?;
     let file = endpoint
         .write(&config.data_dir)
         .map_err(|e| data_dir::cannot_write(&config.data_dir, ENDPOINT_FILE, e))?;
-    tracing::info!(address = %endpoint.address, cluster = %endpoint.cluster, "the manager is ready");
+    tracing::info!(address = %endpoint.address, http = ?endpoint.http, cluster = %endpoint.cluster, "the manager is ready");
     ready(endpoint);
     let result = tokio::select! {
         error = parts.failed() => Err(error),
@@ -166,6 +171,7 @@ struct Parts {
     front: ManagerThread<std::io::Result<()>>,
     /// Dropping it ends the front.
     front_stop: Option<oneshot::Sender<()>>,
+    http: ManagerThread<std::io::Result<()>>,
     /// Until the stop.
     retention: Option<Task<()>>,
     router: Task<Result<(JoinSet<()>, ManagerReceiver), WireError>>,
@@ -251,7 +257,7 @@ impl Parts {
         config: &ManagerConfig,
         endpoint: &Endpoint,
         store: Store,
-        sockets: Sockets,
+        (sockets, server): (Sockets, Server),
         shown: ShownKeys,
         closing: Arc<Closing>,
     ) -> Result<Self, ManagerError> {
@@ -273,6 +279,10 @@ impl Parts {
         let keys = keys.map(|row| (row.key, row.role, row.name.clone(), row.renews.is_some()));
         let ours = Ours { cluster: endpoint.cluster, run, versions };
         let callers = Callers::new(ours, keys, core.clone(), heartbeats.clone());
+        let api_tokens = ApiTokens::new(clock, core.clone());
+        for row in state.tokens.values().filter(|row| row.api && !row.revoked) {
+            api_tokens.created(row.id, row.secret_hash, row.role, row.expires_wall_ms);
+        }
         let Sockets { front, control, publisher } = sockets;
         let (receiver, sender) = control.split();
         let messages = Messages::new(sender, run);
@@ -343,6 +353,20 @@ impl Parts {
             run_front(front, gate, front_stopped, pulse)
         })?;
 
+        let (revisions, revisions_receiver) =
+            watch::channel(Revision(last_revision.load(Ordering::Acquire)));
+        let door = ManagerDoor {
+            shared: Shared { api: api.clone(), core: core.clone(), tokens: api_tokens.clone() },
+            callers: callers.clone(),
+            turns: Arc::clone(&turns),
+            reads: reads.clone(),
+            feed: http::feed_reads(),
+            revisions: revisions_receiver,
+            data_dir: config.data_dir.clone(),
+        };
+        let until = stopping_receiver.clone();
+        let http = ManagerThread::start("podmesh-http", move || http::run(server, door, until))?;
+
         let router = RouterParts {
             api: api.clone(),
             core: core.clone(),
@@ -362,8 +386,18 @@ impl Parts {
             by: own_name(),
         };
         let published = Arc::clone(&hints);
-        let sender =
-            Sender { messages, core, callers, heartbeats, log_reads, hints, waiters, turns };
+        let sender = Sender {
+            messages,
+            core,
+            callers,
+            api_tokens,
+            heartbeats,
+            log_reads,
+            hints,
+            revisions,
+            waiters,
+            turns,
+        };
         let sender = tokio::spawn(sender.run(committed_receiver, watchdog.pulse("sender")));
         let beacon =
             Beacon { instance: endpoint.instance, last_revision, interval: config.heartbeat };
@@ -386,6 +420,7 @@ impl Parts {
             heartbeats: heartbeats_thread,
             front,
             front_stop: Some(front_stop),
+            http,
             retention: Some(Task(retention)),
             router: Task(router),
             sender: Task(sender),
@@ -426,6 +461,11 @@ impl Parts {
                 Ok(Err(source)) => ManagerError::Thread { name: "podmesh-front", source },
                 Err(error) => error,
             },
+            result = self.http.ended() => match result {
+                Ok(Ok(())) => ended("podmesh-http"),
+                Ok(Err(source)) => ManagerError::Thread { name: "podmesh-http", source },
+                Err(error) => error,
+            },
             result = &mut self.router.0 => match result {
                 Ok(Err(error)) => error.into(),
                 Ok(Ok(_)) | Err(_) => ended("router"),
@@ -454,6 +494,10 @@ impl Parts {
         let all_answered = async { while held.join_next().await.is_some() {} };
         if tokio::time::timeout(HELD_LIMIT, all_answered).await.is_err() {
             tracing::warn!("some requests were not answered before the stop");
+        }
+        match self.http.ended().await? {
+            Ok(()) => {}
+            Err(source) => return Err(ManagerError::Thread { name: "podmesh-http", source }),
         }
         // Submissions are looked up before they go to the core. After this read, the core has all.
         _ = self.handles.lookups.run(|_| Ok(())).await;

@@ -30,6 +30,9 @@ pub struct Endpoint {
     pub cluster: ClusterId,
     /// The version of the program, for display.
     pub version: String,
+    /// The network address of the HTTP API.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub http: Option<SocketAddr>,
 }
 
 /// An error of reading an endpoint.
@@ -126,6 +129,7 @@ mod tests {
             instance: InstanceId(Uuid::from_u128(1)),
             cluster: ClusterId(Uuid::from_u128(2)),
             version: "1.2.3".into(),
+            http: None,
         };
         let file = endpoint.write(dir.path()).unwrap();
         assert_eq!(Endpoint::read(dir.path()).unwrap(), endpoint);

@@ -11,6 +11,7 @@
 //! Invariant: no message is sent before the changes that it depends on are on disk.
 
 mod api;
+mod api_tokens;
 mod callers;
 mod clock;
 mod config;
@@ -19,6 +20,7 @@ mod daemon;
 mod data_dir;
 mod endpoint;
 mod heartbeat;
+mod http;
 mod log_reads;
 mod messages;
 mod own_key;
@@ -32,7 +34,7 @@ mod tokens;
 mod turns;
 mod waiters;
 
-pub use config::{ManagerConfig, ManagerError, Retention};
+pub use config::{HttpListen, ManagerConfig, ManagerError, Retention};
 pub use daemon::run;
 pub use endpoint::{ENDPOINT_FILE, Endpoint, EndpointError};
 pub use store::{BackupError, BackupSummary, CheckReport, StoreError, backup, check};

@@ -4,10 +4,12 @@
 use std::sync::Arc;
 
 use podmesh_manager_core::step::Effect;
+use podmesh_protocol::ids::Revision;
 use podmesh_wire::watchdog::{BEAT_EVERY, Pulse};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio::time::timeout;
 
+use crate::api_tokens::ApiTokens;
 use crate::callers::Callers;
 use crate::core::CoreHandle;
 use crate::heartbeat::Heartbeats;
@@ -23,9 +25,12 @@ pub(crate) struct Sender {
     pub(crate) messages: Messages,
     pub(crate) core: CoreHandle,
     pub(crate) callers: Callers,
+    pub(crate) api_tokens: ApiTokens,
     pub(crate) heartbeats: Heartbeats,
     pub(crate) log_reads: Arc<LogReads>,
     pub(crate) hints: Arc<Hints>,
+    /// The last committed revision.
+    pub(crate) revisions: watch::Sender<Revision>,
     pub(crate) waiters: Arc<Waiters>,
     pub(crate) turns: Arc<Turns>,
 }
@@ -42,6 +47,9 @@ impl Sender {
             pulse.beat();
             let Ok(next) = timeout(BEAT_EVERY, committed.recv()).await else { continue };
             let Some(Commit { effects, chunks, touched }) = next else { return self.messages };
+            if let Some(newest) = chunks.last() {
+                self.revisions.send_replace(newest.chunk.last());
+            }
             self.hints.add(chunks);
             for effect in effects {
                 self.carry_out(effect).await;
@@ -71,6 +79,10 @@ impl Sender {
                 self.callers.enrolled(key, role, name, renews);
             }
             Effect::KeyRevoked { key } => self.callers.revoked(&key),
+            Effect::ApiTokenCreated { id, secret_hash, role, expires_wall_ms } => {
+                self.api_tokens.created(id, secret_hash, role, expires_wall_ms);
+            }
+            Effect::ApiTokenRevoked(id) => self.api_tokens.revoked(id),
             Effect::ServiceTouched(service) => self.waiters.wake([Subject::Service(service)]),
         }
     }

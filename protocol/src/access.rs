@@ -214,6 +214,34 @@ impl FromStr for JoinToken {
     }
 }
 
+/// An API token: whoever bears it may ask over HTTP.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ApiToken(pub TokenSecret);
+
+/// The prefix of every API token.
+const API_TOKEN_PREFIX: &str = "podmesh-api1-";
+
+impl fmt::Display for ApiToken {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{API_TOKEN_PREFIX}{}", BASE64URL_NOPAD.encode(&self.0.0))
+    }
+}
+
+/// An error for a text that is not an API token.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("this is not an API token: API tokens begin with {API_TOKEN_PREFIX} and have 35 letters")]
+pub struct ParseApiTokenError;
+
+impl FromStr for ApiToken {
+    type Err = ParseApiTokenError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let code = text.strip_prefix(API_TOKEN_PREFIX).ok_or(ParseApiTokenError)?;
+        let bytes = BASE64URL_NOPAD.decode(code.as_bytes()).map_err(|_| ParseApiTokenError)?;
+        Ok(Self(TokenSecret(bytes.try_into().map_err(|_| ParseApiTokenError)?)))
+    }
+}
+
 /// The first and only message of a peer that joins, on a connection of its own: a 32-bit big-endian
 /// number of bytes, then this message. The peer's key is that of the connection.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -305,6 +333,16 @@ mod tests {
         }
         let long = format!("{TOKEN_PREFIX}{}", "A".repeat(1 << 20));
         assert_eq!(long.parse::<JoinToken>(), Err(ParseTokenError::Damaged));
+    }
+
+    #[test]
+    fn an_api_token_is_one_word_and_reads_back() {
+        let token = ApiToken(TokenSecret([9; 16]));
+        let text = token.to_string();
+        assert_eq!((text.len(), text.parse()), (35, Ok(token)));
+        for other in ["", "podmesh-api1-", &text[..34], &format!("{text}A")] {
+            assert_eq!(other.parse::<ApiToken>(), Err(ParseApiTokenError), "{other}");
+        }
     }
 
     #[test]

@@ -159,9 +159,18 @@ pub enum RequestBody {
         /// [`TOKEN_USES_MAX`](crate::limits::TOKEN_USES_MAX).
         uses: u32,
     },
-    /// The join tokens. → [`ReplyBody::Tokens`]
+    /// Creates an API token: the bearer of it asks over HTTP. → [`ReplyBody::TokenCreated`]
+    ApiTokenCreate {
+        /// The role of its bearer; not `agent`.
+        role: Role,
+        /// Milliseconds until it expires, at most
+        /// [`DURATION_MS_MAX`](crate::limits::DURATION_MS_MAX).
+        ttl_ms: u64,
+    },
+    /// The join tokens and API tokens. → [`ReplyBody::Tokens`]
     Tokens,
-    /// Revokes a join token; existing members keep access. → [`ReplyBody::TokenRevoked`]
+    /// Revokes a join token, whose members keep access, or an API token. →
+    /// [`ReplyBody::TokenRevoked`]
     TokenRevoke {
         /// The token's number.
         id: TokenId,
@@ -224,6 +233,7 @@ impl RequestBody {
             Self::Submit { .. } | Self::Cancel { .. } => Some(Role::Operator),
             Self::Forget { .. }
             | Self::TokenCreate { .. }
+            | Self::ApiTokenCreate { .. }
             | Self::Tokens
             | Self::TokenRevoke { .. }
             | Self::Users { .. }
@@ -378,12 +388,12 @@ pub enum ReplyBody {
     Log(LogSlice),
     /// To [`RequestBody::WhoAmI`].
     WhoAmI(Caller),
-    /// To [`RequestBody::TokenCreate`].
+    /// To [`RequestBody::TokenCreate`] and [`RequestBody::ApiTokenCreate`].
     TokenCreated {
         /// The token's number.
         id: TokenId,
-        /// The token itself ([`JoinToken`](crate::access::JoinToken) as text). It is shown only
-        /// once.
+        /// The token itself as text: a [`JoinToken`](crate::access::JoinToken) or an
+        /// [`ApiToken`](crate::access::ApiToken). It is shown only once.
         token: String,
         /// When it expires: milliseconds since 1970 by the manager's clock.
         expires_wall_ms: u64,
@@ -418,24 +428,30 @@ pub enum ReplyBody {
     },
 }
 
-/// A join token.
+/// A token.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TokenView {
     /// The token's number.
     pub id: TokenId,
     /// Whether it can be used.
     pub state: MaybeKnown<TokenState>,
-    /// The role of members that join with it.
+    /// The role of members that join with it, or of its bearer.
     pub role: MaybeKnown<Role>,
-    /// How many more times it can be used.
+    /// How many more times it can be used; 1 for an API token, which can be used any number of times.
     pub uses_left: u32,
     /// When it expires: milliseconds since 1970 by the manager's clock.
     pub expires_wall_ms: u64,
     /// Who created it.
     pub created_by: Name,
+    /// Whether it is an API token.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub api: bool,
+    /// When an API token was last used, to the minute; likewise in milliseconds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub used_wall_ms: Option<u64>,
 }
 
-/// Whether a join token can be used.
+/// Whether a token can be used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum TokenState {
@@ -677,6 +693,10 @@ mod tests {
             (r#"{"cancel": {"job": 1}}"#, [false, false, true, true]),
             (
                 r#"{"token_create": {"role": "agent", "ttl_ms": 1, "uses": 1}}"#,
+                [false, false, false, true],
+            ),
+            (
+                r#"{"api_token_create": {"role": "viewer", "ttl_ms": 1}}"#,
                 [false, false, false, true],
             ),
             (r#"{"forget": {"first": 1, "last": 2}}"#, [false, false, false, true]),

@@ -131,7 +131,7 @@ facts! {
             /// Who created it.
             by: Name,
         }
-        /// A join token was revoked.
+        /// A token was revoked.
         TokenRevoked = "token_revoked" {
             /// Its number.
             token: TokenId,
@@ -306,6 +306,15 @@ facts! {
             /// Who asked.
             by: Name,
         }
+        /// An API token was created.
+        ApiTokenCreated = "api_token_created" {
+            /// Its number.
+            token: TokenId,
+            /// The role of its bearer.
+            role: MaybeKnown<Role>,
+            /// Who created it.
+            by: Name,
+        }
     }
 }
 
@@ -348,6 +357,7 @@ impl EventFact {
             | Self::NodeScheduled { .. }
             | Self::VolumesPlaced { .. }
             | Self::VolumeRemoved { .. }
+            | Self::ApiTokenCreated { .. }
             | Self::Unknown { .. } => None,
         }
     }

@@ -151,12 +151,14 @@ pub const TOKEN_TEXT_BYTES_MAX: usize = 4096;
 pub const TOKEN_ADDRESSES_MAX: usize = 16;
 /// Keys that a manager announces for the next connection.
 pub const MANAGER_KEYS_MAX: usize = 4;
-/// Join tokens that a manager keeps, including those that can no longer be used.
+/// Tokens that a manager keeps, including those that can no longer be used.
 pub const TOKENS_MAX: usize = 1000;
 /// Machines and users that can join with one token.
 pub const TOKEN_USES_MAX: u32 = 10_000;
 /// Milliseconds until a token expires, by default (one hour).
 pub const TOKEN_TTL_MS_DEFAULT: u64 = 3_600_000;
+/// Milliseconds until an API token expires, by default (90 days).
+pub const API_TOKEN_TTL_MS_DEFAULT: u64 = 90 * 24 * 3600 * 1000;
 /// Keys that a manager keeps, including revoked ones.
 pub const KEYS_MAX: usize = 100_000;
 
@@ -195,3 +197,10 @@ pub const REQUESTS_PER_CONNECTION_MAX: usize = 64;
 /// together, while tasks start and end. The callers take turns, and further requests wait. The first
 /// few requests of a connection do not count; a read of a log, which an agent answers, counts as two.
 pub const READS_PER_SECOND_MAX: u32 = 300;
+
+/// Connections to the HTTP API at a time. A further connection is closed at once.
+pub const HTTP_CONNECTIONS_MAX: usize = 4096;
+/// Bytes of the headers of one HTTP request.
+pub const HTTP_HEADER_BYTES_MAX: usize = 16 << 10;
+/// Headers of one HTTP request.
+pub const HTTP_HEADERS_MAX: usize = 100;

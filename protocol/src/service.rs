@@ -59,8 +59,13 @@ fn one() -> u32 {
     1
 }
 
+impl ServiceSpec {
+    /// The default of [`ServiceSpec::drain_ms`].
+    pub const DRAIN_MS_DEFAULT: u64 = 10_000;
+}
+
 fn drain_default() -> u64 {
-    10_000
+    ServiceSpec::DRAIN_MS_DEFAULT
 }
 
 /// Services that belong together, such as those of a compose file.

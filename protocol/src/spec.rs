@@ -74,8 +74,13 @@ pub struct RunSpec {
     pub replica: Option<Box<ReplicaSpec>>,
 }
 
+impl RunSpec {
+    /// The default of [`RunSpec::stop_grace_ms`].
+    pub const STOP_GRACE_MS_DEFAULT: u64 = 10_000;
+}
+
 fn grace_default() -> u64 {
-    10_000
+    RunSpec::STOP_GRACE_MS_DEFAULT
 }
 
 /// The runtime of a job, with its own options.

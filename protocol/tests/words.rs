@@ -93,6 +93,8 @@ fn replies() -> Vec<ReplyBody> {
         uses_left: 1,
         expires_wall_ms: 6,
         created_by: name("root"),
+        api: true,
+        used_wall_ms: None,
     };
     let user = UserView {
         name: name("ann"),

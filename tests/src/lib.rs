@@ -7,6 +7,7 @@
     reason = "test code: a failure ends the test with a message"
 )]
 
+pub mod api;
 pub mod docker;
 pub mod http;
 pub mod light;

@@ -11,7 +11,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use podmesh_wire::enrolment::ENROLMENT_FILE;
 use podmesh_wire::locate::SOCKETS_DIR;
-use podmesh_wire::route::Route;
+use podmesh_wire::route::{HTTP_SOCKET, Route};
 use serde_json::Value;
 use tempfile::TempDir;
 
@@ -202,6 +202,24 @@ impl Mesh {
             .unwrap_or_else(|error| panic!("{args:?}: {error}: {printed}"))
     }
 
+    /// Managers of tests do not share the default port.
+    fn http_off(&self) -> &[&str] {
+        let given = self.manager_flags.iter().any(|flag| flag == "--http");
+        if given { &[] } else { &["--http", "off"] }
+    }
+
+    /// Returns the address of the HTTP API of the running manager.
+    pub fn http_address(&self) -> SocketAddr {
+        let file = fs::read(self.data_dir().join("manager/endpoint.json")).unwrap();
+        let endpoint: Value = serde_json::from_slice(&file).unwrap();
+        endpoint["http"].as_str().unwrap().parse().unwrap()
+    }
+
+    /// Returns the unix socket of the HTTP API.
+    pub fn http_socket(&self) -> PathBuf {
+        self.data_dir().join(SOCKETS_DIR).join(HTTP_SOCKET)
+    }
+
     /// Starts the manager, and waits until it answers.
     pub fn start_manager(&mut self) {
         let listen = self.address();
@@ -210,7 +228,7 @@ impl Mesh {
             None => self.command(&[]),
             Some(limit) => self.limited(limit),
         };
-        command.args(["manager", "--listen", &listen]);
+        command.args(["manager", "--listen", &listen]).args(self.http_off());
         command.args(&self.manager_flags).arg("--data-dir").arg(data_dir);
         let mut manager = Daemon::start(command, &self.folder().join("manager.txt"));
         until_true("the manager answers", || {
@@ -232,6 +250,7 @@ impl Mesh {
             "--listen",
             &self.address(),
         ]);
+        command.args(self.http_off());
         command.args(&self.manager_flags).arg("--data-dir").arg(self.data_dir());
         let log = self.folder().join("manager.txt");
         Daemon::start(command, &log).wait_for_end();

@@ -38,6 +38,20 @@ impl Connection {
         }
     }
 
+    /// Creates an API token.
+    pub(crate) async fn api_token_create(
+        &self,
+        role: Role,
+        ttl_ms: u64,
+    ) -> Result<NewToken, RequestError> {
+        match self.request(RequestBody::ApiTokenCreate { role, ttl_ms }).await? {
+            ReplyBody::TokenCreated { id, token, expires_wall_ms } => {
+                Ok(NewToken { id, token, expires_wall_ms })
+            }
+            _ => Err(unexpected()),
+        }
+    }
+
     /// Returns all tokens.
     pub(crate) async fn tokens(&self) -> Result<Vec<TokenView>, RequestError> {
         match self.request(RequestBody::Tokens).await? {

@@ -2,6 +2,7 @@
 //! the environment and TOML files accept the same texts.
 
 use std::fmt;
+use std::net::SocketAddr;
 use std::str::FromStr;
 use std::time::Duration;
 
@@ -104,6 +105,26 @@ impl FromStr for Span {
             return Err(ValueError::new("the minimum is 1ms"));
         }
         Ok(Self(time))
+    }
+}
+
+/// The address of the HTTP API, written `127.0.0.1:7771`, or `off`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct HttpAddress(pub(crate) Option<SocketAddr>);
+
+impl FromStr for HttpAddress {
+    type Err = ValueError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        if text == "off" {
+            return Ok(Self(None));
+        }
+        let address = text.parse().map_err(|why| {
+            ValueError::new(format!(
+                "{why}; write an address and a port, such as 127.0.0.1:7771, or off"
+            ))
+        })?;
+        Ok(Self(Some(address)))
     }
 }
 
@@ -371,6 +392,7 @@ pub(crate) use deserialize_as_text;
 deserialize_as_text! {
     Cpus, true, "a number of cores such as 2 or 0.5";
     Size, true, "a size such as \"512MiB\"";
+    HttpAddress, false, "an address such as \"127.0.0.1:7771\", or \"off\"";
     Span, false, "a duration such as \"90s\"";
     Array, true, "a number of tasks, or a range such as \"1-100\"";
     MountText, false, "a mount such as \"/data:/data:ro\"";

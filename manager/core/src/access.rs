@@ -1,4 +1,4 @@
-//! Join tokens, and the keys that joined with them.
+//! Tokens, and the keys that joined with them.
 
 use alloc::collections::BTreeMap;
 use alloc::format;
@@ -96,7 +96,19 @@ impl TokenRow {
             uses_left: self.uses_left,
             expires_wall_ms: self.expires_wall_ms,
             created_by: self.created_by.clone(),
+            api: self.api,
+            used_wall_ms: self.used_wall_ms,
         }
+    }
+
+    /// Returns the effect that makes an API token valid in the shell; `None` for other tokens.
+    fn api_token(&self) -> Option<Effect> {
+        self.api.then_some(Effect::ApiTokenCreated {
+            id: self.id,
+            secret_hash: self.secret_hash,
+            role: self.role,
+            expires_wall_ms: self.expires_wall_ms,
+        })
     }
 }
 
@@ -123,7 +135,7 @@ fn usable_token<'a>(
 ) -> Result<&'a TokenRow, String> {
     // These are hashes of 128 random bits: the time of a comparison reveals nothing about the
     // secret.
-    let known = state.tokens.get(&id).filter(|row| row.secret_hash == *secret_hash);
+    let known = state.tokens.get(&id).filter(|row| !row.api && row.secret_hash == *secret_hash);
     let Some(row) = known else {
         return Err("this manager has no such join token".into());
     };
@@ -156,8 +168,14 @@ impl Core {
         new: NewToken,
         out: &mut Step,
     ) -> Result<Answer, ErrorReply> {
-        let NewToken { by, secret_hash, role, ttl_ms, uses } = new;
+        let NewToken { by, secret_hash, role, ttl_ms, uses, api } = new;
         let invalid = |message: String| Err(ErrorReply::new(ErrorCode::InvalidSpec, message));
+        if api && role == Role::Agent {
+            return invalid(
+                "an agent does not ask over HTTP: an API token has the role viewer, operator or admin"
+                    .into(),
+            );
+        }
         if uses == 0 || uses > TOKEN_USES_MAX {
             return invalid(format!(
                 "{uses} uses are outside the range of 1 to {TOKEN_USES_MAX} (TOKEN_USES_MAX)"
@@ -172,10 +190,11 @@ impl Core {
             let useless = |row: &&TokenRow| row.state(now.wall_ms) != TokenState::Usable;
             let Some(oldest) = self.state.tokens.values().find(useless).map(|row| row.id) else {
                 let message = format!(
-                    "the manager has {TOKENS_MAX} usable join tokens, which is the limit (TOKENS_MAX): revoke some of them (`podmesh token revoke`)"
+                    "the manager has {TOKENS_MAX} usable tokens, which is the limit (TOKENS_MAX): revoke some of them (`podmesh token revoke`)"
                 );
                 return Err(ErrorReply::new(ErrorCode::Overloaded, message));
             };
+            out.effects.push(Effect::ApiTokenRevoked(oldest));
             self.state.record(out, Change::TokenRemoved(oldest));
         }
         let id = TokenId(self.state.last_token.0 + 1);
@@ -188,9 +207,16 @@ impl Core {
             uses_left: uses,
             created_by: by.clone(),
             revoked: false,
+            api,
+            used_wall_ms: None,
         };
+        out.effects.extend(row.api_token());
         self.state.record(out, Change::TokenSaved(row));
-        out.events.push(EventFact::TokenCreated { token: id, role: role.into(), by });
+        let (token, role) = (id, role.into());
+        out.events.push(match api {
+            true => EventFact::ApiTokenCreated { token, role, by },
+            false => EventFact::TokenCreated { token, role, by },
+        });
         Ok(Answer::TokenCreated { id, expires_wall_ms })
     }
 
@@ -201,15 +227,25 @@ impl Core {
         out: &mut Step,
     ) -> Result<Answer, ErrorReply> {
         let Some(row) = self.state.tokens.get(&id) else {
-            let message = format!("there is no join token {id}; `podmesh token list` shows all");
+            let message = format!("there is no token {id}; `podmesh token list` shows all");
             return Err(ErrorReply::new(ErrorCode::NotFound, message));
         };
         if !row.revoked {
+            if row.api {
+                out.effects.push(Effect::ApiTokenRevoked(id));
+            }
             let row = TokenRow { revoked: true, ..row.clone() };
             self.state.record(out, Change::TokenSaved(row));
             out.events.push(EventFact::TokenRevoked { token: id, by: by.clone() });
         }
         Ok(Answer::TokenRevoked)
+    }
+
+    pub(crate) fn on_api_token_used(&mut self, now: Now, id: TokenId, out: &mut Step) {
+        if let Some(row) = self.state.tokens.get(&id).filter(|row| row.api) {
+            let row = TokenRow { used_wall_ms: Some(now.wall_ms), ..row.clone() };
+            self.state.record(out, Change::TokenSaved(row));
+        }
     }
 
     pub(crate) fn revoke(
@@ -409,11 +445,13 @@ impl Core {
     }
 }
 
-/// A request for a new join token.
+/// A request for a new token.
 pub(crate) struct NewToken {
     pub(crate) by: Name,
     pub(crate) secret_hash: [u8; 32],
     pub(crate) role: Role,
     pub(crate) ttl_ms: u64,
     pub(crate) uses: u32,
+    /// Whether it is an API token.
+    pub(crate) api: bool,
 }

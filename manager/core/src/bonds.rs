@@ -27,6 +27,8 @@ pub(crate) struct Bonds {
     projects: BTreeMap<Name, BTreeSet<Name>>,
     /// What may have moved, so that its tasks must be looked at.
     moved: BTreeSet<Bond>,
+    /// The services that have left a project.
+    left: BTreeSet<Name>,
 }
 
 impl Bonds {
@@ -66,6 +68,7 @@ impl Bonds {
         if let Some((project, service)) = together(before) {
             if let Some(services) = self.projects.get_mut(&project) {
                 services.remove(&service);
+                self.left.insert(service);
                 if services.is_empty() {
                     self.projects.remove(&project);
                 }
@@ -78,7 +81,7 @@ impl Bonds {
         }
     }
 
-    pub(crate) fn mark(&mut self, bond: Bond) {
+    fn mark(&mut self, bond: Bond) {
         self.moved.insert(bond);
     }
 }
@@ -167,8 +170,25 @@ impl Core {
         }
     }
 
+    /// Notes that a volume is on a node from now on, or no longer.
+    pub(crate) fn mark_volume(&mut self, volume: &Name) {
+        self.bonds.mark(Bond::Volume(volume.clone()));
+        let uses = |service: &Name| {
+            let found = self.state.services.get(service);
+            found.is_some_and(|found| found.spec.volumes().iter().any(|of| of.volume == *volume))
+        };
+        let projects = self.bonds.projects.iter();
+        let moved = projects.filter(|(_, services)| services.iter().any(uses));
+        let moved: Vec<Name> = moved.map(|(project, _)| project.clone()).collect();
+        moved.into_iter().for_each(|project| self.bonds.mark(Bond::Project(project)));
+    }
+
     /// Gives the tasks whose bonds may have changed their present needs.
     pub(crate) fn settle_bonds(&mut self) {
+        while let Some(service) = self.bonds.left.pop_first() {
+            let jobs: Vec<JobId> = self.services.jobs_of(&service).collect();
+            jobs.into_iter().for_each(|id| self.rebind(id));
+        }
         while let Some(bond) = self.bonds.moved.pop_first() {
             let jobs: Vec<JobId> = match &bond {
                 Bond::Volume(volume) => self.bonds.users(volume).collect(),

@@ -37,13 +37,6 @@ impl Core {
             Ok(ix) => ix,
             Err(error) => return answer(out, ticket, Err(error)),
         };
-        for volume in self.volumes_of(&name) {
-            if !self.has_room(out) {
-                let command = Command::ForgetNode { by, node: name, force };
-                return self.backlog.push_front(Input::Command(ticket, command));
-            }
-            self.volume_gone(volume, by.clone(), out);
-        }
         let attempts: Vec<TaskId> = self.nodes.get(ix).attempts.keys().copied().collect();
         for task in attempts {
             if !self.has_room(out) {
@@ -54,6 +47,13 @@ impl Core {
                 format!("node `{name}` was forgotten by {by}; what the attempt did is not known");
             let outcome = Outcome::new(OutcomeKind::Lost).with_message(message);
             self.end_attempt(now, task, outcome, out);
+        }
+        for volume in self.volumes_of(&name) {
+            if !self.has_room(out) {
+                let command = Command::ForgetNode { by, node: name, force };
+                return self.backlog.push_front(Input::Command(ticket, command));
+            }
+            self.volume_gone(volume, by.clone(), out);
         }
         let enrolled = self.access.is_enrolled(&name);
         self.forget_node(ix, &by, out);

@@ -114,6 +114,11 @@ pub enum Input {
         /// The new key.
         key: PublicKey,
     },
+    /// An API token was used. Sent at most once a minute for each token.
+    ApiTokenUsed {
+        /// The token.
+        id: TokenId,
+    },
     /// The manager's own key was rotated.
     ManagerKeyRotated {
         /// The digest of the current key, in hexadecimal.
@@ -214,7 +219,18 @@ pub enum Command {
         /// How many times the token can be used.
         uses: u32,
     },
-    /// Revoke a join token.
+    /// Create an API token. Only the shell knows the secret.
+    CreateApiToken {
+        /// The name of the caller.
+        by: Name,
+        /// SHA-256 of the token's secret.
+        secret_hash: [u8; 32],
+        /// The role of its bearer.
+        role: Role,
+        /// How long the token can be used, in milliseconds.
+        ttl_ms: u64,
+    },
+    /// Revoke a token.
     RevokeToken {
         /// The name of the caller.
         by: Name,

@@ -271,6 +271,7 @@ impl Core {
             }
         }
         self.state.record(out, Change::JobCancelled(id));
+        self.mark_project_of(id);
         // Nodes whose margin has ended have no timer that would end these attempts.
         for ix in lost_nodes {
             self.end_margin(ix);

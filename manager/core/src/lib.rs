@@ -230,6 +230,7 @@ impl Core {
                 self.on_heartbeat_changed(now, epoch, change, out);
             }
             Input::RenewedKeyUsed { key } => self.on_renewed_key_used(key, out),
+            Input::ApiTokenUsed { id } => self.on_api_token_used(now, id, out),
             Input::ManagerKeyRotated { digest, by } => {
                 out.events.push(EventFact::ManagerKeyRotated { key: digest, by });
             }
@@ -263,7 +264,12 @@ impl Core {
             }
             Command::RemoveJobs { jobs, by } => Ok(self.remove_jobs(jobs, by, out)),
             Command::CreateToken { by, secret_hash, role, ttl_ms, uses } => {
-                self.create_token(now, NewToken { by, secret_hash, role, ttl_ms, uses }, out)
+                let new = NewToken { by, secret_hash, role, ttl_ms, uses, api: false };
+                self.create_token(now, new, out)
+            }
+            Command::CreateApiToken { by, secret_hash, role, ttl_ms } => {
+                let new = NewToken { by, secret_hash, role, ttl_ms, uses: 1, api: true };
+                self.create_token(now, new, out)
             }
             Command::RevokeToken { by, id } => self.revoke_token(&by, id, out),
             Command::RenewKey { old, new } => self.renew(now, old, new, out),

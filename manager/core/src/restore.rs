@@ -51,7 +51,7 @@ impl Core {
             let deadline = Some((lost_at, Timer::NodeLost(ix)));
             core.nodes.set_deadline(&mut core.timers, ix, deadline);
         }
-        core.restore_services();
+        core.restore_services(now);
         let jobs: Vec<JobId> = core.state.jobs.keys().copied().collect();
         for id in jobs {
             core.add_job(id);

@@ -257,6 +257,12 @@ pub struct TokenRow {
     pub created_by: Name,
     /// Whether it was revoked.
     pub revoked: bool,
+    /// Whether it is an API token. Nobody can join with such a token.
+    #[serde(default)]
+    pub api: bool,
+    /// When an API token was last used, by the manager's clock.
+    #[serde(default)]
+    pub used_wall_ms: Option<u64>,
 }
 
 /// A stored key.
@@ -325,6 +331,19 @@ pub enum Effect {
         /// The key.
         key: PublicKey,
     },
+    /// An API token is valid from now on, until it expires or is revoked.
+    ApiTokenCreated {
+        /// Its number.
+        id: TokenId,
+        /// SHA-256 of its secret.
+        secret_hash: [u8; 32],
+        /// The role of its bearer.
+        role: Role,
+        /// When it expires, by the manager's clock.
+        expires_wall_ms: u64,
+    },
+    /// An API token is no longer valid.
+    ApiTokenRevoked(TokenId),
     /// Stop watching the heartbeats of this session.
     SessionClosed {
         /// The session.

@@ -13,7 +13,6 @@ use podmesh_protocol::limits::{FRAME_BYTES_MAX, PAGE_ROWS_MAX, VOLUME_JOBS_SHOWN
 use podmesh_protocol::spec::VolumeMount;
 use podmesh_protocol::time::Now;
 use podmesh_protocol::volume::VolumeView;
-use podmesh_protocol::wait::Bond;
 
 use crate::Core;
 use crate::input::{ConnectionId, Input};
@@ -92,13 +91,13 @@ impl Core {
         if new.is_empty() {
             return;
         }
-        let node = &self.nodes.get(ix).row.node;
+        let node = self.nodes.get(ix).row.node.clone();
         let volumes = new.iter().cloned().collect();
         out.events.push(EventFact::VolumesPlaced { volumes, node: node.clone() });
         for volume in new {
             let row =
                 VolumeRow { node: node.clone(), created_wall_ms: now.wall_ms, removed_by: None };
-            self.bonds.mark(Bond::Volume(volume.clone()));
+            self.mark_volume(&volume);
             self.state.record(out, Change::VolumeSaved { volume, row });
         }
     }
@@ -210,10 +209,7 @@ impl Core {
         let (node, name) = (row.node.clone(), volume.clone());
         out.events.push(EventFact::VolumeRemoved { volume: name, node, by });
         self.volume_failures.remove(&volume);
-        self.bonds.mark(Bond::Volume(volume.clone()));
-        // A project may have run where it was.
-        let jobs: Vec<JobId> = self.bonds.users(&volume).collect();
-        jobs.into_iter().for_each(|id| self.mark_project_of(id));
+        self.mark_volume(&volume);
         self.state.record(out, Change::VolumeRemoved(volume));
     }
 }

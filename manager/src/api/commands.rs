@@ -6,7 +6,7 @@ use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use podmesh_manager_core::input::{Command, Input};
 use podmesh_manager_core::step::Answer;
-use podmesh_protocol::access::Role;
+use podmesh_protocol::access::{ApiToken, Role};
 use podmesh_protocol::client::{ReplyBody, RequestBody};
 use podmesh_protocol::error::{ErrorCode, ErrorReply};
 use podmesh_protocol::ids::{JobId, Name, SubmissionId};
@@ -58,6 +58,20 @@ impl Api {
                         return Err(unexpected());
                     };
                     let token = api.0.tokens.text(id, secret, api.0.own_key.digest());
+                    Ok(ReplyBody::TokenCreated { id, token, expires_wall_ms })
+                };
+                return Ok(answer.boxed());
+            }
+            RequestBody::ApiTokenCreate { role, ttl_ms } => {
+                let (secret, secret_hash) = self.0.tokens.create_secret()?;
+                let command = Command::CreateApiToken { by, secret_hash, role, ttl_ms };
+                let pending = core.command(command, room);
+                let answer = async move {
+                    let Answer::TokenCreated { id, expires_wall_ms } = pending.answer().await?
+                    else {
+                        return Err(unexpected());
+                    };
+                    let token = ApiToken(secret).to_string();
                     Ok(ReplyBody::TokenCreated { id, token, expires_wall_ms })
                 };
                 return Ok(answer.boxed());

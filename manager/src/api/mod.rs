@@ -183,6 +183,7 @@ impl Api {
             | RequestBody::Cancel { .. }
             | RequestBody::NodeForget { .. }
             | RequestBody::TokenCreate { .. }
+            | RequestBody::ApiTokenCreate { .. }
             | RequestBody::TokenRevoke { .. }
             | RequestBody::Revoke { .. }
             | RequestBody::NodeScheduling { .. }
@@ -216,6 +217,7 @@ pub(crate) fn is_command(request: &RequestBody) -> bool {
             | RequestBody::NodeScheduling { .. }
             | RequestBody::Volume(VolumeRequest::Remove { .. })
             | RequestBody::TokenCreate { .. }
+            | RequestBody::ApiTokenCreate { .. }
             | RequestBody::TokenRevoke { .. }
             | RequestBody::Revoke { .. }
             | RequestBody::KeyRenew { .. }

@@ -13,6 +13,7 @@ use podmesh_protocol::client::{LogPosition, LogRead, LogStream, PrincipalKind, S
 use podmesh_protocol::ids::{AttemptId, JobId, Name, SubmissionId, TaskId};
 use podmesh_protocol::service::{ServiceReply, ServiceRequest, ServiceSpec, ServiceState};
 use podmesh_protocol::spec::JobSpec;
+use podmesh_protocol::volume::VolumeRequest;
 use podmesh_wire::control::ManagerSocket;
 use podmesh_wire::manager_keys::{ManagerKeys, ShownKeys};
 use podmesh_wire::watchdog::{Pulse, Watchdog};
@@ -21,6 +22,7 @@ use tokio::sync::mpsc;
 use uuid::Uuid;
 
 use super::*;
+use crate::api_tokens::ApiTokens;
 use crate::callers::{Ours, RunId};
 use crate::config::ManagerConfig;
 use crate::core::CoreThread;
@@ -76,6 +78,7 @@ impl World {
             instance: InstanceId(Uuid::nil()),
             cluster: state.cluster,
             version: "0.1.0".into(),
+            http: None,
         };
         let api = Api::new(Parts {
             identity: Identity {
@@ -118,8 +121,19 @@ impl World {
         })
         .unwrap();
         let hints = Arc::new(Hints::default());
-        let sender =
-            Sender { messages, core, callers, heartbeats, log_reads, hints, waiters, turns };
+        let api_tokens = ApiTokens::new(clock, core.clone());
+        let sender = Sender {
+            messages,
+            core,
+            callers,
+            api_tokens,
+            heartbeats,
+            log_reads,
+            hints,
+            revisions: watch::Sender::new(Revision(0)),
+            waiters,
+            turns,
+        };
         let (committed, commits) = mpsc::channel(1);
         tokio::spawn(sender.run(commits, self::pulse()));
         let steps = if writes {
@@ -190,6 +204,7 @@ fn requests() -> Vec<(&'static str, RequestBody)> {
         RequestBody::Cancel { job },
         RequestBody::Forget { first: job, last: job },
         RequestBody::TokenCreate { role: Role::Agent, ttl_ms: 1000, uses: 1 },
+        RequestBody::ApiTokenCreate { role: Role::Viewer, ttl_ms: 1000 },
         RequestBody::Tokens,
         RequestBody::TokenRevoke { id: TokenId(999) },
         RequestBody::Users { after: None, limit: 1 },
@@ -197,6 +212,8 @@ fn requests() -> Vec<(&'static str, RequestBody)> {
         RequestBody::Revoke { kind: PrincipalKind::User, name: name("nobody") },
         RequestBody::KeyRotate { key: KeyDigest([9; 32]) },
         RequestBody::NodeScheduling { node: name("nobody"), scheduling: Scheduling::Cordoned },
+        RequestBody::Volume(VolumeRequest::List { after: None, limit: 1 }),
+        RequestBody::Volume(VolumeRequest::Remove { volume: name("none"), force: false }),
     ];
     let service = || name("web");
     let spec = || Box::new(service_spec());
@@ -228,6 +245,7 @@ fn requests() -> Vec<(&'static str, RequestBody)> {
         RequestBody::Cancel { .. } => "cancel",
         RequestBody::Forget { .. } => "forget",
         RequestBody::TokenCreate { .. } => "token_create",
+        RequestBody::ApiTokenCreate { .. } => "api_token_create",
         RequestBody::Tokens => "tokens",
         RequestBody::TokenRevoke { .. } => "token_revoke",
         RequestBody::Users { .. } => "users",
@@ -249,6 +267,8 @@ fn requests() -> Vec<(&'static str, RequestBody)> {
             ServiceRequest::History { .. } => "service history",
         },
         RequestBody::NodeScheduling { .. } => "node_scheduling",
+        RequestBody::Volume(VolumeRequest::List { .. }) => "volume list",
+        RequestBody::Volume(VolumeRequest::Remove { .. }) => "volume remove",
     };
     let services = services.into_iter().map(RequestBody::Service);
     all.into_iter().chain(services).map(|body| (kind(&body), body)).collect()
@@ -292,6 +312,7 @@ submit             -         -         yes       yes
 cancel             -         -         yes       yes
 forget             -         -         -         yes
 token_create       -         -         -         yes
+api_token_create   -         -         -         yes
 tokens             -         -         -         yes
 token_revoke       -         -         -         yes
 users              -         -         -         yes
@@ -299,6 +320,8 @@ node_forget        -         -         -         yes
 revoke             -         -         -         yes
 key_rotate         -         -         -         yes
 node_scheduling    -         -         -         yes
+volume list        -         yes       yes       yes
+volume remove      -         -         yes       yes
 service plan       -         yes       yes       yes
 service list       -         yes       yes       yes
 service show       -         yes       yes       yes
@@ -321,13 +344,6 @@ async fn a_reader_of_a_service_waits_for_its_next_change() {
     let show = |since, wait_ms| ServiceRequest::Show { service: service(), since, wait_ms };
     let missing = ask(show(None, 0)).await.unwrap_err();
     assert_eq!(missing.code, ErrorCode::NotFound);
-    let mut stays = service_spec();
-    stays.run.runtime = serde_json::from_str(
-        r#"{"docker": {"image": "db", "volumes": [{"volume": "data", "target": "/data"}]}}"#,
-    )
-    .unwrap();
-    let error = ask(ServiceRequest::Apply { spec: Box::new(stays) }).await.unwrap_err();
-    assert!(error.message.contains("cannot have named volumes yet"), "{error}");
     ask(ServiceRequest::Apply { spec: Box::new(service_spec()) }).await.unwrap();
     let detail = |reply| match reply {
         Ok(ReplyBody::Service(ServiceReply::Service(detail))) => detail,

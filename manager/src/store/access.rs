@@ -11,8 +11,8 @@ pub(super) fn save_token(connection: &Connection, row: &TokenRow) -> rusqlite::R
     connection
         .prepare_cached(
             "INSERT OR REPLACE INTO tokens
-                 (token, secret_hash, role, expires_ms, uses_left, created_by, revoked)
-             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)",
+                 (token, secret_hash, role, expires_ms, uses_left, created_by, revoked, api, used_ms)
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)",
         )?
         .execute(params![
             integer(row.id.0),
@@ -22,6 +22,8 @@ pub(super) fn save_token(connection: &Connection, row: &TokenRow) -> rusqlite::R
             row.uses_left,
             row.created_by.as_str(),
             row.revoked,
+            row.api,
+            row.used_wall_ms.map(integer),
         ])?;
     connection
         .prepare_cached("UPDATE meta SET value = max(value, ?1) WHERE key = 'last_token'")?
@@ -62,7 +64,8 @@ pub(super) fn remove_key(connection: &Connection, key: &PublicKey) -> rusqlite::
 pub(super) fn tokens(connection: &Connection) -> rusqlite::Result<Vec<TokenRow>> {
     connection
         .prepare(
-            "SELECT token, secret_hash, role, expires_ms, uses_left, created_by, revoked
+            "SELECT token, secret_hash, role, expires_ms, uses_left, created_by, revoked, api,
+                 used_ms
              FROM tokens ORDER BY token",
         )?
         .query_map([], |row| {
@@ -74,6 +77,8 @@ pub(super) fn tokens(connection: &Connection) -> rusqlite::Result<Vec<TokenRow>>
                 uses_left: row.get(4)?,
                 created_by: name(row, 5)?,
                 revoked: row.get(6)?,
+                api: row.get(7)?,
+                used_wall_ms: row.get::<_, Option<i64>>(8)?.map(unsigned),
             })
         })?
         .collect()

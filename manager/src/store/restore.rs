@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
-use podmesh_manager_core::state::{ActiveAttempt, Job, Losses, ReplicaStatus, Retry, State};
+use podmesh_manager_core::state::{ActiveAttempt, Job, Losses, Retry, State};
 use podmesh_manager_core::step::NodeRow;
 use podmesh_protocol::access::TokenId;
 use podmesh_protocol::ids::{
@@ -198,8 +198,7 @@ fn attempts(
             job.retries.insert(index, retry);
         } else {
             let state = attempt_state(row.get(5)?)?;
-            let replica = ReplicaStatus::default();
-            let active = ActiveAttempt { number, node, state, losses, replica };
+            let active = ActiveAttempt { number, node, state, losses, replica: None };
             job.active.insert(index, active);
         }
     }

@@ -198,7 +198,7 @@ ALTER TABLE nodes ADD COLUMN scheduling INTEGER NOT NULL DEFAULT 0;
 ALTER TABLE nodes ADD COLUMN address TEXT;
 ";
 
-/// Named volumes.
+/// Named volumes, and API tokens.
 const VERSION_8: &str = "
 CREATE TABLE volumes (
     volume     TEXT    PRIMARY KEY,
@@ -206,6 +206,9 @@ CREATE TABLE volumes (
     created_ms INTEGER NOT NULL,
     removed_by TEXT -- who asked to remove it
 ) STRICT, WITHOUT ROWID;
+
+ALTER TABLE tokens ADD COLUMN api INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE tokens ADD COLUMN used_ms INTEGER; -- when an API token was last used
 ";
 
 /// A database up to this size is checked completely at every start without a seal, which takes at
@@ -479,7 +482,8 @@ mod tests {
     const LATER_ROWS: [(usize, &str); 3] = [
         (
             2,
-            "INSERT INTO tokens VALUES (4, zeroblob(32), 0, 9, 1, 'root', 0);
+            "INSERT INTO tokens (token, secret_hash, role, expires_ms, uses_left, created_by, revoked)
+             VALUES (4, zeroblob(32), 0, 9, 1, 'root', 0);
              UPDATE meta SET value = 4 WHERE key = 'last_token';
              INSERT INTO keys (key, role, name, token, enrolled_ms, revoked)
              VALUES (zeroblob(32), 0, 'a', 4, 5, 0);",

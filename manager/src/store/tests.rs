@@ -232,6 +232,8 @@ fn tokens_and_keys_are_restored_as_last_saved() {
         uses_left,
         created_by: name("root"),
         revoked: id == 4,
+        api: id == 3,
+        used_wall_ms: (id == 3).then_some(78),
     };
     let key = |number: u8, role| KeyRow {
         key: PublicKey([number; 32]),

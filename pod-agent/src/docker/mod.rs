@@ -196,7 +196,7 @@ impl DockerRuntime {
 
 impl DockerRuntime {
     /// Removes named volumes with their data. Returns those that are gone, and why others are not.
-    pub(crate) fn remove_volumes(
+    pub fn remove_volumes(
         &self,
         volumes: Vec<Name>,
     ) -> impl Future<Output = RemovedVolumes> + Send + use<> {
@@ -217,9 +217,11 @@ impl DockerRuntime {
 
 /// What has become of volumes that had to be removed.
 #[derive(Debug, Default)]
-pub(crate) struct RemovedVolumes {
-    pub(crate) removed: Vec<Name>,
-    pub(crate) failed: BTreeMap<Name, String>,
+pub struct RemovedVolumes {
+    /// Those that the node no longer has.
+    pub removed: Vec<Name>,
+    /// Why it still has the others.
+    pub failed: BTreeMap<Name, String>,
 }
 
 impl Drop for DockerRuntime {

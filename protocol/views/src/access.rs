@@ -20,7 +20,7 @@ words! {
         /// Everything.
         Admin "admin",
     }
-    /// Whether a join token can be used.
+    /// Whether a token can be used.
     TokenState = WireTokenState {
         /// It can be used.
         Usable "usable",
@@ -68,21 +68,25 @@ pub struct TokensOutput {
     pub tokens: Vec<TokenRow>,
 }
 
-/// A join token.
+/// A token.
 #[derive(Debug, Serialize, JsonSchema)]
 pub struct TokenRow {
     /// The token's number.
     pub id: u64,
     /// Whether it can be used.
     pub state: TokenState,
-    /// The role of members that join with it.
+    /// The role of members that join with it, or of its bearer.
     pub role: Role,
-    /// How many more times it can be used.
+    /// How many more times it can be used; 1 for an API token, which has no such limit.
     pub uses_left: u32,
     /// When it expires.
     pub expires_at: String,
     /// Who created it.
     pub created_by: String,
+    /// Whether it is an API token; otherwise it is a join token.
+    pub api: bool,
+    /// When an API token was last used, to the minute.
+    pub used_at: Option<String>,
 }
 
 impl TokensOutput {
@@ -95,6 +99,8 @@ impl TokensOutput {
             uses_left: view.uses_left,
             expires_at: rfc3339(view.expires_wall_ms),
             created_by: view.created_by.to_string(),
+            api: view.api,
+            used_at: view.used_wall_ms.map(rfc3339),
         };
         Self { tokens: tokens.iter().map(row).collect() }
     }

@@ -1,6 +1,6 @@
 //! Events, as JSON.
 
-use podmesh_protocol::event::EventFact;
+use podmesh_protocol::event::{EventChunk, EventFact};
 use podmesh_protocol::facts::RawFields;
 use podmesh_protocol::ids::{AttemptId, Revision};
 use schemars::JsonSchema;
@@ -150,7 +150,7 @@ enum EventBody {
         /// Who created it.
         by: String,
     },
-    /// A join token was revoked.
+    /// A token was revoked.
     TokenRevoked {
         /// The token's number.
         token: u64,
@@ -333,12 +333,29 @@ enum EventBody {
         /// Who asked for it.
         by: String,
     },
+    /// An API token was created.
+    ApiTokenCreated {
+        /// The token's number.
+        token: u64,
+        /// The role of its bearer.
+        role: Role,
+        /// Who created it.
+        by: String,
+    },
 }
 
 impl EventOutput {
     /// Returns the view of an event.
     pub fn new(revision: Revision, wall_ms: u64, fact: &EventFact) -> Self {
         Self { revision: revision.0, at: rfc3339(wall_ms), event: fact.into() }
+    }
+}
+
+impl EventOutput {
+    /// Returns the views of the events of a chunk.
+    pub fn of_chunk(chunk: &EventChunk) -> impl Iterator<Item = Self> {
+        let revisions = (chunk.first.0..).map(Revision);
+        revisions.zip(&chunk.facts).map(|(revision, fact)| Self::new(revision, chunk.wall_ms, fact))
     }
 }
 
@@ -411,6 +428,9 @@ impl From<&EventFact> for EventKind {
             },
             EventFact::TokenCreated { token: id, role, by } => {
                 EventBody::TokenCreated { token: id.0, role: role.into(), by: by.to_string() }
+            }
+            EventFact::ApiTokenCreated { token: id, role, by } => {
+                EventBody::ApiTokenCreated { token: id.0, role: role.into(), by: by.to_string() }
             }
             EventFact::TokenRevoked { token: id, by } => {
                 EventBody::TokenRevoked { token: id.0, by: by.to_string() }

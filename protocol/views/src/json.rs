@@ -593,7 +593,8 @@ impl From<&report::ShownOutcome> for OutcomeRow {
 }
 
 impl AttemptRow {
-    fn new(task: TaskId, view: &wire::AttemptView) -> Self {
+    /// Returns the view of an attempt of a task.
+    pub fn new(task: TaskId, view: &wire::AttemptView) -> Self {
         Self {
             attempt: AttemptId { task, number: view.number }.to_string(),
             number: view.number,

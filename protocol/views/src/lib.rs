@@ -4,7 +4,10 @@
 //! Their form is stable: fields are only added.
 
 pub mod access;
+pub mod endpoints;
 pub mod events;
+pub mod http;
+pub mod input;
 pub mod json;
 pub mod service;
 pub mod service_spec;

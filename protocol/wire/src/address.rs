@@ -6,6 +6,8 @@ use std::str::FromStr;
 
 /// The port on which a manager listens by default.
 pub const PORT_DEFAULT: u16 = 7770;
+/// The port of a manager's HTTP API by default.
+pub const HTTP_PORT_DEFAULT: u16 = 7771;
 
 /// A host, by name or number, and a port: `manager.lan`, `10.0.0.1:7770`, `[::1]:7770`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]

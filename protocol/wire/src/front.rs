@@ -5,10 +5,8 @@
 mod slots;
 mod trunk;
 
-use std::fs;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
-use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixListener as StdUnixListener;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -49,11 +47,6 @@ use trunk::{Registration, Subscriber, Trunk};
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// The mode of the folder with the sockets for this machine. The sockets' own modes decide.
 const LOCAL_DIR_MODE: u32 = 0o755;
-/// Only the owner and root can connect, unless a group is given: the owner's primary group can have
-/// other members.
-const LOCAL_SOCKET_MODE: u32 = 0o600;
-/// The mode if members of a group may connect.
-const GROUP_SOCKET_MODE: u32 = 0o660;
 /// How long a connection may take to close.
 const CLOSE_LIMIT: Duration = Duration::from_secs(1);
 /// How long a refused peer may take to read the reason.
@@ -166,18 +159,7 @@ impl Front {
         };
         let local_sockets =
             SocketDir::create(&local_dir, LOCAL_DIR_MODE).map_err(folder(&local_dir))?;
-        let bind = |name| {
-            let listener =
-                local_sockets.bind(name, LOCAL_SOCKET_MODE).map_err(folder(&local_dir))?;
-            if let Some(group) = group {
-                let path = local_sockets.path(name);
-                // The group first: in the other order, the wrong group could connect for a moment.
-                std::os::unix::fs::chown(&path, None, Some(group)).map_err(folder(&local_dir))?;
-                fs::set_permissions(&path, fs::Permissions::from_mode(GROUP_SOCKET_MODE))
-                    .map_err(folder(&local_dir))?;
-            }
-            Ok::<_, WireError>(listener)
-        };
+        let bind = |name| local_sockets.bind_for(name, group).map_err(folder(&local_dir));
         let local = [
             (Service::Control, bind(CONTROL_SOCKET)?),
             (Service::Publications, bind(PUBLICATIONS_SOCKET)?),

@@ -36,6 +36,8 @@ pub const CONTROL_SOCKET: &str = "control.sock";
 pub const PUBLICATIONS_SOCKET: &str = "publications.sock";
 /// See [`CONTROL_SOCKET`].
 pub const HEARTBEATS_SOCKET: &str = "heartbeats.sock";
+/// The socket of the HTTP API.
+pub const HTTP_SOCKET: &str = "http.sock";
 
 /// A route to a manager.
 #[derive(Clone, Debug)]

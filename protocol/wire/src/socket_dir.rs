@@ -7,6 +7,12 @@ use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 
+/// Only the owner and root can connect, unless a group is given: the owner's primary group can have
+/// other members.
+const LOCAL_SOCKET_MODE: u32 = 0o600;
+/// The mode if members of a group may connect.
+const GROUP_SOCKET_MODE: u32 = 0o660;
+
 /// A folder for unix sockets. A socket's path has at most 107 bytes (unix(7)), and a data directory
 /// may have a longer one. So the folder is kept open, and its sockets are addressed through it.
 #[derive(Debug)]
@@ -61,6 +67,22 @@ impl SocketDir {
         let listener = UnixListener::bind(&new)?;
         fs::set_permissions(&new, fs::Permissions::from_mode(mode))?;
         fs::rename(&new, self.path(name))?;
+        Ok(listener)
+    }
+
+    /// Binds a socket to which only the owner and root can connect, and the members of a group if
+    /// one is given.
+    ///
+    /// # Errors
+    /// If the socket cannot be bound.
+    pub fn bind_for(&self, name: &str, group: Option<u32>) -> io::Result<UnixListener> {
+        let listener = self.bind(name, LOCAL_SOCKET_MODE)?;
+        if let Some(group) = group {
+            let path = self.path(name);
+            // The group first: in the other order, the wrong group could connect for a moment.
+            std::os::unix::fs::chown(&path, None, Some(group))?;
+            fs::set_permissions(&path, fs::Permissions::from_mode(GROUP_SOCKET_MODE))?;
+        }
         Ok(listener)
     }
 }

@@ -5,7 +5,9 @@ use std::path::PathBuf;
 use clap::{Args, Subcommand};
 use podmesh_protocol::access::{JoinToken, Role, TokenId};
 use podmesh_protocol::ids::Name;
-use podmesh_protocol::limits::TOKEN_USES_MAX;
+use podmesh_protocol::limits::{
+    API_TOKEN_TTL_MS_DEFAULT, DURATION_MS_MAX, TOKEN_TTL_MS_DEFAULT, TOKEN_USES_MAX,
+};
 
 use crate::values::Span;
 
@@ -19,11 +21,11 @@ pub(crate) struct TokenArgs {
 /// `token …`.
 #[derive(Subcommand, Debug)]
 pub(crate) enum TokenVerb {
-    /// Create a join token and print it; it is shown only once
+    /// Create a join token, or with --api an API token, and print it; it is shown only once
     Create(TokenCreateArgs),
-    /// List join tokens, without their secrets; so does `token` alone
+    /// List tokens, without their secrets; so does `token` alone
     List,
-    /// Revoke a join token; existing members keep access
+    /// Revoke a token. Members that joined with it keep access; an API token is refused at once
     Revoke {
         /// The token's number, as `podmesh token` shows it
         #[arg(value_name = "NUMBER", value_parser = token_id)]
@@ -35,15 +37,34 @@ pub(crate) enum TokenVerb {
 #[derive(Args, Debug)]
 pub(crate) struct TokenCreateArgs {
     /// Role of those who join with it: agent, viewer (read), operator (also submit and cancel) or
-    /// admin (everything)
-    #[arg(long, default_value = "agent")]
-    pub(crate) role: Role,
-    /// How long the token can be used
-    #[arg(long, value_name = "TIME", default_value = "1h")]
-    pub(crate) ttl: Span,
+    /// admin (everything) [default: agent, or viewer with --api]
+    #[arg(long)]
+    pub(crate) role: Option<Role>,
+    /// How long the token can be used [default: 1h, or 90d with --api]
+    #[arg(long, value_name = "TIME")]
+    pub(crate) ttl: Option<Span>,
+    /// Create a token for programs that use the HTTP API, instead of one to join with
+    #[arg(long, conflicts_with = "uses")]
+    pub(crate) api: bool,
     /// How many machines or users can join with it
     #[arg(long, value_name = "NUMBER", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=i64::from(TOKEN_USES_MAX)))]
     pub(crate) uses: u32,
+}
+
+impl TokenCreateArgs {
+    /// Returns the role of the token.
+    pub(crate) fn role(&self) -> Role {
+        self.role.unwrap_or(if self.api { Role::Viewer } else { Role::Agent })
+    }
+
+    /// Returns how long the token can be used, in milliseconds.
+    pub(crate) fn ttl_ms(&self) -> u64 {
+        match self.ttl {
+            Some(ttl) => u64::try_from(ttl.0.as_millis()).unwrap_or(DURATION_MS_MAX),
+            None if self.api => API_TOKEN_TTL_MS_DEFAULT,
+            None => TOKEN_TTL_MS_DEFAULT,
+        }
+    }
 }
 
 /// `key`.
@@ -178,7 +199,6 @@ pub(crate) fn parse_token(text: &str) -> Result<JoinToken, crate::error::CliErro
 #[expect(clippy::unwrap_used, reason = "tests")]
 mod tests {
     use clap::Parser;
-    use podmesh_protocol::limits::TOKEN_TTL_MS_DEFAULT;
 
     use super::*;
     use crate::cli::{Cli, Verb};
@@ -189,7 +209,7 @@ mod tests {
         let Verb::Token(TokenArgs { verb: Some(TokenVerb::Create(args)) }) = cli.verb else {
             unreachable!("token create is something else")
         };
-        assert_eq!((args.role, args.uses), (Role::Agent, 1));
-        assert_eq!(args.ttl.ms(), TOKEN_TTL_MS_DEFAULT);
+        assert_eq!((args.role(), args.uses), (Role::Agent, 1));
+        assert_eq!(args.ttl_ms(), TOKEN_TTL_MS_DEFAULT);
     }
 }

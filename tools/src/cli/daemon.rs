@@ -9,7 +9,7 @@ use podmesh_protocol::access::JoinToken;
 use podmesh_protocol::ids::Name;
 use podmesh_wire::address::ManagerAddress;
 
-use crate::values::{Cpus, Label, Size, Span};
+use crate::values::{Cpus, HttpAddress, Label, Size, Span};
 
 /// The options of both daemons.
 #[derive(Args, Debug)]
@@ -45,6 +45,15 @@ pub(crate) struct ManagerArgs {
     /// Let members of this local group use the manager, as operators
     #[arg(long, value_name = "GROUP", env = "PODMESH_GROUP", hide_env_values = true)]
     pub(crate) group: Option<String>,
+    /// Address of the HTTP API, or `off` for only its unix socket [default: 127.0.0.1:7771]
+    #[arg(long, value_name = "ADDRESS:PORT", env = "PODMESH_HTTP", hide_env_values = true)]
+    pub(crate) http: Option<HttpAddress>,
+    /// Certificate chain for HTTPS, PEM; needed for an address that other machines reach
+    #[arg(long, value_name = "FILE", env = "PODMESH_HTTP_CERT", hide_env_values = true)]
+    pub(crate) http_cert: Option<PathBuf>,
+    /// Private key of the certificate, PEM
+    #[arg(long, value_name = "FILE", env = "PODMESH_HTTP_KEY", hide_env_values = true)]
+    pub(crate) http_key: Option<PathBuf>,
     /// How long a node counts as alive without a heartbeat [default: 15s]
     #[arg(long, value_name = "TIME", env = "PODMESH_LEASE", hide_env_values = true)]
     pub(crate) lease: Option<Span>,

@@ -53,7 +53,7 @@ impl Mesh {
             .map_err(|why| CliError::failure("cannot create a temporary folder").because(why))?;
         let data_dir = DataDir::at(folder.path());
         let mut manager = Daemon::start("manager", &data_dir, folder.path(), |command| {
-            command.args(["manager", "--listen", "127.0.0.1:0"]);
+            command.args(["manager", "--listen", "127.0.0.1:0", "--http", "off"]);
         })?;
         let began = Instant::now();
         while Endpoint::read(&data_dir.manager()).is_err() {

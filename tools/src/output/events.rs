@@ -54,7 +54,10 @@ fn describe(fact: &EventFact) -> String {
         EventFact::TokenCreated { token: id, role, by } => {
             format!("join token {id} for the role {role} created by {by}")
         }
-        EventFact::TokenRevoked { token: id, by } => format!("join token {id} revoked by {by}"),
+        EventFact::ApiTokenCreated { token: id, role, by } => {
+            format!("API token {id} for the role {role} created by {by}")
+        }
+        EventFact::TokenRevoked { token: id, by } => format!("token {id} revoked by {by}"),
         EventFact::Enrolled { role, name, token: id } => {
             format!("{role} {name} joined with token {id}")
         }
@@ -183,7 +186,7 @@ mod tests {
                 EventFact::TokenCreated { token, role: Role::Viewer.into(), by: by.clone() },
                 "join token 3 for the role viewer created by root",
             ),
-            (EventFact::TokenRevoked { token, by: by.clone() }, "join token 3 revoked by root"),
+            (EventFact::TokenRevoked { token, by: by.clone() }, "token 3 revoked by root"),
             (
                 EventFact::Enrolled { role: Role::Agent.into(), name: name.clone(), token },
                 "agent a joined with token 3",

@@ -176,13 +176,16 @@ pub(crate) fn tokens(screen: Screen, tokens: &[TokenView]) -> String {
         vec![
             Cell::new(view.id),
             state(&TokenState::from(&view.state)),
+            Cell::new(if view.api { "api" } else { "join" }),
             Cell::new(&view.role),
-            Cell::new(view.uses_left),
+            Cell::new(if view.api { String::new() } else { view.uses_left.to_string() }),
             Cell::new(local(view.expires_wall_ms)),
             Cell::new(&view.created_by),
+            Cell::new(view.used_wall_ms.map(local).unwrap_or_default()),
         ]
     };
-    let header = ["TOKEN", "STATE", "ROLE", "USES LEFT", "EXPIRES", "CREATED BY"];
+    let header =
+        ["TOKEN", "STATE", "FOR", "ROLE", "USES LEFT", "EXPIRES", "CREATED BY", "LAST USED"];
     render(screen, &header, tokens.iter().map(row).collect())
 }
 
@@ -281,13 +284,15 @@ mod tests {
             uses_left: 1,
             expires_wall_ms: 0,
             created_by: "root".parse().unwrap(),
+            api: id == 2,
+            used_wall_ms: None,
         };
         let rows = [view(1, wire::TokenState::UsedUp), view(2, wire::TokenState::Usable)];
         let text = tokens(Screen { width: None, color: false }, &rows);
         let lines: Vec<&str> = text.lines().collect();
-        assert!(lines[1].starts_with("1      used_up  agent  1 "), "{text}");
-        assert!(lines[2].starts_with("2      usable   agent  1 "), "{text}");
-        assert!(lines[2].ends_with("  root"), "{text}");
+        assert!(lines[1].starts_with("1      used_up  join  agent  1 "), "{text}");
+        assert!(lines[2].starts_with("2      usable   api   agent   "), "{text}");
+        assert!(lines[2].contains("  root"), "{text}");
     }
 
     #[test]

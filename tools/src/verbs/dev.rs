@@ -58,6 +58,7 @@ async fn mesh(
     let (stop_manager, stopped) = oneshot::channel::<()>();
     let mut config = ManagerConfig::new(data_dir.manager(), args.listen);
     config.sockets_dir = data_dir.sockets();
+    config.http = super::manager::http(None);
     let manager = podmesh_manager::run(config, |endpoint| _ = serves.send(endpoint), async {
         _ = stopped.await
     });

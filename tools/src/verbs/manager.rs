@@ -1,11 +1,12 @@
 //! `podmesh manager`
 
-use std::net::{Ipv6Addr, SocketAddr};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::path::PathBuf;
 
-use podmesh_manager::ManagerConfig;
+use podmesh_manager::{HttpListen, ManagerConfig};
 use podmesh_protocol::access::Role;
 use podmesh_protocol::limits::TOKEN_TTL_MS_DEFAULT;
-use podmesh_wire::address::PORT_DEFAULT;
+use podmesh_wire::address::{HTTP_PORT_DEFAULT, PORT_DEFAULT};
 use serde::Deserialize;
 use tokio::sync::oneshot;
 
@@ -17,7 +18,7 @@ use crate::error::{CliError, CliResult};
 use crate::output::screen;
 use crate::settings::{self, DataDir};
 use crate::signals::{Stop, run_daemon};
-use crate::values::Span;
+use crate::values::{HttpAddress, Span};
 
 /// `manager.toml`: every setting has the name of its flag.
 #[derive(Debug, Default, Deserialize)]
@@ -26,6 +27,9 @@ struct ManagerFile {
     listen: Option<SocketAddr>,
     advertise: Vec<String>,
     group: Option<String>,
+    http: Option<HttpAddress>,
+    http_cert: Option<PathBuf>,
+    http_key: Option<PathBuf>,
     lease: Option<Span>,
     heartbeat: Option<Span>,
     priority_max: Option<i32>,
@@ -109,6 +113,15 @@ fn config(args: ManagerArgs, file: ManagerFile, data_dir: &DataDir) -> CliResult
         })?;
         config.sockets_group = Some(found.gid.as_raw());
     }
+    config.http = http(args.http.or(file.http));
+    config.http.tls = match (args.http_cert.or(file.http_cert), args.http_key.or(file.http_key)) {
+        (Some(chain), Some(key)) => Some((chain, key)),
+        (None, None) => None,
+        _ => {
+            return Err(CliError::usage("a certificate for HTTPS and its key belong together")
+                .hint("give both: --http-cert and --http-key"));
+        }
+    };
     if let Some(lease) = args.lease.or(file.lease) {
         config.lease = lease.0;
     }
@@ -128,6 +141,17 @@ fn config(args: ManagerArgs, file: ManagerFile, data_dir: &DataDir) -> CliResult
         config.heartbeat = heartbeat.0;
     }
     Ok(config)
+}
+
+/// Returns where the HTTP API listens. The default address is given up if it is in use.
+pub(crate) fn http(address: Option<HttpAddress>) -> HttpListen {
+    match address {
+        Some(HttpAddress(address)) => HttpListen { address, optional: false, tls: None },
+        None => {
+            let address = SocketAddr::from((Ipv4Addr::LOCALHOST, HTTP_PORT_DEFAULT));
+            HttpListen { address: Some(address), optional: true, tls: None }
+        }
+    }
 }
 
 /// The whole network: nobody gets access without a key.

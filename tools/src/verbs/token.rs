@@ -1,9 +1,8 @@
 //! `podmesh token`
 
 use podmesh_protocol::access::Role;
-use podmesh_protocol::limits::DURATION_MS_MAX;
 
-use crate::cli::access::{TokenCreateArgs, TokenVerb};
+use crate::cli::access::TokenVerb;
 use crate::connect::PATIENCE_ASK;
 use crate::context::Context;
 use crate::error::CliResult;
@@ -11,13 +10,16 @@ use crate::output::access::{TokenOutput, TokensOutput};
 use crate::output::time::local;
 use crate::output::{screen, table};
 
-/// Creates, lists or revokes join tokens.
+/// Creates, lists or revokes tokens.
 pub(crate) async fn token(context: &Context, verb: Option<TokenVerb>) -> CliResult {
     let connection = context.connection(PATIENCE_ASK)?;
     match verb.unwrap_or(TokenVerb::List) {
-        TokenVerb::Create(TokenCreateArgs { role, ttl, uses }) => {
-            let ttl_ms = u64::try_from(ttl.0.as_millis()).unwrap_or(DURATION_MS_MAX);
-            let made = connection.token_create(role, ttl_ms, uses).await?;
+        TokenVerb::Create(args) => {
+            let (role, ttl_ms, uses) = (args.role(), args.ttl_ms(), args.uses);
+            let made = match args.api {
+                true => connection.api_token_create(role, ttl_ms).await?,
+                false => connection.token_create(role, ttl_ms, uses).await?,
+            };
             if context.json() {
                 screen::json(&TokenOutput::new(
                     made.id,
@@ -29,6 +31,14 @@ pub(crate) async fn token(context: &Context, verb: Option<TokenVerb>) -> CliResu
                 return Ok(0);
             }
             screen::line(&made.token)?;
+            if args.api {
+                screen::say(format!(
+                    "API token {} can be used until {}: send it as `Authorization: Bearer TOKEN`",
+                    made.id,
+                    local(made.expires_wall_ms)
+                ));
+                return Ok(0);
+            }
             let verb = match role {
                 Role::Agent => "agent --join",
                 Role::Viewer | Role::Operator | Role::Admin => "login",

@@ -210,11 +210,15 @@ impl Core {
 
     fn save_change(
         &mut self,
-        service: Service,
+        mut service: Service,
         by: &Name,
         message: String,
         out: &mut Step,
     ) -> Answer {
+        if let Some(update) = &mut service.update {
+            // With other replicas, or after a stop, the update gets its time anew.
+            (update.healthy, update.progress_wall_ms) = (0, self.now.wall_ms);
+        }
         let answer = Answer::ServiceChanged { revision: service.revision, changed: true };
         let name = service.spec.name.clone();
         out.events.push(EventFact::ServiceChanged { service: name, message, by: by.clone() });

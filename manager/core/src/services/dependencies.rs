@@ -65,7 +65,7 @@ impl Core {
         let wanted = service.wanted() as usize;
         let replicas = self.replicas_of(name);
         let current = || replicas.iter().filter(|found| found.revision == service.revision);
-        let done = service.failures.values().filter(|ended| ended.is_done()).count();
+        let done = service.done() as usize;
         let (so_far, what) = match needs {
             DependsOn::Started => {
                 let runs = |id| {

@@ -10,9 +10,11 @@
 //! - `reconcile`: carrying it out, updates and restarts
 //! - `leaving`: replicas on their way out: out of the proxies, drained, stopped
 //! - `endpoints`: what the proxies are told
+//! - `deadline`: their times, which hold when the wall clock jumps
 //! - `view`: what users see
 
 mod commands;
+mod deadline;
 mod dependencies;
 mod endpoints;
 mod leaving;
@@ -20,6 +22,7 @@ mod plan;
 mod reconcile;
 mod view;
 
+use alloc::boxed::Box;
 use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::format;
 use alloc::string::String;
@@ -29,6 +32,7 @@ use podmesh_protocol::report::Outcome;
 use podmesh_protocol::service::{Health, ReplicaSpec};
 use podmesh_protocol::time::{Millis, Now};
 
+use self::deadline::{Deadline, Span};
 use self::dependencies::Dependents;
 use self::endpoints::Endpoints;
 use self::leaving::Leaving;
@@ -59,6 +63,10 @@ struct Replicas {
     jobs: BTreeMap<JobId, Replica>,
     /// When the service is reconciled again. `timers` holds the same time.
     timer: Option<Millis>,
+    /// When replicas of the numbers with failures may start again.
+    pauses: BTreeMap<u32, Deadline>,
+    /// When the update fails if no more replicas are healthy.
+    progress: Option<Deadline>,
     /// Grows with every change of the service.
     changed: u64,
 }
@@ -71,7 +79,7 @@ struct Replica {
     said: Option<String>,
     /// Since when it has been healthy. After a restart of the manager: since the restart.
     healthy_ms: Option<Millis>,
-    leaving: Option<Leaving>,
+    leaving: Option<Box<Leaving>>,
 }
 
 impl Services {
@@ -152,7 +160,7 @@ impl Core {
         self.services.insert(id, spec);
         self.mark_project_of(id);
         let Some(job) = self.state.jobs.get(&id) else { return };
-        let mut status = job.active.values().map(|active| &active.replica);
+        let mut status = job.active.values().map(|active| active.replica());
         if status.any(|status| status.health != Health::Starting) {
             // After a restart of the manager the proxies may still have it.
             self.services.endpoints.note(id);
@@ -160,13 +168,16 @@ impl Core {
     }
 
     /// Notes the services of the state after a start. Their jobs follow.
-    pub(crate) fn restore_services(&mut self) {
-        for name in self.state.services.keys() {
+    pub(crate) fn restore_services(&mut self, now: Now) {
+        // Before an update fails, the agents must have had the time to say what happened meanwhile.
+        let heard_at = now.mono_ms.saturating_add(self.config.lease_ms);
+        for (name, service) in &self.state.services {
             let changed = self.state.last_revision.0;
-            let replicas = Replicas { changed, ..Replicas::default() };
-            let spec = self.state.services.get(name).map(|service| &*service.spec);
-            self.bonds.change_service(None, spec);
-            self.services.dependents.change(None, spec);
+            self.bonds.change_service(None, Some(&service.spec));
+            self.services.dependents.change(None, Some(&service.spec));
+            let progress = Span::of_update(service)
+                .map(|span| Deadline::of(span, None, now).not_before(heard_at));
+            let replicas = Replicas { changed, progress, ..Replicas::default() };
             self.services.by_name.insert(name.clone(), replicas);
             self.services.dirty.insert(name.clone());
         }

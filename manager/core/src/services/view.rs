@@ -19,6 +19,7 @@ use podmesh_protocol::spec::{Resources, RuntimeSpec};
 use podmesh_protocol::time::Now;
 use podmesh_protocol::wait::WaitReason;
 
+use super::deadline::{Deadline, Span};
 use super::endpoints::address_of;
 use super::reconcile::is_reachable;
 use crate::Core;
@@ -103,13 +104,12 @@ impl Core {
         });
         let healthy = healthy.count() as u32;
         let wanted = service.wanted();
-        let done = service.failures.values().filter(|ended| ended.is_done());
         let state = match (service.phase, &service.update) {
             (ServicePhase::Removing, _) => ServiceState::Removing,
             (ServicePhase::Stopped, _) => ServiceState::Stopped,
             (ServicePhase::Running, Some(update)) if update.rolls_back => ServiceState::RollingBack,
             (ServicePhase::Running, Some(_)) => ServiceState::Updating,
-            (ServicePhase::Running, None) if healthy + done.count() as u32 >= wanted => {
+            (ServicePhase::Running, None) if healthy + service.done() >= wanted => {
                 ServiceState::Healthy
             }
             (ServicePhase::Running, None) => ServiceState::Degraded,
@@ -146,12 +146,12 @@ impl Core {
             let node = active
                 .and_then(|(_, active)| self.nodes.by_name(&active.node))
                 .map(|ix| self.nodes.get(ix));
-            let status = active.map(|(_, active)| &active.replica);
+            let status = active.map(|(_, active)| active.replica());
             let state = match active {
                 _ if job.cancelling => ReplicaState::Stopping,
                 _ if replica.leaving.is_some() => ReplicaState::Draining,
                 None => ReplicaState::Queued,
-                Some((_, active)) => match (active.state, active.replica.health) {
+                Some((_, active)) => match (active.state, active.replica().health) {
                     _ if node.is_some_and(|node| !is_reachable(node)) => ReplicaState::Unreachable,
                     (AttemptState::Assigned | AttemptState::Preparing, _) => {
                         ReplicaState::Preparing
@@ -208,7 +208,11 @@ impl Core {
         let waits = self.waits_for_services(service).into_iter().next();
         let view = |number| {
             let failures = service.failures.get(&number);
-            let left = failures.map(|ended| ended.remaining_ms(now.wall_ms));
+            let left = failures.map(|ended| {
+                let known = found.and_then(|found| found.pauses.get(&number)).copied();
+                let pause = Deadline::of(Span::of_pause(ended)?, known, now);
+                Some(pause.at.saturating_sub(now.mono_ms))
+            });
             let state = match left {
                 Some(None) => ReplicaState::Ended,
                 Some(Some(left)) if left > 0 => ReplicaState::Restarting,

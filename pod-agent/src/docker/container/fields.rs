@@ -29,6 +29,7 @@ fn demanding() -> (JobContext, DockerSpec) {
         tmpfs: [("/run".into(), "size=64m".into())].into(),
         read_only: true,
         network: NetworkMode::Host,
+        networks: [].into(),
         hostname: Some("db-1".into()),
         extra_hosts: vec!["db:10.0.0.5".into()],
         pull: PullPolicy::Always,

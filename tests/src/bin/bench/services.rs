@@ -76,7 +76,7 @@ fn web(text: &str) -> ServiceSpec {
         require: [].into(),
         spread: None,
         project: None,
-        depends_on: BTreeMap::new(),
+        depends_on: [].into(),
         resources: Resources { cpu_millis: 100, memory_bytes: 0 },
         ports: [("http".parse().unwrap(), publish)].into(),
         health: None,

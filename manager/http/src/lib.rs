@@ -1,0 +1,29 @@
+//! The HTTP API: maps routes to requests of the [`Door`], and replies to the views that
+//! `--output json` prints. It decides nothing by itself.
+//!
+//! `routes` is the table of all routes, from which the router and the OpenAPI document (`openapi`)
+//! are made. `guard` checks every request before its handler: `Host` and `Origin`, who asks, and how
+//! many bytes the caller has under way. `events` and `logs` stream. `server` has the listeners, with
+//! limits for slow clients.
+
+mod access;
+mod budget;
+mod door;
+mod events;
+mod extract;
+mod guard;
+mod jobs;
+mod logs;
+mod nodes;
+mod openapi;
+mod problem;
+mod routes;
+mod server;
+mod services;
+mod sse;
+mod volumes;
+
+pub use door::{Asker, Door, Peer};
+pub use guard::Hosts;
+pub use openapi::document;
+pub use server::{Config, HttpError, Server};

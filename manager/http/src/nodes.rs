@@ -1,0 +1,92 @@
+//! Nodes.
+
+use axum::response::Response;
+use podmesh_protocol::client::{PrincipalKind, ReplyBody, RequestBody, Scheduling};
+use podmesh_protocol::ids::Name;
+use podmesh_protocol::limits::PAGE_ROWS_MAX;
+use podmesh_views::http::ForgottenNode;
+use podmesh_views::json::{NodeRow, NodesOutput};
+use podmesh_views::service::ScheduledNode;
+use schemars::JsonSchema;
+use serde::Deserialize;
+
+use crate::access::revoke;
+use crate::extract::{Path, Query, Session, ok};
+use crate::problem::Problem;
+
+/// How to forget a node.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct ForgetNodeQuery {
+    /// Also end the attempts on the node, as lost, though they may still run there.
+    #[serde(default)]
+    force: bool,
+}
+
+/// GET /nodes
+pub(crate) async fn list(session: Session) -> Result<Response, Problem> {
+    let mut nodes: Vec<NodeRow> = Vec::new();
+    let mut after = None;
+    loop {
+        match session.ask(RequestBody::Nodes { after, limit: PAGE_ROWS_MAX }).await? {
+            // Only an empty page is the last: the bytes of a page are limited too.
+            ReplyBody::Nodes(page) if page.is_empty() => return Ok(ok(&NodesOutput { nodes })),
+            ReplyBody::Nodes(page) => {
+                nodes.extend(page.iter().map(NodeRow::from));
+                after = page.last().map(|view| view.node.clone());
+            }
+            _ => return Err(Problem::unexpected()),
+        }
+    }
+}
+
+async fn schedule(
+    session: Session,
+    path: Path,
+    scheduling: Scheduling,
+) -> Result<Response, Problem> {
+    let node: Name = path.part("node")?;
+    match session.ask(RequestBody::NodeScheduling { node: node.clone(), scheduling }).await? {
+        ReplyBody::NodeScheduling { scheduling, attempts } => Ok(ok(&ScheduledNode {
+            node: node.to_string(),
+            scheduling: scheduling.into(),
+            attempts,
+        })),
+        _ => Err(Problem::unexpected()),
+    }
+}
+
+/// POST /nodes/{node}/cordon
+pub(crate) async fn cordon(session: Session, path: Path) -> Result<Response, Problem> {
+    schedule(session, path, Scheduling::Cordoned).await
+}
+
+/// POST /nodes/{node}/uncordon
+pub(crate) async fn uncordon(session: Session, path: Path) -> Result<Response, Problem> {
+    schedule(session, path, Scheduling::Open).await
+}
+
+/// POST /nodes/{node}/drain
+pub(crate) async fn drain(session: Session, path: Path) -> Result<Response, Problem> {
+    schedule(session, path, Scheduling::Draining).await
+}
+
+/// POST /nodes/{node}/revoke
+pub(crate) async fn revoke_key(session: Session, path: Path) -> Result<Response, Problem> {
+    revoke(session, PrincipalKind::Node, path.part("node")?).await
+}
+
+/// DELETE /nodes/{node}
+pub(crate) async fn forget(
+    session: Session,
+    path: Path,
+    Query(query): Query<ForgetNodeQuery>,
+) -> Result<Response, Problem> {
+    let node: Name = path.part("node")?;
+    match session.ask(RequestBody::NodeForget { node: node.clone(), force: query.force }).await? {
+        ReplyBody::NodeForgotten { enrolled } => {
+            Ok(ok(&ForgottenNode { node: node.to_string(), enrolled }))
+        }
+        _ => Err(Problem::unexpected()),
+    }
+}

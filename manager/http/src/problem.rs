@@ -1,0 +1,116 @@
+//! Errors as RFC 9457 problem details.
+
+use axum::http::header::{CONTENT_TYPE, RETRY_AFTER, WWW_AUTHENTICATE};
+use axum::http::{HeaderValue, StatusCode};
+use axum::response::{IntoResponse, Response};
+use podmesh_protocol::error::{ErrorCode, ErrorReply};
+use podmesh_views::http;
+
+/// The media type of a problem.
+pub(crate) const PROBLEM_JSON: &str = "application/problem+json";
+
+/// Why a request was not answered.
+#[derive(Debug)]
+pub(crate) struct Problem {
+    status: StatusCode,
+    code: &'static str,
+    title: &'static str,
+    detail: String,
+}
+
+impl Problem {
+    pub(crate) fn new(
+        status: StatusCode,
+        code: &'static str,
+        title: &'static str,
+        detail: impl Into<String>,
+    ) -> Self {
+        Self { status, code, title, detail: detail.into() }
+    }
+
+    pub(crate) fn bad_request(detail: impl Into<String>) -> Self {
+        Self::new(StatusCode::BAD_REQUEST, "bad_request", "The request is not valid", detail)
+    }
+
+    pub(crate) fn not_found(detail: impl Into<String>) -> Self {
+        ErrorReply::new(ErrorCode::NotFound, detail).into()
+    }
+
+    pub(crate) fn invalid(detail: impl Into<String>) -> Self {
+        ErrorReply::new(ErrorCode::InvalidSpec, detail).into()
+    }
+
+    pub(crate) fn overloaded(detail: impl Into<String>) -> Self {
+        ErrorReply::new(ErrorCode::Overloaded, detail).into()
+    }
+
+    /// The door's reply belongs to another request.
+    pub(crate) fn unexpected() -> Self {
+        let detail = "the answer to another request came; this is a bug of podmesh";
+        ErrorReply::new(ErrorCode::Unknown, detail).into()
+    }
+
+    pub(crate) fn code(&self) -> &'static str {
+        self.code
+    }
+
+    pub(crate) fn detail(&self) -> &str {
+        &self.detail
+    }
+
+    pub(crate) fn view(&self) -> http::Problem {
+        http::Problem {
+            kind: format!("urn:podmesh:problem:{}", self.code),
+            title: self.title,
+            status: self.status.as_u16(),
+            detail: self.detail.clone(),
+            code: self.code,
+        }
+    }
+}
+
+impl From<ErrorReply> for Problem {
+    fn from(error: ErrorReply) -> Self {
+        let (status, code, title) = match error.code {
+            ErrorCode::BadMessage => (400, "bad_message", "The request cannot be read"),
+            ErrorCode::UnsupportedVersion => {
+                (502, "unsupported_version", "The manager speaks another version")
+            }
+            ErrorCode::InvalidSpec => (422, "invalid_spec", "A rule or a limit is violated"),
+            ErrorCode::NotFound => (404, "not_found", "There is no such thing"),
+            ErrorCode::NodeUnavailable => (503, "node_unavailable", "The node is not connected"),
+            ErrorCode::NodeInUse => (409, "node_in_use", "The node is in use"),
+            ErrorCode::Overloaded => (503, "overloaded", "A limit is reached"),
+            ErrorCode::Compacted => (410, "compacted", "The events are no longer kept"),
+            ErrorCode::Conflict => (409, "conflict", "Something else is under way"),
+            ErrorCode::NameTaken => (409, "name_taken", "The name is in use"),
+            ErrorCode::WrongCluster => (409, "wrong_cluster", "It belongs to another cluster"),
+            ErrorCode::Forbidden => (403, "forbidden", "The role does not permit this"),
+            ErrorCode::InvalidToken => (401, "invalid_token", "The token is not valid"),
+            ErrorCode::NotEnrolled => (401, "not_enrolled", "The caller is not known"),
+            ErrorCode::Storage => (507, "storage", "The manager's disk cannot be used"),
+            ErrorCode::Stopping => (503, "stopping", "The manager is about to stop"),
+            ErrorCode::Unknown => (500, "unknown", "Something failed"),
+        };
+        let status = StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+        Self { status, code, title, detail: error.message }
+    }
+}
+
+impl IntoResponse for Problem {
+    fn into_response(self) -> Response {
+        let body = serde_json::to_vec(&self.view()).unwrap_or_default();
+        let mut response = (self.status, [(CONTENT_TYPE, PROBLEM_JSON)], body).into_response();
+        let headers = response.headers_mut();
+        match self.status {
+            StatusCode::UNAUTHORIZED => {
+                headers.insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+            }
+            StatusCode::SERVICE_UNAVAILABLE => {
+                headers.insert(RETRY_AFTER, HeaderValue::from_static("1"));
+            }
+            _ => {}
+        }
+        response
+    }
+}

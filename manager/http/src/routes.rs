@@ -1,0 +1,538 @@
+//! The table of all routes.
+
+use std::sync::Arc;
+
+use axum::Router;
+use axum::handler::Handler;
+use axum::http::{StatusCode, Uri};
+use axum::routing::{MethodRouter, delete, get, post, put};
+use podmesh_protocol::access::Role;
+use podmesh_views::access::{TokenOutput, TokensOutput, UsersOutput};
+use podmesh_views::http::{
+    BatchOutput, CallerView, EventsOutput, ForgottenNode, HealthView, InfoView, KeyView, PlanView,
+    RemovedVolume, TaskOutput,
+};
+use podmesh_views::input::{
+    ForgetInput, JobInput, KeyRotateInput, RollbackInput, ScaleInput, ServiceSpecInput, TokenInput,
+};
+use podmesh_views::json::{
+    CancelledJob, ForgetOutput, JobOutput, JobsOutput, NodesOutput, SubmitOutput, TasksOutput,
+};
+use podmesh_views::service::{
+    EndpointsOutput, HistoryOutput, ScheduledNode, ServiceChangedOutput, ServiceOutput,
+    ServicesOutput,
+};
+use podmesh_views::volume::VolumesOutput;
+use schemars::{JsonSchema, Schema, SchemaGenerator};
+use tokio::sync::watch;
+
+use crate::budget::Budgets;
+use crate::door::Door;
+use crate::events::Feed;
+use crate::guard::{Hosts, guard};
+use crate::problem::Problem;
+use crate::{access, events, jobs, logs, nodes, openapi, services, volumes};
+
+/// Where all routes begin.
+pub(crate) const PREFIX: &str = "/api/v1";
+
+/// What all requests share.
+#[derive(Clone)]
+pub(crate) struct App {
+    pub(crate) door: Arc<dyn Door>,
+    pub(crate) feed: Arc<Feed>,
+    pub(crate) budgets: Arc<Budgets>,
+    pub(crate) hosts: Arc<Hosts>,
+    /// True once the server is about to stop.
+    pub(crate) stopping: watch::Receiver<bool>,
+}
+
+/// Makes a schema.
+pub(crate) type SchemaOf = fn(&mut SchemaGenerator) -> Schema;
+
+/// A reply.
+pub(crate) struct Reply {
+    pub(crate) status: u16,
+    pub(crate) about: &'static str,
+    /// The media types, and the schema of JSON.
+    pub(crate) content: Vec<(&'static str, Option<SchemaOf>)>,
+}
+
+/// A route: what the router does with it, and what the document says about it.
+pub(crate) struct Route {
+    pub(crate) method: &'static str,
+    /// Below [`PREFIX`].
+    pub(crate) path: &'static str,
+    /// The name of the operation.
+    pub(crate) id: &'static str,
+    pub(crate) about: &'static str,
+    /// The role that it needs; `None` if nobody is asked for a token.
+    pub(crate) role: Option<Role>,
+    pub(crate) query: Option<SchemaOf>,
+    /// Headers of the request that it knows, and what they mean.
+    pub(crate) headers: &'static [(&'static str, &'static str)],
+    /// The schema of the body, and whether it is required.
+    pub(crate) body: Option<(SchemaOf, bool)>,
+    pub(crate) replies: Vec<Reply>,
+    handler: MethodRouter<App>,
+}
+
+fn schema_of<T: JsonSchema>(generator: &mut SchemaGenerator) -> Schema {
+    generator.subschema_for::<T>()
+}
+
+/// A query becomes parameters, not a schema with a name.
+fn query_of<T: JsonSchema>(generator: &mut SchemaGenerator) -> Schema {
+    T::json_schema(generator)
+}
+
+impl Route {
+    fn new(
+        method: &'static str,
+        path: &'static str,
+        id: &'static str,
+        about: &'static str,
+        handler: MethodRouter<App>,
+    ) -> Self {
+        let (role, query, body, replies) = (Some(Role::Viewer), None, None, vec![]);
+        Self { method, path, id, about, role, query, headers: &[], body, replies, handler }
+    }
+
+    fn needs(mut self, role: Role) -> Self {
+        self.role = Some(role);
+        self
+    }
+
+    fn public(mut self) -> Self {
+        self.role = None;
+        self
+    }
+
+    fn query<T: JsonSchema>(mut self) -> Self {
+        self.query = Some(query_of::<T>);
+        self
+    }
+
+    fn header(mut self, headers: &'static [(&'static str, &'static str)]) -> Self {
+        self.headers = headers;
+        self
+    }
+
+    fn body<T: JsonSchema>(mut self) -> Self {
+        self.body = Some((schema_of::<T>, true));
+        self
+    }
+
+    fn optional_body<T: JsonSchema>(mut self) -> Self {
+        self.body = Some((schema_of::<T>, false));
+        self
+    }
+
+    fn reply<T: JsonSchema>(self, status: u16, about: &'static str) -> Self {
+        self.reply_as(status, about, vec![("application/json", Some(schema_of::<T> as SchemaOf))])
+    }
+
+    fn no_content(self, status: u16, about: &'static str) -> Self {
+        self.reply_as(status, about, vec![])
+    }
+
+    fn reply_as(
+        mut self,
+        status: u16,
+        about: &'static str,
+        content: Vec<(&'static str, Option<SchemaOf>)>,
+    ) -> Self {
+        self.replies.push(Reply { status, about, content });
+        self
+    }
+}
+
+fn on_get<H: Handler<T, App>, T: 'static>(
+    path: &'static str,
+    id: &'static str,
+    about: &'static str,
+    handler: H,
+) -> Route {
+    Route::new("get", path, id, about, get(handler))
+}
+
+fn on_post<H: Handler<T, App>, T: 'static>(
+    path: &'static str,
+    id: &'static str,
+    about: &'static str,
+    handler: H,
+) -> Route {
+    Route::new("post", path, id, about, post(handler))
+}
+
+fn on_delete<H: Handler<T, App>, T: 'static>(
+    path: &'static str,
+    id: &'static str,
+    about: &'static str,
+    handler: H,
+) -> Route {
+    Route::new("delete", path, id, about, delete(handler))
+}
+
+const IF_NONE_MATCH: (&str, &str) =
+    ("If-None-Match", "The `ETag` of an earlier reply: 304 if nothing has changed since.");
+const IDEMPOTENCY_KEY: (&str, &str) = (
+    "Idempotency-Key",
+    "A key that is new for each job, best a UUID. The same request again with the same key returns the same job.",
+);
+const LAST_EVENT_ID: (&str, &str) =
+    ("Last-Event-ID", "The `id` of the last event that the client has: the stream resumes there.");
+const RANGE: (&str, &str) =
+    ("Range", "`bytes=FIRST-LAST` or `bytes=FIRST-`, without `follow`. A reply has at most 1 MiB.");
+
+/// Returns all routes.
+pub(crate) fn routes() -> Vec<Route> {
+    let (operator, admin) = (Role::Operator, Role::Admin);
+    let all = [
+        the_manager(),
+        job_routes(),
+        node_routes(),
+        service_routes(operator),
+        volume_routes(operator),
+        access_routes(admin),
+    ];
+    all.into_iter().flatten().collect()
+}
+
+fn the_manager() -> Vec<Route> {
+    let page: SchemaOf = schema_of::<EventsOutput>;
+    vec![
+        on_get("/health", "health", "Whether the server answers.", access::health)
+            .public()
+            .reply::<HealthView>(200, "It does."),
+        on_get("/ready", "ready", "Whether jobs can be submitted.", access::ready)
+            .public()
+            .reply::<HealthView>(200, "They can."),
+        on_get("/openapi.json", "openapi", "This document.", openapi::serve)
+            .public()
+            .reply::<serde_json::Map<String, serde_json::Value>>(200, "The document."),
+        on_get("/info", "info", "The manager.", access::info)
+            .reply::<InfoView>(200, "The manager."),
+        on_get("/me", "me", "Who asks.", access::me).reply::<CallerView>(200, "The caller."),
+        on_get(
+            "/events",
+            "events",
+            "Every change, in order. With `Accept: text/event-stream` as a stream, of which each event has its revision as `id` and the same JSON as a page; comments come while nothing happens, and an event `problem` ends it before its time.",
+            events::events,
+        )
+        .query::<events::EventsQuery>()
+        .header(&[LAST_EVENT_ID])
+        .reply_as(200, "The events.", vec![("application/json", Some(page)), ("text/event-stream", None)]),
+    ]
+}
+
+fn job_routes() -> Vec<Route> {
+    let (operator, admin) = (Role::Operator, Role::Admin);
+    vec![
+        on_get("/jobs", "list_jobs", "The jobs, newest first. The header `Link` has the next page.", jobs::list)
+            .query::<jobs::JobsQuery>()
+            .reply::<JobsOutput>(200, "A page of jobs."),
+        on_post("/jobs", "submit_job", "Submits a job. The reply comes when the job is on disk.", jobs::submit)
+            .needs(operator)
+            .header(&[IDEMPOTENCY_KEY])
+            .body::<JobInput>()
+            .reply::<SubmitOutput>(201, "The job was submitted.")
+            .reply::<SubmitOutput>(200, "It was submitted before, with the same key."),
+        on_post("/jobs/batch", "submit_jobs", "Submits many jobs. Each is accepted or refused by itself.", jobs::submit_batch)
+            .needs(operator)
+            .body::<jobs::BatchInput>()
+            .reply::<BatchOutput>(200, "What became of each job."),
+        on_post("/jobs/forget", "forget_jobs", "Removes the ended jobs of a range.", jobs::forget_many)
+            .needs(admin)
+            .body::<ForgetInput>()
+            .reply::<ForgetOutput>(200, "How many were removed."),
+        on_get("/jobs/{job}", "show_job", "A job, now or once it has changed.", jobs::show)
+            .query::<jobs::WaitQuery>()
+            .header(&[IF_NONE_MATCH])
+            .reply::<JobOutput>(200, "The job.")
+            .no_content(304, "It has not changed."),
+        on_delete("/jobs/{job}", "forget_job", "Removes a job that has ended.", jobs::forget_one)
+            .needs(admin)
+            .reply::<ForgetOutput>(200, "Whether it was removed."),
+        on_post("/jobs/{job}/cancel", "cancel_job", "Cancels a job.", jobs::cancel)
+            .needs(operator)
+            .reply::<CancelledJob>(200, "The state of the job."),
+        on_get("/jobs/{job}/tasks", "list_tasks", "The tasks of a job, by index. The header `Link` has the next page.", jobs::tasks)
+            .query::<jobs::TasksQuery>()
+            .reply::<TasksOutput>(200, "A page of tasks."),
+        on_get("/jobs/{job}/tasks/{index}", "show_task", "A task with its attempts.", jobs::task)
+            .reply::<TaskOutput>(200, "The task."),
+        on_get(
+            "/jobs/{job}/tasks/{index}/log",
+            "read_log",
+            "The output of a task. With `Accept: text/event-stream` as events, of which each has the offset after its text as `id`, and JSON with `offset` and `text`; an event `end` comes after the last byte.",
+            logs::log,
+        )
+        .query::<logs::LogQuery>()
+        .header(&[RANGE, LAST_EVENT_ID])
+        .reply_as(200, "The output.", vec![("text/plain", None), ("text/event-stream", None)])
+        .reply_as(206, "The range.", vec![("text/plain", None)])
+        .reply_as(416, "There is no output there.", vec![("application/problem+json", None)]),
+    ]
+}
+
+fn node_routes() -> Vec<Route> {
+    let admin = Role::Admin;
+    vec![
+        on_get("/nodes", "list_nodes", "The nodes, by name.", nodes::list)
+            .reply::<NodesOutput>(200, "All nodes."),
+        on_delete(
+            "/nodes/{node}",
+            "forget_node",
+            "Removes a lost node from the list.",
+            nodes::forget,
+        )
+        .needs(admin)
+        .query::<nodes::ForgetNodeQuery>()
+        .reply::<ForgottenNode>(200, "The node was removed."),
+        on_post(
+            "/nodes/{node}/cordon",
+            "cordon_node",
+            "Gives a node no new work. What it has stays.",
+            nodes::cordon,
+        )
+        .needs(admin)
+        .reply::<ScheduledNode>(200, "What the node may get."),
+        on_post(
+            "/nodes/{node}/uncordon",
+            "uncordon_node",
+            "Gives a node new work again.",
+            nodes::uncordon,
+        )
+        .needs(admin)
+        .reply::<ScheduledNode>(200, "What the node may get."),
+        on_post(
+            "/nodes/{node}/drain",
+            "drain_node",
+            "Gives a node no new work, and moves its replicas away.",
+            nodes::drain,
+        )
+        .needs(admin)
+        .reply::<ScheduledNode>(200, "What the node may get."),
+        on_post(
+            "/nodes/{node}/revoke",
+            "revoke_node",
+            "Disconnects a node and revokes its key.",
+            nodes::revoke_key,
+        )
+        .needs(admin)
+        .no_content(204, "The key was revoked."),
+    ]
+}
+
+fn service_routes(operator: Role) -> Vec<Route> {
+    let changed = |route: Route| {
+        route.needs(operator).reply::<ServiceChangedOutput>(200, "Whether it has changed anything.")
+    };
+    let endpoints: SchemaOf = schema_of::<EndpointsOrTargets>;
+    let put_service = Route::new(
+        "put",
+        "/services/{service}",
+        "apply_service",
+        "Creates a service, or changes it to this spec.",
+        put(services::apply),
+    );
+    vec![
+        on_get("/services", "list_services", "The services, by name.", services::list)
+            .reply::<ServicesOutput>(200, "All services."),
+        on_get(
+            "/services/{service}",
+            "show_service",
+            "A service, now or once it has changed.",
+            services::show,
+        )
+        .query::<jobs::WaitQuery>()
+        .header(&[IF_NONE_MATCH])
+        .reply::<ServiceOutput>(200, "The service.")
+        .no_content(304, "It has not changed."),
+        changed(put_service.body::<ServiceSpecInput>()),
+        changed(on_delete(
+            "/services/{service}",
+            "remove_service",
+            "Stops a service and removes it.",
+            services::remove,
+        )),
+        on_post(
+            "/services/{service}/plan",
+            "plan_service",
+            "Says what applying this spec would do, and changes nothing.",
+            services::plan,
+        )
+        .body::<ServiceSpecInput>()
+        .reply::<PlanView>(200, "The plan."),
+        changed(
+            on_post(
+                "/services/{service}/scale",
+                "scale_service",
+                "Sets the number of replicas.",
+                services::scale,
+            )
+            .body::<ScaleInput>(),
+        ),
+        changed(on_post(
+            "/services/{service}/restart",
+            "restart_service",
+            "Replaces all replicas, as an update does.",
+            services::restart,
+        )),
+        changed(
+            on_post(
+                "/services/{service}/rollback",
+                "rollback_service",
+                "Goes back to an earlier revision.",
+                services::rollback,
+            )
+            .optional_body::<RollbackInput>(),
+        ),
+        changed(on_post(
+            "/services/{service}/stop",
+            "stop_service",
+            "Stops all replicas, and keeps the service.",
+            services::stop,
+        )),
+        changed(on_post(
+            "/services/{service}/start",
+            "start_service",
+            "Starts a stopped service.",
+            services::start,
+        )),
+        on_get(
+            "/services/{service}/history",
+            "service_history",
+            "The revisions of a service, newest first.",
+            services::history,
+        )
+        .reply::<HistoryOutput>(200, "The revisions."),
+        on_get(
+            "/services/{service}/endpoints",
+            "service_endpoints",
+            "Where healthy replicas listen.",
+            services::endpoints,
+        )
+        .query::<services::EndpointsQuery>()
+        .reply_as(
+            200,
+            "The endpoints.",
+            vec![("application/json", Some(endpoints)), ("text/plain", None)],
+        ),
+    ]
+}
+
+fn volume_routes(operator: Role) -> Vec<Route> {
+    vec![
+        on_get("/volumes", "list_volumes", "The named volumes, by name.", volumes::list)
+            .reply::<VolumesOutput>(200, "All volumes."),
+        on_delete(
+            "/volumes/{volume}",
+            "remove_volume",
+            "Removes a volume with its data, which nothing may use.",
+            volumes::remove,
+        )
+        .needs(operator)
+        .query::<volumes::RemoveVolumeQuery>()
+        .reply::<RemovedVolume>(202, "Its node removes it, now or when it is back."),
+    ]
+}
+
+/// Endpoints as JSON.
+#[derive(JsonSchema)]
+#[schemars(untagged)]
+#[expect(dead_code, reason = "only its schema is used")]
+enum EndpointsOrTargets {
+    /// The format `json`.
+    Endpoints(EndpointsOutput),
+    /// The format `prometheus-sd`.
+    Targets(Vec<podmesh_views::endpoints::PrometheusGroup>),
+}
+
+fn access_routes(admin: Role) -> Vec<Route> {
+    vec![
+        on_get("/tokens", "list_tokens", "The tokens, without their secrets.", access::tokens)
+            .needs(admin)
+            .reply::<TokensOutput>(200, "All tokens."),
+        on_post(
+            "/tokens",
+            "create_token",
+            "Creates a token. It is shown only once.",
+            access::create_token,
+        )
+        .needs(admin)
+        .body::<TokenInput>()
+        .reply::<TokenOutput>(201, "The token."),
+        on_delete("/tokens/{id}", "revoke_token", "Revokes a token.", access::revoke_token)
+            .needs(admin)
+            .no_content(204, "The token was revoked."),
+        on_get("/users", "list_users", "The users who joined, by name.", access::users)
+            .needs(admin)
+            .reply::<UsersOutput>(200, "All users."),
+        on_delete(
+            "/users/{user}",
+            "revoke_user",
+            "Disconnects a user and revokes their key.",
+            access::revoke_user,
+        )
+        .needs(admin)
+        .no_content(204, "The key was revoked."),
+        on_post(
+            "/key/rotate",
+            "rotate_key",
+            "Replaces the manager's key by its next one.",
+            access::rotate_key,
+        )
+        .needs(admin)
+        .body::<KeyRotateInput>()
+        .reply::<KeyView>(200, "The manager's keys."),
+    ]
+}
+
+/// Returns whether a path is for everybody.
+pub(crate) fn is_public(path: &str) -> bool {
+    matches!(path.strip_prefix(PREFIX), Some("/health" | "/ready" | "/openapi.json"))
+}
+
+/// Returns the router.
+pub(crate) fn router(app: App) -> Router {
+    let mut router = Router::new();
+    for route in routes() {
+        router = router.route(&format!("{PREFIX}{}", route.path), route.handler);
+    }
+    router
+        .fallback(no_route)
+        .method_not_allowed_fallback(no_method)
+        .layer(axum::middleware::from_fn_with_state(app.clone(), guard))
+        .with_state(app)
+}
+
+async fn no_route(uri: Uri) -> Problem {
+    Problem::not_found(format!(
+        "there is no `{}`; all routes are in {PREFIX}/openapi.json",
+        uri.path().escape_debug()
+    ))
+}
+
+async fn no_method() -> Problem {
+    Problem::new(
+        StatusCode::METHOD_NOT_ALLOWED,
+        "method_not_allowed",
+        "The route has other methods",
+        format!("the route does not have this method; all routes are in {PREFIX}/openapi.json"),
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_routes_without_a_token_are_those_that_say_so() {
+        for route in routes() {
+            let path = format!("{PREFIX}{}", route.path);
+            assert_eq!(is_public(&path), route.role.is_none(), "{path}");
+        }
+    }
+}

@@ -1,0 +1,306 @@
+//! The listeners, and the connections with their limits.
+
+use std::io;
+use std::net::{SocketAddr, TcpListener as StdTcpListener};
+use std::os::fd::AsFd;
+use std::os::unix::net::UnixListener as StdUnixListener;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Router;
+use axum::body::Body;
+use hyper::body::Incoming;
+use hyper::server::conn::http1;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
+use podmesh_protocol::limits::{HTTP_CONNECTIONS_MAX, HTTP_HEADER_BYTES_MAX, HTTP_HEADERS_MAX};
+use rustls::ServerConfig;
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpListener, UnixListener};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+use tokio::task::JoinSet;
+use tokio::time::{sleep, timeout};
+use tokio_io_timeout::TimeoutStream;
+use tokio_rustls::TlsAcceptor;
+use tower::ServiceExt;
+
+use crate::budget::Budgets;
+use crate::door::{Door, Peer};
+use crate::events::Feed;
+use crate::guard::{Connection, Hosts};
+use crate::routes::{App, router};
+
+/// How long a client may take for the handshake of TLS, and then for the headers of a request. So
+/// long a connection may also be idle.
+const HEADER_LIMIT: Duration = Duration::from_secs(10);
+/// How long a client may take none of the bytes that are ready for it.
+const WRITE_LIMIT: Duration = Duration::from_secs(30);
+/// How long the server waits for replies when it stops.
+const STOP_LIMIT: Duration = Duration::from_secs(2);
+/// The pause after a connection could not be accepted, such as when all file descriptors are in use.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// Where to listen.
+#[derive(Debug, Default)]
+pub struct Config {
+    /// The network address. Port 0 selects a free port.
+    pub listen: Option<SocketAddr>,
+    /// The files with the certificate chain and its private key, both PEM. Without them, `listen`
+    /// must be a loopback address.
+    pub tls: Option<(PathBuf, PathBuf)>,
+    /// The unix socket.
+    pub unix: Option<StdUnixListener>,
+    /// The names by which clients may address the server.
+    pub hosts: Hosts,
+}
+
+/// Why the server cannot start.
+#[derive(Debug, thiserror::Error)]
+pub enum HttpError {
+    /// An address beyond loopback without TLS.
+    #[error(
+        "HTTP on {address} would send tokens in the clear over the network: give a certificate (--http-cert, --http-key), or a loopback address such as 127.0.0.1:{}", address.port()
+    )]
+    Insecure {
+        /// The address.
+        address: SocketAddr,
+    },
+    /// The address cannot be used.
+    #[error("HTTP cannot listen on {address}: {source}; choose another address (--http)")]
+    Listen {
+        /// The address.
+        address: SocketAddr,
+        /// Why.
+        source: io::Error,
+    },
+    /// The certificate or its key cannot be used.
+    #[error("the file {} cannot be used for HTTPS: {why}", path.display())]
+    Certificate {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        why: String,
+    },
+    /// The unix socket cannot be used.
+    #[error("the unix socket for HTTP cannot be used: {0}")]
+    Unix(io::Error),
+}
+
+/// A server that listens already, and does not answer yet.
+pub struct Server {
+    tcp: Option<(StdTcpListener, Option<TlsAcceptor>)>,
+    unix: Option<StdUnixListener>,
+    hosts: Hosts,
+}
+
+impl Server {
+    /// Listens.
+    ///
+    /// # Errors
+    /// If an address or file cannot be used.
+    pub fn bind(config: Config) -> Result<Self, HttpError> {
+        let Config { listen, tls, unix, hosts } = config;
+        let tls = tls.map(|(chain, key)| acceptor(&chain, &key)).transpose()?;
+        let tcp = match listen {
+            Some(address) if !address.ip().is_loopback() && tls.is_none() => {
+                return Err(HttpError::Insecure { address });
+            }
+            Some(address) => {
+                let listener = StdTcpListener::bind(address).and_then(|listener| {
+                    listener.set_nonblocking(true)?;
+                    Ok(listener)
+                });
+                let listener = listener.map_err(|source| HttpError::Listen { address, source })?;
+                Some((listener, tls))
+            }
+            None => None,
+        };
+        if let Some(unix) = &unix {
+            unix.set_nonblocking(true).map_err(HttpError::Unix)?;
+        }
+        Ok(Self { tcp, unix, hosts })
+    }
+
+    /// Returns the network address.
+    pub fn address(&self) -> Option<SocketAddr> {
+        self.tcp.as_ref()?.0.local_addr().ok()
+    }
+
+    /// Answers requests until `stopping` is true. Then requests that are under way are answered, and
+    /// streams end.
+    ///
+    /// # Errors
+    /// If the listeners cannot be used.
+    pub async fn run(
+        self,
+        door: Arc<dyn Door>,
+        mut stopping: watch::Receiver<bool>,
+    ) -> io::Result<()> {
+        let tcp = match self.tcp {
+            Some((listener, tls)) => Some((TcpListener::from_std(listener)?, tls)),
+            None => None,
+        };
+        let unix = self.unix.map(UnixListener::from_std).transpose()?;
+        let feed = Arc::new(Feed::new());
+        let app = App {
+            door: Arc::clone(&door),
+            feed: Arc::clone(&feed),
+            budgets: Arc::new(Budgets::default()),
+            hosts: Arc::new(self.hosts),
+            stopping: stopping.clone(),
+        };
+        let mut accepting = Accepting {
+            router: router(app),
+            room: Arc::new(Semaphore::new(HTTP_CONNECTIONS_MAX)),
+            connections: JoinSet::new(),
+            stopping: stopping.clone(),
+        };
+        let mut feeding = JoinSet::new();
+        feeding.spawn(async move { feed.run(door).await });
+        loop {
+            tokio::select! {
+                biased;
+                _ = stopping.wait_for(|stopping| *stopping) => break,
+                Some(_) = accepting.connections.join_next() => {}
+                accepted = accept_tcp(tcp.as_ref()) => match accepted {
+                    Ok((stream, peer, tls)) => accepting.tcp(stream, peer, tls),
+                    Err(error) => pause(&error).await,
+                },
+                accepted = accept_unix(unix.as_ref()) => match accepted {
+                    Ok((stream, uid)) => accepting.unix(stream, uid),
+                    Err(error) => pause(&error).await,
+                },
+            }
+        }
+        drop((tcp, unix));
+        let mut connections = accepting.connections;
+        let all_ended = async { while connections.join_next().await.is_some() {} };
+        _ = timeout(STOP_LIMIT, all_ended).await;
+        Ok(())
+    }
+}
+
+fn acceptor(chain: &Path, key: &Path) -> Result<TlsAcceptor, HttpError> {
+    let wrong = |path: &Path, why: String| HttpError::Certificate { path: path.into(), why };
+    let certificates = CertificateDer::pem_file_iter(chain)
+        .and_then(Iterator::collect::<Result<Vec<_>, _>>)
+        .map_err(|error| wrong(chain, error.to_string()))?;
+    if certificates.is_empty() {
+        return Err(wrong(chain, "it contains no certificate (PEM)".into()));
+    }
+    let private =
+        PrivateKeyDer::from_pem_file(key).map_err(|error| wrong(key, error.to_string()))?;
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let config = ServerConfig::builder_with_provider(provider)
+        .with_protocol_versions(&[&rustls::version::TLS13])
+        .map_err(|error| wrong(chain, error.to_string()))?
+        .with_no_client_auth()
+        .with_single_cert(certificates, private)
+        .map_err(|error| wrong(chain, error.to_string()))?;
+    Ok(TlsAcceptor::from(Arc::new(config)))
+}
+
+async fn pause(error: &io::Error) {
+    tracing::debug!(%error, "a connection for HTTP could not be accepted");
+    sleep(ACCEPT_PAUSE).await;
+}
+
+type Tcp = (tokio::net::TcpStream, SocketAddr, Option<TlsAcceptor>);
+
+async fn accept_tcp(listener: Option<&(TcpListener, Option<TlsAcceptor>)>) -> io::Result<Tcp> {
+    let Some((listener, tls)) = listener else { return std::future::pending().await };
+    let (stream, peer) = listener.accept().await?;
+    stream.set_nodelay(true)?;
+    Ok((stream, peer, tls.clone()))
+}
+
+async fn accept_unix(listener: Option<&UnixListener>) -> io::Result<(tokio::net::UnixStream, u32)> {
+    let Some(listener) = listener else { return std::future::pending().await };
+    let (stream, _) = listener.accept().await?;
+    let peer = getsockopt(&stream.as_fd(), PeerCredentials)?;
+    Ok((stream, peer.uid()))
+}
+
+/// The connections.
+struct Accepting {
+    router: Router,
+    room: Arc<Semaphore>,
+    connections: JoinSet<()>,
+    stopping: watch::Receiver<bool>,
+}
+
+impl Accepting {
+    /// Returns room for a connection. A connection without room is closed at once.
+    fn room(&self) -> Option<OwnedSemaphorePermit> {
+        Arc::clone(&self.room).try_acquire_owned().ok()
+    }
+
+    fn tcp(&mut self, stream: tokio::net::TcpStream, peer: SocketAddr, tls: Option<TlsAcceptor>) {
+        let Some(room) = self.room() else { return };
+        let (router, stopping) = (self.router.clone(), self.stopping.clone());
+        self.connections.spawn(async move {
+            let peer = Peer::Address(peer);
+            match tls {
+                None => serve(router, stream, Connection::new(peer, false), stopping).await,
+                Some(tls) => match timeout(HEADER_LIMIT, tls.accept(stream)).await {
+                    Ok(Ok(stream)) => {
+                        serve(router, stream, Connection::new(peer, true), stopping).await;
+                    }
+                    Ok(Err(error)) => tracing::debug!(%error, "a handshake for HTTPS failed"),
+                    Err(_) => tracing::debug!("a handshake for HTTPS took too long"),
+                },
+            }
+            drop(room);
+        });
+    }
+
+    fn unix(&mut self, stream: tokio::net::UnixStream, uid: u32) {
+        let Some(room) = self.room() else { return };
+        let (router, stopping) = (self.router.clone(), self.stopping.clone());
+        self.connections.spawn(async move {
+            let connection = Connection::new(Peer::User(uid), false);
+            serve(router, stream, connection, stopping).await;
+            drop(room);
+        });
+    }
+}
+
+async fn serve(
+    router: Router,
+    stream: impl AsyncRead + AsyncWrite + Send + 'static,
+    connection: Connection,
+    mut stopping: watch::Receiver<bool>,
+) {
+    let mut stream = TimeoutStream::new(stream);
+    stream.set_write_timeout(Some(WRITE_LIMIT));
+    let connection = Arc::new(connection);
+    let service = hyper::service::service_fn(move |mut request: hyper::Request<Incoming>| {
+        request.extensions_mut().insert(Arc::clone(&connection));
+        router.clone().oneshot(request.map(Body::new))
+    });
+    // Not `pipeline_flush`: with it, hyper buffers a stream without a limit.
+    let serving = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEADER_LIMIT)
+        .max_buf_size(HTTP_HEADER_BYTES_MAX)
+        .max_headers(HTTP_HEADERS_MAX)
+        .serve_connection(TokioIo::new(Box::pin(stream)), service);
+    let mut serving = std::pin::pin!(serving);
+    let ended = tokio::select! {
+        result = &mut serving => Some(result),
+        () = async { _ = stopping.wait_for(|stopping| *stopping).await } => None,
+    };
+    let result = match ended {
+        Some(result) => result,
+        None => {
+            serving.as_mut().graceful_shutdown();
+            serving.await
+        }
+    };
+    if let Err(error) = result {
+        tracing::debug!(%error, "a connection for HTTP ended");
+    }
+}
