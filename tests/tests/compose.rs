@@ -9,11 +9,13 @@ use std::process::Output;
 use podmesh_tests::docker;
 use podmesh_tests::http::get;
 use podmesh_tests::mesh::Mesh;
-use podmesh_tests::ports::free_port;
 use podmesh_tests::wait::until;
 use serde_json::Value;
 
 const PODMESH: &str = env!("CARGO_BIN_EXE_podmesh-under-test");
+
+/// The published port. The proxy of each test has an address of its own.
+const PORT: u16 = 8080;
 
 /// A mesh of one node, and a folder with a compose file.
 struct Shop {
@@ -72,7 +74,7 @@ impl Drop for Shop {
 
 /// A web application with parts that resemble a database, a cache and a migration. Each serves its
 /// name, and the web server shows what the others say.
-fn stack(image: &str, port: u16) -> String {
+fn stack(image: &str) -> String {
     format!(
         r#"
 x-part: &part
@@ -99,7 +101,7 @@ services:
         (wget -q -O - http://$$DB_HOST:5432/; wget -q -O - http://cache-alias:6379/; cat /run/secrets/key) > /tmp/www/index.html
         exec httpd -f -p 80 -h /tmp/www
     networks: [default, back]
-    ports: ["{port}:80"]
+    ports: ["{PORT}:80"]
     secrets: [key]
   db:
     <<: *part
@@ -132,8 +134,7 @@ secrets:
 #[test]
 fn a_stack_starts_in_order_finds_its_parts_and_is_removed() {
     let Some(image) = docker::image() else { return };
-    let port = free_port();
-    let mut shop = Shop::new(&stack(image, port));
+    let mut shop = Shop::new(&stack(image));
     fs::write(shop.folder.join("key.txt"), "from the secret").unwrap();
 
     let (plan, notes) = shop.ok(&["up", "--dry-run"]);
@@ -147,7 +148,7 @@ fn a_stack_starts_in_order_finds_its_parts_and_is_removed() {
     assert!(services.iter().all(|row| row["state"] == "healthy"), "{services:?}");
     assert_eq!(services[2]["replica_list"][0]["state"], "ended", "{services:?}");
 
-    let address = SocketAddr::new(shop.mesh.ingress("a").into(), port);
+    let address = SocketAddr::new(shop.mesh.ingress("a").into(), PORT);
     let page = until("the web server answers", || get(address).ok());
     for part in ["from the volume", "from-the-cache", "from the secret"] {
         assert!(page.contains(part), "{page}");
@@ -160,7 +161,7 @@ fn a_stack_starts_in_order_finds_its_parts_and_is_removed() {
     assert_eq!(again.matches("nothing to change").count(), 4, "{again}");
 
     // A service that is no longer in the file stays until somebody says otherwise.
-    let file = stack(image, port).replace("cache-alias", "db").replace(":6379/;", ":5432/;");
+    let file = stack(image).replace("cache-alias", "db").replace(":6379/;", ":5432/;");
     let (before, rest) = file.split_once("  cache:\n").unwrap();
     let (_, after) = rest.split_once("  migrate:\n").unwrap();
     let dependency = "      cache: {condition: service_started}\n";

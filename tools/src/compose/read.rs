@@ -12,7 +12,7 @@ const UNSUPPORTED: &str = "podmesh does not support this key";
 const UNSUPPORTED_HINT: &str =
     "remove it from the file, or write it as `x-…` to keep it there without an effect";
 
-/// What a compose file says that has no effect here: for people, one sentence each.
+/// What people should know about a file: above all, what has no effect here. One sentence each.
 #[derive(Debug, Default)]
 pub(super) struct Notes(pub(super) Vec<String>);
 
@@ -39,7 +39,7 @@ impl<'a> Item<'a> {
 
     /// Notes that this value has no effect.
     pub(super) fn ignore(&self, notes: &mut Notes, why: &str) {
-        notes.0.push(format!("{} ({}): {why}", self.node.place, self.path));
+        notes.0.push(format!("ignored: {} ({}): {why}", self.node.place, self.path));
     }
 
     pub(super) fn text(&self) -> CliResult<&'a str> {
