@@ -87,7 +87,8 @@ pub(super) fn load(options: &Options, here: &Path, lookup: Lookup<'_>) -> CliRes
 
     let mut trees = Vec::new();
     for file in &files {
-        trees.push(read(&at(here, file), file, folder.clone())?);
+        let shown = file.strip_prefix(here).unwrap_or(file);
+        trees.push(read(&at(here, file), shown, folder.clone())?);
     }
     let named = trees.iter().rev().find_map(|tree| tree.get("name")).and_then(Node::text);
     let name = match (&options.project, variable("COMPOSE_PROJECT_NAME")?, named) {
@@ -145,12 +146,9 @@ fn find(here: &Path) -> (PathBuf, Vec<PathBuf>) {
 
 fn read(path: &Path, shown: &Path, folder: PathBuf) -> CliResult<Node> {
     let text = read_bounded(path, "compose file")?;
-    let name = if path == Path::new("-") {
-        "standard input".into()
-    } else {
-        shown
-            .file_name()
-            .map_or_else(|| shown.display().to_string(), |_| shown.display().to_string())
+    let name = match path == Path::new("-") {
+        true => "standard input".into(),
+        false => shown.display().to_string(),
     };
     parse(&text, &Arc::new(Source { name, folder }))
 }

@@ -308,7 +308,7 @@ mod tests {
         );
         assert_eq!(
             merged("ports: [\"80\"]", "ports: !override [\"81\"]").unwrap(),
-            json!({"ports": ["81"]})
+            json!({"ports": [81]})
         );
     }
 

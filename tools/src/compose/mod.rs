@@ -33,7 +33,7 @@ pub(crate) struct Project {
     pub(crate) members: Vec<Member>,
     /// Its named volumes that no other project has.
     pub(crate) volumes: Vec<Name>,
-    /// What has no effect here, one sentence each.
+    /// What people should know: above all, what has no effect here. One sentence each.
     pub(crate) notes: Vec<String>,
     root: Node,
 }

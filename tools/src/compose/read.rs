@@ -8,7 +8,11 @@ use super::node::{Key, Node, Value};
 use crate::error::{CliError, CliResult};
 use crate::toml_file::nearest;
 
-/// What a compose file says that has no effect here: for people, one sentence each.
+const UNSUPPORTED: &str = "podmesh does not support this key";
+const UNSUPPORTED_HINT: &str =
+    "remove it from the file, or write it as `x-…` to keep it there without an effect";
+
+/// What people should know about a file: above all, what has no effect here. One sentence each.
 #[derive(Debug, Default)]
 pub(super) struct Notes(pub(super) Vec<String>);
 
@@ -35,7 +39,7 @@ impl<'a> Item<'a> {
 
     /// Notes that this value has no effect.
     pub(super) fn ignore(&self, notes: &mut Notes, why: &str) {
-        notes.0.push(format!("{} ({}): {why}", self.node.place, self.path));
+        notes.0.push(format!("ignored: {} ({}): {why}", self.node.place, self.path));
     }
 
     pub(super) fn text(&self) -> CliResult<&'a str> {
@@ -137,6 +141,16 @@ impl<'a> Keys<'a> {
         }
     }
 
+    /// Refuses keys of the compose specification for which podmesh has nothing.
+    pub(super) fn unsupported(&mut self, keys: &[&'static str]) -> CliResult<()> {
+        for key in keys {
+            if let Some(item) = self.take(key) {
+                return Err(item.wrong(UNSUPPORTED).hint(UNSUPPORTED_HINT));
+            }
+        }
+        Ok(())
+    }
+
     /// Refuses the keys that were not asked for.
     ///
     /// # Errors
@@ -152,10 +166,10 @@ impl<'a> Keys<'a> {
             format!("{}.{}", self.path, key.text)
         };
         let known: Vec<&str> = self.asked.iter().copied().collect();
-        let error = key.place.wrong(&path, "podmesh does not support this key");
+        let error = key.place.wrong(&path, UNSUPPORTED);
         Err(match nearest(&key.text, &known) {
             Some(near) => error.hint(format!("did you mean `{near}`?")),
-            None => error.hint("remove it from the file, or write it as `x-…` to keep it there"),
+            None => error.hint(UNSUPPORTED_HINT),
         })
     }
 }

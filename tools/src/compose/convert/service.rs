@@ -57,6 +57,32 @@ const REFUSED: [(&str, &str); 5] = [
     ("provider", "podmesh runs only containers"),
 ];
 
+/// Further keys of the compose specification that are refused.
+const UNSUPPORTED: [&str; 22] = [
+    "cgroup",
+    "cpu_rt_period",
+    "cpu_rt_runtime",
+    "cpuset",
+    "device_cgroup_rules",
+    "dns",
+    "dns_opt",
+    "dns_search",
+    "gpus",
+    "group_add",
+    "ipc",
+    "label_file",
+    "models",
+    "pid",
+    "post_start",
+    "pre_stop",
+    "runtime",
+    "sysctls",
+    "use_api_socket",
+    "userns_mode",
+    "uts",
+    "volume_driver",
+];
+
 /// Returns the spec. `depends_on` are the podmesh services that it needs.
 pub(super) fn service(
     scope: &Scope<'_>,
@@ -71,6 +97,7 @@ pub(super) fn service(
     for (key, why) in REFUSED {
         keys.refuse(key, why)?;
     }
+    keys.unsupported(&UNSUPPORTED)?;
     for (key, why) in IGNORED {
         keys.ignore(key, notes, why);
     }

@@ -255,8 +255,8 @@ fn ports_are_published_on_all_nodes_or_not_at_all() {
     }
     for (ports, says) in [
         ("\"53:53/udp\"", "only TCP"),
-        ("\"127.0.0.1:80:80\"", "published on the LAN"),
-        ("\"[::1]:80:80\"", "published on the LAN"),
+        ("\"127.0.0.1:80:80\"", "publishes a port on the LAN"),
+        ("\"[::1]:80:80\"", "publishes a port on the LAN"),
         ("\"10.0.0.1:80:80\"", "not at one address"),
         ("\"8000-8002:80\"", "different lengths"),
         ("\"0:80\"", "not a port"),
@@ -401,6 +401,7 @@ fn what_is_not_supported_is_refused_by_file_line_and_key() {
         ("build: .", "build and push the image"),
         ("privileged: true", "cap_add"),
         ("pid: host", "podmesh does not support this key; remove it"),
+        ("unknown: 1", "podmesh does not support this key; remove it"),
         ("enviroment: {}", "did you mean `environment`?"),
         ("sysctls: {a: 1}", "(services.web.sysctls)"),
         ("dns: 1.1.1.1", "(services.web.dns)"),

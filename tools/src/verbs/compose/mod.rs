@@ -17,6 +17,7 @@ use crate::connect::Connection;
 use crate::context::Context;
 use crate::error::{CliError, CliResult};
 use crate::output::screen;
+use crate::output::text::escape;
 
 /// Does something with a project.
 pub(crate) async fn compose(context: &Context, args: ComposeArgs) -> CliResult {
@@ -49,7 +50,7 @@ fn here() -> CliResult<PathBuf> {
 fn read(options: &Options) -> CliResult<Project> {
     let project = compose::read(options, &here()?, &|name| env::var_os(name))?;
     for note in &project.notes {
-        screen::say(format!("ignored: {}", crate::output::text::escape(note)));
+        screen::say(escape(note));
     }
     Ok(project)
 }
