@@ -184,6 +184,8 @@ fn every_planted_fault_is_found() {
         let (found, _) = first_failure(1, WITHIN, Some(*planted));
         match found {
             Some((seed, why)) => {
+                let sound = run(seed, None, false).result;
+                assert!(sound.is_ok(), "seed {seed} fails also without {planted:?}: {sound:?}");
                 let why = why.lines().nth(1).unwrap_or_default().to_owned();
                 println!(
                     "| {planted:?} | {seed} | {} |",
