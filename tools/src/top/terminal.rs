@@ -17,6 +17,8 @@ impl Taken {
     /// # Errors
     /// If standard input or output is not a terminal, or the terminal refuses.
     pub(super) fn new() -> CliResult<Self> {
+        // The theme decides about colour, by `--color` and NO_COLOR.
+        crossterm::style::force_color_output(true);
         let terminal = ratatui::try_init().map_err(|why| {
             // It may have been taken over in part.
             _ = ratatui::try_restore();
@@ -28,9 +30,13 @@ impl Taken {
 
 impl Drop for Taken {
     fn drop(&mut self) {
-        _ = self.terminal.show_cursor();
         // If the terminal is gone, nobody sees it.
-        _ = ratatui::try_restore();
+        _ = self.terminal.show_cursor();
+        // On a panic, that was done before the message was printed. A second time would move the
+        // cursor onto the message.
+        if !std::thread::panicking() {
+            _ = ratatui::try_restore();
+        }
     }
 }
 
