@@ -197,7 +197,8 @@ fn an_application_comes_up_in_order_is_changed_and_goes_again() {
     project.ok(&["up", "--wait", "--timeout", "90s"]);
     assert_eq!(project.revision("db"), 2);
     let mounted = format!("{}:/data:ro", volume.name);
-    let print = ["run", "--cpus", "0.1", "--image", image, "--volume", &mounted, "--", "cat", "/data/log"];
+    let print =
+        ["run", "--cpus", "0.1", "--image", image, "--volume", &mounted, "--", "cat", "/data/log"];
     assert_eq!(mesh.ok(&print), "hello\nagain\n");
 
     assert!(!networks(&mesh, home).is_empty());

@@ -129,6 +129,11 @@ impl Connection {
         self.heard.load(Ordering::Relaxed)
     }
 
+    /// Returns whether a follower waits for a manager that is gone.
+    pub(crate) fn is_gone(&self) -> bool {
+        self.with_seen(|seen| seen.told_gone)
+    }
+
     /// Returns the number of the current connection. If it changes, the manager may have restarted.
     pub(crate) async fn generation(&self) -> u64 {
         self.current.lock().await.generation

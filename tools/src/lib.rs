@@ -4,7 +4,7 @@
 //! Where to look: `cli/` defines the command line; `verbs/` has a file for each verb; `job.rs`
 //! builds the spec of a job from flags and files, `service/` that of a service; `connect.rs` keeps
 //! the connection to the manager, and `follow.rs` shows output through it; `output/` has tables,
-//! lines and JSON; `demo/` the demo.
+//! lines and JSON; `top/` is the view in the terminal; `demo/` the demo.
 
 mod bounded;
 mod cli;
@@ -20,6 +20,7 @@ mod demo;
 mod env_vars;
 mod error;
 mod follow;
+mod hints;
 mod job;
 mod output;
 mod pace;
@@ -28,6 +29,7 @@ mod settings;
 mod signals;
 mod sink;
 mod toml_file;
+mod top;
 mod turns;
 mod values;
 mod verbs;
@@ -139,6 +141,7 @@ async fn dispatch(context: &Context, verb: Verb) -> CliResult {
         Verb::Users(args) => verbs::users::users(context, args).await,
         Verb::Doctor(args) => verbs::doctor::doctor(context, args).await,
         Verb::Events(args) => verbs::events::events(context, args).await,
+        Verb::Top => verbs::top::top(context).await,
         Verb::Completions { shell } => verbs::completions::completions(shell),
     }
 }

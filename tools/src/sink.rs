@@ -1,23 +1,33 @@
-//! Writes followed output to standard output and standard error: byte for byte, or line by line
-//! with a prefix if the output of several tasks is merged.
+//! Writes followed output to standard output and standard error, or to a view of the terminal: byte
+//! for byte, or line by line with a prefix if the output of several tasks is merged.
 
 use std::collections::HashMap;
 use std::io::{self, Write};
 
 use podmesh_protocol::client::LogStream;
 use podmesh_protocol::ids::AttemptId;
-use tokio::sync::Mutex;
+use tokio::sync::{Mutex, mpsc};
 
 use crate::error::{CliError, CliResult};
 
 /// The longest line that is kept until its end arrives; a longer one is written in parts.
 const LINE_BYTES_MAX: usize = 64 << 10;
 
-/// Writes the output of tasks to this process's own streams.
-///
-/// Writing happens on a thread of its own: a reader that stops reading blocks the output, not
-/// Ctrl-C.
-pub(crate) struct Sink(Form);
+/// Writes the output of tasks.
+pub(crate) struct Sink {
+    form: Form,
+    out: Out,
+}
+
+/// Where output goes.
+#[derive(Clone)]
+pub(crate) enum Out {
+    /// To this process's own streams. Writing happens on a thread of its own: a reader that stops
+    /// reading blocks the output, not Ctrl-C.
+    Own,
+    /// To a part of this program. While it does not read, no more output is asked for.
+    Channel(mpsc::Sender<(LogStream, Vec<u8>)>),
+}
 
 enum Form {
     /// Byte for byte.
@@ -47,18 +57,18 @@ struct LastWritten {
 impl Sink {
     /// Creates a sink without output that writes byte for byte.
     pub(crate) fn new(headers: bool) -> Self {
-        Self(Form::Bytes { headers, shown: Mutex::default() })
+        Self { form: Form::Bytes { headers, shown: Mutex::default() }, out: Out::Own }
     }
 
     /// Creates a sink that writes whole lines, each after the prefix. Lines of several such sinks
     /// never mix.
-    pub(crate) fn lines(prefix: Prefix) -> Self {
-        Self(Form::Lines { prefix, partial: Mutex::default() })
+    pub(crate) fn lines(prefix: Prefix, out: Out) -> Self {
+        Self { form: Form::Lines { prefix, partial: Mutex::default() }, out }
     }
 
     /// Returns whether the output is one of several that are shown together.
     pub(crate) fn merges(&self) -> bool {
-        matches!(self.0, Form::Lines { .. })
+        matches!(self.form, Form::Lines { .. })
     }
 
     /// Writes output of an attempt.
@@ -74,7 +84,7 @@ impl Sink {
         if bytes.is_empty() {
             return Ok(());
         }
-        match &self.0 {
+        match &self.form {
             Form::Bytes { headers, shown } => {
                 let mut shown = shown.lock().await;
                 let last = match stream {
@@ -88,13 +98,13 @@ impl Sink {
                 };
                 *last = Some(attempt);
                 // The lock is held, so the output of two attempts does not mix.
-                put(stream, [header.into_bytes(), bytes].concat()).await
+                self.out.put(stream, [header.into_bytes(), bytes].concat()).await
             }
             Form::Lines { prefix, partial } => {
                 let mut partial = partial.lock().await;
                 let lines = partial.entry((attempt, stream)).or_default();
                 let whole = lines.add(prefix.of(stream), &bytes);
-                put(stream, whole).await
+                self.out.put(stream, whole).await
             }
         }
     }
@@ -104,12 +114,12 @@ impl Sink {
     /// # Errors
     /// As for [`write`](Self::write).
     pub(crate) async fn end(&self, attempt: AttemptId, stream: LogStream) -> CliResult<()> {
-        match &self.0 {
+        match &self.form {
             Form::Bytes { .. } => Ok(()),
             Form::Lines { prefix, partial } => {
                 let lines = partial.lock().await.remove(&(attempt, stream));
                 let rest = lines.map(|lines| lines.end(prefix.of(stream)));
-                put(stream, rest.unwrap_or_default()).await
+                self.out.put(stream, rest.unwrap_or_default()).await
             }
         }
     }
@@ -158,16 +168,27 @@ impl Lines {
     }
 }
 
-/// Writes bytes at once: what other sinks write comes before or after them.
+impl Out {
+    /// Writes bytes at once: what other sinks write comes before or after them.
+    async fn put(&self, stream: LogStream, bytes: Vec<u8>) -> CliResult<()> {
+        if bytes.is_empty() {
+            return Ok(());
+        }
+        match self {
+            Self::Own => put(stream, bytes).await,
+            Self::Channel(sender) => {
+                sender.send((stream, bytes)).await.map_err(|_| CliError::StdoutClosed)
+            }
+        }
+    }
+}
+
 async fn put(stream: LogStream, bytes: Vec<u8>) -> CliResult<()> {
     fn all(to: &mut impl Write, bytes: &[u8]) -> io::Result<()> {
         to.write_all(bytes)?;
         to.flush()
     }
 
-    if bytes.is_empty() {
-        return Ok(());
-    }
     let written = tokio::task::spawn_blocking(move || match stream {
         LogStream::Stdout => all(&mut io::stdout().lock(), &bytes),
         LogStream::Stderr => all(&mut io::stderr().lock(), &bytes),

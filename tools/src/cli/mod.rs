@@ -199,6 +199,11 @@ pub(crate) enum Verb {
     Nodes(NodesArgs),
     /// List events: every change, with its revision
     Events(EventsArgs),
+    /// Watch nodes, jobs, services, events and volumes in the terminal
+    ///
+    /// The keys are those of k9s and lazydocker: / filters, Enter opens, l shows logs, d describes,
+    /// x cancels after a question, ? lists all keys, and q quits.
+    Top,
     /// List, create or revoke join tokens, with which machines and users join
     #[command(args_conflicts_with_subcommands = true)]
     Token(TokenArgs),
@@ -240,6 +245,7 @@ impl Verb {
             Self::Login(_) => Some("login"),
             Self::Logout => Some("logout"),
             Self::Key(_) => Some("key"),
+            Self::Top => Some("top"),
             Self::Token(TokenArgs { verb: Some(TokenVerb::Revoke { .. }) }) => Some("token revoke"),
             Self::Nodes(NodesArgs { verb: Some(NodesVerb::Revoke { .. }) }) => Some("nodes revoke"),
             Self::Nodes(NodesArgs { verb: Some(NodesVerb::Forget { .. }) }) => Some("nodes forget"),

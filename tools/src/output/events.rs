@@ -17,7 +17,7 @@ pub(crate) fn line(revision: Revision, clock: &str, fact: &EventFact) -> String 
     format!("{:>7}  {clock}  {}", revision.0, describe(fact))
 }
 
-fn describe(fact: &EventFact) -> String {
+pub(crate) fn describe(fact: &EventFact) -> String {
     match fact {
         EventFact::JobSubmitted { job, name, tasks } => {
             format!("job {job} ({name}) submitted, {}", count(u64::from(*tasks), "task"))

@@ -2,8 +2,10 @@
 
 use std::fmt::Display;
 use std::io::{self, IsTerminal, Write};
+use std::sync::{Mutex, PoisonError};
 
 use serde::Serialize;
+use tokio::sync::mpsc::UnboundedSender;
 
 use crate::cli::Color;
 use crate::error::{CliError, CliResult};
@@ -69,8 +71,23 @@ pub(crate) fn json_text(value: &impl Serialize) -> CliResult<String> {
         .map_err(|why| CliError::failure("the output cannot be written as JSON").because(why))
 }
 
+/// Who gets messages instead of standard error.
+static READER: Mutex<Option<UnboundedSender<String>>> = Mutex::new(None);
+
+/// From now on, messages go to `reader` instead of standard error, because a view uses the whole
+/// terminal; with `None` to standard error again.
+pub(crate) fn divert(reader: Option<UnboundedSender<String>>) {
+    // Nothing panics while the lock is held.
+    *READER.lock().unwrap_or_else(PoisonError::into_inner) = reader;
+}
+
 /// Prints a message to standard error, ignoring failures.
 pub(crate) fn say(text: impl Display) {
+    if let Some(reader) = &*READER.lock().unwrap_or_else(PoisonError::into_inner) {
+        // Without a reader, nobody watches any more.
+        _ = reader.send(text.to_string());
+        return;
+    }
     _ = writeln!(anstream::stderr(), "podmesh: {text}");
 }
 
@@ -85,6 +102,9 @@ pub(crate) fn say_to_watcher(text: impl Display) {
 pub(crate) fn say_error(error: &CliError) {
     let bold = anstyle::Style::new().bold();
     let red = anstyle::AnsiColor::Red.on_default().bold();
+    if READER.lock().unwrap_or_else(PoisonError::into_inner).is_some() {
+        return say(error);
+    }
     let mut stderr = anstream::stderr();
     _ = writeln!(stderr, "{red}podmesh:{red:#} {error}");
     if let Some(hint) = error.hint_text() {

@@ -35,7 +35,7 @@ pub(crate) fn services(screen: Screen, services: &[ServiceView]) -> String {
     render(screen, &header, services.iter().map(row).collect())
 }
 
-fn published(ports: &BTreeMap<Name, u16>) -> String {
+pub(crate) fn published(ports: &BTreeMap<Name, u16>) -> String {
     let ports: Vec<String> = ports.iter().map(|(name, port)| format!("{name}={port}")).collect();
     ports.join(",")
 }

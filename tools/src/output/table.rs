@@ -14,15 +14,15 @@ use super::text::{count, escape};
 use super::time::{ago, coarse, local, now_ms};
 
 /// The meaning of a state, shown by its colour.
-#[derive(Clone, Copy)]
-enum Mood {
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Mood {
     Good,
     Bad,
     Busy,
     Quiet,
 }
 
-fn mood(word: &str) -> Mood {
+pub(crate) fn mood(word: &str) -> Mood {
     match word {
         "succeeded" | "alive" | "usable" | "healthy" | "reached" => Mood::Good,
         "failed" | "lost" | "unhealthy" | "degraded" => Mood::Bad,

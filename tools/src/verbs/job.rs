@@ -29,7 +29,7 @@ pub(crate) async fn job(context: &Context, args: JobArgs) -> CliResult {
 }
 
 /// Describes the job, one property per line; unset options are omitted.
-fn describe(detail: &JobDetail) -> String {
+pub(crate) fn describe(detail: &JobDetail) -> String {
     let (view, spec) = (&detail.view, &detail.spec);
     let mut lines = Lines::default();
     lines.add("job", view.job);

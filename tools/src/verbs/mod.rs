@@ -26,5 +26,6 @@ pub(crate) mod services;
 pub(crate) mod submit;
 pub(crate) mod tasks;
 pub(crate) mod token;
+pub(crate) mod top;
 pub(crate) mod users;
 pub(crate) mod volumes;

@@ -20,7 +20,7 @@ use crate::follow::{Follower, ShowOptions};
 use crate::output::screen::{say, say_error};
 use crate::output::text::count;
 use crate::pace::Pace;
-use crate::sink::{Prefix, Sink};
+use crate::sink::{Out, Prefix, Sink};
 use crate::turns::Turns;
 use crate::verbs::service::not_found;
 
@@ -50,8 +50,7 @@ pub(super) async fn logs(
 ) -> CliResult {
     let (only, detail) = find(connection, &name).await?;
     let label = detail.view.service.clone();
-    let look = Look { label, width: 0, color: 0, turns: Arc::default() };
-    merged(context, connection, detail, only, show, look).await
+    merged(context, connection, detail, only, show, Look::alone(label)).await
 }
 
 /// How the output of a service looks beside that of others.
@@ -66,6 +65,13 @@ pub(crate) struct Look {
     pub(crate) turns: Arc<Turns>,
 }
 
+impl Look {
+    /// For a service that is shown alone.
+    fn alone(label: Name) -> Self {
+        Self { label, width: 0, color: 0, turns: Arc::default() }
+    }
+}
+
 /// Prints the output of a service, or `only` that of one of its replicas.
 pub(crate) async fn merged(
     context: &Context,
@@ -75,21 +81,27 @@ pub(crate) async fn merged(
     show: ShowOptions,
     look: Look,
 ) -> CliResult {
-    let highest = detail.replicas.iter().map(|replica| replica.number).max().unwrap_or(0);
-    let longest = label(&look.label, detail.view.replicas.max(highest)).len();
     let merge = Merge {
-        connection,
-        service: detail.view.service.clone(),
-        only,
-        width: longest.max(look.width),
-        label: look.label,
-        color: look.color,
         stdout_color: context.screen.color,
         stderr_color: anstream::AutoStream::choice(&std::io::stderr())
             != anstream::ColorChoice::Never,
-        turns: look.turns,
+        ..Merge::new(connection, &detail, only, look, Out::Own)
     };
     if show.follow { merge.follow(detail, show).await } else { merge.once(&detail, show).await }
+}
+
+/// Follows the output of a service, or of one of its replicas, without colour, until the service is
+/// removed. `show.follow` must be set.
+pub(crate) async fn follow(
+    connection: &Connection,
+    service: Name,
+    only: Option<u32>,
+    show: ShowOptions,
+    out: Out,
+) -> CliResult {
+    let detail = connection.service(service.clone(), None, Duration::ZERO).await?;
+    let look = Look::alone(service);
+    Merge::new(connection, &detail, only, look, out).follow(detail, show).await
 }
 
 /// Returns the service, and the number if one replica is meant. `web.3` is replica 3 of `web` if
@@ -157,6 +169,7 @@ struct Merge<'a> {
     stdout_color: bool,
     stderr_color: bool,
     turns: Arc<Turns>,
+    out: Out,
 }
 
 /// The attempt of a replica that has output, and how often it has failed.
@@ -177,6 +190,32 @@ fn remember(seen: &Seen, number: u32, attempt: AttemptId) -> bool {
 }
 
 type Shown<'a> = FuturesUnordered<Pin<Box<dyn Future<Output = CliResult<()>> + 'a>>>;
+
+impl<'a> Merge<'a> {
+    /// Without colour.
+    fn new(
+        connection: &'a Connection,
+        detail: &ServiceDetail,
+        only: Option<u32>,
+        look: Look,
+        out: Out,
+    ) -> Self {
+        let highest = detail.replicas.iter().map(|replica| replica.number).max().unwrap_or(0);
+        let longest = label(&look.label, detail.view.replicas.max(highest)).len();
+        Self {
+            connection,
+            service: detail.view.service.clone(),
+            only,
+            width: longest.max(look.width),
+            label: look.label,
+            color: look.color,
+            stdout_color: false,
+            stderr_color: false,
+            turns: look.turns,
+            out,
+        }
+    }
+}
 
 impl Merge<'_> {
     fn wanted(&self, number: u32) -> bool {
@@ -358,7 +397,7 @@ impl Merge<'_> {
         node: &Name,
         show: ShowOptions,
     ) -> CliResult<()> {
-        let sink = Sink::lines(self.prefix(number));
+        let sink = Sink::lines(self.prefix(number), self.out.clone());
         let turns = Arc::clone(&self.turns);
         Follower::merged(self.connection, show, sink, turns).attempt(attempt, node).await
     }

@@ -1,0 +1,57 @@
+//! What a user can change, each after a question.
+
+use podmesh_protocol::client::Scheduling;
+use podmesh_protocol::ids::{JobId, Name};
+
+/// A change.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Action {
+    Cancel(JobId),
+    Scale(Name, u32),
+    Restart(Name),
+    Rollback(Name),
+    Schedule(Name, Scheduling),
+}
+
+impl Action {
+    /// Returns the question to the user.
+    pub(super) fn question(&self) -> String {
+        match self {
+            Self::Cancel(job) => {
+                format!("Cancel job {job}? Queued tasks never start, running tasks are stopped.")
+            }
+            Self::Scale(service, replicas) => format!("Set {service} to {replicas} replicas?"),
+            Self::Restart(service) => {
+                format!("Restart {service}? New replicas replace all present ones.")
+            }
+            Self::Rollback(service) => format!("Set {service} back to the revision before?"),
+            Self::Schedule(node, Scheduling::Open) => format!("Let {node} get new work again?"),
+            Self::Schedule(node, Scheduling::Cordoned) => {
+                format!("Cordon {node}? It gets no new work, and keeps what it has.")
+            }
+            Self::Schedule(node, Scheduling::Draining) => {
+                format!("Drain {node}? It gets no new work, and its replicas move to other nodes.")
+            }
+        }
+    }
+
+    /// Returns the command that does the same.
+    pub(super) fn command(&self) -> String {
+        match self {
+            Self::Cancel(job) => format!("podmesh cancel {job}"),
+            Self::Scale(service, replicas) => {
+                format!("podmesh service scale {service} {replicas}")
+            }
+            Self::Restart(service) => format!("podmesh service restart {service}"),
+            Self::Rollback(service) => format!("podmesh service rollback {service}"),
+            Self::Schedule(node, scheduling) => {
+                let verb = match scheduling {
+                    Scheduling::Open => "uncordon",
+                    Scheduling::Cordoned => "cordon",
+                    Scheduling::Draining => "drain",
+                };
+                format!("podmesh nodes {verb} {node}")
+            }
+        }
+    }
+}
