@@ -155,6 +155,10 @@ impl Router {
                 let input = Input::EndpointsApplied { connection, epoch, applied, drained };
                 self.decide(input, bytes);
             }
+            Ok(ToManager::VolumesRemoved { epoch, removed, failed }) => {
+                let input = Input::VolumesRemoved { connection, epoch, removed, failed };
+                self.decide(input, bytes);
+            }
             Ok(ToManager::PortsClosed { epoch, closed }) => {
                 self.decide(Input::PortsClosed { connection, epoch, closed }, bytes);
             }

@@ -27,7 +27,7 @@ use crate::capture::Captures;
 use crate::clock::Clock;
 use crate::config::{AgentConfig, DockerSwitch};
 use crate::data_dir::{DataDir, boot_id};
-use crate::docker::DockerSettings;
+use crate::docker::{DockerSettings, RemovedVolumes};
 use crate::docker_start::{DockerReady, DockerStart, start_docker};
 use crate::error::AgentError;
 use crate::heartbeat::{Heartbeat, HeartbeatEvent, Target};
@@ -556,6 +556,7 @@ impl Agent {
                 }
                 return;
             }
+            ToPeer::RemoveVolumes { epoch, volumes } => return self.remove_volumes(epoch, volumes),
             // These belong to the start of a session or to clients, or were already handled.
             ToPeer::Welcome(_)
             | ToPeer::Refused(_)
@@ -564,6 +565,17 @@ impl Agent {
             | ToPeer::Error(_) => return,
         };
         self.feed(input);
+    }
+
+    /// Removes named volumes in the background, and tells the manager what has become of them.
+    fn remove_volumes(&self, epoch: Epoch, volumes: Vec<Name>) {
+        let Some(of) = self.session.as_ref().filter(|of| of.epoch == epoch) else { return };
+        let (messages, removal) = (of.messages.clone(), self.runtimes.remove_volumes(volumes));
+        tokio::spawn(async move {
+            let RemovedVolumes { removed, failed } = removal.await;
+            // If the session has ended, the next one begins with the same request.
+            _ = messages.send(ToManager::VolumesRemoved { epoch, removed, failed });
+        });
     }
 
     /// Tells the manager what the node's proxy has done.

@@ -16,7 +16,7 @@ use podmesh_wire::machine::unwritable;
 use tokio::sync::mpsc::UnboundedSender;
 
 use crate::config::{DockerSwitch, RuntimeSwitches};
-use crate::docker::DockerRuntime;
+use crate::docker::{DockerRuntime, RemovedVolumes};
 use crate::health::{HealthChecks, Place, Runs};
 use crate::paths::{attempt_log_dir, set_output_aside};
 use crate::policy::NodePolicy;
@@ -196,6 +196,24 @@ impl Runtimes {
             Some(RuntimeKind::Noop) | None => return,
         };
         self.checks.begin(attempt, replica, place, ran_ms);
+    }
+
+    /// Removes named volumes of containers.
+    pub(crate) fn remove_volumes(
+        &self,
+        volumes: Vec<Name>,
+    ) -> impl Future<Output = RemovedVolumes> + Send + use<> {
+        let removal = self.docker.as_ref().map(|docker| docker.remove_volumes(volumes.clone()));
+        async move {
+            match removal {
+                Some(removal) => removal.await,
+                None => {
+                    let why = "the agent has no Docker engine now";
+                    let failed = volumes.into_iter().map(|volume| (volume, why.to_owned()));
+                    RemovedVolumes { removed: Vec::new(), failed: failed.collect() }
+                }
+            }
+        }
     }
 
     /// Tells the supervisor when the lease ends, on the machine's clock.

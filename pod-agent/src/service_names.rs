@@ -82,7 +82,8 @@ impl ServiceNames {
 
     /// Returns the names for a container: `PODMESH_SERVICE_WEB=web:8080`, and `web:host-gateway` for
     /// its `/etc/hosts`, after the hosts of its own spec. A host of the spec with the name of a service
-    /// is kept instead.
+    /// is kept instead. In a container that joins networks, the service is `web.podmesh`: `web` may be
+    /// another container there.
     pub(crate) fn of_container(&self, spec: &DockerSpec) -> ContainerNames {
         let address = match spec.network {
             NetworkMode::Bridge => self.gateway(),
@@ -93,17 +94,18 @@ impl ServiceNames {
             }
         };
         let services = self.services();
+        let domain = if spec.networks.is_empty() { "" } else { ".podmesh" };
         let is_given = |name: &Name| {
-            let names = spec.extra_hosts.iter().filter_map(|host| host.split(':').next());
-            names.into_iter().any(|given| given.eq_ignore_ascii_case(name.as_str()))
+            let mut given = spec.extra_hosts.iter().filter_map(|host| host.split(':').next());
+            given.any(|given| given.eq_ignore_ascii_case(&format!("{name}{domain}")))
         };
         let named = services.keys().filter(|name| !is_given(name));
-        let hosts = named.map(|name| format!("{name}:{address}"));
+        let hosts = named.map(|name| format!("{name}{domain}:{address}"));
         ContainerNames {
             hosts: spec.extra_hosts.iter().cloned().chain(hosts).collect(),
             variables: services
                 .iter()
-                .map(|(name, port)| (service_variable(name), format!("{name}:{port}")))
+                .map(|(name, port)| (service_variable(name), format!("{name}{domain}:{port}")))
                 .collect(),
         }
     }
@@ -172,6 +174,15 @@ mod tests {
         }
         let none = (vec!["DB-1:10.0.0.9".to_owned()], Vec::new());
         assert_eq!(of("all", NetworkMode::None), none);
+    }
+
+    #[test]
+    fn in_a_container_with_networks_of_its_own_services_have_a_domain() {
+        let networks = [("shop_default".parse().unwrap(), vec!["web".into()])].into();
+        let spec = DockerSpec { networks, ..DockerSpec::default() };
+        let ContainerNames { hosts, variables } = names("10.0.0.5").of_container(&spec);
+        assert_eq!(hosts, ["db-1.podmesh:10.0.0.5", "web.podmesh:10.0.0.5"]);
+        assert_eq!(variables[1].1, "web.podmesh:9000");
     }
 
     #[test]

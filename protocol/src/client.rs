@@ -13,6 +13,7 @@ use crate::ids::{
 use crate::report::{AttemptState, JobState, ShownOutcome, TaskCounts, TaskState};
 use crate::service::{ServiceReply, ServiceRequest};
 use crate::spec::{JobSpec, Resources, RuntimeKind};
+use crate::volume::{VolumeReply, VolumeRequest};
 use crate::word::MaybeKnown;
 
 /// A request of a client.
@@ -204,6 +205,8 @@ pub enum RequestBody {
     },
     /// A request about services. → [`ReplyBody::Service`]
     Service(ServiceRequest),
+    /// A request about named volumes. → [`ReplyBody::Volume`]
+    Volume(VolumeRequest),
     /// Takes a node out of placement, or back in. → [`ReplyBody::NodeScheduling`]
     NodeScheduling {
         /// The node.
@@ -226,6 +229,7 @@ impl RequestBody {
             | Self::Events { .. }
             | Self::Log(_) => Some(Role::Viewer),
             Self::Service(request) => Some(request.needs()),
+            Self::Volume(request) => Some(request.needs()),
             Self::Submit { .. } | Self::Cancel { .. } => Some(Role::Operator),
             Self::Forget { .. }
             | Self::TokenCreate { .. }
@@ -413,6 +417,8 @@ pub enum ReplyBody {
     },
     /// To [`RequestBody::Service`].
     Service(ServiceReply),
+    /// To [`RequestBody::Volume`].
+    Volume(VolumeReply),
     /// To [`RequestBody::NodeScheduling`].
     NodeScheduling {
         /// What the node may get now.

@@ -290,6 +290,22 @@ facts! {
             /// Who asked.
             by: Name,
         }
+        /// A task was given volumes that no node had.
+        VolumesPlaced = "volumes_placed" {
+            /// The volumes.
+            volumes: Vec<Name>,
+            /// The node that has them from now on.
+            node: Name,
+        }
+        /// A volume was removed.
+        VolumeRemoved = "volume_removed" {
+            /// The volume.
+            volume: Name,
+            /// The node that had it.
+            node: Name,
+            /// Who asked.
+            by: Name,
+        }
         /// An API token was created.
         ApiTokenCreated = "api_token_created" {
             /// Its number.
@@ -339,6 +355,8 @@ impl EventFact {
             | Self::ServiceUpdated { .. }
             | Self::ServiceUpdateFailed { .. }
             | Self::NodeScheduled { .. }
+            | Self::VolumesPlaced { .. }
+            | Self::VolumeRemoved { .. }
             | Self::ApiTokenCreated { .. }
             | Self::Unknown { .. } => None,
         }

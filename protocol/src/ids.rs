@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::str::FromStr;
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
@@ -208,10 +209,17 @@ impl fmt::Display for ClusterId {
 }
 
 /// A name that is safe in paths, container names, topics and tables: letters, digits, `-`, `_`
-/// and `.`, starting with a letter or digit, at most [`limits::NAME_BYTES_MAX`] bytes.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[serde(try_from = "String", into = "String")]
-pub struct Name(String);
+/// and `.`, starting with a letter or digit, at most [`limits::NAME_BYTES_MAX`] bytes. Copies share
+/// the text.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Deserialize)]
+#[serde(try_from = "String")]
+pub struct Name(Arc<str>);
+
+impl Serialize for Name {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(&self.0)
+    }
+}
 
 /// The reason why a text is not a [`Name`].
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -262,7 +270,7 @@ impl TryFrom<String> for Name {
         };
         match text.char_indices().find(|(at, c)| !allowed(*at, *c)) {
             Some((at, found)) => Err(NameError::Character { found, at }),
-            None => Ok(Self(text)),
+            None => Ok(Self(text.into())),
         }
     }
 }
@@ -277,7 +285,7 @@ impl FromStr for Name {
 
 impl From<Name> for String {
     fn from(name: Name) -> Self {
-        name.0
+        name.0.as_ref().into()
     }
 }
 

@@ -16,5 +16,6 @@ pub mod session;
 pub mod spec;
 pub mod time;
 pub mod version;
+pub mod volume;
 pub mod wait;
 pub mod word;

@@ -77,6 +77,14 @@ pub const MESSAGE_BYTES_MAX: usize = 2048;
 
 /// Services in one manager.
 pub const SERVICES_MAX: usize = 10_000;
+/// Services that one service waits for before its first replica starts.
+pub const DEPENDENCIES_MAX: usize = 64;
+/// Networks that a container joins.
+pub const NETWORKS_MAX: usize = 16;
+/// Named volumes in a cluster.
+pub const VOLUMES_MAX: usize = 10_000;
+/// Jobs that a row of the list of volumes names.
+pub const VOLUME_JOBS_SHOWN: usize = 10;
 /// Replicas of one service.
 pub const REPLICAS_MAX: u32 = 1000;
 /// Ports of one service.

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use crate::access::Role;
 use crate::ids::{AttemptId, Name, Revision};
 use crate::limits::*;
-use crate::spec::{Resources, RunSpec, RuntimeSpec, SpecError, validate_label_value};
+use crate::spec::{Resources, RunSpec, RuntimeSpec, SpecError, VolumeMount, validate_label_value};
 
 /// What a user wants to keep running. The latest spec of a service replaces the earlier ones.
 ///
@@ -25,6 +25,13 @@ pub struct ServiceSpec {
     /// The label over whose values replicas are spread. They are spread over nodes in any case.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub spread: Option<Name>,
+    /// The project that it is a part of.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub project: Option<Project>,
+    /// The services that it needs. Its first replica waits until all of them have come so far; later
+    /// ones do not wait.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub depends_on: BTreeMap<Name, DependsOn>,
     /// The resources of one replica.
     #[serde(default)]
     pub resources: Resources,
@@ -59,6 +66,31 @@ impl ServiceSpec {
 
 fn drain_default() -> u64 {
     ServiceSpec::DRAIN_MS_DEFAULT
+}
+
+/// Services that belong together, such as those of a compose file.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Project {
+    /// The name of the project.
+    pub name: Name,
+    /// What the service is called in the project.
+    pub member: Name,
+    /// Whether it runs on the same node as the other services of the project that say so. Without
+    /// a volume that binds them to a node, they move together.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub together: bool,
+}
+
+/// How far another service must have come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum DependsOn {
+    /// All its replicas have been started.
+    Started,
+    /// All its replicas are healthy.
+    Healthy,
+    /// All its replicas have exited with 0, and are not started again.
+    Completed,
 }
 
 /// A port of a service.
@@ -192,9 +224,11 @@ pub enum RestartWhen {
 /// How the replicas of an older revision are replaced.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct UpdatePolicy {
-    /// How many replicas more than wanted may exist meanwhile. Default 1.
+    /// How many replicas more than wanted may exist meanwhile. Default 1. None in a service that
+    /// writes to a volume: two replicas with the same data could damage it.
     pub max_surge: u32,
-    /// How many replicas stay healthy meanwhile. Default: all.
+    /// How many replicas stay healthy meanwhile. Default: all; one fewer if there can be no surge
+    /// because of a volume.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub min_healthy: Option<u32>,
     /// Milliseconds within which each further replica of the new revision must become healthy.
@@ -417,6 +451,9 @@ pub struct ServiceView {
     /// The published ports, by name.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub published: BTreeMap<Name, u16>,
+    /// See [`ServiceSpec::project`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub project: Option<Project>,
 }
 
 /// Everything about a service.
@@ -494,7 +531,7 @@ pub enum ReplicaState {
     Restarting,
     /// It has ended, and its restart policy says that it is not started again.
     Ended,
-    /// It waits until another replica has ended.
+    /// It waits until another replica has ended, or until other services have come so far.
     Waiting,
 }
 
@@ -589,6 +626,11 @@ impl ServiceSpec {
             );
             return text("update", why);
         }
+        let dependencies = self.depends_on.len();
+        at_most("depends_on", dependencies, "services", DEPENDENCIES_MAX, "DEPENDENCIES_MAX")?;
+        if self.depends_on.contains_key(&self.name) {
+            return text("depends_on", "a service cannot wait for itself".into());
+        }
         if self.run.replica.is_some() {
             return text("run", "contains a replica, which only the manager sets".into());
         }
@@ -647,7 +689,22 @@ impl ServiceSpec {
 
     /// Returns how many replicas stay healthy during an update.
     pub fn min_healthy(&self) -> u32 {
-        self.update.min_healthy.unwrap_or(self.replicas).min(self.replicas)
+        let most = self.replicas.saturating_sub(self.writes_volumes().into());
+        self.update.min_healthy.unwrap_or(self.replicas).min(most)
+    }
+
+    /// Returns how many replicas more than wanted may exist during an update.
+    pub fn max_surge(&self) -> u32 {
+        if self.writes_volumes() { 0 } else { self.update.max_surge }
+    }
+
+    /// Returns the named volumes of its replicas.
+    pub fn volumes(&self) -> &[VolumeMount] {
+        self.run.volumes()
+    }
+
+    fn writes_volumes(&self) -> bool {
+        self.volumes().iter().any(|volume| !volume.read_only)
     }
 }
 

@@ -44,6 +44,16 @@ pub enum ToManager {
         /// The reasons, by port. At most [`PORTS_CLOSED_MAX`](crate::limits::PORTS_CLOSED_MAX).
         closed: BTreeMap<u16, String>,
     },
+    /// What has become of volumes that had to be removed.
+    VolumesRemoved {
+        /// The session.
+        epoch: Epoch,
+        /// Those that the node no longer has.
+        removed: Vec<Name>,
+        /// Those that could not be removed, and why: each at most
+        /// [`MESSAGE_BYTES_MAX`](crate::limits::MESSAGE_BYTES_MAX) bytes.
+        failed: BTreeMap<Name, String>,
+    },
     /// A request of a client.
     Request(Request),
 }
@@ -93,6 +103,15 @@ pub enum ToPeer {
         all: bool,
         /// The services that have changed.
         services: Vec<ServiceEndpoints>,
+    },
+    /// Remove these named volumes, with their data: at most
+    /// [`BATCH_ROWS_MAX`](crate::limits::BATCH_ROWS_MAX). Sent again in every session until it is
+    /// done.
+    RemoveVolumes {
+        /// The session.
+        epoch: Epoch,
+        /// The volumes.
+        volumes: Vec<Name>,
     },
     /// Read a log for a client: the manager's number of the read, and what to read.
     LogRead(u64, LogRead),

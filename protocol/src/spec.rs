@@ -372,6 +372,14 @@ impl Resources {
 }
 
 impl RunSpec {
+    /// Returns the named volumes of a container; none for other runtimes.
+    pub fn volumes(&self) -> &[VolumeMount] {
+        match &self.runtime {
+            RuntimeSpec::Docker(docker) => &docker.volumes,
+            RuntimeSpec::Process | RuntimeSpec::Noop => &[],
+        }
+    }
+
     /// Checks every rule and limit of a task's run spec.
     ///
     /// # Errors

@@ -67,6 +67,13 @@ pub enum WaitReason {
         /// What a task needs.
         wanted: Resources,
     },
+    /// The task must run on one node. The reasons after this one are of that node.
+    Bound {
+        /// The node.
+        node: Name,
+        /// Why.
+        to: Bond,
+    },
     /// A node that suits is suspect or lost.
     NodeAway {
         /// The node.
@@ -115,6 +122,15 @@ pub enum WaitReason {
     },
     /// There is room.
     PlacedNext,
+}
+
+/// What binds a task to a node.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Bond {
+    /// The node has this volume.
+    Volume(Name),
+    /// The services of this project run on the node.
+    Project(Name),
 }
 
 /// The node with the most free of those that suit.
@@ -169,6 +185,12 @@ impl fmt::Display for WaitReason {
                 cpus(wanted.cpu_millis),
                 bytes(wanted.memory_bytes)
             ),
+            Self::Bound { node, to: Bond::Volume(volume) } => {
+                write!(f, "it must run on node `{node}`, which has its volume `{volume}`")
+            }
+            Self::Bound { node, to: Bond::Project(project) } => {
+                write!(f, "it must run on node `{node}`, where project `{project}` runs")
+            }
             Self::NodeAway { node, lost } => {
                 write!(f, "node `{node}` is {}", if *lost { "lost" } else { "suspect" })
             }

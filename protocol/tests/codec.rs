@@ -81,6 +81,21 @@ fn checks() -> impl Strategy<Value = HealthSpec> {
     })
 }
 
+fn projects() -> impl Strategy<Value = Option<Project>> {
+    let project = (names(), names(), any::<bool>()).prop_map(|(name, member, together)| Project {
+        name,
+        member,
+        together,
+    });
+    prop::option::of(project)
+}
+
+fn dependencies() -> impl Strategy<Value = BTreeMap<Name, DependsOn>> {
+    let needs =
+        prop::sample::select(vec![DependsOn::Started, DependsOn::Healthy, DependsOn::Completed]);
+    prop::collection::btree_map(names(), needs, 0..3)
+}
+
 fn service_specs() -> impl Strategy<Value = ServiceSpec> {
     let when =
         prop::sample::select(vec![RestartWhen::Always, RestartWhen::OnFailure, RestartWhen::Never]);
@@ -115,16 +130,19 @@ fn service_specs() -> impl Strategy<Value = ServiceSpec> {
             files: [].into(),
         },
     );
-    let head = (names(), any::<u32>(), spread(), any::<u64>());
+    let head = (names(), any::<u32>(), (spread(), projects(), dependencies()), any::<u64>());
     let labels = prop::collection::btree_map(names(), ".{0,9}", 0..3);
     (head, labels, ports(), prop::option::of(checks()), restart, update, run).prop_map(
-        |((name, replicas, spread, drain_ms), require, ports, health, restart, update, run)| {
+        |((name, replicas, place, drain_ms), require, ports, health, restart, update, run)| {
+            let (spread, project, depends_on) = place;
             let resources = Resources::default();
             ServiceSpec {
                 name,
                 replicas,
                 require,
                 spread,
+                project,
+                depends_on,
                 resources,
                 ports,
                 health,
@@ -178,16 +196,20 @@ fn service_views() -> impl Strategy<Value = ServiceView> {
     let state =
         prop::sample::select(vec![Healthy, Degraded, Updating, RollingBack, Stopped, Removing]);
     let published = prop::collection::btree_map(names(), any::<u16>(), 0..3);
-    (names(), state, any::<[u32; 4]>(), ".{0,20}", published).prop_map(
-        |(service, state, [revision, replicas, healthy, existing], runs, published)| ServiceView {
-            service,
-            state,
-            revision,
-            replicas,
-            healthy,
-            existing,
-            runs,
-            published,
+    (names(), state, any::<[u32; 4]>(), ".{0,20}", published, projects()).prop_map(
+        |(service, state, numbers, runs, published, project)| {
+            let [revision, replicas, healthy, existing] = numbers;
+            ServiceView {
+                service,
+                state,
+                revision,
+                replicas,
+                healthy,
+                existing,
+                runs,
+                published,
+                project,
+            }
         },
     )
 }

@@ -95,6 +95,33 @@ pub fn remove_containers_of(agent_id: &str) {
     }
 }
 
+/// A named volume with a name of its own, whose data is removed at the end, also after a failure.
+pub struct TestVolume {
+    /// Its name in podmesh.
+    pub name: String,
+}
+
+impl TestVolume {
+    /// Chooses a name. Nothing is created.
+    pub fn new(what: &str) -> Self {
+        Self { name: format!("test-{}-{what}", std::process::id()) }
+    }
+
+    /// Returns whether the engine has it.
+    pub fn exists(&self) -> bool {
+        let name = format!("podmesh-{}", self.name);
+        let found = Command::new("docker").args(["volume", "inspect", &name]).output();
+        found.is_ok_and(|found| found.status.success())
+    }
+}
+
+impl Drop for TestVolume {
+    fn drop(&mut self) {
+        let name = format!("podmesh-{}", self.name);
+        _ = Command::new("docker").args(["volume", "rm", "-f", &name]).output();
+    }
+}
+
 /// A separate Docker engine that a test can stop and start. Needs root. It has no network, and
 /// contains the image from [`image`].
 pub struct PrivateEngine {

@@ -1,6 +1,6 @@
 //! The HTTP API of the real manager: every route against the document, streams over restarts, who
 //! may ask, and hostile clients.
-#![expect(clippy::unwrap_used, reason = "tests")]
+#![expect(clippy::unwrap_used, clippy::panic, reason = "tests")]
 
 mod http {
     mod access;

@@ -48,6 +48,7 @@ impl Container {
             (!spec.tmpfs.is_empty(), "tmpfs"),
             (spec.read_only, "read_only"),
             (self.network.is_some(), "network"),
+            (!spec.networks.is_empty(), "networks"),
             (spec.hostname.is_some(), "hostname"),
             (!spec.extra_hosts.is_empty(), "extra_hosts"),
             (!spec.cap_add.is_empty(), "cap_add"),

@@ -8,9 +8,11 @@
 
 mod bounded;
 mod cli;
+mod compose;
 mod connect;
 mod connect_access;
 mod connect_services;
+mod connect_volumes;
 mod container;
 mod context;
 mod daemon_log;
@@ -80,7 +82,7 @@ fn run(context: &Context, verb: Verb) -> CliResult {
         && let Some(name) = verb.without_json()
     {
         return Err(CliError::usage(format!("`{name}` has no JSON output")).hint(
-            "omit `--output json`; jobs, job, tasks, services, service, nodes, events, submit, cancel, forget, token, users and doctor support it",
+            "omit `--output json`; jobs, job, tasks, services, service, compose ps, compose config, nodes, events, submit, cancel, forget, token, users and doctor support it",
         ));
     }
     if let Verb::ProcessSupervisor(args) = &verb
@@ -126,6 +128,9 @@ async fn dispatch(context: &Context, verb: Verb) -> CliResult {
         Verb::Forget(args) => verbs::forget::forget(context, args).await,
         Verb::Services => verbs::services::services(context).await,
         Verb::Service(args) => verbs::service::service(context, args).await,
+        Verb::Compose(args) => verbs::compose::compose(context, args).await,
+        Verb::Volumes => verbs::volumes::volumes(context).await,
+        Verb::Volume(args) => verbs::volumes::volume(context, args).await,
         Verb::Nodes(args) => verbs::nodes::nodes(context, args).await,
         Verb::Token(args) => verbs::token::token(context, args.verb).await,
         Verb::Key(verb) => verbs::key::key(context, verb).await,

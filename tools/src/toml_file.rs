@@ -102,7 +102,7 @@ fn place(text: &str, at: usize) -> String {
 }
 
 /// Returns the known key that is most similar.
-fn nearest<'a>(key: &str, known: &[&'a str]) -> Option<&'a str> {
+pub(crate) fn nearest<'a>(key: &str, known: &[&'a str]) -> Option<&'a str> {
     known
         .iter()
         .map(|candidate| (strsim::jaro_winkler(key, candidate), *candidate))

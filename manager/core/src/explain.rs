@@ -39,7 +39,13 @@ impl Core {
         if self.nodes.len() == 0 {
             return reasons.push(WaitReason::NoNodes);
         }
-        let needs = Needs::of(&job.spec);
+        let bonds = self.bonds_of(&job.spec);
+        let is_torn = bonds.len() > 1;
+        reasons.extend(bonds.into_iter().map(|(node, to)| WaitReason::Bound { node, to }));
+        if is_torn {
+            return;
+        }
+        let needs = self.needs_of(&job.spec);
         let suited: Vec<(NodeIx, &Node)> =
             self.nodes.iter().filter(|(_, node)| needs.suit(&node.row)).collect();
         if suited.is_empty() {
@@ -81,8 +87,9 @@ impl Core {
     /// Returns why no node suits. There is at least one node.
     pub(crate) fn explain_unsuited(&self, needs: &Needs) -> WaitReason {
         let nodes = self.nodes.len();
-        let Constraint { runtime, labels } = &needs.constraint;
+        let Constraint { runtime, labels, nodes: bound } = &needs.constraint;
         let all = self.nodes.iter().map(|(_, node)| node);
+        let all = all.filter(|node| bound.iter().all(|name| *name == node.row.node));
         let fit: Vec<&Node> = all.filter(|node| node.row.runtimes.contains(runtime)).collect();
         if fit.is_empty() {
             return WaitReason::NoNodeWithRuntime { runtime: *runtime, nodes };

@@ -31,6 +31,16 @@ pub enum Fault {
     NamesNotKept,
     /// Jobs that have not ended are removed.
     ActiveJobRemoved,
+    /// A replica is stopped while proxies may still pass connections to it.
+    ProxiesNotAwaited,
+    /// A replica is stopped before its connections have had their time to end.
+    DrainNotAwaited,
+    /// An update starts all new replicas at once.
+    SurgeNotLimited,
+    /// An update stops replicas that must stay healthy.
+    MinHealthyIgnored,
+    /// A replica on a node that does not answer counts as serving.
+    LostNodeServes,
 }
 
 /// Returns whether a fault is planted; `false` if the feature is off.

@@ -17,6 +17,9 @@ use crate::nodes::NodeIx;
 use crate::step::{Answer, Change, Step};
 use crate::{Core, answer};
 
+/// The most volumes that a refusal names.
+const VOLUMES_NAMED: usize = 5;
+
 impl Core {
     /// Forgets a lost node, and ends the attempts that are still on it if the request says so. The
     /// key of the node stays valid: if its agent comes back, it gets a session as a new node and is
@@ -45,6 +48,13 @@ impl Core {
             let outcome = Outcome::new(OutcomeKind::Lost).with_message(message);
             self.end_attempt(now, task, outcome, out);
         }
+        for volume in self.volumes_of(&name) {
+            if !self.has_room(out) {
+                let command = Command::ForgetNode { by, node: name, force };
+                return self.backlog.push_front(Input::Command(ticket, command));
+            }
+            self.volume_gone(volume, by.clone(), out);
+        }
         let enrolled = self.access.is_enrolled(&name);
         self.forget_node(ix, &by, out);
         answer(out, ticket, Ok(Answer::NodeForgotten { enrolled }));
@@ -69,6 +79,7 @@ impl Core {
         let in_use = |message: String| Err(ErrorReply::new(ErrorCode::NodeInUse, message));
         let node = self.nodes.get(ix);
         let attempts = node.attempts.len();
+        let volumes = self.volumes_of(name);
         match node.state {
             NodeState::Alive => in_use(format!(
                 "node `{name}` is alive: stop its agent, and forget it once it is lost"
@@ -83,6 +94,16 @@ impl Core {
             NodeState::Lost if attempts > 0 && !force => in_use(format!(
                 "attempts wait for node `{name}` ({attempts} of them) and may still run there: --force ends them as lost, and tasks that have retries left start elsewhere although the older copy may still run"
             )),
+            NodeState::Lost if !volumes.is_empty() && !force => {
+                let names: Vec<&str> =
+                    volumes.iter().take(VOLUMES_NAMED).map(Name::as_str).collect();
+                in_use(format!(
+                    "node `{name}` has volumes ({}: {}{}): --force forgets them too, and services that use them start elsewhere with empty ones",
+                    volumes.len(),
+                    names.join(", "),
+                    if volumes.len() > VOLUMES_NAMED { ", …" } else { "" }
+                ))
+            }
             NodeState::Lost => Ok(ix),
         }
     }

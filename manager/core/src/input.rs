@@ -86,6 +86,17 @@ pub enum Input {
         /// Why, by port.
         closed: BTreeMap<u16, String>,
     },
+    /// A node has removed volumes, or could not.
+    VolumesRemoved {
+        /// The connection of the agent.
+        connection: ConnectionId,
+        /// The session that the agent believes is open.
+        epoch: Epoch,
+        /// Those that it no longer has.
+        removed: Vec<Name>,
+        /// Why it still has others.
+        failed: BTreeMap<Name, String>,
+    },
     /// A connection has ended, or a message could not be delivered on it.
     ConnectionGone {
         /// The connection.
@@ -185,6 +196,15 @@ pub enum Command {
         node: Name,
         /// What it may get.
         scheduling: Scheduling,
+    },
+    /// Remove a volume.
+    RemoveVolume {
+        /// The name of the caller.
+        by: Name,
+        /// The volume.
+        volume: Name,
+        /// Whether to forget it without its node.
+        force: bool,
     },
     /// Create a join token. Only the shell knows the secret.
     CreateToken {

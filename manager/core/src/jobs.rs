@@ -197,6 +197,9 @@ impl Core {
             let error = ErrorReply::new(ErrorCode::Overloaded, message);
             return answer(out, ticket, Err(error));
         }
+        if let Err(error) = self.may_use(spec.run.volumes()) {
+            return answer(out, ticket, Err(error));
+        }
         let id = JobId(self.state.last_job.0 + 1);
         let tasks = u32::try_from(spec.array.tasks()).unwrap_or(u32::MAX);
         out.events.push(EventFact::JobSubmitted { job: id, name: spec.name.clone(), tasks });
@@ -211,7 +214,9 @@ impl Core {
     pub(crate) fn add_job(&mut self, id: JobId) {
         let Some(job) = self.state.jobs.get(&id) else { return };
         self.submissions.insert(job.submission, id);
-        let dispatch = Dispatch::new(self.queue.intern(&job.spec, &self.nodes));
+        self.bonds.add_job(id, &job.spec);
+        let needs = self.needs_of(&job.spec);
+        let dispatch = Dispatch::new(self.queue.intern(needs, &self.nodes));
         if dispatch.has_ready(job) {
             self.queue.add(dispatch.shape, job.key());
         }
@@ -266,6 +271,7 @@ impl Core {
             }
         }
         self.state.record(out, Change::JobCancelled(id));
+        self.mark_project_of(id);
         // Nodes whose margin has ended have no timer that would end these attempts.
         for ix in lost_nodes {
             self.end_margin(ix);
@@ -356,6 +362,7 @@ impl Core {
             out.events.push(EventFact::JobEnded { job: id, state: job.state().into() });
             self.submissions.end(job.submission);
             let row = job.row(Some(now.wall_ms));
+            self.bonds.remove_job(id, &job.spec);
             let replica = job.spec.run.replica.is_some().then(|| Arc::clone(&job.spec));
             self.state.record(out, Change::JobUpdated(row));
             if let Some(replica) = replica.as_ref().and_then(|spec| spec.run.replica.as_ref()) {

@@ -17,6 +17,7 @@
 //! - `access`, `renewal`: join tokens and keys
 //! - `jobs`: submitting, cancelling and retrying
 //! - `placement`: which task goes to which node
+//! - `bonds`, `volumes`: tasks that must run where their volume or their project is
 //! - `nodes`, `sessions`: nodes, their sessions, and the attempts that an agent holds when a
 //!   session begins
 //! - `forget`: removing nodes that are gone for good
@@ -36,6 +37,7 @@
 extern crate alloc;
 
 mod access;
+mod bonds;
 mod explain;
 #[cfg(not(feature = "planted-faults"))]
 mod faults;
@@ -61,8 +63,10 @@ pub mod step;
 #[cfg(test)]
 mod tests;
 mod timers;
+mod volumes;
 
 use alloc::collections::{BTreeMap, BTreeSet, VecDeque};
+use alloc::string::String;
 use alloc::vec::Vec;
 
 use podmesh_protocol::client::NodeView;
@@ -75,6 +79,7 @@ use podmesh_protocol::time::{Millis, Now};
 use podmesh_protocol::version::VersionRange;
 
 use crate::access::{Access, NewToken};
+use crate::bonds::Bonds;
 use crate::input::{Command, Input, Ticket};
 use crate::jobs::{Dispatch, Submissions};
 use crate::nodes::{NodeIx, Nodes};
@@ -112,6 +117,9 @@ pub struct Core {
     access: Access,
     services: Services,
     queue: Queue,
+    bonds: Bonds,
+    /// Why nodes could not remove volumes, when they last tried.
+    volume_failures: BTreeMap<Name, String>,
     timers: Timers,
     /// Inputs, and parts of inputs, that did not fit into the last step, in order.
     backlog: VecDeque<Input>,
@@ -157,6 +165,7 @@ impl Core {
         self.reconcile_services(now, out);
         self.place(now, out);
         self.settle_jobs(now, out);
+        self.settle_bonds();
         self.flush_messages(out);
         self.state.number_events(out);
         self.flush_services(out);
@@ -213,6 +222,9 @@ impl Core {
             Input::PortsClosed { connection, epoch, closed } => {
                 self.on_ports_closed(connection, epoch, closed);
             }
+            Input::VolumesRemoved { connection, epoch, removed, failed } => {
+                self.on_volumes_removed(connection, epoch, removed, failed, out);
+            }
             Input::ConnectionGone { connection } => self.on_connection_gone(now, connection, out),
             Input::HeartbeatChanged { epoch, change } => {
                 self.on_heartbeat_changed(now, epoch, change, out);
@@ -246,6 +258,9 @@ impl Core {
             }
             Command::ScheduleNode { by, node, scheduling } => {
                 self.schedule_node(&by, &node, scheduling, out)
+            }
+            Command::RemoveVolume { by, volume, force } => {
+                self.remove_volume(by, volume, force, out)
             }
             Command::RemoveJobs { jobs, by } => Ok(self.remove_jobs(jobs, by, out)),
             Command::CreateToken { by, secret_hash, role, ttl_ms, uses } => {
@@ -293,6 +308,9 @@ impl Core {
             }
             for rows in outgoing.forget.chunks(BATCH_ROWS_MAX) {
                 send(ToPeer::ForgetJobs(epoch, rows.to_vec()));
+            }
+            for rows in outgoing.remove_volumes.chunks(BATCH_ROWS_MAX) {
+                send(ToPeer::RemoveVolumes { epoch, volumes: rows.to_vec() });
             }
         }
     }

@@ -113,6 +113,7 @@ pub(crate) struct Outgoing {
     pub(crate) starts: Vec<AttemptId>,
     pub(crate) stops: Vec<(AttemptId, StopReason)>,
     pub(crate) forget: Vec<JobId>,
+    pub(crate) remove_volumes: Vec<Name>,
 }
 
 impl Node {

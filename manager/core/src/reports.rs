@@ -134,7 +134,7 @@ impl Core {
                 }
             }
             ReportFact::Health(health, text) => {
-                let before = active.replica.health;
+                let before = active.replica().health;
                 let change = |status: &mut ReplicaStatus| {
                     (status.health, status.message) = (health, cut(text));
                 };

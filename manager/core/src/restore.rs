@@ -8,6 +8,7 @@ use podmesh_protocol::report::AttemptState;
 use podmesh_protocol::time::Now;
 
 use crate::access::Access;
+use crate::bonds::Bonds;
 use crate::jobs::Submissions;
 use crate::nodes::{Delivery, NodeIx, Nodes};
 use crate::placement::Queue;
@@ -33,6 +34,8 @@ impl Core {
             nodes: Nodes::default(),
             services: Services::default(),
             queue: Queue::default(),
+            bonds: Bonds::default(),
+            volume_failures: BTreeMap::new(),
             timers: Timers::default(),
             backlog: VecDeque::new(),
             draining: BTreeSet::new(),
@@ -48,12 +51,13 @@ impl Core {
             let deadline = Some((lost_at, Timer::NodeLost(ix)));
             core.nodes.set_deadline(&mut core.timers, ix, deadline);
         }
-        core.restore_services();
+        core.restore_services(now);
         let jobs: Vec<JobId> = core.state.jobs.keys().copied().collect();
         for id in jobs {
             core.add_job(id);
             core.restore_tasks(now, id);
         }
+        core.settle_bonds();
         core
     }
 

@@ -56,7 +56,7 @@ impl Core {
     }
 
     /// Removes nodes together with their keys: a key of a node that is gone for good must not stay
-    /// valid. Nodes that attempts wait for are kept.
+    /// valid. Nodes that attempts wait for, or that have volumes, are kept.
     fn remove_lost_nodes(&mut self, age_ms: u64, keep_ms: u64, by: &Name, out: &mut Step) {
         let lost = self.nodes.iter().filter(|(_, node)| node.state == NodeState::Lost);
         let lost: Vec<NodeIx> = lost.map(|(ix, _)| ix).collect();
@@ -71,7 +71,8 @@ impl Core {
                 continue;
             };
             let name = row.node.clone();
-            let is_used = !self.nodes.get(ix).attempts.is_empty();
+            let is_used =
+                !self.nodes.get(ix).attempts.is_empty() || !self.volumes_of(&name).is_empty();
             let margin_runs = self.nodes.deadline(ix).is_some();
             if !is_used && !margin_runs && age_ms.saturating_sub(since) >= keep_ms {
                 self.revoke_key_of(by, PrincipalKind::Node, &name, out);

@@ -369,6 +369,7 @@ impl Core {
         if restarted {
             self.expect_reaction(now, ix);
         }
+        self.ask_for_removals(ix);
     }
 
     /// Handles the orderly end of a session by its agent. Containers may continue: the lease runs.

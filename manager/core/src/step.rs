@@ -147,6 +147,15 @@ pub enum Change {
         /// Why it failed.
         message: Option<String>,
     },
+    /// A named volume, new or changed.
+    VolumeSaved {
+        /// The volume.
+        volume: Name,
+        /// What is known now.
+        row: VolumeRow,
+    },
+    /// A named volume was removed.
+    VolumeRemoved(Name),
     /// A node, new or updated, as of its last session.
     NodeSaved(Arc<NodeRow>),
     /// A node was forgotten. It had no attempts left.
@@ -218,6 +227,17 @@ pub struct NodeRow {
     /// The IP address at which other nodes reach its replicas, as of its last session.
     #[serde(default)]
     pub address: Option<String>,
+}
+
+/// A stored named volume.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VolumeRow {
+    /// The node that has it.
+    pub node: Name,
+    /// The time at which a task was first given it, for display.
+    pub created_wall_ms: u64,
+    /// Who asked to remove it; `None` if nobody did.
+    pub removed_by: Option<Name>,
 }
 
 /// A stored join token.
@@ -375,6 +395,11 @@ pub enum Answer {
     NodeScheduled {
         /// How many attempts it has.
         attempts: u32,
+    },
+    /// A volume is forgotten, or its node is asked to remove it.
+    VolumeRemoving {
+        /// The node.
+        node: Name,
     },
     /// A join token was created.
     TokenCreated {

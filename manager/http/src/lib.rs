@@ -21,6 +21,7 @@ mod routes;
 mod server;
 mod services;
 mod sse;
+mod volumes;
 
 pub use door::{Asker, Door, Peer};
 pub use guard::Hosts;

@@ -10,7 +10,7 @@ use podmesh_protocol::access::Role;
 use podmesh_views::access::{TokenOutput, TokensOutput, UsersOutput};
 use podmesh_views::http::{
     BatchOutput, CallerView, EventsOutput, ForgottenNode, HealthView, InfoView, KeyView, PlanView,
-    TaskOutput,
+    RemovedVolume, TaskOutput,
 };
 use podmesh_views::input::{
     ForgetInput, JobInput, KeyRotateInput, RollbackInput, ScaleInput, ServiceSpecInput, TokenInput,
@@ -22,6 +22,7 @@ use podmesh_views::service::{
     EndpointsOutput, HistoryOutput, ScheduledNode, ServiceChangedOutput, ServiceOutput,
     ServicesOutput,
 };
+use podmesh_views::volume::VolumesOutput;
 use schemars::{JsonSchema, Schema, SchemaGenerator};
 use tokio::sync::watch;
 
@@ -30,7 +31,7 @@ use crate::door::Door;
 use crate::events::Feed;
 use crate::guard::{Hosts, guard};
 use crate::problem::Problem;
-use crate::{access, events, jobs, logs, nodes, openapi, services};
+use crate::{access, events, jobs, logs, nodes, openapi, services, volumes};
 
 /// Where all routes begin.
 pub(crate) const PREFIX: &str = "/api/v1";
@@ -187,10 +188,15 @@ const RANGE: (&str, &str) =
 /// Returns all routes.
 pub(crate) fn routes() -> Vec<Route> {
     let (operator, admin) = (Role::Operator, Role::Admin);
-    [the_manager(), job_routes(), node_routes(), service_routes(operator), access_routes(admin)]
-        .into_iter()
-        .flatten()
-        .collect()
+    let all = [
+        the_manager(),
+        job_routes(),
+        node_routes(),
+        service_routes(operator),
+        volume_routes(operator),
+        access_routes(admin),
+    ];
+    all.into_iter().flatten().collect()
 }
 
 fn the_manager() -> Vec<Route> {
@@ -414,6 +420,22 @@ fn service_routes(operator: Role) -> Vec<Route> {
             "The endpoints.",
             vec![("application/json", Some(endpoints)), ("text/plain", None)],
         ),
+    ]
+}
+
+fn volume_routes(operator: Role) -> Vec<Route> {
+    vec![
+        on_get("/volumes", "list_volumes", "The named volumes, by name.", volumes::list)
+            .reply::<VolumesOutput>(200, "All volumes."),
+        on_delete(
+            "/volumes/{volume}",
+            "remove_volume",
+            "Removes a volume with its data, which nothing may use.",
+            volumes::remove,
+        )
+        .needs(operator)
+        .query::<volumes::RemoveVolumeQuery>()
+        .reply::<RemovedVolume>(202, "Its node removes it, now or when it is back."),
     ]
 }
 

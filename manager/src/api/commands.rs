@@ -11,6 +11,7 @@ use podmesh_protocol::client::{ReplyBody, RequestBody};
 use podmesh_protocol::error::{ErrorCode, ErrorReply};
 use podmesh_protocol::ids::{JobId, Name, SubmissionId};
 use podmesh_protocol::spec::JobSpec;
+use podmesh_protocol::volume::{VolumeReply, VolumeRequest};
 use podmesh_wire::machine::unwritable;
 
 use super::{Api, Client, unexpected};
@@ -98,6 +99,9 @@ impl Api {
                     Ok(ReplyBody::NodeScheduling { scheduling, attempts })
                 };
                 return Ok(answer.boxed());
+            }
+            RequestBody::Volume(VolumeRequest::Remove { volume, force }) => {
+                Command::RemoveVolume { by, volume, force }
             }
             RequestBody::NodeForget { node, force } => Command::ForgetNode { by, node, force },
             RequestBody::TokenRevoke { id } => Command::RevokeToken { by, id },
@@ -187,6 +191,7 @@ fn reply(answer: Answer) -> Reply {
         Answer::Submitted { job, again } => ReplyBody::Submitted { job, again },
         Answer::Cancelled { state } => ReplyBody::Cancelled { state: state.into() },
         Answer::NodeForgotten { enrolled } => ReplyBody::NodeForgotten { enrolled },
+        Answer::VolumeRemoving { node } => ReplyBody::Volume(VolumeReply::Removing { node }),
         Answer::TokenRevoked => ReplyBody::TokenRevoked,
         Answer::KeyRenewed => ReplyBody::KeyRenewed,
         Answer::KeyRevoked => ReplyBody::Revoked,

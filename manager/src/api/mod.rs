@@ -24,6 +24,7 @@ use podmesh_protocol::access::Caller;
 use podmesh_protocol::client::{Info, ReplyBody, RequestBody};
 use podmesh_protocol::error::{ErrorCode, ErrorReply};
 use podmesh_protocol::ids::{ClusterId, InstanceId, Revision};
+use podmesh_protocol::volume::{VolumeReply, VolumeRequest};
 use tokio::sync::watch;
 
 use crate::callers::{Callers, forbidden};
@@ -173,6 +174,10 @@ impl Api {
             RequestBody::Service(request) => {
                 Ok(ReplyBody::Service(self.service(request, reads).await?))
             }
+            RequestBody::Volume(VolumeRequest::List { after, limit }) => {
+                let list = move |core: &Core, _| core.list_volumes(after.as_ref(), limit);
+                Ok(ReplyBody::Volume(VolumeReply::List(self.0.core.read(list).await?)))
+            }
             // These are commands.
             RequestBody::Submit { .. }
             | RequestBody::Cancel { .. }
@@ -182,6 +187,7 @@ impl Api {
             | RequestBody::TokenRevoke { .. }
             | RequestBody::Revoke { .. }
             | RequestBody::NodeScheduling { .. }
+            | RequestBody::Volume(VolumeRequest::Remove { .. })
             | RequestBody::KeyRenew { .. } => Err(unexpected()),
         }
     }
@@ -209,6 +215,7 @@ pub(crate) fn is_command(request: &RequestBody) -> bool {
             | RequestBody::Cancel { .. }
             | RequestBody::NodeForget { .. }
             | RequestBody::NodeScheduling { .. }
+            | RequestBody::Volume(VolumeRequest::Remove { .. })
             | RequestBody::TokenCreate { .. }
             | RequestBody::ApiTokenCreate { .. }
             | RequestBody::TokenRevoke { .. }

@@ -15,7 +15,6 @@ use podmesh_protocol::limits::{REPLICAS_MAX, WAIT_MS_MAX};
 use podmesh_protocol::service::{
     RevisionState, ServiceDetail, ServiceReply, ServiceRequest, ServiceRevision, ServiceSpec,
 };
-use podmesh_protocol::spec::RuntimeSpec;
 use podmesh_wire::machine::unwritable;
 use tokio::time::{Instant, sleep_until};
 
@@ -211,16 +210,7 @@ async fn changed(service: Name, pending: Pending) -> Result<ReplyBody, ErrorRepl
 }
 
 fn validate(spec: &ServiceSpec) -> Result<(), ErrorReply> {
-    let invalid = |why: String| ErrorReply::new(ErrorCode::InvalidSpec, why);
-    spec.validate().map_err(|error| invalid(error.to_string()))?;
-    if let RuntimeSpec::Docker(docker) = &spec.run.runtime
-        && !docker.volumes.is_empty()
-    {
-        // Its replicas may move to another node, and a volume would stay behind.
-        let why = "volumes: a service cannot have named volumes yet: mount a folder of the node (`mounts`), and choose the node by a label (`require`)";
-        return Err(invalid(why.into()));
-    }
-    Ok(())
+    spec.validate().map_err(|error| ErrorReply::new(ErrorCode::InvalidSpec, error.to_string()))
 }
 
 fn no_service(service: &Name) -> ErrorReply {

@@ -13,6 +13,7 @@ use podmesh_protocol::client::{LogPosition, LogRead, LogStream, PrincipalKind, S
 use podmesh_protocol::ids::{AttemptId, JobId, Name, SubmissionId, TaskId};
 use podmesh_protocol::service::{ServiceReply, ServiceRequest, ServiceSpec, ServiceState};
 use podmesh_protocol::spec::JobSpec;
+use podmesh_protocol::volume::VolumeRequest;
 use podmesh_wire::control::ManagerSocket;
 use podmesh_wire::manager_keys::{ManagerKeys, ShownKeys};
 use podmesh_wire::watchdog::{Pulse, Watchdog};
@@ -211,6 +212,8 @@ fn requests() -> Vec<(&'static str, RequestBody)> {
         RequestBody::Revoke { kind: PrincipalKind::User, name: name("nobody") },
         RequestBody::KeyRotate { key: KeyDigest([9; 32]) },
         RequestBody::NodeScheduling { node: name("nobody"), scheduling: Scheduling::Cordoned },
+        RequestBody::Volume(VolumeRequest::List { after: None, limit: 1 }),
+        RequestBody::Volume(VolumeRequest::Remove { volume: name("none"), force: false }),
     ];
     let service = || name("web");
     let spec = || Box::new(service_spec());
@@ -264,6 +267,8 @@ fn requests() -> Vec<(&'static str, RequestBody)> {
             ServiceRequest::History { .. } => "service history",
         },
         RequestBody::NodeScheduling { .. } => "node_scheduling",
+        RequestBody::Volume(VolumeRequest::List { .. }) => "volume list",
+        RequestBody::Volume(VolumeRequest::Remove { .. }) => "volume remove",
     };
     let services = services.into_iter().map(RequestBody::Service);
     all.into_iter().chain(services).map(|body| (kind(&body), body)).collect()
@@ -315,6 +320,8 @@ node_forget        -         -         -         yes
 revoke             -         -         -         yes
 key_rotate         -         -         -         yes
 node_scheduling    -         -         -         yes
+volume list        -         yes       yes       yes
+volume remove      -         -         yes       yes
 service plan       -         yes       yes       yes
 service list       -         yes       yes       yes
 service show       -         yes       yes       yes
@@ -337,13 +344,6 @@ async fn a_reader_of_a_service_waits_for_its_next_change() {
     let show = |since, wait_ms| ServiceRequest::Show { service: service(), since, wait_ms };
     let missing = ask(show(None, 0)).await.unwrap_err();
     assert_eq!(missing.code, ErrorCode::NotFound);
-    let mut stays = service_spec();
-    stays.run.runtime = serde_json::from_str(
-        r#"{"docker": {"image": "db", "volumes": [{"volume": "data", "target": "/data"}]}}"#,
-    )
-    .unwrap();
-    let error = ask(ServiceRequest::Apply { spec: Box::new(stays) }).await.unwrap_err();
-    assert!(error.message.contains("cannot have named volumes yet"), "{error}");
     ask(ServiceRequest::Apply { spec: Box::new(service_spec()) }).await.unwrap();
     let detail = |reply| match reply {
         Ok(ReplyBody::Service(ServiceReply::Service(detail))) => detail,

@@ -25,6 +25,7 @@ mod services;
 mod state_tests;
 #[cfg(test)]
 mod tests;
+mod volumes;
 mod writer;
 
 use std::io;

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
-use podmesh_manager_core::state::{ActiveAttempt, Job, Losses, ReplicaStatus, Retry, State};
+use podmesh_manager_core::state::{ActiveAttempt, Job, Losses, Retry, State};
 use podmesh_manager_core::step::NodeRow;
 use podmesh_protocol::access::TokenId;
 use podmesh_protocol::ids::{
@@ -15,7 +15,7 @@ use rusqlite::{Connection, Row};
 use uuid::Uuid;
 
 use super::codes::{attempt_state, job_state, outcome_code, scheduling, standing, unsigned};
-use super::{access, schema, services, unreadable};
+use super::{access, schema, services, unreadable, volumes};
 
 /// What a start has read.
 pub(super) struct Restored {
@@ -55,6 +55,7 @@ pub(super) fn read(connection: &Connection) -> rusqlite::Result<Restored> {
     let orphaned = attempts(connection, &mut state.jobs)?;
     services::read_replicas(connection, &mut state.jobs)?;
     state.services = services::read(connection)?;
+    state.volumes = volumes::read(connection)?;
     Ok(Restored { state, nodes, orphaned })
 }
 
@@ -197,8 +198,7 @@ fn attempts(
             job.retries.insert(index, retry);
         } else {
             let state = attempt_state(row.get(5)?)?;
-            let replica = ReplicaStatus::default();
-            let active = ActiveAttempt { number, node, state, losses, replica };
+            let active = ActiveAttempt { number, node, state, losses, replica: None };
             job.active.insert(index, active);
         }
     }

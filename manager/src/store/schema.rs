@@ -198,8 +198,15 @@ ALTER TABLE nodes ADD COLUMN scheduling INTEGER NOT NULL DEFAULT 0;
 ALTER TABLE nodes ADD COLUMN address TEXT;
 ";
 
-/// API tokens.
+/// Named volumes, and API tokens.
 const VERSION_8: &str = "
+CREATE TABLE volumes (
+    volume     TEXT    PRIMARY KEY,
+    node       TEXT    NOT NULL,
+    created_ms INTEGER NOT NULL,
+    removed_by TEXT -- who asked to remove it
+) STRICT, WITHOUT ROWID;
+
 ALTER TABLE tokens ADD COLUMN api INTEGER NOT NULL DEFAULT 0;
 ALTER TABLE tokens ADD COLUMN used_ms INTEGER; -- when an API token was last used
 ";
@@ -208,7 +215,8 @@ ALTER TABLE tokens ADD COLUMN used_ms INTEGER; -- when an API token was last use
 /// most a quarter of a second. A database of 143 MiB, with three million tasks, would take 1.2 s.
 const QUICK_CHECK_BYTES_MAX: u64 = 32 << 20;
 /// The tables that a start reads completely.
-const START_TABLES: [&str; 7] = ["meta", "nodes", "jobs", "tokens", "keys", "services", "replicas"];
+const START_TABLES: [&str; 8] =
+    ["meta", "nodes", "jobs", "tokens", "keys", "services", "replicas", "volumes"];
 
 /// What kind of file was found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

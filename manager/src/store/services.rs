@@ -123,7 +123,7 @@ pub(super) fn read_replicas(
         let (id, number): (JobId, u32) = (JobId(unsigned(row.get(0)?)), row.get(1)?);
         let active = jobs.get_mut(&id).into_iter().flat_map(|job| job.active.values_mut());
         for active in active.filter(|active| active.number == number) {
-            active.replica = decoded(row, 2)?;
+            active.replica = Some(Box::new(decoded(row, 2)?));
         }
     }
     Ok(())

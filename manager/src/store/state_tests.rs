@@ -20,7 +20,10 @@ use podmesh_protocol::limits::PROTOCOL_VERSION;
 use podmesh_protocol::report::{Outcome, OutcomeKind, Report, ReportFact};
 use podmesh_protocol::service::{Health, PortSpec, RestartPolicy, ServiceSpec, UpdatePolicy};
 use podmesh_protocol::session::{Hello, ToPeer};
-use podmesh_protocol::spec::{ArrayRange, JobSpec, OnLost, Resources, RetryPolicy, RuntimeKind};
+use podmesh_protocol::spec::{
+    ArrayRange, DockerSpec, JobSpec, OnLost, Resources, RetryPolicy, RuntimeKind, RuntimeSpec,
+    VolumeMount,
+};
 use podmesh_protocol::time::Now;
 use podmesh_protocol::version::VersionRange;
 use tempfile::TempDir;
@@ -123,7 +126,7 @@ impl World {
             program_version: "0.1.0".into(),
             capacity: Resources { cpu_millis: 3_000, memory_bytes: 1 << 30 },
             labels: BTreeMap::from([(name("disk"), "fast".into())]),
-            runtimes: vec![RuntimeKind::Process.into()],
+            runtimes: vec![RuntimeKind::Process.into(), RuntimeKind::Docker.into()],
             withdrawn: BTreeMap::new(),
             unenforced: BTreeMap::new(),
             address: Some("10.0.0.1".into()),
@@ -179,11 +182,24 @@ impl World {
                 let ports = is_web.then(|| (name("http"), port)).into_iter().collect();
                 let JobSpec { resources, mut run, .. } = job_spec(1);
                 run.command.push(self.rng.u8(0..3).to_string());
+                if self.rng.bool() {
+                    run.runtime = RuntimeSpec::Docker(DockerSpec {
+                        image: "busybox".into(),
+                        volumes: vec![VolumeMount {
+                            volume: name(["data", "logs"][self.rng.usize(0..2)]),
+                            target: "/data".into(),
+                            read_only: false,
+                        }],
+                        ..DockerSpec::default()
+                    });
+                }
                 let spec = ServiceSpec {
                     name: service,
                     replicas: self.rng.u32(0..4),
                     require: BTreeMap::new(),
                     spread: None,
+                    project: None,
+                    depends_on: BTreeMap::new(),
                     resources,
                     ports,
                     health: None,
@@ -262,7 +278,7 @@ fn the_core_a_follower_and_the_database_have_the_same_state() {
         let mut world = World::new(seed);
         for _ in 0..400 {
             let node = NODES[world.rng.usize(0..3)];
-            match world.rng.u8(0..36) {
+            match world.rng.u8(0..37) {
                 0..4 => world.submit(),
                 4..7 => world.connect(node),
                 7..22 => world.report(node),
@@ -286,6 +302,12 @@ fn the_core_a_follower_and_the_database_have_the_same_state() {
                 }
                 27..30 => world.access(),
                 30..33 => world.service(),
+                34 => {
+                    let (by, volume) =
+                        (name("root"), name(["data", "logs"][world.rng.usize(0..2)]));
+                    let force = world.rng.bool();
+                    world.command(Command::RemoveVolume { by, volume, force });
+                }
                 33 => {
                     let (by, node) = (name("root"), name(node));
                     let all = [Scheduling::Open, Scheduling::Cordoned, Scheduling::Draining];

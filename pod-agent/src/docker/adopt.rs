@@ -1,5 +1,6 @@
 //! Adopts the containers that an earlier run of the agent left.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -22,6 +23,8 @@ struct FoundContainer {
     container: String,
     replica: Option<Replica>,
     state: ContainerState,
+    /// The names of its networks.
+    networks: BTreeSet<String>,
     failure: Option<Outcome>,
 }
 
@@ -45,8 +48,12 @@ impl DockerRuntime {
         let mut found = Vec::new();
         let listed = self.find().await.map_err(failed("list the containers"))?;
         for (identity, container, replica) in listed {
-            let state = match engine.inspect(&container).await {
-                Ok(seen) => seen.state.unwrap_or_default(),
+            let (state, networks) = match engine.inspect(&container).await {
+                Ok(seen) => {
+                    let networks = seen.network_settings.and_then(|found| found.networks);
+                    let networks = networks.unwrap_or_default().into_keys().collect();
+                    (seen.state.unwrap_or_default(), networks)
+                }
                 Err(error) if error.is_not_found() => continue,
                 Err(error) => return Err(failed("inspect a container")(error)),
             };
@@ -59,8 +66,11 @@ impl DockerRuntime {
                 removed.map_err(failed("remove a container that never ran"))?;
                 continue;
             }
-            found.push(FoundContainer { identity, container, replica, state, failure });
+            found.push(FoundContainer { identity, container, replica, state, networks, failure });
         }
+        let networks = found.iter().map(|found| (found.identity.attempt, found.networks.clone()));
+        let adopted = self.shared.networks.adopt(engine, networks).await;
+        adopted.map_err(failed("list the networks"))?;
         let held: Vec<_> = found.iter().map(|found| found.identity.attempt).collect();
         if let Err(error) = files::keep_only(&self.shared.settings.data_dir, &held) {
             tracing::warn!(%error, "cannot remove the files of attempts of the agent's previous run");
@@ -92,7 +102,7 @@ impl DockerRuntime {
     }
 
     fn take_up(&self, found: FoundContainer) -> FoundAttempt {
-        let FoundContainer { identity, container, replica, state, failure } = found;
+        let FoundContainer { identity, container, replica, state, failure, .. } = found;
         let id = identity.attempt;
         let runs = state.running == Some(true);
         let ran_ms = running_ms(&container, &state).filter(|_| runs);

@@ -22,6 +22,7 @@ use super::error::{CallError, is_about_ports, start_error_code};
 use super::files;
 use super::mounts::MountRules;
 use super::stage::Held;
+use super::volumes;
 use crate::capture::{Capturing, Container, Standing};
 use crate::ports::PortSource;
 
@@ -126,6 +127,15 @@ impl Attempt {
             let created = self.create(&identity, context, spec, replica.as_ref()).await?;
             let Created { container, has_run, held } = created;
             self.shared.has_container(self.id, &container);
+            if !has_run {
+                let Shared { engine, networks, .. } = &*self.shared;
+                networks.connect_others(engine, &container, spec).await.map_err(|error| {
+                    self.shared.discard(self.id);
+                    self.not_started(&format!(
+                        "cannot connect the container to its networks: {error}"
+                    ))
+                })?;
+            }
             if has_run {
                 let captured = self.capture(container.clone(), Standing::Running).complete;
                 return Ok((container, captured));
@@ -217,6 +227,11 @@ impl Attempt {
         replica: Option<&Arc<Replica>>,
     ) -> Result<Created, Outcome> {
         let name = container::name(identity.cluster, self.id);
+        let Shared { engine, networks, .. } = &*self.shared;
+        volumes::check(engine, identity.cluster, spec).await.map_err(cannot_start)?;
+        networks.join(engine, self.id, spec).await.map_err(|error| {
+            self.not_started(&format!("cannot create the container's network: {error}"))
+        })?;
         let mut pulled = spec.pull == PullPolicy::Always;
         let mut pause = Pause::new();
         let mut tries = 0;
@@ -293,8 +308,9 @@ impl Attempt {
                     data_dir: &settings.data_dir,
                     stage: &shared.stage,
                 };
-                let names = &settings.names;
-                container::configuration(identity, context, spec, replica.as_deref(), &rules, names)
+                let (names, networks) = (&settings.names, &shared.networks);
+                let replica = replica.as_deref();
+                container::configuration(identity, context, spec, replica, &rules, names, networks)
             };
         if spec.mounts.is_empty() {
             return make(&self.shared, identity, context, spec).map_err(cannot_start);

@@ -15,11 +15,12 @@ use uuid::Uuid;
 
 use super::files;
 use super::mounts::MountRules;
+use super::networks::Networks;
 use super::stage::Held;
 use crate::service_names::{ContainerNames, ServiceNames};
 use crate::task_env::task_env;
 
-const CLUSTER: &str = "podmesh.cluster";
+pub(super) const CLUSTER: &str = "podmesh.cluster";
 const NODE: &str = "podmesh.node";
 /// The id of the agent's data directory.
 pub(super) const AGENT: &str = "podmesh.agent";
@@ -133,6 +134,7 @@ pub(super) fn configuration(
     replica: Option<&Replica>,
     rules: &MountRules<'_>,
     names: &ServiceNames,
+    networks: &Networks,
 ) -> Result<Configuration, String> {
     let run = &context.run;
     let ports = published(spec, replica)?;
@@ -157,6 +159,12 @@ pub(super) fn configuration(
     );
     let cpu_millis = u64::from(context.resources.cpu_millis).max(CPU_MILLIS_MIN);
     let memory = i64::try_from(context.resources.memory_bytes).ok().filter(|bytes| *bytes > 0);
+    let (network_mode, networking_config) = match (networks.first(spec), spec.network) {
+        (Some((name, config)), _) => (name, Some(config)),
+        (None, NetworkMode::Bridge) => ("bridge".into(), None),
+        (None, NetworkMode::None) => ("none".into(), None),
+        (None, NetworkMode::Host) => ("host".into(), None),
+    };
     let host_config = HostConfig {
         // All cores means no limit, and the engine rejects more cores than there are.
         nano_cpus: (cpu_millis < engine.cpu_millis)
@@ -165,14 +173,7 @@ pub(super) fn configuration(
         memory,
         memory_swap: memory,
         log_config: Some(HostConfigLogConfig { typ: Some(LOG_DRIVER.to_owned()), config: None }),
-        network_mode: Some(
-            match spec.network {
-                NetworkMode::Bridge => "bridge",
-                NetworkMode::None => "none",
-                NetworkMode::Host => "host",
-            }
-            .to_owned(),
-        ),
+        network_mode: Some(network_mode),
         port_bindings: (!ports.is_empty()).then(|| ports.clone()),
         mounts: (!mounts.is_empty()).then_some(mounts),
         tmpfs: (!spec.tmpfs.is_empty()).then(|| spec.tmpfs.clone().into_iter().collect()),
@@ -218,6 +219,7 @@ pub(super) fn configuration(
         ),
         stop_timeout: i64::try_from(run.stop_grace_ms.div_ceil(1000)).ok(),
         host_config: Some(host_config),
+        networking_config,
         ..ContainerCreateBody::default()
     };
     Ok(Configuration { body, held })

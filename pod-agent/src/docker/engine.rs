@@ -9,7 +9,7 @@ use bollard::auth::DockerCredentials;
 use bollard::exec::StartExecResults;
 use bollard::models::{
     ContainerCreateBody, ContainerInspectResponse, ContainerSummary, CreateImageInfo, ExecConfig,
-    ExecInspectResponse,
+    ExecInspectResponse, NetworkConnectRequest, NetworkCreateRequest,
 };
 use bollard::query_parameters as query;
 use bollard::{ClientVersion, Docker};
@@ -288,6 +288,58 @@ impl Engine {
         let options =
             query::ListContainersOptionsBuilder::default().all(true).filters(&filters).build();
         call(ANSWER_DEADLINE, self.docker.list_containers(Some(options))).await
+    }
+
+    /// Fails with "not found" if there is no such network.
+    pub(super) async fn network(&self, name: &str) -> Result<(), CallError> {
+        let options = None::<query::InspectNetworkOptions>;
+        call(ANSWER_DEADLINE, self.docker.inspect_network(name, options)).await.map(drop)
+    }
+
+    pub(super) async fn create_network(
+        &self,
+        request: NetworkCreateRequest,
+    ) -> Result<(), CallError> {
+        call(WORK_DEADLINE, self.docker.create_network(request)).await.map(drop)
+    }
+
+    pub(super) async fn connect_network(
+        &self,
+        name: &str,
+        request: NetworkConnectRequest,
+    ) -> Result<(), CallError> {
+        call(WORK_DEADLINE, self.docker.connect_network(name, request)).await
+    }
+
+    pub(super) async fn remove_network(&self, name: &str) -> Result<(), CallError> {
+        call(WORK_DEADLINE, self.docker.remove_network(name)).await
+    }
+
+    /// Lists the networks with this label: their names and labels.
+    pub(super) async fn networks(
+        &self,
+        label: String,
+    ) -> Result<Vec<(String, HashMap<String, String>)>, CallError> {
+        let filters = HashMap::from([("label".to_owned(), vec![label])]);
+        let options = query::ListNetworksOptionsBuilder::default().filters(&filters).build();
+        let found = call(ANSWER_DEADLINE, self.docker.list_networks(Some(options))).await?;
+        let named = found
+            .into_iter()
+            .map(|network| (network.name.unwrap_or_default(), network.labels.unwrap_or_default()));
+        Ok(named.collect())
+    }
+
+    /// Returns the labels of a volume.
+    pub(super) async fn volume_labels(
+        &self,
+        name: &str,
+    ) -> Result<HashMap<String, String>, CallError> {
+        Ok(call(ANSWER_DEADLINE, self.docker.inspect_volume(name)).await?.labels)
+    }
+
+    pub(super) async fn remove_volume(&self, name: &str) -> Result<(), CallError> {
+        let options = None::<query::RemoveVolumeOptions>;
+        call(WORK_DEADLINE, self.docker.remove_volume(name, options)).await
     }
 
     /// Pulls one image. `reference` must have a tag or digest, or the engine pulls all tags.

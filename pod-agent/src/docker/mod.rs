@@ -7,6 +7,7 @@
 //! - `attempt.rs`: the life of one attempt; `pull.rs`: pulls missing images; `registry.rs`: the
 //!   credentials for that; `adopt.rs`: finds containers after a restart of the agent;
 //! - `checks.rs`: what the health checks of replicas need;
+//! - `networks.rs`, `volumes.rs`: what containers share on this node;
 //! - `files.rs`: the files that a job contains;
 //! - `inventory.rs`: lists images and containers.
 //!
@@ -26,11 +27,13 @@ mod error;
 mod files;
 mod inventory;
 mod mounts;
+mod networks;
 mod pull;
 mod registry;
 mod stage;
+mod volumes;
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -49,6 +52,7 @@ pub(crate) use self::registry::config_dir;
 
 use self::attempt::Attempt;
 use self::engine::Engine;
+use self::networks::Networks;
 use self::pull::Pulls;
 use self::stage::Stage;
 use crate::capture::Captures;
@@ -114,6 +118,7 @@ impl DockerRuntime {
             engine,
             pulls: Arc::new(Pulls::new(settings.docker_config.clone())),
             stage: Stage::of(settings.agent_id),
+            networks: Networks::new(settings.agent_id),
             settings,
             facts,
             runtime: Handle::current(),
@@ -169,7 +174,13 @@ impl DockerRuntime {
     /// volumes in the background, retrying until it is gone, and the files of its job. Keeps its
     /// logs.
     pub fn remove(&self, id: AttemptId) {
-        self.shared.discard(id);
+        let (shared, container) = (Arc::clone(&self.shared), self.shared.take_container(id));
+        self.shared.runtime.spawn(async move {
+            if let Some(container) = container {
+                shared.engine.remove_patiently(&container).await;
+            }
+            shared.networks.leave(&shared.engine, id).await;
+        });
         let shared = Arc::clone(&self.shared);
         self.shared.runtime.spawn_blocking(move || {
             if let Err(error) = files::remove(&shared.settings.data_dir, id) {
@@ -181,6 +192,36 @@ impl DockerRuntime {
             known.abort();
         }
     }
+}
+
+impl DockerRuntime {
+    /// Removes named volumes with their data. Returns those that are gone, and why others are not.
+    pub fn remove_volumes(
+        &self,
+        volumes: Vec<Name>,
+    ) -> impl Future<Output = RemovedVolumes> + Send + use<> {
+        let shared = Arc::clone(&self.shared);
+        async move {
+            let mut done = RemovedVolumes::default();
+            let Some(cluster) = shared.cluster() else { return done };
+            for volume in volumes {
+                match volumes::remove(&shared.engine, cluster, &volume).await {
+                    Ok(()) => done.removed.push(volume),
+                    Err(why) => _ = done.failed.insert(volume, why),
+                }
+            }
+            done
+        }
+    }
+}
+
+/// What has become of volumes that had to be removed.
+#[derive(Debug, Default)]
+pub struct RemovedVolumes {
+    /// Those that the node no longer has.
+    pub removed: Vec<Name>,
+    /// Why it still has the others.
+    pub failed: BTreeMap<Name, String>,
 }
 
 impl Drop for DockerRuntime {
@@ -198,6 +239,7 @@ struct Shared {
     engine: Arc<Engine>,
     pulls: Arc<Pulls>,
     stage: Stage,
+    networks: Networks,
     settings: DockerSettings,
     facts: mpsc::UnboundedSender<(AttemptId, RuntimeFact)>,
     runtime: Handle,
@@ -259,11 +301,14 @@ impl Shared {
 
     /// Removes the container of an attempt, if it has one.
     fn discard(&self, id: AttemptId) {
-        let container = lock(&self.attempts).get_mut(&id).and_then(|known| known.container.take());
-        if let Some(container) = container {
+        if let Some(container) = self.take_container(id) {
             let engine = Arc::clone(&self.engine);
             self.runtime.spawn(async move { engine.remove_patiently(&container).await });
         }
+    }
+
+    fn take_container(&self, id: AttemptId) -> Option<String> {
+        lock(&self.attempts).get_mut(&id).and_then(|known| known.container.take())
     }
 
     fn cluster(&self) -> Option<ClusterId> {

@@ -5,6 +5,7 @@
 mod adopt;
 mod logs;
 mod mounts;
+mod networks;
 mod options;
 mod pull;
 mod replicas;

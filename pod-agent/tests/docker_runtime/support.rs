@@ -302,6 +302,12 @@ impl Drop for TestNode {
             for container in labelled(&docker, agent).await {
                 remove(&docker, &container).await;
             }
+            let label = format!("podmesh.agent={agent}");
+            let filters = HashMap::from([("label".to_owned(), vec![label])]);
+            let options = query::ListNetworksOptionsBuilder::default().filters(&filters).build();
+            for network in docker.list_networks(Some(options)).await.unwrap_or_default() {
+                _ = docker.remove_network(&network.id.unwrap_or_default()).await;
+            }
         });
     }
 }

@@ -37,6 +37,11 @@ pub struct DockerSpec {
     /// The network; default `bridge`.
     #[serde(default)]
     pub network: NetworkMode,
+    /// Networks of the node that the container joins instead of the default one, each with the
+    /// further names under which its other containers find this one. A network that is missing is
+    /// created; one that no container uses any more is removed. Only with the network `bridge`.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub networks: BTreeMap<Name, Vec<String>>,
     /// The host name inside the container; default: one that Docker makes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub hostname: Option<String>,
@@ -373,6 +378,7 @@ impl DockerSpec {
             let why = format!("`{name}` is not the name of a host; use one such as db-1");
             return wrong("hostname", why);
         }
+        self.validate_networks()?;
         let hosts = &self.extra_hosts;
         let (most, limit) = (CONTAINER_OPTIONS_MAX, "CONTAINER_OPTIONS_MAX");
         at_most("extra_hosts", hosts.len(), "hosts", most, limit)?;
@@ -386,6 +392,24 @@ impl DockerSpec {
                     host.escape_debug()
                 );
                 return wrong("extra_hosts", why);
+            }
+        }
+        Ok(())
+    }
+
+    fn validate_networks(&self) -> Result<(), SpecError> {
+        at_most("networks", self.networks.len(), "networks", NETWORKS_MAX, "NETWORKS_MAX")?;
+        if !self.networks.is_empty() && self.network != NetworkMode::Bridge {
+            let why = "a container that joins networks cannot have another network; remove `network` or `networks`";
+            return wrong("networks", why.into());
+        }
+        for aliases in self.networks.values() {
+            let (most, limit) = (CONTAINER_OPTIONS_MAX, "CONTAINER_OPTIONS_MAX");
+            at_most("networks", aliases.len(), "names", most, limit)?;
+            if let Some(alias) = aliases.iter().find(|alias| !is_host_name(alias)) {
+                let alias = alias.escape_debug();
+                let why = format!("`{alias}` is not the name of a host; use one such as db-1");
+                return wrong("networks", why);
             }
         }
         Ok(())
@@ -439,7 +463,10 @@ impl DockerSpec {
         let mounts = self.mounts.iter().map(|mount| mount.source.len() + mount.target.len());
         let volumes =
             self.volumes.iter().map(|volume| volume.volume.as_str().len() + volume.target.len());
-        texts.chain(maps).chain(mounts).chain(volumes).sum()
+        let networks = self.networks.iter().map(|(network, aliases)| {
+            network.as_str().len() + aliases.iter().map(String::len).sum::<usize>()
+        });
+        texts.chain(maps).chain(mounts).chain(volumes).chain(networks).sum()
     }
 }
 
@@ -465,6 +492,7 @@ mod tests {
             }],
             tmpfs: [("/run".into(), "size=64m".into()), ("/tmp".into(), String::new())].into(),
             read_only: true,
+            networks: [("shop_back".parse().unwrap(), vec!["db".into(), "db-1".into()])].into(),
             hostname: Some("db-1.lan".into()),
             extra_hosts: ["db:10.0.0.5", "six:fd00::1", "node:host-gateway"].map(Into::into).into(),
             cap_add: vec!["NET_RAW".into()],
@@ -505,6 +533,19 @@ mod tests {
             (checked(|s| s.extra_hosts = one("db")), "extra_hosts", "NAME:IP"),
             (checked(|s| s.extra_hosts = one("db:web.lan")), "extra_hosts", "host-gateway"),
             (checked(|s| s.extra_hosts = vec!["a:::1".into(); 65]), "extra_hosts", "OPTIONS_MAX"),
+            (
+                checked(|s| s.networks = [("n".parse().unwrap(), vec!["a b".into()])].into()),
+                "networks",
+                "not the name of a host",
+            ),
+            (
+                checked(|s| {
+                    s.networks = [("n".parse().unwrap(), Vec::new())].into();
+                    s.network = NetworkMode::None;
+                }),
+                "networks",
+                "cannot have another network",
+            ),
             (checked(|s| s.shm_size = Some(0)), "shm_size", "MEMORY_BYTES_MAX"),
             (checked(|s| s.ulimits = limit("files", 1, 1)), "ulimits", "nofile"),
             (checked(|s| s.ulimits = limit("nofile", 2, 1)), "ulimits", "2:1"),

@@ -317,6 +317,22 @@ enum EventBody {
         /// Who asked for it.
         by: String,
     },
+    /// A task was given volumes that no node had.
+    VolumesPlaced {
+        /// The volumes.
+        volumes: Vec<String>,
+        /// The node that has them from now on.
+        node: String,
+    },
+    /// A volume was removed.
+    VolumeRemoved {
+        /// The volume.
+        volume: String,
+        /// The node that had it.
+        node: String,
+        /// Who asked for it.
+        by: String,
+    },
     /// An API token was created.
     ApiTokenCreated {
         /// The token's number.
@@ -478,6 +494,15 @@ impl From<&EventFact> for EventKind {
             EventFact::NodeScheduled { node, scheduling, by } => EventBody::NodeScheduled {
                 node: node.to_string(),
                 scheduling: (*scheduling).into(),
+                by: by.to_string(),
+            },
+            EventFact::VolumesPlaced { volumes, node } => EventBody::VolumesPlaced {
+                volumes: volumes.iter().map(ToString::to_string).collect(),
+                node: node.to_string(),
+            },
+            EventFact::VolumeRemoved { volume, node, by } => EventBody::VolumeRemoved {
+                volume: volume.to_string(),
+                node: node.to_string(),
                 by: by.to_string(),
             },
         })

@@ -181,6 +181,15 @@ pub struct ForgottenNode {
     pub enrolled: bool,
 }
 
+/// A volume that its node has been asked to remove.
+#[derive(Debug, Serialize, JsonSchema)]
+pub struct RemovedVolume {
+    /// The volume.
+    pub volume: String,
+    /// Its node.
+    pub node: String,
+}
+
 /// The manager's keys after a rotation.
 #[derive(Debug, Serialize, JsonSchema)]
 pub struct KeyView {

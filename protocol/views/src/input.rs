@@ -15,7 +15,8 @@ use serde::Deserialize;
 
 use crate::access::Role;
 use crate::json::{ContainerOutput, OnLost, RuntimeKind};
-use crate::service_spec::{PortOutput, RestartWhen};
+use crate::service::ProjectOutput;
+use crate::service_spec::{DependsOn, PortOutput, RestartWhen};
 
 /// Why an input is not a spec.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -217,6 +218,12 @@ pub struct ServiceSpecInput {
     /// The label over whose values replicas are spread.
     #[schemars(with = "Option<String>")]
     pub spread: Option<Name>,
+    /// The project that it is a part of.
+    #[schemars(with = "Option<ProjectOutput>")]
+    pub project: Option<service::Project>,
+    /// The services that its first replica waits for, and how far they must have come.
+    #[schemars(with = "BTreeMap<String, DependsOn>")]
+    pub depends_on: BTreeMap<Name, service::DependsOn>,
     /// The time between TERM and KILL; default 10 s.
     pub stop_grace_ms: Option<u64>,
     /// The time that the connections of a replica get to end before it is stopped; default 10 s.
@@ -345,6 +352,8 @@ impl ServiceSpecInput {
             replicas: self.replicas.unwrap_or(1),
             require: self.require,
             spread: self.spread,
+            project: self.project,
+            depends_on: self.depends_on,
             resources: resources(self.cpu_millis, self.memory_bytes),
             ports: self.ports,
             health: self.health.map(TryInto::try_into).transpose()?,
@@ -496,6 +505,12 @@ mod tests {
                 replicas: 3,
                 require: [("gpu".parse().unwrap(), "x".into())].into(),
                 spread: Some("zone".parse().unwrap()),
+                project: Some(service::Project {
+                    name: "shop".parse().unwrap(),
+                    member: "web".parse().unwrap(),
+                    together: true,
+                }),
+                depends_on: [("db".parse().unwrap(), service::DependsOn::Healthy)].into(),
                 resources: Resources { cpu_millis: 5, memory_bytes: 6 },
                 ports: [(
                     port.clone(),

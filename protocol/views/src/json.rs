@@ -357,6 +357,8 @@ pub struct ContainerOutput {
     pub read_only: bool,
     /// The network.
     pub network: NetworkMode,
+    /// The networks that it joins, each with its further names there.
+    pub networks: BTreeMap<String, Vec<String>>,
     /// The host name; null for one that Docker makes.
     pub hostname: Option<String>,
     /// The further lines of `/etc/hosts`: `NAME:IP`.
@@ -482,6 +484,11 @@ impl From<&spec::DockerSpec> for ContainerOutput {
             tmpfs: docker.tmpfs.clone(),
             read_only: docker.read_only,
             network: docker.network.into(),
+            networks: docker
+                .networks
+                .iter()
+                .map(|(network, aliases)| (network.to_string(), aliases.clone()))
+                .collect(),
             hostname: docker.hostname.clone(),
             extra_hosts: docker.extra_hosts.clone(),
             pull: docker.pull.into(),

@@ -13,3 +13,4 @@ pub mod service;
 pub mod service_spec;
 pub mod text;
 pub mod time;
+pub mod volume;

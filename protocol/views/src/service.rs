@@ -108,6 +108,29 @@ pub struct ServiceRow {
     pub runs: String,
     /// The published ports, by name.
     pub published: BTreeMap<String, u16>,
+    /// The project that it is a part of.
+    pub project: Option<ProjectOutput>,
+}
+
+/// What a service is in its project.
+#[derive(Debug, Serialize, JsonSchema)]
+pub struct ProjectOutput {
+    /// The name of the project.
+    pub name: String,
+    /// What the service is called in it.
+    pub member: String,
+    /// Whether it runs on the same node as the other services of the project that say so.
+    pub together: bool,
+}
+
+impl From<&service::Project> for ProjectOutput {
+    fn from(project: &service::Project) -> Self {
+        Self {
+            name: project.name.to_string(),
+            member: project.member.to_string(),
+            together: project.together,
+        }
+    }
 }
 
 impl From<&service::ServiceView> for ServiceRow {
@@ -121,6 +144,7 @@ impl From<&service::ServiceView> for ServiceRow {
             existing: view.existing,
             runs: view.runs.clone(),
             published: by_text(&view.published),
+            project: view.project.as_ref().map(Into::into),
         }
     }
 }

@@ -8,8 +8,18 @@ use schemars::JsonSchema;
 use serde::Serialize;
 
 use crate::json::{ContainerOutput, RuntimeKind, Word, labels, words};
+use crate::service::ProjectOutput;
 
 words! {
+    /// How far another service must have come.
+    DependsOn = service::DependsOn {
+        /// All its replicas have been started.
+        Started "started",
+        /// All its replicas are healthy.
+        Healthy "healthy",
+        /// All its replicas have exited with 0, and are not started again.
+        Completed "completed",
+    }
     /// After which ends a replica is started again.
     RestartWhen = service::RestartWhen {
         /// After every end.
@@ -46,6 +56,10 @@ pub struct ServiceSpecOutput {
     pub require: BTreeMap<String, String>,
     /// The label over whose values replicas are spread.
     pub spread: Option<String>,
+    /// The project that it is a part of.
+    pub project: Option<ProjectOutput>,
+    /// The services that its first replica waits for, and how far they must have come.
+    pub depends_on: BTreeMap<String, DependsOn>,
     /// The time between TERM and KILL.
     pub stop_grace_ms: u64,
     /// The time that the connections of a replica get to end before it is stopped.
@@ -163,6 +177,12 @@ impl From<&service::ServiceSpec> for ServiceSpecOutput {
             memory_bytes: spec.resources.memory_bytes,
             require: labels(&spec.require),
             spread: spec.spread.as_ref().map(ToString::to_string),
+            project: spec.project.as_ref().map(Into::into),
+            depends_on: spec
+                .depends_on
+                .iter()
+                .map(|(service, needs)| (service.to_string(), (*needs).into()))
+                .collect(),
             stop_grace_ms: run.stop_grace_ms,
             drain_ms: spec.drain_ms,
             ports: spec.ports.iter().map(|(name, spec)| (name.to_string(), port(spec))).collect(),

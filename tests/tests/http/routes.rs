@@ -122,6 +122,9 @@ fn every_route_answers_as_the_document_says() {
     ask("POST", "/nodes/b/revoke", None, 204);
     ask("DELETE", "/nodes/a?force=true", None, 409);
 
+    assert_eq!(ask("GET", "/volumes", None, 200), json!({ "volumes": [] }));
+    ask("DELETE", "/volumes/none?force=true", None, 404);
+
     let spec = json!({ "replicas": 2, "command": ["sleep", "600"], "cpu_millis": 10 });
     ask("POST", "/services/web/plan", Some(spec.clone()), 200);
     let changed = ask("PUT", "/services/web", Some(spec), 200);

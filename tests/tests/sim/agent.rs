@@ -14,6 +14,7 @@ use uuid::Uuid;
 
 use crate::faults::Planted;
 use crate::net::{ConnId, Direction, StreamId};
+use crate::proxy::Link;
 use crate::store::CLUSTER;
 use crate::world::{Event, Life, World, note};
 
@@ -38,6 +39,7 @@ pub(crate) struct Agent {
     answered_at: u64,
     wakes: Option<u64>,
     pub(crate) last_fact: u64,
+    pub(crate) link: Link,
     mono_offset: u64,
     wall_offset: i64,
 }
@@ -77,9 +79,11 @@ impl World {
             answered_at: 0,
             wakes: None,
             last_fact: 0,
+            link: Link::default(),
             mono_offset,
             wall_offset: 0,
         });
+        self.link_opens(node, life);
         let found = self.found(node, false);
         self.feed_agent(node, Input::AttemptsFound(found));
         if docker {
@@ -208,6 +212,7 @@ impl World {
         let manager = manager.map(|manager| manager.life);
         let boot = self.nodes[node].boot;
         let (name, capacity) = (self.nodes[node].name.clone(), self.nodes[node].capacity);
+        let address = self.nodes[node].has_address.then(|| self.nodes[node].address().to_string());
         let (labels, agent_id) = (self.nodes[node].labels(), self.nodes[node].agent_id());
         let Some(agent) = self.agent_for(node, life).filter(|agent| agent.conn.is_none()) else {
             return;
@@ -233,7 +238,7 @@ impl World {
             runtimes,
             withdrawn: [].into(),
             unenforced: [].into(),
-            address: None,
+            address,
             attempts: agent.core.hello_attempts(),
         };
         agent.hello_sent = now;
@@ -321,6 +326,10 @@ impl World {
             }
             ToPeer::Acked(epoch, acked) => Input::ReportsAcked { epoch, acked },
             ToPeer::ForgetJobs(epoch, jobs) => Input::JobsForgotten { epoch, jobs },
+            ToPeer::Endpoints { epoch, update, all, services } if opened == Some(epoch) => {
+                let generation = (life, epoch);
+                return self.endpoints_arrive(node, generation, update, all, services);
+            }
             _ => return,
         };
         self.feed_agent(node, input);

@@ -12,6 +12,16 @@ pub(crate) enum Planted {
     EarlySend,
     /// The epoch of a session is not saved.
     EpochNotSaved,
+    /// The first endpoints of a session are not sent.
+    EndpointsNotSent,
+    /// The health and the ports of replicas are not stored.
+    HealthNotStored,
+    /// The update of a service is not stored.
+    UpdateForgotten,
+    /// The agent acknowledges endpoints before its proxy has applied them.
+    AckedUnapplied,
+    /// The agent takes what its proxy says about an earlier session for an answer in this one.
+    OldAckCounts,
     /// The supervisor lets processes run when the lease ends without an agent.
     SupervisorIdle,
 }
@@ -43,4 +53,14 @@ pub(crate) const ALL: &[Planted] = &[
     Planted::Agent(AgentFault::OlderNotAwaited),
     Planted::Agent(AgentFault::NotAdopted),
     Planted::Agent(AgentFault::ForgottenWhenSent),
+    Planted::Manager(ManagerFault::ProxiesNotAwaited),
+    Planted::Manager(ManagerFault::DrainNotAwaited),
+    Planted::Manager(ManagerFault::SurgeNotLimited),
+    Planted::Manager(ManagerFault::MinHealthyIgnored),
+    Planted::Manager(ManagerFault::LostNodeServes),
+    Planted::EndpointsNotSent,
+    Planted::HealthNotStored,
+    Planted::UpdateForgotten,
+    Planted::AckedUnapplied,
+    Planted::OldAckCounts,
 ];

@@ -1,6 +1,8 @@
 //! A host: what really runs on it, and what is left there.
 
 use std::collections::BTreeMap;
+use std::net::{IpAddr, Ipv4Addr};
+use std::sync::Arc;
 
 use podmesh_agent_core::input::{FoundAttempt, Input, RuntimeFact};
 use podmesh_agent_core::step::{Command, JobContext};
@@ -12,6 +14,8 @@ use uuid::Uuid;
 use crate::agent::Agent;
 use crate::faults::Planted;
 use crate::net::{ConnId, Direction, StreamId};
+use crate::proxy::Proxy;
+use crate::replicas::OnHost;
 use crate::world::{Event, Life, World, note};
 
 /// Maximum time from a kill to the end.
@@ -42,6 +46,9 @@ pub(crate) struct Node {
     supervisor_lease: Option<u64>,
     /// What really happened to each attempt.
     pub(crate) truths: BTreeMap<AttemptId, Truth>,
+    /// Whether other machines reach it. Without an address it has no proxy either.
+    pub(crate) has_address: bool,
+    pub(crate) proxy: Proxy,
 }
 
 /// A process or container on a host, or what is left of it.
@@ -54,6 +61,8 @@ pub(crate) struct Workload {
     since: u64,
     /// The run of the agent that requested its stop.
     stopped_by: Option<Life>,
+    /// What it is if it is a replica.
+    replica: Option<OnHost>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -84,7 +93,7 @@ pub(crate) enum EndCause {
 }
 
 impl Node {
-    pub(crate) fn new(index: usize, capacity: Resources) -> Self {
+    pub(crate) fn new(index: usize, capacity: Resources, has_address: bool) -> Self {
         Self {
             name: format!("node-{index}").parse().expect("a name"),
             is_stranger: false,
@@ -100,16 +109,27 @@ impl Node {
             contact_since: None,
             supervisor_lease: None,
             truths: BTreeMap::new(),
+            has_address,
+            proxy: Proxy::default(),
         }
     }
 
     /// Another machine with the name of this one.
     pub(crate) fn stranger(&self, index: usize) -> Self {
-        Self { name: self.name.clone(), is_stranger: true, ..Self::new(index, self.capacity) }
+        Self {
+            name: self.name.clone(),
+            is_stranger: true,
+            ..Self::new(index, self.capacity, self.has_address)
+        }
     }
 
     pub(crate) fn agent_id(&self) -> AgentId {
         AgentId(Uuid::from_u128(1 + self.index as u128))
+    }
+
+    /// Returns the address at which other machines reach its replicas.
+    pub(crate) fn address(&self) -> IpAddr {
+        Ipv4Addr::new(10, 0, 0, 1 + self.index as u8).into()
     }
 
     pub(crate) fn labels(&self) -> BTreeMap<Name, String> {
@@ -160,7 +180,20 @@ impl Node {
         self.workloads.get(&attempt).is_some_and(|workload| workload.state == State::Running)
     }
 
-    pub(crate) fn is_at_rest(&self) -> Result<(), String> {
+    /// Returns whether this start of an attempt still runs.
+    pub(crate) fn runs_as(&self, attempt: AttemptId, serial: u64) -> bool {
+        let workload = self.workloads.get(&attempt).filter(|workload| workload.serial == serial);
+        workload.is_some_and(|workload| workload.state == State::Running)
+    }
+
+    /// Returns the replicas that run.
+    pub(crate) fn running_replicas(&self) -> impl Iterator<Item = (AttemptId, &OnHost)> {
+        let running = self.workloads.iter().filter(|(_, of)| of.state == State::Running);
+        running.filter_map(|(attempt, workload)| Some((*attempt, workload.replica.as_ref()?)))
+    }
+
+    /// Returns whether nothing more happens here. `stays` says which attempts go on for ever.
+    pub(crate) fn is_at_rest(&self, stays: impl Fn(AttemptId) -> bool) -> Result<(), String> {
         let name = &self.name;
         if self.is_gone {
             return Ok(());
@@ -172,12 +205,16 @@ impl Node {
         if agent.opened.is_none() || !agent.docker {
             return Err(format!("{name}: no session or no docker yet"));
         }
-        let held: Vec<_> = agent.core.held_attempts().collect();
+        let held: Vec<_> = agent.core.held_attempts().filter(|held| !stays(*held)).collect();
         if !held.is_empty() || !agent.core.outbox_is_empty() {
             return Err(format!("{name}: holds {held:?} or has something to report"));
         }
-        if !self.workloads.is_empty() {
-            return Err(format!("{name}: left on the host: {:?}", self.workloads));
+        let left = |(attempt, workload): &(&AttemptId, &Workload)| {
+            !stays(**attempt) || workload.state != State::Running
+        };
+        let left: Vec<_> = self.workloads.iter().filter(left).collect();
+        if !left.is_empty() {
+            return Err(format!("{name}: left on the host: {left:?}"));
         }
         Ok(())
     }
@@ -205,7 +242,11 @@ impl World {
         }
     }
 
-    fn tell(&mut self, node: usize, attempt: AttemptId, fact: RuntimeFact) {
+    pub(crate) fn replica_at(&mut self, node: usize, attempt: AttemptId) -> Option<&mut OnHost> {
+        self.nodes[node].workloads.get_mut(&attempt)?.replica.as_mut()
+    }
+
+    pub(crate) fn tell(&mut self, node: usize, attempt: AttemptId, fact: RuntimeFact) {
         let late = self.rng.short(100);
         if let Some(agent) = &mut self.nodes[node].agent {
             // Facts reach one agent in order.
@@ -236,6 +277,7 @@ impl World {
             state: State::Requested(agent.life),
             since: self.now,
             stopped_by: None,
+            replica: OnHost::of(context, self.nodes[node].address(), serial),
         };
         self.nodes[node].workloads.insert(attempt, workload);
         if slow {
@@ -270,6 +312,9 @@ impl World {
         };
         let code = if self.rng.percent(70) { 0 } else { self.rng.within(1, 3) as i32 };
         self.tell(node, attempt, RuntimeFact::Started);
+        if self.replica_at(node, attempt).is_some() {
+            return self.replica_runs(node, attempt, serial);
+        }
         self.after(lasts, Event::Exits(node, attempt, serial, EndCause::Exit(code)));
     }
 
@@ -306,6 +351,7 @@ impl World {
     }
 
     fn stop(&mut self, node: usize, attempt: AttemptId, grace_ms: u64) {
+        self.judge_term(attempt);
         let takes = self.rng.short(grace_ms) + self.rng.short(KILL_TAKES_MS);
         let life = self.nodes[node].agent.as_ref().map(|agent| agent.life);
         let truth = self.nodes[node].truths.entry(attempt).or_default();
@@ -344,6 +390,7 @@ impl World {
         };
         workload.state = State::Ended(outcome.clone());
         note!(self, "node {node}: {attempt} has ended: {cause:?}");
+        self.connections_end(attempt);
         if let EndCause::Exit(code) = cause {
             self.nodes[node].truths.entry(attempt).or_default().exit = Some(code);
         }
@@ -439,6 +486,7 @@ impl World {
         self.agent_vanishes(node);
         self.agent_leaves_host(node);
         self.supervisor_dies(node);
+        self.proxy_dies(node);
         let host = &mut self.nodes[node];
         host.boot += 1;
         host.supervisor_lease = None;
@@ -463,7 +511,7 @@ impl World {
     pub(crate) fn found(&mut self, node: usize, docker: bool) -> Vec<FoundAttempt> {
         let now = self.now;
         let mut late = Vec::new();
-        let mut found = Vec::new();
+        let (mut found, mut replicas) = (Vec::new(), Vec::new());
         for (attempt, workload) in &self.nodes[node].workloads {
             if workload.docker != docker {
                 continue;
@@ -484,8 +532,14 @@ impl World {
                 outlives_agent: true,
                 on_lost: workload.on_lost,
                 ran_ms,
-                replica: None,
+                replica: workload.replica.as_ref().map(|here| Arc::clone(&here.replica)),
             });
+            if workload.replica.is_some() && workload.state == State::Running {
+                replicas.push(*attempt);
+            }
+        }
+        for attempt in replicas {
+            self.replica_found(node, attempt);
         }
         for (attempt, outcome) in late {
             self.tell(node, attempt, RuntimeFact::Ended(outcome));

@@ -13,9 +13,13 @@
 mod agent;
 mod faults;
 mod host;
+mod judge;
 mod manager;
 mod net;
+mod proxy;
+mod replicas;
 mod rng;
+mod services;
 mod store;
 mod users;
 mod world;

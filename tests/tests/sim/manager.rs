@@ -1,16 +1,19 @@
 //! The manager's shell: a core, its store and its heartbeats. Nothing leaves before its commit.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
 
 use podmesh_manager_core::input::{ConnectionId, Input};
 use podmesh_manager_core::lease::LeaseTable;
 use podmesh_manager_core::step::{Answer, Change, Effect, Step};
 use podmesh_manager_core::{Core, CoreConfig};
 use podmesh_protocol::access::{Caller, Role};
+use podmesh_protocol::client::NodeView;
 use podmesh_protocol::event::EventFact;
 use podmesh_protocol::ids::{AttemptId, Epoch, Name};
 use podmesh_protocol::limits::LEASE_MS_DEFAULT;
 use podmesh_protocol::report::{AttemptState, Outcome, OutcomeKind};
+use podmesh_protocol::service::ServiceDetail;
 use podmesh_protocol::session::{ToManager, ToPeer};
 use podmesh_protocol::spec::OnLost;
 use podmesh_protocol::time::Now;
@@ -105,6 +108,7 @@ impl World {
             mono_offset,
             wall_offset: 0,
         });
+        self.judge_starts();
         self.after_core();
     }
 
@@ -206,7 +210,11 @@ impl World {
 
     /// Returns whether the input contains reports of a session that is not the node's current one.
     fn is_stale(&self, input: &Input) -> bool {
-        let Input::AttemptsReported { connection, epoch, .. } = input else { return false };
+        let (Input::AttemptsReported { connection, epoch, .. }
+        | Input::EndpointsApplied { connection, epoch, .. }) = input
+        else {
+            return false;
+        };
         let sessions = self.manager.iter().flat_map(|manager| manager.sessions.values());
         let mut sessions = sessions.filter(|(of, by)| of == epoch && by == connection);
         sessions.next().is_none()
@@ -239,7 +247,15 @@ impl World {
         if self.planted == Some(Planted::EpochNotSaved) {
             step.changes.retain(|change| !matches!(change, Change::EpochTaken(_)));
         }
+        if self.planted == Some(Planted::HealthNotStored) {
+            step.changes.retain(|change| !matches!(change, Change::ReplicaChanged { .. }));
+        }
+        if self.planted == Some(Planted::UpdateForgotten) {
+            step.changes.iter_mut().for_each(forget_update);
+        }
+        let before = self.judge_before();
         self.decided.apply(self.now, &step);
+        self.judge_services(&before, &step);
         if self.planted.is_none()
             && let Some(manager) = &self.manager
         {
@@ -381,7 +397,22 @@ impl World {
         }
     }
 
+    /// Returns the nodes as the manager sees them.
+    pub(crate) fn node_views(&self) -> Vec<NodeView> {
+        let Some(manager) = &self.manager else { return Vec::new() };
+        manager.core.list_nodes(manager.now(self.now), None, 100)
+    }
+
+    pub(crate) fn service_detail(&self, service: &Name) -> Option<ServiceDetail> {
+        let manager = self.manager.as_ref()?;
+        manager.core.show_service(manager.now(self.now), service)
+    }
+
     fn send_to(&mut self, connection: ConnectionId, message: ToPeer) {
+        let is_first = matches!(message, ToPeer::Endpoints { all: true, .. });
+        if is_first && self.planted == Some(Planted::EndpointsNotSent) {
+            return;
+        }
         if !self.send_down(connection.0, message)
             && let Some(manager) = &self.manager
         {
@@ -477,7 +508,10 @@ impl World {
                 self.feed_manager(Input::AttemptsReported { connection, epoch, reports });
             }
             ToManager::Goodbye(epoch) => self.feed_manager(Input::AgentLeft { connection, epoch }),
-            ToManager::EndpointsApplied { .. } | ToManager::PortsClosed { .. } => {}
+            ToManager::EndpointsApplied { epoch, applied, drained } => {
+                self.feed_manager(Input::EndpointsApplied { connection, epoch, applied, drained });
+            }
+            ToManager::PortsClosed { .. } | ToManager::VolumesRemoved { .. } => {}
             ToManager::LogSlice(..) | ToManager::Request(_) => {}
         }
     }
@@ -555,5 +589,11 @@ impl World {
         if let Some(change) = change {
             self.tell_core(Input::HeartbeatChanged { epoch, change });
         }
+    }
+}
+
+fn forget_update(change: &mut Change) {
+    if let Change::ServiceSaved { saved, .. } = change {
+        Arc::make_mut(saved).update = None;
     }
 }

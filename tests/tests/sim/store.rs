@@ -6,9 +6,12 @@ use std::sync::Arc;
 
 use podmesh_manager_core::state::State;
 use podmesh_manager_core::step::{Change, JobRow, Step};
+use podmesh_protocol::event::EventFact;
 use podmesh_protocol::ids::{AttemptId, ClusterId, JobId, Name, Revision, SubmissionId, TaskId};
 use podmesh_protocol::report::{AttemptState, JobState, Outcome, OutcomeKind, TaskCounts};
-use podmesh_protocol::spec::JobSpec;
+use podmesh_protocol::spec::{JobSpec, Resources};
+
+use crate::host::Node;
 
 pub(crate) const CLUSTER: ClusterId = ClusterId(uuid::Uuid::from_u128(77));
 
@@ -23,6 +26,8 @@ pub(crate) struct Store {
     pub(crate) tasks: BTreeMap<TaskId, Vec<StoredAttempt>>,
     /// Whether the wall clock has jumped, so that retries may come too early after a restart.
     pub(crate) clock_jumped: bool,
+    /// The updates of services that have not ended, with their revisions.
+    pub(crate) updates: BTreeMap<Name, u32>,
 }
 
 #[derive(Clone, Debug)]
@@ -51,6 +56,7 @@ impl Store {
             submissions: BTreeMap::new(),
             tasks: BTreeMap::new(),
             clock_jumped: false,
+            updates: BTreeMap::new(),
         }
     }
 
@@ -116,7 +122,9 @@ impl Store {
                 | Change::ServiceSaved { .. }
                 | Change::ServiceRemoved(_)
                 | Change::RevisionSaved { .. }
-                | Change::RevisionEnded { .. } => {}
+                | Change::RevisionEnded { .. }
+                | Change::VolumeSaved { .. }
+                | Change::VolumeRemoved(_) => {}
                 Change::TokenSaved(_)
                 | Change::TokenRemoved(_)
                 | Change::KeySaved(_)
@@ -129,6 +137,7 @@ impl Store {
             assert_eq!(step.first_revision, Some(next), "revisions of events have a gap");
         }
         self.state.last_revision.0 += step.events.len() as u64;
+        step.events.iter().for_each(|event| self.note_update(event));
         for job in updated {
             assert_eq!(self.row(job).counts, self.count(job), "job {job}: counts");
             let attempts: usize = self.of_job(job).map(|(_, all)| all.len()).sum();
@@ -136,6 +145,26 @@ impl Store {
         }
         if step.changes.iter().any(|change| matches!(change, Change::AttemptInserted { .. })) {
             self.check_capacity();
+        }
+    }
+
+    /// Notes the beginning or the end of an update. The end is that of the update that has begun.
+    fn note_update(&mut self, event: &EventFact) {
+        match event {
+            EventFact::ServiceApplied { service, revision, .. }
+            | EventFact::ServiceUpdateFailed { service, back_to: Some(revision), .. } => {
+                self.updates.insert(service.clone(), *revision);
+            }
+            EventFact::ServiceUpdated { service, revision }
+            | EventFact::ServiceUpdateFailed { service, revision, back_to: None, .. } => {
+                let begun = self.updates.remove(service);
+                assert!(
+                    begun.is_none_or(|begun| begun == *revision),
+                    "the update of {service} to {revision} ends, and {begun:?} has begun"
+                );
+            }
+            EventFact::ServiceRemoved { service } => _ = self.updates.remove(service),
+            _ => {}
         }
     }
 
@@ -216,10 +245,38 @@ impl Store {
         self.removed.contains(&job)
     }
 
-    /// Whether attempts with a node have not ended.
-    pub(crate) fn has_live(&self, node: &Name) -> bool {
-        let lasts = self.tasks.values().filter_map(|all| all.last());
-        lasts.into_iter().any(|last| last.outcome.is_none() && last.node == *node)
+    /// Returns the jobs of the attempts of a node that have not ended.
+    fn live_on(&self, node: &Name) -> impl Iterator<Item = &JobSpec> {
+        let lasts = self.tasks.iter().filter_map(|(task, all)| Some((task, all.last()?)));
+        let live = lasts.filter(move |(_, last)| last.outcome.is_none() && last.node == *node);
+        live.map(|(task, _)| &*self.jobs[&task.job].spec)
+    }
+
+    /// Returns whether attempts on a node have not ended that are no replicas.
+    pub(crate) fn has_tasks(&self, node: &Name) -> bool {
+        self.live_on(node).any(|spec| spec.run.replica.is_none())
+    }
+
+    /// Returns whether a node has replicas.
+    pub(crate) fn has_replicas(&self, node: &Name) -> bool {
+        self.live_on(node).any(|spec| spec.run.replica.is_some())
+    }
+
+    /// Returns the resources of a node that its replicas do not use.
+    pub(crate) fn room_beside_replicas(&self, node: &Node) -> Resources {
+        let mut room = node.capacity;
+        for spec in self.live_on(&node.name).filter(|spec| spec.run.replica.is_some()) {
+            room.cpu_millis -= spec.resources.cpu_millis;
+            room.memory_bytes -= spec.resources.memory_bytes;
+        }
+        room
+    }
+
+    /// Returns the replicas that have ended and were not removed.
+    pub(crate) fn ended_replicas(&self) -> impl Iterator<Item = JobId> {
+        let replicas = self.jobs.iter().filter(|(_, job)| job.spec.run.replica.is_some());
+        let ended = replicas.filter(|(id, _)| !self.state.jobs.contains_key(id));
+        ended.map(|(id, _)| *id).filter(|id| !self.is_removed(*id))
     }
 
     pub(crate) fn row(&self, job: JobId) -> &JobRow {

@@ -35,6 +35,8 @@ pub(crate) enum UserRequest {
     Cancel(JobId),
     /// Forget the node of a machine, maybe with what waits for it.
     Forget(usize, bool),
+    /// Something about a service: its number.
+    Service(usize),
 }
 
 /// What a user is told.
@@ -51,6 +53,7 @@ pub(crate) fn request_of(Ticket(ticket): Ticket) -> Option<UserRequest> {
         2 => Some(UserRequest::Cancel(JobId(number))),
         3 => Some(UserRequest::Forget(number as usize, false)),
         4 => Some(UserRequest::Forget(number as usize, true)),
+        5 => Some(UserRequest::Service(number as usize)),
         _ => None,
     }
 }
@@ -61,6 +64,7 @@ fn ticket_of(ask: UserRequest) -> Ticket {
         UserRequest::Cancel(job) => (2, job.0),
         UserRequest::Forget(node, false) => (3, node as u64),
         UserRequest::Forget(node, true) => (4, node as u64),
+        UserRequest::Service(number) => (5, number as u64),
     };
     Ticket(kind << KIND | number)
 }
@@ -157,7 +161,8 @@ impl World {
             let job = user.acked.filter(|job| !self.store.is_removed(*job))?;
             (!self.is_under_way(number, &user.submission)).then_some(job)
         };
-        let jobs: Vec<JobId> = self.users.iter().enumerate().filter_map(known).collect();
+        let mut jobs: Vec<JobId> = self.users.iter().enumerate().filter_map(known).collect();
+        jobs.extend(self.store.ended_replicas());
         if !jobs.is_empty() && !self.is_manager_stalled() {
             self.feed_manager(Input::Command(Ticket(0), Command::RemoveJobs { jobs, by: None }));
         }
@@ -168,8 +173,17 @@ impl World {
         self.ask(UserRequest::Forget(node, force));
     }
 
+    /// Forgets the machines that have left for good and had just been given work.
+    pub(crate) fn users_forget_the_gone(&mut self) {
+        for node in 0..self.nodes.len() {
+            if self.nodes[node].is_gone && self.has_work(node) {
+                self.ask(UserRequest::Forget(node, true));
+            }
+        }
+    }
+
     /// Sends a request: it may be lost, and it may come twice.
-    fn ask(&mut self, ask: UserRequest) {
+    pub(crate) fn ask(&mut self, ask: UserRequest) {
         note!(self, "user asks: {ask:?}");
         for copy in 0..2 {
             let arrives = if copy == 0 { self.calm || self.rng.percent(90) } else { false };
@@ -201,11 +215,18 @@ impl World {
                 self.after(pause, Event::ToCore(life, Box::new(input)));
             }
             UserRequest::Cancel(job) => {
+                if self.decided.state.jobs.contains_key(&job) {
+                    self.judge_cancel(job);
+                }
                 self.feed_manager(Input::Command(ticket, Command::Cancel { job }));
             }
             UserRequest::Forget(node, force) => {
                 let (node, by) = (self.nodes[node].name.clone(), "user".parse().expect("a name"));
                 let command = Command::ForgetNode { by, node, force };
+                self.feed_manager(Input::Command(ticket, command));
+            }
+            UserRequest::Service(number) => {
+                let command = self.service_command(number);
                 self.feed_manager(Input::Command(ticket, command));
             }
         }

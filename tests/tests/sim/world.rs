@@ -4,14 +4,18 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use podmesh_agent_core::input::RuntimeFact;
 use podmesh_manager_core::input::{Command, Input};
-use podmesh_protocol::ids::{AttemptId, SubmissionId};
+use podmesh_protocol::ids::{AttemptId, JobId, SubmissionId};
+use podmesh_protocol::service::Health;
 use podmesh_protocol::spec::Resources;
 
 use crate::faults::Planted;
 use crate::host::{EndCause, Node};
+use crate::judge::Judge;
 use crate::manager::Manager;
 use crate::net::{Conn, ConnId, Direction, Stream, StreamId};
+use crate::proxy::{Status, Update};
 use crate::rng::Rng;
+use crate::services::ServiceUsers;
 use crate::store::Store;
 use crate::users::{User, UserReply, UserRequest};
 
@@ -22,6 +26,8 @@ pub(crate) type Life = u64;
 const CALM_AFTER_MS: u64 = 90_000;
 /// EndCause long the convergence may take.
 const CONVERGES_WITHIN_MS: u64 = 1_200_000;
+/// How long users wait for what they have asked for until they ask again.
+const INSIST_EVERY_MS: u64 = 10_000;
 /// More events than any healthy run needs.
 const EVENTS_MAX: u64 = 3_000_000;
 
@@ -58,6 +64,13 @@ pub(crate) enum Event {
     Fact(usize, Life, AttemptId, RuntimeFact),
     /// A supervisor's lease ends, unless it was told a newer one.
     SupervisorLease(usize, u64),
+    HealthTurns(usize, AttemptId, u64, Health),
+    ServiceUserActs,
+    ProxyStarts(usize, Life),
+    ProxyHears(usize, Life, u64, Box<Update>),
+    ProxySays(usize, Life, Status),
+    ClientConnects(usize),
+    ClientLeaves(usize, u64, u64),
 }
 
 /// The parameters of one seed.
@@ -89,6 +102,8 @@ pub(crate) struct World {
     pub(crate) conns: BTreeMap<ConnId, Conn>,
     pub(crate) streams: BTreeMap<StreamId, Stream>,
     pub(crate) users: Vec<User>,
+    pub(crate) service_users: ServiceUsers,
+    pub(crate) judge: Judge,
     /// Attempts that were ended because their node was forgotten.
     pub(crate) forgotten: BTreeSet<AttemptId>,
     last_number: u64,
@@ -104,6 +119,8 @@ pub(crate) struct Stats {
     pub(crate) crashes: u64,
     /// Attempts of `on_lost = requeue` tasks that ran while an older copy outlived its dead agent.
     pub(crate) orphan_copies: u64,
+    /// Connections through proxies.
+    pub(crate) connections: u64,
 }
 
 impl Stats {
@@ -112,6 +129,7 @@ impl Stats {
         self.attempts += other.attempts;
         self.crashes += other.crashes;
         self.orphan_copies += other.orphan_copies;
+        self.connections += other.connections;
     }
 }
 
@@ -152,6 +170,8 @@ impl World {
             conns: BTreeMap::new(),
             streams: BTreeMap::new(),
             users: Vec::new(),
+            service_users: ServiceUsers::default(),
+            judge: Judge::default(),
             forgotten: BTreeSet::new(),
             last_number: 0,
             log: log.then(Vec::new),
@@ -161,7 +181,8 @@ impl World {
         for index in 0..nodes {
             let cpus = world.rng.within(1, 4) as u32;
             let capacity = Resources { cpu_millis: cpus * 1_000, memory_bytes: 4 << 30 };
-            world.nodes.push(Node::new(index as usize, capacity));
+            let has_address = !world.rng.percent(10);
+            world.nodes.push(Node::new(index as usize, capacity, has_address));
             let at = world.rng.within(0, 3_000);
             world.after(at, Event::AgentStarts(index as usize));
         }
@@ -175,6 +196,7 @@ impl World {
         }
         world.after(0, Event::ManagerStarts);
         world.make_users();
+        world.make_services();
         world.after(1_000, Event::Chaos);
         world
     }
@@ -222,7 +244,7 @@ impl World {
 
     /// Runs the seed to its end. Panics if an invariant breaks.
     pub(crate) fn run(&mut self) {
-        let mut looked = 0;
+        let (mut looked, mut insisted) = (0, 0);
         while let Some(((at, _), event)) = self.events.pop_first() {
             self.now = at;
             self.stats.events += 1;
@@ -234,6 +256,11 @@ impl World {
             if self.calm && self.now >= looked + 500 {
                 looked = self.now;
                 self.put_strangers_right();
+                if self.now >= insisted + INSIST_EVERY_MS {
+                    insisted = self.now;
+                    self.users_insist();
+                    self.users_forget_the_gone();
+                }
                 let Err(why) = self.has_converged() else { return self.check_the_end() };
                 let late = self.now > CALM_AFTER_MS + CONVERGES_WITHIN_MS;
                 assert!(!late, "no convergence after all faults ended: {why}");
@@ -271,6 +298,19 @@ impl World {
             Event::Exits(node, attempt, serial, cause) => self.exits(node, attempt, serial, cause),
             Event::Fact(node, life, attempt, fact) => self.fact(node, life, attempt, fact),
             Event::SupervisorLease(node, until) => self.supervisor_lease_ends(node, until),
+            Event::HealthTurns(node, attempt, serial, health) => {
+                self.health_turns(node, attempt, serial, health);
+            }
+            Event::ServiceUserActs => self.service_user_acts(),
+            Event::ProxyStarts(node, life) => self.proxy_starts(node, life),
+            Event::ProxyHears(node, life, process, update) => {
+                self.proxy_hears(node, life, process, *update);
+            }
+            Event::ProxySays(node, life, status) => self.proxy_said(node, life, status),
+            Event::ClientConnects(node) => self.client_connects(node),
+            Event::ClientLeaves(node, process, client) => {
+                self.client_leaves(node, process, client);
+            }
         }
     }
 
@@ -313,6 +353,7 @@ impl World {
             }
             84..88 => self.supervisor_dies(node),
             88..92 => self.user_forgets(node),
+            92..94 => self.proxy_dies(node),
             _ => self.user_cancels(),
         }
     }
@@ -322,6 +363,7 @@ impl World {
         note!(self, "ALL FAULTS END");
         self.calm = true;
         self.plan.latency_ms = 2;
+        self.settle_schedules();
         for node in 0..self.nodes.len() {
             self.cut(node, 0, 2);
         }
@@ -351,12 +393,13 @@ impl World {
         self.nodes[node].is_gone
     }
 
-    /// Whether a machine has its name, and attempts that have not ended.
-    fn has_work(&self, node: usize) -> bool {
+    /// Whether a machine has its name, and attempts of jobs that have not ended. Replicas do not
+    /// end by themselves: they move when the machine is gone.
+    pub(crate) fn has_work(&self, node: usize) -> bool {
         let node = &self.nodes[node];
         let row = self.decided.state.nodes.get(&node.name);
         row.is_some_and(|row| row.agent_id == Some(node.agent_id()))
-            && self.decided.has_live(&node.name)
+            && self.decided.has_tasks(&node.name)
     }
 
     fn has_converged(&self) -> Result<(), String> {
@@ -371,14 +414,22 @@ impl World {
         }
         for (id, job) in &self.store.jobs {
             let row = self.store.row(*id);
-            if !row.state.is_end() && !self.waits_for_a_node(&job.spec, row) {
+            let is_replica = job.spec.run.replica.is_some();
+            if !is_replica && !row.state.is_end() && !self.waits_for_a_node(&job.spec, row) {
                 return Err(format!("job {id} has not ended: {row:?}"));
             }
         }
         for node in &self.nodes {
-            node.is_at_rest()?;
+            node.is_at_rest(|attempt| self.is_running_replica(attempt))?;
         }
-        Ok(())
+        self.services_converged()
+    }
+
+    /// Returns whether an attempt is a replica that runs and goes on.
+    fn is_running_replica(&self, attempt: AttemptId) -> bool {
+        let job = self.store.state.jobs.get(&attempt.task.job);
+        let goes_on = job.is_some_and(|job| !job.cancelling && job.spec.run.replica.is_some());
+        goes_on && self.store.is_live(attempt)
     }
 
     /// Returns whether no node can ever run the job's tasks.
@@ -389,7 +440,9 @@ impl World {
     ) -> bool {
         row.counts.active == 0
             && !self.nodes.iter().filter(|node| !node.is_gone).any(|node| {
-                spec.resources.fits(&node.capacity)
+                let row = self.store.state.nodes.get(&node.name);
+                row.is_none_or(|row| row.scheduling.is_open())
+                    && spec.resources.fits(&self.store.room_beside_replicas(node))
                     && spec.require.iter().all(|(k, v)| node.labels().get(k) == Some(v))
             })
     }
@@ -404,7 +457,10 @@ impl World {
             }
         }
         let known: Vec<SubmissionId> = self.users.iter().map(|user| user.submission).collect();
-        assert!(self.store.submissions().keys().all(|id| known.contains(id)));
+        let of_users = |id: &SubmissionId, job: &JobId| {
+            known.contains(id) || *id == SubmissionId::of_replica(*job)
+        };
+        assert!(self.store.submissions().iter().all(|(id, job)| of_users(id, job)));
         self.check_truths();
     }
 }

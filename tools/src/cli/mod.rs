@@ -1,10 +1,12 @@
 //! The command line: verbs, options, and what they mean.
 
 pub(crate) mod access;
+pub(crate) mod compose;
 pub(crate) mod daemon;
 pub(crate) mod job;
 pub(crate) mod query;
 pub(crate) mod service;
+pub(crate) mod volume;
 
 use std::path::PathBuf;
 
@@ -15,10 +17,12 @@ use podmesh_wire::locate::ManagerPlace;
 use access::{
     DoctorArgs, KeyVerb, LoginArgs, NodesArgs, NodesVerb, TokenArgs, TokenVerb, UsersArgs,
 };
+use compose::ComposeArgs;
 use daemon::{AgentArgs, BackupArgs, DemoArgs, DevArgs, ManagerArgs, ProxyArgs, SupervisorArgs};
 use job::{CommandArgs, JobOptions};
 use query::{CancelArgs, EventsArgs, ForgetArgs, JobArgs, JobsArgs, LogsArgs, TasksArgs};
 use service::ServiceArgs;
+use volume::VolumeArgs;
 
 const STYLES: Styles = Styles::styled()
     .header(AnsiColor::Green.on_default().bold())
@@ -180,6 +184,16 @@ pub(crate) enum Verb {
     /// `podmesh service show NAME`.
     #[command(subcommand_negates_reqs = true, after_help = service::AFTER_HELP)]
     Service(ServiceArgs),
+    /// Run the services of a compose file, with the verbs of `docker compose`
+    #[command(after_help = compose::AFTER_HELP)]
+    Compose(ComposeArgs),
+    /// List named volumes: data that stays on one node
+    ///
+    /// The first task that uses a volume creates it on its node. From then on, tasks that use the
+    /// volume run there.
+    Volumes,
+    /// Remove named volumes
+    Volume(VolumeArgs),
     /// List nodes; cordon, drain, forget or revoke them
     #[command(args_conflicts_with_subcommands = true)]
     Nodes(NodesArgs),
@@ -230,6 +244,8 @@ impl Verb {
             Self::Nodes(NodesArgs { verb: Some(NodesVerb::Revoke { .. }) }) => Some("nodes revoke"),
             Self::Nodes(NodesArgs { verb: Some(NodesVerb::Forget { .. }) }) => Some("nodes forget"),
             Self::Service(args) => args.without_json(),
+            Self::Compose(args) => args.without_json(),
+            Self::Volume(_) => Some("volume remove"),
             Self::Users(UsersArgs { verb: Some(_) }) => Some("users revoke"),
             Self::Submit(_)
             | Self::Jobs(_)
@@ -238,6 +254,7 @@ impl Verb {
             | Self::Cancel(_)
             | Self::Forget(_)
             | Self::Services
+            | Self::Volumes
             | Self::Nodes(_)
             | Self::Users(UsersArgs { verb: None })
             | Self::Token(_)

@@ -113,6 +113,13 @@ fn describe(fact: &EventFact) -> String {
         EventFact::NodeScheduled { node, scheduling, by } => {
             format!("node {node} was {} by {by}", Scheduling::from(*scheduling).word())
         }
+        EventFact::VolumesPlaced { volumes, node } => {
+            let volumes: Vec<String> = volumes.iter().map(ToString::to_string).collect();
+            format!("node {node} has the new volumes {}", volumes.join(", "))
+        }
+        EventFact::VolumeRemoved { volume, node, by } => {
+            format!("volume {volume} of node {node} was removed by {by}")
+        }
     }
 }
 

@@ -8,6 +8,7 @@ pub(crate) mod service_table;
 pub(crate) mod table;
 pub(crate) mod text;
 pub(crate) mod time;
+pub(crate) mod volume_table;
 
 // The views are those of the HTTP API as well.
-pub(crate) use podmesh_views::{access, json, service};
+pub(crate) use podmesh_views::{access, json, service, volume};

@@ -16,11 +16,14 @@ mod tests {
         EndpointsOutput, HistoryOutput, NodeSchedulingOutput, ServiceChangedOutput, ServiceOutput,
         ServicePlanOutput, ServicesOutput, ServicesRemovedOutput,
     };
+    use crate::output::volume::VolumesOutput;
+    use crate::verbs::compose::ps::ComposePsOutput;
     use crate::verbs::doctor::DoctorOutput;
 
-    fn schemas() -> [(&'static str, Schema); 20] {
+    fn schemas() -> [(&'static str, Schema); 22] {
         [
             ("cancel", schema_for!(CancelOutput)),
+            ("compose_ps", schema_for!(ComposePsOutput)),
             ("doctor", schema_for!(DoctorOutput)),
             ("event", schema_for!(EventOutput)),
             ("forget", schema_for!(ForgetOutput)),
@@ -40,6 +43,7 @@ mod tests {
             ("token", schema_for!(TokenOutput)),
             ("tokens", schema_for!(TokensOutput)),
             ("users", schema_for!(UsersOutput)),
+            ("volumes", schema_for!(VolumesOutput)),
         ]
     }
 

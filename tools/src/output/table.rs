@@ -33,7 +33,7 @@ fn mood(word: &str) -> Mood {
     }
 }
 
-pub(super) fn state(word: &impl Word) -> Cell {
+pub(crate) fn state(word: &impl Word) -> Cell {
     let word = word.word();
     let cell = Cell::new(&word);
     match mood(&word) {

@@ -6,7 +6,8 @@ use std::path::PathBuf;
 
 use podmesh_protocol::ids::Name;
 use podmesh_protocol::service::{
-    HealthCheck, HealthSpec, PortSpec, RestartPolicy, RestartWhen, ServiceSpec, UpdatePolicy,
+    DependsOn, HealthCheck, HealthSpec, PortSpec, Project, RestartPolicy, RestartWhen, ServiceSpec,
+    UpdatePolicy,
 };
 use podmesh_protocol::spec::{NetworkMode, PullPolicy, Resources, RuntimeSpec};
 use serde::de::{self, Deserializer, MapAccess, Visitor, value::MapAccessDeserializer};
@@ -39,6 +40,8 @@ pub(super) struct ServiceFile {
     pub(super) read_only: bool,
     #[serde(skip_serializing_if = "unset")]
     pub(super) network: Option<NetworkMode>,
+    #[serde(skip_serializing_if = "unset")]
+    pub(super) networks: BTreeMap<Name, Vec<String>>,
     #[serde(skip_serializing_if = "unset")]
     pub(super) hostname: Option<String>,
     #[serde(skip_serializing_if = "unset")]
@@ -91,6 +94,10 @@ pub(super) struct ServiceFile {
     #[serde(skip_serializing_if = "unset")]
     pub(super) files: BTreeMap<String, String>,
     #[serde(skip_serializing_if = "unset")]
+    pub(super) depends_on: BTreeMap<Name, DependsOn>,
+    #[serde(skip_serializing_if = "unset")]
+    pub(super) project: Option<ProjectFile>,
+    #[serde(skip_serializing_if = "unset")]
     pub(super) ports: BTreeMap<Name, PortFile>,
     #[serde(skip_serializing_if = "unset")]
     pub(super) health: Option<HealthFile>,
@@ -102,6 +109,21 @@ pub(super) struct ServiceFile {
 
 fn unset<T: Default + PartialEq>(value: &T) -> bool {
     *value == T::default()
+}
+
+/// `[project]`
+#[derive(Debug, PartialEq, Deserialize, Serialize)]
+pub(super) struct ProjectFile {
+    pub(super) name: Name,
+    pub(super) member: Name,
+    #[serde(default, skip_serializing_if = "unset")]
+    pub(super) together: bool,
+}
+
+impl From<ProjectFile> for Project {
+    fn from(file: ProjectFile) -> Self {
+        Self { name: file.name, member: file.member, together: file.together }
+    }
 }
 
 /// `[ports.NAME]`
@@ -340,6 +362,7 @@ impl From<&ServiceSpec> for ServiceFile {
             mounts: docker.mounts.into_iter().map(MountText).collect(),
             volumes: docker.volumes.into_iter().map(VolumeText).collect(),
             read_only: docker.read_only,
+            networks: docker.networks,
             hostname: docker.hostname,
             extra_hosts: docker.extra_hosts,
             network: other(docker.network, NetworkMode::default()),
@@ -371,6 +394,12 @@ impl From<&ServiceSpec> for ServiceFile {
             env_file: None,
             require: spec.require.clone(),
             env: run.env.clone(),
+            depends_on: spec.depends_on.clone(),
+            project: spec.project.clone().map(|Project { name, member, together }| ProjectFile {
+                name,
+                member,
+                together,
+            }),
             ports: ports.collect(),
             health: spec.health.as_ref().map(HealthFile::from),
             restart: other(RestartFile(restart), RestartFile::default()),

@@ -13,7 +13,9 @@ use podmesh_protocol::service::{PortSpec, ServiceSpec};
 use podmesh_protocol::spec::{DockerSpec, Resources, RunSpec, RuntimeSpec, SpecError};
 
 pub(crate) use self::diff::{changed_keys, unified};
-use self::file::{HealthFile, HttpFile, PortFile, RestartTable, ServiceFile, UpdateFile};
+use self::file::{
+    HealthFile, HttpFile, PortFile, ProjectFile, RestartTable, ServiceFile, UpdateFile,
+};
 use crate::bounded::read_bounded;
 use crate::container::{Container, OneOrMany, STOP_GRACE_MS, entrypoint};
 use crate::env_vars::{self, Lookup};
@@ -46,6 +48,7 @@ fn build(text: &str, file_name: &str, base: &Path, lookup: Lookup<'_>) -> CliRes
         ("health.?.http".into(), keys_of::<HttpFile>()),
         ("restart".into(), keys_of::<RestartTable>()),
         ("update".into(), keys_of::<UpdateFile>()),
+        ("project".into(), keys_of::<ProjectFile>()),
     ];
     // Ports have names of the user's choice.
     if let Ok(root) = text.parse::<toml::Table>()
@@ -77,6 +80,7 @@ fn build(text: &str, file_name: &str, base: &Path, lookup: Lookup<'_>) -> CliRes
             volumes: file.volumes.into_iter().map(|volume| volume.0).collect(),
             tmpfs: file.tmpfs,
             read_only: file.read_only,
+            networks: file.networks,
             hostname: file.hostname,
             extra_hosts: file.extra_hosts,
             cap_add: file.cap_add,
@@ -122,6 +126,8 @@ fn build(text: &str, file_name: &str, base: &Path, lookup: Lookup<'_>) -> CliRes
         replicas: file.replicas.map_or(1, |replicas| replicas.0),
         require: file.require,
         spread: file.spread,
+        project: file.project.map(Into::into),
+        depends_on: file.depends_on,
         resources: Resources {
             cpu_millis: file.cpus.map_or(resources.cpu_millis, |cpus| cpus.0),
             memory_bytes: file.memory.map_or(resources.memory_bytes, |memory| memory.0),

@@ -1,6 +1,6 @@
 //! `podmesh logs`
 
-mod replicas;
+pub(crate) mod replicas;
 
 use std::time::Duration;
 

@@ -59,6 +59,7 @@ fn detail(replicas: u32) -> ServiceDetail {
             existing: replicas,
             runs: "nginx:1.27".into(),
             published: [("http".parse().unwrap(), 8080)].into(),
+            project: None,
         },
         spec: spec(),
         changed: Revision(1),

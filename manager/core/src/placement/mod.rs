@@ -37,6 +37,7 @@ impl Core {
     /// Places tasks on the nodes that have room for them, up to the step's limit.
     pub(crate) fn place(&mut self, now: Now, out: &mut Step) {
         while self.has_room(out) {
+            self.settle_bonds();
             let facts = Facts { now_ms: now.mono_ms, nodes: &self.nodes, jobs: &self.state.jobs };
             let Some((key, id)) = self.queue.next(&facts) else { return };
             self.place_job(now, key, id, out);
@@ -57,6 +58,7 @@ impl Core {
                 candidates.push(mem::replace(&mut best, next));
             }
             self.assign(now, key, best.node, out);
+            self.settle_bonds();
             let facts = Facts { now_ms: now.mono_ms, nodes: &self.nodes, jobs: &self.state.jobs };
             candidates.extend(self.queue.candidate(id, best.node, &facts));
         }
@@ -106,5 +108,7 @@ impl Core {
         out.events.push(EventFact::AttemptAssigned { attempt, node: name });
         self.mark_dirty(id);
         self.expect_reaction(now, ix);
+        self.place_volumes(now, id, ix, out);
+        self.mark_project_of(id);
     }
 }

@@ -1,6 +1,6 @@
 //! The requirements of a task on a node.
 
-use alloc::collections::BTreeMap;
+use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::string::String;
 use core::cmp::Reverse;
 
@@ -32,11 +32,14 @@ impl QueueKey {
 pub(crate) struct Constraint {
     pub(crate) runtime: RuntimeKind,
     pub(crate) labels: BTreeMap<Name, String>,
+    /// The nodes that it is [bound](crate::bonds) to. No node is two of them.
+    pub(crate) nodes: BTreeSet<Name>,
 }
 
 impl Constraint {
     pub(crate) fn admits(&self, node: &NodeRow) -> bool {
         node.runtimes.contains(&self.runtime)
+            && self.nodes.iter().all(|name| *name == node.node)
             && self.labels.iter().all(|(label, value)| node.labels.get(label) == Some(value))
     }
 }
@@ -62,9 +65,10 @@ pub(crate) struct ReplicaNeeds {
 }
 
 impl Needs {
-    pub(crate) fn of(spec: &JobSpec) -> Self {
-        let constraint =
-            Constraint { runtime: spec.run.runtime.kind(), labels: spec.require.clone() };
+    /// Returns the requirements of a task that is bound to these nodes.
+    pub(crate) fn of(spec: &JobSpec, nodes: BTreeSet<Name>) -> Self {
+        let (runtime, labels) = (spec.run.runtime.kind(), spec.require.clone());
+        let constraint = Constraint { runtime, labels, nodes };
         let replica = spec.run.replica.as_ref().map(|replica| ReplicaNeeds {
             of: (replica.service.clone(), replica.revision),
             spread: replica.spread.clone(),
@@ -73,9 +77,9 @@ impl Needs {
     }
 
     /// Returns the requirements of any replica of a service, apart from being spread.
-    pub(crate) fn of_service(spec: &ServiceSpec) -> Self {
-        let constraint =
-            Constraint { runtime: spec.run.runtime.kind(), labels: spec.require.clone() };
+    pub(crate) fn of_service(spec: &ServiceSpec, nodes: BTreeSet<Name>) -> Self {
+        let (runtime, labels) = (spec.run.runtime.kind(), spec.require.clone());
+        let constraint = Constraint { runtime, labels, nodes };
         Self { constraint, resources: spec.resources, lasts_ms: None, replica: None }
     }
 

@@ -6,7 +6,6 @@ use alloc::sync::Arc;
 use alloc::vec::Vec;
 
 use podmesh_protocol::ids::{JobId, TaskId};
-use podmesh_protocol::spec::JobSpec;
 use podmesh_protocol::time::Millis;
 
 use super::candidate::{Candidate, Peers};
@@ -97,9 +96,9 @@ pub(crate) struct Queue {
 }
 
 impl Queue {
-    /// Returns the shape of a job. [`Queue::release`] gives it back.
-    pub(crate) fn intern(&mut self, spec: &JobSpec, nodes: &Nodes) -> ShapeId {
-        let needs = Arc::new(Needs::of(spec));
+    /// Returns the shape of a job with these needs. [`Queue::release`] gives it back.
+    pub(crate) fn intern(&mut self, needs: Needs, nodes: &Nodes) -> ShapeId {
+        let needs = Arc::new(needs);
         if let Some(id) = self.by_needs.get(&needs)
             && let Some(shape) = self.shapes.get_mut(id)
         {
@@ -120,6 +119,11 @@ impl Queue {
         self.shapes.insert(id, shape);
         self.by_needs.insert(needs, id);
         id
+    }
+
+    /// Returns the needs of the jobs with a shape.
+    pub(crate) fn needs(&self, id: ShapeId) -> Option<&Needs> {
+        self.shapes.get(&id).map(|shape| &*shape.needs)
     }
 
     fn intern_class(&mut self, constraint: &Constraint, nodes: &Nodes) -> ClassId {

@@ -28,6 +28,8 @@ impl Core {
         out: &mut Step,
     ) -> Result<Answer, ErrorReply> {
         self.may_apply(&spec)?;
+        self.may_use(spec.volumes())?;
+        self.check_circle(&spec)?;
         let Some(before) = self.state.services.get(&spec.name).cloned() else {
             let update = Some(Update::begin(now, None));
             let service = Service {
@@ -208,11 +210,15 @@ impl Core {
 
     fn save_change(
         &mut self,
-        service: Service,
+        mut service: Service,
         by: &Name,
         message: String,
         out: &mut Step,
     ) -> Answer {
+        if let Some(update) = &mut service.update {
+            // With other replicas, or after a stop, the update gets its time anew.
+            (update.healthy, update.progress_wall_ms) = (0, self.now.wall_ms);
+        }
         let answer = Answer::ServiceChanged { revision: service.revision, changed: true };
         let name = service.spec.name.clone();
         out.events.push(EventFact::ServiceChanged { service: name, message, by: by.clone() });
@@ -222,6 +228,11 @@ impl Core {
 
     pub(super) fn save_service(&mut self, service: Service, out: &mut Step) {
         let name = service.spec.name.clone();
+        let before = self.state.services.get(&name).map(|before| &*before.spec);
+        if before != Some(&*service.spec) {
+            self.bonds.change_service(before, Some(&service.spec));
+            self.services.dependents.change(before, Some(&service.spec));
+        }
         self.services.by_name.entry(name.clone()).or_default();
         self.services.mark(&name);
         let saved = Arc::new(service);

@@ -154,11 +154,11 @@ impl Core {
             let node = self.nodes.get(ix);
             let Some(address) = &node.row.address else { continue };
             let leaves = job.cancelling || replica.leaving.is_some();
-            if !leaves && active.replica.health == Health::Healthy {
+            if !leaves && active.replica().health == Health::Healthy {
                 ready.push(Ready {
                     attempt: AttemptId::new(*id, *index, active.number),
                     address,
-                    listening: &active.replica.listening,
+                    listening: &active.replica().listening,
                     reachable: is_reachable(node),
                 });
             }

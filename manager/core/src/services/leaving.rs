@@ -12,6 +12,7 @@ use podmesh_protocol::time::{Millis, Now};
 
 use super::reconcile::Wake;
 use crate::Core;
+use crate::faults::planted;
 use crate::input::ConnectionId;
 use crate::reports::cut;
 use crate::state::Service;
@@ -76,13 +77,15 @@ impl Core {
         let (applied, drained) = self.acknowledged();
         let mut stop = Vec::new();
         let mut waits = false;
+        let any_proxy = planted!(self, ProxiesNotAwaited);
+        let any_client = planted!(self, DrainNotAwaited);
         let Some(replicas) = self.services.by_name.get_mut(name) else { return };
         for (id, replica) in &mut replicas.jobs {
             let Some(leaving) = &mut replica.leaving else { continue };
             if self.state.jobs.get(id).is_none_or(|job| job.cancelling) {
                 continue;
             }
-            if !self.services.endpoints.had(*id) {
+            if !self.services.endpoints.had(*id) || any_proxy {
                 stop.push(*id);
                 continue;
             }
@@ -98,7 +101,7 @@ impl Core {
             }
             let since = leaving.acknowledged_ms.unwrap_or(now.mono_ms);
             let due = since.saturating_add(service.spec.drain_ms);
-            if drained < left && now.mono_ms < due {
+            if drained < left && now.mono_ms < due && !any_client {
                 waits = true;
                 wake.by(due);
                 continue;

@@ -5,19 +5,24 @@
 //! them. It keeps no plan: after a restart it goes on from the state.
 //!
 //! - `commands`: what users ask for
+//! - `dependencies`: services that wait for others
 //! - [`plan`]: the decision, as a pure function
 //! - `reconcile`: carrying it out, updates and restarts
 //! - `leaving`: replicas on their way out: out of the proxies, drained, stopped
 //! - `endpoints`: what the proxies are told
+//! - `deadline`: their times, which hold when the wall clock jumps
 //! - `view`: what users see
 
 mod commands;
+mod deadline;
+mod dependencies;
 mod endpoints;
 mod leaving;
 mod plan;
 mod reconcile;
 mod view;
 
+use alloc::boxed::Box;
 use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::format;
 use alloc::string::String;
@@ -27,6 +32,8 @@ use podmesh_protocol::report::Outcome;
 use podmesh_protocol::service::{Health, ReplicaSpec};
 use podmesh_protocol::time::{Millis, Now};
 
+use self::deadline::{Deadline, Span};
+use self::dependencies::Dependents;
 use self::endpoints::Endpoints;
 use self::leaving::Leaving;
 use crate::Core;
@@ -45,6 +52,7 @@ pub(crate) struct Services {
     /// The services with replicas that wait for the proxies.
     draining: BTreeSet<Name>,
     endpoints: Endpoints,
+    dependents: Dependents,
     /// When services must be reconciled, the earliest first.
     timers: BTreeSet<(Millis, Name)>,
 }
@@ -55,6 +63,10 @@ struct Replicas {
     jobs: BTreeMap<JobId, Replica>,
     /// When the service is reconciled again. `timers` holds the same time.
     timer: Option<Millis>,
+    /// When replicas of the numbers with failures may start again.
+    pauses: BTreeMap<u32, Deadline>,
+    /// When the update fails if no more replicas are healthy.
+    progress: Option<Deadline>,
     /// Grows with every change of the service.
     changed: u64,
 }
@@ -67,7 +79,7 @@ struct Replica {
     said: Option<String>,
     /// Since when it has been healthy. After a restart of the manager: since the restart.
     healthy_ms: Option<Millis>,
-    leaving: Option<Leaving>,
+    leaving: Option<Box<Leaving>>,
 }
 
 impl Services {
@@ -117,6 +129,17 @@ impl Services {
     pub(crate) fn mark(&mut self, service: &Name) {
         self.dirty.insert(service.clone());
     }
+
+    /// Returns the jobs of a service that have not ended.
+    pub(crate) fn jobs_of(&self, service: &Name) -> impl Iterator<Item = JobId> {
+        self.by_name.get(service).into_iter().flat_map(|found| found.jobs.keys().copied())
+    }
+
+    /// Returns those of them that are not on their way out.
+    pub(crate) fn staying(&self, service: &Name) -> impl Iterator<Item = JobId> {
+        let jobs = self.by_name.get(service).into_iter().flat_map(|found| &found.jobs);
+        jobs.filter(|(_, replica)| replica.leaving.is_none()).map(|(id, _)| *id)
+    }
 }
 
 /// Returns what a job is to its service, if it is a replica.
@@ -135,7 +158,9 @@ impl Core {
         let Some(job) = self.state.jobs.get(&id) else { return };
         let Some(spec) = replica_of(job) else { return };
         self.services.insert(id, spec);
-        let mut status = job.active.values().map(|active| &active.replica);
+        self.mark_project_of(id);
+        let Some(job) = self.state.jobs.get(&id) else { return };
+        let mut status = job.active.values().map(|active| active.replica());
         if status.any(|status| status.health != Health::Starting) {
             // After a restart of the manager the proxies may still have it.
             self.services.endpoints.note(id);
@@ -143,10 +168,16 @@ impl Core {
     }
 
     /// Notes the services of the state after a start. Their jobs follow.
-    pub(crate) fn restore_services(&mut self) {
-        for name in self.state.services.keys() {
+    pub(crate) fn restore_services(&mut self, now: Now) {
+        // Before an update fails, the agents must have had the time to say what happened meanwhile.
+        let heard_at = now.mono_ms.saturating_add(self.config.lease_ms);
+        for (name, service) in &self.state.services {
             let changed = self.state.last_revision.0;
-            let replicas = Replicas { changed, ..Replicas::default() };
+            self.bonds.change_service(None, Some(&service.spec));
+            self.services.dependents.change(None, Some(&service.spec));
+            let progress = Span::of_update(service)
+                .map(|span| Deadline::of(span, None, now).not_before(heard_at));
+            let replicas = Replicas { changed, progress, ..Replicas::default() };
             self.services.by_name.insert(name.clone(), replicas);
             self.services.dirty.insert(name.clone());
         }
@@ -165,7 +196,9 @@ impl Core {
         let Some(job) = self.state.jobs.get(&id) else { return };
         let Some(spec) = job.spec.run.replica.clone() else { return };
         self.services.mark(&spec.service);
-        if is_last && !job.cancelling {
+        let was_cancelled = job.cancelling;
+        self.mark_project(&spec.service);
+        if is_last && !was_cancelled {
             return self.replica_ended(now, &spec, outcome, out);
         }
         let replicas = self.services.by_name.get_mut(&spec.service);
@@ -181,6 +214,7 @@ impl Core {
         }
         self.services.endpoints.forget(id);
         self.services.mark(&spec.service);
+        self.mark_project(&spec.service);
     }
 
     /// Notes that something about a job has changed that its service depends on.
@@ -197,6 +231,7 @@ impl Core {
             replica_of(self.state.jobs.get(&task.job)?).map(|spec| &spec.service)
         });
         let services: BTreeSet<Name> = specs.cloned().collect();
+        services.iter().for_each(|service| self.mark_project(service));
         self.services.dirty.extend(services);
         // One node less may have to acknowledge.
         self.services.dirty.extend(self.services.draining.iter().cloned());

@@ -35,14 +35,14 @@ pub(crate) struct Replica {
     pub(crate) reachable: bool,
     /// Whether it is already being drained or stopped.
     pub(crate) leaves: bool,
-    /// Whether its node is being drained.
+    /// Whether its node is being drained, or the service must run on another one.
     pub(crate) unwanted_node: bool,
     /// How many replicas of the service are on its node.
     pub(crate) peers: u32,
 }
 
 impl Replica {
-    fn is_serving(&self) -> bool {
+    pub(crate) fn is_serving(&self) -> bool {
         !self.leaves && self.health == Health::Healthy && self.reachable
     }
 }

@@ -16,9 +16,11 @@ use podmesh_protocol::service::{Health, ReplicaSpec, RestartPolicy, RestartWhen,
 use podmesh_protocol::spec::{ArrayRange, JobSpec, OnLost, RetryPolicy, RunSpec};
 use podmesh_protocol::time::{Millis, Now};
 
+use super::deadline::{Deadline, Span};
 use super::plan::{Plan, Replica, Situation, plan};
 use super::{label, replica_of};
 use crate::Core;
+use crate::faults::planted;
 use crate::nodes::Node;
 use crate::state::{Failures, Job, ReplicaStatus, Service, ServicePhase, Update};
 use crate::step::{Change, Step};
@@ -43,6 +45,7 @@ impl Core {
         let mut wake = Wake::default();
         self.forgive(now, name, &mut service, &mut wake);
         let found = self.plan_of(now, name, &service, &mut wake);
+        let is_first = self.services.jobs_of(name).next().is_none() && service.failures.is_empty();
         for job in &found.retire {
             self.retire(now, *job, &mut service);
         }
@@ -54,6 +57,13 @@ impl Core {
             }
             self.start_replica(now, &service, *number, out);
         }
+        if let Some(update) = &mut service.update
+            && is_first
+            && !found.start.is_empty()
+        {
+            // It may have waited for other services until now.
+            update.progress_wall_ms = now.wall_ms;
+        }
         self.follow_update(now, &mut service, &found, &mut wake, out);
         if service != *before {
             self.save_service(service.clone(), out);
@@ -61,6 +71,7 @@ impl Core {
         self.update_endpoints(&service, out);
         self.see_off(now, &service, &mut wake, out);
         self.services.set_timer(name, wake.at);
+        self.mark_dependents(name);
         let is_empty = self.services.by_name.get(name).is_none_or(|found| found.jobs.is_empty());
         self.services.dirty.remove(name);
         if !all_started || service.revision != before.revision {
@@ -96,32 +107,52 @@ impl Core {
         }
     }
 
-    fn plan_of(&self, now: Now, name: &Name, service: &Service, wake: &mut Wake) -> Plan {
+    /// Returns the numbers of which no replica may start now.
+    fn paused(
+        &mut self,
+        now: Now,
+        name: &Name,
+        service: &Service,
+        wake: &mut Wake,
+    ) -> BTreeSet<u32> {
         let mut paused = BTreeSet::new();
+        let Some(replicas) = self.services.by_name.get_mut(name) else { return paused };
+        let known = core::mem::take(&mut replicas.pauses);
         for (number, failures) in &service.failures {
-            match failures.remaining_ms(now.wall_ms) {
-                Some(0) => {}
-                Some(left) => {
-                    wake.by(now.mono_ms.saturating_add(left));
-                    paused.insert(*number);
-                }
-                None => _ = paused.insert(*number),
+            let Some(span) = Span::of_pause(failures) else {
+                paused.insert(*number);
+                continue;
+            };
+            let pause = Deadline::of(span, known.get(number).copied(), now);
+            replicas.pauses.insert(*number, pause);
+            if pause.at > now.mono_ms {
+                wake.by(pause.at);
+                paused.insert(*number);
             }
         }
+        if !self.waits_for_services(service).is_empty() {
+            paused.extend(1..=service.wanted());
+        }
+        paused
+    }
+
+    fn plan_of(&mut self, now: Now, name: &Name, service: &Service, wake: &mut Wake) -> Plan {
+        let paused = self.paused(now, name, service, wake);
         let replicas = self.replicas_of(name);
+        let (wanted, done) = (service.wanted(), service.done());
+        let least = service.spec.min_healthy().min(wanted.saturating_sub(done));
+        let any_surge = planted!(self, SurgeNotLimited);
+        let none_healthy = planted!(self, MinHealthyIgnored);
         let mut found = plan(&Situation {
-            wanted: service.wanted(),
+            wanted,
             revision: service.revision,
-            max_surge: service.spec.update.max_surge,
-            min_healthy: service.spec.min_healthy().min(service.wanted()),
+            max_surge: if any_surge { u32::MAX } else { service.spec.max_surge() },
+            min_healthy: if none_healthy { 0 } else { least },
             replicas: &replicas,
             paused: &paused,
         });
-        // What has done its work and is not started again is as good as healthy.
-        let done = |failures: &&Failures| failures.after_ms.is_none() && failures.succeeded;
-        let done = service.failures.values().filter(done).count();
         let others = replicas.len() != found.healthy as usize;
-        found.is_reached |= !others && found.healthy as usize + done == service.wanted() as usize;
+        found.is_reached |= !others && found.healthy + done == wanted;
         found
     }
 
@@ -135,9 +166,12 @@ impl Core {
                 *peers.entry(&active.node).or_default() += 1;
             }
         }
+        let spec = self.state.services.get(name).map(|service| &service.spec);
+        let bonds = spec.map(|spec| self.bonds_of_service(spec)).unwrap_or_default();
         let view = |(id, replica): (&JobId, &super::Replica)| {
             let job = self.state.jobs.get(id)?;
             let active = job.active.values().next();
+            let is_away = |node: &Name| bonds.iter().any(|(bound, _)| bound != node);
             let node = active
                 .and_then(|active| self.nodes.by_name(&active.node))
                 .map(|ix| self.nodes.get(ix));
@@ -145,10 +179,12 @@ impl Core {
                 job: *id,
                 number: replica.number,
                 revision: replica.revision,
-                health: active.map_or(Health::Starting, |active| active.replica.health),
-                reachable: node.is_some_and(is_reachable),
+                health: active.map_or(Health::Starting, |active| active.replica().health),
+                reachable: node.is_some_and(is_reachable) || planted!(self, LostNodeServes),
                 leaves: job.cancelling || replica.leaving.is_some(),
-                unwanted_node: node.is_some_and(|node| node.row.scheduling == Scheduling::Draining),
+                unwanted_node: node.is_some_and(|node| {
+                    node.row.scheduling == Scheduling::Draining || is_away(&node.row.node)
+                }),
                 peers: active.and_then(|active| peers.get(&active.node).copied()).unwrap_or(0),
             })
         };
@@ -177,9 +213,10 @@ impl Core {
     fn retire(&mut self, now: Now, id: JobId, service: &mut Service) {
         let status = self.state.jobs.get(&id).and_then(status_of).cloned().unwrap_or_default();
         let name = service.spec.name.clone();
+        self.mark_project(&name);
         let Some(replicas) = self.services.by_name.get_mut(&name) else { return };
         let Some(replica) = replicas.jobs.get_mut(&id) else { return };
-        replica.leaving = Some(super::Leaving::default());
+        replica.leaving = Some(Box::default());
         if status.health == Health::Unhealthy && replica.revision == service.revision {
             let message = format!("it was unhealthy: {}", status.message);
             fail(now, service, replica.number, false, message, RestartWhen::Always);
@@ -215,9 +252,13 @@ impl Core {
         out: &mut Step,
     ) {
         let name = service.spec.name.clone();
+        let waits = !self.waits_for_services(service).is_empty();
         let Some(update) = &mut service.update else { return };
         let revision = service.revision;
-        if found.is_reached && service.phase != ServicePhase::Removing {
+        if service.phase != ServicePhase::Running {
+            return;
+        }
+        if found.is_reached {
             out.events.push(EventFact::ServiceUpdated { service: name.clone(), revision });
             let (state, message) = (RevisionState::Reached, None);
             let change = Change::RevisionEnded { service: name, revision, state, message };
@@ -225,22 +266,22 @@ impl Core {
             service.update = None;
             return;
         }
-        if service.phase != ServicePhase::Running
-            || service.failed_update.is_some() && update.from.is_none()
-        {
+        if waits || service.failed_update.is_some() && !update.rolls_back {
             return;
         }
         if found.healthy > update.healthy {
             (update.healthy, update.progress_wall_ms) = (found.healthy, now.wall_ms);
         }
-        let within_ms = service.spec.update.healthy_within_ms;
-        let due = update.progress_wall_ms.saturating_add(within_ms);
-        let left_ms = due.saturating_sub(now.wall_ms).min(within_ms);
-        if left_ms > 0 {
-            return wake.by(now.mono_ms.saturating_add(left_ms));
+        let Some(span) = Span::of_update(service) else { return };
+        let Some(replicas) = self.services.by_name.get_mut(&name) else { return };
+        let deadline = Deadline::of(span, replicas.progress, now);
+        replicas.progress = Some(deadline);
+        if deadline.at > now.mono_ms {
+            return wake.by(deadline.at);
         }
         let message = self.why_not_healthy(service, found);
         let Some(update) = &mut service.update else { return };
+        let rolled_back = update.rolls_back;
         let back = update.from.take().filter(|_| service.spec.update.rollback);
         out.events.push(EventFact::ServiceUpdateFailed {
             service: name.clone(),
@@ -248,6 +289,13 @@ impl Core {
             back_to: back.as_ref().map(|(revision, _)| *revision),
             message: message.clone(),
         });
+        if rolled_back {
+            // Those who wait for the end are told. The replicas are still brought to this revision.
+            service.update = None;
+            let why = service.failed_update.get_or_insert_default();
+            why.push_str(&format!("; then revision {revision}: {message}"));
+            return;
+        }
         let (state, said) = (RevisionState::Failed, Some(message.clone()));
         let change = Change::RevisionEnded { service: name, revision, state, message: said };
         self.state.record(out, change);
@@ -283,6 +331,9 @@ impl Core {
 
     fn remove_service(&mut self, name: &Name, out: &mut Step) {
         out.events.push(EventFact::ServiceRemoved { service: name.clone() });
+        let spec = self.state.services.get(name).map(|service| &*service.spec);
+        self.bonds.change_service(spec, None);
+        self.services.dependents.change(spec, None);
         self.state.record(out, Change::ServiceRemoved(name.clone()));
         self.remove_endpoints(name, out);
         self.services.set_timer(name, None);
@@ -301,7 +352,7 @@ impl Core {
         let job = self.state.jobs.get(&attempt.task.job)?;
         let spec = replica_of(job)?;
         let label = label(&spec.service, spec.number);
-        let before = &job.active.get(&attempt.task.index)?.replica;
+        let before = job.active.get(&attempt.task.index)?.replica();
         let mut status = before.clone();
         change(&mut status);
         if status == *before {
@@ -336,7 +387,7 @@ pub(super) fn is_reachable(node: &Node) -> bool {
 }
 
 fn status_of(job: &Job) -> Option<&ReplicaStatus> {
-    job.active.values().next().map(|active| &active.replica)
+    job.active.values().next().map(|active| active.replica())
 }
 
 /// Notes that a replica has ended, and when the next one with its number starts.

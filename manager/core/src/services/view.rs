@@ -17,7 +17,9 @@ use podmesh_protocol::service::{
 };
 use podmesh_protocol::spec::{Resources, RuntimeSpec};
 use podmesh_protocol::time::Now;
+use podmesh_protocol::wait::WaitReason;
 
+use super::deadline::{Deadline, Span};
 use super::endpoints::address_of;
 use super::reconcile::is_reachable;
 use crate::Core;
@@ -102,14 +104,12 @@ impl Core {
         });
         let healthy = healthy.count() as u32;
         let wanted = service.wanted();
-        let done =
-            service.failures.values().filter(|ended| ended.succeeded && ended.after_ms.is_none());
         let state = match (service.phase, &service.update) {
             (ServicePhase::Removing, _) => ServiceState::Removing,
             (ServicePhase::Stopped, _) => ServiceState::Stopped,
             (ServicePhase::Running, Some(update)) if update.rolls_back => ServiceState::RollingBack,
             (ServicePhase::Running, Some(_)) => ServiceState::Updating,
-            (ServicePhase::Running, None) if healthy + done.count() as u32 >= wanted => {
+            (ServicePhase::Running, None) if healthy + service.done() >= wanted => {
                 ServiceState::Healthy
             }
             (ServicePhase::Running, None) => ServiceState::Degraded,
@@ -133,6 +133,7 @@ impl Core {
             existing: replicas.len() as u32,
             runs,
             published: published.collect(),
+            project: spec.project.clone(),
         }
     }
 
@@ -145,12 +146,12 @@ impl Core {
             let node = active
                 .and_then(|(_, active)| self.nodes.by_name(&active.node))
                 .map(|ix| self.nodes.get(ix));
-            let status = active.map(|(_, active)| &active.replica);
+            let status = active.map(|(_, active)| active.replica());
             let state = match active {
                 _ if job.cancelling => ReplicaState::Stopping,
                 _ if replica.leaving.is_some() => ReplicaState::Draining,
                 None => ReplicaState::Queued,
-                Some((_, active)) => match (active.state, active.replica.health) {
+                Some((_, active)) => match (active.state, active.replica().health) {
                     _ if node.is_some_and(|node| !is_reachable(node)) => ReplicaState::Unreachable,
                     (AttemptState::Assigned | AttemptState::Preparing, _) => {
                         ReplicaState::Preparing
@@ -204,9 +205,14 @@ impl Core {
             .map(|replica| replica.number)
             .collect();
         let absent = (1..=service.wanted()).filter(|number| !present.contains(number));
+        let waits = self.waits_for_services(service).into_iter().next();
         let view = |number| {
             let failures = service.failures.get(&number);
-            let left = failures.map(|ended| ended.remaining_ms(now.wall_ms));
+            let left = failures.map(|ended| {
+                let known = found.and_then(|found| found.pauses.get(&number)).copied();
+                let pause = Deadline::of(Span::of_pause(ended)?, known, now);
+                Some(pause.at.saturating_sub(now.mono_ms))
+            });
             let state = match left {
                 Some(None) => ReplicaState::Ended,
                 Some(Some(left)) if left > 0 => ReplicaState::Restarting,
@@ -219,7 +225,7 @@ impl Core {
                 attempt: None,
                 node: None,
                 endpoints: BTreeMap::new(),
-                message: failures.map(|ended| ended.message.clone()),
+                message: failures.map(|ended| ended.message.clone()).or_else(|| waits.clone()),
                 failures: failures.map_or(0, |ended| ended.count),
                 restarts_in_ms: left.flatten().filter(|left| *left > 0),
             }
@@ -230,7 +236,9 @@ impl Core {
     /// Returns why replicas of a service wait for a node.
     fn service_waits(&self, now: Now, name: &Name) -> Vec<String> {
         let Some(found) = self.services.by_name.get(name) else { return Vec::new() };
-        let mut reasons = Vec::new();
+        let service = self.state.services.get(name);
+        let mut reasons = service.map(|found| self.waits_for_services(found)).unwrap_or_default();
+        reasons.truncate(REASONS_MAX);
         for id in found.jobs.keys() {
             for reason in self.explain(now, *id) {
                 let reason = reason.to_string();
@@ -258,7 +266,7 @@ impl Core {
 
     /// Spreads replicas over the nodes as placement would, and returns how many have no room.
     fn try_placing(&self, spec: &ServiceSpec, replicas: u32) -> (BTreeMap<Name, u32>, u32) {
-        let needs = Needs::of_service(spec);
+        let needs = self.needs_of_service(spec);
         let mut rooms: Vec<(&Node, Resources, u32)> = self
             .nodes
             .iter()
@@ -290,15 +298,26 @@ impl Core {
         (placed.map(|(node, _, placed)| (node.row.node.clone(), placed)).collect(), waiting)
     }
 
+    fn needs_of_service(&self, spec: &ServiceSpec) -> Needs {
+        let bonds = self.bonds_of_service(spec);
+        Needs::of_service(spec, bonds.into_iter().map(|(node, _)| node).collect())
+    }
+
     fn unplaceable(&self, spec: &ServiceSpec) -> Vec<String> {
-        let needs = Needs::of_service(spec);
+        let bonds = self.bonds_of_service(spec).into_iter();
+        let bonds = bonds.map(|(node, to)| WaitReason::Bound { node, to }.to_string());
+        bonds.chain([self.unplaceable_there(spec)]).collect()
+    }
+
+    fn unplaceable_there(&self, spec: &ServiceSpec) -> String {
+        let needs = self.needs_of_service(spec);
         if self.nodes.len() == 0 {
-            return ["there are no nodes".into()].into();
+            return "there are no nodes".into();
         }
         if !self.nodes.iter().any(|(_, node)| needs.suit(&node.row)) {
-            return [self.explain_unsuited(&needs).to_string()].into();
+            return self.explain_unsuited(&needs).to_string();
         }
-        ["the nodes that suit have no room for more, or get no new work".into()].into()
+        "the nodes that suit have no room for more, or get no new work".into()
     }
 }
 

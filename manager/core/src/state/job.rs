@@ -1,10 +1,14 @@
 //! A job that has not ended, however many tasks it has.
 
+use alloc::boxed::Box;
 use alloc::collections::BTreeMap;
+use alloc::string::String;
 use alloc::sync::Arc;
+use alloc::vec::Vec;
 
 use podmesh_protocol::ids::{AttemptId, JobId, Name, SubmissionId};
 use podmesh_protocol::report::{AttemptState, JobState, OutcomeKind, TaskCounts};
+use podmesh_protocol::service::Health;
 use podmesh_protocol::spec::{JobSpec, OnLost};
 use serde::{Deserialize, Serialize};
 
@@ -50,9 +54,21 @@ pub struct ActiveAttempt {
     pub state: AttemptState,
     /// The earlier attempts of the task that may have used no retry.
     pub losses: Losses,
-    /// What is known of a replica; the default for other tasks.
+    /// What is known of a replica, once anything is.
     #[serde(default)]
-    pub replica: ReplicaStatus,
+    pub replica: Option<Box<ReplicaStatus>>,
+}
+
+impl ActiveAttempt {
+    /// Returns what is known of a replica.
+    pub fn replica(&self) -> &ReplicaStatus {
+        const NOTHING: &ReplicaStatus = &ReplicaStatus {
+            listening: Vec::new(),
+            health: Health::Starting,
+            message: String::new(),
+        };
+        self.replica.as_deref().unwrap_or(NOTHING)
+    }
 }
 
 /// A task that waits for its next attempt.
@@ -191,7 +207,7 @@ impl Job {
             node,
             state: AttemptState::Assigned,
             losses,
-            replica: ReplicaStatus::default(),
+            replica: None,
         };
         self.active.insert(index, active);
     }
@@ -204,7 +220,7 @@ impl Job {
 
     pub(super) fn set_status(&mut self, attempt: AttemptId, status: &ReplicaStatus) {
         if let Some(active) = self.active.get_mut(&attempt.task.index) {
-            active.replica = status.clone();
+            active.replica = Some(Box::new(status.clone()));
         }
     }
 

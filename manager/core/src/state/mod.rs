@@ -19,7 +19,7 @@ use serde::{Deserialize, Serialize};
 pub use self::job::{ActiveAttempt, Job, Losses, Retry};
 pub(crate) use self::recorded::Recorded;
 pub use self::service::{Failures, ReplicaStatus, Service, ServicePhase, Update};
-use crate::step::{Change, KeyRow, NodeRow, Step, TokenRow};
+use crate::step::{Change, KeyRow, NodeRow, Step, TokenRow, VolumeRow};
 
 /// The version of the serialized forms of [`State`] and [`Change`].
 const VERSION: u32 = 1;
@@ -65,6 +65,9 @@ pub struct State {
     pub jobs: BTreeMap<JobId, Job>,
     /// The services.
     pub services: BTreeMap<Name, Arc<Service>>,
+    /// The named volumes.
+    #[serde(default)]
+    pub volumes: BTreeMap<Name, VolumeRow>,
     /// The known nodes.
     pub nodes: BTreeMap<Name, Arc<NodeRow>>,
     /// The join tokens.
@@ -85,6 +88,7 @@ impl State {
             age_ms: 0,
             jobs: BTreeMap::new(),
             services: BTreeMap::new(),
+            volumes: BTreeMap::new(),
             nodes: BTreeMap::new(),
             tokens: BTreeMap::new(),
             keys: BTreeMap::new(),
@@ -141,6 +145,10 @@ impl State {
             Change::ServiceRemoved(service) => _ = self.services.remove(service),
             // The state has only the current revision; the history is in the database.
             Change::RevisionSaved { .. } | Change::RevisionEnded { .. } => {}
+            Change::VolumeSaved { volume, row } => {
+                self.volumes.insert(volume.clone(), row.clone());
+            }
+            Change::VolumeRemoved(volume) => _ = self.volumes.remove(volume),
             Change::NodeSaved(row) => _ = self.nodes.insert(row.node.clone(), Arc::clone(row)),
             Change::NodeForgotten(node) => _ = self.nodes.remove(node),
             Change::EpochTaken(epoch) => self.last_epoch = self.last_epoch.max(*epoch),

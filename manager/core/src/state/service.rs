@@ -72,12 +72,9 @@ pub struct Failures {
 }
 
 impl Failures {
-    /// Returns the milliseconds until the next replica may start; `None` if there is to be none. It
-    /// is never longer than the whole pause, also if the wall clock went back meanwhile.
-    pub(crate) fn remaining_ms(&self, wall_ms: u64) -> Option<u64> {
-        let after_ms = self.after_ms?;
-        let due = self.ended_wall_ms.saturating_add(after_ms);
-        Some(due.saturating_sub(wall_ms).min(after_ms))
+    /// Returns whether the replica has done its work: it succeeded, and is not started again.
+    pub(crate) fn is_done(&self) -> bool {
+        self.after_ms.is_none() && self.succeeded
     }
 }
 
@@ -99,5 +96,12 @@ impl Service {
             ServicePhase::Running => self.spec.replicas,
             ServicePhase::Stopped | ServicePhase::Removing => 0,
         }
+    }
+
+    /// Returns how many of the wanted replicas have done their work and are not started again. They are
+    /// as good as healthy.
+    pub fn done(&self) -> u32 {
+        let ended = self.failures.range(..=self.wanted()).map(|(_, failures)| failures);
+        ended.filter(|failures| failures.is_done()).count() as u32
     }
 }

@@ -156,12 +156,14 @@ impl Model {
                     };
                     assert!(!self.jobs.iter().any(going_on), "{service} has replicas");
                 }
+                Change::VolumeRemoved(volume) => assert!(state.volumes.contains_key(volume)),
                 Change::RevisionEnded { service, revision, .. } => {
                     assert!(state.services[service].last_revision >= *revision);
                 }
                 Change::NodeSaved(_)
                 | Change::AgeSaved(_)
                 | Change::ServiceSaved { .. }
+                | Change::VolumeSaved { .. }
                 | Change::RevisionSaved { .. } => {}
             }
             state.apply(change);
@@ -252,6 +254,8 @@ fn attempt_of(change: &Change) -> Option<&AttemptId> {
         | Change::JobRemoved(_)
         | Change::AgeSaved(_)
         | Change::ServiceSaved { .. }
+        | Change::VolumeSaved { .. }
+        | Change::VolumeRemoved(_)
         | Change::ServiceRemoved(_)
         | Change::RevisionSaved { .. }
         | Change::RevisionEnded { .. }

@@ -11,9 +11,23 @@ use super::*;
 use crate::input::ServiceChange;
 use podmesh_protocol::client::{PrincipalKind, Scheduling};
 use podmesh_protocol::report::OutcomeKind;
-use podmesh_protocol::service::{Health, PortSpec, ServiceSpec, UpdatePolicy};
+use podmesh_protocol::service::{DependsOn, Health, PortSpec, Project, ServiceSpec, UpdatePolicy};
+use podmesh_protocol::spec::{DockerSpec, VolumeMount};
 
 const NODES: [&str; 3] = ["a", "b", "c"];
+
+/// A container with the volume `data`.
+pub(super) fn with_volume() -> RuntimeSpec {
+    RuntimeSpec::Docker(DockerSpec {
+        image: "busybox".into(),
+        volumes: vec![VolumeMount {
+            volume: name("data"),
+            target: "/data".into(),
+            read_only: false,
+        }],
+        ..DockerSpec::default()
+    })
+}
 
 /// One event in the cluster.
 #[derive(Clone, Debug)]
@@ -70,6 +84,15 @@ enum Op {
         replicas: u32,
         argument: u8,
         surge: u32,
+        /// With a volume, in a project that runs together, after the other service.
+        bonds: [bool; 3],
+    },
+    RemoveVolume {
+        force: bool,
+    },
+    VolumeRemoved {
+        node: usize,
+        gone: bool,
     },
     ChangeService {
         web: bool,
@@ -132,9 +155,14 @@ fn op() -> impl Strategy<Value = Op> {
             prop::bool::weighted(0.05), prop::bool::weighted(0.05),
         ).prop_map(|(node, facts, skip, stale)| Op::Report { node, facts, skip, stale }),
         2 => (node.clone(), beat).prop_map(|(node, change)| Op::Beat { node, change }),
-        3 => (any::<bool>(), 0..4u32, 0..3u8, 0..3u32).prop_map(|(web, replicas, argument, surge)| {
-            Op::Apply { web, replicas, argument, surge }
-        }),
+        3 => (any::<bool>(), 0..4u32, 0..3u8, 0..3u32, any::<[bool; 3]>()).prop_map(
+            |(web, replicas, argument, surge, bonds)| {
+                Op::Apply { web, replicas, argument, surge, bonds }
+            },
+        ),
+        1 => any::<bool>().prop_map(|force| Op::RemoveVolume { force }),
+        1 => (node.clone(), any::<bool>())
+            .prop_map(|(node, gone)| Op::VolumeRemoved { node, gone }),
         2 => (any::<bool>(), change).prop_map(|(web, change)| Op::ChangeService { web, change }),
         1 => (node.clone(), scheduling)
             .prop_map(|(node, scheduling)| Op::Schedule { node, scheduling }),
@@ -191,6 +219,7 @@ impl Cluster {
         agent.connection = self.last_connection;
         let mut hello = hello_of(agent.id, NODES[node], agent.instance);
         hello.boot_id = agent.boot.to_string();
+        hello.runtimes.push(RuntimeKind::Docker.into());
         hello.capacity = Resources { cpu_millis: cpu * 1_000, memory_bytes: 2 * GIB };
         if node != 1 {
             hello.address = Some(format!("10.0.0.{node}"));
@@ -231,6 +260,9 @@ impl Cluster {
                 spec.resources = Resources { cpu_millis: cpu * 500, memory_bytes: memory * GIB };
                 spec.retry.retries = retries;
                 spec.run.timeout_ms = timeout;
+                if tasks % 7 == 0 && !gpu {
+                    spec.run.runtime = with_volume();
+                }
                 spec.on_lost = if requeue { OnLost::Requeue } else { OnLost::Wait };
                 if gpu {
                     spec.require.insert(name("gpu"), "a100".into());
@@ -308,16 +340,37 @@ impl Cluster {
             }
             Op::Revoke(node) => _ = self.world.revoke(PrincipalKind::Node, NODES[node]),
             Op::ForgetNode { node, force } => _ = self.world.forget(NODES[node], force),
-            Op::Apply { web, replicas, argument, surge } => {
+            Op::RemoveVolume { force } => {
+                let (by, volume) = (name("ann"), name("data"));
+                let command = Command::RemoveVolume { by, volume, force };
+                self.world.give(Input::Command(TICKET, command));
+            }
+            Op::VolumeRemoved { node, gone } => {
+                let agent = &self.agents[node];
+                let connection = ConnectionId(agent.connection);
+                let epoch = agent.epoch.unwrap_or(Epoch(0));
+                let removed = gone.then(|| name("data")).into_iter().collect();
+                let failed = (!gone).then(|| (name("data"), "no".into())).into_iter().collect();
+                self.world.give(Input::VolumesRemoved { connection, epoch, removed, failed });
+            }
+            Op::Apply { web, replicas, argument, surge, bonds: [volume, together, after] } => {
                 let ports = [(name("http"), PortSpec { publish: Some(80), ..Default::default() })];
                 let JobSpec { require, resources, mut run, .. } = spec();
                 run.command.push(argument.to_string());
+                if volume {
+                    run.runtime = with_volume();
+                }
+                let member = name(if web { "web" } else { "db" });
+                let other = name(if web { "db" } else { "web" });
+                let project = Project { name: name("shop"), member: member.clone(), together };
                 let min_healthy = (surge == 0).then_some(0);
                 let spec = ServiceSpec {
-                    name: name(if web { "web" } else { "db" }),
+                    name: member,
                     replicas,
                     require,
                     spread: web.then(|| name("gpu")),
+                    project: Some(project),
+                    depends_on: after.then_some((other, DependsOn::Healthy)).into_iter().collect(),
                     resources,
                     ports: ports.into_iter().filter(|_| web).collect(),
                     health: None,

@@ -1,5 +1,6 @@
 //! Services: from what is wanted to what runs.
 
+mod bonds;
 mod faults;
 
 use std::collections::VecDeque;
@@ -7,7 +8,8 @@ use std::collections::VecDeque;
 use podmesh_protocol::client::Scheduling;
 use podmesh_protocol::report::OutcomeKind;
 use podmesh_protocol::service::{
-    Health, PortSpec, ReplicaState, ServiceDetail, ServiceEndpoints, ServiceSpec, ServiceState,
+    Health, PortSpec, ReplicaState, RestartWhen, ServiceDetail, ServiceEndpoints, ServiceSpec,
+    ServiceState,
 };
 
 use super::*;
@@ -44,6 +46,8 @@ fn web(replicas: u32) -> ServiceSpec {
         replicas,
         require,
         spread: None,
+        project: None,
+        depends_on: BTreeMap::new(),
         resources,
         ports: [(name("http"), publish)].into(),
         health: None,
@@ -83,7 +87,8 @@ impl Mesh {
         *agent = Agent { connection: number, running: agent.running.clone(), ..Agent::default() };
         let held = agent.running.clone();
         let address = Some(format!("10.0.0.{number}"));
-        let hello = Hello { address, attempts: held, ..hello(node, number) };
+        let runtimes = vec![RuntimeKind::Process.into(), RuntimeKind::Docker.into()];
+        let hello = Hello { address, attempts: held, runtimes, ..hello(node, number) };
         self.feed(Input::AgentConnected {
             connection: connection(number),
             caller: local(),

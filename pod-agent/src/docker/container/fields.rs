@@ -29,6 +29,7 @@ fn demanding() -> (JobContext, DockerSpec) {
         tmpfs: [("/run".into(), "size=64m".into())].into(),
         read_only: true,
         network: NetworkMode::Host,
+        networks: [].into(),
         hostname: Some("db-1".into()),
         extra_hosts: vec!["db:10.0.0.5".into()],
         pull: PullPolicy::Always,
@@ -87,7 +88,16 @@ fn make(
     let data_dir = Path::new("/nowhere");
     let rules = MountRules { node: &node, policy, engine, data_dir, stage: &stage };
     let names = ServiceNames::new(crate::policy::IngressAddress::All);
-    Ok(configuration(&identity(), context, spec, None, &rules, &names)?.body)
+    Ok(configuration(
+        &identity(),
+        context,
+        spec,
+        None,
+        &rules,
+        &names,
+        &Networks::new(Uuid::nil()),
+    )?
+    .body)
 }
 
 #[test]

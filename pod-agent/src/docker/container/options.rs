@@ -10,6 +10,7 @@ use podmesh_agent_core::replica::Replica;
 use podmesh_protocol::ids::ClusterId;
 use podmesh_protocol::spec::{DeviceMapping, DockerSpec, Ulimit, VolumeMount};
 
+use super::super::volumes;
 use super::{CLUSTER, NO_CORE_FILES};
 use crate::policy::NodePolicy;
 
@@ -77,7 +78,7 @@ pub(super) fn volume(
         labels.into_iter().chain(service).map(|(name, value)| (name.to_owned(), value)).collect();
     EngineMount {
         typ: Some(MountType::VOLUME),
-        source: Some(format!("podmesh-{}", volume.volume)),
+        source: Some(volumes::engine_name(&volume.volume)),
         target: Some(volume.target.clone()),
         read_only: Some(volume.read_only),
         volume_options: Some(MountVolumeOptions {

@@ -75,6 +75,8 @@ fn web(text: &str) -> ServiceSpec {
         replicas: REPLICAS,
         require: [].into(),
         spread: None,
+        project: None,
+        depends_on: [].into(),
         resources: Resources { cpu_millis: 100, memory_bytes: 0 },
         ports: [("http".parse().unwrap(), publish)].into(),
         health: None,

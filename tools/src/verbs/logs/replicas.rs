@@ -49,16 +49,45 @@ pub(super) async fn logs(
     show: ShowOptions,
 ) -> CliResult {
     let (only, detail) = find(connection, &name).await?;
+    let label = detail.view.service.clone();
+    let look = Look { label, width: 0, color: 0, turns: Arc::default() };
+    merged(context, connection, detail, only, show, look).await
+}
+
+/// How the output of a service looks beside that of others.
+pub(crate) struct Look {
+    /// What the service is called.
+    pub(crate) label: Name,
+    /// The least length of the names of replicas.
+    pub(crate) width: usize,
+    /// The colour of its first replica: an index.
+    pub(crate) color: usize,
+    /// Shared by all that is shown at the same time.
+    pub(crate) turns: Arc<Turns>,
+}
+
+/// Prints the output of a service, or `only` that of one of its replicas.
+pub(crate) async fn merged(
+    context: &Context,
+    connection: &Connection,
+    detail: ServiceDetail,
+    only: Option<u32>,
+    show: ShowOptions,
+    look: Look,
+) -> CliResult {
     let highest = detail.replicas.iter().map(|replica| replica.number).max().unwrap_or(0);
+    let longest = label(&look.label, detail.view.replicas.max(highest)).len();
     let merge = Merge {
         connection,
         service: detail.view.service.clone(),
         only,
-        width: label(&detail.view.service, detail.view.replicas.max(highest)).len(),
+        width: longest.max(look.width),
+        label: look.label,
+        color: look.color,
         stdout_color: context.screen.color,
         stderr_color: anstream::AutoStream::choice(&std::io::stderr())
             != anstream::ColorChoice::Never,
-        turns: Arc::default(),
+        turns: look.turns,
     };
     if show.follow { merge.follow(detail, show).await } else { merge.once(&detail, show).await }
 }
@@ -119,6 +148,10 @@ struct Merge<'a> {
     service: Name,
     /// The only replica to show.
     only: Option<u32>,
+    /// What the service is called in front of its lines.
+    label: Name,
+    /// The colour of its first replica.
+    color: usize,
     /// The length of the longest label.
     width: usize,
     stdout_color: bool,
@@ -173,9 +206,9 @@ impl Merge<'_> {
         if self.only.is_some() {
             return Prefix::default();
         }
-        let plain = format!("{:width$} | ", label(&self.service, number), width = self.width);
+        let plain = format!("{:width$} | ", label(&self.label, number), width = self.width);
         // Colours that a program has left on end at the next line.
-        let color = COLORS[number as usize % COLORS.len()].on_default();
+        let color = COLORS[(self.color + number as usize) % COLORS.len()].on_default();
         let colored = format!("{Reset}{color}{plain}{color:#}");
         let choose = |color: bool| if color { colored.clone() } else { plain.clone() };
         Prefix { stdout: choose(self.stdout_color), stderr: choose(self.stderr_color) }
@@ -378,7 +411,7 @@ impl Merge<'_> {
 
 /// Reports the error of one replica: the others are still shown. Returns the exit code that it
 /// means.
-fn keep_on(result: CliResult<()>) -> CliResult<Option<u8>> {
+pub(crate) fn keep_on(result: CliResult<()>) -> CliResult<Option<u8>> {
     match result {
         Ok(()) => Ok(None),
         Err(CliError::StdoutClosed) => Err(CliError::StdoutClosed),

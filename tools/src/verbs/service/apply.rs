@@ -39,12 +39,12 @@ pub(super) async fn apply(context: &Context, args: ApplyArgs) -> CliResult {
 }
 
 /// Returns whether an apply changes nothing. A stopped service is started again.
-fn changes_nothing(spec: &ServiceSpec, plan: &ServicePlan) -> bool {
+pub(crate) fn changes_nothing(spec: &ServiceSpec, plan: &ServicePlan) -> bool {
     plan.before.as_deref() == Some(spec) && !plan.replaces
 }
 
 /// Says in one sentence what an apply changes.
-fn intent(spec: &ServiceSpec, plan: &ServicePlan) -> String {
+pub(crate) fn intent(spec: &ServiceSpec, plan: &ServicePlan) -> String {
     let name = &spec.name;
     let replicas = count(u64::from(spec.replicas), "replica");
     let Some(before) = &plan.before else {
@@ -99,7 +99,7 @@ fn show_plan(context: &Context, spec: &ServiceSpec, plan: &ServicePlan) -> CliRe
 }
 
 /// Describes a plan for people: the diff, and where replicas would go.
-fn describe(spec: &ServiceSpec, plan: &ServicePlan, diff: &str, color: bool) -> String {
+pub(crate) fn describe(spec: &ServiceSpec, plan: &ServicePlan, diff: &str, color: bool) -> String {
     if changes_nothing(spec, plan) {
         return format!("{}: nothing to change\n", spec.name);
     }

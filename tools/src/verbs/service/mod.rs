@@ -1,8 +1,8 @@
 //! `podmesh service`
 
-mod apply;
+pub(crate) mod apply;
 mod endpoints;
-mod wait;
+pub(crate) mod wait;
 
 use std::time::Duration;
 
@@ -119,7 +119,7 @@ async fn change(
 }
 
 /// Prints what a request did.
-fn tell(context: &Context, changed: &Changed) -> CliResult<()> {
+pub(crate) fn tell(context: &Context, changed: &Changed) -> CliResult<()> {
     if context.json() {
         return screen::json(&ServiceChangedOutput::from(changed));
     }
@@ -252,6 +252,7 @@ pub(crate) mod example {
                 existing: 2,
                 runs: "nginx:1.27".into(),
                 published: [("http".parse().unwrap(), 8080)].into(),
+                project: None,
             },
             spec: spec(),
             changed: Revision(9),

@@ -7,7 +7,8 @@ use std::time::{Duration, Instant};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use podmesh_protocol::ids::Name;
 use podmesh_protocol::service::{
-    ReplicaState as Replica, RevisionState, ServiceDetail, ServiceRevision, ServiceState as State,
+    ReplicaState as Replica, ReplicaView, RevisionState, ServiceDetail, ServiceRevision,
+    ServiceState as State,
 };
 
 use crate::connect::Connection;
@@ -32,7 +33,7 @@ const MESSAGE_LENGTH: usize = 300;
 
 /// What is waited for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Goal {
+pub(crate) enum Goal {
     /// All replicas of the revision are healthy.
     Healthy,
     /// No replica exists.
@@ -52,7 +53,7 @@ enum Verdict {
 
 /// Waits for the goal. Returns 0 if it is reached, 1 if it failed, 124 if `timeout` is over; says
 /// why on standard error.
-pub(super) async fn until(
+pub(crate) async fn until(
     connection: &Connection,
     asked: &Changed,
     goal: Goal,
@@ -171,9 +172,24 @@ fn judge(
             )),
             // After a scale, surplus replicas are still being stopped.
             None if state == State::Healthy && view.existing <= view.replicas => Verdict::Done,
-            None => Verdict::Wait,
+            None => match ended(detail) {
+                Some(why) => Verdict::Failed(why),
+                None => Verdict::Wait,
+            },
         },
     }
+}
+
+/// Returns why a service cannot become healthy any more: all its replicas have ended, not all of them
+/// with success, and are not started again.
+fn ended(detail: &ServiceDetail) -> Option<String> {
+    let over = |view: &ReplicaView| view.state == Replica::Ended;
+    if detail.view.state != State::Degraded || !detail.replicas.iter().all(over) {
+        return None;
+    }
+    let view = detail.replicas.first()?;
+    let message = view.message.as_deref().unwrap_or("it has ended");
+    Some(format!("{}.{}: {message}; it is not started again", detail.view.service, view.number))
 }
 
 /// Shows the progress on standard error: on a terminal as a bar, else as a line for each change.
@@ -280,6 +296,20 @@ mod tests {
         }
         assert!(healthy(State::Stopped, 4).is_some_and(|why| why.contains("service start web")));
         assert!(healthy(State::Removing, 4).is_some_and(|why| why.contains("removed")));
+    }
+
+    #[test]
+    fn replicas_that_all_have_ended_are_not_waited_for() {
+        let mut detail = with(State::Degraded, 4);
+        detail.replicas[0].state = Replica::Ended;
+        detail.replicas[0].message = Some("exit code 3".into());
+        assert_eq!(judged(&detail, Goal::Healthy, None), None);
+        detail.replicas[1].state = Replica::Ended;
+        let why = "web.1: exit code 3; it is not started again";
+        assert_eq!(judged(&detail, Goal::Healthy, None).as_deref(), Some(why));
+        // Those that have done their work count as healthy.
+        detail.view.state = State::Healthy;
+        assert_eq!(judged(&detail, Goal::Healthy, None).as_deref(), Some(""));
     }
 
     #[test]
