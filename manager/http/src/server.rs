@@ -163,7 +163,7 @@ impl Server {
         loop {
             tokio::select! {
                 biased;
-                _ = stopping.wait_for(|stopping| *stopping) => break,
+                () = async { _ = stopping.wait_for(|stopping| *stopping).await } => break,
                 Some(_) = accepting.connections.join_next() => {}
                 accepted = accept_tcp(tcp.as_ref()) => match accepted {
                     Ok((stream, peer, tls)) => accepting.tcp(stream, peer, tls),
