@@ -82,6 +82,11 @@ impl Api {
         self.with("Authorization", &format!("Bearer {}", token.trim()))
     }
 
+    /// Returns where the API is.
+    pub fn place(&self) -> &Place {
+        &self.place
+    }
+
     /// Opens a connection.
     ///
     /// # Errors

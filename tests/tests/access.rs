@@ -363,7 +363,7 @@ fn only_the_owner_can_use_the_managers_sockets_unless_a_group_is_set() {
     for (flags, mode) in [(vec![], 0o600), (vec!["--group", &own_group.name], 0o660)] {
         let mut mesh = Mesh::new(PODMESH).manager_flags(&flags);
         mesh.start_manager();
-        for name in ["control.sock", "publications.sock", "heartbeats.sock"] {
+        for name in ["control.sock", "publications.sock", "heartbeats.sock", "http.sock"] {
             let socket = fs::metadata(mesh.data_dir().join("run").join(name)).unwrap();
             assert_eq!(socket.mode() & 0o777, mode, "{name} with {flags:?}");
             assert_eq!(socket.gid(), own_group.gid.as_raw());

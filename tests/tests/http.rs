@@ -4,6 +4,7 @@
 
 mod http {
     mod access;
+    mod client;
     mod hostile;
     mod jobs;
     mod routes;

@@ -23,7 +23,7 @@ pub fn document() -> Value {
         path[route.method] = operation(&route, &mut generator);
     }
     generator.subschema_for::<Problem>();
-    json!({
+    let mut document = json!({
         "openapi": "3.1.0",
         "jsonSchemaDialect": "https://spec.openapis.org/oas/3.1/dialect/base",
         "info": {
@@ -49,7 +49,35 @@ pub fn document() -> Value {
                 },
             },
         },
-    })
+    });
+    enumerate_words(&mut document);
+    document
+}
+
+/// Writes words as `enum`: generators of clients do not understand a choice of constants. The
+/// descriptions of the words go into that of the whole.
+fn enumerate_words(value: &mut Value) {
+    match value {
+        Value::Object(fields) => {
+            fields.values_mut().for_each(enumerate_words);
+            let Some(Value::Array(choices)) = fields.get("oneOf") else { return };
+            let word = |choice: &Value| choice.get("const")?.as_str().map(str::to_owned);
+            let Some(words) = choices.iter().map(word).collect::<Option<Vec<_>>>() else { return };
+            let mut about =
+                fields.get("description").and_then(Value::as_str).unwrap_or("").to_owned();
+            for (word, choice) in words.iter().zip(choices) {
+                if let Some(text) = choice.get("description").and_then(Value::as_str) {
+                    about += &format!("\n* `{word}`: {text}");
+                }
+            }
+            fields.remove("oneOf");
+            fields.insert("type".into(), "string".into());
+            fields.insert("enum".into(), words.into());
+            fields.insert("description".into(), about.into());
+        }
+        Value::Array(values) => values.iter_mut().for_each(enumerate_words),
+        _ => {}
+    }
 }
 
 fn operation(route: &Route, generator: &mut SchemaGenerator) -> Value {

@@ -163,7 +163,7 @@ impl Server {
         loop {
             tokio::select! {
                 biased;
-                _ = stopping.wait_for(|stopping| *stopping) => break,
+                () = async { _ = stopping.wait_for(|stopping| *stopping).await } => break,
                 Some(_) = accepting.connections.join_next() => {}
                 accepted = accept_tcp(tcp.as_ref()) => match accepted {
                     Ok((stream, peer, tls)) => accepting.tcp(stream, peer, tls),
@@ -302,5 +302,110 @@ async fn serve(
     };
     if let Err(error) = result {
         tracing::debug!(%error, "a connection for HTTP ended");
+    }
+}
+
+#[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "tests")]
+mod tests {
+    use std::sync::Mutex;
+
+    use futures_util::FutureExt;
+    use futures_util::future::BoxFuture;
+    use podmesh_protocol::error::{ErrorCode, ErrorReply};
+    use podmesh_protocol::event::EventChunk;
+    use podmesh_protocol::ids::Revision;
+    use rustls::pki_types::ServerName;
+    use rustls::{ClientConfig, RootCertStore};
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio_rustls::TlsConnector;
+
+    use super::*;
+    use crate::door::Asker;
+
+    /// A door that lets nobody in, and notes who knocked.
+    struct Closed(Mutex<Vec<Option<String>>>);
+
+    impl Door for Closed {
+        fn admit(&self, _: &Peer, token: Option<&str>) -> Result<Arc<dyn Asker>, ErrorReply> {
+            self.0.lock().unwrap().push(token.map(str::to_owned));
+            Err(ErrorReply::new(ErrorCode::InvalidToken, "nobody"))
+        }
+
+        fn events(
+            &self,
+            since: Revision,
+        ) -> BoxFuture<'static, Result<(Vec<EventChunk>, Revision), ErrorReply>> {
+            std::future::ready(Ok((vec![], since))).boxed()
+        }
+
+        fn revisions(&self) -> watch::Receiver<Revision> {
+            watch::channel(Revision(0)).1
+        }
+
+        fn ready(&self) -> BoxFuture<'static, Result<(), ErrorReply>> {
+            std::future::ready(Ok(())).boxed()
+        }
+    }
+
+    #[tokio::test]
+    async fn a_server_with_a_certificate_speaks_https_and_nothing_else() {
+        let made = rcgen::generate_simple_self_signed(vec!["localhost".into()]).unwrap();
+        let folder = tempfile::tempdir().unwrap();
+        let (chain, key) = (folder.path().join("cert.pem"), folder.path().join("key.pem"));
+        std::fs::write(&chain, made.cert.pem()).unwrap();
+        std::fs::write(&key, made.signing_key.serialize_pem()).unwrap();
+        let config = Config {
+            listen: Some("0.0.0.0:0".parse().unwrap()),
+            tls: Some((chain, key)),
+            hosts: Hosts::new([]),
+            ..Config::default()
+        };
+        let server = Server::bind(config).unwrap();
+        let port = server.address().unwrap().port();
+        let door = Arc::new(Closed(Mutex::default()));
+        let (stop, stopping) = watch::channel(false);
+        let running = tokio::spawn(server.run(Arc::<Closed>::clone(&door), stopping));
+
+        let mut roots = RootCertStore::empty();
+        roots.add(made.cert.der().clone()).unwrap();
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let client = ClientConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .with_root_certificates(roots)
+            .with_no_client_auth();
+        let connect = || tokio::net::TcpStream::connect(("127.0.0.1", port));
+        let name = ServerName::try_from("localhost").unwrap();
+        let connector = TlsConnector::from(Arc::new(client));
+        let mut secure = connector.connect(name, connect().await.unwrap()).await.unwrap();
+        let ask = "GET /api/v1/me HTTP/1.1\r\nHost: localhost\r\nOrigin: https://localhost\r\nAuthorization: Bearer abc\r\nConnection: close\r\n\r\n";
+        secure.write_all(ask.as_bytes()).await.unwrap();
+        let mut answer = Vec::new();
+        secure.read_to_end(&mut answer).await.unwrap();
+        let answer = String::from_utf8(answer).unwrap();
+        assert!(answer.starts_with("HTTP/1.1 401"), "{answer}");
+        assert_eq!(*door.0.lock().unwrap(), [Some("abc".to_owned())]);
+
+        let mut plain = connect().await.unwrap();
+        plain.write_all(ask.as_bytes()).await.unwrap();
+        let mut answer = Vec::new();
+        _ = plain.read_to_end(&mut answer).await;
+        assert!(!answer.starts_with(b"HTTP"), "a token in the clear is not answered");
+        assert_eq!(door.0.lock().unwrap().len(), 1);
+
+        stop.send_replace(true);
+        running.await.unwrap().unwrap();
+    }
+
+    #[test]
+    fn only_loopback_is_served_in_the_clear() {
+        let bind = |address: &str| {
+            Server::bind(Config { listen: Some(address.parse().unwrap()), ..Config::default() })
+        };
+        for open in ["0.0.0.0:0", "[::]:0", "192.0.2.1:80"] {
+            assert!(matches!(bind(open), Err(HttpError::Insecure { .. })), "{open}");
+        }
+        assert!(bind("127.0.0.1:0").unwrap().address().is_some());
     }
 }

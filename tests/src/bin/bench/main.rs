@@ -9,6 +9,7 @@ mod containers;
 mod faults;
 mod history;
 mod hostile;
+mod http;
 mod latency;
 mod logs;
 mod noop;
@@ -26,7 +27,7 @@ use std::process::ExitCode;
 /// The name of a measure and its function.
 type Measure = (&'static str, fn(&mut table::Table));
 
-const MEASURES: [Measure; 18] = [
+const MEASURES: [Measure; 19] = [
     ("noop", noop::measure),
     ("shapes", shapes::measure),
     ("history", history::measure),
@@ -37,6 +38,7 @@ const MEASURES: [Measure; 18] = [
     ("proxy", proxy::measure),
     ("services", services::measure),
     ("hostile", hostile::measure),
+    ("http", http::measure),
     ("logs", logs::measure),
     ("churn", churn::measure),
     ("kills", faults::kills::measure),

@@ -1,0 +1,171 @@
+//! The API over HTTP: submissions and reads against ROUTER, and the cost of many streams of events.
+
+use std::io::Write;
+use std::time::{Duration, Instant};
+
+use futures_util::future::join_all;
+use podmesh_protocol::client::RequestBody;
+use podmesh_protocol::ids::{JobId, SubmissionId};
+use podmesh_protocol::spec::RuntimeSpec;
+use podmesh_tests::api::{Api, Place, Reply};
+use serde_json::json;
+
+use crate::rig::{Rig, job};
+use crate::table::{Table, median, percentile};
+
+/// Jobs of one round, and of one batch: as many as ROUTER gets at a time.
+const JOBS: usize = 5_000;
+const BATCH: usize = 500;
+/// Reads of one round.
+const READS: usize = 2_000;
+const READERS: usize = 1_000;
+const FLAGS: [&str; 5] = ["--enable-noop", "--cpus", "1000", "--docker", "off"];
+
+pub(crate) fn measure(table: &mut Table) {
+    let mut rig = Rig::new(&["a", "b"], &FLAGS);
+    let api = Api::new(Place::Socket(rig.mesh.http_socket()));
+    let (mut http, mut router) = (vec![], vec![]);
+    for _ in 0..3 {
+        http.push(submit_by_http(&api));
+        router.push(submit_by_router(&rig));
+    }
+    let name = "submits/s over HTTP, one connection, in batches, against ROUTER";
+    table.ratio(name, median(http), median(router), "/s", "0.5");
+
+    let (mut http, mut router) = (read_by_http(&api), read_by_router(&rig));
+    let ours = percentile(&mut http, 0.5).as_secs_f64() * 1e6;
+    let theirs = percentile(&mut router, 0.5).as_secs_f64() * 1e6;
+    table.figure(
+        "GET of one job minus a round trip at ROUTER, p50",
+        format!("{ours:.0} µs - {theirs:.0} µs = {:.0} µs", ours - theirs),
+        "150 µs",
+    );
+
+    let rate = |rig: &Rig| rig.rate(job(RuntimeSpec::Noop, &[], 100_000));
+    rate(&rig);
+    let mut alone = vec![];
+    let mut beside = vec![];
+    let idle = rig.mesh.manager().resident_bytes();
+    let mut each = 0;
+    for _ in 0..3 {
+        alone.push(rate(&rig));
+        let readers = Readers::start(&api);
+        each = rig.mesh.manager().resident_bytes().saturating_sub(idle) / READERS as u64;
+        beside.push(rate(&rig));
+        drop(readers);
+    }
+    let name = "no-op tasks/s beside 1,000 streams of events, against none";
+    table.ratio(name, median(beside), median(alone), "/s", "0.8");
+    table.figure("memory of each stream", format!("{} KiB", each / 1024), "64 KiB");
+}
+
+fn submit_by_http(api: &Api) -> f64 {
+    // No node has the label, so that only submissions are measured.
+    let job = json!({ "job": { "name": "bench", "spec": {
+        "runtime": "noop", "require": { "nowhere": "yes" } } } });
+    let body = json!({ "jobs": vec![job; BATCH] });
+    let request = api.request("POST", "/api/v1/jobs/batch", Some(&body));
+    let mut connection = api.connect().unwrap();
+    let began = Instant::now();
+    for _ in 0..JOBS / BATCH {
+        connection.write_all(request.as_bytes()).unwrap();
+        let mut reply = Reply::read(connection).unwrap();
+        assert_eq!(reply.status, 200);
+        reply.body().unwrap();
+        connection = reply.into_connection();
+    }
+    rate(began)
+}
+
+fn submit_by_router(rig: &Rig) -> f64 {
+    let mut spec = job(RuntimeSpec::Noop, &[], 1);
+    spec.require = [("nowhere".parse().unwrap(), "yes".to_owned())].into();
+    let began = Instant::now();
+    for _ in 0..JOBS / BATCH {
+        let submits = (0..BATCH).map(|_| {
+            let submission = SubmissionId(uuid::Uuid::now_v7());
+            rig.client.request(RequestBody::Submit { submission, spec: Box::new(spec.clone()) })
+        });
+        rig.runtime.block_on(join_all(submits)).into_iter().for_each(|reply| _ = reply.unwrap());
+    }
+    rate(began)
+}
+
+#[expect(clippy::cast_precision_loss, reason = "a few thousand")]
+fn rate(began: Instant) -> f64 {
+    JOBS as f64 / began.elapsed().as_secs_f64()
+}
+
+fn read_by_http(api: &Api) -> Vec<Duration> {
+    let request = api.request("GET", "/api/v1/jobs/1", None);
+    let mut connection = api.connect().unwrap();
+    let mut times = Vec::new();
+    for _ in 0..READS {
+        let began = Instant::now();
+        connection.write_all(request.as_bytes()).unwrap();
+        let mut reply = Reply::read(connection).unwrap();
+        reply.body().unwrap();
+        times.push(began.elapsed());
+        connection = reply.into_connection();
+    }
+    times
+}
+
+fn read_by_router(rig: &Rig) -> Vec<Duration> {
+    let read = || RequestBody::Job { job: JobId(1), since: None, wait_ms: 0 };
+    let mut times = Vec::new();
+    for _ in 0..READS {
+        let began = Instant::now();
+        rig.ask(read());
+        times.push(began.elapsed());
+    }
+    times
+}
+
+/// Streams of events from now on, which one thread reads.
+struct Readers {
+    stop: std::sync::Arc<std::sync::atomic::AtomicBool>,
+    reading: Option<std::thread::JoinHandle<()>>,
+}
+
+impl Readers {
+    fn start(api: &Api) -> Self {
+        use std::os::unix::net::UnixStream;
+        use std::sync::atomic::Ordering;
+
+        let Place::Socket(path) = api.place() else { panic!("not a socket") };
+        let request = api.with("Accept", "text/event-stream");
+        let request = request.request("GET", "/api/v1/events", None);
+        let open = || {
+            let mut stream = UnixStream::connect(path).unwrap();
+            stream.write_all(request.as_bytes()).unwrap();
+            let mut first = [0; 15];
+            std::io::Read::read_exact(&mut stream, &mut first).unwrap();
+            assert_eq!(&first, b"HTTP/1.1 200 OK");
+            stream.set_nonblocking(true).unwrap();
+            stream
+        };
+        let mut streams: Vec<UnixStream> = (0..READERS).map(|_| open()).collect();
+        let stop = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(false));
+        let stopped = std::sync::Arc::clone(&stop);
+        let reading = std::thread::spawn(move || {
+            let mut bytes = vec![0; 64 << 10];
+            while !stopped.load(Ordering::Relaxed) {
+                for stream in &mut streams {
+                    _ = std::io::Read::read(stream, &mut bytes);
+                }
+                std::thread::sleep(Duration::from_millis(100));
+            }
+        });
+        Self { stop, reading: Some(reading) }
+    }
+}
+
+impl Drop for Readers {
+    fn drop(&mut self) {
+        self.stop.store(true, std::sync::atomic::Ordering::Relaxed);
+        if let Some(reading) = self.reading.take() {
+            _ = reading.join();
+        }
+    }
+}
