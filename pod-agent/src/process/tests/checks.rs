@@ -22,7 +22,7 @@ fn replica(run: &mut RunSpec) {
 }
 
 impl Node {
-    /// Starts a replica, and waits until its script has printed `ready`.
+    /// Starts a replica, and waits until its script has printed `ready` and checks can run.
     async fn start_replica(&self, script: &str) {
         self.start_with(|run| {
             run.command =
@@ -31,6 +31,10 @@ impl Node {
             replica(run);
         });
         self.printed("ready").await;
+        // It can print before its start is noted. Checks begin after that.
+        while self.check("true").await == Err("the replica has ended".into()) {
+            tokio::task::yield_now().await;
+        }
     }
 
     fn check_for(&self, command: &[&str], limit: Duration) -> impl Future<Output = Said> + use<> {
