@@ -152,8 +152,10 @@ async fn a_killed_proxy_is_replaced_and_knows_the_endpoints() {
     acked(&mut acks, 2).await;
     assert_ne!(node.pid(), killed);
     asks(&mut node.client(), b"fresh");
-    // SIGTERM ends it in the same way as the agent does.
-    kill(node.pid(), Signal::SIGTERM).unwrap();
+    // SIGTERM ends it in the same way as the agent does. Until then it can still answer.
+    let asked = node.pid();
+    kill(asked, Signal::SIGTERM).unwrap();
+    until_true("it ends", || proxy::pid(node.folder.path()) != Some(asked));
     link.apply(node.endpoints(3));
     acked(&mut acks, 3).await;
     asks(&mut node.client(), b"again");

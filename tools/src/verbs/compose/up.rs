@@ -3,7 +3,7 @@
 use std::time::Instant;
 
 use podmesh_protocol::ids::Name;
-use podmesh_protocol::service::{ServicePlan, ServiceRequest, ServiceView};
+use podmesh_protocol::service::{DependsOn, ServicePlan, ServiceRequest, ServiceView};
 
 use super::down;
 use crate::cli::compose::UpArgs;
@@ -49,7 +49,10 @@ pub(super) async fn up(context: &Context, options: &Options, args: &UpArgs) -> C
         changes.push(changed);
     }
     remove_orphans(&connection, &project.name, orphans, args).await?;
-    if args.wait.wait { wait_for_all(&connection, &changes, args, begun).await } else { Ok(0) }
+    if !args.wait.wait {
+        return Ok(0);
+    }
+    wait_for_all(&connection, &project, &changes, args, begun).await
 }
 
 /// Refuses services whose names others have: those of another project, or of none.
@@ -121,16 +124,23 @@ async fn remove_orphans(
     Ok(())
 }
 
-/// Waits until all services are healthy, or have completed.
+/// Waits until all services are healthy, and those whose end others wait for have ended.
 async fn wait_for_all(
     connection: &Connection,
+    project: &Project,
     changes: &[Changed],
     args: &UpArgs,
     begun: Instant,
 ) -> CliResult {
     for changed in changes {
         let left = args.wait.timeout.map(|Span(all)| Span(all.saturating_sub(begun.elapsed())));
-        let code = wait::until(connection, changed, Goal::Healthy, left).await?;
+        let needs = project.members.iter().map(|member| &member.spec.depends_on);
+        let mut needs = needs.filter_map(|needs| needs.get(&changed.service));
+        let goal = match needs.any(|needs| *needs == DependsOn::Completed) {
+            true => Goal::Completed,
+            false => Goal::Healthy,
+        };
+        let code = wait::until(connection, changed, goal, left).await?;
         if code != 0 {
             return Ok(code);
         }

@@ -36,6 +36,8 @@ const MESSAGE_LENGTH: usize = 300;
 pub(crate) enum Goal {
     /// All replicas of the revision are healthy.
     Healthy,
+    /// All replicas of the revision have ended with success.
+    Completed,
     /// No replica exists.
     Stopped,
     /// The service is gone.
@@ -78,6 +80,7 @@ impl Goal {
     fn word(self) -> &'static str {
         match self {
             Self::Healthy => "healthy",
+            Self::Completed => "done",
             Self::Stopped => "stopped",
             Self::Removed => "removed",
         }
@@ -158,20 +161,26 @@ fn judge(
         (Goal::Stopped, _) => Verdict::Failed("somebody has started it again".into()),
         (Goal::Removed, _) => Verdict::Failed("somebody has created it again".into()),
         // The exit code says how it ended, so the end of the way back is waited for.
-        (Goal::Healthy, State::RollingBack) => Verdict::Wait,
-        (Goal::Healthy, State::Removing) => Verdict::Failed("it is being removed".into()),
-        (Goal::Healthy, State::Stopped) => Verdict::Failed(format!(
+        (Goal::Healthy | Goal::Completed, State::RollingBack) => Verdict::Wait,
+        (Goal::Healthy | Goal::Completed, State::Removing) => {
+            Verdict::Failed("it is being removed".into())
+        }
+        (Goal::Healthy | Goal::Completed, State::Stopped) => Verdict::Failed(format!(
             "it is stopped; to start it: podmesh service start {}",
             view.service
         )),
-        (Goal::Healthy, state) => match failed() {
+        (Goal::Healthy | Goal::Completed, state) => match failed() {
             Some(why) => Verdict::Failed(why),
             None if view.revision != revision => Verdict::Failed(format!(
                 "another change came in between: its revision is now {}",
                 view.revision
             )),
             // After a scale, surplus replicas are still being stopped.
-            None if state == State::Healthy && view.existing <= view.replicas => Verdict::Done,
+            None if state == State::Healthy
+                && view.existing <= if goal == Goal::Completed { 0 } else { view.replicas } =>
+            {
+                Verdict::Done
+            }
             None => match ended(detail) {
                 Some(why) => Verdict::Failed(why),
                 None => Verdict::Wait,
@@ -310,6 +319,10 @@ mod tests {
         // Those that have done their work count as healthy.
         detail.view.state = State::Healthy;
         assert_eq!(judged(&detail, Goal::Healthy, None).as_deref(), Some(""));
+        // One that still runs is healthy, but not done.
+        assert_eq!(judged(&detail, Goal::Completed, None), None);
+        detail.view.existing = 0;
+        assert_eq!(judged(&detail, Goal::Completed, None).as_deref(), Some(""));
     }
 
     #[test]
