@@ -100,7 +100,7 @@ fn slow_clients_are_disconnected_and_hold_up_nobody() {
     let token = token(&mesh, "operator");
     let api = remote(&mesh).bearing(&token);
     let began = Instant::now();
-    // One says nothing, one sends a header bit by bit, one sends no body, one is idle after a reply.
+    // One says nothing, one sends a header bit by bit.
     let silent = TcpStream::connect(mesh.http_address()).unwrap();
     let mut drip = TcpStream::connect(mesh.http_address()).unwrap();
     let mut dripping = drip.try_clone().unwrap();
@@ -113,8 +113,6 @@ fn slow_clients_are_disconnected_and_hold_up_nobody() {
             std::thread::sleep(Duration::from_millis(100));
         }
     });
-    let idle = api.get("/api/v1/me").status;
-    assert_eq!(idle, 200);
     for mut connection in [silent, dripping.try_clone().unwrap()] {
         connection.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
         let mut answer = Vec::new();
