@@ -105,13 +105,18 @@ impl Core {
         })
     }
 
-    /// Looks again at the services that wait for one.
+    /// Looks again at the services that wait for one and can start now. The others stay as they are:
+    /// a rollback can make services wait for each other, and they would be looked at for ever.
     pub(super) fn mark_dependents(&mut self, name: &Name) {
-        let waiting = self
-            .services
-            .dependents
-            .of(name)
-            .filter(|dependent| self.services.jobs_of(dependent).next().is_none());
+        let can_start = |dependent: &&Name| {
+            self.services.jobs_of(dependent).next().is_none()
+                && self.state.services.get(*dependent).is_some_and(|service| {
+                    service.wanted() > 0
+                        && service.failures.is_empty()
+                        && self.waits_for_services(service).is_empty()
+                })
+        };
+        let waiting = self.services.dependents.of(name).filter(can_start);
         let waiting: Vec<Name> = waiting.cloned().collect();
         self.services.dirty.extend(waiting);
     }

@@ -340,3 +340,29 @@ fn services_cannot_wait_in_a_circle() {
         assert_eq!(mesh.detail(service).view.state, ServiceState::Healthy, "{service}");
     }
 }
+
+#[test]
+fn services_that_wait_for_each_other_after_a_rollback_stop_nothing_else() {
+    let mut mesh = Mesh::new(&["a"]);
+    // What `web` goes back to waits for `db`, which may wait for `web` meanwhile.
+    mesh.apply(plain("db", 1));
+    mesh.apply(after(web(1), "db", DependsOn::Healthy));
+    mesh.play();
+    mesh.health.insert(2, Health::Starting);
+    mesh.apply(web_with(1, "new"));
+    mesh.play();
+    mesh.change_of("db", ServiceChange::Stop).unwrap();
+    mesh.apply(after(plain("db", 1), "web", DependsOn::Healthy));
+    mesh.change_of("db", ServiceChange::Stop).unwrap();
+    mesh.pass(300_000);
+    assert_eq!(mesh.show().view.revision, 1, "it went back");
+    mesh.change(ServiceChange::Stop).unwrap();
+    mesh.play();
+    mesh.change(ServiceChange::Start).unwrap();
+    mesh.change_of("db", ServiceChange::Start).unwrap();
+    mesh.play();
+    assert!(mesh.waits("web").contains("`db`") && mesh.waits("db").contains("`web`"));
+    mesh.apply(plain("other", 1));
+    mesh.play();
+    assert_eq!(mesh.detail("other").view.state, ServiceState::Healthy);
+}
