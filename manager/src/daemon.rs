@@ -22,7 +22,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::{JoinError, JoinHandle, JoinSet};
 use uuid::Uuid;
 
-use crate::api::{self, Api, Identity};
+use crate::api::{self, Api, Identity, Measured};
 use crate::api_tokens::ApiTokens;
 use crate::callers::{Callers, Ours, RunId};
 use crate::clock::{Clock, millis};
@@ -33,6 +33,7 @@ use crate::heartbeat::Heartbeats;
 use crate::http::{self, ManagerDoor, Shared};
 use crate::log_reads::LogReads;
 use crate::messages::Messages;
+use crate::metrics::EventCounts;
 use crate::own_key::OwnKey;
 use crate::publisher::{self, Beacon, Hints};
 use crate::retention::Sweeper;
@@ -288,6 +289,7 @@ impl Parts {
         let messages = Messages::new(sender, run);
         let (hints, log_reads) = (Arc::new(Hints::default()), Arc::new(LogReads::default()));
         let (waiters, turns) = (Arc::new(Waiters::default()), Arc::new(Turns::new()));
+        let counts = Arc::new(EventCounts::default());
         let handles = Handles {
             core: core.clone(),
             reads: reads.clone(),
@@ -315,6 +317,11 @@ impl Parts {
             log_reads: Arc::clone(&log_reads),
             waiters: Arc::clone(&waiters),
             turns: Arc::clone(&turns),
+            measured: Measured {
+                events: Arc::clone(&counts),
+                store: writer.measures(),
+                heartbeats: heartbeats.clone(),
+            },
             stopping: stopping_receiver.clone(),
         });
 
@@ -394,6 +401,7 @@ impl Parts {
             heartbeats,
             log_reads,
             hints,
+            counts,
             revisions,
             waiters,
             turns,

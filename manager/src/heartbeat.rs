@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use podmesh_manager_core::input::{HeartbeatChange, Input};
 use podmesh_manager_core::lease::LeaseTable;
+use podmesh_metrics::{Buckets, Histogram};
 use podmesh_protocol::access::{Caller, Role};
 use podmesh_protocol::ids::{Epoch, Name};
 use podmesh_wire::heartbeat::{Beat, read_beat, write_beat};
@@ -21,6 +22,9 @@ use crate::core::CoreHandle;
 
 /// The time limit for the first beat of a new stream, and for sending an answer.
 const BEAT_LIMIT: Duration = Duration::from_secs(5);
+/// The upper ends of the intervals of delays, in seconds.
+const DELAY_BOUNDS: &[f64] =
+    &[0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0, 15.0];
 
 /// A shared handle to the watched sessions.
 #[derive(Clone)]
@@ -34,6 +38,8 @@ struct Shared {
     table: Mutex<Table>,
     /// Notified when the next wakeup has changed, or the thread must end.
     changed: Notify,
+    /// How much later than the interval beats came.
+    delays: Histogram,
 }
 
 struct Table {
@@ -57,7 +63,9 @@ impl Heartbeats {
             last_stream: 0,
             stopping: false,
         };
-        let shared = Shared { clock, core, table: Mutex::new(table), changed: Notify::new() };
+        let delays = Histogram::new(DELAY_BOUNDS);
+        let table = Mutex::new(table);
+        let shared = Shared { clock, core, table, changed: Notify::new(), delays };
         Self { shared: Arc::new(shared) }
     }
 
@@ -77,6 +85,11 @@ impl Heartbeats {
         if let Some((_, Some(stream))) = table.sessions.remove(&epoch) {
             stream.task.abort();
         }
+    }
+
+    /// Returns how much later than the interval beats came.
+    pub(crate) fn delays(&self) -> Buckets {
+        self.shared.delays.buckets()
     }
 
     /// Tells the thread to end.
@@ -199,7 +212,11 @@ impl Shared {
             if !table.is_stream(epoch, number) || !table.leases.watches(epoch) {
                 return false;
             }
-            table.leases.on_beat(self.clock.mono_ms(), epoch)
+            let now_ms = self.clock.mono_ms();
+            if let Some(ms) = table.leases.delay_ms(now_ms, epoch) {
+                self.delays.add(Duration::from_millis(ms));
+            }
+            table.leases.on_beat(now_ms, epoch)
         };
         if let Some(change) = change {
             self.tell(epoch, change);

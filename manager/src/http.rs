@@ -166,6 +166,14 @@ impl Asker for HttpAsker {
         .boxed()
     }
 
+    fn metrics(&self) -> BoxFuture<'static, Result<String, ErrorReply>> {
+        if let Err(error) = self.check() {
+            return std::future::ready(Err(error)).boxed();
+        }
+        let (api, client) = (self.shared.api.clone(), self.client.clone());
+        async move { api.metrics(&client).await }.boxed()
+    }
+
     fn check(&self) -> Result<(), ErrorReply> {
         self.token.map_or(Ok(()), |id| self.shared.tokens.check(id))
     }

@@ -15,6 +15,7 @@ use crate::core::CoreHandle;
 use crate::heartbeat::Heartbeats;
 use crate::log_reads::LogReads;
 use crate::messages::Messages;
+use crate::metrics::EventCounts;
 use crate::publisher::Hints;
 use crate::store::Commit;
 use crate::turns::Turns;
@@ -29,6 +30,7 @@ pub(crate) struct Sender {
     pub(crate) heartbeats: Heartbeats,
     pub(crate) log_reads: Arc<LogReads>,
     pub(crate) hints: Arc<Hints>,
+    pub(crate) counts: Arc<EventCounts>,
     /// The last committed revision.
     pub(crate) revisions: watch::Sender<Revision>,
     pub(crate) waiters: Arc<Waiters>,
@@ -49,6 +51,9 @@ impl Sender {
             let Some(Commit { effects, chunks, touched }) = next else { return self.messages };
             if let Some(newest) = chunks.last() {
                 self.revisions.send_replace(newest.chunk.last());
+            }
+            for fact in chunks.iter().flat_map(|committed| &committed.chunk.facts) {
+                self.counts.count(fact);
             }
             self.hints.add(chunks);
             for effect in effects {

@@ -202,5 +202,7 @@ pub const READS_PER_SECOND_MAX: u32 = 300;
 pub const HTTP_CONNECTIONS_MAX: usize = 4096;
 /// Bytes of the headers of one HTTP request.
 pub const HTTP_HEADER_BYTES_MAX: usize = 16 << 10;
+/// Nodes, and services, that have metrics of their own. Those of the others are summed.
+pub const METRIC_NAMES_MAX: usize = 1000;
 /// Headers of one HTTP request.
 pub const HTTP_HEADERS_MAX: usize = 100;

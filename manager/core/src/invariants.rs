@@ -51,6 +51,7 @@ impl Core {
         assert_eq!((by_epoch.len(), by_connection.len()), (sessions, sessions), "sessions");
         assert_eq!(self.timers.iter().copied().collect::<BTreeSet<_>>(), timers, "timers");
         self.check_queue();
+        self.check_measures();
         self.check_bonds();
         self.check_services();
     }
@@ -70,7 +71,7 @@ impl Core {
         );
         assert_eq!(counts.cancelled > 0 || job.cancelling, job.cancelling, "job {id}: cancelled");
         let mut seen = BTreeSet::new();
-        for index in dispatch.waiting.iter().map(|(_, index)| index).chain(&dispatch.ready) {
+        for index in dispatch.waiting.iter().map(|(_, index)| index).chain(dispatch.ready.keys()) {
             assert!(seen.insert(*index), "task {id}.{index} waits once");
         }
         assert!(job.retries.keys().eq(&seen), "job {id}: the tasks that wait for a retry");

@@ -19,6 +19,7 @@ use podmesh_protocol::time::{Millis, Now};
 
 use crate::faults::planted;
 use crate::input::Ticket;
+use crate::measures::Counted;
 use crate::nodes::NodeIx;
 use crate::placement::{QueueKey, ShapeId};
 use crate::state::{ActiveAttempt, Job};
@@ -35,25 +36,31 @@ pub(crate) struct Dispatch {
     pub(crate) shape: ShapeId,
     /// The tasks whose retry is not due yet, by the time at which it is, and their index.
     pub(crate) waiting: BTreeSet<(Millis, u32)>,
-    /// The tasks whose retry is due, by index.
-    pub(crate) ready: BTreeSet<u32>,
+    /// The tasks whose retry is due, by index, and since when.
+    pub(crate) ready: BTreeMap<u32, Millis>,
+    /// When the job came. After a restart of the manager: the time of the restart.
+    pub(crate) since_ms: Millis,
     /// The sessions that the spec was sent to, by node.
     pub(crate) told: BTreeMap<NodeIx, Epoch>,
     /// When the first of `waiting` is due. The timers hold the same time.
     pub(crate) timer: Option<Millis>,
     /// Whether the job is in [`Core::dirty`].
     pub(crate) dirty: bool,
+    /// The job as it is part of the totals; `None` if it is new.
+    pub(crate) counted: Option<Counted>,
 }
 
 impl Dispatch {
-    pub(crate) fn new(shape: ShapeId) -> Self {
+    pub(crate) fn new(shape: ShapeId, since_ms: Millis) -> Self {
         Self {
             shape,
             waiting: BTreeSet::new(),
-            ready: BTreeSet::new(),
+            ready: BTreeMap::new(),
+            since_ms,
             told: BTreeMap::new(),
             timer: None,
             dirty: false,
+            counted: None,
         }
     }
 
@@ -62,17 +69,17 @@ impl Dispatch {
         !job.cancelling && (!self.ready.is_empty() || job.fresh() > 0)
     }
 
-    /// Takes the next task to place: its index, and the number of its next attempt. Retries go
-    /// first.
-    pub(crate) fn pop_ready(&mut self, job: &Job) -> Option<(u32, u32)> {
+    /// Takes the next task to place: its index, the number of its next attempt, and since when it
+    /// may be placed. Retries go first.
+    pub(crate) fn pop_ready(&mut self, job: &Job) -> Option<(u32, u32, Millis)> {
         if job.cancelling {
             return None;
         }
-        if let Some(index) = self.ready.pop_first() {
-            return Some((index, job.retries.get(&index)?.number + 1));
+        if let Some((index, since_ms)) = self.ready.pop_first() {
+            return Some((index, job.retries.get(&index)?.number + 1, since_ms));
         }
         let index = u32::try_from(job.next_index).ok()?;
-        job.spec.array.contains(index).then_some((index, 1))
+        job.spec.array.contains(index).then_some((index, 1, self.since_ms))
     }
 
     fn refresh_timer(&mut self, id: JobId, timers: &mut Timers) {
@@ -216,7 +223,7 @@ impl Core {
         self.submissions.insert(job.submission, id);
         self.bonds.add_job(id, &job.spec);
         let needs = self.needs_of(&job.spec);
-        let dispatch = Dispatch::new(self.queue.intern(needs, &self.nodes));
+        let dispatch = Dispatch::new(self.queue.intern(needs, &self.nodes), self.now.mono_ms);
         if dispatch.has_ready(job) {
             self.queue.add(dispatch.shape, job.key());
         }
@@ -291,7 +298,7 @@ impl Core {
             };
             while room > 0 {
                 let waiting = &mut dispatch.waiting;
-                let next = dispatch.ready.pop_first();
+                let next = dispatch.ready.pop_first().map(|(index, _)| index);
                 let next = next.or_else(|| waiting.pop_first().map(|(_, index)| index));
                 let Some(index) = next else { break };
                 let retry = self.state.jobs.get(&id).and_then(|job| job.retries.get(&index));
@@ -314,7 +321,7 @@ impl Core {
         let Some(job) = self.state.jobs.get(&task.job) else { return };
         let Some(dispatch) = self.dispatch.get_mut(&task.job) else { return };
         if after_ms == 0 {
-            dispatch.ready.insert(task.index);
+            dispatch.ready.insert(task.index, now.mono_ms);
             self.queue.add(dispatch.shape, job.key());
         } else {
             dispatch.waiting.insert((now.mono_ms.saturating_add(after_ms), task.index));
@@ -330,7 +337,7 @@ impl Core {
             && due <= now.mono_ms
         {
             dispatch.waiting.pop_first();
-            dispatch.ready.insert(index);
+            dispatch.ready.insert(index, due);
         }
         if dispatch.has_ready(job) {
             self.queue.add(dispatch.shape, job.key());
@@ -350,10 +357,12 @@ impl Core {
     /// Saves the rows of the changed jobs, and lets go of those that have ended.
     pub(crate) fn settle_jobs(&mut self, now: Now, out: &mut Step) {
         for id in core::mem::take(&mut self.dirty) {
+            let Some(job) = self.state.jobs.get(&id) else { continue };
             if let Some(dispatch) = self.dispatch.get_mut(&id) {
                 dispatch.dirty = false;
+                let counted = Counted::of(job);
+                self.measures.totals.replace(dispatch.counted.replace(counted), counted);
             }
-            let Some(job) = self.state.jobs.get(&id) else { continue };
             if !job.is_over() {
                 let row = job.row(None);
                 self.state.record(out, Change::JobUpdated(row));

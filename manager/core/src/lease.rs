@@ -68,6 +68,14 @@ impl LeaseTable {
         self.sessions.contains_key(&epoch)
     }
 
+    /// Returns how many milliseconds later than expected a beat comes that is here now: after the
+    /// interval since the last one, or since the session was opened. `None` if the session is not
+    /// watched.
+    pub fn delay_ms(&self, now_ms: Millis, epoch: Epoch) -> Option<u64> {
+        let heartbeat = self.sessions.get(&epoch)?;
+        Some(now_ms.saturating_sub(heartbeat.last_ms).saturating_sub(self.heartbeat_ms))
+    }
+
     /// Starts to watch a session. Its lease runs from now on.
     pub fn open(&mut self, now_ms: Millis, epoch: Epoch) {
         if self.sessions.is_empty() {

@@ -49,6 +49,7 @@ pub mod input;
 mod invariants;
 mod jobs;
 pub mod lease;
+pub mod measures;
 mod nodes;
 mod placement;
 mod renewal;
@@ -82,6 +83,7 @@ use crate::access::{Access, NewToken};
 use crate::bonds::Bonds;
 use crate::input::{Command, Input, Ticket};
 use crate::jobs::{Dispatch, Submissions};
+use crate::measures::Measures;
 use crate::nodes::{NodeIx, Nodes};
 use crate::placement::Queue;
 use crate::services::Services;
@@ -129,6 +131,8 @@ pub struct Core {
     dirty: Vec<JobId>,
     /// Nodes that this step has messages for.
     touched: BTreeSet<NodeIx>,
+    /// The counts of the queue's jobs in it are always 0.
+    measures: Measures,
     #[cfg(feature = "planted-faults")]
     fault: Option<faults::Fault>,
 }

@@ -96,7 +96,8 @@ impl Core {
         if let Some(delivery) = delivery {
             delivery.heard = true;
             if fact == ReportFact::Started && active.state != AttemptState::Running {
-                delivery.since_ms = now.mono_ms;
+                let assigned_ms = core::mem::replace(&mut delivery.since_ms, now.mono_ms);
+                self.measures.note_start(now.mono_ms, assigned_ms);
             }
         }
         let wall_ms = now.wall_ms;

@@ -10,6 +10,7 @@ use podmesh_protocol::time::Now;
 use crate::access::Access;
 use crate::bonds::Bonds;
 use crate::jobs::Submissions;
+use crate::measures::{Counted, Measures};
 use crate::nodes::{Delivery, NodeIx, Nodes};
 use crate::placement::Queue;
 use crate::services::Services;
@@ -41,6 +42,7 @@ impl Core {
             draining: BTreeSet::new(),
             dirty: Vec::new(),
             touched: BTreeSet::new(),
+            measures: Measures::default(),
             #[cfg(feature = "planted-faults")]
             fault: None,
         };
@@ -56,9 +58,20 @@ impl Core {
         for id in jobs {
             core.add_job(id);
             core.restore_tasks(now, id);
+            core.count_restored(id);
         }
         core.settle_bonds();
         core
+    }
+
+    fn count_restored(&mut self, id: JobId) {
+        let (Some(job), Some(dispatch)) = (self.state.jobs.get(&id), self.dispatch.get_mut(&id))
+        else {
+            return;
+        };
+        let counted = Counted::of(job);
+        dispatch.counted = Some(counted);
+        self.measures.totals.add(counted);
     }
 
     fn restore_tasks(&mut self, now: Now, id: JobId) {

@@ -3,10 +3,11 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 
+use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use podmesh_protocol::access::Caller;
 use podmesh_protocol::client::{ReplyBody, RequestBody};
-use podmesh_protocol::error::ErrorReply;
+use podmesh_protocol::error::{ErrorCode, ErrorReply};
 use podmesh_protocol::event::EventChunk;
 use podmesh_protocol::ids::Revision;
 use tokio::sync::watch;
@@ -59,6 +60,15 @@ pub trait Asker: Send + Sync + 'static {
     /// What the caller is told. In particular if [`Asker::check`] fails, or the role does not permit
     /// the request.
     fn ask(&self, request: RequestBody) -> BoxFuture<'static, Result<ReplyBody, ErrorReply>>;
+
+    /// Returns the metrics of what serves the API, as Prometheus reads them.
+    ///
+    /// # Errors
+    /// What the caller is told. If this is not the manager, there are none.
+    fn metrics(&self) -> BoxFuture<'static, Result<String, ErrorReply>> {
+        let message = "there are no metrics here: ask the manager itself";
+        std::future::ready(Err(ErrorReply::new(ErrorCode::NotFound, message))).boxed()
+    }
 
     /// Checks that the caller is still admitted.
     ///

@@ -4,7 +4,9 @@ use std::sync::Arc;
 
 use axum::Router;
 use axum::handler::Handler;
+use axum::http::header::CONTENT_TYPE;
 use axum::http::{StatusCode, Uri};
+use axum::response::{IntoResponse, Response};
 use axum::routing::{MethodRouter, delete, get, post, put};
 use podmesh_protocol::access::Role;
 use podmesh_views::access::{TokenOutput, TokensOutput, UsersOutput};
@@ -29,12 +31,15 @@ use tokio::sync::watch;
 use crate::budget::Budgets;
 use crate::door::Door;
 use crate::events::Feed;
+use crate::extract::Session;
 use crate::guard::{Hosts, guard};
 use crate::problem::Problem;
 use crate::{access, events, jobs, logs, nodes, openapi, services, volumes};
 
 /// Where all routes begin.
 pub(crate) const PREFIX: &str = "/api/v1";
+/// Where the metrics are.
+const METRICS: &str = "/metrics";
 
 /// What all requests share.
 #[derive(Clone)]
@@ -502,10 +507,17 @@ pub(crate) fn router(app: App) -> Router {
         router = router.route(&format!("{PREFIX}{}", route.path), route.handler);
     }
     router
+        .route(METRICS, get(metrics))
         .fallback(no_route)
         .method_not_allowed_fallback(no_method)
         .layer(axum::middleware::from_fn_with_state(app.clone(), guard))
         .with_state(app)
+}
+
+/// GET /metrics, where Prometheus looks for them: not a part of the API.
+async fn metrics(session: Session) -> Result<Response, Problem> {
+    let text = session.asker.metrics().await?;
+    Ok(([(CONTENT_TYPE, podmesh_metrics::CONTENT_TYPE)], text).into_response())
 }
 
 async fn no_route(uri: Uri) -> Problem {

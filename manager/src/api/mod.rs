@@ -2,11 +2,13 @@
 //!
 //! Roles are checked here. Commands go to the core, and are answered once they are on disk. Reads
 //! are answered from the database or by an agent, and never wait for a commit. What is not stored
-//! comes from the core's memory: the nodes as they are now, and why a job waits. `commands` has the commands, `jobs` the reads of jobs, and `logs` the reads of output.
+//! comes from the core's memory: the nodes as they are now, and why a job waits. `commands` has the commands, `jobs` the reads of jobs,
+//! `logs` the reads of output, and `metrics` the page of metrics.
 
 mod commands;
 mod jobs;
 mod logs;
+mod metrics;
 mod services;
 #[cfg(test)]
 mod tests;
@@ -27,6 +29,7 @@ use podmesh_protocol::ids::{ClusterId, InstanceId, Revision};
 use podmesh_protocol::volume::{VolumeReply, VolumeRequest};
 use tokio::sync::watch;
 
+pub(crate) use self::metrics::Measured;
 use crate::callers::{Callers, forbidden};
 use crate::clock::Clock;
 use crate::core::{CoreHandle, Room};
@@ -78,6 +81,7 @@ pub(crate) struct Parts {
     pub(crate) log_reads: Arc<LogReads>,
     pub(crate) waiters: Arc<Waiters>,
     pub(crate) turns: Arc<Turns>,
+    pub(crate) measured: Measured,
     /// True once the manager is about to stop. Nothing waits any longer then.
     pub(crate) stopping: watch::Receiver<bool>,
 }

@@ -28,6 +28,7 @@ use crate::config::ManagerConfig;
 use crate::core::CoreThread;
 use crate::endpoint::Endpoint;
 use crate::heartbeat::Heartbeats;
+use crate::metrics::EventCounts;
 use crate::publisher::Hints;
 use crate::sender::Sender;
 use crate::store::{self, Store};
@@ -69,6 +70,7 @@ impl World {
         let (lookups, lookups_receiver) = Reads::new();
         let (stop, stopping) = watch::channel(false);
         let (waiters, turns) = (Arc::new(Waiters::default()), Arc::new(Turns::new()));
+        let counts = Arc::new(EventCounts::default());
         let log_reads = Arc::new(LogReads::default());
         let endpoint = Endpoint {
             address: listen,
@@ -101,6 +103,11 @@ impl World {
             log_reads: Arc::clone(&log_reads),
             waiters: Arc::clone(&waiters),
             turns: Arc::clone(&turns),
+            measured: Measured {
+                events: Arc::clone(&counts),
+                store: writer.measures(),
+                heartbeats: heartbeats.clone(),
+            },
             stopping: stopping.clone(),
         });
         // The threads end with their channels.
@@ -130,6 +137,7 @@ impl World {
             heartbeats,
             log_reads,
             hints,
+            counts,
             revisions: watch::Sender::new(Revision(0)),
             waiters,
             turns,

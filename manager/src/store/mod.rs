@@ -12,6 +12,7 @@ mod events;
 #[cfg(test)]
 mod full_tests;
 mod log;
+mod measures;
 mod numbers;
 mod reader;
 mod removal;
@@ -42,6 +43,7 @@ use crate::data_dir::DataDirLock;
 
 pub use backup::{BackupError, BackupSummary, backup};
 pub use check::{CheckReport, check};
+pub(crate) use measures::StoreMeasures;
 pub(crate) use reader::{History, JobFilter, ReadError};
 pub(crate) use writer::{Commit, CommittedChunk, TimedStep, Writer};
 

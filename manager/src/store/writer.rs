@@ -6,7 +6,7 @@ use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, RecvTimeoutError};
 use podmesh_manager_core::step::{Change, Effect, JobRow, NodeRow, Step};
@@ -22,6 +22,7 @@ use tokio::sync::{mpsc, watch};
 use super::codes::{attempt_code, integer, job_code, outcome_code, scheduling_code, standing};
 use super::events::{self, EventRow};
 use super::log::log_of;
+use super::measures::StoreMeasures;
 use super::numbers::JobNumbers;
 use super::removal::{self, Leftovers};
 use super::{BUSY_TIMEOUT, StoreError, access, restore, seal, services, volumes};
@@ -76,6 +77,7 @@ pub(crate) struct Writer {
     last_revision: Arc<AtomicU64>,
     commits_until_look: u32,
     leftovers: Leftovers,
+    measures: Arc<StoreMeasures>,
 }
 
 /// Why a transaction failed.
@@ -113,12 +115,18 @@ impl Writer {
             last_revision: Arc::new(AtomicU64::new(last_revision.0)),
             commits_until_look: WAL_LOOK_COMMITS,
             leftovers: Leftovers::default(),
+            measures: Arc::default(),
         }
     }
 
     /// Returns the shared revision of the last committed event.
     pub(crate) fn last_revision(&self) -> Arc<AtomicU64> {
         Arc::clone(&self.last_revision)
+    }
+
+    /// Returns what it measures.
+    pub(crate) fn measures(&self) -> Arc<StoreMeasures> {
+        Arc::clone(&self.measures)
     }
 
     #[cfg(test)]
@@ -183,6 +191,7 @@ impl Writer {
                 Err(StoreError::Full { path }) if !*stopping.borrow() => {
                     if !full {
                         full = true;
+                        self.measures.waits_for_room.store(true, Ordering::Relaxed);
                         pulse.excuse(true);
                         let path = path.display();
                         tracing::error!(
@@ -196,6 +205,7 @@ impl Writer {
                 }
                 done => {
                     pulse.excuse(false);
+                    self.measures.waits_for_room.store(false, Ordering::Relaxed);
                     if full && done.is_ok() {
                         tracing::info!("there is room for the database again");
                     }
@@ -210,6 +220,7 @@ impl Writer {
     pub(super) fn commit(&mut self, batch: &mut Vec<TimedStep>) -> Result<Commit, StoreError> {
         let mut done = Commit::default();
         if batch.iter().any(|decided| rows(&decided.step) > 0) {
+            let began = Instant::now();
             let rows = self.transaction(batch, &mut done).map_err(|e| match e {
                 WriteError::Sqlite(e) => StoreError::sqlite(&self.path, "written", e),
                 WriteError::File(source) if is_full(&source) => {
@@ -220,6 +231,7 @@ impl Writer {
                     StoreError::Contradiction { path: self.path.clone(), what }
                 }
             })?;
+            self.measures.commits.add(began.elapsed());
             done.chunks = events::chunks(rows, batch);
             if let Some(CommittedChunk { chunk, .. }) = done.chunks.last() {
                 self.last_revision.store(chunk.last().0, Ordering::Release);

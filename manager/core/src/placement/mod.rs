@@ -66,8 +66,8 @@ impl Core {
 
     /// Returns whether the next task of a job should not go to a node while another one has room.
     fn avoids(&self, id: JobId, ix: NodeIx) -> bool {
-        let next = self.dispatch.get(&id).and_then(|dispatch| dispatch.ready.first());
-        let retry = next.and_then(|index| self.state.jobs.get(&id)?.retries.get(index));
+        let next = self.dispatch.get(&id).and_then(|dispatch| dispatch.ready.first_key_value());
+        let retry = next.and_then(|(index, _)| self.state.jobs.get(&id)?.retries.get(index));
         let avoid = retry.and_then(|retry| retry.avoid.as_ref());
         avoid.is_some_and(|avoid| *avoid == self.nodes.get(ix).row.node)
     }
@@ -77,7 +77,7 @@ impl Core {
         let id = key.job();
         let Some(job) = self.state.jobs.get(&id) else { return };
         let Some(dispatch) = self.dispatch.get_mut(&id) else { return };
-        let Some((index, number)) = dispatch.pop_ready(job) else {
+        let Some((index, number, since_ms)) = dispatch.pop_ready(job) else {
             // This cannot happen, but a job that stayed at the head would block the whole queue.
             return self.queue.remove(dispatch.shape, key);
         };
@@ -106,6 +106,7 @@ impl Core {
             self.queue.remove(dispatch.shape, key);
         }
         out.events.push(EventFact::AttemptAssigned { attempt, node: name });
+        self.measures.note_wait(now.mono_ms, since_ms);
         self.mark_dirty(id);
         self.expect_reaction(now, ix);
         self.place_volumes(now, id, ix, out);

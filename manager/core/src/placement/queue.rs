@@ -236,6 +236,18 @@ impl Queue {
         !self.heads.is_empty() || !self.open.is_empty()
     }
 
+    /// Returns how many jobs wait until a node has room, and how many until there is a node that is
+    /// suitable.
+    pub(crate) fn waiting_jobs(&self) -> (u64, u64) {
+        self.shapes.values().fold((0, 0), |(room, node), shape| {
+            let jobs = shape.waiting.len() as u64;
+            match shape.position {
+                QueuePosition::Nowhere(_) => (room, node + jobs),
+                _ => (room + jobs, node),
+            }
+        })
+    }
+
     #[cfg(any(test, feature = "invariants"))]
     pub(crate) fn shapes(&self) -> impl Iterator<Item = (ShapeId, &Shape)> {
         self.shapes.iter().map(|(id, shape)| (*id, shape))

@@ -7,6 +7,7 @@ mod explain;
 mod forget;
 mod jobs;
 mod lease;
+mod measures;
 mod model;
 mod placement;
 mod property;
