@@ -131,7 +131,7 @@ pub struct Core {
     dirty: Vec<JobId>,
     /// Nodes that this step has messages for.
     touched: BTreeSet<NodeIx>,
-    /// The counts of the queue's jobs in it are always 0.
+    /// Without the length of the queue.
     measures: Measures,
     #[cfg(feature = "planted-faults")]
     fault: Option<faults::Fault>,

@@ -116,10 +116,8 @@ pub struct Measures {
     /// How long it took from the assignment of an attempt to the report that it has started. What
     /// was assigned before the start of the manager counts from the start.
     pub dispatched: Durations,
-    /// Jobs with tasks that wait until a node has room.
-    pub jobs_without_room: u64,
-    /// Jobs with tasks for which no node that is alive is suitable.
-    pub jobs_without_node: u64,
+    /// Jobs with tasks that wait for a node.
+    pub queue_jobs: u64,
 }
 
 impl Measures {
@@ -137,8 +135,7 @@ impl Measures {
 impl Core {
     /// Returns what the core has counted.
     pub fn measures(&self) -> Measures {
-        let (jobs_without_room, jobs_without_node) = self.queue.waiting_jobs();
-        Measures { jobs_without_room, jobs_without_node, ..self.measures }
+        Measures { queue_jobs: self.queue.waiting_jobs(), ..self.measures }
     }
 }
 

@@ -215,14 +215,7 @@ fn add_work(page: &mut Page, measures: &Measures, events: &EventCounts) {
         "Attempts that have ended.",
         ends.map(|((_, word), count)| Sample::of("outcome", *word, read(count))).collect(),
     );
-    page.gauges(
-        "podmesh_queue_jobs",
-        "Jobs with tasks to place, by what they wait for: room on a node, or a suitable node.",
-        vec![
-            Sample::of("waits_for", "room", measures.jobs_without_room),
-            Sample::of("waits_for", "node", measures.jobs_without_node),
-        ],
-    );
+    page.gauge("podmesh_queue_jobs", "Jobs with tasks that wait for a node.", measures.queue_jobs);
     page.times(
         "podmesh_queue_wait_seconds",
         "How long tasks waited for a node.",

@@ -236,16 +236,9 @@ impl Queue {
         !self.heads.is_empty() || !self.open.is_empty()
     }
 
-    /// Returns how many jobs wait until a node has room, and how many until there is a node that is
-    /// suitable.
-    pub(crate) fn waiting_jobs(&self) -> (u64, u64) {
-        self.shapes.values().fold((0, 0), |(room, node), shape| {
-            let jobs = shape.waiting.len() as u64;
-            match shape.position {
-                QueuePosition::Nowhere(_) => (room, node + jobs),
-                _ => (room + jobs, node),
-            }
-        })
+    /// Returns how many jobs have tasks to place.
+    pub(crate) fn waiting_jobs(&self) -> u64 {
+        self.shapes.values().map(|shape| shape.waiting.len() as u64).sum()
     }
 
     #[cfg(any(test, feature = "invariants"))]

@@ -1,5 +1,5 @@
 use super::*;
-use crate::measures::{Durations, Measures};
+use crate::measures::Durations;
 
 /// Returns how often something took at most 1 ms, 1 s and 1 min, and the sum.
 fn seen(durations: &Durations) -> ([u64; 3], u64) {
@@ -54,18 +54,17 @@ fn totals_follow_the_jobs_and_a_restart_counts_no_end_again() {
 }
 
 #[test]
-fn the_queue_tells_room_from_nodes_that_suit() {
-    let waits = |world: &World| {
-        let Measures { jobs_without_room, jobs_without_node, .. } = world.core.measures();
-        (jobs_without_room, jobs_without_node)
-    };
+fn the_queue_has_the_jobs_that_wait() {
+    let waiting = |world: &World| world.core.measures().queue_jobs;
     let mut world = World::new();
     world.submit(spec());
-    assert_eq!(waits(&world), (0, 1), "there are no nodes");
+    assert_eq!(waiting(&world), 1);
     world.join("a", 1);
-    assert_eq!(waits(&world), (0, 0));
+    assert_eq!(waiting(&world), 0);
     world.submit(array(9));
     let huge = Resources { cpu_millis: 64_000, memory_bytes: 0 };
     world.submit(JobSpec { resources: huge, ..spec() });
-    assert_eq!(waits(&world), (1, 1));
+    assert_eq!(waiting(&world), 2);
+    world.cancel(2);
+    assert_eq!(waiting(&world), 1);
 }
