@@ -2,18 +2,10 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use podmesh_metrics::OUTCOMES;
 use podmesh_protocol::event::EventFact;
-use podmesh_protocol::report::{JobState, OutcomeKind};
+use podmesh_protocol::report::JobState;
 
-/// The outcomes of attempts, with their words.
-pub(crate) const OUTCOMES: [(OutcomeKind, &str); 6] = [
-    (OutcomeKind::Succeeded, "succeeded"),
-    (OutcomeKind::Failed, "failed"),
-    (OutcomeKind::Cancelled, "cancelled"),
-    (OutcomeKind::TimedOut, "timed_out"),
-    (OutcomeKind::Lost, "lost"),
-    (OutcomeKind::NotStarted, "not_started"),
-];
 /// The final states of jobs, with their words.
 pub(crate) const JOB_ENDS: [(JobState, &str); 3] = [
     (JobState::Succeeded, "succeeded"),

@@ -75,6 +75,13 @@ impl Sample {
         Self { labels: vec![(label, of.into())], value: value.into() }
     }
 
+    /// Adds a label.
+    #[must_use]
+    pub fn and(mut self, label: &'static str, of: impl Into<String>) -> Self {
+        self.labels.push((label, of.into()));
+        self
+    }
+
     /// Returns a value without labels.
     pub fn plain(value: impl Into<Value>) -> Self {
         Self { labels: vec![], value: value.into() }

@@ -11,6 +11,7 @@ use std::time::Duration;
 use podmesh_agent_core::input::{FoundAttempt, Input, RuntimeFact};
 use podmesh_agent_core::step::{JobContext, Step};
 use podmesh_agent_core::{Core, CoreConfig};
+use podmesh_metrics::Page;
 use podmesh_protocol::ids::{AgentId, AttemptId, Epoch, InstanceId, Name};
 use podmesh_protocol::session::{Hello, ToManager, ToPeer};
 use podmesh_protocol::spec::{Resources, RuntimeKind};
@@ -34,6 +35,7 @@ use crate::heartbeat::{Heartbeat, HeartbeatEvent, Target};
 use crate::log_notify::LogNotify;
 use crate::log_reads::LogReads;
 use crate::log_sweep::{LogLimits, LogSweep, RemovedLogs};
+use crate::metrics::{Counts, MetricsServer, Scrape, Shown};
 use crate::ports::ReplicaPorts;
 use crate::proxy::{Ack, Endpoints, Proxy, ProxySettings};
 use crate::runtimes::Runtimes;
@@ -50,6 +52,8 @@ const LAST_SESSION_LIMIT: Duration = Duration::from_secs(2);
 const EVENTS_MAX: usize = 64;
 /// Maximum number of facts of the runtimes processed together.
 const FACTS_MAX: usize = 4096;
+/// Maximum number of requests for the metrics that wait.
+const SCRAPES_MAX: usize = 4;
 /// Interval between checks whether the agent can start work: disk space and the engine.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// Interval between checks whether a sweep of the logs is due.
@@ -79,6 +83,10 @@ async fn run_all(config: AgentConfig, shutdown: Shutdown<'_>) -> Result<(), Agen
     podmesh_wire::machine::raise_open_files();
     config.address.map_or(Ok(()), address::check)?;
     let data_dir = Arc::new(DataDir::open(&config.data_dir)?);
+    let server = match config.metrics {
+        Some(address) => Some(MetricsServer::bind(address).await?),
+        None => None,
+    };
     let logs_dir = make_logs_dir(&config.logs_dir)?;
     let clock = Clock::start();
     let log_notify = LogNotify::default();
@@ -182,6 +190,8 @@ async fn run_all(config: AgentConfig, shutdown: Shutdown<'_>) -> Result<(), Agen
         attempts_ended: 0,
         may_exit: false,
         waits_for_docker: false,
+        counts: Counts::new(),
+        logs_dir: logs_dir.clone(),
     };
     agent.found(RuntimeKind::Process, process_found);
     let mut docker_later = None;
@@ -199,7 +209,8 @@ async fn run_all(config: AgentConfig, shutdown: Shutdown<'_>) -> Result<(), Agen
     let sessions =
         Sessions { locator: config.manager, clock, data_dir, events: session_sender, dropped };
     let sessions = tokio::spawn(sessions.run());
-    let sources = Sources { session_events, heartbeats, facts, acks, docker_later };
+    let (scrapes_sender, scrapes) = mpsc::channel(SCRAPES_MAX);
+    let sources = Sources { session_events, heartbeats, facts, acks, docker_later, scrapes };
     let work = async {
         let result = agent.run(sources, sweep, shutdown).await;
         agent.session = None;
@@ -218,9 +229,16 @@ async fn run_all(config: AgentConfig, shutdown: Shutdown<'_>) -> Result<(), Agen
         }
         std::future::pending().await
     };
+    let metrics = async {
+        if let Some(server) = server {
+            server.run(scrapes_sender).await;
+        }
+        std::future::pending().await
+    };
     tokio::select! {
         result = work => result,
         never = link => match never {},
+        never = metrics => match never {},
     }
 }
 
@@ -289,6 +307,7 @@ struct Sources {
     facts: mpsc::UnboundedReceiver<(AttemptId, RuntimeFact)>,
     acks: mpsc::UnboundedReceiver<Ack>,
     docker_later: Option<oneshot::Receiver<DockerReady>>,
+    scrapes: mpsc::Receiver<Scrape>,
 }
 
 /// The current session.
@@ -323,6 +342,8 @@ struct Agent {
     may_exit: bool,
     /// Whether the attempts in the engine are not known yet.
     waits_for_docker: bool,
+    counts: Counts,
+    logs_dir: PathBuf,
 }
 
 impl Agent {
@@ -333,8 +354,14 @@ impl Agent {
         mut sweep: LogSweep,
         shutdown: impl Future<Output = ()>,
     ) -> Result<(), AgentError> {
-        let Sources { mut session_events, mut heartbeats, mut facts, mut acks, mut docker_later } =
-            sources;
+        let Sources {
+            mut session_events,
+            mut heartbeats,
+            mut facts,
+            mut acks,
+            mut docker_later,
+            mut scrapes,
+        } = sources;
         let mut troubles = self.proxy.troubles();
         let mut shutdown = std::pin::pin!(shutdown);
         let mut is_shutting_down = false;
@@ -369,6 +396,10 @@ impl Agent {
                         self.hello_outdated = true;
                         self.drop_session();
                     }
+                }
+                Some(scrape) = scrapes.recv() => {
+                    // If there is no receiver, the client has left.
+                    _ = scrape.send(self.page(sweep.bytes()));
                 }
                 _ = beats.tick() => {}
                 _ = looks.tick() => {
@@ -447,6 +478,10 @@ impl Agent {
         let is_end = |fact: &(AttemptId, RuntimeFact)| matches!(fact.1, RuntimeFact::Ended(_));
         let ended: Vec<_> =
             facts.iter().filter(|f| is_end(f)).map(|(attempt, _)| *attempt).collect();
+        for (attempt, fact) in &facts {
+            let replica = || self.ports.get(*attempt).map(|replica| replica.spec.service.clone());
+            self.counts.fact(*attempt, fact, self.runtimes.kind_of(*attempt), replica);
+        }
         self.runtimes.see(&facts);
         self.feed(Input::RuntimeReported(facts));
         self.attempts_ended += ended.len() as u64;
@@ -508,6 +543,7 @@ impl Agent {
             interval: Duration::from_millis(welcome.heartbeat_ms),
             lease: Duration::from_millis(welcome.lease_ms),
         }));
+        self.counts.session_opened();
         self.session = Some(Session { number, epoch: welcome.epoch, messages, slices });
         self.feed(Input::SessionOpened { welcome, hello_sent_mono_ms });
         if !self.proxy.troubles().borrow().is_empty() {
@@ -596,9 +632,23 @@ impl Agent {
         }
     }
 
+    /// Returns the page of metrics.
+    fn page(&self, log_bytes: Option<u64>) -> Page {
+        let attempts = self.runtimes.attempts().filter(|(attempt, _)| self.core.goes_on(*attempt));
+        let attempts: Vec<_> = attempts.map(|(_, kind)| kind).collect();
+        self.counts.page(&Shown {
+            has_session: self.session.is_some(),
+            attempts: &attempts,
+            proxy: self.proxy.counters(),
+            log_bytes,
+            logs_dir: &self.logs_dir,
+        })
+    }
+
     fn heartbeat_event(&mut self, event: HeartbeatEvent) {
         match event {
-            HeartbeatEvent::Answered { epoch, sent_mono_ms } => {
+            HeartbeatEvent::Answered { epoch, sent_mono_ms, round_trip } => {
+                self.counts.heartbeat(round_trip);
                 self.feed(Input::HeartbeatAnswered { epoch, sent_mono_ms });
             }
             HeartbeatEvent::Silent(epoch) => {

@@ -1,7 +1,7 @@
 //! The configuration of an agent.
 
 use std::collections::BTreeMap;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 
 use podmesh_logrotate::RotationPolicy;
@@ -52,6 +52,8 @@ pub struct AgentConfig {
     pub proxy: CompanionCommand,
     /// Where the node's proxy listens.
     pub ingress: IngressConfig,
+    /// Where Prometheus reads the metrics of the agent, without a token. `None`: nowhere.
+    pub metrics: Option<SocketAddr>,
     /// Whether processes are stopped when the agent ends for any reason. Otherwise they keep
     /// running, as containers do. The node's proxy ends together with the processes.
     pub stop_processes: bool,

@@ -1,7 +1,7 @@
 //! Errors of an agent.
 
 use std::io;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 
 use podmesh_protocol::ids::ClusterId;
@@ -74,6 +74,16 @@ pub enum AgentError {
         why: String,
         /// The addresses of this machine that other machines can use.
         others: Vec<IpAddr>,
+    },
+    /// The address for metrics cannot be used.
+    #[error(
+        "the metrics cannot be served at {address}: {source}; choose another address (--metrics, PODMESH_METRICS or `metrics` in agent.toml)"
+    )]
+    Metrics {
+        /// The address.
+        address: SocketAddr,
+        /// Why it failed.
+        source: io::Error,
     },
     /// The supervisor cannot be used.
     #[error(transparent)]

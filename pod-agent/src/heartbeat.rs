@@ -45,6 +45,8 @@ pub(crate) enum HeartbeatEvent {
         epoch: Epoch,
         /// When that beat was sent.
         sent_mono_ms: Millis,
+        /// How long the answer took.
+        round_trip: Duration,
     },
     /// No answer came for half a lease. The agent must open a new session.
     Silent(Epoch),
@@ -155,7 +157,7 @@ async fn send_beats(
     clock: Clock,
     target: &Target,
     writer: &mut (impl AsyncWrite + Unpin),
-    sent: &RefCell<VecDeque<(u64, Millis)>>,
+    sent: &RefCell<VecDeque<(u64, Millis, Instant)>>,
 ) -> Result<Never, WireError> {
     let mut ticks = interval(target.interval.max(INTERVAL_MIN));
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -165,7 +167,7 @@ async fn send_beats(
         ticks.tick().await;
         {
             let mut sent = sent.borrow_mut();
-            sent.push_back((sequence, clock.mono_ms()));
+            sent.push_back((sequence, clock.mono_ms(), Instant::now()));
             if sent.len() > remembered_max.min(1024) {
                 sent.pop_front();
             }
@@ -178,7 +180,7 @@ async fn send_beats(
 async fn read_answers(
     epoch: Epoch,
     reader: &mut (impl AsyncRead + Unpin),
-    sent: &RefCell<VecDeque<(u64, Millis)>>,
+    sent: &RefCell<VecDeque<(u64, Millis, Instant)>>,
     answered: &Cell<Instant>,
     events: &mpsc::UnboundedSender<HeartbeatEvent>,
 ) -> Result<Never, WireError> {
@@ -189,12 +191,13 @@ async fn read_answers(
         }
         let found = {
             let mut sent = sent.borrow_mut();
-            let at = sent.iter().position(|(sequence, _)| *sequence == beat.sequence);
+            let at = sent.iter().position(|(sequence, ..)| *sequence == beat.sequence);
             at.and_then(|at| sent.drain(..=at).next_back())
         };
-        if let Some((_, sent_mono_ms)) = found {
+        if let Some((_, sent_mono_ms, sent_at)) = found {
             answered.set(Instant::now());
-            _ = events.send(HeartbeatEvent::Answered { epoch, sent_mono_ms });
+            let round_trip = sent_at.elapsed();
+            _ = events.send(HeartbeatEvent::Answered { epoch, sent_mono_ms, round_trip });
         }
     }
 }

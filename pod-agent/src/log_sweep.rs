@@ -85,6 +85,8 @@ struct SweepResult {
     took: Duration,
     /// Whether the remaining logs exceed the size limit: attempts still run or have just ended.
     is_over: bool,
+    /// Bytes of the remaining logs.
+    bytes: u64,
 }
 
 impl SweepResult {
@@ -105,6 +107,11 @@ impl LogSweep {
     ) -> Self {
         let live = HashSet::new();
         Self { logs_dir, kept, clock, removed, running: None, last: None, ended: 0, live }
+    }
+
+    /// Returns the bytes of all logs at the last sweep.
+    pub(crate) fn bytes(&self) -> Option<u64> {
+        self.last.map(|last| last.bytes)
     }
 
     /// Starts a sweep in the background if one is due. `ended`: the number of attempts that have
@@ -166,7 +173,8 @@ fn sweep(
     }
     tell(&report, bytes_max, was_over);
     let is_over = report.bytes_kept > bytes_max;
-    SweepResult { at: Instant::now(), took: began.elapsed(), is_over }
+    let bytes = report.bytes_kept;
+    SweepResult { at: Instant::now(), took: began.elapsed(), is_over, bytes }
 }
 
 fn tell(report: &PruneReport, bytes_max: u64, was_over: bool) {
@@ -207,7 +215,7 @@ mod tests {
     #[test]
     fn a_sweep_is_early_if_attempts_have_ended() {
         let secs = Duration::from_secs;
-        let last = SweepResult { at: Instant::now(), took: secs(2), is_over: false };
+        let last = SweepResult { at: Instant::now(), took: secs(2), is_over: false, bytes: 0 };
         assert!(!last.is_due(secs(599), false), "nothing has ended");
         assert!(last.is_due(secs(600), false), "the interval is over");
         assert!(last.is_due(secs(100), true));

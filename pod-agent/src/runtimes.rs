@@ -221,6 +221,16 @@ impl Runtimes {
         self.process.iter().for_each(|process| process.lease(until));
     }
 
+    /// Returns the runtime of an attempt; `None` if none has it.
+    pub(crate) fn kind_of(&self, attempt: AttemptId) -> Option<RuntimeKind> {
+        self.owners.get(&attempt).copied()
+    }
+
+    /// Returns the attempts that a runtime has, with their runtimes.
+    pub(crate) fn attempts(&self) -> impl Iterator<Item = (AttemptId, RuntimeKind)> {
+        self.owners.iter().map(|(attempt, kind)| (*attempt, *kind))
+    }
+
     /// Returns the runtimes that can start work, for the hello.
     pub(crate) fn kinds(&self) -> Vec<RuntimeKind> {
         [RuntimeKind::Process, RuntimeKind::Docker, RuntimeKind::Noop]

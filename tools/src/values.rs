@@ -2,7 +2,7 @@
 //! the environment and TOML files accept the same texts.
 
 use std::fmt;
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::str::FromStr;
 use std::time::Duration;
 
@@ -122,6 +122,27 @@ impl FromStr for HttpAddress {
         let address = text.parse().map_err(|why| {
             ValueError::new(format!(
                 "{why}; write an address and a port, such as 127.0.0.1:7771, or off"
+            ))
+        })?;
+        Ok(Self(Some(address)))
+    }
+}
+
+/// The address of an agent's metrics: `9100` on loopback, `10.0.0.5:9100`, or `off`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct MetricsAddress(pub(crate) Option<SocketAddr>);
+
+impl FromStr for MetricsAddress {
+    type Err = ValueError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        if text == "off" {
+            return Ok(Self(None));
+        }
+        let on_loopback = text.parse().map(|port: u16| (Ipv4Addr::LOCALHOST, port).into());
+        let address = on_loopback.or_else(|_| text.parse()).map_err(|why| {
+            ValueError::new(format!(
+                "{why}; write a port of loopback such as 9100, an address and a port such as 10.0.0.5:9100, or off"
             ))
         })?;
         Ok(Self(Some(address)))
@@ -393,6 +414,7 @@ deserialize_as_text! {
     Cpus, true, "a number of cores such as 2 or 0.5";
     Size, true, "a size such as \"512MiB\"";
     HttpAddress, false, "an address such as \"127.0.0.1:7771\", or \"off\"";
+    MetricsAddress, true, "a port such as 9100, an address such as \"10.0.0.5:9100\", or \"off\"";
     Span, false, "a duration such as \"90s\"";
     Array, true, "a number of tasks, or a range such as \"1-100\"";
     MountText, false, "a mount such as \"/data:/data:ro\"";
@@ -408,6 +430,18 @@ mod tests {
     fn refused<T: FromStr<Err = ValueError> + fmt::Debug>(text: &str, says: &str) {
         let said = text.parse::<T>().unwrap_err().to_string();
         assert!(said.contains(says), "{text:?}: {said:?} does not say {says:?}");
+    }
+
+    #[test]
+    fn a_port_alone_is_on_loopback() {
+        let address = |text: &str| text.parse::<MetricsAddress>().unwrap().0;
+        assert_eq!(address("9100"), Some("127.0.0.1:9100".parse().unwrap()));
+        assert_eq!(address("0.0.0.0:9100"), Some("0.0.0.0:9100".parse().unwrap()));
+        assert_eq!(address("[::1]:9100"), Some("[::1]:9100".parse().unwrap()));
+        assert_eq!(address("off"), None);
+        for text in ["", "on", "host:1", "99999"] {
+            refused::<MetricsAddress>(text, "such as 9100");
+        }
     }
 
     #[test]

@@ -5,11 +5,11 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use podmesh_manager_core::measures::{BOUNDS_MS, Durations, Measures, Totals};
-use podmesh_metrics::{Buckets, Page, Sample, Value, add_process};
+use podmesh_metrics::{Buckets, OUTCOMES, Page, Sample, Value, add_process, bounded};
 use podmesh_protocol::access::Role;
 use podmesh_protocol::client::{NodeState, NodeView};
 use podmesh_protocol::error::ErrorReply;
-use podmesh_protocol::limits::{METRIC_NAMES_MAX, PAGE_ROWS_MAX};
+use podmesh_protocol::limits::PAGE_ROWS_MAX;
 use podmesh_protocol::service::{ServiceState, ServiceView};
 use podmesh_protocol::spec::Resources;
 use podmesh_wire::machine::{disk_bytes, free_bytes};
@@ -17,11 +17,9 @@ use podmesh_wire::machine::{disk_bytes, free_bytes};
 use super::{Api, Client};
 use crate::callers::forbidden;
 use crate::heartbeat::Heartbeats;
-use crate::metrics::{EventCounts, JOB_ENDS, OUTCOMES, read};
+use crate::metrics::{EventCounts, JOB_ENDS, read};
 use crate::store::StoreMeasures;
 
-/// The label of the sum over the names above [`METRIC_NAMES_MAX`]. No name has parentheses.
-const OTHERS: &str = "(others)";
 /// The most rows of one look at the core.
 const ROWS: u32 = 256;
 const _: () = assert!(ROWS <= PAGE_ROWS_MAX);
@@ -293,40 +291,4 @@ fn add_services(page: &mut Page, services: &[ServiceView]) {
         "Replicas that are wanted.",
         bounded("service", wanted),
     );
-}
-
-/// Returns a sample for each name, and one with the sum of those above the limit.
-fn bounded<'a>(
-    label: &'static str,
-    mut rows: impl Iterator<Item = (&'a str, Value)>,
-) -> Vec<Sample> {
-    let mut samples: Vec<Sample> = rows
-        .by_ref()
-        .take(METRIC_NAMES_MAX)
-        .map(|(name, value)| Sample::of(label, name, value))
-        .collect();
-    let sum = |sum: Option<f64>, (_, value): (&str, Value)| match value {
-        Value::Whole(whole) => Some(sum.unwrap_or(0.0) + whole as f64),
-        Value::Fraction(fraction) => Some(sum.unwrap_or(0.0) + fraction),
-        Value::Times(_) => sum,
-    };
-    samples.extend(rows.fold(None, sum).map(|sum| Sample::of(label, OTHERS, sum)));
-    samples
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn names_above_the_limit_are_summed() {
-        let names: Vec<String> = (0..METRIC_NAMES_MAX + 3).map(|n| format!("s{n}")).collect();
-        let some = names[..2].iter().map(|name| (name.as_str(), 2_u32.into()));
-        let two = [Sample::of("service", "s0", 2_u32), Sample::of("service", "s1", 2_u32)];
-        assert_eq!(bounded("service", some), two);
-        let all = names.iter().map(|name| (name.as_str(), 2_u32.into()));
-        let all = bounded("service", all);
-        assert_eq!(all.len(), METRIC_NAMES_MAX + 1);
-        assert_eq!(all.last(), Some(&Sample::of("service", OTHERS, 6.0)));
-    }
 }

@@ -336,6 +336,7 @@ impl Agent {
                 args: Vec::new(),
             },
             ingress: IngressConfig::default(),
+            metrics: None,
             stop_processes: false,
             versions: VersionRange::SPOKEN,
         };

@@ -9,7 +9,7 @@ use podmesh_protocol::access::JoinToken;
 use podmesh_protocol::ids::Name;
 use podmesh_wire::address::ManagerAddress;
 
-use crate::values::{Cpus, HttpAddress, Label, Size, Span};
+use crate::values::{Cpus, HttpAddress, Label, MetricsAddress, Size, Span};
 
 /// The options of both daemons.
 #[derive(Args, Debug)]
@@ -108,6 +108,15 @@ pub(crate) struct AgentArgs {
         help_heading = "The node"
     )]
     pub(crate) address: Option<IpAddr>,
+    /// Address at which Prometheus reads the metrics of this node, without a token; a port alone is on loopback [default: off]
+    #[arg(
+        long,
+        value_name = "ADDRESS:PORT",
+        env = "PODMESH_METRICS",
+        hide_env_values = true,
+        help_heading = "The node"
+    )]
+    pub(crate) metrics: Option<MetricsAddress>,
     /// Cores to offer, such as 4 or 1.5 [default: all]
     #[arg(
         long,

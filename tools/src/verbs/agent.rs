@@ -23,7 +23,7 @@ use crate::daemon_log::{self, LEVEL_DEFAULT};
 use crate::error::{CliError, CliResult};
 use crate::settings::{self, DataDir};
 use crate::signals::{Stop, run_daemon};
-use crate::values::{Cpus, Size, Span, made_name};
+use crate::values::{Cpus, MetricsAddress, Size, Span, made_name};
 use crate::verbs::{node_proxy, process_supervisor};
 
 /// `agent.toml`: every setting has the name of its flag; what the node's owner allows can only be
@@ -34,6 +34,7 @@ struct AgentFile {
     name: Option<Name>,
     manager: Option<String>,
     address: Option<IpAddr>,
+    metrics: Option<MetricsAddress>,
     cpus: Option<Cpus>,
     memory: Option<Size>,
     labels: BTreeMap<Name, String>,
@@ -141,6 +142,7 @@ pub(crate) fn plain(name: Name, manager: Option<ManagerPlace>, data_dir: &DataDi
         supervisor: process_supervisor::command(data_dir, None),
         proxy: node_proxy::command(data_dir, None),
         ingress: IngressConfig::default(),
+        metrics: None,
         stop_processes: false,
         versions: VersionRange::SPOKEN,
     }
@@ -174,6 +176,7 @@ fn config(
     }
 
     config.address = args.address.or(file.address);
+    config.metrics = args.metrics.or(file.metrics).and_then(|address| address.0);
     let detected = config.capacity;
     config.capacity = Resources {
         cpu_millis: args.cpus.or(file.cpus).map_or(detected.cpu_millis, |cpus| cpus.0),
@@ -310,6 +313,7 @@ mod tests {
             attempt_cpus_max = 1
             pids_max = 100
             address = "10.0.0.5"
+            metrics = "9100"
             replica_ports = "4000-4999"
             [labels]
             gpu = "a100"
@@ -323,6 +327,7 @@ mod tests {
         let runtimes = RuntimeSwitches { process: false, docker: DockerSwitch::Off, noop: false };
         assert_eq!(config.runtimes, runtimes);
         assert!(config.stop_processes);
+        assert_eq!(config.metrics, Some("127.0.0.1:9100".parse().unwrap()));
         assert_eq!(config.ingress.address, "10.0.0.1".parse().unwrap());
         assert_eq!(config.ingress.ports.to_string(), "the ports 80, 8000-8999");
         assert!(config.policy.allow_host_network && config.policy.mount_roots[0].writable);
