@@ -1,14 +1,19 @@
 //! The metrics of the real daemons: scraped under load, by those who may, and as documented.
 #![expect(clippy::unwrap_used, clippy::panic, reason = "tests")]
 
-#[path = "metrics/scrape.rs"]
-mod scrape;
+mod metrics {
+    mod agent;
+    mod monitoring;
+    pub(crate) mod scrape;
+}
+
+use std::net::{Ipv4Addr, SocketAddr};
 
 use podmesh_tests::api::{Api, Place};
 use podmesh_tests::mesh::Mesh;
 use podmesh_tests::wait::until_true;
 
-use self::scrape::Scrape;
+use self::metrics::scrape::{self, Scrape};
 
 const PODMESH: &str = env!("CARGO_BIN_EXE_podmesh-under-test");
 
@@ -16,6 +21,19 @@ fn mesh(agents: &[&str]) -> Mesh {
     let mut mesh = Mesh::new(PODMESH).manager_flags(&["--http", "127.0.0.1:0"]);
     mesh.start_manager();
     agents.iter().for_each(|name| mesh.start_agent(name, &["--cpus", "4"]));
+    mesh
+}
+
+/// An address for the metrics of an agent that nothing else uses: its host is of this test run.
+fn agent_address(number: u8) -> SocketAddr {
+    let [.., high, low] = std::process::id().to_be_bytes();
+    (Ipv4Addr::new(127, 100 + number, high, low.clamp(1, 254)), 9100).into()
+}
+
+/// A mesh of a manager and an agent with metrics at [`agent_address`].
+fn mesh_with_metrics(agent: &str, number: u8) -> Mesh {
+    let mut mesh = mesh(&[]);
+    mesh.start_agent(agent, &["--metrics", &agent_address(number).to_string()]);
     mesh
 }
 
