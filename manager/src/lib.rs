@@ -5,8 +5,8 @@
 //! core's memory, from the database (`threads`) or from an agent (`log_reads`), after a wait if the
 //! request asks for one (`waiters`). The core's steps go to the store's thread (`store`), and once
 //! they are committed, their effects go to `sender`. Heartbeats have their own thread (`heartbeat`).
-//! `retention` finds the jobs that have been kept long enough. `metrics` counts what happens. `callers` knows who is connected and
-//! which keys are valid. `daemon` starts and stops everything.
+//! `retention` finds the jobs that have been kept long enough. `callers` knows who is connected and
+//! which keys are valid. `metrics` counts what happens. `daemon` starts and stops everything.
 //!
 //! Invariant: no message is sent before the changes that it depends on are on disk.
 

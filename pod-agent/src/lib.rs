@@ -3,8 +3,9 @@
 //! [`run`] connects the parts. `podmesh-agent-core` makes the decisions: its inputs are facts, and
 //! its outputs are commands for a runtime or messages for the manager (`agent.rs`). Sessions
 //! (`session.rs`), heartbeats on their own thread (`heartbeat.rs`) and log reads (`log_reads.rs`)
-//! run separately and never wait for the core. `metrics/` shows Prometheus what the agent counts. A separate process, the supervisor (`supervisor/`),
-//! holds the node's processes, and another one, the proxy (`proxy/`), passes connections to replicas.
+//! run separately and never wait for the core. `metrics/` shows Prometheus what the agent counts. A
+//! separate process, the supervisor (`supervisor/`), holds the node's processes, and another one, the
+//! proxy (`proxy/`), passes connections to replicas.
 
 mod address;
 mod age_clock;

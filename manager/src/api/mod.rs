@@ -2,8 +2,8 @@
 //!
 //! Roles are checked here. Commands go to the core, and are answered once they are on disk. Reads
 //! are answered from the database or by an agent, and never wait for a commit. What is not stored
-//! comes from the core's memory: the nodes as they are now, and why a job waits. `commands` has the commands, `jobs` the reads of jobs,
-//! `logs` the reads of output, and `metrics` the page of metrics.
+//! comes from the core's memory: the nodes as they are now, and why a job waits. `commands` has the
+//! commands, `jobs` the reads of jobs, `logs` the reads of output, and `metrics` the page of metrics.
 
 mod commands;
 mod jobs;

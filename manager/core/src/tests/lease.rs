@@ -36,6 +36,17 @@ fn silence_is_late_after_three_intervals_and_expired_after_the_lease() {
 }
 
 #[test]
+fn a_beat_is_delayed_by_what_is_more_than_the_interval() {
+    let mut table = table();
+    assert_eq!(table.delay_ms(10_000, A), None, "nothing is known of the session");
+    table.open(10_000, A);
+    assert_eq!(table.delay_ms(10_300, A), Some(0));
+    table.on_beat(10_300, A);
+    assert_eq!(table.delay_ms(11_300, A), Some(0));
+    assert_eq!(table.delay_ms(11_420, A), Some(120));
+}
+
+#[test]
 fn beats_keep_a_session_alive_without_a_change() {
     let mut table = table();
     table.open(0, A);
