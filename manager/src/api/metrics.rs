@@ -283,7 +283,7 @@ fn add_services(page: &mut Page, services: &[ServiceView]) {
         bounded("service", healthy),
     );
     let wanted = services.iter().map(|of| {
-        let stops = matches!(of.state, ServiceState::Stopped | ServiceState::Removing);
+        let stops = of.state == ServiceState::Stopped || of.state == ServiceState::Removing;
         (of.service.as_str(), if stops { 0 } else { of.replicas }.into())
     });
     page.gauges(
