@@ -1,0 +1,66 @@
+// Questions before what cannot be undone, and other dialogs.
+
+import { useEffect, useRef, useState } from "./vendor/hooks.mjs";
+import { Cli, html, Notice } from "./parts.js";
+
+let open = () => {};
+
+// Asks before `act()`. `text` says what will happen, `yes` is the button, `cli` the same as a command.
+export function question({ title, text, yes, cli, act }) {
+  open({ title, text, yes, cli, act });
+}
+
+export function help() {
+  open({ title: "Keys", keys: true });
+}
+
+const KEYS = [
+  ["/", "go to the field that finds or filters"],
+  ["j", "next row"],
+  ["k", "previous row"],
+  ["Enter", "open the row"],
+  ["Esc", "leave a field, close a dialog"],
+  ["?", "this list"],
+];
+
+const Keys = () => html`<dl class="keys">
+  ${KEYS.map(([key, what]) => html`<div><dt><kbd>${key}</kbd></dt><dd>${what}</dd></div>`)}
+</dl>`;
+
+export function Dialogs() {
+  const [shown, show] = useState(null);
+  const [busy, setBusy] = useState(false);
+  const [problem, setProblem] = useState(null);
+  const element = useRef();
+  useEffect(() => {
+    open = (next) => (setProblem(null), show(next));
+  }, []);
+  useEffect(() => {
+    if (shown && !element.current.open) element.current.showModal();
+  }, [shown]);
+  if (!shown) return null;
+
+  const close = () => element.current.close();
+  const act = async () => {
+    setBusy(true);
+    setProblem(null);
+    try {
+      await shown.act();
+      close();
+    } catch (failed) {
+      setProblem(failed);
+    }
+    setBusy(false);
+  };
+  return html`<dialog ref=${element} aria-labelledby="dialog-title" onClose=${() => show(null)}>
+    <h2 id="dialog-title">${shown.title}</h2>
+    ${shown.keys && html`<${Keys} />`}
+    ${shown.text && html`<p>${shown.text}</p>`}
+    ${shown.cli && html`<${Cli} lines=${[shown.cli]} />`}
+    <${Notice} problem=${problem} />
+    <div class="buttons">
+      <button autofocus onClick=${close}>${shown.act ? "No, go back" : "Close"}</button>
+      ${shown.act && html`<button class="danger" disabled=${busy} onClick=${act}>${shown.yes}</button>`}
+    </div>
+  </dialog>`;
+}
