@@ -6,6 +6,7 @@ import { Cli, html, Notice } from "./parts.js";
 let open = () => {};
 
 // Asks before `act()`. `text` says what will happen, `yes` is the button, `cli` the same as a command.
+// If `act` returns a text, the dialog stays and says it.
 export function question({ title, text, yes, cli, act }) {
   open({ title, text, yes, cli, act });
 }
@@ -31,9 +32,10 @@ export function Dialogs() {
   const [shown, show] = useState(null);
   const [busy, setBusy] = useState(false);
   const [problem, setProblem] = useState(null);
+  const [said, say] = useState(null);
   const element = useRef();
   useEffect(() => {
-    open = (next) => (setProblem(null), show(next));
+    open = (next) => (setProblem(null), say(null), show(next));
   }, []);
   useEffect(() => {
     if (shown && !element.current.open) element.current.showModal();
@@ -45,22 +47,25 @@ export function Dialogs() {
     setBusy(true);
     setProblem(null);
     try {
-      await shown.act();
-      close();
+      const text = await shown.act();
+      if (text) say(text);
+      else close();
     } catch (failed) {
       setProblem(failed);
     }
     setBusy(false);
   };
+  const asks = shown.act && said === null;
   return html`<dialog ref=${element} aria-labelledby="dialog-title" onClose=${() => show(null)}>
     <h2 id="dialog-title">${shown.title}</h2>
     ${shown.keys && html`<${Keys} />`}
     ${shown.text && html`<p>${shown.text}</p>`}
     ${shown.cli && html`<${Cli} lines=${[shown.cli]} />`}
     <${Notice} problem=${problem} />
+    ${said && html`<p class="notice" role="alert">${said}</p>`}
     <div class="buttons">
-      <button autofocus onClick=${close}>${shown.act ? "No, go back" : "Close"}</button>
-      ${shown.act && html`<button class="danger" disabled=${busy} onClick=${act}>${shown.yes}</button>`}
+      <button autofocus onClick=${close}>${asks ? "No, go back" : "Close"}</button>
+      ${asks && html`<button class="danger" disabled=${busy} onClick=${act}>${shown.yes}</button>`}
     </div>
   </dialog>`;
 }

@@ -90,7 +90,10 @@ export function Job({ parts: [, number], query, me }) {
     text: "Tasks that wait never start. Tasks that run are stopped. This cannot be undone.",
     yes: "Cancel the job",
     cli: `podmesh cancel ${quote(number)}`,
-    act: () => post(`/jobs/${id}/cancel`),
+    act: async () => {
+      const { state } = await post(`/jobs/${id}/cancel`);
+      return state === "cancelling" || state === "cancelled" ? undefined : `The job had already ended: ${state}.`;
+    },
   });
   return html`
     <${Heading}>Job ${visible(number)} ${job && html`<${Name}>${job.name}<//>`}<//>

@@ -18,13 +18,19 @@ const REPLICAS = [
   ["Message", ({ message }) => visible(message ?? "")],
 ];
 
+// What a dialog says when a request has changed nothing.
+const unless = ({ changed }, why) => (changed ? undefined : `Nothing has changed: ${why}`);
+
 function revisions(name, current, me) {
   const back = (revision) => question({
     title: `Go back to revision ${revision} of ${visible(name)}?`,
-    text: "All replicas are replaced, step by step as an update does.",
+    text: "Replicas that differ from it are replaced, step by step as an update does.",
     yes: `Go back to revision ${revision}`,
     cli: `podmesh service rollback --to ${revision} ${quote(name)}`,
-    act: () => post(`/services/${encodeURIComponent(name)}/rollback`, { to: revision }),
+    act: async () => {
+      const reply = await post(`/services/${encodeURIComponent(name)}/rollback`, { to: revision });
+      return unless(reply, `revision ${revision} wants the same as the current revision ${reply.revision}.`);
+    },
   });
   return [
     ["Revision", ({ revision }) => revision],
@@ -59,7 +65,11 @@ function Scale({ name, current, me }) {
       text: Number(count) < current ? "Replicas are stopped, after the connections that they have." : "New replicas start where there is room.",
       yes: `Scale to ${count}`,
       cli: `podmesh service scale ${quote(name)} ${count}`,
-      act: () => post(`/services/${encodeURIComponent(name)}/scale`, { replicas: Number(count) }).then(() => setWanted(null)),
+      act: async () => {
+        const reply = await post(`/services/${encodeURIComponent(name)}/scale`, { replicas: Number(count) });
+        setWanted(null);
+        return unless(reply, `it has ${plural(Number(count), "replica")} already.`);
+      },
     });
   };
   return html`<form class="inline" onSubmit=${ask}>
