@@ -107,7 +107,8 @@ impl Browser {
         until_true("the driver answers", || {
             browser.api.send("GET", "/status", None).is_ok_and(|reply| reply.status == 200)
         });
-        let profile = format!("--user-data-dir={}", browser.folder.path().join("profile").display());
+        let profile =
+            format!("--user-data-dir={}", browser.folder.path().join("profile").display());
         let mut flags: Vec<&str> = FLAGS.to_vec();
         flags.push(&profile);
         let wanted = json!({ "capabilities": { "alwaysMatch": {
@@ -172,7 +173,8 @@ impl Browser {
 
     /// Sets the size of the page, in pixels.
     pub fn resize(&self, width: u32, height: u32) {
-        let size = json!({ "width": width, "height": height, "deviceScaleFactor": 1, "mobile": false });
+        let size =
+            json!({ "width": width, "height": height, "deviceScaleFactor": 1, "mobile": false });
         self.devtools("Emulation.setDeviceMetricsOverride", &size);
     }
 
@@ -239,7 +241,8 @@ impl Browser {
     /// violations of the policy.
     pub fn log(&self) -> Vec<LogLine> {
         let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
-        let line = |line: &Value| LogLine { level: text(&line["level"]), message: text(&line["message"]) };
+        let line =
+            |line: &Value| LogLine { level: text(&line["level"]), message: text(&line["message"]) };
         self.log_of("browser").iter().map(line).collect()
     }
 
@@ -250,7 +253,9 @@ impl Browser {
             let message = &line["message"];
             let request = &message["params"]["request"];
             let text = format!("{} {}", request["method"].as_str()?, request["url"].as_str()?);
-            (message["method"] == "Network.requestWillBeSent").then_some(text)
+            // The browser's own first page asks as well.
+            let ours = message["params"]["documentURL"].as_str()?.starts_with("http");
+            (ours && message["method"] == "Network.requestWillBeSent").then_some(text)
         };
         self.log_of("performance").iter().filter_map(request).collect()
     }
@@ -287,7 +292,11 @@ impl Drop for Browser {
             let text = self.ask("/execute/sync", &json!({ "script": "return location.hash + '\\n' + document.body.innerText", "args": [] }));
             let log = self.ask("/se/log", &json!({ "type": "browser" }));
             let mut said = String::new();
-            _ = writeln!(said, "--- the page\n{}", text.unwrap_or_default().as_str().unwrap_or_default());
+            _ = writeln!(
+                said,
+                "--- the page\n{}",
+                text.unwrap_or_default().as_str().unwrap_or_default()
+            );
             _ = writeln!(said, "--- the browser's log\n{}", log.unwrap_or_default());
             eprintln!("{said}");
         }

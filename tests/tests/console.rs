@@ -101,7 +101,15 @@ impl Console {
         );
         let path = self.mesh.folder().join("service.toml");
         fs::write(&path, file).unwrap();
-        self.mesh.ok(&["service", "apply", "-f", path.to_str().unwrap(), "--wait", "--timeout", "50s"]);
+        self.mesh.ok(&[
+            "service",
+            "apply",
+            "-f",
+            path.to_str().unwrap(),
+            "--wait",
+            "--timeout",
+            "50s",
+        ]);
     }
 
     /// Fails if the browser has logged an error, such as of a script or of the policy, or the page

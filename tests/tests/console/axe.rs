@@ -81,14 +81,17 @@ pub(crate) fn check(browser: &Browser, what: &str) {
            (error) => window.found = { error: String(error) });",
         &json!([]),
     );
-    let found: Value = until("axe-core ends", || Some(browser.value("window.found")).filter(|found| !found.is_null()));
+    let found: Value = until("axe-core ends", || {
+        Some(browser.value("window.found")).filter(|found| !found.is_null())
+    });
     assert!(found["passes"].as_u64() > Some(5), "{what}: axe-core has checked little: {found}");
     let violations = found["violations"].as_array().unwrap().iter();
     let bad: Vec<String> = violations
         .filter(|violation| IMPACTS.iter().any(|impact| violation["impact"] == *impact))
         .map(|violation| {
             let nodes = violation["nodes"].as_array().unwrap().iter();
-            let places = nodes.map(|node| format!("\n    {} {}", node["html"], node["failureSummary"]));
+            let places =
+                nodes.map(|node| format!("\n    {} {}", node["html"], node["failureSummary"]));
             format!("{}: {}{}", violation["id"], violation["help"], places.collect::<String>())
         })
         .collect();

@@ -14,7 +14,8 @@ fn keys_find_go_through_rows_open_and_help() {
     console.go("jobs");
     console.wait_for_row(&jobs[2].to_string(), "succeeded");
     let browser = &console.browser;
-    let focus = || browser.value("document.activeElement.textContent || document.activeElement.tagName");
+    let focus =
+        || browser.value("document.activeElement.textContent || document.activeElement.tagName");
     browser.press("j");
     assert_eq!(focus(), jobs[2].to_string(), "the first row");
     browser.press("j");
@@ -35,8 +36,12 @@ fn keys_find_go_through_rows_open_and_help() {
     browser.wait("/html[not(//dialog[@open])]");
     browser.press("j");
     browser.press(ENTER);
-    until_true("the job is open", || browser.value("location.hash") == format!("#/jobs/{}", jobs[2]));
+    until_true("the job is open", || {
+        browser.value("location.hash") == format!("#/jobs/{}", jobs[2])
+    });
     // The focus is at the heading of the new page, for screen readers.
-    until_true("the heading has the focus", || browser.value("document.activeElement.tagName") == "H1");
+    until_true("the heading has the focus", || {
+        browser.value("document.activeElement.tagName") == "H1"
+    });
     console.check_quiet();
 }

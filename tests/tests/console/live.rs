@@ -6,6 +6,10 @@ use podmesh_tests::wait::until_true;
 
 use crate::Console;
 
+const LEFT: &str = "\u{e012}";
+const RIGHT: &str = "\u{e014}";
+const ENTER: &str = "\u{e007}";
+
 /// Marks the document, which a reload would replace.
 fn mark(console: &Console) {
     console.browser.value("window.mark = 1");
@@ -97,4 +101,33 @@ fn the_page_goes_on_after_a_restart_of_the_manager() {
     console.wait_for_status("live");
     console.wait_for_row(&job, "succeeded");
     check_mark(&console);
+}
+
+#[test]
+fn the_grid_has_every_task_and_opens_the_chosen_one() {
+    let Some(console) = Console::signed_in(&["a"], "viewer") else { return };
+    let script = "test $PODMESH_TASK_INDEX != 12";
+    let job = console.mesh.submit(&[
+        "--name", "many", "--cpus", "0.01", "--array", "10-39", "--", "sh", "-c", script,
+    ]);
+    console.go(&format!("jobs/{job}"));
+    console.browser.wait("//*[contains(@class, 'grid')]");
+    console.mesh.wait_for_job(job, "failed");
+    console.browser.value("document.querySelector('.grid').focus()");
+    // The first key chooses the first task, the others go on from there.
+    for _ in 0..3 {
+        console.browser.press(RIGHT);
+    }
+    let status =
+        || console.browser.value("document.querySelector('.grid + [role=status]').textContent");
+    until_true("the failed task is chosen", || {
+        // It is chosen anew, as its state may have come later.
+        console.browser.press(LEFT);
+        console.browser.press(RIGHT);
+        status() == format!("Task {job}.12: failed")
+    });
+    console.browser.press(ENTER);
+    console.browser.wait_for_text(&format!("Task {job}.12"));
+    assert_eq!(console.browser.value("location.hash"), format!("#/jobs/{job}/tasks/12"));
+    console.check_quiet();
 }

@@ -2,6 +2,9 @@
 
 use std::fs;
 
+use podmesh_tests::wait::{until, until_true};
+use serde_json::json;
+
 use crate::Console;
 
 #[test]
@@ -14,7 +17,16 @@ fn a_log_follows_and_shows_everything_as_text() {
         go.display()
     );
     let job = console.mesh.submit(&[
-        "--name", "talks", "--cpus", "0.01", "--env", "HTML=<img src=x onerror=alert(1)>", "--", "sh", "-c", &script,
+        "--name",
+        "talks",
+        "--cpus",
+        "0.01",
+        "--env",
+        "HTML=<img src=x onerror=alert(1)>",
+        "--",
+        "sh",
+        "-c",
+        &script,
     ]);
     console.go(&format!("jobs/{job}/tasks/1"));
     console.browser.wait_for_text("begin");
@@ -26,23 +38,75 @@ fn a_log_follows_and_shows_everything_as_text() {
     assert_eq!(console.browser.value(inside), 0);
     console.go(&format!("jobs/{job}"));
     console.browser.wait_for_text("<script>document.title");
-    assert_eq!(console.browser.value("document.querySelectorAll('main script, main b, main img').length"), 0);
+    assert_eq!(
+        console.browser.value("document.querySelectorAll('main script, main b, main img').length"),
+        0
+    );
     console.check_quiet();
 }
 
 #[test]
-fn a_long_log_keeps_its_last_lines_and_finds_in_them() {
+fn a_window_goes_through_a_log_of_any_length() {
     let Some(console) = Console::signed_in(&["a"], "viewer") else { return };
-    let job = console.run("counts", "seq -f 'line %.0f' 30000; echo; seq -f 'error %.0f' 3");
+    let job = console.run("counts", "seq -f 'line %.0f' 300000; seq -f 'error %.0f' 3");
     console.mesh.wait_for_job(job, "succeeded");
     console.go(&format!("jobs/{job}/tasks/1"));
-    console.browser.wait_for_text("error 3");
-    console.browser.wait_for_text("5,000 lines");
-    let lines = "document.querySelector('.log').children.length";
-    assert!(console.browser.value(lines).as_u64().unwrap() <= 5_001);
-    console.browser.wait("//label[contains(., 'Find lines')]/input").type_text("error");
-    console.browser.wait_for_text("3 of 5,000 lines");
-    let shown = console.browser.value("document.querySelector('.log').innerText.trim()");
+    let browser = &console.browser;
+    browser.wait_for_text("error 3");
+    browser.wait_for_text("5,000 lines");
+    let lines = "[...document.querySelectorAll('.log div')].map((line) => line.textContent).filter((line) => line !== '')";
+    let edges = || {
+        browser.value(&format!(
+            "(() => {{ const lines = {lines}; return [lines[0], lines.at(-1), lines.length]; }})()"
+        ))
+    };
+    until_true("the last lines", || edges() == json!(["line 295004", "error 3", 5000]));
+
+    browser.click("//button[.='Earlier']");
+    until_true("earlier lines", || edges() == json!(["line 292504", "line 297503", 5000]));
+    browser.wait_for_text("There is more after this.");
+    browser.click("//button[.='Later']");
+    until_true("later lines", || edges() == json!(["line 295004", "error 3", 5000]));
+    browser.wait_for_text("This is all the output that there was.");
+
+    browser.click("//button[.='First lines']");
+    until_true("the first lines", || edges() == json!(["line 1", "line 2500", 2500]));
+    browser.wait("//button[.='Earlier'][@disabled]");
+    // At the edge, scrolling reads on.
+    browser.value("document.querySelector('.log').scrollTop = 1e9");
+    until_true("the next lines", || edges() == json!(["line 1", "line 5000", 5000]));
+
+    browser.click("//button[.='Last lines']");
+    until_true("the last lines again", || edges() == json!(["line 295004", "error 3", 5000]));
+    browser.wait("//label[contains(., 'Find in')]/input").type_text("error");
+    browser.wait_for_text("3 of 5,000 lines");
+    let shown = browser.value("document.querySelector('.log').innerText.trim()");
     assert_eq!(shown, "error 1\nerror 2\nerror 3");
+    console.check_quiet();
+}
+
+#[test]
+fn colours_are_shown_and_the_output_can_be_saved() {
+    let Some(console) = Console::signed_in(&["a"], "viewer") else { return };
+    let job = console.run("paints", "printf 'plain \\033[1;31mred\\033[0m plain\\n\\033[32mgreen\\nstill green\\033[39m\\033[2J\\n'");
+    console.mesh.wait_for_job(job, "succeeded");
+    console.go(&format!("jobs/{job}/tasks/1"));
+    let browser = &console.browser;
+    browser.wait_for_text("plain red plain");
+    let parts = "[...document.querySelectorAll('.log span')].map((part) => [part.textContent, part.className])";
+    let expected =
+        json!([["red", "ansi-1 ansi-bold"], ["green", "ansi-2"], ["still green", "ansi-2"]]);
+    assert_eq!(browser.value(parts), expected);
+    browser.wait_for_text("␛[2J");
+
+    let folder = console.mesh.folder().join("saved");
+    let path = json!({ "behavior": "allow", "downloadPath": folder.to_str().unwrap() });
+    browser.devtools("Browser.setDownloadBehavior", &path);
+    browser.click("//button[.='Download']");
+    let file = folder.join(format!("{job}.1.stdout.log"));
+    let text = until("the file is there", || {
+        fs::read_to_string(&file).ok().filter(|text| !text.is_empty())
+    });
+    assert!(text.starts_with("plain \u{1b}[1;31mred"), "{text:?}");
     console.check_quiet();
 }

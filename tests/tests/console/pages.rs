@@ -6,7 +6,8 @@ use std::path::PathBuf;
 use podmesh_tests::docker::{self, TestVolume};
 use podmesh_tests::wait::until_true;
 
-use crate::{Console, axe};
+use super::axe;
+use crate::Console;
 
 /// The name of a page's pictures, its address, what it shows, and the command that does the same.
 struct Page {
@@ -53,12 +54,15 @@ fn look_at(console: &Console, name: &str) {
 /// Jobs of all kinds. Returns how the pages show them.
 fn jobs(console: &Console) -> Vec<Page> {
     let mesh = &console.mesh;
-    let squares = mesh.submit(&["--name", "squares", "--cpus", "0.01", "--array", "1-30", "--", "true"]);
+    let squares =
+        mesh.submit(&["--name", "squares", "--cpus", "0.01", "--array", "1-30", "--", "true"]);
     let mixed = "test $((PODMESH_TASK_INDEX % 4)) = 0 || exit $((PODMESH_TASK_INDEX % 4))";
-    let mixed = mesh.submit(&["--name", "mixed", "--cpus", "0.01", "--array", "1-40", "--", "sh", "-c", mixed]);
+    let mixed = mesh
+        .submit(&["--name", "mixed", "--cpus", "0.01", "--array", "1-40", "--", "sh", "-c", mixed]);
     let text = "echo 'the first line'; for n in $(seq 60); do echo \"$n: <b>text</b> $(date -u +%F) and more of it, so that it is long\"; done; sleep 600";
     let talks = console.run("talks", text);
-    let waits = mesh.submit(&["--name", "too-large-for-every-node", "--cpus", "1000", "--", "true"]);
+    let waits =
+        mesh.submit(&["--name", "too-large-for-every-node", "--cpus", "1000", "--", "true"]);
     mesh.wait_for_job(squares, "succeeded");
     mesh.wait_for_job(mixed, "failed");
     mesh.wait_for_job(talks, "running");
@@ -66,13 +70,26 @@ fn jobs(console: &Console) -> Vec<Page> {
         page(
             "jobs",
             "jobs",
-            &["squares", "mixed", "talks", "too-large-for-every-node", "30 of 30", "40 of 40, 30 failed"],
+            &[
+                "squares",
+                "mixed",
+                "talks",
+                "too-large-for-every-node",
+                "30 of 30",
+                "40 of 40, 30 failed",
+            ],
             "podmesh jobs --limit 100",
         ),
         page(
             "job",
             &format!("jobs/{mixed}"),
-            &["failed", "exited, exit code 1", "exited, exit code 2", "exited, exit code 3"],
+            &[
+                "failed, exit code 1",
+                "failed, exit code 2",
+                "failed, exit code 3",
+                "All tasks",
+                "When it ran, and where",
+            ],
             &format!("podmesh job {mixed}"),
         ),
         page(
@@ -106,7 +123,17 @@ fn every_page_shows_what_there_is_and_can_be_used_by_everybody() {
     if let Some(image) = docker::image() {
         let mount = format!("{}:/data", volume.name);
         let job = console.mesh.submit(&[
-            "--name", "writes", "--image", image, "--cpus", "0.01", "--volume", &mount, "--", "touch", "/data/file",
+            "--name",
+            "writes",
+            "--image",
+            image,
+            "--cpus",
+            "0.01",
+            "--volume",
+            &mount,
+            "--",
+            "touch",
+            "/data/file",
         ]);
         console.mesh.wait_for_job(job, "succeeded");
         shown.push(volume.name.as_str());
@@ -115,10 +142,22 @@ fn every_page_shows_what_there_is_and_can_be_used_by_everybody() {
         page(
             "overview",
             "",
-            &["Node b is cordoned", "waits:", "30 of 40 tasks failed", "Tasks that wait", "a ", "cores free"],
+            &[
+                "Node b is cordoned",
+                "waits:",
+                "30 of 40 tasks failed",
+                "Tasks that wait",
+                "a ",
+                "cores free",
+            ],
             "podmesh top",
         ),
-        page("services", "services", &["web", "database-of-the-shop", "2 of 2"], "podmesh services"),
+        page(
+            "services",
+            "services",
+            &["web", "database-of-the-shop", "2 of 2"],
+            "podmesh services",
+        ),
         page(
             "service",
             "services/web",
@@ -126,8 +165,24 @@ fn every_page_shows_what_there_is_and_can_be_used_by_everybody() {
             "podmesh service web",
         ),
         page("nodes", "nodes", &["alive", "cordoned", "disk=fast", "Drain"], "podmesh nodes"),
-        page("node", "nodes/a", &["What runs", "task", "of talks"], "podmesh nodes drain --wait a"),
-        page("events", "events", &["job submitted", "attempt ended", "node scheduling"], "podmesh events -f"),
+        page(
+            "node",
+            "nodes/a",
+            &["What runs", "task", "of talks", "What happened", "node connected"],
+            "podmesh nodes drain --wait a",
+        ),
+        page(
+            "events",
+            "events",
+            &["job submitted", "attempt ended", "node scheduled"],
+            "podmesh events -f",
+        ),
+        page(
+            "access",
+            "access",
+            &["Tokens", "programs and the console", "joining", "Revoke"],
+            "podmesh token",
+        ),
         page("volumes", "volumes", &shown, "podmesh volumes"),
         page("missing", "nothing/here", &["There is no such page"], ""),
     ]);

@@ -53,7 +53,13 @@ fn cancelling_a_job_asks_first() {
     let command = format!("podmesh cancel {job}");
     let cancel = button("Cancel the job");
     decline(&console, &cancel, &command);
-    agree(&console, &cancel, &command, "Cancel the job", &format!("POST /api/v1/jobs/{job}/cancel"));
+    agree(
+        &console,
+        &cancel,
+        &command,
+        "Cancel the job",
+        &format!("POST /api/v1/jobs/{job}/cancel"),
+    );
     wait_for_no_dialog(&console);
     console.wait_for_row(&format!("{job}.1"), "cancelled");
     console.check_quiet();

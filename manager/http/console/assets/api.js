@@ -53,7 +53,29 @@ export async function ask(path, options) {
   return reply.status === 204 ? null : reply.json();
 }
 
+export const del = (path) => ask(path, { method: "DELETE" });
 export const post = (path, body) => ask(path, { method: "POST", body });
+
+// Returns the bytes `from` to `to` of an output, and where they begin; null if there is nothing there.
+// There can be fewer, and they begin later if the oldest output was removed.
+export async function bytesOf(path, from, to, signal) {
+  try {
+    const reply = await send(path, { headers: { Range: `bytes=${from}-${to}` }, signal });
+    const offset = Number(/^bytes (\d+)-/.exec(reply.headers.get("Content-Range") ?? "")?.[1] ?? from);
+    return { bytes: new Uint8Array(await reply.arrayBuffer()), offset };
+  } catch (problem) {
+    if (problem.status === 416) return null;
+    throw problem;
+  }
+}
+
+// Saves what the path has as a file.
+export async function download(path, name) {
+  const reply = await send(path);
+  const address = URL.createObjectURL(await reply.blob());
+  Object.assign(document.createElement("a"), { href: address, download: name }).click();
+  setTimeout(() => URL.revokeObjectURL(address), 60_000);
+}
 
 // Reads a stream of events until it ends. `EventSource` cannot send the token.
 // Calls `onOpen` once, and `onEvent({ kind, id, data })` for each event.

@@ -18,6 +18,7 @@ import { Service } from "./pages/service.js";
 import { Nodes } from "./pages/nodes.js";
 import { Node } from "./pages/node.js";
 import { Events } from "./pages/events.js";
+import { Access } from "./pages/access.js";
 import { Volumes } from "./pages/volumes.js";
 
 const MENU = [
@@ -27,6 +28,7 @@ const MENU = [
   ["nodes", "Nodes"],
   ["volumes", "Volumes"],
   ["events", "Events"],
+  ["access", "Access"],
 ];
 
 // Returns the page and its title.
@@ -39,7 +41,7 @@ function find({ parts }) {
     const page = { jobs: [Job, `Job ${name}`], services: [Service, name], nodes: [Node, name] };
     return page[kind] ?? [Missing, "Not found"];
   }
-  const pages = { "": Overview, jobs: Jobs, services: Services, nodes: Nodes, volumes: Volumes, events: Events };
+  const pages = { "": Overview, jobs: Jobs, services: Services, nodes: Nodes, volumes: Volumes, events: Events, access: Access };
   const title = MENU.find(([path]) => path === kind)?.[1];
   return title ? [pages[kind], title] : [Missing, "Not found"];
 }

@@ -16,16 +16,21 @@ const KINDS = {
   wait: ["◌", "queued waiting restarting draining stopping cancelling removing cordoned"],
   warn: ["!", "suspect degraded rolling_back unreachable interrupted"],
   bad: ["✗", "failed lost unhealthy timed_out not_started"],
-  off: ["–", "cancelled stopped ended"],
+  off: ["–", "cancelled stopped ended used_up expired revoked"],
 };
 const KIND_OF = new Map(
   Object.entries(KINDS).flatMap(([kind, [, words]]) => words.split(" ").map((word) => [word, kind])),
 );
 
+// Returns the colour and the sign of a state.
+export function signOf(word) {
+  const kind = KIND_OF.get(word) ?? "off";
+  return [kind, KINDS[kind][0]];
+}
+
 // A state: the word, with a sign and a colour.
 export function State({ word }) {
-  const kind = KIND_OF.get(word) ?? "off";
-  const sign = KINDS[kind][0];
+  const [kind, sign] = signOf(word);
   return html`<span class="state ${kind}"><span aria-hidden="true">${sign}</span> ${visible(word).replaceAll("_", " ")}</span>`;
 }
 

@@ -6,19 +6,19 @@ import { subscribe } from "../live.js";
 import { attemptHref, Cli, Field, Heading, html, jobLink, matches, Name, nodeLink, Pending, serviceLink, Table } from "../parts.js";
 import { time, visible } from "../text.js";
 
-// How many the page keeps.
+// How many a page keeps.
 const EVENTS_MAX = 500;
 const PAUSE_MS = 300;
 
-// Returns the last events that there are.
-async function load(signal) {
+// Returns the wanted ones of the last `back` events that there are.
+async function load(back, wanted, signal) {
   const { revision } = await ask("/info", { signal });
-  let since = Math.max(0, revision - EVENTS_MAX);
+  let since = Math.max(0, revision - back);
   const all = [];
   while (since < revision) {
     const { events } = await ask(`/events?since=${since}`, { signal });
     if (events.length === 0) break;
-    all.push(...events);
+    all.push(...events.filter(wanted));
     since = events.at(-1).revision;
   }
   return all;
@@ -31,8 +31,9 @@ function merge(known, more) {
   return added.length === 0 ? known : [...known, ...added].slice(-EVENTS_MAX);
 }
 
-// After `null` some may have been missed: then the list is read anew.
-function useEvents() {
+// Returns the last wanted events, and follows them. It looks through the last `back` events. After
+// `null` some may have been missed: then the list is read anew.
+function useEvents(back = EVENTS_MAX, wanted = () => true) {
   const [events, setEvents] = useState(null);
   const [problem, setProblem] = useState(null);
   useEffect(() => {
@@ -49,7 +50,7 @@ function useEvents() {
     };
     const read = async () => {
       try {
-        const found = await load(signal);
+        const found = await load(back, wanted, signal);
         if (signal.aborted) return;
         setProblem(null);
         setEvents((known) => merge(merge([], found), known ?? []));
@@ -61,6 +62,7 @@ function useEvents() {
     read();
     const stop = subscribe((event) => {
       if (event === null) return read();
+      if (!wanted(event)) return;
       fresh.push(event);
       if (fresh.length > 2 * EVENTS_MAX) fresh = fresh.slice(-EVENTS_MAX);
       timer ??= setTimeout(draw, PAUSE_MS);
@@ -99,6 +101,23 @@ const COLUMNS = [
   ["Details", details],
 ];
 
+const revisionOf = ({ revision }) => revision;
+
+// How far back a page looks for the events of a node.
+const BACK = 5000;
+const NODE_ROWS = 50;
+
+// What has happened to a node.
+export function NodeEvents({ name }) {
+  const { events, problem } = useEvents(BACK, ({ node }) => node === name);
+  return html`<section>
+    <h2>What happened</h2>
+    <${Pending} value=${events} problem=${problem} />
+    ${events && html`<${Table} label="What happened" columns=${COLUMNS} rows=${events.slice(-NODE_ROWS).reverse()} keyOf=${revisionOf} empty="No recent event is about this node." />`}
+    <p class="quiet">The newest is first: at most ${NODE_ROWS}, of the last ${BACK.toLocaleString("en")} events of the mesh.</p>
+  </section>`;
+}
+
 export function Events({ query: { q } }) {
   const { events, problem } = useEvents();
   const found = (event) => matches(q, event.revision, event.event, event.event.replaceAll("_", " "), event.attempt, event.job && `job ${event.job}`, event.service, details(event));
@@ -111,6 +130,6 @@ export function Events({ query: { q } }) {
     </form>
     <p class="quiet">The newest is first. The page has the last ${EVENTS_MAX} events, before the filter.</p>
     <${Pending} value=${events} problem=${problem} />
-    ${events && html`<${Table} label="Events" columns=${COLUMNS} rows=${rows} keyOf=${({ revision }) => revision} empty=${q ? "No event contains the text." : "Nothing has happened yet."} />`}
+    ${events && html`<${Table} label="Events" columns=${COLUMNS} rows=${rows} keyOf=${revisionOf} empty=${q ? "No event contains the text." : "Nothing has happened yet."} />`}
     <${Cli} lines=${[job ? `podmesh events -f --job ${job}` : "podmesh events -f"]} />`;
 }

@@ -4,6 +4,8 @@ import { post } from "../api.js";
 import { question } from "../dialog.js";
 import { usePath } from "../live.js";
 import { Action, Choice, Cli, Heading, html, Name, nodeLink, Pager, Pending, Progress, rowLink, State, Table } from "../parts.js";
+import { TaskGrid } from "../grid.js";
+import { Timeline } from "../timeline.js";
 import { link, withQuery } from "../route.js";
 import { bytes, cores, outcome, quote, time, visible } from "../text.js";
 
@@ -107,6 +109,8 @@ export function Job({ parts: [, number], query, me }) {
       ${!job.ended_at && html`<p><${Action} me=${me} role="operator" onClick=${cancel}>Cancel the job …<//></p>`}
       <${Facts} job=${job} />
       ${job.tasks.failed > 0 && html`<${Failures} job=${number} failed=${job.tasks.failed} concerns=${concerns} />`}
+      ${job.tasks.total > 1 && html`<${TaskGrid} job=${number} first=${job.spec.first_index} last=${job.spec.last_index} />`}
+      <${Timeline} job=${number} concerns=${concerns} />
       <${Tasks} job=${number} query=${query} concerns=${concerns} />`}
     <${Cli} lines=${[`podmesh job ${quote(number)}`, `podmesh tasks ${quote(number)}${query.state ? ` --state ${quote(query.state)}` : ""}`]} />`;
 }

@@ -1,157 +1,181 @@
-// Output, as it comes. The page keeps the last lines only, so that a log of any length does not
-// fill the browser. Lines are text, never HTML, and are added without a virtual DOM.
+// Output of one attempt, as it comes, and any other part of it. The page keeps a window of lines, so
+// that an output of any length does not fill the browser.
 
 import { useEffect, useRef, useState } from "../vendor/hooks.mjs";
-import { pause, Problem, stream } from "../api.js";
-import { html, matches, Notice } from "../parts.js";
-import { visible } from "../text.js";
+import { bytesOf, download, pause, Problem, stream } from "../api.js";
+import { Lines, LINES_MAX, split } from "../lines.js";
+import { html, Notice } from "../parts.js";
+import { withQuery } from "../route.js";
+import { bytes } from "../text.js";
 
-export const LINES_MAX = 5000;
-// A longer line is shown in pieces.
-const LINE_CHARS_MAX = 10_000;
+export { LINES_MAX };
 const RETRY_MS = 1000;
-// How near to its end the box must be to stay there, in pixels.
+// Bytes of one step towards the beginning or the end.
+const STEP_BYTES = 256 * 1024;
+// How near to an edge of the box the next part is read, in pixels.
 const NEAR = 40;
-
-// The lines in the box. Text is added before the next frame, all at once.
-class Lines {
-  constructor(box, changed) {
-    this.box = box;
-    this.changed = changed;
-    this.fresh = [];
-    // The last line, which has not ended yet.
-    this.rest = "";
-    this.open = document.createElement("div");
-    this.box.replaceChildren(this.open);
-    this.removed = 0;
-    this.wanted = "";
-    this.frame = null;
-  }
-
-  add(text) {
-    const lines = (this.rest + text).split("\n");
-    this.rest = lines.pop();
-    for (const line of lines) this.fresh.push(...pieces(line.replace(/\r$/, "")));
-    const [last, ...before] = pieces(this.rest).reverse();
-    this.fresh.push(...before.reverse());
-    this.rest = last;
-    // A tab in the background has no frames.
-    if (this.fresh.length > 2 * LINES_MAX) this.removed += this.fresh.splice(0, this.fresh.length - LINES_MAX).length;
-    this.frame ??= requestAnimationFrame(() => this.draw());
-  }
-
-  draw() {
-    this.frame = null;
-    const { box } = this;
-    const follows = box.scrollTop + box.clientHeight >= box.scrollHeight - NEAR;
-    const over = this.fresh.length - LINES_MAX;
-    if (over > 0) this.removed += this.fresh.splice(0, over).length;
-    const fragment = document.createDocumentFragment();
-    for (const line of this.fresh) fragment.append(this.element(line));
-    this.fresh = [];
-    box.insertBefore(fragment, this.open);
-    while (box.childElementCount - 1 > LINES_MAX) {
-      box.firstElementChild.remove();
-      this.removed += 1;
-    }
-    this.open.textContent = visible(this.rest);
-    this.open.hidden = !matches(this.wanted, this.open.textContent);
-    if (follows) box.scrollTop = box.scrollHeight;
-    this.count();
-  }
-
-  element(line) {
-    const element = document.createElement("div");
-    element.textContent = visible(line);
-    element.hidden = !matches(this.wanted, element.textContent);
-    return element;
-  }
-
-  find(wanted) {
-    this.wanted = wanted;
-    for (const line of this.box.children) line.hidden = !matches(wanted, line.textContent);
-    this.count();
-  }
-
-  count() {
-    let found = 0;
-    let all = 0;
-    for (const line of this.box.children) {
-      if (line === this.open && this.rest === "") continue;
-      all += 1;
-      if (!line.hidden) found += 1;
-    }
-    this.changed({ all, found, removed: this.removed });
-  }
-
-  end() {
-    if (this.frame !== null) cancelAnimationFrame(this.frame);
-  }
-}
-
-function pieces(line) {
-  const parts = [];
-  for (; line.length > LINE_CHARS_MAX; line = line.slice(LINE_CHARS_MAX)) parts.push(line.slice(0, LINE_CHARS_MAX));
-  return [...parts, line];
-}
-
-// Reads until the end of the output. After an interruption it goes on where it was.
-async function read(path, lines, signal, say) {
-  let lastId = null;
-  let ended = false;
-  const onEvent = ({ kind, id, data }) => {
-    if (kind === "problem") throw new Problem(data);
-    if (kind === "end") ended = true;
-    else if (data) lines.add(data.text);
-    if (id !== undefined) lastId = id;
-  };
-  while (!signal.aborted && !ended) {
-    say({ state: "reading", problem: null });
-    try {
-      await stream(path, { lastId, signal, onEvent });
-    } catch (problem) {
-      if (signal.aborted) return;
-      const passes = problem.status === undefined || problem.status === 0 || problem.status >= 500;
-      say({ state: passes ? "interrupted" : "stopped", problem: problem.status ? problem : null });
-      if (!passes) return;
-    }
-    if (!ended) await pause(RETRY_MS, signal);
-  }
-  if (!signal.aborted) say({ state: "ended", problem: null });
-}
 
 const SAID = {
   reading: "Shown as it comes.",
+  held: "There is more after this.",
   interrupted: "The connection was interrupted; trying again.",
   stopped: "The output cannot be read.",
   ended: "This is all the output that there was.",
 };
 
-export function Log({ path }) {
+// Reads one output into a box.
+class Reader {
+  constructor(box, { path, query, follow, count, say }) {
+    Object.assign(this, { path, query, follow, say });
+    this.lines = new Lines(box, count);
+    this.aborter = new AbortController();
+    this.stepping = false;
+    this.last();
+  }
+
+  end() {
+    this.aborter.abort();
+    this.lines.end();
+  }
+
+  // Ends what is being read. Returns the signal for what is read instead.
+  stop() {
+    this.aborter.abort();
+    this.aborter = new AbortController();
+    return this.aborter.signal;
+  }
+
+  // Shows the last lines, and what comes after them.
+  last() {
+    this.lines.clear();
+    this.run(this.stop(), null);
+  }
+
+  // Reads from an offset on until the end of the output. After an interruption it goes on where it
+  // was.
+  async run(signal, lastId) {
+    const { lines, say } = this;
+    let ended = false;
+    let at = lastId;
+    const onEvent = ({ kind, id, data }) => {
+      if (kind === "problem") throw new Problem(data);
+      if (kind === "end") ended = true;
+      else if (data) lines.add(data.text, data.offset, id);
+      if (id !== undefined) at = id;
+    };
+    const path = withQuery(this.path, { ...this.query, follow: this.follow, tail: lastId === null ? LINES_MAX : null });
+    while (!signal.aborted && !ended) {
+      say({ state: "reading", problem: null });
+      try {
+        await stream(path, { lastId: at, signal, onEvent });
+      } catch (problem) {
+        if (signal.aborted) return;
+        const passes = problem.status === undefined || problem.status === 0 || problem.status >= 500;
+        say({ state: passes ? "interrupted" : "stopped", problem: problem.status ? problem : null });
+        if (!passes) return;
+      }
+      if (!ended) await pause(RETRY_MS, signal);
+    }
+    if (!signal.aborted) say({ state: "ended", problem: null });
+  }
+
+  // Does one step at a time, with its problem shown.
+  async step(act) {
+    if (this.stepping) return;
+    this.stepping = true;
+    try {
+      await act();
+    } catch (problem) {
+      this.say({ state: "stopped", problem });
+    }
+    this.stepping = false;
+  }
+
+  range(from, to, signal) {
+    return bytesOf(withQuery(this.path, this.query), from, to, signal);
+  }
+
+  begin = () => this.step(async () => {
+    const signal = this.stop();
+    this.lines.clear();
+    await this.append(0, signal);
+    this.lines.box.scrollTop = 0;
+  });
+
+  earlier = () => this.step(async () => {
+    const { first } = this.lines;
+    if (first === 0) return;
+    const from = Math.max(0, first - STEP_BYTES);
+    const part = await this.range(from, first - 1, this.aborter.signal);
+    // Older output may have been removed.
+    if (part === null || part.offset >= first) return;
+    const { lines } = split(part.bytes, part.offset);
+    // The first line of a part is usually the end of one.
+    const whole = part.offset === 0 || lines.length < 2 ? lines : lines.slice(1);
+    if (this.lines.before(whole)) {
+      this.stop();
+      this.say({ state: "held", problem: null });
+    }
+  });
+
+  later = () => this.step(() => this.append(this.lines.next, this.stop()));
+
+  // Adds the part that begins there. At the end of the output it follows again.
+  async append(from, signal) {
+    const part = await this.range(from, from + STEP_BYTES - 1, signal);
+    const { lines, rest } = part === null ? { lines: [], rest: { text: "", offset: from } } : split(part.bytes, part.offset);
+    const reached = part === null || part.bytes.length < STEP_BYTES;
+    if (this.lines.after(lines, rest) && reached) this.run(signal, part === null ? from : part.offset + part.bytes.length);
+    else this.say({ state: "held", problem: null });
+  }
+}
+
+export function Log({ path, query, follow }) {
   const box = useRef();
-  const lines = useRef();
-  const [count, setCount] = useState({ all: 0, found: 0, removed: 0 });
+  const reader = useRef();
+  const [count, setCount] = useState({ all: 0, found: 0, first: 0 });
   const [{ state, problem }, say] = useState({ state: "reading", problem: null });
   const [wanted, setWanted] = useState("");
+  const [saving, setSaving] = useState(null);
   useEffect(() => {
-    const aborter = new AbortController();
-    lines.current = new Lines(box.current, setCount);
-    read(path, lines.current, aborter.signal, say);
-    return () => {
-      aborter.abort();
-      lines.current.end();
-    };
-  }, [path]);
+    reader.current = new Reader(box.current, { path, query, follow, count: setCount, say });
+    return () => reader.current.end();
+  }, []);
   const find = (event) => {
     setWanted(event.target.value);
-    lines.current.find(event.target.value);
+    reader.current.lines.find(event.target.value);
   };
+  const scrolled = () => {
+    const { scrollTop, scrollHeight, clientHeight } = box.current;
+    if (scrollTop < NEAR && scrollHeight > clientHeight) reader.current.earlier();
+    else if (state === "held" && scrollTop + clientHeight > scrollHeight - NEAR) reader.current.later();
+  };
+  const save = async () => {
+    setSaving("Downloading …");
+    try {
+      await download(withQuery(path, query), `${path.split("/").filter((part) => /^\d+$/.test(part)).join(".")}.${query.stream}.log`);
+      setSaving(null);
+    } catch (failed) {
+      setSaving(failed.message);
+    }
+  };
+  const number = (value) => value.toLocaleString("en");
   return html`
-    <label>Find lines <input type="search" data-find="true" value=${wanted} onInput=${find} autocomplete="off" spellcheck="false" /></label>
+    <div class="filters">
+      <label>Find in these lines <input type="search" data-find="true" value=${wanted} onInput=${find} autocomplete="off" spellcheck="false" /></label>
+      <span class="buttons">
+        <button onClick=${() => reader.current.begin()}>First lines</button>
+        <button onClick=${() => reader.current.earlier()} disabled=${count.first === 0}>Earlier</button>
+        <button onClick=${() => reader.current.later()} disabled=${state !== "held"}>Later</button>
+        <button onClick=${() => reader.current.last()}>Last lines</button>
+        <button onClick=${save} disabled=${saving === "Downloading …"}>Download</button>
+        <span role="status">${saving}</span>
+      </span>
+    </div>
     <p class="quiet">
-      ${wanted ? `${count.found.toLocaleString("en")} of ` : ""}${count.all.toLocaleString("en")} lines. ${SAID[state]}
-      ${` Only the last ${LINES_MAX.toLocaleString("en")} lines are kept here`}${count.removed > 0 ? `; ${count.removed.toLocaleString("en")} older ones were removed.` : "."}
+      ${wanted ? `${number(count.found)} of ` : ""}${number(count.all)} lines. ${SAID[state]}
+      ${count.first > 0 ? ` ${bytes(count.first)} come before this.` : ""} At most ${number(LINES_MAX)} lines are shown at a time.
     </p>
     <${Notice} problem=${problem} />
-    <div class="log" ref=${box} tabindex="0" role="log" aria-live="off" aria-label="Output"></div>`;
+    <div class="log" ref=${box} tabindex="0" role="log" aria-live="off" aria-label="Output" onScroll=${scrolled}></div>`;
 }

@@ -4,6 +4,7 @@ import { ask } from "../api.js";
 import { useLive, usePath } from "../live.js";
 import { attemptHref, Cli, Heading, html, Name, Pending, Room, serviceLink, State, Table } from "../parts.js";
 import { quote, visible } from "../text.js";
+import { NodeEvents } from "./events.js";
 import { labels, Scheduling } from "./nodes.js";
 
 // The API has no list of a node's attempts. The page looks through this many jobs and services, and
@@ -80,7 +81,8 @@ function Shown({ node, me }) {
       <div><dt>Version</dt><dd>${visible(node.version)}</dd></div>
       ${node.address && html`<div><dt>Address for replicas</dt><dd>${visible(node.address)}</dd></div>`}
     </dl>
-    <${Runs} name=${node.node} />`;
+    <${Runs} name=${node.node} />
+    <${NodeEvents} name=${node.node} />`;
 }
 
 export function Node({ parts: [, name], me }) {

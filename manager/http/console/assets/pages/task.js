@@ -26,7 +26,6 @@ export function Task({ parts: [, job, , index], query }) {
   const number = query.attempt ? Number(query.attempt) : last;
   const stream = query.stream === "stderr" ? "stderr" : "stdout";
   const follow = query.follow !== "false";
-  const log = withQuery(`${path}/log`, { attempt: number, stream, follow, tail: LINES_MAX });
   const command = `podmesh logs ${follow ? "-f " : ""}--tail ${LINES_MAX} --stream ${stream} ${quote(number ? `${id}#${number}` : id)}`;
   return html`
     <${Heading}>Task ${visible(id)}<//>
@@ -43,7 +42,7 @@ export function Task({ parts: [, job, , index], query }) {
         <${Choice} label="Stream" name="stream" value=${stream} options=${[["stdout", "standard output"], ["stderr", "standard error"]]} />
         <${Check} label="Follow" name="follow" value=${follow} off="false" />
       </div>
-      <${Log} key=${log} path=${log} />
+      <${Log} key=${`${number} ${stream} ${follow}`} path=${`${path}/log`} query=${{ attempt: number, stream }} follow=${follow} />
     </section>`}
     <${Cli} lines=${[`podmesh job ${quote(job)}`, command]} />`;
 }
