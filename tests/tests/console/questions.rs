@@ -108,7 +108,7 @@ fn changing_a_service_asks_first() {
     console.browser.wait_for_text("2 of 2 replicas healthy");
     agree(&console, &back, command, "Go back to revision 1", "POST /api/v1/services/web/rollback");
     wait_for_no_dialog(&console);
-    console.browser.wait_for_text("healthy, revision 3");
+    console.browser.wait_for_text("1 of 1 replica healthy, revision 1");
     console.check_quiet();
 }
 

@@ -48,7 +48,7 @@ export function Dialogs() {
     setProblem(null);
     try {
       const text = await shown.act();
-      if (text) say(text);
+      if (typeof text === "string") say(text);
       else close();
     } catch (failed) {
       setProblem(failed);

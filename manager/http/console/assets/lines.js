@@ -125,15 +125,15 @@ export class Lines {
   before(lines) {
     this.draw();
     const { box } = this;
-    const height = box.scrollHeight;
+    const first = box.firstElementChild;
     box.prepend(this.elements(lines.flatMap(pieces).slice(-STEP_LINES), painter()));
-    box.scrollTop += box.scrollHeight - height;
     const over = box.childElementCount - 1 - LINES_MAX;
     for (let n = 0; n < over; n += 1) {
       this.rest = { text: "", offset: this.open.previousElementSibling.offset };
       this.open.previousElementSibling.remove();
     }
     this.drawRest();
+    this.show(first);
     this.count();
     return over > 0;
   }
@@ -143,16 +143,22 @@ export class Lines {
     this.draw();
     const { box } = this;
     const all = lines.flatMap(pieces);
+    const last = this.open.previousElementSibling;
     box.insertBefore(this.elements(all.slice(0, STEP_LINES)), this.open);
     const whole = all.length <= STEP_LINES;
     this.rest = whole ? rest : { text: "", offset: all[STEP_LINES].offset };
     this.began = true;
-    const height = box.scrollHeight;
     while (box.childElementCount - 1 > LINES_MAX) box.firstElementChild.remove();
-    box.scrollTop -= height - box.scrollHeight;
     this.drawRest();
+    if (last !== null) this.show(last);
     this.count();
     return whole;
+  }
+
+  // Scrolls to a line, so that lines before and after it are seen.
+  show(line) {
+    const { box } = this;
+    box.scrollTop = line.offsetTop - box.offsetTop - box.clientHeight / 2;
   }
 
   // Where the bytes begin that are not in the window.

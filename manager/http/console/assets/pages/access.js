@@ -6,7 +6,7 @@ import { useLive } from "../live.js";
 import { Action, Cli, Field, Heading, html, matches, Name, Pending, State, Table } from "../parts.js";
 import { quote, time, visible } from "../text.js";
 
-const concerns = ({ event }) => /^(token|key|user)/.test(event);
+const concerns = ({ event }) => /token|key|user|join/.test(event);
 
 async function load(signal) {
   const [tokens, users] = await Promise.all([ask("/tokens", { signal }), ask("/users", { signal })]);

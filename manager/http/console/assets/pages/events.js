@@ -107,9 +107,9 @@ const revisionOf = ({ revision }) => revision;
 const BACK = 5000;
 const NODE_ROWS = 50;
 
-// What has happened to a node.
+// What has happened to a node, without the many attempts that it had.
 export function NodeEvents({ name }) {
-  const { events, problem } = useEvents(BACK, ({ node }) => node === name);
+  const { events, problem } = useEvents(BACK, ({ node, attempt }) => node === name && !attempt);
   return html`<section>
     <h2>What happened</h2>
     <${Pending} value=${events} problem=${problem} />
