@@ -168,7 +168,7 @@ fn every_page_shows_what_there_is_and_can_be_used_by_everybody() {
         page(
             "node",
             "nodes/a",
-            &["What runs", "replica 1 of", "What happened", "node connected"],
+            &["What runs", "of web", "What happened", "node connected"],
             "podmesh nodes drain --wait a",
         ),
         page(

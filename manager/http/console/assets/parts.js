@@ -140,9 +140,10 @@ export function Room({ node }) {
     <span>${text}</span>
   </div>`;
   const { capacity, free } = node;
-  return html`
+  return html`<div>
     ${bar("cores", free.cpu_millis, capacity.cpu_millis, `${cores(free.cpu_millis)} of ${plural(capacity.cpu_millis / 1000, "core")} free`)}
-    ${bar("memory", free.memory_bytes, capacity.memory_bytes, `${bytes(free.memory_bytes)} of ${bytes(capacity.memory_bytes)} free`)}`;
+    ${bar("memory", free.memory_bytes, capacity.memory_bytes, `${bytes(free.memory_bytes)} of ${bytes(capacity.memory_bytes)} free`)}
+  </div>`;
 }
 
 // Links to other pages.

@@ -36,7 +36,7 @@ function Lists({ q, me }) {
   const { value, problem } = useLive(load, [], { concerns });
   const tokens = [
     ["Token", ({ id }) => id],
-    ["For", ({ api }) => (api ? "programs and the console" : "joining")],
+    ["For", ({ api, id }) => (api ? `programs and the console${me.name === `token-${id}` ? " (this page)" : ""}` : "joining")],
     ["State", ({ state }) => html`<${State} word=${state} />`],
     ["Role", ({ role }) => visible(role)],
     ["Uses left", ({ api, uses_left: left }) => (api ? "any number" : left)],
