@@ -99,7 +99,7 @@ export function Table({ label, columns, rows, keyOf, empty }) {
 export function Field({ label, name, value, find = false, type = "search" }) {
   const change = (event) => filter({ [name]: event.target.value });
   return html`<label>${label}
-    <input type=${type} value=${value ?? ""} data-find=${find || undefined} onInput=${change} autocomplete="off" spellcheck="false" />
+    <input type=${type} value=${value ?? ""} data-find=${find || undefined} onInput=${change} autocomplete="off" spellcheck=${false} />
   </label>`;
 }
 

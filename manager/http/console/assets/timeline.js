@@ -63,7 +63,8 @@ function Shown({ attempts }) {
   const names = [...nodes.keys()].sort();
   return html`
     <ul class="timeline">${names.map((node) => html`<${Row} key=${node} node=${node} bars=${nodes.get(node)} from=${from} span=${Math.max(to - from, 1)} />`)}</ul>
-    <p class="quiet ends"><span>${time(new Date(from).toISOString())}</span> <span>${duration(to - from)}</span> <span>${time(new Date(to).toISOString())}</span></p>`;
+    <p class="quiet ends"><span>${time(new Date(from).toISOString())}</span> <span>${duration(to - from)}</span> <span>${time(new Date(to).toISOString())}</span></p>
+    <p class="quiet">A hollow bar is an attempt that failed. The table of tasks below says how each ended.</p>`;
 }
 
 export function Timeline({ job, concerns }) {

@@ -162,7 +162,7 @@ export function Log({ path, query, follow }) {
   const number = (value) => value.toLocaleString("en");
   return html`
     <div class="filters">
-      <label>Find in these lines <input type="search" data-find="true" value=${wanted} onInput=${find} autocomplete="off" spellcheck="false" /></label>
+      <label>Find in these lines <input type="search" data-find="true" value=${wanted} onInput=${find} autocomplete="off" spellcheck=${false} /></label>
       <span class="buttons">
         <button onClick=${() => reader.current.begin()}>First lines</button>
         <button onClick=${() => reader.current.earlier()} disabled=${count.first === 0}>Earlier</button>

@@ -28,7 +28,7 @@ export function Login({ enter, problem }) {
     <p>The console needs an API token. Create one on the manager's machine, or on any machine that joined as an admin:</p>
     <${Cli} lines=${["podmesh token create --api --role viewer"]} />
     <form onSubmit=${submit}>
-      <label>API token <input name="token" type="password" autocomplete="off" spellcheck="false" required autofocus /></label>
+      <label>API token <input name="token" type="password" autocomplete="off" spellcheck=${false} required autofocus /></label>
       <button disabled=${busy}>Sign in</button>
     </form>
     <${Notice} problem=${failed ?? problem} />
