@@ -110,3 +110,26 @@ fn colours_are_shown_and_the_output_can_be_saved() {
     assert!(text.starts_with("plain \u{1b}[1;31mred"), "{text:?}");
     console.check_quiet();
 }
+
+#[test]
+fn outputs_of_several_tasks_are_merged() {
+    let Some(console) = Console::signed_in(&["a"], "viewer") else { return };
+    let go = console.mesh.shared_folder("go").join("go");
+    let script = format!(
+        "echo hello from $PODMESH_TASK_INDEX; until [ -e {} ]; do sleep 0.02; done; printf 'bye from %s' $PODMESH_TASK_INDEX",
+        go.display()
+    );
+    let array = ["--name", "many", "--cpus", "0.01", "--array", "1-5", "--", "sh", "-c", &script];
+    let job = console.mesh.submit(&array);
+    console.go(&format!("jobs/{job}/output"));
+    for task in 1..=3 {
+        console.browser.wait_for_text(&format!("{job}.{task}: hello from {task}"));
+    }
+    console.browser.wait_for_text("3 are read now, at most 3 at a time; 2 come after");
+    fs::write(&go, "").unwrap();
+    for task in 1..=5 {
+        console.browser.wait_for_text(&format!("{job}.{task}: bye from {task}"));
+    }
+    console.browser.wait(&format!("//main//code[.='podmesh logs -f {job} --stream stdout']"));
+    console.check_quiet();
+}

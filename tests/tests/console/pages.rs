@@ -99,6 +99,12 @@ fn jobs(console: &Console) -> Vec<Page> {
             &format!("podmesh job {waits}"),
         ),
         page(
+            "output",
+            &format!("jobs/{talks}/output"),
+            &[&format!("{talks}.1: 60: <b>text</b>")],
+            &format!("podmesh logs -f {talks} --stream stdout"),
+        ),
+        page(
             "task",
             &format!("jobs/{talks}/tasks/1"),
             &["running", "the first line", "60: <b>text</b>"],

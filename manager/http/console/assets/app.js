@@ -13,6 +13,7 @@ import { Overview } from "./pages/overview.js";
 import { Jobs } from "./pages/jobs.js";
 import { Job } from "./pages/job.js";
 import { Task } from "./pages/task.js";
+import { JobOutput, ServiceOutput } from "./pages/merged.js";
 import { Services } from "./pages/services.js";
 import { Service } from "./pages/service.js";
 import { Nodes } from "./pages/nodes.js";
@@ -36,6 +37,8 @@ function find({ parts }) {
   const [kind = "", name, below, index, ...more] = parts;
   if (more.length > 0) return [Missing, "Not found"];
   if (kind === "jobs" && below === "tasks" && index) return [Task, `Task ${name}.${index}`];
+  if (kind === "jobs" && below === "output" && !index) return [JobOutput, `Output of job ${name}`];
+  if (kind === "services" && below === "output" && !index) return [ServiceOutput, `Output of ${name}`];
   if (below !== undefined) return [Missing, "Not found"];
   if (name !== undefined) {
     const page = { jobs: [Job, `Job ${name}`], services: [Service, name], nodes: [Node, name] };

@@ -64,7 +64,7 @@ export class Lines {
     return this.box.firstElementChild?.offset ?? this.fresh[0]?.offset ?? this.rest.offset;
   }
 
-  // Adds text that begins at an offset, as it comes. It is shown with the next frame.
+  // Adds text as it comes, from one offset to another. It is shown with the next frame.
   add(text, offset, after) {
     if (!this.began || this.rest.text === "") this.rest = { text: "", offset };
     this.began = true;

@@ -73,6 +73,7 @@ function Tasks({ job, query, concerns }) {
   const last = value?.more ? value.tasks.at(-1)?.index : null;
   return html`<section>
     <h2>Tasks</h2>
+    <p><a href=${link("jobs", job, "output")}>Output of the tasks</a></p>
     <form class="filters" onSubmit=${(event) => event.preventDefault()}>
       <${Choice} label="State" name="state" value=${state} options=${[["", "all"], ...STATES.map((word) => [word, word])]} />
     </form>

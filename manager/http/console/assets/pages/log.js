@@ -2,14 +2,14 @@
 // that an output of any length does not fill the browser.
 
 import { useEffect, useRef, useState } from "../vendor/hooks.mjs";
-import { bytesOf, download, pause, Problem, stream } from "../api.js";
+import { bytesOf, download } from "../api.js";
 import { Lines, LINES_MAX, split } from "../lines.js";
+import { followOutput } from "../output.js";
 import { html, Notice } from "../parts.js";
 import { withQuery } from "../route.js";
 import { bytes } from "../text.js";
 
 export { LINES_MAX };
-const RETRY_MS = 1000;
 // Bytes of one step towards the beginning or the end.
 const STEP_BYTES = 256 * 1024;
 // How near to an edge of the box the next part is read, in pixels.
@@ -51,32 +51,11 @@ class Reader {
     this.run(this.stop(), null);
   }
 
-  // Reads from an offset on until the end of the output. After an interruption it goes on where it
-  // was.
-  async run(signal, lastId) {
-    const { lines, say } = this;
-    let ended = false;
-    let at = lastId;
-    const onEvent = ({ kind, id, data }) => {
-      if (kind === "problem") throw new Problem(data);
-      if (kind === "end") ended = true;
-      else if (data) lines.add(data.text, data.offset, id);
-      if (id !== undefined) at = id;
-    };
-    const path = withQuery(this.path, { ...this.query, follow: this.follow, tail: lastId === null ? LINES_MAX : null });
-    while (!signal.aborted && !ended) {
-      say({ state: "reading", problem: null });
-      try {
-        await stream(path, { lastId: at, signal, onEvent });
-      } catch (problem) {
-        if (signal.aborted) return;
-        const passes = problem.status === undefined || problem.status === 0 || problem.status >= 500;
-        say({ state: passes ? "interrupted" : "stopped", problem: problem.status ? problem : null });
-        if (!passes) return;
-      }
-      if (!ended) await pause(RETRY_MS, signal);
-    }
-    if (!signal.aborted) say({ state: "ended", problem: null });
+  // Reads from an offset on until the end of the output.
+  run(signal, lastId) {
+    const { path, lines, say } = this;
+    const onText = (text, from, to) => lines.add(text, from, to);
+    followOutput({ path, query: { ...this.query, follow: this.follow }, lines: LINES_MAX, lastId, signal, onText, say });
   }
 
   // Does one step at a time, with its problem shown.
@@ -86,7 +65,8 @@ class Reader {
     try {
       await act();
     } catch (problem) {
-      this.say({ state: "stopped", problem });
+      // Something else may be read by now.
+      if (problem.name !== "AbortError") this.say({ state: "stopped", problem });
     }
     this.stepping = false;
   }

@@ -10,6 +10,8 @@ const ACTIVE_MAX = 1000;
 const RECENT_MAX = 50;
 // For how many waiting jobs the page says why.
 const WAITING_MAX = 3;
+// It asks for much, so not as often as other pages.
+const PAUSE_MS = 1000;
 
 async function load(signal) {
   const get = (path) => ask(path, { signal });
@@ -107,7 +109,7 @@ function Shown({ value }) {
 }
 
 export function Overview() {
-  const { value, problem } = useLive(load, []);
+  const { value, problem } = useLive(load, [], { pauseMs: PAUSE_MS });
   return html`
     <${Heading}>Overview<//>
     <${Pending} value=${value} problem=${problem} />

@@ -5,6 +5,7 @@ import { post } from "../api.js";
 import { question } from "../dialog.js";
 import { usePath } from "../live.js";
 import { Action, attemptHref, Cli, Heading, html, Name, nodeLink, Pending, State, Table } from "../parts.js";
+import { link } from "../route.js";
 import { plural, quote, time, visible } from "../text.js";
 import { published } from "./services.js";
 
@@ -103,6 +104,7 @@ function Shown({ service, name, me }) {
     </div>
     <section>
       <h2>Replicas</h2>
+      <p><a href=${link("services", name, "output")}>Output of the replicas</a></p>
       <${Table} label="Replicas" columns=${REPLICAS} rows=${service.replica_list} keyOf=${({ number, revision, attempt }) => attempt ?? `${number}/${revision}`} empty="There are no replicas." />
     </section>
     <section>
