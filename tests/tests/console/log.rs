@@ -125,7 +125,7 @@ fn outputs_of_several_tasks_are_merged() {
     for task in 1..=3 {
         console.browser.wait_for_text(&format!("{job}.{task}: hello from {task}"));
     }
-    console.browser.wait_for_text("3 are read now, at most 3 at a time; 2 come after");
+    console.browser.wait_for_text("Outputs that are read now: 3, at most 3; 2 more wait");
     fs::write(&go, "").unwrap();
     for task in 1..=5 {
         console.browser.wait_for_text(&format!("{job}.{task}: bye from {task}"));

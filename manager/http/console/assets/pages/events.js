@@ -4,7 +4,7 @@ import { useEffect, useState } from "../vendor/hooks.mjs";
 import { ask } from "../api.js";
 import { subscribe } from "../live.js";
 import { attemptHref, Cli, Field, Heading, html, jobLink, matches, Name, nodeLink, Pending, serviceLink, Table } from "../parts.js";
-import { time, visible } from "../text.js";
+import { outcome, time, visible } from "../text.js";
 
 // How many a page keeps.
 const EVENTS_MAX = 500;
@@ -88,9 +88,13 @@ const KNOWN = new Set(["revision", "at", "event", "job", "task", "attempt", "ser
 
 // The other fields, as text.
 function details(event) {
-  const text = (value) => (value !== null && typeof value === "object" ? JSON.stringify(value) : String(value));
+  const text = (name, value) => {
+    if (name === "outcome") return outcome(value);
+    if (Array.isArray(value)) return value.join(" ");
+    return typeof value === "object" ? JSON.stringify(value) : String(value);
+  };
   const fields = Object.entries(event).filter(([name, value]) => !KNOWN.has(name) && value != null);
-  return fields.map(([name, value]) => visible(`${name}: ${text(value)}`)).join(", ");
+  return fields.map(([name, value]) => visible(`${name.replaceAll("_", " ")}: ${text(name, value)}`)).join(", ");
 }
 
 const COLUMNS = [

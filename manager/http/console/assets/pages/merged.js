@@ -85,7 +85,7 @@ function Merged({ sources, stream }) {
   return html`
     <label>Find in these lines <input type="search" data-find="true" value=${wanted} onInput=${find} autocomplete="off" spellcheck=${false} /></label>
     <p class="quiet">
-      ${wanted ? `${number(count.found)} of ` : ""}${number(count.all)} lines, at most ${number(LINES_MAX)} at a time. ${number(running)} are read now, at most ${STREAMS_MAX} at a time${waiting > 0 ? `; ${number(waiting)} come after one of them has ended` : ""}.
+      ${wanted ? `${number(count.found)} of ` : ""}${number(count.all)} lines, at most ${number(LINES_MAX)} at a time. Outputs that are read now: ${number(running)}, at most ${STREAMS_MAX}${waiting > 0 ? `; ${number(waiting)} more wait until one of them has ended` : ""}.
     </p>
     <div class="log" ref=${box} tabindex="0" role="log" aria-live="off" aria-label="Output"></div>`;
 }
