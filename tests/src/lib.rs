@@ -8,6 +8,7 @@
 )]
 
 pub mod api;
+pub mod browser;
 pub mod docker;
 pub mod http;
 pub mod light;

@@ -1,16 +1,16 @@
 //! What handlers get of a request, and how they reply.
 
 use std::collections::BTreeMap;
-use std::fmt::Write as _;
+use std::fmt::{Display, Write as _};
 use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use axum::body::{Body, to_bytes};
 use axum::extract::{FromRequest, FromRequestParts, Path as AxumPath, Request};
-use axum::http::header::{CONTENT_LENGTH, CONTENT_TYPE};
+use axum::http::header::{CONTENT_LENGTH, CONTENT_TYPE, IF_NONE_MATCH};
 use axum::http::request::Parts;
-use axum::http::{HeaderMap, StatusCode};
+use axum::http::{HeaderMap, HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
 use podmesh_protocol::client::{ReplyBody, RequestBody};
 use podmesh_protocol::limits::FRAME_BYTES_MAX;
@@ -56,10 +56,7 @@ impl Path {
     ///
     /// # Errors
     /// If it is not what the route has there.
-    pub(crate) fn part<T: FromStr<Err: std::fmt::Display>>(
-        &self,
-        name: &'static str,
-    ) -> Result<T, Problem> {
+    pub(crate) fn part<T: FromStr<Err: Display>>(&self, name: &'static str) -> Result<T, Problem> {
         let text = self.0.get(name).map_or("", String::as_str);
         text.parse().map_err(|why| {
             Problem::not_found(format!("`{}` is not a {name}: {why}", text.escape_debug()))
@@ -203,6 +200,14 @@ fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Problem> {
             "the body has a key that is not known: `{key}`; check its spelling in /api/v1/openapi.json"
         ))),
     }
+}
+
+/// Returns the tag of a version of something, and whether the client has it already.
+pub(crate) fn etag(headers: &HeaderMap, version: impl Display) -> (HeaderValue, bool) {
+    let tag = format!("W/\"{version}\"");
+    let known = headers.get_all(IF_NONE_MATCH).iter().filter_map(|value| value.to_str().ok());
+    let has = known.flat_map(|value| value.split(',')).any(|known| known.trim() == tag);
+    (HeaderValue::from_str(&tag).unwrap_or(HeaderValue::from_static("")), has)
 }
 
 /// Returns a reply.

@@ -1,7 +1,7 @@
 //! Jobs and their tasks.
 
 use axum::extract::Request;
-use axum::http::header::{ETAG, IF_NONE_MATCH, LINK, LOCATION};
+use axum::http::header::{ETAG, LINK, LOCATION};
 use axum::http::{HeaderMap, HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
 use futures_util::future::join_all;
@@ -20,7 +20,7 @@ use schemars::JsonSchema;
 use serde::Deserialize;
 use uuid::Uuid;
 
-use crate::extract::{Json, Path, Query, Session, json, ok};
+use crate::extract::{Json, Path, Query, Session, etag, json, ok};
 use crate::problem::Problem;
 
 /// Rows of a page, if the request does not say.
@@ -216,14 +216,6 @@ pub(crate) async fn list(
         Some(last) => ([(LINK, next_link(&request, "before", last))], ok(&view)).into_response(),
         None => ok(&view),
     })
-}
-
-/// Returns the tag of a state, and whether the client has it already.
-pub(crate) fn etag(headers: &HeaderMap, revision: Revision) -> (HeaderValue, bool) {
-    let tag = format!("W/\"{revision}\"");
-    let known = headers.get_all(IF_NONE_MATCH).iter().filter_map(|value| value.to_str().ok());
-    let has = known.flat_map(|value| value.split(',')).any(|known| known.trim() == tag);
-    (HeaderValue::from_str(&tag).unwrap_or(HeaderValue::from_static("")), has)
 }
 
 /// GET /jobs/{job}

@@ -4,10 +4,11 @@
 //! `routes` is the table of all routes, from which the router and the OpenAPI document (`openapi`)
 //! are made. `guard` checks every request before its handler: `Host` and `Origin`, who asks, and how
 //! many bytes the caller has under way. `events` and `logs` stream. `server` has the listeners, with
-//! limits for slow clients.
+//! limits for slow clients. `console` is the page for people.
 
 mod access;
 mod budget;
+mod console;
 mod door;
 mod events;
 mod extract;

@@ -34,7 +34,7 @@ use crate::events::Feed;
 use crate::extract::Session;
 use crate::guard::{Hosts, guard};
 use crate::problem::Problem;
-use crate::{access, events, jobs, logs, nodes, openapi, services, volumes};
+use crate::{access, console, events, jobs, logs, nodes, openapi, services, volumes};
 
 /// Where all routes begin.
 pub(crate) const PREFIX: &str = "/api/v1";
@@ -497,7 +497,8 @@ fn access_routes(admin: Role) -> Vec<Route> {
 
 /// Returns whether a path is for everybody.
 pub(crate) fn is_public(path: &str) -> bool {
-    matches!(path.strip_prefix(PREFIX), Some("/health" | "/ready" | "/openapi.json"))
+    console::is_page(path)
+        || matches!(path.strip_prefix(PREFIX), Some("/health" | "/ready" | "/openapi.json"))
 }
 
 /// Returns the router.
@@ -506,7 +507,7 @@ pub(crate) fn router(app: App) -> Router {
     for route in routes() {
         router = router.route(&format!("{PREFIX}{}", route.path), route.handler);
     }
-    router
+    console::add(router)
         .route(METRICS, get(metrics))
         .fallback(no_route)
         .method_not_allowed_fallback(no_method)
@@ -520,7 +521,7 @@ async fn metrics(session: Session) -> Result<Response, Problem> {
     Ok(([(CONTENT_TYPE, podmesh_metrics::CONTENT_TYPE)], text).into_response())
 }
 
-async fn no_route(uri: Uri) -> Problem {
+pub(crate) async fn no_route(uri: Uri) -> Problem {
     Problem::not_found(format!(
         "there is no `{}`; all routes are in {PREFIX}/openapi.json",
         uri.path().escape_debug()

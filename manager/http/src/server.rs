@@ -307,7 +307,7 @@ async fn serve(
 
 #[cfg(test)]
 #[expect(clippy::unwrap_used, reason = "tests")]
-mod tests {
+pub(crate) mod tests {
     use std::sync::Mutex;
 
     use futures_util::FutureExt;
@@ -324,7 +324,7 @@ mod tests {
     use crate::door::Asker;
 
     /// A door that lets nobody in, and notes who knocked.
-    struct Closed(Mutex<Vec<Option<String>>>);
+    pub(crate) struct Closed(pub(crate) Mutex<Vec<Option<String>>>);
 
     impl Door for Closed {
         fn admit(&self, _: &Peer, token: Option<&str>) -> Result<Arc<dyn Asker>, ErrorReply> {

@@ -18,8 +18,8 @@ use podmesh_views::service::{
 use schemars::JsonSchema;
 use serde::Deserialize;
 
-use crate::extract::{Json, OptionalJson, Path, Query, Session, ok};
-use crate::jobs::{WaitQuery, etag};
+use crate::extract::{Json, OptionalJson, Path, Query, Session, etag, ok};
+use crate::jobs::WaitQuery;
 use crate::problem::Problem;
 
 /// Which endpoints, and how they are written.

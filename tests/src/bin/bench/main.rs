@@ -5,6 +5,7 @@
 #![expect(clippy::unwrap_used, clippy::panic, reason = "a failed benchmark ends with a message")]
 
 mod churn;
+mod console;
 mod containers;
 mod faults;
 mod history;
@@ -27,7 +28,7 @@ use std::process::ExitCode;
 /// The name of a measure and its function.
 type Measure = (&'static str, fn(&mut table::Table));
 
-const MEASURES: [Measure; 19] = [
+const MEASURES: [Measure; 20] = [
     ("noop", noop::measure),
     ("shapes", shapes::measure),
     ("history", history::measure),
@@ -39,6 +40,7 @@ const MEASURES: [Measure; 19] = [
     ("services", services::measure),
     ("hostile", hostile::measure),
     ("http", http::measure),
+    ("console", console::measure),
     ("logs", logs::measure),
     ("churn", churn::measure),
     ("kills", faults::kills::measure),

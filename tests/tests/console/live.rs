@@ -1,0 +1,133 @@
+//! Pages change by themselves.
+
+use std::fs;
+
+use podmesh_tests::wait::until_true;
+
+use crate::Console;
+
+const LEFT: &str = "\u{e012}";
+const RIGHT: &str = "\u{e014}";
+const ENTER: &str = "\u{e007}";
+
+/// Marks the document, which a reload would replace.
+fn mark(console: &Console) {
+    console.browser.value("window.mark = 1");
+}
+
+fn check_mark(console: &Console) {
+    assert_eq!(console.browser.value("window.mark"), 1, "the page was loaded anew");
+}
+
+#[test]
+fn jobs_that_are_submitted_elsewhere_appear_and_change_without_reload() {
+    let Some(console) = Console::signed_in(&["a"], "viewer") else { return };
+    console.go("jobs");
+    mark(&console);
+    console.browser.wait_for_text("There are no such jobs.");
+    let go = console.mesh.shared_folder("go").join("go");
+    let script = format!("until [ -e {} ]; do sleep 0.02; done", go.display());
+    let job = console.run("first", &script).to_string();
+    console.wait_for_row(&job, "first");
+    console.wait_for_row(&job, "running");
+    fs::write(&go, "").unwrap();
+    console.wait_for_row(&job, "succeeded");
+    console.wait_for_row(&job, "1 of 1");
+    let next = console.run("second", "exit 3").to_string();
+    console.wait_for_row(&next, "failed");
+
+    // The others follow as well.
+    console.go("events");
+    console.browser.wait_for_text("job ended");
+    console.go("");
+    console.browser.wait_for_text("1 of 1 task failed");
+    let third = console.run("third", "true").to_string();
+    console.go(&format!("jobs/{third}"));
+    console.wait_for_row(&format!("{third}.1"), "succeeded");
+    check_mark(&console);
+    console.check_quiet();
+}
+
+#[test]
+fn an_update_of_a_service_is_seen_as_it_happens() {
+    let Some(console) = Console::signed_in(&["a", "b"], "viewer") else { return };
+    console.go("services");
+    mark(&console);
+    console.apply("web", 2, "one");
+    console.wait_for_row("web", "2 of 2");
+    console.go("services/web");
+    console.wait_for_row("1", "healthy");
+    console.apply("web", 3, "two");
+    console.browser.wait_for_text("3 of 3 replicas healthy, revision 2");
+    console.wait_for_row("3", "healthy");
+    check_mark(&console);
+    console.check_quiet();
+}
+
+#[test]
+fn filters_survive_a_reload() {
+    let Some(console) = Console::signed_in(&["a"], "viewer") else { return };
+    let ended = console.run("ended", "true");
+    console.mesh.wait_for_job(ended, "succeeded");
+    let running = console.run("running", "sleep 600").to_string();
+    console.go("jobs");
+    console.wait_for_row(&ended.to_string(), "succeeded");
+    console.browser.click("//label[contains(., 'have not ended')]/input");
+    until_true("the ended job is gone", || !console.browser.text().contains("succeeded"));
+    console.browser.wait("//label[contains(., 'Find')]/input").type_text("runn");
+    assert_eq!(console.browser.value("location.hash"), "#/jobs?active=true&q=runn");
+    console.browser.reload();
+    console.wait_for_row(&running, "running");
+    let text = console.browser.text();
+    assert!(!text.contains("succeeded"), "{text}");
+    let shown = "[document.querySelector('[data-find]').value, document.querySelector('[type=checkbox]').checked]";
+    assert_eq!(console.browser.value(shown), serde_json::json!(["runn", true]));
+    // The filter that matches nothing says so.
+    console.browser.wait("//label[contains(., 'Find')]/input").type_text("zzz");
+    console.browser.wait_for_text("No job on this page contains the text.");
+    console.check_quiet();
+}
+
+#[test]
+fn the_page_goes_on_after_a_restart_of_the_manager() {
+    let Some(mut console) = Console::signed_in(&["a"], "viewer") else { return };
+    console.go("jobs");
+    mark(&console);
+    console.mesh.kill_manager();
+    console.wait_for_status("interrupted");
+    console.mesh.start_manager();
+    console.mesh.wait_for_node("a", "alive");
+    let job = console.run("afterwards", "true").to_string();
+    console.wait_for_status("live");
+    console.wait_for_row(&job, "succeeded");
+    check_mark(&console);
+}
+
+#[test]
+fn the_grid_has_every_task_and_opens_the_chosen_one() {
+    let Some(console) = Console::signed_in(&["a"], "viewer") else { return };
+    let script = "test $PODMESH_TASK_INDEX != 12";
+    let job = console.mesh.submit(&[
+        "--name", "many", "--cpus", "0.01", "--array", "10-39", "--", "sh", "-c", script,
+    ]);
+    console.go(&format!("jobs/{job}"));
+    console.browser.wait("//*[contains(@class, 'grid')]");
+    console.mesh.wait_for_job(job, "failed");
+    console.browser.value("document.querySelector('.grid').focus()");
+    // The first key chooses the first task, the others go on from there.
+    for _ in 0..3 {
+        console.browser.press(RIGHT);
+    }
+    let status =
+        || console.browser.value("document.querySelector('.grid + [role=status]').textContent");
+    until_true("the failed task is chosen", || {
+        // It is chosen anew, as its state may have come later.
+        console.browser.press(LEFT);
+        console.browser.press(RIGHT);
+        status() == format!("Task {job}.12: failed")
+    });
+    console.browser.press(ENTER);
+    console.browser.wait_for_text(&format!("Task {job}.12"));
+    assert_eq!(console.browser.value("location.hash"), format!("#/jobs/{job}/tasks/12"));
+    console.check_quiet();
+}
