@@ -564,6 +564,7 @@ mod tests {
             resources: Resources::default(),
             retry: RetryPolicy::default(),
             on_lost: OnLost::Wait,
+            rules: Default::default(),
             run: RunSpec {
                 runtime: RuntimeSpec::Process,
                 command: vec!["true".into()],

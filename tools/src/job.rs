@@ -166,6 +166,7 @@ pub(crate) fn build(
             backoff_ms_max: retry.backoff_ms_max.max(backoff_ms),
         },
         on_lost: options.on_lost.map(Into::into).or(file.on_lost).unwrap_or_default(),
+        rules: Default::default(),
         run: RunSpec {
             runtime,
             command,
@@ -385,7 +386,7 @@ mod tests {
         assert_eq!(spec.require.values().collect::<Vec<_>>(), ["a100"]);
         assert_eq!((&*spec.run.env["A"], &*spec.run.env["HERE"]), ("b", "set"));
         assert_eq!((spec.run.timeout_ms, spec.run.stop_grace_ms), (Some(90_000), 1_000));
-        let retry = RetryPolicy { retries: 3, backoff_ms: 600_000, backoff_ms_max: 600_000 };
+        let retry = RetryPolicy { retries: 3, backoff_ms: 600_000, backoff_ms_max: 600_000, on: None, not_on: None };
         assert_eq!((spec.retry, spec.on_lost), (retry, OnLost::Requeue));
         assert_eq!(spec.run.workdir.as_deref(), Some("/w"));
         let RuntimeSpec::Docker(docker) = spec.run.runtime else {

@@ -56,6 +56,7 @@ impl Core {
         for id in jobs {
             core.add_job(id);
             core.restore_tasks(now, id);
+            core.set_expiry(now, id);
         }
         core.settle_bonds();
         core
@@ -78,7 +79,7 @@ impl Core {
             (task, retry.remaining_ms(now.wall_ms))
         });
         let retries: Vec<_> = retries.collect();
-        if job.cancelling && !retries.is_empty() {
+        if job.is_stopping() && !retries.is_empty() {
             self.draining.insert(id);
         }
         for (task, after_ms) in retries {

@@ -183,6 +183,7 @@ impl TryFrom<JobInput> for JobSpec {
                 backoff_ms_max: spec.retry_backoff_max_ms.unwrap_or(retry.backoff_ms_max),
             },
             on_lost: spec.on_lost,
+            rules: Default::default(),
             run,
         })
     }
@@ -475,8 +476,9 @@ mod tests {
                 priority: 5,
                 require: [("gpu".parse().unwrap(), "x".into())].into(),
                 resources: Resources { cpu_millis: 5, memory_bytes: 6 },
-                retry: RetryPolicy { retries: 1, backoff_ms: 2, backoff_ms_max: 3 },
+                retry: RetryPolicy { retries: 1, backoff_ms: 2, backoff_ms_max: 3, on: None, not_on: None },
                 on_lost: WireOnLost::Requeue,
+                rules: Default::default(),
                 run: run_spec(runtime, Some(8)),
             };
             let shown = serde_json::to_value(SpecOutput::from(&spec)).unwrap();

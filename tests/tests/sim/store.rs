@@ -73,7 +73,7 @@ impl Store {
                 }
                 Change::JobCancelled(job) => {
                     let job = self.state.jobs.get(job).expect("an active job");
-                    assert!(!job.cancelling, "job {} is cancelled twice", job.id);
+                    assert!(!job.is_stopping(), "job {} is cancelled twice", job.id);
                 }
                 Change::JobUpdated(row) => {
                     assert!(updated.insert(row.job), "job {} is updated once a step", row.job);

@@ -106,6 +106,7 @@ impl World {
                 backoff_ms_max: 2_500,
             },
             on_lost: if rng.percent(50) { OnLost::Requeue } else { OnLost::Wait },
+            rules: Default::default(),
             run: RunSpec {
                 runtime,
                 command: vec!["true".into()],
