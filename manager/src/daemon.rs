@@ -315,6 +315,7 @@ impl Parts {
             log_reads: Arc::clone(&log_reads),
             waiters: Arc::clone(&waiters),
             turns: Arc::clone(&turns),
+            ended_jobs: Default::default(),
             stopping: stopping_receiver.clone(),
         });
 

@@ -69,8 +69,10 @@ impl FromStr for Ranges {
 
     fn from_str(text: &str) -> Result<Self, RangesError> {
         let number = |digits: &str| {
-            let number = digits.trim().parse::<u32>();
-            number.map_err(|_| RangesError::Part(clip(text)))
+            let digits = digits.trim();
+            let is_plain = digits.bytes().all(|byte| byte.is_ascii_digit());
+            let number = digits.parse::<u32>().ok().filter(|_| is_plain);
+            number.ok_or_else(|| RangesError::Part(clip(text)))
         };
         let parts = text.split(',').count();
         if parts > RANGES_MAX {
@@ -152,7 +154,7 @@ mod tests {
 
     #[test]
     fn what_is_not_a_set_is_refused() {
-        for text in ["", ",", "1,", "a", "1-", "-1", "1-2-3", "4294967296", "1;2", "\u{1b}"] {
+        for text in ["", ",", "1,", "a", "1-", "-1", "1-2-3", "4294967296", "1;2", "+3", "\u{1b}"] {
             let said = text.parse::<Ranges>().unwrap_err().to_string();
             assert!(said.contains("3,7,10-20") && !said.contains('\u{1b}'), "{text}: {said}");
         }

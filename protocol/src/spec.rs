@@ -257,8 +257,7 @@ impl JobRules {
 
     fn validate(&self) -> Result<(), SpecError> {
         let tasks = 1..=i128::from(ARRAY_TASKS_MAX);
-        for (field, value) in
-            [("max_failures", self.max_failures), ("max_active", self.max_active)]
+        for (field, value) in [("max_failures", self.max_failures), ("max_active", self.max_active)]
         {
             if let Some(value) = value {
                 within(field, value, tasks.clone(), Some("ARRAY_TASKS_MAX"))?;

@@ -26,7 +26,8 @@ impl Core {
         }
         let mut reasons = Vec::new();
         let held = dispatch.held.len();
-        let backing_off = dispatch.waiting.iter().filter(|(_, index)| !dispatch.held.contains_key(index));
+        let backing_off =
+            dispatch.waiting.iter().filter(|(_, index)| !dispatch.held.contains_key(index));
         if let Some((due, _)) = backing_off.clone().next() {
             let next_ms = due.saturating_sub(now.mono_ms);
             reasons.push(WaitReason::Retry { tasks: backing_off.count(), next_ms });

@@ -134,11 +134,7 @@ impl Job {
     /// once. An attempt that its node could not start uses none either; the task is tried again
     /// after a short time, on another node if one has room. A task that has had [`RETRIES_MAX`] of
     /// these two kinds fails at the next one.
-    pub(crate) fn retry_after_ms(
-        &self,
-        attempt: &ActiveAttempt,
-        outcome: &Outcome,
-    ) -> Option<u64> {
+    pub(crate) fn retry_after_ms(&self, attempt: &ActiveAttempt, outcome: &Outcome) -> Option<u64> {
         if self.is_stopping() {
             return None;
         }

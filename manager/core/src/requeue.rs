@@ -44,8 +44,10 @@ impl Core {
             return Err(ErrorReply::new(ErrorCode::Conflict, message));
         }
         tasks.retain(|task| {
-            let tried = job.spec.array.contains(task.index) && u64::from(task.index) < job.next_index;
-            let waits = job.active.contains_key(&task.index) || job.retries.contains_key(&task.index);
+            let tried =
+                job.spec.array.contains(task.index) && u64::from(task.index) < job.next_index;
+            let waits =
+                job.active.contains_key(&task.index) || job.retries.contains_key(&task.index);
             tried && (!waits || planted!(self, ActiveTaskRequeued))
         });
         let untried = if rest && job.rest_cancelled { job.untried() } else { 0 };
@@ -144,7 +146,10 @@ impl Core {
 fn why(job: &Job, closed: Closed) -> alloc::string::String {
     match closed {
         Closed::MaxFailures => {
-            format!("{} tasks have failed (--max-failures): the rest is cancelled", job.counts.failed)
+            format!(
+                "{} tasks have failed (--max-failures): the rest is cancelled",
+                job.counts.failed
+            )
         }
         Closed::Cancelled | Closed::Expired => {
             format!("expired: {} tasks had no attempt in time (--expires)", job.fresh())

@@ -110,7 +110,9 @@ impl Core {
             .filter(|task| {
                 let job = self.state.jobs.get(&task.job);
                 // Cancelled attempts must end even if the node never returns.
-                job.is_some_and(|job| job.spec.on_lost == OnLost::Requeue || job.is_stopping() || all)
+                job.is_some_and(|job| {
+                    job.spec.on_lost == OnLost::Requeue || job.is_stopping() || all
+                })
             })
             .copied()
             .collect();

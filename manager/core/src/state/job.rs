@@ -377,12 +377,8 @@ impl Job {
         };
         self.counts.queued += 1;
         active.past.add(kind, active.node);
-        let retry = Retry {
-            number: attempt.number,
-            past: active.past,
-            ended_wall_ms: wall_ms,
-            after_ms,
-        };
+        let retry =
+            Retry { number: attempt.number, past: active.past, ended_wall_ms: wall_ms, after_ms };
         self.retries.insert(index, retry);
     }
 
@@ -400,12 +396,8 @@ mod tests {
 
     #[test]
     fn a_restart_does_not_restart_a_backoff() {
-        let retry = Retry {
-            number: 1,
-            past: Past::default(),
-            ended_wall_ms: 100_000,
-            after_ms: 25_000,
-        };
+        let retry =
+            Retry { number: 1, past: Past::default(), ended_wall_ms: 100_000, after_ms: 25_000 };
         assert_eq!(retry.remaining_ms(110_000), 15_000);
         assert_eq!(retry.remaining_ms(125_000), 0);
         assert_eq!(retry.remaining_ms(u64::MAX), 0, "a clock that went forward");

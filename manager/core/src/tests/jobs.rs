@@ -98,7 +98,9 @@ fn queued_tasks_are_cancelled_at_once() {
             EventFact::JobEnded { job: JobId(1), state: JobState::Cancelled.into() }
         ]
     );
-    let [Change::JobClosed(JobId(1), Closed::Cancelled), Change::JobUpdated(_)] = step.changes.as_slice() else {
+    let [Change::JobClosed(JobId(1), Closed::Cancelled), Change::JobUpdated(_)] =
+        step.changes.as_slice()
+    else {
         panic!("there is a row for a task that never started: {:?}", step.changes)
     };
     assert_eq!(replies(&step), [Ok(Answer::Cancelled { state: JobState::Cancelled })]);

@@ -124,7 +124,10 @@ fn tasks_without_an_attempt_in_time_expire() {
     world.submit(JobSpec { rules: rules(None, None, Some(5)), ..array(3) });
     let step = world.pass(5);
     assert_eq!((world.state(1), world.counts(1)), (JobState::Expired, [0, 0, 0, 0, 3]));
-    assert!(step.events.contains(&EventFact::JobEnded { job: JobId(1), state: JobState::Expired.into() }));
+    assert!(
+        step.events
+            .contains(&EventFact::JobEnded { job: JobId(1), state: JobState::Expired.into() })
+    );
 }
 
 #[test]
