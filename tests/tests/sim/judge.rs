@@ -106,7 +106,7 @@ impl World {
             })
             .collect();
         let stops = step.changes.iter().filter_map(|change| match change {
-            Change::JobCancelled(job) => service_of(&self.decided, *job).map(|_| *job),
+            Change::JobClosed(job, _) => service_of(&self.decided, *job).map(|_| *job),
             _ => None,
         });
         let stops: Vec<JobId> = stops.collect();
