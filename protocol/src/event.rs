@@ -293,7 +293,7 @@ facts! {
             /// Its attempt.
             attempt: AttemptId,
             /// Its health.
-            health: Health,
+            health: MaybeKnown<Health>,
             /// What the last check said.
             message: String,
         }
@@ -302,7 +302,7 @@ facts! {
             /// The node.
             node: Name,
             /// What it may get now.
-            scheduling: Scheduling,
+            scheduling: MaybeKnown<Scheduling>,
             /// Who asked.
             by: Name,
         }
