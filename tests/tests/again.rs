@@ -66,7 +66,7 @@ fn an_array_ends_early_and_says_why() {
     assert!(mesh.ok(&["events", "--job", &job.to_string()]).contains("(--max-failures)"));
 
     // Nothing has room for the second one in time.
-    let held = mesh.submit(&["--cpus", "10000", "--expires", "300ms", "--array", "2", "--", "true"]);
+    let held = mesh.submit(&["--cpus", "1000", "--expires", "300ms", "--array", "2", "--", "true"]);
     let expired = mesh.wait_for_job(held, "expired");
     assert_eq!(expired["tasks"]["cancelled"], 2, "{expired}");
     assert!(mesh.ok(&["job", &held.to_string()]).contains("expired"));
@@ -134,7 +134,7 @@ fn requeues_that_cannot_be_done_say_why() {
     let mesh = Mesh::with_agents(PODMESH, &["a"]);
     let said = refused(&mesh, &["requeue", "7"]).1;
     assert!(said.contains("no job"), "{said}");
-    let job = mesh.submit(&["--cpus", "10000", "--array", "9", "--", "true"]).to_string();
+    let job = mesh.submit(&["--cpus", "1000", "--array", "9", "--", "true"]).to_string();
     let said = refused(&mesh, &["requeue", &job, "10"]).1;
     assert!(said.contains("there is no task 1.10"), "{said}");
     assert_eq!(refused(&mesh, &["requeue", &job, "nine"]).0, 2);
