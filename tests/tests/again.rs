@@ -110,8 +110,12 @@ fn failed_tasks_run_again_after_the_end_and_after_a_restart_of_the_manager() {
     );
     mesh.wait_for_job(job, "failed");
     let tasks = mesh.json(&["tasks", &number]);
-    let attempts: Vec<u64> =
-        tasks["tasks"].as_array().unwrap().iter().map(|task| task["attempts"].as_u64().unwrap()).collect();
+    let attempts: Vec<u64> = tasks["tasks"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|task| task["attempts"].as_u64().unwrap())
+        .collect();
     assert_eq!(attempts, [1, 1, 1, 2, 1]);
 
     mesh.stop_manager();
