@@ -60,7 +60,13 @@ pub(crate) struct JobOptions {
     )]
     pub(crate) priority: Option<i32>,
     /// Run at most so many tasks of the job at a time
-    #[arg(long, value_name = "NUMBER", help_heading = "Where to run")]
+    #[arg(
+        long,
+        value_name = "NUMBER",
+        value_parser = clap::value_parser!(u32).range(1..),
+        allow_hyphen_values = true,
+        help_heading = "Where to run"
+    )]
     pub(crate) max_active: Option<u32>,
 
     /// Stop an attempt after this time, such as 90s
@@ -91,7 +97,13 @@ pub(crate) struct JobOptions {
     #[arg(long, value_name = "CODES", help_heading = "When things go wrong")]
     pub(crate) no_retry_on: Option<Ranges>,
     /// Cancel the rest when so many tasks have failed for good
-    #[arg(long, value_name = "NUMBER", help_heading = "When things go wrong")]
+    #[arg(
+        long,
+        value_name = "NUMBER",
+        value_parser = clap::value_parser!(u32).range(1..),
+        allow_hyphen_values = true,
+        help_heading = "When things go wrong"
+    )]
     pub(crate) max_failures: Option<u32>,
     /// Cancel tasks that have had no attempt after this time, such as 1h
     #[arg(long, value_name = "TIME", help_heading = "When things go wrong")]
