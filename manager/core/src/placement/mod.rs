@@ -30,7 +30,7 @@ use crate::faults::planted;
 use crate::nodes::{Delivery, NodeIx};
 use crate::step::{Change, Step};
 
-/// How often a task that waits for another node looks for room.
+/// How soon a task that waits for another node looks for room; then after twice as long each time.
 const AVOID_LOOK_MS: Millis = 2_000;
 
 impl Core {
@@ -119,7 +119,8 @@ impl Core {
             return false;
         }
         dispatch.ready.remove(&index);
-        let at = now.mono_ms.saturating_add(AVOID_LOOK_MS).min(until);
+        let pause = now.mono_ms.saturating_sub(since).max(AVOID_LOOK_MS);
+        let at = now.mono_ms.saturating_add(pause).min(until);
         dispatch.waiting.insert((at, index));
         dispatch.refresh_timer(key.job(), &mut self.timers);
         if !dispatch.has_ready(job) {
