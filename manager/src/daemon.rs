@@ -322,6 +322,7 @@ impl Parts {
                 store: writer.measures(),
                 heartbeats: heartbeats.clone(),
             },
+            ended_jobs: Default::default(),
             stopping: stopping_receiver.clone(),
         });
 

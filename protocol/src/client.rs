@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use crate::access::{Caller, KeyDigest, PublicKey, Role, TokenId};
+use crate::again::{FailedTasks, RequeueRequest, Requeued};
 use crate::error::ErrorReply;
 use crate::event::EventChunk;
 use crate::ids::{
@@ -57,6 +58,14 @@ pub enum RequestBody {
     Cancel {
         /// The job.
         job: JobId,
+    },
+    /// Runs ended tasks of a job again, in the same job. → [`ReplyBody::Requeued`]
+    Requeue(RequeueRequest),
+    /// The failed tasks of all jobs, by job and reason. → [`ReplyBody::Failed`]
+    Failed {
+        /// Only those that failed in the last so many milliseconds.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        since_ms: Option<u64>,
     },
     /// Remove ended jobs and their tasks. → [`ReplyBody::Forgotten`]
     Forget {
@@ -227,10 +236,11 @@ impl RequestBody {
             | Self::Task { .. }
             | Self::Nodes { .. }
             | Self::Events { .. }
-            | Self::Log(_) => Some(Role::Viewer),
+            | Self::Log(_)
+            | Self::Failed { .. } => Some(Role::Viewer),
             Self::Service(request) => Some(request.needs()),
             Self::Volume(request) => Some(request.needs()),
-            Self::Submit { .. } | Self::Cancel { .. } => Some(Role::Operator),
+            Self::Submit { .. } | Self::Cancel { .. } | Self::Requeue(_) => Some(Role::Operator),
             Self::Forget { .. }
             | Self::TokenCreate { .. }
             | Self::ApiTokenCreate { .. }
@@ -347,6 +357,10 @@ pub enum ReplyBody {
         /// The job's state now: `cancelling`, or the state in which it ended before.
         state: MaybeKnown<JobState>,
     },
+    /// To [`RequestBody::Requeue`].
+    Requeued(Requeued),
+    /// To [`RequestBody::Failed`].
+    Failed(FailedTasks),
     /// To [`RequestBody::Forget`].
     Forgotten {
         /// How many jobs were removed.
@@ -542,6 +556,9 @@ pub struct JobDetail {
     pub revision: Revision,
     /// Why its queued tasks wait: one reason per entry, empty if none is queued.
     pub waits_for: Vec<String>,
+    /// Why the rest of it was cancelled, if one of its rules did that.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ended_early: Option<String>,
 }
 
 /// A row of `tasks`.
@@ -691,6 +708,8 @@ mod tests {
                 [false, false, true, true],
             ),
             (r#"{"cancel": {"job": 1}}"#, [false, false, true, true]),
+            (r#"{"requeue": {"job": 1, "tasks": "1-3"}}"#, [false, false, true, true]),
+            (r#"{"failed": {}}"#, [false, true, true, true]),
             (
                 r#"{"token_create": {"role": "agent", "ttl_ms": 1, "uses": 1}}"#,
                 [false, false, false, true],

@@ -63,6 +63,22 @@ facts! {
             /// Its final state.
             state: MaybeKnown<JobState>,
         }
+        /// The rest of a job was cancelled by one of its rules.
+        JobEndedEarly = "job_ended_early" {
+            /// The job.
+            job: JobId,
+            /// Which rule, and why.
+            message: String,
+        }
+        /// Tasks of a job that had ended are queued again.
+        JobRequeued = "job_requeued" {
+            /// The job.
+            job: JobId,
+            /// How many tasks.
+            tasks: u32,
+            /// Who asked.
+            by: Name,
+        }
         /// An attempt was assigned to a node.
         AttemptAssigned = "attempt_assigned" {
             /// The attempt.
@@ -325,6 +341,8 @@ impl EventFact {
             Self::JobSubmitted { job, .. }
             | Self::JobCancelRequested { job }
             | Self::JobEnded { job, .. }
+            | Self::JobEndedEarly { job, .. }
+            | Self::JobRequeued { job, .. }
             | Self::JobsForgotten { first: job, count: 1, .. } => Some(*job),
             Self::AttemptAssigned { attempt, .. }
             | Self::AttemptPreparing { attempt, .. }

@@ -3,6 +3,7 @@
 //! `PROTOCOL.md` in this crate describes the protocol for clients in other languages.
 
 pub mod access;
+pub mod again;
 pub mod client;
 pub mod codec;
 pub mod error;
@@ -10,6 +11,7 @@ pub mod event;
 pub mod facts;
 pub mod ids;
 pub mod limits;
+pub mod ranges;
 pub mod report;
 pub mod service;
 pub mod session;

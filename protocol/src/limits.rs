@@ -49,6 +49,18 @@ pub const JOB_FILE_BYTES_MAX: u64 = 1 << 20;
 pub const ARRAY_TASKS_MAX: u32 = 10_000_000;
 /// Retries of one task.
 pub const RETRIES_MAX: u32 = 1000;
+/// Numbers and ranges in one list, such as the tasks to requeue.
+pub const RANGES_MAX: usize = 1000;
+/// The nodes where a task failed that its next attempt avoids: the last ones.
+pub const AVOIDED_NODES_MAX: usize = 4;
+/// Milliseconds for which a retry waits for room on another node than those where the task failed.
+pub const AVOID_MS_MAX: u64 = 60_000;
+/// Tasks that one step requeues.
+pub const REQUEUE_TASKS_MAX: usize = 1000;
+/// Groups of failed tasks in one reply.
+pub const FAILED_GROUPS_MAX: usize = 500;
+/// Nodes that a group of failed tasks names.
+pub const FAILED_NODES_SHOWN: usize = 5;
 /// Jobs that have not ended, in one manager.
 pub const JOBS_ACTIVE_MAX: usize = 1_000_000;
 /// The range of a job's priority is `-PRIORITY_MAX..=PRIORITY_MAX`.

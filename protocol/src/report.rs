@@ -203,7 +203,7 @@ pub enum JobState {
     Queued,
     /// Tasks have started, and some have not ended.
     Running,
-    /// A user cancelled it; some attempts have not ended yet.
+    /// It was cancelled, or too many of its tasks failed; some attempts have not ended yet.
     Cancelling,
     /// Every task succeeded.
     Succeeded,
@@ -211,12 +211,14 @@ pub enum JobState {
     Failed,
     /// A user cancelled it, and none of its tasks runs.
     Cancelled,
+    /// Tasks that had no attempt in time were cancelled, and the others have ended.
+    Expired,
 }
 
 impl JobState {
     /// Returns whether the job has ended.
     pub fn is_end(self) -> bool {
-        matches!(self, Self::Succeeded | Self::Failed | Self::Cancelled)
+        matches!(self, Self::Succeeded | Self::Failed | Self::Cancelled | Self::Expired)
     }
 }
 

@@ -8,6 +8,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::ids::{Name, NameError};
 use crate::limits::{self, *};
+use crate::ranges::Ranges;
+use crate::report::{Outcome, OutcomeKind};
 use crate::service::ReplicaSpec;
 
 pub use self::docker::{
@@ -39,6 +41,9 @@ pub struct JobSpec {
     /// What happens when the node of a running task is lost.
     #[serde(default)]
     pub on_lost: OnLost,
+    /// When the job ends early, and how many of its tasks run at a time.
+    #[serde(default, skip_serializing_if = "JobRules::is_default")]
+    pub rules: JobRules,
     /// How each task is run.
     pub run: RunSpec,
 }
@@ -173,7 +178,7 @@ impl Default for Resources {
 }
 
 /// How many times a failed task is retried, and how long it waits before.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RetryPolicy {
     /// Further attempts after the first one failed. Default 0.
     pub retries: u32,
@@ -181,11 +186,94 @@ pub struct RetryPolicy {
     pub backoff_ms: u64,
     /// The maximum pause in milliseconds. Default 5 min.
     pub backoff_ms_max: u64,
+    /// Retry only attempts that ended with one of these exit codes: 128 + N after signal N, 124
+    /// after the timeout. Attempts that were lost or could not be started are retried in any case.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub on: Option<Ranges>,
+    /// Do not retry attempts that ended with one of these exit codes. Not together with `on`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub not_on: Option<Ranges>,
+}
+
+impl RetryPolicy {
+    /// Returns whether an attempt with this outcome may be retried.
+    pub fn allows(&self, outcome: &Outcome) -> bool {
+        let code = match outcome.kind {
+            OutcomeKind::TimedOut => Some(124),
+            OutcomeKind::Failed => {
+                outcome.exit_code.or_else(|| outcome.signal.map(|signal| 128 + signal))
+            }
+            OutcomeKind::Succeeded
+            | OutcomeKind::Cancelled
+            | OutcomeKind::Lost
+            | OutcomeKind::NotStarted => return true,
+        };
+        let code = code.and_then(|code| u32::try_from(code).ok());
+        let has = |codes: &Ranges| code.is_some_and(|code| codes.contains(code));
+        self.on.as_ref().is_none_or(has) && !self.not_on.as_ref().is_some_and(has)
+    }
+
+    fn validate(&self) -> Result<(), SpecError> {
+        within("retries", self.retries, 0..=i128::from(RETRIES_MAX), Some("RETRIES_MAX"))?;
+        for (field, value) in
+            [("backoff (ms)", self.backoff_ms), ("longest backoff (ms)", self.backoff_ms_max)]
+        {
+            within(field, value, 0..=i128::from(DURATION_MS_MAX), Some("DURATION_MS_MAX"))?;
+        }
+        if self.on.is_some() && self.not_on.is_some() {
+            let why = "is given together with no_retry_on; give one of the two".into();
+            return Err(SpecError::Text { field: "retry_on", why });
+        }
+        for (field, codes) in [("retry_on", &self.on), ("no_retry_on", &self.not_on)] {
+            let Some(codes) = codes else { continue };
+            within(field, codes.first(), 1..=EXIT_CODE_MAX, None)?;
+            within(field, codes.last(), 1..=EXIT_CODE_MAX, None)?;
+        }
+        Ok(())
+    }
+}
+
+/// The highest exit code of a program.
+const EXIT_CODE_MAX: i128 = 255;
+
+/// When a job ends early, and how many of its tasks run at a time.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct JobRules {
+    /// When so many tasks have failed for good, the rest is cancelled, and the job has failed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_failures: Option<u32>,
+    /// At most so many tasks are active at a time.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_active: Option<u32>,
+    /// Tasks that have had no attempt so many milliseconds after they were queued are cancelled.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub expires_ms: Option<u64>,
+}
+
+impl JobRules {
+    fn is_default(&self) -> bool {
+        *self == Self::default()
+    }
+
+    fn validate(&self) -> Result<(), SpecError> {
+        let tasks = 1..=i128::from(ARRAY_TASKS_MAX);
+        for (field, value) in [("max_failures", self.max_failures), ("max_active", self.max_active)]
+        {
+            if let Some(value) = value {
+                within(field, value, tasks.clone(), Some("ARRAY_TASKS_MAX"))?;
+            }
+        }
+        if let Some(expires_ms) = self.expires_ms {
+            let times = 1..=i128::from(DURATION_MS_MAX);
+            within("expires (ms)", expires_ms, times, Some("DURATION_MS_MAX"))?;
+        }
+        Ok(())
+    }
 }
 
 impl Default for RetryPolicy {
     fn default() -> Self {
-        Self { retries: 0, backoff_ms: 1_000, backoff_ms_max: 300_000 }
+        Self { retries: 0, backoff_ms: 1_000, backoff_ms_max: 300_000, on: None, not_on: None }
     }
 }
 
@@ -327,14 +415,8 @@ impl JobSpec {
             return Err(SpecError::Text { field: "run", why });
         }
         self.resources.validate()?;
-        within("retries", self.retry.retries, 0..=i128::from(RETRIES_MAX), Some("RETRIES_MAX"))?;
-        let duration_max = i128::from(DURATION_MS_MAX);
-        for (field, value) in [
-            ("backoff (ms)", self.retry.backoff_ms),
-            ("longest backoff (ms)", self.retry.backoff_ms_max),
-        ] {
-            within(field, value, 0..=duration_max, Some("DURATION_MS_MAX"))?;
-        }
+        self.retry.validate()?;
+        self.rules.validate()?;
         self.run.validate()
     }
 }
@@ -481,6 +563,7 @@ mod tests {
             resources: Resources::default(),
             retry: RetryPolicy::default(),
             on_lost: OnLost::Wait,
+            rules: Default::default(),
             run: RunSpec {
                 runtime: RuntimeSpec::Process,
                 command: vec!["true".into()],

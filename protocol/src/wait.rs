@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 
 use crate::ids::{JobId, Name};
-use crate::limits::ATTEMPTS_PER_NODE_MAX;
+use crate::limits::{ATTEMPTS_PER_NODE_MAX, AVOID_MS_MAX};
 use crate::spec::{Resources, RuntimeKind};
 
 /// A reason why the queued tasks of a job wait. [`Display`](fmt::Display) says it for people.
@@ -16,6 +16,16 @@ pub enum WaitReason {
         tasks: usize,
         /// Milliseconds until the next of them is due.
         next_ms: u64,
+    },
+    /// So many tasks of the job are active as may be at a time.
+    MaxActive {
+        /// How many.
+        tasks: u32,
+    },
+    /// Tasks wait for another node than those where they failed.
+    Elsewhere {
+        /// How many.
+        tasks: usize,
     },
     /// The manager knows no node.
     NoNodes,
@@ -151,6 +161,14 @@ impl fmt::Display for WaitReason {
             Self::Retry { tasks, next_ms } => {
                 let tasks = count(*tasks, "task waits", "tasks wait");
                 write!(f, "{tasks} for a retry; the next in {} s", next_ms.div_ceil(1000))
+            }
+            Self::MaxActive { tasks } => {
+                write!(f, "{tasks} of {tasks} tasks are active (--max-active)")
+            }
+            Self::Elsewhere { tasks } => {
+                let tasks = count(*tasks, "task waits", "tasks wait");
+                let most = AVOID_MS_MAX / 1000;
+                write!(f, "{tasks} for room on another node than where it failed, up to {most} s")
             }
             Self::NoNodes => f.write_str("no node has joined yet"),
             Self::NoNodeWithRuntime { runtime, nodes } => {

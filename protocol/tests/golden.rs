@@ -55,8 +55,15 @@ fn spec() -> JobSpec {
         priority: -2,
         require: BTreeMap::from([(name("gpu"), "a100".into())]),
         resources: Resources { cpu_millis: 500, memory_bytes: 1 << 30 },
-        retry: RetryPolicy { retries: 2, backoff_ms: 1_000, backoff_ms_max: 60_000 },
+        retry: RetryPolicy {
+            retries: 2,
+            backoff_ms: 1_000,
+            backoff_ms_max: 60_000,
+            on: None,
+            not_on: None,
+        },
         on_lost: OnLost::Requeue,
+        rules: Default::default(),
         run: RunSpec {
             runtime: RuntimeSpec::Docker(docker),
             command: vec!["echo".into(), "x".into()],
@@ -227,6 +234,7 @@ fn to_peer() -> Vec<(&'static str, ToPeer)> {
         spec: spec(),
         revision: Revision(9),
         waits_for: vec!["why".into()],
+        ended_early: None,
     };
     let node = NodeView {
         node: name("a"),

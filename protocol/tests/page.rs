@@ -79,6 +79,7 @@ fn the_hex_on_the_page_matches_the_code() {
         resources: Resources { cpu_millis: 1000, memory_bytes: 0 },
         retry: RetryPolicy::default(),
         on_lost: OnLost::Wait,
+        rules: Default::default(),
         run: run_spec(),
     });
     let submission = SubmissionId(Uuid::from_u128(0x33));

@@ -36,7 +36,7 @@ fn events() -> ReplyBody {
     let (job, node, by, token) = (JobId(1), name("a"), name("root"), TokenId(3));
     let (attempt, message) = (AttemptId::new(job, 1, 1), "why".to_owned());
     let facts = vec![
-        EventFact::JobEnded { job, state: new("expired") },
+        EventFact::JobEnded { job, state: new("paused") },
         EventFact::AttemptEnded { attempt, outcome: outcome(), retry_after_ms: None },
         EventFact::TokenCreated { token, role: new("auditor"), by: by.clone() },
         EventFact::Enrolled { role: new("auditor"), name: node.clone(), token },

@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex as StdMutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use podmesh_protocol::again::{FailedTasks, RequeueRequest, Requeued};
 use podmesh_protocol::client::{
     Info, JobDetail, JobView, LogRead, LogSlice, NodeView, ReplyBody, RequestBody, TaskDetail,
     TaskView,
@@ -304,6 +305,22 @@ impl Connection {
     pub(crate) async fn cancel(&self, job: JobId) -> Result<MaybeKnown<JobState>, RequestError> {
         match self.request(RequestBody::Cancel { job }).await? {
             ReplyBody::Cancelled { state } => Ok(state),
+            _ => Err(unexpected()),
+        }
+    }
+
+    /// Runs ended tasks of a job again; safe to repeat.
+    pub(crate) async fn requeue(&self, request: RequeueRequest) -> Result<Requeued, RequestError> {
+        match self.request(RequestBody::Requeue(request)).await? {
+            ReplyBody::Requeued(done) => Ok(done),
+            _ => Err(unexpected()),
+        }
+    }
+
+    /// Returns the tasks that failed in the last `since_ms` milliseconds.
+    pub(crate) async fn failed(&self, since_ms: Option<u64>) -> Result<FailedTasks, RequestError> {
+        match self.request(RequestBody::Failed { since_ms }).await? {
+            ReplyBody::Failed(failed) => Ok(failed),
             _ => Err(unexpected()),
         }
     }

@@ -5,9 +5,10 @@ use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
 use podmesh_protocol::ids::Name;
+use podmesh_protocol::ranges::Ranges;
 use podmesh_protocol::spec::{
-    DockerSpec, JobSpec, Mount, NetworkMode, OnLost, PullPolicy, Resources, RetryPolicy, RunSpec,
-    RuntimeSpec, VolumeMount,
+    DockerSpec, JobRules, JobSpec, Mount, NetworkMode, OnLost, PullPolicy, Resources, RetryPolicy,
+    RunSpec, RuntimeSpec, VolumeMount,
 };
 use serde::Deserialize;
 
@@ -35,6 +36,11 @@ struct JobFile {
     timeout: Option<Span>,
     retries: Option<u32>,
     retry_backoff: Option<Span>,
+    retry_on: Option<Ranges>,
+    no_retry_on: Option<Ranges>,
+    max_failures: Option<u32>,
+    max_active: Option<u32>,
+    expires: Option<Span>,
     priority: Option<i32>,
     on_lost: Option<OnLost>,
     stop_grace: Option<Span>,
@@ -164,8 +170,15 @@ pub(crate) fn build(
             backoff_ms,
             // A first pause longer than the default limit raises the limit.
             backoff_ms_max: retry.backoff_ms_max.max(backoff_ms),
+            on: options.retry_on.or(file.retry_on),
+            not_on: options.no_retry_on.or(file.no_retry_on),
         },
         on_lost: options.on_lost.map(Into::into).or(file.on_lost).unwrap_or_default(),
+        rules: JobRules {
+            max_failures: options.max_failures.or(file.max_failures),
+            max_active: options.max_active.or(file.max_active),
+            expires_ms: options.expires.or(file.expires).map(Span::ms),
+        },
         run: RunSpec {
             runtime,
             command,
@@ -333,6 +346,14 @@ mod tests {
             "3",
             "--retry-backoff",
             "10min",
+            "--no-retry-on",
+            "2,10-12",
+            "--max-failures",
+            "4",
+            "--max-active",
+            "5",
+            "--expires",
+            "1h",
             "--priority",
             "-5",
             "--on-lost",
@@ -385,8 +406,16 @@ mod tests {
         assert_eq!(spec.require.values().collect::<Vec<_>>(), ["a100"]);
         assert_eq!((&*spec.run.env["A"], &*spec.run.env["HERE"]), ("b", "set"));
         assert_eq!((spec.run.timeout_ms, spec.run.stop_grace_ms), (Some(90_000), 1_000));
-        let retry = RetryPolicy { retries: 3, backoff_ms: 600_000, backoff_ms_max: 600_000 };
+        let retry = RetryPolicy {
+            retries: 3,
+            backoff_ms: 600_000,
+            backoff_ms_max: 600_000,
+            on: None,
+            not_on: "2,10-12".parse().ok(),
+        };
         assert_eq!((spec.retry, spec.on_lost), (retry, OnLost::Requeue));
+        let rules = (spec.rules.max_failures, spec.rules.max_active, spec.rules.expires_ms);
+        assert_eq!(rules, (Some(4), Some(5), Some(3_600_000)));
         assert_eq!(spec.run.workdir.as_deref(), Some("/w"));
         let RuntimeSpec::Docker(docker) = spec.run.runtime else {
             unreachable!("an image is given")
@@ -466,6 +495,14 @@ mod tests {
             (&["-e", "NOT_SET", "--", "true"], "no `=`"),
             (&["-e", "=x", "--", "true"], "name"),
             (&["--timeout", "90", "--", "true"], "90s"),
+            (&["--retry-on", "1", "--no-retry-on", "2", "--", "true"], "--no-retry-on"),
+            (&["--retry-on", "0", "--", "true"], "retry_on: 0 is not between 1 and 255"),
+            (&["--retry-on", "1-256", "--", "true"], "retry_on: 256 is not between 1 and 255"),
+            (&["--retry-on", "one", "--", "true"], "3,7,10-20"),
+            (&["--max-failures", "0", "--", "true"], "0 is not in 1.."),
+            (&["--max-active", "-1", "--", "true"], "-1 is not in 1.."),
+            (&["--expires", "0s", "--", "true"], "expires"),
+            (&["--expires", "3600", "--", "true"], "90s"),
             (&["--timeout", "0s", "--", "true"], "timeout"),
             (&["-w", "rel", "--", "true"], "absolute"),
             (&["--user", "me", "--", "true"], "no image"),

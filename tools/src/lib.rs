@@ -127,6 +127,8 @@ async fn dispatch(context: &Context, verb: Verb) -> CliResult {
         Verb::Tasks(args) => verbs::tasks::tasks(context, args).await,
         Verb::Logs(args) => verbs::logs::logs(context, args).await,
         Verb::Cancel(args) => verbs::cancel::cancel(context, args).await,
+        Verb::Requeue(args) => verbs::again::requeue(context, args).await,
+        Verb::Failed(args) => verbs::again::failed(context, args).await,
         Verb::Forget(args) => verbs::forget::forget(context, args).await,
         Verb::Services => verbs::services::services(context).await,
         Verb::Service(args) => verbs::service::service(context, args).await,

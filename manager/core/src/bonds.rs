@@ -140,7 +140,7 @@ impl Core {
         }
         let jobs = services.iter().flat_map(|service| self.services.staying(service));
         let nodes = jobs.filter_map(|id| {
-            let job = self.state.jobs.get(&id).filter(|job| !job.cancelling)?;
+            let job = self.state.jobs.get(&id).filter(|job| !job.is_stopping())?;
             let node = &job.active.values().next()?.node;
             let found = self.nodes.get(self.nodes.by_name(node)?);
             let stays =

@@ -21,13 +21,22 @@ impl Core {
     pub fn explain(&self, now: Now, id: JobId) -> Vec<WaitReason> {
         let Some(job) = self.state.jobs.get(&id) else { return Vec::new() };
         let Some(dispatch) = self.dispatch.get(&id) else { return Vec::new() };
-        if job.counts.queued == 0 || job.cancelling {
+        if job.counts.queued == 0 || job.is_stopping() {
             return Vec::new();
         }
         let mut reasons = Vec::new();
-        if let Some((due, _)) = dispatch.waiting.first() {
+        let held = dispatch.held.len();
+        let backing_off =
+            dispatch.waiting.iter().filter(|(_, index)| !dispatch.held.contains_key(index));
+        if let Some((due, _)) = backing_off.clone().next() {
             let next_ms = due.saturating_sub(now.mono_ms);
-            reasons.push(WaitReason::Retry { tasks: dispatch.waiting.len(), next_ms });
+            reasons.push(WaitReason::Retry { tasks: backing_off.count(), next_ms });
+        }
+        if held > 0 {
+            reasons.push(WaitReason::Elsewhere { tasks: held });
+        }
+        if !job.may_have_more() {
+            reasons.push(WaitReason::MaxActive { tasks: job.counts.active });
         }
         if dispatch.has_ready(job) {
             self.explain_placement(job, &mut reasons);

@@ -31,6 +31,10 @@ pub enum Fault {
     NamesNotKept,
     /// Jobs that have not ended are removed.
     ActiveJobRemoved,
+    /// Tasks that wait or run are requeued.
+    ActiveTaskRequeued,
+    /// A job goes on although too many of its tasks have failed.
+    FailuresNotLimited,
     /// A replica is stopped while proxies may still pass connections to it.
     ProxiesNotAwaited,
     /// A replica is stopped before its connections have had their time to end.

@@ -14,6 +14,8 @@ use podmesh_protocol::service::ServiceSpec;
 use podmesh_protocol::session::Hello;
 use podmesh_protocol::spec::JobSpec;
 
+use crate::state::{EndedTask, Job};
+
 /// The number that the shell gave a connection. Never used twice.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ConnectionId(pub u64);
@@ -153,6 +155,24 @@ pub enum Command {
     Cancel {
         /// The job.
         job: JobId,
+    },
+    /// Run ended tasks of a job again.
+    ///
+    /// The core does not know tasks and jobs that have ended: the shell reads them from the
+    /// database. Between that read and the answer it must not send another `Requeue` of the job, or
+    /// `RemoveJobs`, so that what it read stays true.
+    Requeue {
+        /// The name of the caller.
+        by: Name,
+        /// The job.
+        job: JobId,
+        /// The job, if it has ended: without active attempts and retries.
+        ended: Option<Box<Job>>,
+        /// The tasks that have had an attempt: at most
+        /// [`REQUEUE_TASKS_MAX`](podmesh_protocol::limits::REQUEUE_TASKS_MAX).
+        tasks: Vec<EndedTask>,
+        /// Whether to queue the tasks that have had no attempt, if they are cancelled.
+        rest: bool,
     },
     /// Remove jobs. Jobs that have not ended are not removed.
     RemoveJobs {

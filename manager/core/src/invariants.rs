@@ -69,25 +69,30 @@ impl Core {
             job.fresh() + retrying as u64,
             "job {id}: queued tasks"
         );
-        assert_eq!(counts.cancelled > 0 || job.cancelling, job.cancelling, "job {id}: cancelled");
+        let stopped = job.is_stopping() || (job.closed.is_some() && job.rest_cancelled);
+        assert!(job.closed.is_none() || stopped, "job {id}: closed");
         let mut seen = BTreeSet::new();
         for index in dispatch.waiting.iter().map(|(_, index)| index).chain(dispatch.ready.keys()) {
             assert!(seen.insert(*index), "task {id}.{index} waits once");
         }
         assert!(job.retries.keys().eq(&seen), "job {id}: the tasks that wait for a retry");
+        assert!(dispatch.held.keys().all(|index| seen.contains(index)), "job {id}: held tasks");
+        let max = job.spec.rules.max_active.unwrap_or(u32::MAX);
+        assert!(counts.active <= max, "job {id}: active tasks");
+        timers.extend(dispatch.expires.map(|at| (at, Timer::Expires(id))));
         for retry in job.retries.values() {
-            assert!(retry.number > 0 && retry.losses.free(OnLost::Requeue) <= retry.number);
+            assert!(retry.number > 0 && retry.past.losses.free(OnLost::Requeue) <= retry.number);
         }
         for (index, active) in &job.active {
             assert!(seen.insert(*index), "task {id}.{index} is active or waits");
-            let lost = active.losses.free(OnLost::Requeue);
+            let lost = active.past.losses.free(OnLost::Requeue);
             assert!(active.number > lost, "task {id}.{index}: losses");
             assert_ne!(active.state, AttemptState::Ended);
         }
         for index in seen {
             assert!(job.spec.array.contains(index) && u64::from(index) < job.next_index);
         }
-        let draining = job.cancelling && retrying > 0;
+        let draining = job.is_stopping() && retrying > 0;
         assert_eq!(self.draining.contains(&id), draining, "job {id}: retries to drop");
         assert_eq!(dispatch.timer, dispatch.waiting.first().map(|(due, _)| *due));
         timers.extend(dispatch.timer.map(|at| (at, Timer::Retries(id))));

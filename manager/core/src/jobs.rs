@@ -12,7 +12,7 @@ use podmesh_protocol::limits::{
     BATCH_ROWS_MAX, JOBS_ACTIVE_MAX, NOT_STARTED_BACKOFF_MS, NOT_STARTED_BACKOFF_MS_MAX,
     RETRIES_MAX,
 };
-use podmesh_protocol::report::{JobState, OutcomeKind};
+use podmesh_protocol::report::{JobState, Outcome, OutcomeKind};
 use podmesh_protocol::session::{StopReason, ToPeer};
 use podmesh_protocol::spec::{JobSpec, OnLost};
 use podmesh_protocol::time::{Millis, Now};
@@ -22,7 +22,7 @@ use crate::input::Ticket;
 use crate::measures::Counted;
 use crate::nodes::NodeIx;
 use crate::placement::{QueueKey, ShapeId};
-use crate::state::{ActiveAttempt, Job};
+use crate::state::{ActiveAttempt, Closed, Job};
 use crate::step::{Answer, Change, Step};
 use crate::timers::{Timer, Timers};
 use crate::{Core, answer};
@@ -44,6 +44,11 @@ pub(crate) struct Dispatch {
     pub(crate) told: BTreeMap<NodeIx, Epoch>,
     /// When the first of `waiting` is due. The timers hold the same time.
     pub(crate) timer: Option<Millis>,
+    /// When its tasks without an attempt expire. The timers hold the same time.
+    pub(crate) expires: Option<Millis>,
+    /// The tasks in `waiting` or `ready` that wait for room on another node than those where they
+    /// failed, with the time since which they do.
+    pub(crate) held: BTreeMap<u32, Millis>,
     /// Whether the job is in [`Core::dirty`].
     pub(crate) dirty: bool,
     /// The job as it is part of the totals; `None` if it is new.
@@ -59,6 +64,8 @@ impl Dispatch {
             since_ms,
             told: BTreeMap::new(),
             timer: None,
+            expires: None,
+            held: BTreeMap::new(),
             dirty: false,
             counted: None,
         }
@@ -66,23 +73,27 @@ impl Dispatch {
 
     /// Returns whether the job has a task that may be placed now.
     pub(crate) fn has_ready(&self, job: &Job) -> bool {
-        !job.cancelling && (!self.ready.is_empty() || job.fresh() > 0)
+        !job.is_stopping() && (!self.ready.is_empty() || job.fresh() > 0) && job.may_have_more()
     }
 
     /// Takes the next task to place: its index, the number of its next attempt, and since when it
     /// may be placed. Retries go first.
     pub(crate) fn pop_ready(&mut self, job: &Job) -> Option<(u32, u32, Millis)> {
-        if job.cancelling {
+        if job.is_stopping() {
             return None;
         }
         if let Some((index, since_ms)) = self.ready.pop_first() {
+            self.held.remove(&index);
             return Some((index, job.retries.get(&index)?.number + 1, since_ms));
+        }
+        if job.rest_cancelled {
+            return None;
         }
         let index = u32::try_from(job.next_index).ok()?;
         job.spec.array.contains(index).then_some((index, 1, self.since_ms))
     }
 
-    fn refresh_timer(&mut self, id: JobId, timers: &mut Timers) {
+    pub(crate) fn refresh_timer(&mut self, id: JobId, timers: &mut Timers) {
         let due = self.waiting.first().map(|(due, _)| *due);
         if self.timer != due {
             timers.replace(self.timer, due, Timer::Retries(id));
@@ -113,7 +124,7 @@ impl Job {
     pub(crate) fn recorded_kind(&self, kind: OutcomeKind) -> OutcomeKind {
         match kind {
             OutcomeKind::Succeeded => OutcomeKind::Succeeded,
-            _ if self.cancelling => OutcomeKind::Cancelled,
+            _ if self.is_stopping() => OutcomeKind::Cancelled,
             OutcomeKind::Cancelled => OutcomeKind::Failed,
             OutcomeKind::Failed
             | OutcomeKind::TimedOut
@@ -122,20 +133,20 @@ impl Job {
         }
     }
 
-    /// Returns the milliseconds until a task is tried again after `attempt` ends as `kind` (a
-    /// [recorded](Self::recorded_kind) one); `None` if the task has ended.
+    /// Returns the milliseconds until a task is tried again after `attempt` ends with `outcome` (of
+    /// a [recorded](Self::recorded_kind) kind); `None` if the task has ended.
     ///
     /// Each attempt that failed, timed out, or was lost in a job with `on_lost = wait` uses a
-    /// retry. With `on_lost = requeue` a lost attempt uses none, and the task is tried again at
+    /// retry, if the policy allows one for its exit code. With `on_lost = requeue` a lost attempt uses none, and the task is tried again at
     /// once. An attempt that its node could not start uses none either; the task is tried again
     /// after a short time, on another node if one has room. A task that has had [`RETRIES_MAX`] of
     /// these two kinds fails at the next one.
-    pub(crate) fn retry_after_ms(&self, attempt: &ActiveAttempt, kind: OutcomeKind) -> Option<u64> {
-        if self.cancelling {
+    pub(crate) fn retry_after_ms(&self, attempt: &ActiveAttempt, outcome: &Outcome) -> Option<u64> {
+        if self.is_stopping() {
             return None;
         }
-        let free = attempt.losses.free(self.spec.on_lost);
-        match (kind, self.spec.on_lost) {
+        let free = attempt.past.losses.free(self.spec.on_lost);
+        match (outcome.kind, self.spec.on_lost) {
             (OutcomeKind::Succeeded | OutcomeKind::Cancelled, _) => None,
             (OutcomeKind::Lost, OnLost::Requeue) => (free < RETRIES_MAX).then_some(0),
             (OutcomeKind::NotStarted, _) => (free < RETRIES_MAX).then(|| {
@@ -143,9 +154,10 @@ impl Job {
                 doubled.min(NOT_STARTED_BACKOFF_MS_MAX)
             }),
             (OutcomeKind::Failed | OutcomeKind::TimedOut | OutcomeKind::Lost, _) => {
-                let used = attempt.number.saturating_sub(free);
+                let since = attempt.number.saturating_sub(attempt.past.base);
+                let used = since.saturating_sub(free);
                 let policy = &self.spec.retry;
-                if used > policy.retries {
+                if used > policy.retries || !policy.allows(outcome) {
                     return None;
                 }
                 let doubled = 1u64.checked_shl(used.saturating_sub(1)).unwrap_or(u64::MAX);
@@ -170,6 +182,11 @@ impl Submissions {
 
     pub(crate) fn insert(&mut self, submission: SubmissionId, job: JobId) {
         self.by_id.insert(submission, job);
+    }
+
+    /// Keeps the submission of a job that goes on after its end.
+    pub(crate) fn reopen(&mut self, submission: &SubmissionId) {
+        self.ended.retain(|ended| ended != submission);
     }
 
     fn end(&mut self, submission: SubmissionId) {
@@ -214,6 +231,7 @@ impl Core {
         let wall_ms = now.wall_ms;
         self.state.record(out, Change::JobInserted { job: id, submission, spec, by, wall_ms });
         self.add_job(id);
+        self.set_expiry(now, id);
         self.mark_dirty(id);
     }
 
@@ -244,7 +262,7 @@ impl Core {
             }
             return answer(out, ticket, Ok(Answer::EndedBefore { job: id }));
         };
-        if job.cancelling {
+        if job.is_stopping() {
             let state = job.state();
             return answer(out, ticket, Ok(Answer::Cancelled { state }));
         }
@@ -256,8 +274,14 @@ impl Core {
 
     /// Cancels a job that has not ended and was not cancelled.
     pub(crate) fn cancel_job(&mut self, id: JobId, out: &mut Step) {
-        let Some(job) = self.state.jobs.get(&id) else { return };
         out.events.push(EventFact::JobCancelRequested { job: id });
+        self.close_job(id, Closed::Cancelled, out);
+        self.drop_retries(out);
+    }
+
+    /// Cancels the tasks of a job that have not ended. Those that wait for a retry follow in steps.
+    pub(crate) fn close_job(&mut self, id: JobId, closed: Closed, out: &mut Step) {
+        let Some(job) = self.state.jobs.get(&id) else { return };
         if let Some(dispatch) = self.dispatch.get(&id) {
             self.queue.remove(dispatch.shape, job.key());
         }
@@ -277,14 +301,13 @@ impl Core {
                 self.touched.insert(ix);
             }
         }
-        self.state.record(out, Change::JobCancelled(id));
+        self.state.record(out, Change::JobClosed(id, closed));
         self.mark_project_of(id);
         // Nodes whose margin has ended have no timer that would end these attempts.
         for ix in lost_nodes {
             self.end_margin(ix);
         }
         self.mark_dirty(id);
-        self.drop_retries(out);
     }
 
     /// Drops retries of cancelled jobs, up to the step's limit.
@@ -301,6 +324,7 @@ impl Core {
                 let next = dispatch.ready.pop_first().map(|(index, _)| index);
                 let next = next.or_else(|| waiting.pop_first().map(|(_, index)| index));
                 let Some(index) = next else { break };
+                dispatch.held.remove(&index);
                 let retry = self.state.jobs.get(&id).and_then(|job| job.retries.get(&index));
                 if let Some(number) = retry.map(|retry| retry.number) {
                     let attempt = AttemptId::new(id, index, number);
@@ -322,7 +346,9 @@ impl Core {
         let Some(dispatch) = self.dispatch.get_mut(&task.job) else { return };
         if after_ms == 0 {
             dispatch.ready.insert(task.index, now.mono_ms);
-            self.queue.add(dispatch.shape, job.key());
+            if dispatch.has_ready(job) {
+                self.queue.add(dispatch.shape, job.key());
+            }
         } else {
             dispatch.waiting.insert((now.mono_ms.saturating_add(after_ms), task.index));
             dispatch.refresh_timer(task.job, &mut self.timers);
@@ -378,6 +404,7 @@ impl Core {
                 self.replica_gone(id, replica);
             }
             let Some(dispatch) = self.dispatch.remove(&id) else { continue };
+            self.timers.replace(dispatch.expires, None, Timer::Expires(id));
             for (ix, epoch) in &dispatch.told {
                 if let Some(session) = &mut self.nodes.get_mut(*ix).session
                     && session.epoch == *epoch

@@ -16,6 +16,7 @@
 //! - [`state`]: everything durable, and the only way to change it
 //! - `access`, `renewal`: join tokens and keys
 //! - `jobs`: submitting, cancelling and retrying
+//! - `requeue`: running ended tasks again, and cancelling the rest of a job by its rules
 //! - `placement`: which task goes to which node
 //! - `bonds`, `volumes`: tasks that must run where their volume or their project is
 //! - `nodes`, `sessions`: nodes, their sessions, and the attempts that an agent holds when a
@@ -54,6 +55,7 @@ mod nodes;
 mod placement;
 mod renewal;
 mod reports;
+mod requeue;
 mod restore;
 mod retention;
 mod scheduling;
@@ -251,6 +253,9 @@ impl Core {
                 return self.on_submit(now, ticket, by, submission, spec, out);
             }
             Command::Cancel { job } => return self.on_cancel(ticket, job, out),
+            Command::Requeue { by, job, ended, tasks, rest } => {
+                self.requeue(now, by, job, ended, tasks, rest, out)
+            }
             Command::ForgetNode { by, node, force } => {
                 return self.on_forget_node(now, ticket, by, node, force, out);
             }

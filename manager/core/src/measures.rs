@@ -70,7 +70,9 @@ impl Totals {
             JobState::Queued => Some(&mut self.jobs_queued),
             JobState::Running => Some(&mut self.jobs_running),
             JobState::Cancelling => Some(&mut self.jobs_cancelling),
-            JobState::Succeeded | JobState::Failed | JobState::Cancelled => None,
+            JobState::Succeeded | JobState::Failed | JobState::Cancelled | JobState::Expired => {
+                None
+            }
         }
     }
 

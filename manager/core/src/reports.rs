@@ -171,12 +171,13 @@ impl Core {
             let stopped = reported == OutcomeKind::Cancelled && outcome.kind == OutcomeKind::Failed;
             stopped.then(|| "its agent stopped it although the job was not cancelled".into())
         });
-        let retry_after_ms = job.retry_after_ms(active, outcome.kind);
+        let retry_after_ms = job.retry_after_ms(active, &outcome);
         if let Some(ix) = self.nodes.by_name(&active.node) {
             self.nodes.get_mut(ix).give_back(task, &job.spec);
             self.queue.gain(ix);
         }
-        let (ended, wall_ms) = (outcome.clone(), now.wall_ms);
+        let is_limited = job.spec.rules.max_active.is_some();
+        let (ended, wall_ms, kind) = (outcome.clone(), now.wall_ms, outcome.kind);
         let change = Change::AttemptEnded { attempt, outcome: ended, wall_ms, retry_after_ms };
         self.state.record(out, change);
         if let Some(after_ms) = retry_after_ms {
@@ -188,6 +189,12 @@ impl Core {
             outcome: outcome.into(),
             retry_after_ms,
         });
+        if is_limited {
+            self.offer(task.job);
+        }
+        if retry_after_ms.is_none() {
+            self.check_failures(task.job, kind, out);
+        }
         self.mark_dirty(task.job);
     }
 }

@@ -59,12 +59,14 @@ impl Core {
             core.add_job(id);
             core.restore_tasks(now, id);
             core.count_restored(id);
+            core.set_expiry(now, id);
         }
         core.settle_bonds();
         core
     }
 
-    fn count_restored(&mut self, id: JobId) {
+    /// Lets the totals know a job that is not new, so that its ended tasks are not counted again.
+    pub(crate) fn count_restored(&mut self, id: JobId) {
         let (Some(job), Some(dispatch)) = (self.state.jobs.get(&id), self.dispatch.get_mut(&id))
         else {
             return;
@@ -91,7 +93,7 @@ impl Core {
             (task, retry.remaining_ms(now.wall_ms))
         });
         let retries: Vec<_> = retries.collect();
-        if job.cancelling && !retries.is_empty() {
+        if job.is_stopping() && !retries.is_empty() {
             self.draining.insert(id);
         }
         for (task, after_ms) in retries {

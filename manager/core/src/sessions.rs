@@ -194,7 +194,7 @@ impl Core {
                 lost(&format!("the machine of node `{}` was restarted", hello.node))
             } else if active.state == AttemptState::Running {
                 lost(&format!("the agent of node `{}` no longer holds it", hello.node))
-            } else if job.cancelling {
+            } else if job.is_stopping() {
                 Outcome::new(OutcomeKind::Cancelled).with_message("cancelled before its start")
             } else {
                 continue;
@@ -318,7 +318,7 @@ impl Core {
         for (task, delivery) in &mut node.attempts {
             let Some(job) = self.state.jobs.get(&task.job) else { continue };
             let has_runtime = node.row.runtimes.contains(&job.spec.run.runtime.kind());
-            let cancelling = job.cancelling;
+            let cancelling = job.is_stopping();
             let Some(active) = job.active.get(&task.index) else { continue };
             let attempt = AttemptId { task: *task, number: active.number };
             delivery.heard = held.contains(&attempt);

@@ -1,5 +1,6 @@
 //! The decisions of the core: plain values that the shell carries out.
 
+use alloc::boxed::Box;
 use alloc::collections::BTreeMap;
 use alloc::string::String;
 use alloc::sync::Arc;
@@ -19,7 +20,7 @@ use podmesh_protocol::spec::{JobSpec, Resources, RuntimeKind};
 use serde::{Deserialize, Serialize};
 
 use crate::input::{ConnectionId, Ticket};
-use crate::state::{ReplicaStatus, Service};
+use crate::state::{Closed, EndedTask, Job, ReplicaStatus, Service};
 
 /// The result of one call of [`Core::step`](crate::Core::step): what to commit, and what to do
 /// after the commit.
@@ -67,8 +68,25 @@ pub enum Change {
         /// The time, for display.
         wall_ms: u64,
     },
-    /// A job was cancelled: its tasks without an attempt get none.
-    JobCancelled(JobId),
+    /// The rest of a job was cancelled: its tasks without an attempt get none.
+    JobClosed(JobId, Closed),
+    /// A job that had ended goes on, because tasks of it are requeued. It has no attempts and no
+    /// retries yet.
+    JobReopened(Box<Job>),
+    /// A task of a job that had ended waits for its next attempt. Its retries count anew.
+    TaskRequeued {
+        /// The job.
+        job: JobId,
+        /// The task.
+        task: EndedTask,
+    },
+    /// The tasks of a job that have had no attempt, and were cancelled, wait again.
+    RestRequeued {
+        /// The job.
+        job: JobId,
+        /// The time from which on they may expire.
+        wall_ms: u64,
+    },
     /// The row of a job after all other changes of the step to it. A step has at most one for each
     /// job. If its state is an end, the job has ended.
     JobUpdated(JobRow),
@@ -184,9 +202,13 @@ pub struct JobRow {
     pub job: JobId,
     /// Its state.
     pub state: JobState,
+    /// Why the rest of it was cancelled, if it was.
+    pub closed: Option<Closed>,
     /// The index of the first task that has had no attempt. The tasks after it have had none
     /// either.
     pub next_index: u64,
+    /// Whether these tasks are cancelled, all of them.
+    pub rest_cancelled: bool,
     /// How many of its tasks are in each state.
     pub counts: TaskCounts,
     /// The number of attempts that its tasks have had.
@@ -368,11 +390,16 @@ pub enum Answer {
         /// Its state.
         state: JobState,
     },
-    /// The job to cancel has already ended, or was removed. The shell finds its state in the
+    /// The job has already ended, or was removed. The shell finds its state in the
     /// database, because the core keeps no ended jobs.
     EndedBefore {
         /// The job.
         job: JobId,
+    },
+    /// Tasks are queued again.
+    Requeued {
+        /// How many.
+        tasks: u32,
     },
     /// Jobs were removed.
     JobsRemoved {

@@ -24,6 +24,8 @@ use crate::step::Step;
 pub(crate) enum Timer {
     /// The first waiting retry of a job.
     Retries(JobId),
+    /// The end of the time in which the tasks of a job must have an attempt.
+    Expires(JobId),
     /// The end of the lease of a node without a session.
     NodeLost(NodeIx),
     /// The end of the margin after a node's lease.
@@ -66,6 +68,7 @@ impl Core {
         {
             match timer {
                 Timer::Retries(job) => self.on_retries_due(now, job),
+                Timer::Expires(job) => self.on_expired(job, out),
                 Timer::NodeLost(ix) if self.was_stalled(now, at) => {
                     let again = now.mono_ms.saturating_add(self.config.lease_ms / 2);
                     let deadline = Some((again, Timer::NodeLost(ix)));
@@ -107,7 +110,9 @@ impl Core {
             .filter(|task| {
                 let job = self.state.jobs.get(&task.job);
                 // Cancelled attempts must end even if the node never returns.
-                job.is_some_and(|job| job.spec.on_lost == OnLost::Requeue || job.cancelling || all)
+                job.is_some_and(|job| {
+                    job.spec.on_lost == OnLost::Requeue || job.is_stopping() || all
+                })
             })
             .copied()
             .collect();
@@ -149,7 +154,7 @@ impl Core {
                     delivery.sent_ms = Some(now.mono_ms);
                     due = now.mono_ms.saturating_add(START_RESEND_MS);
                     let attempt = job.attempt_id(task.index, active.number);
-                    if job.cancelling {
+                    if job.is_stopping() {
                         session.outgoing.stops.push((attempt, StopReason::Cancelled));
                     } else {
                         session.outgoing.starts.push(attempt);

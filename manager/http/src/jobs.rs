@@ -5,13 +5,15 @@ use axum::http::header::{ETAG, LINK, LOCATION};
 use axum::http::{HeaderMap, HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
 use futures_util::future::join_all;
+use podmesh_protocol::again::RequeueRequest;
 use podmesh_protocol::client::{JobView, ReplyBody, RequestBody};
 use podmesh_protocol::ids::{JobId, Name, Revision, SubmissionId, TaskId};
 use podmesh_protocol::limits::PAGE_ROWS_MAX;
 use podmesh_protocol::report::TaskState as WireTaskState;
 use podmesh_protocol::spec::JobSpec;
+use podmesh_views::again::{FailedOutput, RequeueOutput};
 use podmesh_views::http::{BatchOutput, BatchRow, TaskOutput};
-use podmesh_views::input::{ForgetInput, JobInput};
+use podmesh_views::input::{ForgetInput, JobInput, RequeueInput};
 use podmesh_views::json::{
     CancelledJob, ForgetOutput, JobOutput, JobRow, JobsOutput, SubmitOutput, TaskState, TasksOutput,
 };
@@ -20,7 +22,7 @@ use schemars::JsonSchema;
 use serde::Deserialize;
 use uuid::Uuid;
 
-use crate::extract::{Json, Path, Query, Session, etag, json, ok};
+use crate::extract::{Json, OptionalJson, Path, Query, Session, etag, json, ok};
 use crate::problem::Problem;
 
 /// Rows of a page, if the request does not say.
@@ -49,6 +51,14 @@ pub(crate) struct JobsQuery {
     replica: Option<u32>,
     /// Rows of the page, at most 1000; default 100.
     limit: Option<u32>,
+}
+
+/// Which failed tasks.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct FailedQuery {
+    /// Only tasks that failed in the last so many milliseconds.
+    since_ms: Option<u64>,
 }
 
 /// For what to wait before the reply.
@@ -246,6 +256,31 @@ pub(crate) async fn cancel(session: Session, path: Path) -> Result<Response, Pro
         ReplyBody::Cancelled { state } => {
             Ok(ok(&CancelledJob { job: job.0, state: (&state).into() }))
         }
+        _ => Err(Problem::unexpected()),
+    }
+}
+
+/// POST /jobs/{job}/requeue
+pub(crate) async fn requeue(
+    session: Session,
+    path: Path,
+    OptionalJson(input): OptionalJson<RequeueInput>,
+) -> Result<Response, Problem> {
+    let job: JobId = path.part("job")?;
+    let RequeueInput { state, tasks } = input;
+    match session.ask(RequestBody::Requeue(RequeueRequest { job, state, tasks })).await? {
+        ReplyBody::Requeued(done) => Ok(ok(&RequeueOutput::new(job, &done))),
+        _ => Err(Problem::unexpected()),
+    }
+}
+
+/// GET /failed
+pub(crate) async fn failed(
+    session: Session,
+    Query(query): Query<FailedQuery>,
+) -> Result<Response, Problem> {
+    match session.ask(RequestBody::Failed { since_ms: query.since_ms }).await? {
+        ReplyBody::Failed(failed) => Ok(ok(&FailedOutput::from(&failed))),
         _ => Err(Problem::unexpected()),
     }
 }

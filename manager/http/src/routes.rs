@@ -10,12 +10,14 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::{MethodRouter, delete, get, post, put};
 use podmesh_protocol::access::Role;
 use podmesh_views::access::{TokenOutput, TokensOutput, UsersOutput};
+use podmesh_views::again::{FailedOutput, RequeueOutput};
 use podmesh_views::http::{
     BatchOutput, CallerView, EventsOutput, ForgottenNode, HealthView, InfoView, KeyView, PlanView,
     RemovedVolume, TaskOutput,
 };
 use podmesh_views::input::{
-    ForgetInput, JobInput, KeyRotateInput, RollbackInput, ScaleInput, ServiceSpecInput, TokenInput,
+    ForgetInput, JobInput, KeyRotateInput, RequeueInput, RollbackInput, ScaleInput,
+    ServiceSpecInput, TokenInput,
 };
 use podmesh_views::json::{
     CancelledJob, ForgetOutput, JobOutput, JobsOutput, NodesOutput, SubmitOutput, TasksOutput,
@@ -262,6 +264,18 @@ fn job_routes() -> Vec<Route> {
         on_post("/jobs/{job}/cancel", "cancel_job", "Cancels a job.", jobs::cancel)
             .needs(operator)
             .reply::<CancelledJob>(200, "The state of the job."),
+        on_post(
+            "/jobs/{job}/requeue",
+            "requeue_tasks",
+            "Runs failed, lost or cancelled tasks of a job again, in the same job.",
+            jobs::requeue,
+        )
+        .needs(operator)
+        .optional_body::<RequeueInput>()
+        .reply::<RequeueOutput>(200, "How many tasks are queued again."),
+        on_get("/failed", "list_failed", "Failed tasks over all jobs, by job and reason.", jobs::failed)
+            .query::<jobs::FailedQuery>()
+            .reply::<FailedOutput>(200, "The failed tasks."),
         on_get("/jobs/{job}/tasks", "list_tasks", "The tasks of a job, by index. The header `Link` has the next page.", jobs::tasks)
             .query::<jobs::TasksQuery>()
             .reply::<TasksOutput>(200, "A page of tasks."),

@@ -16,6 +16,7 @@ use podmesh_wire::machine::unwritable;
 
 use super::{Api, Client, unexpected};
 use crate::core::{Pending, Room};
+use crate::threads::stopping;
 
 type Reply = Result<ReplyBody, ErrorReply>;
 
@@ -176,9 +177,14 @@ impl Api {
         if jobs.is_empty() {
             return Ok(0);
         }
-        let room = self.0.core.room().await;
-        let pending = self.0.core.command(Command::RemoveJobs { jobs, by }, room);
-        match pending.answer().await? {
+        let api = self.clone();
+        // It holds the lock until the commit, also if the client leaves.
+        let removal = async move {
+            let _ended_jobs = api.0.ended_jobs.lock().await;
+            let room = api.0.core.room().await;
+            api.0.core.command(Command::RemoveJobs { jobs, by }, room).answer().await
+        };
+        match tokio::spawn(removal).await.map_err(|_| stopping())?? {
             Answer::JobsRemoved { jobs } => Ok(jobs),
             _ => Err(unexpected()),
         }
@@ -197,6 +203,7 @@ fn reply(answer: Answer) -> Reply {
         Answer::KeyRevoked => ReplyBody::Revoked,
         Answer::EndedBefore { .. }
         | Answer::JobsRemoved { .. }
+        | Answer::Requeued { .. }
         | Answer::TokenCreated { .. }
         | Answer::ServiceChanged { .. }
         | Answer::NodeScheduled { .. }

@@ -5,6 +5,7 @@
 //! comes from the core's memory: the nodes as they are now, and why a job waits. `commands` has the
 //! commands, `jobs` the reads of jobs, `logs` the reads of output, and `metrics` the page of metrics.
 
+mod again;
 mod commands;
 mod jobs;
 mod logs;
@@ -82,6 +83,8 @@ pub(crate) struct Parts {
     pub(crate) waiters: Arc<Waiters>,
     pub(crate) turns: Arc<Turns>,
     pub(crate) measured: Measured,
+    /// Held while something reads ended jobs, and then requeues tasks of them or removes them.
+    pub(crate) ended_jobs: tokio::sync::Mutex<()>,
     /// True once the manager is about to stop. Nothing waits any longer then.
     pub(crate) stopping: watch::Receiver<bool>,
 }
@@ -164,6 +167,8 @@ impl Api {
                 self.0.turns.take(reads).await;
                 Ok(ReplyBody::Log(self.log(read).await?))
             }
+            RequestBody::Requeue(request) => self.requeue(request, caller.name.clone()).await,
+            RequestBody::Failed { since_ms } => self.failed(since_ms).await,
             RequestBody::Forget { first, last } => {
                 self.forget(first, last, caller.name.clone()).await
             }

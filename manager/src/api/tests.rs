@@ -9,6 +9,7 @@ use std::time::Duration;
 use crossbeam_channel::bounded;
 use podmesh_manager_core::CoreConfig;
 use podmesh_protocol::access::{KeyDigest, PublicKey, Role, TokenId};
+use podmesh_protocol::again::RequeueRequest;
 use podmesh_protocol::client::{LogPosition, LogRead, LogStream, PrincipalKind, Scheduling};
 use podmesh_protocol::ids::{AttemptId, JobId, Name, SubmissionId, TaskId};
 use podmesh_protocol::service::{ServiceReply, ServiceRequest, ServiceSpec, ServiceState};
@@ -108,6 +109,7 @@ impl World {
                 store: writer.measures(),
                 heartbeats: heartbeats.clone(),
             },
+            ended_jobs: Default::default(),
             stopping: stopping.clone(),
         });
         // The threads end with their channels.
@@ -210,6 +212,8 @@ fn requests() -> Vec<(&'static str, RequestBody)> {
         RequestBody::Log(log),
         submit(77),
         RequestBody::Cancel { job },
+        RequestBody::Requeue(RequeueRequest { job, state: None, tasks: None }),
+        RequestBody::Failed { since_ms: None },
         RequestBody::Forget { first: job, last: job },
         RequestBody::TokenCreate { role: Role::Agent, ttl_ms: 1000, uses: 1 },
         RequestBody::ApiTokenCreate { role: Role::Viewer, ttl_ms: 1000 },
@@ -251,6 +255,8 @@ fn requests() -> Vec<(&'static str, RequestBody)> {
         RequestBody::Log(_) => "log",
         RequestBody::Submit { .. } => "submit",
         RequestBody::Cancel { .. } => "cancel",
+        RequestBody::Requeue(_) => "requeue",
+        RequestBody::Failed { .. } => "failed",
         RequestBody::Forget { .. } => "forget",
         RequestBody::TokenCreate { .. } => "token_create",
         RequestBody::ApiTokenCreate { .. } => "api_token_create",
@@ -318,6 +324,8 @@ events             -         yes       yes       yes
 log                -         yes       yes       yes
 submit             -         -         yes       yes
 cancel             -         -         yes       yes
+requeue            -         -         yes       yes
+failed             -         yes       yes       yes
 forget             -         -         -         yes
 token_create       -         -         -         yes
 api_token_create   -         -         -         yes

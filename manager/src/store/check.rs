@@ -145,6 +145,7 @@ struct Job {
     array: ArrayRange,
     state: JobState,
     next_index: u64,
+    rest_cancelled: bool,
     counts: TaskCounts,
     counted: TaskCounts,
     /// Tasks that have had an attempt.
@@ -157,7 +158,7 @@ fn jobs(connection: &Connection, found: &mut CheckReport) -> rusqlite::Result<()
     let mut statement = connection.prepare(
         "SELECT job, spec, name, priority, first_index, last_index, state, next_index, queued,
              active, succeeded, failed, cancelled, length(submission), submitted_ms, started_ms,
-             ended_ms, changed, attempts, ended_age_ms
+             ended_ms, changed, attempts, ended_age_ms, rest_cancelled
          FROM jobs LEFT JOIN job_specs USING (job) ORDER BY job",
     )?;
     let mut rows = statement.query([])?;
@@ -215,6 +216,7 @@ fn job(row: &Row<'_>, found: &mut CheckReport) -> rusqlite::Result<Job> {
         array: ArrayRange { first: row.get(4)?, last: row.get(5)? },
         state: job_state(row.get(6)?)?,
         next_index: unsigned(row.get(7)?),
+        rest_cancelled: row.get(20)?,
         counts: counts(row, 8)?,
         counted: TaskCounts::default(),
         tried: 0,
@@ -306,9 +308,10 @@ impl Job {
             ));
         }
         let untried = u32::try_from(untried).unwrap_or(u32::MAX);
-        match self.state {
-            JobState::Cancelling | JobState::Cancelled => self.counted.cancelled += untried,
-            _ => self.counted.queued += untried,
+        if self.rest_cancelled {
+            self.counted.cancelled += untried;
+        } else {
+            self.counted.queued += untried;
         }
         if self.counted != self.counts {
             found.wrong(format!(

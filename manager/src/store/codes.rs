@@ -1,5 +1,6 @@
 //! The integers that stand for states in the database. Never changed once released.
 
+use podmesh_manager_core::state::Closed;
 use podmesh_protocol::access::Role;
 use podmesh_protocol::client::Scheduling;
 use podmesh_protocol::report::{AttemptState, JobState, OutcomeKind, TaskState};
@@ -32,7 +33,10 @@ macro_rules! codes {
 
 codes!(job_code, job_state, JobState {
     // Codes below 3 are jobs that have not ended: the index `jobs_going_on` relies on it.
-    Queued = 0, Running = 1, Cancelling = 2, Succeeded = 3, Failed = 4, Cancelled = 5,
+    Queued = 0, Running = 1, Cancelling = 2, Succeeded = 3, Failed = 4, Cancelled = 5, Expired = 6,
+});
+codes!(closed_code, closed, Closed {
+    Cancelled = 0, MaxFailures = 1, Expired = 2,
 });
 codes!(attempt_code, attempt_state, AttemptState {
     Assigned = 0, Preparing = 1, Running = 2, Ended = 3,

@@ -2,6 +2,7 @@
 //! others.
 
 mod access;
+mod again;
 mod backup;
 mod check;
 mod codes;

@@ -5,6 +5,7 @@
 use std::cell::RefCell;
 use std::path::PathBuf;
 
+use podmesh_manager_core::state::Closed;
 use podmesh_manager_core::step::KeyRow;
 use podmesh_protocol::client::{
     AttemptView, JobDetail, JobView, ReplyBody, TaskDetail, TaskView, TokenView, UserView,
@@ -18,18 +19,18 @@ use podmesh_protocol::service::ServiceRevision;
 use podmesh_protocol::spec::ArrayRange;
 use rusqlite::{Connection, ErrorCode as Sqlite, OptionalExtension, Row, params};
 
-use super::codes::{attempt_state, integer, job_state, outcome_kind, task_state, unsigned};
+use super::codes::{attempt_state, closed, integer, job_state, outcome_kind, task_state, unsigned};
 use super::restore::{counts, decoded, last_job, name, submitted_by};
 use super::{StoreError, access, removal, services};
 
 /// The most bytes of rows in one reply, by a high estimate. The rest of the frame is a reserve in
 /// case the estimate is too low.
-const REPLY_BYTES_MAX: usize = FRAME_BYTES_MAX - (64 << 10);
+pub(super) const REPLY_BYTES_MAX: usize = FRAME_BYTES_MAX - (64 << 10);
 /// The estimated bytes of a row of tasks, attempts or jobs, without its texts.
-const ROW_BYTES: usize = 512;
+pub(super) const ROW_BYTES: usize = 512;
 /// The most rows that one request for tasks reads, apart from further attempts of the last task.
 /// A page can be short because of it, and then says where the next one begins.
-const SCAN_ROWS_MAX: usize = 50_000;
+pub(super) const SCAN_ROWS_MAX: usize = 50_000;
 
 /// Why a read has no result.
 #[derive(Debug, thiserror::Error)]
@@ -67,7 +68,7 @@ impl From<ReadError> for ErrorReply {
 
 /// A read-only connection to the database.
 pub(crate) struct History {
-    connection: Connection,
+    pub(super) connection: Connection,
     path: PathBuf,
     damage: RefCell<Option<String>>,
 }
@@ -137,17 +138,30 @@ impl AttemptRow {
 struct JobTasks {
     array: ArrayRange,
     next_index: u64,
-    state: JobState,
+    rest_cancelled: bool,
 }
 
 impl JobTasks {
     /// Returns the state of the tasks that have had no attempt.
     fn untried(&self) -> TaskState {
-        match self.state {
-            JobState::Cancelling | JobState::Cancelled => TaskState::Cancelled,
-            JobState::Queued | JobState::Running | JobState::Succeeded | JobState::Failed => {
-                TaskState::Queued
-            }
+        if self.rest_cancelled { TaskState::Cancelled } else { TaskState::Queued }
+    }
+}
+
+/// Returns why the rest of a job was cancelled, if one of its rules did that.
+fn ended_early(detail: &JobDetail, closed: Option<Closed>) -> Option<String> {
+    let JobDetail { view, spec, .. } = detail;
+    match closed? {
+        Closed::Cancelled => None,
+        Closed::MaxFailures => {
+            let max = spec.rules.max_failures.unwrap_or(view.counts.failed);
+            Some(format!(
+                "{} of its tasks failed, and the limit is {max} (--max-failures): the rest was cancelled",
+                view.counts.failed
+            ))
+        }
+        Closed::Expired => {
+            Some("expired: tasks that had no attempt in time were cancelled (--expires)".into())
         }
     }
 }
@@ -245,7 +259,7 @@ impl History {
         let found = self
             .connection
             .prepare_cached(&format!(
-                "SELECT {JOB_COLUMNS}, spec, changed FROM jobs JOIN job_specs USING (job)
+                "SELECT {JOB_COLUMNS}, spec, changed, closed FROM jobs JOIN job_specs USING (job)
                  WHERE job = ?1"
             ))?
             .query_row([integer(job.0)], |row| {
@@ -254,7 +268,10 @@ impl History {
                     spec: decoded(row, 13)?,
                     revision,
                     waits_for: Vec::new(),
+                    ended_early: None,
                 };
+                let closed = row.get::<_, Option<i64>>(15)?.map(closed).transpose()?;
+                let detail = JobDetail { ended_early: ended_early(&detail, closed), ..detail };
                 Ok((detail, Revision(unsigned(row.get(14)?))))
             })
             .optional()?;
@@ -469,13 +486,13 @@ impl History {
         let found = self
             .connection
             .prepare_cached(
-                "SELECT first_index, last_index, next_index, state FROM jobs WHERE job = ?1",
+                "SELECT first_index, last_index, next_index, rest_cancelled FROM jobs WHERE job = ?1",
             )?
             .query_row([integer(job.0)], |row| {
                 Ok(JobTasks {
                     array: ArrayRange { first: row.get(0)?, last: row.get(1)? },
                     next_index: unsigned(row.get(2)?),
-                    state: job_state(row.get(3)?)?,
+                    rest_cancelled: row.get(3)?,
                 })
             })
             .optional()?;
@@ -535,7 +552,7 @@ impl History {
         Ok(overdue)
     }
 
-    fn no_job(&self, job: JobId) -> Result<ReadError, ReadError> {
+    pub(super) fn no_job(&self, job: JobId) -> Result<ReadError, ReadError> {
         let last = last_job(&self.connection)?;
         Ok(ReadError::NotFound(match last {
             JobId(0) => format!("there is no job {job}; no job has been submitted yet"),

@@ -3,18 +3,18 @@
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
-use podmesh_manager_core::state::{ActiveAttempt, Job, Losses, Retry, State};
+use podmesh_manager_core::state::{ActiveAttempt, Job, Past, Retry, State, failed};
 use podmesh_manager_core::step::NodeRow;
 use podmesh_protocol::access::TokenId;
 use podmesh_protocol::ids::{
     AgentId, Epoch, InstanceId, JobId, Name, Revision, SubmissionId, TaskId,
 };
-use podmesh_protocol::report::{JobState, OutcomeKind, TaskCounts};
+use podmesh_protocol::report::TaskCounts;
 use podmesh_protocol::spec::{ArrayRange, Resources};
 use rusqlite::{Connection, Row};
 use uuid::Uuid;
 
-use super::codes::{attempt_state, job_state, outcome_code, scheduling, standing, unsigned};
+use super::codes::{attempt_state, closed, outcome_kind, scheduling, standing, unsigned};
 use super::{access, schema, services, unreadable, volumes};
 
 /// What a start has read.
@@ -100,7 +100,7 @@ pub(super) fn contradiction(restored: &Restored) -> Option<String> {
         if all.into_iter().map(u64::from).sum::<u64>() != tasks {
             return Some(format!("job {id} has {tasks} tasks, but its stored counts disagree"));
         }
-        let untried = if job.cancelling { 0 } else { untried };
+        let untried = if job.rest_cancelled { 0 } else { untried };
         let (active, retries) = (job.active.len() as u64, job.retries.len() as u64);
         if (active, untried + retries) != (counts.active.into(), counts.queued.into()) {
             return Some(format!(
@@ -140,28 +140,33 @@ fn node(row: &Row<'_>) -> rusqlite::Result<NodeRow> {
 
 /// Returns the jobs that have not ended, without their attempts.
 fn jobs(connection: &Connection) -> rusqlite::Result<Vec<Job>> {
-    connection
-        .prepare(
-            "SELECT job, submission, spec, state, next_index, queued, active, succeeded, failed,
-                 cancelled, started_ms, attempts, submitted_by
-             FROM jobs JOIN job_specs USING (job) WHERE state < 3",
-        )?
-        .query_map([], |row| {
-            Ok(Job {
-                id: JobId(unsigned(row.get(0)?)),
-                submission: SubmissionId(Uuid::from_bytes(row.get(1)?)),
-                spec: Arc::new(decoded(row, 2)?),
-                cancelling: job_state(row.get(3)?)? == JobState::Cancelling,
-                next_index: unsigned(row.get(4)?),
-                counts: counts(row, 5)?,
-                started_wall_ms: row.get::<_, Option<i64>>(10)?.map(unsigned),
-                attempts: unsigned(row.get(11)?),
-                by: submitted_by(row, 12)?,
-                active: BTreeMap::new(),
-                retries: BTreeMap::new(),
-            })
-        })?
-        .collect()
+    let select =
+        format!("SELECT {JOB_COLUMNS} FROM jobs JOIN job_specs USING (job) WHERE state < 3");
+    connection.prepare(&select)?.query_map([], job)?.collect()
+}
+
+/// The columns that [`job`] reads.
+pub(super) const JOB_COLUMNS: &str = "job, submission, spec, closed, next_index, queued, active,
+    succeeded, failed, cancelled, started_ms, attempts, submitted_by, rest_cancelled,
+    coalesce(waits_since_ms, submitted_ms)";
+
+/// Reads a job from its row, without its attempts.
+pub(super) fn job(row: &Row<'_>) -> rusqlite::Result<Job> {
+    Ok(Job {
+        id: JobId(unsigned(row.get(0)?)),
+        submission: SubmissionId(Uuid::from_bytes(row.get(1)?)),
+        spec: Arc::new(decoded(row, 2)?),
+        closed: row.get::<_, Option<i64>>(3)?.map(closed).transpose()?,
+        next_index: unsigned(row.get(4)?),
+        counts: counts(row, 5)?,
+        started_wall_ms: row.get::<_, Option<i64>>(10)?.map(unsigned),
+        attempts: unsigned(row.get(11)?),
+        by: submitted_by(row, 12)?,
+        rest_cancelled: row.get(13)?,
+        waits_since_wall_ms: unsigned(row.get(14)?),
+        active: BTreeMap::new(),
+        retries: BTreeMap::new(),
+    })
 }
 
 /// Adds to the jobs their attempts that have not ended and the tasks that wait for a retry. Returns
@@ -170,57 +175,61 @@ fn attempts(
     connection: &Connection,
     jobs: &mut BTreeMap<JobId, Job>,
 ) -> rusqlite::Result<Option<JobId>> {
-    let losses = losses(connection)?;
+    let mut pasts = pasts(connection)?;
     let mut orphaned = None;
     let mut statement = connection.prepare(
-        "SELECT job, task, number, standing, nodes.name, state, retry_ms, ended_ms, outcome
+        "SELECT job, task, number, standing, nodes.name, state, retry_ms, ended_ms
          FROM attempts LEFT JOIN nodes USING (node) WHERE standing < 2",
     )?;
     let mut rows = statement.query([])?;
     while let Some(row) = rows.next()? {
         let (id, index, number) = (JobId(unsigned(row.get(0)?)), row.get(1)?, row.get(2)?);
-        let losses = losses.get(&TaskId { job: id, index }).copied().unwrap_or_default();
+        let past = pasts.remove(&TaskId { job: id, index }).unwrap_or_default();
         let node = name(row, 4)?;
         let Some(job) = jobs.get_mut(&id) else {
             orphaned = Some(id);
             continue;
         };
         if row.get::<_, i64>(3)? == standing::RETRY {
-            let not_started =
-                row.get::<_, Option<i64>>(8)? == Some(outcome_code(OutcomeKind::NotStarted));
             let retry = Retry {
                 number,
-                losses,
-                avoid: not_started.then_some(node),
+                past,
                 after_ms: unsigned(row.get::<_, Option<i64>>(6)?.unwrap_or(0)),
                 ended_wall_ms: unsigned(row.get::<_, Option<i64>>(7)?.unwrap_or(0)),
             };
             job.retries.insert(index, retry);
         } else {
             let state = attempt_state(row.get(5)?)?;
-            let active = ActiveAttempt { number, node, state, losses, replica: None };
+            let active = ActiveAttempt { number, node, state, past, replica: None };
             job.active.insert(index, active);
         }
     }
     Ok(orphaned)
 }
 
-/// Returns how often the unfinished tasks were lost or not started; tasks without such attempts are
-/// left out.
-fn losses(connection: &Connection) -> rusqlite::Result<HashMap<TaskId, Losses>> {
-    let kinds = [OutcomeKind::Lost, OutcomeKind::NotStarted].map(outcome_code);
-    connection
-        .prepare(
-            "SELECT goes_on.job, goes_on.task, sum(ended.outcome = ?1), sum(ended.outcome = ?2)
-             FROM attempts AS goes_on JOIN attempts AS ended USING (job, task)
-             WHERE goes_on.standing < 2 AND ended.outcome IN (?1, ?2)
-             GROUP BY goes_on.job, goes_on.task",
-        )?
-        .query_map(kinds, |row| {
-            let task = TaskId { job: JobId(unsigned(row.get(0)?)), index: row.get(1)? };
-            Ok((task, Losses { lost: row.get(2)?, not_started: row.get(3)? }))
-        })?
-        .collect()
+/// Returns what the ended attempts of the unfinished tasks mean for the next ones; tasks without
+/// such attempts are left out.
+fn pasts(connection: &Connection) -> rusqlite::Result<HashMap<TaskId, Past>> {
+    let mut pasts: HashMap<TaskId, Past> = HashMap::new();
+    let mut statement = connection.prepare(
+        "SELECT ended.job, ended.task, ended.number, ended.outcome, ended.requeued, nodes.name
+         FROM attempts AS goes_on JOIN attempts AS ended USING (job, task)
+             JOIN nodes ON nodes.node = ended.node
+         WHERE goes_on.standing < 2 AND ended.outcome IS NOT NULL
+         ORDER BY ended.job, ended.task, ended.number",
+    )?;
+    let mut rows = statement.query([])?;
+    while let Some(row) = rows.next()? {
+        let task = TaskId { job: JobId(unsigned(row.get(0)?)), index: row.get(1)? };
+        let (number, kind, node) = (row.get(2)?, outcome_kind(row.get(3)?)?, name(row, 5)?);
+        let past = pasts.entry(task).or_default();
+        if row.get(4)? {
+            *past = Past::requeued(number, failed(kind).then_some(node));
+        } else {
+            past.add(kind, node);
+        }
+    }
+    Ok(pasts)
 }
 
 /// Reads a name from a column.

@@ -17,8 +17,10 @@ const APPLICATION_ID: i32 = 0x504d_5348;
 
 /// The schema's history: entry `n` brings a database from version `n` to `n + 1`. Entries are
 /// never changed once released, only added.
-const MIGRATIONS: &[&str] =
-    &[VERSION_1, VERSION_2, VERSION_3, VERSION_4, VERSION_5, VERSION_6, VERSION_7, VERSION_8];
+const MIGRATIONS: &[&str] = &[
+    VERSION_1, VERSION_2, VERSION_3, VERSION_4, VERSION_5, VERSION_6, VERSION_7, VERSION_8,
+    VERSION_9,
+];
 
 /// The integer codes are defined in [`super::codes`]. SQLite stores comments in `CREATE TABLE`, and a
 /// start compares them: these texts must not change either.
@@ -209,6 +211,18 @@ CREATE TABLE volumes (
 
 ALTER TABLE tokens ADD COLUMN api INTEGER NOT NULL DEFAULT 0;
 ALTER TABLE tokens ADD COLUMN used_ms INTEGER; -- when an API token was last used
+";
+
+/// Tasks that run again, and jobs whose rest is cancelled by one of their rules.
+const VERSION_9: &str = "
+ALTER TABLE jobs ADD COLUMN closed INTEGER; -- why the rest of it was cancelled; NULL: it was not
+ALTER TABLE jobs ADD COLUMN rest_cancelled INTEGER NOT NULL DEFAULT 0; -- the tasks from next_index on
+ALTER TABLE jobs ADD COLUMN waits_since_ms INTEGER; -- these tasks; NULL: since it was submitted
+UPDATE jobs SET closed = 0, rest_cancelled = 1 WHERE state IN (2, 5);
+ALTER TABLE attempts ADD COLUMN requeued INTEGER NOT NULL DEFAULT 0; -- its task was, after it had ended
+-- Attempts that failed for good, and those before the retries of others.
+CREATE INDEX attempts_failed ON attempts (ended_ms)
+    WHERE standing = 2 AND outcome IN (1, 3, 4, 5);
 ";
 
 /// A database up to this size is checked completely at every start without a seal, which takes at
@@ -683,7 +697,7 @@ mod tests {
         assert_eq!(change("SELECT 1"), None);
         let insert =
             "INSERT INTO jobs VALUES (1, x'01', '', 0, 1, 1, 0, 0, 1, 1, 0, 0, 0, 0, 0, 0, 0, 0,
-                 NULL, NULL, NULL, NULL)";
+                 NULL, NULL, NULL, NULL, NULL, 0, NULL)";
         index(0);
         // The row is in the table, but not in the index.
         Connection::open(&path).unwrap().execute_batch(insert).unwrap();

@@ -14,6 +14,7 @@ use podmesh_manager_core::state::{State, Versioned};
 use podmesh_manager_core::step::{Change, Effect, Step};
 use podmesh_manager_core::{Core, CoreConfig};
 use podmesh_protocol::access::{Caller, PublicKey, Role, TokenId};
+use podmesh_protocol::again::{EndedAs, RequeueRequest};
 use podmesh_protocol::client::{PrincipalKind, Scheduling};
 use podmesh_protocol::ids::{AgentId, AttemptId, Epoch, InstanceId, JobId, SubmissionId};
 use podmesh_protocol::limits::PROTOCOL_VERSION;
@@ -21,8 +22,8 @@ use podmesh_protocol::report::{Outcome, OutcomeKind, Report, ReportFact};
 use podmesh_protocol::service::{Health, PortSpec, RestartPolicy, ServiceSpec, UpdatePolicy};
 use podmesh_protocol::session::{Hello, ToPeer};
 use podmesh_protocol::spec::{
-    ArrayRange, DockerSpec, JobSpec, OnLost, Resources, RetryPolicy, RuntimeKind, RuntimeSpec,
-    VolumeMount,
+    ArrayRange, DockerSpec, JobRules, JobSpec, OnLost, Resources, RetryPolicy, RuntimeKind,
+    RuntimeSpec, VolumeMount,
 };
 use podmesh_protocol::time::Now;
 use podmesh_protocol::version::VersionRange;
@@ -31,7 +32,7 @@ use uuid::Uuid;
 
 use super::tests::{job_spec, name};
 use super::writer::TimedStep;
-use super::{Store, open};
+use super::{Store, check, open};
 
 const NODES: [&str; 3] = ["a", "b", "c"];
 
@@ -43,6 +44,7 @@ struct World {
     follower: State,
     now: Now,
     rng: Rng,
+    requeued: usize,
     /// The open session of each node, with its connection and the number of its last report.
     sessions: BTreeMap<&'static str, (Epoch, ConnectionId, u64)>,
 }
@@ -55,7 +57,7 @@ impl World {
         let now = Now { mono_ms: 1_000, wall_ms: 1_700_000_000_000 };
         let core = Self::core(now, state.clone());
         let (rng, sessions) = (Rng::with_seed(seed), BTreeMap::new());
-        Self { dir, store, core, follower: state, now, rng, sessions }
+        Self { dir, store, core, follower: state, now, rng, requeued: 0, sessions }
     }
 
     fn core(now: Now, state: State) -> Core {
@@ -99,6 +101,11 @@ impl World {
             resources: Resources { cpu_millis: 1_000 * self.rng.u32(1..3), memory_bytes: 0 },
             retry: RetryPolicy { retries: self.rng.u32(0..3), ..job_spec(1).retry },
             on_lost: if self.rng.bool() { OnLost::Requeue } else { OnLost::Wait },
+            rules: JobRules {
+                max_failures: (self.rng.u8(0..4) == 0).then_some(2),
+                max_active: (self.rng.u8(0..4) == 0).then_some(2),
+                expires_ms: (self.rng.u8(0..4) == 0).then_some(60_000),
+            },
             ..job_spec(last)
         };
         assert_eq!(spec.validate(), Ok(()));
@@ -251,6 +258,24 @@ impl World {
         self.command(command);
     }
 
+    /// Requeues tasks of any job, as the shell does.
+    fn requeue(&mut self) {
+        let job = JobId(self.rng.u64(0..=self.core.state().last_job.0));
+        let states = [EndedAs::Failed, EndedAs::Cancelled, EndedAs::Lost, EndedAs::TimedOut];
+        let state = self.rng.choice(states).filter(|_| self.rng.bool());
+        let tasks = self.rng.bool().then(|| ["1-8", "2", "1,3-4"][self.rng.usize(0..3)]);
+        let tasks = tasks.map(|tasks| tasks.parse().unwrap());
+        let request = RequeueRequest { job, state, tasks };
+        let Ok(batch) = self.store.history.requeue(&request, 0) else { return };
+        if batch.job.spec.run.replica.is_some() {
+            return;
+        }
+        let (tasks, rest) = (batch.tasks, batch.rest);
+        let ended = batch.has_ended.then_some(batch.job);
+        self.requeued += tasks.len() + usize::from(rest);
+        self.command(Command::Requeue { by: name("ann"), job, ended, tasks, rest });
+    }
+
     fn command(&mut self, command: Command) {
         self.give(Input::Command(Ticket(1), command));
     }
@@ -273,15 +298,17 @@ impl World {
 
 #[test]
 fn the_core_a_follower_and_the_database_have_the_same_state() {
+    let mut requeued = 0;
     for seed in 0..20 {
         println!("seed {seed}");
         let mut world = World::new(seed);
         for _ in 0..400 {
             let node = NODES[world.rng.usize(0..3)];
-            match world.rng.u8(0..37) {
+            match world.rng.u8(0..40) {
                 0..4 => world.submit(),
                 4..7 => world.connect(node),
                 7..22 => world.report(node),
+                37..40 => (0..8).for_each(|_| world.requeue()),
                 22 => {
                     let job = JobId(world.rng.u64(0..30));
                     world.command(Command::Cancel { job });
@@ -289,7 +316,8 @@ fn the_core_a_follower_and_the_database_have_the_same_state() {
                 23 => world.restart(),
                 24 => {
                     let by = name("root");
-                    let jobs = (1..20).map(JobId).collect();
+                    let first = world.rng.u64(1..20);
+                    let jobs = (first..first + 3).map(JobId).collect();
                     world.command(Command::RemoveJobs { jobs, by: Some(by) });
                 }
                 25 => {
@@ -321,9 +349,13 @@ fn the_core_a_follower_and_the_database_have_the_same_state() {
             }
         }
         world.restart();
+        requeued += world.requeued;
+        let found = check(world.dir.path()).unwrap();
+        assert!(found.wrong.is_empty(), "{:?}", found.wrong);
         assert!(world.follower.last_job > JobId(10) && world.follower.last_epoch > Epoch(10));
         let state = rmp_serde::to_vec_named(&Versioned::new(&world.follower)).unwrap();
         let state: Versioned<State> = rmp_serde::from_slice(&state).unwrap();
         assert_eq!(state.into_value(), Ok(world.follower));
     }
+    assert!(requeued > 40, "only {requeued} tasks were requeued");
 }

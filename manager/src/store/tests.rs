@@ -5,7 +5,7 @@ use std::thread;
 use std::time::Duration;
 
 use podmesh_manager_core::input::{ConnectionId, Ticket};
-use podmesh_manager_core::state::{Losses, State};
+use podmesh_manager_core::state::{Closed, Losses, State};
 use podmesh_manager_core::step::{Answer, Change, Effect, JobRow, KeyRow, NodeRow, Step, TokenRow};
 use podmesh_protocol::access::{PublicKey, Role, TokenId};
 use podmesh_protocol::client::Scheduling;
@@ -64,9 +64,12 @@ pub(super) fn job_change(
     attempts: u64,
 ) -> Change {
     let ended = state.is_end().then_some(99);
+    let is_cancelled = matches!(state, JobState::Cancelling | JobState::Cancelled);
     Change::JobUpdated(JobRow {
         job,
         state,
+        closed: is_cancelled.then_some(Closed::Cancelled),
+        rest_cancelled: is_cancelled,
         next_index,
         counts,
         attempts,
@@ -187,7 +190,7 @@ fn a_start_restores_what_has_not_ended_and_nothing_else() {
     assert_eq!((job.counts, job.attempts), (counts, 5));
     assert_eq!(job.retries.keys().collect::<Vec<_>>(), [&3]);
     assert_eq!(job.active.keys().collect::<Vec<_>>(), [&1, &4]);
-    assert_eq!(job.active[&4].losses, Losses { lost: 1, not_started: 0 });
+    assert_eq!(job.active[&4].past.losses, Losses { lost: 1, not_started: 0 });
 }
 
 #[test]

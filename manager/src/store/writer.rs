@@ -19,7 +19,9 @@ use podmesh_wire::watchdog::{BEAT_EVERY, Pulse};
 use rusqlite::{CachedStatement, Connection, params};
 use tokio::sync::{mpsc, watch};
 
-use super::codes::{attempt_code, integer, job_code, outcome_code, scheduling_code, standing};
+use super::codes::{
+    attempt_code, closed_code, integer, job_code, outcome_code, scheduling_code, standing,
+};
 use super::events::{self, EventRow};
 use super::log::log_of;
 use super::measures::StoreMeasures;
@@ -370,7 +372,11 @@ fn job_of(change: &Change) -> Option<JobId> {
         | Change::AttemptEnded { attempt, .. }
         | Change::RetryDropped { attempt }
         | Change::ReplicaChanged { attempt, .. } => Some(attempt.task.job),
-        Change::JobRemoved(job) | Change::JobCancelled(job) => Some(*job),
+        Change::JobRemoved(job)
+        | Change::JobClosed(job, _)
+        | Change::TaskRequeued { job, .. }
+        | Change::RestRequeued { job, .. } => Some(*job),
+        Change::JobReopened(job) => Some(job.id),
         Change::NodeSaved(_)
         | Change::NodeForgotten(_)
         | Change::ServiceSaved { .. }
@@ -461,7 +467,35 @@ impl<'a> Rows<'a> {
                 Ok(())
             }
             // The transaction handles the first two itself. The row of a cancelled job follows.
-            Change::JobUpdated(_) | Change::AgeSaved(_) | Change::JobCancelled(_) => Ok(()),
+            Change::JobUpdated(_) | Change::AgeSaved(_) | Change::JobClosed(..) => Ok(()),
+            // Its row follows. The counts that were added at its end are taken back.
+            Change::JobReopened(job) => {
+                self.kept -= removal::weight(job.attempts);
+                Ok(())
+            }
+            Change::TaskRequeued { job, task } => {
+                let changed = self
+                    .connection
+                    .prepare_cached(
+                        "UPDATE attempts SET standing = ?4, retry_ms = 0, requeued = 1
+                         WHERE job = ?1 AND task = ?2 AND number = ?3 AND standing >= ?5",
+                    )?
+                    .execute(params![
+                        integer(job.0),
+                        task.index,
+                        task.number,
+                        standing::RETRY,
+                        standing::OVER,
+                    ])?;
+                one(changed, &AttemptId::new(*job, task.index, task.number))
+            }
+            Change::RestRequeued { job, wall_ms } => {
+                let changed = self
+                    .connection
+                    .prepare_cached("UPDATE jobs SET waits_since_ms = ?2 WHERE job = ?1")?
+                    .execute(params![integer(job.0), integer(*wall_ms)])?;
+                one(changed, job)
+            }
             Change::JobRemoved(job) => {
                 self.kept -= removal::remove_job(self.connection, *job)?;
                 self.removed = true;
@@ -590,7 +624,8 @@ impl<'a> Rows<'a> {
             .prepare_cached(
                 "UPDATE jobs SET state = ?2, next_index = ?3, queued = ?4, active = ?5,
                      succeeded = ?6, failed = ?7, cancelled = ?8, started_ms = ?9, ended_ms = ?10,
-                     changed = ?11, attempts = ?12, ended_age_ms = ?13
+                     changed = ?11, attempts = ?12, ended_age_ms = ?13, closed = ?14,
+                     rest_cancelled = ?15
                  WHERE job = ?1",
             )?
             .execute(params![
@@ -607,6 +642,8 @@ impl<'a> Rows<'a> {
                 integer(changed.0),
                 integer(row.attempts),
                 row.state.is_end().then(|| integer(age_ms)),
+                row.closed.map(closed_code),
+                row.rest_cancelled,
             ])?;
         one(rows, &row.job)
     }

@@ -62,6 +62,22 @@ enum EventBody {
         /// The job's final state.
         state: JobState,
     },
+    /// The rest of a job was cancelled by one of its rules.
+    JobEndedEarly {
+        /// The job's number.
+        job: u64,
+        /// Which rule, and why.
+        message: String,
+    },
+    /// Tasks of a job that had ended are queued again.
+    JobRequeued {
+        /// The job's number.
+        job: u64,
+        /// How many tasks.
+        tasks: u32,
+        /// Who asked.
+        by: String,
+    },
     /// An attempt was assigned to a node.
     AttemptAssigned {
         /// The attempt's job.
@@ -377,6 +393,12 @@ impl From<&EventFact> for EventKind {
             EventFact::JobCancelRequested { job } => EventBody::JobCancelRequested { job: job.0 },
             EventFact::JobEnded { job, state } => {
                 EventBody::JobEnded { job: job.0, state: state.into() }
+            }
+            EventFact::JobEndedEarly { job, message } => {
+                EventBody::JobEndedEarly { job: job.0, message: message.clone() }
+            }
+            EventFact::JobRequeued { job, tasks, by } => {
+                EventBody::JobRequeued { job: job.0, tasks: *tasks, by: by.to_string() }
             }
             EventFact::AttemptAssigned { attempt: id, node } => {
                 let (job, task, attempt) = ids(id);

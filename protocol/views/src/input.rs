@@ -4,11 +4,13 @@
 use std::collections::BTreeMap;
 
 use podmesh_protocol::access::Role as WireRole;
+use podmesh_protocol::again::EndedAs;
 use podmesh_protocol::ids::Name;
+use podmesh_protocol::ranges::Ranges;
 use podmesh_protocol::service::{self, ServiceSpec};
 use podmesh_protocol::spec::{
-    ArrayRange, DockerSpec, JobSpec, OnLost as WireOnLost, Resources, RetryPolicy, RunSpec,
-    RuntimeKind as WireRuntimeKind, RuntimeSpec,
+    ArrayRange, DockerSpec, JobRules, JobSpec, OnLost as WireOnLost, Resources, RetryPolicy,
+    RunSpec, RuntimeKind as WireRuntimeKind, RuntimeSpec,
 };
 use schemars::{JsonSchema, Schema, SchemaGenerator};
 use serde::Deserialize;
@@ -35,6 +37,34 @@ pub enum InputError {
         /// What is missing.
         field: &'static str,
     },
+}
+
+/// Which tasks of a job to run again.
+#[derive(Clone, Debug, Default, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct RequeueInput {
+    /// Only tasks that ended like this. Default: with `tasks` all that ended without success,
+    /// otherwise all that failed.
+    #[schemars(with = "Option<EndedAsInput>")]
+    pub state: Option<EndedAs>,
+    /// Only tasks with these indexes, such as `3,7,10-20`.
+    #[schemars(with = "Option<String>")]
+    pub tasks: Option<Ranges>,
+}
+
+/// How a task ended without success.
+#[derive(JsonSchema)]
+#[serde(rename_all = "snake_case")]
+#[expect(dead_code, reason = "only for the schema")]
+enum EndedAsInput {
+    /// Failed: every kind of failure, also lost and timed out.
+    Failed,
+    /// Cancelled or expired.
+    Cancelled,
+    /// Failed, and the last attempt was lost.
+    Lost,
+    /// Failed, and the last attempt timed out.
+    TimedOut,
 }
 
 /// A new job.
@@ -86,6 +116,19 @@ pub struct JobSpecInput {
     pub retry_backoff_ms: Option<u64>,
     /// The maximum pause before a retry; default 5 min.
     pub retry_backoff_max_ms: Option<u64>,
+    /// Retry only after these exit codes, such as `1,75` or `1-10`: 128 + N after signal N, 124 after
+    /// the timeout; default: all.
+    #[schemars(with = "Option<String>")]
+    pub retry_on: Option<Ranges>,
+    /// Do not retry after these exit codes. Not together with `retry_on`.
+    #[schemars(with = "Option<String>")]
+    pub no_retry_on: Option<Ranges>,
+    /// When so many tasks have failed for good, the rest is cancelled.
+    pub max_failures: Option<u32>,
+    /// At most so many tasks are active at a time.
+    pub max_active: Option<u32>,
+    /// Tasks that have had no attempt after this time are cancelled.
+    pub expires_ms: Option<u64>,
     /// What happens when the node of a running attempt is lost.
     #[schemars(with = "OnLost")]
     pub on_lost: WireOnLost,
@@ -181,8 +224,15 @@ impl TryFrom<JobInput> for JobSpec {
                 retries: spec.retries,
                 backoff_ms: spec.retry_backoff_ms.unwrap_or(retry.backoff_ms),
                 backoff_ms_max: spec.retry_backoff_max_ms.unwrap_or(retry.backoff_ms_max),
+                on: spec.retry_on,
+                not_on: spec.no_retry_on,
             },
             on_lost: spec.on_lost,
+            rules: JobRules {
+                max_failures: spec.max_failures,
+                max_active: spec.max_active,
+                expires_ms: spec.expires_ms,
+            },
             run,
         })
     }
@@ -475,8 +525,15 @@ mod tests {
                 priority: 5,
                 require: [("gpu".parse().unwrap(), "x".into())].into(),
                 resources: Resources { cpu_millis: 5, memory_bytes: 6 },
-                retry: RetryPolicy { retries: 1, backoff_ms: 2, backoff_ms_max: 3 },
+                retry: RetryPolicy {
+                    retries: 1,
+                    backoff_ms: 2,
+                    backoff_ms_max: 3,
+                    on: None,
+                    not_on: None,
+                },
                 on_lost: WireOnLost::Requeue,
+                rules: Default::default(),
                 run: run_spec(runtime, Some(8)),
             };
             let shown = serde_json::to_value(SpecOutput::from(&spec)).unwrap();

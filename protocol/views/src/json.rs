@@ -78,7 +78,7 @@ words! {
         Queued "queued",
         /// Tasks have started, and some have not ended.
         Running "running",
-        /// A user cancelled it; some attempts have not ended yet.
+        /// It was cancelled, or too many of its tasks failed; some attempts have not ended yet.
         Cancelling "cancelling",
         /// Every task succeeded.
         Succeeded "succeeded",
@@ -86,6 +86,8 @@ words! {
         Failed "failed",
         /// A user cancelled it, and none of its tasks runs.
         Cancelled "cancelled",
+        /// Tasks that had no attempt in time were cancelled, and the others have ended.
+        Expired "expired",
     }
     /// The state of a task.
     TaskState = report::TaskState {
@@ -295,6 +297,8 @@ pub struct JobOutput {
     pub revision: u64,
     /// Why its queued tasks wait; empty if none is queued.
     pub waits_for: Vec<String>,
+    /// Why the rest of it was cancelled, if one of its rules did that.
+    pub ended_early: Option<String>,
     /// The submitted spec.
     pub spec: SpecOutput,
 }
@@ -332,6 +336,16 @@ pub struct SpecOutput {
     pub retry_backoff_ms: u64,
     /// The maximum pause before a retry.
     pub retry_backoff_max_ms: u64,
+    /// The exit codes after which a task is retried, such as `1,75`; null: all.
+    pub retry_on: Option<String>,
+    /// The exit codes after which a task is not retried.
+    pub no_retry_on: Option<String>,
+    /// How many tasks may fail before the rest is cancelled.
+    pub max_failures: Option<u32>,
+    /// How many tasks may be active at a time.
+    pub max_active: Option<u32>,
+    /// The time in which a task must have its first attempt.
+    pub expires_ms: Option<u64>,
     /// What happens when the node of a running attempt is lost.
     pub on_lost: OnLost,
     /// The options of a container.
@@ -428,6 +442,7 @@ impl From<&wire::JobDetail> for JobOutput {
             row: (&detail.view).into(),
             revision: detail.revision.0,
             waits_for: detail.waits_for.clone(),
+            ended_early: detail.ended_early.clone(),
             spec: (&detail.spec).into(),
         }
     }
@@ -451,6 +466,11 @@ impl From<&spec::JobSpec> for SpecOutput {
             retries: spec.retry.retries,
             retry_backoff_ms: spec.retry.backoff_ms,
             retry_backoff_max_ms: spec.retry.backoff_ms_max,
+            retry_on: spec.retry.on.as_ref().map(ToString::to_string),
+            no_retry_on: spec.retry.not_on.as_ref().map(ToString::to_string),
+            max_failures: spec.rules.max_failures,
+            max_active: spec.rules.max_active,
+            expires_ms: spec.rules.expires_ms,
             on_lost: spec.on_lost.into(),
             container: match &spec.run.runtime {
                 spec::RuntimeSpec::Docker(docker) => Some(docker.into()),

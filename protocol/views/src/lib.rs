@@ -4,6 +4,7 @@
 //! Their form is stable: fields are only added.
 
 pub mod access;
+pub mod again;
 pub mod endpoints;
 pub mod events;
 pub mod http;

@@ -109,6 +109,16 @@ fn every_route_answers_as_the_document_says() {
     ask("GET", &format!("/jobs/{done}/tasks/1"), None, 200);
     let log = ask("GET", &format!("/jobs/{done}/tasks/1/log"), None, 200);
     assert_eq!(log, "out\n");
+    let failed = ask("GET", "/failed?since_ms=3600000", None, 200);
+    assert_eq!(
+        (&failed["groups"][0]["job"], &failed["groups"][0]["tasks"]),
+        (&json!(done), &json!(1))
+    );
+    let tasks = json!({ "state": "failed", "tasks": "1" });
+    let requeued = ask("POST", &format!("/jobs/{done}/requeue"), Some(tasks), 200);
+    assert_eq!(requeued["tasks"], 1);
+    assert_eq!(ended(&api, done)["state"], "failed");
+    ask("POST", &format!("/jobs/{done}/requeue"), Some(json!({ "tasks": "9" })), 404);
     ask("POST", &format!("/jobs/{job}/cancel"), None, 200);
     ask("DELETE", &format!("/jobs/{done}"), None, 200);
     ask("POST", "/jobs/forget", Some(json!({ "first": 1, "last": 2000 })), 200);

@@ -46,6 +46,8 @@ pub(crate) const ALL: &[Planted] = &[
     Planted::Manager(ManagerFault::LateHelloCounts),
     Planted::Manager(ManagerFault::NamesNotKept),
     Planted::Manager(ManagerFault::ActiveJobRemoved),
+    Planted::Manager(ManagerFault::ActiveTaskRequeued),
+    Planted::Manager(ManagerFault::FailuresNotLimited),
     Planted::SupervisorIdle,
     Planted::Agent(AgentFault::OutboxLost),
     Planted::Agent(AgentFault::LeaseIgnored),

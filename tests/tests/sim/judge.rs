@@ -106,7 +106,7 @@ impl World {
             })
             .collect();
         let stops = step.changes.iter().filter_map(|change| match change {
-            Change::JobCancelled(job) => service_of(&self.decided, *job).map(|_| *job),
+            Change::JobClosed(job, _) => service_of(&self.decided, *job).map(|_| *job),
             _ => None,
         });
         let stops: Vec<JobId> = stops.collect();
@@ -255,7 +255,7 @@ impl World {
         let ports = services.iter().flat_map(|service| &service.ports);
         for (attempt, _) in ports.flat_map(|port| &port.endpoints) {
             let job = self.decided.state.jobs.get(&attempt.task.job);
-            let goes_on = job.is_some_and(|job| !job.cancelling);
+            let goes_on = job.is_some_and(|job| !job.is_stopping());
             assert!(
                 goes_on && self.decided.is_live(*attempt),
                 "{attempt} is an endpoint, and has ended or is being stopped"
@@ -266,7 +266,7 @@ impl World {
     /// An agent stops an attempt.
     pub(crate) fn judge_term(&mut self, attempt: AttemptId) {
         let job = self.decided.state.jobs.get(&attempt.task.job);
-        if job.is_none_or(|job| job.cancelling) {
+        if job.is_none_or(|job| job.is_stopping()) {
             self.judge.terminated.insert(attempt);
             self.judge_cut(attempt);
         }
@@ -291,7 +291,7 @@ impl World {
             let is_healthy = active.is_some_and(|active| {
                 active.replica().health == Health::Healthy && is_reachable(nodes, &active.node)
             });
-            of && is_healthy && !job.cancelling && !drains.contains(&job.id)
+            of && is_healthy && !job.is_stopping() && !drains.contains(&job.id)
         });
         jobs.map(|job| job.id).collect()
     }

@@ -64,6 +64,20 @@ impl Manager {
         (now < self.stalled_until).then_some(self.stalled_until)
     }
 
+    /// Returns whether a step that is not committed removes jobs or requeues tasks.
+    pub(crate) fn decides_of_ended_jobs(&self) -> bool {
+        let mut changes = self.pending.iter().flat_map(|(_, step)| &step.changes);
+        changes.any(|change| {
+            matches!(
+                change,
+                Change::JobRemoved(_)
+                    | Change::JobReopened(_)
+                    | Change::TaskRequeued { .. }
+                    | Change::RestRequeued { .. }
+            )
+        })
+    }
+
     /// Returns whether nothing is waiting to be committed or delivered.
     pub(crate) fn rests(&self) -> bool {
         self.pending.is_empty() && self.committed.is_empty()

@@ -4,11 +4,11 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use podmesh_manager_core::state::State;
+use podmesh_manager_core::state::{self as core_state, EndedTask, Job, State};
 use podmesh_manager_core::step::{Change, JobRow, Step};
 use podmesh_protocol::event::EventFact;
 use podmesh_protocol::ids::{AttemptId, ClusterId, JobId, Name, Revision, SubmissionId, TaskId};
-use podmesh_protocol::report::{AttemptState, JobState, Outcome, OutcomeKind, TaskCounts};
+use podmesh_protocol::report::{AttemptState, Outcome, OutcomeKind, TaskCounts};
 use podmesh_protocol::spec::{JobSpec, Resources};
 
 use crate::host::Node;
@@ -33,6 +33,9 @@ pub(crate) struct Store {
 #[derive(Clone, Debug)]
 pub(crate) struct StoredJob {
     pub(crate) spec: Arc<JobSpec>,
+    submission: SubmissionId,
+    by: Name,
+    waits_since_wall_ms: u64,
     row: Option<JobRow>,
 }
 
@@ -42,9 +45,17 @@ pub(crate) struct StoredAttempt {
     pub(crate) node: Name,
     pub(crate) state: AttemptState,
     pub(crate) outcome: Option<Outcome>,
+    ended_wall_ms: u64,
     /// When the retry is due.
     retry_at: Option<u64>,
     dropped: bool,
+}
+
+impl StoredAttempt {
+    /// Returns whether its task has ended with it.
+    fn has_ended(&self) -> bool {
+        self.outcome.is_some() && (self.retry_at.is_none() || self.dropped)
+    }
 }
 
 impl Store {
@@ -62,18 +73,46 @@ impl Store {
 
     /// Commits a step that was decided at `now`, and checks the rules for every step.
     pub(crate) fn apply(&mut self, now: u64, step: &Step) {
-        let mut updated = BTreeSet::new();
+        let (mut updated, mut failed) = (BTreeSet::new(), BTreeSet::new());
         for change in &step.changes {
             match change {
-                Change::JobInserted { job, submission, spec, .. } => {
+                Change::JobInserted { job, submission, spec, by, wall_ms } => {
                     assert_eq!(job.0, self.jobs.len() as u64 + 1, "job numbers have no gap");
                     let before = self.submissions.insert(*submission, *job);
                     assert_eq!(before, None, "a submission made two jobs");
-                    self.jobs.insert(*job, StoredJob { spec: Arc::clone(spec), row: None });
+                    let new = StoredJob {
+                        spec: Arc::clone(spec),
+                        submission: *submission,
+                        by: by.clone(),
+                        waits_since_wall_ms: *wall_ms,
+                        row: None,
+                    };
+                    self.jobs.insert(*job, new);
                 }
-                Change::JobCancelled(job) => {
+                Change::JobClosed(job, _) => {
                     let job = self.state.jobs.get(job).expect("an active job");
-                    assert!(!job.cancelling, "job {} is cancelled twice", job.id);
+                    assert!(!job.is_stopping(), "job {} is cancelled twice", job.id);
+                }
+                Change::JobReopened(job) => {
+                    let id = job.id;
+                    assert!(!self.is_removed(id), "job {id} was removed, and goes on");
+                    let stored = self.jobs.get_mut(&id).expect("a job that was inserted");
+                    let row = stored.row.take().expect("every job has a row");
+                    let ended = JobRow { closed: None, ended_wall_ms: None, ..row };
+                    let reopened = JobRow { state: ended.state, ..job.row(None) };
+                    assert_eq!(reopened, ended, "job {id} goes on as another one");
+                }
+                Change::TaskRequeued { job, task } => {
+                    let last = self.last(AttemptId::new(*job, task.index, task.number));
+                    let id = TaskId { job: *job, index: task.index };
+                    assert!(last.has_ended(), "task {id} is requeued, and waits or runs");
+                    last.retry_at = Some(now);
+                    last.dropped = false;
+                    failed.remove(job);
+                }
+                Change::RestRequeued { job, wall_ms } => {
+                    let job = self.jobs.get_mut(job).expect("a job that was inserted");
+                    job.waits_since_wall_ms = *wall_ms;
                 }
                 Change::JobUpdated(row) => {
                     assert!(updated.insert(row.job), "job {} is updated once a step", row.job);
@@ -89,10 +128,14 @@ impl Store {
                     assert!(live.state < *state && *state < AttemptState::Ended, "{attempt}");
                     live.state = *state;
                 }
-                Change::AttemptEnded { attempt, outcome, retry_after_ms, .. } => {
+                Change::AttemptEnded { attempt, outcome, retry_after_ms, wall_ms } => {
+                    if retry_after_ms.is_none() && core_state::failed(outcome.kind) {
+                        failed.insert(attempt.task.job);
+                    }
                     let live = self.live(*attempt);
                     live.state = AttemptState::Ended;
                     live.outcome = Some(outcome.clone());
+                    live.ended_wall_ms = *wall_ms;
                     live.retry_at = retry_after_ms.map(|ms| now + ms);
                 }
                 Change::RetryDropped { attempt } => {
@@ -138,6 +181,12 @@ impl Store {
         }
         self.state.last_revision.0 += step.events.len() as u64;
         step.events.iter().for_each(|event| self.note_update(event));
+        for job in failed {
+            let (row, rules) = (self.row(job), &self.jobs[&job].spec.rules);
+            let is_over = rules.max_failures.is_some_and(|max| row.counts.failed >= max);
+            let ends = row.closed.is_some() || row.state.is_end();
+            assert!(!is_over || ends, "job {job} goes on after too many failures");
+        }
         for job in updated {
             assert_eq!(self.row(job).counts, self.count(job), "job {job}: counts");
             let attempts: usize = self.of_job(job).map(|(_, all)| all.len()).sum();
@@ -182,6 +231,7 @@ impl Store {
             node: node.clone(),
             state: AttemptState::Assigned,
             outcome: None,
+            ended_wall_ms: 0,
             retry_at: None,
             dropped: false,
         });
@@ -288,9 +338,10 @@ impl Store {
         let (job, row) = (&self.jobs[&id], self.row(id));
         let mut counts = TaskCounts::default();
         let untried = (u64::from(job.spec.array.last) + 1 - row.next_index) as u32;
-        match row.state {
-            JobState::Cancelling | JobState::Cancelled => counts.cancelled = untried,
-            _ => counts.queued = untried,
+        if row.rest_cancelled {
+            counts.cancelled = untried;
+        } else {
+            counts.queued = untried;
         }
         for last in self.of_job(id).filter_map(|(_, all)| all.last()) {
             *match (&last.outcome, last.retry_at) {
@@ -305,6 +356,50 @@ impl Store {
             } += 1;
         }
         counts
+    }
+
+    /// Returns what a reader of the database requeues: the job, if it has ended, and its tasks that
+    /// ended without success. With `all`, also those that have not ended.
+    pub(crate) fn ended_tasks(
+        &self,
+        id: JobId,
+        all: bool,
+    ) -> Option<(Option<Box<Job>>, Vec<EndedTask>)> {
+        let job = self
+            .jobs
+            .get(&id)
+            .filter(|job| job.spec.run.replica.is_none() && !self.is_removed(id))?;
+        let row = self.row(id);
+        let ended = row.state.is_end().then(|| {
+            Box::new(Job {
+                id,
+                submission: job.submission,
+                spec: Arc::clone(&job.spec),
+                by: Some(job.by.clone()),
+                closed: row.closed,
+                next_index: row.next_index,
+                rest_cancelled: row.rest_cancelled,
+                waits_since_wall_ms: job.waits_since_wall_ms,
+                counts: row.counts,
+                attempts: row.attempts,
+                started_wall_ms: row.started_wall_ms,
+                active: BTreeMap::new(),
+                retries: BTreeMap::new(),
+            })
+        });
+        let lasts = self.of_job(id).filter_map(|(task, all)| Some((task, all.last()?)));
+        let tasks = lasts.filter_map(|(task, last)| {
+            let kind = last.outcome.as_ref().map(|outcome| outcome.kind);
+            let wanted = kind != Some(OutcomeKind::Succeeded) && (last.has_ended() || all);
+            wanted.then(|| EndedTask {
+                index: task.index,
+                number: last.number,
+                cancelled: last.dropped || kind == Some(OutcomeKind::Cancelled),
+                avoid: kind.is_some_and(core_state::failed).then(|| last.node.clone()),
+                ended_wall_ms: last.ended_wall_ms,
+            })
+        });
+        Some((ended, tasks.collect()))
     }
 
     fn of_job(&self, job: JobId) -> impl Iterator<Item = (&TaskId, &Vec<StoredAttempt>)> {

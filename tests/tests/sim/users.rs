@@ -8,7 +8,7 @@ use podmesh_manager_core::step::Answer;
 use podmesh_protocol::error::ErrorReply;
 use podmesh_protocol::ids::{JobId, SubmissionId};
 use podmesh_protocol::spec::{
-    ArrayRange, DockerSpec, JobSpec, OnLost, Resources, RetryPolicy, RunSpec, RuntimeSpec,
+    ArrayRange, DockerSpec, JobRules, JobSpec, OnLost, Resources, RetryPolicy, RunSpec, RuntimeSpec,
 };
 use uuid::Uuid;
 
@@ -33,6 +33,8 @@ impl User {
 pub(crate) enum UserRequest {
     Submit(usize),
     Cancel(JobId),
+    /// Run ended tasks of a job again.
+    Requeue(JobId),
     /// Forget the node of a machine, maybe with what waits for it.
     Forget(usize, bool),
     /// Something about a service: its number.
@@ -54,6 +56,7 @@ pub(crate) fn request_of(Ticket(ticket): Ticket) -> Option<UserRequest> {
         3 => Some(UserRequest::Forget(number as usize, false)),
         4 => Some(UserRequest::Forget(number as usize, true)),
         5 => Some(UserRequest::Service(number as usize)),
+        6 => Some(UserRequest::Requeue(JobId(number))),
         _ => None,
     }
 }
@@ -65,6 +68,7 @@ fn ticket_of(ask: UserRequest) -> Ticket {
         UserRequest::Forget(node, false) => (3, node as u64),
         UserRequest::Forget(node, true) => (4, node as u64),
         UserRequest::Service(number) => (5, number as u64),
+        UserRequest::Requeue(job) => (6, job.0),
     };
     Ticket(kind << KIND | number)
 }
@@ -93,6 +97,11 @@ impl World {
         } else {
             RuntimeSpec::Docker(DockerSpec { image: "busybox".into(), ..Default::default() })
         };
+        let rules = JobRules {
+            max_failures: rng.percent(15).then(|| rng.within(1, 3) as u32),
+            max_active: rng.percent(15).then(|| rng.within(1, 3) as u32),
+            expires_ms: rng.percent(15).then(|| rng.within(100, 60_000)),
+        };
         let cpu_millis = if rng.percent(3) { 64_000 } else { rng.within(1, 6) as u32 * 500 };
         JobSpec {
             name: "job".parse().expect("a name"),
@@ -104,8 +113,10 @@ impl World {
                 retries: rng.below(4) as u32,
                 backoff_ms: rng.below(4) * 700,
                 backoff_ms_max: 2_500,
+                ..RetryPolicy::default()
             },
             on_lost: if rng.percent(50) { OnLost::Requeue } else { OnLost::Wait },
+            rules,
             run: RunSpec {
                 runtime,
                 command: vec!["true".into()],
@@ -134,10 +145,10 @@ impl World {
 
     pub(crate) fn user_cancels(&mut self) {
         let job = self.rng.below(self.decided.jobs.len() as u64 + 2);
-        if self.rng.percent(40) {
-            self.ask(UserRequest::Cancel(JobId(job)));
-        } else {
-            self.retention_due();
+        match self.rng.below(100) {
+            0..30 => self.ask(UserRequest::Cancel(JobId(job))),
+            30..70 => self.ask(UserRequest::Requeue(JobId(job))),
+            _ => self.retention_due(),
         }
     }
 
@@ -219,6 +230,18 @@ impl World {
                     self.judge_cancel(job);
                 }
                 self.feed_manager(Input::Command(ticket, Command::Cancel { job }));
+            }
+            UserRequest::Requeue(job) => {
+                // The shell waits for what it or another one has decided about ended jobs.
+                if manager.decides_of_ended_jobs() {
+                    let soon = self.now + 5;
+                    return self.at(soon, Event::RequestArrives(ask));
+                }
+                let (all, rest) = (self.rng.percent(30), self.rng.percent(50));
+                let Some((ended, tasks)) = self.store.ended_tasks(job, all) else { return };
+                let by = "user".parse().expect("a name");
+                let command = Command::Requeue { by, job, ended, tasks, rest };
+                self.feed_manager(Input::Command(ticket, command));
             }
             UserRequest::Forget(node, force) => {
                 let (node, by) = (self.nodes[node].name.clone(), "user".parse().expect("a name"));

@@ -428,7 +428,7 @@ impl World {
     /// Returns whether an attempt is a replica that runs and goes on.
     fn is_running_replica(&self, attempt: AttemptId) -> bool {
         let job = self.store.state.jobs.get(&attempt.task.job);
-        let goes_on = job.is_some_and(|job| !job.cancelling && job.spec.run.replica.is_some());
+        let goes_on = job.is_some_and(|job| !job.is_stopping() && job.spec.run.replica.is_some());
         goes_on && self.store.is_live(attempt)
     }
 

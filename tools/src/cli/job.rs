@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
 use podmesh_protocol::ids::Name;
+use podmesh_protocol::ranges::Ranges;
 use podmesh_protocol::spec::{NetworkMode, OnLost, PullPolicy};
 
 use crate::values::{
@@ -58,6 +59,15 @@ pub(crate) struct JobOptions {
         help_heading = "Where to run"
     )]
     pub(crate) priority: Option<i32>,
+    /// Run at most so many tasks of the job at a time
+    #[arg(
+        long,
+        value_name = "NUMBER",
+        value_parser = clap::value_parser!(u32).range(1..),
+        allow_hyphen_values = true,
+        help_heading = "Where to run"
+    )]
+    pub(crate) max_active: Option<u32>,
 
     /// Stop an attempt after this time, such as 90s
     #[arg(long, value_name = "TIME", help_heading = "When things go wrong")]
@@ -74,6 +84,30 @@ pub(crate) struct JobOptions {
     /// Wait before the first retry; doubled for each further one [default: 1s]
     #[arg(long, value_name = "TIME", help_heading = "When things go wrong")]
     pub(crate) retry_backoff: Option<Span>,
+    /// Retry only after these exit codes, such as 1,75 or 1-10; 128 + N after signal N, 124 after the
+    /// timeout [default: all]
+    #[arg(
+        long,
+        value_name = "CODES",
+        conflicts_with = "no_retry_on",
+        help_heading = "When things go wrong"
+    )]
+    pub(crate) retry_on: Option<Ranges>,
+    /// Do not retry after these exit codes
+    #[arg(long, value_name = "CODES", help_heading = "When things go wrong")]
+    pub(crate) no_retry_on: Option<Ranges>,
+    /// Cancel the rest when so many tasks have failed for good
+    #[arg(
+        long,
+        value_name = "NUMBER",
+        value_parser = clap::value_parser!(u32).range(1..),
+        allow_hyphen_values = true,
+        help_heading = "When things go wrong"
+    )]
+    pub(crate) max_failures: Option<u32>,
+    /// Cancel tasks that have had no attempt after this time, such as 1h
+    #[arg(long, value_name = "TIME", help_heading = "When things go wrong")]
+    pub(crate) expires: Option<Span>,
     /// If the node of a running task is lost: wait for it, or requeue the task [default: wait]
     #[arg(long, value_name = "WHAT", help_heading = "When things go wrong")]
     pub(crate) on_lost: Option<OnLostFlag>,

@@ -20,7 +20,10 @@ use access::{
 use compose::ComposeArgs;
 use daemon::{AgentArgs, BackupArgs, DemoArgs, DevArgs, ManagerArgs, ProxyArgs, SupervisorArgs};
 use job::{CommandArgs, JobOptions};
-use query::{CancelArgs, EventsArgs, ForgetArgs, JobArgs, JobsArgs, LogsArgs, TasksArgs};
+use query::{
+    CancelArgs, EventsArgs, FailedArgs, ForgetArgs, JobArgs, JobsArgs, LogsArgs, RequeueArgs,
+    TasksArgs,
+};
 use service::ServiceArgs;
 use volume::VolumeArgs;
 
@@ -171,6 +174,14 @@ pub(crate) enum Verb {
     Logs(LogsArgs),
     /// Cancel jobs: queued tasks never start, running tasks are stopped
     Cancel(CancelArgs),
+    /// Run failed, lost or cancelled tasks of a job again, in the same job
+    ///
+    /// The job may have ended or not. The attempts are numbered on, and retries count anew. Without
+    /// --state and TASKS, all tasks that failed run again; with TASKS, all of these that ended
+    /// without success.
+    Requeue(RequeueArgs),
+    /// List failed tasks over all jobs, grouped by job and reason
+    Failed(FailedArgs),
     /// Remove ended jobs and their tasks from the manager
     ///
     /// The manager removes them by itself after a time, or when there are too many: see `keep` and
@@ -258,6 +269,8 @@ impl Verb {
             | Self::Job(_)
             | Self::Tasks(_)
             | Self::Cancel(_)
+            | Self::Requeue(_)
+            | Self::Failed(_)
             | Self::Forget(_)
             | Self::Services
             | Self::Volumes

@@ -4,9 +4,13 @@ use std::fmt;
 use std::str::FromStr;
 
 use clap::{Args, ValueEnum};
+use podmesh_protocol::again::EndedAs;
 use podmesh_protocol::client::LogStream;
 use podmesh_protocol::ids::{AttemptId, JobId, Name, TaskId};
+use podmesh_protocol::ranges::Ranges;
 use podmesh_protocol::report::TaskState;
+
+use crate::values::Span;
 
 /// `jobs`.
 #[derive(Args, Debug)]
@@ -166,6 +170,51 @@ pub(crate) struct CancelArgs {
     /// Numbers of the jobs
     #[arg(required = true)]
     pub(crate) jobs: Vec<JobId>,
+}
+
+/// `requeue`.
+#[derive(Args, Debug)]
+pub(crate) struct RequeueArgs {
+    /// Number of the job
+    pub(crate) job: JobId,
+    /// Only these tasks, such as 3,7,10-20
+    #[arg(value_name = "TASKS", allow_hyphen_values = true)]
+    pub(crate) tasks: Option<Ranges>,
+    /// Only tasks that ended like this
+    #[arg(long)]
+    pub(crate) state: Option<EndedAsFlag>,
+}
+
+/// `--state` of `requeue`.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub(crate) enum EndedAsFlag {
+    /// Failed in any way, also lost or timed out
+    Failed,
+    /// Cancelled, or expired
+    Cancelled,
+    /// Failed because the last attempt was lost
+    Lost,
+    /// Failed because the last attempt timed out
+    TimedOut,
+}
+
+impl From<EndedAsFlag> for EndedAs {
+    fn from(flag: EndedAsFlag) -> Self {
+        match flag {
+            EndedAsFlag::Failed => Self::Failed,
+            EndedAsFlag::Cancelled => Self::Cancelled,
+            EndedAsFlag::Lost => Self::Lost,
+            EndedAsFlag::TimedOut => Self::TimedOut,
+        }
+    }
+}
+
+/// `failed`.
+#[derive(Args, Debug)]
+pub(crate) struct FailedArgs {
+    /// Show only tasks that failed in this time until now, such as 24h [default: all]
+    #[arg(long, value_name = "TIME")]
+    pub(crate) since: Option<Span>,
 }
 
 /// `forget`.

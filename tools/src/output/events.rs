@@ -33,6 +33,10 @@ pub(crate) fn describe(fact: &EventFact) -> String {
         EventFact::JobEnded { job, state } => {
             format!("job {job} ended: {}", JobState::from(state).word())
         }
+        EventFact::JobEndedEarly { job, message } => format!("job {job}: {}", escape(message)),
+        EventFact::JobRequeued { job, tasks, by } => {
+            format!("job {job}: {} requeued by {by}", count((*tasks).into(), "task"))
+        }
         EventFact::AttemptAssigned { attempt: id, node } => format!("{id} assigned to {node}"),
         EventFact::AttemptPreparing { attempt: id, message } => {
             format!("{id} preparing: {}", escape(message))

@@ -11,4 +11,4 @@ pub(crate) mod time;
 pub(crate) mod volume_table;
 
 // The views are those of the HTTP API as well.
-pub(crate) use podmesh_views::{access, json, service, volume};
+pub(crate) use podmesh_views::{access, again, json, service, volume};

@@ -8,6 +8,7 @@ mod tests {
     use schemars::{Schema, schema_for};
 
     use crate::output::access::{TokenOutput, TokensOutput, UsersOutput};
+    use crate::output::again::{FailedOutput, RequeueOutput};
     use crate::output::events::EventOutput;
     use crate::output::json::{
         CancelOutput, ForgetOutput, JobOutput, JobsOutput, NodesOutput, SubmitOutput, TasksOutput,
@@ -20,17 +21,19 @@ mod tests {
     use crate::verbs::compose::ps::ComposePsOutput;
     use crate::verbs::doctor::DoctorOutput;
 
-    fn schemas() -> [(&'static str, Schema); 22] {
+    fn schemas() -> [(&'static str, Schema); 24] {
         [
             ("cancel", schema_for!(CancelOutput)),
             ("compose_ps", schema_for!(ComposePsOutput)),
             ("doctor", schema_for!(DoctorOutput)),
             ("event", schema_for!(EventOutput)),
+            ("failed", schema_for!(FailedOutput)),
             ("forget", schema_for!(ForgetOutput)),
             ("job", schema_for!(JobOutput)),
             ("jobs", schema_for!(JobsOutput)),
             ("node_scheduling", schema_for!(NodeSchedulingOutput)),
             ("nodes", schema_for!(NodesOutput)),
+            ("requeue", schema_for!(RequeueOutput)),
             ("service", schema_for!(ServiceOutput)),
             ("service_changed", schema_for!(ServiceChangedOutput)),
             ("service_endpoints", schema_for!(EndpointsOutput)),

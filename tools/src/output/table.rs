@@ -25,7 +25,7 @@ pub(crate) enum Mood {
 pub(crate) fn mood(word: &str) -> Mood {
     match word {
         "succeeded" | "alive" | "usable" | "healthy" | "reached" => Mood::Good,
-        "failed" | "lost" | "unhealthy" | "degraded" => Mood::Bad,
+        "failed" | "expired" | "lost" | "unhealthy" | "degraded" => Mood::Bad,
         "running" | "active" | "cancelling" | "suspect" | "updating" | "rolling_back"
         | "starting" | "restarting" | "unreachable" | "draining" | "stopping" | "begun"
         | "removing" | "cordoned" => Mood::Busy,

@@ -48,7 +48,13 @@ pub(super) fn job_detail(view: JobView, waits_for: &str) -> JobDetail {
         "run": {"runtime": "process", "command": ["true"]},
     }))
     .unwrap();
-    JobDetail { view, spec, revision: Revision(9), waits_for: vec![waits_for.to_owned()] }
+    JobDetail {
+        view,
+        spec,
+        revision: Revision(9),
+        waits_for: vec![waits_for.to_owned()],
+        ended_early: None,
+    }
 }
 
 pub(super) fn event(revision: u64) -> Row {

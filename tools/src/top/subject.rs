@@ -152,6 +152,8 @@ impl Query {
             EventFact::JobSubmitted { .. }
                 | EventFact::JobCancelRequested { .. }
                 | EventFact::JobEnded { .. }
+                | EventFact::JobEndedEarly { .. }
+                | EventFact::JobRequeued { .. }
                 | EventFact::JobsForgotten { .. }
         );
         let of_service = matches!(

@@ -35,6 +35,7 @@ pub(crate) fn describe(detail: &JobDetail) -> String {
     lines.add("job", view.job);
     lines.add("name", &view.name);
     lines.add("state", JobState::from(&view.state).word());
+    lines.add_some("reason", detail.ended_early.as_deref().map(escape));
     for reason in &detail.waits_for {
         lines.add("waits for", escape(reason));
     }
@@ -145,6 +146,11 @@ fn describe_spec(lines: &mut Lines, spec: &JobSpec) {
         let first = coarse(spec.retry.backoff_ms);
         lines.add("retries", format!("{}, the first after {first}", spec.retry.retries));
     }
+    lines.add_some("retry on", spec.retry.on.as_ref());
+    lines.add_some("no retry on", spec.retry.not_on.as_ref());
+    lines.add_some("max failures", spec.rules.max_failures);
+    lines.add_some("max active", spec.rules.max_active);
+    lines.add_some("expires", spec.rules.expires_ms.map(coarse));
     lines.add("on lost", OnLost::from(spec.on_lost).word());
     lines.add("stop grace", coarse(run.stop_grace_ms));
 }

@@ -1,5 +1,6 @@
 //! The verbs.
 
+pub(crate) mod again;
 pub(crate) mod agent;
 pub(crate) mod backup;
 pub(crate) mod cancel;

@@ -13,11 +13,13 @@ mod needs;
 mod queue;
 mod reservation;
 
+use alloc::vec::Vec;
 use core::mem;
 
 use podmesh_protocol::event::EventFact;
 use podmesh_protocol::ids::JobId;
-use podmesh_protocol::time::Now;
+use podmesh_protocol::limits::{AVOID_MS_MAX, BATCH_ROWS_MAX};
+use podmesh_protocol::time::{Millis, Now};
 
 pub(crate) use self::needs::{Constraint, Needs, QueueKey};
 use self::queue::QueuePosition;
@@ -28,6 +30,9 @@ use crate::faults::planted;
 use crate::nodes::{Delivery, NodeIx};
 use crate::step::{Change, Step};
 
+/// How soon a task that waits for another node looks for room; then after twice as long each time.
+const AVOID_LOOK_MS: Millis = 2_000;
+
 impl Core {
     /// Returns the facts that the queue needs, as of the last step.
     pub(crate) fn facts(&self) -> Facts<'_> {
@@ -36,26 +41,49 @@ impl Core {
 
     /// Places tasks on the nodes that have room for them, up to the step's limit.
     pub(crate) fn place(&mut self, now: Now, out: &mut Step) {
-        while self.has_room(out) {
+        let mut held = 0;
+        while self.has_room(out) && held < BATCH_ROWS_MAX {
             self.settle_bonds();
             let facts = Facts { now_ms: now.mono_ms, nodes: &self.nodes, jobs: &self.state.jobs };
             let Some((key, id)) = self.queue.next(&facts) else { return };
-            self.place_job(now, key, id, out);
+            self.place_job(now, key, id, &mut held, out);
         }
     }
 
     /// Places tasks of the first job of a shape, until it has no more tasks or there is no room.
-    fn place_job(&mut self, now: Now, key: QueueKey, id: ShapeId, out: &mut Step) {
+    /// Counts the tasks that are held back.
+    fn place_job(
+        &mut self,
+        now: Now,
+        key: QueueKey,
+        id: ShapeId,
+        held: &mut usize,
+        out: &mut Step,
+    ) {
         let facts = Facts { now_ms: now.mono_ms, nodes: &self.nodes, jobs: &self.state.jobs };
         let mut candidates = self.queue.candidates(id, &facts);
         while self.has_room(out) && self.queue.is_head(id, key) {
             let Some(mut best) = candidates.pop() else {
                 return self.queue.move_to(id, QueuePosition::NoRoom);
             };
-            if self.avoids(key.job(), best.node)
-                && let Some(next) = candidates.pop()
-            {
-                candidates.push(mem::replace(&mut best, next));
+            if self.avoids(key.job(), best.node) {
+                let mut avoided = Vec::new();
+                while let Some(next) = candidates.pop() {
+                    avoided.push(mem::replace(&mut best, next));
+                    if !self.avoids(key.job(), best.node) {
+                        break;
+                    }
+                }
+                let none = self.avoids(key.job(), best.node);
+                candidates.extend(avoided);
+                if none && self.hold_back(now, key, id) {
+                    candidates.push(best);
+                    *held += 1;
+                    if *held >= BATCH_ROWS_MAX {
+                        return;
+                    }
+                    continue;
+                }
             }
             self.assign(now, key, best.node, out);
             self.settle_bonds();
@@ -68,8 +96,37 @@ impl Core {
     fn avoids(&self, id: JobId, ix: NodeIx) -> bool {
         let next = self.dispatch.get(&id).and_then(|dispatch| dispatch.ready.first_key_value());
         let retry = next.and_then(|(index, _)| self.state.jobs.get(&id)?.retries.get(index));
-        let avoid = retry.and_then(|retry| retry.avoid.as_ref());
-        avoid.is_some_and(|avoid| *avoid == self.nodes.get(ix).row.node)
+        retry.is_some_and(|retry| retry.past.avoid.contains(&self.nodes.get(ix).row.node))
+    }
+
+    /// Lets the next task of a job wait for another node than those where it failed, if one that is
+    /// alive suits, and the task has not waited too long. Returns whether it waits.
+    fn hold_back(&mut self, now: Now, key: QueueKey, id: ShapeId) -> bool {
+        let Some(job) = self.state.jobs.get(&key.job()) else { return false };
+        let Some(dispatch) = self.dispatch.get_mut(&key.job()) else { return false };
+        let Some((&index, _)) = dispatch.ready.first_key_value() else { return false };
+        let Some(retry) = job.retries.get(&index) else { return false };
+        if job.spec.run.replica.is_some() {
+            return false;
+        }
+        let Some(needs) = self.queue.needs(id) else { return false };
+        let others = self.nodes.iter().any(|(_, node)| {
+            node.is_open() && needs.suit(&node.row) && !retry.past.avoid.contains(&node.row.node)
+        });
+        let since = *dispatch.held.entry(index).or_insert(now.mono_ms);
+        let until = since.saturating_add(AVOID_MS_MAX);
+        if !others || now.mono_ms >= until {
+            return false;
+        }
+        dispatch.ready.remove(&index);
+        let pause = now.mono_ms.saturating_sub(since).max(AVOID_LOOK_MS);
+        let at = now.mono_ms.saturating_add(pause).min(until);
+        dispatch.waiting.insert((at, index));
+        dispatch.refresh_timer(key.job(), &mut self.timers);
+        if !dispatch.has_ready(job) {
+            self.queue.remove(dispatch.shape, key);
+        }
+        true
     }
 
     /// Assigns the next task of a job to a node.

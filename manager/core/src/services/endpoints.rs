@@ -153,7 +153,7 @@ impl Core {
             let Some(ix) = self.nodes.by_name(&active.node) else { continue };
             let node = self.nodes.get(ix);
             let Some(address) = &node.row.address else { continue };
-            let leaves = job.cancelling || replica.leaving.is_some();
+            let leaves = job.is_stopping() || replica.leaving.is_some();
             if !leaves && active.replica().health == Health::Healthy {
                 ready.push(Ready {
                     attempt: AttemptId::new(*id, *index, active.number),

@@ -82,7 +82,7 @@ impl Core {
         let Some(replicas) = self.services.by_name.get_mut(name) else { return };
         for (id, replica) in &mut replicas.jobs {
             let Some(leaving) = &mut replica.leaving else { continue };
-            if self.state.jobs.get(id).is_none_or(|job| job.cancelling) {
+            if self.state.jobs.get(id).is_none_or(|job| job.is_stopping()) {
                 continue;
             }
             if !self.services.endpoints.had(*id) || any_proxy {

@@ -196,7 +196,7 @@ impl Core {
         let Some(job) = self.state.jobs.get(&id) else { return };
         let Some(spec) = job.spec.run.replica.clone() else { return };
         self.services.mark(&spec.service);
-        let was_cancelled = job.cancelling;
+        let was_cancelled = job.is_stopping();
         self.mark_project(&spec.service);
         if is_last && !was_cancelled {
             return self.replica_ended(now, &spec, outcome, out);

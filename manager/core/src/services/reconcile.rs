@@ -181,7 +181,7 @@ impl Core {
                 revision: replica.revision,
                 health: active.map_or(Health::Starting, |active| active.replica().health),
                 reachable: node.is_some_and(is_reachable) || planted!(self, LostNodeServes),
-                leaves: job.cancelling || replica.leaving.is_some(),
+                leaves: job.is_stopping() || replica.leaving.is_some(),
                 unwanted_node: node.is_some_and(|node| {
                     node.row.scheduling == Scheduling::Draining || is_away(&node.row.node)
                 }),
@@ -459,6 +459,7 @@ fn job_spec(service: &Service, number: u32) -> JobSpec {
         resources: spec.resources,
         retry: RetryPolicy::default(),
         on_lost: OnLost::Requeue,
+        rules: Default::default(),
         run: RunSpec { replica: Some(Box::new(replica)), ..spec.run.clone() },
     }
 }

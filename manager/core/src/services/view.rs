@@ -148,7 +148,7 @@ impl Core {
                 .map(|ix| self.nodes.get(ix));
             let status = active.map(|(_, active)| active.replica());
             let state = match active {
-                _ if job.cancelling => ReplicaState::Stopping,
+                _ if job.is_stopping() => ReplicaState::Stopping,
                 _ if replica.leaving.is_some() => ReplicaState::Draining,
                 None => ReplicaState::Queued,
                 Some((_, active)) => match (active.state, active.replica().health) {

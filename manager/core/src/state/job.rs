@@ -7,6 +7,7 @@ use alloc::sync::Arc;
 use alloc::vec::Vec;
 
 use podmesh_protocol::ids::{AttemptId, JobId, Name, SubmissionId};
+use podmesh_protocol::limits::AVOIDED_NODES_MAX;
 use podmesh_protocol::report::{AttemptState, JobState, OutcomeKind, TaskCounts};
 use podmesh_protocol::service::Health;
 use podmesh_protocol::spec::{JobSpec, OnLost};
@@ -26,11 +27,15 @@ pub struct Job {
     pub spec: Arc<JobSpec>,
     /// Who submitted it; `None` if an older version of podmesh accepted it.
     pub by: Option<Name>,
-    /// Whether it was cancelled.
-    pub cancelling: bool,
+    /// Why the rest of it was cancelled, if it was since it was last requeued.
+    pub closed: Option<Closed>,
     /// The index of the first task that has had no attempt. The tasks after it have had none
     /// either.
     pub next_index: u64,
+    /// Whether these tasks are cancelled, all of them.
+    pub rest_cancelled: bool,
+    /// The time since which these tasks wait.
+    pub waits_since_wall_ms: u64,
     /// How many of its tasks are in each state.
     pub counts: TaskCounts,
     /// The number of attempts that its tasks have had.
@@ -43,6 +48,73 @@ pub struct Job {
     pub retries: BTreeMap<u32, Retry>,
 }
 
+/// Why the rest of a job was cancelled.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Closed {
+    /// A user cancelled it: its tasks are stopped.
+    Cancelled,
+    /// Too many of its tasks failed: the others are stopped.
+    MaxFailures,
+    /// Tasks had no attempt in time. The others go on.
+    Expired,
+}
+
+/// A task that has ended, as the database has it, and is to run again.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EndedTask {
+    /// Its index.
+    pub index: u32,
+    /// The number of its last attempt.
+    pub number: u32,
+    /// Whether it was cancelled. Otherwise it failed.
+    pub cancelled: bool,
+    /// The node of the last attempt, if the attempt failed.
+    pub avoid: Option<Name>,
+    /// The time at which the last attempt ended.
+    pub ended_wall_ms: u64,
+}
+
+/// What earlier attempts of a task mean for the next ones.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Past {
+    /// The number of the last attempt before the task was last requeued; 0 if it never was.
+    pub base: u32,
+    /// The attempts since then that may have used no retry.
+    pub losses: Losses,
+    /// The nodes where the last attempts failed, from that one on, the latest last. Others are tried first.
+    pub avoid: Vec<Name>,
+}
+
+impl Past {
+    /// Returns the past of a task that was requeued after an attempt.
+    pub fn requeued(number: u32, avoid: Option<Name>) -> Self {
+        Self { base: number, losses: Losses::default(), avoid: avoid.into_iter().collect() }
+    }
+
+    /// Adds an attempt that has ended.
+    pub fn add(&mut self, kind: OutcomeKind, node: Name) {
+        self.losses = self.losses.and(kind);
+        if failed(kind) {
+            self.avoid.retain(|other| *other != node);
+            self.avoid.push(node);
+            if self.avoid.len() > AVOIDED_NODES_MAX {
+                self.avoid.remove(0);
+            }
+        }
+    }
+}
+
+/// Returns whether an attempt with this outcome has failed, in one way or another.
+pub fn failed(kind: OutcomeKind) -> bool {
+    match kind {
+        OutcomeKind::Succeeded | OutcomeKind::Cancelled => false,
+        OutcomeKind::Failed
+        | OutcomeKind::TimedOut
+        | OutcomeKind::Lost
+        | OutcomeKind::NotStarted => true,
+    }
+}
+
 /// An attempt that has not ended.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ActiveAttempt {
@@ -52,8 +124,8 @@ pub struct ActiveAttempt {
     pub node: Name,
     /// Its state.
     pub state: AttemptState,
-    /// The earlier attempts of the task that may have used no retry.
-    pub losses: Losses,
+    /// The earlier attempts of the task.
+    pub past: Past,
     /// What is known of a replica, once anything is.
     #[serde(default)]
     pub replica: Option<Box<ReplicaStatus>>,
@@ -76,10 +148,8 @@ impl ActiveAttempt {
 pub struct Retry {
     /// The number of the last attempt.
     pub number: u32,
-    /// The attempts of the task that may have used no retry.
-    pub losses: Losses,
-    /// The node that could not start the last attempt. Another one is tried first.
-    pub avoid: Option<Name>,
+    /// The attempts of the task.
+    pub past: Past,
     /// The time at which the last attempt ended.
     pub ended_wall_ms: u64,
     /// Milliseconds from then until the next attempt.
@@ -123,14 +193,22 @@ impl Retry {
 
 impl Job {
     /// Returns a job none of whose tasks has had an attempt.
-    pub(super) fn new(id: JobId, submission: SubmissionId, spec: Arc<JobSpec>, by: Name) -> Self {
+    pub(super) fn new(
+        id: JobId,
+        submission: SubmissionId,
+        spec: Arc<JobSpec>,
+        by: Name,
+        wall_ms: u64,
+    ) -> Self {
         let queued = u32::try_from(spec.array.tasks()).unwrap_or(u32::MAX);
         Self {
             id,
             submission,
             by: Some(by),
-            cancelling: false,
+            closed: None,
             next_index: u64::from(spec.array.first),
+            rest_cancelled: false,
+            waits_since_wall_ms: wall_ms,
             counts: TaskCounts { queued, ..TaskCounts::default() },
             attempts: 0,
             started_wall_ms: None,
@@ -142,10 +220,30 @@ impl Job {
 
     /// Returns the number of tasks that have had no attempt and may have one.
     pub(crate) fn fresh(&self) -> u64 {
-        if self.cancelling {
-            return 0;
-        }
+        if self.rest_cancelled { 0 } else { self.untried() }
+    }
+
+    /// Returns the number of tasks that have had no attempt.
+    pub(crate) fn untried(&self) -> u64 {
         (u64::from(self.spec.array.last) + 1).saturating_sub(self.next_index)
+    }
+
+    /// Returns whether its tasks are stopped: none gets another attempt.
+    pub fn is_stopping(&self) -> bool {
+        matches!(self.closed, Some(Closed::Cancelled | Closed::MaxFailures))
+    }
+
+    /// Returns whether the job may have another active task.
+    pub(crate) fn may_have_more(&self) -> bool {
+        self.spec.rules.max_active.is_none_or(|max| self.counts.active < max)
+    }
+
+    /// Returns the milliseconds until its tasks without an attempt expire, at most the whole time;
+    /// `None` if they do not.
+    pub(crate) fn expires_in_ms(&self, wall_ms: u64) -> Option<u64> {
+        let expires_ms = self.spec.rules.expires_ms.filter(|_| self.fresh() > 0)?;
+        let due = self.waits_since_wall_ms.saturating_add(expires_ms);
+        Some(due.saturating_sub(wall_ms).min(expires_ms))
     }
 
     /// Returns whether all tasks of the job have ended.
@@ -155,13 +253,17 @@ impl Job {
 
     /// Returns its state.
     pub fn state(&self) -> JobState {
-        match (self.is_over(), self.cancelling) {
-            (true, true) => JobState::Cancelled,
-            (true, false) if self.counts.failed > 0 => JobState::Failed,
-            (true, false) => JobState::Succeeded,
-            (false, true) => JobState::Cancelling,
-            (false, false) if self.started_wall_ms.is_some() => JobState::Running,
-            (false, false) => JobState::Queued,
+        match (self.is_over(), self.closed) {
+            (true, Some(Closed::Cancelled)) => JobState::Cancelled,
+            (true, Some(Closed::Expired)) => JobState::Expired,
+            (true, Some(Closed::MaxFailures)) => JobState::Failed,
+            (true, None) if self.counts.failed > 0 => JobState::Failed,
+            // Not all of them were requeued.
+            (true, None) if self.counts.cancelled > 0 => JobState::Cancelled,
+            (true, None) => JobState::Succeeded,
+            (false, Some(Closed::Cancelled | Closed::MaxFailures)) => JobState::Cancelling,
+            (false, _) if self.started_wall_ms.is_some() => JobState::Running,
+            (false, _) => JobState::Queued,
         }
     }
 
@@ -170,7 +272,9 @@ impl Job {
         JobRow {
             job: self.id,
             state: self.state(),
+            closed: self.closed,
             next_index: self.next_index,
+            rest_cancelled: self.rest_cancelled,
             counts: self.counts,
             attempts: self.attempts,
             started_wall_ms: self.started_wall_ms,
@@ -182,20 +286,46 @@ impl Job {
         AttemptId::new(self.id, index, number)
     }
 
-    pub(super) fn cancel(&mut self) {
+    pub(super) fn close(&mut self, closed: Closed) {
         let fresh = u32::try_from(self.fresh()).unwrap_or(u32::MAX);
-        self.cancelling = true;
+        self.closed = Some(closed);
+        self.rest_cancelled = true;
         self.counts.queued -= fresh;
         self.counts.cancelled += fresh;
     }
 
+    pub(super) fn requeue(&mut self, task: &EndedTask) {
+        if task.cancelled {
+            self.counts.cancelled -= 1;
+        } else {
+            self.counts.failed -= 1;
+        }
+        self.counts.queued += 1;
+        let retry = Retry {
+            number: task.number,
+            past: Past::requeued(task.number, task.avoid.clone()),
+            ended_wall_ms: task.ended_wall_ms,
+            after_ms: 0,
+        };
+        self.retries.insert(task.index, retry);
+    }
+
+    pub(super) fn requeue_rest(&mut self, wall_ms: u64) {
+        let untried = u32::try_from(self.untried()).unwrap_or(u32::MAX);
+        self.closed = None;
+        self.rest_cancelled = false;
+        self.waits_since_wall_ms = wall_ms;
+        self.counts.cancelled -= untried;
+        self.counts.queued += untried;
+    }
+
     pub(super) fn insert(&mut self, attempt: AttemptId, node: Name, wall_ms: u64) {
         let index = attempt.task.index;
-        let losses = match self.retries.remove(&index) {
-            Some(retry) => retry.losses,
+        let past = match self.retries.remove(&index) {
+            Some(retry) => retry.past,
             None => {
                 self.next_index = u64::from(index) + 1;
-                Losses::default()
+                Past::default()
             }
         };
         self.counts.queued -= 1;
@@ -206,7 +336,7 @@ impl Job {
             number: attempt.number,
             node,
             state: AttemptState::Assigned,
-            losses,
+            past,
             replica: None,
         };
         self.active.insert(index, active);
@@ -232,7 +362,7 @@ impl Job {
         retry_after_ms: Option<u64>,
     ) {
         let index = attempt.task.index;
-        let Some(active) = self.active.remove(&index) else { return };
+        let Some(mut active) = self.active.remove(&index) else { return };
         self.counts.active -= 1;
         let Some(after_ms) = retry_after_ms else {
             *match kind {
@@ -246,13 +376,9 @@ impl Job {
             return;
         };
         self.counts.queued += 1;
-        let retry = Retry {
-            number: attempt.number,
-            losses: active.losses.and(kind),
-            avoid: (kind == OutcomeKind::NotStarted).then_some(active.node),
-            ended_wall_ms: wall_ms,
-            after_ms,
-        };
+        active.past.add(kind, active.node);
+        let retry =
+            Retry { number: attempt.number, past: active.past, ended_wall_ms: wall_ms, after_ms };
         self.retries.insert(index, retry);
     }
 
@@ -270,13 +396,8 @@ mod tests {
 
     #[test]
     fn a_restart_does_not_restart_a_backoff() {
-        let retry = Retry {
-            number: 1,
-            losses: Losses::default(),
-            avoid: None,
-            ended_wall_ms: 100_000,
-            after_ms: 25_000,
-        };
+        let retry =
+            Retry { number: 1, past: Past::default(), ended_wall_ms: 100_000, after_ms: 25_000 };
         assert_eq!(retry.remaining_ms(110_000), 15_000);
         assert_eq!(retry.remaining_ms(125_000), 0);
         assert_eq!(retry.remaining_ms(u64::MAX), 0, "a clock that went forward");

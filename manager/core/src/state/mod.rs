@@ -16,7 +16,7 @@ use podmesh_protocol::access::{PublicKey, TokenId};
 use podmesh_protocol::ids::{ClusterId, Epoch, JobId, Name, Revision};
 use serde::{Deserialize, Serialize};
 
-pub use self::job::{ActiveAttempt, Job, Losses, Retry};
+pub use self::job::{ActiveAttempt, Closed, EndedTask, Job, Losses, Past, Retry, failed};
 pub(crate) use self::recorded::Recorded;
 pub use self::service::{Failures, ReplicaStatus, Service, ServicePhase, Update};
 use crate::step::{Change, KeyRow, NodeRow, Step, TokenRow, VolumeRow};
@@ -107,12 +107,17 @@ impl State {
     /// decides no such changes, and the store refuses them.
     pub fn apply(&mut self, change: &Change) {
         match change {
-            Change::JobInserted { job, submission, spec, by, .. } => {
+            Change::JobInserted { job, submission, spec, by, wall_ms } => {
                 self.last_job = self.last_job.max(*job);
-                let new = Job::new(*job, *submission, Arc::clone(spec), by.clone());
+                let new = Job::new(*job, *submission, Arc::clone(spec), by.clone(), *wall_ms);
                 self.jobs.insert(*job, new);
             }
-            Change::JobCancelled(job) => self.change(*job, Job::cancel),
+            Change::JobClosed(job, closed) => self.change(*job, |job| job.close(*closed)),
+            Change::JobReopened(job) => _ = self.jobs.insert(job.id, Job::clone(job)),
+            Change::TaskRequeued { job, task } => self.change(*job, |job| job.requeue(task)),
+            Change::RestRequeued { job, wall_ms } => {
+                self.change(*job, |job| job.requeue_rest(*wall_ms));
+            }
             Change::JobUpdated(row) if row.state.is_end() => _ = self.jobs.remove(&row.job),
             // The changes of its tasks have made the job what this row says.
             Change::JobUpdated(row) => {

@@ -77,7 +77,7 @@ fn the_time_until_a_retry_is_given() {
     let mut world = World::new();
     let epoch = world.join("a", 1);
     let mut spec = array(2);
-    spec.retry = RetryPolicy { retries: 1, backoff_ms: 3_000, backoff_ms_max: 3_000 };
+    spec.retry = RetryPolicy { retries: 1, backoff_ms: 3_000, backoff_ms_max: 3_000, ..spec.retry };
     world.submit(spec);
     assert_eq!(world.explain(1), [""; 0], "none waits");
     world.report(1, epoch, vec![exited(1, at(1, 1, 1), 1)]);

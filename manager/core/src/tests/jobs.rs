@@ -1,5 +1,6 @@
 use super::*;
 use crate::jobs::SUBMISSIONS_REMEMBERED;
+use crate::state::Closed;
 use crate::step::{Change, JobRow};
 use podmesh_protocol::limits::{BATCH_ROWS_MAX, EVENTS_PER_CHUNK_MAX};
 use podmesh_protocol::report::TaskCounts;
@@ -17,6 +18,8 @@ fn a_submission_becomes_the_next_job() {
     let row = JobRow {
         job: JobId(1),
         state: JobState::Queued,
+        closed: None,
+        rest_cancelled: false,
         next_index: 1,
         counts: TaskCounts { queued: 3, ..TaskCounts::default() },
         attempts: 0,
@@ -95,7 +98,9 @@ fn queued_tasks_are_cancelled_at_once() {
             EventFact::JobEnded { job: JobId(1), state: JobState::Cancelled.into() }
         ]
     );
-    let [Change::JobCancelled(JobId(1)), Change::JobUpdated(_)] = step.changes.as_slice() else {
+    let [Change::JobClosed(JobId(1), Closed::Cancelled), Change::JobUpdated(_)] =
+        step.changes.as_slice()
+    else {
         panic!("there is a row for a task that never started: {:?}", step.changes)
     };
     assert_eq!(replies(&step), [Ok(Answer::Cancelled { state: JobState::Cancelled })]);

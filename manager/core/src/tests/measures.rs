@@ -11,7 +11,12 @@ fn seen(durations: &Durations) -> ([u64; 3], u64) {
 fn waits_and_starts_are_measured() {
     let mut world = World::new();
     world.submit(JobSpec {
-        retry: RetryPolicy { retries: 1, backoff_ms: 5_000, backoff_ms_max: 5_000 },
+        retry: RetryPolicy {
+            retries: 1,
+            backoff_ms: 5_000,
+            backoff_ms_max: 5_000,
+            ..RetryPolicy::default()
+        },
         ..spec()
     });
     world.pass(700);

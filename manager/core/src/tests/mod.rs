@@ -13,6 +13,7 @@ mod placement;
 mod property;
 mod renewal;
 mod reports;
+mod requeue;
 mod reservation;
 mod restore;
 mod retention;
@@ -88,8 +89,9 @@ fn spec() -> JobSpec {
         priority: 0,
         require: BTreeMap::new(),
         resources: Resources { cpu_millis: 1000, memory_bytes: 0 },
-        retry: RetryPolicy { retries: 0, backoff_ms: 1_000, backoff_ms_max: 5_000 },
+        retry: RetryPolicy { backoff_ms_max: 5_000, ..RetryPolicy::default() },
         on_lost: OnLost::Wait,
+        rules: Default::default(),
         run: RunSpec {
             runtime: RuntimeSpec::Process,
             command: vec!["true".into()],
@@ -200,6 +202,14 @@ impl World {
 
     fn cancel(&mut self, job: u64) -> Step {
         self.give(Input::Command(TICKET, Command::Cancel { job: JobId(job) }))
+    }
+
+    /// Requeues the ended tasks that the filter takes, as the shell does with what is stored.
+    fn requeue(&mut self, job: u64, rest: bool, take: impl Fn(u32) -> bool) -> Step {
+        let (ended, mut tasks) = self.model.ended_tasks(JobId(job));
+        tasks.retain(|task| take(task.index));
+        let (by, job) = (name("ann"), JobId(job));
+        self.give(Input::Command(TICKET, Command::Requeue { by, job, ended, tasks, rest }))
     }
 
     fn connect(&mut self, hello: Hello, number: u64) -> Step {

@@ -5,11 +5,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use podmesh_protocol::ids::{AttemptId, JobId, Name, SubmissionId, TaskId};
-use podmesh_protocol::report::{AttemptState, JobState, OutcomeKind, TaskCounts};
+use podmesh_protocol::report::{AttemptState, OutcomeKind, TaskCounts};
 use podmesh_protocol::spec::JobSpec;
 
 use super::CLUSTER;
-use crate::state::State;
+use crate::state::{EndedTask, Job, State, failed};
 use crate::step::{Change, JobRow, KeyRow, Step};
 
 #[derive(Debug)]
@@ -27,6 +27,9 @@ pub(super) struct Model {
 #[derive(Debug)]
 struct ModelJob {
     spec: Arc<JobSpec>,
+    submission: SubmissionId,
+    by: Name,
+    waits_since_wall_ms: u64,
     row: Option<JobRow>,
 }
 
@@ -38,8 +41,20 @@ struct ModelAttempt {
     kind: Option<OutcomeKind>,
     /// When the task is tried again.
     retry_at: Option<u64>,
+    ended_wall_ms: u64,
     /// Whether the retry was dropped.
     dropped: bool,
+}
+
+impl ModelAttempt {
+    /// Returns whether its task has ended with it.
+    fn has_ended(&self) -> bool {
+        self.kind.is_some() && (self.retry_at.is_none() || self.dropped)
+    }
+
+    fn is_cancelled(&self) -> bool {
+        self.dropped || self.kind == Some(OutcomeKind::Cancelled)
+    }
 }
 
 impl Model {
@@ -69,12 +84,36 @@ impl Model {
                 assert!(!updated.contains(&job), "{change:?} comes after its job's row");
             }
             match change {
-                Change::JobInserted { job, submission, spec, .. } => {
+                Change::JobInserted { job, submission, spec, by, wall_ms } => {
                     assert_eq!(job.0, state.last_job.0 + 1, "job numbers have no gaps");
                     assert!(self.submissions.insert(*submission), "a submission is used once");
-                    self.jobs.insert(*job, ModelJob { spec: Arc::clone(spec), row: None });
+                    let (spec, by) = (Arc::clone(spec), by.clone());
+                    let (submission, waits_since_wall_ms) = (*submission, *wall_ms);
+                    let new = ModelJob { spec, submission, by, waits_since_wall_ms, row: None };
+                    self.jobs.insert(*job, new);
                 }
-                Change::JobCancelled(job) => assert!(!state.jobs[job].cancelling, "{job}"),
+                Change::JobClosed(job, _) => assert!(!state.jobs[job].is_stopping(), "{job}"),
+                Change::JobReopened(job) => {
+                    assert!(!state.jobs.contains_key(&job.id));
+                    let row = self.jobs.get_mut(&job.id).unwrap().row.take().unwrap();
+                    let same = JobRow { closed: None, ended_wall_ms: None, ..row };
+                    let now = JobRow { state: same.state, ..job.row(None) };
+                    assert_eq!(now, same);
+                }
+                Change::TaskRequeued { job, task } => {
+                    let id = TaskId { job: *job, index: task.index };
+                    let last = self.tasks.get_mut(&id).unwrap().last_mut().unwrap();
+                    assert_eq!(last.number, task.number, "{id}");
+                    assert!(last.has_ended(), "{id} waits or runs");
+                    assert_ne!(last.kind, Some(OutcomeKind::Succeeded), "{id}");
+                    assert_eq!(task.cancelled, last.is_cancelled(), "{id}");
+                    last.retry_at = Some(mono_ms);
+                    last.dropped = false;
+                }
+                Change::RestRequeued { job, wall_ms } => {
+                    assert!(state.jobs[job].rest_cancelled, "{job}");
+                    self.jobs.get_mut(job).unwrap().waits_since_wall_ms = *wall_ms;
+                }
                 Change::JobUpdated(row) => {
                     assert!(!updated.contains(&row.job), "a job is updated once a step");
                     updated.push(row.job);
@@ -100,6 +139,7 @@ impl Model {
                         state: AttemptState::Assigned,
                         kind: None,
                         retry_at: None,
+                        ended_wall_ms: 0,
                         dropped: false,
                     });
                 }
@@ -108,10 +148,11 @@ impl Model {
                     assert!(active.state < *state && *state < AttemptState::Ended, "{attempt}");
                     active.state = *state;
                 }
-                Change::AttemptEnded { attempt, outcome, retry_after_ms, .. } => {
+                Change::AttemptEnded { attempt, outcome, retry_after_ms, wall_ms } => {
                     let active = self.active(*attempt);
                     active.state = AttemptState::Ended;
                     active.kind = Some(outcome.kind);
+                    active.ended_wall_ms = *wall_ms;
                     active.retry_at = retry_after_ms.map(|ms| mono_ms + ms);
                 }
                 Change::RetryDropped { attempt } => {
@@ -203,9 +244,10 @@ impl Model {
         let row = self.job(id);
         let mut counts = TaskCounts::default();
         let untried = (u64::from(job.spec.array.last) + 1 - row.next_index) as u32;
-        match row.state {
-            JobState::Cancelling | JobState::Cancelled => counts.cancelled = untried,
-            _ => counts.queued = untried,
+        if row.rest_cancelled {
+            counts.cancelled = untried;
+        } else {
+            counts.queued = untried;
         }
         for attempts in self.of_job(id).map(|(_, attempts)| attempts) {
             let last = attempts.last().unwrap();
@@ -219,6 +261,42 @@ impl Model {
             } += 1;
         }
         counts
+    }
+
+    /// Returns what the shell reads to requeue: the job, if it has ended, and its tasks that ended
+    /// without success.
+    pub(super) fn ended_tasks(&self, id: JobId) -> (Option<Box<Job>>, Vec<EndedTask>) {
+        let Some(job) = self.jobs.get(&id) else { return (None, Vec::new()) };
+        let row = self.job(id);
+        let ended = row.state.is_end().then(|| {
+            Box::new(Job {
+                id,
+                submission: job.submission,
+                spec: Arc::clone(&job.spec),
+                by: Some(job.by.clone()),
+                closed: row.closed,
+                next_index: row.next_index,
+                rest_cancelled: row.rest_cancelled,
+                waits_since_wall_ms: job.waits_since_wall_ms,
+                counts: row.counts,
+                attempts: row.attempts,
+                started_wall_ms: row.started_wall_ms,
+                active: BTreeMap::new(),
+                retries: BTreeMap::new(),
+            })
+        });
+        let tasks = self.of_job(id).filter_map(|(task, attempts)| {
+            let last = attempts.last().unwrap();
+            let kind = last.kind.filter(|kind| *kind != OutcomeKind::Succeeded)?;
+            last.has_ended().then(|| EndedTask {
+                index: task.index,
+                number: last.number,
+                cancelled: last.is_cancelled(),
+                avoid: failed(kind).then(|| last.node.clone()),
+                ended_wall_ms: last.ended_wall_ms,
+            })
+        });
+        (ended, tasks.collect())
     }
 
     fn of_job(&self, job: JobId) -> impl Iterator<Item = (&TaskId, &Vec<ModelAttempt>)> {
@@ -236,6 +314,10 @@ impl Model {
         all
     }
 
+    pub(super) fn is_replica(&self, job: JobId) -> bool {
+        self.jobs.get(&job).is_some_and(|job| job.spec.run.replica.is_some())
+    }
+
     pub(super) fn ended(&self) -> bool {
         self.jobs.keys().all(|id| self.job(*id).state.is_end())
     }
@@ -249,7 +331,10 @@ fn attempt_of(change: &Change) -> Option<&AttemptId> {
         | Change::RetryDropped { attempt }
         | Change::ReplicaChanged { attempt, .. } => Some(attempt),
         Change::JobInserted { .. }
-        | Change::JobCancelled(_)
+        | Change::JobClosed(..)
+        | Change::JobReopened(_)
+        | Change::TaskRequeued { .. }
+        | Change::RestRequeued { .. }
         | Change::JobUpdated(_)
         | Change::JobRemoved(_)
         | Change::AgeSaved(_)

@@ -12,7 +12,7 @@ use crate::input::ServiceChange;
 use podmesh_protocol::client::{PrincipalKind, Scheduling};
 use podmesh_protocol::report::OutcomeKind;
 use podmesh_protocol::service::{DependsOn, Health, PortSpec, Project, ServiceSpec, UpdatePolicy};
-use podmesh_protocol::spec::{DockerSpec, VolumeMount};
+use podmesh_protocol::spec::{DockerSpec, JobRules, VolumeMount};
 
 const NODES: [&str; 3] = ["a", "b", "c"];
 
@@ -41,8 +41,16 @@ enum Op {
         requeue: bool,
         gpu: bool,
         timeout: Option<u64>,
+        /// At most so many failures, so many active tasks, and so many milliseconds.
+        rules: [Option<u32>; 3],
     },
     Cancel(Index),
+    /// Requeues tasks that have ended: one, or all.
+    Requeue {
+        job: Index,
+        only: Option<u32>,
+        rest: bool,
+    },
     /// A hello of an agent that holds some of all attempts there have been, of any node. With
     /// `stranger`, the agent has another data directory but the same name.
     Hello {
@@ -135,14 +143,19 @@ fn op() -> impl Strategy<Value = Op> {
     ];
     let scheduling =
         prop_oneof![Just(Scheduling::Open), Just(Scheduling::Cordoned), Just(Scheduling::Draining)];
+    let few = || prop::option::weighted(0.3, 1..6u32);
+    let rules = (few(), few(), prop::option::weighted(0.3, 1..300_000u32));
+    let rules = rules.prop_map(|(failures, active, ms)| [failures, active, ms]);
     prop_oneof![
         4 => (
             1..30u32, -1..2i32, 1..5u32, 0..3u64, 0..3u32, any::<bool>(), any::<bool>(),
-            prop::option::of(1..200_000u64),
-        ).prop_map(|(tasks, priority, cpu, memory, retries, requeue, gpu, timeout)| {
-            Op::Submit { tasks, priority, cpu, memory, retries, requeue, gpu, timeout }
+            prop::option::of(1..200_000u64), rules,
+        ).prop_map(|(tasks, priority, cpu, memory, retries, requeue, gpu, timeout, rules)| {
+            Op::Submit { tasks, priority, cpu, memory, retries, requeue, gpu, timeout, rules }
         }),
         1 => any::<Index>().prop_map(Op::Cancel),
+        3 => (any::<Index>(), prop::option::of(1..9u32), any::<bool>())
+            .prop_map(|(job, only, rest)| Op::Requeue { job, only, rest }),
         4 => (
             node.clone(), prop::bool::weighted(0.1), prop::bool::weighted(0.7),
             prop::bool::weighted(0.8), 1..9u32,
@@ -254,11 +267,14 @@ impl Cluster {
         let known = self.world.model.attempts();
         let jobs = self.world.core.state().last_job.0;
         match op {
-            Op::Submit { tasks, priority, cpu, memory, retries, requeue, gpu, timeout } => {
+            Op::Submit { tasks, priority, cpu, memory, retries, requeue, gpu, timeout, rules } => {
                 let mut spec = array(tasks);
                 spec.priority = priority;
                 spec.resources = Resources { cpu_millis: cpu * 500, memory_bytes: memory * GIB };
                 spec.retry.retries = retries;
+                let [max_failures, max_active, expires_ms] = rules;
+                let expires_ms = expires_ms.map(u64::from);
+                spec.rules = JobRules { max_failures, max_active, expires_ms };
                 spec.run.timeout_ms = timeout;
                 if tasks % 7 == 0 && !gpu {
                     spec.run.runtime = with_volume();
@@ -268,6 +284,12 @@ impl Cluster {
                     spec.require.insert(name("gpu"), "a100".into());
                 }
                 self.world.submit(spec);
+            }
+            Op::Requeue { job, only, rest } => {
+                let job = job.index(jobs as usize + 2) as u64;
+                if !self.world.model.is_replica(JobId(job)) {
+                    self.world.requeue(job, rest, |index| only.is_none_or(|only| only == index));
+                }
             }
             Op::Cancel(job) => _ = self.world.cancel(job.index(jobs as usize + 2) as u64),
             Op::Hello { node, stranger, same_agent, same_boot, cpu, held, connection } => {

@@ -110,7 +110,7 @@ fn a_report_for_the_wrong_node_or_attempt_is_ignored_and_acknowledged() {
 #[test]
 fn a_failure_is_retried_with_growing_waits() {
     let mut spec = spec();
-    spec.retry = RetryPolicy { retries: 4, backoff_ms: 1_000, backoff_ms_max: 5_000 };
+    spec.retry = RetryPolicy { retries: 4, backoff_ms: 1_000, backoff_ms_max: 5_000, ..spec.retry };
     let (mut world, epoch) = with(spec);
     for (attempt, wait) in [(1, 1_000), (2, 2_000), (3, 4_000), (4, 5_000)] {
         let number = u64::from(attempt);
