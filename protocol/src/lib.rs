@@ -11,6 +11,7 @@ pub mod facts;
 pub mod ids;
 pub mod limits;
 pub mod report;
+pub mod schedule;
 pub mod service;
 pub mod session;
 pub mod spec;

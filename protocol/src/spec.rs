@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::ids::{Name, NameError};
 use crate::limits::{self, *};
+use crate::schedule::ScheduledRun;
 use crate::service::ReplicaSpec;
 
 pub use self::docker::{
@@ -39,6 +40,12 @@ pub struct JobSpec {
     /// What happens when the node of a running task is lost.
     #[serde(default)]
     pub on_lost: OnLost,
+    /// No task starts before this time: milliseconds since 1970 by the manager's clock.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub not_before_ms: Option<u64>,
+    /// Set by the manager if the job is a run of a schedule.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub scheduled: Option<Box<ScheduledRun>>,
     /// How each task is run.
     pub run: RunSpec,
 }
@@ -326,6 +333,10 @@ impl JobSpec {
             let why = "contains a replica, which only the manager sets".into();
             return Err(SpecError::Text { field: "run", why });
         }
+        if self.scheduled.is_some() {
+            let why = "is the run of a schedule, which only the manager sets".into();
+            return Err(SpecError::Text { field: "scheduled", why });
+        }
         self.resources.validate()?;
         within("retries", self.retry.retries, 0..=i128::from(RETRIES_MAX), Some("RETRIES_MAX"))?;
         let duration_max = i128::from(DURATION_MS_MAX);
@@ -481,6 +492,8 @@ mod tests {
             resources: Resources::default(),
             retry: RetryPolicy::default(),
             on_lost: OnLost::Wait,
+            not_before_ms: None,
+            scheduled: None,
             run: RunSpec {
                 runtime: RuntimeSpec::Process,
                 command: vec!["true".into()],

@@ -57,6 +57,8 @@ fn spec() -> JobSpec {
         resources: Resources { cpu_millis: 500, memory_bytes: 1 << 30 },
         retry: RetryPolicy { retries: 2, backoff_ms: 1_000, backoff_ms_max: 60_000 },
         on_lost: OnLost::Requeue,
+        not_before_ms: None,
+        scheduled: None,
         run: RunSpec {
             runtime: RuntimeSpec::Docker(docker),
             command: vec!["echo".into(), "x".into()],

@@ -79,6 +79,8 @@ fn the_hex_on_the_page_matches_the_code() {
         resources: Resources { cpu_millis: 1000, memory_bytes: 0 },
         retry: RetryPolicy::default(),
         on_lost: OnLost::Wait,
+        not_before_ms: None,
+        scheduled: None,
         run: run_spec(),
     });
     let submission = SubmissionId(Uuid::from_u128(0x33));

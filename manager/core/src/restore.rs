@@ -12,6 +12,7 @@ use crate::bonds::Bonds;
 use crate::jobs::Submissions;
 use crate::nodes::{Delivery, NodeIx, Nodes};
 use crate::placement::Queue;
+use crate::schedules::Schedules;
 use crate::services::Services;
 use crate::state::{Recorded, State};
 use crate::timers::{Timer, Timers};
@@ -33,6 +34,7 @@ impl Core {
             submissions: Submissions::default(),
             nodes: Nodes::default(),
             services: Services::default(),
+            schedules: Schedules::default(),
             queue: Queue::default(),
             bonds: Bonds::default(),
             volume_failures: BTreeMap::new(),
@@ -57,6 +59,7 @@ impl Core {
             core.add_job(id);
             core.restore_tasks(now, id);
         }
+        core.restore_schedules();
         core.settle_bonds();
         core
     }

@@ -3,6 +3,7 @@
 use podmesh_protocol::access::Role;
 use podmesh_protocol::client::Scheduling;
 use podmesh_protocol::report::{AttemptState, JobState, OutcomeKind, TaskState};
+use podmesh_protocol::schedule::RunResult;
 use podmesh_protocol::service::RevisionState;
 use rusqlite::types::{FromSqlError, FromSqlResult};
 
@@ -43,6 +44,9 @@ codes!(outcome_code, outcome_kind, OutcomeKind {
 
 codes!(revision_code, revision_state, RevisionState {
     Begun = 0, Reached = 1, Failed = 2,
+});
+codes!(run_result_code, run_result, RunResult {
+    Ran = 0, Skipped = 1, Missed = 2,
 });
 codes!(scheduling_code, scheduling, Scheduling {
     Open = 0, Cordoned = 1, Draining = 2,

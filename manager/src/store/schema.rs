@@ -17,8 +17,10 @@ const APPLICATION_ID: i32 = 0x504d_5348;
 
 /// The schema's history: entry `n` brings a database from version `n` to `n + 1`. Entries are
 /// never changed once released, only added.
-const MIGRATIONS: &[&str] =
-    &[VERSION_1, VERSION_2, VERSION_3, VERSION_4, VERSION_5, VERSION_6, VERSION_7, VERSION_8];
+const MIGRATIONS: &[&str] = &[
+    VERSION_1, VERSION_2, VERSION_3, VERSION_4, VERSION_5, VERSION_6, VERSION_7, VERSION_8,
+    VERSION_9,
+];
 
 /// The integer codes are defined in [`super::codes`]. SQLite stores comments in `CREATE TABLE`, and a
 /// start compares them: these texts must not change either.
@@ -211,12 +213,53 @@ ALTER TABLE tokens ADD COLUMN api INTEGER NOT NULL DEFAULT 0;
 ALTER TABLE tokens ADD COLUMN used_ms INTEGER; -- when an API token was last used
 ";
 
+/// Schedules.
+const VERSION_9: &str = "
+CREATE TABLE schedules (
+    schedule  TEXT    PRIMARY KEY,
+    saved_by  TEXT    NOT NULL,
+    anchor_ms INTEGER NOT NULL,
+    progress  BLOB    NOT NULL -- MessagePack
+) STRICT, WITHOUT ROWID;
+
+-- Apart from schedules: each run would write a large spec again.
+CREATE TABLE schedule_specs (
+    schedule TEXT PRIMARY KEY,
+    spec     BLOB NOT NULL -- MessagePack, as on the wire
+) STRICT;
+
+CREATE TABLE schedule_runs (
+    schedule   TEXT    NOT NULL,
+    number     INTEGER NOT NULL,
+    instant_ms INTEGER NOT NULL, -- the last one, if the row stands for several
+    by_hand    INTEGER NOT NULL, -- somebody asked for the run
+    wall_ms    INTEGER NOT NULL,
+    result     INTEGER NOT NULL,
+    job        INTEGER,
+    count      INTEGER NOT NULL,
+    message    TEXT,
+    PRIMARY KEY (schedule, number)
+) STRICT, WITHOUT ROWID;
+-- An instant is decided on once.
+CREATE UNIQUE INDEX schedule_instants ON schedule_runs (schedule, instant_ms) WHERE NOT by_hand;
+";
+
 /// A database up to this size is checked completely at every start without a seal, which takes at
 /// most a quarter of a second. A database of 143 MiB, with three million tasks, would take 1.2 s.
 const QUICK_CHECK_BYTES_MAX: u64 = 32 << 20;
 /// The tables that a start reads completely.
-const START_TABLES: [&str; 8] =
-    ["meta", "nodes", "jobs", "tokens", "keys", "services", "replicas", "volumes"];
+const START_TABLES: [&str; 10] = [
+    "meta",
+    "nodes",
+    "jobs",
+    "tokens",
+    "keys",
+    "services",
+    "replicas",
+    "volumes",
+    "schedules",
+    "schedule_specs",
+];
 
 /// What kind of file was found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -72,8 +72,14 @@ pub struct Calendar(Rule);
 #[derive(Clone, Debug)]
 enum Rule {
     /// `anchor_ms + n * every_ms` for each `n` from 1 on.
-    Every { every_ms: u64, anchor_ms: u64 },
-    Cron { cron: Box<Cron>, zone: Zone },
+    Every {
+        every_ms: u64,
+        anchor_ms: u64,
+    },
+    Cron {
+        cron: Box<Cron>,
+        zone: Zone,
+    },
 }
 
 /// The instants in a span of time.

@@ -46,10 +46,9 @@ fn each_wall_time_runs_once_in_ten_zones_over_ten_years() {
         for (hour, minute) in [(0, 0), (0, 30), (1, 15), (1, 45), (2, 0), (2, 30), (3, 0)] {
             let calendar = cron(&format!("{minute} {hour} * * *"), name);
             let mut day = date(2020, 1, 1);
-            let mut at = u64::try_from(
-                day.to_zoned(zone.clone()).unwrap().timestamp().as_millisecond() - 1,
-            )
-            .unwrap();
+            let mut at =
+                u64::try_from(day.to_zoned(zone.clone()).unwrap().timestamp().as_millisecond() - 1)
+                    .unwrap();
             while day.year() < 2030 {
                 let wall = DateTime::from_parts(day, Time::new(hour, minute, 0, 0).unwrap());
                 let found = zone.to_ambiguous_zoned(wall);
@@ -111,9 +110,8 @@ fn a_pattern_that_never_comes_has_no_next_time() {
 
 #[test]
 fn wrong_rules_are_refused_with_the_reason() {
-    let wrong = |pattern: &str| {
-        Calendar::cron(pattern, Zone::utc()).map(|_| ()).unwrap_err().to_string()
-    };
+    let wrong =
+        |pattern: &str| Calendar::cron(pattern, Zone::utc()).map(|_| ()).unwrap_err().to_string();
     for pattern in ["", "*", "61 * * * *", "* * * *", "* * * * * * 2030", "a b c d e", "@reboot"] {
         let said = wrong(pattern);
         assert!(said.contains("is not a cron pattern"), "{pattern}: {said}");

@@ -183,6 +183,8 @@ impl TryFrom<JobInput> for JobSpec {
                 backoff_ms_max: spec.retry_backoff_max_ms.unwrap_or(retry.backoff_ms_max),
             },
             on_lost: spec.on_lost,
+            not_before_ms: None,
+            scheduled: None,
             run,
         })
     }
@@ -477,6 +479,8 @@ mod tests {
                 resources: Resources { cpu_millis: 5, memory_bytes: 6 },
                 retry: RetryPolicy { retries: 1, backoff_ms: 2, backoff_ms_max: 3 },
                 on_lost: WireOnLost::Requeue,
+                not_before_ms: None,
+                scheduled: None,
                 run: run_spec(runtime, Some(8)),
             };
             let shown = serde_json::to_value(SpecOutput::from(&spec)).unwrap();

@@ -206,6 +206,8 @@ fn job(name: &str, array: ArrayRange, run: RunSpec) -> CliResult<JobSpec> {
         resources: Resources { cpu_millis: 250, memory_bytes: 0 },
         retry: RetryPolicy::default(),
         on_lost: OnLost::Wait,
+        not_before_ms: None,
+        scheduled: None,
         run,
     })
 }

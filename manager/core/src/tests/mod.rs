@@ -15,6 +15,7 @@ mod reports;
 mod reservation;
 mod restore;
 mod retention;
+mod schedules;
 mod services;
 mod sessions;
 
@@ -89,6 +90,8 @@ fn spec() -> JobSpec {
         resources: Resources { cpu_millis: 1000, memory_bytes: 0 },
         retry: RetryPolicy { retries: 0, backoff_ms: 1_000, backoff_ms_max: 5_000 },
         on_lost: OnLost::Wait,
+        not_before_ms: None,
+        scheduled: None,
         run: RunSpec {
             runtime: RuntimeSpec::Process,
             command: vec!["true".into()],

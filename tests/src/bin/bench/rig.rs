@@ -99,6 +99,8 @@ pub(crate) fn job(runtime: RuntimeSpec, command: &[&str], tasks: u32) -> JobSpec
         resources: Resources { cpu_millis: 1000, memory_bytes: 0 },
         retry: RetryPolicy::default(),
         on_lost: OnLost::Wait,
+        not_before_ms: None,
+        scheduled: None,
         run: RunSpec {
             runtime,
             command: command.iter().map(|&arg| arg.to_owned()).collect(),
