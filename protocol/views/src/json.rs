@@ -334,6 +334,12 @@ pub struct SpecOutput {
     pub retry_backoff_max_ms: u64,
     /// What happens when the node of a running attempt is lost.
     pub on_lost: OnLost,
+    /// No task starts before this time: RFC 3339.
+    pub not_before: Option<String>,
+    /// The schedule that the job is a run of.
+    pub schedule: Option<String>,
+    /// The instant of that run: RFC 3339.
+    pub schedule_instant: Option<String>,
     /// The options of a container.
     pub container: Option<ContainerOutput>,
 }
@@ -452,6 +458,9 @@ impl From<&spec::JobSpec> for SpecOutput {
             retry_backoff_ms: spec.retry.backoff_ms,
             retry_backoff_max_ms: spec.retry.backoff_ms_max,
             on_lost: spec.on_lost.into(),
+            not_before: spec.not_before_ms.map(rfc3339),
+            schedule: spec.scheduled.as_ref().map(|run| run.schedule.to_string()),
+            schedule_instant: spec.scheduled.as_ref().map(|run| rfc3339(run.instant_ms)),
             container: match &spec.run.runtime {
                 spec::RuntimeSpec::Docker(docker) => Some(docker.into()),
                 spec::RuntimeSpec::Process | spec::RuntimeSpec::Noop => None,
