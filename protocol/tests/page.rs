@@ -191,6 +191,7 @@ fn every_message_and_field_is_on_the_page() {
         include_str!("../src/session.rs"),
         include_str!("../src/event.rs"),
         include_str!("../src/report.rs"),
+        include_str!("../src/schedule.rs"),
         include_str!("../src/service.rs"),
         include_str!("../src/spec.rs"),
         include_str!("../src/spec/docker.rs"),

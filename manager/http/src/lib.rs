@@ -18,6 +18,7 @@ mod nodes;
 mod openapi;
 mod problem;
 mod routes;
+mod schedules;
 mod server;
 mod services;
 mod sse;

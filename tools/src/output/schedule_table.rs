@@ -102,7 +102,8 @@ fn runs(detail: &ScheduleDetail) -> String {
 pub(crate) fn history(screen: Screen, rows: &[ScheduleRunView]) -> String {
     let row = |row: &ScheduleRunView| {
         let result = RunResult::from(&row.result).word();
-        let times = if row.count > 1 { format!("{result} ({})", row.count) } else { result.into_owned() };
+        let times =
+            if row.count > 1 { format!("{result} ({})", row.count) } else { result.into_owned() };
         vec![
             Cell::new(local(row.instant_ms)),
             Cell::new(times),
