@@ -295,6 +295,10 @@ pub struct JobOutput {
     pub revision: u64,
     /// Why its queued tasks wait; empty if none is queued.
     pub waits_for: Vec<String>,
+    /// The schedule that it is a run of.
+    pub schedule: Option<String>,
+    /// The instant of that run: RFC 3339.
+    pub schedule_instant: Option<String>,
     /// The submitted spec.
     pub spec: SpecOutput,
 }
@@ -336,10 +340,6 @@ pub struct SpecOutput {
     pub on_lost: OnLost,
     /// No task starts before this time: RFC 3339.
     pub not_before: Option<String>,
-    /// The schedule that the job is a run of.
-    pub schedule: Option<String>,
-    /// The instant of that run: RFC 3339.
-    pub schedule_instant: Option<String>,
     /// The options of a container.
     pub container: Option<ContainerOutput>,
 }
@@ -434,6 +434,8 @@ impl From<&wire::JobDetail> for JobOutput {
             row: (&detail.view).into(),
             revision: detail.revision.0,
             waits_for: detail.waits_for.clone(),
+            schedule: detail.spec.scheduled.as_ref().map(|run| run.schedule.to_string()),
+            schedule_instant: detail.spec.scheduled.as_ref().map(|run| rfc3339(run.instant_ms)),
             spec: (&detail.spec).into(),
         }
     }
@@ -459,8 +461,6 @@ impl From<&spec::JobSpec> for SpecOutput {
             retry_backoff_max_ms: spec.retry.backoff_ms_max,
             on_lost: spec.on_lost.into(),
             not_before: spec.not_before_ms.map(rfc3339),
-            schedule: spec.scheduled.as_ref().map(|run| run.schedule.to_string()),
-            schedule_instant: spec.scheduled.as_ref().map(|run| rfc3339(run.instant_ms)),
             container: match &spec.run.runtime {
                 spec::RuntimeSpec::Docker(docker) => Some(docker.into()),
                 spec::RuntimeSpec::Process | spec::RuntimeSpec::Noop => None,
