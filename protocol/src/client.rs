@@ -662,8 +662,8 @@ pub struct NodeView {
     #[serde(default)]
     pub enrolled: bool,
     /// What an admin lets it get.
-    #[serde(default, skip_serializing_if = "Scheduling::is_open")]
-    pub scheduling: Scheduling,
+    #[serde(default, skip_serializing_if = "MaybeKnown::is_default")]
+    pub scheduling: MaybeKnown<Scheduling>,
     /// The IP address at which other nodes reach the replicas on it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub address: Option<String>,

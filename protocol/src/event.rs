@@ -277,7 +277,7 @@ facts! {
             /// Its attempt.
             attempt: AttemptId,
             /// Its health.
-            health: Health,
+            health: MaybeKnown<Health>,
             /// What the last check said.
             message: String,
         }
@@ -286,7 +286,7 @@ facts! {
             /// The node.
             node: Name,
             /// What it may get now.
-            scheduling: Scheduling,
+            scheduling: MaybeKnown<Scheduling>,
             /// Who asked.
             by: Name,
         }

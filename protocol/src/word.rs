@@ -30,6 +30,19 @@ impl<T> MaybeKnown<T> {
     }
 }
 
+impl<T: Default + PartialEq> MaybeKnown<T> {
+    /// Returns whether it is the default, which is not written.
+    pub fn is_default(&self) -> bool {
+        *self == T::default()
+    }
+}
+
+impl<T: Default> Default for MaybeKnown<T> {
+    fn default() -> Self {
+        Self::Known(T::default())
+    }
+}
+
 impl<T> From<T> for MaybeKnown<T> {
     fn from(value: T) -> Self {
         Self::Known(value)

@@ -201,7 +201,7 @@ fn service_views() -> impl Strategy<Value = ServiceView> {
             let [revision, replicas, healthy, existing] = numbers;
             ServiceView {
                 service,
-                state,
+                state: state.into(),
                 revision,
                 replicas,
                 healthy,
@@ -239,7 +239,7 @@ fn replica_views() -> impl Strategy<Value = ReplicaView> {
             ReplicaView {
                 number,
                 revision,
-                state,
+                state: state.into(),
                 attempt,
                 node,
                 endpoints,
@@ -293,7 +293,7 @@ fn service_replies() -> impl Strategy<Value = ReplyBody> {
             spec,
             by,
             applied_wall_ms,
-            state,
+            state: state.into(),
             message,
         });
     let history = prop::collection::vec(row, 0..2).prop_map(ServiceReply::History);

@@ -244,7 +244,7 @@ fn to_peer() -> Vec<(&'static str, ToPeer)> {
         attempts: 3,
         seen_ms_ago: Some(9),
         enrolled: true,
-        scheduling: Scheduling::Open,
+        scheduling: Scheduling::Open.into(),
         address: None,
     };
     let caller = Caller { role: Role::Operator, name: name("ann"), key: None };

@@ -11,6 +11,9 @@ use podmesh_protocol::codec::{decode, encode};
 use podmesh_protocol::event::{EventChunk, EventFact};
 use podmesh_protocol::ids::{AttemptId, JobId, Name, Revision, TaskId};
 use podmesh_protocol::report::{Outcome, ShownOutcome, TaskCounts};
+use podmesh_protocol::service::{
+    ReplicaView, ServiceDetail, ServiceReply, ServiceRevision, ServiceSpec, ServiceView,
+};
 use podmesh_protocol::session::{ToManager, ToPeer};
 use podmesh_protocol::spec::{Resources, RuntimeKind};
 use podmesh_protocol::word::MaybeKnown;
@@ -40,10 +43,67 @@ fn events() -> ReplyBody {
         EventFact::KeyRevoked { role: new("auditor"), name: node.clone(), by },
         EventFact::KeyRenewed { role: new("auditor"), name: node.clone() },
         EventFact::RuntimeWithdrawn { node: node.clone(), runtime: new("wasm"), message },
-        EventFact::RuntimeOffered { node, runtime: new("wasm") },
+        EventFact::RuntimeOffered { node: node.clone(), runtime: new("wasm") },
+        EventFact::NodeScheduled { node, scheduling: new("parked"), by: name("root") },
+        EventFact::ReplicaHealth {
+            replica: "web.1".to_owned(),
+            attempt,
+            health: new("drowsy"),
+            message: "why".to_owned(),
+        },
     ];
     let last = Revision(facts.len() as u64);
     ReplyBody::Events { chunks: vec![EventChunk { first: Revision(1), wall_ms: 5, facts }], last }
+}
+
+fn services() -> Vec<ReplyBody> {
+    let spec = json!({"name": "web", "run": {"runtime": "process", "command": ["x"]}});
+    let spec: ServiceSpec = serde_json::from_value(spec).unwrap();
+    let view = ServiceView {
+        service: name("web"),
+        state: new("asleep"),
+        revision: 1,
+        replicas: 1,
+        healthy: 0,
+        existing: 1,
+        runs: "x".into(),
+        published: BTreeMap::new(),
+        project: None,
+    };
+    let replica = ReplicaView {
+        number: 1,
+        revision: 1,
+        state: new("moving"),
+        attempt: None,
+        node: None,
+        endpoints: BTreeMap::new(),
+        message: None,
+        failures: 0,
+        restarts_in_ms: None,
+    };
+    let revision = ServiceRevision {
+        revision: 1,
+        spec: spec.clone(),
+        by: name("root"),
+        applied_wall_ms: 6,
+        state: new("halved"),
+        message: None,
+    };
+    let detail = ServiceDetail {
+        view: view.clone(),
+        spec,
+        changed: Revision(1),
+        replicas: vec![replica],
+        waits_for: Vec::new(),
+        failed_update: None,
+        closed_ports: Vec::new(),
+    };
+    let replies = [
+        ServiceReply::List(vec![view]),
+        ServiceReply::Service(Box::new(detail)),
+        ServiceReply::History(vec![revision]),
+    ];
+    replies.map(ReplyBody::Service).into()
 }
 
 /// Replies of a later version, each with new words wherever a client only shows them.
@@ -83,7 +143,7 @@ fn replies() -> Vec<ReplyBody> {
         attempts: 0,
         seen_ms_ago: None,
         enrolled: true,
-        scheduling: Default::default(),
+        scheduling: new("parked"),
         address: None,
     };
     let token = TokenView {
@@ -103,7 +163,7 @@ fn replies() -> Vec<ReplyBody> {
         token: TokenId(3),
         enrolled_wall_ms: 6,
     };
-    vec![
+    let mut replies = vec![
         ReplyBody::Jobs(vec![job]),
         ReplyBody::Cancelled { state: new("paused") },
         ReplyBody::Task(TaskDetail { task, state: new("blocked"), attempts: vec![attempt] }),
@@ -111,7 +171,9 @@ fn replies() -> Vec<ReplyBody> {
         ReplyBody::Tokens(vec![token]),
         ReplyBody::Users(vec![user]),
         events(),
-    ]
+    ];
+    replies.extend(services());
+    replies
 }
 
 #[test]

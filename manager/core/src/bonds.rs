@@ -80,10 +80,6 @@ impl Bonds {
             self.moved.insert(Bond::Project(project));
         }
     }
-
-    fn mark(&mut self, bond: Bond) {
-        self.moved.insert(bond);
-    }
 }
 
 impl Core {
@@ -166,13 +162,13 @@ impl Core {
                 service.spec.project.as_ref().filter(|project| project.together)
             });
         if let Some(project) = project {
-            self.bonds.mark(Bond::Project(project.name.clone()));
+            self.bonds.moved.insert(Bond::Project(project.name.clone()));
         }
     }
 
     /// Notes that a volume is on a node from now on, or no longer.
     pub(crate) fn mark_volume(&mut self, volume: &Name) {
-        self.bonds.mark(Bond::Volume(volume.clone()));
+        self.bonds.moved.insert(Bond::Volume(volume.clone()));
         let uses = |service: &Name| {
             let found = self.state.services.get(service);
             found.is_some_and(|found| found.spec.volumes().iter().any(|of| of.volume == *volume))
@@ -180,7 +176,7 @@ impl Core {
         let projects = self.bonds.projects.iter();
         let moved = projects.filter(|(_, services)| services.iter().any(uses));
         let moved: Vec<Name> = moved.map(|(project, _)| project.clone()).collect();
-        moved.into_iter().for_each(|project| self.bonds.mark(Bond::Project(project)));
+        self.bonds.moved.extend(moved.into_iter().map(Bond::Project));
     }
 
     /// Gives the tasks whose bonds may have changed their present needs.

@@ -198,7 +198,7 @@ impl Node {
                 .collect(),
             unenforced: self.unenforced.clone(),
             enrolled: false,
-            scheduling: row.scheduling,
+            scheduling: row.scheduling.into(),
             address: row.address.clone(),
             attempts: u32::try_from(self.attempts.len()).unwrap_or(u32::MAX),
             seen_ms_ago: match self.state {

@@ -142,7 +142,12 @@ impl Core {
                     && health != before
                 {
                     let message = status.message;
-                    out.events.push(EventFact::ReplicaHealth { replica, attempt, health, message });
+                    out.events.push(EventFact::ReplicaHealth {
+                        replica,
+                        attempt,
+                        health: health.into(),
+                        message,
+                    });
                 }
             }
         }

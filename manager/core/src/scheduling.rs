@@ -29,7 +29,7 @@ impl Core {
             let row = NodeRow { scheduling, ..NodeRow::clone(&node.row) };
             self.save_node(ix, row, out);
             let (node, by) = (name.clone(), by.clone());
-            out.events.push(EventFact::NodeScheduled { node, scheduling, by });
+            out.events.push(EventFact::NodeScheduled { node, scheduling: scheduling.into(), by });
             self.queue.node_changed(ix, &self.nodes);
             self.nodes.mark_changed(ix);
         }

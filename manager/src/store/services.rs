@@ -135,7 +135,7 @@ fn revision(row: &Row<'_>) -> rusqlite::Result<ServiceRevision> {
         spec: decoded(row, 1)?,
         by: name(row, 2)?,
         applied_wall_ms: unsigned(row.get(3)?),
-        state: revision_state(row.get(4)?)?,
+        state: revision_state(row.get(4)?)?.into(),
         message: row.get(5)?,
     })
 }

@@ -538,12 +538,12 @@ impl From<&EventFact> for EventKind {
             EventFact::ReplicaHealth { replica, attempt: id, health, message } => {
                 let (job, task, attempt) = ids(id);
                 let (replica, message) = (replica.clone(), message.clone());
-                let health = (*health).into();
+                let health = health.into();
                 EventBody::ReplicaHealth { job, task, attempt, replica, health, message }
             }
             EventFact::NodeScheduled { node, scheduling, by } => EventBody::NodeScheduled {
                 node: node.to_string(),
-                scheduling: (*scheduling).into(),
+                scheduling: scheduling.into(),
                 by: by.to_string(),
             },
             EventFact::VolumesPlaced { volumes, node } => EventBody::VolumesPlaced {

@@ -713,7 +713,7 @@ impl From<&wire::NodeView> for NodeRow {
             attempts: view.attempts,
             seen_ms_ago: view.seen_ms_ago,
             enrolled: view.enrolled,
-            scheduling: view.scheduling.into(),
+            scheduling: (&view.scheduling).into(),
             address: view.address.clone(),
         }
     }

@@ -137,7 +137,7 @@ impl From<&service::ServiceView> for ServiceRow {
     fn from(view: &service::ServiceView) -> Self {
         Self {
             service: view.service.to_string(),
-            state: view.state.into(),
+            state: (&view.state).into(),
             revision: view.revision,
             replicas: view.replicas,
             healthy: view.healthy,
@@ -214,7 +214,7 @@ impl From<&service::ReplicaView> for ReplicaRow {
         Self {
             number: view.number,
             revision: view.revision,
-            state: view.state.into(),
+            state: (&view.state).into(),
             job: view.attempt.map(|attempt| attempt.task.job.0),
             attempt: view.attempt.map(|attempt| attempt.to_string()),
             node: view.node.as_ref().map(ToString::to_string),
@@ -256,7 +256,7 @@ impl From<&service::ServiceRevision> for RevisionRow {
     fn from(revision: &service::ServiceRevision) -> Self {
         Self {
             revision: revision.revision,
-            state: revision.state.into(),
+            state: (&revision.state).into(),
             applied_at: rfc3339(revision.applied_wall_ms),
             by: revision.by.to_string(),
             message: revision.message.clone(),

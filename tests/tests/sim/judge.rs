@@ -299,8 +299,9 @@ impl World {
     /// Returns the replicas of a service that are on their way out.
     fn draining(&self, service: &Name) -> BTreeSet<JobId> {
         let Some(detail) = self.service_detail(service) else { return BTreeSet::new() };
-        let drains = |state| matches!(state, ReplicaState::Draining | ReplicaState::Stopping);
-        let replicas = detail.replicas.iter().filter(|replica| drains(replica.state));
+        let replicas = detail.replicas.iter().filter(|replica| {
+            replica.state == ReplicaState::Draining || replica.state == ReplicaState::Stopping
+        });
         replicas.filter_map(|replica| Some(replica.attempt?.task.job)).collect()
     }
 }

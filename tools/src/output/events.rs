@@ -107,11 +107,11 @@ pub(crate) fn describe(fact: &EventFact) -> String {
             format!("{id} ({}) listens on {ports:?}", escape(replica))
         }
         EventFact::ReplicaHealth { replica, attempt: id, health, message } => {
-            let health = Health::from(*health).word();
+            let health = Health::from(health).word();
             format!("{id} ({}) is {health}: {}", escape(replica), escape(message))
         }
         EventFact::NodeScheduled { node, scheduling, by } => {
-            format!("node {node} was {} by {by}", Scheduling::from(*scheduling).word())
+            format!("node {node} was {} by {by}", Scheduling::from(scheduling).word())
         }
         EventFact::VolumesPlaced { volumes, node } => {
             let volumes: Vec<String> = volumes.iter().map(ToString::to_string).collect();

@@ -24,7 +24,7 @@ pub(crate) fn services(screen: Screen, services: &[ServiceView]) -> String {
     let row = |view: &ServiceView| {
         vec![
             Cell::new(&view.service),
-            state(&ServiceState::from(view.state)),
+            state(&ServiceState::from(&view.state)),
             Cell::new(format!("{}/{}", view.healthy, view.replicas)),
             Cell::new(view.revision),
             Cell::new(published(&view.published)),
@@ -50,7 +50,7 @@ pub(crate) fn service(
     let mut text = String::new();
     let mut line = |name: &str, value: &str| _ = writeln!(text, "{name:<13} {value}");
     line("service", view.service.as_str());
-    line("state", &ServiceState::from(view.state).word());
+    line("state", &ServiceState::from(&view.state).word());
     line("replicas", &summary(view));
     line("revision", &view.revision.to_string());
     line("runs", &escape(&view.runs));
@@ -99,7 +99,7 @@ fn replicas(screen: Screen, service: &Name, replicas: &[ReplicaView]) -> String 
         vec![
             Cell::new(format!("{service}.{}", view.number)),
             Cell::new(view.revision),
-            state(&ReplicaState::from(view.state)),
+            state(&ReplicaState::from(&view.state)),
             Cell::new(view.node.as_ref().map_or("", Name::as_str)),
             Cell::new(view.attempt.map(|attempt| attempt.task.job.to_string()).unwrap_or_default()),
             Cell::new(endpoints.join(",")),
@@ -119,7 +119,7 @@ pub(crate) fn revisions(screen: Screen, revisions: &[ServiceRevision]) -> String
     for revision in revisions {
         rows.push(vec![
             Cell::new(revision.revision),
-            state(&RevisionState::from(revision.state)),
+            state(&RevisionState::from(&revision.state)),
             Cell::new(ago(now, revision.applied_wall_ms)),
             Cell::new(&revision.by),
             Cell::new(count(u64::from(revision.spec.replicas), "replica")),

@@ -137,7 +137,7 @@ pub(crate) fn nodes(screen: Screen, nodes: &[NodeView]) -> String {
         vec![
             Cell::new(&view.node),
             state(&NodeState::from(&view.state)),
-            state(&Scheduling::from(view.scheduling)),
+            state(&Scheduling::from(&view.scheduling)),
             Cell::new(format!(
                 "{}/{}",
                 cores(view.free.cpu_millis),
@@ -334,7 +334,7 @@ mod tests {
             attempts: 3,
             seen_ms_ago: Some(70_000),
             enrolled: false,
-            scheduling: wire::Scheduling::Draining,
+            scheduling: wire::Scheduling::Draining.into(),
             address: Some("10.0.0.1".into()),
         };
         let text = nodes(Screen { width: None, color: false }, &[view]);

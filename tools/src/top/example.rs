@@ -71,7 +71,7 @@ pub(super) fn node(name: &str, used_cpus: u32) -> NodeView {
         attempts: used_cpus,
         seen_ms_ago: Some(100),
         enrolled: true,
-        scheduling: Scheduling::Open,
+        scheduling: Scheduling::Open.into(),
         address: Some("10.0.0.1".into()),
     }
 }

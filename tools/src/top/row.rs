@@ -211,7 +211,7 @@ impl Row {
                 let healthy = format!("{}/{}", view.healthy, view.replicas);
                 vec![
                     Cell::plain(&view.service),
-                    Cell::state(&ServiceState::from(view.state)),
+                    Cell::state(&ServiceState::from(&view.state)),
                     Cell::bar(view.healthy.into(), view.replicas.into(), healthy),
                     Cell::plain(view.revision),
                     Cell::plain(project.map(|project| &project.name).map_or("", Name::as_str)),
@@ -295,7 +295,7 @@ fn node(view: &NodeView) -> Vec<Cell> {
     vec![
         Cell::plain(&view.node),
         Cell::state(&NodeState::from(&view.state)),
-        Cell::state(&Scheduling::from(view.scheduling)),
+        Cell::state(&Scheduling::from(&view.scheduling)),
         Cell::bar(used_cpus.into(), capacity.cpu_millis.into(), cpus),
         Cell::bar(used_memory, capacity.memory_bytes, memory),
         Cell::plain(view.attempts),
@@ -337,7 +337,7 @@ fn replica(service: &Name, view: &ReplicaView) -> Vec<Cell> {
     vec![
         Cell::plain(format!("{service}.{}", view.number)),
         Cell::plain(view.revision),
-        Cell::state(&ReplicaState::from(view.state)),
+        Cell::state(&ReplicaState::from(&view.state)),
         Cell::plain(view.node.as_ref().map_or("", Name::as_str)),
         Cell::plain(job.unwrap_or_default()),
         Cell::plain(endpoints.join(",")),

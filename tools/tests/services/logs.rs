@@ -141,7 +141,7 @@ fn follow_shows_replicas_that_ended_before_they_were_seen() {
         RequestBody::Service(ServiceRequest::Show { since: Some(Revision(1)), .. }) => {
             let mut later = detail(1);
             later.changed = Revision(2);
-            later.replicas[0].state = ReplicaState::Restarting;
+            later.replicas[0].state = ReplicaState::Restarting.into();
             later.replicas[0].attempt = None;
             later.replicas[0].failures = 3;
             shown(later)

@@ -38,7 +38,7 @@ fn replica(number: u32) -> ReplicaView {
     ReplicaView {
         number,
         revision: 4,
-        state: ReplicaState::Healthy,
+        state: ReplicaState::Healthy.into(),
         attempt: Some(AttemptId::new(JobId(u64::from(number)), 1, 1)),
         node: Some("node-1".parse().unwrap()),
         endpoints: [("http".parse().unwrap(), format!("10.0.0.1:{}", 20_000 + number))].into(),
@@ -52,7 +52,7 @@ fn detail(replicas: u32) -> ServiceDetail {
     ServiceDetail {
         view: ServiceView {
             service: "web".parse().unwrap(),
-            state: ServiceState::Healthy,
+            state: ServiceState::Healthy.into(),
             revision: 4,
             replicas,
             healthy: replicas,
@@ -76,7 +76,7 @@ fn revision() -> ServiceRevision {
         spec: spec(),
         by: "anna".parse().unwrap(),
         applied_wall_ms: 0,
-        state: RevisionState::Reached,
+        state: RevisionState::Reached.into(),
         message: None,
     }
 }
@@ -259,7 +259,8 @@ fn going_through(states: Vec<ServiceDetail>) -> FakeManager {
         RequestBody::Service(ServiceRequest::History { .. }) => {
             let message = Some("web.2 did not become healthy".into());
             let state = RevisionState::Failed;
-            let failed = ServiceRevision { revision: 5, state, message, ..revision() };
+            let failed =
+                ServiceRevision { revision: 5, state: state.into(), message, ..revision() };
             reply(ServiceReply::History(vec![failed, revision()]))
         }
         RequestBody::Service(ServiceRequest::Show { .. }) => {
@@ -273,7 +274,7 @@ fn going_through(states: Vec<ServiceDetail>) -> FakeManager {
 fn at(state: ServiceState, revision: u32, healthy: u32, failed: Option<&str>) -> ServiceDetail {
     let mut detail = detail(2);
     let view = &mut detail.view;
-    (view.state, view.revision, view.healthy) = (state, revision, healthy);
+    (view.state, view.revision, view.healthy) = (state.into(), revision, healthy);
     detail.failed_update = failed.map(Into::into);
     detail
 }
@@ -281,7 +282,7 @@ fn at(state: ServiceState, revision: u32, healthy: u32, failed: Option<&str>) ->
 #[test]
 fn wait_ends_when_all_replicas_are_healthy() {
     let mut restarting = at(ServiceState::Updating, 5, 1, None);
-    restarting.replicas[1].state = ReplicaState::Restarting;
+    restarting.replicas[1].state = ReplicaState::Restarting.into();
     restarting.replicas[1].message = Some("exit code 3\u{1b}".into());
     let manager = going_through(vec![
         at(ServiceState::Updating, 5, 0, None),
@@ -364,7 +365,7 @@ fn node(attempts: u32) -> NodeView {
         attempts,
         seen_ms_ago: None,
         enrolled: false,
-        scheduling: Scheduling::Draining,
+        scheduling: Scheduling::Draining.into(),
         address: Some("10.0.0.3".into()),
     }
 }

@@ -126,7 +126,7 @@ impl Core {
             spec.ports.iter().filter_map(|(name, port)| Some((name.clone(), port.publish?)));
         ServiceView {
             service: spec.name.clone(),
-            state,
+            state: state.into(),
             revision: service.revision,
             replicas: spec.replicas,
             healthy,
@@ -173,7 +173,7 @@ impl Core {
             Some(ReplicaView {
                 number: replica.number,
                 revision: replica.revision,
-                state,
+                state: state.into(),
                 attempt: active.map(|(index, active)| AttemptId::new(*id, *index, active.number)),
                 node: active.map(|(_, active)| active.node.clone()),
                 endpoints: endpoints.collect(),
@@ -221,7 +221,7 @@ impl Core {
             ReplicaView {
                 number,
                 revision: service.revision,
-                state,
+                state: state.into(),
                 attempt: None,
                 node: None,
                 endpoints: BTreeMap::new(),

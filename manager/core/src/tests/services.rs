@@ -220,7 +220,7 @@ impl Mesh {
     /// Returns the state, and how many replicas are healthy and exist.
     fn status(&self) -> (ServiceState, u32, u32) {
         let view = self.show().view;
-        (view.state, view.healthy, view.existing)
+        (*view.state.known().unwrap(), view.healthy, view.existing)
     }
 
     /// Returns what the proxy of a node passes connections to.

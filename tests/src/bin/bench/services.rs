@@ -3,7 +3,7 @@
 mod load;
 mod server;
 
-use std::net::SocketAddr;
+use std::net::{SocketAddr, TcpStream};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
@@ -118,6 +118,9 @@ fn under_load(updates: u64, kills: bool, table: &mut Table) {
     let (mut rig, addresses) = mesh();
     apply(&rig, web("0"));
     wait_until_healthy(&rig);
+    for address in &addresses {
+        until("the proxies listen", || TcpStream::connect(address).ok());
+    }
     let load = Load::start(&addresses);
     for update in 1..=updates {
         apply(&rig, web(&update.to_string()));

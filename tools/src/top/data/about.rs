@@ -65,7 +65,7 @@ fn node(view: &NodeView) -> String {
     let mut lines = Lines::default();
     lines.add("node", &view.node);
     lines.add("state", NodeState::from(&view.state).word());
-    lines.add("scheduling", Scheduling::from(view.scheduling).word());
+    lines.add("scheduling", Scheduling::from(&view.scheduling).word());
     let (free, all) = (&view.free, &view.capacity);
     lines.add("cpus", format!("{} of {} free", cores(free.cpu_millis), cores(all.cpu_millis)));
     let memory = format!("{} of {} free", size(free.memory_bytes), size(all.memory_bytes));

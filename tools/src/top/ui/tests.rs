@@ -53,7 +53,7 @@ fn answer(model: &mut Model, answer: Answer) {
 fn nodes(size: (u16, u16)) -> Model {
     let mut model = Model::new(size);
     let mut drained = example::node("node-2", 4);
-    drained.scheduling = Scheduling::Draining;
+    drained.scheduling = Scheduling::Draining.into();
     drained.withdrawn =
         [(MaybeKnown::Known(RuntimeKind::Docker), "no engine\u{1b}[31m".to_owned())].into();
     let rows = [example::node("node-1", 1), drained];

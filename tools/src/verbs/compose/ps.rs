@@ -81,7 +81,7 @@ fn table(screen: Screen, details: &[(Name, ServiceDetail)]) -> String {
             let message = replica.message.as_ref().or(waits);
             rows.push(vec![
                 Cell::new(format!("{member}.{}", replica.number)),
-                state(&ReplicaState::from(replica.state)),
+                state(&ReplicaState::from(&replica.state)),
                 Cell::new(replica.node.as_ref().map_or("", Name::as_str)),
                 Cell::new(&ports),
                 Cell::new(escape(&detail.view.runs)),

@@ -138,17 +138,10 @@ fn label(service: &Name, number: u32) -> String {
 
 /// Returns whether there can be output of the replica's attempt.
 fn has_output(replica: &ReplicaView) -> bool {
-    match replica.state {
-        ReplicaState::Queued | ReplicaState::Preparing | ReplicaState::Waiting => false,
-        ReplicaState::Starting
-        | ReplicaState::Healthy
-        | ReplicaState::Unhealthy
-        | ReplicaState::Unreachable
-        | ReplicaState::Draining
-        | ReplicaState::Stopping
-        | ReplicaState::Restarting
-        | ReplicaState::Ended => true,
-    }
+    !matches!(
+        replica.state.known(),
+        Some(ReplicaState::Queued | ReplicaState::Preparing | ReplicaState::Waiting)
+    )
 }
 
 /// An attempt of a replica, and its node.

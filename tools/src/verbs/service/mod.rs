@@ -222,7 +222,7 @@ pub(crate) mod example {
             spec: spec(),
             by: "anna".parse().unwrap(),
             applied_wall_ms: 0,
-            state: RevisionState::Begun,
+            state: RevisionState::Begun.into(),
             message: None,
         }
     }
@@ -231,7 +231,7 @@ pub(crate) mod example {
         ReplicaView {
             number,
             revision: 4,
-            state,
+            state: state.into(),
             attempt: Some(AttemptId::new(JobId(6 + u64::from(number)), 1, 1)),
             node: Some("node-1".parse().unwrap()),
             endpoints: [("http".parse().unwrap(), format!("10.0.0.1:{}", 20_000 + number))].into(),
@@ -245,7 +245,7 @@ pub(crate) mod example {
         ServiceDetail {
             view: ServiceView {
                 service: "web".parse().unwrap(),
-                state: ServiceState::Degraded,
+                state: ServiceState::Degraded.into(),
                 revision: 4,
                 replicas: 2,
                 healthy: 1,

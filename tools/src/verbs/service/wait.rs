@@ -154,7 +154,10 @@ fn judge(
         };
         Some(format!("revision {revision} failed: {why}{back}"))
     };
-    match (goal, view.state) {
+    let Some(state) = view.state.known() else {
+        return failed().map_or(Verdict::Wait, Verdict::Failed);
+    };
+    match (goal, state) {
         (Goal::Stopped, State::Stopped) if view.existing == 0 => Verdict::Done,
         (Goal::Stopped, State::Stopped) | (Goal::Removed, State::Removing) => Verdict::Wait,
         (Goal::Stopped, State::Removing) => Verdict::Failed("it is being removed".into()),
@@ -169,14 +172,14 @@ fn judge(
             "it is stopped; to start it: podmesh service start {}",
             view.service
         )),
-        (Goal::Healthy | Goal::Completed, state) => match failed() {
+        (Goal::Healthy | Goal::Completed, _) => match failed() {
             Some(why) => Verdict::Failed(why),
             None if view.revision != revision => Verdict::Failed(format!(
                 "another change came in between: its revision is now {}",
                 view.revision
             )),
             // After a scale, surplus replicas are still being stopped.
-            None if state == State::Healthy
+            None if *state == State::Healthy
                 && view.existing <= if goal == Goal::Completed { 0 } else { view.replicas } =>
             {
                 Verdict::Done
@@ -233,7 +236,7 @@ impl Progress {
                 }
             }
         }
-        let word = ServiceState::from(view.state).word();
+        let word = ServiceState::from(&view.state).word();
         let text = format!("{word}, revision {}: {}", view.revision, summary(view));
         if let Some(bar) = &self.bar {
             bar.set_length(u64::from(view.replicas));
@@ -259,10 +262,13 @@ fn troubles(detail: &ServiceDetail) -> Vec<String> {
     let service = &detail.view.service;
     let waits = detail.waits_for.iter().map(|why| format!("{service} waits: {}", escape(why)));
     let replicas = detail.replicas.iter().filter_map(|view| {
-        let bad = matches!(view.state, Replica::Unhealthy | Replica::Restarting | Replica::Ended);
+        let bad = matches!(
+            view.state.known(),
+            Some(Replica::Unhealthy | Replica::Restarting | Replica::Ended)
+        );
         let message = view.message.as_deref().filter(|_| bad)?;
         let on = view.node.as_ref().map(|node| format!(" on {node}")).unwrap_or_default();
-        let word = ReplicaState::from(view.state).word();
+        let word = ReplicaState::from(&view.state).word();
         let message = clip(&escape(message), MESSAGE_LENGTH);
         Some(format!("{service}.{}{on} is {word}: {message}", view.number))
     });
@@ -276,14 +282,14 @@ mod tests {
 
     fn with(state: State, revision: u32) -> ServiceDetail {
         let mut detail = example::detail();
-        (detail.view.state, detail.view.revision) = (state, revision);
+        (detail.view.state, detail.view.revision) = (state.into(), revision);
         detail
     }
 
     /// Says why it failed; empty if it is done; nothing if it waits.
     fn judged(detail: &ServiceDetail, goal: Goal, fate: Option<RevisionState>) -> Option<String> {
         let fate = fate.map(|state| ServiceRevision {
-            state,
+            state: state.into(),
             message: Some("web.2: exit code 3".into()),
             ..example::revision()
         });
@@ -310,14 +316,14 @@ mod tests {
     #[test]
     fn replicas_that_all_have_ended_are_not_waited_for() {
         let mut detail = with(State::Degraded, 4);
-        detail.replicas[0].state = Replica::Ended;
+        detail.replicas[0].state = Replica::Ended.into();
         detail.replicas[0].message = Some("exit code 3".into());
         assert_eq!(judged(&detail, Goal::Healthy, None), None);
-        detail.replicas[1].state = Replica::Ended;
+        detail.replicas[1].state = Replica::Ended.into();
         let why = "web.1: exit code 3; it is not started again";
         assert_eq!(judged(&detail, Goal::Healthy, None).as_deref(), Some(why));
         // Those that have done their work count as healthy.
-        detail.view.state = State::Healthy;
+        detail.view.state = State::Healthy.into();
         assert_eq!(judged(&detail, Goal::Healthy, None).as_deref(), Some(""));
         // One that still runs is healthy, but not done.
         assert_eq!(judged(&detail, Goal::Completed, None), None);
@@ -353,7 +359,7 @@ mod tests {
         detail.failed_update = Some("revision 5: web.1: exit code 1".into());
         let reached = Some(RevisionState::Reached);
         assert_eq!(judged(&detail, Goal::Healthy, reached), None);
-        detail.view.state = State::Healthy;
+        detail.view.state = State::Healthy.into();
         assert_eq!(judged(&detail, Goal::Healthy, reached).as_deref(), Some(""));
     }
 

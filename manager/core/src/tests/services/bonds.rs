@@ -119,7 +119,7 @@ fn two_replicas_never_write_to_a_volume_during_an_update() {
     assert_eq!(mesh.detail("db").view.existing, 1, "the old one ends first");
     mesh.play();
     let detail = mesh.detail("db");
-    assert_eq!((detail.view.revision, detail.view.state), (2, ServiceState::Healthy));
+    assert_eq!((detail.view.revision, detail.view.state), (2, ServiceState::Healthy.into()));
     assert_eq!(detail.replicas.len(), 1);
 }
 
