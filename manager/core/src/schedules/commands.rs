@@ -60,7 +60,8 @@ impl Core {
         made.run.validate().map_err(|error| invalid(error.to_string()))?;
         let mut progress = before.map(|before| before.progress.clone()).unwrap_or_default();
         if same_rule.is_none() {
-            progress.last_ms = now.wall_ms;
+            // The new rule may have instants that the old one had, before the clock was set back.
+            progress.last_ms = progress.last_ms.max(now.wall_ms);
         }
         let next_ms = next_instants(&calendar, &progress, now);
         if before.is_some_and(|before| *before.spec == spec) {

@@ -200,6 +200,13 @@ fn a_clock_that_is_set_back_runs_nothing_twice() {
     world.restart();
     assert_eq!(rows(&world.drain()), []);
     assert_eq!(rows(&world.wait(MINUTE)), [(120, RunResult::Ran, Some(2), 1)]);
+
+    // Another rule may have the same instants.
+    world.cancel(2);
+    world.jump(NOON);
+    world.save(cron("s", "* * * * *", "UTC")).unwrap();
+    assert_eq!(rows(&world.wait(2 * MINUTE)), []);
+    assert_eq!(rows(&world.wait(MINUTE)).len(), 1);
 }
 
 #[test]
