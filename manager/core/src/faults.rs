@@ -41,12 +41,6 @@ pub enum Fault {
     MinHealthyIgnored,
     /// A replica on a node that does not answer counts as serving.
     LostNodeServes,
-    /// A schedule starts a run while the last one goes on.
-    OverlapIgnored,
-    /// An instant of a schedule runs twice.
-    InstantTwice,
-    /// A missed instant leaves no trace.
-    MissedSilently,
 }
 
 /// Returns whether a fault is planted; `false` if the feature is off.

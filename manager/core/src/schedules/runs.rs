@@ -17,7 +17,6 @@ use podmesh_protocol::spec::JobSpec;
 use podmesh_protocol::time::Now;
 
 use crate::Core;
-use crate::faults::planted;
 use crate::state::{Schedule, WaitingRun};
 use crate::step::{Change, ScheduleRunRow, Step};
 
@@ -81,9 +80,7 @@ impl Core {
         let mut turn = Turn::new(name, saved);
         turn.saved.progress.last_ms = due.latest_ms;
         let late_ms = now.wall_ms - due.latest_ms;
-        if late_ms > turn.saved.spec.catch_up_ms && planted!(self, MissedSilently) {
-            // Nothing is said.
-        } else if late_ms > turn.saved.spec.catch_up_ms {
+        if late_ms > turn.saved.spec.catch_up_ms {
             turn.miss(now, due.latest_ms, due.count, out);
         } else {
             if due.count > 1 {
@@ -92,9 +89,6 @@ impl Core {
             let run = WaitingRun { instant_ms: due.latest_ms, submission: None };
             if let Err(error) = self.begin_run(now, &mut turn, run, out) {
                 turn.skip(now, run, error.message, out);
-            }
-            if planted!(self, InstantTwice) {
-                _ = self.start_run(now, &mut turn, run, out);
             }
         }
         self.save_turn(turn, out);
@@ -130,7 +124,7 @@ impl Core {
         let jobs = self.schedules.jobs.get(&turn.name);
         let first = jobs.and_then(|jobs| jobs.first().copied());
         let waiting = turn.saved.progress.waiting;
-        if (first.is_none() && waiting.is_none()) || planted!(self, OverlapIgnored) {
+        if first.is_none() && waiting.is_none() {
             return self.start_run(now, turn, run, out).map(Some);
         }
         let last = first.map_or_else(|| "the last run".to_owned(), |job| format!("job {job}"));
