@@ -22,6 +22,8 @@ use crate::threads::stopping;
 const INPUTS_MAX: usize = 256;
 /// How often the core tries to pass on a step for which the store has no room.
 const STORE_RETRY: Duration = Duration::from_millis(1);
+/// How often the core compares the wall clock, which may jump, with what waits for a time of it.
+const WALL_LOOK: Duration = Duration::from_secs(1);
 
 /// A function that looks at the core between two steps.
 type Read = Box<dyn FnOnce(&Core, Now) + Send>;
@@ -166,12 +168,14 @@ impl CoreThread {
         loop {
             self.pulse.beat();
             let due = self.core.next_wakeup();
-            let input = if due.is_some_and(|due| due <= self.clock.mono_ms()) {
+            let now = self.clock.now();
+            let due_wall = self.core.next_wakeup_wall().map(|at| at.saturating_sub(now.wall_ms));
+            let input = if due.is_some_and(|due| due <= now.mono_ms) || due_wall == Some(0) {
                 Input::Tick
             } else if stopping {
                 return;
             } else {
-                match self.next(&mut waiting, due) {
+                match self.next(&mut waiting, due, due_wall) {
                     Ok(ToCore::Input { input, .. }) => input,
                     Ok(ToCore::Read(read)) => {
                         read(&self.core, self.clock.now());
@@ -200,12 +204,16 @@ impl CoreThread {
         &self,
         waiting: &mut VecDeque<ToCore>,
         due: Option<u64>,
+        due_wall_ms: Option<u64>,
     ) -> Result<ToCore, RecvTimeoutError> {
         if let Some(next) = waiting.pop_front() {
             return Ok(next);
         }
         let next_beat = Instant::now() + BEAT_EVERY;
-        let until = due.map_or(next_beat, |due| self.clock.instant(due).min(next_beat));
+        let mut until = due.map_or(next_beat, |due| self.clock.instant(due).min(next_beat));
+        if let Some(ms) = due_wall_ms {
+            until = until.min(Instant::now() + Duration::from_millis(ms).min(WALL_LOOK));
+        }
         self.receiver.0.recv_deadline(until)
     }
 

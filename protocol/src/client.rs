@@ -12,6 +12,7 @@ use crate::ids::{
     AttemptId, ClusterId, Epoch, InstanceId, JobId, Name, Revision, SubmissionId, TaskId,
 };
 use crate::report::{AttemptState, JobState, ShownOutcome, TaskCounts, TaskState};
+use crate::schedule::{ScheduleReply, ScheduleRequest};
 use crate::service::{ServiceReply, ServiceRequest};
 use crate::spec::{JobSpec, Resources, RuntimeKind};
 use crate::volume::{VolumeReply, VolumeRequest};
@@ -216,6 +217,8 @@ pub enum RequestBody {
     Service(ServiceRequest),
     /// A request about named volumes. → [`ReplyBody::Volume`]
     Volume(VolumeRequest),
+    /// A request about schedules. → [`ReplyBody::Schedule`]
+    Schedule(ScheduleRequest),
     /// Takes a node out of placement, or back in. → [`ReplyBody::NodeScheduling`]
     NodeScheduling {
         /// The node.
@@ -240,6 +243,7 @@ impl RequestBody {
             | Self::Failed { .. } => Some(Role::Viewer),
             Self::Service(request) => Some(request.needs()),
             Self::Volume(request) => Some(request.needs()),
+            Self::Schedule(request) => Some(request.needs()),
             Self::Submit { .. } | Self::Cancel { .. } | Self::Requeue(_) => Some(Role::Operator),
             Self::Forget { .. }
             | Self::TokenCreate { .. }
@@ -433,6 +437,8 @@ pub enum ReplyBody {
     Service(ServiceReply),
     /// To [`RequestBody::Volume`].
     Volume(VolumeReply),
+    /// To [`RequestBody::Schedule`].
+    Schedule(ScheduleReply),
     /// To [`RequestBody::NodeScheduling`].
     NodeScheduling {
         /// What the node may get now.
@@ -728,6 +734,8 @@ mod tests {
                 [false, false, false, true],
             ),
             (r#"{"service": {"show": {"service": "a"}}}"#, [false, true, true, true]),
+            (r#"{"schedule": {"show": {"schedule": "a"}}}"#, [false, true, true, true]),
+            (r#"{"schedule": {"pause": {"schedule": "a"}}}"#, [false, false, true, true]),
             (r#"{"service": {"stop": {"service": "a"}}}"#, [false, false, true, true]),
         ];
         for (text, may) in cases {

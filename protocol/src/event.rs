@@ -331,6 +331,57 @@ facts! {
             /// Who created it.
             by: Name,
         }
+        /// A schedule was added.
+        ScheduleAdded = "schedule_added" {
+            /// The schedule.
+            schedule: Name,
+            /// Who added it.
+            by: Name,
+        }
+        /// Somebody changed, paused or resumed a schedule.
+        ScheduleChanged = "schedule_changed" {
+            /// The schedule.
+            schedule: Name,
+            /// What was changed, in words.
+            message: String,
+            /// Who asked.
+            by: Name,
+        }
+        /// A schedule was removed.
+        ScheduleRemoved = "schedule_removed" {
+            /// The schedule.
+            schedule: Name,
+            /// Who asked.
+            by: Name,
+        }
+        /// A run of a schedule has started: its job was submitted.
+        ScheduleRan = "schedule_ran" {
+            /// The schedule.
+            schedule: Name,
+            /// The instant of the run: milliseconds since 1970 by the manager's clock.
+            instant_ms: u64,
+            /// The job.
+            job: JobId,
+        }
+        /// A run of a schedule was skipped.
+        ScheduleSkipped = "schedule_skipped" {
+            /// The schedule.
+            schedule: Name,
+            /// The instant of the run; likewise.
+            instant_ms: u64,
+            /// Why.
+            message: String,
+        }
+        /// Runs of a schedule were too late, and do not start.
+        ScheduleMissed = "schedule_missed" {
+            /// The schedule.
+            schedule: Name,
+            /// The instant of the last of them; likewise.
+            instant_ms: u64,
+            /// How many; at most
+            /// [`SCHEDULE_MISSED_COUNTED`](crate::limits::SCHEDULE_MISSED_COUNTED) are counted.
+            count: u32,
+        }
     }
 }
 
@@ -343,6 +394,7 @@ impl EventFact {
             | Self::JobEnded { job, .. }
             | Self::JobEndedEarly { job, .. }
             | Self::JobRequeued { job, .. }
+            | Self::ScheduleRan { job, .. }
             | Self::JobsForgotten { first: job, count: 1, .. } => Some(*job),
             Self::AttemptAssigned { attempt, .. }
             | Self::AttemptPreparing { attempt, .. }
@@ -376,6 +428,11 @@ impl EventFact {
             | Self::VolumesPlaced { .. }
             | Self::VolumeRemoved { .. }
             | Self::ApiTokenCreated { .. }
+            | Self::ScheduleAdded { .. }
+            | Self::ScheduleChanged { .. }
+            | Self::ScheduleRemoved { .. }
+            | Self::ScheduleSkipped { .. }
+            | Self::ScheduleMissed { .. }
             | Self::Unknown { .. } => None,
         }
     }

@@ -171,9 +171,9 @@ impl fmt::Display for Revision {
 pub struct SubmissionId(pub Uuid);
 
 impl SubmissionId {
-    /// Returns the key for the job of a replica, which nobody submitted. No two jobs have the same
-    /// number, and no random key has the version 8 of this one.
-    pub fn of_replica(job: JobId) -> Self {
+    /// Returns the key for a job that the manager submits itself: a replica, or a run of a schedule.
+    /// No two jobs have the same number, and no random key has the version 8 of this one.
+    pub fn of_job(job: JobId) -> Self {
         const PREFIX: u128 = 0x706f_646d_6573_8000 << 64;
         Self(Uuid::from_u128(PREFIX | u128::from(job.0)))
     }

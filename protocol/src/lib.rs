@@ -13,6 +13,7 @@ pub mod ids;
 pub mod limits;
 pub mod ranges;
 pub mod report;
+pub mod schedule;
 pub mod service;
 pub mod session;
 pub mod spec;

@@ -111,6 +111,21 @@ pub const RESTART_RESET_MS: u64 = 600_000;
 /// replica out.
 pub const PROXY_ACK_MS_MAX: u64 = 30_000;
 
+/// Schedules in one manager.
+pub const SCHEDULES_MAX: usize = 10_000;
+/// Bytes of a cron pattern.
+pub const CRON_BYTES_MAX: usize = 256;
+/// Bytes of the name of a time zone.
+pub const ZONE_BYTES_MAX: usize = 64;
+/// Minimum milliseconds between two runs of a schedule with an interval, and of its catch-up.
+pub const SCHEDULE_MS_MIN: u64 = 1_000;
+/// Instants of a schedule that is shown.
+pub const SCHEDULE_NEXT_SHOWN: usize = 5;
+/// Rows of the history of one schedule that the manager keeps.
+pub const SCHEDULE_RUNS_KEPT: u64 = 1_000;
+/// Missed instants of a cron pattern that are counted together. A larger number is shown as this one.
+pub const SCHEDULE_MISSED_COUNTED: u32 = 1_000;
+
 /// Rows of one page of `jobs`, `tasks` or `nodes`.
 pub const PAGE_ROWS_MAX: u32 = 1000;
 /// Default of how long the manager keeps ended jobs, lost nodes and revoked keys, in milliseconds (90

@@ -10,6 +10,7 @@ use crate::ids::{Name, NameError};
 use crate::limits::{self, *};
 use crate::ranges::Ranges;
 use crate::report::{Outcome, OutcomeKind};
+use crate::schedule::ScheduledRun;
 use crate::service::ReplicaSpec;
 
 pub use self::docker::{
@@ -44,6 +45,12 @@ pub struct JobSpec {
     /// When the job ends early, and how many of its tasks run at a time.
     #[serde(default, skip_serializing_if = "JobRules::is_default")]
     pub rules: JobRules,
+    /// No task starts before this time: milliseconds since 1970 by the manager's clock.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub not_before_ms: Option<u64>,
+    /// Set by the manager if the job is a run of a schedule.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub scheduled: Option<Box<ScheduledRun>>,
     /// How each task is run.
     pub run: RunSpec,
 }
@@ -414,6 +421,10 @@ impl JobSpec {
             let why = "contains a replica, which only the manager sets".into();
             return Err(SpecError::Text { field: "run", why });
         }
+        if self.scheduled.is_some() {
+            let why = "is the run of a schedule, which only the manager sets".into();
+            return Err(SpecError::Text { field: "scheduled", why });
+        }
         self.resources.validate()?;
         self.retry.validate()?;
         self.rules.validate()?;
@@ -564,6 +575,8 @@ mod tests {
             retry: RetryPolicy::default(),
             on_lost: OnLost::Wait,
             rules: Default::default(),
+            not_before_ms: None,
+            scheduled: None,
             run: RunSpec {
                 runtime: RuntimeSpec::Process,
                 command: vec!["true".into()],

@@ -10,6 +10,13 @@ use crate::spec::{Resources, RuntimeKind};
 /// A reason why the queued tasks of a job wait. [`Display`](fmt::Display) says it for people.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum WaitReason {
+    /// The job must not start before a time.
+    NotBefore {
+        /// The time, for people.
+        at: String,
+        /// Milliseconds until then.
+        left_ms: u64,
+    },
     /// Tasks wait for a retry.
     Retry {
         /// How many.
@@ -158,6 +165,9 @@ impl fmt::Display for WaitReason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let total = |nodes: &usize| count(*nodes, "node", "nodes");
         match self {
+            Self::NotBefore { at, left_ms } => {
+                write!(f, "not before {at}, which is in {}", span(*left_ms))
+            }
             Self::Retry { tasks, next_ms } => {
                 let tasks = count(*tasks, "task waits", "tasks wait");
                 write!(f, "{tasks} for a retry; the next in {} s", next_ms.div_ceil(1000))

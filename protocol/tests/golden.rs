@@ -64,6 +64,8 @@ fn spec() -> JobSpec {
         },
         on_lost: OnLost::Requeue,
         rules: Default::default(),
+        not_before_ms: None,
+        scheduled: None,
         run: RunSpec {
             runtime: RuntimeSpec::Docker(docker),
             command: vec!["echo".into(), "x".into()],

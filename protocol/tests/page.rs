@@ -80,6 +80,8 @@ fn the_hex_on_the_page_matches_the_code() {
         retry: RetryPolicy::default(),
         on_lost: OnLost::Wait,
         rules: Default::default(),
+        not_before_ms: None,
+        scheduled: None,
         run: run_spec(),
     });
     let submission = SubmissionId(Uuid::from_u128(0x33));
@@ -190,6 +192,7 @@ fn every_message_and_field_is_on_the_page() {
         include_str!("../src/session.rs"),
         include_str!("../src/event.rs"),
         include_str!("../src/report.rs"),
+        include_str!("../src/schedule.rs"),
         include_str!("../src/service.rs"),
         include_str!("../src/spec.rs"),
         include_str!("../src/spec/docker.rs"),

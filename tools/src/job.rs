@@ -4,8 +4,10 @@ use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
+use podmesh_calendar::local_zone;
 use podmesh_protocol::ids::Name;
 use podmesh_protocol::ranges::Ranges;
+use podmesh_protocol::schedule::{Overlap, ScheduleSpec, When};
 use podmesh_protocol::spec::{
     DockerSpec, JobRules, JobSpec, Mount, NetworkMode, OnLost, PullPolicy, Resources, RetryPolicy,
     RunSpec, RuntimeSpec, VolumeMount,
@@ -14,6 +16,7 @@ use serde::Deserialize;
 
 use crate::bounded::read_bounded;
 use crate::cli::job::{JobOptions, RuntimeFlag};
+use crate::cli::schedule::RuleArgs;
 use crate::container::{Container, OneOrMany, STOP_GRACE_MS, entrypoint};
 use crate::env_vars::{self, Lookup};
 use crate::error::{CliError, CliResult};
@@ -68,6 +71,27 @@ struct JobFile {
     files: BTreeMap<String, String>,
     platform: Option<String>,
     pull: Option<PullPolicy>,
+    // In the file of a schedule.
+    cron: Option<String>,
+    every: Option<Span>,
+    tz: Option<String>,
+    overlap: Option<Overlap>,
+    catch_up: Option<Span>,
+}
+
+impl JobFile {
+    /// Returns a key that only a schedule has, if the file has one.
+    fn key_of_schedule(&self) -> Option<&'static str> {
+        let Self { cron, every, tz, overlap, catch_up, .. } = self;
+        let keys = [
+            ("cron", cron.is_some()),
+            ("every", every.is_some()),
+            ("tz", tz.is_some()),
+            ("overlap", overlap.is_some()),
+            ("catch_up", catch_up.is_some()),
+        ];
+        keys.into_iter().find(|(_, given)| *given).map(|(key, _)| key)
+    }
 }
 
 /// Builds and validates the spec. Flags override the file. `env`, `require`, `mounts`, `volumes`,
@@ -81,10 +105,79 @@ pub(crate) fn build(
     command: Vec<OsString>,
     lookup: Lookup<'_>,
 ) -> CliResult<JobSpec> {
-    let file = match &options.file {
-        Some(path) => read_file(path)?,
-        None => JobFile::default(),
+    let file = file_of(&options)?;
+    if let Some(key) = file.key_of_schedule() {
+        return Err(CliError::usage(format!(
+            "the job file has the key `{key}`, which is for schedules"
+        ))
+        .hint("`podmesh schedule add -f FILE` adds a schedule; omit the key to submit one job"));
+    }
+    assemble(file, options, command, lookup)
+}
+
+/// Builds and validates a schedule. Its job is built as by [`build`], and has its name by default.
+///
+/// # Errors
+/// Whatever the manager would refuse, apart from the rule itself, and what cannot be read.
+pub(crate) fn schedule(
+    name: Option<Name>,
+    rule: RuleArgs,
+    mut options: JobOptions,
+    command: Vec<OsString>,
+    lookup: Lookup<'_>,
+) -> CliResult<ScheduleSpec> {
+    let mut file = file_of(&options)?;
+    let Some(name) = name.or(file.name.take()) else {
+        return Err(CliError::usage("the schedule has no name")
+            .hint("write it after `add`, or as `name` in the file"));
     };
+    options.name.get_or_insert_with(|| name.clone());
+    let of_file = if rule.cron.is_some() || rule.every.is_some() {
+        (None, None)
+    } else {
+        (file.cron.take(), file.every.take())
+    };
+    let tz = rule.tz.or(file.tz.take());
+    let when = match (rule.cron.or(of_file.0), rule.every.or(of_file.1)) {
+        (Some(pattern), None) => {
+            let zone = tz.or_else(local_zone).unwrap_or_else(|| "UTC".into());
+            When::Cron { pattern, zone }
+        }
+        (None, Some(_)) if tz.is_some() => {
+            return Err(CliError::usage("an interval has no time zone").hint("omit `tz`"));
+        }
+        (None, Some(every)) => When::Every { every_ms: every.ms() },
+        (Some(_), Some(_)) => {
+            return Err(CliError::usage("a schedule has either `cron` or `every`, not both"));
+        }
+        (None, None) => {
+            return Err(CliError::usage("it is not said when the schedule runs")
+                .hint("give --cron, as in --cron '0 3 * * *', or --every, as in --every 15m"));
+        }
+    };
+    let overlap = rule.overlap.map(Into::into).or(file.overlap.take()).unwrap_or_default();
+    let catch_up = rule.catch_up.or(file.catch_up.take());
+    let spec = ScheduleSpec {
+        name,
+        when,
+        overlap,
+        catch_up_ms: catch_up.map_or(ScheduleSpec::CATCH_UP_MS_DEFAULT, Span::ms),
+        job: Box::new(assemble(file, options, command, lookup)?),
+    };
+    spec.validate().map_err(|why| CliError::usage("the schedule is not valid").because(why))?;
+    Ok(spec)
+}
+
+fn file_of(options: &JobOptions) -> CliResult<JobFile> {
+    options.file.as_deref().map_or_else(|| Ok(JobFile::default()), read_file)
+}
+
+fn assemble(
+    file: JobFile,
+    options: JobOptions,
+    command: Vec<OsString>,
+    lookup: Lookup<'_>,
+) -> CliResult<JobSpec> {
     let command = match utf8(command)? {
         command if command.is_empty() => file.command.unwrap_or_default(),
         command => command,
@@ -179,6 +272,8 @@ pub(crate) fn build(
             max_active: options.max_active.or(file.max_active),
             expires_ms: options.expires.or(file.expires).map(Span::ms),
         },
+        not_before_ms: None,
+        scheduled: None,
         run: RunSpec {
             runtime,
             command,

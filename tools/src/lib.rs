@@ -11,6 +11,7 @@ mod cli;
 mod compose;
 mod connect;
 mod connect_access;
+mod connect_schedules;
 mod connect_services;
 mod connect_volumes;
 mod container;
@@ -84,7 +85,7 @@ fn run(context: &Context, verb: Verb) -> CliResult {
         && let Some(name) = verb.without_json()
     {
         return Err(CliError::usage(format!("`{name}` has no JSON output")).hint(
-            "omit `--output json`; jobs, job, tasks, services, service, compose ps, compose config, nodes, events, submit, cancel, forget, token, users and doctor support it",
+            "omit `--output json`; jobs, job, tasks, schedule, services, service, compose ps, compose config, nodes, events, submit, cancel, forget, token, users and doctor support it",
         ));
     }
     if let Verb::ProcessSupervisor(args) = &verb
@@ -130,6 +131,7 @@ async fn dispatch(context: &Context, verb: Verb) -> CliResult {
         Verb::Requeue(args) => verbs::again::requeue(context, args).await,
         Verb::Failed(args) => verbs::again::failed(context, args).await,
         Verb::Forget(args) => verbs::forget::forget(context, args).await,
+        Verb::Schedule(args) => verbs::schedule::schedule(context, args).await,
         Verb::Services => verbs::services::services(context).await,
         Verb::Service(args) => verbs::service::service(context, args).await,
         Verb::Compose(args) => verbs::compose::compose(context, args).await,

@@ -2,6 +2,7 @@
 
 use alloc::vec::Vec;
 
+use podmesh_calendar::Zone;
 use podmesh_protocol::client::{NodeState, Scheduling};
 use podmesh_protocol::ids::JobId;
 use podmesh_protocol::limits::ATTEMPTS_PER_NODE_MAX;
@@ -25,6 +26,10 @@ impl Core {
             return Vec::new();
         }
         let mut reasons = Vec::new();
+        if let (true, Some(at_ms)) = (dispatch.too_early, job.spec.not_before_ms) {
+            let (at, left_ms) = (Zone::utc().format(at_ms), at_ms.saturating_sub(now.wall_ms));
+            reasons.push(WaitReason::NotBefore { at, left_ms });
+        }
         let held = dispatch.held.len();
         let backing_off =
             dispatch.waiting.iter().filter(|(_, index)| !dispatch.held.contains_key(index));

@@ -10,6 +10,7 @@ use podmesh_protocol::access::{Caller, PublicKey, Role, TokenId};
 use podmesh_protocol::client::{PrincipalKind, Scheduling};
 use podmesh_protocol::ids::{Epoch, JobId, Name, SubmissionId};
 use podmesh_protocol::report::Report;
+use podmesh_protocol::schedule::ScheduleSpec;
 use podmesh_protocol::service::ServiceSpec;
 use podmesh_protocol::session::Hello;
 use podmesh_protocol::spec::JobSpec;
@@ -208,6 +209,22 @@ pub enum Command {
         /// The change.
         change: ServiceChange,
     },
+    /// Add a schedule or change its spec. The spec has been validated, apart from its calendar.
+    SaveSchedule {
+        /// The name of the caller.
+        by: Name,
+        /// The spec.
+        spec: Arc<ScheduleSpec>,
+    },
+    /// Change a schedule without another spec.
+    ChangeSchedule {
+        /// The name of the caller.
+        by: Name,
+        /// The schedule.
+        schedule: Name,
+        /// The change.
+        change: ScheduleChange,
+    },
     /// Let a node get work or not.
     ScheduleNode {
         /// The name of the caller.
@@ -298,6 +315,22 @@ pub enum ServiceChange {
     /// Start the replicas of a stopped service.
     Start,
     /// Stop all replicas and remove the service.
+    Remove,
+}
+
+/// A change of a schedule that needs no other spec.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ScheduleChange {
+    /// Start no runs.
+    Pause,
+    /// Start runs again.
+    Resume,
+    /// Start a run now.
+    Run {
+        /// The idempotency key.
+        submission: SubmissionId,
+    },
+    /// Remove the schedule.
     Remove,
 }
 

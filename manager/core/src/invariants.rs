@@ -54,6 +54,7 @@ impl Core {
         self.check_measures();
         self.check_bonds();
         self.check_services();
+        self.check_schedules();
     }
 
     fn check_job(&self, job: &Job, dispatch: &Dispatch, timers: &mut BTreeSet<(Millis, Timer)>) {

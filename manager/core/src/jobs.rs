@@ -34,6 +34,8 @@ pub(crate) const SUBMISSIONS_REMEMBERED: usize = 16_384;
 #[derive(Debug)]
 pub(crate) struct Dispatch {
     pub(crate) shape: ShapeId,
+    /// Whether it must not start yet: see [`JobSpec::not_before_ms`].
+    pub(crate) too_early: bool,
     /// The tasks whose retry is not due yet, by the time at which it is, and their index.
     pub(crate) waiting: BTreeSet<(Millis, u32)>,
     /// The tasks whose retry is due, by index, and since when.
@@ -59,6 +61,7 @@ impl Dispatch {
     pub(crate) fn new(shape: ShapeId, since_ms: Millis) -> Self {
         Self {
             shape,
+            too_early: false,
             waiting: BTreeSet::new(),
             ready: BTreeMap::new(),
             since_ms,
@@ -73,7 +76,10 @@ impl Dispatch {
 
     /// Returns whether the job has a task that may be placed now.
     pub(crate) fn has_ready(&self, job: &Job) -> bool {
-        !job.is_stopping() && (!self.ready.is_empty() || job.fresh() > 0) && job.may_have_more()
+        !job.is_stopping()
+            && !self.too_early
+            && (!self.ready.is_empty() || job.fresh() > 0)
+            && job.may_have_more()
     }
 
     /// Takes the next task to place: its index, the number of its next attempt, and since when it
@@ -214,25 +220,43 @@ impl Core {
         {
             return answer(out, ticket, Ok(Answer::Submitted { job, again: true }));
         }
-        if self.state.jobs.len() >= JOBS_ACTIVE_MAX {
-            let message = format!(
-                "{JOBS_ACTIVE_MAX} jobs have not ended, which is the limit (JOBS_ACTIVE_MAX): submit again when some of them have ended"
-            );
-            let error = ErrorReply::new(ErrorCode::Overloaded, message);
+        if let Err(error) = self.may_insert(&spec) {
             return answer(out, ticket, Err(error));
         }
-        if let Err(error) = self.may_use(spec.run.volumes()) {
-            return answer(out, ticket, Err(error));
-        }
+        let id = self.insert_job(now, Some(submission), spec, by, out);
+        answer(out, ticket, Ok(Answer::Submitted { job: id, again: false }));
+    }
+
+    /// Inserts a job, which is allowed. Without a submission, the manager submits it itself.
+    pub(crate) fn insert_job(
+        &mut self,
+        now: Now,
+        submission: Option<SubmissionId>,
+        spec: Arc<JobSpec>,
+        by: Name,
+        out: &mut Step,
+    ) -> JobId {
         let id = JobId(self.state.last_job.0 + 1);
+        let submission = submission.unwrap_or_else(|| SubmissionId::of_job(id));
         let tasks = u32::try_from(spec.array.tasks()).unwrap_or(u32::MAX);
         out.events.push(EventFact::JobSubmitted { job: id, name: spec.name.clone(), tasks });
-        answer(out, ticket, Ok(Answer::Submitted { job: id, again: false }));
         let wall_ms = now.wall_ms;
         self.state.record(out, Change::JobInserted { job: id, submission, spec, by, wall_ms });
         self.add_job(id);
         self.set_expiry(now, id);
         self.mark_dirty(id);
+        id
+    }
+
+    /// Checks that there is room for one more job, and that it may use its volumes.
+    pub(crate) fn may_insert(&self, spec: &JobSpec) -> Result<(), ErrorReply> {
+        if self.state.jobs.len() >= JOBS_ACTIVE_MAX {
+            let message = format!(
+                "{JOBS_ACTIVE_MAX} jobs have not ended, which is the limit (JOBS_ACTIVE_MAX): submit again when some of them have ended"
+            );
+            return Err(ErrorReply::new(ErrorCode::Overloaded, message));
+        }
+        self.may_use(spec.run.volumes())
     }
 
     /// Puts a job of the state into the queue.
@@ -241,7 +265,8 @@ impl Core {
         self.submissions.insert(job.submission, id);
         self.bonds.add_job(id, &job.spec);
         let needs = self.needs_of(&job.spec);
-        let dispatch = Dispatch::new(self.queue.intern(needs, &self.nodes), self.now.mono_ms);
+        let mut dispatch = Dispatch::new(self.queue.intern(needs, &self.nodes), self.now.mono_ms);
+        dispatch.too_early = self.schedules.add_job(job, self.now.wall_ms);
         if dispatch.has_ready(job) {
             self.queue.add(dispatch.shape, job.key());
         }
@@ -398,6 +423,7 @@ impl Core {
             self.submissions.end(job.submission);
             let row = job.row(Some(now.wall_ms));
             self.bonds.remove_job(id, &job.spec);
+            self.schedules.remove_job(job);
             let replica = job.spec.run.replica.is_some().then(|| Arc::clone(&job.spec));
             self.state.record(out, Change::JobUpdated(row));
             if let Some(replica) = replica.as_ref().and_then(|spec| spec.run.replica.as_ref()) {

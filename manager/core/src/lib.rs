@@ -25,6 +25,7 @@
 //! - `reports`: the reports of agents, and what follows the end of an attempt
 //! - `timers`: what happens as time passes
 //! - `scheduling`: nodes that are cordoned or drained
+//! - `schedules`: jobs that are submitted again and again, and jobs that start later
 //! - `services`: replicas, kept running and replaced
 //! - `retention`: removing what has been kept long enough
 //! - `explain`: why tasks wait
@@ -58,6 +59,7 @@ mod reports;
 mod requeue;
 mod restore;
 mod retention;
+pub mod schedules;
 mod scheduling;
 mod services;
 mod sessions;
@@ -88,6 +90,7 @@ use crate::jobs::{Dispatch, Submissions};
 use crate::measures::Measures;
 use crate::nodes::{NodeIx, Nodes};
 use crate::placement::Queue;
+use crate::schedules::Schedules;
 use crate::services::Services;
 use crate::state::{Recorded, State};
 use crate::step::{Answer, Effect, Step};
@@ -120,6 +123,7 @@ pub struct Core {
     nodes: Nodes,
     access: Access,
     services: Services,
+    schedules: Schedules,
     queue: Queue,
     bonds: Bonds,
     /// Why nodes could not remove volumes, when they last tried.
@@ -161,6 +165,8 @@ impl Core {
         self.run_timers(now, out);
         self.services.run_timers(now);
         self.drop_retries(out);
+        self.release_jobs(now);
+        self.run_schedules(now, out);
         if !matches!(input, Input::Tick) {
             self.backlog.push_back(input);
         }
@@ -200,11 +206,18 @@ impl Core {
             || !self.draining.is_empty()
             || self.queue.has_work()
             || self.services.has_work()
+            || self.schedules.has_work(self.now.wall_ms)
         {
             return Some(self.now.mono_ms);
         }
         let others = self.queue.next_wakeup().into_iter().chain(self.services.next_wakeup());
         self.timers.first().into_iter().chain(others).min()
+    }
+
+    /// Returns the time of the wall clock at which an [`Input::Tick`] is due: a schedule is due, or a
+    /// job may start. The wall clock may jump, so the shell must compare again and again.
+    pub fn next_wakeup_wall(&self) -> Option<u64> {
+        self.schedules.next_wakeup()
     }
 
     fn take(&mut self, now: Now, input: Input, out: &mut Step) {
@@ -264,6 +277,10 @@ impl Core {
             }
             Command::ChangeService { by, service, change } => {
                 self.change_service(now, by, &service, change, out)
+            }
+            Command::SaveSchedule { by, spec } => self.save_schedule(now, by, spec, out),
+            Command::ChangeSchedule { by, schedule, change } => {
+                self.change_schedule(now, by, &schedule, change, out)
             }
             Command::ScheduleNode { by, node, scheduling } => {
                 self.schedule_node(&by, &node, scheduling, out)

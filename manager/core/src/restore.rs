@@ -13,6 +13,7 @@ use crate::jobs::Submissions;
 use crate::measures::{Counted, Measures};
 use crate::nodes::{Delivery, NodeIx, Nodes};
 use crate::placement::Queue;
+use crate::schedules::Schedules;
 use crate::services::Services;
 use crate::state::{Recorded, State};
 use crate::timers::{Timer, Timers};
@@ -34,6 +35,7 @@ impl Core {
             submissions: Submissions::default(),
             nodes: Nodes::default(),
             services: Services::default(),
+            schedules: Schedules::default(),
             queue: Queue::default(),
             bonds: Bonds::default(),
             volume_failures: BTreeMap::new(),
@@ -61,6 +63,7 @@ impl Core {
             core.count_restored(id);
             core.set_expiry(now, id);
         }
+        core.restore_schedules();
         core.settle_bonds();
         core
     }

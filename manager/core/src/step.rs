@@ -14,13 +14,14 @@ use podmesh_protocol::ids::{
     AgentId, AttemptId, Epoch, InstanceId, JobId, Name, Revision, SubmissionId,
 };
 use podmesh_protocol::report::{AttemptState, JobState, Outcome, TaskCounts};
+use podmesh_protocol::schedule::RunResult;
 use podmesh_protocol::service::{RevisionState, ServiceSpec};
 use podmesh_protocol::session::ToPeer;
 use podmesh_protocol::spec::{JobSpec, Resources, RuntimeKind};
 use serde::{Deserialize, Serialize};
 
 use crate::input::{ConnectionId, Ticket};
-use crate::state::{Closed, EndedTask, Job, ReplicaStatus, Service};
+use crate::state::{Closed, EndedTask, Job, ReplicaStatus, Schedule, ScheduleProgress, Service};
 
 /// The result of one call of [`Core::step`](crate::Core::step): what to commit, and what to do
 /// after the commit.
@@ -165,6 +166,25 @@ pub enum Change {
         /// Why it failed.
         message: Option<String>,
     },
+    /// A schedule, new or with another spec.
+    ScheduleSaved {
+        /// Its name.
+        schedule: Name,
+        /// What is known now.
+        saved: Schedule,
+    },
+    /// A schedule has come further, or was paused or resumed. If a run has started, its
+    /// [`Change::JobInserted`] is in the same step.
+    ScheduleAdvanced {
+        /// Its name.
+        schedule: Name,
+        /// How far it has come.
+        progress: ScheduleProgress,
+        /// What is added to its history: first the missed instants, then the last one.
+        runs: Vec<ScheduleRunRow>,
+    },
+    /// A schedule was removed, with its history.
+    ScheduleRemoved(Name),
     /// A named volume, new or changed.
     VolumeSaved {
         /// The volume.
@@ -249,6 +269,27 @@ pub struct NodeRow {
     /// The IP address at which other nodes reach its replicas, as of its last session.
     #[serde(default)]
     pub address: Option<String>,
+}
+
+/// A row of the history of a schedule.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ScheduleRunRow {
+    /// Its number, which is the next one of the schedule.
+    pub number: u64,
+    /// The instant, or the last of several.
+    pub instant_ms: u64,
+    /// Whether somebody asked for the run. Other instants are unique in their schedule.
+    pub by_hand: bool,
+    /// When it was decided, by the wall clock.
+    pub wall_ms: u64,
+    /// What became of it.
+    pub result: RunResult,
+    /// The job, if it ran.
+    pub job: Option<JobId>,
+    /// How many instants it stands for.
+    pub count: u32,
+    /// Why it did not run.
+    pub message: Option<String>,
 }
 
 /// A stored named volume.
@@ -417,6 +458,25 @@ pub enum Answer {
         revision: u32,
         /// Whether anything has changed.
         changed: bool,
+    },
+    /// A schedule was added or changed, or was as wanted before.
+    ScheduleSaved {
+        /// Whether there was none with the name.
+        added: bool,
+        /// Whether anything has changed.
+        changed: bool,
+        /// Its next instants.
+        next_ms: Vec<u64>,
+    },
+    /// A schedule was paused, resumed or removed, or was as wanted before.
+    ScheduleChanged {
+        /// Whether anything has changed.
+        changed: bool,
+    },
+    /// A run of a schedule was asked for.
+    ScheduleRan {
+        /// The job; `None` if it starts when the last run has ended.
+        job: Option<JobId>,
     },
     /// A node may get what was asked for.
     NodeScheduled {

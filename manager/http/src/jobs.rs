@@ -26,7 +26,7 @@ use crate::extract::{Json, OptionalJson, Path, Query, Session, etag, json, ok};
 use crate::problem::Problem;
 
 /// Rows of a page, if the request does not say.
-const LIMIT_DEFAULT: u32 = 100;
+pub(crate) const LIMIT_DEFAULT: u32 = 100;
 /// The header with the key by which a repeated submission is recognised.
 const IDEMPOTENCY_KEY: &str = "idempotency-key";
 /// Bytes of that key.
@@ -104,7 +104,7 @@ pub(crate) struct BatchJob {
 
 /// Returns the submission ID for an idempotency key. A UUID is the ID itself, as other clients send
 /// it. Any other key counts for its caller alone.
-fn submission(session: &Session, key: Option<&str>) -> Result<SubmissionId, Problem> {
+pub(crate) fn submission(session: &Session, key: Option<&str>) -> Result<SubmissionId, Problem> {
     let Some(key) = key else { return Ok(SubmissionId(Uuid::new_v4())) };
     if key.is_empty() || key.len() > IDEMPOTENCY_KEY_BYTES_MAX {
         return Err(Problem::bad_request(format!(
@@ -120,7 +120,8 @@ fn submission(session: &Session, key: Option<&str>) -> Result<SubmissionId, Prob
     Ok(SubmissionId(uuid::Builder::from_custom_bytes(bytes).into_uuid()))
 }
 
-fn key_of(headers: &HeaderMap) -> Result<Option<&str>, Problem> {
+/// Returns the idempotency key of a request.
+pub(crate) fn key_of(headers: &HeaderMap) -> Result<Option<&str>, Problem> {
     let Some(key) = headers.get(IDEMPOTENCY_KEY) else { return Ok(None) };
     let text = key.to_str().map_err(|_| Problem::bad_request("the idempotency key is not text"))?;
     Ok(Some(text.trim_matches('"')))

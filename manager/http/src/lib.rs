@@ -19,6 +19,7 @@ mod nodes;
 mod openapi;
 mod problem;
 mod routes;
+mod schedules;
 mod server;
 mod services;
 mod sse;

@@ -16,11 +16,15 @@ use podmesh_views::http::{
     RemovedVolume, TaskOutput,
 };
 use podmesh_views::input::{
-    ForgetInput, JobInput, KeyRotateInput, RequeueInput, RollbackInput, ScaleInput,
+    ForgetInput, JobInput, KeyRotateInput, RequeueInput, RollbackInput, ScaleInput, ScheduleInput,
     ServiceSpecInput, TokenInput,
 };
 use podmesh_views::json::{
     CancelledJob, ForgetOutput, JobOutput, JobsOutput, NodesOutput, SubmitOutput, TasksOutput,
+};
+use podmesh_views::schedule::{
+    ScheduleChangedOutput, ScheduleHistoryOutput, ScheduleOutput, ScheduleRanOutput,
+    ScheduleSavedOutput, SchedulesOutput,
 };
 use podmesh_views::service::{
     EndpointsOutput, HistoryOutput, ScheduledNode, ServiceChangedOutput, ServiceOutput,
@@ -36,7 +40,7 @@ use crate::events::Feed;
 use crate::extract::Session;
 use crate::guard::{Hosts, guard};
 use crate::problem::Problem;
-use crate::{access, console, events, jobs, logs, nodes, openapi, services, volumes};
+use crate::{access, console, events, jobs, logs, nodes, openapi, schedules, services, volumes};
 
 /// Where all routes begin.
 pub(crate) const PREFIX: &str = "/api/v1";
@@ -200,6 +204,7 @@ pub(crate) fn routes() -> Vec<Route> {
         job_routes(),
         node_routes(),
         service_routes(operator),
+        schedule_routes(operator),
         volume_routes(operator),
         access_routes(admin),
     ];
@@ -439,6 +444,64 @@ fn service_routes(operator: Role) -> Vec<Route> {
             "The endpoints.",
             vec![("application/json", Some(endpoints)), ("text/plain", None)],
         ),
+    ]
+}
+
+fn schedule_routes(operator: Role) -> Vec<Route> {
+    let changed = |route: Route| {
+        route.needs(operator).reply::<ScheduleChangedOutput>(200, "Whether anything has changed.")
+    };
+    let put_schedule = Route::new(
+        "put",
+        "/schedules/{schedule}",
+        "save_schedule",
+        "Adds a schedule, or changes it to this.",
+        put(schedules::save),
+    );
+    vec![
+        on_get("/schedules", "list_schedules", "The schedules, by name.", schedules::list)
+            .reply::<SchedulesOutput>(200, "All schedules."),
+        on_get(
+            "/schedules/{schedule}",
+            "show_schedule",
+            "A schedule, with its next instants.",
+            schedules::show,
+        )
+        .reply::<ScheduleOutput>(200, "The schedule."),
+        put_schedule
+            .needs(operator)
+            .body::<ScheduleInput>()
+            .reply::<ScheduleSavedOutput>(200, "What was changed, and the next instants."),
+        changed(on_delete(
+            "/schedules/{schedule}",
+            "remove_schedule",
+            "Removes a schedule with its history; its jobs stay.",
+            schedules::remove,
+        )),
+        changed(on_post(
+            "/schedules/{schedule}/pause",
+            "pause_schedule",
+            "Lets a schedule start no runs.",
+            schedules::pause,
+        )),
+        changed(on_post(
+            "/schedules/{schedule}/resume",
+            "resume_schedule",
+            "Ends the pause of a schedule.",
+            schedules::resume,
+        )),
+        on_post("/schedules/{schedule}/run", "run_schedule", "Starts a run now.", schedules::run)
+            .needs(operator)
+            .header(&[IDEMPOTENCY_KEY])
+            .reply::<ScheduleRanOutput>(202, "The job, or that it starts after the last run."),
+        on_get(
+            "/schedules/{schedule}/history",
+            "schedule_history",
+            "What became of the last instants of a schedule, newest first.",
+            schedules::history,
+        )
+        .query::<schedules::RunsQuery>()
+        .reply::<ScheduleHistoryOutput>(200, "The rows."),
     ]
 }
 

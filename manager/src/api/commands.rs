@@ -91,6 +91,9 @@ impl Api {
             RequestBody::Service(request) => {
                 return self.begin_service(by, request, room);
             }
+            RequestBody::Schedule(request) => {
+                return self.begin_schedule(&client, request, room);
+            }
             RequestBody::NodeScheduling { node, scheduling } => {
                 let pending = core.command(Command::ScheduleNode { by, node, scheduling }, room);
                 let answer = async move {
@@ -113,7 +116,7 @@ impl Api {
         Ok(async { reply(pending.answer().await?) }.boxed())
     }
 
-    fn may_submit(&self, client: &Client, spec: &JobSpec) -> Result<(), ErrorReply> {
+    pub(super) fn may_submit(&self, client: &Client, spec: &JobSpec) -> Result<(), ErrorReply> {
         spec.validate()
             .map_err(|error| ErrorReply::new(ErrorCode::InvalidSpec, error.to_string()))?;
         let (caller, max) = (&client.caller, self.0.priority_max);
@@ -206,6 +209,9 @@ fn reply(answer: Answer) -> Reply {
         | Answer::Requeued { .. }
         | Answer::TokenCreated { .. }
         | Answer::ServiceChanged { .. }
+        | Answer::ScheduleSaved { .. }
+        | Answer::ScheduleChanged { .. }
+        | Answer::ScheduleRan { .. }
         | Answer::NodeScheduled { .. }
         | Answer::Joined { .. } => return Err(unexpected()),
     })

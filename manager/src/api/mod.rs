@@ -10,6 +10,7 @@ mod commands;
 mod jobs;
 mod logs;
 mod metrics;
+mod schedules;
 mod services;
 #[cfg(test)]
 mod tests;
@@ -183,6 +184,9 @@ impl Api {
             RequestBody::Service(request) => {
                 Ok(ReplyBody::Service(self.service(request, reads).await?))
             }
+            RequestBody::Schedule(request) => {
+                Ok(ReplyBody::Schedule(self.schedule(request).await?))
+            }
             RequestBody::Volume(VolumeRequest::List { after, limit }) => {
                 let list = move |core: &Core, _| core.list_volumes(after.as_ref(), limit);
                 Ok(ReplyBody::Volume(VolumeReply::List(self.0.core.read(list).await?)))
@@ -231,6 +235,7 @@ pub(crate) fn is_command(request: &RequestBody) -> bool {
             | RequestBody::Revoke { .. }
             | RequestBody::KeyRenew { .. }
     ) || matches!(request, RequestBody::Service(request) if services::is_command(request))
+        || matches!(request, RequestBody::Schedule(request) if schedules::is_command(request))
 }
 
 /// Returns the error for an answer of the core that does not belong to the command.

@@ -12,6 +12,7 @@ use podmesh_protocol::access::{KeyDigest, PublicKey, Role, TokenId};
 use podmesh_protocol::again::RequeueRequest;
 use podmesh_protocol::client::{LogPosition, LogRead, LogStream, PrincipalKind, Scheduling};
 use podmesh_protocol::ids::{AttemptId, JobId, Name, SubmissionId, TaskId};
+use podmesh_protocol::schedule::{ScheduleRequest, ScheduleSpec};
 use podmesh_protocol::service::{ServiceReply, ServiceRequest, ServiceSpec, ServiceState};
 use podmesh_protocol::spec::JobSpec;
 use podmesh_protocol::volume::VolumeRequest;
@@ -242,6 +243,18 @@ fn requests() -> Vec<(&'static str, RequestBody)> {
         ServiceRequest::Start { service: service() },
         ServiceRequest::Remove { service: service() },
     ];
+    let schedule = || name("tick");
+    let submission = SubmissionId(Uuid::from_u128(78));
+    let schedules = [
+        ScheduleRequest::List { after: None, limit: 1 },
+        ScheduleRequest::Show { schedule: schedule() },
+        ScheduleRequest::History { schedule: schedule(), before: None, limit: 1 },
+        ScheduleRequest::Save { spec: Box::new(schedule_spec()) },
+        ScheduleRequest::Pause { schedule: schedule() },
+        ScheduleRequest::Resume { schedule: schedule() },
+        ScheduleRequest::Run { schedule: schedule(), submission },
+        ScheduleRequest::Remove { schedule: schedule() },
+    ];
     // A new kind of request must also be added above.
     let kind = |body: &RequestBody| match body {
         RequestBody::Info => "info",
@@ -280,12 +293,30 @@ fn requests() -> Vec<(&'static str, RequestBody)> {
             ServiceRequest::Show { .. } => "service show",
             ServiceRequest::History { .. } => "service history",
         },
+        RequestBody::Schedule(request) => match request {
+            ScheduleRequest::Save { .. } => "schedule save",
+            ScheduleRequest::List { .. } => "schedule list",
+            ScheduleRequest::Show { .. } => "schedule show",
+            ScheduleRequest::History { .. } => "schedule history",
+            ScheduleRequest::Pause { .. } => "schedule pause",
+            ScheduleRequest::Resume { .. } => "schedule resume",
+            ScheduleRequest::Run { .. } => "schedule run",
+            ScheduleRequest::Remove { .. } => "schedule remove",
+        },
         RequestBody::NodeScheduling { .. } => "node_scheduling",
         RequestBody::Volume(VolumeRequest::List { .. }) => "volume list",
         RequestBody::Volume(VolumeRequest::Remove { .. }) => "volume remove",
     };
     let services = services.into_iter().map(RequestBody::Service);
-    all.into_iter().chain(services).map(|body| (kind(&body), body)).collect()
+    let schedules = schedules.into_iter().map(RequestBody::Schedule);
+    all.into_iter().chain(services).chain(schedules).map(|body| (kind(&body), body)).collect()
+}
+
+/// A schedule of one command.
+fn schedule_spec() -> ScheduleSpec {
+    let spec = r#"{"name": "tick", "when": {"every": {"every_ms": 3600000}}, "job":
+        {"name": "tick", "run": {"runtime": "process", "command": ["true"]}}}"#;
+    serde_json::from_str(spec).unwrap()
 }
 
 /// A service of one command.
@@ -348,7 +379,15 @@ service restart    -         -         yes       yes
 service rollback   -         -         yes       yes
 service stop       -         -         yes       yes
 service start      -         -         yes       yes
-service remove     -         -         yes       yes";
+service remove     -         -         yes       yes
+schedule list      -         yes       yes       yes
+schedule show      -         yes       yes       yes
+schedule history   -         yes       yes       yes
+schedule save      -         -         yes       yes
+schedule pause     -         -         yes       yes
+schedule resume    -         -         yes       yes
+schedule run       -         -         yes       yes
+schedule remove    -         -         yes       yes";
     assert_eq!(table, expected.lines().collect::<Vec<_>>());
 }
 

@@ -11,7 +11,9 @@ use rusqlite::{Connection, Row};
 use super::codes::{attempt_state, job_state, outcome_kind, standing, task_state, unsigned};
 use super::restore::{counts, decoded, name, untried};
 use super::seal::{self, FileError, FileState};
-use super::{FILE_NAME, StoreError, open_for_reading, removal, restore, schema, services, volumes};
+use super::{
+    FILE_NAME, StoreError, open_for_reading, removal, restore, schedules, schema, services, volumes,
+};
 use crate::data_dir;
 
 /// The most findings reported. Damage rarely stays in one place.
@@ -92,8 +94,8 @@ pub(super) fn examine(connection: &Connection, path: &Path) -> Result<CheckRepor
         return Err(StoreError::Older { path: path.into(), found: version, known });
     }
     let mut found = CheckReport { path: path.into(), ..CheckReport::default() };
-    let parts: [fn(&Connection, &mut CheckReport) -> rusqlite::Result<()>; 7] =
-        [pages, unfinished, jobs, events, nodes, check_services, check_volumes];
+    let parts: [fn(&Connection, &mut CheckReport) -> rusqlite::Result<()>; 8] =
+        [pages, unfinished, jobs, events, nodes, check_services, check_schedules, check_volumes];
     for part in parts {
         if found.wrong.len() < FINDINGS_MAX
             && let Err(error) = part(connection, &mut found)
@@ -421,6 +423,13 @@ fn nodes(connection: &Connection, found: &mut CheckReport) -> rusqlite::Result<(
 
 fn check_volumes(connection: &Connection, found: &mut CheckReport) -> rusqlite::Result<()> {
     if let Some(contradiction) = volumes::contradiction(connection)? {
+        found.wrong(contradiction);
+    }
+    Ok(())
+}
+
+fn check_schedules(connection: &Connection, found: &mut CheckReport) -> rusqlite::Result<()> {
+    if let Some(contradiction) = schedules::contradiction(connection)? {
         found.wrong(contradiction);
     }
     Ok(())

@@ -4,6 +4,7 @@ use podmesh_manager_core::state::Closed;
 use podmesh_protocol::access::Role;
 use podmesh_protocol::client::Scheduling;
 use podmesh_protocol::report::{AttemptState, JobState, OutcomeKind, TaskState};
+use podmesh_protocol::schedule::RunResult;
 use podmesh_protocol::service::RevisionState;
 use rusqlite::types::{FromSqlError, FromSqlResult};
 
@@ -47,6 +48,9 @@ codes!(outcome_code, outcome_kind, OutcomeKind {
 
 codes!(revision_code, revision_state, RevisionState {
     Begun = 0, Reached = 1, Failed = 2,
+});
+codes!(run_result_code, run_result, RunResult {
+    Ran = 0, Skipped = 1, Missed = 2,
 });
 codes!(scheduling_code, scheduling, Scheduling {
     Open = 0, Cordoned = 1, Draining = 2,

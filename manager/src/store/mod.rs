@@ -20,6 +20,7 @@ mod removal;
 #[cfg(test)]
 mod removal_tests;
 mod restore;
+mod schedules;
 mod schema;
 mod seal;
 mod services;

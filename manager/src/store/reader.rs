@@ -13,15 +13,16 @@ use podmesh_protocol::client::{
 use podmesh_protocol::error::{ErrorCode, ErrorReply};
 use podmesh_protocol::event::{EventChunk, EventFact};
 use podmesh_protocol::ids::{AttemptId, JobId, Name, Revision, SubmissionId, TaskId};
-use podmesh_protocol::limits::{FRAME_BYTES_MAX, PAGE_ROWS_MAX};
+use podmesh_protocol::limits::{FRAME_BYTES_MAX, MESSAGE_BYTES_MAX, PAGE_ROWS_MAX};
 use podmesh_protocol::report::{AttemptState, JobState, Outcome, TaskState};
+use podmesh_protocol::schedule::ScheduleRunView;
 use podmesh_protocol::service::ServiceRevision;
 use podmesh_protocol::spec::ArrayRange;
 use rusqlite::{Connection, ErrorCode as Sqlite, OptionalExtension, Row, params};
 
 use super::codes::{attempt_state, closed, integer, job_state, outcome_kind, task_state, unsigned};
 use super::restore::{counts, decoded, last_job, name, submitted_by};
-use super::{StoreError, access, removal, services};
+use super::{StoreError, access, removal, schedules, services};
 
 /// The most bytes of rows in one reply, by a high estimate. The rest of the frame is a reserve in
 /// case the estimate is too low.
@@ -215,6 +216,20 @@ impl History {
         service: &Name,
     ) -> Result<Vec<ServiceRevision>, ReadError> {
         Ok(services::history(&self.connection, service)?)
+    }
+
+    /// Returns rows of the history of a schedule, newest first.
+    pub(crate) fn schedule_history(
+        &self,
+        schedule: &Name,
+        before: Option<u64>,
+        limit: u32,
+    ) -> Result<Vec<ScheduleRunView>, ReadError> {
+        // A row may have a long reason.
+        let limit = limit
+            .min(PAGE_ROWS_MAX)
+            .min((REPLY_BYTES_MAX / (2 * ROW_BYTES + MESSAGE_BYTES_MAX)) as u32);
+        Ok(schedules::history(&self.connection, schedule, before, limit)?)
     }
 
     /// Returns jobs, newest first.

@@ -15,7 +15,7 @@ use rusqlite::{Connection, Row};
 use uuid::Uuid;
 
 use super::codes::{attempt_state, closed, outcome_kind, scheduling, standing, unsigned};
-use super::{access, schema, services, unreadable, volumes};
+use super::{access, schedules, schema, services, unreadable, volumes};
 
 /// What a start has read.
 pub(super) struct Restored {
@@ -55,6 +55,7 @@ pub(super) fn read(connection: &Connection) -> rusqlite::Result<Restored> {
     let orphaned = attempts(connection, &mut state.jobs)?;
     services::read_replicas(connection, &mut state.jobs)?;
     state.services = services::read(connection)?;
+    state.schedules = schedules::read(connection)?;
     state.volumes = volumes::read(connection)?;
     Ok(Restored { state, nodes, orphaned })
 }

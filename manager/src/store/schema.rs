@@ -213,7 +213,7 @@ ALTER TABLE tokens ADD COLUMN api INTEGER NOT NULL DEFAULT 0;
 ALTER TABLE tokens ADD COLUMN used_ms INTEGER; -- when an API token was last used
 ";
 
-/// Tasks that run again, and jobs whose rest is cancelled by one of their rules.
+/// Tasks that run again, jobs whose rest is cancelled by one of their rules, and schedules.
 const VERSION_9: &str = "
 ALTER TABLE jobs ADD COLUMN closed INTEGER; -- why the rest of it was cancelled; NULL: it was not
 ALTER TABLE jobs ADD COLUMN rest_cancelled INTEGER NOT NULL DEFAULT 0; -- the tasks from next_index on
@@ -223,14 +223,52 @@ ALTER TABLE attempts ADD COLUMN requeued INTEGER NOT NULL DEFAULT 0; -- its task
 -- Attempts that failed for good, and those before the retries of others.
 CREATE INDEX attempts_failed ON attempts (ended_ms)
     WHERE standing = 2 AND outcome IN (1, 3, 4, 5);
+
+CREATE TABLE schedules (
+    schedule  TEXT    PRIMARY KEY,
+    saved_by  TEXT    NOT NULL,
+    anchor_ms INTEGER NOT NULL,
+    progress  BLOB    NOT NULL -- MessagePack
+) STRICT, WITHOUT ROWID;
+
+-- Apart from schedules: each run would write a large spec again.
+CREATE TABLE schedule_specs (
+    schedule TEXT PRIMARY KEY,
+    spec     BLOB NOT NULL -- MessagePack, as on the wire
+) STRICT;
+
+CREATE TABLE schedule_runs (
+    schedule   TEXT    NOT NULL,
+    number     INTEGER NOT NULL,
+    instant_ms INTEGER NOT NULL, -- the last one, if the row stands for several
+    by_hand    INTEGER NOT NULL, -- somebody asked for the run
+    wall_ms    INTEGER NOT NULL,
+    result     INTEGER NOT NULL,
+    job        INTEGER,
+    count      INTEGER NOT NULL,
+    message    TEXT,
+    PRIMARY KEY (schedule, number)
+) STRICT, WITHOUT ROWID;
+-- An instant is decided on once.
+CREATE UNIQUE INDEX schedule_instants ON schedule_runs (schedule, instant_ms) WHERE NOT by_hand;
 ";
 
 /// A database up to this size is checked completely at every start without a seal, which takes at
 /// most a quarter of a second. A database of 143 MiB, with three million tasks, would take 1.2 s.
 const QUICK_CHECK_BYTES_MAX: u64 = 32 << 20;
 /// The tables that a start reads completely.
-const START_TABLES: [&str; 8] =
-    ["meta", "nodes", "jobs", "tokens", "keys", "services", "replicas", "volumes"];
+const START_TABLES: [&str; 10] = [
+    "meta",
+    "nodes",
+    "jobs",
+    "tokens",
+    "keys",
+    "services",
+    "replicas",
+    "volumes",
+    "schedules",
+    "schedule_specs",
+];
 
 /// What kind of file was found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

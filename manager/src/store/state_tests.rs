@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use fastrand::Rng;
 use podmesh_manager_core::input::{
-    Command, ConnectionId, HeartbeatChange, Input, ServiceChange, Ticket,
+    Command, ConnectionId, HeartbeatChange, Input, ScheduleChange, ServiceChange, Ticket,
 };
 use podmesh_manager_core::state::{State, Versioned};
 use podmesh_manager_core::step::{Change, Effect, Step};
@@ -19,6 +19,7 @@ use podmesh_protocol::client::{PrincipalKind, Scheduling};
 use podmesh_protocol::ids::{AgentId, AttemptId, Epoch, InstanceId, JobId, SubmissionId};
 use podmesh_protocol::limits::PROTOCOL_VERSION;
 use podmesh_protocol::report::{Outcome, OutcomeKind, Report, ReportFact};
+use podmesh_protocol::schedule::{Overlap, ScheduleSpec, When};
 use podmesh_protocol::service::{Health, PortSpec, RestartPolicy, ServiceSpec, UpdatePolicy};
 use podmesh_protocol::session::{Hello, ToPeer};
 use podmesh_protocol::spec::{
@@ -32,7 +33,7 @@ use uuid::Uuid;
 
 use super::tests::{job_spec, name};
 use super::writer::TimedStep;
-use super::{Store, check, open};
+use super::{Store, open};
 
 const NODES: [&str; 3] = ["a", "b", "c"];
 
@@ -231,6 +232,39 @@ impl World {
         self.command(command);
     }
 
+    fn schedule(&mut self) {
+        let (by, schedule) = (name("ann"), name(["tick", "tock"][self.rng.usize(0..2)]));
+        let command = match self.rng.u8(0..8) {
+            0..4 => {
+                let when = match self.rng.u8(0..3) {
+                    0 => When::Every { every_ms: 1_000 * self.rng.u64(1..9) },
+                    1 => When::Cron { pattern: "*/7 * * * * *".into(), zone: "UTC".into() },
+                    _ => When::Cron { pattern: "* * * * *".into(), zone: "europe/berlin".into() },
+                };
+                let all = [Overlap::Skip, Overlap::Queue, Overlap::Replace];
+                let spec = ScheduleSpec {
+                    name: schedule,
+                    when,
+                    overlap: all[self.rng.usize(0..3)],
+                    catch_up_ms: 1_000 * self.rng.u64(1..9),
+                    job: Box::new(job_spec(1)),
+                };
+                Command::SaveSchedule { by, spec: Arc::new(spec) }
+            }
+            kind => {
+                let submission = SubmissionId(Uuid::from_u128(self.rng.u128(..)));
+                let change = match kind {
+                    4 => ScheduleChange::Pause,
+                    5 => ScheduleChange::Resume,
+                    6 => ScheduleChange::Run { submission },
+                    _ => ScheduleChange::Remove,
+                };
+                Command::ChangeSchedule { by, schedule, change }
+            }
+        };
+        self.command(command);
+    }
+
     fn access(&mut self) {
         let by = name("root");
         let token = TokenId(self.rng.u64(0..4));
@@ -304,7 +338,7 @@ fn the_core_a_follower_and_the_database_have_the_same_state() {
         let mut world = World::new(seed);
         for _ in 0..400 {
             let node = NODES[world.rng.usize(0..3)];
-            match world.rng.u8(0..40) {
+            match world.rng.u8(0..43) {
                 0..4 => world.submit(),
                 4..7 => world.connect(node),
                 7..22 => world.report(node),
@@ -330,6 +364,11 @@ fn the_core_a_follower_and_the_database_have_the_same_state() {
                 }
                 27..30 => world.access(),
                 30..33 => world.service(),
+                40..42 => world.schedule(),
+                42 => {
+                    // The clock jumps.
+                    world.now.wall_ms = world.now.wall_ms + 20_000 - world.rng.u64(0..40_000);
+                }
                 34 => {
                     let (by, volume) =
                         (name("root"), name(["data", "logs"][world.rng.usize(0..2)]));
@@ -350,8 +389,9 @@ fn the_core_a_follower_and_the_database_have_the_same_state() {
         }
         world.restart();
         requeued += world.requeued;
-        let found = check(world.dir.path()).unwrap();
-        assert!(found.wrong.is_empty(), "{:?}", found.wrong);
+        let path = world.dir.path().join(super::FILE_NAME);
+        let checked = super::check::examine(world.store.writer.connection(), &path).unwrap();
+        assert!(checked.wrong.is_empty(), "{:?}", checked.wrong);
         assert!(world.follower.last_job > JobId(10) && world.follower.last_epoch > Epoch(10));
         let state = rmp_serde::to_vec_named(&Versioned::new(&world.follower)).unwrap();
         let state: Versioned<State> = rmp_serde::from_slice(&state).unwrap();

@@ -27,7 +27,7 @@ use super::log::log_of;
 use super::measures::StoreMeasures;
 use super::numbers::JobNumbers;
 use super::removal::{self, Leftovers};
-use super::{BUSY_TIMEOUT, StoreError, access, restore, seal, services, volumes};
+use super::{BUSY_TIMEOUT, StoreError, access, restore, schedules, seal, services, volumes};
 
 /// The pause between two tries to write to a full disk.
 const FULL_PAUSE: Duration = Duration::from_millis(250);
@@ -381,6 +381,9 @@ fn job_of(change: &Change) -> Option<JobId> {
         | Change::NodeForgotten(_)
         | Change::ServiceSaved { .. }
         | Change::ServiceRemoved(_)
+        | Change::ScheduleSaved { .. }
+        | Change::ScheduleAdvanced { .. }
+        | Change::ScheduleRemoved(_)
         | Change::VolumeSaved { .. }
         | Change::VolumeRemoved(_)
         | Change::RevisionSaved { .. }
@@ -555,6 +558,13 @@ impl<'a> Rows<'a> {
                 let message = message.as_deref();
                 Ok(services::end_revision(self.connection, service, *revision, *state, message)?)
             }
+            Change::ScheduleSaved { schedule, saved } => {
+                schedules::save(self.connection, schedule, saved)
+            }
+            Change::ScheduleAdvanced { schedule, progress, runs } => {
+                one(schedules::advance(self.connection, schedule, progress, runs)?, schedule)
+            }
+            Change::ScheduleRemoved(schedule) => Ok(schedules::remove(self.connection, schedule)?),
             Change::VolumeSaved { volume, row } => Ok(volumes::save(self.connection, volume, row)?),
             Change::VolumeRemoved(volume) => Ok(volumes::remove(self.connection, volume)?),
             Change::NodeSaved(row) => self.node_saved(row),

@@ -358,6 +358,56 @@ enum EventBody {
         /// Who created it.
         by: String,
     },
+    /// A schedule was added.
+    ScheduleAdded {
+        /// The schedule.
+        schedule: String,
+        /// Who added it.
+        by: String,
+    },
+    /// Somebody changed, paused or resumed a schedule.
+    ScheduleChanged {
+        /// The schedule.
+        schedule: String,
+        /// What was changed, in words.
+        message: String,
+        /// Who asked for it.
+        by: String,
+    },
+    /// A schedule was removed.
+    ScheduleRemoved {
+        /// The schedule.
+        schedule: String,
+        /// Who asked for it.
+        by: String,
+    },
+    /// A run of a schedule has started: its job was submitted.
+    ScheduleRan {
+        /// The schedule.
+        schedule: String,
+        /// The instant of the run: RFC 3339.
+        instant: String,
+        /// The job's number.
+        job: u64,
+    },
+    /// A run of a schedule was skipped.
+    ScheduleSkipped {
+        /// The schedule.
+        schedule: String,
+        /// The instant of the run: RFC 3339.
+        instant: String,
+        /// Why.
+        message: String,
+    },
+    /// Runs of a schedule were too late, and do not start.
+    ScheduleMissed {
+        /// The schedule.
+        schedule: String,
+        /// The instant of the last of them: RFC 3339.
+        instant: String,
+        /// How many; 1000 of a cron pattern may be more.
+        count: u32,
+    },
 }
 
 impl EventOutput {
@@ -522,6 +572,36 @@ impl From<&EventFact> for EventKind {
                 volumes: volumes.iter().map(ToString::to_string).collect(),
                 node: node.to_string(),
             },
+            EventFact::ScheduleAdded { schedule, by } => {
+                EventBody::ScheduleAdded { schedule: schedule.to_string(), by: by.to_string() }
+            }
+            EventFact::ScheduleChanged { schedule, message, by } => EventBody::ScheduleChanged {
+                schedule: schedule.to_string(),
+                message: message.clone(),
+                by: by.to_string(),
+            },
+            EventFact::ScheduleRemoved { schedule, by } => {
+                EventBody::ScheduleRemoved { schedule: schedule.to_string(), by: by.to_string() }
+            }
+            EventFact::ScheduleRan { schedule, instant_ms, job } => EventBody::ScheduleRan {
+                schedule: schedule.to_string(),
+                instant: rfc3339(*instant_ms),
+                job: job.0,
+            },
+            EventFact::ScheduleSkipped { schedule, instant_ms, message } => {
+                EventBody::ScheduleSkipped {
+                    schedule: schedule.to_string(),
+                    instant: rfc3339(*instant_ms),
+                    message: message.clone(),
+                }
+            }
+            EventFact::ScheduleMissed { schedule, instant_ms, count } => {
+                EventBody::ScheduleMissed {
+                    schedule: schedule.to_string(),
+                    instant: rfc3339(*instant_ms),
+                    count: *count,
+                }
+            }
             EventFact::VolumeRemoved { volume, node, by } => EventBody::VolumeRemoved {
                 volume: volume.to_string(),
                 node: node.to_string(),

@@ -3,10 +3,12 @@
 
 use std::collections::BTreeMap;
 
+use jiff::Timestamp;
 use podmesh_protocol::access::Role as WireRole;
 use podmesh_protocol::again::EndedAs;
 use podmesh_protocol::ids::Name;
 use podmesh_protocol::ranges::Ranges;
+use podmesh_protocol::schedule::{self, ScheduleSpec, When};
 use podmesh_protocol::service::{self, ServiceSpec};
 use podmesh_protocol::spec::{
     ArrayRange, DockerSpec, JobRules, JobSpec, OnLost as WireOnLost, Resources, RetryPolicy,
@@ -17,6 +19,7 @@ use serde::Deserialize;
 
 use crate::access::Role;
 use crate::json::{ContainerOutput, OnLost, RuntimeKind};
+use crate::schedule::Overlap;
 use crate::service::ProjectOutput;
 use crate::service_spec::{DependsOn, PortOutput, RestartWhen};
 
@@ -29,6 +32,12 @@ pub enum InputError {
     /// The fields are for another runtime.
     #[error("container: only the runtime docker has one; leave `runtime` or `container` out")]
     ContainerOfCommand,
+    /// A time is not written as it must be.
+    #[error("not_before: not a time in RFC 3339 from 1970 on, such as 2026-12-01T08:00:00Z")]
+    Time,
+    /// The fields do not say when a schedule is due.
+    #[error("a schedule needs either `cron` (with `zone`) or `every_ms`")]
+    When,
     /// A check needs other fields.
     #[error("health: a check of the kind {kind} needs `{field}`")]
     Check {
@@ -132,6 +141,8 @@ pub struct JobSpecInput {
     /// What happens when the node of a running attempt is lost.
     #[schemars(with = "OnLost")]
     pub on_lost: WireOnLost,
+    /// No task starts before this time: RFC 3339; default: none.
+    pub not_before: Option<String>,
     /// The options of a container.
     #[schemars(schema_with = "container")]
     pub container: Option<DockerSpec>,
@@ -233,7 +244,67 @@ impl TryFrom<JobInput> for JobSpec {
                 max_active: spec.max_active,
                 expires_ms: spec.expires_ms,
             },
+            not_before_ms: spec.not_before.as_deref().map(moment).transpose()?,
+            scheduled: None,
             run,
+        })
+    }
+}
+
+fn moment(text: &str) -> Result<u64, InputError> {
+    let time: Timestamp = text.parse().map_err(|_| InputError::Time)?;
+    u64::try_from(time.as_millisecond()).map_err(|_| InputError::Time)
+}
+
+/// A schedule.
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
+pub struct ScheduleInput {
+    /// The cron pattern: five fields, or six with seconds first.
+    pub cron: Option<String>,
+    /// The time zone of the pattern; default UTC.
+    pub zone: Option<String>,
+    /// The interval, at least 1000; instead of `cron`.
+    pub every_ms: Option<u64>,
+    /// What happens if the last run has not ended; default `skip`.
+    #[serde(default)]
+    #[schemars(with = "Overlap")]
+    pub overlap: schedule::Overlap,
+    /// How many milliseconds late a run may start; default 60000.
+    pub catch_up_ms: Option<u64>,
+    /// The name of its jobs; default: that of the schedule.
+    #[schemars(with = "Option<String>")]
+    pub name: Option<Name>,
+    /// The priority of its jobs.
+    #[serde(default)]
+    pub priority: i32,
+    /// What its jobs run.
+    pub spec: JobSpecInput,
+}
+
+impl ScheduleInput {
+    /// Returns the schedule with this name.
+    ///
+    /// # Errors
+    /// If the fields contradict each other.
+    pub fn into_spec(self, name: Name) -> Result<ScheduleSpec, InputError> {
+        let when = match (self.cron, self.every_ms, self.zone) {
+            (Some(pattern), None, zone) => {
+                When::Cron { pattern, zone: zone.unwrap_or_else(|| "UTC".into()) }
+            }
+            (None, Some(every_ms), None) => When::Every { every_ms },
+            _ => return Err(InputError::When),
+        };
+        let job = JobInput {
+            name: self.name.unwrap_or_else(|| name.clone()),
+            priority: self.priority,
+            spec: self.spec,
+        };
+        Ok(ScheduleSpec {
+            name,
+            when,
+            overlap: self.overlap,
+            catch_up_ms: self.catch_up_ms.unwrap_or(ScheduleSpec::CATCH_UP_MS_DEFAULT),
+            job: Box::new(job.try_into()?),
         })
     }
 }
@@ -534,6 +605,8 @@ mod tests {
                 },
                 on_lost: WireOnLost::Requeue,
                 rules: Default::default(),
+                not_before_ms: Some(1_700_000_000_123),
+                scheduled: None,
                 run: run_spec(runtime, Some(8)),
             };
             let shown = serde_json::to_value(SpecOutput::from(&spec)).unwrap();
@@ -602,6 +675,22 @@ mod tests {
             let shown = serde_json::to_value(ServiceSpecOutput::from(&spec)).unwrap();
             let input: ServiceSpecInput = serde_json::from_value(shown).unwrap();
             assert_eq!(input.into_spec(spec.name.clone()), Ok(spec));
+        }
+    }
+
+    #[test]
+    fn a_schedule_needs_one_rule() {
+        let input = r#"{"every_ms": 5000, "overlap": "queue", "spec": {"command": ["true"]}}"#;
+        let input: ScheduleInput = serde_json::from_str(input).unwrap();
+        let spec = input.into_spec("a".parse().unwrap()).unwrap();
+        assert_eq!((spec.catch_up_ms, spec.job.name.as_str()), (60_000, "a"));
+        for wrong in [
+            r#"{"spec": {}}"#,
+            r#"{"every_ms": 1000, "cron": "* * * * *", "spec": {"command": ["true"]}}"#,
+            r#"{"every_ms": 1000, "zone": "UTC", "spec": {"command": ["true"]}}"#,
+        ] {
+            let input: ScheduleInput = serde_json::from_str(wrong).unwrap();
+            assert_eq!(input.into_spec("a".parse().unwrap()), Err(InputError::When), "{wrong}");
         }
     }
 

@@ -299,6 +299,10 @@ pub struct JobOutput {
     pub waits_for: Vec<String>,
     /// Why the rest of it was cancelled, if one of its rules did that.
     pub ended_early: Option<String>,
+    /// The schedule that it is a run of.
+    pub schedule: Option<String>,
+    /// The instant of that run: RFC 3339.
+    pub schedule_instant: Option<String>,
     /// The submitted spec.
     pub spec: SpecOutput,
 }
@@ -348,6 +352,8 @@ pub struct SpecOutput {
     pub expires_ms: Option<u64>,
     /// What happens when the node of a running attempt is lost.
     pub on_lost: OnLost,
+    /// No task starts before this time: RFC 3339.
+    pub not_before: Option<String>,
     /// The options of a container.
     pub container: Option<ContainerOutput>,
 }
@@ -443,6 +449,8 @@ impl From<&wire::JobDetail> for JobOutput {
             revision: detail.revision.0,
             waits_for: detail.waits_for.clone(),
             ended_early: detail.ended_early.clone(),
+            schedule: detail.spec.scheduled.as_ref().map(|run| run.schedule.to_string()),
+            schedule_instant: detail.spec.scheduled.as_ref().map(|run| rfc3339(run.instant_ms)),
             spec: (&detail.spec).into(),
         }
     }
@@ -472,6 +480,7 @@ impl From<&spec::JobSpec> for SpecOutput {
             max_active: spec.rules.max_active,
             expires_ms: spec.rules.expires_ms,
             on_lost: spec.on_lost.into(),
+            not_before: spec.not_before_ms.map(rfc3339),
             container: match &spec.run.runtime {
                 spec::RuntimeSpec::Docker(docker) => Some(docker.into()),
                 spec::RuntimeSpec::Process | spec::RuntimeSpec::Noop => None,

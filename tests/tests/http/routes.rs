@@ -155,6 +155,27 @@ fn every_route_answers_as_the_document_says() {
     }
     ask("DELETE", "/services/web", None, 200);
 
+    let spec = json!({ "cron": "0 3 1 1 *", "zone": "Europe/Berlin", "overlap": "queue",
+        "spec": { "command": ["sleep", "600"] } });
+    assert_eq!(ask("PUT", "/schedules/yearly", Some(spec), 200)["added"], true);
+    let mut shown = ask("GET", "/schedules/yearly", None, 200);
+    assert_eq!(shown["next_instants"].as_array().unwrap().len(), 5, "{shown}");
+    shown.as_object_mut().unwrap().retain(|key, _| {
+        ["cron", "zone", "overlap", "catch_up_ms", "name", "priority", "spec"].contains(&&**key)
+    });
+    assert_eq!(ask("PUT", "/schedules/yearly", Some(shown), 200)["changed"], false);
+    let never = json!({ "cron": "0 0 30 2 *", "spec": { "command": ["true"] } });
+    let never = ask("PUT", "/schedules/never", Some(never), 422);
+    assert!(never["detail"].as_str().unwrap().contains("never comes"), "{never}");
+    ask("POST", "/schedules/yearly/pause", None, 200);
+    let ran = ask("POST", "/schedules/yearly/run", None, 202);
+    ask("POST", "/schedules/yearly/resume", None, 200);
+    let listed = ask("GET", "/schedules", None, 200);
+    assert_eq!(listed["schedules"][0]["last_job"], ran["job"]);
+    let history = ask("GET", "/schedules/yearly/history?limit=5", None, 200);
+    assert_eq!(history["runs"][0]["result"], "ran");
+    ask("DELETE", "/schedules/yearly", None, 200);
+
     let made = json!({ "role": "viewer", "api": true });
     let made = ask("POST", "/tokens", Some(made), 201);
     ask("POST", "/tokens", Some(json!({ "role": "operator", "uses": 2, "ttl_ms": 60000 })), 201);

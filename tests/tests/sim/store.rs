@@ -164,6 +164,9 @@ impl Store {
                 | Change::ReplicaChanged { .. }
                 | Change::ServiceSaved { .. }
                 | Change::ServiceRemoved(_)
+                | Change::ScheduleSaved { .. }
+                | Change::ScheduleAdvanced { .. }
+                | Change::ScheduleRemoved(_)
                 | Change::RevisionSaved { .. }
                 | Change::RevisionEnded { .. }
                 | Change::VolumeSaved { .. }

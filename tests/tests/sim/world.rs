@@ -458,7 +458,7 @@ impl World {
         }
         let known: Vec<SubmissionId> = self.users.iter().map(|user| user.submission).collect();
         let of_users = |id: &SubmissionId, job: &JobId| {
-            known.contains(id) || *id == SubmissionId::of_replica(*job)
+            known.contains(id) || *id == SubmissionId::of_job(*job)
         };
         assert!(self.store.submissions().iter().all(|(id, job)| of_users(id, job)));
         self.check_truths();

@@ -5,6 +5,7 @@ pub(crate) mod compose;
 pub(crate) mod daemon;
 pub(crate) mod job;
 pub(crate) mod query;
+pub(crate) mod schedule;
 pub(crate) mod service;
 pub(crate) mod volume;
 
@@ -24,8 +25,11 @@ use query::{
     CancelArgs, EventsArgs, FailedArgs, ForgetArgs, JobArgs, JobsArgs, LogsArgs, RequeueArgs,
     TasksArgs,
 };
+use schedule::ScheduleArgs;
 use service::ServiceArgs;
 use volume::VolumeArgs;
+
+use crate::values::Span;
 
 const STYLES: Styles = Styles::styled()
     .header(AnsiColor::Green.on_default().bold())
@@ -187,6 +191,8 @@ pub(crate) enum Verb {
     /// The manager removes them by itself after a time, or when there are too many: see `keep` and
     /// `keep_attempts` in manager.toml. Output stays on the nodes as long as they keep it.
     Forget(ForgetArgs),
+    /// Run a job again and again: at the times of a cron pattern, or at an interval
+    Schedule(ScheduleArgs),
     /// List services
     Services,
     /// Show or change a service: something that keeps running
@@ -260,6 +266,7 @@ impl Verb {
             Self::Token(TokenArgs { verb: Some(TokenVerb::Revoke { .. }) }) => Some("token revoke"),
             Self::Nodes(NodesArgs { verb: Some(NodesVerb::Revoke { .. }) }) => Some("nodes revoke"),
             Self::Nodes(NodesArgs { verb: Some(NodesVerb::Forget { .. }) }) => Some("nodes forget"),
+            Self::Schedule(args) => args.without_json(),
             Self::Service(args) => args.without_json(),
             Self::Compose(args) => args.without_json(),
             Self::Volume(_) => Some("volume remove"),
@@ -302,6 +309,15 @@ pub(crate) struct SubmitArgs {
     /// Print the output and exit as `run` does; Ctrl-C does not cancel the job
     #[arg(long, conflicts_with = "wait")]
     pub(crate) follow: bool,
+    /// Start no task before this time, such as 2026-12-01T08:00
+    #[arg(long, value_name = "TIME", help_heading = "When to run")]
+    pub(crate) at: Option<String>,
+    /// Start no task before this time has passed, such as 2h
+    #[arg(long = "in", value_name = "TIME", conflicts_with = "at", help_heading = "When to run")]
+    pub(crate) after: Option<Span>,
+    /// Time zone of --at [default: that of this machine]
+    #[arg(long, value_name = "ZONE", requires = "at", help_heading = "When to run")]
+    pub(crate) tz: Option<String>,
     #[command(flatten)]
     pub(crate) options: JobOptions,
     #[command(flatten)]

@@ -10,7 +10,7 @@ use podmesh_views::events::fields_json;
 use super::json::{JobState, Word};
 use super::service::{Health, Scheduling};
 use super::text::{count, escape};
-use super::time::coarse;
+use super::time::{coarse, local};
 
 /// Formats an event as a line for people: revision, time of day, description.
 pub(crate) fn line(revision: Revision, clock: &str, fact: &EventFact) -> String {
@@ -123,6 +123,24 @@ pub(crate) fn describe(fact: &EventFact) -> String {
         }
         EventFact::VolumeRemoved { volume, node, by } => {
             format!("volume {volume} of node {node} was removed by {by}")
+        }
+        EventFact::ScheduleAdded { schedule, by } => format!("schedule {schedule} added by {by}"),
+        EventFact::ScheduleChanged { schedule, message, by } => {
+            format!("schedule {schedule} {} by {by}", escape(message))
+        }
+        EventFact::ScheduleRemoved { schedule, by } => {
+            format!("schedule {schedule} removed by {by}")
+        }
+        EventFact::ScheduleRan { schedule, instant_ms, job } => {
+            format!("schedule {schedule} ran for {}: job {job}", local(*instant_ms))
+        }
+        EventFact::ScheduleSkipped { schedule, instant_ms, message } => {
+            let at = local(*instant_ms);
+            format!("schedule {schedule} skipped its run for {at}: {}", escape(message))
+        }
+        EventFact::ScheduleMissed { schedule, instant_ms, count: number } => {
+            let runs = count(u64::from(*number), "run");
+            format!("schedule {schedule} missed {runs}, the last one for {}", local(*instant_ms))
         }
     }
 }

@@ -1,6 +1,7 @@
 //! The output of the verbs: tables and lines for people, JSON for programs.
 
 pub(crate) mod events;
+pub(crate) mod schedule_table;
 #[cfg(test)]
 mod schema;
 pub(crate) mod screen;
@@ -11,4 +12,4 @@ pub(crate) mod time;
 pub(crate) mod volume_table;
 
 // The views are those of the HTTP API as well.
-pub(crate) use podmesh_views::{access, again, json, service, volume};
+pub(crate) use podmesh_views::{access, again, json, schedule, service, volume};

@@ -13,6 +13,10 @@ mod tests {
     use crate::output::json::{
         CancelOutput, ForgetOutput, JobOutput, JobsOutput, NodesOutput, SubmitOutput, TasksOutput,
     };
+    use crate::output::schedule::{
+        ScheduleHistoryOutput, ScheduleOutput, ScheduleRanOutput, ScheduleSavedOutput,
+        SchedulesOutput,
+    };
     use crate::output::service::{
         EndpointsOutput, HistoryOutput, NodeSchedulingOutput, ServiceChangedOutput, ServiceOutput,
         ServicePlanOutput, ServicesOutput, ServicesRemovedOutput,
@@ -21,7 +25,7 @@ mod tests {
     use crate::verbs::compose::ps::ComposePsOutput;
     use crate::verbs::doctor::DoctorOutput;
 
-    fn schemas() -> [(&'static str, Schema); 24] {
+    fn schemas() -> [(&'static str, Schema); 29] {
         [
             ("cancel", schema_for!(CancelOutput)),
             ("compose_ps", schema_for!(ComposePsOutput)),
@@ -34,6 +38,11 @@ mod tests {
             ("node_scheduling", schema_for!(NodeSchedulingOutput)),
             ("nodes", schema_for!(NodesOutput)),
             ("requeue", schema_for!(RequeueOutput)),
+            ("schedule", schema_for!(ScheduleOutput)),
+            ("schedule_history", schema_for!(ScheduleHistoryOutput)),
+            ("schedule_ran", schema_for!(ScheduleRanOutput)),
+            ("schedule_saved", schema_for!(ScheduleSavedOutput)),
+            ("schedules", schema_for!(SchedulesOutput)),
             ("service", schema_for!(ServiceOutput)),
             ("service_changed", schema_for!(ServiceChangedOutput)),
             ("service_endpoints", schema_for!(EndpointsOutput)),

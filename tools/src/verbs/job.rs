@@ -56,6 +56,10 @@ pub(crate) fn describe(detail: &JobDetail) -> String {
     let moment = |ms| format!("{} ({})", local(ms), ago(now_ms(), ms));
     lines.add("submitted", moment(view.submitted_wall_ms));
     lines.add_some("submitted by", view.submitted_by.as_ref().map(ToString::to_string));
+    if let Some(run) = &spec.scheduled {
+        lines.add("schedule", format!("{} for {}", run.schedule, local(run.instant_ms)));
+    }
+    lines.add_some("not before", spec.not_before_ms.map(local));
     lines.add_some("started", view.started_wall_ms.map(moment));
     lines.add_some("ended", view.ended_wall_ms.map(moment));
     describe_spec(&mut lines, spec);

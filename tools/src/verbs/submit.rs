@@ -4,6 +4,7 @@ use std::io::IsTerminal;
 use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use podmesh_calendar::{CalendarError, Zone, local_zone, moment};
 use podmesh_protocol::client::JobDetail;
 use podmesh_protocol::ids::{JobId, SubmissionId};
 use podmesh_protocol::spec::JobSpec;
@@ -18,11 +19,13 @@ use crate::job;
 use crate::output::json::SubmitOutput;
 use crate::output::screen;
 use crate::pace::Pace;
+use crate::values::Span;
 
 /// Submits a job, prints its number, and waits if requested.
 pub(crate) async fn submit(context: &Context, args: SubmitArgs) -> CliResult {
-    let spec = job::build(args.options, args.command.command, &|name| std::env::var_os(name))?;
+    let mut spec = job::build(args.options, args.command.command, &|name| std::env::var_os(name))?;
     let connection = context.connection(PATIENCE_SUBMIT)?;
+    spec.not_before_ms = not_before(&connection, args.at, args.after, args.tz).await?;
     let output = SubmitOutput { job: 0, name: spec.name.to_string(), tasks: spec.array.tasks() };
     let job = send(&connection, spec).await?;
     if context.json() {
@@ -40,6 +43,24 @@ pub(crate) async fn submit(context: &Context, args: SubmitArgs) -> CliResult {
     let ended =
         if args.follow { show(&connection, job).await? } else { watch(&connection, job).await? };
     exit_code(&connection, &ended).await
+}
+
+/// Returns the time before which the job must not start, by the manager's clock.
+async fn not_before(
+    connection: &Connection,
+    at: Option<String>,
+    after: Option<Span>,
+    tz: Option<String>,
+) -> CliResult<Option<u64>> {
+    let wrong =
+        |why: CalendarError| CliError::usage("the time to start at is not valid").because(why);
+    if let Some(at) = at {
+        let zone = tz.or_else(local_zone).map_or_else(|| Ok(Zone::utc()), |zone| Zone::new(&zone));
+        return moment(&at, &zone.map_err(wrong)?).map(Some).map_err(wrong);
+    }
+    let Some(after) = after else { return Ok(None) };
+    // The clock of this machine may differ.
+    Ok(Some(connection.info().await?.wall_ms.saturating_add(after.ms())))
 }
 
 /// Submits a job exactly once, with as many retries as needed.

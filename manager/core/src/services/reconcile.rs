@@ -9,7 +9,7 @@ use alloc::vec::Vec;
 
 use podmesh_protocol::client::{NodeState, Scheduling};
 use podmesh_protocol::event::EventFact;
-use podmesh_protocol::ids::{AttemptId, JobId, Name, SubmissionId};
+use podmesh_protocol::ids::{AttemptId, JobId, Name};
 use podmesh_protocol::limits::{PRIORITY_MAX, RESTART_RESET_MS};
 use podmesh_protocol::report::{Outcome, OutcomeKind};
 use podmesh_protocol::service::{Health, ReplicaSpec, RestartPolicy, RestartWhen, RevisionState};
@@ -193,20 +193,8 @@ impl Core {
 
     /// Starts a replica: submits its job.
     fn start_replica(&mut self, now: Now, service: &Service, number: u32, out: &mut Step) {
-        let id = JobId(self.state.last_job.0 + 1);
         let spec = Arc::new(job_spec(service, number));
-        let name = spec.name.clone();
-        out.events.push(EventFact::JobSubmitted { job: id, name, tasks: 1 });
-        let change = Change::JobInserted {
-            job: id,
-            submission: SubmissionId::of_replica(id),
-            spec,
-            by: service.by.clone(),
-            wall_ms: now.wall_ms,
-        };
-        self.state.record(out, change);
-        self.add_job(id);
-        self.mark_dirty(id);
+        self.insert_job(now, None, spec, service.by.clone(), out);
     }
 
     /// Begins to take a replica out. That an unhealthy one must go counts as its end.
@@ -460,6 +448,8 @@ fn job_spec(service: &Service, number: u32) -> JobSpec {
         retry: RetryPolicy::default(),
         on_lost: OnLost::Requeue,
         rules: Default::default(),
+        not_before_ms: None,
+        scheduled: None,
         run: RunSpec { replica: Some(Box::new(replica)), ..spec.run.clone() },
     }
 }

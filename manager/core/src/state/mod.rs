@@ -7,6 +7,7 @@
 
 mod job;
 mod recorded;
+mod schedule;
 mod service;
 
 use alloc::collections::BTreeMap;
@@ -18,6 +19,7 @@ use serde::{Deserialize, Serialize};
 
 pub use self::job::{ActiveAttempt, Closed, EndedTask, Job, Losses, Past, Retry, failed};
 pub(crate) use self::recorded::Recorded;
+pub use self::schedule::{Schedule, ScheduleProgress, WaitingRun};
 pub use self::service::{Failures, ReplicaStatus, Service, ServicePhase, Update};
 use crate::step::{Change, KeyRow, NodeRow, Step, TokenRow, VolumeRow};
 
@@ -65,6 +67,9 @@ pub struct State {
     pub jobs: BTreeMap<JobId, Job>,
     /// The services.
     pub services: BTreeMap<Name, Arc<Service>>,
+    /// The schedules.
+    #[serde(default)]
+    pub schedules: BTreeMap<Name, Schedule>,
     /// The named volumes.
     #[serde(default)]
     pub volumes: BTreeMap<Name, VolumeRow>,
@@ -88,6 +93,7 @@ impl State {
             age_ms: 0,
             jobs: BTreeMap::new(),
             services: BTreeMap::new(),
+            schedules: BTreeMap::new(),
             volumes: BTreeMap::new(),
             nodes: BTreeMap::new(),
             tokens: BTreeMap::new(),
@@ -150,6 +156,15 @@ impl State {
             Change::ServiceRemoved(service) => _ = self.services.remove(service),
             // The state has only the current revision; the history is in the database.
             Change::RevisionSaved { .. } | Change::RevisionEnded { .. } => {}
+            Change::ScheduleSaved { schedule, saved } => {
+                self.schedules.insert(schedule.clone(), saved.clone());
+            }
+            Change::ScheduleAdvanced { schedule, progress, .. } => {
+                if let Some(saved) = self.schedules.get_mut(schedule) {
+                    saved.progress = progress.clone();
+                }
+            }
+            Change::ScheduleRemoved(schedule) => _ = self.schedules.remove(schedule),
             Change::VolumeSaved { volume, row } => {
                 self.volumes.insert(volume.clone(), row.clone());
             }

@@ -17,6 +17,7 @@ mod requeue;
 mod reservation;
 mod restore;
 mod retention;
+mod schedules;
 mod services;
 mod sessions;
 
@@ -92,6 +93,8 @@ fn spec() -> JobSpec {
         retry: RetryPolicy { backoff_ms_max: 5_000, ..RetryPolicy::default() },
         on_lost: OnLost::Wait,
         rules: Default::default(),
+        not_before_ms: None,
+        scheduled: None,
         run: RunSpec {
             runtime: RuntimeSpec::Process,
             command: vec!["true".into()],

@@ -22,6 +22,8 @@ pub(super) struct Model {
     tasks: BTreeMap<TaskId, Vec<ModelAttempt>>,
     /// The attempts of removed jobs. Agents can still report on them.
     removed: Vec<(AttemptId, Name)>,
+    /// The instants of schedules that were decided on.
+    instants: BTreeSet<(Name, u64)>,
 }
 
 #[derive(Debug)]
@@ -65,6 +67,7 @@ impl Model {
             submissions: BTreeSet::new(),
             tasks: BTreeMap::new(),
             removed: Vec::new(),
+            instants: BTreeSet::new(),
         }
     }
 
@@ -201,7 +204,22 @@ impl Model {
                 Change::RevisionEnded { service, revision, .. } => {
                     assert!(state.services[service].last_revision >= *revision);
                 }
+                Change::ScheduleAdvanced { schedule, progress, runs } => {
+                    let before = &state.schedules[schedule].progress;
+                    assert!(progress.last_ms >= before.last_ms, "{schedule} goes back");
+                    for (row, number) in runs.iter().zip(before.last_row + 1..) {
+                        assert_eq!(row.number, number, "{schedule}");
+                        let inserted = row.job.is_none_or(|job| state.jobs.contains_key(&job));
+                        assert!(inserted, "the job of {row:?} is in the same step");
+                        let is_new = self.instants.insert((schedule.clone(), row.instant_ms));
+                        assert!(is_new || row.by_hand, "{schedule}: {row:?} was decided before");
+                    }
+                }
+                Change::ScheduleRemoved(schedule) => {
+                    self.instants.retain(|(of, _)| of != schedule);
+                }
                 Change::NodeSaved(_)
+                | Change::ScheduleSaved { .. }
                 | Change::AgeSaved(_)
                 | Change::ServiceSaved { .. }
                 | Change::VolumeSaved { .. }
@@ -339,6 +357,9 @@ fn attempt_of(change: &Change) -> Option<&AttemptId> {
         | Change::JobRemoved(_)
         | Change::AgeSaved(_)
         | Change::ServiceSaved { .. }
+        | Change::ScheduleSaved { .. }
+        | Change::ScheduleAdvanced { .. }
+        | Change::ScheduleRemoved(_)
         | Change::VolumeSaved { .. }
         | Change::VolumeRemoved(_)
         | Change::ServiceRemoved(_)
