@@ -25,22 +25,25 @@ fn has_digest(package: &Path) -> bool {
 
 fn fetch(package: &Path) -> Result<(), String> {
     // Another test may fetch it as well.
-    let part = package.with_extension(format!("{}.part", std::process::id()));
-    let address = format!("https://registry.npmjs.org/axe-core/-/axe-core-{VERSION}.tgz");
-    let fetched = Command::new("curl")
-        .args(["--fail", "--silent", "--show-error", "--location", "--max-time", "60"])
-        .arg("--output")
-        .arg(&part)
-        .arg(&address)
+    let folder = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).map_err(|e| e.to_string())?;
+    let name = format!("axe-core@{VERSION}");
+    let fetched = Command::new("npm")
+        .args(["pack", "--silent", "--pack-destination"])
+        .arg(folder.path())
+        .arg(&name)
         .output()
-        .map_err(|error| format!("cannot run `curl`: {error}"))?;
+        .map_err(|error| format!("cannot run `npm`: {error}"))?;
     if !fetched.status.success() {
-        return Err(format!("{address}: {}", String::from_utf8_lossy(&fetched.stderr).trim()));
+        return Err(format!(
+            "npm pack {name}: {}",
+            String::from_utf8_lossy(&fetched.stderr).trim()
+        ));
     }
-    if !has_digest(&part) {
-        return Err(format!("{address} has another SHA-256 than {SHA256}"));
+    let fetched = folder.path().join(format!("axe-core-{VERSION}.tgz"));
+    if !has_digest(&fetched) {
+        return Err(format!("{name} has another SHA-256 than {SHA256}"));
     }
-    fs::rename(&part, package).map_err(|error| error.to_string())
+    fs::rename(&fetched, package).map_err(|error| error.to_string())
 }
 
 fn read() -> Result<String, String> {
