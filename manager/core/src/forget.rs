@@ -47,6 +47,8 @@ impl Core {
                 format!("node `{name}` was forgotten by {by}; what the attempt did is not known");
             let outcome = Outcome::new(OutcomeKind::Lost).with_message(message);
             self.end_attempt(now, task, outcome, out);
+            // One failure too many cancels a job, and its attempts on lost nodes are then looked at.
+            self.nodes.set_deadline(&mut self.timers, ix, None);
         }
         for volume in self.volumes_of(&name) {
             if !self.has_room(out) {

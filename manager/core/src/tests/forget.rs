@@ -1,5 +1,6 @@
 use podmesh_protocol::limits::{EVENTS_PER_CHUNK_MAX, NODES_MAX};
 use podmesh_protocol::report::OutcomeKind;
+use podmesh_protocol::spec::{ArrayRange, JobRules};
 
 use super::*;
 use crate::step::Change;
@@ -60,6 +61,21 @@ fn only_a_lost_node_can_be_forgotten() {
     assert_eq!(step.events, [EventFact::NodeForgotten { node: name("a"), by: name("root") }]);
     super::restore::restart_and_compare(&mut world);
     assert_eq!(refused(&world.forget("a", false)).0, ErrorCode::NotFound);
+    assert_eq!(world.core.next_wakeup(), None);
+}
+
+#[test]
+fn a_node_is_forgotten_with_attempts_of_a_job_that_then_has_too_many_failures() {
+    let mut world = World::new();
+    let epoch = world.join("a", 1);
+    let rules = JobRules { max_failures: Some(1), ..JobRules::default() };
+    let array = ArrayRange { first: 1, last: 3 };
+    world.submit(JobSpec { array, rules, ..spec() });
+    world.give(Input::AgentLeft { connection: connection(1), epoch });
+    world.lose_all();
+    let step = world.forget("a", true);
+    assert_eq!(replies(&step), [Ok(Answer::NodeForgotten { enrolled: false })]);
+    assert!(world.core.state().jobs.is_empty());
     assert_eq!(world.core.next_wakeup(), None);
 }
 
