@@ -4,7 +4,6 @@ use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
-use podmesh_calendar::local_zone;
 use podmesh_protocol::ids::Name;
 use podmesh_protocol::ranges::Ranges;
 use podmesh_protocol::schedule::{Overlap, ScheduleSpec, When};
@@ -20,6 +19,7 @@ use crate::cli::schedule::RuleArgs;
 use crate::container::{Container, OneOrMany, STOP_GRACE_MS, entrypoint};
 use crate::env_vars::{self, Lookup};
 use crate::error::{CliError, CliResult};
+use crate::output::time::local_zone;
 use crate::toml_file;
 use crate::values::{Array, Cpus, MountText, Size, Span, UlimitText, VolumeText, made_name};
 
@@ -140,7 +140,7 @@ pub(crate) fn schedule(
     let tz = rule.tz.or(file.tz.take());
     let when = match (rule.cron.or(of_file.0), rule.every.or(of_file.1)) {
         (Some(pattern), None) => {
-            let zone = tz.or_else(local_zone).unwrap_or_else(|| "UTC".into());
+            let zone = tz.unwrap_or_else(|| local_zone().name().into());
             When::Cron { pattern, zone }
         }
         (None, Some(_)) if tz.is_some() => {

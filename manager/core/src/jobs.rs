@@ -143,10 +143,10 @@ impl Job {
     /// a [recorded](Self::recorded_kind) kind); `None` if the task has ended.
     ///
     /// Each attempt that failed, timed out, or was lost in a job with `on_lost = wait` uses a
-    /// retry, if the policy allows one for its exit code. With `on_lost = requeue` a lost attempt uses none, and the task is tried again at
-    /// once. An attempt that its node could not start uses none either; the task is tried again
-    /// after a short time, on another node if one has room. A task that has had [`RETRIES_MAX`] of
-    /// these two kinds fails at the next one.
+    /// retry, if the policy allows one for its exit code. With `on_lost = requeue` a lost attempt
+    /// uses none, and the task is tried again at once. An attempt that its node could not start
+    /// uses none either; the task is tried again after a short time, on another node if one has
+    /// room. A task that has had [`RETRIES_MAX`] of these two kinds fails at the next one.
     pub(crate) fn retry_after_ms(&self, attempt: &ActiveAttempt, outcome: &Outcome) -> Option<u64> {
         if self.is_stopping() {
             return None;

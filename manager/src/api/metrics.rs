@@ -17,7 +17,7 @@ use podmesh_wire::machine::{disk_bytes, free_bytes};
 use super::{Api, Client};
 use crate::callers::forbidden;
 use crate::heartbeat::Heartbeats;
-use crate::metrics::{EventCounts, JOB_ENDS, read};
+use crate::metrics::{EventCounts, JOB_ENDS, RUN_RESULTS, read};
 use crate::store::StoreMeasures;
 
 /// The most rows of one look at the core.
@@ -201,7 +201,7 @@ fn add_work(page: &mut Page, measures: &Measures, events: &EventCounts) {
     page.counters(
         "podmesh_jobs_ended",
         "Jobs that have ended.",
-        ends.map(|((_, word), count)| Sample::of("state", *word, read(count))).collect(),
+        ends.map(|(word, count)| Sample::of("state", *word, read(count))).collect(),
     );
     let assigned = read(&events.attempts_assigned);
     page.counter("podmesh_attempts_assigned", "Attempts that nodes were given.", assigned);
@@ -212,6 +212,12 @@ fn add_work(page: &mut Page, measures: &Measures, events: &EventCounts) {
         "podmesh_attempts_ended",
         "Attempts that have ended.",
         ends.map(|((_, word), count)| Sample::of("outcome", *word, read(count))).collect(),
+    );
+    let runs = RUN_RESULTS.iter().zip(&events.schedule_runs);
+    page.counters(
+        "podmesh_schedule_runs",
+        "Runs of schedules that have started, were skipped or were missed.",
+        runs.map(|(word, count)| Sample::of("result", *word, read(count))).collect(),
     );
     page.gauge("podmesh_queue_jobs", "Jobs with tasks that wait for a node.", measures.queue_jobs);
     page.times(

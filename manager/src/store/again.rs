@@ -93,13 +93,10 @@ impl History {
         // The scan is bounded, so that one reader cannot hold up the others.
         let mut statement = self.connection.prepare_cached(
             "SELECT attempts.job, task, number, outcome, exit_code, signal, oom_killed, ran_ms,
-                 message, attempts.ended_ms, nodes.name, jobs.name
+                 message, failed_ms, nodes.name, jobs.name
              FROM attempts INDEXED BY attempts_failed JOIN jobs USING (job) JOIN nodes USING (node)
-             WHERE standing = 2 AND outcome IN (1, 3, 4, 5) AND attempts.ended_ms >= ?1
-                 AND service IS NULL
-                 AND NOT EXISTS (SELECT 1 FROM attempts AS later WHERE later.job = attempts.job
-                     AND later.task = attempts.task AND later.number = attempts.number + 1)
-             ORDER BY attempts.ended_ms DESC LIMIT ?2",
+             WHERE failed_ms >= ?1 AND service IS NULL
+             ORDER BY failed_ms DESC LIMIT ?2",
         )?;
         let limit = SCAN_ROWS_MAX + 1;
         let mut rows = statement.query(params![integer(since_wall_ms), integer(limit as u64)])?;

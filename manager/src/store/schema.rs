@@ -220,9 +220,14 @@ ALTER TABLE jobs ADD COLUMN rest_cancelled INTEGER NOT NULL DEFAULT 0; -- the ta
 ALTER TABLE jobs ADD COLUMN waits_since_ms INTEGER; -- these tasks; NULL: since it was submitted
 UPDATE jobs SET closed = 0, rest_cancelled = 1 WHERE state IN (2, 5);
 ALTER TABLE attempts ADD COLUMN requeued INTEGER NOT NULL DEFAULT 0; -- its task was, after it had ended
--- Attempts that failed for good, and those before the retries of others.
-CREATE INDEX attempts_failed ON attempts (ended_ms)
-    WHERE standing = 2 AND outcome IN (1, 3, 4, 5);
+-- When its task failed with it; NULL: it did not, or was requeued. The end of an attempt that succeeds
+-- does not set it, and so costs no look at the index.
+ALTER TABLE attempts ADD COLUMN failed_ms INTEGER;
+CREATE INDEX attempts_failed ON attempts (failed_ms) WHERE failed_ms IS NOT NULL;
+UPDATE attempts SET failed_ms = ended_ms
+    WHERE standing = 2 AND outcome IN (1, 3, 4, 5) AND NOT EXISTS (SELECT 1 FROM attempts AS later
+        WHERE later.job = attempts.job AND later.task = attempts.task
+            AND later.number = attempts.number + 1);
 
 CREATE TABLE schedules (
     schedule  TEXT    PRIMARY KEY,

@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, RecvTimeoutError};
+use podmesh_manager_core::state::failed;
 use podmesh_manager_core::step::{Change, Effect, JobRow, NodeRow, Step};
 use podmesh_protocol::event::EventChunk;
 use podmesh_protocol::ids::{AttemptId, JobId, Name, Revision};
@@ -480,7 +481,8 @@ impl<'a> Rows<'a> {
                 let changed = self
                     .connection
                     .prepare_cached(
-                        "UPDATE attempts SET standing = ?4, retry_ms = 0, requeued = 1
+                        "UPDATE attempts SET standing = ?4, retry_ms = 0, requeued = 1,
+                             failed_ms = NULL
                          WHERE job = ?1 AND task = ?2 AND number = ?3 AND standing >= ?5",
                     )?
                     .execute(params![
@@ -617,7 +619,20 @@ impl<'a> Rows<'a> {
             integer(outcome.ran_ms),
             outcome.message,
         ])?;
-        one(changed, attempt)
+        one(changed, attempt)?;
+        if retry_after_ms.is_none() && failed(outcome.kind) {
+            self.connection
+                .prepare_cached(
+                    "UPDATE attempts SET failed_ms = ended_ms
+                     WHERE job = ?1 AND task = ?2 AND number = ?3",
+                )?
+                .execute(params![
+                    integer(attempt.task.job.0),
+                    attempt.task.index,
+                    attempt.number
+                ])?;
+        }
+        Ok(())
     }
 
     fn job_updated(

@@ -18,7 +18,7 @@ use croner::Cron;
 use croner::parser::{CronParser, Seconds, Year};
 use jiff::{Timestamp, Zoned};
 
-pub use crate::zone::{Zone, local_zone, moment};
+pub use crate::zone::{Zone, moment};
 
 /// Why a rule or a time is not accepted.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]

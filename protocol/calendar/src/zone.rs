@@ -53,13 +53,6 @@ impl Zone {
     }
 }
 
-/// Returns the name of this machine's zone; `None` if the machine does not give it a name.
-pub fn local_zone() -> Option<String> {
-    let zone = TimeZone::system();
-    let name = zone.iana_name()?;
-    Zone::new(name).ok().map(|zone| zone.name().to_owned())
-}
-
 /// Reads a date with a time, such as `2026-12-01T08:00`, as a wall time of the zone. A text with an
 /// offset or `Z` means the same moment in every zone. A wall time that does not exist is moved by the
 /// length of the gap, and of one that exists twice the first is taken.

@@ -3,6 +3,7 @@
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use jiff::tz::TimeZone;
+use podmesh_calendar::Zone;
 use podmesh_views::time::timestamp;
 
 /// Returns milliseconds since 1970 by this machine's clock.
@@ -19,6 +20,12 @@ pub(crate) fn local(ms: u64) -> String {
 /// Returns the time of day in the user's time zone.
 pub(crate) fn local_clock(ms: u64) -> String {
     local_as(ms, "%H:%M:%S%.3f")
+}
+
+/// Returns the user's time zone; UTC if it has no name that schedules may have.
+pub(crate) fn local_zone() -> Zone {
+    let zone = TimeZone::system();
+    zone.iana_name().and_then(|name| Zone::new(name).ok()).unwrap_or_else(Zone::utc)
 }
 
 fn local_as(ms: u64, form: &str) -> String {

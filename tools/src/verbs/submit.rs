@@ -4,7 +4,7 @@ use std::io::IsTerminal;
 use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
-use podmesh_calendar::{CalendarError, Zone, local_zone, moment};
+use podmesh_calendar::{CalendarError, Zone, moment};
 use podmesh_protocol::client::JobDetail;
 use podmesh_protocol::ids::{JobId, SubmissionId};
 use podmesh_protocol::spec::JobSpec;
@@ -18,6 +18,7 @@ use crate::follow::{Follower, ShowOptions, exit_code};
 use crate::job;
 use crate::output::json::SubmitOutput;
 use crate::output::screen;
+use crate::output::time::local_zone;
 use crate::pace::Pace;
 use crate::values::Span;
 
@@ -55,7 +56,7 @@ async fn not_before(
     let wrong =
         |why: CalendarError| CliError::usage("the time to start at is not valid").because(why);
     if let Some(at) = at {
-        let zone = tz.or_else(local_zone).map_or_else(|| Ok(Zone::utc()), |zone| Zone::new(&zone));
+        let zone = tz.map_or_else(|| Ok(local_zone()), |zone| Zone::new(&zone));
         return moment(&at, &zone.map_err(wrong)?).map(Some).map_err(wrong);
     }
     let Some(after) = after else { return Ok(None) };

@@ -1,24 +1,22 @@
 //! The console in a real browser: how soon the overview is there, and how a grid of many tasks and a
 //! large log scroll.
 
-use std::io::Write;
 use std::time::Duration;
 
 use podmesh_protocol::spec::RuntimeSpec;
-use podmesh_tests::api::{Api, Place, Reply};
+use podmesh_tests::api::{Api, Place};
 use podmesh_tests::browser::Browser;
 use podmesh_tests::light::LightAgents;
 use podmesh_tests::mesh::Mesh;
 use podmesh_tests::wait::{until, until_true};
 use serde_json::{Value, json};
 
+use crate::http::submit;
 use crate::rig::{Rig, job};
 use crate::table::{Table, percentile};
 
 const NODES: usize = 200;
 const JOBS: usize = 100_000;
-/// Jobs of one request.
-const BATCH: usize = 500;
 const TASKS: u32 = 100_000;
 /// Times that the overview is loaded.
 const LOADS: usize = 5;
@@ -34,7 +32,8 @@ pub(crate) fn measure(table: &mut Table) {
     until_true("all nodes are there", || agents.connected() == NODES);
     mesh.start_agent("prints", &["--docker", "off"]);
     let rig = Rig::of(mesh);
-    submit(&rig);
+    let api = Api::new(Place::Socket(rig.mesh.http_socket()));
+    submit(&api, json!({ "runtime": "noop" }), JOBS);
     until("all jobs have ended", || (agents.ended() >= JOBS as u64).then_some(()));
 
     browser.resize(1280, 900);
@@ -46,22 +45,6 @@ pub(crate) fn measure(table: &mut Table) {
     overview(table, &browser, &origin);
     grid(table, &browser, &rig, &origin);
     log(table, &browser, &rig, &origin);
-}
-
-/// Submits jobs that end at once.
-fn submit(rig: &Rig) {
-    let api = Api::new(Place::Socket(rig.mesh.http_socket()));
-    let job = json!({ "job": { "name": "bench", "spec": { "runtime": "noop" } } });
-    let body = json!({ "jobs": vec![job; BATCH] });
-    let request = api.request("POST", "/api/v1/jobs/batch", Some(&body));
-    let mut connection = api.connect().unwrap();
-    for _ in 0..JOBS / BATCH {
-        connection.write_all(request.as_bytes()).unwrap();
-        let mut reply = Reply::read(connection).unwrap();
-        assert_eq!(reply.status, 200);
-        reply.body().unwrap();
-        connection = reply.into_connection();
-    }
 }
 
 /// From the start of the load until what the overview says has been drawn.

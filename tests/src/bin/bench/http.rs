@@ -8,7 +8,7 @@ use podmesh_protocol::client::RequestBody;
 use podmesh_protocol::ids::{JobId, SubmissionId};
 use podmesh_protocol::spec::RuntimeSpec;
 use podmesh_tests::api::{Api, Place, Reply};
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::rig::{Rig, job};
 use crate::table::{Table, median, percentile};
@@ -61,20 +61,25 @@ pub(crate) fn measure(table: &mut Table) {
 
 fn submit_by_http(api: &Api) -> f64 {
     // No node has the label, so that only submissions are measured.
-    let job = json!({ "job": { "name": "bench", "spec": {
-        "runtime": "noop", "require": { "nowhere": "yes" } } } });
+    let spec = json!({ "runtime": "noop", "require": { "nowhere": "yes" } });
+    let began = Instant::now();
+    submit(api, spec, JOBS);
+    rate(began)
+}
+
+/// Submits jobs in batches, over one connection.
+pub(crate) fn submit(api: &Api, spec: Value, jobs: usize) {
+    let job = json!({ "job": { "name": "bench", "spec": spec } });
     let body = json!({ "jobs": vec![job; BATCH] });
     let request = api.request("POST", "/api/v1/jobs/batch", Some(&body));
     let mut connection = api.connect().unwrap();
-    let began = Instant::now();
-    for _ in 0..JOBS / BATCH {
+    for _ in 0..jobs / BATCH {
         connection.write_all(request.as_bytes()).unwrap();
         let mut reply = Reply::read(connection).unwrap();
         assert_eq!(reply.status, 200);
         reply.body().unwrap();
         connection = reply.into_connection();
     }
-    rate(began)
 }
 
 fn submit_by_router(rig: &Rig) -> f64 {
