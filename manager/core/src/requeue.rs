@@ -99,11 +99,13 @@ impl Core {
         }
     }
 
-    /// Sets or ends the timer of the tasks that have had no attempt.
+    /// Sets or ends the timer of the tasks that have had no attempt. It does not run while the job
+    /// must not start yet.
     pub(crate) fn set_expiry(&mut self, now: Now, id: JobId) {
         let Some(job) = self.state.jobs.get(&id) else { return };
         let Some(dispatch) = self.dispatch.get_mut(&id) else { return };
-        let at = job.expires_in_ms(now.wall_ms).map(|ms| now.mono_ms.saturating_add(ms));
+        let left_ms = job.expires_in_ms(now.wall_ms).filter(|_| !dispatch.too_early);
+        let at = left_ms.map(|ms| now.mono_ms.saturating_add(ms));
         self.timers.replace(dispatch.expires, at, Timer::Expires(id));
         dispatch.expires = at;
     }

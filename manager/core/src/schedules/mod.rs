@@ -150,6 +150,7 @@ impl Core {
             if dispatch.has_ready(job) {
                 self.queue.add(dispatch.shape, job.key());
             }
+            self.set_expiry(now, id);
         }
     }
 

@@ -242,12 +242,10 @@ impl Job {
     /// `None` if they do not.
     pub(crate) fn expires_in_ms(&self, wall_ms: u64) -> Option<u64> {
         let expires_ms = self.spec.rules.expires_ms.filter(|_| self.fresh() > 0)?;
-        // Before this time they could not have one.
-        let early_ms =
-            self.spec.not_before_ms.unwrap_or(0).saturating_sub(self.waits_since_wall_ms);
-        let whole_ms = early_ms.saturating_add(expires_ms);
-        let due = self.waits_since_wall_ms.saturating_add(whole_ms);
-        Some(due.saturating_sub(wall_ms).min(whole_ms))
+        // Before that time they could not have one.
+        let since = self.waits_since_wall_ms.max(self.spec.not_before_ms.unwrap_or(0));
+        let due = since.saturating_add(expires_ms);
+        Some(due.saturating_sub(wall_ms).min(expires_ms))
     }
 
     /// Returns whether all tasks of the job have ended.

@@ -59,6 +59,23 @@ fn totals_follow_the_jobs_and_a_restart_counts_no_end_again() {
 }
 
 #[test]
+fn a_requeued_job_counts_only_its_new_ends() {
+    let mut world = World::new();
+    let epoch = world.join("a", 1);
+    world.submit(array(2));
+    world.report(1, epoch, vec![exited(1, at(1, 1, 1), 7), exited(2, at(1, 2, 1), 0)]);
+    let ends = |world: &World| {
+        let now = world.core.measures().totals;
+        (now.tasks_succeeded, now.tasks_failed)
+    };
+    assert_eq!(ends(&world), (1, 1));
+    world.requeue(1, false, |_| true);
+    assert_eq!(ends(&world), (1, 1));
+    world.report(1, epoch, vec![exited(3, at(1, 1, 2), 0)]);
+    assert_eq!(ends(&world), (2, 1));
+}
+
+#[test]
 fn the_queue_has_the_jobs_that_wait() {
     let waiting = |world: &World| world.core.measures().queue_jobs;
     let mut world = World::new();

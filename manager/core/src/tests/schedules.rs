@@ -1,6 +1,7 @@
 //! Schedules, and jobs that must not start before a time.
 
 use podmesh_protocol::schedule::{Overlap, RunResult, ScheduleSpec, When};
+use podmesh_protocol::spec::JobRules;
 
 use super::*;
 use crate::input::ScheduleChange;
@@ -303,6 +304,26 @@ fn a_job_does_not_start_before_its_time_also_over_restarts_and_clock_jumps() {
     assert_eq!(world.core.next_wakeup_wall(), None);
     let past = world.submit(JobSpec { not_before_ms: Some(5), ..spec() });
     assert_eq!(placed(&past), [(at(3, 1, 1), "a")]);
+}
+
+#[test]
+fn the_time_in_which_a_job_expires_begins_when_it_may_start() {
+    let mut world = World::new();
+    world.now.wall_ms = NOON;
+    let rules = JobRules { expires_ms: Some(10 * MINUTE), ..JobRules::default() };
+    world.submit(JobSpec { not_before_ms: Some(NOON + 60 * MINUTE), rules, ..spec() });
+    // The clock is set back: it starts later.
+    world.wait(30 * MINUTE);
+    world.jump(NOON - 60 * MINUTE);
+    world.wait(110 * MINUTE);
+    world.restart();
+    world.wait(10 * MINUTE);
+    assert_eq!(world.state(1), JobState::Queued);
+    world.wait(9 * MINUTE);
+    world.restart();
+    assert_eq!(world.state(1), JobState::Queued);
+    world.wait(MINUTE);
+    assert_eq!(world.state(1), JobState::Expired);
 }
 
 #[test]
