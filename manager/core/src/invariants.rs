@@ -28,6 +28,7 @@ impl Core {
             assert_eq!(*id, job.id);
             assert!(*id <= self.state.last_job, "job {id}: its number");
             assert_eq!(self.submissions.get(&job.submission), Some(*id));
+            assert!(!self.submissions.has_ended(&job.submission), "job {id}: its submission");
             self.check_job(job, &self.dispatch[id], &mut timers);
             for (index, active) in &job.active {
                 let ix = self.nodes.by_name(&active.node);

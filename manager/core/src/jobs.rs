@@ -195,6 +195,12 @@ impl Submissions {
         self.ended.retain(|ended| ended != submission);
     }
 
+    /// Returns whether it is noted that the job of a submission has ended.
+    #[cfg(any(test, feature = "invariants"))]
+    pub(crate) fn has_ended(&self, submission: &SubmissionId) -> bool {
+        self.ended.contains(submission)
+    }
+
     fn end(&mut self, submission: SubmissionId) {
         self.ended.push_back(submission);
         if self.ended.len() > SUBMISSIONS_REMEMBERED

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use podmesh_protocol::event::EventFact;
 use podmesh_protocol::report::{AttemptState, JobState, TaskCounts, TaskState};
 use podmesh_protocol::spec::{ArrayRange, JobSpec};
+use rusqlite::types::ValueRef;
 use rusqlite::{Connection, Row};
 
 use super::codes::{attempt_state, job_state, outcome_kind, standing, task_state, unsigned};
@@ -166,7 +167,8 @@ fn jobs(connection: &Connection, found: &mut CheckReport) -> rusqlite::Result<()
     let mut rows = statement.query([])?;
     let mut attempts_statement = connection.prepare(
         "SELECT job, task, number, standing, attempts.state, outcome, nodes.name, retry_ms,
-             ended_ms, assigned_ms, started_ms, exit_code, signal, oom_killed, ran_ms, message
+             ended_ms, assigned_ms, started_ms, exit_code, signal, oom_killed, ran_ms, message,
+             failed_ms
          FROM attempts LEFT JOIN nodes USING (node) ORDER BY job, task, number",
     )?;
     let removals: Vec<i64> = connection
@@ -257,14 +259,17 @@ impl Job {
         while let Some(next) = attempts.next.take_if(|next| next.job == self.id) {
             let last = before.take_if(|before| before.task != next.task);
             if let Some(last) = last {
-                self.add(&last);
+                self.add(&last, found);
             }
             let expected = before.as_ref().map_or(1, |before| before.number + 1);
             if next.number != expected {
                 found.wrong(format!("attempt {next} comes where number {expected} is expected"));
             }
-            if before.as_ref().is_some_and(|before| before.standing != standing::OVER) {
-                found.wrong(format!("attempt {next} follows an attempt that is not over"));
+            if let Some(before) = &before {
+                if before.standing != standing::OVER {
+                    found.wrong(format!("attempt {next} follows an attempt that is not over"));
+                }
+                before.check_mark(false, found);
             }
             let fits = self.array.contains(next.task) && u64::from(next.task) < self.next_index;
             if !fits || !next.sound {
@@ -275,12 +280,13 @@ impl Job {
             attempts.advance()?;
         }
         if let Some(last) = before {
-            self.add(&last);
+            self.add(&last, found);
         }
         Ok(())
     }
 
-    fn add(&mut self, last: &Attempt) {
+    fn add(&mut self, last: &Attempt, found: &mut CheckReport) {
+        last.check_mark(last.state == TaskState::Failed, found);
         self.tried += 1;
         let counted = &mut self.counted;
         *match last.state {
@@ -330,8 +336,18 @@ struct Attempt {
     number: u32,
     standing: i64,
     state: TaskState,
+    /// Whether it is marked as the one with which its task failed.
+    failed: bool,
     /// Whether the row is free of contradictions.
     sound: bool,
+}
+
+impl Attempt {
+    fn check_mark(&self, expected: bool, found: &mut CheckReport) {
+        if self.failed != expected {
+            found.wrong(format!("whether the task of attempt {self} failed with it is wrong"));
+        }
+    }
 }
 
 impl std::fmt::Display for Attempt {
@@ -376,7 +392,8 @@ fn attempt(row: &Row<'_>) -> rusqlite::Result<Attempt> {
         && present(9)?
         && row.get_ref(6)?.as_str().is_ok()
         && (standing != standing::RETRY || present(7)?)
-        && present(14)?;
+        && present(14)?
+        && (row.get_ref(16)? == ValueRef::Null || row.get_ref(16)? == row.get_ref(8)?);
     // Only checks that the values can be read.
     let _: (Option<i32>, Option<i32>, bool) = (row.get(11)?, row.get(12)?, row.get(13)?);
     let _: Option<String> = row.get(15)?;
@@ -386,6 +403,7 @@ fn attempt(row: &Row<'_>) -> rusqlite::Result<Attempt> {
         number: row.get(2)?,
         standing,
         state: task_state(standing, outcome),
+        failed: present(16)?,
         sound,
     })
 }

@@ -280,6 +280,7 @@ fn check_finds_contradictions_in_ended_jobs() {
         "UPDATE attempts SET outcome = NULL WHERE job = 1 AND task = 3",
         "UPDATE attempts SET number = 4 WHERE job = 1 AND task = 3",
         "UPDATE attempts SET job = 44 WHERE job = 2 AND task = 3",
+        "UPDATE attempts SET failed_ms = ended_ms WHERE job = 1 AND task = 3",
         "UPDATE job_specs SET spec = x'80' WHERE job = 1",
         "UPDATE jobs SET name = 'other' WHERE job = 1",
         "UPDATE jobs SET attempts = 5 WHERE job = 1",
