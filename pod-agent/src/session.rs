@@ -262,9 +262,9 @@ async fn receive(
                 tracing::error!("the manager rejected a message: {error}");
             }
             message => {
-                if events.send(SessionEvent::Received(message)).await.is_err() {
-                    return End::Left;
-                }
+                // If there is no receiver, the agent is ending, and `send` ends when all has been
+                // passed on.
+                _ = events.send(SessionEvent::Received(message)).await;
             }
         }
     }

@@ -299,6 +299,17 @@ fn supervise_once(dir: &Path) -> oneshot::Receiver<()> {
     is_ready
 }
 
+/// Waits until the spawned tasks of an agent have ended as well: only then is its data directory free.
+async fn wait_until_free(dir: &Path) {
+    let lock = std::fs::File::open(dir.join("agent/lock")).unwrap();
+    let free = async {
+        while lock.try_lock().is_err() {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    tokio::time::timeout(LIMIT, free).await.unwrap();
+}
+
 impl Agent {
     fn start(dir: &Path, manager: &TempDir) -> Self {
         Self::start_with(dir, manager, |_| ())
@@ -361,14 +372,7 @@ impl Agent {
     async fn abort(self, dir: &Path) {
         self.task.abort();
         assert!(self.task.await.unwrap_err().is_cancelled());
-        // Its spawned tasks end a moment later, and only then is its data directory free.
-        let lock = std::fs::File::open(dir.join("agent/lock")).unwrap();
-        let free = async {
-            while lock.try_lock().is_err() {
-                tokio::time::sleep(Duration::from_millis(10)).await;
-            }
-        };
-        tokio::time::timeout(LIMIT, free).await.unwrap();
+        wait_until_free(dir).await;
     }
 }
 
@@ -521,6 +525,7 @@ async fn processes_outlive_an_agent_that_stops() {
     agent.stop.send(()).unwrap();
     assert_eq!(manager.receive().await, ToManager::Goodbye(manager.epoch));
     tokio::time::timeout(LIMIT, agent.task).await.unwrap().unwrap().unwrap();
+    wait_until_free(dir.path()).await;
 
     let _agent = Agent::start(dir.path(), &manager.address);
     let second = manager.session().await;

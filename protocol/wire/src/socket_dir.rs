@@ -6,12 +6,16 @@ use std::os::fd::AsRawFd;
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 /// Only the owner and root can connect, unless a group is given: the owner's primary group can have
 /// other members.
 const LOCAL_SOCKET_MODE: u32 = 0o600;
 /// The mode if members of a group may connect.
 const GROUP_SOCKET_MODE: u32 = 0o660;
+
+/// How many sockets this process has bound.
+static BOUND: AtomicU64 = AtomicU64::new(0);
 
 /// A folder for unix sockets. A socket's path has at most 107 bytes (unix(7)), and a data directory
 /// may have a longer one. So the folder is kept open, and its sockets are addressed through it.
@@ -58,8 +62,10 @@ impl SocketDir {
     /// If the socket cannot be bound.
     pub fn bind(&self, name: &str, mode: u32) -> io::Result<UnixListener> {
         // Under another name first: ZeroMQ removes the file of a socket some time after closing it,
-        // and must not remove the file of the next one.
-        let new = self.path(&format!(".{name}.new"));
+        // and must not remove the file of the next one. The number keeps apart those of this
+        // process: by then another folder may have the descriptor of this one.
+        let number = BOUND.fetch_add(1, Ordering::Relaxed);
+        let new = self.path(&format!(".{name}.{number}.new"));
         match fs::remove_file(&new) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
             _ => {}
