@@ -198,6 +198,11 @@ impl Browser {
         Some(Element { browser: self, id: found[ELEMENT].as_str()?.to_owned() })
     }
 
+    /// Returns the text of the page, and what the browser logged.
+    fn told(&self) -> String {
+        format!("{}\n{:#?}", self.text(), self.log())
+    }
+
     /// Waits for an element.
     pub fn wait(&self, path: &str) -> Element<'_> {
         let start = Instant::now();
@@ -205,7 +210,7 @@ impl Browser {
             if let Some(element) = self.find(path) {
                 return element;
             }
-            assert!(start.elapsed() < PATIENCE, "there is no {path} in:\n{}", self.text());
+            assert!(start.elapsed() < PATIENCE, "there is no {path} in:\n{}", self.told());
             std::thread::sleep(std::time::Duration::from_millis(20));
         }
     }
@@ -225,7 +230,7 @@ impl Browser {
     pub fn wait_for_text(&self, text: &str) {
         let start = Instant::now();
         while !self.text().contains(text) {
-            assert!(start.elapsed() < PATIENCE, "there is no {text:?} in:\n{}", self.text());
+            assert!(start.elapsed() < PATIENCE, "there is no {text:?} in:\n{}", self.told());
             std::thread::sleep(std::time::Duration::from_millis(20));
         }
     }

@@ -66,6 +66,22 @@ fn cancelling_a_job_asks_first() {
 }
 
 #[test]
+fn requeueing_what_failed_asks_first() {
+    let Some(console) = Console::signed_in(&["a"], "operator") else { return };
+    let job = console.run("fails", "exit 3");
+    console.mesh.wait_for_job(job, "failed");
+    console.go(&format!("jobs/{job}"));
+    let command = format!("podmesh requeue {job}");
+    let requeue = button("Requeue what failed");
+    decline(&console, &requeue, &command);
+    let sent = format!("POST /api/v1/jobs/{job}/requeue");
+    agree(&console, &requeue, &command, "Requeue", &sent);
+    wait_for_no_dialog(&console);
+    console.browser.wait("//table[@aria-label='Tasks']//td[normalize-space()='2']");
+    console.check_quiet();
+}
+
+#[test]
 fn draining_a_node_asks_first() {
     let Some(console) = Console::signed_in(&["a"], "admin") else { return };
     console.go("nodes");

@@ -59,9 +59,12 @@ function Facts({ job }) {
     ["Each task gets", `${cores(spec.cpu_millis)} cores, ${spec.memory_bytes ? bytes(spec.memory_bytes) : "memory without a limit"}`],
     ["Retries", spec.retries],
     ["Priority", job.priority],
+    ["Run of the schedule", job.schedule ? `${visible(job.schedule)}, for ${time(job.schedule_instant)}` : ""],
+    ["Not before", time(spec.not_before)],
     ["Submitted", html`${time(job.submitted_at)}${job.submitted_by && html` by <${Name}>${job.submitted_by}<//>`}`],
     ["Started", time(job.started_at)],
     ["Ended", time(job.ended_at)],
+    ["Ended early", job.ended_early ? visible(job.ended_early) : ""],
   ];
   return html`<dl class="facts">${facts.map(([name, fact]) => fact !== "" && html`<div><dt>${name}</dt><dd>${fact}</dd></div>`)}</dl>`;
 }
@@ -98,6 +101,16 @@ export function Job({ parts: [, number], query, me }) {
       return state === "cancelling" || state === "cancelled" ? undefined : `The job had already ended: ${state}.`;
     },
   });
+  const requeue = () => question({
+    title: `Requeue what failed in job ${number}?`,
+    text: "All tasks that failed run again, in the same job. Their retries count anew.",
+    yes: "Requeue",
+    cli: `podmesh requeue ${quote(number)}`,
+    act: async () => {
+      const { tasks } = await post(`/jobs/${id}/requeue`);
+      return tasks > 0 ? undefined : "No task of the job has failed.";
+    },
+  });
   return html`
     <${Heading}>Job ${visible(number)} ${job && html`<${Name}>${job.name}<//>`}<//>
     <${Pending} value=${job} problem=${problem} />
@@ -108,6 +121,7 @@ export function Job({ parts: [, number], query, me }) {
         ${STATES.map((word) => html`<div><dt><a href=${withQuery(link("jobs", number), { state: word })}>${word}</a></dt><dd>${job.tasks[word].toLocaleString("en")}</dd></div>`)}
       </dl>
       ${!job.ended_at && html`<p><${Action} me=${me} role="operator" onClick=${cancel}>Cancel the job …<//></p>`}
+      ${job.tasks.failed > 0 && html`<p><${Action} me=${me} role="operator" onClick=${requeue}>Requeue what failed …<//></p>`}
       <${Facts} job=${job} />
       ${job.tasks.failed > 0 && html`<${Failures} job=${number} failed=${job.tasks.failed} concerns=${concerns} />`}
       ${job.tasks.total > 1 && html`<${TaskGrid} job=${number} first=${job.spec.first_index} last=${job.spec.last_index} />`}
