@@ -264,7 +264,7 @@ impl Core {
         let Some(replicas) = self.services.by_name.get_mut(&name) else { return };
         let deadline = Deadline::of(span, replicas.progress, now);
         replicas.progress = Some(deadline);
-        if deadline.at > now.mono_ms {
+        if deadline.at > now.mono_ms && !service.has_failed() {
             return wake.by(deadline.at);
         }
         let message = self.why_not_healthy(service, found);

@@ -76,6 +76,11 @@ impl Failures {
     pub(crate) fn is_done(&self) -> bool {
         self.after_ms.is_none() && self.succeeded
     }
+
+    /// Returns whether the replica has failed, and is not started again.
+    fn is_final(&self) -> bool {
+        self.after_ms.is_none() && !self.succeeded
+    }
 }
 
 /// What is known of the active attempt of a replica.
@@ -101,7 +106,16 @@ impl Service {
     /// Returns how many of the wanted replicas have done their work and are not started again. They are
     /// as good as healthy.
     pub fn done(&self) -> u32 {
-        let ended = self.failures.range(..=self.wanted()).map(|(_, failures)| failures);
-        ended.filter(|failures| failures.is_done()).count() as u32
+        self.ended().filter(|failures| failures.is_done()).count() as u32
+    }
+
+    /// Returns whether a wanted replica has failed and is not started again: the service does not become
+    /// healthy with this revision.
+    pub(crate) fn has_failed(&self) -> bool {
+        self.ended().any(Failures::is_final)
+    }
+
+    fn ended(&self) -> impl Iterator<Item = &Failures> {
+        self.failures.range(..=self.wanted()).map(|(_, failures)| failures)
     }
 }

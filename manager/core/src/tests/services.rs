@@ -304,6 +304,35 @@ fn a_revision_that_does_not_become_healthy_is_rolled_back() {
 }
 
 #[test]
+fn an_update_that_cannot_succeed_any_more_fails_at_once() {
+    let mut mesh = Mesh::new(&["a", "b"]);
+    mesh.health.insert(1, Health::Starting);
+    mesh.health.insert(2, Health::Starting);
+    let mut spec = web(2);
+    spec.restart.when = RestartWhen::Never;
+    mesh.apply(spec.clone());
+    mesh.play();
+    let (node, attempt) = mesh.replica(2);
+    mesh.end(&node, attempt, 3);
+    mesh.play();
+    let why = mesh.show().failed_update.unwrap();
+    assert!(why.contains("0 of 2 replicas became healthy; web.2: exit code 3"), "{why}");
+
+    // The next one has something to go back to.
+    mesh.health.clear();
+    mesh.apply(web_with(2, "good"));
+    mesh.play();
+    assert_eq!(mesh.status(), (ServiceState::Healthy, 2, 2));
+    mesh.health.insert(3, Health::Starting);
+    mesh.apply(ServiceSpec { run: web_with(2, "bad").run, ..spec });
+    mesh.play();
+    let (node, attempt) = mesh.replica(1);
+    mesh.end(&node, attempt, 3);
+    mesh.play();
+    assert_eq!((mesh.status(), mesh.show().view.revision), ((ServiceState::Healthy, 2, 2), 2));
+}
+
+#[test]
 fn a_replica_that_ends_is_started_at_once_and_then_ever_later() {
     let mut mesh = Mesh::new(&["a"]);
     mesh.apply(web(1));
