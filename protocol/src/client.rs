@@ -1,6 +1,6 @@
 //! The messages between clients, such as the CLI, and the manager.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
@@ -11,6 +11,7 @@ use crate::event::EventChunk;
 use crate::ids::{
     AttemptId, ClusterId, Epoch, InstanceId, JobId, Name, Revision, SubmissionId, TaskId,
 };
+use crate::node::{DrainSpec, DrainView};
 use crate::report::{AttemptState, JobState, ShownOutcome, TaskCounts, TaskState};
 use crate::schedule::{ScheduleReply, ScheduleRequest};
 use crate::service::{ServiceReply, ServiceRequest};
@@ -225,6 +226,21 @@ pub enum RequestBody {
         node: Name,
         /// What it may get.
         scheduling: Scheduling,
+        /// How it is drained; only with [`Scheduling::Draining`].
+        #[serde(default, skip_serializing_if = "DrainSpec::is_default")]
+        drain: DrainSpec,
+    },
+    /// Changes the labels that admins have given a node. They are over those of its agent. →
+    /// [`ReplyBody::NodeLabels`]
+    NodeLabels {
+        /// The node.
+        node: Name,
+        /// The labels to set: at most [`LABELS_MAX`](crate::limits::LABELS_MAX) in the end.
+        #[serde(default)]
+        set: BTreeMap<Name, String>,
+        /// The labels to take back. Those of the agent cannot be.
+        #[serde(default)]
+        remove: BTreeSet<Name>,
     },
 }
 
@@ -254,6 +270,7 @@ impl RequestBody {
             | Self::Revoke { .. }
             | Self::NodeForget { .. }
             | Self::NodeScheduling { .. }
+            | Self::NodeLabels { .. }
             | Self::KeyRotate { .. } => Some(Role::Admin),
         }
     }
@@ -445,6 +462,14 @@ pub enum ReplyBody {
         scheduling: Scheduling,
         /// How many attempts it has.
         attempts: u32,
+        /// What the admin should know, in sentences.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        notes: Vec<String>,
+    },
+    /// To [`RequestBody::NodeLabels`]: all labels of the node now.
+    NodeLabels {
+        /// The labels.
+        labels: BTreeMap<Name, String>,
     },
 }
 
@@ -634,7 +659,8 @@ pub enum Scheduling {
     Open,
     /// No new work. What it has stays.
     Cordoned,
-    /// No new work. Its replicas move to other nodes, and its tasks of jobs end by themselves.
+    /// No new work. Its replicas move to other nodes, and its tasks of jobs end by themselves or at
+    /// a deadline.
     Draining,
 }
 
@@ -662,6 +688,9 @@ pub struct NodeView {
     pub free: Resources,
     /// Its labels.
     pub labels: BTreeMap<Name, String>,
+    /// Those of its labels that an admin has set. The others are its agent's.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub admin_labels: BTreeSet<Name>,
     /// The runtimes that it can start.
     pub runtimes: Vec<MaybeKnown<RuntimeKind>>,
     /// The enabled runtimes that it cannot start at present, and why.
@@ -681,6 +710,9 @@ pub struct NodeView {
     /// What an admin lets it get.
     #[serde(default, skip_serializing_if = "MaybeKnown::is_default")]
     pub scheduling: MaybeKnown<Scheduling>,
+    /// Its drain, if it is being drained.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub drain: Option<DrainView>,
     /// The IP address at which other nodes reach the replicas on it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub address: Option<String>,
@@ -731,6 +763,10 @@ mod tests {
             (r#"{"revoke": {"kind": "user", "name": "a"}}"#, [false, false, false, true]),
             (
                 r#"{"node_scheduling": {"node": "a", "scheduling": "cordoned"}}"#,
+                [false, false, false, true],
+            ),
+            (
+                r#"{"node_labels": {"node": "a", "set": {"zone": "b"}}}"#,
                 [false, false, false, true],
             ),
             (r#"{"service": {"show": {"service": "a"}}}"#, [false, true, true, true]),

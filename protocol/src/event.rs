@@ -306,6 +306,27 @@ facts! {
             /// Who asked.
             by: Name,
         }
+        /// A node that is drained has no attempts any more.
+        NodeDrained = "node_drained" {
+            /// The node.
+            node: Name,
+        }
+        /// An admin has changed labels of a node.
+        NodeLabelled = "node_labelled" {
+            /// The node.
+            node: Name,
+            /// The labels that were set or taken back, written `zone=b` and `old-`.
+            labels: Vec<String>,
+            /// Who asked.
+            by: Name,
+        }
+        /// An attempt is stopped although its job was not cancelled.
+        AttemptStopping = "attempt_stopping" {
+            /// The attempt.
+            attempt: AttemptId,
+            /// Why.
+            message: String,
+        }
         /// A task was given volumes that no node had.
         VolumesPlaced = "volumes_placed" {
             /// The volumes.
@@ -399,6 +420,7 @@ impl EventFact {
             Self::AttemptAssigned { attempt, .. }
             | Self::AttemptPreparing { attempt, .. }
             | Self::AttemptStarted { attempt }
+            | Self::AttemptStopping { attempt, .. }
             | Self::AttemptEnded { attempt, .. }
             | Self::LogGap { attempt, .. }
             | Self::ReplicaListening { attempt, .. }
@@ -425,6 +447,8 @@ impl EventFact {
             | Self::ServiceUpdated { .. }
             | Self::ServiceUpdateFailed { .. }
             | Self::NodeScheduled { .. }
+            | Self::NodeDrained { .. }
+            | Self::NodeLabelled { .. }
             | Self::VolumesPlaced { .. }
             | Self::VolumeRemoved { .. }
             | Self::ApiTokenCreated { .. }

@@ -11,6 +11,7 @@ pub mod event;
 pub mod facts;
 pub mod ids;
 pub mod limits;
+pub mod node;
 pub mod ranges;
 pub mod report;
 pub mod schedule;

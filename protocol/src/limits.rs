@@ -61,6 +61,8 @@ pub const REQUEUE_TASKS_MAX: usize = 1000;
 pub const FAILED_GROUPS_MAX: usize = 500;
 /// Nodes that a group of failed tasks names.
 pub const FAILED_NODES_SHOWN: usize = 5;
+/// Jobs that the drain of a node names.
+pub const DRAIN_JOBS_SHOWN: usize = 5;
 /// Jobs that have not ended, in one manager.
 pub const JOBS_ACTIVE_MAX: usize = 1_000_000;
 /// The range of a job's priority is `-PRIORITY_MAX..=PRIORITY_MAX`.

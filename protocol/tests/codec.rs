@@ -8,6 +8,7 @@ use podmesh_protocol::codec::{DecodeError, EncodeError, decode, encode};
 use podmesh_protocol::event::{EventChunk, EventFact, Published};
 use podmesh_protocol::ids::{AttemptId, Epoch, InstanceId, JobId, Name, Revision};
 use podmesh_protocol::limits::FRAME_BYTES_MAX;
+use podmesh_protocol::node::DrainSpec;
 use podmesh_protocol::report::{Outcome, OutcomeKind, Report, ReportFact};
 use podmesh_protocol::service::*;
 use podmesh_protocol::session::{Hello, StopReason, ToManager, ToPeer};
@@ -183,7 +184,7 @@ fn service_requests() -> impl Strategy<Value = RequestBody> {
     prop_oneof![
         8 => request.prop_map(RequestBody::Service),
         1 => (names(), scheduling)
-            .prop_map(|(node, scheduling)| RequestBody::NodeScheduling { node, scheduling }),
+            .prop_map(|(node, scheduling)| RequestBody::NodeScheduling { node, scheduling, drain: DrainSpec::default() }),
         1 => (prop::option::of(names()), any::<Option<u32>>()).prop_map(|(service, replica)| {
             RequestBody::Jobs { before: None, active: true, by: None, service, replica, limit: 1 }
         }),

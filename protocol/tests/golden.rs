@@ -239,6 +239,8 @@ fn to_peer() -> Vec<(&'static str, ToPeer)> {
         ended_early: None,
     };
     let node = NodeView {
+        admin_labels: [].into(),
+        drain: None,
         node: name("a"),
         state: NodeState::Suspect.into(),
         epoch: Some(epoch),

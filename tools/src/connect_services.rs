@@ -1,11 +1,13 @@
 //! The requests about services and about what nodes may get, with the reply of the matching type.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use podmesh_protocol::client::{ReplyBody, RequestBody, Scheduling};
 use podmesh_protocol::error::ErrorCode;
 use podmesh_protocol::ids::{Name, Revision};
 use podmesh_protocol::limits::PAGE_ROWS_MAX;
+use podmesh_protocol::node::DrainSpec;
 use podmesh_protocol::service::{
     ServiceDetail, ServicePlan, ServiceReply, ServiceRequest, ServiceRevision, ServiceSpec,
     ServiceView,
@@ -13,6 +15,7 @@ use podmesh_protocol::service::{
 
 use crate::connect::{Connection, RequestError, unexpected, wait_ms};
 use crate::error::CliError;
+use crate::output::node::ScheduledNode;
 use crate::output::service::ServiceChangedOutput;
 
 /// What became of a request that changes a service.
@@ -122,14 +125,31 @@ impl Connection {
         }
     }
 
-    /// Sets what a node may get. Returns what it may get now, and how many attempts it has.
+    /// Sets what a node may get.
     pub(crate) async fn node_scheduling(
         &self,
         node: Name,
         scheduling: Scheduling,
-    ) -> Result<(Scheduling, u32), RequestError> {
-        match self.request(RequestBody::NodeScheduling { node, scheduling }).await? {
-            ReplyBody::NodeScheduling { scheduling, attempts } => Ok((scheduling, attempts)),
+        drain: DrainSpec,
+    ) -> Result<ScheduledNode, RequestError> {
+        let name = node.to_string();
+        match self.request(RequestBody::NodeScheduling { node, scheduling, drain }).await? {
+            ReplyBody::NodeScheduling { scheduling, attempts, notes } => {
+                Ok(ScheduledNode { node: name, scheduling: scheduling.into(), attempts, notes })
+            }
+            _ => Err(unexpected()),
+        }
+    }
+
+    /// Changes the labels that admins have given a node. Returns all its labels.
+    pub(crate) async fn node_labels(
+        &self,
+        node: Name,
+        set: BTreeMap<Name, String>,
+        remove: BTreeSet<Name>,
+    ) -> Result<BTreeMap<Name, String>, RequestError> {
+        match self.request(RequestBody::NodeLabels { node, set, remove }).await? {
+            ReplyBody::NodeLabels { labels } => Ok(labels),
             _ => Err(unexpected()),
         }
     }

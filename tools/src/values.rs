@@ -207,6 +207,39 @@ impl FromStr for Label {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct MountText(pub(crate) Mount);
 
+/// A change of a node's label: `NAME=VALUE` sets it, `NAME-` takes it back.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum LabelChange {
+    Set(Name, String),
+    Remove(Name),
+}
+
+impl fmt::Display for LabelChange {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Set(label, value) => write!(f, "{label}={value}"),
+            Self::Remove(label) => write!(f, "{label}-"),
+        }
+    }
+}
+
+impl FromStr for LabelChange {
+    type Err = ValueError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        if text.contains('=') {
+            let Label(label, value) = text.parse()?;
+            return Ok(Self::Set(label, value));
+        }
+        let Some(label) = text.strip_suffix('-') else {
+            return Err(ValueError::new(
+                "write LABEL=VALUE to set a label, LABEL- to take it back",
+            ));
+        };
+        label.parse().map(Self::Remove).map_err(|why| ValueError::new(format!("{why}")))
+    }
+}
+
 impl FromStr for MountText {
     type Err = ValueError;
 

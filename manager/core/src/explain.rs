@@ -109,7 +109,7 @@ impl Core {
             return WaitReason::NoNodeWithRuntime { runtime: *runtime, nodes };
         }
         for (label, value) in labels {
-            if !fit.iter().any(|node| node.row.labels.get(label) == Some(value)) {
+            if !fit.iter().any(|node| node.row.label(label) == Some(value)) {
                 let (label, value) = (label.clone(), value.clone());
                 return WaitReason::NoNodeWithLabel { label, value, runtime: *runtime, nodes };
             }

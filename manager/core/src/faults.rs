@@ -35,6 +35,10 @@ pub enum Fault {
     ActiveTaskRequeued,
     /// A job goes on although too many of its tasks have failed.
     FailuresNotLimited,
+    /// A task whose node is drained uses a retry although it should run again.
+    StopUsesRetry,
+    /// Tasks of a node that is drained are not stopped at the deadline.
+    DeadlineIgnored,
     /// A replica is stopped while proxies may still pass connections to it.
     ProxiesNotAwaited,
     /// A replica is stopped before its connections have had their time to end.

@@ -70,6 +70,7 @@ impl Core {
         // Without runtimes it suits no job.
         Arc::make_mut(&mut self.nodes.get_mut(ix).row).runtimes.clear();
         self.queue.node_changed(ix, &self.nodes);
+        self.stop_drain_timer(ix);
         self.nodes.remove(ix);
     }
 

@@ -1,7 +1,7 @@
 //! The inputs of the core: facts that have happened.
 
 use alloc::boxed::Box;
-use alloc::collections::BTreeMap;
+use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::string::String;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
@@ -9,6 +9,7 @@ use alloc::vec::Vec;
 use podmesh_protocol::access::{Caller, PublicKey, Role, TokenId};
 use podmesh_protocol::client::{PrincipalKind, Scheduling};
 use podmesh_protocol::ids::{Epoch, JobId, Name, SubmissionId};
+use podmesh_protocol::node::DrainSpec;
 use podmesh_protocol::report::Report;
 use podmesh_protocol::schedule::ScheduleSpec;
 use podmesh_protocol::service::ServiceSpec;
@@ -233,6 +234,19 @@ pub enum Command {
         node: Name,
         /// What it may get.
         scheduling: Scheduling,
+        /// How it is drained, if it is. It has been validated.
+        drain: DrainSpec,
+    },
+    /// Change the labels that admins have given a node. Their values have been validated.
+    LabelNode {
+        /// The name of the caller.
+        by: Name,
+        /// The node.
+        node: Name,
+        /// The labels to set.
+        set: BTreeMap<Name, String>,
+        /// The labels to take back.
+        remove: BTreeSet<Name>,
     },
     /// Remove a volume.
     RemoveVolume {

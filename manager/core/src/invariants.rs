@@ -2,7 +2,7 @@
 
 use alloc::collections::{BTreeMap, BTreeSet};
 
-use podmesh_protocol::client::NodeState;
+use podmesh_protocol::client::{NodeState, Scheduling};
 use podmesh_protocol::ids::TaskId;
 use podmesh_protocol::limits::ATTEMPTS_PER_NODE_MAX;
 use podmesh_protocol::report::{AttemptState, JobState};
@@ -143,6 +143,12 @@ impl Core {
             "node {name}: a resend timer without a session"
         );
         timers.extend(node.resend_ms.map(|at| (at, Timer::Resend(ix))));
+        timers.extend(node.drain_due_ms.map(|at| (at, Timer::DrainDue(ix))));
+        let is_draining = node.row.scheduling == Scheduling::Draining;
+        assert!(
+            is_draining || (node.row.drain.is_none() && node.drain_due_ms.is_none()),
+            "node {name}: its drain"
+        );
         let awaited = epoch.is_some()
             && node.attempts.values().any(|delivery| delivery.sent_ms.is_some() && !delivery.heard);
         assert!(

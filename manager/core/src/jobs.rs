@@ -12,7 +12,7 @@ use podmesh_protocol::limits::{
     BATCH_ROWS_MAX, JOBS_ACTIVE_MAX, NOT_STARTED_BACKOFF_MS, NOT_STARTED_BACKOFF_MS_MAX,
     RETRIES_MAX,
 };
-use podmesh_protocol::report::{JobState, Outcome, OutcomeKind};
+use podmesh_protocol::report::{AttemptState, JobState, Outcome, OutcomeKind};
 use podmesh_protocol::session::{StopReason, ToPeer};
 use podmesh_protocol::spec::{JobSpec, OnLost};
 use podmesh_protocol::time::{Millis, Now};
@@ -22,7 +22,7 @@ use crate::input::Ticket;
 use crate::measures::Counted;
 use crate::nodes::NodeIx;
 use crate::placement::{QueueKey, ShapeId};
-use crate::state::{ActiveAttempt, Closed, Job};
+use crate::state::{ActiveAttempt, Closed, Job, Stop};
 use crate::step::{Answer, Change, Step};
 use crate::timers::{Timer, Timers};
 use crate::{Core, answer};
@@ -139,6 +139,16 @@ impl Job {
         }
     }
 
+    /// Returns whether the task of an attempt that ended as `kind` runs again without using a retry,
+    /// because we stopped the attempt for that.
+    pub(crate) fn runs_again(&self, attempt: &ActiveAttempt, kind: OutcomeKind) -> bool {
+        // The agent may never have had the attempt, and then says that it is lost.
+        let never_started = kind == OutcomeKind::Lost && attempt.state == AttemptState::Assigned;
+        attempt.stop == Some(Stop::Requeue)
+            && !self.is_stopping()
+            && (kind == OutcomeKind::Cancelled || never_started)
+    }
+
     /// Returns the milliseconds until a task is tried again after `attempt` ends with `outcome` (of
     /// a [recorded](Self::recorded_kind) kind); `None` if the task has ended.
     ///
@@ -151,17 +161,18 @@ impl Job {
         if self.is_stopping() {
             return None;
         }
-        let free = attempt.past.losses.free(self.spec.on_lost);
+        let losses = attempt.past.losses;
+        let unwanted = losses.unwanted(self.spec.on_lost);
         match (outcome.kind, self.spec.on_lost) {
             (OutcomeKind::Succeeded | OutcomeKind::Cancelled, _) => None,
-            (OutcomeKind::Lost, OnLost::Requeue) => (free < RETRIES_MAX).then_some(0),
-            (OutcomeKind::NotStarted, _) => (free < RETRIES_MAX).then(|| {
-                let doubled = NOT_STARTED_BACKOFF_MS << free.min(16);
+            (OutcomeKind::Lost, OnLost::Requeue) => (unwanted < RETRIES_MAX).then_some(0),
+            (OutcomeKind::NotStarted, _) => (unwanted < RETRIES_MAX).then(|| {
+                let doubled = NOT_STARTED_BACKOFF_MS << unwanted.min(16);
                 doubled.min(NOT_STARTED_BACKOFF_MS_MAX)
             }),
             (OutcomeKind::Failed | OutcomeKind::TimedOut | OutcomeKind::Lost, _) => {
                 let since = attempt.number.saturating_sub(attempt.past.base);
-                let used = since.saturating_sub(free);
+                let used = since.saturating_sub(losses.free(self.spec.on_lost));
                 let policy = &self.spec.retry;
                 if used > policy.retries || !policy.allows(outcome) {
                     return None;

@@ -24,7 +24,8 @@
 //! - `forget`: removing nodes that are gone for good
 //! - `reports`: the reports of agents, and what follows the end of an attempt
 //! - `timers`: what happens as time passes
-//! - `scheduling`: nodes that are cordoned or drained
+//! - `scheduling`: nodes that are cordoned or drained, and their labels
+//! - `stopping`: attempts that are stopped although their jobs go on
 //! - `schedules`: jobs that are submitted again and again, and jobs that start later
 //! - `services`: replicas, kept running and replaced
 //! - `retention`: removing what has been kept long enough
@@ -65,6 +66,7 @@ mod services;
 mod sessions;
 pub mod state;
 pub mod step;
+mod stopping;
 #[cfg(test)]
 mod tests;
 mod timers;
@@ -144,7 +146,7 @@ pub struct Core {
 }
 
 /// The most events that one unit of work adds, not counting a resulting `JobEnded`.
-const EVENTS_PER_UNIT: usize = 4;
+const EVENTS_PER_UNIT: usize = 5;
 
 impl Core {
     /// Activates a deliberate fault, which the simulator must find.
@@ -282,8 +284,11 @@ impl Core {
             Command::ChangeSchedule { by, schedule, change } => {
                 self.change_schedule(now, by, &schedule, change, out)
             }
-            Command::ScheduleNode { by, node, scheduling } => {
-                self.schedule_node(&by, &node, scheduling, out)
+            Command::ScheduleNode { by, node, scheduling, drain } => {
+                self.schedule_node(now, by, &node, scheduling, drain, out)
+            }
+            Command::LabelNode { by, node, set, remove } => {
+                self.label_node(by, &node, set, remove, out)
             }
             Command::RemoveVolume { by, volume, force } => {
                 self.remove_volume(by, volume, force, out)

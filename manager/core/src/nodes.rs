@@ -8,14 +8,17 @@ use core::ops::Bound;
 
 use podmesh_protocol::client::{NodeState, NodeView, Scheduling};
 use podmesh_protocol::ids::{AgentId, AttemptId, Epoch, JobId, Name, TaskId};
-use podmesh_protocol::limits::{ATTEMPTS_PER_NODE_MAX, FRAME_BYTES_MAX, PAGE_ROWS_MAX};
+use podmesh_protocol::limits::{
+    ATTEMPTS_PER_NODE_MAX, DRAIN_JOBS_SHOWN, FRAME_BYTES_MAX, PAGE_ROWS_MAX,
+};
+use podmesh_protocol::node::DrainView;
 use podmesh_protocol::report::Outcome;
 use podmesh_protocol::session::StopReason;
 use podmesh_protocol::spec::{JobSpec, Resources, RuntimeKind};
 use podmesh_protocol::time::{Millis, Now};
 
 use crate::input::ConnectionId;
-use crate::step::NodeRow;
+use crate::step::{Drain, NodeRow};
 use crate::timers::{Timer, Timers};
 
 /// The index of a node. Only [`Nodes`] creates one. The index of a removed node is used again.
@@ -52,6 +55,9 @@ pub(crate) struct Node {
     deadline: Option<(Millis, Timer)>,
     /// When starts are sent again. The timers hold the same time.
     pub(crate) resend_ms: Option<Millis>,
+    /// When what still runs here is stopped because the node is drained. The timers hold the same
+    /// time.
+    pub(crate) drain_due_ms: Option<Millis>,
 }
 
 /// How far the start of an attempt has come.
@@ -180,6 +186,20 @@ impl Node {
         self.used_memory_bytes -= spec.resources.memory_bytes;
     }
 
+    fn drain_view(&self, drain: &Drain, now: Now) -> DrainView {
+        let mut jobs: Vec<JobId> = self.attempts.keys().map(|task| task.job).collect();
+        jobs.dedup();
+        jobs.truncate(DRAIN_JOBS_SHOWN);
+        let due_ms = drain.spec.stops_after_ms().map(|_| self.drain_due_ms.unwrap_or(0));
+        DrainView {
+            by: drain.by.clone(),
+            since_wall_ms: drain.since_wall_ms,
+            spec: drain.spec.clone(),
+            stops_in_ms: due_ms.map(|at| at.saturating_sub(now.mono_ms)),
+            waits_for: jobs,
+        }
+    }
+
     fn view(&self, now: Now) -> NodeView {
         let row = &self.row;
         NodeView {
@@ -189,7 +209,8 @@ impl Node {
             program_version: row.program_version.clone(),
             capacity: row.capacity,
             free: self.free(),
-            labels: row.labels.clone(),
+            labels: row.labels.iter().chain(&row.admin_labels).map(owned).collect(),
+            admin_labels: row.admin_labels.keys().cloned().collect(),
             runtimes: row.runtimes.iter().map(|runtime| (*runtime).into()).collect(),
             withdrawn: self
                 .withdrawn
@@ -199,6 +220,7 @@ impl Node {
             unenforced: self.unenforced.clone(),
             enrolled: false,
             scheduling: row.scheduling.into(),
+            drain: row.drain.as_deref().map(|drain| self.drain_view(drain, now)),
             address: row.address.clone(),
             attempts: u32::try_from(self.attempts.len()).unwrap_or(u32::MAX),
             seen_ms_ago: match self.state {
@@ -209,6 +231,10 @@ impl Node {
             },
         }
     }
+}
+
+fn owned((label, value): (&Name, &String)) -> (Name, String) {
+    (label.clone(), value.clone())
 }
 
 /// All nodes.
@@ -298,6 +324,7 @@ impl Nodes {
             seen_ms: None,
             deadline: None,
             resend_ms: None,
+            drain_due_ms: None,
         };
         let ix = self.free.pop().unwrap_or(NodeIx(self.list.len()));
         match self.list.get_mut(ix.0) {
@@ -450,5 +477,7 @@ fn view_bytes(view: &NodeView) -> usize {
     let withdrawn: usize = view.withdrawn.values().map(|why| why.len() + 16).sum();
     let unenforced: usize =
         view.unenforced.iter().map(|(what, why)| what.len() + why.len() + 16).sum();
-    512 + view.program_version.len() + labels + withdrawn + unenforced
+    let reason = view.drain.as_ref().and_then(|drain| drain.spec.reason.as_ref());
+    let drain = reason.map_or(0, |reason| reason.len());
+    512 + view.program_version.len() + 2 * labels + withdrawn + unenforced + drain
 }

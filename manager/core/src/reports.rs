@@ -2,6 +2,7 @@
 
 use alloc::string::String;
 use alloc::vec::Vec;
+use podmesh_protocol::client::Scheduling;
 use podmesh_protocol::event::EventFact;
 use podmesh_protocol::ids::{AttemptId, Epoch, TaskId};
 use podmesh_protocol::limits::MESSAGE_BYTES_MAX;
@@ -13,7 +14,7 @@ use crate::Core;
 use crate::faults::planted;
 use crate::input::{ConnectionId, Input};
 use crate::nodes::NodeIx;
-use crate::state::ReplicaStatus;
+use crate::state::{ActiveAttempt, ReplicaStatus, Stop};
 use crate::step::{Change, Effect, Step};
 
 impl Core {
@@ -166,14 +167,22 @@ impl Core {
         let Some(active) = job.active.get(&task.index) else { return };
         let attempt = job.attempt_id(task.index, active.number);
         let reported = outcome.kind;
-        outcome.kind = job.recorded_kind(reported);
+        let runs_again = job.runs_again(active, reported) && !planted!(self, StopUsesRetry);
+        outcome.kind =
+            if runs_again { OutcomeKind::Cancelled } else { job.recorded_kind(reported) };
         outcome.message = outcome.message.map(cut).or_else(|| {
-            let stopped = reported == OutcomeKind::Cancelled && outcome.kind == OutcomeKind::Failed;
-            stopped.then(|| "its agent stopped it although the job was not cancelled".into())
+            let stopped = reported == OutcomeKind::Cancelled && !job.is_stopping();
+            stopped.then(|| why_stopped(active).into())
         });
-        let retry_after_ms = job.retry_after_ms(active, &outcome);
+        let retry_after_ms =
+            if runs_again { Some(0) } else { job.retry_after_ms(active, &outcome) };
+        let mut drained = None;
         if let Some(ix) = self.nodes.by_name(&active.node) {
-            self.nodes.get_mut(ix).give_back(task, &job.spec);
+            let node = self.nodes.get_mut(ix);
+            node.give_back(task, &job.spec);
+            let is_drained =
+                node.attempts.is_empty() && node.row.scheduling == Scheduling::Draining;
+            drained = is_drained.then(|| node.row.node.clone());
             self.queue.gain(ix);
         }
         let is_limited = job.spec.rules.max_active.is_some();
@@ -189,6 +198,7 @@ impl Core {
             outcome: outcome.into(),
             retry_after_ms,
         });
+        out.events.extend(drained.map(|node| EventFact::NodeDrained { node }));
         if is_limited {
             self.offer(task.job);
         }
@@ -196,6 +206,14 @@ impl Core {
             self.check_failures(task.job, kind, out);
         }
         self.mark_dirty(task.job);
+    }
+}
+
+fn why_stopped(active: &ActiveAttempt) -> &'static str {
+    match active.stop {
+        Some(Stop::Requeue) => "stopped so that its task runs elsewhere",
+        Some(Stop::Fail) => "stopped because its node is drained, and the deadline is over",
+        None => "its agent stopped it although the job was not cancelled",
     }
 }
 

@@ -54,6 +54,7 @@ impl Core {
         for ix in all {
             let deadline = Some((lost_at, Timer::NodeLost(ix)));
             core.nodes.set_deadline(&mut core.timers, ix, deadline);
+            core.set_drain_timer(now, ix);
         }
         core.restore_services(now);
         let jobs: Vec<JobId> = core.state.jobs.keys().copied().collect();

@@ -194,7 +194,7 @@ impl Core {
                 lost(&format!("the machine of node `{}` was restarted", hello.node))
             } else if active.state == AttemptState::Running {
                 lost(&format!("the agent of node `{}` no longer holds it", hello.node))
-            } else if job.is_stopping() {
+            } else if job.is_stopping() || active.stop.is_some() {
                 Outcome::new(OutcomeKind::Cancelled).with_message("cancelled before its start")
             } else {
                 continue;
@@ -214,6 +214,7 @@ impl Core {
     ) -> NodeIx {
         let epoch = Epoch(self.state.last_epoch.0 + 1);
         let instance = hello.agent_instance;
+        let before = known.map(|ix| &*self.nodes.get(ix).row);
         let row = NodeRow {
             node: hello.node,
             boot_id: hello.boot_id,
@@ -226,8 +227,9 @@ impl Core {
             epoch,
             agent_id: hello.agent_id,
             lost_age_ms: None,
-            scheduling: known
-                .map_or_else(Scheduling::default, |ix| self.nodes.get(ix).row.scheduling),
+            scheduling: before.map_or_else(Scheduling::default, |row| row.scheduling),
+            drain: before.and_then(|row| row.drain.clone()),
+            admin_labels: before.map_or_else(BTreeMap::new, |row| row.admin_labels.clone()),
             address: hello.address,
         };
         self.state.record(out, Change::EpochTaken(epoch));
@@ -318,8 +320,8 @@ impl Core {
         for (task, delivery) in &mut node.attempts {
             let Some(job) = self.state.jobs.get(&task.job) else { continue };
             let has_runtime = node.row.runtimes.contains(&job.spec.run.runtime.kind());
-            let cancelling = job.is_stopping();
             let Some(active) = job.active.get(&task.index) else { continue };
+            let cancelling = job.is_stopping() || active.stop.is_some();
             let attempt = AttemptId { task: *task, number: active.number };
             delivery.heard = held.contains(&attempt);
             if delivery.heard {

@@ -13,6 +13,7 @@ use podmesh_protocol::event::EventFact;
 use podmesh_protocol::ids::{
     AgentId, AttemptId, Epoch, InstanceId, JobId, Name, Revision, SubmissionId,
 };
+use podmesh_protocol::node::DrainSpec;
 use podmesh_protocol::report::{AttemptState, JobState, Outcome, TaskCounts};
 use podmesh_protocol::schedule::RunResult;
 use podmesh_protocol::service::{RevisionState, ServiceSpec};
@@ -21,7 +22,9 @@ use podmesh_protocol::spec::{JobSpec, Resources, RuntimeKind};
 use serde::{Deserialize, Serialize};
 
 use crate::input::{ConnectionId, Ticket};
-use crate::state::{Closed, EndedTask, Job, ReplicaStatus, Schedule, ScheduleProgress, Service};
+use crate::state::{
+    Closed, EndedTask, Job, ReplicaStatus, Schedule, ScheduleProgress, Service, Stop,
+};
 
 /// The result of one call of [`Core::step`](crate::Core::step): what to commit, and what to do
 /// after the commit.
@@ -108,6 +111,13 @@ pub enum Change {
         state: AttemptState,
         /// The time at which the manager learned of it, for display.
         wall_ms: u64,
+    },
+    /// An attempt is to end although its job goes on.
+    AttemptStopping {
+        /// The attempt.
+        attempt: AttemptId,
+        /// What becomes of its task.
+        stop: Stop,
     },
     /// An attempt ended. If no retry follows, the kind of its outcome decides the state of the
     /// task: succeeded, cancelled, or failed for every other kind.
@@ -252,7 +262,7 @@ pub struct NodeRow {
     pub program_version: String,
     /// The resources that it offers in total.
     pub capacity: Resources,
-    /// Its labels.
+    /// The labels of its agent.
     pub labels: BTreeMap<Name, String>,
     /// The runtimes that it can start.
     pub runtimes: Vec<RuntimeKind>,
@@ -269,6 +279,30 @@ pub struct NodeRow {
     /// The IP address at which other nodes reach its replicas, as of its last session.
     #[serde(default)]
     pub address: Option<String>,
+    /// How it is drained; `None` if it is not, or since an older version of podmesh.
+    #[serde(default)]
+    pub drain: Option<Arc<Drain>>,
+    /// The labels that admins have given it. They are over those of its agent.
+    #[serde(default)]
+    pub admin_labels: BTreeMap<Name, String>,
+}
+
+impl NodeRow {
+    /// Returns the value of a label.
+    pub fn label(&self, label: &Name) -> Option<&String> {
+        self.admin_labels.get(label).or_else(|| self.labels.get(label))
+    }
+}
+
+/// The drain of a node.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Drain {
+    /// Who asked for it.
+    pub by: Name,
+    /// When, by the wall clock. The deadline counts from then.
+    pub since_wall_ms: u64,
+    /// How.
+    pub spec: DrainSpec,
 }
 
 /// A row of the history of a schedule.
@@ -482,6 +516,13 @@ pub enum Answer {
     NodeScheduled {
         /// How many attempts it has.
         attempts: u32,
+        /// What the admin should know, in sentences.
+        notes: Vec<String>,
+    },
+    /// A node has these labels now.
+    NodeLabelled {
+        /// The labels.
+        labels: BTreeMap<Name, String>,
     },
     /// A volume is forgotten, or its node is asked to remove it.
     VolumeRemoving {

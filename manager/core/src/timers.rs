@@ -32,6 +32,8 @@ pub(crate) enum Timer {
     Requeue(NodeIx),
     /// Sending starts again that the node has not reacted to.
     Resend(NodeIx),
+    /// The deadline of the drain of a node.
+    DrainDue(NodeIx),
 }
 
 /// All timers, the earliest first.
@@ -77,6 +79,7 @@ impl Core {
                 Timer::NodeLost(ix) => self.on_lease_ended(now, ix, out),
                 Timer::Requeue(ix) => self.on_margin_ended(now, ix, out),
                 Timer::Resend(ix) => self.on_resend_due(now, ix),
+                Timer::DrainDue(ix) => self.on_drain_due(ix, out),
             }
         }
     }
@@ -154,7 +157,7 @@ impl Core {
                     delivery.sent_ms = Some(now.mono_ms);
                     due = now.mono_ms.saturating_add(START_RESEND_MS);
                     let attempt = job.attempt_id(task.index, active.number);
-                    if job.is_stopping() {
+                    if job.is_stopping() || active.stop.is_some() {
                         session.outgoing.stops.push((attempt, StopReason::Cancelled));
                     } else {
                         session.outgoing.starts.push(attempt);

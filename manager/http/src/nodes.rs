@@ -4,14 +4,15 @@ use axum::response::Response;
 use podmesh_protocol::client::{PrincipalKind, ReplyBody, RequestBody, Scheduling};
 use podmesh_protocol::ids::Name;
 use podmesh_protocol::limits::PAGE_ROWS_MAX;
+use podmesh_protocol::node::DrainSpec;
 use podmesh_views::http::ForgottenNode;
 use podmesh_views::json::{NodeRow, NodesOutput};
-use podmesh_views::service::ScheduledNode;
+use podmesh_views::node::{DrainInput, LabelledNode, LabelsInput, ScheduledNode};
 use schemars::JsonSchema;
 use serde::Deserialize;
 
 use crate::access::revoke;
-use crate::extract::{Path, Query, Session, ok};
+use crate::extract::{Json, OptionalJson, Path, Query, Session, ok};
 use crate::problem::Problem;
 
 /// How to forget a node.
@@ -44,13 +45,16 @@ async fn schedule(
     session: Session,
     path: Path,
     scheduling: Scheduling,
+    drain: DrainSpec,
 ) -> Result<Response, Problem> {
     let node: Name = path.part("node")?;
-    match session.ask(RequestBody::NodeScheduling { node: node.clone(), scheduling }).await? {
-        ReplyBody::NodeScheduling { scheduling, attempts } => Ok(ok(&ScheduledNode {
+    let request = RequestBody::NodeScheduling { node: node.clone(), scheduling, drain };
+    match session.ask(request).await? {
+        ReplyBody::NodeScheduling { scheduling, attempts, notes } => Ok(ok(&ScheduledNode {
             node: node.to_string(),
             scheduling: scheduling.into(),
             attempts,
+            notes,
         })),
         _ => Err(Problem::unexpected()),
     }
@@ -58,17 +62,34 @@ async fn schedule(
 
 /// POST /nodes/{node}/cordon
 pub(crate) async fn cordon(session: Session, path: Path) -> Result<Response, Problem> {
-    schedule(session, path, Scheduling::Cordoned).await
+    schedule(session, path, Scheduling::Cordoned, DrainSpec::default()).await
 }
 
 /// POST /nodes/{node}/uncordon
 pub(crate) async fn uncordon(session: Session, path: Path) -> Result<Response, Problem> {
-    schedule(session, path, Scheduling::Open).await
+    schedule(session, path, Scheduling::Open, DrainSpec::default()).await
 }
 
 /// POST /nodes/{node}/drain
-pub(crate) async fn drain(session: Session, path: Path) -> Result<Response, Problem> {
-    schedule(session, path, Scheduling::Draining).await
+pub(crate) async fn drain(
+    session: Session,
+    path: Path,
+    OptionalJson(input): OptionalJson<DrainInput>,
+) -> Result<Response, Problem> {
+    schedule(session, path, Scheduling::Draining, input.into()).await
+}
+
+/// POST /nodes/{node}/labels
+pub(crate) async fn label(
+    session: Session,
+    path: Path,
+    Json(LabelsInput { set, remove }): Json<LabelsInput>,
+) -> Result<Response, Problem> {
+    let node: Name = path.part("node")?;
+    match session.ask(RequestBody::NodeLabels { node: node.clone(), set, remove }).await? {
+        ReplyBody::NodeLabels { labels } => Ok(ok(&LabelledNode::new(&node, &labels))),
+        _ => Err(Problem::unexpected()),
+    }
 }
 
 /// POST /nodes/{node}/revoke

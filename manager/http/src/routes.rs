@@ -22,13 +22,13 @@ use podmesh_views::input::{
 use podmesh_views::json::{
     CancelledJob, ForgetOutput, JobOutput, JobsOutput, NodesOutput, SubmitOutput, TasksOutput,
 };
+use podmesh_views::node::{DrainInput, LabelledNode, LabelsInput, ScheduledNode};
 use podmesh_views::schedule::{
     ScheduleChangedOutput, ScheduleHistoryOutput, ScheduleOutput, ScheduleRanOutput,
     ScheduleSavedOutput, SchedulesOutput,
 };
 use podmesh_views::service::{
-    EndpointsOutput, HistoryOutput, ScheduledNode, ServiceChangedOutput, ServiceOutput,
-    ServicesOutput,
+    EndpointsOutput, HistoryOutput, ServiceChangedOutput, ServiceOutput, ServicesOutput,
 };
 use podmesh_views::volume::VolumesOutput;
 use schemars::{JsonSchema, Schema, SchemaGenerator};
@@ -333,11 +333,21 @@ fn node_routes() -> Vec<Route> {
         on_post(
             "/nodes/{node}/drain",
             "drain_node",
-            "Gives a node no new work, and moves its replicas away.",
+            "Gives a node no new work, moves its replicas away, and waits for its tasks, up to a deadline.",
             nodes::drain,
         )
         .needs(admin)
+        .optional_body::<DrainInput>()
         .reply::<ScheduledNode>(200, "What the node may get."),
+        on_post(
+            "/nodes/{node}/labels",
+            "label_node",
+            "Sets labels of a node over those of its agent, or takes them back.",
+            nodes::label,
+        )
+        .needs(admin)
+        .body::<LabelsInput>()
+        .reply::<LabelledNode>(200, "All labels of the node."),
         on_post(
             "/nodes/{node}/revoke",
             "revoke_node",

@@ -7,10 +7,10 @@ use futures_util::future::BoxFuture;
 use podmesh_manager_core::input::{Command, Input};
 use podmesh_manager_core::step::Answer;
 use podmesh_protocol::access::{ApiToken, Role};
-use podmesh_protocol::client::{ReplyBody, RequestBody};
+use podmesh_protocol::client::{ReplyBody, RequestBody, Scheduling};
 use podmesh_protocol::error::{ErrorCode, ErrorReply};
 use podmesh_protocol::ids::{JobId, Name, SubmissionId};
-use podmesh_protocol::spec::JobSpec;
+use podmesh_protocol::spec::{JobSpec, validate_label_value};
 use podmesh_protocol::volume::{VolumeReply, VolumeRequest};
 use podmesh_wire::machine::unwritable;
 
@@ -94,18 +94,33 @@ impl Api {
             RequestBody::Schedule(request) => {
                 return self.begin_schedule(&client, request, room);
             }
-            RequestBody::NodeScheduling { node, scheduling } => {
-                let pending = core.command(Command::ScheduleNode { by, node, scheduling }, room);
+            RequestBody::NodeScheduling { node, scheduling, drain } => {
+                let invalid = |why: String| ErrorReply::new(ErrorCode::InvalidSpec, why);
+                if scheduling != Scheduling::Draining && !drain.is_default() {
+                    let why = "a deadline, requeue or reason is only for a node that is drained";
+                    return Err(invalid(why.into()));
+                }
+                drain.validate().map_err(|error| invalid(error.to_string()))?;
+                let command = Command::ScheduleNode { by, node, scheduling, drain };
+                let pending = core.command(command, room);
                 let answer = async move {
-                    let Answer::NodeScheduled { attempts } = pending.answer().await? else {
+                    let Answer::NodeScheduled { attempts, notes } = pending.answer().await? else {
                         return Err(unexpected());
                     };
-                    Ok(ReplyBody::NodeScheduling { scheduling, attempts })
+                    Ok(ReplyBody::NodeScheduling { scheduling, attempts, notes })
                 };
                 return Ok(answer.boxed());
             }
             RequestBody::Volume(VolumeRequest::Remove { volume, force }) => {
                 Command::RemoveVolume { by, volume, force }
+            }
+            RequestBody::NodeLabels { node, set, remove } => {
+                for value in set.values() {
+                    validate_label_value("labels", value).map_err(|error| {
+                        ErrorReply::new(ErrorCode::InvalidSpec, error.to_string())
+                    })?;
+                }
+                Command::LabelNode { by, node, set, remove }
             }
             RequestBody::NodeForget { node, force } => Command::ForgetNode { by, node, force },
             RequestBody::TokenRevoke { id } => Command::RevokeToken { by, id },
@@ -201,6 +216,7 @@ fn reply(answer: Answer) -> Reply {
         Answer::Cancelled { state } => ReplyBody::Cancelled { state: state.into() },
         Answer::NodeForgotten { enrolled } => ReplyBody::NodeForgotten { enrolled },
         Answer::VolumeRemoving { node } => ReplyBody::Volume(VolumeReply::Removing { node }),
+        Answer::NodeLabelled { labels } => ReplyBody::NodeLabels { labels },
         Answer::TokenRevoked => ReplyBody::TokenRevoked,
         Answer::KeyRenewed => ReplyBody::KeyRenewed,
         Answer::KeyRevoked => ReplyBody::Revoked,

@@ -200,6 +200,7 @@ impl Api {
             | RequestBody::TokenRevoke { .. }
             | RequestBody::Revoke { .. }
             | RequestBody::NodeScheduling { .. }
+            | RequestBody::NodeLabels { .. }
             | RequestBody::Volume(VolumeRequest::Remove { .. })
             | RequestBody::KeyRenew { .. } => Err(unexpected()),
         }
@@ -228,6 +229,7 @@ pub(crate) fn is_command(request: &RequestBody) -> bool {
             | RequestBody::Cancel { .. }
             | RequestBody::NodeForget { .. }
             | RequestBody::NodeScheduling { .. }
+            | RequestBody::NodeLabels { .. }
             | RequestBody::Volume(VolumeRequest::Remove { .. })
             | RequestBody::TokenCreate { .. }
             | RequestBody::ApiTokenCreate { .. }

@@ -12,6 +12,7 @@ use podmesh_protocol::access::{KeyDigest, PublicKey, Role, TokenId};
 use podmesh_protocol::again::RequeueRequest;
 use podmesh_protocol::client::{LogPosition, LogRead, LogStream, PrincipalKind, Scheduling};
 use podmesh_protocol::ids::{AttemptId, JobId, Name, SubmissionId, TaskId};
+use podmesh_protocol::node::DrainSpec;
 use podmesh_protocol::schedule::{ScheduleRequest, ScheduleSpec};
 use podmesh_protocol::service::{ServiceReply, ServiceRequest, ServiceSpec, ServiceState};
 use podmesh_protocol::spec::JobSpec;
@@ -224,7 +225,11 @@ fn requests() -> Vec<(&'static str, RequestBody)> {
         RequestBody::NodeForget { node: name("nobody"), force: false },
         RequestBody::Revoke { kind: PrincipalKind::User, name: name("nobody") },
         RequestBody::KeyRotate { key: KeyDigest([9; 32]) },
-        RequestBody::NodeScheduling { node: name("nobody"), scheduling: Scheduling::Cordoned },
+        RequestBody::NodeScheduling {
+            node: name("nobody"),
+            scheduling: Scheduling::Cordoned,
+            drain: DrainSpec::default(),
+        },
         RequestBody::Volume(VolumeRequest::List { after: None, limit: 1 }),
         RequestBody::Volume(VolumeRequest::Remove { volume: name("none"), force: false }),
     ];

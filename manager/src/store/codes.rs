@@ -1,6 +1,6 @@
 //! The integers that stand for states in the database. Never changed once released.
 
-use podmesh_manager_core::state::Closed;
+use podmesh_manager_core::state::{Closed, Stop};
 use podmesh_protocol::access::Role;
 use podmesh_protocol::client::Scheduling;
 use podmesh_protocol::report::{AttemptState, JobState, OutcomeKind, TaskState};
@@ -38,6 +38,9 @@ codes!(job_code, job_state, JobState {
 });
 codes!(closed_code, closed, Closed {
     Cancelled = 0, MaxFailures = 1, Expired = 2,
+});
+codes!(stop_code, stop, Stop {
+    Requeue = 0, Fail = 1,
 });
 codes!(attempt_code, attempt_state, AttemptState {
     Assigned = 0, Preparing = 1, Running = 2, Ended = 3,

@@ -11,10 +11,11 @@ use podmesh_protocol::ids::{
 };
 use podmesh_protocol::report::TaskCounts;
 use podmesh_protocol::spec::{ArrayRange, Resources};
+use rusqlite::types::ValueRef;
 use rusqlite::{Connection, Row};
 use uuid::Uuid;
 
-use super::codes::{attempt_state, closed, outcome_kind, scheduling, standing, unsigned};
+use super::codes::{attempt_state, closed, outcome_kind, scheduling, standing, stop, unsigned};
 use super::{access, schedules, schema, services, unreadable, volumes};
 
 /// What a start has read.
@@ -40,7 +41,8 @@ pub(super) fn read(connection: &Connection) -> rusqlite::Result<Restored> {
     let mut nodes = HashMap::new();
     let mut statement = connection.prepare(
         "SELECT node, name, boot_id, agent_instance, program_version, cpu_millis, memory_bytes,
-             labels, runtimes, epoch, agent_id, lost_age_ms, scheduling, address
+             labels, runtimes, epoch, agent_id, lost_age_ms, scheduling, address,
+             drain, admin_labels
          FROM nodes WHERE NOT forgotten",
     )?;
     let mut rows = statement.query([])?;
@@ -136,6 +138,8 @@ fn node(row: &Row<'_>) -> rusqlite::Result<NodeRow> {
         lost_age_ms: row.get::<_, Option<i64>>(11)?.map(unsigned),
         scheduling: scheduling(row.get(12)?)?,
         address: row.get(13)?,
+        drain: optional(row, 14)?,
+        admin_labels: optional(row, 15)?.unwrap_or_default(),
     })
 }
 
@@ -179,7 +183,7 @@ fn attempts(
     let mut pasts = pasts(connection)?;
     let mut orphaned = None;
     let mut statement = connection.prepare(
-        "SELECT job, task, number, standing, nodes.name, state, retry_ms, ended_ms
+        "SELECT job, task, number, standing, nodes.name, state, retry_ms, ended_ms, stop
          FROM attempts LEFT JOIN nodes USING (node) WHERE standing < 2",
     )?;
     let mut rows = statement.query([])?;
@@ -201,7 +205,8 @@ fn attempts(
             job.retries.insert(index, retry);
         } else {
             let state = attempt_state(row.get(5)?)?;
-            let active = ActiveAttempt { number, node, state, past, replica: None };
+            let stop = row.get::<_, Option<i64>>(8)?.map(stop).transpose()?;
+            let active = ActiveAttempt { number, node, state, past, replica: None, stop };
             job.active.insert(index, active);
         }
     }
@@ -252,6 +257,17 @@ pub(super) fn decoded<T: serde::de::DeserializeOwned>(
 ) -> rusqlite::Result<T> {
     let bytes = row.get_ref(column)?.as_blob().map_err(|e| unreadable(column, e))?;
     rmp_serde::from_slice(bytes).map_err(|e| unreadable(column, e))
+}
+
+/// Reads a MessagePack value from a column that may be NULL.
+fn optional<T: serde::de::DeserializeOwned>(
+    row: &Row<'_>,
+    column: usize,
+) -> rusqlite::Result<Option<T>> {
+    match row.get_ref(column)? {
+        ValueRef::Null => Ok(None),
+        _ => decoded(row, column).map(Some),
+    }
 }
 
 /// Reads the counts from five columns, beginning at `first`.

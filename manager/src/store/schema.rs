@@ -229,6 +229,10 @@ UPDATE attempts SET failed_ms = ended_ms
         WHERE later.job = attempts.job AND later.task = attempts.task
             AND later.number = attempts.number + 1);
 
+ALTER TABLE nodes ADD COLUMN drain BLOB; -- MessagePack; NULL: it is not drained
+ALTER TABLE nodes ADD COLUMN admin_labels BLOB; -- as labels; NULL: none
+ALTER TABLE attempts ADD COLUMN stop INTEGER; -- it is to end although its job goes on; NULL: it is not
+
 CREATE TABLE schedules (
     schedule  TEXT    PRIMARY KEY,
     saved_by  TEXT    NOT NULL,

@@ -3,7 +3,7 @@
 
 #![expect(clippy::unwrap_used, reason = "tests")]
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use fastrand::Rng;
@@ -18,6 +18,7 @@ use podmesh_protocol::again::{EndedAs, RequeueRequest};
 use podmesh_protocol::client::{PrincipalKind, Scheduling};
 use podmesh_protocol::ids::{AgentId, AttemptId, Epoch, InstanceId, JobId, SubmissionId};
 use podmesh_protocol::limits::PROTOCOL_VERSION;
+use podmesh_protocol::node::DrainSpec;
 use podmesh_protocol::report::{Outcome, OutcomeKind, Report, ReportFact};
 use podmesh_protocol::schedule::{Overlap, ScheduleSpec, When};
 use podmesh_protocol::service::{Health, PortSpec, RestartPolicy, ServiceSpec, UpdatePolicy};
@@ -338,7 +339,7 @@ fn the_core_a_follower_and_the_database_have_the_same_state() {
         let mut world = World::new(seed);
         for _ in 0..400 {
             let node = NODES[world.rng.usize(0..3)];
-            match world.rng.u8(0..43) {
+            match world.rng.u8(0..44) {
                 0..4 => world.submit(),
                 4..7 => world.connect(node),
                 7..22 => world.report(node),
@@ -379,7 +380,22 @@ fn the_core_a_follower_and_the_database_have_the_same_state() {
                     let (by, node) = (name("root"), name(node));
                     let all = [Scheduling::Open, Scheduling::Cordoned, Scheduling::Draining];
                     let scheduling = all[world.rng.usize(0..3)];
-                    world.command(Command::ScheduleNode { by, node, scheduling });
+                    let mut drain = DrainSpec::default();
+                    if scheduling == Scheduling::Draining {
+                        drain.deadline_ms = world.rng.bool().then(|| world.rng.u64(0..20_000));
+                        drain.requeue = world.rng.bool();
+                    }
+                    world.command(Command::ScheduleNode { by, node, scheduling, drain });
+                }
+                43 => {
+                    let (by, node, label) = (name("root"), name(node), name("zone"));
+                    let (mut set, mut remove) = (BTreeMap::new(), BTreeSet::new());
+                    if world.rng.bool() {
+                        set.insert(label, world.rng.u64(0..3).to_string());
+                    } else {
+                        remove.insert(label);
+                    }
+                    world.command(Command::LabelNode { by, node, set, remove });
                 }
                 _ => {
                     let ms = world.rng.u64(0..10_000);

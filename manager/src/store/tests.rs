@@ -41,6 +41,8 @@ pub(super) fn name(text: &str) -> Name {
 
 pub(super) fn node(text: &str) -> NodeRow {
     NodeRow {
+        drain: None,
+        admin_labels: BTreeMap::new(),
         node: name(text),
         boot_id: "boot".into(),
         agent_instance: InstanceId(Uuid::from_u128(7)),
@@ -190,7 +192,7 @@ fn a_start_restores_what_has_not_ended_and_nothing_else() {
     assert_eq!((job.counts, job.attempts), (counts, 5));
     assert_eq!(job.retries.keys().collect::<Vec<_>>(), [&3]);
     assert_eq!(job.active.keys().collect::<Vec<_>>(), [&1, &4]);
-    assert_eq!(job.active[&4].past.losses, Losses { lost: 1, not_started: 0 });
+    assert_eq!(job.active[&4].past.losses, Losses { lost: 1, ..Losses::default() });
 }
 
 #[test]

@@ -22,6 +22,7 @@ use tokio::sync::{mpsc, watch};
 
 use super::codes::{
     attempt_code, closed_code, integer, job_code, outcome_code, scheduling_code, standing,
+    stop_code,
 };
 use super::events::{self, EventRow};
 use super::log::log_of;
@@ -370,6 +371,7 @@ fn job_of(change: &Change) -> Option<JobId> {
         Change::JobInserted { job, .. } | Change::JobUpdated(JobRow { job, .. }) => Some(*job),
         Change::AttemptInserted { attempt, .. }
         | Change::AttemptAdvanced { attempt, .. }
+        | Change::AttemptStopping { attempt, .. }
         | Change::AttemptEnded { attempt, .. }
         | Change::RetryDropped { attempt }
         | Change::ReplicaChanged { attempt, .. } => Some(attempt.task.job),
@@ -539,6 +541,22 @@ impl<'a> Rows<'a> {
                 ])?;
                 one(changed, attempt)
             }
+            Change::AttemptStopping { attempt, stop } => {
+                let changed = self
+                    .connection
+                    .prepare_cached(
+                        "UPDATE attempts SET stop = ?4
+                         WHERE job = ?1 AND task = ?2 AND number = ?3 AND standing = ?5",
+                    )?
+                    .execute(params![
+                        integer(attempt.task.job.0),
+                        attempt.task.index,
+                        attempt.number,
+                        stop_code(*stop),
+                        standing::ACTIVE,
+                    ])?;
+                one(changed, attempt)
+            }
             Change::AttemptEnded { attempt, outcome, wall_ms, retry_after_ms } => {
                 self.attempt_ended(attempt, outcome, *wall_ms, *retry_after_ms)
             }
@@ -679,12 +697,13 @@ impl<'a> Rows<'a> {
             .prepare_cached(
                 "INSERT INTO nodes (name, boot_id, agent_instance, program_version, cpu_millis,
                      memory_bytes, labels, runtimes, epoch, agent_id, lost_age_ms, scheduling,
-                     address)
-                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13)
+                     address, drain, admin_labels)
+                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15)
                  ON CONFLICT (name) DO UPDATE SET boot_id = ?2, agent_instance = ?3,
                      program_version = ?4, cpu_millis = ?5, memory_bytes = ?6, labels = ?7,
                      runtimes = ?8, epoch = ?9, agent_id = ?10, lost_age_ms = ?11,
-                     scheduling = ?12, address = ?13, forgotten = 0
+                     scheduling = ?12, address = ?13, drain = ?14, admin_labels = ?15,
+                     forgotten = 0
                  RETURNING node",
             )?
             .query_row(
@@ -702,6 +721,10 @@ impl<'a> Rows<'a> {
                     row.lost_age_ms.map(integer),
                     scheduling_code(row.scheduling),
                     row.address,
+                    row.drain.as_deref().map(rmp_serde::to_vec_named).transpose()?,
+                    (!row.admin_labels.is_empty())
+                        .then(|| rmp_serde::to_vec_named(&row.admin_labels))
+                        .transpose()?,
                 ],
                 |row| row.get(0),
             )?;

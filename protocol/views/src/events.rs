@@ -333,6 +333,31 @@ enum EventBody {
         /// Who asked for it.
         by: String,
     },
+    /// A node that is drained has no attempts any more.
+    NodeDrained {
+        /// The node.
+        node: String,
+    },
+    /// An admin has changed labels of a node.
+    NodeLabelled {
+        /// The node.
+        node: String,
+        /// The labels that were set or taken back, written `zone=b` and `old-`.
+        labels: Vec<String>,
+        /// Who asked for it.
+        by: String,
+    },
+    /// An attempt is stopped although its job was not cancelled.
+    AttemptStopping {
+        /// The number of its job.
+        job: u64,
+        /// Its task, as `job.index`.
+        task: String,
+        /// The attempt, as `job.index#number`.
+        attempt: String,
+        /// Why.
+        message: String,
+    },
     /// A task was given volumes that no node had.
     VolumesPlaced {
         /// The volumes.
@@ -568,6 +593,16 @@ impl From<&EventFact> for EventKind {
                 scheduling: scheduling.into(),
                 by: by.to_string(),
             },
+            EventFact::NodeDrained { node } => EventBody::NodeDrained { node: node.to_string() },
+            EventFact::NodeLabelled { node, labels, by } => EventBody::NodeLabelled {
+                node: node.to_string(),
+                labels: labels.clone(),
+                by: by.to_string(),
+            },
+            EventFact::AttemptStopping { attempt: id, message } => {
+                let (job, task, attempt) = ids(id);
+                EventBody::AttemptStopping { job, task, attempt, message: message.clone() }
+            }
             EventFact::VolumesPlaced { volumes, node } => EventBody::VolumesPlaced {
                 volumes: volumes.iter().map(ToString::to_string).collect(),
                 node: node.to_string(),

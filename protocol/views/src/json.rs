@@ -10,6 +10,7 @@ use podmesh_protocol::spec;
 use schemars::JsonSchema;
 use serde::Serialize;
 
+use crate::node::DrainRow;
 use crate::service::Scheduling;
 use crate::time::rfc3339;
 
@@ -694,6 +695,10 @@ pub struct NodeRow {
     pub enrolled: bool,
     /// What an admin lets it get.
     pub scheduling: Scheduling,
+    /// Its drain, if it is being drained.
+    pub drain: Option<DrainRow>,
+    /// Those of its labels that an admin has set. The others are its agent's.
+    pub admin_labels: Vec<String>,
     /// The IP address at which other nodes reach the replicas on it; null if it has no proxy.
     pub address: Option<String>,
 }
@@ -734,6 +739,8 @@ impl From<&wire::NodeView> for NodeRow {
             seen_ms_ago: view.seen_ms_ago,
             enrolled: view.enrolled,
             scheduling: (&view.scheduling).into(),
+            drain: view.drain.as_ref().map(DrainRow::from),
+            admin_labels: view.admin_labels.iter().map(ToString::to_string).collect(),
             address: view.address.clone(),
         }
     }

@@ -10,6 +10,7 @@ pub mod events;
 pub mod http;
 pub mod input;
 pub mod json;
+pub mod node;
 pub mod schedule;
 pub mod service;
 pub mod service_spec;

@@ -329,24 +329,6 @@ pub struct EndpointRow {
     pub endpoint: String,
 }
 
-/// `podmesh nodes cordon --output json`, and `uncordon` and `drain`
-#[derive(Debug, Serialize, JsonSchema)]
-pub struct NodeSchedulingOutput {
-    /// The nodes, in the order of the arguments.
-    pub nodes: Vec<ScheduledNode>,
-}
-
-/// What a node may get.
-#[derive(Debug, Serialize, JsonSchema)]
-pub struct ScheduledNode {
-    /// The node.
-    pub node: String,
-    /// What it may get now.
-    pub scheduling: Scheduling,
-    /// How many attempts it has.
-    pub attempts: u32,
-}
-
 fn by_text<T: Clone>(map: &BTreeMap<Name, T>) -> BTreeMap<String, T> {
     map.iter().map(|(name, value)| (name.to_string(), value.clone())).collect()
 }

@@ -7,6 +7,7 @@ use podmesh_manager_core::input::{Command, ServiceChange};
 use podmesh_manager_core::state::{Service, ServicePhase};
 use podmesh_protocol::client::Scheduling;
 use podmesh_protocol::ids::{JobId, Name};
+use podmesh_protocol::node::DrainSpec;
 use podmesh_protocol::service::{
     Health, PortSpec, ReplicaSpec, RestartPolicy, RestartWhen, ServiceSpec, UpdatePolicy,
 };
@@ -187,7 +188,12 @@ impl World {
             _ => Scheduling::Open,
         };
         let node = self.nodes[at].name.clone();
-        self.ask_service(Command::ScheduleNode { by: user(), node, scheduling });
+        self.ask_service(Command::ScheduleNode {
+            by: user(),
+            node,
+            scheduling,
+            drain: DrainSpec::default(),
+        });
     }
 
     fn ask_service(&mut self, command: Command) {
@@ -227,7 +233,7 @@ impl World {
             .into_iter()
             .map(|node| {
                 let scheduling = wanted(&node);
-                Command::ScheduleNode { by: user(), node, scheduling }
+                Command::ScheduleNode { by: user(), node, scheduling, drain: DrainSpec::default() }
             })
             .collect();
         let services = self.decided.state.services.values();

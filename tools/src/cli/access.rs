@@ -9,7 +9,7 @@ use podmesh_protocol::limits::{
     API_TOKEN_TTL_MS_DEFAULT, DURATION_MS_MAX, TOKEN_TTL_MS_DEFAULT, TOKEN_USES_MAX,
 };
 
-use crate::values::Span;
+use crate::values::{LabelChange, Span};
 
 /// `token`.
 #[derive(Args, Debug)]
@@ -121,15 +121,40 @@ pub(crate) enum NodesVerb {
         #[arg(required = true, value_name = "NODE")]
         names: Vec<Name>,
     },
+    /// Set labels of a node over those of its agent, or take them back
+    ///
+    /// What waits is placed by the new labels at once; what runs stays where it is. The agent's own
+    /// label of the same name comes back when the one set here is taken back.
+    #[command(after_help = "Example: podmesh nodes label node-3 zone=b old-")]
+    Label {
+        /// Name of the node
+        #[arg(value_name = "NODE")]
+        name: Name,
+        /// `LABEL=VALUE` sets a label, `LABEL-` takes it back
+        #[arg(required = true, value_name = "LABEL=VALUE|LABEL-")]
+        changes: Vec<LabelChange>,
+    },
     /// Empty nodes, for maintenance: give them no new work, and move their replicas to other nodes
     ///
-    /// Tasks of jobs run to their end. A replica stops only when its successor is healthy, if the
-    /// service's update rules say so. Afterwards: podmesh nodes uncordon NODE
-    #[command(after_help = "Example: podmesh nodes drain node-3 --wait --timeout 15min")]
+    /// Tasks of jobs run to their end, or until the deadline. A replica stops only when its successor
+    /// is healthy, if the service's update rules say so, or at the deadline. Afterwards: podmesh nodes
+    /// uncordon NODE
+    #[command(after_help = "Example: podmesh nodes drain node-3 --deadline 10m --requeue --wait")]
     Drain {
         /// Names of the nodes
         #[arg(required = true, value_name = "NODE")]
         names: Vec<Name>,
+        /// Stop what still runs after this time, with its grace. The attempts of jobs then have
+        /// failed, and use a retry [default: wait for ever]
+        #[arg(long, value_name = "TIME")]
+        deadline: Option<Span>,
+        /// Run stopped tasks of jobs again elsewhere, without using a retry. Without --deadline they
+        /// are stopped at once
+        #[arg(long)]
+        requeue: bool,
+        /// Why; shown in `podmesh nodes`
+        #[arg(long, value_name = "TEXT")]
+        reason: Option<String>,
         /// Wait until nothing runs on the nodes any more
         #[arg(long)]
         wait: bool,

@@ -117,6 +117,13 @@ pub(crate) fn describe(fact: &EventFact) -> String {
         EventFact::NodeScheduled { node, scheduling, by } => {
             format!("node {node} was {} by {by}", Scheduling::from(scheduling).word())
         }
+        EventFact::NodeDrained { node } => format!("node {node} is drained"),
+        EventFact::NodeLabelled { node, labels, by } => {
+            format!("node {node} was labelled {} by {by}", escape(&labels.join(" ")))
+        }
+        EventFact::AttemptStopping { attempt, message } => {
+            format!("{attempt} is stopped: {}", escape(message))
+        }
         EventFact::VolumesPlaced { volumes, node } => {
             let volumes: Vec<String> = volumes.iter().map(ToString::to_string).collect();
             format!("node {node} has the new volumes {}", volumes.join(", "))

@@ -12,4 +12,4 @@ pub(crate) mod time;
 pub(crate) mod volume_table;
 
 // The views are those of the HTTP API as well.
-pub(crate) use podmesh_views::{access, again, json, schedule, service, volume};
+pub(crate) use podmesh_views::{access, again, json, node, schedule, service, volume};

@@ -13,19 +13,20 @@ mod tests {
     use crate::output::json::{
         CancelOutput, ForgetOutput, JobOutput, JobsOutput, NodesOutput, SubmitOutput, TasksOutput,
     };
+    use crate::output::node::{LabelledNode, NodeSchedulingOutput};
     use crate::output::schedule::{
         ScheduleHistoryOutput, ScheduleOutput, ScheduleRanOutput, ScheduleSavedOutput,
         SchedulesOutput,
     };
     use crate::output::service::{
-        EndpointsOutput, HistoryOutput, NodeSchedulingOutput, ServiceChangedOutput, ServiceOutput,
-        ServicePlanOutput, ServicesOutput, ServicesRemovedOutput,
+        EndpointsOutput, HistoryOutput, ServiceChangedOutput, ServiceOutput, ServicePlanOutput,
+        ServicesOutput, ServicesRemovedOutput,
     };
     use crate::output::volume::VolumesOutput;
     use crate::verbs::compose::ps::ComposePsOutput;
     use crate::verbs::doctor::DoctorOutput;
 
-    fn schemas() -> [(&'static str, Schema); 29] {
+    fn schemas() -> [(&'static str, Schema); 30] {
         [
             ("cancel", schema_for!(CancelOutput)),
             ("compose_ps", schema_for!(ComposePsOutput)),
@@ -35,6 +36,7 @@ mod tests {
             ("forget", schema_for!(ForgetOutput)),
             ("job", schema_for!(JobOutput)),
             ("jobs", schema_for!(JobsOutput)),
+            ("node_labels", schema_for!(LabelledNode)),
             ("node_scheduling", schema_for!(NodeSchedulingOutput)),
             ("nodes", schema_for!(NodesOutput)),
             ("requeue", schema_for!(RequeueOutput)),

@@ -2,7 +2,7 @@
 
 use bytesize::ByteSize;
 use comfy_table::{Attribute, Cell, Color, ContentArrangement, Row, Table, presets};
-use podmesh_protocol::client::{JobView, NodeView, TaskView, TokenView, UserView};
+use podmesh_protocol::client::{self as wire, JobView, NodeView, TaskView, TokenView, UserView};
 use podmesh_protocol::ids::Name;
 
 use super::access::TokenState;
@@ -122,6 +122,14 @@ pub(crate) fn tasks(screen: Screen, tasks: &[TaskView]) -> String {
     render(screen, &header, tasks.iter().map(row).collect())
 }
 
+/// What a node may get; `drained` for one that is drained and empty.
+fn scheduling(view: &NodeView) -> Cell {
+    match (view.scheduling == wire::Scheduling::Draining, view.attempts) {
+        (true, 0) => Cell::new("drained"),
+        _ => state(&Scheduling::from(&view.scheduling)),
+    }
+}
+
 /// `podmesh nodes`.
 pub(crate) fn nodes(screen: Screen, nodes: &[NodeView]) -> String {
     let row = |view: &NodeView| {
@@ -137,7 +145,7 @@ pub(crate) fn nodes(screen: Screen, nodes: &[NodeView]) -> String {
         vec![
             Cell::new(&view.node),
             state(&NodeState::from(&view.state)),
-            state(&Scheduling::from(&view.scheduling)),
+            scheduling(view),
             Cell::new(format!(
                 "{}/{}",
                 cores(view.free.cpu_millis),
@@ -225,7 +233,7 @@ mod tests {
     use super::super::json::TaskRow;
     use super::*;
     use podmesh_protocol::access::{Role, TokenId};
-    use podmesh_protocol::client::{self as wire, AttemptView, NodeState};
+    use podmesh_protocol::client::{AttemptView, NodeState};
     use podmesh_protocol::ids::{JobId, TaskId};
     use podmesh_protocol::report::{self, Outcome, ShownOutcome};
     use podmesh_protocol::spec::{Resources, RuntimeKind};
@@ -321,6 +329,8 @@ mod tests {
     #[test]
     fn nodes_show_free_resources() {
         let view = NodeView {
+            admin_labels: [].into(),
+            drain: None,
             node: "node-1".parse().unwrap(),
             state: NodeState::Alive.into(),
             epoch: None,

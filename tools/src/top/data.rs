@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use podmesh_protocol::event::EventFact;
+use podmesh_protocol::node::DrainSpec;
 use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::{Instant, sleep_until};
 
@@ -18,8 +19,6 @@ use super::subject::{Answer, Query};
 use crate::connect::{Connection, RequestError};
 use crate::error::{CliError, CliResult};
 use crate::output::json::{JobState, Word};
-use crate::output::service::Scheduling;
-use crate::output::text::count;
 use podmesh_protocol::service::ServiceRequest;
 
 /// The least time between two answers to the same query.
@@ -210,9 +209,8 @@ pub(super) async fn act(connection: &Connection, action: &Action) -> CliResult<S
             return Ok(format!("job {job}: {}", JobState::from(&state).word()));
         }
         Action::Schedule(node, scheduling) => {
-            let (now, attempts) = connection.node_scheduling(node.clone(), *scheduling).await?;
-            let word = Scheduling::from(now).word();
-            return Ok(format!("{node}: {word}, has {}", count(u64::from(attempts), "attempt")));
+            let set = connection.node_scheduling(node.clone(), *scheduling, DrainSpec::default());
+            return Ok(set.await?.line());
         }
         Action::Scale(service, replicas) => {
             ServiceRequest::Scale { service: service.clone(), replicas: *replicas }

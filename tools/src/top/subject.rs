@@ -134,6 +134,8 @@ impl Query {
                 | EventFact::NodeLost { .. }
                 | EventFact::NodeForgotten { .. }
                 | EventFact::NodeScheduled { .. }
+                | EventFact::NodeDrained { .. }
+                | EventFact::NodeLabelled { .. }
                 | EventFact::RuntimeWithdrawn { .. }
                 | EventFact::RuntimeOffered { .. }
                 | EventFact::KeyRevoked { .. }

@@ -1,20 +1,23 @@
 //! `podmesh nodes`
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use podmesh_protocol::client::{PrincipalKind, Scheduling};
+use podmesh_protocol::client::{NodeView, PrincipalKind, Scheduling};
 use podmesh_protocol::ids::Name;
+use podmesh_protocol::node::{DrainSpec, DrainView};
 use tokio::time::{sleep, timeout};
 
 use crate::cli::access::{NodesArgs, NodesVerb};
 use crate::connect::{Connection, PATIENCE_ASK, RequestError};
 use crate::context::Context;
 use crate::error::{CliError, CliResult, EXIT_FAILURE, EXIT_TIMED_OUT};
-use crate::output::json::{NodesOutput, Word};
-use crate::output::service::{NodeSchedulingOutput, ScheduledNode, Scheduling as SchedulingWord};
+use crate::output::json::NodesOutput;
+use crate::output::node::{LabelledNode, NodeSchedulingOutput};
 use crate::output::text::{count, escape};
+use crate::output::time::{coarse, local};
 use crate::output::{screen, table};
-use crate::values::Span;
+use crate::values::{LabelChange, Span};
 use crate::verbs::users::revoke;
 
 /// The time between two looks at nodes that are being drained.
@@ -33,15 +36,19 @@ pub(crate) async fn nodes(context: &Context, args: NodesArgs) -> CliResult {
         }
         Some(NodesVerb::Forget { names, force }) => return forget(context, names, force).await,
         Some(NodesVerb::Cordon { names }) => {
-            return schedule(context, names, Scheduling::Cordoned, None).await;
+            return schedule(context, names, Scheduling::Cordoned, DrainSpec::default(), None)
+                .await;
         }
         Some(NodesVerb::Uncordon { names }) => {
-            return schedule(context, names, Scheduling::Open, None).await;
+            return schedule(context, names, Scheduling::Open, DrainSpec::default(), None).await;
         }
-        Some(NodesVerb::Drain { names, wait, timeout }) => {
+        Some(NodesVerb::Drain { names, deadline, requeue, reason, wait, timeout }) => {
+            let drain = DrainSpec { deadline_ms: deadline.map(Span::ms), requeue, reason };
+            drain.validate().map_err(|error| CliError::usage(error.to_string()))?;
             let wait = wait.then_some(Wait { timeout });
-            return schedule(context, names, Scheduling::Draining, wait).await;
+            return schedule(context, names, Scheduling::Draining, drain, wait).await;
         }
+        Some(NodesVerb::Label { name, changes }) => return label(context, name, changes).await,
         None => {}
     }
     let nodes = context.connection(PATIENCE_ASK)?.nodes().await?;
@@ -50,6 +57,9 @@ pub(crate) async fn nodes(context: &Context, args: NodesArgs) -> CliResult {
     } else {
         screen::print(&table::nodes(context.screen, &nodes))?;
         for view in &nodes {
+            if let Some(drain) = &view.drain {
+                screen::say(about_drain(view, drain));
+            }
             for (what, why) in &view.unenforced {
                 let (node, what, why) = (&view.node, escape(what), escape(why));
                 screen::say(format!("{node} does not enforce --{what} for commands: {why}"));
@@ -61,6 +71,55 @@ pub(crate) async fn nodes(context: &Context, args: NodesArgs) -> CliResult {
         if nodes.is_empty() {
             screen::say("there are no nodes yet; start `podmesh agent` on a machine");
         }
+    }
+    Ok(0)
+}
+
+/// Returns what is known of the drain of a node, and what it waits for.
+fn about_drain(view: &NodeView, drain: &DrainView) -> String {
+    let since = local(drain.since_wall_ms);
+    let mut text = format!("{} is drained by {} since {since}", view.node, drain.by);
+    if let Some(reason) = &drain.spec.reason {
+        text += &format!(" ({})", escape(reason));
+    }
+    if view.attempts == 0 {
+        return text + ": nothing runs there any more";
+    }
+    let jobs: Vec<String> = drain.waits_for.iter().map(ToString::to_string).collect();
+    let attempts = count(u64::from(view.attempts), "attempt");
+    text += &format!(": it waits for {attempts} of the jobs {}", jobs.join(", "));
+    match drain.stops_in_ms {
+        None => {}
+        Some(0) => text += "; they were told to stop",
+        Some(left) => text += &format!("; what runs then is stopped in {}", coarse(left)),
+    }
+    match (drain.stops_in_ms.is_some(), drain.spec.requeue) {
+        (true, true) => text + ", and runs again elsewhere",
+        _ => text,
+    }
+}
+
+/// Changes labels of a node.
+async fn label(context: &Context, name: Name, changes: Vec<LabelChange>) -> CliResult {
+    let (mut set, mut remove) = (BTreeMap::new(), BTreeSet::new());
+    for change in changes {
+        let is_new = match change.clone() {
+            LabelChange::Set(label, value) => {
+                !remove.contains(&label) && set.insert(label, value).is_none()
+            }
+            LabelChange::Remove(label) => !set.contains_key(&label) && remove.insert(label),
+        };
+        if !is_new {
+            return Err(CliError::usage("a label is given twice").because(change));
+        }
+    }
+    let labels = context.connection(PATIENCE_ASK)?.node_labels(name.clone(), set, remove).await?;
+    if context.json() {
+        screen::json(&LabelledNode::new(&name, &labels))?;
+    } else {
+        let labels: Vec<String> =
+            labels.iter().map(|(label, value)| format!("{label}={}", escape(value))).collect();
+        screen::line(format!("{name}: {}", labels.join(",")))?;
     }
     Ok(0)
 }
@@ -90,6 +149,7 @@ async fn schedule(
     context: &Context,
     names: Vec<Name>,
     scheduling: Scheduling,
+    drain: DrainSpec,
     wait: Option<Wait>,
 ) -> CliResult {
     let connection = context.connection(PATIENCE_ASK)?;
@@ -97,15 +157,15 @@ async fn schedule(
     let mut set: Vec<Name> = Vec::new();
     let mut code = 0;
     for name in names {
-        match connection.node_scheduling(name.clone(), scheduling).await {
-            Ok((scheduling, attempts)) => {
-                let word = SchedulingWord::from(scheduling);
+        match connection.node_scheduling(name.clone(), scheduling, drain.clone()).await {
+            Ok(scheduled) => {
                 if !context.json() {
-                    let has = count(u64::from(attempts), "attempt");
-                    screen::line(format!("{name}: {}, has {has}", word.word()))?;
+                    screen::line(scheduled.line())?;
                 }
-                let node = name.to_string();
-                output.nodes.push(ScheduledNode { node, scheduling: word, attempts });
+                for note in &scheduled.notes {
+                    screen::say(escape(note));
+                }
+                output.nodes.push(scheduled);
                 set.push(name);
             }
             Err(error @ RequestError::Refused(_)) => {

@@ -352,6 +352,8 @@ fn jobs_can_list_the_replicas_of_a_service() {
 
 fn node(attempts: u32) -> NodeView {
     NodeView {
+        admin_labels: [].into(),
+        drain: None,
         node: "node-3".parse().unwrap(),
         state: NodeState::Alive.into(),
         epoch: None,
@@ -374,9 +376,11 @@ fn node(attempts: u32) -> NodeView {
 fn a_drained_node_is_waited_for_until_it_is_empty() {
     let left = AtomicU32::new(3);
     let manager = manager(move |body| match body {
-        RequestBody::NodeScheduling { scheduling, .. } => {
-            Some(Ok(ReplyBody::NodeScheduling { scheduling: *scheduling, attempts: 2 }))
-        }
+        RequestBody::NodeScheduling { scheduling, .. } => Some(Ok(ReplyBody::NodeScheduling {
+            scheduling: *scheduling,
+            attempts: 2,
+            notes: Vec::new(),
+        })),
         RequestBody::Nodes { after: None, .. } => {
             let left = left.fetch_sub(1, Ordering::Relaxed) - 1;
             Some(Ok(ReplyBody::Nodes(vec![node(left)])))

@@ -40,7 +40,7 @@ impl Constraint {
     pub(crate) fn admits(&self, node: &NodeRow) -> bool {
         node.runtimes.contains(&self.runtime)
             && self.nodes.iter().all(|name| *name == node.node)
-            && self.labels.iter().all(|(label, value)| node.labels.get(label) == Some(value))
+            && self.labels.iter().all(|(label, value)| node.label(label) == Some(value))
     }
 }
 

@@ -414,7 +414,7 @@ impl<'a> Zones<'a> {
         {
             for (_, node) in nodes.iter() {
                 let here = node.replicas.get(&needs.of).copied().unwrap_or(0);
-                *zones.entry(node.row.labels.get(label)).or_default() += here;
+                *zones.entry(node.row.label(label)).or_default() += here;
             }
         }
         Self(zones)
@@ -422,7 +422,7 @@ impl<'a> Zones<'a> {
 
     fn peers(&self, needs: Option<&ReplicaNeeds>, node: &Node) -> Peers {
         let Some(needs) = needs else { return Peers::default() };
-        let value = needs.spread.as_ref().map(|label| node.row.labels.get(label));
+        let value = needs.spread.as_ref().map(|label| node.row.label(label));
         let of_service = (needs.of.0.clone(), 0)..=(needs.of.0.clone(), u32::MAX);
         Peers {
             zone: value.and_then(|value| self.0.get(&value).copied()).unwrap_or(0),

@@ -323,5 +323,5 @@ impl Core {
 
 /// Returns the value of the label over which a service is spread.
 fn zone_of<'a>(spec: &ServiceSpec, node: &'a Node) -> Option<&'a String> {
-    spec.spread.as_ref().and_then(|label| node.row.labels.get(label))
+    spec.spread.as_ref().and_then(|label| node.row.label(label))
 }

@@ -129,6 +129,18 @@ pub struct ActiveAttempt {
     /// What is known of a replica, once anything is.
     #[serde(default)]
     pub replica: Option<Box<ReplicaStatus>>,
+    /// Whether it is to end although its job goes on.
+    #[serde(default)]
+    pub stop: Option<Stop>,
+}
+
+/// What becomes of a task whose attempt is stopped although its job goes on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Stop {
+    /// It is queued again, which uses no retry.
+    Requeue,
+    /// The attempt has failed.
+    Fail,
 }
 
 impl ActiveAttempt {
@@ -163,11 +175,20 @@ pub struct Losses {
     pub lost: u32,
     /// The attempts that their nodes could not start. They never use a retry.
     pub not_started: u32,
+    /// The attempts that were stopped so that their tasks run again: the cancelled ones. They never
+    /// use a retry.
+    #[serde(default)]
+    pub stopped: u32,
 }
 
 impl Losses {
     /// Returns how many attempts have used no retry.
     pub(crate) fn free(self, on_lost: OnLost) -> u32 {
+        self.stopped + self.unwanted(on_lost)
+    }
+
+    /// Returns how many of these did not end by our will.
+    pub(crate) fn unwanted(self, on_lost: OnLost) -> u32 {
         match on_lost {
             OnLost::Requeue => self.not_started + self.lost,
             OnLost::Wait => self.not_started,
@@ -178,6 +199,7 @@ impl Losses {
         Self {
             lost: self.lost + u32::from(kind == OutcomeKind::Lost),
             not_started: self.not_started + u32::from(kind == OutcomeKind::NotStarted),
+            stopped: self.stopped + u32::from(kind == OutcomeKind::Cancelled),
         }
     }
 }
@@ -340,6 +362,7 @@ impl Job {
             state: AttemptState::Assigned,
             past,
             replica: None,
+            stop: None,
         };
         self.active.insert(index, active);
     }
@@ -347,6 +370,12 @@ impl Job {
     pub(super) fn advance(&mut self, attempt: AttemptId, state: AttemptState) {
         if let Some(active) = self.active.get_mut(&attempt.task.index) {
             active.state = state;
+        }
+    }
+
+    pub(super) fn stop(&mut self, attempt: AttemptId, stop: Stop) {
+        if let Some(active) = self.active.get_mut(&attempt.task.index) {
+            active.stop = Some(stop);
         }
     }
 

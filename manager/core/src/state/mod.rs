@@ -17,7 +17,7 @@ use podmesh_protocol::access::{PublicKey, TokenId};
 use podmesh_protocol::ids::{ClusterId, Epoch, JobId, Name, Revision};
 use serde::{Deserialize, Serialize};
 
-pub use self::job::{ActiveAttempt, Closed, EndedTask, Job, Losses, Past, Retry, failed};
+pub use self::job::{ActiveAttempt, Closed, EndedTask, Job, Losses, Past, Retry, Stop, failed};
 pub(crate) use self::recorded::Recorded;
 pub use self::schedule::{Schedule, ScheduleProgress, WaitingRun};
 pub use self::service::{Failures, ReplicaStatus, Service, ServicePhase, Update};
@@ -138,6 +138,9 @@ impl State {
             }
             Change::AttemptAdvanced { attempt, state, .. } => {
                 self.change(attempt.task.job, |job| job.advance(*attempt, *state));
+            }
+            Change::AttemptStopping { attempt, stop } => {
+                self.change(attempt.task.job, |job| job.stop(*attempt, *stop));
             }
             Change::AttemptEnded { attempt, outcome, wall_ms, retry_after_ms } => {
                 self.change(attempt.task.job, |job| {

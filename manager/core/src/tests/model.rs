@@ -190,6 +190,11 @@ impl Model {
                     assert!(state.keys[key].revoked, "a valid key is removed");
                 }
                 Change::ReplicaChanged { attempt, .. } => _ = self.active(*attempt),
+                Change::AttemptStopping { attempt, .. } => {
+                    _ = self.active(*attempt);
+                    let job = &state.jobs[&attempt.task.job];
+                    assert_eq!(job.active[&attempt.task.index].stop, None, "{attempt}");
+                }
                 Change::ServiceRemoved(service) => {
                     assert!(state.services.contains_key(service));
                     let of = |spec: &JobSpec| {
@@ -347,6 +352,7 @@ fn attempt_of(change: &Change) -> Option<&AttemptId> {
         | Change::AttemptAdvanced { attempt, .. }
         | Change::AttemptEnded { attempt, .. }
         | Change::RetryDropped { attempt }
+        | Change::AttemptStopping { attempt, .. }
         | Change::ReplicaChanged { attempt, .. } => Some(attempt),
         Change::JobInserted { .. }
         | Change::JobClosed(..)

@@ -10,6 +10,7 @@ use super::restore::restart_and_compare;
 use super::*;
 use crate::input::ServiceChange;
 use podmesh_protocol::client::{PrincipalKind, Scheduling};
+use podmesh_protocol::node::DrainSpec;
 use podmesh_protocol::report::OutcomeKind;
 use podmesh_protocol::service::{DependsOn, Health, PortSpec, Project, ServiceSpec, UpdatePolicy};
 use podmesh_protocol::spec::{DockerSpec, JobRules, VolumeMount};
@@ -432,9 +433,16 @@ impl Cluster {
         self.world.drain();
     }
 
-    fn schedule(&mut self, node: usize, scheduling: Scheduling) -> Vec<Step> {
-        let (by, node) = (name("ann"), name(NODES[node]));
-        let command = Command::ScheduleNode { by, node, scheduling };
+    fn schedule(&mut self, at: usize, scheduling: Scheduling) -> Vec<Step> {
+        let (by, node) = (name("ann"), name(NODES[at]));
+        let drain = match (scheduling, at) {
+            (Scheduling::Draining, 1) => {
+                DrainSpec { deadline_ms: Some(2_000), requeue: true, reason: None }
+            }
+            (Scheduling::Draining, 2) => DrainSpec { deadline_ms: Some(0), ..DrainSpec::default() },
+            _ => DrainSpec::default(),
+        };
+        let command = Command::ScheduleNode { by, node, scheduling, drain };
         let first = self.world.give(Input::Command(TICKET, command));
         std::iter::once(first).chain(self.world.drain()).collect()
     }

@@ -6,6 +6,7 @@ mod faults;
 use std::collections::VecDeque;
 
 use podmesh_protocol::client::Scheduling;
+use podmesh_protocol::node::DrainSpec;
 use podmesh_protocol::report::OutcomeKind;
 use podmesh_protocol::service::{
     Health, PortSpec, ReplicaState, RestartWhen, ServiceDetail, ServiceEndpoints, ServiceSpec,
@@ -441,8 +442,14 @@ fn a_drained_node_is_left_without_a_gap() {
     mesh.apply(web(2));
     mesh.play();
     let scheduling = Scheduling::Draining;
-    let drain = Command::ScheduleNode { by: name("ann"), node: name("a"), scheduling };
-    assert_eq!(mesh.ask(drain), Ok(Answer::NodeScheduled { attempts: 1 }));
+    let drain = Command::ScheduleNode {
+        by: name("ann"),
+        node: name("a"),
+        scheduling,
+        drain: DrainSpec::default(),
+    };
+    let notes = Vec::new();
+    assert_eq!(mesh.ask(drain), Ok(Answer::NodeScheduled { attempts: 1, notes }));
     mesh.play();
     assert_eq!(mesh.status(), (ServiceState::Healthy, 2, 2));
     assert_eq!(mesh.agents["a"].running, []);
@@ -450,8 +457,12 @@ fn a_drained_node_is_left_without_a_gap() {
     mesh.apply(web(4));
     mesh.play();
     assert_eq!(mesh.agents["b"].running.len(), 4);
-    let open =
-        Command::ScheduleNode { by: name("ann"), node: name("a"), scheduling: Scheduling::Open };
+    let open = Command::ScheduleNode {
+        by: name("ann"),
+        node: name("a"),
+        scheduling: Scheduling::Open,
+        drain: DrainSpec::default(),
+    };
     mesh.ask(open).unwrap();
     mesh.change(ServiceChange::Restart).unwrap();
     mesh.play();

@@ -14,6 +14,8 @@ fn a_hello_opens_a_session() {
     let hello = hello("a", 1);
     let step = world.connect(hello.clone(), 1);
     let row = NodeRow {
+        drain: None,
+        admin_labels: BTreeMap::new(),
         node: name("a"),
         boot_id: hello.boot_id,
         agent_instance: hello.agent_instance,
@@ -452,7 +454,7 @@ fn ten_thousand_missing_attempts_end_in_bounded_steps() {
     assert_eq!((welcome(&step).epoch, ends(&step)), (Epoch(2), vec![]));
     let mut steps = vec![world.beat(Epoch(2), HeartbeatChange::Begun)];
     steps.extend(world.drain());
-    assert_eq!(steps.iter().map(|step| ends(step).len()).collect::<Vec<_>>(), [4092, 4092, 1816]);
+    assert_eq!(steps.iter().map(|step| ends(step).len()).collect::<Vec<_>>(), [4091, 4091, 1818]);
     assert_eq!(world.state(1), JobState::Failed);
 }
 

@@ -1,5 +1,6 @@
 //! Services with volumes, in projects, and that wait for others.
 
+use podmesh_protocol::node::DrainSpec;
 use podmesh_protocol::service::{DependsOn, Project, RestartPolicy, RestartWhen};
 use podmesh_protocol::volume::VolumeView;
 
@@ -42,7 +43,12 @@ impl Mesh {
     }
 
     fn schedule(&mut self, node: &str, scheduling: Scheduling) {
-        let command = Command::ScheduleNode { by: name("ann"), node: name(node), scheduling };
+        let command = Command::ScheduleNode {
+            by: name("ann"),
+            node: name(node),
+            scheduling,
+            drain: DrainSpec::default(),
+        };
         self.ask(command).unwrap();
         self.play();
     }

@@ -245,7 +245,12 @@ fn a_replica_that_has_done_its_work_does_not_keep_others_on_a_drained_node() {
     mesh.play();
     let (node, attempt) = mesh.replica(1);
     let by = name("ann");
-    let drain = Command::ScheduleNode { by, node: name(&node), scheduling: Scheduling::Draining };
+    let drain = Command::ScheduleNode {
+        by,
+        node: name(&node),
+        scheduling: Scheduling::Draining,
+        drain: DrainSpec::default(),
+    };
     mesh.ask(drain).unwrap();
     mesh.play();
     assert!(!mesh.runs(attempt), "its successor serves");
