@@ -530,6 +530,7 @@ impl Agent {
             withdrawn: withdrawn.into_iter().map(|(kind, why)| (kind.into(), why)).collect(),
             unenforced: self.runtimes.unenforced(),
             address: Some(address.to_string()),
+            resources: Default::default(),
             attempts: self.core.hello_attempts(),
         })
     }

@@ -11,7 +11,7 @@ use crate::event::EventChunk;
 use crate::ids::{
     AttemptId, ClusterId, Epoch, InstanceId, JobId, Name, Revision, SubmissionId, TaskId,
 };
-use crate::node::{DrainSpec, DrainView};
+use crate::node::{DrainSpec, DrainView, ResourceView};
 use crate::report::{AttemptState, JobState, ShownOutcome, TaskCounts, TaskState};
 use crate::schedule::{ScheduleReply, ScheduleRequest};
 use crate::service::{ServiceReply, ServiceRequest};
@@ -710,6 +710,9 @@ pub struct NodeView {
     /// What an admin lets it get.
     #[serde(default, skip_serializing_if = "MaybeKnown::is_default")]
     pub scheduling: MaybeKnown<Scheduling>,
+    /// Its named resources.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub resources: BTreeMap<Name, ResourceView>,
     /// Its drain, if it is being drained.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub drain: Option<DrainView>,

@@ -12,6 +12,7 @@ pub mod facts;
 pub mod ids;
 pub mod limits;
 pub mod node;
+pub mod place;
 pub mod ranges;
 pub mod report;
 pub mod schedule;

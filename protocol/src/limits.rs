@@ -61,6 +61,14 @@ pub const REQUEUE_TASKS_MAX: usize = 1000;
 pub const FAILED_GROUPS_MAX: usize = 500;
 /// Nodes that a group of failed tasks names.
 pub const FAILED_NODES_SHOWN: usize = 5;
+/// Named resources that a node offers, or that a job needs.
+pub const RESOURCES_MAX: usize = 16;
+/// Ids of one named resource of a node.
+pub const RESOURCE_IDS_MAX: usize = 256;
+/// Bytes of such an id.
+pub const RESOURCE_ID_BYTES_MAX: usize = 128;
+/// The most of a named resource, in thousandths.
+pub const RESOURCE_MILLIS_MAX: u32 = 1_000_000_000;
 /// Jobs that the drain of a node names.
 pub const DRAIN_JOBS_SHOWN: usize = 5;
 /// Jobs that have not ended, in one manager.

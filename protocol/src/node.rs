@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::ids::{JobId, Name};
 use crate::limits::{DURATION_MS_MAX, MESSAGE_BYTES_MAX};
+use crate::place::Offer;
 use crate::spec::{SpecError, at_most, within};
 
 /// How a node is drained. The default waits for its tasks without an end.
@@ -49,6 +50,18 @@ impl DrainSpec {
         }
         at_most("reason", reason.len(), "bytes", MESSAGE_BYTES_MAX, "MESSAGE_BYTES_MAX")
     }
+}
+
+/// A named resource of a node.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ResourceView {
+    /// What the agent offers.
+    pub offer: Offer,
+    /// How much of it attempts have, in thousandths.
+    pub used: u64,
+    /// Ids that attempts still have and the agent offers no more. They are not given again.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub gone: Vec<String>,
 }
 
 /// How far the drain of a node has come.

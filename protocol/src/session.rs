@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use crate::client::{LogRead, LogSlice, Reply, Request};
 use crate::error::ErrorReply;
 use crate::ids::{AgentId, AttemptId, ClusterId, Epoch, InstanceId, JobId, Name};
+use crate::place::{Claims, Offer};
 use crate::report::Report;
 use crate::service::ServiceEndpoints;
 use crate::spec::{OnLost, Resources, RunSpec, RuntimeKind};
@@ -81,6 +82,14 @@ pub enum ToPeer {
         run: RunSpec,
         /// The job's name, for labels.
         name: Name,
+    },
+    /// What attempts have of the named resources that the agent offers, sent before their starts: at
+    /// most [`BATCH_ROWS_MAX`](crate::limits::BATCH_ROWS_MAX).
+    Claims {
+        /// The session.
+        epoch: Epoch,
+        /// The attempts, with what they have.
+        claims: Vec<(AttemptId, Claims)>,
     },
     /// Start these attempts. Known attempts are not started again. At most
     /// [`BATCH_ROWS_MAX`](crate::limits::BATCH_ROWS_MAX). On the wire `[epoch, [attempt, …]]`.
@@ -163,6 +172,10 @@ pub struct Hello {
     /// replicas with ports, and has no proxy.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub address: Option<String>,
+    /// The named resources that it offers: at most
+    /// [`RESOURCES_MAX`](crate::limits::RESOURCES_MAX).
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub resources: BTreeMap<Name, Offer>,
     /// Every attempt that it holds: those that run, and those whose end has not been
     /// acknowledged. At most [`ATTEMPTS_PER_NODE_MAX`](crate::limits::ATTEMPTS_PER_NODE_MAX).
     pub attempts: Vec<AttemptId>,

@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::ids::{Name, NameError};
 use crate::limits::{self, *};
+use crate::place::PlaceRules;
 use crate::ranges::Ranges;
 use crate::report::{Outcome, OutcomeKind};
 use crate::schedule::ScheduledRun;
@@ -45,6 +46,9 @@ pub struct JobSpec {
     /// When the job ends early, and how many of its tasks run at a time.
     #[serde(default, skip_serializing_if = "JobRules::is_default")]
     pub rules: JobRules,
+    /// Where its tasks may go, beyond `require` and `resources`.
+    #[serde(default, skip_serializing_if = "PlaceRules::is_default")]
+    pub place: PlaceRules,
     /// No task starts before this time: milliseconds since 1970 by the manager's clock.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub not_before_ms: Option<u64>,
@@ -428,6 +432,7 @@ impl JobSpec {
         self.resources.validate()?;
         self.retry.validate()?;
         self.rules.validate()?;
+        self.place.validate()?;
         self.run.validate()
     }
 }
@@ -575,6 +580,7 @@ mod tests {
             retry: RetryPolicy::default(),
             on_lost: OnLost::Wait,
             rules: Default::default(),
+            place: Default::default(),
             not_before_ms: None,
             scheduled: None,
             run: RunSpec {

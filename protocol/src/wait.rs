@@ -84,6 +84,29 @@ pub enum WaitReason {
         /// What a task needs.
         wanted: Resources,
     },
+    /// No node that meets the other requirements has enough of a named resource.
+    TooFew {
+        /// The resource.
+        resource: Name,
+        /// What a task needs, in thousandths.
+        wanted_millis: u32,
+        /// The most that a node has.
+        most_millis: u64,
+    },
+    /// The nodes with enough room have a named resource in use.
+    InUse {
+        /// The resource.
+        resource: Name,
+        /// What a task needs, in thousandths.
+        wanted_millis: u32,
+        /// How many nodes suit.
+        nodes: usize,
+    },
+    /// The task needs a node for itself, and all that suit run something.
+    NotEmpty {
+        /// How many nodes suit.
+        nodes: usize,
+    },
     /// The task must run on one node. The reasons after this one are of that node.
     Bound {
         /// The node.
@@ -213,6 +236,33 @@ impl fmt::Display for WaitReason {
                 cpus(wanted.cpu_millis),
                 bytes(wanted.memory_bytes)
             ),
+            Self::TooFew { resource, wanted_millis, most_millis: 0 } => write!(
+                f,
+                "no node that fits offers `{resource}`, of which it needs {} (`resources` in agent.toml)",
+                amount((*wanted_millis).into())
+            ),
+            Self::TooFew { resource, wanted_millis, most_millis } => write!(
+                f,
+                "needs {} of `{resource}`; the most that a node has is {}{}",
+                amount((*wanted_millis).into()),
+                amount(*most_millis),
+                if wanted_millis.is_multiple_of(1_000) {
+                    ""
+                } else {
+                    ", and parts can only be had of resources with ids"
+                }
+            ),
+            Self::InUse { resource, wanted_millis, nodes } => write!(
+                f,
+                "waits for {} of `{resource}`: {} enough, in use",
+                amount((*wanted_millis).into()),
+                count(*nodes, "node has", "nodes have")
+            ),
+            Self::NotEmpty { nodes } => write!(
+                f,
+                "waits for a node for itself (--exclusive): {} something",
+                count(*nodes, "node fits and runs", "nodes fit and run")
+            ),
             Self::Bound { node, to: Bond::Volume(volume) } => {
                 write!(f, "it must run on node `{node}`, which has its volume `{volume}`")
             }
@@ -280,6 +330,14 @@ impl fmt::Display for WaitReason {
             ),
             Self::PlacedNext => f.write_str("there is room: it is placed next"),
         }
+    }
+}
+
+/// `2`, `0.5`.
+fn amount(millis: u64) -> String {
+    match millis % 1_000 {
+        0 => (millis / 1_000).to_string(),
+        part => format!("{}.{}", millis / 1_000, format!("{part:03}").trim_end_matches('0')),
     }
 }
 

@@ -347,6 +347,7 @@ fn to_manager() -> impl Strategy<Value = ToManager> {
                 withdrawn: [].into(),
                 unenforced: [].into(),
                 address: Some("10.0.0.1".into()),
+                resources: Default::default(),
                 attempts,
             })
         },

@@ -64,6 +64,7 @@ fn spec() -> JobSpec {
         },
         on_lost: OnLost::Requeue,
         rules: Default::default(),
+        place: Default::default(),
         not_before_ms: None,
         scheduled: None,
         run: RunSpec {
@@ -133,6 +134,7 @@ fn to_manager() -> Vec<(&'static str, ToManager)> {
         withdrawn: BTreeMap::from([(RuntimeKind::Docker.into(), "no engine".into())]),
         unenforced: BTreeMap::from([("memory".into(), "no cgroups".into())]),
         address: None,
+        resources: Default::default(),
         attempts: vec![attempt],
     };
     let reports = vec![
@@ -240,6 +242,7 @@ fn to_peer() -> Vec<(&'static str, ToPeer)> {
     };
     let node = NodeView {
         admin_labels: [].into(),
+        resources: [].into(),
         drain: None,
         node: name("a"),
         state: NodeState::Suspect.into(),

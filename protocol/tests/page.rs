@@ -80,6 +80,7 @@ fn the_hex_on_the_page_matches_the_code() {
         retry: RetryPolicy::default(),
         on_lost: OnLost::Wait,
         rules: Default::default(),
+        place: Default::default(),
         not_before_ms: None,
         scheduled: None,
         run: run_spec(),
@@ -102,6 +103,7 @@ fn the_hex_on_the_page_matches_the_code() {
         withdrawn: [].into(),
         unenforced: [].into(),
         address: None,
+        resources: Default::default(),
         attempts: vec![],
     };
     same("hello", &ToManager::Hello(hello));

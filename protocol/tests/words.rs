@@ -131,6 +131,7 @@ fn replies() -> Vec<ReplyBody> {
     let task = TaskId { job: JobId(1), index: 1 };
     let node = NodeView {
         admin_labels: [].into(),
+        resources: [].into(),
         drain: None,
         node: name("a"),
         state: new("draining"),

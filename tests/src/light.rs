@@ -207,6 +207,7 @@ impl Agent {
             withdrawn: [].into(),
             unenforced: [].into(),
             address: Some("127.0.0.1".into()),
+            resources: Default::default(),
             attempts,
         }
     }

@@ -148,6 +148,7 @@ fn nodes_with_large_labels_are_all_listed() {
             withdrawn: [].into(),
             unenforced: [].into(),
             address: None,
+            resources: Default::default(),
             attempts: vec![],
         })
     };

@@ -272,6 +272,7 @@ fn assemble(
             max_active: options.max_active.or(file.max_active),
             expires_ms: options.expires.or(file.expires).map(Span::ms),
         },
+        place: Default::default(),
         not_before_ms: None,
         scheduled: None,
         run: RunSpec {

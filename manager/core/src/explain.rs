@@ -6,6 +6,7 @@ use podmesh_calendar::Zone;
 use podmesh_protocol::client::{NodeState, Scheduling};
 use podmesh_protocol::ids::JobId;
 use podmesh_protocol::limits::ATTEMPTS_PER_NODE_MAX;
+use podmesh_protocol::place::Offer;
 use podmesh_protocol::time::Now;
 use podmesh_protocol::wait::{FreestNode, WaitReason};
 
@@ -135,8 +136,40 @@ impl Core {
                     largest_bytes: largest.row.capacity.memory_bytes,
                 }
             }
-            _ => WaitReason::TooLarge { wanted },
+            _ => match Self::lacking_offer(needs, &labelled) {
+                Some(reason) => reason,
+                None => WaitReason::TooLarge { wanted },
+            },
         }
+    }
+
+    /// Returns the first named resource of which no node offers enough.
+    fn lacking_offer(needs: &Needs, nodes: &[&Node]) -> Option<WaitReason> {
+        needs.place.resources.iter().find_map(|(name, millis)| {
+            let offers = nodes.iter().filter_map(|node| node.row.resources.get(name));
+            if offers.clone().any(|offer| offer.suits(*millis)) {
+                return None;
+            }
+            let most_millis = offers.map(Offer::millis).max().unwrap_or(0);
+            Some(WaitReason::TooFew { resource: name.clone(), wanted_millis: *millis, most_millis })
+        })
+    }
+
+    /// Returns why nodes with enough cores and memory do not take a task: what else it needs is in
+    /// use.
+    fn explain_picky(job: &Job, with_room: &[&(NodeIx, &Node)]) -> Option<WaitReason> {
+        let rules = &job.spec.place;
+        let (_, first) = with_room.first()?;
+        let nodes = with_room.len();
+        if with_room.iter().any(|(_, node)| node.takes(rules)) {
+            return None;
+        }
+        Some(match first.in_use.lacking(&first.row.resources, rules) {
+            Some((resource, wanted_millis)) => {
+                WaitReason::InUse { resource: resource.clone(), wanted_millis, nodes }
+            }
+            None => WaitReason::NotEmpty { nodes },
+        })
     }
 
     /// Returns why none of the suitable nodes that are alive takes a task. There is at least one.
@@ -148,6 +181,11 @@ impl Core {
     ) -> WaitReason {
         let with_room: Vec<&(NodeIx, &Node)> =
             alive.iter().filter(|(_, node)| node.has_room(&job.spec.resources)).collect();
+        if job.spec.place.is_picky()
+            && let Some(reason) = Self::explain_picky(job, &with_room)
+        {
+            return reason;
+        }
         let reservation = reservation.filter(|kept| kept.key < job.key());
         match (with_room.as_slice(), reservation) {
             ([(ix, node)], Some(kept)) if kept.node == Some(*ix) => WaitReason::Reserved {

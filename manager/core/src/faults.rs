@@ -37,6 +37,10 @@ pub enum Fault {
     FailuresNotLimited,
     /// A task whose node is drained uses a retry although it should run again.
     StopUsesRetry,
+    /// What a task gets of named resources is not taken from its node.
+    ClaimsNotBooked,
+    /// A restarted manager does not know what attempts have of named resources.
+    ClaimsForgotten,
     /// Tasks of a node that is drained are not stopped at the deadline.
     DeadlineIgnored,
     /// A replica is stopped while proxies may still pass connections to it.

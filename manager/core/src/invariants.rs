@@ -12,6 +12,7 @@ use podmesh_protocol::time::Millis;
 use crate::Core;
 use crate::jobs::Dispatch;
 use crate::nodes::{Node, NodeIx};
+use crate::placement::InUse;
 use crate::state::Job;
 use crate::timers::Timer;
 
@@ -111,6 +112,14 @@ impl Core {
         let memory: u64 = resources.map(|needs| needs.memory_bytes).sum();
         let used = (node.used_cpu_millis, node.used_memory_bytes);
         assert_eq!(used, (cpu, memory), "node {name}: used resources");
+        let (mut in_use, mut exclusive) = (InUse::default(), 0);
+        for task in node.attempts.keys() {
+            let job = &self.state.jobs[&task.job];
+            job.active[&task.index].claims.iter().for_each(|claims| in_use.take(claims));
+            exclusive += u32::from(job.spec.place.exclusive);
+        }
+        assert_eq!((&node.in_use, node.exclusive), (&in_use, exclusive), "node {name}: claims");
+        assert!(exclusive == 0 || node.attempts.len() == 1, "node {name}: for itself");
         assert!(node.attempts.len() <= ATTEMPTS_PER_NODE_MAX);
         let epoch = node.session.as_ref().map(|session| session.epoch);
         if let Some(session) = &node.session {

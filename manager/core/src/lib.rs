@@ -79,8 +79,9 @@ use alloc::vec::Vec;
 use podmesh_protocol::client::NodeView;
 use podmesh_protocol::error::ErrorReply;
 use podmesh_protocol::event::EventFact;
-use podmesh_protocol::ids::{JobId, Name};
+use podmesh_protocol::ids::{AttemptId, JobId, Name};
 use podmesh_protocol::limits::{BATCH_ROWS_MAX, EVENTS_PER_CHUNK_MAX};
+use podmesh_protocol::place::Claims;
 use podmesh_protocol::session::ToPeer;
 use podmesh_protocol::time::{Millis, Now};
 use podmesh_protocol::version::VersionRange;
@@ -144,6 +145,9 @@ pub struct Core {
     #[cfg(feature = "planted-faults")]
     fault: Option<faults::Fault>,
 }
+
+/// The most claims in one message: those of an attempt are up to 16 lists of 256 ids.
+const CLAIMS_PER_MESSAGE: usize = 1;
 
 /// The most events that one unit of work adds, not counting a resulting `JobEnded`.
 const EVENTS_PER_UNIT: usize = 5;
@@ -330,6 +334,14 @@ impl Core {
                 if let Some(job) = self.state.jobs.get(&id) {
                     send(job.spec_message(epoch));
                 }
+            }
+            for rows in outgoing.claims.chunks(CLAIMS_PER_MESSAGE) {
+                let of = |attempt: &AttemptId| {
+                    let active =
+                        self.state.jobs.get(&attempt.task.job)?.active.get(&attempt.task.index)?;
+                    Some((*attempt, Claims::clone(active.claims.as_deref()?)))
+                };
+                send(ToPeer::Claims { epoch, claims: rows.iter().filter_map(of).collect() });
             }
             for rows in outgoing.starts.chunks(BATCH_ROWS_MAX) {
                 send(ToPeer::Starts(epoch, rows.to_vec()));

@@ -11,13 +11,15 @@ use podmesh_protocol::ids::{AgentId, AttemptId, Epoch, JobId, Name, TaskId};
 use podmesh_protocol::limits::{
     ATTEMPTS_PER_NODE_MAX, DRAIN_JOBS_SHOWN, FRAME_BYTES_MAX, PAGE_ROWS_MAX,
 };
-use podmesh_protocol::node::DrainView;
+use podmesh_protocol::node::{DrainView, ResourceView};
+use podmesh_protocol::place::{Claims, PlaceRules};
 use podmesh_protocol::report::Outcome;
 use podmesh_protocol::session::StopReason;
 use podmesh_protocol::spec::{JobSpec, Resources, RuntimeKind};
 use podmesh_protocol::time::{Millis, Now};
 
 use crate::input::ConnectionId;
+use crate::placement::InUse;
 use crate::step::{Drain, NodeRow};
 use crate::timers::{Timer, Timers};
 
@@ -46,6 +48,10 @@ pub(crate) struct Node {
     pub(crate) used_cpu_millis: u64,
     /// What these attempts use, in bytes.
     pub(crate) used_memory_bytes: u64,
+    /// What these attempts have of its named resources.
+    pub(crate) in_use: InUse,
+    /// How many of these attempts have the node for themselves.
+    pub(crate) exclusive: u32,
     /// The number of the last report of `row.agent_instance` that was processed. `None` if the next
     /// one may have any number, as after a start of the manager.
     pub(crate) acked: Option<u64>,
@@ -117,6 +123,8 @@ pub(crate) struct PendingHello {
 pub(crate) struct Outgoing {
     pub(crate) specs: Vec<JobId>,
     pub(crate) starts: Vec<AttemptId>,
+    /// Those of `starts` that have named resources.
+    pub(crate) claims: Vec<AttemptId>,
     pub(crate) stops: Vec<(AttemptId, StopReason)>,
     pub(crate) forget: Vec<JobId>,
     pub(crate) remove_volumes: Vec<Name>,
@@ -135,7 +143,7 @@ impl Node {
     /// Returns the resources that one more attempt may use here now; `None` if nothing can be
     /// placed here.
     pub(crate) fn room(&self) -> Option<Resources> {
-        let has_slot = self.attempts.len() < ATTEMPTS_PER_NODE_MAX;
+        let has_slot = self.attempts.len() < ATTEMPTS_PER_NODE_MAX && self.exclusive == 0;
         (self.is_open() && has_slot).then(|| self.free())
     }
 
@@ -154,14 +162,25 @@ impl Node {
         self.room().is_some_and(|room| needs.fits(&room))
     }
 
-    /// Adds an attempt of a job that takes `needs`.
+    /// Returns whether it has what a task needs apart from cores and memory.
+    pub(crate) fn takes(&self, rules: &PlaceRules) -> bool {
+        (!rules.exclusive || self.attempts.is_empty())
+            && self.in_use.has_room(&self.row.resources, rules)
+    }
+
+    /// Adds an attempt of a job that takes `needs`, and what it has of the named resources.
     pub(crate) fn take(
         &mut self,
         task: TaskId,
         spec: &JobSpec,
         needs: &Resources,
+        claims: Option<&Claims>,
         delivery: Delivery,
     ) {
+        if let Some(claims) = claims {
+            self.in_use.take(claims);
+        }
+        self.exclusive += u32::from(spec.place.exclusive);
         self.attempts.insert(task, delivery);
         if let Some(replica) = &spec.run.replica {
             let of = (replica.service.clone(), replica.revision);
@@ -171,8 +190,12 @@ impl Node {
         self.used_memory_bytes += needs.memory_bytes;
     }
 
-    pub(crate) fn give_back(&mut self, task: TaskId, spec: &JobSpec) {
+    pub(crate) fn give_back(&mut self, task: TaskId, spec: &JobSpec, claims: Option<&Claims>) {
         self.attempts.remove(&task);
+        if let Some(claims) = claims {
+            self.in_use.give_back(claims);
+        }
+        self.exclusive -= u32::from(spec.place.exclusive);
         if let Some(replica) = &spec.run.replica {
             let of = (replica.service.clone(), replica.revision);
             if let Some(count) = self.replicas.get_mut(&of) {
@@ -220,6 +243,7 @@ impl Node {
             unenforced: self.unenforced.clone(),
             enrolled: false,
             scheduling: row.scheduling.into(),
+            resources: self.in_use.view(&row.resources),
             drain: row.drain.as_deref().map(|drain| self.drain_view(drain, now)),
             address: row.address.clone(),
             attempts: u32::try_from(self.attempts.len()).unwrap_or(u32::MAX),
@@ -320,6 +344,8 @@ impl Nodes {
             replicas: BTreeMap::new(),
             used_cpu_millis: 0,
             used_memory_bytes: 0,
+            in_use: InUse::default(),
+            exclusive: 0,
             acked: None,
             seen_ms: None,
             deadline: None,
@@ -479,5 +505,10 @@ fn view_bytes(view: &NodeView) -> usize {
         view.unenforced.iter().map(|(what, why)| what.len() + why.len() + 16).sum();
     let reason = view.drain.as_ref().and_then(|drain| drain.spec.reason.as_ref());
     let drain = reason.map_or(0, |reason| reason.len());
-    512 + view.program_version.len() + 2 * labels + withdrawn + unenforced + drain
+    let ids = |of: &ResourceView| -> usize {
+        of.offer.ids.iter().chain(&of.gone).map(|id| id.len() + 4).sum()
+    };
+    let resources: usize =
+        view.resources.iter().map(|(name, of)| name.as_str().len() + 32 + ids(of)).sum();
+    512 + view.program_version.len() + 2 * labels + withdrawn + unenforced + drain + resources
 }

@@ -179,7 +179,7 @@ impl Core {
         let mut drained = None;
         if let Some(ix) = self.nodes.by_name(&active.node) {
             let node = self.nodes.get_mut(ix);
-            node.give_back(task, &job.spec);
+            node.give_back(task, &job.spec, active.claims.as_deref());
             let is_drained =
                 node.attempts.is_empty() && node.row.scheduling == Scheduling::Draining;
             drained = is_drained.then(|| node.row.node.clone());

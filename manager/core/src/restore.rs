@@ -9,6 +9,7 @@ use podmesh_protocol::time::Now;
 
 use crate::access::Access;
 use crate::bonds::Bonds;
+use crate::faults::planted;
 use crate::jobs::Submissions;
 use crate::measures::{Counted, Measures};
 use crate::nodes::{Delivery, NodeIx, Nodes};
@@ -90,7 +91,9 @@ impl Core {
             };
             let heard = active.state != AttemptState::Assigned;
             let delivery = Delivery { since_ms: now.mono_ms, sent_ms: None, heard };
-            self.nodes.get_mut(ix).take(attempt.task, &job.spec, &job.spec.resources, delivery);
+            let claims = active.claims.as_deref().filter(|_| !planted!(self, ClaimsForgotten));
+            let (spec, node) = (&job.spec, self.nodes.get_mut(ix));
+            node.take(attempt.task, spec, &spec.resources, claims, delivery);
         }
         let retries = job.retries.iter().map(|(index, retry)| {
             let task = job.attempt_id(*index, retry.number).task;

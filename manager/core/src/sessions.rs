@@ -16,6 +16,7 @@ use podmesh_protocol::ids::{AttemptId, Epoch, Name};
 use podmesh_protocol::limits::{
     ATTEMPTS_PER_NODE_MAX, LABELS_MAX, MESSAGE_BYTES_MAX, NAME_BYTES_MAX, NODES_MAX,
 };
+use podmesh_protocol::place::validate_offers;
 use podmesh_protocol::report::{AttemptState, Outcome, OutcomeKind};
 use podmesh_protocol::session::{Hello, StopReason, ToPeer, Welcome};
 use podmesh_protocol::spec::{RuntimeKind, validate_label_value};
@@ -231,6 +232,7 @@ impl Core {
             drain: before.and_then(|row| row.drain.clone()),
             admin_labels: before.map_or_else(BTreeMap::new, |row| row.admin_labels.clone()),
             address: hello.address,
+            resources: hello.resources,
         };
         self.state.record(out, Change::EpochTaken(epoch));
         out.events.push(EventFact::NodeConnected { node: row.node.clone(), instance });
@@ -339,6 +341,7 @@ impl Core {
             } else {
                 delivery.sent_ms = Some(now.mono_ms);
                 session.outgoing.starts.push(attempt);
+                session.outgoing.claims.extend(active.claims.as_ref().map(|_| attempt));
                 restarted = true;
             }
             if let Some(dispatch) = self.dispatch.get_mut(&task.job)
@@ -495,6 +498,7 @@ fn validate(hello: &Hello) -> Result<BTreeSet<AttemptId>, String> {
         validate_label_value("labels", value).map_err(|error| error.to_string())?;
     }
     hello.capacity.validate().map_err(|error| format!("capacity: {error}"))?;
+    validate_offers(&hello.resources).map_err(|error| error.to_string())?;
     let runtimes: BTreeSet<_> = hello.runtimes.iter().collect();
     if runtimes.len() != hello.runtimes.len() {
         return Err("a runtime is named twice".into());

@@ -14,6 +14,7 @@ use podmesh_protocol::ids::{
     AgentId, AttemptId, Epoch, InstanceId, JobId, Name, Revision, SubmissionId,
 };
 use podmesh_protocol::node::DrainSpec;
+use podmesh_protocol::place::{Claims, Offer};
 use podmesh_protocol::report::{AttemptState, JobState, Outcome, TaskCounts};
 use podmesh_protocol::schedule::RunResult;
 use podmesh_protocol::service::{RevisionState, ServiceSpec};
@@ -102,6 +103,9 @@ pub enum Change {
         node: Name,
         /// The time, for display.
         wall_ms: u64,
+        /// What it has of the node's named resources; `None` if it needs none.
+        #[serde(default)]
+        claims: Option<Box<Claims>>,
     },
     /// An attempt reached a later state, but has not ended.
     AttemptAdvanced {
@@ -285,6 +289,9 @@ pub struct NodeRow {
     /// The labels that admins have given it. They are over those of its agent.
     #[serde(default)]
     pub admin_labels: BTreeMap<Name, String>,
+    /// The named resources that it offers, as of its last session.
+    #[serde(default)]
+    pub resources: BTreeMap<Name, Offer>,
 }
 
 impl NodeRow {

@@ -161,6 +161,7 @@ impl Core {
                         session.outgoing.stops.push((attempt, StopReason::Cancelled));
                     } else {
                         session.outgoing.starts.push(attempt);
+                        session.outgoing.claims.extend(active.claims.as_ref().map(|_| attempt));
                     }
                     self.touched.insert(ix);
                 }

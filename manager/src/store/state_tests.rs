@@ -139,6 +139,7 @@ impl World {
             withdrawn: BTreeMap::new(),
             unenforced: BTreeMap::new(),
             address: Some("10.0.0.1".into()),
+            resources: Default::default(),
             attempts,
         };
         let caller = Caller { role: Role::Admin, name: name("root"), key: None };

@@ -43,6 +43,7 @@ pub(super) fn node(text: &str) -> NodeRow {
     NodeRow {
         drain: None,
         admin_labels: BTreeMap::new(),
+        resources: BTreeMap::new(),
         node: name(text),
         boot_id: "boot".into(),
         agent_instance: InstanceId(Uuid::from_u128(7)),

@@ -183,6 +183,7 @@ pub(crate) fn hello(node: &str, cpu_millis: u32, attempts: &[AttemptId]) -> Hell
         withdrawn: [].into(),
         unenforced: [].into(),
         address: None,
+        resources: Default::default(),
         attempts: attempts.to_vec(),
     }
 }

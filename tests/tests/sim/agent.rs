@@ -239,6 +239,7 @@ impl World {
             withdrawn: [].into(),
             unenforced: [].into(),
             address,
+            resources: Default::default(),
             attempts: agent.core.hello_attempts(),
         };
         agent.hello_sent = now;

@@ -104,6 +104,7 @@ impl World {
         };
         let cpu_millis = if rng.percent(3) { 64_000 } else { rng.within(1, 6) as u32 * 500 };
         JobSpec {
+            place: Default::default(),
             not_before_ms: None,
             scheduled: None,
             name: "job".parse().expect("a name"),

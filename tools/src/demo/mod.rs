@@ -207,6 +207,7 @@ fn job(name: &str, array: ArrayRange, run: RunSpec) -> CliResult<JobSpec> {
         retry: RetryPolicy::default(),
         on_lost: OnLost::Wait,
         rules: Default::default(),
+        place: Default::default(),
         not_before_ms: None,
         scheduled: None,
         run,

@@ -330,6 +330,7 @@ mod tests {
     fn nodes_show_free_resources() {
         let view = NodeView {
             admin_labels: [].into(),
+            resources: [].into(),
             drain: None,
             node: "node-1".parse().unwrap(),
             state: NodeState::Alive.into(),

@@ -65,6 +65,7 @@ pub(super) fn event(revision: u64) -> Row {
 pub(super) fn node(name: &str, used_cpus: u32) -> NodeView {
     NodeView {
         admin_labels: [].into(),
+        resources: [].into(),
         drain: None,
         node: name.parse().unwrap(),
         state: NodeState::Alive.into(),

@@ -353,6 +353,7 @@ fn jobs_can_list_the_replicas_of_a_service() {
 fn node(attempts: u32) -> NodeView {
     NodeView {
         admin_labels: [].into(),
+        resources: [].into(),
         drain: None,
         node: "node-3".parse().unwrap(),
         state: NodeState::Alive.into(),

@@ -2,11 +2,11 @@
 
 use core::cmp::{Ordering, Reverse};
 
-use podmesh_protocol::spec::Resources;
-
+use super::needs::Needs;
 use crate::nodes::{Node, NodeIx};
 
-/// How many replicas of the same service are near. All zero for other tasks.
+/// How many replicas of the same service are near, or tasks of the same job if it is spread. All zero
+/// for other tasks.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Peers {
     /// Those of the same revision on all nodes with the same value of the label to spread over.
@@ -21,6 +21,8 @@ pub(super) struct Peers {
 /// best.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Candidate {
+    /// How many of the preferred labels it has.
+    preferred: usize,
     peers: Reverse<Peers>,
     cpu: Fraction,
     memory: Fraction,
@@ -30,12 +32,15 @@ pub(super) struct Candidate {
 }
 
 impl Candidate {
-    pub(super) fn of(ix: NodeIx, node: &Node, needs: &Resources, peers: Peers) -> Option<Self> {
-        if !node.has_room(needs) {
+    pub(super) fn of(ix: NodeIx, node: &Node, all: &Needs, peers: Peers) -> Option<Self> {
+        let needs = &all.resources;
+        if !node.has_room(needs) || (all.place.is_picky() && !node.takes(&all.place)) {
             return None;
         }
+        let prefer = all.place.prefer.iter();
         let (free, capacity) = (node.free(), &node.row.capacity);
         Some(Self {
+            preferred: prefer.filter(|(label, value)| node.row.label(label) == Some(value)).count(),
             peers: Reverse(peers),
             cpu: Fraction {
                 part: u64::from(free.cpu_millis - needs.cpu_millis),
@@ -54,8 +59,9 @@ impl Candidate {
 
 impl Ord for Candidate {
     fn cmp(&self, other: &Self) -> Ordering {
-        self.peers
-            .cmp(&other.peers)
+        self.preferred
+            .cmp(&other.preferred)
+            .then_with(|| self.peers.cmp(&other.peers))
             .then_with(|| self.cpu.compare(&other.cpu))
             .then_with(|| self.memory.compare(&other.memory))
             .then_with(|| self.attempts.cmp(&other.attempts))

@@ -33,7 +33,11 @@ impl Queue {
                 }
                 QueuePosition::NoRoom(key) => {
                     no_room.insert((key, *id));
-                    without_room.push((*id, key, shape.needs.size()));
+                    if shape.needs.place.is_picky() {
+                        assert!(class.picky.contains(&(key, *id)), "shape {id:?} is picky");
+                    } else {
+                        without_room.push((*id, key, shape.needs.size()));
+                    }
                     self.check_no_room(key, shape, class, facts);
                     Some(key)
                 }
@@ -82,13 +86,16 @@ impl Queue {
     fn check_no_room(&self, key: QueueKey, shape: &Shape, class: &Class, facts: &Facts) {
         for ix in class.nodes.difference(&self.open) {
             let node = facts.nodes.get(*ix);
-            if !node.has_room(&shape.needs.resources) {
+            if !node.has_room(&shape.needs.resources) || !node.takes(&shape.needs.place) {
                 continue;
             }
             let kept = self.reservation.clone().filter(|kept| kept.node == Some(*ix));
             let Some(mut kept) = kept.filter(|kept| kept.key < key) else {
                 unreachable!("{shape:?} waits although {ix:?} has room");
             };
+            if kept.keeps(key, &shape.needs) {
+                continue;
+            }
             let size = shape.needs.size();
             let allowed = kept.rooms_for_later(node, facts).into_iter().flatten();
             assert!(!allowed.clone().any(|room| size.fits(&room)), "{size:?} fits {allowed:?}");

@@ -8,11 +8,13 @@
 mod candidate;
 #[cfg(any(test, feature = "invariants"))]
 mod check;
+mod claims;
 mod fit_index;
 mod needs;
 mod queue;
 mod reservation;
 
+use alloc::boxed::Box;
 use alloc::vec::Vec;
 use core::mem;
 
@@ -21,6 +23,7 @@ use podmesh_protocol::ids::JobId;
 use podmesh_protocol::limits::{AVOID_MS_MAX, BATCH_ROWS_MAX};
 use podmesh_protocol::time::{Millis, Now};
 
+pub(crate) use self::claims::InUse;
 pub(crate) use self::needs::{Constraint, Needs, QueueKey};
 use self::queue::QueuePosition;
 pub(crate) use self::queue::{Facts, Queue, ShapeId};
@@ -88,6 +91,11 @@ impl Core {
             self.assign(now, key, best.node, out);
             self.settle_bonds();
             let facts = Facts { now_ms: now.mono_ms, nodes: &self.nodes, jobs: &self.state.jobs };
+            if self.queue.is_head(id, key) && self.queue.spreads_tasks(id) {
+                // Each task changes how many are near the others.
+                candidates = self.queue.candidates(id, &facts);
+                continue;
+            }
             candidates.extend(self.queue.candidate(id, best.node, &facts));
         }
     }
@@ -145,9 +153,14 @@ impl Core {
         if planted!(self, RoomNotBooked) {
             takes.cpu_millis = 0;
         }
+        let claims = match job.spec.place.resources.is_empty() {
+            true => None,
+            false => node.in_use.claims(&node.row.resources, &job.spec.place).map(Box::new),
+        };
+        let booked = claims.as_deref().filter(|_| !planted!(self, ClaimsNotBooked));
         let sent_ms = Some(now.mono_ms);
         let delivery = Delivery { since_ms: now.mono_ms, sent_ms, heard: false };
-        node.take(attempt.task, &job.spec, &takes, delivery);
+        node.take(attempt.task, &job.spec, &takes, booked, delivery);
         self.queue.on_assigned(dispatch.shape, key, ix, attempt.task);
         let name = node.row.node.clone();
         if let Some(session) = &mut node.session {
@@ -155,9 +168,11 @@ impl Core {
                 session.outgoing.specs.push(id);
             }
             session.outgoing.starts.push(attempt);
+            session.outgoing.claims.extend(claims.as_ref().map(|_| attempt));
             self.touched.insert(ix);
         }
-        let change = Change::AttemptInserted { attempt, node: name.clone(), wall_ms: now.wall_ms };
+        let (node, wall_ms) = (name.clone(), now.wall_ms);
+        let change = Change::AttemptInserted { attempt, node, wall_ms, claims };
         self.state.record(out, change);
         if !self.state.jobs.get(&id).is_some_and(|job| dispatch.has_ready(job)) {
             self.queue.remove(dispatch.shape, key);

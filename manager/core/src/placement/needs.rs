@@ -5,6 +5,7 @@ use alloc::string::String;
 use core::cmp::Reverse;
 
 use podmesh_protocol::ids::{JobId, Name};
+use podmesh_protocol::place::PlaceRules;
 use podmesh_protocol::service::ServiceSpec;
 use podmesh_protocol::spec::{JobSpec, Resources, RuntimeKind};
 
@@ -53,6 +54,7 @@ pub(crate) struct Needs {
     pub(crate) lasts_ms: Option<u64>,
     /// What the task is a replica of, if it is one: replicas are spread.
     pub(crate) replica: Option<ReplicaNeeds>,
+    pub(crate) place: PlaceRules,
 }
 
 /// What a replica must be spread over.
@@ -73,19 +75,40 @@ impl Needs {
             of: (replica.service.clone(), replica.revision),
             spread: replica.spread.clone(),
         });
-        Self { constraint, resources: spec.resources, lasts_ms: lasts_ms(spec), replica }
+        Self {
+            constraint,
+            resources: spec.resources,
+            lasts_ms: lasts_ms(spec),
+            replica,
+            place: spec.place.clone(),
+        }
     }
 
     /// Returns the requirements of any replica of a service, apart from being spread.
     pub(crate) fn of_service(spec: &ServiceSpec, nodes: BTreeSet<Name>) -> Self {
         let (runtime, labels) = (spec.run.runtime.kind(), spec.require.clone());
         let constraint = Constraint { runtime, labels, nodes };
-        Self { constraint, resources: spec.resources, lasts_ms: None, replica: None }
+        Self {
+            constraint,
+            resources: spec.resources,
+            lasts_ms: None,
+            replica: None,
+            place: PlaceRules::default(),
+        }
     }
 
     /// Returns whether a node could take such a task if it were empty.
     pub(crate) fn suit(&self, node: &NodeRow) -> bool {
-        self.resources.fits(&node.capacity) && self.constraint.admits(node)
+        self.resources.fits(&node.capacity)
+            && self.constraint.admits(node)
+            && self.place.resources.iter().all(|(name, millis)| {
+                node.resources.get(name).is_some_and(|offer| offer.suits(*millis))
+            })
+    }
+
+    /// Returns whether a task needs named resources that one of `other` needs too.
+    pub(super) fn shares(&self, other: &Self) -> bool {
+        self.place.resources.keys().any(|name| other.place.resources.contains_key(name))
     }
 
     pub(super) fn size(&self) -> Size {

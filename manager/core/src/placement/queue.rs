@@ -5,7 +5,7 @@ use alloc::string::String;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 
-use podmesh_protocol::ids::{JobId, TaskId};
+use podmesh_protocol::ids::{JobId, Name, TaskId};
 use podmesh_protocol::time::Millis;
 
 use super::candidate::{Candidate, Peers};
@@ -61,6 +61,8 @@ pub(super) struct Class {
     pub(super) nodes: BTreeSet<NodeIx>,
     /// The shapes at [`QueuePosition::NoRoom`].
     pub(super) no_room: FitIndex,
+    /// The same, of shapes for which cores and memory alone do not decide. They are few.
+    pub(super) picky: BTreeSet<(QueueKey, ShapeId)>,
     /// The shapes at [`QueuePosition::Nowhere`].
     pub(super) nowhere: FitIndex,
 }
@@ -142,6 +144,7 @@ impl Queue {
             shapes: 1,
             nodes: admitted.map(|(ix, _)| ix).collect(),
             no_room: FitIndex::default(),
+            picky: BTreeSet::new(),
             nowhere: FitIndex::default(),
         };
         for ix in &class.nodes {
@@ -215,6 +218,7 @@ impl Queue {
             QueuePosition::NoRoom(key) => {
                 self.no_room.remove(&(key, id));
                 class.no_room.remove(id);
+                class.picky.remove(&(key, id));
             }
             QueuePosition::Nowhere(_) => class.nowhere.remove(id),
         }
@@ -225,7 +229,11 @@ impl Queue {
             }
             QueuePosition::NoRoom(key) => {
                 self.no_room.insert((key, id));
-                class.no_room.insert(id, key, shape.needs.size());
+                if shape.needs.place.is_picky() {
+                    class.picky.insert((key, id));
+                } else {
+                    class.no_room.insert(id, key, shape.needs.size());
+                }
             }
             QueuePosition::Nowhere(key) => class.nowhere.insert(id, key, shape.needs.size()),
         }
@@ -307,17 +315,31 @@ impl Queue {
 
     /// Returns the first waiting job that fits an open node, if its key is less than `limit`.
     fn first_fit(&mut self, limit: Option<QueueKey>, facts: &Facts) -> Option<(QueueKey, ShapeId)> {
-        let Self { classes, classes_of, open, reservation, .. } = self;
+        let Self { classes, classes_of, open, reservation, shapes, .. } = self;
         let mut first = None;
         for ix in open.iter() {
             let node = facts.nodes.get(*ix);
             let Some(free) = node.room() else { continue };
             let Some(admitting) = classes_of.get(ix) else { continue };
+            let kept = reservation.as_ref().filter(|kept| kept.node == Some(*ix));
+            let kept = kept.map(|kept| (kept.key, kept.needs()));
             let search = |room: &Size, before: Option<QueueKey>| {
                 let mut found = None;
                 for class in admitting.iter().filter_map(|id| classes.get(id)) {
                     let before = found.map_or(before, |(key, _)| Some(key));
                     found = class.no_room.first_fit(room, before).or(found);
+                    let before = found.map_or(before, |(key, _)| Some(key));
+                    let fits = |(key, id): &&(QueueKey, ShapeId)| {
+                        before.is_none_or(|before| *key < before)
+                            && shapes.get(id).is_some_and(|shape| {
+                                let needs = &shape.needs;
+                                let is_kept = kept
+                                    .as_ref()
+                                    .is_some_and(|(first, kept)| first < key && kept.shares(needs));
+                                needs.size().fits(room) && node.takes(&needs.place) && !is_kept
+                            })
+                    };
+                    found = class.picky.iter().find(fits).copied().or(found);
                 }
                 found
             };
@@ -347,7 +369,8 @@ impl Queue {
             _ => class.nodes.iter().copied().collect(),
         };
         let needs = Arc::clone(&shape.needs);
-        let zones = Zones::of(needs.replica.as_ref(), facts.nodes);
+        let Some(key) = shape.waiting.first().copied() else { return BinaryHeap::new() };
+        let zones = Zones::of(&needs, key.job(), facts.nodes);
         nodes.into_iter().filter_map(|ix| self.candidate_in(id, ix, &zones, facts)).collect()
     }
 
@@ -358,8 +381,9 @@ impl Queue {
         ix: NodeIx,
         facts: &Facts,
     ) -> Option<Candidate> {
-        let needs = Arc::clone(&self.shapes.get(&id)?.needs);
-        let zones = Zones::of(needs.replica.as_ref(), facts.nodes);
+        let shape = self.shapes.get(&id)?;
+        let (needs, key) = (Arc::clone(&shape.needs), *shape.waiting.first()?);
+        let zones = Zones::of(&needs, key.job(), facts.nodes);
         self.candidate_in(id, ix, &zones, facts)
     }
 
@@ -374,17 +398,25 @@ impl Queue {
         let shape = shapes.get(&id)?;
         let key = shape.waiting.first()?;
         let node = facts.nodes.get(ix);
-        let peers = zones.peers(shape.needs.replica.as_ref(), node);
-        let candidate = Candidate::of(ix, node, &shape.needs.resources, peers)?;
+        let peers = zones.peers(&shape.needs, key.job(), node);
+        let candidate = Candidate::of(ix, node, &shape.needs, peers)?;
         if let Some(kept) = reservation
             && kept.node == Some(ix)
             && no_room.first().is_some_and(|(first, _)| first < key)
         {
+            if kept.keeps(*key, &shape.needs) {
+                return None;
+            }
             let size = shape.needs.size();
             let rooms = kept.rooms_for_later(node, facts);
             rooms.iter().flatten().find(|room| size.fits(room))?;
         }
         Some(candidate)
+    }
+
+    /// Returns whether the tasks of each job of a shape are spread.
+    pub(super) fn spreads_tasks(&self, id: ShapeId) -> bool {
+        self.needs(id).is_some_and(|needs| needs.place.spread.is_some())
     }
 
     /// Returns whether the job at `key` is the first of its shape and must be checked.
@@ -403,31 +435,54 @@ impl Queue {
     }
 }
 
-/// How many replicas of a revision are on the nodes with each value of the label to spread over.
+/// How many replicas of a revision, or tasks of a job, are on the nodes with each value of the label to
+/// spread over.
 struct Zones<'a>(BTreeMap<Option<&'a String>, u32>);
 
 impl<'a> Zones<'a> {
-    fn of(needs: Option<&ReplicaNeeds>, nodes: &'a Nodes) -> Self {
+    fn of(needs: &Needs, job: JobId, nodes: &'a Nodes) -> Self {
         let mut zones = BTreeMap::new();
-        if let Some(needs) = needs
-            && let Some(label) = &needs.spread
-        {
+        if let Some(label) = spread_of(needs) {
             for (_, node) in nodes.iter() {
-                let here = node.replicas.get(&needs.of).copied().unwrap_or(0);
+                let here = match &needs.replica {
+                    Some(replica) => node.replicas.get(&replica.of).copied().unwrap_or(0),
+                    None => tasks_of(job, node),
+                };
                 *zones.entry(node.row.label(label)).or_default() += here;
             }
         }
         Self(zones)
     }
 
-    fn peers(&self, needs: Option<&ReplicaNeeds>, node: &Node) -> Peers {
-        let Some(needs) = needs else { return Peers::default() };
-        let value = needs.spread.as_ref().map(|label| node.row.label(label));
-        let of_service = (needs.of.0.clone(), 0)..=(needs.of.0.clone(), u32::MAX);
-        Peers {
-            zone: value.and_then(|value| self.0.get(&value).copied()).unwrap_or(0),
-            same: node.replicas.get(&needs.of).copied().unwrap_or(0),
-            all: node.replicas.range(of_service).map(|(_, count)| count).sum(),
+    fn peers(&self, needs: &Needs, job: JobId, node: &Node) -> Peers {
+        let label = spread_of(needs);
+        let zone = label.and_then(|label| self.0.get(&node.row.label(label)).copied());
+        let zone = zone.unwrap_or(0);
+        match &needs.replica {
+            Some(ReplicaNeeds { of, .. }) => {
+                let of_service = (of.0.clone(), 0)..=(of.0.clone(), u32::MAX);
+                Peers {
+                    zone,
+                    same: node.replicas.get(of).copied().unwrap_or(0),
+                    all: node.replicas.range(of_service).map(|(_, count)| count).sum(),
+                }
+            }
+            None if label.is_some() => Peers { zone, same: tasks_of(job, node), all: 0 },
+            None => Peers::default(),
         }
     }
+}
+
+/// Returns the label over whose values the tasks of a job, or the replicas of a service, are spread.
+fn spread_of(needs: &Needs) -> Option<&Name> {
+    match &needs.replica {
+        Some(replica) => replica.spread.as_ref(),
+        None => needs.place.spread.as_ref(),
+    }
+}
+
+/// Returns how many tasks of a job a node has.
+fn tasks_of(job: JobId, node: &Node) -> u32 {
+    let all = TaskId { job, index: 0 }..=TaskId { job, index: u32::MAX };
+    u32::try_from(node.attempts.range(all).count()).unwrap_or(u32::MAX)
 }

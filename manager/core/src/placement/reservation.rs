@@ -101,13 +101,13 @@ impl Reservation {
     /// Returns the rooms for later tasks. Such a task may run on the reserved node if it fits one
     /// of them.
     pub(super) fn rooms_for_later(&mut self, node: &Node, facts: &Facts) -> [Option<Size>; 2] {
-        let needs = &self.needs.resources;
+        let (needs, known) = (&whole_if_exclusive(&self.needs, node), !self.needs.place.is_picky());
         let forecast = self.forecast.get_or_insert_with(|| {
             self.beside.retain(|task| node.attempts.contains_key(task));
             Forecast::of(needs, node, &self.beside, facts)
         });
         let free = node.free();
-        let before_it = forecast.starts_by_ms.map(|at| {
+        let before_it = forecast.starts_by_ms.filter(|_| known).map(|at| {
             let lasts_ms = at.saturating_sub(facts.now_ms.saturating_add(END_MARGIN_MS));
             Size::lasting(free, lasts_ms)
         });
@@ -121,6 +121,16 @@ impl Reservation {
             Size::lasting(resources, u64::MAX)
         });
         [before_it, unneeded]
+    }
+
+    pub(super) fn needs(&self) -> Arc<Needs> {
+        Arc::clone(&self.needs)
+    }
+
+    /// Returns whether the node is kept from a later task, whatever cores and memory it needs: it
+    /// would take named resources that the task waits for.
+    pub(super) fn keeps(&self, key: QueueKey, needs: &Needs) -> bool {
+        self.key < key && self.needs.shares(needs)
     }
 
     /// Discards the forecast, because an attempt on the node has ended.
@@ -138,7 +148,9 @@ impl Reservation {
     /// Returns when the task starts on the reserved node at the latest, if that is known.
     fn starts_by_ms(&self, facts: &Facts) -> Option<Millis> {
         let node = facts.nodes.get(self.node?);
-        Forecast::of(&self.needs.resources, node, &self.beside, facts).starts_by_ms
+        // Cores and memory do not say when named resources are free.
+        let forecast = Forecast::of(&self.needs.resources, node, &self.beside, facts);
+        forecast.starts_by_ms.filter(|_| !self.needs.place.is_picky())
     }
 
     /// Extends the reservation to the start of the task, if that is known and near enough.
@@ -152,6 +164,11 @@ impl Reservation {
             self.extended = true;
         }
     }
+}
+
+/// Returns what a task takes of a node: all of it, if the task has it for itself.
+fn whole_if_exclusive(needs: &Needs, node: &Node) -> Resources {
+    if needs.place.exclusive { node.row.capacity } else { needs.resources }
 }
 
 /// A reservation, as shown to people.
@@ -245,11 +262,10 @@ impl Queue {
     /// did not help come after all others, the one that was reserved first before the rest.
     fn choose_node(&self, shape: &Shape, first_ms: Millis, facts: &Facts) -> Choice {
         let Some(class) = self.classes.get(&shape.class) else { return Choice::Nowhere };
-        let needs = &shape.needs.resources;
         let (mut best, mut next_ms) = (None, None);
         for ix in &class.nodes {
             let node = facts.nodes.get(*ix);
-            if !node.is_open() || !needs.fits(&node.row.capacity) {
+            if !node.is_open() || !shape.needs.suit(&node.row) {
                 continue;
             }
             let rests_until_ms = self.rests.get(ix).copied().unwrap_or(0);
@@ -258,8 +274,9 @@ impl Queue {
                 next_ms = Some(rests_until_ms.min(next));
                 continue;
             }
+            let needs = whole_if_exclusive(&shape.needs, node);
             let in_vain_ms = if rests_until_ms > first_ms { rests_until_ms } else { 0 };
-            let rank = (Reverse(in_vain_ms), nearness(node, needs), Reverse(node.rank));
+            let rank = (Reverse(in_vain_ms), nearness(node, &needs), Reverse(node.rank));
             best = best.max(Some((rank, *ix)));
         }
         match (best, next_ms) {

@@ -448,6 +448,7 @@ fn job_spec(service: &Service, number: u32) -> JobSpec {
         retry: RetryPolicy::default(),
         on_lost: OnLost::Requeue,
         rules: Default::default(),
+        place: Default::default(),
         not_before_ms: None,
         scheduled: None,
         run: RunSpec { replica: Some(Box::new(replica)), ..spec.run.clone() },

@@ -8,6 +8,7 @@ use alloc::vec::Vec;
 
 use podmesh_protocol::ids::{AttemptId, JobId, Name, SubmissionId};
 use podmesh_protocol::limits::AVOIDED_NODES_MAX;
+use podmesh_protocol::place::Claims;
 use podmesh_protocol::report::{AttemptState, JobState, OutcomeKind, TaskCounts};
 use podmesh_protocol::service::Health;
 use podmesh_protocol::spec::{JobSpec, OnLost};
@@ -132,6 +133,9 @@ pub struct ActiveAttempt {
     /// Whether it is to end although its job goes on.
     #[serde(default)]
     pub stop: Option<Stop>,
+    /// What it has of the named resources of its node; `None` if it needs none.
+    #[serde(default)]
+    pub claims: Option<Box<Claims>>,
 }
 
 /// What becomes of a task whose attempt is stopped although its job goes on.
@@ -343,7 +347,13 @@ impl Job {
         self.counts.queued += untried;
     }
 
-    pub(super) fn insert(&mut self, attempt: AttemptId, node: Name, wall_ms: u64) {
+    pub(super) fn insert(
+        &mut self,
+        attempt: AttemptId,
+        node: Name,
+        wall_ms: u64,
+        claims: Option<Box<Claims>>,
+    ) {
         let index = attempt.task.index;
         let past = match self.retries.remove(&index) {
             Some(retry) => retry.past,
@@ -363,6 +373,7 @@ impl Job {
             past,
             replica: None,
             stop: None,
+            claims,
         };
         self.active.insert(index, active);
     }

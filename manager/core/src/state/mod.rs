@@ -133,8 +133,10 @@ impl State {
                 );
             }
             Change::JobRemoved(job) => _ = self.jobs.remove(job),
-            Change::AttemptInserted { attempt, node, wall_ms } => {
-                self.change(attempt.task.job, |job| job.insert(*attempt, node.clone(), *wall_ms));
+            Change::AttemptInserted { attempt, node, wall_ms, claims } => {
+                self.change(attempt.task.job, |job| {
+                    job.insert(*attempt, node.clone(), *wall_ms, claims.clone());
+                });
             }
             Change::AttemptAdvanced { attempt, state, .. } => {
                 self.change(attempt.task.job, |job| job.advance(*attempt, *state));

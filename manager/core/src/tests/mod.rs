@@ -3,6 +3,7 @@
 #![expect(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests")]
 
 mod access;
+mod claims;
 mod drains;
 mod explain;
 mod forget;
@@ -94,6 +95,7 @@ fn spec() -> JobSpec {
         retry: RetryPolicy { backoff_ms_max: 5_000, ..RetryPolicy::default() },
         on_lost: OnLost::Wait,
         rules: Default::default(),
+        place: Default::default(),
         not_before_ms: None,
         scheduled: None,
         run: RunSpec {
@@ -130,6 +132,7 @@ fn hello(node: &str, number: u64) -> Hello {
         withdrawn: [].into(),
         unenforced: [].into(),
         address: None,
+        resources: Default::default(),
         attempts: Vec::new(),
     }
 }

@@ -16,6 +16,7 @@ fn a_hello_opens_a_session() {
     let row = NodeRow {
         drain: None,
         admin_labels: BTreeMap::new(),
+        resources: BTreeMap::new(),
         node: name("a"),
         boot_id: hello.boot_id,
         agent_instance: hello.agent_instance,

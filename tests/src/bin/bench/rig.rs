@@ -100,6 +100,7 @@ pub(crate) fn job(runtime: RuntimeSpec, command: &[&str], tasks: u32) -> JobSpec
         retry: RetryPolicy::default(),
         on_lost: OnLost::Wait,
         rules: Default::default(),
+        place: Default::default(),
         not_before_ms: None,
         scheduled: None,
         run: RunSpec {
