@@ -13,6 +13,7 @@ use podmesh_agent_core::step::{JobContext, Step};
 use podmesh_agent_core::{Core, CoreConfig};
 use podmesh_metrics::Page;
 use podmesh_protocol::ids::{AgentId, AttemptId, Epoch, InstanceId, Name};
+use podmesh_protocol::place::{Claims, Offer};
 use podmesh_protocol::session::{Hello, ToManager, ToPeer};
 use podmesh_protocol::spec::{Resources, RuntimeKind};
 use podmesh_protocol::version::VersionRange;
@@ -148,11 +149,13 @@ async fn run_all(config: AgentConfig, shutdown: Shutdown<'_>) -> Result<(), Agen
     let (heartbeat_sender, heartbeats) = mpsc::unbounded_channel();
     let (session_sender, session_events) = mpsc::channel(EVENTS_MAX);
     let (drop_session, dropped) = watch::channel(0);
+    let mut core = Core::new(CoreConfig {
+        goodbye_wait_ms: GOODBYE_WAIT_MS,
+        processes_outlive: !config.stop_processes,
+    });
+    core.set_offers(config.resources.clone());
     let mut agent = Agent {
-        core: Core::new(CoreConfig {
-            goodbye_wait_ms: GOODBYE_WAIT_MS,
-            processes_outlive: !config.stop_processes,
-        }),
+        core,
         step: Step::default(),
         clock,
         runtimes: Runtimes::new(
@@ -179,6 +182,7 @@ async fn run_all(config: AgentConfig, shutdown: Shutdown<'_>) -> Result<(), Agen
             address: config.address,
             capacity: config.capacity,
             labels: config.labels,
+            resources: config.resources,
         },
         data_dir: Arc::clone(&data_dir),
         hello_outdated: false,
@@ -298,6 +302,7 @@ struct HelloParts {
     address: Option<IpAddr>,
     capacity: Resources,
     labels: BTreeMap<Name, String>,
+    resources: BTreeMap<Name, Offer>,
 }
 
 /// The channels that the loop reads.
@@ -510,7 +515,7 @@ impl Agent {
     }
 
     fn hello(&self, local_address: Option<IpAddr>) -> Result<Hello, AgentError> {
-        let HelloParts { versions, node, boot_id, instance, address, capacity, labels } =
+        let HelloParts { versions, node, boot_id, instance, address, capacity, labels, resources } =
             &self.hello;
         let withdrawn = self.runtimes.withdrawn();
         let address = address.unwrap_or_else(|| address::find(local_address));
@@ -530,7 +535,7 @@ impl Agent {
             withdrawn: withdrawn.into_iter().map(|(kind, why)| (kind.into(), why)).collect(),
             unenforced: self.runtimes.unenforced(),
             address: Some(address.to_string()),
-            resources: Default::default(),
+            resources: resources.clone(),
             attempts: self.core.hello_attempts(),
         })
     }
@@ -558,9 +563,12 @@ impl Agent {
     fn received(&mut self, message: ToPeer) {
         let input = match message {
             ToPeer::JobSpec { epoch, job, on_lost, resources, run, name } => {
-                let context = Arc::new(JobContext { job, name, on_lost, resources, run });
+                let context =
+                    JobContext { job, name, on_lost, resources, run, claims: Claims::new() };
+                let context = Arc::new(context);
                 Input::JobSpecReceived { epoch, context }
             }
+            ToPeer::Claims { epoch, claims } => Input::ClaimsReceived { epoch, claims },
             ToPeer::Starts(epoch, attempts) => Input::StartsReceived { epoch, attempts },
             ToPeer::Stops(epoch, mut stops) => {
                 // An unknown attempt may still be in the engine, which has not answered yet. The

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 
 use podmesh_logrotate::RotationPolicy;
 use podmesh_protocol::ids::Name;
+use podmesh_protocol::place::Offer;
 use podmesh_protocol::spec::Resources;
 use podmesh_protocol::version::VersionRange;
 use podmesh_wire::locate::Locator;
@@ -32,6 +33,8 @@ pub struct AgentConfig {
     pub capacity: Resources,
     /// The labels that jobs can require.
     pub labels: BTreeMap<Name, String>,
+    /// The named resources that the node offers.
+    pub resources: BTreeMap<Name, Offer>,
     /// Which runtimes are enabled.
     pub runtimes: RuntimeSwitches,
     /// The user that commands run as. `None`: an agent that runs as root uses [`PROCESS_USER`],

@@ -5,6 +5,7 @@ use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
 use podmesh_protocol::ids::Name;
+use podmesh_protocol::place::PlaceRules;
 use podmesh_protocol::ranges::Ranges;
 use podmesh_protocol::schedule::{Overlap, ScheduleSpec, When};
 use podmesh_protocol::spec::{
@@ -21,7 +22,9 @@ use crate::env_vars::{self, Lookup};
 use crate::error::{CliError, CliResult};
 use crate::output::time::local_zone;
 use crate::toml_file;
-use crate::values::{Array, Cpus, MountText, Size, Span, UlimitText, VolumeText, made_name};
+use crate::values::{
+    Amount, Array, Cpus, MountText, Size, Span, UlimitText, VolumeText, made_name,
+};
 
 /// A job file in TOML, with a key for every flag of `run`.
 #[derive(Debug, Default, Deserialize)]
@@ -34,6 +37,10 @@ struct JobFile {
     cpus: Option<Cpus>,
     memory: Option<Size>,
     require: BTreeMap<Name, String>,
+    resources: BTreeMap<Name, Amount>,
+    prefer: BTreeMap<Name, String>,
+    spread: Option<Name>,
+    exclusive: Option<bool>,
     env: BTreeMap<String, String>,
     env_file: Option<OneOrMany<PathBuf>>,
     timeout: Option<Span>,
@@ -200,6 +207,15 @@ fn assemble(
     let mut require = file.require;
     require.extend(options.require.into_iter().map(|label| (label.0, label.1)));
 
+    let mut place = PlaceRules {
+        resources: file.resources.into_iter().map(|(name, amount)| (name, amount.0)).collect(),
+        prefer: file.prefer,
+        spread: options.spread.or(file.spread),
+        exclusive: options.exclusive || file.exclusive == Some(true),
+    };
+    place.resources.extend(options.resources.into_iter().map(|text| (text.0, text.1.0)));
+    place.prefer.extend(options.prefer.into_iter().map(|label| (label.0, label.1)));
+
     let mounts = joined(file.mounts, options.mounts);
     let image = options.image.or(file.image);
     let mut tmpfs = file.tmpfs;
@@ -272,7 +288,7 @@ fn assemble(
             max_active: options.max_active.or(file.max_active),
             expires_ms: options.expires.or(file.expires).map(Span::ms),
         },
-        place: Default::default(),
+        place,
         not_before_ms: None,
         scheduled: None,
         run: RunSpec {

@@ -207,6 +207,55 @@ impl FromStr for Label {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct MountText(pub(crate) Mount);
 
+/// How much a task needs of a named resource, in thousandths; written `2` or `0.5`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Amount(pub(crate) u32);
+
+impl FromStr for Amount {
+    type Err = ValueError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let wrong = || {
+            ValueError::new(format!(
+                "`{text}` is no amount; write a whole number such as 2, or a part of one such as 0.5"
+            ))
+        };
+        let (whole, part) = text.split_once('.').unwrap_or((text, ""));
+        let digits = |text: &str| text.bytes().all(|b| b.is_ascii_digit());
+        if whole.is_empty() || !digits(whole) || !digits(part) || text.ends_with('.') {
+            return Err(wrong());
+        }
+        if part.len() > 3 {
+            return Err(ValueError::new(format!(
+                "`{text}` has more than three digits after the point"
+            )));
+        }
+        let whole: u32 = whole.parse().map_err(|_| wrong())?;
+        let part: u32 = format!("{part:0<3}").parse().map_err(|_| wrong())?;
+        whole
+            .checked_mul(1_000)
+            .and_then(|millis| millis.checked_add(part))
+            .map(Self)
+            .ok_or_else(wrong)
+    }
+}
+
+/// What a task needs of a named resource, written `gpu=0.5`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct ResourceText(pub(crate) Name, pub(crate) Amount);
+
+impl FromStr for ResourceText {
+    type Err = ValueError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let (name, amount) = text
+            .split_once('=')
+            .ok_or_else(|| ValueError::new("there is no `=`; write NAME=AMOUNT, such as gpu=2"))?;
+        let name = name.parse().map_err(|why| ValueError::new(format!("{why}")))?;
+        Ok(Self(name, amount.parse()?))
+    }
+}
+
 /// A change of a node's label: `NAME=VALUE` sets it, `NAME-` takes it back.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum LabelChange {
@@ -445,6 +494,7 @@ pub(crate) use deserialize_as_text;
 
 deserialize_as_text! {
     Cpus, true, "a number of cores such as 2 or 0.5";
+    Amount, true, "an amount such as 2 or 0.5";
     Size, true, "a size such as \"512MiB\"";
     HttpAddress, false, "an address such as \"127.0.0.1:7771\", or \"off\"";
     MetricsAddress, true, "a port such as 9100, an address such as \"10.0.0.5:9100\", or \"off\"";

@@ -225,6 +225,11 @@ fn requests() -> Vec<(&'static str, RequestBody)> {
         RequestBody::NodeForget { node: name("nobody"), force: false },
         RequestBody::Revoke { kind: PrincipalKind::User, name: name("nobody") },
         RequestBody::KeyRotate { key: KeyDigest([9; 32]) },
+        RequestBody::NodeLabels {
+            node: name("nobody"),
+            set: [(name("zone"), "b".into())].into(),
+            remove: [].into(),
+        },
         RequestBody::NodeScheduling {
             node: name("nobody"),
             scheduling: Scheduling::Cordoned,
@@ -309,6 +314,7 @@ fn requests() -> Vec<(&'static str, RequestBody)> {
             ScheduleRequest::Remove { .. } => "schedule remove",
         },
         RequestBody::NodeScheduling { .. } => "node_scheduling",
+        RequestBody::NodeLabels { .. } => "node_labels",
         RequestBody::Volume(VolumeRequest::List { .. }) => "volume list",
         RequestBody::Volume(VolumeRequest::Remove { .. }) => "volume remove",
     };
@@ -371,6 +377,7 @@ users              -         -         -         yes
 node_forget        -         -         -         yes
 revoke             -         -         -         yes
 key_rotate         -         -         -         yes
+node_labels        -         -         -         yes
 node_scheduling    -         -         -         yes
 volume list        -         yes       yes       yes
 volume remove      -         -         yes       yes

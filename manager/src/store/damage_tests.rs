@@ -24,6 +24,7 @@ use crate::data_dir;
 fn add_job(store: &mut Store, job: u64, revision: u64) -> u64 {
     let attempt = |index, number| AttemptId::new(JobId(job), index, number);
     let inserted = |index, number| Change::AttemptInserted {
+        claims: None,
         attempt: attempt(index, number),
         node: name("a"),
         wall_ms: 1_700_000_000_000 + u64::from(index),
@@ -507,7 +508,7 @@ fn damage_found_while_the_manager_runs_ends_it() {
 
     store.writer.connection().execute_batch("PRAGMA shrink_memory").unwrap();
     let attempt = AttemptId::new(JobId(1), 33, 1);
-    let change = Change::AttemptInserted { attempt, node: name("a"), wall_ms: 1 };
+    let change = Change::AttemptInserted { attempt, node: name("a"), wall_ms: 1, claims: None };
     let (mut step, _) = event_step(20 * 20 + 1, 1);
     step.step.changes = vec![change];
     says_what_to_do(&store.writer.commit(&mut vec![step]).err().unwrap());

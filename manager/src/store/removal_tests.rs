@@ -29,7 +29,12 @@ fn job(job: u64, tasks: u32, state: JobState) -> Vec<Change> {
         vec![Change::JobInserted { job: id, submission, spec, by: name("ann"), wall_ms: 1 }];
     for index in 1..=tasks {
         let attempt = AttemptId::new(id, index, 1);
-        changes.push(Change::AttemptInserted { attempt, node: name("a"), wall_ms: 1 });
+        changes.push(Change::AttemptInserted {
+            attempt,
+            node: name("a"),
+            wall_ms: 1,
+            claims: None,
+        });
         if state.is_end() {
             let outcome = Outcome::new(OutcomeKind::Succeeded);
             let (wall_ms, retry_after_ms) = (2, None);

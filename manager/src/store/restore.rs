@@ -42,7 +42,7 @@ pub(super) fn read(connection: &Connection) -> rusqlite::Result<Restored> {
     let mut statement = connection.prepare(
         "SELECT node, name, boot_id, agent_instance, program_version, cpu_millis, memory_bytes,
              labels, runtimes, epoch, agent_id, lost_age_ms, scheduling, address,
-             drain, admin_labels
+             drain, admin_labels, resources
          FROM nodes WHERE NOT forgotten",
     )?;
     let mut rows = statement.query([])?;
@@ -140,6 +140,7 @@ fn node(row: &Row<'_>) -> rusqlite::Result<NodeRow> {
         address: row.get(13)?,
         drain: optional(row, 14)?,
         admin_labels: optional(row, 15)?.unwrap_or_default(),
+        resources: optional(row, 16)?.unwrap_or_default(),
     })
 }
 
@@ -183,7 +184,7 @@ fn attempts(
     let mut pasts = pasts(connection)?;
     let mut orphaned = None;
     let mut statement = connection.prepare(
-        "SELECT job, task, number, standing, nodes.name, state, retry_ms, ended_ms, stop
+        "SELECT job, task, number, standing, nodes.name, state, retry_ms, ended_ms, stop, claims
          FROM attempts LEFT JOIN nodes USING (node) WHERE standing < 2",
     )?;
     let mut rows = statement.query([])?;
@@ -206,7 +207,8 @@ fn attempts(
         } else {
             let state = attempt_state(row.get(5)?)?;
             let stop = row.get::<_, Option<i64>>(8)?.map(stop).transpose()?;
-            let active = ActiveAttempt { number, node, state, past, replica: None, stop };
+            let claims = optional(row, 9)?;
+            let active = ActiveAttempt { number, node, state, past, replica: None, stop, claims };
             job.active.insert(index, active);
         }
     }

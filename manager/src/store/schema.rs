@@ -231,6 +231,8 @@ UPDATE attempts SET failed_ms = ended_ms
 
 ALTER TABLE nodes ADD COLUMN drain BLOB; -- MessagePack; NULL: it is not drained
 ALTER TABLE nodes ADD COLUMN admin_labels BLOB; -- as labels; NULL: none
+ALTER TABLE nodes ADD COLUMN resources BLOB; -- MessagePack, as on the wire; NULL: none
+ALTER TABLE attempts ADD COLUMN claims BLOB; -- MessagePack: what it has of these; NULL: nothing
 ALTER TABLE attempts ADD COLUMN stop INTEGER; -- it is to end although its job goes on; NULL: it is not
 
 CREATE TABLE schedules (

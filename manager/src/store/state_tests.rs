@@ -19,6 +19,7 @@ use podmesh_protocol::client::{PrincipalKind, Scheduling};
 use podmesh_protocol::ids::{AgentId, AttemptId, Epoch, InstanceId, JobId, SubmissionId};
 use podmesh_protocol::limits::PROTOCOL_VERSION;
 use podmesh_protocol::node::DrainSpec;
+use podmesh_protocol::place::{Offer, PlaceRules};
 use podmesh_protocol::report::{Outcome, OutcomeKind, Report, ReportFact};
 use podmesh_protocol::schedule::{Overlap, ScheduleSpec, When};
 use podmesh_protocol::service::{Health, PortSpec, RestartPolicy, ServiceSpec, UpdatePolicy};
@@ -108,12 +109,26 @@ impl World {
                 max_active: (self.rng.u8(0..4) == 0).then_some(2),
                 expires_ms: (self.rng.u8(0..4) == 0).then_some(60_000),
             },
+            place: PlaceRules {
+                resources: match self.rng.u8(0..4) {
+                    0 => [(name("gpu"), [500, 1_000, 2_000][self.rng.usize(0..3)])].into(),
+                    _ => BTreeMap::new(),
+                },
+                exclusive: self.rng.u8(0..9) == 0,
+                ..PlaceRules::default()
+            },
             ..job_spec(last)
         };
         assert_eq!(spec.validate(), Ok(()));
         let submission = SubmissionId(Uuid::from_u128(self.rng.u128(..)));
         let spec = Arc::new(spec);
         self.command(Command::Submit { by: name("ann"), submission, spec });
+    }
+
+    /// Returns what a node offers of a named resource: other ids each time.
+    fn offers(&mut self) -> BTreeMap<podmesh_protocol::ids::Name, Offer> {
+        let ids = [["x", "y"], ["y", "z"]][self.rng.usize(0..2)].map(str::to_owned);
+        [(name("gpu"), Offer { count: 0, ids: ids.into() })].into()
     }
 
     fn connect(&mut self, node: &'static str) {
@@ -139,7 +154,7 @@ impl World {
             withdrawn: BTreeMap::new(),
             unenforced: BTreeMap::new(),
             address: Some("10.0.0.1".into()),
-            resources: Default::default(),
+            resources: self.offers(),
             attempts,
         };
         let caller = Caller { role: Role::Admin, name: name("root"), key: None };
@@ -167,7 +182,7 @@ impl World {
             })
             .collect();
         let Some(attempt) = self.rng.choice(active) else { return };
-        let fact = match self.rng.u8(0..11) {
+        let fact = match self.rng.u8(0..12) {
             0 => ReportFact::Preparing("pulling".into()),
             1 | 2 => ReportFact::Started,
             3 => ReportFact::Ended(Outcome::not_started("no room")),
@@ -175,6 +190,7 @@ impl World {
             5 => ReportFact::Ended(Outcome::exited(3)),
             6 => ReportFact::Listening(vec![self.rng.u16(..)]),
             7 => ReportFact::Health(Health::Healthy, "said".into()),
+            11 => ReportFact::Ended(Outcome::new(OutcomeKind::Cancelled)),
             8 => ReportFact::Health(Health::Unhealthy, "said".into()),
             _ => ReportFact::Ended(Outcome::exited(0)),
         };

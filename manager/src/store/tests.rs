@@ -42,8 +42,8 @@ pub(super) fn name(text: &str) -> Name {
 pub(super) fn node(text: &str) -> NodeRow {
     NodeRow {
         drain: None,
-        admin_labels: BTreeMap::new(),
-        resources: BTreeMap::new(),
+        admin_labels: Default::default(),
+        resources: Default::default(),
         node: name(text),
         boot_id: "boot".into(),
         agent_instance: InstanceId(Uuid::from_u128(7)),
@@ -96,7 +96,12 @@ fn attempt(index: u32, number: u32) -> AttemptId {
 }
 
 fn inserted(index: u32, number: u32) -> Change {
-    Change::AttemptInserted { attempt: attempt(index, number), node: name("a"), wall_ms: 10 }
+    Change::AttemptInserted {
+        attempt: attempt(index, number),
+        node: name("a"),
+        wall_ms: 10,
+        claims: None,
+    }
 }
 
 fn ended(index: u32, number: u32, kind: OutcomeKind, retry_after_ms: Option<u64>) -> Change {
@@ -410,6 +415,7 @@ fn a_change_that_contradicts_the_database_is_not_written() {
     for wrong in [
         step(vec![ended(1, 1, OutcomeKind::Succeeded, None)]),
         step(vec![Change::AttemptInserted {
+            claims: None,
             attempt: attempt(1, 1),
             node: name("unknown"),
             wall_ms: 1,

@@ -14,6 +14,7 @@ use podmesh_manager_core::step::{Change, Effect, JobRow, NodeRow, Step};
 use podmesh_protocol::event::EventChunk;
 use podmesh_protocol::ids::{AttemptId, JobId, Name, Revision};
 use podmesh_protocol::limits::COMMIT_ROWS_MAX;
+use podmesh_protocol::place::Claims;
 use podmesh_protocol::report::{AttemptState, Outcome};
 use podmesh_wire::machine::{RESERVE_BYTES, free_bytes};
 use podmesh_wire::watchdog::{BEAT_EVERY, Pulse};
@@ -508,7 +509,7 @@ impl<'a> Rows<'a> {
                 self.removed = true;
                 Ok(())
             }
-            Change::AttemptInserted { attempt, node, wall_ms } => {
+            Change::AttemptInserted { attempt, node, wall_ms, claims } => {
                 let Some(number) = self.nodes.get(node) else {
                     let what = format!(
                         "attempt {attempt} is assigned to node {node}, which was never saved"
@@ -524,6 +525,9 @@ impl<'a> Rows<'a> {
                     number,
                     integer(*wall_ms),
                 ])?;
+                if let Some(claims) = claims {
+                    self.save_claims(attempt, claims)?;
+                }
                 if attempt_number > 1 {
                     // The previous attempt no longer waits for a retry.
                     self.standing(AttemptId { task, number: attempt_number - 1 }, standing::OVER)?;
@@ -600,6 +604,22 @@ impl<'a> Rows<'a> {
             Change::TokenRemoved(id) => Ok(access::remove_token(self.connection, *id)?),
             Change::KeySaved(row) => Ok(access::save_key(self.connection, row)?),
         }
+    }
+
+    /// Few attempts have claims: the statement that inserts all of them stays short.
+    fn save_claims(&self, attempt: &AttemptId, claims: &Claims) -> Result<(), WriteError> {
+        let changed = self
+            .connection
+            .prepare_cached(
+                "UPDATE attempts SET claims = ?4 WHERE job = ?1 AND task = ?2 AND number = ?3",
+            )?
+            .execute(params![
+                integer(attempt.task.job.0),
+                attempt.task.index,
+                attempt.number,
+                rmp_serde::to_vec_named(claims)?,
+            ])?;
+        one(changed, attempt)
     }
 
     fn standing(&self, attempt: AttemptId, standing: i64) -> rusqlite::Result<usize> {
@@ -697,12 +717,12 @@ impl<'a> Rows<'a> {
             .prepare_cached(
                 "INSERT INTO nodes (name, boot_id, agent_instance, program_version, cpu_millis,
                      memory_bytes, labels, runtimes, epoch, agent_id, lost_age_ms, scheduling,
-                     address, drain, admin_labels)
-                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15)
+                     address, drain, admin_labels, resources)
+                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16)
                  ON CONFLICT (name) DO UPDATE SET boot_id = ?2, agent_instance = ?3,
                      program_version = ?4, cpu_millis = ?5, memory_bytes = ?6, labels = ?7,
                      runtimes = ?8, epoch = ?9, agent_id = ?10, lost_age_ms = ?11,
-                     scheduling = ?12, address = ?13, drain = ?14, admin_labels = ?15,
+                     scheduling = ?12, address = ?13, drain = ?14, admin_labels = ?15, resources = ?16,
                      forgotten = 0
                  RETURNING node",
             )?
@@ -724,6 +744,9 @@ impl<'a> Rows<'a> {
                     row.drain.as_deref().map(rmp_serde::to_vec_named).transpose()?,
                     (!row.admin_labels.is_empty())
                         .then(|| rmp_serde::to_vec_named(&row.admin_labels))
+                        .transpose()?,
+                    (!row.resources.is_empty())
+                        .then(|| rmp_serde::to_vec_named(&row.resources))
                         .transpose()?,
                 ],
                 |row| row.get(0),

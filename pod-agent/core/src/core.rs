@@ -4,8 +4,9 @@ use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 
-use podmesh_protocol::ids::{AttemptId, Epoch, JobId, TaskId};
+use podmesh_protocol::ids::{AttemptId, Epoch, JobId, Name, TaskId};
 use podmesh_protocol::limits::{ATTEMPTS_PER_NODE_MAX, LEASE_MS_DEFAULT};
+use podmesh_protocol::place::{Claims, Offer};
 use podmesh_protocol::report::{Outcome, OutcomeKind, ReportFact};
 use podmesh_protocol::session::{StopReason, ToManager, Welcome};
 use podmesh_protocol::spec::OnLost;
@@ -14,6 +15,7 @@ use podmesh_protocol::time::{Millis, Now};
 use crate::attempts::{
     AGENT_STOPPED, ActiveAttempt, AttemptEntry, LEASE_ENDED, Phase, Stop, StopCause, Unsent,
 };
+use crate::claims::with_claims;
 use crate::faults::planted;
 use crate::input::{FoundAttempt, Input, RuntimeFact};
 use crate::outbox::Outbox;
@@ -47,6 +49,10 @@ pub struct Core {
     lease_until: Option<Millis>,
     /// The jobs that the manager described in the current session.
     jobs: BTreeMap<JobId, Arc<JobContext>>,
+    /// The named resources that the node offers.
+    offers: BTreeMap<Name, Offer>,
+    /// What attempts whose start has not come yet have of them, in the current session.
+    claims: BTreeMap<AttemptId, Claims>,
     pub(crate) attempts: BTreeMap<AttemptId, AttemptEntry>,
     /// Attempts that the manager did not know when the session began. After the restore of a
     /// backup it may use their numbers again. The agent does not start those, so that each number
@@ -78,6 +84,8 @@ impl Core {
             lease_ms: LEASE_MS_DEFAULT,
             lease_until: None,
             jobs: BTreeMap::new(),
+            offers: BTreeMap::new(),
+            claims: BTreeMap::new(),
             attempts: BTreeMap::new(),
             spent: BTreeSet::new(),
             timeouts: BTreeSet::new(),
@@ -133,6 +141,11 @@ impl Core {
         [timeout, self.lease_until, goodbye].into_iter().flatten().min()
     }
 
+    /// Sets the named resources that the node offers, before the first session.
+    pub fn set_offers(&mut self, offers: BTreeMap<Name, Offer>) {
+        self.offers = offers;
+    }
+
     /// Processes an input and adds the resulting actions to `out`.
     pub fn step(&mut self, now: Now, input: Input, out: &mut Step) {
         if self.shutdown.as_ref().is_some_and(|shutdown| shutdown.done) {
@@ -173,6 +186,9 @@ impl Core {
             Input::JobSpecReceived { epoch, context } if self.is_current(epoch) => {
                 self.job_received(context);
             }
+            Input::ClaimsReceived { epoch, claims } if self.is_current(epoch) => {
+                self.claims.extend(claims);
+            }
             Input::StartsReceived { epoch, attempts } if self.is_current(epoch) => {
                 self.starts(attempts, out);
             }
@@ -209,6 +225,7 @@ impl Core {
             Input::ShutdownRequested => self.shut_down(out),
             // Messages of an earlier session: the new session sends everything that matters.
             Input::JobSpecReceived { .. }
+            | Input::ClaimsReceived { .. }
             | Input::StartsReceived { .. }
             | Input::StopsReceived { .. }
             | Input::ReportsAcked { .. }
@@ -287,6 +304,7 @@ impl Core {
     }
 
     fn leave_session(&mut self) {
+        self.claims.clear();
         self.epoch = None;
         self.outbox.session_changed();
     }
@@ -313,6 +331,7 @@ impl Core {
 
     fn starts(&mut self, attempts: Vec<AttemptId>, out: &mut Step) {
         for attempt in attempts {
+            let claims = self.claims.remove(&attempt);
             let newest = self.of_task(attempt.task).last();
             // Already known or fenced, or the agent is shutting down, which the manager will see.
             if newest.is_some_and(|newest| newest >= attempt) || self.shutdown.is_some() {
@@ -342,6 +361,14 @@ impl Core {
                 );
                 continue;
             }
+            let context = match claims.map(|claims| with_claims(&context, claims, &self.offers)) {
+                None => context,
+                Some(Ok(context)) => context,
+                Some(Err(why)) => {
+                    self.answer_for(attempt, Outcome::not_started(why));
+                    continue;
+                }
+            };
             self.fence_older(attempt, out);
             let awaits = self.of_task(attempt.task).next().is_some();
             let phase = if awaits && !planted!(self, OlderNotAwaited) {

@@ -6,6 +6,7 @@ use alloc::sync::Arc;
 use alloc::vec::Vec;
 
 use podmesh_protocol::ids::{AttemptId, Epoch, JobId};
+use podmesh_protocol::place::Claims;
 use podmesh_protocol::report::Outcome;
 use podmesh_protocol::service::Health;
 use podmesh_protocol::session::{StopReason, Welcome};
@@ -35,6 +36,13 @@ pub enum Input {
         epoch: Epoch,
         /// The job.
         context: Arc<JobContext>,
+    },
+    /// What attempts that are to be started have of named resources.
+    ClaimsReceived {
+        /// The session.
+        epoch: Epoch,
+        /// The attempts, with what they have.
+        claims: Vec<(AttemptId, Claims)>,
     },
     /// Attempts to start.
     StartsReceived {

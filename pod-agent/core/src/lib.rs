@@ -8,6 +8,7 @@
 extern crate alloc;
 
 mod attempts;
+mod claims;
 mod core;
 #[cfg(not(feature = "planted-faults"))]
 mod faults;

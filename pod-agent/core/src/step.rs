@@ -4,6 +4,7 @@ use alloc::sync::Arc;
 use alloc::vec::Vec;
 
 use podmesh_protocol::ids::{AttemptId, JobId, Name};
+use podmesh_protocol::place::Claims;
 use podmesh_protocol::session::ToManager;
 use podmesh_protocol::spec::{OnLost, Resources, RunSpec};
 
@@ -76,4 +77,6 @@ pub struct JobContext {
     pub resources: Resources,
     /// How to run its tasks.
     pub run: RunSpec,
+    /// What the attempt has of the named resources of the node.
+    pub claims: Claims,
 }

@@ -183,7 +183,9 @@ pub(super) fn configuration(
         cap_drop: Some(vec!["ALL".into()]),
         cap_add: Some(options::capabilities(policy, spec)).filter(|names| !names.is_empty()),
         security_opt: Some(options::security_opt(spec)),
-        devices: Some(options::devices(spec)?).filter(|devices| !devices.is_empty()),
+        devices: Some(options::devices(spec, &context.claims)?)
+            .filter(|devices| !devices.is_empty()),
+        device_requests: options::gpus(&context.claims),
         pids_limit: Some(i64::from(spec.pids.unwrap_or(policy.pids_max))),
         ulimits: Some(options::ulimits(spec)),
         shm_size: spec.shm_size.and_then(|bytes| i64::try_from(bytes).ok()),

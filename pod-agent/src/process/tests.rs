@@ -130,6 +130,7 @@ fn context(change: impl FnOnce(&mut RunSpec)) -> Arc<JobContext> {
     };
     change(&mut run);
     Arc::new(JobContext {
+        claims: Default::default(),
         job: JobId(42),
         name: "name-of-job".parse().unwrap(),
         on_lost: OnLost::Requeue,

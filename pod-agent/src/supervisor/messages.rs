@@ -271,7 +271,8 @@ pub(super) struct Context {
 
 impl From<&JobContext> for Context {
     fn from(context: &JobContext) -> Self {
-        let JobContext { job, name, on_lost, resources, run } = context.clone();
+        // What it has of named resources is in the variables of `run`.
+        let JobContext { job, name, on_lost, resources, run, claims: _ } = context.clone();
         Self { job, name, on_lost, resources, run }
     }
 }
@@ -279,7 +280,7 @@ impl From<&JobContext> for Context {
 impl From<Context> for JobContext {
     fn from(context: Context) -> Self {
         let Context { job, name, on_lost, resources, run } = context;
-        Self { job, name, on_lost, resources, run }
+        Self { job, name, on_lost, resources, run, claims: Default::default() }
     }
 }
 

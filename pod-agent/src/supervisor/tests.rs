@@ -143,6 +143,7 @@ impl Agent {
 
 fn context(on_lost: OnLost, script: &str) -> Arc<JobContext> {
     Arc::new(JobContext {
+        claims: Default::default(),
         job: JobId(1),
         name: "job".parse().unwrap(),
         on_lost,

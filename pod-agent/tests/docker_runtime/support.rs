@@ -389,6 +389,7 @@ pub(crate) fn settings(agent: Uuid, captures: Captures, policy: NodePolicy) -> D
 
 pub(crate) fn job(image: &str, command: &[&str]) -> JobContext {
     JobContext {
+        claims: Default::default(),
         job: JobId(1),
         name: "test-job".parse().unwrap(),
         on_lost: OnLost::Requeue,

@@ -323,6 +323,7 @@ impl Agent {
             enrolment_dir: dir.join("agent"),
         };
         let mut config = AgentConfig {
+            resources: Default::default(),
             data_dir: dir.join("agent"),
             logs_dir: dir.join("logs"),
             name: "here".parse().unwrap(),

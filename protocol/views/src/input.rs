@@ -7,6 +7,7 @@ use jiff::Timestamp;
 use podmesh_protocol::access::Role as WireRole;
 use podmesh_protocol::again::EndedAs;
 use podmesh_protocol::ids::Name;
+use podmesh_protocol::place::PlaceRules;
 use podmesh_protocol::ranges::Ranges;
 use podmesh_protocol::schedule::{self, ScheduleSpec, When};
 use podmesh_protocol::service::{self, ServiceSpec};
@@ -115,6 +116,17 @@ pub struct JobSpecInput {
     /// Labels that a node must have.
     #[schemars(with = "BTreeMap<String, String>")]
     pub require: BTreeMap<Name, String>,
+    /// What each task needs of named resources, in thousandths: 2000 for two, 500 for a half of one.
+    #[schemars(with = "BTreeMap<String, u32>")]
+    pub resource_millis: BTreeMap<Name, u32>,
+    /// Labels of the nodes that are tried first.
+    #[schemars(with = "BTreeMap<String, String>")]
+    pub prefer: BTreeMap<Name, String>,
+    /// The label over whose values the tasks are spread; default: none.
+    #[schemars(with = "Option<String>")]
+    pub spread: Option<Name>,
+    /// Whether each task has its node for itself.
+    pub exclusive: bool,
     /// The maximum run time of an attempt; default: none.
     pub timeout_ms: Option<u64>,
     /// The time between TERM and KILL; default 10 s.
@@ -244,7 +256,12 @@ impl TryFrom<JobInput> for JobSpec {
                 max_active: spec.max_active,
                 expires_ms: spec.expires_ms,
             },
-            place: Default::default(),
+            place: PlaceRules {
+                resources: spec.resource_millis,
+                prefer: spec.prefer,
+                spread: spec.spread,
+                exclusive: spec.exclusive,
+            },
             not_before_ms: spec.not_before.as_deref().map(moment).transpose()?,
             scheduled: None,
             run,
@@ -606,7 +623,12 @@ mod tests {
                 },
                 on_lost: WireOnLost::Requeue,
                 rules: Default::default(),
-                place: Default::default(),
+                place: PlaceRules {
+                    resources: [("gpu".parse().unwrap(), 500)].into(),
+                    prefer: [("disk".parse().unwrap(), "fast".into())].into(),
+                    spread: Some("zone".parse().unwrap()),
+                    exclusive: true,
+                },
                 not_before_ms: Some(1_700_000_000_123),
                 scheduled: None,
                 run: run_spec(runtime, Some(8)),

@@ -10,7 +10,7 @@ use podmesh_protocol::spec;
 use schemars::JsonSchema;
 use serde::Serialize;
 
-use crate::node::DrainRow;
+use crate::node::{DrainRow, NamedResourceRow};
 use crate::service::Scheduling;
 use crate::time::rfc3339;
 
@@ -331,6 +331,14 @@ pub struct SpecOutput {
     pub memory_bytes: u64,
     /// Labels that a node must have.
     pub require: BTreeMap<String, String>,
+    /// What each task needs of named resources, in thousandths.
+    pub resource_millis: BTreeMap<String, u32>,
+    /// Labels of the nodes that are tried first.
+    pub prefer: BTreeMap<String, String>,
+    /// The label over whose values the tasks are spread.
+    pub spread: Option<String>,
+    /// Whether each task has its node for itself.
+    pub exclusive: bool,
     /// The maximum run time of an attempt.
     pub timeout_ms: Option<u64>,
     /// The time between TERM and KILL.
@@ -470,6 +478,15 @@ impl From<&spec::JobSpec> for SpecOutput {
             cpu_millis: spec.resources.cpu_millis,
             memory_bytes: spec.resources.memory_bytes,
             require: labels(&spec.require),
+            resource_millis: spec
+                .place
+                .resources
+                .iter()
+                .map(|(name, millis)| (name.to_string(), *millis))
+                .collect(),
+            prefer: labels(&spec.place.prefer),
+            spread: spec.place.spread.as_ref().map(ToString::to_string),
+            exclusive: spec.place.exclusive,
             timeout_ms: spec.run.timeout_ms,
             stop_grace_ms: spec.run.stop_grace_ms,
             retries: spec.retry.retries,
@@ -695,6 +712,8 @@ pub struct NodeRow {
     pub enrolled: bool,
     /// What an admin lets it get.
     pub scheduling: Scheduling,
+    /// Its named resources.
+    pub resources: BTreeMap<String, NamedResourceRow>,
     /// Its drain, if it is being drained.
     pub drain: Option<DrainRow>,
     /// Those of its labels that an admin has set. The others are its agent's.
@@ -739,6 +758,11 @@ impl From<&wire::NodeView> for NodeRow {
             seen_ms_ago: view.seen_ms_ago,
             enrolled: view.enrolled,
             scheduling: (&view.scheduling).into(),
+            resources: view
+                .resources
+                .iter()
+                .map(|(name, resource)| (name.to_string(), resource.into()))
+                .collect(),
             drain: view.drain.as_ref().map(DrainRow::from),
             admin_labels: view.admin_labels.iter().map(ToString::to_string).collect(),
             address: view.address.clone(),

@@ -65,6 +65,30 @@ impl From<DrainInput> for wire::DrainSpec {
     }
 }
 
+/// A named resource of a node.
+#[derive(Debug, Serialize, JsonSchema)]
+pub struct NamedResourceRow {
+    /// How many there are.
+    pub count: u64,
+    /// Their ids, if they have some.
+    pub ids: Vec<String>,
+    /// How much of it attempts have, in thousandths.
+    pub used_millis: u64,
+    /// Ids that attempts still have and the agent offers no more.
+    pub gone: Vec<String>,
+}
+
+impl From<&wire::ResourceView> for NamedResourceRow {
+    fn from(view: &wire::ResourceView) -> Self {
+        Self {
+            count: view.offer.millis() / 1_000,
+            ids: view.offer.ids.clone(),
+            used_millis: view.used,
+            gone: view.gone.clone(),
+        }
+    }
+}
+
 /// The drain of a node.
 #[derive(Debug, Serialize, JsonSchema)]
 pub struct DrainRow {

@@ -7,6 +7,7 @@ use podmesh_agent_core::step::{JobContext, Step};
 use podmesh_agent_core::{Core, CoreConfig};
 use podmesh_protocol::ids::{AttemptId, Epoch, InstanceId};
 use podmesh_protocol::limits::PROTOCOL_VERSION;
+use podmesh_protocol::place::Claims;
 use podmesh_protocol::session::{Hello, ToManager, ToPeer, Welcome};
 use podmesh_protocol::spec::RuntimeKind;
 use podmesh_protocol::time::Now;
@@ -59,6 +60,7 @@ impl World {
         let life = self.number();
         let docker = self.calm || self.rng.percent(80);
         let mut core = Core::new(CoreConfig { goodbye_wait_ms: 5_000, processes_outlive: true });
+        core.set_offers(self.nodes[node].offers(life));
         if let Some(Planted::Agent(fault)) = self.planted {
             core.plant_fault(fault);
         }
@@ -214,6 +216,7 @@ impl World {
         let (name, capacity) = (self.nodes[node].name.clone(), self.nodes[node].capacity);
         let address = self.nodes[node].has_address.then(|| self.nodes[node].address().to_string());
         let (labels, agent_id) = (self.nodes[node].labels(), self.nodes[node].agent_id());
+        let resources = self.nodes[node].offers(life);
         let Some(agent) = self.agent_for(node, life).filter(|agent| agent.conn.is_none()) else {
             return;
         };
@@ -239,7 +242,7 @@ impl World {
             withdrawn: [].into(),
             unenforced: [].into(),
             address,
-            resources: Default::default(),
+            resources,
             attempts: agent.core.hello_attempts(),
         };
         agent.hello_sent = now;
@@ -311,9 +314,12 @@ impl World {
             _ if opened.is_none() => return self.lose_session(node),
             ToPeer::HelloAgain(epoch) if opened == Some(epoch) => return self.lose_session(node),
             ToPeer::JobSpec { epoch, job, on_lost, resources, run, name } => {
-                let context = Arc::new(JobContext { job, name, on_lost, resources, run });
+                let context =
+                    JobContext { job, name, on_lost, resources, run, claims: Claims::new() };
+                let context = Arc::new(context);
                 Input::JobSpecReceived { epoch, context }
             }
+            ToPeer::Claims { epoch, claims } => Input::ClaimsReceived { epoch, claims },
             ToPeer::Starts(epoch, attempts) => {
                 for attempt in &attempts {
                     let there = self.store.attempt(*attempt).is_some();

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use podmesh_agent_core::input::{FoundAttempt, Input, RuntimeFact};
 use podmesh_agent_core::step::{Command, JobContext};
 use podmesh_protocol::ids::{AgentId, AttemptId, Name};
+use podmesh_protocol::place::Offer;
 use podmesh_protocol::report::{Outcome, OutcomeKind};
 use podmesh_protocol::spec::{OnLost, Resources, RuntimeKind};
 use uuid::Uuid;
@@ -135,6 +136,17 @@ impl Node {
     pub(crate) fn labels(&self) -> BTreeMap<Name, String> {
         let gpu = ("gpu".parse().expect("a name"), "a100".to_owned());
         if self.index == 1 { BTreeMap::from([gpu]) } else { BTreeMap::new() }
+    }
+
+    /// Returns what an agent offers of named resources. The ids change between the lives of agents,
+    /// their number does not.
+    pub(crate) fn offers(&self, life: u64) -> BTreeMap<Name, Offer> {
+        let last = if life.is_multiple_of(4) { "z" } else { "y" };
+        let ids = if self.index.is_multiple_of(2) { vec!["x", last] } else { vec![last] };
+        let ids = ids.into_iter().map(str::to_owned).collect();
+        let license = Offer { count: 3, ids: Vec::new() };
+        let names = ["gpu", "license"].map(|name| name.parse().expect("a name"));
+        names.into_iter().zip([Offer { count: 0, ids }, license]).collect()
     }
 
     /// Notes contact with the manager. It does not count while Docker is away, because the agent

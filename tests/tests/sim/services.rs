@@ -188,12 +188,12 @@ impl World {
             _ => Scheduling::Open,
         };
         let node = self.nodes[at].name.clone();
-        self.ask_service(Command::ScheduleNode {
-            by: user(),
-            node,
-            scheduling,
-            drain: DrainSpec::default(),
-        });
+        let mut drain = DrainSpec::default();
+        if scheduling == Scheduling::Draining {
+            drain.deadline_ms = self.rng.percent(60).then(|| self.rng.below(15_000));
+            drain.requeue = self.rng.percent(60);
+        }
+        self.ask_service(Command::ScheduleNode { by: user(), node, scheduling, drain });
     }
 
     fn ask_service(&mut self, command: Command) {

@@ -4,14 +4,19 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use podmesh_manager_core::state::{self as core_state, EndedTask, Job, State};
-use podmesh_manager_core::step::{Change, JobRow, Step};
+use podmesh_manager_core::state::{self as core_state, EndedTask, Job, State, Stop};
+use podmesh_manager_core::step::{Change, JobRow, NodeRow, Step};
 use podmesh_protocol::event::EventFact;
 use podmesh_protocol::ids::{AttemptId, ClusterId, JobId, Name, Revision, SubmissionId, TaskId};
+use podmesh_protocol::place::{Claims, WHOLE};
 use podmesh_protocol::report::{AttemptState, Outcome, OutcomeKind, TaskCounts};
 use podmesh_protocol::spec::{JobSpec, Resources};
 
 use crate::host::Node;
+
+/// How long after the deadline of a drain a manager may need to stop what still runs: it may be dead
+/// then.
+const DRAIN_SLACK_MS: u64 = 60_000;
 
 pub(crate) const CLUSTER: ClusterId = ClusterId(uuid::Uuid::from_u128(77));
 
@@ -28,6 +33,8 @@ pub(crate) struct Store {
     pub(crate) clock_jumped: bool,
     /// The updates of services that have not ended, with their revisions.
     pub(crate) updates: BTreeMap<Name, u32>,
+    /// When the nodes that are drained were told so, with the time until the deadline if there is one.
+    drains: BTreeMap<Name, (u64, Option<u64>)>,
 }
 
 #[derive(Clone, Debug)]
@@ -49,6 +56,9 @@ pub(crate) struct StoredAttempt {
     /// When the retry is due.
     retry_at: Option<u64>,
     dropped: bool,
+    /// Whether its task is to run again, because its node is drained.
+    stop: Option<Stop>,
+    claims: Option<Box<Claims>>,
 }
 
 impl StoredAttempt {
@@ -68,6 +78,7 @@ impl Store {
             tasks: BTreeMap::new(),
             clock_jumped: false,
             updates: BTreeMap::new(),
+            drains: BTreeMap::new(),
         }
     }
 
@@ -120,8 +131,12 @@ impl Store {
                     let old = job.row.replace(row.clone());
                     assert!(!old.is_some_and(|old| old.state.is_end()), "an ended job changes");
                 }
-                Change::AttemptInserted { attempt, node, .. } => {
-                    self.insert_attempt(now, *attempt, node);
+                Change::AttemptInserted { attempt, node, claims, .. } => {
+                    self.insert_attempt(now, *attempt, node, claims.clone());
+                }
+                Change::AttemptStopping { attempt, stop } => {
+                    let live = self.live(*attempt);
+                    assert_eq!(live.stop.replace(*stop), None, "{attempt} is stopped twice");
                 }
                 Change::AttemptAdvanced { attempt, state, .. } => {
                     let live = self.live(*attempt);
@@ -132,6 +147,7 @@ impl Store {
                     if retry_after_ms.is_none() && core_state::failed(outcome.kind) {
                         failed.insert(attempt.task.job);
                     }
+                    self.check_stop(*attempt, outcome);
                     let live = self.live(*attempt);
                     live.state = AttemptState::Ended;
                     live.outcome = Some(outcome.clone());
@@ -159,8 +175,8 @@ impl Store {
                     self.removed.insert(*job);
                 }
                 Change::JobRemoved(job) => panic!("unknown job {job} was removed"),
-                Change::NodeSaved(_)
-                | Change::AgeSaved(_)
+                Change::NodeSaved(row) => self.note_drain(now, row),
+                Change::AgeSaved(_)
                 | Change::ReplicaChanged { .. }
                 | Change::ServiceSaved { .. }
                 | Change::ServiceRemoved(_)
@@ -197,6 +213,77 @@ impl Store {
         }
         if step.changes.iter().any(|change| matches!(change, Change::AttemptInserted { .. })) {
             self.check_capacity();
+            self.check_claims();
+        }
+        self.check_drains(now);
+    }
+
+    fn note_drain(&mut self, now: u64, row: &NodeRow) {
+        let before = self.state.nodes.get(&row.node).and_then(|row| row.drain.as_ref());
+        match &row.drain {
+            None => _ = self.drains.remove(&row.node),
+            Some(drain) if before == Some(drain) => {}
+            Some(drain) => {
+                self.drains.insert(row.node.clone(), (now, drain.spec.stops_after_ms()));
+            }
+        }
+    }
+
+    /// Checks that no task is on a node long after the deadline of its drain without being told to
+    /// stop.
+    fn check_drains(&self, now: u64) {
+        let due = self.drains.iter().filter(|(_, (since, after_ms))| {
+            after_ms.is_some_and(|after_ms| since + after_ms + DRAIN_SLACK_MS < now)
+        });
+        for (node, _) in due.filter(|_| !self.clock_jumped) {
+            let lasts = self.tasks.iter().filter_map(|(task, all)| Some((task, all.last()?)));
+            for (task, last) in lasts.filter(|(_, last)| last.node == *node) {
+                let stays = last.outcome.is_none()
+                    && last.stop.is_none()
+                    && self.state.jobs.get(&task.job).is_some_and(|job| !job.is_stopping());
+                assert!(!stays, "task {task} stays on {node} after the deadline of its drain");
+            }
+        }
+    }
+
+    /// Checks that a task whose attempt was stopped so that it runs again does not end by that.
+    fn check_stop(&self, attempt: AttemptId, outcome: &Outcome) {
+        let Some(last) = self.attempt(attempt) else { return };
+        let by_itself = outcome.exit_code.is_some() || outcome.signal.is_some();
+        let stopping = self.state.jobs.get(&attempt.task.job).is_none_or(Job::is_stopping);
+        let uses_retry = outcome.kind == OutcomeKind::Failed && !by_itself && !stopping;
+        assert!(
+            last.stop != Some(Stop::Requeue) || !uses_retry,
+            "{attempt} was stopped so that its task runs elsewhere, and has failed"
+        );
+    }
+
+    /// Checks that no attempts share an id that they must not share, and that a task that has its node
+    /// for itself is alone.
+    fn check_claims(&self) {
+        let mut shares: BTreeMap<(&Name, &Name, &str), u32> = BTreeMap::new();
+        let mut on: BTreeMap<&Name, (usize, bool)> = BTreeMap::new();
+        for (task, attempts) in &self.tasks {
+            let last = attempts.last().filter(|last| last.outcome.is_none());
+            let Some(last) = last else { continue };
+            let rules = &self.jobs[&task.job].spec.place;
+            let (tasks, alone) = on.entry(&last.node).or_default();
+            *tasks += 1;
+            *alone |= rules.exclusive;
+            let claims = last.claims.iter().flat_map(|claims| claims.iter());
+            assert_eq!(claims.clone().count(), rules.resources.len(), "{task}: what it was given");
+            for (name, claim) in claims {
+                assert_eq!(rules.resources.get(name), Some(&claim.millis), "{task}: how much");
+                for id in &claim.ids {
+                    *shares.entry((&last.node, name, id)).or_default() += claim.of_each();
+                }
+            }
+        }
+        for ((node, name, id), millis) in shares {
+            assert!(millis <= WHOLE, "{name} {id} of {node} is given out {millis} thousandths");
+        }
+        for (node, (tasks, alone)) in on {
+            assert!(!alone || tasks == 1, "{node} runs {tasks} tasks, and one has it for itself");
         }
     }
 
@@ -220,7 +307,13 @@ impl Store {
         }
     }
 
-    fn insert_attempt(&mut self, now: u64, attempt: AttemptId, node: &Name) {
+    fn insert_attempt(
+        &mut self,
+        now: u64,
+        attempt: AttemptId,
+        node: &Name,
+        claims: Option<Box<Claims>>,
+    ) {
         assert!(self.state.nodes.contains_key(node), "{attempt} goes to an unknown node");
         let attempts = self.tasks.entry(attempt.task).or_default();
         assert_eq!(attempt.number as usize, attempts.len() + 1, "{attempt}: number");
@@ -237,6 +330,8 @@ impl Store {
             ended_wall_ms: 0,
             retry_at: None,
             dropped: false,
+            stop: None,
+            claims,
         });
     }
 

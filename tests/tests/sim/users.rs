@@ -7,6 +7,7 @@ use podmesh_manager_core::input::{Command, Input, Ticket};
 use podmesh_manager_core::step::Answer;
 use podmesh_protocol::error::ErrorReply;
 use podmesh_protocol::ids::{JobId, SubmissionId};
+use podmesh_protocol::place::PlaceRules;
 use podmesh_protocol::spec::{
     ArrayRange, DockerSpec, JobRules, JobSpec, OnLost, Resources, RetryPolicy, RunSpec, RuntimeSpec,
 };
@@ -102,9 +103,22 @@ impl World {
             max_active: rng.percent(15).then(|| rng.within(1, 3) as u32),
             expires_ms: rng.percent(15).then(|| rng.within(100, 60_000)),
         };
+        let mut place = PlaceRules { exclusive: rng.percent(5), ..PlaceRules::default() };
+        if rng.percent(30) {
+            let gpu = "gpu".parse().expect("a name");
+            place.resources.insert(gpu, [300, 500, 1_000, 1_000, 2_000][rng.below(5) as usize]);
+        }
+        if rng.percent(10) {
+            let license = "license".parse().expect("a name");
+            place.resources.insert(license, rng.within(1, 3) as u32 * 1_000);
+        }
+        if rng.percent(20) {
+            place.prefer.insert("gpu".parse().expect("a name"), "a100".to_owned());
+            place.spread = Some("gpu".parse().expect("a name"));
+        }
         let cpu_millis = if rng.percent(3) { 64_000 } else { rng.within(1, 6) as u32 * 500 };
         JobSpec {
-            place: Default::default(),
+            place,
             not_before_ms: None,
             scheduled: None,
             name: "job".parse().expect("a name"),

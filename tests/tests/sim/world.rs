@@ -443,6 +443,10 @@ impl World {
                 let row = self.store.state.nodes.get(&node.name);
                 row.is_none_or(|row| row.scheduling.is_open())
                     && spec.resources.fits(&self.store.room_beside_replicas(node))
+                    && !(spec.place.exclusive && self.store.has_replicas(&node.name))
+                    && spec.place.resources.iter().all(|(name, millis)| {
+                        node.offers(0).get(name).is_some_and(|offer| offer.suits(*millis))
+                    })
                     && spec.require.iter().all(|(k, v)| node.labels().get(k) == Some(v))
             })
     }

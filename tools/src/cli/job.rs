@@ -9,8 +9,8 @@ use podmesh_protocol::ranges::Ranges;
 use podmesh_protocol::spec::{NetworkMode, OnLost, PullPolicy};
 
 use crate::values::{
-    self, Array, ContainerLabel, Cpus, Label, MountText, NamedUlimit, Size, Span, TmpfsText,
-    VolumeText,
+    self, Array, ContainerLabel, Cpus, Label, MountText, NamedUlimit, ResourceText, Size, Span,
+    TmpfsText, VolumeText,
 };
 
 /// The description of a job, as flags.
@@ -50,6 +50,18 @@ pub(crate) struct JobOptions {
     /// Run only on nodes that have this label with exactly this value
     #[arg(long, value_name = "NAME=VALUE", help_heading = "Where to run")]
     pub(crate) require: Vec<Label>,
+    /// What each task needs of a named resource of its node, such as gpu=2, gpu=0.5 or license=1
+    #[arg(long = "resource", value_name = "NAME=AMOUNT", help_heading = "Where to run")]
+    pub(crate) resources: Vec<ResourceText>,
+    /// Try nodes that have this label with this value first
+    #[arg(long, value_name = "NAME=VALUE", help_heading = "Where to run")]
+    pub(crate) prefer: Vec<Label>,
+    /// Spread the tasks over the values of this label of their nodes
+    #[arg(long, value_name = "LABEL", help_heading = "Where to run")]
+    pub(crate) spread: Option<Name>,
+    /// Give each task a node for itself
+    #[arg(long, help_heading = "Where to run")]
+    pub(crate) exclusive: bool,
     /// Jobs with a higher priority start first; equal ones in order of arrival [default: 0]
     #[arg(
         long,

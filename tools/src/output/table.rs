@@ -4,6 +4,7 @@ use bytesize::ByteSize;
 use comfy_table::{Attribute, Cell, Color, ContentArrangement, Row, Table, presets};
 use podmesh_protocol::client::{self as wire, JobView, NodeView, TaskView, TokenView, UserView};
 use podmesh_protocol::ids::Name;
+use podmesh_protocol::node::ResourceView;
 
 use super::access::TokenState;
 use super::events::outcome_text;
@@ -122,6 +123,16 @@ pub(crate) fn tasks(screen: Screen, tasks: &[TaskView]) -> String {
     render(screen, &header, tasks.iter().map(row).collect())
 }
 
+/// How much of each named resource is free: `gpu 1.5/2`.
+fn resources(view: &NodeView) -> String {
+    let free = |(name, of): (&Name, &ResourceView)| {
+        let gone = of.gone.len() as u64 * 1_000;
+        let free = of.offer.millis().saturating_sub(of.used.saturating_sub(gone));
+        format!("{name} {}/{}", free as f64 / 1_000.0, of.offer.millis() / 1_000)
+    };
+    view.resources.iter().map(free).collect::<Vec<_>>().join(",")
+}
+
 /// What a node may get; `drained` for one that is drained and empty.
 fn scheduling(view: &NodeView) -> Cell {
     match (view.scheduling == wire::Scheduling::Draining, view.attempts) {
@@ -156,6 +167,7 @@ pub(crate) fn nodes(screen: Screen, nodes: &[NodeView]) -> String {
                 size(view.free.memory_bytes),
                 size(view.capacity.memory_bytes)
             )),
+            Cell::new(resources(view)),
             Cell::new(view.attempts),
             Cell::new(runtimes.join(",")),
             Cell::new(seen),
@@ -169,6 +181,7 @@ pub(crate) fn nodes(screen: Screen, nodes: &[NodeView]) -> String {
         "SCHEDULING",
         "CPUS FREE",
         "MEMORY FREE",
+        "RESOURCES FREE",
         "ATTEMPTS",
         "RUNTIMES",
         "SEEN",

@@ -6,11 +6,15 @@ use std::num::NonZeroU32;
 use std::path::{Path, PathBuf};
 
 use podmesh_agent::policy::{IngressAddress, MountRoot, NodePolicy, PortRanges};
-use podmesh_agent::{AgentConfig, DockerSwitch, IngressConfig, RuntimeSwitches, detect_capacity};
+use podmesh_agent::{
+    AgentConfig, DockerSwitch, IngressConfig, NVIDIA_GPUS, RuntimeSwitches, detect_capacity,
+    detect_gpus,
+};
 use podmesh_logrotate::RotationPolicy;
 use podmesh_protocol::access::{JoinToken, Role};
-use podmesh_protocol::ids::Name;
+use podmesh_protocol::ids::{Name, NameError};
 use podmesh_protocol::limits::LABELS_MAX;
+use podmesh_protocol::place::{Offer, validate_offers};
 use podmesh_protocol::spec::{Resources, validate_label_value};
 use podmesh_protocol::version::VersionRange;
 use podmesh_wire::enrolment::{Enrolment, EnrolmentError};
@@ -38,6 +42,7 @@ struct AgentFile {
     cpus: Option<Cpus>,
     memory: Option<Size>,
     labels: BTreeMap<Name, String>,
+    resources: BTreeMap<Name, OfferText>,
     docker: Option<DockerFlag>,
     process: Option<Switch>,
     stop_processes: Option<bool>,
@@ -64,6 +69,26 @@ struct AgentFile {
     attempt_memory_max: Option<Size>,
     pids_max: Option<NonZeroU32>,
     replica_ports: Option<String>,
+}
+
+/// The resource that NVIDIA GPUs are, unless agent.toml says what `gpu` is.
+const GPU: &str = "gpu";
+
+/// What the node offers of a named resource: a number, or a list of ids.
+#[derive(Debug, Deserialize)]
+#[serde(untagged, expecting = "write a number, or a list of ids, such as [\"/dev/nvme0\"]")]
+enum OfferText {
+    Count(u32),
+    Ids(Vec<String>),
+}
+
+impl From<OfferText> for Offer {
+    fn from(text: OfferText) -> Self {
+        match text {
+            OfferText::Count(count) => Self { count, ids: Vec::new() },
+            OfferText::Ids(ids) => Self { count: 0, ids },
+        }
+    }
 }
 
 /// Returns the user for commands in the settings of this machine's agent.
@@ -134,6 +159,7 @@ pub(crate) fn plain(name: Name, manager: Option<ManagerPlace>, data_dir: &DataDi
         address: None,
         capacity: detect_capacity(),
         labels: BTreeMap::new(),
+        resources: BTreeMap::new(),
         runtimes: RuntimeSwitches::default(),
         process_user: None,
         policy: NodePolicy::default(),
@@ -191,6 +217,17 @@ fn config(
         return Err(CliError::usage(format!("the node has {} labels", config.labels.len()))
             .because(format!("the limit is {LABELS_MAX} (LABELS_MAX)")));
     }
+
+    config.resources =
+        file.resources.into_iter().map(|(name, offer)| (name, offer.into())).collect();
+    let gpu: Name = GPU.parse().map_err(|why: NameError| wrong("resources").because(why))?;
+    if !config.resources.contains_key(&gpu) {
+        let ids = detect_gpus(Path::new(NVIDIA_GPUS));
+        if !ids.is_empty() {
+            config.resources.insert(gpu, Offer { count: 0, ids });
+        }
+    }
+    validate_offers(&config.resources).map_err(|why| wrong("resources").because(why))?;
 
     config.runtimes = RuntimeSwitches {
         process: args.process.or(file.process) != Some(Switch::Off),

@@ -142,6 +142,16 @@ fn describe_spec(lines: &mut Lines, spec: &JobSpec) {
     for (name, value) in &spec.require {
         lines.add("require", format!("{name}={}", escape(value)));
     }
+    for (name, millis) in &spec.place.resources {
+        lines.add("resource", format!("{name}={}", f64::from(*millis) / 1_000.0));
+    }
+    for (name, value) in &spec.place.prefer {
+        lines.add("prefer", format!("{name}={}", escape(value)));
+    }
+    lines.add_some("spread over", spec.place.spread.as_ref());
+    if spec.place.exclusive {
+        lines.add("exclusive", "each task has its node for itself");
+    }
     if spec.priority != 0 {
         lines.add("priority", spec.priority);
     }

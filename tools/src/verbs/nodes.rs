@@ -60,6 +60,14 @@ pub(crate) async fn nodes(context: &Context, args: NodesArgs) -> CliResult {
             if let Some(drain) = &view.drain {
                 screen::say(about_drain(view, drain));
             }
+            for (name, of) in view.resources.iter().filter(|(_, of)| !of.gone.is_empty()) {
+                let gone: Vec<String> = of.gone.iter().map(|id| escape(id)).collect();
+                screen::say(format!(
+                    "{} offers {name} {} no more; attempts still have it",
+                    view.node,
+                    gone.join(", ")
+                ));
+            }
             for (what, why) in &view.unenforced {
                 let (node, what, why) = (&view.node, escape(what), escape(why));
                 screen::say(format!("{node} does not enforce --{what} for commands: {why}"));

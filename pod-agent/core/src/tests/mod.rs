@@ -32,6 +32,7 @@ fn context(job: u64) -> Arc<JobContext> {
     let runtime =
         if job == 4 { RuntimeSpec::Docker(DockerSpec::default()) } else { RuntimeSpec::Process };
     Arc::new(JobContext {
+        claims: Default::default(),
         job: JobId(job),
         name: "job".parse().unwrap(),
         on_lost: if job == 2 { OnLost::Requeue } else { OnLost::Wait },

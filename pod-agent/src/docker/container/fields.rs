@@ -57,6 +57,11 @@ fn demanding() -> (JobContext, DockerSpec) {
         files: [].into(),
     };
     let context = JobContext {
+        claims: [(
+            "gpu".parse().unwrap(),
+            podmesh_protocol::place::Claim { millis: 1_000, ids: vec!["GPU-1".into()] },
+        )]
+        .into(),
         job: JobId(1),
         name: "job".parse().unwrap(),
         on_lost: OnLost::Wait,
@@ -280,7 +285,9 @@ fn host_is_as_allowed(host: HostConfig, folder: &Path) {
     never!(cpuset_cpus);
     never!(cpuset_mems);
     never!(device_cgroup_rules);
-    never!(device_requests);
+    let requests = device_requests.unwrap_or_default();
+    let request = requests.first().and_then(|request| request.device_ids.clone());
+    assert_eq!(request, Some(vec!["GPU-1".into()]));
     never!(memory_reservation);
     never!(memory_swappiness);
     never!(oom_kill_disable);

@@ -3,11 +3,12 @@
 use std::collections::{BTreeMap, HashMap};
 
 use bollard::models::{
-    DeviceMapping as EngineDevice, Mount as EngineMount, MountType, MountVolumeOptions,
-    ResourcesUlimits,
+    DeviceMapping as EngineDevice, DeviceRequest, Mount as EngineMount, MountType,
+    MountVolumeOptions, ResourcesUlimits,
 };
 use podmesh_agent_core::replica::Replica;
 use podmesh_protocol::ids::ClusterId;
+use podmesh_protocol::place::Claims;
 use podmesh_protocol::spec::{DeviceMapping, DockerSpec, Ulimit, VolumeMount};
 
 use super::super::volumes;
@@ -52,7 +53,7 @@ pub(super) fn ulimits(spec: &DockerSpec) -> Vec<ResourcesUlimits> {
 ///
 /// # Errors
 /// If one cannot be parsed.
-pub(super) fn devices(spec: &DockerSpec) -> Result<Vec<EngineDevice>, String> {
+pub(super) fn devices(spec: &DockerSpec, claims: &Claims) -> Result<Vec<EngineDevice>, String> {
     let device = |text: &String| {
         let device: DeviceMapping =
             text.parse().map_err(|why: podmesh_protocol::spec::SpecError| why.to_string())?;
@@ -62,7 +63,26 @@ pub(super) fn devices(spec: &DockerSpec) -> Result<Vec<EngineDevice>, String> {
             cgroup_permissions: Some(device.access),
         })
     };
-    spec.devices.iter().map(device).collect()
+    // The node's owner offers the devices of claims, which needs no other leave.
+    let claimed = ids(claims).filter(|id| id.starts_with("/dev/"));
+    spec.devices.iter().chain(claimed).map(device).collect()
+}
+
+/// Returns the request for the NVIDIA GPUs that an attempt has, if any.
+pub(super) fn gpus(claims: &Claims) -> Option<Vec<DeviceRequest>> {
+    let of_nvidia = |id: &&String| id.starts_with("GPU-") || id.starts_with("MIG-");
+    let ids: Vec<String> = ids(claims).filter(of_nvidia).cloned().collect();
+    let request = |ids| DeviceRequest {
+        driver: Some("nvidia".into()),
+        device_ids: Some(ids),
+        capabilities: Some(vec![vec!["gpu".into()]]),
+        ..DeviceRequest::default()
+    };
+    (!ids.is_empty()).then(|| vec![request(ids)])
+}
+
+fn ids(claims: &Claims) -> impl Iterator<Item = &String> {
+    claims.values().flat_map(|claim| &claim.ids)
 }
 
 /// Returns the mount of a named volume. The engine creates the volume with these labels if it is
