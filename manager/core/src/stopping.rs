@@ -55,8 +55,8 @@ impl Core {
         self.timers.replace(node.drain_due_ms.take(), None, Timer::DrainDue(ix));
     }
 
-    /// Stops what a node still has at the deadline of its drain. Replicas are cancelled: their services
-    /// replace them.
+    /// Stops what a node still has at the deadline of its drain. Replicas leave without a successor:
+    /// out of the proxies first, and with the time of their connections.
     pub(crate) fn on_drain_due(&mut self, ix: NodeIx, out: &mut Step) {
         let node = self.nodes.get(ix);
         let requeue = node.row.drain.as_ref().is_some_and(|drain| drain.spec.requeue);
@@ -75,9 +75,8 @@ impl Core {
             let Some(job) = self.state.jobs.get(&task.job) else { continue };
             if job.spec.run.replica.is_none() {
                 self.stop_attempt(task, stop, why, out);
-            } else if !job.is_stopping() {
-                self.cancel_job(task.job, out);
-                self.replica_touched(task.job);
+            } else {
+                self.retire_replica(task.job);
             }
         }
         self.stop_drain_timer(ix);

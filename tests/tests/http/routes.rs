@@ -128,6 +128,15 @@ fn every_route_answers_as_the_document_says() {
     for verb in ["cordon", "drain", "uncordon"] {
         ask("POST", &format!("/nodes/a/{verb}"), None, 200);
     }
+    let drain = json!({ "deadline_ms": 60_000, "requeue": true, "reason": "new disks" });
+    let drained = ask("POST", "/nodes/a/drain", Some(drain), 200);
+    assert_eq!(drained["scheduling"], "draining");
+    ask("POST", "/nodes/a/drain", Some(json!({ "reason": "" })), 422);
+    ask("POST", "/nodes/a/uncordon", None, 200);
+    let labels = json!({ "set": { "zone": "b" } });
+    let labelled = ask("POST", "/nodes/a/labels", Some(labels), 200);
+    assert_eq!(labelled["labels"]["zone"], "b");
+    ask("POST", "/nodes/a/labels", Some(json!({ "remove": ["none"] })), 404);
     ask("POST", "/nodes/nobody/revoke", None, 404);
     ask("POST", "/nodes/b/revoke", None, 204);
     ask("DELETE", "/nodes/a?force=true", None, 409);

@@ -176,11 +176,17 @@ impl World {
         }
         let serves = self.serving(name, nodes);
         let served = self.judge.served.insert(name.clone(), serves.clone()).unwrap_or_default();
+        // At the deadline of a drain replicas leave without a successor.
+        let has_deadline = |node: &Name| {
+            let drain = self.decided.state.nodes.get(node).and_then(|row| row.drain.as_ref());
+            drain.is_some_and(|drain| drain.spec.stops_after_ms().is_some())
+        };
         let left_freely = served.difference(&serves).filter(|job| {
             let Some(job) = self.decided.state.jobs.get(job) else { return false };
             let Some(active) = job.active.values().next() else { return false };
             active.replica().health == Health::Healthy
                 && is_reachable(nodes, &active.node)
+                && !has_deadline(&active.node)
                 && !self.judge.cancelled.contains(&job.id)
         });
         let (left, serve) = (left_freely.count(), serves.len() as u32);

@@ -6,11 +6,12 @@ use alloc::string::String;
 use alloc::vec::Vec;
 
 use podmesh_protocol::client::NodeState;
-use podmesh_protocol::ids::Epoch;
+use podmesh_protocol::ids::{Epoch, JobId};
 use podmesh_protocol::limits::{PORTS_CLOSED_MAX, PROXY_ACK_MS_MAX};
 use podmesh_protocol::time::{Millis, Now};
 
 use super::reconcile::Wake;
+use super::replica_of;
 use crate::Core;
 use crate::faults::planted;
 use crate::input::ConnectionId;
@@ -67,6 +68,18 @@ impl Core {
             if ports.any(|port| changed(&port)) {
                 self.services.touched.insert(name.clone());
             }
+        }
+    }
+
+    /// Lets a replica leave, whether there is another one in its place or not.
+    pub(crate) fn retire_replica(&mut self, id: JobId) {
+        let Some(spec) = self.state.jobs.get(&id).and_then(replica_of) else { return };
+        let service = spec.service.clone();
+        self.mark_project(&service);
+        let replicas = self.services.by_name.get_mut(&service);
+        if let Some(replica) = replicas.and_then(|replicas| replicas.jobs.get_mut(&id)) {
+            replica.leaving.get_or_insert_default();
+            self.services.mark(&service);
         }
     }
 

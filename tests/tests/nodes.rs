@@ -1,0 +1,152 @@
+//! Nodes as admins use them: drains with a deadline, labels at run time, and named resources.
+#![expect(clippy::unwrap_used, reason = "tests")]
+
+use std::fs;
+
+use podmesh_tests::mesh::Mesh;
+use podmesh_tests::wait::until;
+use serde_json::{Value, json};
+
+const PODMESH: &str = env!("CARGO_BIN_EXE_podmesh-under-test");
+
+/// Returns the exit code and the error of a command that must fail.
+fn refused(mesh: &Mesh, args: &[&str]) -> (i32, String) {
+    let output = mesh.output(args);
+    assert!(!output.status.success(), "{args:?}");
+    (output.status.code().unwrap(), String::from_utf8(output.stderr).unwrap())
+}
+
+fn node(mesh: &Mesh, name: &str) -> Value {
+    let nodes = mesh.json(&["nodes"]);
+    let all = nodes["nodes"].as_array().unwrap();
+    all.iter().find(|node| node["node"] == name).unwrap().clone()
+}
+
+/// Writes an agent's settings, and starts it.
+fn start_agent_with(mesh: &mut Mesh, name: &str, settings: &str) {
+    let dir = mesh.agent_dir(name);
+    fs::create_dir_all(&dir).unwrap();
+    fs::write(dir.join("agent.toml"), settings).unwrap();
+    mesh.start_agent(name, &[]);
+}
+
+#[test]
+fn a_drained_node_gives_its_tasks_to_another_at_the_deadline() {
+    let mut mesh = Mesh::with_agents(PODMESH, &["a"]);
+    let folder = mesh.shared_folder("out");
+    // It runs for ever on `a`, and ends at once elsewhere. It has no retries.
+    let script = format!(
+        "echo $PODMESH_NODE >> {0}/ran; test $PODMESH_NODE != a || exec sleep 600",
+        folder.display()
+    );
+    let job = mesh.submit(&["--", "sh", "-c", &script]);
+    until("it runs", || fs::read_to_string(folder.join("ran")).ok());
+    let drain = ["nodes", "drain", "a", "--deadline", "1s", "--requeue", "--reason", "new disks"];
+    let output = mesh.output(&drain);
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert!(output.status.success() && said.contains("no other node takes new work"), "{said}");
+    mesh.start_agent("b", &[]);
+    let ended = mesh.wait_for_job(job, "succeeded");
+    assert_eq!(ended["attempts"].as_u64().unwrap_or(2), 2, "{ended}");
+    assert_eq!(fs::read_to_string(folder.join("ran")).unwrap(), "a\nb\n");
+    mesh.ok(&["nodes", "drain", "a", "--wait", "--timeout", "60s"]);
+    let drained = node(&mesh, "a");
+    assert_eq!((&drained["scheduling"], &drained["attempts"]), (&json!("draining"), &json!(0)));
+    assert_eq!(drained["drain"]["reason"], "new disks");
+    let listed = mesh.output(&["nodes"]);
+    let listed = String::from_utf8([listed.stdout, listed.stderr].concat()).unwrap();
+    for part in ["drained", "new disks", "nothing runs there any more"] {
+        assert!(listed.contains(part), "{part}: {listed}");
+    }
+    let events = mesh.ok(&["events", "--job", &job.to_string()]);
+    assert!(events.contains("is stopped"), "{events}");
+    mesh.ok(&["nodes", "uncordon", "a"]);
+    assert_eq!(node(&mesh, "a")["drain"], Value::Null);
+}
+
+#[test]
+fn without_requeue_the_deadline_fails_the_attempt() {
+    let mesh = Mesh::with_agents(PODMESH, &["a"]);
+    let job = mesh.submit(&["--", "sleep", "600"]);
+    until("it runs", || (node(&mesh, "a")["attempts"] == 1).then_some(()));
+    mesh.ok(&["nodes", "drain", "a", "--deadline", "0s"]);
+    mesh.wait_for_job(job, "failed");
+    let tasks = mesh.ok(&["tasks", &job.to_string()]);
+    assert!(tasks.contains("deadline is over") || tasks.contains("stopped"), "{tasks}");
+    let (code, said) = refused(&mesh, &["nodes", "drain", "a", "--reason", " "]);
+    assert!(code == 2 && said.contains("reason"), "{said}");
+    assert_eq!(refused(&mesh, &["nodes", "drain", "none"]).0, 125);
+}
+
+#[test]
+fn labels_change_at_run_time_and_placement_follows() {
+    let mut mesh = Mesh::with_agents(PODMESH, &[]);
+    mesh.start_agent("a", &["--label", "zone=a"]);
+    let job = mesh.submit(&["--require", "zone=b", "--", "true"]);
+    let all = mesh.ok(&["nodes", "label", "a", "zone=b", "rack=7"]);
+    assert_eq!(all, "a: rack=7,zone=b\n");
+    mesh.wait_for_job(job, "succeeded");
+    assert_eq!(node(&mesh, "a")["admin_labels"], json!(["rack", "zone"]));
+    let shown = mesh.json(&["nodes", "label", "a", "zone-", "rack-"]);
+    assert_eq!(shown["labels"], json!({ "zone": "a" }));
+    let (_, said) = refused(&mesh, &["nodes", "label", "a", "zone-"]);
+    assert!(said.contains("agent.toml"), "{said}");
+    let (code, said) = refused(&mesh, &["nodes", "label", "a", "zone"]);
+    assert!(code == 2 && said.contains("LABEL-"), "{said}");
+    assert_eq!(refused(&mesh, &["nodes", "label", "a", "x=1", "x-"]).0, 2);
+}
+
+#[test]
+fn tasks_get_ids_of_named_resources_and_do_not_share_them() {
+    let mut mesh = Mesh::with_agents(PODMESH, &[]);
+    start_agent_with(
+        &mut mesh,
+        "a",
+        "resources = { license = 3, gpu = [\"GPU-x\", \"GPU-y\"] }\n",
+    );
+    let folder = mesh.shared_folder("out");
+    let script = format!(
+        "f={}/$PODMESH_GPU_IDS; mkdir $f.lock || exit 9; \
+         echo $PODMESH_GPU $CUDA_VISIBLE_DEVICES $PODMESH_LICENSE > $f; sleep 0.05; rmdir $f.lock",
+        folder.display()
+    );
+    let needs = ["--cpus", "0.01", "--resource", "gpu=1", "--resource", "license=1"];
+    let job = mesh.submit(&[&needs[..], &["--array", "12", "--", "sh", "-c", &script]].concat());
+    mesh.wait_for_job(job, "succeeded");
+    assert_eq!(fs::read_to_string(folder.join("GPU-x")).unwrap(), "0 GPU-x 1\n");
+    assert_eq!(fs::read_to_string(folder.join("GPU-y")).unwrap(), "1 GPU-y 1\n");
+    assert_eq!(node(&mesh, "a")["resources"]["gpu"]["used_millis"], 0);
+
+    let file = mesh.folder().join("job.toml");
+    let text = "command = [\"sleep\", \"600\"]\narray = 2\ncpus = 0.01\nresources = { gpu = 0.5 }\n";
+    fs::write(&file, text).unwrap();
+    let halves = mesh.submit(&["-f", file.to_str().unwrap()]);
+    until("both have a half", || {
+        (node(&mesh, "a")["resources"]["gpu"]["used_millis"] == 1_000).then_some(())
+    });
+    let both = mesh.submit(&["--resource", "gpu=2", "--", "true"]);
+    let why = mesh.ok(&["job", &both.to_string()]);
+    assert!(why.contains("waits for 2 of `gpu`"), "{why}");
+    assert!(mesh.ok(&["nodes"]).contains("gpu 1/2"), "{}", mesh.ok(&["nodes"]));
+    mesh.ok(&["cancel", &halves.to_string()]);
+    mesh.wait_for_job(both, "succeeded");
+    for (wrong, says) in [("gpu=1.5", "whole"), ("gpu", "NAME=AMOUNT"), ("cpus=1", "--cpus")] {
+        let (code, said) = refused(&mesh, &["submit", "--resource", wrong, "--", "true"]);
+        assert!(code == 2 && said.contains(says), "{wrong}: {said}");
+    }
+}
+
+#[test]
+fn an_exclusive_task_is_alone_on_its_node() {
+    let mesh = Mesh::with_agents(PODMESH, &["a"]);
+    let go = mesh.shared_folder("go").join("go");
+    let wait = format!("until test -e {}; do sleep 0.05; done", go.display());
+    let first = mesh.submit(&["--cpus", "0.01", "--", "sh", "-c", &wait]);
+    until("it runs", || (node(&mesh, "a")["attempts"] == 1).then_some(()));
+    let alone = mesh.submit(&["--exclusive", "--cpus", "0.01", "--", "true"]);
+    let why = mesh.ok(&["job", &alone.to_string()]);
+    assert!(why.contains("a node for itself"), "{why}");
+    fs::write(&go, "").unwrap();
+    mesh.wait_for_job(first, "succeeded");
+    mesh.wait_for_job(alone, "succeeded");
+}
