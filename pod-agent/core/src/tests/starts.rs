@@ -1,5 +1,6 @@
 //! Starts, fencing, adoption and shutdown.
 
+use podmesh_protocol::place::{Claim, Offer};
 use podmesh_protocol::report::OutcomeKind;
 
 use super::*;
@@ -239,4 +240,37 @@ fn the_daemon_stops_waiting_for_the_manager_after_a_limit() {
 fn an_idle_daemon_exits_at_once() {
     let mut agent = Agent::new();
     assert!(agent.step(Input::ShutdownRequested).may_exit);
+}
+
+#[test]
+fn a_task_learns_which_named_resources_it_has() {
+    let mut agent = Agent::in_session();
+    let name = |text: &str| text.parse::<podmesh_protocol::ids::Name>().unwrap();
+    let ids = ["GPU-x", "GPU-y"].map(str::to_owned);
+    agent.core.set_offers([(name("gpu"), Offer { count: 0, ids: ids.into() })].into());
+    let claim = |millis, ids: &[&str]| Claim {
+        millis,
+        ids: ids.iter().map(|id| (*id).to_owned()).collect(),
+    };
+    let (a, b) = (attempt(1, 1, 1), attempt(1, 2, 1));
+    let claims = vec![
+        (a, [(name("gpu"), claim(500, &["GPU-y"])), (name("a-license"), claim(2_000, &[]))].into()),
+        (b, [(name("gpu"), claim(1_000, &["GPU-gone"]))].into()),
+    ];
+    agent.step(Input::ClaimsReceived { epoch: Epoch(1), claims });
+    let step = agent.start(&[a, b]);
+    let [Command::Start { attempt, context }] = &step.commands[..] else {
+        unreachable!("{:?}", step.commands)
+    };
+    assert_eq!(*attempt, a);
+    let env = [
+        ("CUDA_VISIBLE_DEVICES", "GPU-y"),
+        ("PODMESH_A_LICENSE", "2"),
+        ("PODMESH_GPU", "1"),
+        ("PODMESH_GPU_IDS", "GPU-y"),
+    ];
+    assert_eq!(context.run.env, env.map(|(key, value)| (key.into(), value.into())).into());
+    let said = outcome(&step);
+    assert_eq!(said.kind, OutcomeKind::NotStarted, "the manager thinks of another place for it");
+    assert!(said.message.as_ref().unwrap().contains("GPU-gone"), "{said:?}");
 }
