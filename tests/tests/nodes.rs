@@ -99,11 +99,7 @@ fn labels_change_at_run_time_and_placement_follows() {
 #[test]
 fn tasks_get_ids_of_named_resources_and_do_not_share_them() {
     let mut mesh = Mesh::with_agents(PODMESH, &[]);
-    start_agent_with(
-        &mut mesh,
-        "a",
-        "resources = { license = 3, gpu = [\"GPU-x\", \"GPU-y\"] }\n",
-    );
+    start_agent_with(&mut mesh, "a", "resources = { license = 3, gpu = [\"GPU-x\", \"GPU-y\"] }\n");
     let folder = mesh.shared_folder("out");
     let script = format!(
         "f={}/$PODMESH_GPU_IDS; mkdir $f.lock || exit 9; \
@@ -118,7 +114,8 @@ fn tasks_get_ids_of_named_resources_and_do_not_share_them() {
     assert_eq!(node(&mesh, "a")["resources"]["gpu"]["used_millis"], 0);
 
     let file = mesh.folder().join("job.toml");
-    let text = "command = [\"sleep\", \"600\"]\narray = 2\ncpus = 0.01\nresources = { gpu = 0.5 }\n";
+    let text =
+        "command = [\"sleep\", \"600\"]\narray = 2\ncpus = 0.01\nresources = { gpu = 0.5 }\n";
     fs::write(&file, text).unwrap();
     let halves = mesh.submit(&["-f", file.to_str().unwrap()]);
     until("both have a half", || {

@@ -31,6 +31,10 @@ pub(crate) const WITHIN: u64 = 3_000;
 
 /// All faults.
 pub(crate) const ALL: &[Planted] = &[
+    Planted::Manager(ManagerFault::StopUsesRetry),
+    Planted::Manager(ManagerFault::DeadlineIgnored),
+    Planted::Manager(ManagerFault::ClaimsNotBooked),
+    Planted::Manager(ManagerFault::ClaimsForgotten),
     Planted::EarlySend,
     Planted::Manager(ManagerFault::AttemptsNotFenced),
     Planted::Manager(ManagerFault::SessionsNotFenced),
@@ -48,10 +52,6 @@ pub(crate) const ALL: &[Planted] = &[
     Planted::Manager(ManagerFault::ActiveJobRemoved),
     Planted::Manager(ManagerFault::ActiveTaskRequeued),
     Planted::Manager(ManagerFault::FailuresNotLimited),
-    Planted::Manager(ManagerFault::StopUsesRetry),
-    Planted::Manager(ManagerFault::DeadlineIgnored),
-    Planted::Manager(ManagerFault::ClaimsNotBooked),
-    Planted::Manager(ManagerFault::ClaimsForgotten),
     Planted::SupervisorIdle,
     Planted::Agent(AgentFault::OutboxLost),
     Planted::Agent(AgentFault::LeaseIgnored),

@@ -249,9 +249,9 @@ impl Store {
     /// Checks that a task whose attempt was stopped so that it runs again does not end by that.
     fn check_stop(&self, attempt: AttemptId, outcome: &Outcome) {
         let Some(last) = self.attempt(attempt) else { return };
-        let by_itself = outcome.exit_code.is_some() || outcome.signal.is_some();
-        let stopping = self.state.jobs.get(&attempt.task.job).is_none_or(Job::is_stopping);
-        let uses_retry = outcome.kind == OutcomeKind::Failed && !by_itself && !stopping;
+        // A program that fails by itself has an outcome of its own.
+        let message = outcome.message.as_deref().unwrap_or_default();
+        let uses_retry = outcome.kind == OutcomeKind::Failed && message.contains("runs elsewhere");
         assert!(
             last.stop != Some(Stop::Requeue) || !uses_retry,
             "{attempt} was stopped so that its task runs elsewhere, and has failed"
