@@ -31,8 +31,8 @@ use podmesh_protocol::version::VersionRange;
 use tempfile::TempDir;
 use uuid::Uuid;
 
+use super::commit::TimedStep;
 use super::tests::{job_spec, name};
-use super::writer::TimedStep;
 use super::{Store, open};
 
 const NODES: [&str; 3] = ["a", "b", "c"];
