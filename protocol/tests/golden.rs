@@ -65,7 +65,9 @@ fn spec() -> JobSpec {
         on_lost: OnLost::Requeue,
         rules: Default::default(),
         not_before_ms: None,
+        after: Vec::new(),
         scheduled: None,
+        workflow: None,
         run: RunSpec {
             runtime: RuntimeSpec::Docker(docker),
             command: vec!["echo".into(), "x".into()],

@@ -81,7 +81,9 @@ fn the_hex_on_the_page_matches_the_code() {
         on_lost: OnLost::Wait,
         rules: Default::default(),
         not_before_ms: None,
+        after: Vec::new(),
         scheduled: None,
+        workflow: None,
         run: run_spec(),
     });
     let submission = SubmissionId(Uuid::from_u128(0x33));

@@ -273,7 +273,9 @@ fn assemble(
             expires_ms: options.expires.or(file.expires).map(Span::ms),
         },
         not_before_ms: None,
+        after: Vec::new(),
         scheduled: None,
+        workflow: None,
         run: RunSpec {
             runtime,
             command,

@@ -245,7 +245,9 @@ impl TryFrom<JobInput> for JobSpec {
                 expires_ms: spec.expires_ms,
             },
             not_before_ms: spec.not_before.as_deref().map(moment).transpose()?,
+            after: Vec::new(),
             scheduled: None,
+            workflow: None,
             run,
         })
     }
@@ -606,7 +608,9 @@ mod tests {
                 on_lost: WireOnLost::Requeue,
                 rules: Default::default(),
                 not_before_ms: Some(1_700_000_000_123),
+                after: Vec::new(),
                 scheduled: None,
+                workflow: None,
                 run: run_spec(runtime, Some(8)),
             };
             let shown = serde_json::to_value(SpecOutput::from(&spec)).unwrap();

@@ -105,7 +105,9 @@ impl World {
         let cpu_millis = if rng.percent(3) { 64_000 } else { rng.within(1, 6) as u32 * 500 };
         JobSpec {
             not_before_ms: None,
+            after: Vec::new(),
             scheduled: None,
+            workflow: None,
             name: "job".parse().expect("a name"),
             array: ArrayRange { first: 1, last: tasks },
             priority: rng.within(0, 2) as i32 - 1,

@@ -94,7 +94,9 @@ fn spec() -> JobSpec {
         on_lost: OnLost::Wait,
         rules: Default::default(),
         not_before_ms: None,
+        after: Vec::new(),
         scheduled: None,
+        workflow: None,
         run: RunSpec {
             runtime: RuntimeSpec::Process,
             command: vec!["true".into()],
