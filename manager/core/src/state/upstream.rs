@@ -9,6 +9,7 @@ use podmesh_protocol::workflow::Condition;
 use serde::{Deserialize, Serialize};
 
 use super::index_set::IndexSet;
+use crate::input::UpstreamFact;
 
 /// The jobs that a job waits for.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -74,6 +75,21 @@ impl Upstream {
         });
         let new = Self { dependencies: dependencies.collect(), skipped: IndexSet::default() };
         (!new.dependencies.is_empty()).then_some(new)
+    }
+
+    /// Brings the dependencies that are not met up to what is known of their upstream jobs.
+    pub fn update(&mut self, facts: &BTreeMap<JobId, UpstreamFact>) {
+        for (upstream, dependency) in &mut self.dependencies {
+            let Some(fact) = facts.get(upstream).filter(|_| !dependency.is_met()) else { continue };
+            dependency.progress = match fact.ended {
+                None => Progress::Waiting,
+                Some(ended) => Progress::after(dependency.when, ended),
+            };
+            dependency.released = match dependency.holds_tasks() {
+                true => fact.succeeded.clone(),
+                false => IndexSet::default(),
+            };
+        }
     }
 
     /// Returns the dependencies that are not met.
