@@ -470,39 +470,43 @@ impl Core {
     /// Saves the rows of the changed jobs, and lets go of those that have ended.
     pub(crate) fn settle_jobs(&mut self, now: Now, out: &mut Step) {
         for id in core::mem::take(&mut self.dirty) {
-            let Some(job) = self.state.jobs.get(&id) else { continue };
-            if let Some(dispatch) = self.dispatch.get_mut(&id) {
-                dispatch.dirty = false;
-                let counted = Counted::of(job);
-                self.measures.totals.replace(dispatch.counted.replace(counted), counted);
-            }
-            if !job.is_over() {
-                let row = job.row(None);
-                self.state.record(out, Change::JobUpdated(row));
-                continue;
-            }
-            out.events.push(EventFact::JobEnded { job: id, state: job.state().into() });
-            self.submissions.end(job.submission);
-            let row = job.row(Some(now.wall_ms));
-            self.bonds.remove_job(id, &job.spec);
-            self.schedules.remove_job(job);
-            self.dependents.remove_job(job);
-            let replica = job.spec.run.replica.is_some().then(|| Arc::clone(&job.spec));
-            self.state.record(out, Change::JobUpdated(row));
-            if let Some(replica) = replica.as_ref().and_then(|spec| spec.run.replica.as_ref()) {
-                self.replica_gone(id, replica);
-            }
-            let Some(dispatch) = self.dispatch.remove(&id) else { continue };
-            self.timers.replace(dispatch.expires, None, Timer::Expires(id));
-            for (ix, epoch) in &dispatch.told {
-                if let Some(session) = &mut self.nodes.get_mut(*ix).session
-                    && session.epoch == *epoch
-                {
-                    session.outgoing.forget.push(id);
-                    self.touched.insert(*ix);
-                }
-            }
-            self.queue.release(dispatch.shape);
+            self.settle_job(now, id, out);
         }
+    }
+
+    /// Saves the row of a changed job, and lets go of it if it has ended.
+    pub(crate) fn settle_job(&mut self, now: Now, id: JobId, out: &mut Step) {
+        let Some(job) = self.state.jobs.get(&id) else { return };
+        if let Some(dispatch) = self.dispatch.get_mut(&id) {
+            dispatch.dirty = false;
+            let counted = Counted::of(job);
+            self.measures.totals.replace(dispatch.counted.replace(counted), counted);
+        }
+        if !job.is_over() {
+            let row = job.row(None);
+            return self.state.record(out, Change::JobUpdated(row));
+        }
+        out.events.push(EventFact::JobEnded { job: id, state: job.state().into() });
+        self.submissions.end(job.submission);
+        let row = job.row(Some(now.wall_ms));
+        self.bonds.remove_job(id, &job.spec);
+        self.schedules.remove_job(job);
+        self.dependents.remove_job(job);
+        let replica = job.spec.run.replica.is_some().then(|| Arc::clone(&job.spec));
+        self.state.record(out, Change::JobUpdated(row));
+        if let Some(replica) = replica.as_ref().and_then(|spec| spec.run.replica.as_ref()) {
+            self.replica_gone(id, replica);
+        }
+        let Some(dispatch) = self.dispatch.remove(&id) else { return };
+        self.timers.replace(dispatch.expires, None, Timer::Expires(id));
+        for (ix, epoch) in &dispatch.told {
+            if let Some(session) = &mut self.nodes.get_mut(*ix).session
+                && session.epoch == *epoch
+            {
+                session.outgoing.forget.push(id);
+                self.touched.insert(*ix);
+            }
+        }
+        self.queue.release(dispatch.shape);
     }
 }

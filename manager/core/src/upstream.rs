@@ -220,7 +220,8 @@ impl Core {
         }
     }
 
-    /// Tells the jobs that wait for one that has ended in this step.
+    /// Settles the jobs that have ended in this step and that others wait for, and tells these, so that
+    /// they can start in the same step, after the end.
     pub(crate) fn settle_dependents(&mut self, now: Now, out: &mut Step) {
         if self.dependents.0.is_empty() || planted!(self, EndNotPassedOn) {
             return;
@@ -234,6 +235,9 @@ impl Core {
                 continue;
             };
             let jobs: Vec<JobId> = self.dependents.of(upstream).collect();
+            if !jobs.is_empty() {
+                self.settle_job(now, upstream, out);
+            }
             for id in jobs {
                 let Some(job) = self.state.jobs.get(&id).filter(|job| !job.is_over()) else {
                     continue;
