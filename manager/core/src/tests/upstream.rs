@@ -4,6 +4,7 @@ use podmesh_protocol::spec::JobRules;
 use podmesh_protocol::workflow::{Condition, Dependency, WorkflowJob, WorkflowSpec};
 
 use super::*;
+use crate::step::Change;
 
 fn after(spec: JobSpec, upstream: &[(u64, Condition)]) -> JobSpec {
     let after =
@@ -193,22 +194,35 @@ fn a_cancelled_job_that_is_requeued_waits_as_the_others_are_now() {
     assert_eq!(starts_of(&step), [at(2, 1, 1)]);
 }
 
+/// A workflow in which each job waits for the one before it.
+fn chain(jobs: usize, when: Condition) -> Box<WorkflowSpec> {
+    let jobs = (0..jobs).map(|at| {
+        let before = at.checked_sub(1).map(|before| name(&format!("j{before}")));
+        WorkflowJob {
+            spec: JobSpec { name: name(&format!("j{at}")), ..spec() },
+            after: before.into_iter().map(|job| Dependency { job, when }).collect(),
+        }
+    });
+    Box::new(WorkflowSpec { name: name("chain"), jobs: jobs.collect() })
+}
+
 #[test]
 fn what_is_downstream_is_cancelled_with_it() {
-    let (mut world, epoch) = with(1);
-    let n = 3_000;
-    for job in 1..=n {
-        world.submit(after(spec(), &[(job, Condition::Ended)]));
-    }
+    let mut world = World::new();
+    let epoch = world.join("a", 1);
+    let jobs = 3_000;
+    submit(&mut world, 1, chain(jobs, Condition::Ended));
+    world.drain();
     world.submit(spec());
     let command = Command::CancelDownstream { job: JobId(1), done: 0 };
     let first = world.give(Input::Command(TICKET, command));
     assert!(replies(&first).is_empty(), "it takes several steps");
     let steps = world.drain();
     let answers: Vec<_> = steps.iter().flat_map(replies).collect();
-    assert_eq!(answers, [Ok(Answer::DownstreamCancelled { jobs: n as u32 })]);
-    assert_eq!(world.state(n + 1), JobState::Cancelled);
-    assert_eq!((world.counts(1)[1], world.counts(n + 2)[1]), (1, 1), "not the job itself");
+    let others = u32::try_from(jobs).unwrap() - 1;
+    assert_eq!(answers, [Ok(Answer::DownstreamCancelled { jobs: others })]);
+    assert_eq!(world.state(jobs as u64), JobState::Cancelled);
+    assert_eq!((world.counts(1)[1], world.counts(3_001)[1]), (1, 1), "not the job itself");
     let step = world.report(1, epoch, vec![exited(1, at(1, 1, 1), 0)]);
     assert_eq!(starts_of(&step), []);
 }
@@ -275,16 +289,8 @@ fn a_workflow_is_submitted_together_and_once() {
 fn a_large_workflow_is_one_step() {
     let mut world = World::new();
     world.join("a", 1);
-    let jobs = (0..10_000).map(|at| WorkflowJob {
-        spec: JobSpec { name: name(&format!("j{at}")), ..spec() },
-        after: (at > 0)
-            .then(|| Dependency { job: name(&format!("j{}", at - 1)), when: Condition::Succeeded })
-            .into_iter()
-            .collect(),
-    });
-    let flow = WorkflowSpec { name: name("chain"), jobs: jobs.collect() };
-    let step = submit(&mut world, 1, Box::new(flow));
-    let inserted = step.changes.iter().filter(|c| matches!(c, crate::step::Change::JobInserted { .. }));
+    let step = submit(&mut world, 1, chain(10_000, Condition::Succeeded));
+    let inserted = step.changes.iter().filter(|c| matches!(c, Change::JobInserted { .. }));
     assert_eq!((inserted.count(), world.core.state().jobs.len()), (10_000, 10_000));
     world.drain();
     assert_eq!(world.counts(1)[1], 1);
