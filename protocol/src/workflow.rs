@@ -150,9 +150,8 @@ impl WorkflowSpec {
             return Err(WorkflowError::whole("the workflow has no jobs".into()));
         }
         if all > WORKFLOW_JOBS_MAX {
-            let why = format!(
-                "{all} jobs are over the limit of {WORKFLOW_JOBS_MAX} (WORKFLOW_JOBS_MAX)"
-            );
+            let why =
+                format!("{all} jobs are over the limit of {WORKFLOW_JOBS_MAX} (WORKFLOW_JOBS_MAX)");
             return Err(WorkflowError::whole(why));
         }
         let mut by_name = BTreeMap::new();

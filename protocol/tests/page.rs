@@ -199,6 +199,7 @@ fn every_message_and_field_is_on_the_page() {
         include_str!("../src/spec.rs"),
         include_str!("../src/spec/docker.rs"),
         include_str!("../src/volume.rs"),
+        include_str!("../src/workflow.rs"),
         include_str!("../src/error.rs"),
     ] {
         for item in source.split("#[derive(").skip(1).filter(|item| item.contains("Deserialize")) {

@@ -29,21 +29,15 @@ pub(crate) fn read_bounded(path: &Path, what: &str, limit: Limit) -> CliResult<S
     text(file, what, &name, limit)
 }
 
-fn text(
-    reader: impl Read,
-    what: &str,
-    name: &str,
-    (max, limit): Limit,
-) -> CliResult<String> {
+fn text(reader: impl Read, what: &str, name: &str, (max, limit): Limit) -> CliResult<String> {
     let mut bytes = Vec::new();
     reader
         .take(max + 1)
         .read_to_end(&mut bytes)
         .map_err(|why| CliError::usage(format!("{what} {name} cannot be read")).because(why))?;
     if bytes.len() as u64 > max {
-        return Err(CliError::usage(format!("{what} {name} is too large")).because(format!(
-            "it is over the limit of {max} bytes ({limit})"
-        )));
+        return Err(CliError::usage(format!("{what} {name} is too large"))
+            .because(format!("it is over the limit of {max} bytes ({limit})")));
     }
     String::from_utf8(bytes).map_err(|why| {
         let at = why.utf8_error().valid_up_to();

@@ -23,8 +23,8 @@ use crate::env_vars::{self, Lookup};
 use crate::error::{CliError, CliResult};
 use crate::output::time::local_zone;
 use crate::toml_file;
-use crate::workflow::{self, AfterKeys, Upstream};
 use crate::values::{Array, Cpus, MountText, Size, Span, UlimitText, VolumeText, made_name};
+use crate::workflow::{self, AfterKeys, Upstream};
 
 /// A job file in TOML, with a key for every flag of `run`.
 #[derive(Debug, Default, Deserialize)]
@@ -689,7 +689,9 @@ mod tests {
     #[test]
     fn a_command_that_is_not_utf8_is_an_error() {
         let words = vec!["true".into(), OsString::from_vec(vec![b'a', 0xff])];
-        let said = build(JobOptions::default(), words, AfterArgs::default(), &here).unwrap_err().to_string();
+        let said = build(JobOptions::default(), words, AfterArgs::default(), &here)
+            .unwrap_err()
+            .to_string();
         assert!(said.contains("word 2") && said.contains("not UTF-8"), "{said}");
     }
 }

@@ -69,7 +69,9 @@ pub(crate) fn place_of<'a>(text: &str, keys: impl IntoIterator<Item = &'a str>) 
     for key in keys {
         let value = match list.take() {
             Some(items) => {
-                let Some(item) = key.parse().ok().and_then(|at: usize| items.get(at)) else { break };
+                let Some(item) = key.parse().ok().and_then(|at: usize| items.get(at)) else {
+                    break;
+                };
                 at = Some(item.span().start);
                 item
             }

@@ -4,9 +4,7 @@ use std::path::Path;
 
 use podmesh_protocol::ids::{JobId, Name};
 use podmesh_protocol::limits::WORKFLOW_BYTES_MAX;
-use podmesh_protocol::workflow::{
-    Condition, Dependency, WorkflowError, WorkflowJob, WorkflowSpec,
-};
+use podmesh_protocol::workflow::{Condition, Dependency, WorkflowError, WorkflowJob, WorkflowSpec};
 use serde::Deserialize;
 
 use crate::bounded::read_bounded;
@@ -85,8 +83,11 @@ pub(crate) fn read(args: SubmitWorkflowArgs, lookup: Lookup<'_>) -> CliResult<Wo
     let path = args.file;
     let limit = (WORKFLOW_BYTES_MAX as u64, "WORKFLOW_BYTES_MAX");
     let text = read_bounded(&path, "workflow file", limit)?;
-    let shown =
-        if path == Path::new("-") { "the workflow file".into() } else { path.display().to_string() };
+    let shown = if path == Path::new("-") {
+        "the workflow file".into()
+    } else {
+        path.display().to_string()
+    };
     parse(&text, &shown, &path, args.name, lookup)
 }
 
@@ -121,7 +122,9 @@ fn parse(
         let one = |(key, upstream, when)| match upstream {
             Upstream::Name(job) => Ok(Dependency { job, when }),
             Upstream::Job(job) => {
-                let why = format!("`{key}` has the number {job}: jobs of a workflow wait for each other, by name");
+                let why = format!(
+                    "`{key}` has the number {job}: jobs of a workflow wait for each other, by name"
+                );
                 Err(wrong(key, why))
             }
         };
@@ -182,17 +185,32 @@ mod tests {
         let third = "[[job]]\nname = \"c\"\ncommand = [\"true\"]\n";
         for (text, says) in [
             (String::new(), "f.toml: the workflow has no jobs"),
-            (format!("{TWO}after = \"x\""), "line 8 (after = \"x\"): job `b`: waits for `x`, and no job has that name"),
+            (
+                format!("{TWO}after = \"x\""),
+                "line 8 (after = \"x\"): job `b`: waits for `x`, and no job has that name",
+            ),
             (format!("{TWO}after = \"b\""), "line 8 (after = \"b\"): job `b`: waits for itself"),
-            (format!("{TWO}after = [\"a\"]\nafter_any = [\"a\"]"), "line 9 (after_any = [\"a\"]): job `b`: waits for `a` twice"),
-            (format!("{TWO}array = 4\nafter_each = [\"a\"]"), "line 9 (after_each = [\"a\"]): job `b`: waits for each task of `a`"),
-            (format!("{TWO}after = [\"c\"]\n{third}after = \"b\""), "line 8 (after = [\"c\"]): job `b`: waits in a circle: for `c`, which waits for itself"),
+            (
+                format!("{TWO}after = [\"a\"]\nafter_any = [\"a\"]"),
+                "line 9 (after_any = [\"a\"]): job `b`: waits for `a` twice",
+            ),
+            (
+                format!("{TWO}array = 4\nafter_each = [\"a\"]"),
+                "line 9 (after_each = [\"a\"]): job `b`: waits for each task of `a`",
+            ),
+            (
+                format!("{TWO}after = [\"c\"]\n{third}after = \"b\""),
+                "line 8 (after = [\"c\"]): job `b`: waits in a circle: for `c`, which waits for itself",
+            ),
             (format!("{TWO}after = 7"), "line 8 (after = 7)"),
             (format!("{TWO}comand = []"), "line 8 (comand = [])"),
             (format!("{TWO}comand = []"), "did you mean `command`"),
             (TWO.replace("\"b\"", "\"a\""), "line 6 (name = \"a\"): job `a`: another job"),
             (TWO.replace("\"b\"", "\"a/b\""), "line 6"),
-            (format!("{TWO}{}", "[[job]]\nname = \"c\""), "line 8 ([[job]]): there is no command to run"),
+            (
+                format!("{TWO}{}", "[[job]]\nname = \"c\""),
+                "line 8 ([[job]]): there is no command to run",
+            ),
             (format!("{TWO}priority = 5000"), "line 5 ([[job]]): the job is not valid: priority"),
             ("jobs = 1".into(), "did you mean `job`"),
         ] {
@@ -204,7 +222,10 @@ mod tests {
     #[test]
     fn a_long_circle_is_told_in_short() {
         let job = |at: u32| {
-            format!("[[job]]\nname = \"j{at}\"\ncommand = [\"x\"]\nafter = \"j{}\"\n", (at + 1) % 10_000)
+            format!(
+                "[[job]]\nname = \"j{at}\"\ncommand = [\"x\"]\nafter = \"j{}\"\n",
+                (at + 1) % 10_000
+            )
         };
         let text: String = (0..10_000).map(job).collect();
         let said = read(&text).unwrap_err();

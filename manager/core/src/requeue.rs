@@ -110,8 +110,8 @@ impl Core {
     pub(crate) fn set_expiry(&mut self, now: Now, id: JobId) {
         let Some(job) = self.state.jobs.get(&id) else { return };
         let Some(dispatch) = self.dispatch.get_mut(&id) else { return };
-        let left_ms = job.expires_in_ms(now.wall_ms)
-            .filter(|_| !dispatch.too_early && dispatch.unmet == 0);
+        let left_ms =
+            job.expires_in_ms(now.wall_ms).filter(|_| !dispatch.too_early && dispatch.unmet == 0);
         let at = left_ms.map(|ms| now.mono_ms.saturating_add(ms));
         self.timers.replace(dispatch.expires, at, Timer::Expires(id));
         dispatch.expires = at;

@@ -105,7 +105,8 @@ impl Core {
     /// what was read of their upstream jobs was enough.
     pub(crate) fn look_upstream_again(&mut self, job: &mut Job) -> bool {
         let mut is_enough = true;
-        for (upstream, dependency) in job.upstream.iter_mut().flat_map(|own| &mut own.dependencies) {
+        for (upstream, dependency) in job.upstream.iter_mut().flat_map(|own| &mut own.dependencies)
+        {
             let ended = match dependency.progress {
                 Progress::Met => continue,
                 Progress::Waiting => None,

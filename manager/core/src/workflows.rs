@@ -44,7 +44,11 @@ impl Core {
         let first = self.next_job();
         let jobs = u32::try_from(count).unwrap_or(u32::MAX);
         let part = WorkflowPart { workflow: first, name: workflow.name.clone(), jobs };
-        out.events.push(EventFact::WorkflowSubmitted { workflow: first, name: workflow.name, jobs });
+        out.events.push(EventFact::WorkflowSubmitted {
+            workflow: first,
+            name: workflow.name,
+            jobs,
+        });
         for (job, upstream) in workflow.jobs.into_iter().zip(positions) {
             let id = self.next_job();
             let number = |position: usize| JobId(first.0 + position as u64);

@@ -16,13 +16,12 @@ use podmesh_views::http::{
     RemovedVolume, TaskOutput,
 };
 use podmesh_views::input::{
-    ForgetInput, JobInput, KeyRotateInput, RequeueInput, RollbackInput, ScaleInput, ScheduleInput, WorkflowInput,
-    ServiceSpecInput, TokenInput,
+    ForgetInput, JobInput, KeyRotateInput, RequeueInput, RollbackInput, ScaleInput, ScheduleInput,
+    ServiceSpecInput, TokenInput, WorkflowInput,
 };
 use podmesh_views::json::{
     CancelledJob, ForgetOutput, JobOutput, JobsOutput, NodesOutput, SubmitOutput, TasksOutput,
 };
-use podmesh_views::workflow::{WorkflowOutput, WorkflowSubmitOutput, WorkflowsOutput};
 use podmesh_views::schedule::{
     ScheduleChangedOutput, ScheduleHistoryOutput, ScheduleOutput, ScheduleRanOutput,
     ScheduleSavedOutput, SchedulesOutput,
@@ -32,6 +31,7 @@ use podmesh_views::service::{
     ServicesOutput,
 };
 use podmesh_views::volume::VolumesOutput;
+use podmesh_views::workflow::{WorkflowOutput, WorkflowSubmitOutput, WorkflowsOutput};
 use schemars::{JsonSchema, Schema, SchemaGenerator};
 use tokio::sync::watch;
 
@@ -41,7 +41,9 @@ use crate::events::Feed;
 use crate::extract::Session;
 use crate::guard::{Hosts, guard};
 use crate::problem::Problem;
-use crate::{access, console, events, jobs, logs, nodes, openapi, schedules, services, volumes, workflows};
+use crate::{
+    access, console, events, jobs, logs, nodes, openapi, schedules, services, volumes, workflows,
+};
 
 /// Where all routes begin.
 pub(crate) const PREFIX: &str = "/api/v1";

@@ -55,10 +55,9 @@ pub(crate) async fn submit(
     Json(input): Json<WorkflowInput>,
 ) -> Result<Response, Problem> {
     let submission = submission(&session, key_of(&headers)?)?;
-    let spec: WorkflowSpec =
-        input.try_into().map_err(|error: podmesh_views::input::InputError| {
-            Problem::invalid(error.to_string())
-        })?;
+    let spec: WorkflowSpec = input
+        .try_into()
+        .map_err(|error: podmesh_views::input::InputError| Problem::invalid(error.to_string()))?;
     let (name, jobs) = (spec.name.to_string(), u32::try_from(spec.jobs.len()).unwrap_or(u32::MAX));
     let workflow =
         PackedWorkflow::pack(&spec).map_err(|error| Problem::invalid(error.to_string()))?;

@@ -453,7 +453,9 @@ async fn a_command_is_answered_once_it_is_on_disk() {
     assert_eq!(job.waits_for, ["no node has joined yet"]);
     // The core has forgotten a job that has ended; its state comes from the database.
     for _ in 0..2 {
-        let cancelled = world.ask(Role::Operator, RequestBody::Cancel { job: JobId(1), downstream: false }).await;
+        let cancelled = world
+            .ask(Role::Operator, RequestBody::Cancel { job: JobId(1), downstream: false })
+            .await;
         let state = podmesh_protocol::report::JobState::Cancelled.into();
         assert_eq!(cancelled, Ok(ReplyBody::Cancelled { state, downstream: 0 }));
     }

@@ -152,7 +152,8 @@ impl RequeueBatch {
         let ArrayRange { last, .. } = self.job.spec.array;
         let skipped = self.job.upstream.iter().flat_map(|upstream| upstream.skipped.iter());
         let mut untried: Vec<ArrayRange> = skipped.collect();
-        if let Some(first) = u32::try_from(self.job.next_index).ok().filter(|first| *first <= last) {
+        if let Some(first) = u32::try_from(self.job.next_index).ok().filter(|first| *first <= last)
+        {
             untried.push(ArrayRange { first, last });
         }
         let (Some(first), Some(end)) = (untried.first(), untried.last()) else { return };

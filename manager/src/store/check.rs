@@ -14,8 +14,8 @@ use super::codes::{attempt_state, job_state, outcome_kind, standing, task_state,
 use super::restore::{counts, decoded, name, untried};
 use super::seal::{self, FileError, FileState};
 use super::{
-    FILE_NAME, StoreError, open_for_reading, removal, restore, schedules, schema, services, upstream,
-    volumes,
+    FILE_NAME, StoreError, open_for_reading, removal, restore, schedules, schema, services,
+    upstream, volumes,
 };
 use crate::data_dir;
 
@@ -225,11 +225,7 @@ fn jobs(connection: &Connection, found: &mut CheckReport) -> rusqlite::Result<()
     Ok(())
 }
 
-fn job(
-    connection: &Connection,
-    row: &Row<'_>,
-    found: &mut CheckReport,
-) -> rusqlite::Result<Job> {
+fn job(connection: &Connection, row: &Row<'_>, found: &mut CheckReport) -> rusqlite::Result<Job> {
     let spec: JobSpec = decoded(row, 1)?;
     let job = Job {
         id: unsigned(row.get(0)?),

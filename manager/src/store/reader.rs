@@ -290,7 +290,8 @@ impl History {
                     waits_for: Vec::new(),
                     ended_early: None,
                 };
-                let closed = row.get::<_, Option<i64>>(VIEW_COLUMNS + 2)?.map(closed).transpose()?;
+                let closed =
+                    row.get::<_, Option<i64>>(VIEW_COLUMNS + 2)?.map(closed).transpose()?;
                 let detail = JobDetail { ended_early: ended_early(&detail, closed), ..detail };
                 Ok((detail, Revision(unsigned(row.get(VIEW_COLUMNS + 1)?))))
             })
@@ -532,10 +533,10 @@ impl History {
     ) -> Result<Vec<(JobId, bool)>, ReadError> {
         let found = self
             .connection
-            .prepare_cached(
-                &format!("SELECT job, state >= 3 AND NOT {AWAITED} FROM jobs
-                 WHERE job BETWEEN ?1 AND ?2 ORDER BY job LIMIT ?3"),
-            )?
+            .prepare_cached(&format!(
+                "SELECT job, state >= 3 AND NOT {AWAITED} FROM jobs
+                 WHERE job BETWEEN ?1 AND ?2 ORDER BY job LIMIT ?3"
+            ))?
             .query_map(params![integer(first.0), integer(last.0), limit], |row| {
                 Ok((JobId(unsigned(row.get(0)?)), row.get(1)?))
             })?

@@ -219,7 +219,8 @@ pub(super) fn read_again(
 }
 
 /// The jobs that others wait for: those that have not ended, and whose conditions are not met.
-pub(super) const AWAITED: &str = "EXISTS (SELECT 1 FROM job_dependencies AS own JOIN jobs AS downstream
+pub(super) const AWAITED: &str =
+    "EXISTS (SELECT 1 FROM job_dependencies AS own JOIN jobs AS downstream
          ON downstream.job = own.job AND downstream.state < 3
      WHERE own.upstream = jobs.job AND own.progress <> 1)";
 
@@ -357,8 +358,7 @@ impl History {
              ORDER BY job",
         )?;
         let after = after.map_or(0, |job| integer(job.0));
-        let mut rows =
-            statement.query(params![after, integer(view.workflow.0), integer(last)])?;
+        let mut rows = statement.query(params![after, integer(view.workflow.0), integer(last)])?;
         let (mut jobs, mut bytes): (Vec<WorkflowJobView>, usize) = (Vec::new(), 0);
         while let Some(row) = rows.next()? {
             let job = JobId(unsigned(row.get(0)?));

@@ -71,22 +71,20 @@ impl Manager {
         let reads_again = |effect: &Effect| {
             matches!(
                 effect,
-                Effect::Answered {
-                    result: Ok(Answer::ReadAgain | Answer::EndedBefore { .. }),
-                    ..
-                }
+                Effect::Answered { result: Ok(Answer::ReadAgain | Answer::EndedBefore { .. }), .. }
             )
         };
         let mut changes = self.pending.iter().flat_map(|(_, step)| &step.changes);
-        effects.any(reads_again) || changes.any(|change| {
-            matches!(
-                change,
-                Change::JobRemoved(_)
-                    | Change::JobReopened(_)
-                    | Change::TaskRequeued { .. }
-                    | Change::RestRequeued { .. }
-            )
-        })
+        effects.any(reads_again)
+            || changes.any(|change| {
+                matches!(
+                    change,
+                    Change::JobRemoved(_)
+                        | Change::JobReopened(_)
+                        | Change::TaskRequeued { .. }
+                        | Change::RestRequeued { .. }
+                )
+            })
     }
 
     /// Returns whether nothing is waiting to be committed or delivered.

@@ -44,9 +44,7 @@ impl World {
     /// Lets a new job wait for jobs that exist.
     pub(crate) fn choose_upstream(&mut self, spec: &mut JobSpec) {
         let store = &self.store;
-        let may = |id: &JobId| {
-            !store.is_removed(*id) && store.jobs[id].spec.run.replica.is_none()
-        };
+        let may = |id: &JobId| !store.is_removed(*id) && store.jobs[id].spec.run.replica.is_none();
         let jobs: Vec<JobId> = store.jobs.keys().copied().filter(may).collect();
         for _ in 0..self.rng.within(1, 3) {
             if jobs.is_empty() {
@@ -70,9 +68,8 @@ impl World {
     /// Cancels the jobs that can never run.
     pub(crate) fn users_cancel_the_blocked(&mut self) {
         let jobs = self.decided.state.jobs.values();
-        let blocked = jobs.filter(|job| {
-            job.unmet().any(|(_, own)| matches!(own.progress, Progress::Blocked(_)))
-        });
+        let blocked = jobs
+            .filter(|job| job.unmet().any(|(_, own)| matches!(own.progress, Progress::Blocked(_))));
         for job in blocked.map(|job| job.id).collect::<Vec<_>>() {
             self.ask(UserRequest::Cancel(job));
         }
@@ -88,7 +85,11 @@ impl World {
     }
 
     /// Submits what a user wants, as the shell does. Returns whether that has to wait.
-    pub(crate) fn pass_on(&mut self, ticket: podmesh_manager_core::input::Ticket, user: usize) -> bool {
+    pub(crate) fn pass_on(
+        &mut self,
+        ticket: podmesh_manager_core::input::Ticket,
+        user: usize,
+    ) -> bool {
         let by = "user".parse().expect("a name");
         let submission = self.users[user].submission;
         let command = match self.users[user].wants.clone() {

@@ -247,7 +247,10 @@ impl World {
                 }
             }
             UserRequest::CancelDownstream(job) => {
-                self.feed_manager(Input::Command(ticket, Command::CancelDownstream { job, done: 0 }));
+                self.feed_manager(Input::Command(
+                    ticket,
+                    Command::CancelDownstream { job, done: 0 },
+                ));
             }
             UserRequest::Cancel(job) => {
                 if self.decided.state.jobs.contains_key(&job) {

@@ -34,8 +34,16 @@ pub(crate) fn workflows(screen: Screen, workflows: &[WorkflowView]) -> String {
         ]
     };
     let header = [
-        "WORKFLOW", "NAME", "JOBS", "QUEUED", "RUNNING", "SUCCEEDED", "FAILED", "CANCELLED",
-        "SUBMITTED", "SUBMITTED BY",
+        "WORKFLOW",
+        "NAME",
+        "JOBS",
+        "QUEUED",
+        "RUNNING",
+        "SUCCEEDED",
+        "FAILED",
+        "CANCELLED",
+        "SUBMITTED",
+        "SUBMITTED BY",
     ];
     render(screen, &header, workflows.iter().map(row).collect())
 }
@@ -63,9 +71,7 @@ pub(crate) fn workflow(screen: Screen, jobs: &[WorkflowJobView]) -> String {
         let is_queued = view.state == WireJobState::Queued;
         let has = |wanted| view.after.iter().any(|own| own.state == wanted);
         let shown = match () {
-            () if is_queued && has(DependencyState::Blocked) => {
-                Cell::new("blocked").fg(Color::Red)
-            }
+            () if is_queued && has(DependencyState::Blocked) => Cell::new("blocked").fg(Color::Red),
             () if is_queued && has(DependencyState::Waiting) => Cell::new("waiting"),
             () => state(&JobState::from(&view.state)),
         };

@@ -75,7 +75,8 @@ pub(crate) fn describe(detail: &JobDetail) -> String {
     }
     for (when, what) in AFTER {
         let of = spec.after.iter().filter(|own| own.when == when);
-        let jobs: Vec<String> = of.clone().take(JOBS_SHOWN).map(|own| own.job.to_string()).collect();
+        let jobs: Vec<String> =
+            of.clone().take(JOBS_SHOWN).map(|own| own.job.to_string()).collect();
         if !jobs.is_empty() {
             let more = of.count() - jobs.len();
             let more = if more == 0 { String::new() } else { format!(" and {more} more") };

@@ -72,7 +72,10 @@ async fn number_of(connection: &Connection, text: &str) -> CliResult<JobId> {
 async fn list(context: &Context, name: Option<Name>, limit: u32) -> CliResult {
     let (workflows, more) = context.connection(PATIENCE_ASK)?.workflows(name, limit).await?;
     if context.json() {
-        screen::json(&WorkflowsOutput { workflows: workflows.iter().map(Into::into).collect(), more })?;
+        screen::json(&WorkflowsOutput {
+            workflows: workflows.iter().map(Into::into).collect(),
+            more,
+        })?;
         return Ok(0);
     }
     screen::print(&workflow_table::workflows(context.screen, &workflows))?;

@@ -384,7 +384,8 @@ impl Job {
             if upstream.skipped.remove(index) {
                 return;
             }
-            if let (Ok(first), Some(last)) = (u32::try_from(self.next_index), index.checked_sub(1)) {
+            if let (Ok(first), Some(last)) = (u32::try_from(self.next_index), index.checked_sub(1))
+            {
                 upstream.skipped.insert(ArrayRange { first, last });
             }
         }

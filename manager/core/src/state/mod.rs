@@ -129,7 +129,9 @@ impl State {
                 self.change(*job, |job| job.requeue_rest(*wall_ms));
             }
             Change::DependencyChanged { job, upstream, progress, starts_wall_ms } => {
-                self.change(*job, |job| job.change_dependency(*upstream, *progress, *starts_wall_ms));
+                self.change(*job, |job| {
+                    job.change_dependency(*upstream, *progress, *starts_wall_ms)
+                });
             }
             Change::TasksReleased { job, upstream, tasks } => {
                 self.change(*job, |job| job.release_tasks(*upstream, *tasks));
