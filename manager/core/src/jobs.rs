@@ -236,6 +236,7 @@ impl Submissions {
 }
 
 impl Core {
+    #[expect(clippy::too_many_arguments, reason = "the fields of a command")]
     pub(crate) fn on_submit(
         &mut self,
         now: Now,
