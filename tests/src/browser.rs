@@ -39,6 +39,10 @@ const FLAGS: [&str; 10] = [
     "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",
 ];
 
+/// What the browser says of requests that it ends because an interface came or went, such as that of a
+/// container.
+const NETWORK_CHANGED: &str = "ERR_NETWORK_CHANGED";
+
 /// Returns whether a browser is required: `PODMESH_TEST_CHROMIUM=required`.
 pub fn is_required() -> bool {
     std::env::var("PODMESH_TEST_CHROMIUM").is_ok_and(|value| value == "required")
@@ -147,7 +151,11 @@ impl Browser {
 
     /// Opens a page, and waits until it is loaded.
     pub fn open(&self, address: &str) {
-        self.tell("/url", &json!({ "url": address }));
+        let address = json!({ "url": address });
+        until("the page is opened", || match self.ask("/url", &address) {
+            Err(error) if error.contains(NETWORK_CHANGED) => None,
+            opened => Some(opened.unwrap()),
+        });
     }
 
     /// Loads the page anew.
@@ -243,12 +251,13 @@ impl Browser {
     }
 
     /// Returns what the browser has logged since the last call, such as errors of scripts and
-    /// violations of the policy.
+    /// violations of the policy, but not that it began requests anew because of this machine.
     pub fn log(&self) -> Vec<LogLine> {
         let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
         let line =
             |line: &Value| LogLine { level: text(&line["level"]), message: text(&line["message"]) };
-        self.log_of("browser").iter().map(line).collect()
+        let lines = self.log_of("browser");
+        lines.iter().map(line).filter(|line| !line.message.contains(NETWORK_CHANGED)).collect()
     }
 
     /// Returns the requests of the page since the last call, such as `GET http://…`.

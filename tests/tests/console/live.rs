@@ -3,6 +3,7 @@
 use std::fs;
 
 use podmesh_tests::wait::until_true;
+use serde_json::json;
 
 use crate::Console;
 
@@ -130,4 +131,19 @@ fn the_grid_has_every_task_and_opens_the_chosen_one() {
     console.browser.wait_for_text(&format!("Task {job}.12"));
     assert_eq!(console.browser.value("location.hash"), format!("#/jobs/{job}/tasks/12"));
     console.check_quiet();
+}
+
+#[test]
+fn the_page_is_loaded_again_until_all_its_parts_are_there() {
+    let Some(console) = Console::start(&[]) else { return };
+    console.browser.wait("//input[@name='token']");
+    let block = |addresses: &[&str]| {
+        console.browser.devtools("Network.enable", &json!({}));
+        console.browser.devtools("Network.setBlockedURLs", &json!({ "urls": addresses }));
+    };
+    block(&["*/assets/timeline.js"]);
+    console.browser.reload();
+    console.browser.wait_for_text("It is tried again every second.");
+    block(&[]);
+    console.browser.wait("//input[@name='token']");
 }
