@@ -22,3 +22,4 @@ pub mod version;
 pub mod volume;
 pub mod wait;
 pub mod word;
+pub mod workflow;

@@ -12,6 +12,7 @@ use crate::ranges::Ranges;
 use crate::report::{Outcome, OutcomeKind};
 use crate::schedule::ScheduledRun;
 use crate::service::ReplicaSpec;
+use crate::workflow::{Dependency, WorkflowPart, check_after};
 
 pub use self::docker::{
     DeviceMapping, DockerSpec, HOST_GATEWAY, Mount, NetworkMode, PullPolicy, Ulimit, VolumeMount,
@@ -48,9 +49,15 @@ pub struct JobSpec {
     /// No task starts before this time: milliseconds since 1970 by the manager's clock.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub not_before_ms: Option<u64>,
+    /// The jobs that it waits for, each once: no task starts before they have ended as asked.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub after: Vec<Dependency>,
     /// Set by the manager if the job is a run of a schedule.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub scheduled: Option<Box<ScheduledRun>>,
+    /// Set by the manager if the job is part of a workflow.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub workflow: Option<Box<WorkflowPart>>,
     /// How each task is run.
     pub run: RunSpec,
 }
@@ -430,6 +437,11 @@ impl JobSpec {
             let why = "is the run of a schedule, which only the manager sets".into();
             return Err(SpecError::Text { field: "scheduled", why });
         }
+        if self.workflow.is_some() {
+            let why = "is part of a workflow, which only the manager sets".into();
+            return Err(SpecError::Text { field: "workflow", why });
+        }
+        check_after(&self.after).map_err(|why| SpecError::Text { field: "after", why })?;
         self.resources.validate()?;
         self.retry.validate()?;
         self.rules.validate()?;
@@ -581,7 +593,9 @@ mod tests {
             on_lost: OnLost::Wait,
             rules: Default::default(),
             not_before_ms: None,
+            after: Vec::new(),
             scheduled: None,
+            workflow: None,
             run: RunSpec {
                 runtime: RuntimeSpec::Process,
                 command: vec!["true".into()],

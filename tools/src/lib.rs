@@ -14,6 +14,7 @@ mod connect_access;
 mod connect_schedules;
 mod connect_services;
 mod connect_volumes;
+mod connect_workflows;
 mod container;
 mod context;
 mod daemon_log;
@@ -34,6 +35,7 @@ mod top;
 mod turns;
 mod values;
 mod verbs;
+mod workflow;
 
 use std::process::ExitCode;
 
@@ -85,7 +87,7 @@ fn run(context: &Context, verb: Verb) -> CliResult {
         && let Some(name) = verb.without_json()
     {
         return Err(CliError::usage(format!("`{name}` has no JSON output")).hint(
-            "omit `--output json`; jobs, job, tasks, schedule, services, service, compose ps, compose config, nodes, events, submit, cancel, forget, token, users and doctor support it",
+            "omit `--output json`; jobs, job, tasks, workflow, schedule, services, service, compose ps, compose config, nodes, events, submit, cancel, forget, token, users and doctor support it",
         ));
     }
     if let Verb::ProcessSupervisor(args) = &verb
@@ -131,6 +133,7 @@ async fn dispatch(context: &Context, verb: Verb) -> CliResult {
         Verb::Requeue(args) => verbs::again::requeue(context, args).await,
         Verb::Failed(args) => verbs::again::failed(context, args).await,
         Verb::Forget(args) => verbs::forget::forget(context, args).await,
+        Verb::Workflow(args) => verbs::workflow::workflow(context, args).await,
         Verb::Schedule(args) => verbs::schedule::schedule(context, args).await,
         Verb::Services => verbs::services::services(context).await,
         Verb::Service(args) => verbs::service::service(context, args).await,

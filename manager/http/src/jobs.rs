@@ -53,6 +53,15 @@ pub(crate) struct JobsQuery {
     limit: Option<u32>,
 }
 
+/// What to cancel.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct CancelQuery {
+    /// Also the jobs that depend on it, or on a job that does, as long as they have not ended.
+    #[serde(default)]
+    downstream: bool,
+}
+
 /// Which failed tasks.
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
@@ -251,11 +260,15 @@ pub(crate) async fn show(
 }
 
 /// POST /jobs/{job}/cancel
-pub(crate) async fn cancel(session: Session, path: Path) -> Result<Response, Problem> {
+pub(crate) async fn cancel(
+    session: Session,
+    path: Path,
+    Query(query): Query<CancelQuery>,
+) -> Result<Response, Problem> {
     let job: JobId = path.part("job")?;
-    match session.ask(RequestBody::Cancel { job }).await? {
-        ReplyBody::Cancelled { state } => {
-            Ok(ok(&CancelledJob { job: job.0, state: (&state).into() }))
+    match session.ask(RequestBody::Cancel { job, downstream: query.downstream }).await? {
+        ReplyBody::Cancelled { state, downstream } => {
+            Ok(ok(&CancelledJob { job: job.0, state: (&state).into(), downstream }))
         }
         _ => Err(Problem::unexpected()),
     }
@@ -268,8 +281,9 @@ pub(crate) async fn requeue(
     OptionalJson(input): OptionalJson<RequeueInput>,
 ) -> Result<Response, Problem> {
     let job: JobId = path.part("job")?;
-    let RequeueInput { state, tasks } = input;
-    match session.ask(RequestBody::Requeue(RequeueRequest { job, state, tasks })).await? {
+    let RequeueInput { state, tasks, downstream } = input;
+    let request = RequeueRequest { job, state, tasks, downstream };
+    match session.ask(RequestBody::Requeue(request)).await? {
         ReplyBody::Requeued(done) => Ok(ok(&RequeueOutput::new(job, &done))),
         _ => Err(Problem::unexpected()),
     }

@@ -24,6 +24,7 @@ mod server;
 mod services;
 mod sse;
 mod volumes;
+mod workflows;
 
 pub use door::{Asker, Door, Peer};
 pub use guard::Hosts;

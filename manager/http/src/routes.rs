@@ -17,7 +17,7 @@ use podmesh_views::http::{
 };
 use podmesh_views::input::{
     ForgetInput, JobInput, KeyRotateInput, RequeueInput, RollbackInput, ScaleInput, ScheduleInput,
-    ServiceSpecInput, TokenInput,
+    ServiceSpecInput, TokenInput, WorkflowInput,
 };
 use podmesh_views::json::{
     CancelledJob, ForgetOutput, JobOutput, JobsOutput, NodesOutput, SubmitOutput, TasksOutput,
@@ -31,6 +31,7 @@ use podmesh_views::service::{
     ServicesOutput,
 };
 use podmesh_views::volume::VolumesOutput;
+use podmesh_views::workflow::{WorkflowOutput, WorkflowSubmitOutput, WorkflowsOutput};
 use schemars::{JsonSchema, Schema, SchemaGenerator};
 use tokio::sync::watch;
 
@@ -40,7 +41,9 @@ use crate::events::Feed;
 use crate::extract::Session;
 use crate::guard::{Hosts, guard};
 use crate::problem::Problem;
-use crate::{access, console, events, jobs, logs, nodes, openapi, schedules, services, volumes};
+use crate::{
+    access, console, events, jobs, logs, nodes, openapi, schedules, services, volumes, workflows,
+};
 
 /// Where all routes begin.
 pub(crate) const PREFIX: &str = "/api/v1";
@@ -205,6 +208,7 @@ pub(crate) fn routes() -> Vec<Route> {
         node_routes(),
         service_routes(operator),
         schedule_routes(operator),
+        workflow_routes(operator),
         volume_routes(operator),
         access_routes(admin),
     ];
@@ -268,6 +272,7 @@ fn job_routes() -> Vec<Route> {
             .reply::<ForgetOutput>(200, "Whether it was removed."),
         on_post("/jobs/{job}/cancel", "cancel_job", "Cancels a job.", jobs::cancel)
             .needs(operator)
+            .query::<jobs::CancelQuery>()
             .reply::<CancelledJob>(200, "The state of the job."),
         on_post(
             "/jobs/{job}/requeue",
@@ -502,6 +507,32 @@ fn schedule_routes(operator: Role) -> Vec<Route> {
         )
         .query::<schedules::RunsQuery>()
         .reply::<ScheduleHistoryOutput>(200, "The rows."),
+    ]
+}
+
+fn workflow_routes(operator: Role) -> Vec<Route> {
+    vec![
+        on_get("/workflows", "list_workflows", "The workflows, newest first.", workflows::list)
+            .query::<workflows::WorkflowsQuery>()
+            .reply::<WorkflowsOutput>(200, "The rows."),
+        on_post(
+            "/workflows",
+            "submit_workflow",
+            "Submits jobs that wait for each other: all of them, or none.",
+            workflows::submit,
+        )
+        .needs(operator)
+        .header(&[IDEMPOTENCY_KEY])
+        .body::<WorkflowInput>()
+        .reply::<WorkflowSubmitOutput>(201, "The workflow, whose jobs are on disk."),
+        on_get(
+            "/workflows/{workflow}",
+            "show_workflow",
+            "A workflow, by its number or that of one of its jobs, with its jobs and what they wait for.",
+            workflows::show,
+        )
+        .query::<workflows::WorkflowQuery>()
+        .reply::<WorkflowOutput>(200, "The workflow."),
     ]
 }
 

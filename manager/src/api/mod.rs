@@ -3,7 +3,8 @@
 //! Roles are checked here. Commands go to the core, and are answered once they are on disk. Reads
 //! are answered from the database or by an agent, and never wait for a commit. What is not stored
 //! comes from the core's memory: the nodes as they are now, and why a job waits. `commands` has the
-//! commands, `jobs` the reads of jobs, `logs` the reads of output, and `metrics` the page of metrics.
+//! commands, `jobs` the reads of jobs, `workflows` what
+//! is about jobs that wait for others, `logs` the reads of output, and `metrics` the page of metrics.
 
 mod again;
 mod commands;
@@ -14,6 +15,7 @@ mod schedules;
 mod services;
 #[cfg(test)]
 mod tests;
+mod workflows;
 
 use std::future::ready;
 use std::path::PathBuf;
@@ -117,7 +119,7 @@ impl Api {
         self.0.turns.take(reads).await;
         match request {
             RequestBody::Info => Ok(ReplyBody::Info(self.info())),
-            RequestBody::WhoAmI => Ok(ReplyBody::WhoAmI(client.caller)),
+            RequestBody::WhoAmI => Ok(ReplyBody::WhoAmI(client.caller.clone())),
             RequestBody::Jobs { before, active, by, service, replica, limit } => {
                 let only = JobFilter { active, by, service, replica };
                 let list = move |history: &History| history.jobs(before, &only, limit);
@@ -174,6 +176,9 @@ impl Api {
             }
             RequestBody::Schedule(request) => {
                 Ok(ReplyBody::Schedule(self.schedule(request).await?))
+            }
+            RequestBody::Workflow(request) => {
+                Ok(ReplyBody::Workflow(self.workflow(&client, request).await?))
             }
             RequestBody::Volume(VolumeRequest::List { after, limit }) => {
                 let list = move |core: &Core, _| core.list_volumes(after.as_ref(), limit);

@@ -16,6 +16,7 @@ use podmesh_protocol::schedule::{ScheduleRequest, ScheduleSpec};
 use podmesh_protocol::service::{ServiceReply, ServiceRequest, ServiceSpec, ServiceState};
 use podmesh_protocol::spec::JobSpec;
 use podmesh_protocol::volume::VolumeRequest;
+use podmesh_protocol::workflow::{PackedWorkflow, WorkflowJob, WorkflowRequest, WorkflowSpec};
 use podmesh_wire::control::ManagerSocket;
 use podmesh_wire::manager_keys::{ManagerKeys, ShownKeys};
 use podmesh_wire::watchdog::{Pulse, Watchdog};
@@ -212,8 +213,8 @@ fn requests() -> Vec<(&'static str, RequestBody)> {
         RequestBody::Events { since: Revision(0) },
         RequestBody::Log(log),
         submit(77),
-        RequestBody::Cancel { job },
-        RequestBody::Requeue(RequeueRequest { job, state: None, tasks: None }),
+        RequestBody::Cancel { job, downstream: false },
+        RequestBody::Requeue(RequeueRequest { job, state: None, tasks: None, downstream: false }),
         RequestBody::Failed { since_ms: None },
         RequestBody::Forget { first: job, last: job },
         RequestBody::TokenCreate { role: Role::Agent, ttl_ms: 1000, uses: 1 },
@@ -255,6 +256,18 @@ fn requests() -> Vec<(&'static str, RequestBody)> {
         ScheduleRequest::Run { schedule: schedule(), submission },
         ScheduleRequest::Remove { schedule: schedule() },
     ];
+    let flow = WorkflowSpec {
+        name: name("flow"),
+        jobs: vec![WorkflowJob { spec: *schedule_spec().job, after: Vec::new() }],
+    };
+    let workflows = [
+        WorkflowRequest::List { before: None, name: None, limit: 1 },
+        WorkflowRequest::Show { workflow: job, after: None, limit: 1 },
+        WorkflowRequest::Submit {
+            submission: SubmissionId(Uuid::from_u128(79)),
+            workflow: PackedWorkflow::pack(&flow).unwrap(),
+        },
+    ];
     // A new kind of request must also be added above.
     let kind = |body: &RequestBody| match body {
         RequestBody::Info => "info",
@@ -293,6 +306,11 @@ fn requests() -> Vec<(&'static str, RequestBody)> {
             ServiceRequest::Show { .. } => "service show",
             ServiceRequest::History { .. } => "service history",
         },
+        RequestBody::Workflow(request) => match request {
+            WorkflowRequest::Submit { .. } => "workflow submit",
+            WorkflowRequest::List { .. } => "workflow list",
+            WorkflowRequest::Show { .. } => "workflow show",
+        },
         RequestBody::Schedule(request) => match request {
             ScheduleRequest::Save { .. } => "schedule save",
             ScheduleRequest::List { .. } => "schedule list",
@@ -309,7 +327,9 @@ fn requests() -> Vec<(&'static str, RequestBody)> {
     };
     let services = services.into_iter().map(RequestBody::Service);
     let schedules = schedules.into_iter().map(RequestBody::Schedule);
-    all.into_iter().chain(services).chain(schedules).map(|body| (kind(&body), body)).collect()
+    let workflows = workflows.into_iter().map(RequestBody::Workflow);
+    let all = all.into_iter().chain(services).chain(schedules).chain(workflows);
+    all.map(|body| (kind(&body), body)).collect()
 }
 
 /// A schedule of one command.
@@ -387,7 +407,10 @@ schedule save      -         -         yes       yes
 schedule pause     -         -         yes       yes
 schedule resume    -         -         yes       yes
 schedule run       -         -         yes       yes
-schedule remove    -         -         yes       yes";
+schedule remove    -         -         yes       yes
+workflow list      -         yes       yes       yes
+workflow show      -         yes       yes       yes
+workflow submit    -         -         yes       yes";
     assert_eq!(table, expected.lines().collect::<Vec<_>>());
 }
 
@@ -430,9 +453,11 @@ async fn a_command_is_answered_once_it_is_on_disk() {
     assert_eq!(job.waits_for, ["no node has joined yet"]);
     // The core has forgotten a job that has ended; its state comes from the database.
     for _ in 0..2 {
-        let cancelled = world.ask(Role::Operator, RequestBody::Cancel { job: JobId(1) }).await;
+        let cancelled = world
+            .ask(Role::Operator, RequestBody::Cancel { job: JobId(1), downstream: false })
+            .await;
         let state = podmesh_protocol::report::JobState::Cancelled.into();
-        assert_eq!(cancelled, Ok(ReplyBody::Cancelled { state }));
+        assert_eq!(cancelled, Ok(ReplyBody::Cancelled { state, downstream: 0 }));
     }
 }
 

@@ -30,6 +30,7 @@ mod services;
 mod state_tests;
 #[cfg(test)]
 mod tests;
+mod upstream;
 mod volumes;
 mod writer;
 

@@ -15,7 +15,7 @@ use uuid::Uuid;
 
 use super::codes::{attempt_state, closed, outcome_kind, scheduling, standing, unsigned};
 use super::columns::{counts, decoded, name, submitted_by};
-use super::{access, numbers, schedules, schema, services, volumes};
+use super::{access, numbers, schedules, schema, services, upstream, volumes};
 
 /// What a start has read.
 pub(super) struct Restored {
@@ -53,6 +53,9 @@ pub(super) fn read(connection: &Connection) -> rusqlite::Result<Restored> {
     state.keys = access::keys(connection)?.into_iter().map(|row| (row.key, row)).collect();
     state.jobs = jobs(connection)?.into_iter().map(|job| (job.id, job)).collect();
     let orphaned = attempts(connection, &mut state.jobs)?;
+    for job in state.jobs.values_mut() {
+        upstream::read(connection, job)?;
+    }
     services::read_replicas(connection, &mut state.jobs)?;
     state.services = services::read(connection)?;
     state.schedules = schedules::read(connection)?;
@@ -94,7 +97,8 @@ pub(super) fn contradiction(restored: &Restored) -> Option<String> {
         if all.into_iter().map(u64::from).sum::<u64>() != tasks {
             return Some(format!("job {id} has {tasks} tasks, but its stored counts disagree"));
         }
-        let untried = if job.rest_cancelled { 0 } else { untried };
+        let skipped = job.upstream.as_ref().map_or(0, |upstream| upstream.skipped.count());
+        let untried = if job.rest_cancelled { 0 } else { untried + skipped };
         let (active, retries) = (job.active.len() as u64, job.retries.len() as u64);
         if (active, untried + retries) != (counts.active.into(), counts.queued.into()) {
             return Some(format!(
@@ -144,7 +148,7 @@ pub(super) const JOB_COLUMNS: &str = "job, submission, spec, closed, next_index,
     succeeded, failed, cancelled, started_ms, attempts, submitted_by, rest_cancelled,
     coalesce(waits_since_ms, submitted_ms)";
 
-/// Reads a job from its row, without its attempts.
+/// Reads a job from its row, without its attempts and what it waits for.
 pub(super) fn job(row: &Row<'_>) -> rusqlite::Result<Job> {
     Ok(Job {
         id: JobId(unsigned(row.get(0)?)),
@@ -160,6 +164,7 @@ pub(super) fn job(row: &Row<'_>) -> rusqlite::Result<Job> {
         waits_since_wall_ms: unsigned(row.get(14)?),
         active: BTreeMap::new(),
         retries: BTreeMap::new(),
+        upstream: None,
     })
 }
 

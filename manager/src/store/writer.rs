@@ -28,7 +28,9 @@ use super::log::log_of;
 use super::measures::StoreMeasures;
 use super::numbers::JobNumbers;
 use super::removal::{self, Leftovers};
-use super::{BUSY_TIMEOUT, StoreError, access, numbers, schedules, seal, services, volumes};
+use super::{
+    BUSY_TIMEOUT, StoreError, access, numbers, schedules, seal, services, upstream, volumes,
+};
 
 /// The pause between two tries to write to a full disk.
 const FULL_PAUSE: Duration = Duration::from_millis(250);
@@ -329,6 +331,8 @@ fn job_of(change: &Change) -> Option<JobId> {
         Change::JobRemoved(job)
         | Change::JobClosed(job, _)
         | Change::TaskRequeued { job, .. }
+        | Change::DependencyChanged { job, .. }
+        | Change::TasksReleased { job, .. }
         | Change::RestRequeued { job, .. } => Some(*job),
         Change::JobReopened(job) => Some(job.id),
         Change::NodeSaved(_)
@@ -421,14 +425,22 @@ impl<'a> Rows<'a> {
                 self.connection
                     .prepare_cached("INSERT INTO job_specs (job, spec) VALUES (?1, ?2)")?
                     .execute(params![integer(job.0), rmp_serde::to_vec_named(&**spec)?])?;
-                Ok(())
+                Ok(upstream::insert_job(self.connection, *job, spec)?)
             }
+            Change::DependencyChanged { job, upstream: of, progress, starts_wall_ms } => {
+                if let Some(wall_ms) = starts_wall_ms {
+                    self.waits_since(*job, *wall_ms)?;
+                }
+                one(upstream::change(self.connection, *job, *of, *progress)?, job)
+            }
+            // The attempts of the upstream job say the same.
+            Change::TasksReleased { .. } => Ok(()),
             // The transaction handles the first two itself. The row of a cancelled job follows.
             Change::JobUpdated(_) | Change::AgeSaved(_) | Change::JobClosed(..) => Ok(()),
             // Its row follows. The counts that were added at its end are taken back.
             Change::JobReopened(job) => {
                 self.kept -= removal::weight(job.attempts);
-                Ok(())
+                upstream::reopen(self.connection, job)
             }
             Change::TaskRequeued { job, task } => {
                 let changed = self
@@ -447,13 +459,7 @@ impl<'a> Rows<'a> {
                     ])?;
                 one(changed, &AttemptId::new(*job, task.index, task.number))
             }
-            Change::RestRequeued { job, wall_ms } => {
-                let changed = self
-                    .connection
-                    .prepare_cached("UPDATE jobs SET waits_since_ms = ?2 WHERE job = ?1")?
-                    .execute(params![integer(job.0), integer(*wall_ms)])?;
-                one(changed, job)
-            }
+            Change::RestRequeued { job, wall_ms } => self.waits_since(*job, *wall_ms),
             Change::JobRemoved(job) => {
                 self.kept -= removal::remove_job(self.connection, *job)?;
                 self.removed = true;
@@ -535,6 +541,15 @@ impl<'a> Rows<'a> {
             Change::TokenRemoved(id) => Ok(access::remove_token(self.connection, *id)?),
             Change::KeySaved(row) => Ok(access::save_key(self.connection, row)?),
         }
+    }
+
+    /// Writes since when the tasks of a job that have had no attempt wait.
+    fn waits_since(&self, job: JobId, wall_ms: u64) -> Result<(), WriteError> {
+        let changed = self
+            .connection
+            .prepare_cached("UPDATE jobs SET waits_since_ms = ?2 WHERE job = ?1")?
+            .execute(params![integer(job.0), integer(wall_ms)])?;
+        one(changed, &job)
     }
 
     fn standing(&self, attempt: AttemptId, standing: i64) -> rusqlite::Result<usize> {

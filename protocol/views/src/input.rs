@@ -6,13 +6,16 @@ use std::collections::BTreeMap;
 use jiff::Timestamp;
 use podmesh_protocol::access::Role as WireRole;
 use podmesh_protocol::again::EndedAs;
-use podmesh_protocol::ids::Name;
+use podmesh_protocol::ids::{JobId, Name};
 use podmesh_protocol::ranges::Ranges;
 use podmesh_protocol::schedule::{self, ScheduleSpec, When};
 use podmesh_protocol::service::{self, ServiceSpec};
 use podmesh_protocol::spec::{
     ArrayRange, DockerSpec, JobRules, JobSpec, OnLost as WireOnLost, Resources, RetryPolicy,
     RunSpec, RuntimeKind as WireRuntimeKind, RuntimeSpec,
+};
+use podmesh_protocol::workflow::{
+    Condition as WireCondition, Dependency, WorkflowJob, WorkflowSpec,
 };
 use schemars::{JsonSchema, Schema, SchemaGenerator};
 use serde::Deserialize;
@@ -22,6 +25,7 @@ use crate::json::{ContainerOutput, OnLost, RuntimeKind};
 use crate::schedule::Overlap;
 use crate::service::ProjectOutput;
 use crate::service_spec::{DependsOn, PortOutput, RestartWhen};
+use crate::workflow::Condition;
 
 /// Why an input is not a spec.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -59,6 +63,80 @@ pub struct RequeueInput {
     /// Only tasks with these indexes, such as `3,7,10-20`.
     #[schemars(with = "Option<String>")]
     pub tasks: Option<Ranges>,
+    /// Whether to requeue as well all that ended without success of the jobs that depend on it, or on
+    /// a job that does.
+    pub downstream: bool,
+}
+
+/// A job that another one waits for.
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct AfterInput {
+    /// The number of the upstream job.
+    pub job: u64,
+    /// How it must end; default `succeeded`.
+    #[serde(default = "succeeded")]
+    #[schemars(with = "Condition")]
+    pub when: WireCondition,
+}
+
+fn succeeded() -> WireCondition {
+    WireCondition::Succeeded
+}
+
+impl From<AfterInput> for Dependency {
+    fn from(after: AfterInput) -> Self {
+        Self { job: JobId(after.job), when: after.when }
+    }
+}
+
+/// Jobs to submit together.
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct WorkflowInput {
+    /// A name for people; need not be unique.
+    #[schemars(with = "String")]
+    pub name: Name,
+    /// The jobs, in the order of their numbers. Their names differ.
+    pub jobs: Vec<WorkflowJobInput>,
+}
+
+/// A job of a workflow.
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
+pub struct WorkflowJobInput {
+    /// Its name and what it runs.
+    #[serde(flatten)]
+    pub job: JobInput,
+    /// The jobs of the workflow that it waits for.
+    #[serde(default)]
+    pub after: Vec<NamedAfterInput>,
+}
+
+/// A job of a workflow that another one waits for.
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct NamedAfterInput {
+    /// The name of the upstream job.
+    #[schemars(with = "String")]
+    pub job: Name,
+    /// How it must end; default `succeeded`.
+    #[serde(default = "succeeded")]
+    #[schemars(with = "Condition")]
+    pub when: WireCondition,
+}
+
+impl TryFrom<WorkflowInput> for WorkflowSpec {
+    type Error = InputError;
+
+    fn try_from(input: WorkflowInput) -> Result<Self, InputError> {
+        let job = |job: WorkflowJobInput| {
+            let after = job.after.into_iter();
+            let after = after.map(|after| Dependency { job: after.job, when: after.when });
+            Ok(WorkflowJob { spec: job.job.try_into()?, after: after.collect() })
+        };
+        let jobs = input.jobs.into_iter().map(job).collect::<Result<_, _>>()?;
+        Ok(Self { name: input.name, jobs })
+    }
 }
 
 /// How a task ended without success.
@@ -143,6 +221,8 @@ pub struct JobSpecInput {
     pub on_lost: WireOnLost,
     /// No task starts before this time: RFC 3339; default: none.
     pub not_before: Option<String>,
+    /// The jobs that it waits for.
+    pub after: Vec<AfterInput>,
     /// The options of a container.
     #[schemars(schema_with = "container")]
     pub container: Option<DockerSpec>,
@@ -245,7 +325,9 @@ impl TryFrom<JobInput> for JobSpec {
                 expires_ms: spec.expires_ms,
             },
             not_before_ms: spec.not_before.as_deref().map(moment).transpose()?,
+            after: spec.after.into_iter().map(Dependency::from).collect(),
             scheduled: None,
+            workflow: None,
             run,
         })
     }
@@ -608,7 +690,9 @@ mod tests {
                 on_lost: WireOnLost::Requeue,
                 rules: Default::default(),
                 not_before_ms: Some(1_700_000_000_123),
+                after: vec![Dependency { job: JobId(4), when: WireCondition::Each }],
                 scheduled: None,
+                workflow: None,
                 run: run_spec(runtime, Some(8)),
             };
             let shown = serde_json::to_value(SpecOutput::from(&spec)).unwrap();

@@ -176,6 +176,22 @@ fn every_route_answers_as_the_document_says() {
     assert_eq!(history["runs"][0]["result"], "ran");
     ask("DELETE", "/schedules/yearly", None, 200);
 
+    let flow = json!({ "name": "flow", "jobs": [
+        { "name": "a", "spec": { "command": ["true"] } },
+        { "name": "b", "spec": { "command": ["true"] }, "after": [{ "job": "a" }] },
+    ] });
+    let flow = ask("POST", "/workflows", Some(flow), 201)["workflow"].as_u64().unwrap();
+    assert_eq!(ended(&api, flow + 1)["state"], "succeeded");
+    let shown = ask("GET", &format!("/workflows/{flow}?limit=5"), None, 200);
+    assert_eq!(shown["graph"][1]["after"][0]["state"], "met");
+    let listed = ask("GET", "/workflows?name=flow", None, 200);
+    assert_eq!(listed["workflows"][0]["workflow"], flow);
+    let circle = json!({ "name": "flow", "jobs": [
+        { "name": "a", "spec": { "command": ["true"] }, "after": [{ "job": "a", "when": "ended" }] },
+    ] });
+    let circle = ask("POST", "/workflows", Some(circle), 422);
+    assert!(circle["detail"].as_str().unwrap().contains("waits for itself"), "{circle}");
+
     let made = json!({ "role": "viewer", "api": true });
     let made = ask("POST", "/tokens", Some(made), 201);
     ask("POST", "/tokens", Some(json!({ "role": "operator", "uses": 2, "ttl_ms": 60000 })), 201);

@@ -8,6 +8,7 @@ pub(crate) mod query;
 pub(crate) mod schedule;
 pub(crate) mod service;
 pub(crate) mod volume;
+pub(crate) mod workflow;
 
 use std::path::PathBuf;
 
@@ -28,6 +29,7 @@ use query::{
 use schedule::ScheduleArgs;
 use service::ServiceArgs;
 use volume::VolumeArgs;
+use workflow::{AfterArgs, WorkflowArgs};
 
 use crate::values::Span;
 
@@ -191,6 +193,8 @@ pub(crate) enum Verb {
     /// The manager removes them by itself after a time, or when there are too many: see `keep` and
     /// `keep_attempts` in manager.toml. Output stays on the nodes as long as they keep it.
     Forget(ForgetArgs),
+    /// Submit jobs that wait for each other, and show how far they are
+    Workflow(WorkflowArgs),
     /// Run a job again and again: at the times of a cron pattern, or at an interval
     Schedule(ScheduleArgs),
     /// List services
@@ -279,6 +283,7 @@ impl Verb {
             | Self::Requeue(_)
             | Self::Failed(_)
             | Self::Forget(_)
+            | Self::Workflow(_)
             | Self::Services
             | Self::Volumes
             | Self::Nodes(_)
@@ -314,10 +319,12 @@ pub(crate) struct SubmitArgs {
     pub(crate) at: Option<String>,
     /// Start no task before this time has passed, such as 2h
     #[arg(long = "in", value_name = "TIME", conflicts_with = "at", help_heading = "When to run")]
-    pub(crate) after: Option<Span>,
+    pub(crate) pause: Option<Span>,
     /// Time zone of --at [default: that of this machine]
     #[arg(long, value_name = "ZONE", requires = "at", help_heading = "When to run")]
     pub(crate) tz: Option<String>,
+    #[command(flatten)]
+    pub(crate) upstream: AfterArgs,
     #[command(flatten)]
     pub(crate) options: JobOptions,
     #[command(flatten)]

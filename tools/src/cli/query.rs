@@ -170,6 +170,9 @@ pub(crate) struct CancelArgs {
     /// Numbers of the jobs
     #[arg(required = true)]
     pub(crate) jobs: Vec<JobId>,
+    /// Also cancel the jobs that depend on them, or on a job that does, as long as they have not ended
+    #[arg(long)]
+    pub(crate) downstream: bool,
 }
 
 /// `requeue`.
@@ -183,6 +186,9 @@ pub(crate) struct RequeueArgs {
     /// Only tasks that ended like this
     #[arg(long)]
     pub(crate) state: Option<EndedAsFlag>,
+    /// Also requeue what ended without success of the jobs that depend on it, or on a job that does
+    #[arg(long)]
+    pub(crate) downstream: bool,
 }
 
 /// `--state` of `requeue`.

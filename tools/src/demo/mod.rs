@@ -208,7 +208,9 @@ fn job(name: &str, array: ArrayRange, run: RunSpec) -> CliResult<JobSpec> {
         on_lost: OnLost::Wait,
         rules: Default::default(),
         not_before_ms: None,
+        after: Vec::new(),
         scheduled: None,
+        workflow: None,
         run,
     })
 }

@@ -17,7 +17,7 @@ pub(crate) use self::diff::{changed_keys, unified};
 use self::file::{
     HealthFile, HttpFile, PortFile, ProjectFile, RestartTable, ServiceFile, UpdateFile,
 };
-use crate::bounded::read_bounded;
+use crate::bounded::{JOB_FILE, read_bounded};
 use crate::container::{Container, OneOrMany, STOP_GRACE_MS, entrypoint};
 use crate::env_vars::{self, Lookup};
 use crate::error::{CliError, CliResult};
@@ -36,7 +36,7 @@ const SHOWN_REASON: usize = 400;
 /// # Errors
 /// Whatever the manager would refuse, and what cannot be read: with the file, the line and the key.
 pub(crate) fn read(path: &Path, lookup: Lookup<'_>) -> CliResult<ServiceSpec> {
-    let text = read_bounded(path, "service file")?;
+    let text = read_bounded(path, "service file", JOB_FILE)?;
     let name =
         if path == Path::new("-") { "the service file".into() } else { path.display().to_string() };
     let base = path.parent().unwrap_or(Path::new(""));

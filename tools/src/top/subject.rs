@@ -150,6 +150,7 @@ impl Query {
         let of_job = matches!(
             fact,
             EventFact::JobSubmitted { .. }
+                | EventFact::WorkflowSubmitted { .. }
                 | EventFact::JobCancelRequested { .. }
                 | EventFact::JobEnded { .. }
                 | EventFact::JobEndedEarly { .. }

@@ -31,3 +31,4 @@ pub(crate) mod token;
 pub(crate) mod top;
 pub(crate) mod users;
 pub(crate) mod volumes;
+pub(crate) mod workflow;

@@ -4,6 +4,7 @@ use podmesh_protocol::ids::JobId;
 use tokio::sync::OnceCell;
 
 use crate::cli::RunArgs;
+use crate::cli::workflow::AfterArgs;
 use crate::connect::{Connection, PATIENCE_SUBMIT};
 use crate::context::Context;
 use crate::error::{CliError, CliResult, EXIT_INTERRUPTED, EXIT_PIPE};
@@ -19,7 +20,8 @@ use crate::verbs::submit::{send, show};
 /// once. If standard output is closed, the job is cancelled too: a local command would get a
 /// SIGPIPE.
 pub(crate) async fn run(context: &Context, args: RunArgs) -> CliResult {
-    let spec = job::build(args.options, args.command.command, &|name| std::env::var_os(name))?;
+    let lookup = |name: &str| std::env::var_os(name);
+    let spec = job::build(args.options, args.command.command, AfterArgs::default(), &lookup)?;
     let connection = context.connection(PATIENCE_SUBMIT)?;
     let mut interrupts = Interrupts::new()?;
     let submitted = OnceCell::new();

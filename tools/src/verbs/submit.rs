@@ -24,9 +24,10 @@ use crate::values::Span;
 
 /// Submits a job, prints its number, and waits if requested.
 pub(crate) async fn submit(context: &Context, args: SubmitArgs) -> CliResult {
-    let mut spec = job::build(args.options, args.command.command, &|name| std::env::var_os(name))?;
+    let lookup = |name: &str| std::env::var_os(name);
+    let mut spec = job::build(args.options, args.command.command, args.upstream, &lookup)?;
     let connection = context.connection(PATIENCE_SUBMIT)?;
-    spec.not_before_ms = not_before(&connection, args.at, args.after, args.tz).await?;
+    spec.not_before_ms = not_before(&connection, args.at, args.pause, args.tz).await?;
     let output = SubmitOutput { job: 0, name: spec.name.to_string(), tasks: spec.array.tasks() };
     let job = send(&connection, spec).await?;
     if context.json() {
@@ -50,7 +51,7 @@ pub(crate) async fn submit(context: &Context, args: SubmitArgs) -> CliResult {
 async fn not_before(
     connection: &Connection,
     at: Option<String>,
-    after: Option<Span>,
+    pause: Option<Span>,
     tz: Option<String>,
 ) -> CliResult<Option<u64>> {
     let wrong =
@@ -59,9 +60,9 @@ async fn not_before(
         let zone = tz.map_or_else(|| Ok(local_zone()), |zone| Zone::new(&zone));
         return moment(&at, &zone.map_err(wrong)?).map(Some).map_err(wrong);
     }
-    let Some(after) = after else { return Ok(None) };
+    let Some(pause) = pause else { return Ok(None) };
     // The clock of this machine may differ.
-    Ok(Some(connection.info().await?.wall_ms.saturating_add(after.ms())))
+    Ok(Some(connection.info().await?.wall_ms.saturating_add(pause.ms())))
 }
 
 /// Submits a job exactly once, with as many retries as needed.

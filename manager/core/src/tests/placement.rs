@@ -152,7 +152,10 @@ fn jobs_with_the_same_needs_share_one_shape() {
         let submission = SubmissionId(Uuid::from_u128(key));
         let spec = Arc::new(spec());
         step.clear();
-        let input = Input::Command(TICKET, Command::Submit { by: name("ann"), submission, spec });
+        let input = Input::Command(
+            TICKET,
+            Command::Submit { by: name("ann"), submission, spec, upstream: BTreeMap::new() },
+        );
         world.core.step(world.now, input, &mut step);
         world.model.apply(world.now.mono_ms, &step);
     }

@@ -182,7 +182,7 @@ fn kills(table: &mut Table, image: &str, lines: u64) {
         done += 1;
     }
     rig.mesh.wait_for_node("a", "alive");
-    rig.ask(podmesh_protocol::client::RequestBody::Cancel { job: number });
+    rig.ask(podmesh_protocol::client::RequestBody::Cancel { job: number, downstream: false });
     rig.mesh.wait_for_job(number.0, "cancelled");
     let name = format!("lines missing or duplicated, agent killed {kills} times at full rate");
     table.figure(&name, out_of_order(&log, lines).to_string(), "0");
