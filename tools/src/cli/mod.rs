@@ -22,8 +22,8 @@ use compose::ComposeArgs;
 use daemon::{AgentArgs, BackupArgs, DemoArgs, DevArgs, ManagerArgs, ProxyArgs, SupervisorArgs};
 use job::{CommandArgs, JobOptions};
 use query::{
-    CancelArgs, EventsArgs, FailedArgs, ForgetArgs, JobArgs, JobsArgs, LogsArgs, RequeueArgs,
-    TasksArgs,
+    CancelArgs, ConsoleArgs, EventsArgs, FailedArgs, ForgetArgs, JobArgs, JobsArgs, LogsArgs,
+    RequeueArgs, TasksArgs,
 };
 use schedule::ScheduleArgs;
 use service::ServiceArgs;
@@ -221,6 +221,11 @@ pub(crate) enum Verb {
     /// The keys are those of k9s and lazydocker: / filters, Enter opens, l shows logs, d describes,
     /// x cancels after a question, ? lists all keys, and q quits.
     Top,
+    /// Open the console in the browser: a page on this machine alone, until Ctrl-C
+    ///
+    /// The page asks the manager through the mesh with your key, and may do what your role permits.
+    /// The printed address contains a code that signs in once, within five minutes.
+    Console(ConsoleArgs),
     /// List, create or revoke join tokens, with which machines and users join
     #[command(args_conflicts_with_subcommands = true)]
     Token(TokenArgs),
@@ -263,6 +268,7 @@ impl Verb {
             Self::Logout => Some("logout"),
             Self::Key(_) => Some("key"),
             Self::Top => Some("top"),
+            Self::Console(_) => Some("console"),
             Self::Token(TokenArgs { verb: Some(TokenVerb::Revoke { .. }) }) => Some("token revoke"),
             Self::Nodes(NodesArgs { verb: Some(NodesVerb::Revoke { .. }) }) => Some("nodes revoke"),
             Self::Nodes(NodesArgs { verb: Some(NodesVerb::Forget { .. }) }) => Some("nodes forget"),

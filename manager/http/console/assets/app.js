@@ -2,12 +2,12 @@
 
 import { render } from "./vendor/preact.mjs";
 import { useEffect, useState } from "./vendor/hooks.mjs";
-import { ask, onRefused, token } from "./api.js";
+import { ask, onRefused, signIn, token } from "./api.js";
 import { Dialogs, help } from "./dialog.js";
 import { listen } from "./keys.js";
 import { follow, useStatus } from "./live.js";
 import { Heading, html, Name, Notice, State } from "./parts.js";
-import { useRoute } from "./route.js";
+import { takeCode, useRoute } from "./route.js";
 import { Login } from "./pages/login.js";
 import { Overview } from "./pages/overview.js";
 import { Jobs } from "./pages/jobs.js";
@@ -95,10 +95,12 @@ function Inside({ me, leave }) {
     <${Dialogs} />`;
 }
 
+const code = takeCode();
+
 function App() {
   const [me, setMe] = useState(null);
   const [problem, setProblem] = useState(null);
-  const [ready, setReady] = useState(token.get() === null);
+  const [ready, setReady] = useState(token.get() === null && code === undefined);
   const enter = async () => setMe(await ask("/me"));
   const leave = (why) => {
     token.forget();
@@ -108,7 +110,11 @@ function App() {
   useEffect(() => {
     onRefused((detail) => leave(new Error(detail)));
     listen(help);
-    if (token.get() !== null) enter().catch(setProblem).finally(() => setReady(true));
+    const start = async () => {
+      if (code !== undefined) await signIn(code);
+      if (token.get() !== null) await enter();
+    };
+    start().catch(setProblem).finally(() => setReady(true));
   }, []);
   if (!ready) return html`<p class="quiet" role="status">Loading …</p>`;
   if (me) return html`<${Inside} me=${me} leave=${() => leave(null)} />`;
