@@ -33,6 +33,7 @@ mod signals;
 mod sink;
 mod toml_file;
 mod top;
+mod trace;
 mod turns;
 mod values;
 mod verbs;

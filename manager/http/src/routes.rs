@@ -191,6 +191,10 @@ const IDEMPOTENCY_KEY: (&str, &str) = (
     "Idempotency-Key",
     "A key that is new for each job, best a UUID. The same request again with the same key returns the same job.",
 );
+const TRACE: (&str, &str) = (
+    "traceparent",
+    "The trace that the job is a part of (W3C Trace Context). Its tasks get it as `TRACEPARENT`.",
+);
 const LAST_EVENT_ID: (&str, &str) =
     ("Last-Event-ID", "The `id` of the last event that the client has: the stream resumes there.");
 const RANGE: (&str, &str) =
@@ -246,12 +250,13 @@ fn job_routes() -> Vec<Route> {
             .reply::<JobsOutput>(200, "A page of jobs."),
         on_post("/jobs", "submit_job", "Submits a job. The reply comes when the job is on disk.", jobs::submit)
             .needs(operator)
-            .header(&[IDEMPOTENCY_KEY])
+            .header(&[IDEMPOTENCY_KEY, TRACE])
             .body::<JobInput>()
             .reply::<SubmitOutput>(201, "The job was submitted.")
             .reply::<SubmitOutput>(200, "It was submitted before, with the same key."),
         on_post("/jobs/batch", "submit_jobs", "Submits many jobs. Each is accepted or refused by itself.", jobs::submit_batch)
             .needs(operator)
+            .header(&[TRACE])
             .body::<jobs::BatchInput>()
             .reply::<BatchOutput>(200, "What became of each job."),
         on_post("/jobs/forget", "forget_jobs", "Removes the ended jobs of a range.", jobs::forget_many)

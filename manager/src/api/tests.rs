@@ -109,6 +109,7 @@ impl World {
                 events: Arc::clone(&counts),
                 store: writer.measures(),
                 heartbeats: heartbeats.clone(),
+                spans: Default::default(),
             },
             ended_jobs: Default::default(),
             stopping: stopping.clone(),

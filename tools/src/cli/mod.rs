@@ -13,6 +13,7 @@ use std::path::PathBuf;
 
 use clap::builder::styling::{AnsiColor, Styles};
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use podmesh_protocol::trace::TraceParent;
 use podmesh_wire::locate::ManagerPlace;
 
 use access::{
@@ -296,11 +297,22 @@ impl Verb {
     }
 }
 
+/// The trace that a job belongs to.
+#[derive(Args, Clone, Copy, Debug)]
+pub(crate) struct TraceArgs {
+    /// Make the job a part of this trace (W3C `traceparent`); its tasks get it as TRACEPARENT
+    /// [default: the variable TRACEPARENT]
+    #[arg(long, value_name = "ID", help_heading = "What to run")]
+    pub(crate) traceparent: Option<TraceParent>,
+}
+
 /// `run`.
 #[derive(Args, Debug)]
 pub(crate) struct RunArgs {
     #[command(flatten)]
     pub(crate) options: JobOptions,
+    #[command(flatten)]
+    pub(crate) trace: TraceArgs,
     #[command(flatten)]
     pub(crate) command: CommandArgs,
 }
@@ -326,6 +338,8 @@ pub(crate) struct SubmitArgs {
     pub(crate) tz: Option<String>,
     #[command(flatten)]
     pub(crate) options: JobOptions,
+    #[command(flatten)]
+    pub(crate) trace: TraceArgs,
     #[command(flatten)]
     pub(crate) command: CommandArgs,
 }

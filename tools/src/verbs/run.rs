@@ -1,6 +1,7 @@
 //! `podmesh run`
 
 use podmesh_protocol::ids::JobId;
+use podmesh_protocol::trace::TRACEPARENT;
 use tokio::sync::OnceCell;
 
 use crate::cli::RunArgs;
@@ -11,6 +12,7 @@ use crate::follow::exit_code;
 use crate::job;
 use crate::output::screen::say;
 use crate::signals::Interrupts;
+use crate::trace;
 use crate::verbs::submit::{send, show};
 
 /// Runs a job in the foreground.
@@ -19,7 +21,8 @@ use crate::verbs::submit::{send, show};
 /// once. If standard output is closed, the job is cancelled too: a local command would get a
 /// SIGPIPE.
 pub(crate) async fn run(context: &Context, args: RunArgs) -> CliResult {
-    let spec = job::build(args.options, args.command.command, &|name| std::env::var_os(name))?;
+    let mut spec = job::build(args.options, args.command.command, &|name| std::env::var_os(name))?;
+    trace::join(&mut spec, args.trace.traceparent, std::env::var_os(TRACEPARENT));
     let connection = context.connection(PATIENCE_SUBMIT)?;
     let mut interrupts = Interrupts::new()?;
     let submitted = OnceCell::new();
