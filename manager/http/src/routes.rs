@@ -40,7 +40,9 @@ use crate::events::Feed;
 use crate::extract::Session;
 use crate::guard::{Hosts, guard};
 use crate::problem::Problem;
-use crate::{access, console, events, jobs, logs, nodes, openapi, schedules, services, volumes};
+use crate::{
+    access, console, events, jobs, logs, merged, nodes, openapi, schedules, services, volumes,
+};
 
 /// Where all routes begin.
 pub(crate) const PREFIX: &str = "/api/v1";
@@ -302,7 +304,20 @@ fn job_routes() -> Vec<Route> {
         .reply_as(200, "The output.", vec![("text/plain", None), ("text/event-stream", None)])
         .reply_as(206, "The range.", vec![("text/plain", None)])
         .reply_as(416, "There is no output there.", vec![("application/problem+json", None)]),
+        merged_log(on_get(
+            "/jobs/{job}/log",
+            "read_job_log",
+            "The output of the last attempts of a job's tasks (at most the first 1000), merged line by line.",
+            merged::of_job,
+        )),
     ]
+}
+
+/// Adds what all routes of merged output have in common.
+fn merged_log(route: Route) -> Route {
+    let kinds = vec![("text/plain", None), ("text/event-stream", None)];
+    let about = "The output. As text, each line begins with its task or replica. As events: JSON with `attempt`, `label`, `text` (whole lines) and `problem`; an event `end` comes last.";
+    route.query::<merged::MergedQuery>().reply_as(200, about, kinds)
 }
 
 fn node_routes() -> Vec<Route> {
@@ -379,6 +394,12 @@ fn service_routes(operator: Role) -> Vec<Route> {
         .header(&[IF_NONE_MATCH])
         .reply::<ServiceOutput>(200, "The service.")
         .no_content(304, "It has not changed."),
+        merged_log(on_get(
+            "/services/{service}/log",
+            "read_service_log",
+            "The output of the replicas of a service, merged line by line.",
+            merged::of_service,
+        )),
         changed(put_service.body::<ServiceSpecInput>()),
         changed(on_delete(
             "/services/{service}",
