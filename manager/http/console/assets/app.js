@@ -16,6 +16,8 @@ import { Task } from "./pages/task.js";
 import { JobOutput, ServiceOutput } from "./pages/merged.js";
 import { Services } from "./pages/services.js";
 import { Service } from "./pages/service.js";
+import { Schedules } from "./pages/schedules.js";
+import { Schedule } from "./pages/schedule.js";
 import { Nodes } from "./pages/nodes.js";
 import { Node } from "./pages/node.js";
 import { Events } from "./pages/events.js";
@@ -26,6 +28,7 @@ const MENU = [
   ["", "Overview"],
   ["jobs", "Jobs"],
   ["services", "Services"],
+  ["schedules", "Schedules"],
   ["nodes", "Nodes"],
   ["volumes", "Volumes"],
   ["events", "Events"],
@@ -41,10 +44,10 @@ function find({ parts }) {
   if (kind === "services" && below === "output" && !index) return [ServiceOutput, `Output of ${name}`];
   if (below !== undefined) return [Missing, "Not found"];
   if (name !== undefined) {
-    const page = { jobs: [Job, `Job ${name}`], services: [Service, name], nodes: [Node, name] };
+    const page = { jobs: [Job, `Job ${name}`], services: [Service, name], schedules: [Schedule, name], nodes: [Node, name] };
     return page[kind] ?? [Missing, "Not found"];
   }
-  const pages = { "": Overview, jobs: Jobs, services: Services, nodes: Nodes, volumes: Volumes, events: Events, access: Access };
+  const pages = { "": Overview, jobs: Jobs, services: Services, schedules: Schedules, nodes: Nodes, volumes: Volumes, events: Events, access: Access };
   const title = MENU.find(([path]) => path === kind)?.[1];
   return title ? [pages[kind], title] : [Missing, "Not found"];
 }

@@ -59,7 +59,7 @@ function Facts({ job }) {
     ["Each task gets", `${cores(spec.cpu_millis)} cores, ${spec.memory_bytes ? bytes(spec.memory_bytes) : "memory without a limit"}`],
     ["Retries", spec.retries],
     ["Priority", job.priority],
-    ["Run of the schedule", job.schedule ? `${visible(job.schedule)}, for ${time(job.schedule_instant)}` : ""],
+    ["Run of the schedule", job.schedule ? html`<a href=${link("schedules", job.schedule)}><${Name}>${job.schedule}<//></a>, for ${time(job.schedule_instant)}` : ""],
     ["Not before", time(spec.not_before)],
     ["Submitted", html`${time(job.submitted_at)}${job.submitted_by && html` by <${Name}>${job.submitted_by}<//>`}`],
     ["Started", time(job.started_at)],
