@@ -212,7 +212,8 @@ fn a_collector_that_is_away_delays_nothing_and_gets_what_waits() {
     mesh.wait_for_job(first, "succeeded");
     assert_eq!(counted(&mesh), [0.0, 0.0]);
     collector.answer(200);
-    assert_eq!(collector.wait_for(first).len(), 4);
+    let spans = collector.wait_for(first);
+    assert_eq!(spans.len(), 4, "{spans:#?}");
     until_true("they are counted", || counted(&mesh) == [4.0, 0.0]);
     // One that refuses for good.
     collector.answer(400);

@@ -132,33 +132,33 @@ impl MeshDoor {
 
 /// Keeps the last revision, and whether the manager can be asked.
 async fn watch_events(shared: Arc<Shared>, watched: Connection, sender: watch::Sender<Revision>) {
-    let mut hints = Hints::default();
-    loop {
-        let from = *sender.borrow();
-        let last = match hints.next(&watched, from).await {
-            Some(chunk) => chunk.last(),
-            None => {
-                let asked = tokio::select! {
-                    asked = watched.info() => asked,
-                    never = report_gone(&shared, &watched) => match never {},
-                };
-                match asked {
+    let following = async {
+        let mut hints = Hints::default();
+        loop {
+            let from = *sender.borrow();
+            let last = match hints.next(&watched, from).await {
+                Some(chunk) => chunk.last(),
+                None => match watched.info().await {
                     Ok(info) => info.revision,
                     Err(error) => {
                         shared.set_away(Some(refusal(error)));
                         sleep(REFUSED_PAUSE).await;
                         continue;
                     }
-                }
-            }
-        };
-        shared.set_away(None);
-        sender.send_if_modified(|known| std::mem::replace(known, last) != last);
+                },
+            };
+            shared.set_away(None);
+            sender.send_if_modified(|known| std::mem::replace(known, last) != last);
+        }
+    };
+    tokio::select! {
+        () = following => {}
+        () = report_gone(&shared, &watched) => {}
     }
 }
 
 /// While the manager is waited for, says so to those who ask.
-async fn report_gone(shared: &Shared, watched: &Connection) -> std::convert::Infallible {
+async fn report_gone(shared: &Shared, watched: &Connection) {
     loop {
         sleep(Duration::from_millis(500)).await;
         if watched.is_gone() {

@@ -210,11 +210,20 @@ impl Tracer {
         }
         let Some(open) = job.attempts.remove(&attempt) else { return Made::default() };
         self.open -= 1;
-        let (name, since) = match open.started_ms {
-            Some(started_ms) => ("running", started_ms),
-            None => ("starting", open.assigned_ms),
-        };
-        self.part(name, attempt, open.node, (since, wall_ms), Some(outcome))
+        let OpenAttempt { node, assigned_ms, started_ms } = open;
+        if let Some(started_ms) = started_ms {
+            return self.part("running", attempt, node, (started_ms, wall_ms), Some(outcome));
+        }
+        if outcome.exit_code.is_none() && outcome.signal.is_none() && outcome.ran_ms == 0 {
+            return self.part("starting", attempt, node, (assigned_ms, wall_ms), Some(outcome));
+        }
+        // It was over before its node reported the start, which the node then leaves out.
+        let started_ms = wall_ms.saturating_sub(outcome.ran_ms).max(assigned_ms);
+        let mut made =
+            self.part("starting", attempt, node.clone(), (assigned_ms, started_ms), None);
+        let running = self.part("running", attempt, node, (started_ms, wall_ms), Some(outcome));
+        made.spans.extend(running.spans);
+        made
     }
 
     /// Returns a span of an attempt.
@@ -365,6 +374,7 @@ mod tests {
                 ("running", 1_200, 1_500),
                 ("queued", 1_900, 2_000),
                 ("starting", 2_000, 2_050),
+                ("running", 2_050, 2_050),
                 ("job etl", 1_000, 2_060),
             ]
         );
@@ -375,7 +385,7 @@ mod tests {
         let ids: std::collections::HashSet<_> = spans.iter().map(|span| span.id).collect();
         assert_eq!(ids.len(), spans.len());
         let failed: Vec<_> = spans.iter().map(|span| span.error.is_some()).collect();
-        assert_eq!(failed, [false, false, true, false, false, false]);
+        assert_eq!(failed, [false, false, true, false, false, false, false]);
         assert!(spans[2].attributes.contains(&("process.exit.code", Value::Whole(3))));
         assert_eq!((tracer.open, tracer.jobs.len()), (0, 0));
     }
@@ -417,7 +427,7 @@ mod tests {
         assert_eq!((made.spans.len(), made.dropped), (0, 3));
         let other = assigned(AttemptId::new(JobId(2), 1, 1));
         assert_eq!(tracer.unknown_job(&other), None);
-        assert_eq!(see(&mut tracer, &known, 2_001, &ended(attempt(1), 0, None)).len(), 1);
+        assert_eq!(see(&mut tracer, &known, 2_001, &ended(attempt(1), 0, None)).len(), 2);
         assert_eq!(tracer.unknown_job(&other), Some(JobId(2)));
     }
 }
