@@ -17,9 +17,9 @@ use podmesh_wire::route::HTTP_SOCKET;
 use podmesh_wire::socket_dir::SocketDir;
 use tokio::sync::watch;
 
-use crate::api::{Api, Client, is_command};
+use crate::api::{Api, is_command};
 use crate::api_tokens::ApiTokens;
-use crate::callers::Callers;
+use crate::callers::{Callers, Client};
 use crate::config::{HttpListen, ManagerConfig};
 use crate::core::CoreHandle;
 use crate::threads::{Reads, yield_to_others};

@@ -98,14 +98,19 @@ fn grace_default() -> u64 {
 /// The runtime of a job, with its own options.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-#[expect(clippy::large_enum_variant, reason = "each spec of a task has one, behind an Arc")]
 pub enum RuntimeSpec {
     /// A command on the node itself.
     Process,
-    /// A container.
-    Docker(DockerSpec),
+    /// A container. It has many options: other work should not need memory for them.
+    Docker(Box<DockerSpec>),
     /// Succeeds at once and runs nothing: for benchmarks. Off unless an agent enables it.
     Noop,
+}
+
+impl From<DockerSpec> for RuntimeSpec {
+    fn from(spec: DockerSpec) -> Self {
+        Self::Docker(Box::new(spec))
+    }
 }
 
 impl RuntimeSpec {
@@ -619,7 +624,7 @@ mod tests {
             (refused(|s| _ = s.run.env.insert("A=B".into(), String::new())), "contains `=`"),
             (refused(|s| s.run.workdir = Some("a".into())), "absolute"),
             (refused(|s| s.run.timeout_ms = Some(0)), "timeout"),
-            (refused(|s| s.run.runtime = RuntimeSpec::Docker(DockerSpec::default())), "image"),
+            (refused(|s| s.run.runtime = RuntimeSpec::from(DockerSpec::default())), "image"),
         ] {
             assert!(said.contains(text), "{said:?} does not say {text:?}");
         }
@@ -631,8 +636,7 @@ mod tests {
             let mut spec = spec();
             if container {
                 let image = "busybox".into();
-                spec.run.runtime =
-                    RuntimeSpec::Docker(DockerSpec { image, ..DockerSpec::default() });
+                spec.run.runtime = RuntimeSpec::from(DockerSpec { image, ..DockerSpec::default() });
             }
             spec.run.files.insert(path.into(), "text".into());
             spec.validate().map_err(|error| error.to_string())
@@ -673,7 +677,7 @@ mod tests {
             (format!("{n:02}"), "l".repeat(bytes))
         });
         let entrypoint = Some(vec!["z".repeat(COMMAND_BYTES_MAX - 1)]);
-        spec.run.runtime = RuntimeSpec::Docker(DockerSpec {
+        spec.run.runtime = RuntimeSpec::from(DockerSpec {
             image: "i".repeat(IMAGE_BYTES_MAX),
             labels: labels.collect(),
             entrypoint,

@@ -21,7 +21,7 @@ use podmesh_protocol::report::{
 use podmesh_protocol::session::{Hello, StopReason, ToManager, ToPeer, Welcome};
 use podmesh_protocol::spec::{
     ArrayRange, DockerSpec, JobSpec, Mount, NetworkMode, OnLost, PullPolicy, Resources,
-    RetryPolicy, RunSpec, RuntimeKind, RuntimeSpec,
+    RetryPolicy, RunSpec, RuntimeKind,
 };
 use serde_json::json;
 use uuid::Uuid;
@@ -67,7 +67,7 @@ fn spec() -> JobSpec {
         not_before_ms: None,
         scheduled: None,
         run: RunSpec {
-            runtime: RuntimeSpec::Docker(docker),
+            runtime: docker.into(),
             command: vec!["echo".into(), "x".into()],
             env: BTreeMap::from([("A".into(), "b".into())]),
             workdir: Some("/".into()),

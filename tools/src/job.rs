@@ -339,7 +339,7 @@ fn runtime(
         return Ok(RuntimeSpec::Noop);
     }
     match image {
-        Some(image) => Ok(RuntimeSpec::Docker(container.with_image(image))),
+        Some(image) => Ok(RuntimeSpec::from(container.with_image(image))),
         None => {
             if let Some(option) = container.asked() {
                 return Err(CliError::usage(format!(

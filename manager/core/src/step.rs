@@ -352,7 +352,6 @@ pub struct KeyRow {
 
 /// What to do after the commit.
 #[derive(Clone, Debug, PartialEq, Eq)]
-#[expect(clippy::large_enum_variant, reason = "nearly all of them are `Send`, the largest")]
 pub enum Effect {
     /// Send a message to an agent.
     Send {

@@ -14,7 +14,8 @@ use podmesh_protocol::spec::JobSpec;
 use podmesh_protocol::volume::{VolumeReply, VolumeRequest};
 use podmesh_wire::machine::unwritable;
 
-use super::{Api, Client, unexpected};
+use super::{Api, unexpected};
+use crate::callers::Client;
 use crate::core::{Pending, Room};
 use crate::threads::stopping;
 

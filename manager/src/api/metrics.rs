@@ -14,7 +14,8 @@ use podmesh_protocol::service::{ServiceState, ServiceView};
 use podmesh_protocol::spec::Resources;
 use podmesh_wire::machine::{disk_bytes, free_bytes};
 
-use super::{Api, Client};
+use super::Api;
+use crate::callers::Client;
 use crate::callers::forbidden;
 use crate::heartbeat::Heartbeats;
 use crate::metrics::{EventCounts, JOB_ENDS, RUN_RESULTS, read};

@@ -23,8 +23,6 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use podmesh_manager_core::Core;
-use podmesh_manager_core::input::ConnectionId;
-use podmesh_protocol::access::Caller;
 use podmesh_protocol::client::{Info, ReplyBody, RequestBody};
 use podmesh_protocol::error::{ErrorCode, ErrorReply};
 use podmesh_protocol::ids::{ClusterId, InstanceId, Revision};
@@ -32,7 +30,7 @@ use podmesh_protocol::volume::{VolumeReply, VolumeRequest};
 use tokio::sync::watch;
 
 pub(crate) use self::metrics::Measured;
-use crate::callers::{Callers, forbidden};
+use crate::callers::{Callers, Client, forbidden};
 use crate::clock::Clock;
 use crate::core::{CoreHandle, Room};
 use crate::log_reads::LogReads;
@@ -41,18 +39,8 @@ use crate::own_key::OwnKey;
 use crate::store::{History, JobFilter};
 use crate::threads::Reads;
 use crate::tokens::Tokens;
-use crate::turns::{ConnectionReads, Turns};
+use crate::turns::Turns;
 use crate::waiters::Waiters;
-
-/// Somebody who asks.
-#[derive(Clone, Debug)]
-pub(crate) struct Client {
-    pub(crate) caller: Caller,
-    /// Their connection to ROUTER, if the request came by it.
-    pub(crate) connection: Option<ConnectionId>,
-    /// The reads of the connection, which take turns with those of others.
-    pub(crate) reads: ConnectionReads,
-}
 
 /// What the manager says about itself.
 pub(crate) struct Identity {

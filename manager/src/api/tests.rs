@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use crossbeam_channel::bounded;
 use podmesh_manager_core::CoreConfig;
-use podmesh_protocol::access::{KeyDigest, PublicKey, Role, TokenId};
+use podmesh_protocol::access::{Caller, KeyDigest, PublicKey, Role, TokenId};
 use podmesh_protocol::again::RequeueRequest;
 use podmesh_protocol::client::{LogPosition, LogRead, LogStream, PrincipalKind, Scheduling};
 use podmesh_protocol::ids::{AttemptId, JobId, Name, SubmissionId, TaskId};

@@ -12,8 +12,9 @@ use podmesh_protocol::spec::ArrayRange;
 use rusqlite::{OptionalExtension, Row, params};
 
 use super::codes::{integer, outcome_kind, task_state, unsigned};
+use super::columns::name;
 use super::reader::{History, REPLY_BYTES_MAX, ROW_BYTES, ReadError, SCAN_ROWS_MAX};
-use super::restore::{self, name};
+use super::restore;
 
 /// A part of the tasks to requeue.
 #[derive(Debug)]

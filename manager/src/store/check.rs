@@ -10,7 +10,8 @@ use rusqlite::types::ValueRef;
 use rusqlite::{Connection, Row};
 
 use super::codes::{attempt_state, job_state, outcome_kind, standing, task_state, unsigned};
-use super::restore::{counts, decoded, name, untried};
+use super::columns::{counts, decoded, name};
+use super::restore::untried;
 use super::seal::{self, FileError, FileState};
 use super::{
     FILE_NAME, StoreError, open_for_reading, removal, restore, schedules, schema, services, volumes,

@@ -21,7 +21,8 @@ use podmesh_protocol::spec::ArrayRange;
 use rusqlite::{Connection, ErrorCode as Sqlite, OptionalExtension, Row, params};
 
 use super::codes::{attempt_state, closed, integer, job_state, outcome_kind, task_state, unsigned};
-use super::restore::{counts, decoded, last_job, name, submitted_by};
+use super::columns::{counts, decoded, name, submitted_by};
+use super::numbers::last_job;
 use super::{StoreError, access, removal, schedules, services};
 
 /// The most bytes of rows in one reply, by a high estimate. The rest of the frame is a reserve in

@@ -9,13 +9,13 @@ use podmesh_protocol::access::TokenId;
 use podmesh_protocol::ids::{
     AgentId, Epoch, InstanceId, JobId, Name, Revision, SubmissionId, TaskId,
 };
-use podmesh_protocol::report::TaskCounts;
 use podmesh_protocol::spec::{ArrayRange, Resources};
 use rusqlite::{Connection, Row};
 use uuid::Uuid;
 
 use super::codes::{attempt_state, closed, outcome_kind, scheduling, standing, unsigned};
-use super::{access, schedules, schema, services, unreadable, volumes};
+use super::columns::{counts, decoded, name, submitted_by};
+use super::{access, numbers, schedules, schema, services, volumes};
 
 /// What a start has read.
 pub(super) struct Restored {
@@ -32,7 +32,7 @@ pub(super) fn read(connection: &Connection) -> rusqlite::Result<Restored> {
         Ok(unsigned(connection.query_row(sql, [], |row| row.get(0))?))
     };
     let mut state = State::new(schema::cluster(connection)?);
-    state.last_job = last_job(connection)?;
+    state.last_job = numbers::last_job(connection)?;
     state.last_epoch = Epoch(number("SELECT value FROM meta WHERE key = 'last_epoch'")?);
     state.last_revision = Revision(number("SELECT coalesce(max(last), 0) FROM events")?);
     state.last_token = TokenId(number("SELECT value FROM meta WHERE key = 'last_token'")?);
@@ -58,13 +58,6 @@ pub(super) fn read(connection: &Connection) -> rusqlite::Result<Restored> {
     state.schedules = schedules::read(connection)?;
     state.volumes = volumes::read(connection)?;
     Ok(Restored { state, nodes, orphaned })
-}
-
-/// Returns the highest job number that was given out.
-pub(super) fn last_job(connection: &Connection) -> rusqlite::Result<JobId> {
-    let last = "SELECT max(value, (SELECT coalesce(max(job), 0) FROM jobs)) FROM meta
-         WHERE key = 'last_job'";
-    connection.prepare_cached(last)?.query_row([], |row| Ok(JobId(unsigned(row.get(0)?))))
 }
 
 /// Maximum time counted between two runs of the manager. A manager that was off for longer keeps its
@@ -231,36 +224,4 @@ fn pasts(connection: &Connection) -> rusqlite::Result<HashMap<TaskId, Past>> {
         }
     }
     Ok(pasts)
-}
-
-/// Reads a name from a column.
-pub(super) fn name(row: &Row<'_>, column: usize) -> rusqlite::Result<Name> {
-    let text: String = row.get(column)?;
-    Name::try_from(text).map_err(|e| unreadable(column, e))
-}
-
-/// Reads who submitted a job from a column.
-pub(super) fn submitted_by(row: &Row<'_>, column: usize) -> rusqlite::Result<Option<Name>> {
-    let by: Option<String> = row.get(column)?;
-    by.map(|by| Name::try_from(by).map_err(|e| unreadable(column, e))).transpose()
-}
-
-/// Reads a MessagePack value from a column.
-pub(super) fn decoded<T: serde::de::DeserializeOwned>(
-    row: &Row<'_>,
-    column: usize,
-) -> rusqlite::Result<T> {
-    let bytes = row.get_ref(column)?.as_blob().map_err(|e| unreadable(column, e))?;
-    rmp_serde::from_slice(bytes).map_err(|e| unreadable(column, e))
-}
-
-/// Reads the counts from five columns, beginning at `first`.
-pub(super) fn counts(row: &Row<'_>, first: usize) -> rusqlite::Result<TaskCounts> {
-    Ok(TaskCounts {
-        queued: row.get(first)?,
-        active: row.get(first + 1)?,
-        succeeded: row.get(first + 2)?,
-        failed: row.get(first + 3)?,
-        cancelled: row.get(first + 4)?,
-    })
 }

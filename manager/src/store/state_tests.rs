@@ -31,8 +31,8 @@ use podmesh_protocol::version::VersionRange;
 use tempfile::TempDir;
 use uuid::Uuid;
 
+use super::commit::TimedStep;
 use super::tests::{job_spec, name};
-use super::writer::TimedStep;
 use super::{Store, open};
 
 const NODES: [&str; 3] = ["a", "b", "c"];
@@ -187,11 +187,11 @@ impl World {
             0..3 => {
                 let port = PortSpec { publish: Some(80), ..PortSpec::default() };
                 let is_web = service.as_str() == "web";
-                let ports = is_web.then(|| (name("http"), port)).into_iter().collect();
+                let ports = Arc::new(is_web.then(|| (name("http"), port)).into_iter().collect());
                 let JobSpec { resources, mut run, .. } = job_spec(1);
                 run.command.push(self.rng.u8(0..3).to_string());
                 if self.rng.bool() {
-                    run.runtime = RuntimeSpec::Docker(DockerSpec {
+                    run.runtime = RuntimeSpec::from(DockerSpec {
                         image: "busybox".into(),
                         volumes: vec![VolumeMount {
                             volume: name(["data", "logs"][self.rng.usize(0..2)]),

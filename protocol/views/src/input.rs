@@ -174,7 +174,7 @@ fn runtime(
     container: Option<DockerSpec>,
 ) -> Result<RuntimeSpec, InputError> {
     match (kind, container) {
-        (None | Some(WireRuntimeKind::Docker), Some(docker)) => Ok(RuntimeSpec::Docker(docker)),
+        (None | Some(WireRuntimeKind::Docker), Some(docker)) => Ok(docker.into()),
         (Some(WireRuntimeKind::Docker), None) => Err(InputError::NoContainer),
         (Some(_), Some(_)) => Err(InputError::ContainerOfCommand),
         (None | Some(WireRuntimeKind::Process), None) => Ok(RuntimeSpec::Process),
@@ -476,7 +476,7 @@ impl ServiceSpecInput {
             project: self.project,
             depends_on: self.depends_on,
             resources: resources(self.cpu_millis, self.memory_bytes),
-            ports: self.ports,
+            ports: self.ports.into(),
             health: self.health.map(TryInto::try_into).transpose()?,
             restart: service::RestartPolicy {
                 when: self.restart.when,
@@ -554,6 +554,8 @@ pub struct KeyRotateInput {
 #[cfg(test)]
 #[expect(clippy::unwrap_used, reason = "tests")]
 mod tests {
+    use std::sync::Arc;
+
     use super::*;
     use crate::json::SpecOutput;
     use crate::service_spec::ServiceSpecOutput;
@@ -589,7 +591,7 @@ mod tests {
 
     #[test]
     fn a_job_that_a_reply_shows_can_be_sent_back() {
-        for runtime in [RuntimeSpec::Docker(docker()), RuntimeSpec::Process, RuntimeSpec::Noop] {
+        for runtime in [RuntimeSpec::from(docker()), RuntimeSpec::Process, RuntimeSpec::Noop] {
             let spec = JobSpec {
                 name: "a".parse().unwrap(),
                 array: ArrayRange { first: 3, last: 9 },
@@ -642,15 +644,17 @@ mod tests {
                 }),
                 depends_on: [("db".parse().unwrap(), service::DependsOn::Healthy)].into(),
                 resources: Resources { cpu_millis: 5, memory_bytes: 6 },
-                ports: [(
-                    port.clone(),
-                    service::PortSpec {
-                        container: Some(80),
-                        publish: Some(81),
-                        proxy_protocol: true,
-                    },
-                )]
-                .into(),
+                ports: Arc::new(
+                    [(
+                        port.clone(),
+                        service::PortSpec {
+                            container: Some(80),
+                            publish: Some(81),
+                            proxy_protocol: true,
+                        },
+                    )]
+                    .into(),
+                ),
                 health: Some(service::HealthSpec {
                     check,
                     interval_ms: 1,
@@ -670,7 +674,7 @@ mod tests {
                     rollback: false,
                 },
                 drain_ms: 9,
-                run: run_spec(RuntimeSpec::Docker(docker()), None),
+                run: run_spec(RuntimeSpec::from(docker()), None),
             };
             let shown = serde_json::to_value(ServiceSpecOutput::from(&spec)).unwrap();
             let input: ServiceSpecInput = serde_json::from_value(shown).unwrap();

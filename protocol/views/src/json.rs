@@ -482,7 +482,7 @@ impl From<&spec::JobSpec> for SpecOutput {
             on_lost: spec.on_lost.into(),
             not_before: spec.not_before_ms.map(rfc3339),
             container: match &spec.run.runtime {
-                spec::RuntimeSpec::Docker(docker) => Some(docker.into()),
+                spec::RuntimeSpec::Docker(docker) => Some(docker.as_ref().into()),
                 spec::RuntimeSpec::Process | spec::RuntimeSpec::Noop => None,
             },
         }

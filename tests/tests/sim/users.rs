@@ -95,7 +95,7 @@ impl World {
         let runtime = if rng.percent(50) {
             RuntimeSpec::Process
         } else {
-            RuntimeSpec::Docker(DockerSpec { image: "busybox".into(), ..Default::default() })
+            RuntimeSpec::from(DockerSpec { image: "busybox".into(), ..Default::default() })
         };
         let rules = JobRules {
             max_failures: rng.percent(15).then(|| rng.within(1, 3) as u32),

@@ -8,6 +8,7 @@ pub(crate) mod values;
 
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::sync::Arc;
 
 use podmesh_protocol::service::{PortSpec, ServiceSpec};
 use podmesh_protocol::spec::{DockerSpec, Resources, RunSpec, RuntimeSpec, SpecError};
@@ -101,7 +102,7 @@ fn build(text: &str, file_name: &str, base: &Path, lookup: Lookup<'_>) -> CliRes
         pull: file.pull,
     };
     let runtime = match (file.image, container.asked()) {
-        (Some(image), _) => RuntimeSpec::Docker(container.with_image(image)),
+        (Some(image), _) => RuntimeSpec::from(container.with_image(image)),
         (None, Some(key)) => {
             return Err(wrong(
                 &[key],
@@ -132,7 +133,9 @@ fn build(text: &str, file_name: &str, base: &Path, lookup: Lookup<'_>) -> CliRes
             cpu_millis: file.cpus.map_or(resources.cpu_millis, |cpus| cpus.0),
             memory_bytes: file.memory.map_or(resources.memory_bytes, |memory| memory.0),
         },
-        ports: file.ports.iter().map(|(name, port)| (name.clone(), PortSpec::from(port))).collect(),
+        ports: Arc::new(
+            file.ports.iter().map(|(name, port)| (name.clone(), PortSpec::from(port))).collect(),
+        ),
         health,
         restart: file.restart.map(Into::into).unwrap_or_default(),
         update: file.update.map(Into::into).unwrap_or_default(),

@@ -50,7 +50,7 @@ fn higher_priority_goes_first_then_the_order_of_arrival() {
 fn a_node_must_offer_the_runtime_and_have_the_labels() {
     let mut world = World::new();
     let mut docker = spec();
-    docker.run.runtime = RuntimeSpec::Docker(podmesh_protocol::spec::DockerSpec {
+    docker.run.runtime = RuntimeSpec::from(podmesh_protocol::spec::DockerSpec {
         image: "busybox".into(),
         ..Default::default()
     });

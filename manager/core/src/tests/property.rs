@@ -18,7 +18,7 @@ const NODES: [&str; 3] = ["a", "b", "c"];
 
 /// A container with the volume `data`.
 pub(super) fn with_volume() -> RuntimeSpec {
-    RuntimeSpec::Docker(DockerSpec {
+    RuntimeSpec::from(DockerSpec {
         image: "busybox".into(),
         volumes: vec![VolumeMount {
             volume: name("data"),
@@ -394,7 +394,7 @@ impl Cluster {
                     project: Some(project),
                     depends_on: after.then_some((other, DependsOn::Healthy)).into_iter().collect(),
                     resources,
-                    ports: ports.into_iter().filter(|_| web).collect(),
+                    ports: Arc::new(ports.into_iter().filter(|_| web).collect()),
                     health: None,
                     restart: Default::default(),
                     update: UpdatePolicy { max_surge: surge, min_healthy, ..Default::default() },

@@ -75,7 +75,7 @@ fn printer(lines: u64) -> String {
 fn container(image: &str, script: &str) -> JobSpec {
     let docker =
         DockerSpec { image: image.to_owned(), pull: PullPolicy::Never, ..DockerSpec::default() };
-    job(RuntimeSpec::Docker(docker), &["sh", "-c", script], 1)
+    job(docker.into(), &["sh", "-c", script], 1)
 }
 
 fn log_of(rig: &Rig, job: JobId, task: u32) -> PathBuf {
