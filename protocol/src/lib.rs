@@ -18,6 +18,7 @@ pub mod service;
 pub mod session;
 pub mod spec;
 pub mod time;
+pub mod trace;
 pub mod version;
 pub mod volume;
 pub mod wait;

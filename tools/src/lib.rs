@@ -4,7 +4,8 @@
 //! Where to look: `cli/` defines the command line; `verbs/` has a file for each verb; `job.rs`
 //! builds the spec of a job from flags and files, `service/` that of a service; `connect.rs` keeps
 //! the connection to the manager, and `follow.rs` shows output through it; `output/` has tables,
-//! lines and JSON; `top/` is the view in the terminal; `demo/` the demo.
+//! lines and JSON; `top/` is the view in the terminal; `console.rs` serves the page for browsers
+//! through the mesh; `demo/` the demo.
 
 mod bounded;
 mod cli;
@@ -15,6 +16,7 @@ mod connect_schedules;
 mod connect_services;
 mod connect_volumes;
 mod connect_workflows;
+mod console;
 mod container;
 mod context;
 mod daemon_log;
@@ -32,6 +34,7 @@ mod signals;
 mod sink;
 mod toml_file;
 mod top;
+mod trace;
 mod turns;
 mod values;
 mod verbs;
@@ -149,6 +152,7 @@ async fn dispatch(context: &Context, verb: Verb) -> CliResult {
         Verb::Doctor(args) => verbs::doctor::doctor(context, args).await,
         Verb::Events(args) => verbs::events::events(context, args).await,
         Verb::Top => verbs::top::top(context).await,
+        Verb::Console(args) => verbs::console::console(context, args).await,
         Verb::Completions { shell } => verbs::completions::completions(shell),
     }
 }

@@ -42,7 +42,8 @@ use crate::extract::Session;
 use crate::guard::{Hosts, guard};
 use crate::problem::Problem;
 use crate::{
-    access, console, events, jobs, logs, nodes, openapi, schedules, services, volumes, workflows,
+    access, console, events, jobs, logs, merged, nodes, openapi, schedules, services, volumes,
+    workflows,
 };
 
 /// Where all routes begin.
@@ -194,6 +195,10 @@ const IDEMPOTENCY_KEY: (&str, &str) = (
     "Idempotency-Key",
     "A key that is new for each job, best a UUID. The same request again with the same key returns the same job.",
 );
+const TRACE: (&str, &str) = (
+    "traceparent",
+    "The trace that the job is a part of (W3C Trace Context). Its tasks get it as `TRACEPARENT`.",
+);
 const LAST_EVENT_ID: (&str, &str) =
     ("Last-Event-ID", "The `id` of the last event that the client has: the stream resumes there.");
 const RANGE: (&str, &str) =
@@ -250,12 +255,13 @@ fn job_routes() -> Vec<Route> {
             .reply::<JobsOutput>(200, "A page of jobs."),
         on_post("/jobs", "submit_job", "Submits a job. The reply comes when the job is on disk.", jobs::submit)
             .needs(operator)
-            .header(&[IDEMPOTENCY_KEY])
+            .header(&[IDEMPOTENCY_KEY, TRACE])
             .body::<JobInput>()
             .reply::<SubmitOutput>(201, "The job was submitted.")
             .reply::<SubmitOutput>(200, "It was submitted before, with the same key."),
         on_post("/jobs/batch", "submit_jobs", "Submits many jobs. Each is accepted or refused by itself.", jobs::submit_batch)
             .needs(operator)
+            .header(&[TRACE])
             .body::<jobs::BatchInput>()
             .reply::<BatchOutput>(200, "What became of each job."),
         on_post("/jobs/forget", "forget_jobs", "Removes the ended jobs of a range.", jobs::forget_many)
@@ -302,7 +308,20 @@ fn job_routes() -> Vec<Route> {
         .reply_as(200, "The output.", vec![("text/plain", None), ("text/event-stream", None)])
         .reply_as(206, "The range.", vec![("text/plain", None)])
         .reply_as(416, "There is no output there.", vec![("application/problem+json", None)]),
+        merged_log(on_get(
+            "/jobs/{job}/log",
+            "read_job_log",
+            "The output of the last attempts of a job's tasks (at most the first 1000), merged line by line.",
+            merged::of_job,
+        )),
     ]
+}
+
+/// Adds what all routes of merged output have in common.
+fn merged_log(route: Route) -> Route {
+    let kinds = vec![("text/plain", None), ("text/event-stream", None)];
+    let about = "The output. As text, each line begins with its task or replica. As events: JSON with `attempt`, `label`, `text` (whole lines) and `problem`; an event `end` comes last.";
+    route.query::<merged::MergedQuery>().reply_as(200, about, kinds)
 }
 
 fn node_routes() -> Vec<Route> {
@@ -379,6 +398,12 @@ fn service_routes(operator: Role) -> Vec<Route> {
         .header(&[IF_NONE_MATCH])
         .reply::<ServiceOutput>(200, "The service.")
         .no_content(304, "It has not changed."),
+        merged_log(on_get(
+            "/services/{service}/log",
+            "read_service_log",
+            "The output of the replicas of a service, merged line by line.",
+            merged::of_service,
+        )),
         changed(put_service.body::<ServiceSpecInput>()),
         changed(on_delete(
             "/services/{service}",

@@ -110,6 +110,7 @@ impl World {
                 events: Arc::clone(&counts),
                 store: writer.measures(),
                 heartbeats: heartbeats.clone(),
+                spans: Default::default(),
             },
             ended_jobs: Default::default(),
             stopping: stopping.clone(),

@@ -109,6 +109,8 @@ fn every_route_answers_as_the_document_says() {
     ask("GET", &format!("/jobs/{done}/tasks/1"), None, 200);
     let log = ask("GET", &format!("/jobs/{done}/tasks/1/log"), None, 200);
     assert_eq!(log, "out\n");
+    let log = ask("GET", &format!("/jobs/{done}/log"), None, 200);
+    assert_eq!(log, format!("{done}.1: out\n"));
     let failed = ask("GET", "/failed?since_ms=3600000", None, 200);
     assert_eq!(
         (&failed["groups"][0]["job"], &failed["groups"][0]["tasks"]),
@@ -138,6 +140,7 @@ fn every_route_answers_as_the_document_says() {
     let spec = json!({ "replicas": 2, "command": ["sleep", "600"], "cpu_millis": 10 });
     ask("POST", "/services/web/plan", Some(spec.clone()), 200);
     let changed = ask("PUT", "/services/web", Some(spec), 200);
+    ask("GET", "/services/web/log", None, 200);
     assert_eq!((&changed["revision"], &changed["changed"]), (&json!(1), &json!(true)));
     let shown = ask("GET", "/services/web", None, 200);
     // What a reply shows can be sent back, and changes nothing.

@@ -1,6 +1,7 @@
 //! The arguments of the verbs that ask the manager.
 
 use std::fmt;
+use std::net::SocketAddr;
 use std::str::FromStr;
 
 use clap::{Args, ValueEnum};
@@ -309,4 +310,15 @@ mod tests {
             assert!(text.parse::<LogsOf>().is_err(), "{text}");
         }
     }
+}
+
+/// `console`.
+#[derive(Args, Debug)]
+pub(crate) struct ConsoleArgs {
+    /// Address of the page, on this machine; port 0 takes a free one
+    #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:0")]
+    pub(crate) listen: SocketAddr,
+    /// Only print the address; do not open the browser
+    #[arg(long)]
+    pub(crate) no_open: bool,
 }

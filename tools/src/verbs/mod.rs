@@ -7,6 +7,7 @@ pub(crate) mod cancel;
 pub(crate) mod check;
 pub(crate) mod completions;
 pub(crate) mod compose;
+pub(crate) mod console;
 pub(crate) mod dev;
 pub(crate) mod doctor;
 pub(crate) mod events;

@@ -1,6 +1,7 @@
 //! `podmesh run`
 
 use podmesh_protocol::ids::JobId;
+use podmesh_protocol::trace::TRACEPARENT;
 use tokio::sync::OnceCell;
 
 use crate::cli::RunArgs;
@@ -12,6 +13,7 @@ use crate::follow::exit_code;
 use crate::job;
 use crate::output::screen::say;
 use crate::signals::Interrupts;
+use crate::trace;
 use crate::verbs::submit::{send, show};
 
 /// Runs a job in the foreground.
@@ -21,7 +23,8 @@ use crate::verbs::submit::{send, show};
 /// SIGPIPE.
 pub(crate) async fn run(context: &Context, args: RunArgs) -> CliResult {
     let lookup = |name: &str| std::env::var_os(name);
-    let spec = job::build(args.options, args.command.command, AfterArgs::default(), &lookup)?;
+    let mut spec = job::build(args.options, args.command.command, AfterArgs::default(), &lookup)?;
+    trace::join(&mut spec, args.trace.traceparent, std::env::var_os(TRACEPARENT));
     let connection = context.connection(PATIENCE_SUBMIT)?;
     let mut interrupts = Interrupts::new()?;
     let submitted = OnceCell::new();

@@ -8,6 +8,7 @@ use podmesh_calendar::{CalendarError, Zone, moment};
 use podmesh_protocol::client::JobDetail;
 use podmesh_protocol::ids::{JobId, SubmissionId};
 use podmesh_protocol::spec::JobSpec;
+use podmesh_protocol::trace::TRACEPARENT;
 use uuid::Uuid;
 
 use crate::cli::SubmitArgs;
@@ -20,12 +21,14 @@ use crate::output::json::SubmitOutput;
 use crate::output::screen;
 use crate::output::time::local_zone;
 use crate::pace::Pace;
+use crate::trace;
 use crate::values::Span;
 
 /// Submits a job, prints its number, and waits if requested.
 pub(crate) async fn submit(context: &Context, args: SubmitArgs) -> CliResult {
     let lookup = |name: &str| std::env::var_os(name);
     let mut spec = job::build(args.options, args.command.command, args.upstream, &lookup)?;
+    trace::join(&mut spec, args.trace.traceparent, std::env::var_os(TRACEPARENT));
     let connection = context.connection(PATIENCE_SUBMIT)?;
     spec.not_before_ms = not_before(&connection, args.at, args.pause, args.tz).await?;
     let output = SubmitOutput { job: 0, name: spec.name.to_string(), tasks: spec.array.tasks() };

@@ -70,7 +70,7 @@ function Facts({ job }) {
     ["Each task gets", `${cores(spec.cpu_millis)} cores, ${spec.memory_bytes ? bytes(spec.memory_bytes) : "memory without a limit"}`],
     ["Retries", spec.retries],
     ["Priority", job.priority],
-    ["Run of the schedule", job.schedule ? `${visible(job.schedule)}, for ${time(job.schedule_instant)}` : ""],
+    ["Run of the schedule", job.schedule ? html`<a href=${link("schedules", job.schedule)}><${Name}>${job.schedule}<//></a>, for ${time(job.schedule_instant)}` : ""],
     ["Workflow", job.workflow ? html`${visible(job.workflow_name)}, from job <a href=${link("jobs", job.workflow)}>${job.workflow}</a> on` : ""],
     ["After", after(spec.after)],
     ["Not before", time(spec.not_before)],
