@@ -44,14 +44,20 @@ async fn a_repeated_submission_creates_only_one_job() {
     // After a restart the core no longer knows ended jobs, but the database does.
     let cancelled =
         client.request(RequestBody::Cancel { job: JobId(1), downstream: false }).await.unwrap();
-    assert_eq!(cancelled, ReplyBody::Cancelled { state: JobState::Cancelled.into() });
+    assert_eq!(
+        cancelled,
+        ReplyBody::Cancelled { state: JobState::Cancelled.into(), downstream: 0 }
+    );
     manager.stop().await;
     let manager = start(dir.path()).await;
     let client = manager.client().await;
     assert_eq!(submit(&client, 1, 3).await, (JobId(1), true));
     let cancelled =
         client.request(RequestBody::Cancel { job: JobId(1), downstream: false }).await.unwrap();
-    assert_eq!(cancelled, ReplyBody::Cancelled { state: JobState::Cancelled.into() });
+    assert_eq!(
+        cancelled,
+        ReplyBody::Cancelled { state: JobState::Cancelled.into(), downstream: 0 }
+    );
     assert_eq!(submit(&client, 3, 3).await, (JobId(28), false));
     manager.stop().await;
 }
