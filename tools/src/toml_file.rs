@@ -45,8 +45,9 @@ pub(crate) fn parse<T: DeserializeOwned>(
     } else {
         // Inside an Option, serde_ignored shows a `?` part, and in a list the position.
         let is_position = |part: &str| part.bytes().all(|byte| byte.is_ascii_digit());
-        let parts = table.split('.').filter(|part| *part != "?" && !is_position(part));
-        let table = &*parts.collect::<Vec<_>>().join(".");
+        let parts = table.split('.').filter(|part| !is_position(part));
+        let table = parts.collect::<Vec<_>>().join(".");
+        let table = table.trim_end_matches(".?");
         tables.iter().find(|(name, _)| *name == table).map_or(&[][..], |(_, keys)| keys)
     };
     let place = place_of(text, path.split('.').filter(|part| *part != "?"));
