@@ -22,8 +22,6 @@ pub(super) fn job_view(job: u64, state: JobState, counts: TaskCounts) -> JobView
         state: state.into(),
         priority: 0,
         counts,
-        unmet: 0,
-        blocked: 0,
         submitted_by: Some("anna".parse().unwrap()),
         submitted_wall_ms: NOW - 200_000,
         started_wall_ms: (state != JobState::Queued).then_some(NOW - 100_000),

@@ -115,8 +115,6 @@ fn job(number: u64) -> JobView {
         priority: 0,
         counts: TaskCounts::default(),
         submitted_by: None,
-        unmet: 0,
-        blocked: 0,
         submitted_wall_ms: 0,
         started_wall_ms: None,
         ended_wall_ms: None,
