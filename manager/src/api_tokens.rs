@@ -9,7 +9,7 @@ use podmesh_protocol::error::{ErrorCode, ErrorReply};
 use podmesh_protocol::ids::Name;
 use podmesh_wire::key::sha256;
 
-use crate::api::Client;
+use crate::callers::Client;
 use crate::clock::Clock;
 use crate::core::CoreHandle;
 use crate::turns::CallerLine;

@@ -19,7 +19,6 @@ use podmesh_wire::key::sha256;
 use podmesh_wire::route::Duplex;
 use tokio::task::AbortHandle;
 
-use crate::api::Client;
 use crate::core::CoreHandle;
 use crate::heartbeat::Heartbeats;
 use crate::threads::stopping;
@@ -29,6 +28,16 @@ use crate::turns::{CallerLine, ConnectionReads};
 const CONNECTIONS_PER_USER_MAX: usize = 4096;
 /// The least time between two reports of connections that were refused or cut.
 const REPORT_EVERY: Duration = Duration::from_secs(1);
+
+/// Somebody who asks.
+#[derive(Clone, Debug)]
+pub(crate) struct Client {
+    pub(crate) caller: Caller,
+    /// Their connection to ROUTER, if the request came by it.
+    pub(crate) connection: Option<ConnectionId>,
+    /// The reads of the connection, which take turns with those of others.
+    pub(crate) reads: ConnectionReads,
+}
 
 /// Identifies this run of the manager: the first half of the identity of every connection to
 /// ROUTER, so that no identity of an earlier run is valid.

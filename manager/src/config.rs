@@ -15,6 +15,7 @@ use podmesh_wire::address::ManagerAddress;
 use podmesh_wire::key::KeyError;
 
 use crate::StoreError;
+use crate::traces::Collector;
 
 /// The configuration of a manager.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -45,6 +46,8 @@ pub struct ManagerConfig {
     pub retention: Retention,
     /// Where the HTTP API listens, besides its unix socket.
     pub http: HttpListen,
+    /// The collector that gets traces, if any.
+    pub otlp: Option<Collector>,
     /// The protocol versions that it speaks: [`VersionRange::SPOKEN`] except in tests.
     pub versions: VersionRange,
 }
@@ -100,6 +103,7 @@ impl ManagerConfig {
             priority_max: 0,
             retention: Retention::default(),
             http: HttpListen::default(),
+            otlp: None,
             versions: VersionRange::SPOKEN,
         }
     }

@@ -42,6 +42,7 @@ use crate::sender::Sender;
 use crate::store::{Closing, Store, StoreError};
 use crate::threads::{ManagerThread, Reads, run_reads, yield_to_others};
 use crate::tokens::Tokens;
+use crate::traces::{Exporter, SpanCounts};
 use crate::turns::Turns;
 use crate::waiters::Waiters;
 use crate::{data_dir, router, store};
@@ -289,7 +290,7 @@ impl Parts {
         let messages = Messages::new(sender, run);
         let (hints, log_reads) = (Arc::new(Hints::default()), Arc::new(LogReads::default()));
         let (waiters, turns) = (Arc::new(Waiters::default()), Arc::new(Turns::new()));
-        let counts = Arc::new(EventCounts::default());
+        let (counts, spans) = (Arc::new(EventCounts::default()), Arc::<SpanCounts>::default());
         let handles = Handles {
             core: core.clone(),
             reads: reads.clone(),
@@ -321,6 +322,7 @@ impl Parts {
                 events: Arc::clone(&counts),
                 store: writer.measures(),
                 heartbeats: heartbeats.clone(),
+                spans: Arc::clone(&spans),
             },
             ended_jobs: Default::default(),
             stopping: stopping_receiver.clone(),
@@ -372,8 +374,18 @@ impl Parts {
             revisions: revisions_receiver,
             data_dir: config.data_dir.clone(),
         };
+        let exporter = config.otlp.clone().map(|collector| Exporter {
+            collector,
+            cluster: endpoint.cluster,
+            reads: reads.clone(),
+            turns: Arc::clone(&turns),
+            line: http::feed_reads(),
+            revisions: door.revisions.clone(),
+            counts: spans,
+        });
         let until = stopping_receiver.clone();
-        let http = ManagerThread::start("podmesh-http", move || http::run(server, door, until))?;
+        let http =
+            ManagerThread::start("podmesh-http", move || http::run(server, door, exporter, until))?;
 
         let router = RouterParts {
             api: api.clone(),

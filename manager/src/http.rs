@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use futures_util::FutureExt;
-use futures_util::future::BoxFuture;
+use futures_util::future::{BoxFuture, OptionFuture};
 use podmesh_http::{Asker, Config, Door, Hosts, HttpError, Peer, Server};
 use podmesh_protocol::access::{Caller, TokenId};
 use podmesh_protocol::client::{ReplyBody, RequestBody};
@@ -17,12 +17,13 @@ use podmesh_wire::route::HTTP_SOCKET;
 use podmesh_wire::socket_dir::SocketDir;
 use tokio::sync::watch;
 
-use crate::api::{Api, Client, is_command};
+use crate::api::{Api, is_command};
 use crate::api_tokens::ApiTokens;
-use crate::callers::Callers;
+use crate::callers::{Callers, Client};
 use crate::config::{HttpListen, ManagerConfig};
 use crate::core::CoreHandle;
 use crate::threads::{Reads, yield_to_others};
+use crate::traces::Exporter;
 use crate::turns::{CallerLine, ConnectionReads, Turns};
 
 /// Listens. The sockets' folder exists already.
@@ -57,18 +58,22 @@ pub(crate) fn bind(config: &ManagerConfig) -> Result<Server, HttpError> {
     }
 }
 
-/// Runs the thread of the HTTP API. It has its own runtime, and leaves the processors to the work.
+/// Runs the thread of the HTTP API and of the export of traces. It has its own runtime, and leaves
+/// the processors to the work.
 ///
 /// # Errors
 /// If it cannot be started.
 pub(crate) fn run(
     server: Server,
     door: ManagerDoor,
+    exporter: Option<Exporter>,
     stopping: watch::Receiver<bool>,
 ) -> io::Result<()> {
     yield_to_others();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let result = runtime.block_on(server.run(Arc::new(door), stopping));
+    let exporting = OptionFuture::from(exporter.map(|exporter| exporter.run(stopping.clone())));
+    let serving = server.run(Arc::new(door), stopping);
+    let (result, _) = runtime.block_on(async { tokio::join!(serving, exporting) });
     runtime.shutdown_background();
     result
 }

@@ -6,7 +6,7 @@
 //! request asks for one (`waiters`). The core's steps go to the store's thread (`store`), and once
 //! they are committed, their effects go to `sender`. Heartbeats have their own thread (`heartbeat`).
 //! `retention` finds the jobs that have been kept long enough. `callers` knows who is connected and
-//! which keys are valid. `metrics` counts what happens. `daemon` starts and stops everything.
+//! which keys are valid. `metrics` counts what happens. `traces` exports spans. `daemon` starts and stops everything.
 //!
 //! Invariant: no message is sent before the changes that it depends on are on disk.
 
@@ -32,6 +32,7 @@ mod sender;
 mod store;
 mod threads;
 mod tokens;
+mod traces;
 mod turns;
 mod waiters;
 
@@ -39,3 +40,4 @@ pub use config::{HttpListen, ManagerConfig, ManagerError, Retention};
 pub use daemon::run;
 pub use endpoint::{ENDPOINT_FILE, Endpoint, EndpointError};
 pub use store::{BackupError, BackupSummary, CheckReport, StoreError, backup, check};
+pub use traces::{Collector, ParseCollectorError};

@@ -10,7 +10,7 @@ use podmesh_protocol::report::JobState;
 pub(crate) const JOB_ENDS: [&str; 4] = ["succeeded", "failed", "cancelled", "expired"];
 
 /// Returns the position of a final state in [`JOB_ENDS`].
-fn job_end(state: JobState) -> Option<usize> {
+pub(crate) fn job_end(state: JobState) -> Option<usize> {
     match state {
         JobState::Queued | JobState::Running | JobState::Cancelling => None,
         JobState::Succeeded => Some(0),

@@ -17,8 +17,8 @@ use podmesh_wire::watchdog::{BEAT_EVERY, Pulse};
 use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
 
-use crate::api::{Api, Client, is_command};
-use crate::callers::{Callers, forbidden};
+use crate::api::{Api, is_command};
+use crate::callers::{Callers, Client, forbidden};
 use crate::core::{CoreHandle, Room};
 use crate::log_reads::LogReads;
 use crate::messages::Messages;

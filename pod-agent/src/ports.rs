@@ -245,7 +245,7 @@ pub(crate) mod tests {
             revision: 3,
             number: 2,
             spread: None,
-            ports: ports.iter().map(port).collect::<BTreeMap<_, _>>(),
+            ports: ports.iter().map(port).collect::<BTreeMap<_, _>>().into(),
             health: None,
         }
     }

@@ -38,7 +38,6 @@ const SLICES_MAX: usize = 4;
 
 /// An event of a session, for the rest of the agent.
 #[derive(Debug)]
-#[expect(clippy::large_enum_variant, reason = "nearly all of them are `Received`, the largest")]
 pub(crate) enum SessionEvent {
     /// The session needs a hello with what the agent holds now.
     HelloAsked {

@@ -18,6 +18,10 @@ pub struct RequeueRequest {
     /// Only tasks with these indexes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tasks: Option<Ranges>,
+    /// Whether to requeue as well all that ended without success of the jobs that depend on it, or on
+    /// a job that does.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub downstream: bool,
 }
 
 /// How a task ended without success.
@@ -55,6 +59,9 @@ pub struct Requeued {
     pub succeeded: u64,
     /// How many of the named tasks were left as they are because they wait or run.
     pub active: u64,
+    /// How many other jobs tasks were requeued of, with `downstream`.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub downstream: u32,
     /// The tasks that have had no attempt and stay cancelled: they can be requeued only together.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub untried: Option<(u32, u32)>,

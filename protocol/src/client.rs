@@ -18,6 +18,7 @@ use crate::service::{ServiceReply, ServiceRequest};
 use crate::spec::{JobSpec, Resources, RuntimeKind};
 use crate::volume::{VolumeReply, VolumeRequest};
 use crate::word::MaybeKnown;
+use crate::workflow::{WorkflowReply, WorkflowRequest};
 
 /// A request of a client.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -60,6 +61,10 @@ pub enum RequestBody {
     Cancel {
         /// The job.
         job: JobId,
+        /// Whether to cancel as well what waits for it or has waited for it, and what does for these
+        /// jobs, as long as they have not ended.
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        downstream: bool,
     },
     /// Runs ended tasks of a job again, in the same job. → [`ReplyBody::Requeued`]
     Requeue(RequeueRequest),
@@ -220,6 +225,8 @@ pub enum RequestBody {
     Volume(VolumeRequest),
     /// A request about schedules. → [`ReplyBody::Schedule`]
     Schedule(ScheduleRequest),
+    /// A request about workflows. → [`ReplyBody::Workflow`]
+    Workflow(WorkflowRequest),
     /// Takes a node out of placement, or back in. → [`ReplyBody::NodeScheduling`]
     NodeScheduling {
         /// The node.
@@ -260,6 +267,7 @@ impl RequestBody {
             Self::Service(request) => Some(request.needs()),
             Self::Volume(request) => Some(request.needs()),
             Self::Schedule(request) => Some(request.needs()),
+            Self::Workflow(request) => Some(request.needs()),
             Self::Submit { .. } | Self::Cancel { .. } | Self::Requeue(_) => Some(Role::Operator),
             Self::Forget { .. }
             | Self::TokenCreate { .. }
@@ -377,6 +385,9 @@ pub enum ReplyBody {
     Cancelled {
         /// The job's state now: `cancelling`, or the state in which it ended before.
         state: MaybeKnown<JobState>,
+        /// How many other jobs were cancelled, with `downstream`.
+        #[serde(default, skip_serializing_if = "is_zero")]
+        downstream: u32,
     },
     /// To [`RequestBody::Requeue`].
     Requeued(Requeued),
@@ -456,6 +467,8 @@ pub enum ReplyBody {
     Volume(VolumeReply),
     /// To [`RequestBody::Schedule`].
     Schedule(ScheduleReply),
+    /// To [`RequestBody::Workflow`].
+    Workflow(WorkflowReply),
     /// To [`RequestBody::NodeScheduling`].
     NodeScheduling {
         /// What the node may get now.
@@ -471,6 +484,11 @@ pub enum ReplyBody {
         /// The labels.
         labels: BTreeMap<Name, String>,
     },
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde requires this signature")]
+fn is_zero(n: &u32) -> bool {
+    *n == 0
 }
 
 /// A token.
@@ -567,6 +585,12 @@ pub struct JobView {
     pub started_wall_ms: Option<u64>,
     /// When it ended; likewise.
     pub ended_wall_ms: Option<u64>,
+    /// How many of the jobs that it waits for have not ended as asked yet.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub unmet: u32,
+    /// How many of these have ended in another way, so that it can only start after a requeue.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub blocked: u32,
 }
 
 impl JobView {
@@ -774,6 +798,8 @@ mod tests {
             ),
             (r#"{"service": {"show": {"service": "a"}}}"#, [false, true, true, true]),
             (r#"{"schedule": {"show": {"schedule": "a"}}}"#, [false, true, true, true]),
+            (r#"{"workflow": {"show": {"workflow": 1, "limit": 1}}}"#, [false, true, true, true]),
+            (r#"{"workflow": {"list": {"limit": 1}}}"#, [false, true, true, true]),
             (r#"{"schedule": {"pause": {"schedule": "a"}}}"#, [false, false, true, true]),
             (r#"{"service": {"stop": {"service": "a"}}}"#, [false, false, true, true]),
         ];

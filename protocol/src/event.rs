@@ -51,6 +51,15 @@ facts! {
             /// How many tasks it has.
             tasks: u32,
         }
+        /// The jobs of a workflow were accepted, together. They have no `job_submitted`.
+        WorkflowSubmitted = "workflow_submitted" {
+            /// Its number, which is that of its first job.
+            workflow: JobId,
+            /// Its name.
+            name: Name,
+            /// How many jobs it has.
+            jobs: u32,
+        }
         /// A user asked to cancel it.
         JobCancelRequested = "job_cancel_requested" {
             /// The job.
@@ -441,6 +450,7 @@ impl EventFact {
             | Self::RuntimeOffered { .. }
             | Self::NodeForgotten { .. }
             | Self::JobsForgotten { .. }
+            | Self::WorkflowSubmitted { .. }
             | Self::ServiceApplied { .. }
             | Self::ServiceChanged { .. }
             | Self::ServiceRemoved { .. }

@@ -82,6 +82,17 @@ pub const MEMORY_BYTES_MAX: u64 = 1 << 50;
 /// Milliseconds of a task's timeout, grace or backoff (366 days).
 pub const DURATION_MS_MAX: u64 = 366 * 24 * 3600 * 1000;
 
+/// Jobs that one job waits for.
+pub const UPSTREAM_MAX: usize = 10_000;
+/// Jobs of one workflow.
+pub const WORKFLOW_JOBS_MAX: usize = 10_000;
+/// Dependencies of all jobs of one workflow together.
+pub const WORKFLOW_DEPENDENCIES_MAX: usize = 100_000;
+/// Bytes of a workflow, before it is compressed, and of a workflow file (TOML).
+pub const WORKFLOW_BYTES_MAX: usize = 16 << 20;
+/// Dependencies of one job that the list of a workflow's jobs names.
+pub const DEPENDENCIES_SHOWN: usize = 100;
+
 /// Attempts that one node holds at a time.
 pub const ATTEMPTS_PER_NODE_MAX: usize = 10_000;
 /// Nodes in one manager.

@@ -64,6 +64,12 @@ impl Ranges {
     }
 }
 
+impl From<ArrayRange> for Ranges {
+    fn from(range: ArrayRange) -> Self {
+        Self(vec![range])
+    }
+}
+
 impl FromStr for Ranges {
     type Err = RangesError;
 

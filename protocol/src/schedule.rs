@@ -84,6 +84,10 @@ impl ScheduleSpec {
             let why = "is a time for a single job: a schedule says itself when its jobs start";
             return Err(SpecError::Text { field: "at", why: why.into() });
         }
+        if !self.job.after.is_empty() {
+            let why = "is for single jobs: the runs of a schedule wait for no other job";
+            return Err(SpecError::Text { field: "after", why: why.into() });
+        }
         self.job.validate()
     }
 }

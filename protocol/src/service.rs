@@ -4,6 +4,7 @@ mod exchange;
 mod rules;
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
@@ -43,7 +44,7 @@ pub struct ServiceSpec {
     pub resources: Resources,
     /// The ports that a replica listens on, by name.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
-    pub ports: BTreeMap<Name, PortSpec>,
+    pub ports: Arc<BTreeMap<Name, PortSpec>>,
     /// How a replica shows that it works. Default: the image's own health check; without one, a
     /// connection to its first port; without a port, a replica works as soon as it has started.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -265,7 +266,7 @@ pub struct ReplicaSpec {
     pub spread: Option<Name>,
     /// The ports that it listens on, by name.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
-    pub ports: BTreeMap<Name, PortSpec>,
+    pub ports: Arc<BTreeMap<Name, PortSpec>>,
     /// How it shows that it works.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub health: Option<HealthSpec>,

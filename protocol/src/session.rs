@@ -62,7 +62,6 @@ pub enum ToManager {
 /// Everything that the manager's ROUTER sends.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-#[expect(clippy::large_enum_variant, reason = "messages are encoded at once, not kept")]
 pub enum ToPeer {
     /// The agent's session begins.
     Welcome(Welcome),

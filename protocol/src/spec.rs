@@ -13,6 +13,7 @@ use crate::ranges::Ranges;
 use crate::report::{Outcome, OutcomeKind};
 use crate::schedule::ScheduledRun;
 use crate::service::ReplicaSpec;
+use crate::workflow::{Dependency, WorkflowPart, check_after};
 
 pub use self::docker::{
     DeviceMapping, DockerSpec, HOST_GATEWAY, Mount, NetworkMode, PullPolicy, Ulimit, VolumeMount,
@@ -52,9 +53,15 @@ pub struct JobSpec {
     /// No task starts before this time: milliseconds since 1970 by the manager's clock.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub not_before_ms: Option<u64>,
+    /// The jobs that it waits for, each once: no task starts before they have ended as asked.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub after: Vec<Dependency>,
     /// Set by the manager if the job is a run of a schedule.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub scheduled: Option<Box<ScheduledRun>>,
+    /// Set by the manager if the job is part of a workflow.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub workflow: Option<Box<WorkflowPart>>,
     /// How each task is run.
     pub run: RunSpec,
 }
@@ -102,14 +109,19 @@ fn grace_default() -> u64 {
 /// The runtime of a job, with its own options.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-#[expect(clippy::large_enum_variant, reason = "each spec of a task has one, behind an Arc")]
 pub enum RuntimeSpec {
     /// A command on the node itself.
     Process,
-    /// A container.
-    Docker(DockerSpec),
+    /// A container. It has many options: other work should not need memory for them.
+    Docker(Box<DockerSpec>),
     /// Succeeds at once and runs nothing: for benchmarks. Off unless an agent enables it.
     Noop,
+}
+
+impl From<DockerSpec> for RuntimeSpec {
+    fn from(spec: DockerSpec) -> Self {
+        Self::Docker(Box::new(spec))
+    }
 }
 
 impl RuntimeSpec {
@@ -429,6 +441,11 @@ impl JobSpec {
             let why = "is the run of a schedule, which only the manager sets".into();
             return Err(SpecError::Text { field: "scheduled", why });
         }
+        if self.workflow.is_some() {
+            let why = "is part of a workflow, which only the manager sets".into();
+            return Err(SpecError::Text { field: "workflow", why });
+        }
+        check_after(&self.after).map_err(|why| SpecError::Text { field: "after", why })?;
         self.resources.validate()?;
         self.retry.validate()?;
         self.rules.validate()?;
@@ -582,7 +599,9 @@ mod tests {
             rules: Default::default(),
             place: Default::default(),
             not_before_ms: None,
+            after: Vec::new(),
             scheduled: None,
+            workflow: None,
             run: RunSpec {
                 runtime: RuntimeSpec::Process,
                 command: vec!["true".into()],
@@ -625,7 +644,7 @@ mod tests {
             (refused(|s| _ = s.run.env.insert("A=B".into(), String::new())), "contains `=`"),
             (refused(|s| s.run.workdir = Some("a".into())), "absolute"),
             (refused(|s| s.run.timeout_ms = Some(0)), "timeout"),
-            (refused(|s| s.run.runtime = RuntimeSpec::Docker(DockerSpec::default())), "image"),
+            (refused(|s| s.run.runtime = RuntimeSpec::from(DockerSpec::default())), "image"),
         ] {
             assert!(said.contains(text), "{said:?} does not say {text:?}");
         }
@@ -637,8 +656,7 @@ mod tests {
             let mut spec = spec();
             if container {
                 let image = "busybox".into();
-                spec.run.runtime =
-                    RuntimeSpec::Docker(DockerSpec { image, ..DockerSpec::default() });
+                spec.run.runtime = RuntimeSpec::from(DockerSpec { image, ..DockerSpec::default() });
             }
             spec.run.files.insert(path.into(), "text".into());
             spec.validate().map_err(|error| error.to_string())
@@ -679,7 +697,7 @@ mod tests {
             (format!("{n:02}"), "l".repeat(bytes))
         });
         let entrypoint = Some(vec!["z".repeat(COMMAND_BYTES_MAX - 1)]);
-        spec.run.runtime = RuntimeSpec::Docker(DockerSpec {
+        spec.run.runtime = RuntimeSpec::from(DockerSpec {
             image: "i".repeat(IMAGE_BYTES_MAX),
             labels: labels.collect(),
             entrypoint,

@@ -5,7 +5,9 @@ use std::fmt;
 
 use crate::ids::{JobId, Name};
 use crate::limits::{ATTEMPTS_PER_NODE_MAX, AVOID_MS_MAX};
+use crate::report::JobState;
 use crate::spec::{Resources, RuntimeKind};
+use crate::workflow::Condition;
 
 /// A reason why the queued tasks of a job wait. [`Display`](fmt::Display) says it for people.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -16,6 +18,29 @@ pub enum WaitReason {
         at: String,
         /// Milliseconds until then.
         left_ms: u64,
+    },
+    /// The job waits for other jobs.
+    Upstream {
+        /// The first of them.
+        jobs: Vec<JobId>,
+        /// How many more there are.
+        more: usize,
+        /// How they must end.
+        when: Condition,
+    },
+    /// A job that it waits for has ended in another way than asked.
+    Blocked {
+        /// The job.
+        job: JobId,
+        /// How it has ended.
+        ended: JobState,
+        /// How it must end.
+        when: Condition,
+    },
+    /// More jobs that it waits for have ended in another way than asked.
+    MoreBlocked {
+        /// How many.
+        jobs: usize,
     },
     /// Tasks wait for a retry.
     Retry {
@@ -191,6 +216,42 @@ impl fmt::Display for WaitReason {
             Self::NotBefore { at, left_ms } => {
                 write!(f, "not before {at}, which is in {}", span(*left_ms))
             }
+            Self::Upstream { jobs, more, when } => {
+                let one = jobs.len() + more == 1;
+                let names: Vec<String> = jobs.iter().map(ToString::to_string).collect();
+                let names = names.join(", ");
+                let noun = if one { "job" } else { "jobs" };
+                match more {
+                    0 => write!(f, "waits for {noun} {names}")?,
+                    more => write!(f, "waits for {noun} {names} and {more} more")?,
+                }
+                f.write_str(match when {
+                    Condition::Succeeded => " to succeed",
+                    Condition::Failed => " to fail",
+                    Condition::Ended => " to end",
+                    Condition::Each => ", index by index",
+                })
+            }
+            Self::Blocked { job, ended, when } => match (ended, when) {
+                (JobState::Succeeded, _) => write!(
+                    f,
+                    "upstream {job} succeeded, and this one runs only after a failure: cancel it if it is not needed"
+                ),
+                (_, Condition::Each) => write!(
+                    f,
+                    "upstream {job} {}: tasks wait for those of it that did not succeed; `podmesh requeue {job}` runs them again",
+                    ended_as(*ended)
+                ),
+                _ => write!(
+                    f,
+                    "upstream {job} {}: `podmesh requeue {job}` runs it again, and this one follows when it succeeds",
+                    ended_as(*ended)
+                ),
+            },
+            Self::MoreBlocked { jobs } => {
+                write!(f, "{}", count(*jobs, "more upstream job", "more upstream jobs"))?;
+                f.write_str(" ended in another way than asked")
+            }
             Self::Retry { tasks, next_ms } => {
                 let tasks = count(*tasks, "task waits", "tasks wait");
                 write!(f, "{tasks} for a retry; the next in {} s", next_ms.div_ceil(1000))
@@ -338,6 +399,15 @@ fn amount(millis: u64) -> String {
     match millis % 1_000 {
         0 => (millis / 1_000).to_string(),
         part => format!("{}.{}", millis / 1_000, format!("{part:03}").trim_end_matches('0')),
+    }
+}
+
+fn ended_as(state: JobState) -> &'static str {
+    match state {
+        JobState::Cancelled => "was cancelled",
+        JobState::Expired => "expired",
+        JobState::Succeeded => "succeeded",
+        JobState::Failed | JobState::Queued | JobState::Running | JobState::Cancelling => "failed",
     }
 }
 

@@ -114,12 +114,12 @@ fn service_specs() -> impl Strategy<Value = ServiceSpec> {
     let spread = || prop::option::of(names());
     let replica = (names(), any::<[u32; 2]>(), spread(), ports(), prop::option::of(checks()))
         .prop_map(|(service, [revision, number], spread, ports, health)| {
-            Box::new(ReplicaSpec { service, revision, number, spread, ports, health })
+            Box::new(ReplicaSpec { service, revision, number, spread, ports: ports.into(), health })
         });
     let run = (".{0,20}", any::<bool>(), prop::option::of(replica)).prop_map(
         |(image, container, replica)| RunSpec {
             runtime: match container {
-                true => RuntimeSpec::Docker(DockerSpec { image, ..DockerSpec::default() }),
+                true => RuntimeSpec::from(DockerSpec { image, ..DockerSpec::default() }),
                 false => RuntimeSpec::Process,
             },
             command: vec!["x".into()],
@@ -145,7 +145,7 @@ fn service_specs() -> impl Strategy<Value = ServiceSpec> {
                 project,
                 depends_on,
                 resources,
-                ports,
+                ports: ports.into(),
                 health,
                 restart,
                 update,

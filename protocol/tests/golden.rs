@@ -21,7 +21,7 @@ use podmesh_protocol::report::{
 use podmesh_protocol::session::{Hello, StopReason, ToManager, ToPeer, Welcome};
 use podmesh_protocol::spec::{
     ArrayRange, DockerSpec, JobSpec, Mount, NetworkMode, OnLost, PullPolicy, Resources,
-    RetryPolicy, RunSpec, RuntimeKind, RuntimeSpec,
+    RetryPolicy, RunSpec, RuntimeKind,
 };
 use serde_json::json;
 use uuid::Uuid;
@@ -66,9 +66,11 @@ fn spec() -> JobSpec {
         rules: Default::default(),
         place: Default::default(),
         not_before_ms: None,
+        after: Vec::new(),
         scheduled: None,
+        workflow: None,
         run: RunSpec {
-            runtime: RuntimeSpec::Docker(docker),
+            runtime: docker.into(),
             command: vec!["echo".into(), "x".into()],
             env: BTreeMap::from([("A".into(), "b".into())]),
             workdir: Some("/".into()),
@@ -171,7 +173,7 @@ fn to_manager() -> Vec<(&'static str, ToManager)> {
         ("info", request(RequestBody::Info)),
         ("who_am_i", request(RequestBody::WhoAmI)),
         ("submit", request(RequestBody::Submit { submission, spec: Box::new(spec()) })),
-        ("cancel", request(RequestBody::Cancel { job })),
+        ("cancel", request(RequestBody::Cancel { job, downstream: false })),
         ("forget", request(RequestBody::Forget { first: job, last: job })),
         ("jobs", request(jobs)),
         ("job", request(RequestBody::Job { job, since: Some(Revision(3)), wait_ms: 9 })),
@@ -232,6 +234,8 @@ fn to_peer() -> Vec<(&'static str, ToPeer)> {
         submitted_wall_ms: 6,
         started_wall_ms: Some(7),
         ended_wall_ms: None,
+        unmet: 0,
+        blocked: 0,
     };
     let detail = JobDetail {
         view: view.clone(),
@@ -284,7 +288,10 @@ fn to_peer() -> Vec<(&'static str, ToPeer)> {
         ("error", ToPeer::Error(error.clone())),
         ("error_reply", reply(Err(error))),
         ("submitted", reply(Ok(ReplyBody::Submitted { job: JobId(42), again: true }))),
-        ("cancelled", reply(Ok(ReplyBody::Cancelled { state: JobState::Cancelling.into() }))),
+        (
+            "cancelled",
+            reply(Ok(ReplyBody::Cancelled { state: JobState::Cancelling.into(), downstream: 0 })),
+        ),
         ("jobs", reply(Ok(ReplyBody::Jobs(vec![view])))),
         ("job", reply(Ok(ReplyBody::Job(Box::new(detail))))),
         ("nodes", reply(Ok(ReplyBody::Nodes(vec![node])))),

@@ -82,7 +82,9 @@ fn the_hex_on_the_page_matches_the_code() {
         rules: Default::default(),
         place: Default::default(),
         not_before_ms: None,
+        after: Vec::new(),
         scheduled: None,
+        workflow: None,
         run: run_spec(),
     });
     let submission = SubmissionId(Uuid::from_u128(0x33));
@@ -199,6 +201,7 @@ fn every_message_and_field_is_on_the_page() {
         include_str!("../src/spec.rs"),
         include_str!("../src/spec/docker.rs"),
         include_str!("../src/volume.rs"),
+        include_str!("../src/workflow.rs"),
         include_str!("../src/error.rs"),
     ] {
         for item in source.split("#[derive(").skip(1).filter(|item| item.contains("Deserialize")) {

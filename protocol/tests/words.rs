@@ -118,6 +118,8 @@ fn replies() -> Vec<ReplyBody> {
         submitted_wall_ms: 6,
         started_wall_ms: None,
         ended_wall_ms: None,
+        unmet: 0,
+        blocked: 0,
     };
     let attempt = AttemptView {
         number: 1,
@@ -168,7 +170,7 @@ fn replies() -> Vec<ReplyBody> {
     };
     let mut replies = vec![
         ReplyBody::Jobs(vec![job]),
-        ReplyBody::Cancelled { state: new("paused") },
+        ReplyBody::Cancelled { state: new("paused"), downstream: 0 },
         ReplyBody::Task(TaskDetail { task, state: new("blocked"), attempts: vec![attempt] }),
         ReplyBody::Nodes(vec![node]),
         ReplyBody::Tokens(vec![token]),
@@ -193,12 +195,12 @@ fn replies_with_words_of_a_later_version_are_read_and_kept() {
 #[test]
 fn a_word_is_written_in_the_same_way_whether_it_is_known_or_not() {
     let reply = |state| {
-        let result = Ok(ReplyBody::Cancelled { state });
+        let result = Ok(ReplyBody::Cancelled { state, downstream: 0 });
         encode(&ToPeer::Reply(Reply { id: 1, result })).unwrap()
     };
     let known = podmesh_protocol::report::JobState::Cancelling;
     assert_eq!(reply(new("cancelling")), reply(known.into()));
-    let ToPeer::Reply(Reply { result: Ok(ReplyBody::Cancelled { state }), .. }) =
+    let ToPeer::Reply(Reply { result: Ok(ReplyBody::Cancelled { state, .. }), .. }) =
         decode(&reply(new("cancelling"))).unwrap()
     else {
         panic!("another reply")

@@ -7,6 +7,7 @@ mod console {
     mod keys;
     mod live;
     mod log;
+    mod own;
     mod pages;
     mod questions;
 }

@@ -7,6 +7,8 @@ mod http {
     mod client;
     mod hostile;
     mod jobs;
+    mod merged;
+    mod own_console;
     mod routes;
     mod streams;
 }

@@ -3,7 +3,8 @@
 
 mod metrics {
     mod agent;
-    mod monitoring;
+    pub(crate) mod monitoring;
+    mod prometheus;
     pub(crate) mod scrape;
 }
 
@@ -13,6 +14,7 @@ use podmesh_tests::api::{Api, Place};
 use podmesh_tests::mesh::Mesh;
 use podmesh_tests::wait::until_true;
 
+use self::metrics::monitoring;
 use self::metrics::scrape::{self, Scrape};
 
 const PODMESH: &str = env!("CARGO_BIN_EXE_podmesh-under-test");

@@ -159,6 +159,7 @@ async fn a_killed_proxy_is_replaced_and_knows_the_endpoints() {
     link.apply(node.endpoints(3));
     acked(&mut acks, 3).await;
     asks(&mut node.client(), b"again");
+    link.close().await;
 }
 
 /// Returns the CPU time of a process in hundredths of a second (proc(5)).
@@ -175,15 +176,16 @@ async fn a_proxy_without_free_files_waits_and_then_serves() {
     link.apply(node.endpoints(1));
     acked(&mut acks, 1).await;
     let pid = node.pid();
+    let log = node.folder.path().join("log/proxy.log");
+    let says = |text| fs::read_to_string(&log).unwrap_or_default().contains(text);
+    until_true("its log is open", || says("ready"));
     let mut served = node.client();
     asks(&mut served, b"first");
     let of = rustix::process::Pid::from_raw(pid.as_raw());
     let usual = prlimit(of, Resource::Nofile, Rlimit { current: Some(3), maximum: Some(20_000) });
     let usual = usual.unwrap();
-    let log = node.folder.path().join("log/proxy.log");
-    let says = || fs::read_to_string(&log).unwrap_or_default().contains("Too many open files");
     let mut waiting = node.client();
-    until_true("the proxy has no files", says);
+    until_true("the proxy has no files", || says("Too many open files"));
     let (before, began) = (cpu_ticks(pid), std::time::Instant::now());
     until_true("a second passes", || began.elapsed() > Duration::from_secs(1));
     let used = cpu_ticks(pid) - before;
@@ -191,4 +193,5 @@ async fn a_proxy_without_free_files_waits_and_then_serves() {
     asks(&mut served, b"still");
     prlimit(of, Resource::Nofile, Rlimit { maximum: Some(20_000), ..usual }).unwrap();
     asks(&mut waiting, b"later");
+    link.close().await;
 }

@@ -303,8 +303,18 @@ impl Connection {
 
     /// Cancels a job.
     pub(crate) async fn cancel(&self, job: JobId) -> Result<MaybeKnown<JobState>, RequestError> {
-        match self.request(RequestBody::Cancel { job }).await? {
-            ReplyBody::Cancelled { state } => Ok(state),
+        self.cancel_with(job, false).await.map(|(state, _)| state)
+    }
+
+    /// Cancels a job, maybe with those downstream of it. Returns its state, and how many others were
+    /// cancelled.
+    pub(crate) async fn cancel_with(
+        &self,
+        job: JobId,
+        downstream: bool,
+    ) -> Result<(MaybeKnown<JobState>, u32), RequestError> {
+        match self.request(RequestBody::Cancel { job, downstream }).await? {
+            ReplyBody::Cancelled { state, downstream } => Ok((state, downstream)),
             _ => Err(unexpected()),
         }
     }

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::path::Path;
 
-use crate::bounded::read_bounded;
+use crate::bounded::{JOB_FILE, read_bounded};
 use crate::error::{CliError, CliResult};
 
 /// Looks up a variable of this process. A parameter, so that tests need not change their
@@ -36,7 +36,7 @@ pub(crate) fn add_file(
     path: &Path,
     lookup: Lookup<'_>,
 ) -> CliResult<()> {
-    let text = read_bounded(path, "env file")?;
+    let text = read_bounded(path, "env file", JOB_FILE)?;
     for (number, line) in (1..).zip(text.lines()) {
         // Like Docker, skips white space before the name, and a byte order mark in the first line.
         let line = line.strip_prefix('\u{feff}').filter(|_| number == 1).unwrap_or(line);

@@ -12,11 +12,13 @@ use podmesh_protocol::spec::{
     DockerSpec, JobRules, JobSpec, Mount, NetworkMode, OnLost, PullPolicy, Resources, RetryPolicy,
     RunSpec, RuntimeSpec, VolumeMount,
 };
+use podmesh_protocol::workflow::Dependency;
 use serde::Deserialize;
 
-use crate::bounded::read_bounded;
+use crate::bounded::{JOB_FILE, read_bounded};
 use crate::cli::job::{JobOptions, RuntimeFlag};
 use crate::cli::schedule::RuleArgs;
+use crate::cli::workflow::AfterArgs;
 use crate::container::{Container, OneOrMany, STOP_GRACE_MS, entrypoint};
 use crate::env_vars::{self, Lookup};
 use crate::error::{CliError, CliResult};
@@ -25,11 +27,12 @@ use crate::toml_file;
 use crate::values::{
     Amount, Array, Cpus, MountText, Size, Span, UlimitText, VolumeText, made_name,
 };
+use crate::workflow::{self, AfterKeys, Upstream};
 
 /// A job file in TOML, with a key for every flag of `run`.
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
-struct JobFile {
+pub(crate) struct JobFile {
     name: Option<Name>,
     image: Option<String>,
     command: Option<Vec<String>>,
@@ -78,6 +81,10 @@ struct JobFile {
     files: BTreeMap<String, String>,
     platform: Option<String>,
     pull: Option<PullPolicy>,
+    after: Option<OneOrMany<Upstream>>,
+    after_failed: Option<OneOrMany<Upstream>>,
+    after_any: Option<OneOrMany<Upstream>>,
+    after_each: Option<OneOrMany<Upstream>>,
     // In the file of a schedule.
     cron: Option<String>,
     every: Option<Span>,
@@ -87,6 +94,12 @@ struct JobFile {
 }
 
 impl JobFile {
+    /// Takes what the job waits for.
+    fn take_after(&mut self) -> AfterKeys {
+        let Self { after, after_failed, after_any, after_each, .. } = self;
+        [after.take(), after_failed.take(), after_any.take(), after_each.take()]
+    }
+
     /// Returns a key that only a schedule has, if the file has one.
     fn key_of_schedule(&self) -> Option<&'static str> {
         let Self { cron, every, tz, overlap, catch_up, .. } = self;
@@ -110,16 +123,36 @@ impl JobFile {
 pub(crate) fn build(
     options: JobOptions,
     command: Vec<OsString>,
+    after: AfterArgs,
     lookup: Lookup<'_>,
 ) -> CliResult<JobSpec> {
-    let file = file_of(&options)?;
+    let mut file = file_of(&options)?;
+    let after = workflow::after(after, file.take_after())?;
     if let Some(key) = file.key_of_schedule() {
         return Err(CliError::usage(format!(
             "the job file has the key `{key}`, which is for schedules"
         ))
         .hint("`podmesh schedule add -f FILE` adds a schedule; omit the key to submit one job"));
     }
-    assemble(file, options, command, lookup)
+    assemble(file, options, command, after, lookup)
+}
+
+/// Builds and validates a job of a workflow file, and returns it with what it waits for.
+///
+/// # Errors
+/// Whatever the manager would refuse, and what cannot be read.
+pub(crate) fn of_workflow(
+    mut file: JobFile,
+    path: &Path,
+    lookup: Lookup<'_>,
+) -> CliResult<(JobSpec, AfterKeys)> {
+    if let Some(key) = file.key_of_schedule() {
+        return Err(CliError::usage(format!("the key `{key}` is for schedules")));
+    }
+    let after = file.take_after();
+    // Other files that it names are beside this one.
+    let options = JobOptions { file: Some(path.into()), ..JobOptions::default() };
+    Ok((assemble(file, options, Vec::new(), Vec::new(), lookup)?, after))
 }
 
 /// Builds and validates a schedule. Its job is built as by [`build`], and has its name by default.
@@ -134,6 +167,7 @@ pub(crate) fn schedule(
     lookup: Lookup<'_>,
 ) -> CliResult<ScheduleSpec> {
     let mut file = file_of(&options)?;
+    let after = workflow::after(AfterArgs::default(), file.take_after())?;
     let Some(name) = name.or(file.name.take()) else {
         return Err(CliError::usage("the schedule has no name")
             .hint("write it after `add`, or as `name` in the file"));
@@ -169,7 +203,7 @@ pub(crate) fn schedule(
         when,
         overlap,
         catch_up_ms: catch_up.map_or(ScheduleSpec::CATCH_UP_MS_DEFAULT, Span::ms),
-        job: Box::new(assemble(file, options, command, lookup)?),
+        job: Box::new(assemble(file, options, command, after, lookup)?),
     };
     spec.validate().map_err(|why| CliError::usage("the schedule is not valid").because(why))?;
     Ok(spec)
@@ -183,6 +217,7 @@ fn assemble(
     file: JobFile,
     options: JobOptions,
     command: Vec<OsString>,
+    after: Vec<Dependency>,
     lookup: Lookup<'_>,
 ) -> CliResult<JobSpec> {
     let command = match utf8(command)? {
@@ -290,7 +325,9 @@ fn assemble(
         },
         place,
         not_before_ms: None,
+        after,
         scheduled: None,
+        workflow: None,
         run: RunSpec {
             runtime,
             command,
@@ -310,7 +347,7 @@ fn assemble(
 }
 
 fn read_file(path: &Path) -> CliResult<JobFile> {
-    let text = read_bounded(path, "job file")?;
+    let text = read_bounded(path, "job file", JOB_FILE)?;
     let name =
         if path == Path::new("-") { "the job file".into() } else { path.display().to_string() };
     toml_file::parse(&text, &name, &[])
@@ -356,7 +393,7 @@ fn runtime(
         return Ok(RuntimeSpec::Noop);
     }
     match image {
-        Some(image) => Ok(RuntimeSpec::Docker(container.with_image(image))),
+        Some(image) => Ok(RuntimeSpec::from(container.with_image(image))),
         None => {
             if let Some(option) = container.asked() {
                 return Err(CliError::usage(format!(
@@ -409,7 +446,7 @@ mod tests {
         let words = ["podmesh", "submit"].iter().chain(words);
         let cli = Cli::try_parse_from(words).map_err(|error| error.to_string())?;
         let Verb::Submit(args) = cli.verb else { unreachable!("a submission was asked for") };
-        build(args.options, args.command.command, &here).map_err(|error| {
+        build(args.options, args.command.command, args.upstream, &here).map_err(|error| {
             assert_eq!(error.exit_code(), 2);
             format!("{error} / {}", error.hint_text().unwrap_or_default())
         })
@@ -669,7 +706,9 @@ mod tests {
     #[test]
     fn a_command_that_is_not_utf8_is_an_error() {
         let words = vec!["true".into(), OsString::from_vec(vec![b'a', 0xff])];
-        let said = build(JobOptions::default(), words, &here).unwrap_err().to_string();
+        let said = build(JobOptions::default(), words, AfterArgs::default(), &here)
+            .unwrap_err()
+            .to_string();
         assert!(said.contains("word 2") && said.contains("not UTF-8"), "{said}");
     }
 }

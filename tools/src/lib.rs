@@ -4,7 +4,8 @@
 //! Where to look: `cli/` defines the command line; `verbs/` has a file for each verb; `job.rs`
 //! builds the spec of a job from flags and files, `service/` that of a service; `connect.rs` keeps
 //! the connection to the manager, and `follow.rs` shows output through it; `output/` has tables,
-//! lines and JSON; `top/` is the view in the terminal; `demo/` the demo.
+//! lines and JSON; `top/` is the view in the terminal; `console.rs` serves the page for browsers
+//! through the mesh; `demo/` the demo.
 
 mod bounded;
 mod cli;
@@ -14,6 +15,8 @@ mod connect_access;
 mod connect_schedules;
 mod connect_services;
 mod connect_volumes;
+mod connect_workflows;
+mod console;
 mod container;
 mod context;
 mod daemon_log;
@@ -31,9 +34,11 @@ mod signals;
 mod sink;
 mod toml_file;
 mod top;
+mod trace;
 mod turns;
 mod values;
 mod verbs;
+mod workflow;
 
 use std::process::ExitCode;
 
@@ -85,7 +90,7 @@ fn run(context: &Context, verb: Verb) -> CliResult {
         && let Some(name) = verb.without_json()
     {
         return Err(CliError::usage(format!("`{name}` has no JSON output")).hint(
-            "omit `--output json`; jobs, job, tasks, schedule, services, service, compose ps, compose config, nodes, events, submit, cancel, forget, token, users and doctor support it",
+            "omit `--output json`; jobs, job, tasks, workflow, schedule, services, service, compose ps, compose config, nodes, events, submit, cancel, forget, token, users and doctor support it",
         ));
     }
     if let Verb::ProcessSupervisor(args) = &verb
@@ -131,6 +136,7 @@ async fn dispatch(context: &Context, verb: Verb) -> CliResult {
         Verb::Requeue(args) => verbs::again::requeue(context, args).await,
         Verb::Failed(args) => verbs::again::failed(context, args).await,
         Verb::Forget(args) => verbs::forget::forget(context, args).await,
+        Verb::Workflow(args) => verbs::workflow::workflow(context, args).await,
         Verb::Schedule(args) => verbs::schedule::schedule(context, args).await,
         Verb::Services => verbs::services::services(context).await,
         Verb::Service(args) => verbs::service::service(context, args).await,
@@ -146,6 +152,7 @@ async fn dispatch(context: &Context, verb: Verb) -> CliResult {
         Verb::Doctor(args) => verbs::doctor::doctor(context, args).await,
         Verb::Events(args) => verbs::events::events(context, args).await,
         Verb::Top => verbs::top::top(context).await,
+        Verb::Console(args) => verbs::console::console(context, args).await,
         Verb::Completions { shell } => verbs::completions::completions(shell),
     }
 }

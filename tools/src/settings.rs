@@ -6,7 +6,7 @@ use etcetera::BaseStrategy;
 use podmesh_wire::locate::{Locator, ManagerPlace, SOCKETS_DIR};
 use serde::de::DeserializeOwned;
 
-use crate::bounded::read_bounded;
+use crate::bounded::{JOB_FILE, read_bounded};
 use crate::error::{CliError, CliResult};
 use crate::toml_file;
 
@@ -123,6 +123,6 @@ pub(crate) fn load<T: DeserializeOwned + Default>(
         None if usual.exists() => &usual,
         None => return Ok(T::default()),
     };
-    let text = read_bounded(path, "settings file")?;
+    let text = read_bounded(path, "settings file", JOB_FILE)?;
     toml_file::parse(&text, &path.display().to_string(), tables)
 }

@@ -2,7 +2,7 @@
 
 use serde::de::{self, Deserialize, DeserializeOwned, Deserializer, Visitor};
 use serde::forward_to_deserialize_any;
-use toml::de::{DeTable, DeValue};
+use toml::de::{DeArray, DeTable, DeValue};
 
 use crate::error::{CliError, CliResult};
 use crate::output::text::{clip, escape};
@@ -43,7 +43,10 @@ pub(crate) fn parse<T: DeserializeOwned>(
     let known = if table.is_empty() {
         keys_of::<T>()
     } else {
-        // Inside an Option, serde_ignored shows a `?` part.
+        // Inside an Option, serde_ignored shows a `?` part, and in a list the position.
+        let is_position = |part: &str| part.bytes().all(|byte| byte.is_ascii_digit());
+        let parts = table.split('.').filter(|part| !is_position(part));
+        let table = parts.collect::<Vec<_>>().join(".");
         let table = table.trim_end_matches(".?");
         tables.iter().find(|(name, _)| *name == table).map_or(&[][..], |(_, keys)| keys)
     };
@@ -58,18 +61,31 @@ pub(crate) fn parse<T: DeserializeOwned>(
 }
 
 /// Returns `, line 3 (cpus = nan)` for the last of these keys, each within the one before, that
-/// the text has; empty if it has none.
+/// the text has; empty if it has none. Within a list, the key is a position, counted from 0.
 pub(crate) fn place_of<'a>(text: &str, keys: impl IntoIterator<Item = &'a str>) -> String {
     let Ok(root) = DeTable::parse(text) else { return String::new() };
     let mut table = root.get_ref();
+    let mut list: Option<&DeArray<'_>> = None;
     let mut at = None;
     for key in keys {
-        let Some((name, value)) = table.iter().find(|(name, _)| name.get_ref() == key) else {
-            break;
+        let value = match list.take() {
+            Some(items) => {
+                let Some(item) = key.parse().ok().and_then(|at: usize| items.get(at)) else {
+                    break;
+                };
+                at = Some(item.span().start);
+                item
+            }
+            None => {
+                let found = table.iter().find(|(name, _)| name.get_ref() == key);
+                let Some((name, value)) = found else { break };
+                at = Some(name.span().start);
+                value
+            }
         };
-        at = Some(name.span().start);
         match value.get_ref() {
             DeValue::Table(inner) => table = inner,
+            DeValue::Array(items) => list = Some(items),
             _ => break,
         }
     }

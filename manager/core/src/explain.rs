@@ -9,14 +9,43 @@ use podmesh_protocol::limits::ATTEMPTS_PER_NODE_MAX;
 use podmesh_protocol::place::Offer;
 use podmesh_protocol::time::Now;
 use podmesh_protocol::wait::{FreestNode, WaitReason};
+use podmesh_protocol::workflow::Condition;
 
 use crate::Core;
 use crate::nodes::{Node, NodeIx};
 use crate::placement::{Constraint, Needs, ReservationView};
-use crate::state::Job;
+use crate::state::{Job, Progress};
 
-/// The most nodes to name one by one. Of the others only the number is given.
+/// The most nodes, or upstream jobs, to name one by one. Of the others only the number is given.
 const NODES_NAMED: usize = 5;
+
+/// The conditions, in the order in which they are explained.
+const CONDITIONS: [Condition; 4] =
+    [Condition::Succeeded, Condition::Each, Condition::Failed, Condition::Ended];
+
+/// Adds what a job waits for: first what has ended in another way than asked.
+fn explain_upstream(job: &Job, reasons: &mut Vec<WaitReason>) {
+    let blocked = job.unmet().filter_map(|(upstream, dependency)| match dependency.progress {
+        Progress::Blocked(ended) => Some((upstream, ended, dependency.when)),
+        Progress::Waiting | Progress::Met => None,
+    });
+    let named = blocked.clone().take(NODES_NAMED);
+    reasons.extend(named.map(|(job, ended, when)| WaitReason::Blocked { job, ended, when }));
+    let jobs = blocked.count().saturating_sub(NODES_NAMED);
+    if jobs > 0 {
+        reasons.push(WaitReason::MoreBlocked { jobs });
+    }
+    for when in CONDITIONS {
+        let waiting = job.unmet().filter(|(_, dependency)| {
+            dependency.progress == Progress::Waiting && dependency.when == when
+        });
+        let jobs: Vec<JobId> = waiting.clone().take(NODES_NAMED).map(|(job, _)| job).collect();
+        if !jobs.is_empty() {
+            let more = waiting.count() - jobs.len();
+            reasons.push(WaitReason::Upstream { jobs, more, when });
+        }
+    }
+}
 
 impl Core {
     /// Returns why the queued tasks of a job wait; nothing for a job without queued tasks.
@@ -30,6 +59,9 @@ impl Core {
         if let (true, Some(at_ms)) = (dispatch.too_early, job.spec.not_before_ms) {
             let (at, left_ms) = (Zone::utc().format(at_ms), at_ms.saturating_sub(now.wall_ms));
             reasons.push(WaitReason::NotBefore { at, left_ms });
+        }
+        if dispatch.unmet > 0 {
+            explain_upstream(job, &mut reasons);
         }
         let held = dispatch.held.len();
         let backing_off =

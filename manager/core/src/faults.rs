@@ -43,6 +43,16 @@ pub enum Fault {
     ClaimsForgotten,
     /// Tasks of a node that is drained are not stopped at the deadline.
     DeadlineIgnored,
+    /// A job starts although jobs that it waits for have not ended.
+    UpstreamIgnored,
+    /// A job whose upstream job failed starts as after a success.
+    FailureIsSuccess,
+    /// All tasks of a job start when the first task of its upstream job has succeeded.
+    EachIsAny,
+    /// A job does not learn that a job it waits for has ended.
+    EndNotPassedOn,
+    /// A job does not go on to wait for an upstream job that is requeued.
+    NotWaitedAgain,
     /// A replica is stopped while proxies may still pass connections to it.
     ProxiesNotAwaited,
     /// A replica is stopped before its connections have had their time to end.

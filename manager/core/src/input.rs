@@ -10,13 +10,14 @@ use podmesh_protocol::access::{Caller, PublicKey, Role, TokenId};
 use podmesh_protocol::client::{PrincipalKind, Scheduling};
 use podmesh_protocol::ids::{Epoch, JobId, Name, SubmissionId};
 use podmesh_protocol::node::DrainSpec;
-use podmesh_protocol::report::Report;
+use podmesh_protocol::report::{JobState, Report};
 use podmesh_protocol::schedule::ScheduleSpec;
 use podmesh_protocol::service::ServiceSpec;
 use podmesh_protocol::session::Hello;
-use podmesh_protocol::spec::JobSpec;
+use podmesh_protocol::spec::{ArrayRange, JobSpec};
+use podmesh_protocol::workflow::{Positions, WorkflowSpec};
 
-use crate::state::{EndedTask, Job};
+use crate::state::{EndedTask, IndexSet, Job};
 
 /// The number that the shell gave a connection. Never used twice.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -152,11 +153,33 @@ pub enum Command {
         submission: SubmissionId,
         /// The job.
         spec: Arc<JobSpec>,
+        /// What the database has of the jobs that it waits for, all of them. As with `Requeue`, what
+        /// was read must stay true until the answer.
+        upstream: BTreeMap<JobId, UpstreamFact>,
+    },
+    /// Submit the jobs of a workflow. It has been checked.
+    SubmitWorkflow {
+        /// The name of the caller.
+        by: Name,
+        /// The idempotency key.
+        submission: SubmissionId,
+        /// The workflow.
+        workflow: Box<WorkflowSpec>,
+        /// The dependencies of its jobs.
+        positions: Positions,
     },
     /// Cancel a job.
     Cancel {
         /// The job.
         job: JobId,
+    },
+    /// Cancel the jobs that depend on a job, or on a job that does, and have not ended; not the job
+    /// itself.
+    CancelDownstream {
+        /// The job.
+        job: JobId,
+        /// How many were cancelled before: 0 from the shell.
+        done: u32,
     },
     /// Run ended tasks of a job again.
     ///
@@ -168,7 +191,8 @@ pub enum Command {
         by: Name,
         /// The job.
         job: JobId,
-        /// The job, if it has ended: without active attempts and retries.
+        /// The job, if it has ended: without active attempts and retries. Its dependencies that are
+        /// not met are as their upstream jobs are in the database.
         ended: Option<Box<Job>>,
         /// The tasks that have had an attempt: at most
         /// [`REQUEUE_TASKS_MAX`](podmesh_protocol::limits::REQUEUE_TASKS_MAX).
@@ -315,6 +339,19 @@ pub enum Command {
         /// The name to join as.
         name: Name,
     },
+}
+
+/// What the database has of a job that another one waits for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct UpstreamFact {
+    /// Its tasks.
+    pub array: ArrayRange,
+    /// Whether it is a replica of a service.
+    pub is_replica: bool,
+    /// How it has ended, if it has.
+    pub ended: Option<JobState>,
+    /// The tasks that have succeeded, if its tasks are waited for.
+    pub succeeded: IndexSet,
 }
 
 /// A change of a service that needs no other spec.

@@ -57,6 +57,7 @@ impl Core {
         self.check_bonds();
         self.check_services();
         self.check_schedules();
+        self.check_dependents();
     }
 
     fn check_job(&self, job: &Job, dispatch: &Dispatch, timers: &mut BTreeSet<(Millis, Timer)>) {

@@ -1,8 +1,10 @@
 //! What happens to jobs as a whole, and how their tasks are handed out.
 
+use alloc::boxed::Box;
 use alloc::collections::{BTreeMap, BTreeSet, VecDeque};
 use alloc::format;
 use alloc::sync::Arc;
+use alloc::vec::Vec;
 
 use podmesh_protocol::client::NodeState;
 use podmesh_protocol::error::{ErrorCode, ErrorReply};
@@ -18,13 +20,14 @@ use podmesh_protocol::spec::{JobSpec, OnLost};
 use podmesh_protocol::time::{Millis, Now};
 
 use crate::faults::planted;
-use crate::input::Ticket;
+use crate::input::{Ticket, UpstreamFact};
 use crate::measures::Counted;
 use crate::nodes::NodeIx;
 use crate::placement::{QueueKey, ShapeId};
-use crate::state::{ActiveAttempt, Closed, Job, Stop};
+use crate::state::{ActiveAttempt, Closed, IndexSet, Job, Stop};
 use crate::step::{Answer, Change, Step};
 use crate::timers::{Timer, Timers};
+use crate::upstream::Settled;
 use crate::{Core, answer};
 
 /// The number of submissions of ended jobs to remember. For older ones the shell asks the database.
@@ -36,6 +39,14 @@ pub(crate) struct Dispatch {
     pub(crate) shape: ShapeId,
     /// Whether it must not start yet: see [`JobSpec::not_before_ms`].
     pub(crate) too_early: bool,
+    /// How many of its dependencies are not met.
+    pub(crate) unmet: u32,
+    /// How many of these hold the whole job back.
+    pub(crate) holding: u32,
+    /// The tasks without an attempt that may have one, if single ones are held back.
+    pub(crate) open: Option<Box<IndexSet>>,
+    /// The tasks that have succeeded since somebody asked for it.
+    pub(crate) watched: Option<Box<IndexSet>>,
     /// The tasks whose retry is not due yet, by the time at which it is, and their index.
     pub(crate) waiting: BTreeSet<(Millis, u32)>,
     /// The tasks whose retry is due, by index, and since when.
@@ -62,6 +73,10 @@ impl Dispatch {
         Self {
             shape,
             too_early: false,
+            unmet: 0,
+            holding: 0,
+            open: None,
+            watched: None,
             waiting: BTreeSet::new(),
             ready: BTreeMap::new(),
             since_ms,
@@ -78,8 +93,14 @@ impl Dispatch {
     pub(crate) fn has_ready(&self, job: &Job) -> bool {
         !job.is_stopping()
             && !self.too_early
-            && (!self.ready.is_empty() || job.fresh() > 0)
+            && self.holding == 0
+            && (!self.ready.is_empty() || self.has_fresh(job))
             && job.may_have_more()
+    }
+
+    /// Returns whether a task that has had no attempt may have one.
+    fn has_fresh(&self, job: &Job) -> bool {
+        job.fresh() > 0 && self.open.as_ref().is_none_or(|open| !open.is_empty())
     }
 
     /// Takes the next task to place: its index, the number of its next attempt, and since when it
@@ -95,7 +116,10 @@ impl Dispatch {
         if job.rest_cancelled {
             return None;
         }
-        let index = u32::try_from(job.next_index).ok()?;
+        let index = match &mut self.open {
+            Some(open) => open.pop_first()?,
+            None => u32::try_from(job.next_index).ok()?,
+        };
         job.spec.array.contains(index).then_some((index, 1, self.since_ms))
     }
 
@@ -223,6 +247,7 @@ impl Submissions {
 }
 
 impl Core {
+    #[expect(clippy::too_many_arguments, reason = "the fields of a command")]
     pub(crate) fn on_submit(
         &mut self,
         now: Now,
@@ -230,6 +255,7 @@ impl Core {
         by: Name,
         submission: SubmissionId,
         spec: Arc<JobSpec>,
+        upstream: &BTreeMap<JobId, UpstreamFact>,
         out: &mut Step,
     ) {
         if let Some(job) = self.submissions.get(&submission)
@@ -240,12 +266,26 @@ impl Core {
         if let Err(error) = self.may_insert(&spec) {
             return answer(out, ticket, Err(error));
         }
-        let id = self.insert_job(now, Some(submission), spec, by, out);
+        let settled = match self.look_upstream(&spec, upstream) {
+            Ok(Some(settled)) => settled,
+            Ok(None) => return answer(out, ticket, Ok(Answer::ReadAgain)),
+            Err(error) => return answer(out, ticket, Err(error)),
+        };
+        let tasks = u32::try_from(spec.array.tasks()).unwrap_or(u32::MAX);
+        let (id, name) = (self.next_job(), spec.name.clone());
+        out.events.push(EventFact::JobSubmitted { job: id, name, tasks });
+        self.insert_job(now, submission, spec, by, settled, out);
         answer(out, ticket, Ok(Answer::Submitted { job: id, again: false }));
     }
 
-    /// Inserts a job, which is allowed. Without a submission, the manager submits it itself.
-    pub(crate) fn insert_job(
+    /// Returns the number of the next job.
+    pub(crate) fn next_job(&self) -> JobId {
+        JobId(self.state.last_job.0 + 1)
+    }
+
+    /// Inserts a job without dependencies, which is allowed. Without a submission, the manager
+    /// submits it itself.
+    pub(crate) fn insert_own_job(
         &mut self,
         now: Now,
         submission: Option<SubmissionId>,
@@ -253,16 +293,31 @@ impl Core {
         by: Name,
         out: &mut Step,
     ) -> JobId {
-        let id = JobId(self.state.last_job.0 + 1);
-        let submission = submission.unwrap_or_else(|| SubmissionId::of_job(id));
+        let id = self.next_job();
         let tasks = u32::try_from(spec.array.tasks()).unwrap_or(u32::MAX);
         out.events.push(EventFact::JobSubmitted { job: id, name: spec.name.clone(), tasks });
-        let wall_ms = now.wall_ms;
+        let submission = submission.unwrap_or_else(|| SubmissionId::of_job(id));
+        self.insert_job(now, submission, spec, by, Vec::new(), out);
+        id
+    }
+
+    /// Inserts the next job, which is allowed and of which an event tells, with what is known of its
+    /// upstream jobs.
+    pub(crate) fn insert_job(
+        &mut self,
+        now: Now,
+        submission: SubmissionId,
+        spec: Arc<JobSpec>,
+        by: Name,
+        settled: Vec<Settled>,
+        out: &mut Step,
+    ) {
+        let (id, wall_ms) = (self.next_job(), now.wall_ms);
         self.state.record(out, Change::JobInserted { job: id, submission, spec, by, wall_ms });
+        self.record_settled(id, settled, out);
         self.add_job(id);
         self.set_expiry(now, id);
         self.mark_dirty(id);
-        id
     }
 
     /// Checks that there is room for one more job, and that it may use its volumes.
@@ -284,6 +339,8 @@ impl Core {
         let needs = self.needs_of(&job.spec);
         let mut dispatch = Dispatch::new(self.queue.intern(needs, &self.nodes), self.now.mono_ms);
         dispatch.too_early = self.schedules.add_job(job, self.now.wall_ms);
+        dispatch.refresh_upstream(job);
+        self.dependents.add_job(job);
         if dispatch.has_ready(job) {
             self.queue.add(dispatch.shape, job.key());
         }
@@ -425,38 +482,43 @@ impl Core {
     /// Saves the rows of the changed jobs, and lets go of those that have ended.
     pub(crate) fn settle_jobs(&mut self, now: Now, out: &mut Step) {
         for id in core::mem::take(&mut self.dirty) {
-            let Some(job) = self.state.jobs.get(&id) else { continue };
-            if let Some(dispatch) = self.dispatch.get_mut(&id) {
-                dispatch.dirty = false;
-                let counted = Counted::of(job);
-                self.measures.totals.replace(dispatch.counted.replace(counted), counted);
-            }
-            if !job.is_over() {
-                let row = job.row(None);
-                self.state.record(out, Change::JobUpdated(row));
-                continue;
-            }
-            out.events.push(EventFact::JobEnded { job: id, state: job.state().into() });
-            self.submissions.end(job.submission);
-            let row = job.row(Some(now.wall_ms));
-            self.bonds.remove_job(id, &job.spec);
-            self.schedules.remove_job(job);
-            let replica = job.spec.run.replica.is_some().then(|| Arc::clone(&job.spec));
-            self.state.record(out, Change::JobUpdated(row));
-            if let Some(replica) = replica.as_ref().and_then(|spec| spec.run.replica.as_ref()) {
-                self.replica_gone(id, replica);
-            }
-            let Some(dispatch) = self.dispatch.remove(&id) else { continue };
-            self.timers.replace(dispatch.expires, None, Timer::Expires(id));
-            for (ix, epoch) in &dispatch.told {
-                if let Some(session) = &mut self.nodes.get_mut(*ix).session
-                    && session.epoch == *epoch
-                {
-                    session.outgoing.forget.push(id);
-                    self.touched.insert(*ix);
-                }
-            }
-            self.queue.release(dispatch.shape);
+            self.settle_job(now, id, out);
         }
+    }
+
+    /// Saves the row of a changed job, and lets go of it if it has ended.
+    pub(crate) fn settle_job(&mut self, now: Now, id: JobId, out: &mut Step) {
+        let Some(job) = self.state.jobs.get(&id) else { return };
+        if let Some(dispatch) = self.dispatch.get_mut(&id) {
+            dispatch.dirty = false;
+            let counted = Counted::of(job);
+            self.measures.totals.replace(dispatch.counted.replace(counted), counted);
+        }
+        if !job.is_over() {
+            let row = job.row(None);
+            return self.state.record(out, Change::JobUpdated(row));
+        }
+        out.events.push(EventFact::JobEnded { job: id, state: job.state().into() });
+        self.submissions.end(job.submission);
+        let row = job.row(Some(now.wall_ms));
+        self.bonds.remove_job(id, &job.spec);
+        self.schedules.remove_job(job);
+        self.dependents.remove_job(job);
+        let replica = job.spec.run.replica.is_some().then(|| Arc::clone(&job.spec));
+        self.state.record(out, Change::JobUpdated(row));
+        if let Some(replica) = replica.as_ref().and_then(|spec| spec.run.replica.as_ref()) {
+            self.replica_gone(id, replica);
+        }
+        let Some(dispatch) = self.dispatch.remove(&id) else { return };
+        self.timers.replace(dispatch.expires, None, Timer::Expires(id));
+        for (ix, epoch) in &dispatch.told {
+            if let Some(session) = &mut self.nodes.get_mut(*ix).session
+                && session.epoch == *epoch
+            {
+                session.outgoing.forget.push(id);
+                self.touched.insert(*ix);
+            }
+        }
+        self.queue.release(dispatch.shape);
     }
 }

@@ -28,6 +28,8 @@
 //! - `stopping`: attempts that are stopped although their jobs go on
 //! - `schedules`: jobs that are submitted again and again, and jobs that start later
 //! - `services`: replicas, kept running and replaced
+//! - `upstream`: jobs that wait for other jobs
+//! - `workflows`: jobs that are submitted together
 //! - `retention`: removing what has been kept long enough
 //! - `explain`: why tasks wait
 //! - `restore`: what is derived from the state after a start
@@ -70,7 +72,9 @@ mod stopping;
 #[cfg(test)]
 mod tests;
 mod timers;
+mod upstream;
 mod volumes;
+mod workflows;
 
 use alloc::collections::{BTreeMap, BTreeSet, VecDeque};
 use alloc::string::String;
@@ -98,6 +102,7 @@ use crate::services::Services;
 use crate::state::{Recorded, State};
 use crate::step::{Answer, Effect, Step};
 use crate::timers::Timers;
+use crate::upstream::Dependents;
 
 /// The durations and versions that the core uses. The `Welcome` tells agents the first two.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -127,6 +132,8 @@ pub struct Core {
     access: Access,
     services: Services,
     schedules: Schedules,
+    /// The jobs that wait for others.
+    dependents: Dependents,
     queue: Queue,
     bonds: Bonds,
     /// Why nodes could not remove volumes, when they last tried.
@@ -181,6 +188,7 @@ impl Core {
             self.take(now, input, out);
         }
         self.reconcile_services(now, out);
+        self.settle_dependents(now, out);
         self.place(now, out);
         self.settle_jobs(now, out);
         self.settle_bonds();
@@ -268,8 +276,14 @@ impl Core {
 
     fn on_command(&mut self, now: Now, ticket: Ticket, command: Command, out: &mut Step) {
         let result = match command {
-            Command::Submit { by, submission, spec } => {
-                return self.on_submit(now, ticket, by, submission, spec, out);
+            Command::Submit { by, submission, spec, upstream } => {
+                return self.on_submit(now, ticket, by, submission, spec, &upstream, out);
+            }
+            Command::SubmitWorkflow { by, submission, workflow, positions } => {
+                self.submit_workflow(now, by, submission, *workflow, &positions, out)
+            }
+            Command::CancelDownstream { job, done } => {
+                return self.on_cancel_downstream(ticket, job, done, out);
             }
             Command::Cancel { job } => return self.on_cancel(ticket, job, out),
             Command::Requeue { by, job, ended, tasks, rest } => {

@@ -202,6 +202,9 @@ impl Core {
         if is_limited {
             self.offer(task.job);
         }
+        if kind == OutcomeKind::Succeeded {
+            self.release_task(task, out);
+        }
         if retry_after_ms.is_none() {
             self.check_failures(task.job, kind, out);
         }

@@ -26,12 +26,18 @@ impl Core {
         now: Now,
         by: Name,
         id: JobId,
-        ended: Option<Box<Job>>,
+        mut ended: Option<Box<Job>>,
         mut tasks: Vec<EndedTask>,
         rest: bool,
         out: &mut Step,
     ) -> Result<Answer, ErrorReply> {
         let is_active = self.state.jobs.contains_key(&id);
+        if let Some(ended) = &mut ended
+            && !is_active
+            && !self.look_upstream_again(ended)
+        {
+            return Ok(Answer::EndedBefore { job: id });
+        }
         let job = match (self.state.jobs.get(&id), &ended) {
             (Some(job), _) => job,
             (None, Some(ended)) => ended,
@@ -44,8 +50,7 @@ impl Core {
             return Err(ErrorReply::new(ErrorCode::Conflict, message));
         }
         tasks.retain(|task| {
-            let tried =
-                job.spec.array.contains(task.index) && u64::from(task.index) < job.next_index;
+            let tried = job.spec.array.contains(task.index) && job.has_tried(task.index);
             let waits =
                 job.active.contains_key(&task.index) || job.retries.contains_key(&task.index);
             tried && (!waits || planted!(self, ActiveTaskRequeued))
@@ -70,6 +75,7 @@ impl Core {
             self.state.record(out, Change::JobReopened(job));
             self.add_job(id);
             self.count_restored(id);
+            self.wait_again(id, out);
         }
         for task in tasks {
             let index = task.index;
@@ -100,11 +106,12 @@ impl Core {
     }
 
     /// Sets or ends the timer of the tasks that have had no attempt. It does not run while the job
-    /// must not start yet.
+    /// must not start yet, or waits for other jobs.
     pub(crate) fn set_expiry(&mut self, now: Now, id: JobId) {
         let Some(job) = self.state.jobs.get(&id) else { return };
         let Some(dispatch) = self.dispatch.get_mut(&id) else { return };
-        let left_ms = job.expires_in_ms(now.wall_ms).filter(|_| !dispatch.too_early);
+        let left_ms =
+            job.expires_in_ms(now.wall_ms).filter(|_| !dispatch.too_early && dispatch.unmet == 0);
         let at = left_ms.map(|ms| now.mono_ms.saturating_add(ms));
         self.timers.replace(dispatch.expires, at, Timer::Expires(id));
         dispatch.expires = at;

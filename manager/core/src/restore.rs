@@ -18,6 +18,7 @@ use crate::schedules::Schedules;
 use crate::services::Services;
 use crate::state::{Recorded, State};
 use crate::timers::{Timer, Timers};
+use crate::upstream::Dependents;
 use crate::{Core, CoreConfig};
 
 impl Core {
@@ -37,6 +38,7 @@ impl Core {
             nodes: Nodes::default(),
             services: Services::default(),
             schedules: Schedules::default(),
+            dependents: Dependents::default(),
             queue: Queue::default(),
             bonds: Bonds::default(),
             volume_failures: BTreeMap::new(),

@@ -2,7 +2,7 @@
 //! removed.
 //!
 //! The core keeps no ended jobs. The shell finds in the database which of them are due, and the core
-//! makes sure that no active job is removed.
+//! makes sure that no active job is removed, and none that another one waits for.
 
 use alloc::vec::Vec;
 use podmesh_protocol::client::{NodeState, PrincipalKind};
@@ -27,7 +27,7 @@ impl Core {
         let all = planted!(self, ActiveJobRemoved);
         jobs.retain(|job| {
             let known = (JobId(1)..=self.state.last_job).contains(job);
-            known && (all || !self.state.jobs.contains_key(job))
+            known && (all || !(self.state.jobs.contains_key(job) || self.is_awaited(*job)))
         });
         let count = u32::try_from(jobs.len()).unwrap_or(u32::MAX);
         if let Some(by) = by

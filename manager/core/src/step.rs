@@ -19,12 +19,12 @@ use podmesh_protocol::report::{AttemptState, JobState, Outcome, TaskCounts};
 use podmesh_protocol::schedule::RunResult;
 use podmesh_protocol::service::{RevisionState, ServiceSpec};
 use podmesh_protocol::session::ToPeer;
-use podmesh_protocol::spec::{JobSpec, Resources, RuntimeKind};
+use podmesh_protocol::spec::{ArrayRange, JobSpec, Resources, RuntimeKind};
 use serde::{Deserialize, Serialize};
 
 use crate::input::{ConnectionId, Ticket};
 use crate::state::{
-    Closed, EndedTask, Job, ReplicaStatus, Schedule, ScheduleProgress, Service, Stop,
+    Closed, EndedTask, Job, Progress, ReplicaStatus, Schedule, ScheduleProgress, Service, Stop,
 };
 
 /// The result of one call of [`Core::step`](crate::Core::step): what to commit, and what to do
@@ -91,6 +91,27 @@ pub enum Change {
         job: JobId,
         /// The time from which on they may expire.
         wall_ms: u64,
+    },
+    /// A dependency of a job has come further, or waits again because its upstream job goes on.
+    DependencyChanged {
+        /// The job.
+        job: JobId,
+        /// The upstream job.
+        upstream: JobId,
+        /// How far it has come.
+        progress: Progress,
+        /// The time, if it was the last dependency that was not met: from then on the job's tasks may
+        /// expire.
+        starts_wall_ms: Option<u64>,
+    },
+    /// Tasks of an upstream job have succeeded, and those of the job with the same indexes may start.
+    TasksReleased {
+        /// The job.
+        job: JobId,
+        /// The upstream job, on which it depends index by index.
+        upstream: JobId,
+        /// The indexes.
+        tasks: ArrayRange,
     },
     /// The row of a job after all other changes of the step to it. A step has at most one for each
     /// job. If its state is an end, the job has ended.
@@ -393,7 +414,6 @@ pub struct KeyRow {
 
 /// What to do after the commit.
 #[derive(Clone, Debug, PartialEq, Eq)]
-#[expect(clippy::large_enum_variant, reason = "nearly all of them are `Send`, the largest")]
 pub enum Effect {
     /// Send a message to an agent.
     Send {
@@ -472,6 +492,14 @@ pub enum Answer {
         /// Its state.
         state: JobState,
     },
+    /// Jobs that waited for another one were cancelled.
+    DownstreamCancelled {
+        /// How many.
+        jobs: u32,
+    },
+    /// What was read of upstream jobs is not what they are now: the shell reads again, and sends the
+    /// command again.
+    ReadAgain,
     /// The job has already ended, or was removed. The shell finds its state in the
     /// database, because the core keeps no ended jobs.
     EndedBefore {

@@ -1,6 +1,7 @@
 //! The console: static files, embedded in the binary. The page asks the API, as any other client.
 //!
-//! The files are public. What they show needs a token.
+//! The files are public. What they show needs a token: an API token, or one that the page gets for
+//! the one-time code in its address.
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -8,24 +9,30 @@ use std::io::Write;
 use std::sync::LazyLock;
 
 use axum::Router;
-use axum::extract::Request;
+use axum::extract::{Request, State};
 use axum::http::header::{
     ACCEPT_ENCODING, CACHE_CONTROL, CONTENT_ENCODING, CONTENT_SECURITY_POLICY, CONTENT_TYPE, ETAG,
     REFERRER_POLICY, VARY,
 };
 use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
-use axum::routing::get;
+use axum::routing::{get, post};
 use bytes::Bytes;
 use flate2::Compression;
 use flate2::write::GzEncoder;
 use rust_embed::RustEmbed;
+use serde::Serialize;
 
-use crate::extract::etag;
+use crate::extract::{etag, ok};
+use crate::problem::Problem;
 use crate::routes::{App, no_route};
 
 /// Where the files are served.
 const ASSETS: &str = "/assets/";
+/// Where a one-time code is exchanged for a token.
+const SIGN_IN: &str = "/sign-in";
+/// The header with the code. A page of another site cannot send it.
+const CODE: HeaderName = HeaderName::from_static("podmesh-code");
 /// The file that is also served at `/`.
 const INDEX: &str = "index.html";
 
@@ -36,6 +43,12 @@ const POLICY: &str = "default-src 'self'; object-src 'none'; base-uri 'none'; fo
 #[derive(RustEmbed)]
 #[folder = "console/assets/"]
 struct Embedded;
+
+/// What the page gets for its code.
+#[derive(Serialize)]
+struct SignedIn {
+    token: String,
+}
 
 /// A file, ready to be sent.
 struct File {
@@ -80,12 +93,22 @@ fn kind_of(name: &str) -> &'static str {
 
 /// Returns whether a path is of the page.
 pub(crate) fn is_page(path: &str) -> bool {
-    path == "/" || path.starts_with(ASSETS)
+    path == "/" || path == SIGN_IN || path.starts_with(ASSETS)
 }
 
 /// Adds the page to the router.
 pub(crate) fn add(router: Router<App>) -> Router<App> {
-    router.route("/", get(serve)).route(&format!("{ASSETS}{{*name}}"), get(serve))
+    router
+        .route("/", get(serve))
+        .route(&format!("{ASSETS}{{*name}}"), get(serve))
+        .route(SIGN_IN, post(sign_in))
+}
+
+/// POST /sign-in
+async fn sign_in(State(app): State<App>, headers: HeaderMap) -> Result<Response, Problem> {
+    let code = headers.get(CODE).and_then(|code| code.to_str().ok()).unwrap_or_default();
+    let token = app.door.sign_in(code)?;
+    Ok(ok(&SignedIn { token }))
 }
 
 /// GET / and /assets/…

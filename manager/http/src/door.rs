@@ -29,6 +29,15 @@ pub trait Door: Send + Sync + 'static {
     /// What the peer is told: without a token it cannot be identified, or the token is not valid.
     fn admit(&self, peer: &Peer, token: Option<&str>) -> Result<Arc<dyn Asker>, ErrorReply>;
 
+    /// Exchanges a one-time code for a token that [`Self::admit`] accepts.
+    ///
+    /// # Errors
+    /// Why not. A server whose clients bring API tokens has no codes.
+    fn sign_in(&self, _code: &str) -> Result<String, ErrorReply> {
+        let message = "this server has no one-time codes: sign in with an API token, or run `podmesh console`";
+        Err(ErrorReply::new(ErrorCode::NotFound, message))
+    }
+
     /// Returns the events after a revision that fit into one reply, and the last revision. For all
     /// readers together, each of whom has been admitted.
     ///

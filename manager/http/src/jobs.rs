@@ -11,6 +11,7 @@ use podmesh_protocol::ids::{JobId, Name, Revision, SubmissionId, TaskId};
 use podmesh_protocol::limits::PAGE_ROWS_MAX;
 use podmesh_protocol::report::TaskState as WireTaskState;
 use podmesh_protocol::spec::JobSpec;
+use podmesh_protocol::trace::{TRACEPARENT, TraceParent};
 use podmesh_views::again::{FailedOutput, RequeueOutput};
 use podmesh_views::http::{BatchOutput, BatchRow, TaskOutput};
 use podmesh_views::input::{ForgetInput, JobInput, RequeueInput};
@@ -29,6 +30,8 @@ use crate::problem::Problem;
 pub(crate) const LIMIT_DEFAULT: u32 = 100;
 /// The header with the key by which a repeated submission is recognised.
 const IDEMPOTENCY_KEY: &str = "idempotency-key";
+/// The header with the trace of a request.
+const TRACE_HEADER: &str = "traceparent";
 /// Bytes of that key.
 const IDEMPOTENCY_KEY_BYTES_MAX: usize = 256;
 
@@ -51,6 +54,15 @@ pub(crate) struct JobsQuery {
     replica: Option<u32>,
     /// Rows of the page, at most 1000; default 100.
     limit: Option<u32>,
+}
+
+/// What to cancel.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct CancelQuery {
+    /// Also the jobs that depend on it, or on a job that does, as long as they have not ended.
+    #[serde(default)]
+    downstream: bool,
 }
 
 /// Which failed tasks.
@@ -127,10 +139,16 @@ pub(crate) fn key_of(headers: &HeaderMap) -> Result<Option<&str>, Problem> {
     Ok(Some(text.trim_matches('"')))
 }
 
-fn spec(input: JobInput) -> Result<Box<JobSpec>, Problem> {
-    let spec: JobSpec = input
+/// Returns the spec of a job. It becomes a part of the trace of the request, unless its own
+/// environment names one. As the standard asks, a header that is not valid is ignored.
+fn spec(input: JobInput, headers: &HeaderMap) -> Result<Box<JobSpec>, Problem> {
+    let mut spec: JobSpec = input
         .try_into()
         .map_err(|error: podmesh_views::input::InputError| Problem::invalid(error.to_string()))?;
+    let parent = headers.get(TRACE_HEADER).and_then(|header| header.to_str().ok());
+    if let Some(parent) = parent.and_then(|text| text.parse::<TraceParent>().ok()) {
+        spec.run.env.entry(TRACEPARENT.into()).or_insert_with(|| parent.to_string());
+    }
     Ok(Box::new(spec))
 }
 
@@ -141,7 +159,7 @@ pub(crate) async fn submit(
     Json(input): Json<JobInput>,
 ) -> Result<Response, Problem> {
     let submission = submission(&session, key_of(&headers)?)?;
-    let spec = spec(input)?;
+    let spec = spec(input, &headers)?;
     let (name, tasks) = (spec.name.to_string(), spec.array.tasks());
     match session.ask(RequestBody::Submit { submission, spec }).await? {
         ReplyBody::Submitted { job, again } => {
@@ -156,12 +174,13 @@ pub(crate) async fn submit(
 /// POST /jobs/batch
 pub(crate) async fn submit_batch(
     session: Session,
+    headers: HeaderMap,
     Json(input): Json<BatchInput>,
 ) -> Result<Response, Problem> {
     // The door takes commands in this order. The answers come together.
     let jobs = input.jobs.into_iter().map(|BatchJob { idempotency_key, job }| {
         let request = submission(&session, idempotency_key.as_deref()).and_then(|submission| {
-            Ok(session.asker.ask(RequestBody::Submit { submission, spec: spec(job)? }))
+            Ok(session.asker.ask(RequestBody::Submit { submission, spec: spec(job, &headers)? }))
         });
         async move {
             match request?.await? {
@@ -251,11 +270,15 @@ pub(crate) async fn show(
 }
 
 /// POST /jobs/{job}/cancel
-pub(crate) async fn cancel(session: Session, path: Path) -> Result<Response, Problem> {
+pub(crate) async fn cancel(
+    session: Session,
+    path: Path,
+    Query(query): Query<CancelQuery>,
+) -> Result<Response, Problem> {
     let job: JobId = path.part("job")?;
-    match session.ask(RequestBody::Cancel { job }).await? {
-        ReplyBody::Cancelled { state } => {
-            Ok(ok(&CancelledJob { job: job.0, state: (&state).into() }))
+    match session.ask(RequestBody::Cancel { job, downstream: query.downstream }).await? {
+        ReplyBody::Cancelled { state, downstream } => {
+            Ok(ok(&CancelledJob { job: job.0, state: (&state).into(), downstream }))
         }
         _ => Err(Problem::unexpected()),
     }
@@ -268,8 +291,9 @@ pub(crate) async fn requeue(
     OptionalJson(input): OptionalJson<RequeueInput>,
 ) -> Result<Response, Problem> {
     let job: JobId = path.part("job")?;
-    let RequeueInput { state, tasks } = input;
-    match session.ask(RequestBody::Requeue(RequeueRequest { job, state, tasks })).await? {
+    let RequeueInput { state, tasks, downstream } = input;
+    let request = RequeueRequest { job, state, tasks, downstream };
+    match session.ask(RequestBody::Requeue(request)).await? {
         ReplyBody::Requeued(done) => Ok(ok(&RequeueOutput::new(job, &done))),
         _ => Err(Problem::unexpected()),
     }

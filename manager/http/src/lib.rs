@@ -3,11 +3,12 @@
 //!
 //! `routes` is the table of all routes, from which the router and the OpenAPI document (`openapi`)
 //! are made. `guard` checks every request before its handler: `Host` and `Origin`, who asks, and how
-//! many bytes the caller has under way. `events` and `logs` stream. `server` has the listeners, with
+//! many bytes the caller has under way. `events`, `logs` and `merged` stream. `server` has the listeners, with
 //! limits for slow clients. `console` is the page for people.
 
 mod access;
 mod budget;
+mod certificate;
 mod console;
 mod door;
 mod events;
@@ -15,6 +16,7 @@ mod extract;
 mod guard;
 mod jobs;
 mod logs;
+mod merged;
 mod nodes;
 mod openapi;
 mod problem;
@@ -24,6 +26,7 @@ mod server;
 mod services;
 mod sse;
 mod volumes;
+mod workflows;
 
 pub use door::{Asker, Door, Peer};
 pub use guard::Hosts;

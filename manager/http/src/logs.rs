@@ -24,13 +24,13 @@ use crate::routes::App;
 use crate::sse;
 
 /// How long one read waits for more output: less than a heartbeat.
-const WAIT_MS: u32 = 10_000;
+pub(crate) const WAIT_MS: u32 = 10_000;
 /// Bytes of one reply to a request for a range.
 const RANGE_BYTES_MAX: usize = 1 << 20;
 /// The offset of the first byte of a reply.
 const OFFSET: HeaderName = HeaderName::from_static("podmesh-offset");
 /// Output is never a page of this server.
-const TEXT: &str = "text/plain; charset=utf-8";
+pub(crate) const TEXT: &str = "text/plain; charset=utf-8";
 
 /// Which output.
 #[derive(Debug, Deserialize, JsonSchema)]
@@ -54,32 +54,32 @@ pub(crate) struct LogQuery {
 /// A stream of output.
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
-enum StreamName {
+pub(crate) enum StreamName {
     /// Standard output.
     Stdout,
     /// Standard error.
     Stderr,
 }
 
-fn stdout() -> LogStream {
+pub(crate) fn stdout() -> LogStream {
     LogStream::Stdout
 }
 
 /// Reads one attempt's output, part by part.
-struct Reader {
-    session: Session,
-    attempt: AttemptId,
-    stream: LogStream,
-    from: LogPosition,
+pub(crate) struct Reader {
+    pub(crate) session: Session,
+    pub(crate) attempt: AttemptId,
+    pub(crate) stream: LogStream,
+    pub(crate) from: LogPosition,
     /// Whether to wait for further output.
-    follow: bool,
+    pub(crate) follow: bool,
     /// Whether everything has been read.
-    ended: bool,
+    pub(crate) ended: bool,
 }
 
 impl Reader {
     /// Returns the next part. It is empty if nothing came for a while.
-    async fn next(&mut self, bytes_max: u32) -> Result<LogSlice, Problem> {
+    pub(crate) async fn next(&mut self, bytes_max: u32) -> Result<LogSlice, Problem> {
         let read = LogRead {
             attempt: self.attempt,
             stream: self.stream,

@@ -54,6 +54,11 @@ impl Problem {
         self.code
     }
 
+    /// Returns whether the same request may be answered later.
+    pub(crate) fn passes(&self) -> bool {
+        self.status == StatusCode::SERVICE_UNAVAILABLE
+    }
+
     pub(crate) fn detail(&self) -> &str {
         &self.detail
     }

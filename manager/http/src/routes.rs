@@ -17,7 +17,7 @@ use podmesh_views::http::{
 };
 use podmesh_views::input::{
     ForgetInput, JobInput, KeyRotateInput, RequeueInput, RollbackInput, ScaleInput, ScheduleInput,
-    ServiceSpecInput, TokenInput,
+    ServiceSpecInput, TokenInput, WorkflowInput,
 };
 use podmesh_views::json::{
     CancelledJob, ForgetOutput, JobOutput, JobsOutput, NodesOutput, SubmitOutput, TasksOutput,
@@ -31,6 +31,7 @@ use podmesh_views::service::{
     EndpointsOutput, HistoryOutput, ServiceChangedOutput, ServiceOutput, ServicesOutput,
 };
 use podmesh_views::volume::VolumesOutput;
+use podmesh_views::workflow::{WorkflowOutput, WorkflowSubmitOutput, WorkflowsOutput};
 use schemars::{JsonSchema, Schema, SchemaGenerator};
 use tokio::sync::watch;
 
@@ -40,7 +41,10 @@ use crate::events::Feed;
 use crate::extract::Session;
 use crate::guard::{Hosts, guard};
 use crate::problem::Problem;
-use crate::{access, console, events, jobs, logs, nodes, openapi, schedules, services, volumes};
+use crate::{
+    access, console, events, jobs, logs, merged, nodes, openapi, schedules, services, volumes,
+    workflows,
+};
 
 /// Where all routes begin.
 pub(crate) const PREFIX: &str = "/api/v1";
@@ -191,6 +195,10 @@ const IDEMPOTENCY_KEY: (&str, &str) = (
     "Idempotency-Key",
     "A key that is new for each job, best a UUID. The same request again with the same key returns the same job.",
 );
+const TRACE: (&str, &str) = (
+    "traceparent",
+    "The trace that the job is a part of (W3C Trace Context). Its tasks get it as `TRACEPARENT`.",
+);
 const LAST_EVENT_ID: (&str, &str) =
     ("Last-Event-ID", "The `id` of the last event that the client has: the stream resumes there.");
 const RANGE: (&str, &str) =
@@ -205,6 +213,7 @@ pub(crate) fn routes() -> Vec<Route> {
         node_routes(),
         service_routes(operator),
         schedule_routes(operator),
+        workflow_routes(operator),
         volume_routes(operator),
         access_routes(admin),
     ];
@@ -246,12 +255,13 @@ fn job_routes() -> Vec<Route> {
             .reply::<JobsOutput>(200, "A page of jobs."),
         on_post("/jobs", "submit_job", "Submits a job. The reply comes when the job is on disk.", jobs::submit)
             .needs(operator)
-            .header(&[IDEMPOTENCY_KEY])
+            .header(&[IDEMPOTENCY_KEY, TRACE])
             .body::<JobInput>()
             .reply::<SubmitOutput>(201, "The job was submitted.")
             .reply::<SubmitOutput>(200, "It was submitted before, with the same key."),
         on_post("/jobs/batch", "submit_jobs", "Submits many jobs. Each is accepted or refused by itself.", jobs::submit_batch)
             .needs(operator)
+            .header(&[TRACE])
             .body::<jobs::BatchInput>()
             .reply::<BatchOutput>(200, "What became of each job."),
         on_post("/jobs/forget", "forget_jobs", "Removes the ended jobs of a range.", jobs::forget_many)
@@ -268,6 +278,7 @@ fn job_routes() -> Vec<Route> {
             .reply::<ForgetOutput>(200, "Whether it was removed."),
         on_post("/jobs/{job}/cancel", "cancel_job", "Cancels a job.", jobs::cancel)
             .needs(operator)
+            .query::<jobs::CancelQuery>()
             .reply::<CancelledJob>(200, "The state of the job."),
         on_post(
             "/jobs/{job}/requeue",
@@ -297,7 +308,20 @@ fn job_routes() -> Vec<Route> {
         .reply_as(200, "The output.", vec![("text/plain", None), ("text/event-stream", None)])
         .reply_as(206, "The range.", vec![("text/plain", None)])
         .reply_as(416, "There is no output there.", vec![("application/problem+json", None)]),
+        merged_log(on_get(
+            "/jobs/{job}/log",
+            "read_job_log",
+            "The output of the last attempts of a job's tasks (at most the first 1000), merged line by line.",
+            merged::of_job,
+        )),
     ]
+}
+
+/// Adds what all routes of merged output have in common.
+fn merged_log(route: Route) -> Route {
+    let kinds = vec![("text/plain", None), ("text/event-stream", None)];
+    let about = "The output. As text, each line begins with its task or replica. As events: JSON with `attempt`, `label`, `text` (whole lines) and `problem`; an event `end` comes last.";
+    route.query::<merged::MergedQuery>().reply_as(200, about, kinds)
 }
 
 fn node_routes() -> Vec<Route> {
@@ -384,6 +408,12 @@ fn service_routes(operator: Role) -> Vec<Route> {
         .header(&[IF_NONE_MATCH])
         .reply::<ServiceOutput>(200, "The service.")
         .no_content(304, "It has not changed."),
+        merged_log(on_get(
+            "/services/{service}/log",
+            "read_service_log",
+            "The output of the replicas of a service, merged line by line.",
+            merged::of_service,
+        )),
         changed(put_service.body::<ServiceSpecInput>()),
         changed(on_delete(
             "/services/{service}",
@@ -512,6 +542,32 @@ fn schedule_routes(operator: Role) -> Vec<Route> {
         )
         .query::<schedules::RunsQuery>()
         .reply::<ScheduleHistoryOutput>(200, "The rows."),
+    ]
+}
+
+fn workflow_routes(operator: Role) -> Vec<Route> {
+    vec![
+        on_get("/workflows", "list_workflows", "The workflows, newest first.", workflows::list)
+            .query::<workflows::WorkflowsQuery>()
+            .reply::<WorkflowsOutput>(200, "The rows."),
+        on_post(
+            "/workflows",
+            "submit_workflow",
+            "Submits jobs that wait for each other: all of them, or none.",
+            workflows::submit,
+        )
+        .needs(operator)
+        .header(&[IDEMPOTENCY_KEY])
+        .body::<WorkflowInput>()
+        .reply::<WorkflowSubmitOutput>(201, "The workflow, whose jobs are on disk."),
+        on_get(
+            "/workflows/{workflow}",
+            "show_workflow",
+            "A workflow, by its number or that of one of its jobs, with its jobs and what they wait for.",
+            workflows::show,
+        )
+        .query::<workflows::WorkflowQuery>()
+        .reply::<WorkflowOutput>(200, "The workflow."),
     ]
 }
 

@@ -4,7 +4,7 @@ use std::io;
 use std::net::{SocketAddr, TcpListener as StdTcpListener};
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixListener as StdUnixListener;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -15,19 +15,17 @@ use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
 use podmesh_protocol::limits::{HTTP_CONNECTIONS_MAX, HTTP_HEADER_BYTES_MAX, HTTP_HEADERS_MAX};
-use rustls::ServerConfig;
-use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::task::JoinSet;
-use tokio::time::{sleep, timeout};
+use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
 use tokio_io_timeout::TimeoutStream;
 use tokio_rustls::TlsAcceptor;
 use tower::ServiceExt;
 
 use crate::budget::Budgets;
+use crate::certificate::{Certificate, LOOK_EVERY};
 use crate::door::{Door, Peer};
 use crate::events::Feed;
 use crate::guard::{Connection, Hosts};
@@ -91,7 +89,7 @@ pub enum HttpError {
 
 /// A server that listens already, and does not answer yet.
 pub struct Server {
-    tcp: Option<(StdTcpListener, Option<TlsAcceptor>)>,
+    tcp: Option<(StdTcpListener, Option<Certificate>)>,
     unix: Option<StdUnixListener>,
     hosts: Hosts,
 }
@@ -103,7 +101,7 @@ impl Server {
     /// If an address or file cannot be used.
     pub fn bind(config: Config) -> Result<Self, HttpError> {
         let Config { listen, tls, unix, hosts } = config;
-        let tls = tls.map(|(chain, key)| acceptor(&chain, &key)).transpose()?;
+        let tls = tls.map(|(chain, key)| Certificate::load(chain, key)).transpose()?;
         let tcp = match listen {
             Some(address) if !address.ip().is_loopback() && tls.is_none() => {
                 return Err(HttpError::Insecure { address });
@@ -139,7 +137,7 @@ impl Server {
         door: Arc<dyn Door>,
         mut stopping: watch::Receiver<bool>,
     ) -> io::Result<()> {
-        let tcp = match self.tcp {
+        let mut tcp = match self.tcp {
             Some((listener, tls)) => Some((TcpListener::from_std(listener)?, tls)),
             None => None,
         };
@@ -160,6 +158,8 @@ impl Server {
         };
         let mut feeding = JoinSet::new();
         feeding.spawn(async move { feed.run(door).await });
+        let mut looks = interval(LOOK_EVERY);
+        looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             tokio::select! {
                 biased;
@@ -169,6 +169,11 @@ impl Server {
                     Ok((stream, peer, tls)) => accepting.tcp(stream, peer, tls),
                     Err(error) => pause(&error).await,
                 },
+                _ = looks.tick() => {
+                    if let Some((_, Some(certificate))) = &mut tcp {
+                        certificate.refresh();
+                    }
+                }
                 accepted = accept_unix(unix.as_ref()) => match accepted {
                     Ok((stream, uid)) => accepting.unix(stream, uid),
                     Err(error) => pause(&error).await,
@@ -183,26 +188,6 @@ impl Server {
     }
 }
 
-fn acceptor(chain: &Path, key: &Path) -> Result<TlsAcceptor, HttpError> {
-    let wrong = |path: &Path, why: String| HttpError::Certificate { path: path.into(), why };
-    let certificates = CertificateDer::pem_file_iter(chain)
-        .and_then(Iterator::collect::<Result<Vec<_>, _>>)
-        .map_err(|error| wrong(chain, error.to_string()))?;
-    if certificates.is_empty() {
-        return Err(wrong(chain, "it contains no certificate (PEM)".into()));
-    }
-    let private =
-        PrivateKeyDer::from_pem_file(key).map_err(|error| wrong(key, error.to_string()))?;
-    let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let config = ServerConfig::builder_with_provider(provider)
-        .with_protocol_versions(&[&rustls::version::TLS13])
-        .map_err(|error| wrong(chain, error.to_string()))?
-        .with_no_client_auth()
-        .with_single_cert(certificates, private)
-        .map_err(|error| wrong(chain, error.to_string()))?;
-    Ok(TlsAcceptor::from(Arc::new(config)))
-}
-
 async fn pause(error: &io::Error) {
     tracing::debug!(%error, "a connection for HTTP could not be accepted");
     sleep(ACCEPT_PAUSE).await;
@@ -210,11 +195,11 @@ async fn pause(error: &io::Error) {
 
 type Tcp = (tokio::net::TcpStream, SocketAddr, Option<TlsAcceptor>);
 
-async fn accept_tcp(listener: Option<&(TcpListener, Option<TlsAcceptor>)>) -> io::Result<Tcp> {
+async fn accept_tcp(listener: Option<&(TcpListener, Option<Certificate>)>) -> io::Result<Tcp> {
     let Some((listener, tls)) = listener else { return std::future::pending().await };
     let (stream, peer) = listener.accept().await?;
     stream.set_nodelay(true)?;
-    Ok((stream, peer, tls.clone()))
+    Ok((stream, peer, tls.as_ref().map(Certificate::acceptor)))
 }
 
 async fn accept_unix(listener: Option<&UnixListener>) -> io::Result<(tokio::net::UnixStream, u32)> {

@@ -21,11 +21,32 @@ impl Api {
         by: Name,
     ) -> Result<ReplyBody, ErrorReply> {
         let api = self.clone();
-        let work = async move { api.requeue_all(request, by).await };
+        let work = async move { api.requeue_and_downstream(request, by).await };
         Ok(ReplyBody::Requeued(tokio::spawn(work).await.map_err(|_| stopping())??))
     }
 
-    async fn requeue_all(self, request: RequeueRequest, by: Name) -> Result<Requeued, ErrorReply> {
+    async fn requeue_and_downstream(
+        self,
+        request: RequeueRequest,
+        by: Name,
+    ) -> Result<Requeued, ErrorReply> {
+        let (job, downstream) = (request.job, request.downstream);
+        let mut done = self.requeue_all(request, by.clone()).await?;
+        if !downstream {
+            return Ok(done);
+        }
+        let jobs = self.0.reads.run(move |history| history.downstream(job)).await?;
+        for (job, array) in jobs {
+            let tasks = Some(array.into());
+            let request = RequeueRequest { job, state: None, tasks, downstream: false };
+            let of_job = self.requeue_all(request, by.clone()).await?;
+            done.tasks += of_job.tasks;
+            done.downstream += u32::from(of_job.tasks > 0);
+        }
+        Ok(done)
+    }
+
+    async fn requeue_all(&self, request: RequeueRequest, by: Name) -> Result<Requeued, ErrorReply> {
         let mut done = Requeued::default();
         let mut from = 0;
         loop {
@@ -38,6 +59,13 @@ impl Api {
                 let message = format!(
                     "job {} was cancelled meanwhile: {} of its tasks had been requeued; requeue again to go on",
                     request.job, done.tasks
+                );
+                return Err(ErrorReply::new(ErrorCode::Conflict, message));
+            }
+            if let Some(missing) = batch.missing.filter(|_| batch.rest) {
+                let message = format!(
+                    "job {} waits for job {missing}, which was removed: submit it anew without `--after {missing}`",
+                    request.job
                 );
                 return Err(ErrorReply::new(ErrorCode::Conflict, message));
             }

@@ -1,5 +1,6 @@
 //! Commands: what the core decides.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use futures_util::FutureExt;
@@ -14,7 +15,8 @@ use podmesh_protocol::spec::{JobSpec, validate_label_value};
 use podmesh_protocol::volume::{VolumeReply, VolumeRequest};
 use podmesh_wire::machine::unwritable;
 
-use super::{Api, Client, unexpected};
+use super::{Api, unexpected};
+use crate::callers::Client;
 use crate::core::{Pending, Room};
 use crate::threads::stopping;
 
@@ -46,6 +48,9 @@ impl Api {
         let command = match request {
             RequestBody::Submit { submission, spec } => {
                 self.may_submit(&client, &spec)?;
+                if !spec.after.is_empty() {
+                    return Ok(self.clone().submit_after(by, submission, Arc::from(spec)).boxed());
+                }
                 let pending = self.submit(by, submission, spec, room);
                 return Ok(async { reply(pending.answer().await?) }.boxed());
             }
@@ -77,7 +82,10 @@ impl Api {
                 };
                 return Ok(answer.boxed());
             }
-            RequestBody::Cancel { job } => {
+            RequestBody::Cancel { job, downstream: true } => {
+                return Ok(self.clone().cancel_downstream(job).boxed());
+            }
+            RequestBody::Cancel { job, downstream: false } => {
                 let pending = core.command(Command::Cancel { job }, room);
                 return Ok(self.clone().cancelled(pending).boxed());
             }
@@ -134,14 +142,29 @@ impl Api {
     pub(super) fn may_submit(&self, client: &Client, spec: &JobSpec) -> Result<(), ErrorReply> {
         spec.validate()
             .map_err(|error| ErrorReply::new(ErrorCode::InvalidSpec, error.to_string()))?;
+        self.may_have_priority(client, spec.priority)?;
+        self.may_write()
+    }
+
+    /// Checks that a client may submit a job with a priority.
+    pub(super) fn may_have_priority(
+        &self,
+        client: &Client,
+        priority: i32,
+    ) -> Result<(), ErrorReply> {
         let (caller, max) = (&client.caller, self.0.priority_max);
-        if spec.priority > max && !caller.role.includes(Role::Admin) {
+        if priority > max && !caller.role.includes(Role::Admin) {
             let message = format!(
-                "the priority {} is for admins: {} has the role {}, and may submit with a priority of up to {max} (an admin can raise that: `priority_max` in manager.toml)",
-                spec.priority, caller.name, caller.role
+                "the priority {priority} is for admins: {} has the role {}, and may submit with a priority of up to {max} (an admin can raise that: `priority_max` in manager.toml)",
+                caller.name, caller.role
             );
             return Err(ErrorReply::new(ErrorCode::Forbidden, message));
         }
+        Ok(())
+    }
+
+    /// Checks that the disk has room.
+    pub(super) fn may_write(&self) -> Result<(), ErrorReply> {
         match unwritable(&self.0.data_dir) {
             Some(why) => Err(ErrorReply::new(ErrorCode::Storage, why)),
             None => Ok(()),
@@ -164,7 +187,8 @@ impl Api {
             let result = match history.note(history.submission(submission)) {
                 Ok(None) => {
                     let spec = Arc::from(spec);
-                    let command = Command::Submit { by, submission, spec };
+                    let upstream = BTreeMap::new();
+                    let command = Command::Submit { by, submission, spec, upstream };
                     return core.send(Input::Command(ticket, command), room);
                 }
                 Ok(Some(job)) => Ok(Answer::Submitted { job, again: true }),
@@ -175,12 +199,12 @@ impl Api {
         pending
     }
 
-    async fn cancelled(self, pending: Pending) -> Reply {
+    pub(super) async fn cancelled(self, pending: Pending) -> Reply {
         match pending.answer().await? {
             Answer::EndedBefore { job } => {
                 let state = self.0.reads.run(move |history| history.job_state(job));
                 let (state, _) = state.await?;
-                Ok(ReplyBody::Cancelled { state: state.into() })
+                Ok(ReplyBody::Cancelled { state: state.into(), downstream: 0 })
             }
             answer => reply(answer),
         }
@@ -213,7 +237,7 @@ impl Api {
 fn reply(answer: Answer) -> Reply {
     Ok(match answer {
         Answer::Submitted { job, again } => ReplyBody::Submitted { job, again },
-        Answer::Cancelled { state } => ReplyBody::Cancelled { state: state.into() },
+        Answer::Cancelled { state } => ReplyBody::Cancelled { state: state.into(), downstream: 0 },
         Answer::NodeForgotten { enrolled } => ReplyBody::NodeForgotten { enrolled },
         Answer::VolumeRemoving { node } => ReplyBody::Volume(VolumeReply::Removing { node }),
         Answer::NodeLabelled { labels } => ReplyBody::NodeLabels { labels },
@@ -221,6 +245,8 @@ fn reply(answer: Answer) -> Reply {
         Answer::KeyRenewed => ReplyBody::KeyRenewed,
         Answer::KeyRevoked => ReplyBody::Revoked,
         Answer::EndedBefore { .. }
+        | Answer::ReadAgain
+        | Answer::DownstreamCancelled { .. }
         | Answer::JobsRemoved { .. }
         | Answer::Requeued { .. }
         | Answer::TokenCreated { .. }

@@ -14,11 +14,13 @@ use podmesh_protocol::service::{ServiceState, ServiceView};
 use podmesh_protocol::spec::Resources;
 use podmesh_wire::machine::{disk_bytes, free_bytes};
 
-use super::{Api, Client};
+use super::Api;
+use crate::callers::Client;
 use crate::callers::forbidden;
 use crate::heartbeat::Heartbeats;
 use crate::metrics::{EventCounts, JOB_ENDS, RUN_RESULTS, read};
 use crate::store::StoreMeasures;
+use crate::traces::SpanCounts;
 
 /// The most rows of one look at the core.
 const ROWS: u32 = 256;
@@ -29,6 +31,7 @@ pub(crate) struct Measured {
     pub(crate) events: Arc<EventCounts>,
     pub(crate) store: Arc<StoreMeasures>,
     pub(crate) heartbeats: Heartbeats,
+    pub(crate) spans: Arc<SpanCounts>,
 }
 
 /// What is read from the core.
@@ -132,6 +135,14 @@ impl Api {
             "podmesh_heartbeat_delay_seconds",
             "How much later than the interval heartbeats of nodes came.",
             measured.heartbeats.delays(),
+        );
+        page.counters(
+            "podmesh_trace_spans",
+            "Spans that the collector of traces got, and spans that were dropped.",
+            vec![
+                Sample::of("result", "exported", read(&measured.spans.exported)),
+                Sample::of("result", "dropped", read(&measured.spans.dropped)),
+            ],
         );
         let counter =
             |page: &mut Page, name, help, counter| page.counter(name, help, read(counter));

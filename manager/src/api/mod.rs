@@ -3,7 +3,8 @@
 //! Roles are checked here. Commands go to the core, and are answered once they are on disk. Reads
 //! are answered from the database or by an agent, and never wait for a commit. What is not stored
 //! comes from the core's memory: the nodes as they are now, and why a job waits. `commands` has the
-//! commands, `jobs` the reads of jobs, `logs` the reads of output, and `metrics` the page of metrics.
+//! commands, `jobs` the reads of jobs, `workflows` what
+//! is about jobs that wait for others, `logs` the reads of output, and `metrics` the page of metrics.
 
 mod again;
 mod commands;
@@ -14,6 +15,7 @@ mod schedules;
 mod services;
 #[cfg(test)]
 mod tests;
+mod workflows;
 
 use std::future::ready;
 use std::path::PathBuf;
@@ -23,8 +25,6 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use podmesh_manager_core::Core;
-use podmesh_manager_core::input::ConnectionId;
-use podmesh_protocol::access::Caller;
 use podmesh_protocol::client::{Info, ReplyBody, RequestBody};
 use podmesh_protocol::error::{ErrorCode, ErrorReply};
 use podmesh_protocol::ids::{ClusterId, InstanceId, Revision};
@@ -32,7 +32,7 @@ use podmesh_protocol::volume::{VolumeReply, VolumeRequest};
 use tokio::sync::watch;
 
 pub(crate) use self::metrics::Measured;
-use crate::callers::{Callers, forbidden};
+use crate::callers::{Callers, Client, forbidden};
 use crate::clock::Clock;
 use crate::core::{CoreHandle, Room};
 use crate::log_reads::LogReads;
@@ -41,18 +41,8 @@ use crate::own_key::OwnKey;
 use crate::store::{History, JobFilter};
 use crate::threads::Reads;
 use crate::tokens::Tokens;
-use crate::turns::{ConnectionReads, Turns};
+use crate::turns::Turns;
 use crate::waiters::Waiters;
-
-/// Somebody who asks.
-#[derive(Clone, Debug)]
-pub(crate) struct Client {
-    pub(crate) caller: Caller,
-    /// Their connection to ROUTER, if the request came by it.
-    pub(crate) connection: Option<ConnectionId>,
-    /// The reads of the connection, which take turns with those of others.
-    pub(crate) reads: ConnectionReads,
-}
 
 /// What the manager says about itself.
 pub(crate) struct Identity {
@@ -129,7 +119,7 @@ impl Api {
         self.0.turns.take(reads).await;
         match request {
             RequestBody::Info => Ok(ReplyBody::Info(self.info())),
-            RequestBody::WhoAmI => Ok(ReplyBody::WhoAmI(client.caller)),
+            RequestBody::WhoAmI => Ok(ReplyBody::WhoAmI(client.caller.clone())),
             RequestBody::Jobs { before, active, by, service, replica, limit } => {
                 let only = JobFilter { active, by, service, replica };
                 let list = move |history: &History| history.jobs(before, &only, limit);
@@ -186,6 +176,9 @@ impl Api {
             }
             RequestBody::Schedule(request) => {
                 Ok(ReplyBody::Schedule(self.schedule(request).await?))
+            }
+            RequestBody::Workflow(request) => {
+                Ok(ReplyBody::Workflow(self.workflow(&client, request).await?))
             }
             RequestBody::Volume(VolumeRequest::List { after, limit }) => {
                 let list = move |core: &Core, _| core.list_volumes(after.as_ref(), limit);

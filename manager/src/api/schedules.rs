@@ -13,7 +13,8 @@ use podmesh_protocol::error::{ErrorCode, ErrorReply};
 use podmesh_protocol::ids::Name;
 use podmesh_protocol::schedule::{ScheduleReply, ScheduleRequest, ScheduleSpec};
 
-use super::{Api, Client, unexpected};
+use super::{Api, unexpected};
+use crate::callers::Client;
 use crate::core::Room;
 
 /// Returns whether a request is a command: the core decides it, in the order of arrival.

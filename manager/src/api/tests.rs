@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use crossbeam_channel::bounded;
 use podmesh_manager_core::CoreConfig;
-use podmesh_protocol::access::{KeyDigest, PublicKey, Role, TokenId};
+use podmesh_protocol::access::{Caller, KeyDigest, PublicKey, Role, TokenId};
 use podmesh_protocol::again::RequeueRequest;
 use podmesh_protocol::client::{LogPosition, LogRead, LogStream, PrincipalKind, Scheduling};
 use podmesh_protocol::ids::{AttemptId, JobId, Name, SubmissionId, TaskId};
@@ -17,6 +17,7 @@ use podmesh_protocol::schedule::{ScheduleRequest, ScheduleSpec};
 use podmesh_protocol::service::{ServiceReply, ServiceRequest, ServiceSpec, ServiceState};
 use podmesh_protocol::spec::JobSpec;
 use podmesh_protocol::volume::VolumeRequest;
+use podmesh_protocol::workflow::{PackedWorkflow, WorkflowJob, WorkflowRequest, WorkflowSpec};
 use podmesh_wire::control::ManagerSocket;
 use podmesh_wire::manager_keys::{ManagerKeys, ShownKeys};
 use podmesh_wire::watchdog::{Pulse, Watchdog};
@@ -110,6 +111,7 @@ impl World {
                 events: Arc::clone(&counts),
                 store: writer.measures(),
                 heartbeats: heartbeats.clone(),
+                spans: Default::default(),
             },
             ended_jobs: Default::default(),
             stopping: stopping.clone(),
@@ -213,8 +215,8 @@ fn requests() -> Vec<(&'static str, RequestBody)> {
         RequestBody::Events { since: Revision(0) },
         RequestBody::Log(log),
         submit(77),
-        RequestBody::Cancel { job },
-        RequestBody::Requeue(RequeueRequest { job, state: None, tasks: None }),
+        RequestBody::Cancel { job, downstream: false },
+        RequestBody::Requeue(RequeueRequest { job, state: None, tasks: None, downstream: false }),
         RequestBody::Failed { since_ms: None },
         RequestBody::Forget { first: job, last: job },
         RequestBody::TokenCreate { role: Role::Agent, ttl_ms: 1000, uses: 1 },
@@ -265,6 +267,18 @@ fn requests() -> Vec<(&'static str, RequestBody)> {
         ScheduleRequest::Run { schedule: schedule(), submission },
         ScheduleRequest::Remove { schedule: schedule() },
     ];
+    let flow = WorkflowSpec {
+        name: name("flow"),
+        jobs: vec![WorkflowJob { spec: *schedule_spec().job, after: Vec::new() }],
+    };
+    let workflows = [
+        WorkflowRequest::List { before: None, name: None, limit: 1 },
+        WorkflowRequest::Show { workflow: job, after: None, limit: 1 },
+        WorkflowRequest::Submit {
+            submission: SubmissionId(Uuid::from_u128(79)),
+            workflow: PackedWorkflow::pack(&flow).unwrap(),
+        },
+    ];
     // A new kind of request must also be added above.
     let kind = |body: &RequestBody| match body {
         RequestBody::Info => "info",
@@ -303,6 +317,11 @@ fn requests() -> Vec<(&'static str, RequestBody)> {
             ServiceRequest::Show { .. } => "service show",
             ServiceRequest::History { .. } => "service history",
         },
+        RequestBody::Workflow(request) => match request {
+            WorkflowRequest::Submit { .. } => "workflow submit",
+            WorkflowRequest::List { .. } => "workflow list",
+            WorkflowRequest::Show { .. } => "workflow show",
+        },
         RequestBody::Schedule(request) => match request {
             ScheduleRequest::Save { .. } => "schedule save",
             ScheduleRequest::List { .. } => "schedule list",
@@ -320,7 +339,9 @@ fn requests() -> Vec<(&'static str, RequestBody)> {
     };
     let services = services.into_iter().map(RequestBody::Service);
     let schedules = schedules.into_iter().map(RequestBody::Schedule);
-    all.into_iter().chain(services).chain(schedules).map(|body| (kind(&body), body)).collect()
+    let workflows = workflows.into_iter().map(RequestBody::Workflow);
+    let all = all.into_iter().chain(services).chain(schedules).chain(workflows);
+    all.map(|body| (kind(&body), body)).collect()
 }
 
 /// A schedule of one command.
@@ -399,7 +420,10 @@ schedule save      -         -         yes       yes
 schedule pause     -         -         yes       yes
 schedule resume    -         -         yes       yes
 schedule run       -         -         yes       yes
-schedule remove    -         -         yes       yes";
+schedule remove    -         -         yes       yes
+workflow list      -         yes       yes       yes
+workflow show      -         yes       yes       yes
+workflow submit    -         -         yes       yes";
     assert_eq!(table, expected.lines().collect::<Vec<_>>());
 }
 
@@ -442,9 +466,11 @@ async fn a_command_is_answered_once_it_is_on_disk() {
     assert_eq!(job.waits_for, ["no node has joined yet"]);
     // The core has forgotten a job that has ended; its state comes from the database.
     for _ in 0..2 {
-        let cancelled = world.ask(Role::Operator, RequestBody::Cancel { job: JobId(1) }).await;
+        let cancelled = world
+            .ask(Role::Operator, RequestBody::Cancel { job: JobId(1), downstream: false })
+            .await;
         let state = podmesh_protocol::report::JobState::Cancelled.into();
-        assert_eq!(cancelled, Ok(ReplyBody::Cancelled { state }));
+        assert_eq!(cancelled, Ok(ReplyBody::Cancelled { state, downstream: 0 }));
     }
 }
 

@@ -5,7 +5,7 @@ use podmesh_protocol::access::{PublicKey, TokenId};
 use rusqlite::{Connection, params};
 
 use super::codes::{integer, role, role_code, unsigned};
-use super::restore::name;
+use super::columns::name;
 
 pub(super) fn save_token(connection: &Connection, row: &TokenRow) -> rusqlite::Result<()> {
     connection

@@ -12,8 +12,9 @@ use podmesh_protocol::spec::ArrayRange;
 use rusqlite::{OptionalExtension, Row, params};
 
 use super::codes::{integer, outcome_kind, task_state, unsigned};
+use super::columns::name;
 use super::reader::{History, REPLY_BYTES_MAX, ROW_BYTES, ReadError, SCAN_ROWS_MAX};
-use super::restore::{self, name};
+use super::{restore, upstream};
 
 /// A part of the tasks to requeue.
 #[derive(Debug)]
@@ -29,6 +30,8 @@ pub(crate) struct RequeueBatch {
     pub(crate) skipped: Requeued,
     /// The index with which the next part begins.
     pub(crate) next: Option<u32>,
+    /// A job that it still waits for, and that was removed.
+    pub(crate) missing: Option<JobId>,
 }
 
 impl History {
@@ -49,7 +52,10 @@ impl History {
             .prepare_cached(&select)?
             .query_row([integer(request.job.0)], |row| Ok((restore::job(row)?, row.get(15)?)))
             .optional()?;
-        let Some((job, has_ended)) = found else { return Err(self.no_job(request.job)?) };
+        let Some((mut job, has_ended)) = found else { return Err(self.no_job(request.job)?) };
+        upstream::read(&self.connection, &mut job)?;
+        let missing =
+            if has_ended { upstream::read_again(&self.connection, &mut job)? } else { None };
         let mut batch = RequeueBatch {
             job: Box::new(job),
             has_ended,
@@ -57,6 +63,7 @@ impl History {
             rest: false,
             skipped: Requeued::default(),
             next: None,
+            missing,
         };
         let named = request.tasks.as_ref();
         let last = named.map_or(u32::MAX, |tasks| tasks.last());
@@ -143,28 +150,38 @@ impl RequeueBatch {
 
     fn add_untried(&mut self, request: &RequeueRequest) {
         let ArrayRange { last, .. } = self.job.spec.array;
-        let Ok(first) = u32::try_from(self.job.next_index) else { return };
-        if first > last {
-            return;
+        let skipped = self.job.upstream.iter().flat_map(|upstream| upstream.skipped.iter());
+        let mut untried: Vec<ArrayRange> = skipped.collect();
+        if let Some(first) = u32::try_from(self.job.next_index).ok().filter(|first| *first <= last)
+        {
+            untried.push(ArrayRange { first, last });
         }
+        let (Some(first), Some(end)) = (untried.first(), untried.last()) else { return };
+        let ends = (first.first, end.last);
         let named = request.tasks.as_ref();
+        let overlap: u64 = untried
+            .iter()
+            .flat_map(|part| {
+                let ranges = named.into_iter().flat_map(|tasks| tasks.iter());
+                ranges.map(|range| ArrayRange {
+                    first: range.first.max(part.first),
+                    last: range.last.min(part.last),
+                })
+            })
+            .map(ArrayRange::tasks)
+            .sum();
         if !self.job.rest_cancelled {
-            let overlaps = named.into_iter().flat_map(|tasks| tasks.iter());
-            let overlaps = overlaps.map(|range| ArrayRange {
-                first: range.first.max(first),
-                last: range.last.min(last),
-            });
-            self.skipped.active += overlaps.map(ArrayRange::tasks).sum::<u64>();
+            self.skipped.active += overlap;
             return;
         }
         let wanted = match request.state {
             Some(state) => state == EndedAs::Cancelled,
             None => named.is_some(),
         };
-        self.rest = wanted && named.is_none_or(|tasks| tasks.contains_all(first, last));
-        let some = named.is_some_and(|tasks| tasks.last() >= first);
-        if wanted && !self.rest && some {
-            self.skipped.untried = Some((first, last));
+        let all: u64 = untried.iter().map(|part| part.tasks()).sum();
+        self.rest = wanted && (named.is_none() || overlap == all);
+        if wanted && !self.rest && overlap > 0 {
+            self.skipped.untried = Some(ends);
         }
     }
 }

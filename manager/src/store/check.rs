@@ -6,14 +6,17 @@ use std::path::{Path, PathBuf};
 use podmesh_protocol::event::EventFact;
 use podmesh_protocol::report::{AttemptState, JobState, TaskCounts, TaskState};
 use podmesh_protocol::spec::{ArrayRange, JobSpec};
+use podmesh_protocol::workflow::Condition;
 use rusqlite::types::ValueRef;
 use rusqlite::{Connection, Row};
 
 use super::codes::{attempt_state, job_state, outcome_kind, standing, task_state, unsigned};
-use super::restore::{counts, decoded, name, untried};
+use super::columns::{counts, decoded, name};
+use super::restore::untried;
 use super::seal::{self, FileError, FileState};
 use super::{
-    FILE_NAME, StoreError, open_for_reading, removal, restore, schedules, schema, services, volumes,
+    FILE_NAME, StoreError, open_for_reading, removal, restore, schedules, schema, services,
+    upstream, volumes,
 };
 use crate::data_dir;
 
@@ -95,8 +98,17 @@ pub(super) fn examine(connection: &Connection, path: &Path) -> Result<CheckRepor
         return Err(StoreError::Older { path: path.into(), found: version, known });
     }
     let mut found = CheckReport { path: path.into(), ..CheckReport::default() };
-    let parts: [fn(&Connection, &mut CheckReport) -> rusqlite::Result<()>; 8] =
-        [pages, unfinished, jobs, events, nodes, check_services, check_schedules, check_volumes];
+    let parts: [fn(&Connection, &mut CheckReport) -> rusqlite::Result<()>; 9] = [
+        pages,
+        unfinished,
+        jobs,
+        events,
+        nodes,
+        check_services,
+        check_schedules,
+        check_volumes,
+        check_upstream,
+    ];
     for part in parts {
         if found.wrong.len() < FINDINGS_MAX
             && let Err(error) = part(connection, &mut found)
@@ -153,6 +165,8 @@ struct Job {
     counted: TaskCounts,
     /// Tasks that have had an attempt.
     tried: u64,
+    /// Whether its tasks may have attempts in another order than that of their indexes.
+    may_skip: bool,
 }
 
 fn jobs(connection: &Connection, found: &mut CheckReport) -> rusqlite::Result<()> {
@@ -182,7 +196,7 @@ fn jobs(connection: &Connection, found: &mut CheckReport) -> rusqlite::Result<()
     let mut kept = 0;
     while let Some(row) = rows.next()? {
         found.jobs += 1;
-        let mut job = job(row, found)?;
+        let mut job = job(connection, row, found)?;
         while let Some(before) = attempts.next.as_ref().filter(|next| next.job < job.id) {
             found.wrong(format!("attempt {before} belongs to no job"));
             attempts.advance()?;
@@ -212,7 +226,8 @@ fn jobs(connection: &Connection, found: &mut CheckReport) -> rusqlite::Result<()
     Ok(())
 }
 
-fn job(row: &Row<'_>, found: &mut CheckReport) -> rusqlite::Result<Job> {
+fn job(connection: &Connection, row: &Row<'_>, found: &mut CheckReport) -> rusqlite::Result<Job> {
+    let spec: JobSpec = decoded(row, 1)?;
     let job = Job {
         id: unsigned(row.get(0)?),
         attempts: unsigned(row.get(18)?),
@@ -224,11 +239,12 @@ fn job(row: &Row<'_>, found: &mut CheckReport) -> rusqlite::Result<Job> {
         counts: counts(row, 8)?,
         counted: TaskCounts::default(),
         tried: 0,
+        may_skip: spec.after.iter().any(|dependency| dependency.when == Condition::Each),
     };
-    let spec: JobSpec = decoded(row, 1)?;
     let same = spec.name == name(row, 2)?
         && i64::from(spec.priority) == row.get::<_, i64>(3)?
-        && (spec.array.first, spec.array.last) == (job.array.first, job.array.last);
+        && (spec.array.first, spec.array.last) == (job.array.first, job.array.last)
+        && upstream::agrees(connection, job.id, &spec)?;
     if !same {
         found.wrong(format!("the row of job {} disagrees with its spec", job.id));
     }
@@ -303,7 +319,7 @@ impl Job {
             return found.wrong(format!("the next task of job {} is outside its array", self.id));
         };
         let rows = self.next_index - u64::from(self.array.first);
-        if rows != self.tried {
+        if rows != self.tried && (!self.may_skip || rows < self.tried) {
             found.wrong(format!(
                 "job {}: {rows} tasks should have attempts, but {} have rows",
                 self.id, self.tried
@@ -315,6 +331,7 @@ impl Job {
                 self.id, self.attempts, self.attempts_counted
             ));
         }
+        let untried = untried + rows.saturating_sub(self.tried);
         let untried = u32::try_from(untried).unwrap_or(u32::MAX);
         if self.rest_cancelled {
             self.counted.cancelled += untried;
@@ -448,6 +465,13 @@ fn check_volumes(connection: &Connection, found: &mut CheckReport) -> rusqlite::
 
 fn check_schedules(connection: &Connection, found: &mut CheckReport) -> rusqlite::Result<()> {
     if let Some(contradiction) = schedules::contradiction(connection)? {
+        found.wrong(contradiction);
+    }
+    Ok(())
+}
+
+fn check_upstream(connection: &Connection, found: &mut CheckReport) -> rusqlite::Result<()> {
+    if let Some(contradiction) = upstream::contradiction(connection)? {
         found.wrong(contradiction);
     }
     Ok(())

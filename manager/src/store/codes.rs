@@ -6,6 +6,7 @@ use podmesh_protocol::client::Scheduling;
 use podmesh_protocol::report::{AttemptState, JobState, OutcomeKind, TaskState};
 use podmesh_protocol::schedule::RunResult;
 use podmesh_protocol::service::RevisionState;
+use podmesh_protocol::workflow::Condition;
 use rusqlite::types::{FromSqlError, FromSqlResult};
 
 /// What an attempt means for its task. The index `attempts_going_on` holds those below 2.
@@ -57,6 +58,9 @@ codes!(run_result_code, run_result, RunResult {
 });
 codes!(scheduling_code, scheduling, Scheduling {
     Open = 0, Cordoned = 1, Draining = 2,
+});
+codes!(condition_code, condition, Condition {
+    Succeeded = 0, Failed = 1, Ended = 2, Each = 3,
 });
 codes!(role_code, role, Role {
     Agent = 0, Viewer = 1, Operator = 2, Admin = 3,

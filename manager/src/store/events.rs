@@ -6,7 +6,7 @@ use podmesh_protocol::limits::{EVENTS_KEPT, EVENTS_PER_CHUNK_MAX};
 use rusqlite::{Connection, params};
 
 use super::codes::integer;
-use super::writer::{CommittedChunk, TimedStep, WriteError};
+use super::commit::{CommittedChunk, TimedStep, WriteError};
 
 /// The most bytes in a row of events, so that a reply has room for at least one row.
 const CHUNK_BYTES_MAX: usize = 256 << 10;

@@ -10,7 +10,7 @@ use uuid::Uuid;
 
 use super::tests::{event_step, job_spec};
 use super::*;
-use crate::store::writer::TimedStep;
+use crate::store::commit::TimedStep;
 
 /// Returns a step with a job and more events than fit a page.
 fn large_step(job: u64, first_event: u64) -> (TimedStep, u64) {

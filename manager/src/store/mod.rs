@@ -6,6 +6,8 @@ mod again;
 mod backup;
 mod check;
 mod codes;
+mod columns;
+mod commit;
 mod compact;
 #[cfg(test)]
 mod damage_tests;
@@ -28,6 +30,7 @@ mod services;
 mod state_tests;
 #[cfg(test)]
 mod tests;
+mod upstream;
 mod volumes;
 mod writer;
 
@@ -45,9 +48,10 @@ use crate::data_dir::DataDirLock;
 
 pub use backup::{BackupError, BackupSummary, backup};
 pub use check::{CheckReport, check};
+pub(crate) use commit::{Commit, CommittedChunk, TimedStep};
 pub(crate) use measures::StoreMeasures;
 pub(crate) use reader::{History, JobFilter, ReadError};
-pub(crate) use writer::{Commit, CommittedChunk, TimedStep, Writer};
+pub(crate) use writer::Writer;
 
 /// The database's name in the data directory.
 pub(crate) const FILE_NAME: &str = "podmesh.db";

@@ -16,8 +16,7 @@ use podmesh_protocol::ids::JobId;
 use rusqlite::Connection;
 
 use super::StoreError;
-use super::codes::integer;
-use super::restore::last_job;
+use super::codes::{integer, unsigned};
 
 /// The name of the file in the data directory.
 const FILE: &str = "job-numbers";
@@ -110,6 +109,13 @@ pub(super) fn mark_as_backup(connection: &Connection) -> rusqlite::Result<()> {
     Ok(())
 }
 
+/// Returns the highest job number that was given out.
+pub(super) fn last_job(connection: &Connection) -> rusqlite::Result<JobId> {
+    let last = "SELECT max(value, (SELECT coalesce(max(job), 0) FROM jobs)) FROM meta
+         WHERE key = 'last_job'";
+    connection.prepare_cached(last)?.query_row([], |row| Ok(JobId(unsigned(row.get(0)?))))
+}
+
 #[cfg(test)]
 #[expect(clippy::unwrap_used, reason = "tests")]
 mod tests {
@@ -121,8 +127,8 @@ mod tests {
     use tempfile::TempDir;
     use uuid::Uuid;
 
+    use super::super::commit::TimedStep;
     use super::super::tests::{job_change, job_spec, write};
-    use super::super::writer::TimedStep;
     use super::super::{FILE_NAME, Store, backup, open};
     use super::*;
 

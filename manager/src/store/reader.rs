@@ -21,7 +21,9 @@ use podmesh_protocol::spec::ArrayRange;
 use rusqlite::{Connection, ErrorCode as Sqlite, OptionalExtension, Row, params};
 
 use super::codes::{attempt_state, closed, integer, job_state, outcome_kind, task_state, unsigned};
-use super::restore::{counts, decoded, last_job, name, submitted_by};
+use super::columns::{counts, decoded, name, submitted_by};
+use super::numbers::last_job;
+use super::upstream::{AWAITED, UNMET_COLUMNS};
 use super::{StoreError, access, removal, schedules, services};
 
 /// The most bytes of rows in one reply, by a high estimate. The rest of the frame is a reserve in
@@ -76,6 +78,8 @@ pub(crate) struct History {
 
 const JOB_COLUMNS: &str = "job, name, state, priority, queued, active, succeeded, failed,
     cancelled, submitted_ms, started_ms, ended_ms, submitted_by";
+/// How many columns [`job_view`] reads.
+const VIEW_COLUMNS: usize = 15;
 
 fn job_view(row: &Row<'_>) -> rusqlite::Result<JobView> {
     Ok(JobView {
@@ -88,6 +92,8 @@ fn job_view(row: &Row<'_>) -> rusqlite::Result<JobView> {
         started_wall_ms: row.get::<_, Option<i64>>(10)?.map(unsigned),
         ended_wall_ms: row.get::<_, Option<i64>>(11)?.map(unsigned),
         submitted_by: submitted_by(row, 12)?,
+        unmet: row.get(13)?,
+        blocked: row.get(14)?,
     })
 }
 
@@ -138,7 +144,6 @@ impl AttemptRow {
 /// The part of a job's row that is needed to list its tasks.
 struct JobTasks {
     array: ArrayRange,
-    next_index: u64,
     rest_cancelled: bool,
 }
 
@@ -250,7 +255,7 @@ impl History {
         let rows = self
             .connection
             .prepare_cached(&format!(
-                "SELECT {JOB_COLUMNS} FROM jobs WHERE {only} AND job < ?1
+                "SELECT {JOB_COLUMNS}, {UNMET_COLUMNS} FROM jobs WHERE {only} AND job < ?1
                  ORDER BY job DESC LIMIT ?2"
             ))?
             .query_map(
@@ -274,20 +279,22 @@ impl History {
         let found = self
             .connection
             .prepare_cached(&format!(
-                "SELECT {JOB_COLUMNS}, spec, changed, closed FROM jobs JOIN job_specs USING (job)
+                "SELECT {JOB_COLUMNS}, {UNMET_COLUMNS}, spec, changed, closed
+                 FROM jobs JOIN job_specs USING (job)
                  WHERE job = ?1"
             ))?
             .query_row([integer(job.0)], |row| {
                 let detail = JobDetail {
                     view: job_view(row)?,
-                    spec: decoded(row, 13)?,
+                    spec: decoded(row, VIEW_COLUMNS)?,
                     revision,
                     waits_for: Vec::new(),
                     ended_early: None,
                 };
-                let closed = row.get::<_, Option<i64>>(15)?.map(closed).transpose()?;
+                let closed =
+                    row.get::<_, Option<i64>>(VIEW_COLUMNS + 2)?.map(closed).transpose()?;
                 let detail = JobDetail { ended_early: ended_early(&detail, closed), ..detail };
-                Ok((detail, Revision(unsigned(row.get(14)?))))
+                Ok((detail, Revision(unsigned(row.get(VIEW_COLUMNS + 1)?))))
             })
             .optional()?;
         found.map_or_else(|| Err(self.no_job(job)?), Ok)
@@ -342,37 +349,41 @@ impl History {
              WHERE job = ?1 AND task >= ?2 ORDER BY task, number"
         ))?;
         let mut rows = statement.query(params![integer(job.0), from])?;
+        let untried = about.untried();
+        let lists_untried = state.is_none_or(|wanted| wanted == untried);
+        let mut next = about.array.first.max(from);
         let mut last: Option<AttemptRow> = None;
         let mut scanned = 0;
-        while let Some(row) = rows.next()? {
+        loop {
+            let row = rows.next()?;
             scanned += 1;
-            let task: u32 = row.get(0)?;
-            if let Some(before) = last.take_if(|before| before.task != task) {
+            let task: Option<u32> = row.map(|row| row.get(0)).transpose()?;
+            if let Some(before) = last.take_if(|before| Some(before.task) != task) {
+                next = before.task.saturating_add(1);
                 let stop = page.add(before.task, before.task_state, Some(before));
-                if stop.is_some() || scanned > SCAN_ROWS_MAX {
-                    return Ok((page.tasks, stop.or(Some(task))));
+                if stop.is_some() {
+                    return Ok((page.tasks, stop));
+                }
+                if let Some(task) = task.filter(|_| scanned > SCAN_ROWS_MAX) {
+                    return Ok((page.tasks, Some(next.min(task))));
                 }
             }
-            last = Some(AttemptRow::read(row)?);
-        }
-        if let Some(before) = last {
-            let (task, state) = (before.task, before.task_state);
-            if let Some(stop) = page.add(task, state, Some(before)) {
-                return Ok((page.tasks, Some(stop)));
-            }
-        }
-        // Tasks without attempts have no rows.
-        let untried = about.untried();
-        if state.is_none_or(|wanted| wanted == untried) {
-            let first = about.next_index.max(u64::from(about.array.first)).max(u64::from(from));
-            let first = u32::try_from(first).ok();
-            for task in first.into_iter().flat_map(|first| first..=about.array.last) {
-                if let Some(stop) = page.add(task, untried, None) {
-                    return Ok((page.tasks, Some(stop)));
+            // Tasks without attempts have no rows.
+            let end = task.map_or(u64::from(about.array.last) + 1, u64::from);
+            if lists_untried {
+                while u64::from(next) < end {
+                    if let Some(stop) = page.add(next, untried, None) {
+                        return Ok((page.tasks, Some(stop)));
+                    }
+                    let Some(after) = next.checked_add(1) else { return Ok((page.tasks, None)) };
+                    next = after;
                 }
             }
+            match row {
+                Some(row) => last = Some(AttemptRow::read(row)?),
+                None => return Ok((page.tasks, None)),
+            }
         }
-        Ok((page.tasks, None))
     }
 
     /// Returns a task with its attempts.
@@ -501,20 +512,20 @@ impl History {
         let found = self
             .connection
             .prepare_cached(
-                "SELECT first_index, last_index, next_index, rest_cancelled FROM jobs WHERE job = ?1",
+                "SELECT first_index, last_index, rest_cancelled FROM jobs WHERE job = ?1",
             )?
             .query_row([integer(job.0)], |row| {
                 Ok(JobTasks {
                     array: ArrayRange { first: row.get(0)?, last: row.get(1)? },
-                    next_index: unsigned(row.get(2)?),
-                    rest_cancelled: row.get(3)?,
+                    rest_cancelled: row.get(2)?,
                 })
             })
             .optional()?;
         found.map_or_else(|| Err(self.no_job(job)?), Ok)
     }
 
-    /// Returns the existing jobs from `first` to `last`, at most `limit`, and whether each has ended.
+    /// Returns the existing jobs from `first` to `last`, at most `limit`, and whether each has ended and
+    /// no other job waits for it.
     pub(crate) fn jobs_between(
         &self,
         first: JobId,
@@ -523,11 +534,12 @@ impl History {
     ) -> Result<Vec<(JobId, bool)>, ReadError> {
         let found = self
             .connection
-            .prepare_cached(
-                "SELECT job, state FROM jobs WHERE job BETWEEN ?1 AND ?2 ORDER BY job LIMIT ?3",
-            )?
+            .prepare_cached(&format!(
+                "SELECT job, state >= 3 AND NOT {AWAITED} FROM jobs
+                 WHERE job BETWEEN ?1 AND ?2 ORDER BY job LIMIT ?3"
+            ))?
             .query_map(params![integer(first.0), integer(last.0), limit], |row| {
-                Ok((JobId(unsigned(row.get(0)?)), job_state(row.get(1)?)?.is_end()))
+                Ok((JobId(unsigned(row.get(0)?)), row.get(1)?))
             })?
             .collect::<Result<Vec<_>, _>>()?;
         if found.is_empty() && first == last && first > last_job(&self.connection)? {
@@ -538,7 +550,8 @@ impl History {
 
     /// Returns the jobs that have been kept long enough, at most `limit`, in the order of their ends:
     /// those that ended before the time `ended_before` of the age clock, and those with which ended
-    /// jobs have more than `attempts_max` attempts. A job without attempts counts as one.
+    /// jobs have more than `attempts_max` attempts. A job without attempts counts as one. A job that
+    /// another one waits for is kept.
     pub(crate) fn overdue(
         &self,
         ended_before: u64,
@@ -551,10 +564,10 @@ impl History {
             .prepare_cached("SELECT value FROM meta WHERE key = 'kept'")?
             .query_row([], |row| row.get(0))?;
         let mut surplus = kept.saturating_sub(integer(attempts_max));
-        let mut oldest = self.connection.prepare_cached(
-            "SELECT job, ended_age_ms, attempts FROM jobs WHERE ended_age_ms IS NOT NULL
-             ORDER BY ended_age_ms LIMIT ?1",
-        )?;
+        let mut oldest = self.connection.prepare_cached(&format!(
+            "SELECT job, ended_age_ms, attempts FROM jobs
+             WHERE ended_age_ms IS NOT NULL AND NOT {AWAITED} ORDER BY ended_age_ms LIMIT ?1"
+        ))?;
         let mut rows = oldest.query([limit])?;
         let mut overdue = Vec::new();
         while let Some(row) = rows.next()? {

@@ -7,6 +7,7 @@ use podmesh_protocol::ids::JobId;
 use rusqlite::{Connection, OptionalExtension, params};
 
 use super::codes::{integer, unsigned};
+use super::upstream;
 
 /// Maximum number of attempts that are removed in the same commit as their job.
 const ATTEMPTS_AT_ONCE: u64 = 64;
@@ -75,6 +76,7 @@ pub(super) fn remove_job(connection: &Connection, job: JobId) -> rusqlite::Resul
         let delete = format!("DELETE FROM {table} WHERE job = ?1");
         connection.prepare_cached(&delete)?.execute([job])?;
     }
+    upstream::remove_job(connection, job)?;
     let rest = if attempts <= ATTEMPTS_AT_ONCE {
         "DELETE FROM attempts WHERE job = ?1"
     } else {

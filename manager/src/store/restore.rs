@@ -9,14 +9,13 @@ use podmesh_protocol::access::TokenId;
 use podmesh_protocol::ids::{
     AgentId, Epoch, InstanceId, JobId, Name, Revision, SubmissionId, TaskId,
 };
-use podmesh_protocol::report::TaskCounts;
 use podmesh_protocol::spec::{ArrayRange, Resources};
-use rusqlite::types::ValueRef;
 use rusqlite::{Connection, Row};
 use uuid::Uuid;
 
 use super::codes::{attempt_state, closed, outcome_kind, scheduling, standing, stop, unsigned};
-use super::{access, schedules, schema, services, unreadable, volumes};
+use super::columns::{counts, decoded, name, optional, submitted_by};
+use super::{access, numbers, schedules, schema, services, upstream, volumes};
 
 /// What a start has read.
 pub(super) struct Restored {
@@ -33,7 +32,7 @@ pub(super) fn read(connection: &Connection) -> rusqlite::Result<Restored> {
         Ok(unsigned(connection.query_row(sql, [], |row| row.get(0))?))
     };
     let mut state = State::new(schema::cluster(connection)?);
-    state.last_job = last_job(connection)?;
+    state.last_job = numbers::last_job(connection)?;
     state.last_epoch = Epoch(number("SELECT value FROM meta WHERE key = 'last_epoch'")?);
     state.last_revision = Revision(number("SELECT coalesce(max(last), 0) FROM events")?);
     state.last_token = TokenId(number("SELECT value FROM meta WHERE key = 'last_token'")?);
@@ -55,18 +54,14 @@ pub(super) fn read(connection: &Connection) -> rusqlite::Result<Restored> {
     state.keys = access::keys(connection)?.into_iter().map(|row| (row.key, row)).collect();
     state.jobs = jobs(connection)?.into_iter().map(|job| (job.id, job)).collect();
     let orphaned = attempts(connection, &mut state.jobs)?;
+    for job in state.jobs.values_mut() {
+        upstream::read(connection, job)?;
+    }
     services::read_replicas(connection, &mut state.jobs)?;
     state.services = services::read(connection)?;
     state.schedules = schedules::read(connection)?;
     state.volumes = volumes::read(connection)?;
     Ok(Restored { state, nodes, orphaned })
-}
-
-/// Returns the highest job number that was given out.
-pub(super) fn last_job(connection: &Connection) -> rusqlite::Result<JobId> {
-    let last = "SELECT max(value, (SELECT coalesce(max(job), 0) FROM jobs)) FROM meta
-         WHERE key = 'last_job'";
-    connection.prepare_cached(last)?.query_row([], |row| Ok(JobId(unsigned(row.get(0)?))))
 }
 
 /// Maximum time counted between two runs of the manager. A manager that was off for longer keeps its
@@ -103,7 +98,8 @@ pub(super) fn contradiction(restored: &Restored) -> Option<String> {
         if all.into_iter().map(u64::from).sum::<u64>() != tasks {
             return Some(format!("job {id} has {tasks} tasks, but its stored counts disagree"));
         }
-        let untried = if job.rest_cancelled { 0 } else { untried };
+        let skipped = job.upstream.as_ref().map_or(0, |upstream| upstream.skipped.count());
+        let untried = if job.rest_cancelled { 0 } else { untried + skipped };
         let (active, retries) = (job.active.len() as u64, job.retries.len() as u64);
         if (active, untried + retries) != (counts.active.into(), counts.queued.into()) {
             return Some(format!(
@@ -156,7 +152,7 @@ pub(super) const JOB_COLUMNS: &str = "job, submission, spec, closed, next_index,
     succeeded, failed, cancelled, started_ms, attempts, submitted_by, rest_cancelled,
     coalesce(waits_since_ms, submitted_ms)";
 
-/// Reads a job from its row, without its attempts.
+/// Reads a job from its row, without its attempts and what it waits for.
 pub(super) fn job(row: &Row<'_>) -> rusqlite::Result<Job> {
     Ok(Job {
         id: JobId(unsigned(row.get(0)?)),
@@ -172,6 +168,7 @@ pub(super) fn job(row: &Row<'_>) -> rusqlite::Result<Job> {
         waits_since_wall_ms: unsigned(row.get(14)?),
         active: BTreeMap::new(),
         retries: BTreeMap::new(),
+        upstream: None,
     })
 }
 
@@ -238,47 +235,4 @@ fn pasts(connection: &Connection) -> rusqlite::Result<HashMap<TaskId, Past>> {
         }
     }
     Ok(pasts)
-}
-
-/// Reads a name from a column.
-pub(super) fn name(row: &Row<'_>, column: usize) -> rusqlite::Result<Name> {
-    let text: String = row.get(column)?;
-    Name::try_from(text).map_err(|e| unreadable(column, e))
-}
-
-/// Reads who submitted a job from a column.
-pub(super) fn submitted_by(row: &Row<'_>, column: usize) -> rusqlite::Result<Option<Name>> {
-    let by: Option<String> = row.get(column)?;
-    by.map(|by| Name::try_from(by).map_err(|e| unreadable(column, e))).transpose()
-}
-
-/// Reads a MessagePack value from a column.
-pub(super) fn decoded<T: serde::de::DeserializeOwned>(
-    row: &Row<'_>,
-    column: usize,
-) -> rusqlite::Result<T> {
-    let bytes = row.get_ref(column)?.as_blob().map_err(|e| unreadable(column, e))?;
-    rmp_serde::from_slice(bytes).map_err(|e| unreadable(column, e))
-}
-
-/// Reads a MessagePack value from a column that may be NULL.
-fn optional<T: serde::de::DeserializeOwned>(
-    row: &Row<'_>,
-    column: usize,
-) -> rusqlite::Result<Option<T>> {
-    match row.get_ref(column)? {
-        ValueRef::Null => Ok(None),
-        _ => decoded(row, column).map(Some),
-    }
-}
-
-/// Reads the counts from five columns, beginning at `first`.
-pub(super) fn counts(row: &Row<'_>, first: usize) -> rusqlite::Result<TaskCounts> {
-    Ok(TaskCounts {
-        queued: row.get(first)?,
-        active: row.get(first + 1)?,
-        succeeded: row.get(first + 2)?,
-        failed: row.get(first + 3)?,
-        cancelled: row.get(first + 4)?,
-    })
 }

@@ -11,8 +11,8 @@ use podmesh_protocol::schedule::{RunResult, ScheduleRunView};
 use rusqlite::{Connection, params};
 
 use super::codes::{integer, run_result, run_result_code, unsigned};
-use super::restore::{decoded, name};
-use super::writer::WriteError;
+use super::columns::{decoded, name};
+use super::commit::WriteError;
 
 pub(super) fn save(
     connection: &Connection,

@@ -213,7 +213,8 @@ ALTER TABLE tokens ADD COLUMN api INTEGER NOT NULL DEFAULT 0;
 ALTER TABLE tokens ADD COLUMN used_ms INTEGER; -- when an API token was last used
 ";
 
-/// Tasks that run again, jobs whose rest is cancelled by one of their rules, and schedules.
+/// Tasks that run again, jobs whose rest is cancelled by one of their rules, schedules, and jobs that
+/// wait for others.
 const VERSION_9: &str = "
 ALTER TABLE jobs ADD COLUMN closed INTEGER; -- why the rest of it was cancelled; NULL: it was not
 ALTER TABLE jobs ADD COLUMN rest_cancelled INTEGER NOT NULL DEFAULT 0; -- the tasks from next_index on
@@ -262,6 +263,21 @@ CREATE TABLE schedule_runs (
 ) STRICT, WITHOUT ROWID;
 -- An instant is decided on once.
 CREATE UNIQUE INDEX schedule_instants ON schedule_runs (schedule, instant_ms) WHERE NOT by_hand;
+
+CREATE TABLE job_dependencies (
+    job       INTEGER NOT NULL,
+    upstream  INTEGER NOT NULL, -- the job that it waits for
+    condition INTEGER NOT NULL,
+    progress  INTEGER NOT NULL, -- 0: waiting, 1: met; others: the state in which that job has ended
+    PRIMARY KEY (job, upstream)
+) STRICT, WITHOUT ROWID;
+CREATE INDEX job_dependents ON job_dependencies (upstream);
+
+CREATE TABLE workflows (
+    workflow INTEGER PRIMARY KEY, -- the number of its first job; those of the others follow
+    name     TEXT    NOT NULL,
+    jobs     INTEGER NOT NULL
+) STRICT;
 ";
 
 /// A database up to this size is checked completely at every start without a seal, which takes at

@@ -10,8 +10,8 @@ use podmesh_protocol::service::{RevisionState, ServiceRevision, ServiceSpec};
 use rusqlite::{Connection, OptionalExtension, Row, params};
 
 use super::codes::{integer, revision_code, revision_state, unsigned};
-use super::restore::{decoded, name};
-use super::writer::WriteError;
+use super::columns::{decoded, name};
+use super::commit::WriteError;
 
 pub(super) fn save(
     connection: &Connection,

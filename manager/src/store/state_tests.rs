@@ -11,7 +11,7 @@ use podmesh_manager_core::input::{
     Command, ConnectionId, HeartbeatChange, Input, ScheduleChange, ServiceChange, Ticket,
 };
 use podmesh_manager_core::state::{State, Versioned};
-use podmesh_manager_core::step::{Change, Effect, Step};
+use podmesh_manager_core::step::{Answer, Change, Effect, Step};
 use podmesh_manager_core::{Core, CoreConfig};
 use podmesh_protocol::access::{Caller, PublicKey, Role, TokenId};
 use podmesh_protocol::again::{EndedAs, RequeueRequest};
@@ -30,11 +30,12 @@ use podmesh_protocol::spec::{
 };
 use podmesh_protocol::time::Now;
 use podmesh_protocol::version::VersionRange;
+use podmesh_protocol::workflow::{Condition, Dependency, WorkflowJob, WorkflowSpec};
 use tempfile::TempDir;
 use uuid::Uuid;
 
+use super::commit::TimedStep;
 use super::tests::{job_spec, name};
-use super::writer::TimedStep;
 use super::{Store, open};
 
 const NODES: [&str; 3] = ["a", "b", "c"];
@@ -48,6 +49,8 @@ struct World {
     now: Now,
     rng: Rng,
     requeued: usize,
+    /// How many jobs were submitted that wait for others.
+    waiting: usize,
     /// The open session of each node, with its connection and the number of its last report.
     sessions: BTreeMap<&'static str, (Epoch, ConnectionId, u64)>,
 }
@@ -60,7 +63,7 @@ impl World {
         let now = Now { mono_ms: 1_000, wall_ms: 1_700_000_000_000 };
         let core = Self::core(now, state.clone());
         let (rng, sessions) = (Rng::with_seed(seed), BTreeMap::new());
-        Self { dir, store, core, follower: state, now, rng, requeued: 0, sessions }
+        Self { dir, store, core, follower: state, now, rng, requeued: 0, waiting: 0, sessions }
     }
 
     fn core(now: Now, state: State) -> Core {
@@ -98,8 +101,13 @@ impl World {
 
     fn submit(&mut self) {
         let last = self.rng.u32(1..8);
+        let after = self.after();
+        // A job that waits index by index has the indexes of the other.
+        let each = after.iter().find(|own| own.when == Condition::Each).map(|own| own.job);
+        let array = each.map_or(ArrayRange { first: 1, last }, |job| self.array(job).unwrap());
         let spec = JobSpec {
-            array: ArrayRange { first: 1, last },
+            array,
+            after,
             priority: self.rng.i32(-1..2),
             resources: Resources { cpu_millis: 1_000 * self.rng.u32(1..3), memory_bytes: 0 },
             retry: RetryPolicy { retries: self.rng.u32(0..3), ..job_spec(1).retry },
@@ -122,7 +130,62 @@ impl World {
         assert_eq!(spec.validate(), Ok(()));
         let submission = SubmissionId(Uuid::from_u128(self.rng.u128(..)));
         let spec = Arc::new(spec);
-        self.command(Command::Submit { by: name("ann"), submission, spec });
+        for _ in 0..3 {
+            let upstream = self.store.history.upstream(&spec).unwrap();
+            let (by, spec) = (name("ann"), Arc::clone(&spec));
+            self.waiting += usize::from(!spec.after.is_empty());
+            let command = Command::Submit { by, submission, spec, upstream };
+            let effects = self.give(Input::Command(Ticket(1), command));
+            let again = Effect::Answered { ticket: Ticket(1), result: Ok(Answer::ReadAgain) };
+            if !effects.contains(&again) {
+                return;
+            }
+        }
+        unreachable!("the second read is enough");
+    }
+
+    /// Chooses jobs to wait for.
+    fn after(&mut self) -> Vec<Dependency> {
+        let mut after: Vec<Dependency> = Vec::new();
+        for _ in 0..self.rng.usize(0..3) {
+            let job = JobId(self.rng.u64(0..=self.core.state().last_job.0));
+            let Some(array) = self.array(job) else { continue };
+            let all = [Condition::Succeeded, Condition::Failed, Condition::Ended, Condition::Each];
+            let mut when = all[self.rng.usize(0..4)];
+            let of_each = after.iter().find(|own| own.when == Condition::Each);
+            if of_each.is_some_and(|own| self.array(own.job) != Some(array)) {
+                when = Condition::Ended;
+            }
+            if after.iter().all(|own| own.job != job) {
+                after.push(Dependency { job, when });
+            }
+        }
+        after
+    }
+
+    /// Returns the tasks of a job that others can wait for.
+    fn array(&self, job: JobId) -> Option<ArrayRange> {
+        let (detail, _) = self.store.history.job(job).ok()?;
+        detail.spec.run.replica.is_none().then_some(detail.spec.array)
+    }
+
+    fn workflow(&mut self) {
+        let jobs = (0..self.rng.usize(1..6)).map(|at| {
+            let before = (0..at).filter(|_| self.rng.bool()).collect::<Vec<_>>();
+            let all = [Condition::Succeeded, Condition::Failed, Condition::Ended, Condition::Each];
+            let after = before.into_iter().map(|at| Dependency {
+                job: name(&format!("j{at}")),
+                when: all[self.rng.usize(0..4)],
+            });
+            let after = after.collect();
+            WorkflowJob { spec: JobSpec { name: name(&format!("j{at}")), ..job_spec(3) }, after }
+        });
+        let jobs = jobs.collect();
+        let workflow = Box::new(WorkflowSpec { name: name("flow"), jobs });
+        let positions = workflow.check().unwrap();
+        let submission = SubmissionId(Uuid::from_u128(self.rng.u128(..)));
+        let by = name("ann");
+        self.command(Command::SubmitWorkflow { by, submission, workflow, positions });
     }
 
     /// Returns what a node offers of a named resource: other ids each time.
@@ -205,11 +268,11 @@ impl World {
             0..3 => {
                 let port = PortSpec { publish: Some(80), ..PortSpec::default() };
                 let is_web = service.as_str() == "web";
-                let ports = is_web.then(|| (name("http"), port)).into_iter().collect();
+                let ports = Arc::new(is_web.then(|| (name("http"), port)).into_iter().collect());
                 let JobSpec { resources, mut run, .. } = job_spec(1);
                 run.command.push(self.rng.u8(0..3).to_string());
                 if self.rng.bool() {
-                    run.runtime = RuntimeSpec::Docker(DockerSpec {
+                    run.runtime = RuntimeSpec::from(DockerSpec {
                         image: "busybox".into(),
                         volumes: vec![VolumeMount {
                             volume: name(["data", "logs"][self.rng.usize(0..2)]),
@@ -317,9 +380,9 @@ impl World {
         let state = self.rng.choice(states).filter(|_| self.rng.bool());
         let tasks = self.rng.bool().then(|| ["1-8", "2", "1,3-4"][self.rng.usize(0..3)]);
         let tasks = tasks.map(|tasks| tasks.parse().unwrap());
-        let request = RequeueRequest { job, state, tasks };
+        let request = RequeueRequest { job, state, tasks, downstream: false };
         let Ok(batch) = self.store.history.requeue(&request, 0) else { return };
-        if batch.job.spec.run.replica.is_some() {
+        if batch.job.spec.run.replica.is_some() || (batch.rest && batch.missing.is_some()) {
             return;
         }
         let (tasks, rest) = (batch.tasks, batch.rest);
@@ -350,14 +413,19 @@ impl World {
 
 #[test]
 fn the_core_a_follower_and_the_database_have_the_same_state() {
-    let mut requeued = 0;
+    let (mut requeued, mut waiting) = (0, 0);
     for seed in 0..20 {
         println!("seed {seed}");
         let mut world = World::new(seed);
         for _ in 0..400 {
             let node = NODES[world.rng.usize(0..3)];
-            match world.rng.u8(0..44) {
-                0..4 => world.submit(),
+            match world.rng.u8(0..45) {
+                0..3 => world.submit(),
+                3 => world.workflow(),
+                35 => {
+                    let job = JobId(world.rng.u64(0..30));
+                    world.command(Command::CancelDownstream { job, done: 0 });
+                }
                 4..7 => world.connect(node),
                 7..22 => world.report(node),
                 37..40 => (0..8).for_each(|_| world.requeue()),
@@ -422,6 +490,7 @@ fn the_core_a_follower_and_the_database_have_the_same_state() {
         }
         world.restart();
         requeued += world.requeued;
+        waiting += world.waiting;
         let path = world.dir.path().join(super::FILE_NAME);
         let checked = super::check::examine(world.store.writer.connection(), &path).unwrap();
         assert!(checked.wrong.is_empty(), "{:?}", checked.wrong);
@@ -431,4 +500,5 @@ fn the_core_a_follower_and_the_database_have_the_same_state() {
         assert_eq!(state.into_value(), Ok(world.follower));
     }
     assert!(requeued > 40, "only {requeued} tasks were requeued");
+    assert!(waiting > 300, "only {waiting} jobs waited for others");
 }

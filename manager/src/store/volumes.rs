@@ -7,7 +7,7 @@ use podmesh_protocol::ids::Name;
 use rusqlite::{Connection, params};
 
 use super::codes::{integer, unsigned};
-use super::restore::name;
+use super::columns::name;
 
 pub(super) fn save(
     connection: &Connection,

@@ -1,7 +1,7 @@
 //! The write side: takes whole steps, commits all waiting ones in one transaction, and only then
 //! releases their effects.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, HashMap};
 use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -10,8 +10,7 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, RecvTimeoutError};
 use podmesh_manager_core::state::failed;
-use podmesh_manager_core::step::{Change, Effect, JobRow, NodeRow, Step};
-use podmesh_protocol::event::EventChunk;
+use podmesh_manager_core::step::{Change, JobRow, NodeRow, Step};
 use podmesh_protocol::ids::{AttemptId, JobId, Name, Revision};
 use podmesh_protocol::limits::COMMIT_ROWS_MAX;
 use podmesh_protocol::place::Claims;
@@ -25,12 +24,15 @@ use super::codes::{
     attempt_code, closed_code, integer, job_code, outcome_code, scheduling_code, standing,
     stop_code,
 };
+use super::commit::{Commit, CommittedChunk, TimedStep, WriteError};
 use super::events::{self, EventRow};
 use super::log::log_of;
 use super::measures::StoreMeasures;
 use super::numbers::JobNumbers;
 use super::removal::{self, Leftovers};
-use super::{BUSY_TIMEOUT, StoreError, access, restore, schedules, seal, services, volumes};
+use super::{
+    BUSY_TIMEOUT, StoreError, access, numbers, schedules, seal, services, upstream, volumes,
+};
 
 /// The pause between two tries to write to a full disk.
 const FULL_PAUSE: Duration = Duration::from_millis(250);
@@ -44,34 +46,6 @@ const LAST_WAIT: Duration = Duration::from_secs(1);
 /// Commits between two checks of the length of the write-ahead log.
 const WAL_LOOK_COMMITS: u32 = 256;
 
-/// A step of the core, and its time.
-#[derive(Debug)]
-pub(crate) struct TimedStep {
-    pub(crate) step: Step,
-    /// Milliseconds since 1970, for display.
-    pub(crate) wall_ms: u64,
-    /// The time of the age clock.
-    pub(crate) age_ms: u64,
-}
-
-/// What a commit has written, and what may now be sent.
-#[derive(Debug, Default)]
-pub(crate) struct Commit {
-    /// The effects to carry out, in this order.
-    pub(crate) effects: Vec<Effect>,
-    /// The events of the commit, in order.
-    pub(crate) chunks: Vec<CommittedChunk>,
-    /// The jobs that have changed, or that have a changed attempt.
-    pub(crate) touched: BTreeSet<JobId>,
-}
-
-/// Events, with their length on disk, which is about their length on the wire.
-#[derive(Debug)]
-pub(crate) struct CommittedChunk {
-    pub(crate) chunk: EventChunk,
-    pub(crate) bytes: usize,
-}
-
 /// The only writer of the database.
 pub(crate) struct Writer {
     connection: Connection,
@@ -83,25 +57,6 @@ pub(crate) struct Writer {
     commits_until_look: u32,
     leftovers: Leftovers,
     measures: Arc<StoreMeasures>,
-}
-
-/// Why a transaction failed.
-#[derive(Debug, thiserror::Error)]
-pub(super) enum WriteError {
-    #[error(transparent)]
-    Sqlite(#[from] rusqlite::Error),
-    /// The file of job numbers cannot be written.
-    #[error(transparent)]
-    File(io::Error),
-    #[error("{0}")]
-    Contradiction(String),
-}
-
-impl From<rmp_serde::encode::Error> for WriteError {
-    fn from(error: rmp_serde::encode::Error) -> Self {
-        // Our own types can always be encoded.
-        Self::Contradiction(error.to_string())
-    }
 }
 
 impl Writer {
@@ -379,6 +334,8 @@ fn job_of(change: &Change) -> Option<JobId> {
         Change::JobRemoved(job)
         | Change::JobClosed(job, _)
         | Change::TaskRequeued { job, .. }
+        | Change::DependencyChanged { job, .. }
+        | Change::TasksReleased { job, .. }
         | Change::RestRequeued { job, .. } => Some(*job),
         Change::JobReopened(job) => Some(job.id),
         Change::NodeSaved(_)
@@ -471,14 +428,22 @@ impl<'a> Rows<'a> {
                 self.connection
                     .prepare_cached("INSERT INTO job_specs (job, spec) VALUES (?1, ?2)")?
                     .execute(params![integer(job.0), rmp_serde::to_vec_named(&**spec)?])?;
-                Ok(())
+                Ok(upstream::insert_job(self.connection, *job, spec)?)
             }
+            Change::DependencyChanged { job, upstream: of, progress, starts_wall_ms } => {
+                if let Some(wall_ms) = starts_wall_ms {
+                    self.waits_since(*job, *wall_ms)?;
+                }
+                one(upstream::change(self.connection, *job, *of, *progress)?, job)
+            }
+            // The attempts of the upstream job say the same.
+            Change::TasksReleased { .. } => Ok(()),
             // The transaction handles the first two itself. The row of a cancelled job follows.
             Change::JobUpdated(_) | Change::AgeSaved(_) | Change::JobClosed(..) => Ok(()),
             // Its row follows. The counts that were added at its end are taken back.
             Change::JobReopened(job) => {
                 self.kept -= removal::weight(job.attempts);
-                Ok(())
+                upstream::reopen(self.connection, job)
             }
             Change::TaskRequeued { job, task } => {
                 let changed = self
@@ -497,13 +462,7 @@ impl<'a> Rows<'a> {
                     ])?;
                 one(changed, &AttemptId::new(*job, task.index, task.number))
             }
-            Change::RestRequeued { job, wall_ms } => {
-                let changed = self
-                    .connection
-                    .prepare_cached("UPDATE jobs SET waits_since_ms = ?2 WHERE job = ?1")?
-                    .execute(params![integer(job.0), integer(*wall_ms)])?;
-                one(changed, job)
-            }
+            Change::RestRequeued { job, wall_ms } => self.waits_since(*job, *wall_ms),
             Change::JobRemoved(job) => {
                 self.kept -= removal::remove_job(self.connection, *job)?;
                 self.removed = true;
@@ -620,6 +579,15 @@ impl<'a> Rows<'a> {
                 rmp_serde::to_vec_named(claims)?,
             ])?;
         one(changed, attempt)
+    }
+
+    /// Writes since when the tasks of a job that have had no attempt wait.
+    fn waits_since(&self, job: JobId, wall_ms: u64) -> Result<(), WriteError> {
+        let changed = self
+            .connection
+            .prepare_cached("UPDATE jobs SET waits_since_ms = ?2 WHERE job = ?1")?
+            .execute(params![integer(job.0), integer(wall_ms)])?;
+        one(changed, &job)
     }
 
     fn standing(&self, attempt: AttemptId, standing: i64) -> rusqlite::Result<usize> {
@@ -763,7 +731,7 @@ impl<'a> Rows<'a> {
             .prepare_cached(
                 "UPDATE nodes SET forgotten = 1, agent_id = NULL, last_job = ?2 WHERE name = ?1",
             )?
-            .execute(params![node.as_str(), integer(restore::last_job(self.connection)?.0)])?;
+            .execute(params![node.as_str(), integer(numbers::last_job(self.connection)?.0)])?;
         self.nodes.remove(node);
         one(changed, node)
     }

@@ -42,14 +42,22 @@ async fn a_repeated_submission_creates_only_one_job() {
     assert_eq!(jobs, (3..28).map(JobId).collect::<Vec<_>>());
 
     // After a restart the core no longer knows ended jobs, but the database does.
-    let cancelled = client.request(RequestBody::Cancel { job: JobId(1) }).await.unwrap();
-    assert_eq!(cancelled, ReplyBody::Cancelled { state: JobState::Cancelled.into() });
+    let cancelled =
+        client.request(RequestBody::Cancel { job: JobId(1), downstream: false }).await.unwrap();
+    assert_eq!(
+        cancelled,
+        ReplyBody::Cancelled { state: JobState::Cancelled.into(), downstream: 0 }
+    );
     manager.stop().await;
     let manager = start(dir.path()).await;
     let client = manager.client().await;
     assert_eq!(submit(&client, 1, 3).await, (JobId(1), true));
-    let cancelled = client.request(RequestBody::Cancel { job: JobId(1) }).await.unwrap();
-    assert_eq!(cancelled, ReplyBody::Cancelled { state: JobState::Cancelled.into() });
+    let cancelled =
+        client.request(RequestBody::Cancel { job: JobId(1), downstream: false }).await.unwrap();
+    assert_eq!(
+        cancelled,
+        ReplyBody::Cancelled { state: JobState::Cancelled.into(), downstream: 0 }
+    );
     assert_eq!(submit(&client, 3, 3).await, (JobId(28), false));
     manager.stop().await;
 }
@@ -69,7 +77,7 @@ async fn an_invalid_request_is_answered_with_the_reason() {
     let error = refused(&client, RequestBody::Job { job: JobId(5), since: None, wait_ms: 0 }).await;
     assert_eq!(error.code, ErrorCode::NotFound);
     assert_eq!(error.message, "there is no job 5; no job has been submitted yet");
-    let error = refused(&client, RequestBody::Cancel { job: JobId(5) }).await;
+    let error = refused(&client, RequestBody::Cancel { job: JobId(5), downstream: false }).await;
     assert_eq!(error.code, ErrorCode::NotFound);
 
     let (mut receiver, mut sender) = PeerSocket::connect(&manager.route()).await.unwrap().split();
@@ -333,7 +341,7 @@ async fn the_agent_that_holds_a_log_reads_it_for_the_client() {
     assert_eq!(RequestBody::Log(read), log_read(attempt));
     // Another agent cannot answer for this one.
     other.sender.send(&ToManager::LogSlice(number, slice(b"forged"))).await.unwrap();
-    let error = refused(&client, RequestBody::Cancel { job: JobId(99) }).await;
+    let error = refused(&client, RequestBody::Cancel { job: JobId(99), downstream: false }).await;
     assert_eq!(error.code, ErrorCode::NotFound);
     agent.sender.send(&ToManager::LogSlice(number, slice(b"\xffa\n"))).await.unwrap();
     assert_eq!(asked.await.unwrap().unwrap(), ReplyBody::Log(slice(b"\xffa\n").unwrap()));

@@ -294,8 +294,8 @@ impl Core {
         self.lease_until = None;
         self.extend_lease(hello_sent);
         self.jobs.clear();
-        self.outbox.session_changed();
-        self.acked(welcome.acked, out);
+        let ended = self.outbox.session_opened(welcome.acked);
+        self.forget(ended, out);
         for attempt in &welcome.stop {
             self.fence(*attempt, out);
         }
@@ -306,7 +306,6 @@ impl Core {
     fn leave_session(&mut self) {
         self.claims.clear();
         self.epoch = None;
-        self.outbox.session_changed();
     }
 
     fn extend_lease(&mut self, contact: Millis) {
@@ -550,7 +549,13 @@ impl Core {
     }
 
     fn acked(&mut self, number: u64, out: &mut Step) {
-        for attempt in self.outbox.acked(number) {
+        let ended = self.outbox.acked(number);
+        self.forget(ended, out);
+    }
+
+    /// Forgets attempts whose end the manager knows.
+    fn forget(&mut self, ended: Vec<AttemptId>, out: &mut Step) {
+        for attempt in ended {
             if let Some(AttemptEntry { phase: Phase::Ended { remove }, .. }) =
                 self.attempts.get(&attempt)
             {

@@ -18,24 +18,30 @@ const ROW_BYTES: usize = 160;
 /// Maximum bytes of the rows of one message; the rest of the frame is for the envelope.
 const ROWS_BYTES_MAX: usize = FRAME_BYTES_MAX - 1024;
 
-/// The key of a report that has no number yet. Never reused.
+/// The key of a report. Never reused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct ReportKey(u64);
 
-/// The queue of reports. A report gets its number when it is first sent, and is kept until it is
-/// acknowledged. A report without a number can still be withdrawn.
+/// The queue of reports. A report gets its number when it is sent, and is kept until it is
+/// acknowledged. In the next session what is not acknowledged gets new numbers. A report can be withdrawn:
+/// then it is not sent, or not again.
 #[derive(Debug, Default)]
 pub(crate) struct Outbox {
     /// The number of the last report that was sent; 0 if none was.
     last_number: u64,
     last_key: u64,
     unsent: BTreeMap<ReportKey, (AttemptId, ReportFact)>,
-    /// Numbered without gaps, up to `last_number`.
-    unacked: VecDeque<Report>,
-    /// How many of `unacked`, from the front, were sent in the current session.
-    sent: usize,
-    /// The last number in each unacknowledged message of the current session.
+    /// Sent in the last session, in order of their keys, and numbered without gaps, up to `last_number`.
+    unacked: VecDeque<Sent>,
+    /// The last number in each unacknowledged message of that session.
     in_flight: VecDeque<u64>,
+}
+
+#[derive(Debug)]
+struct Sent {
+    key: ReportKey,
+    report: Report,
+    withdrawn: bool,
 }
 
 impl Outbox {
@@ -54,9 +60,13 @@ impl Outbox {
         key
     }
 
-    /// Withdraws a report, unless it was sent.
+    /// Withdraws a report. If it was sent, it is not sent again.
     pub(crate) fn take_back(&mut self, key: ReportKey) {
-        self.unsent.remove(&key);
+        if self.unsent.remove(&key).is_none()
+            && let Ok(at) = self.unacked.binary_search_by_key(&key, |sent| sent.key)
+        {
+            self.unacked[at].withdrawn = true;
+        }
     }
 
     /// Returns whether everything is acknowledged.
@@ -64,23 +74,30 @@ impl Outbox {
         self.unsent.is_empty() && self.unacked.is_empty()
     }
 
-    /// Marks everything unacknowledged as to be sent again.
-    pub(crate) fn session_changed(&mut self) {
-        self.sent = 0;
+    /// Begins a session with a manager that has processed the reports up to and including this number:
+    /// the others are to be sent again. Returns the attempts whose end is now acknowledged.
+    pub(crate) fn session_opened(&mut self, acked: u64) -> Vec<AttemptId> {
+        let ended = self.acked(acked);
+        for Sent { key, report: Report(_, attempt, fact), withdrawn } in self.unacked.drain(..) {
+            if !withdrawn {
+                self.unsent.insert(key, (attempt, fact));
+            }
+        }
         self.in_flight.clear();
+        self.last_number = acked;
+        ended
     }
 
     /// Forgets the reports up to and including this number, and returns the attempts whose end is
     /// now acknowledged.
     pub(crate) fn acked(&mut self, number: u64) -> Vec<AttemptId> {
         let mut ended = Vec::new();
-        let known = self.unacked.partition_point(|report| report.0 <= number);
-        for Report(_, attempt, fact) in self.unacked.drain(..known) {
+        let known = self.unacked.partition_point(|sent| sent.report.0 <= number);
+        for Sent { report: Report(_, attempt, fact), .. } in self.unacked.drain(..known) {
             if matches!(fact, ReportFact::Ended(_)) {
                 ended.push(attempt);
             }
         }
-        self.sent = self.sent.saturating_sub(known);
         let arrived = self.in_flight.partition_point(|last| *last <= number);
         self.in_flight.drain(..arrived);
         ended
@@ -99,42 +116,44 @@ impl Outbox {
     fn next_rows(&mut self) -> Vec<Report> {
         let mut rows = Vec::new();
         let mut bytes = 0;
-        while rows.len() < BATCH_ROWS_MAX {
-            if self.sent == self.unacked.len() {
-                let Some((_, (attempt, fact))) = self.unsent.pop_first() else { break };
-                self.last_number += 1;
-                self.unacked.push_back(Report(self.last_number, attempt, fact));
-            }
-            let Some(report) = self.unacked.get(self.sent) else { break };
-            bytes += row_bytes(&report.2);
+        while rows.len() < BATCH_ROWS_MAX
+            && let Some(next) = self.unsent.first_entry()
+        {
+            bytes += row_bytes(&next.get().1);
             if bytes > ROWS_BYTES_MAX {
                 break;
             }
+            let (key, (attempt, fact)) = next.remove_entry();
+            self.last_number = self.last_number.saturating_add(1);
+            let report = Report(self.last_number, attempt, fact);
             rows.push(report.clone());
-            self.sent += 1;
+            self.unacked.push_back(Sent { key, report, withdrawn: false });
         }
         rows
     }
 
     #[cfg(any(test, feature = "invariants"))]
     pub(crate) fn check(&self) {
-        assert!(self.sent <= self.unacked.len());
         assert!(self.in_flight.len() <= MESSAGES_IN_FLIGHT_MAX);
-        let first = self.last_number + 1 - self.unacked.len() as u64;
-        for (number, report) in (first..).zip(&self.unacked) {
-            assert_eq!(report.0, number, "gap in the numbers");
+        // A manager that counts to the end of the numbers gets the last one again and again.
+        if self.last_number < u64::MAX {
+            let numbers = (0..=self.last_number).rev();
+            for (number, sent) in numbers.zip(self.unacked.iter().rev()) {
+                assert_eq!(sent.report.0, number, "gap in the numbers");
+            }
         }
+        assert!(self.unacked.iter().is_sorted_by_key(|sent| sent.key));
         assert!(self.in_flight.iter().is_sorted());
     }
 
-    /// Returns the attempts whose end is unacknowledged: those whose report has no number yet, and
-    /// those whose report has one.
+    /// Returns the attempts whose end is unacknowledged: those whose report is to be sent, and those
+    /// whose report was sent.
     #[cfg(any(test, feature = "invariants"))]
     pub(crate) fn ends(&self) -> (Vec<AttemptId>, Vec<AttemptId>) {
         let is_end = |fact: &ReportFact| matches!(fact, ReportFact::Ended(_));
         let unsent = self.unsent.values().filter(|(_, fact)| is_end(fact));
-        let unacked = self.unacked.iter().filter(|report| is_end(&report.2));
-        (unsent.map(|(attempt, _)| *attempt).collect(), unacked.map(|r| r.1).collect())
+        let unacked = self.unacked.iter().filter(|sent| is_end(&sent.report.2));
+        (unsent.map(|(attempt, _)| *attempt).collect(), unacked.map(|sent| sent.report.1).collect())
     }
 }
 
@@ -235,11 +254,19 @@ mod tests {
         assert_eq!(numbers(&messages), [rest]);
 
         messages.clear();
-        outbox.session_changed();
-        outbox.acked(10);
+        outbox.session_opened(10);
         outbox.fill(Epoch(2), &mut messages);
         let again: Vec<u64> = (11..=20).collect();
         assert_eq!(numbers(&messages), [again]);
+        outbox.check();
+
+        // Another manager has seen none of them.
+        messages.clear();
+        outbox.session_opened(0);
+        outbox.push(attempt(20), ReportFact::Started);
+        outbox.fill(Epoch(3), &mut messages);
+        let anew: Vec<u64> = (1..=11).collect();
+        assert_eq!(numbers(&messages), [anew]);
         outbox.check();
     }
 }

@@ -53,7 +53,7 @@ fn replica(at: SocketAddr, health: Option<HealthSpec>) -> Arc<Replica> {
         revision: 1,
         number: 1,
         spread: None,
-        ports: BTreeMap::from([("http".parse().unwrap(), PortSpec::default())]),
+        ports: BTreeMap::from([("http".parse().unwrap(), PortSpec::default())]).into(),
         health,
     };
     Arc::new(Replica { spec, address: at.ip(), ports: vec![at.port()] })

@@ -1,6 +1,7 @@
 //! Replicas in containers: published ports, health, and both after a restart of the agent.
 
 use std::net::{IpAddr, SocketAddr, TcpListener};
+use std::sync::Arc;
 
 use bollard::models::{ContainerConfig, HealthConfig};
 use podmesh_agent_core::input::RuntimeFact;
@@ -27,7 +28,7 @@ fn replica(health: Option<HealthSpec>) -> Option<Box<ReplicaSpec>> {
         revision: 7,
         number: 3,
         spread: None,
-        ports: [("http".parse().unwrap(), port)].into(),
+        ports: Arc::new([("http".parse().unwrap(), port)].into()),
         health,
     }))
 }
@@ -348,7 +349,12 @@ async fn a_container_in_the_host_network_listens_on_its_own_port() {
     let mut job = node.script(&format!("exec httpd -f -p {port} -h /"));
     docker_spec(&mut job).network = NetworkMode::Host;
     job.run.replica = replica(None);
-    for spec in job.run.replica.iter_mut().flat_map(|replica| replica.ports.values_mut()) {
+    for spec in job
+        .run
+        .replica
+        .iter_mut()
+        .flat_map(|replica| Arc::make_mut(&mut replica.ports).values_mut())
+    {
         spec.container = Some(port);
     }
     let outcome = agent.run(attempt(1), job.clone()).await;

@@ -395,10 +395,7 @@ pub(crate) fn job(image: &str, command: &[&str]) -> JobContext {
         on_lost: OnLost::Requeue,
         resources: Resources { cpu_millis: 1000, memory_bytes: 0 },
         run: RunSpec {
-            runtime: RuntimeSpec::Docker(DockerSpec {
-                image: image.into(),
-                ..DockerSpec::default()
-            }),
+            runtime: RuntimeSpec::from(DockerSpec { image: image.into(), ..DockerSpec::default() }),
             command: command.iter().map(|part| (*part).to_owned()).collect(),
             env: Default::default(),
             workdir: None,

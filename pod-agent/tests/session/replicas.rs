@@ -18,7 +18,7 @@ fn replica(ports: &[&str], health: Option<HealthSpec>) -> Option<Box<ReplicaSpec
         revision: 7,
         number: 3,
         spread: None,
-        ports: ports.collect(),
+        ports: Arc::new(ports.collect()),
         health,
     }))
 }

@@ -60,7 +60,7 @@ impl ServiceSpec {
         self.run.validate()?;
         at_most("ports", self.ports.len(), "ports", PORTS_MAX, "PORTS_MAX")?;
         let is_container = matches!(self.run.runtime, RuntimeSpec::Docker(_));
-        for (name, port) in &self.ports {
+        for (name, port) in self.ports.iter() {
             if port.container.is_some() != is_container {
                 let why = if is_container {
                     format!("port `{name}` needs `container`: the port inside the container")

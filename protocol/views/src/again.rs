@@ -22,13 +22,15 @@ pub struct RequeueOutput {
     /// The first and the last of the tasks that have had no attempt and stay cancelled: they can be
     /// requeued only together.
     pub untried: Option<(u32, u32)>,
+    /// How many jobs downstream of it tasks were requeued of; they are counted in `tasks`.
+    pub downstream: u32,
 }
 
 impl RequeueOutput {
     /// Returns the view of a reply about a job.
     pub fn new(job: JobId, done: &wire::Requeued) -> Self {
-        let wire::Requeued { tasks, succeeded, active, untried } = *done;
-        Self { job: job.0, tasks, succeeded, active, untried }
+        let wire::Requeued { tasks, succeeded, active, downstream, untried } = *done;
+        Self { job: job.0, tasks, succeeded, active, untried, downstream }
     }
 }
 

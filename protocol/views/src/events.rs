@@ -50,6 +50,15 @@ enum EventBody {
         /// The number of its tasks.
         tasks: u32,
     },
+    /// The jobs of a workflow were accepted, together. They have no events of their own for that.
+    WorkflowSubmitted {
+        /// The number of the workflow, which is that of its first job.
+        workflow: u64,
+        /// Its name.
+        name: String,
+        /// The number of its jobs.
+        jobs: u32,
+    },
     /// A user asked to cancel a job.
     JobCancelRequested {
         /// The job's number.
@@ -465,6 +474,11 @@ impl From<&EventFact> for EventKind {
             EventFact::JobSubmitted { job, name, tasks } => {
                 EventBody::JobSubmitted { job: job.0, name: name.to_string(), tasks: *tasks }
             }
+            EventFact::WorkflowSubmitted { workflow, name, jobs } => EventBody::WorkflowSubmitted {
+                workflow: workflow.0,
+                name: name.to_string(),
+                jobs: *jobs,
+            },
             EventFact::JobCancelRequested { job } => EventBody::JobCancelRequested { job: job.0 },
             EventFact::JobEnded { job, state } => {
                 EventBody::JobEnded { job: job.0, state: state.into() }

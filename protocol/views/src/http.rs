@@ -209,6 +209,20 @@ pub struct LogEvent {
     pub text: String,
 }
 
+/// Some output of one of several attempts, as an event of a stream.
+#[derive(Debug, Serialize, JsonSchema)]
+pub struct MergedLogEvent {
+    /// The attempt.
+    pub attempt: String,
+    /// Its task, such as `42.7`, or its replica, such as `web.3`.
+    pub label: String,
+    /// Whole lines. Bytes that are not UTF-8 are shown as U+FFFD.
+    pub text: String,
+    /// Why its output cannot be read at present.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub problem: Option<String>,
+}
+
 /// A problem, as RFC 9457 defines it.
 #[derive(Debug, Serialize, JsonSchema)]
 pub struct Problem {

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use jiff::Timestamp;
 use podmesh_protocol::access::Role as WireRole;
 use podmesh_protocol::again::EndedAs;
-use podmesh_protocol::ids::Name;
+use podmesh_protocol::ids::{JobId, Name};
 use podmesh_protocol::place::PlaceRules;
 use podmesh_protocol::ranges::Ranges;
 use podmesh_protocol::schedule::{self, ScheduleSpec, When};
@@ -14,6 +14,9 @@ use podmesh_protocol::service::{self, ServiceSpec};
 use podmesh_protocol::spec::{
     ArrayRange, DockerSpec, JobRules, JobSpec, OnLost as WireOnLost, Resources, RetryPolicy,
     RunSpec, RuntimeKind as WireRuntimeKind, RuntimeSpec,
+};
+use podmesh_protocol::workflow::{
+    Condition as WireCondition, Dependency, WorkflowJob, WorkflowSpec,
 };
 use schemars::{JsonSchema, Schema, SchemaGenerator};
 use serde::Deserialize;
@@ -23,6 +26,7 @@ use crate::json::{ContainerOutput, OnLost, RuntimeKind};
 use crate::schedule::Overlap;
 use crate::service::ProjectOutput;
 use crate::service_spec::{DependsOn, PortOutput, RestartWhen};
+use crate::workflow::Condition;
 
 /// Why an input is not a spec.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -60,6 +64,80 @@ pub struct RequeueInput {
     /// Only tasks with these indexes, such as `3,7,10-20`.
     #[schemars(with = "Option<String>")]
     pub tasks: Option<Ranges>,
+    /// Whether to requeue as well all that ended without success of the jobs that depend on it, or on
+    /// a job that does.
+    pub downstream: bool,
+}
+
+/// A job that another one waits for.
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct AfterInput {
+    /// The number of the upstream job.
+    pub job: u64,
+    /// How it must end; default `succeeded`.
+    #[serde(default = "succeeded")]
+    #[schemars(with = "Condition")]
+    pub when: WireCondition,
+}
+
+fn succeeded() -> WireCondition {
+    WireCondition::Succeeded
+}
+
+impl From<AfterInput> for Dependency {
+    fn from(after: AfterInput) -> Self {
+        Self { job: JobId(after.job), when: after.when }
+    }
+}
+
+/// Jobs to submit together.
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct WorkflowInput {
+    /// A name for people; need not be unique.
+    #[schemars(with = "String")]
+    pub name: Name,
+    /// The jobs, in the order of their numbers. Their names differ.
+    pub jobs: Vec<WorkflowJobInput>,
+}
+
+/// A job of a workflow.
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
+pub struct WorkflowJobInput {
+    /// Its name and what it runs.
+    #[serde(flatten)]
+    pub job: JobInput,
+    /// The jobs of the workflow that it waits for.
+    #[serde(default)]
+    pub after: Vec<NamedAfterInput>,
+}
+
+/// A job of a workflow that another one waits for.
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct NamedAfterInput {
+    /// The name of the upstream job.
+    #[schemars(with = "String")]
+    pub job: Name,
+    /// How it must end; default `succeeded`.
+    #[serde(default = "succeeded")]
+    #[schemars(with = "Condition")]
+    pub when: WireCondition,
+}
+
+impl TryFrom<WorkflowInput> for WorkflowSpec {
+    type Error = InputError;
+
+    fn try_from(input: WorkflowInput) -> Result<Self, InputError> {
+        let job = |job: WorkflowJobInput| {
+            let after = job.after.into_iter();
+            let after = after.map(|after| Dependency { job: after.job, when: after.when });
+            Ok(WorkflowJob { spec: job.job.try_into()?, after: after.collect() })
+        };
+        let jobs = input.jobs.into_iter().map(job).collect::<Result<_, _>>()?;
+        Ok(Self { name: input.name, jobs })
+    }
 }
 
 /// How a task ended without success.
@@ -155,6 +233,8 @@ pub struct JobSpecInput {
     pub on_lost: WireOnLost,
     /// No task starts before this time: RFC 3339; default: none.
     pub not_before: Option<String>,
+    /// The jobs that it waits for.
+    pub after: Vec<AfterInput>,
     /// The options of a container.
     #[schemars(schema_with = "container")]
     pub container: Option<DockerSpec>,
@@ -186,7 +266,7 @@ fn runtime(
     container: Option<DockerSpec>,
 ) -> Result<RuntimeSpec, InputError> {
     match (kind, container) {
-        (None | Some(WireRuntimeKind::Docker), Some(docker)) => Ok(RuntimeSpec::Docker(docker)),
+        (None | Some(WireRuntimeKind::Docker), Some(docker)) => Ok(docker.into()),
         (Some(WireRuntimeKind::Docker), None) => Err(InputError::NoContainer),
         (Some(_), Some(_)) => Err(InputError::ContainerOfCommand),
         (None | Some(WireRuntimeKind::Process), None) => Ok(RuntimeSpec::Process),
@@ -263,7 +343,9 @@ impl TryFrom<JobInput> for JobSpec {
                 exclusive: spec.exclusive,
             },
             not_before_ms: spec.not_before.as_deref().map(moment).transpose()?,
+            after: spec.after.into_iter().map(Dependency::from).collect(),
             scheduled: None,
+            workflow: None,
             run,
         })
     }
@@ -494,7 +576,7 @@ impl ServiceSpecInput {
             project: self.project,
             depends_on: self.depends_on,
             resources: resources(self.cpu_millis, self.memory_bytes),
-            ports: self.ports,
+            ports: self.ports.into(),
             health: self.health.map(TryInto::try_into).transpose()?,
             restart: service::RestartPolicy {
                 when: self.restart.when,
@@ -572,6 +654,8 @@ pub struct KeyRotateInput {
 #[cfg(test)]
 #[expect(clippy::unwrap_used, reason = "tests")]
 mod tests {
+    use std::sync::Arc;
+
     use super::*;
     use crate::json::SpecOutput;
     use crate::service_spec::ServiceSpecOutput;
@@ -607,7 +691,7 @@ mod tests {
 
     #[test]
     fn a_job_that_a_reply_shows_can_be_sent_back() {
-        for runtime in [RuntimeSpec::Docker(docker()), RuntimeSpec::Process, RuntimeSpec::Noop] {
+        for runtime in [RuntimeSpec::from(docker()), RuntimeSpec::Process, RuntimeSpec::Noop] {
             let spec = JobSpec {
                 name: "a".parse().unwrap(),
                 array: ArrayRange { first: 3, last: 9 },
@@ -630,7 +714,9 @@ mod tests {
                     exclusive: true,
                 },
                 not_before_ms: Some(1_700_000_000_123),
+                after: vec![Dependency { job: JobId(4), when: WireCondition::Each }],
                 scheduled: None,
+                workflow: None,
                 run: run_spec(runtime, Some(8)),
             };
             let shown = serde_json::to_value(SpecOutput::from(&spec)).unwrap();
@@ -666,15 +752,17 @@ mod tests {
                 }),
                 depends_on: [("db".parse().unwrap(), service::DependsOn::Healthy)].into(),
                 resources: Resources { cpu_millis: 5, memory_bytes: 6 },
-                ports: [(
-                    port.clone(),
-                    service::PortSpec {
-                        container: Some(80),
-                        publish: Some(81),
-                        proxy_protocol: true,
-                    },
-                )]
-                .into(),
+                ports: Arc::new(
+                    [(
+                        port.clone(),
+                        service::PortSpec {
+                            container: Some(80),
+                            publish: Some(81),
+                            proxy_protocol: true,
+                        },
+                    )]
+                    .into(),
+                ),
                 health: Some(service::HealthSpec {
                     check,
                     interval_ms: 1,
@@ -694,7 +782,7 @@ mod tests {
                     rollback: false,
                 },
                 drain_ms: 9,
-                run: run_spec(RuntimeSpec::Docker(docker()), None),
+                run: run_spec(RuntimeSpec::from(docker()), None),
             };
             let shown = serde_json::to_value(ServiceSpecOutput::from(&spec)).unwrap();
             let input: ServiceSpecInput = serde_json::from_value(shown).unwrap();

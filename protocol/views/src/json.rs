@@ -13,6 +13,7 @@ use serde::Serialize;
 use crate::node::{DrainRow, NamedResourceRow};
 use crate::service::Scheduling;
 use crate::time::rfc3339;
+use crate::workflow::AfterOutput;
 
 /// Defines output enums that correspond to enums of the protocol, with the same words. A word that
 /// only a later version knows is passed on as it is.
@@ -199,6 +200,8 @@ pub struct CancelledJob {
     pub job: u64,
     /// Its state now: `cancelling`, or the state in which it ended before.
     pub state: JobState,
+    /// How many jobs downstream of it were cancelled as well, if that was asked for.
+    pub downstream: u32,
 }
 
 /// `podmesh forget --output json`
@@ -240,6 +243,10 @@ pub struct JobRow {
     pub started_at: Option<String>,
     /// When it ended.
     pub ended_at: Option<String>,
+    /// How many of the jobs that it waits for have not ended as asked yet.
+    pub unmet: u32,
+    /// How many of these have ended in another way: only a requeue of them can help.
+    pub blocked: u32,
 }
 
 /// How many tasks are in each state.
@@ -284,6 +291,8 @@ impl From<&wire::JobView> for JobRow {
             submitted_by: view.submitted_by.as_ref().map(ToString::to_string),
             started_at: view.started_wall_ms.map(rfc3339),
             ended_at: view.ended_wall_ms.map(rfc3339),
+            unmet: view.unmet,
+            blocked: view.blocked,
         }
     }
 }
@@ -304,6 +313,10 @@ pub struct JobOutput {
     pub schedule: Option<String>,
     /// The instant of that run: RFC 3339.
     pub schedule_instant: Option<String>,
+    /// The number of the workflow that it is part of.
+    pub workflow: Option<u64>,
+    /// The name of that workflow.
+    pub workflow_name: Option<String>,
     /// The submitted spec.
     pub spec: SpecOutput,
 }
@@ -363,6 +376,8 @@ pub struct SpecOutput {
     pub on_lost: OnLost,
     /// No task starts before this time: RFC 3339.
     pub not_before: Option<String>,
+    /// The jobs that it waits for.
+    pub after: Vec<AfterOutput>,
     /// The options of a container.
     pub container: Option<ContainerOutput>,
 }
@@ -460,6 +475,8 @@ impl From<&wire::JobDetail> for JobOutput {
             ended_early: detail.ended_early.clone(),
             schedule: detail.spec.scheduled.as_ref().map(|run| run.schedule.to_string()),
             schedule_instant: detail.spec.scheduled.as_ref().map(|run| rfc3339(run.instant_ms)),
+            workflow: detail.spec.workflow.as_ref().map(|part| part.workflow.0),
+            workflow_name: detail.spec.workflow.as_ref().map(|part| part.name.to_string()),
             spec: (&detail.spec).into(),
         }
     }
@@ -499,8 +516,9 @@ impl From<&spec::JobSpec> for SpecOutput {
             expires_ms: spec.rules.expires_ms,
             on_lost: spec.on_lost.into(),
             not_before: spec.not_before_ms.map(rfc3339),
+            after: spec.after.iter().map(AfterOutput::from).collect(),
             container: match &spec.run.runtime {
-                spec::RuntimeSpec::Docker(docker) => Some(docker.into()),
+                spec::RuntimeSpec::Docker(docker) => Some(docker.as_ref().into()),
                 spec::RuntimeSpec::Process | spec::RuntimeSpec::Noop => None,
             },
         }

@@ -17,3 +17,4 @@ pub mod service_spec;
 pub mod text;
 pub mod time;
 pub mod volume;
+pub mod workflow;

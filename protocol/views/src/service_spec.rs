@@ -170,7 +170,7 @@ impl From<&service::ServiceSpec> for ServiceSpecOutput {
             workdir: run.workdir.clone(),
             files: run.files.clone(),
             container: match &run.runtime {
-                RuntimeSpec::Docker(docker) => Some(docker.into()),
+                RuntimeSpec::Docker(docker) => Some(docker.as_ref().into()),
                 RuntimeSpec::Process | RuntimeSpec::Noop => None,
             },
             cpu_millis: spec.resources.cpu_millis,

@@ -211,7 +211,7 @@ async fn an_unreachable_manager_is_an_immediate_error_with_the_address() {
 }
 
 fn cancel(job: u64) -> RequestBody {
-    RequestBody::Cancel { job: JobId(job) }
+    RequestBody::Cancel { job: JobId(job), downstream: false }
 }
 
 #[tokio::test]
@@ -222,7 +222,8 @@ async fn whoever_asks_connects_once() {
         let server = async {
             let received = manager.receiver.recv().await.unwrap();
             let Ok(ToManager::Request(request)) = received.message else { panic!("{received:?}") };
-            let result = Ok(ReplyBody::Cancelled { state: JobState::Cancelling.into() });
+            let result =
+                Ok(ReplyBody::Cancelled { state: JobState::Cancelling.into(), downstream: 0 });
             let reply = ToPeer::Reply(Reply { id: request.id, result });
             manager.sender.send(&received.peer, &reply).await.unwrap();
         };
@@ -286,7 +287,7 @@ async fn replies_find_their_requests_in_any_order() {
         }
         for (peer, request) in requests.into_iter().rev() {
             let result = if request.body == cancel(1) {
-                Ok(ReplyBody::Cancelled { state: JobState::Cancelling.into() })
+                Ok(ReplyBody::Cancelled { state: JobState::Cancelling.into(), downstream: 0 })
             } else {
                 Err(ErrorReply::new(ErrorCode::NotFound, "no such job"))
             };
@@ -295,7 +296,10 @@ async fn replies_find_their_requests_in_any_order() {
         }
     };
     let (one, two, ()) = tokio::join!(client.request(cancel(1)), client.request(cancel(2)), server);
-    assert_eq!(one.unwrap(), ReplyBody::Cancelled { state: JobState::Cancelling.into() });
+    assert_eq!(
+        one.unwrap(),
+        ReplyBody::Cancelled { state: JobState::Cancelling.into(), downstream: 0 }
+    );
     assert!(matches!(two, Err(ClientError::Refused(_))), "{two:?}");
 }
 

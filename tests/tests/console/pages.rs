@@ -123,6 +123,8 @@ fn every_page_shows_what_there_is_and_can_be_used_by_everybody() {
     console.apply("web", 2, "one");
     console.apply("web", 2, "two");
     console.apply("database-of-the-shop", 1, "one");
+    let nightly = ["schedule", "add", "nightly", "--cron", "0 3 * * *", "--tz", "Europe/Berlin"];
+    console.mesh.ok(&[&nightly[..], &["--cpus", "0.01", "--", "true"]].concat());
     console.mesh.ok(&["nodes", "cordon", "b"]);
     let volume = TestVolume::new("console");
     let mut shown = vec![];
@@ -169,6 +171,18 @@ fn every_page_shows_what_there_is_and_can_be_used_by_everybody() {
             "services/web",
             &["2 of 2 replicas healthy, revision 2", "current", "Go back"],
             "podmesh service web",
+        ),
+        page(
+            "schedules",
+            "schedules",
+            &["nightly", "0 3 * * * (Europe/Berlin)", "idle"],
+            "podmesh schedule list",
+        ),
+        page(
+            "schedule",
+            "schedules/nightly",
+            &["Next times", "No time has passed yet", "Run now", "Pause"],
+            "podmesh schedule show nightly",
         ),
         page("nodes", "nodes", &["alive", "cordoned", "disk=fast", "Drain"], "podmesh nodes"),
         page(

@@ -141,3 +141,50 @@ fn going_back_to_a_revision_with_the_same_spec_says_that_nothing_changes() {
     wait_for_no_dialog(&console);
     console.check_quiet();
 }
+
+#[test]
+fn a_schedule_runs_now_pauses_and_resumes_after_a_question() {
+    let Some(console) = Console::signed_in(&["a"], "operator") else { return };
+    let add = ["schedule", "add", "nightly", "--cron", "0 3 1 1 *", "--tz", "UTC"];
+    console.mesh.ok(&[&add[..], &["--cpus", "0.01", "--", "true"]].concat());
+    console.go("schedules/nightly");
+    let run = button("Run now");
+    decline(&console, &run, "podmesh schedule run nightly");
+    let request = "POST /api/v1/schedules/nightly/run";
+    agree(&console, &run, "podmesh schedule run nightly", "Run now", request);
+    console.browser.wait("//dialog//*[@role='alert'][contains(., 'It is job ')]");
+    console.browser.click("//dialog//button[.='Close']");
+    console.browser.wait("//table[@aria-label='History']//tr[contains(., 'ran')]");
+
+    let paused = || console.mesh.json(&["schedule", "show", "nightly"])["paused"].clone();
+    for (verb, yes, then) in [("pause", "Pause", "Resume"), ("resume", "Resume", "Pause")] {
+        let command = format!("podmesh schedule {verb} nightly");
+        let request = format!("POST /api/v1/schedules/nightly/{verb}");
+        agree(&console, &button(yes), &command, yes, &request);
+        wait_for_no_dialog(&console);
+        console.browser.wait(&button(then));
+        assert_eq!(paused(), verb == "pause");
+    }
+    console.check_quiet();
+}
+
+#[test]
+fn a_task_is_requeued_from_its_page_after_a_question() {
+    let Some(console) = Console::signed_in(&["a"], "operator") else { return };
+    let job = console.mesh.submit(&["--cpus", "0.01", "--array", "1-2", "--", "false"]);
+    console.mesh.wait_for_job(job, "failed");
+    console.go(&format!("jobs/{job}/tasks/2"));
+    let (requeue, command) = (button("Requeue the task"), format!("podmesh requeue {job} 2"));
+    decline(&console, &requeue, &command);
+    let request = format!("POST /api/v1/jobs/{job}/requeue");
+    agree(&console, &requeue, &command, "Requeue", &request);
+    console.browser.wait(
+        "//table[@aria-label='Attempts']//tr[td[1][normalize-space(.)='2']][contains(., 'failed')]",
+    );
+    let attempts = |task: u32| {
+        let tasks = console.mesh.json(&["tasks", &job.to_string()]);
+        tasks["tasks"][task as usize - 1]["attempts"].clone()
+    };
+    assert_eq!((attempts(1), attempts(2)), (1.into(), 2.into()));
+    console.check_quiet();
+}

@@ -109,6 +109,8 @@ fn every_route_answers_as_the_document_says() {
     ask("GET", &format!("/jobs/{done}/tasks/1"), None, 200);
     let log = ask("GET", &format!("/jobs/{done}/tasks/1/log"), None, 200);
     assert_eq!(log, "out\n");
+    let log = ask("GET", &format!("/jobs/{done}/log"), None, 200);
+    assert_eq!(log, format!("{done}.1: out\n"));
     let failed = ask("GET", "/failed?since_ms=3600000", None, 200);
     assert_eq!(
         (&failed["groups"][0]["job"], &failed["groups"][0]["tasks"]),
@@ -147,6 +149,7 @@ fn every_route_answers_as_the_document_says() {
     let spec = json!({ "replicas": 2, "command": ["sleep", "600"], "cpu_millis": 10 });
     ask("POST", "/services/web/plan", Some(spec.clone()), 200);
     let changed = ask("PUT", "/services/web", Some(spec), 200);
+    ask("GET", "/services/web/log", None, 200);
     assert_eq!((&changed["revision"], &changed["changed"]), (&json!(1), &json!(true)));
     let shown = ask("GET", "/services/web", None, 200);
     // What a reply shows can be sent back, and changes nothing.
@@ -184,6 +187,22 @@ fn every_route_answers_as_the_document_says() {
     let history = ask("GET", "/schedules/yearly/history?limit=5", None, 200);
     assert_eq!(history["runs"][0]["result"], "ran");
     ask("DELETE", "/schedules/yearly", None, 200);
+
+    let flow = json!({ "name": "flow", "jobs": [
+        { "name": "a", "spec": { "command": ["true"] } },
+        { "name": "b", "spec": { "command": ["true"] }, "after": [{ "job": "a" }] },
+    ] });
+    let flow = ask("POST", "/workflows", Some(flow), 201)["workflow"].as_u64().unwrap();
+    assert_eq!(ended(&api, flow + 1)["state"], "succeeded");
+    let shown = ask("GET", &format!("/workflows/{flow}?limit=5"), None, 200);
+    assert_eq!(shown["graph"][1]["after"][0]["state"], "met");
+    let listed = ask("GET", "/workflows?name=flow", None, 200);
+    assert_eq!(listed["workflows"][0]["workflow"], flow);
+    let circle = json!({ "name": "flow", "jobs": [
+        { "name": "a", "spec": { "command": ["true"] }, "after": [{ "job": "a", "when": "ended" }] },
+    ] });
+    let circle = ask("POST", "/workflows", Some(circle), 422);
+    assert!(circle["detail"].as_str().unwrap().contains("waits for itself"), "{circle}");
 
     let made = json!({ "role": "viewer", "api": true });
     let made = ask("POST", "/tokens", Some(made), 201);

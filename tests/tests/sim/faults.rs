@@ -16,6 +16,8 @@ pub(crate) enum Planted {
     EndpointsNotSent,
     /// The health and the ports of replicas are not stored.
     HealthNotStored,
+    /// How far a dependency has come is not stored.
+    DependencyNotStored,
     /// The update of a service is not stored.
     UpdateForgotten,
     /// The agent acknowledges endpoints before its proxy has applied them.
@@ -52,6 +54,12 @@ pub(crate) const ALL: &[Planted] = &[
     Planted::Manager(ManagerFault::ActiveJobRemoved),
     Planted::Manager(ManagerFault::ActiveTaskRequeued),
     Planted::Manager(ManagerFault::FailuresNotLimited),
+    Planted::Manager(ManagerFault::UpstreamIgnored),
+    Planted::Manager(ManagerFault::FailureIsSuccess),
+    Planted::Manager(ManagerFault::EachIsAny),
+    Planted::Manager(ManagerFault::EndNotPassedOn),
+    Planted::Manager(ManagerFault::NotWaitedAgain),
+    Planted::DependencyNotStored,
     Planted::SupervisorIdle,
     Planted::Agent(AgentFault::OutboxLost),
     Planted::Agent(AgentFault::LeaseIgnored),

@@ -21,6 +21,7 @@ mod replicas;
 mod rng;
 mod services;
 mod store;
+mod upstream;
 mod users;
 mod world;
 

@@ -64,18 +64,27 @@ impl Manager {
         (now < self.stalled_until).then_some(self.stalled_until)
     }
 
-    /// Returns whether a step that is not committed removes jobs or requeues tasks.
+    /// Returns whether a step that is not committed removes jobs or requeues tasks, or has asked to
+    /// read again.
     pub(crate) fn decides_of_ended_jobs(&self) -> bool {
-        let mut changes = self.pending.iter().flat_map(|(_, step)| &step.changes);
-        changes.any(|change| {
+        let mut effects = self.pending.iter().flat_map(|(_, step)| &step.effects);
+        let reads_again = |effect: &Effect| {
             matches!(
-                change,
-                Change::JobRemoved(_)
-                    | Change::JobReopened(_)
-                    | Change::TaskRequeued { .. }
-                    | Change::RestRequeued { .. }
+                effect,
+                Effect::Answered { result: Ok(Answer::ReadAgain | Answer::EndedBefore { .. }), .. }
             )
-        })
+        };
+        let mut changes = self.pending.iter().flat_map(|(_, step)| &step.changes);
+        effects.any(reads_again)
+            || changes.any(|change| {
+                matches!(
+                    change,
+                    Change::JobRemoved(_)
+                        | Change::JobReopened(_)
+                        | Change::TaskRequeued { .. }
+                        | Change::RestRequeued { .. }
+                )
+            })
     }
 
     /// Returns whether nothing is waiting to be committed or delivered.
@@ -263,6 +272,9 @@ impl World {
         }
         if self.planted == Some(Planted::HealthNotStored) {
             step.changes.retain(|change| !matches!(change, Change::ReplicaChanged { .. }));
+        }
+        if self.planted == Some(Planted::DependencyNotStored) {
+            step.changes.retain(|change| !matches!(change, Change::DependencyChanged { .. }));
         }
         if self.planted == Some(Planted::UpdateForgotten) {
             step.changes.iter_mut().for_each(forget_update);

@@ -62,7 +62,7 @@ impl World {
         let rng = &mut self.rng;
         let docker = rng.percent(60);
         let runtime = if docker {
-            RuntimeSpec::Docker(DockerSpec { image: "busybox".into(), ..Default::default() })
+            RuntimeSpec::from(DockerSpec { image: "busybox".into(), ..Default::default() })
         } else {
             RuntimeSpec::Process
         };
@@ -93,7 +93,7 @@ impl World {
             require: BTreeMap::new(),
             spread: None,
             resources: Resources { cpu_millis: 20, memory_bytes: 1 << 20 },
-            ports,
+            ports: Arc::new(ports),
             health: None,
             restart: RestartPolicy { when, backoff_ms: 300, backoff_ms_max: 4_000 },
             update: self.make_policy(replicas),
@@ -167,7 +167,7 @@ impl World {
                 spec.run.env.insert(SICK.into(), sickness.into());
             }
         }
-        if toggles && let Some(port) = spec.ports.values_mut().next() {
+        if toggles && let Some(port) = Arc::make_mut(&mut spec.ports).values_mut().next() {
             port.publish = if port.publish.is_some() { None } else { Some(9_000 + at as u16) };
         }
         self.apply(at);

@@ -4,12 +4,12 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use podmesh_manager_core::state::{self as core_state, EndedTask, Job, State, Stop};
+use podmesh_manager_core::state::{self as core_state, EndedTask, Job, State, Stop, Upstream};
 use podmesh_manager_core::step::{Change, JobRow, NodeRow, Step};
 use podmesh_protocol::event::EventFact;
 use podmesh_protocol::ids::{AttemptId, ClusterId, JobId, Name, Revision, SubmissionId, TaskId};
 use podmesh_protocol::place::{Claims, WHOLE};
-use podmesh_protocol::report::{AttemptState, Outcome, OutcomeKind, TaskCounts};
+use podmesh_protocol::report::{AttemptState, JobState, Outcome, OutcomeKind, TaskCounts};
 use podmesh_protocol::spec::{JobSpec, Resources};
 
 use crate::host::Node;
@@ -44,6 +44,10 @@ pub(crate) struct StoredJob {
     by: Name,
     waits_since_wall_ms: u64,
     row: Option<JobRow>,
+    /// What it waited for, as it was at its end.
+    upstream: Option<Box<Upstream>>,
+    /// In which ways it has ended.
+    pub(crate) ends: Vec<JobState>,
 }
 
 #[derive(Clone, Debug)]
@@ -97,6 +101,8 @@ impl Store {
                         by: by.clone(),
                         waits_since_wall_ms: *wall_ms,
                         row: None,
+                        upstream: None,
+                        ends: Vec::new(),
                     };
                     self.jobs.insert(*job, new);
                 }
@@ -128,10 +134,19 @@ impl Store {
                 Change::JobUpdated(row) => {
                     assert!(updated.insert(row.job), "job {} is updated once a step", row.job);
                     let job = self.jobs.get_mut(&row.job).expect("a job that was inserted");
+                    if row.state.is_end() {
+                        job.upstream = self.state.jobs[&row.job].upstream.clone();
+                        job.ends.push(row.state);
+                    }
                     let old = job.row.replace(row.clone());
                     assert!(!old.is_some_and(|old| old.state.is_end()), "an ended job changes");
                 }
+                Change::DependencyChanged { job, starts_wall_ms: Some(wall_ms), .. } => {
+                    let job = self.jobs.get_mut(job).expect("a job that was inserted");
+                    job.waits_since_wall_ms = *wall_ms;
+                }
                 Change::AttemptInserted { attempt, node, claims, .. } => {
+                    self.check_order(attempt.task);
                     self.insert_attempt(now, *attempt, node, claims.clone());
                 }
                 Change::AttemptStopping { attempt, stop } => {
@@ -176,7 +191,9 @@ impl Store {
                 }
                 Change::JobRemoved(job) => panic!("unknown job {job} was removed"),
                 Change::NodeSaved(row) => self.note_drain(now, row),
-                Change::AgeSaved(_)
+                Change::DependencyChanged { starts_wall_ms: None, .. }
+                | Change::TasksReleased { .. }
+                | Change::AgeSaved(_)
                 | Change::ReplicaChanged { .. }
                 | Change::ServiceSaved { .. }
                 | Change::ServiceRemoved(_)
@@ -435,7 +452,7 @@ impl Store {
     fn count(&self, id: JobId) -> TaskCounts {
         let (job, row) = (&self.jobs[&id], self.row(id));
         let mut counts = TaskCounts::default();
-        let untried = (u64::from(job.spec.array.last) + 1 - row.next_index) as u32;
+        let untried = (job.spec.array.tasks() - self.of_job(id).count() as u64) as u32;
         if row.rest_cancelled {
             counts.cancelled = untried;
         } else {
@@ -468,6 +485,10 @@ impl Store {
             .get(&id)
             .filter(|job| job.spec.run.replica.is_none() && !self.is_removed(id))?;
         let row = self.row(id);
+        let mut upstream = job.upstream.clone();
+        if let Some(own) = &mut upstream {
+            own.update(&self.upstream(&job.spec)?);
+        }
         let ended = row.state.is_end().then(|| {
             Box::new(Job {
                 id,
@@ -483,6 +504,7 @@ impl Store {
                 started_wall_ms: row.started_wall_ms,
                 active: BTreeMap::new(),
                 retries: BTreeMap::new(),
+                upstream,
             })
         });
         let lasts = self.of_job(id).filter_map(|(task, all)| Some((task, all.last()?)));

@@ -13,14 +13,17 @@ use podmesh_protocol::spec::{
 };
 use uuid::Uuid;
 
+use crate::upstream::Submission;
 use crate::world::{Event, World, note};
 
 pub(crate) struct User {
     pub(crate) submission: SubmissionId,
-    spec: Arc<JobSpec>,
+    pub(crate) wants: Submission,
+    /// Whether the job is to wait for others, which are chosen at the first try.
+    waits: bool,
     /// The job's number, as the manager acknowledged it.
     pub(crate) acked: Option<JobId>,
-    gave_up: bool,
+    pub(crate) gave_up: bool,
 }
 
 impl User {
@@ -34,6 +37,8 @@ impl User {
 pub(crate) enum UserRequest {
     Submit(usize),
     Cancel(JobId),
+    /// Cancel what depends on a job.
+    CancelDownstream(JobId),
     /// Run ended tasks of a job again.
     Requeue(JobId),
     /// Forget the node of a machine, maybe with what waits for it.
@@ -58,6 +63,7 @@ pub(crate) fn request_of(Ticket(ticket): Ticket) -> Option<UserRequest> {
         4 => Some(UserRequest::Forget(number as usize, true)),
         5 => Some(UserRequest::Service(number as usize)),
         6 => Some(UserRequest::Requeue(JobId(number))),
+        7 => Some(UserRequest::CancelDownstream(JobId(number))),
         _ => None,
     }
 }
@@ -70,6 +76,7 @@ fn ticket_of(ask: UserRequest) -> Ticket {
         UserRequest::Forget(node, true) => (4, node as u64),
         UserRequest::Service(number) => (5, number as u64),
         UserRequest::Requeue(job) => (6, job.0),
+        UserRequest::CancelDownstream(job) => (7, job.0),
     };
     Ticket(kind << KIND | number)
 }
@@ -78,9 +85,14 @@ impl World {
     pub(crate) fn make_users(&mut self) {
         for user in 0..self.rng.within(3, 14) {
             let submission = SubmissionId(Uuid::from_u128(0xABCD_0000 + u128::from(user)));
-            let spec = Arc::new(self.make_spec());
+            let spec = self.make_spec();
             spec.validate().expect("a valid spec");
-            self.users.push(User { submission, spec, acked: None, gave_up: false });
+            let wants = match self.rng.below(100) {
+                0..15 => Submission::Workflow(self.make_workflow(&spec)),
+                _ => Submission::Job(Arc::new(spec)),
+            };
+            let waits = self.rng.percent(40);
+            self.users.push(User { submission, wants, waits, acked: None, gave_up: false });
             let at = self.rng.within(0, 70_000);
             self.after(at, Event::UserSubmits(user as usize));
         }
@@ -96,7 +108,7 @@ impl World {
         let runtime = if rng.percent(50) {
             RuntimeSpec::Process
         } else {
-            RuntimeSpec::Docker(DockerSpec { image: "busybox".into(), ..Default::default() })
+            RuntimeSpec::from(DockerSpec { image: "busybox".into(), ..Default::default() })
         };
         let rules = JobRules {
             max_failures: rng.percent(15).then(|| rng.within(1, 3) as u32),
@@ -120,7 +132,9 @@ impl World {
         JobSpec {
             place,
             not_before_ms: None,
+            after: Vec::new(),
             scheduled: None,
+            workflow: None,
             name: "job".parse().expect("a name"),
             array: ArrayRange { first: 1, last: tasks },
             priority: rng.within(0, 2) as i32 - 1,
@@ -163,7 +177,8 @@ impl World {
     pub(crate) fn user_cancels(&mut self) {
         let job = self.rng.below(self.decided.jobs.len() as u64 + 2);
         match self.rng.below(100) {
-            0..30 => self.ask(UserRequest::Cancel(JobId(job))),
+            0..25 => self.ask(UserRequest::Cancel(JobId(job))),
+            25..30 => self.ask(UserRequest::CancelDownstream(JobId(job))),
             30..70 => self.ask(UserRequest::Requeue(JobId(job))),
             _ => self.retention_due(),
         }
@@ -228,19 +243,29 @@ impl World {
         if let Some(until) = manager.stalled(self.now) {
             return self.at(until, Event::RequestArrives(ask));
         }
-        let (ticket, life) = (ticket_of(ask), manager.life);
+        let ticket = ticket_of(ask);
         match ask {
             UserRequest::Submit(user) => {
-                let User { submission, spec, .. } = &self.users[user];
-                let (submission, spec) = (*submission, Arc::clone(spec));
                 // The reader of the database checks first.
-                if let Some(job) = self.store.of_submission(&submission) {
+                if let Some(job) = self.store.of_submission(&self.users[user].submission) {
                     return self.reply_to(ask, Ok(Answer::Submitted { job, again: true }));
                 }
-                let by = "user".parse().expect("a name");
-                let input = Input::Command(ticket, Command::Submit { by, submission, spec });
-                let pause = self.rng.short(20);
-                self.after(pause, Event::ToCore(life, Box::new(input)));
+                let waits = std::mem::take(&mut self.users[user].waits);
+                if let (true, Submission::Job(spec)) = (waits, self.users[user].wants.clone()) {
+                    let mut spec = Arc::unwrap_or_clone(spec);
+                    self.choose_upstream(&mut spec);
+                    self.users[user].wants = Submission::Job(Arc::new(spec));
+                }
+                if self.pass_on(ticket, user) {
+                    let soon = self.now + 5;
+                    self.at(soon, Event::RequestArrives(ask));
+                }
+            }
+            UserRequest::CancelDownstream(job) => {
+                self.feed_manager(Input::Command(
+                    ticket,
+                    Command::CancelDownstream { job, done: 0 },
+                ));
             }
             UserRequest::Cancel(job) => {
                 if self.decided.state.jobs.contains_key(&job) {

@@ -236,7 +236,14 @@ impl World {
         self.events.values().any(|event| match event {
             Event::RequestArrives(UserRequest::Submit(asks)) => *asks == user,
             Event::ToCore(_, input) => {
-                matches!(&**input, Input::Command(_, Command::Submit { submission: of, .. }) if of == submission)
+                matches!(
+                    &**input,
+                    Input::Command(
+                        _,
+                        Command::Submit { submission: of, .. }
+                            | Command::SubmitWorkflow { submission: of, .. }
+                    ) if of == submission
+                )
             }
             _ => false,
         })
@@ -259,6 +266,7 @@ impl World {
                 if self.now >= insisted + INSIST_EVERY_MS {
                     insisted = self.now;
                     self.users_insist();
+                    self.users_cancel_the_blocked();
                     self.users_forget_the_gone();
                 }
                 let Err(why) = self.has_converged() else { return self.check_the_end() };
@@ -415,7 +423,8 @@ impl World {
         for (id, job) in &self.store.jobs {
             let row = self.store.row(*id);
             let is_replica = job.spec.run.replica.is_some();
-            if !is_replica && !row.state.is_end() && !self.waits_for_a_node(&job.spec, row) {
+            let waits = self.waits_for_a_node(&job.spec, row) || self.waits_for_a_job(*id);
+            if !is_replica && !row.state.is_end() && !waits {
                 return Err(format!("job {id} has not ended: {row:?}"));
             }
         }

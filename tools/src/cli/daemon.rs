@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
 use podmesh_agent::policy::IngressAddress;
+use podmesh_manager::Collector;
 use podmesh_protocol::access::JoinToken;
 use podmesh_protocol::ids::Name;
 use podmesh_wire::address::ManagerAddress;
@@ -54,6 +55,9 @@ pub(crate) struct ManagerArgs {
     /// Private key of the certificate, PEM
     #[arg(long, value_name = "FILE", env = "PODMESH_HTTP_KEY", hide_env_values = true)]
     pub(crate) http_key: Option<PathBuf>,
+    /// Send traces of jobs to this collector, by OTLP over HTTP: such as http://127.0.0.1:4318 [default: off]
+    #[arg(long, value_name = "URL", env = "PODMESH_OTLP", hide_env_values = true)]
+    pub(crate) otlp: Option<Collector>,
     /// How long a node counts as alive without a heartbeat [default: 15s]
     #[arg(long, value_name = "TIME", env = "PODMESH_LEASE", hide_env_values = true)]
     pub(crate) lease: Option<Span>,

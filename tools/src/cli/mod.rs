@@ -8,11 +8,13 @@ pub(crate) mod query;
 pub(crate) mod schedule;
 pub(crate) mod service;
 pub(crate) mod volume;
+pub(crate) mod workflow;
 
 use std::path::PathBuf;
 
 use clap::builder::styling::{AnsiColor, Styles};
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use podmesh_protocol::trace::TraceParent;
 use podmesh_wire::locate::ManagerPlace;
 
 use access::{
@@ -22,12 +24,13 @@ use compose::ComposeArgs;
 use daemon::{AgentArgs, BackupArgs, DemoArgs, DevArgs, ManagerArgs, ProxyArgs, SupervisorArgs};
 use job::{CommandArgs, JobOptions};
 use query::{
-    CancelArgs, EventsArgs, FailedArgs, ForgetArgs, JobArgs, JobsArgs, LogsArgs, RequeueArgs,
-    TasksArgs,
+    CancelArgs, ConsoleArgs, EventsArgs, FailedArgs, ForgetArgs, JobArgs, JobsArgs, LogsArgs,
+    RequeueArgs, TasksArgs,
 };
 use schedule::ScheduleArgs;
 use service::ServiceArgs;
 use volume::VolumeArgs;
+use workflow::{AfterArgs, WorkflowArgs};
 
 use crate::values::Span;
 
@@ -191,6 +194,8 @@ pub(crate) enum Verb {
     /// The manager removes them by itself after a time, or when there are too many: see `keep` and
     /// `keep_attempts` in manager.toml. Output stays on the nodes as long as they keep it.
     Forget(ForgetArgs),
+    /// Submit jobs that wait for each other, and show how far they are
+    Workflow(WorkflowArgs),
     /// Run a job again and again: at the times of a cron pattern, or at an interval
     Schedule(ScheduleArgs),
     /// List services
@@ -221,6 +226,11 @@ pub(crate) enum Verb {
     /// The keys are those of k9s and lazydocker: / filters, Enter opens, l shows logs, d describes,
     /// x cancels after a question, ? lists all keys, and q quits.
     Top,
+    /// Open the console in the browser: a page on this machine alone, until Ctrl-C
+    ///
+    /// The page asks the manager through the mesh with your key, and may do what your role permits.
+    /// The printed address contains a code that signs in once, within five minutes.
+    Console(ConsoleArgs),
     /// List, create or revoke join tokens, with which machines and users join
     #[command(args_conflicts_with_subcommands = true)]
     Token(TokenArgs),
@@ -263,6 +273,7 @@ impl Verb {
             Self::Logout => Some("logout"),
             Self::Key(_) => Some("key"),
             Self::Top => Some("top"),
+            Self::Console(_) => Some("console"),
             Self::Token(TokenArgs { verb: Some(TokenVerb::Revoke { .. }) }) => Some("token revoke"),
             Self::Nodes(NodesArgs { verb: Some(NodesVerb::Revoke { .. }) }) => Some("nodes revoke"),
             Self::Nodes(NodesArgs { verb: Some(NodesVerb::Forget { .. }) }) => Some("nodes forget"),
@@ -279,6 +290,7 @@ impl Verb {
             | Self::Requeue(_)
             | Self::Failed(_)
             | Self::Forget(_)
+            | Self::Workflow(_)
             | Self::Services
             | Self::Volumes
             | Self::Nodes(_)
@@ -290,11 +302,22 @@ impl Verb {
     }
 }
 
+/// The trace that a job belongs to.
+#[derive(Args, Clone, Copy, Debug)]
+pub(crate) struct TraceArgs {
+    /// Make the job a part of this trace (W3C `traceparent`); its tasks get it as TRACEPARENT
+    /// [default: the variable TRACEPARENT]
+    #[arg(long, value_name = "ID", help_heading = "What to run")]
+    pub(crate) traceparent: Option<TraceParent>,
+}
+
 /// `run`.
 #[derive(Args, Debug)]
 pub(crate) struct RunArgs {
     #[command(flatten)]
     pub(crate) options: JobOptions,
+    #[command(flatten)]
+    pub(crate) trace: TraceArgs,
     #[command(flatten)]
     pub(crate) command: CommandArgs,
 }
@@ -314,12 +337,16 @@ pub(crate) struct SubmitArgs {
     pub(crate) at: Option<String>,
     /// Start no task before this time has passed, such as 2h
     #[arg(long = "in", value_name = "TIME", conflicts_with = "at", help_heading = "When to run")]
-    pub(crate) after: Option<Span>,
+    pub(crate) pause: Option<Span>,
     /// Time zone of --at [default: that of this machine]
     #[arg(long, value_name = "ZONE", requires = "at", help_heading = "When to run")]
     pub(crate) tz: Option<String>,
     #[command(flatten)]
+    pub(crate) upstream: AfterArgs,
+    #[command(flatten)]
     pub(crate) options: JobOptions,
+    #[command(flatten)]
+    pub(crate) trace: TraceArgs,
     #[command(flatten)]
     pub(crate) command: CommandArgs,
 }

@@ -1,6 +1,7 @@
 //! The arguments of the verbs that ask the manager.
 
 use std::fmt;
+use std::net::SocketAddr;
 use std::str::FromStr;
 
 use clap::{Args, ValueEnum};
@@ -170,6 +171,9 @@ pub(crate) struct CancelArgs {
     /// Numbers of the jobs
     #[arg(required = true)]
     pub(crate) jobs: Vec<JobId>,
+    /// Also cancel the jobs that depend on them, or on a job that does, as long as they have not ended
+    #[arg(long)]
+    pub(crate) downstream: bool,
 }
 
 /// `requeue`.
@@ -183,6 +187,9 @@ pub(crate) struct RequeueArgs {
     /// Only tasks that ended like this
     #[arg(long)]
     pub(crate) state: Option<EndedAsFlag>,
+    /// Also requeue what ended without success of the jobs that depend on it, or on a job that does
+    #[arg(long)]
+    pub(crate) downstream: bool,
 }
 
 /// `--state` of `requeue`.
@@ -303,4 +310,15 @@ mod tests {
             assert!(text.parse::<LogsOf>().is_err(), "{text}");
         }
     }
+}
+
+/// `console`.
+#[derive(Args, Debug)]
+pub(crate) struct ConsoleArgs {
+    /// Address of the page, on this machine; port 0 takes a free one
+    #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:0")]
+    pub(crate) listen: SocketAddr,
+    /// Only print the address; do not open the browser
+    #[arg(long)]
+    pub(crate) no_open: bool,
 }

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use super::interpolate::Variables;
-use crate::bounded::read_bounded;
+use crate::bounded::{JOB_FILE, read_bounded};
 use crate::env_vars::Lookup;
 use crate::error::{CliError, CliResult};
 use crate::output::text::{clip, escape};
@@ -22,7 +22,7 @@ pub(super) fn add_file(
     path: &Path,
     lookup: Lookup<'_>,
 ) -> CliResult<()> {
-    let text = read_bounded(path, "env file")?;
+    let text = read_bounded(path, "env file", JOB_FILE)?;
     add(env, &text, lookup).map_err(|(line, why)| {
         CliError::usage(format!("{}, line {line}", path.display())).because(escape(&why))
     })

@@ -12,7 +12,7 @@ use super::merge::{canonical, canonical_service, merge, merge_service};
 use super::node::{Key, Node, Source, Value};
 use super::parse::parse;
 use super::read::Item;
-use crate::bounded::read_bounded;
+use crate::bounded::{JOB_FILE, read_bounded};
 use crate::env_vars::Lookup;
 use crate::error::{CliError, CliResult};
 
@@ -145,7 +145,7 @@ fn find(here: &Path) -> (PathBuf, Vec<PathBuf>) {
 }
 
 fn read(path: &Path, shown: &Path, folder: PathBuf) -> CliResult<Node> {
-    let text = read_bounded(path, "compose file")?;
+    let text = read_bounded(path, "compose file", JOB_FILE)?;
     let name = match path == Path::new("-") {
         true => "standard input".into(),
         false => shown.display().to_string(),

@@ -6,7 +6,7 @@ use podmesh_agent::docker;
 use podmesh_protocol::ids::TaskId;
 use podmesh_protocol::report::JobState;
 use podmesh_protocol::spec::{
-    ArrayRange, DockerSpec, NetworkMode, PullPolicy, RunSpec, RuntimeKind, RuntimeSpec,
+    ArrayRange, DockerSpec, NetworkMode, PullPolicy, RunSpec, RuntimeKind,
 };
 use tokio::time::{sleep, timeout};
 
@@ -51,7 +51,7 @@ pub(crate) async fn show(mesh: &mut Mesh, connection: &Connection) -> CliResult<
         "container",
         ArrayRange::default(),
         RunSpec {
-            runtime: RuntimeSpec::Docker(container),
+            runtime: container.into(),
             command: ["sh", "-c", SCRIPT].map(String::from).to_vec(),
             env: [].into(),
             workdir: None,

@@ -209,7 +209,9 @@ fn job(name: &str, array: ArrayRange, run: RunSpec) -> CliResult<JobSpec> {
         rules: Default::default(),
         place: Default::default(),
         not_before_ms: None,
+        after: Vec::new(),
         scheduled: None,
+        workflow: None,
         run,
     })
 }

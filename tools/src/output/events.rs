@@ -22,6 +22,10 @@ pub(crate) fn describe(fact: &EventFact) -> String {
         EventFact::JobSubmitted { job, name, tasks } => {
             format!("job {job} ({name}) submitted, {}", count(u64::from(*tasks), "task"))
         }
+        EventFact::WorkflowSubmitted { workflow, name, jobs } => {
+            let last = workflow.0 + u64::from(*jobs).saturating_sub(1);
+            format!("workflow {workflow} ({name}) submitted, jobs {workflow} to {last}")
+        }
         EventFact::JobCancelRequested { job } => format!("job {job} is being cancelled"),
         EventFact::Unknown { kind, fields } => {
             format!(

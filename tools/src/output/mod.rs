@@ -10,6 +10,7 @@ pub(crate) mod table;
 pub(crate) mod text;
 pub(crate) mod time;
 pub(crate) mod volume_table;
+pub(crate) mod workflow_table;
 
 // The views are those of the HTTP API as well.
-pub(crate) use podmesh_views::{access, again, json, node, schedule, service, volume};
+pub(crate) use podmesh_views::{access, again, json, node, schedule, service, volume, workflow};

@@ -23,10 +23,11 @@ mod tests {
         ServicesOutput, ServicesRemovedOutput,
     };
     use crate::output::volume::VolumesOutput;
+    use crate::output::workflow::{WorkflowOutput, WorkflowSubmitOutput, WorkflowsOutput};
     use crate::verbs::compose::ps::ComposePsOutput;
     use crate::verbs::doctor::DoctorOutput;
 
-    fn schemas() -> [(&'static str, Schema); 30] {
+    fn schemas() -> [(&'static str, Schema); 33] {
         [
             ("cancel", schema_for!(CancelOutput)),
             ("compose_ps", schema_for!(ComposePsOutput)),
@@ -58,6 +59,9 @@ mod tests {
             ("tokens", schema_for!(TokensOutput)),
             ("users", schema_for!(UsersOutput)),
             ("volumes", schema_for!(VolumesOutput)),
+            ("workflow", schema_for!(WorkflowOutput)),
+            ("workflow_submit", schema_for!(WorkflowSubmitOutput)),
+            ("workflows", schema_for!(WorkflowsOutput)),
         ]
     }
 

@@ -5,6 +5,7 @@ use comfy_table::{Attribute, Cell, Color, ContentArrangement, Row, Table, preset
 use podmesh_protocol::client::{self as wire, JobView, NodeView, TaskView, TokenView, UserView};
 use podmesh_protocol::ids::Name;
 use podmesh_protocol::node::ResourceView;
+use podmesh_protocol::report::JobState as WireJobState;
 
 use super::access::TokenState;
 use super::events::outcome_text;
@@ -42,6 +43,16 @@ pub(crate) fn state(word: &impl Word) -> Cell {
         Mood::Bad => cell.fg(Color::Red),
         Mood::Busy => cell.fg(Color::Yellow),
         Mood::Quiet => cell,
+    }
+}
+
+/// Returns the state of a job; of one that waits for other jobs, that it does.
+fn job_state(view: &JobView) -> Cell {
+    match (view.blocked, view.unmet) {
+        (0, 0) => state(&JobState::from(&view.state)),
+        _ if view.state != WireJobState::Queued => state(&JobState::from(&view.state)),
+        (0, _) => Cell::new("waiting"),
+        _ => Cell::new("blocked").fg(Color::Red),
     }
 }
 
@@ -91,7 +102,7 @@ pub(crate) fn jobs(screen: Screen, jobs: &[JobView]) -> String {
         vec![
             Cell::new(view.job),
             Cell::new(&view.name),
-            state(&JobState::from(&view.state)),
+            job_state(view),
             Cell::new(done),
             Cell::new(failed),
             Cell::new(ago(now, view.submitted_wall_ms)),

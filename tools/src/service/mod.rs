@@ -8,6 +8,7 @@ pub(crate) mod values;
 
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::sync::Arc;
 
 use podmesh_protocol::service::{PortSpec, ServiceSpec};
 use podmesh_protocol::spec::{DockerSpec, Resources, RunSpec, RuntimeSpec, SpecError};
@@ -16,7 +17,7 @@ pub(crate) use self::diff::{changed_keys, unified};
 use self::file::{
     HealthFile, HttpFile, PortFile, ProjectFile, RestartTable, ServiceFile, UpdateFile,
 };
-use crate::bounded::read_bounded;
+use crate::bounded::{JOB_FILE, read_bounded};
 use crate::container::{Container, OneOrMany, STOP_GRACE_MS, entrypoint};
 use crate::env_vars::{self, Lookup};
 use crate::error::{CliError, CliResult};
@@ -35,7 +36,7 @@ const SHOWN_REASON: usize = 400;
 /// # Errors
 /// Whatever the manager would refuse, and what cannot be read: with the file, the line and the key.
 pub(crate) fn read(path: &Path, lookup: Lookup<'_>) -> CliResult<ServiceSpec> {
-    let text = read_bounded(path, "service file")?;
+    let text = read_bounded(path, "service file", JOB_FILE)?;
     let name =
         if path == Path::new("-") { "the service file".into() } else { path.display().to_string() };
     let base = path.parent().unwrap_or(Path::new(""));
@@ -101,7 +102,7 @@ fn build(text: &str, file_name: &str, base: &Path, lookup: Lookup<'_>) -> CliRes
         pull: file.pull,
     };
     let runtime = match (file.image, container.asked()) {
-        (Some(image), _) => RuntimeSpec::Docker(container.with_image(image)),
+        (Some(image), _) => RuntimeSpec::from(container.with_image(image)),
         (None, Some(key)) => {
             return Err(wrong(
                 &[key],
@@ -132,7 +133,9 @@ fn build(text: &str, file_name: &str, base: &Path, lookup: Lookup<'_>) -> CliRes
             cpu_millis: file.cpus.map_or(resources.cpu_millis, |cpus| cpus.0),
             memory_bytes: file.memory.map_or(resources.memory_bytes, |memory| memory.0),
         },
-        ports: file.ports.iter().map(|(name, port)| (name.clone(), PortSpec::from(port))).collect(),
+        ports: Arc::new(
+            file.ports.iter().map(|(name, port)| (name.clone(), PortSpec::from(port))).collect(),
+        ),
         health,
         restart: file.restart.map(Into::into).unwrap_or_default(),
         update: file.update.map(Into::into).unwrap_or_default(),

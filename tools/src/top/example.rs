@@ -26,6 +26,8 @@ pub(super) fn job_view(job: u64, state: JobState, counts: TaskCounts) -> JobView
         submitted_wall_ms: NOW - 200_000,
         started_wall_ms: (state != JobState::Queued).then_some(NOW - 100_000),
         ended_wall_ms: None,
+        unmet: 0,
+        blocked: 0,
     }
 }
 

@@ -152,6 +152,7 @@ impl Query {
         let of_job = matches!(
             fact,
             EventFact::JobSubmitted { .. }
+                | EventFact::WorkflowSubmitted { .. }
                 | EventFact::JobCancelRequested { .. }
                 | EventFact::JobEnded { .. }
                 | EventFact::JobEndedEarly { .. }

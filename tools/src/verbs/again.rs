@@ -18,8 +18,8 @@ use crate::output::time::{ago, now_ms};
 /// Runs ended tasks of a job again.
 pub(crate) async fn requeue(context: &Context, args: RequeueArgs) -> CliResult {
     let connection = context.connection(PATIENCE_ASK)?;
-    let RequeueArgs { job, tasks, state } = args;
-    let request = RequeueRequest { job, tasks, state: state.map(EndedAs::from) };
+    let RequeueArgs { job, tasks, state, downstream } = args;
+    let request = RequeueRequest { job, tasks, state: state.map(EndedAs::from), downstream };
     let done = connection.requeue(request).await?;
     if context.json() {
         screen::json(&RequeueOutput::new(job, &done))?;
@@ -33,6 +33,9 @@ pub(crate) async fn requeue(context: &Context, args: RequeueArgs) -> CliResult {
 fn said(job: JobId, done: &Requeued) -> String {
     let tasks = |tasks: u64| count(tasks, "task");
     let mut text = format!("job {job}: {} requeued", tasks(done.tasks));
+    if done.downstream > 0 {
+        _ = write!(text, ", also of {} downstream", count(done.downstream.into(), "job"));
+    }
     if done.succeeded > 0 {
         _ = write!(text, "; {} succeeded, and not requeued", tasks(done.succeeded));
     }

@@ -8,6 +8,7 @@ use crate::context::Context;
 use crate::error::{CliResult, EXIT_FAILURE};
 use crate::output::json::{CancelOutput, CancelledJob, JobState, Word};
 use crate::output::screen;
+use crate::output::text::count;
 
 /// Cancels jobs. If one job cannot be cancelled, the others still are.
 pub(crate) async fn cancel(context: &Context, args: CancelArgs) -> CliResult {
@@ -15,18 +16,23 @@ pub(crate) async fn cancel(context: &Context, args: CancelArgs) -> CliResult {
     let mut output = CancelOutput { jobs: Vec::new() };
     let mut code = 0;
     for job in args.jobs {
-        match connection.cancel(job).await {
-            Ok(state) => {
+        match connection.cancel_with(job, args.downstream).await {
+            Ok((state, downstream)) => {
                 if !context.json() {
                     let word = JobState::from(&state).word();
+                    let others = match downstream {
+                        0 => String::new(),
+                        jobs => format!("; {} downstream cancelled", count(jobs.into(), "job")),
+                    };
                     screen::line(match state.known() {
                         Some(WireJobState::Cancelling | WireJobState::Cancelled) | None => {
-                            format!("job {job}: {word}")
+                            format!("job {job}: {word}{others}")
                         }
-                        Some(_) => format!("job {job}: already ended: {word}"),
+                        Some(_) => format!("job {job}: already ended: {word}{others}"),
                     })?;
                 }
-                output.jobs.push(CancelledJob { job: job.0, state: (&state).into() });
+                let state = (&state).into();
+                output.jobs.push(CancelledJob { job: job.0, state, downstream });
             }
             Err(error @ crate::connect::RequestError::Refused(_)) => {
                 screen::say_error(&error.into());

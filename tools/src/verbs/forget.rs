@@ -70,8 +70,16 @@ fn not_ended(active: &[JobId]) -> CliError {
     let numbers: Vec<String> = active.iter().take(NAMED_MAX).map(ToString::to_string).collect();
     let more = active.len().saturating_sub(NAMED_MAX);
     let more = if more > 0 { format!(" and {more} more") } else { String::new() };
-    let (noun, verb) = if active.len() == 1 { ("job", "has") } else { ("jobs", "have") };
-    CliError::failure(format!("{noun} {}{more} {verb} not ended", numbers.join(", "))).hint(
-        format!("wait until they end, or cancel them first: podmesh cancel {}", numbers.join(" ")),
-    )
+    let (noun, verb, of) = match active.len() {
+        1 => ("job", "has", "it"),
+        _ => ("jobs", "have", "them"),
+    };
+    CliError::failure(format!(
+        "{noun} {}{more} {verb} not ended, or another job waits for {of}",
+        numbers.join(", ")
+    ))
+    .hint(format!(
+        "wait until they end, or cancel them first: podmesh cancel {}",
+        numbers.join(" ")
+    ))
 }

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use podmesh_protocol::client::JobDetail;
 use podmesh_protocol::spec::{DockerSpec, JobSpec, Mount, RuntimeSpec, Ulimit, VolumeMount};
+use podmesh_protocol::workflow::Condition;
 
 use crate::cli::query::JobArgs;
 use crate::connect::PATIENCE_ASK;
@@ -27,6 +28,16 @@ pub(crate) async fn job(context: &Context, args: JobArgs) -> CliResult {
     }
     Ok(0)
 }
+
+/// How the jobs that a job waits for must end.
+const AFTER: [(Condition, &str); 4] = [
+    (Condition::Succeeded, "after"),
+    (Condition::Failed, "after failed"),
+    (Condition::Ended, "after any"),
+    (Condition::Each, "after each"),
+];
+/// The most jobs of each kind to name.
+const JOBS_SHOWN: usize = 20;
 
 /// Describes the job, one property per line; unset options are omitted.
 pub(crate) fn describe(detail: &JobDetail) -> String {
@@ -58,6 +69,19 @@ pub(crate) fn describe(detail: &JobDetail) -> String {
     lines.add_some("submitted by", view.submitted_by.as_ref().map(ToString::to_string));
     if let Some(run) = &spec.scheduled {
         lines.add("schedule", format!("{} for {}", run.schedule, local(run.instant_ms)));
+    }
+    if let Some(part) = &spec.workflow {
+        lines.add("workflow", format!("{} ({})", part.workflow, part.name));
+    }
+    for (when, what) in AFTER {
+        let of = spec.after.iter().filter(|own| own.when == when);
+        let jobs: Vec<String> =
+            of.clone().take(JOBS_SHOWN).map(|own| own.job.to_string()).collect();
+        if !jobs.is_empty() {
+            let more = of.count() - jobs.len();
+            let more = if more == 0 { String::new() } else { format!(" and {more} more") };
+            lines.add(what, format!("{}{more}", jobs.join(", ")));
+        }
     }
     lines.add_some("not before", spec.not_before_ms.map(local));
     lines.add_some("started", view.started_wall_ms.map(moment));

@@ -30,6 +30,7 @@ struct ManagerFile {
     http: Option<HttpAddress>,
     http_cert: Option<PathBuf>,
     http_key: Option<PathBuf>,
+    otlp: Option<String>,
     lease: Option<Span>,
     heartbeat: Option<Span>,
     priority_max: Option<i32>,
@@ -122,6 +123,13 @@ fn config(args: ManagerArgs, file: ManagerFile, data_dir: &DataDir) -> CliResult
                 .hint("give both: --http-cert and --http-key"));
         }
     };
+    config.otlp = args.otlp;
+    if let (None, Some(text)) = (&config.otlp, file.otlp) {
+        config.otlp =
+            Some(text.parse().map_err(|why| {
+                CliError::usage("manager.toml: `otlp` is not valid").because(why)
+            })?);
+    }
     if let Some(lease) = args.lease.or(file.lease) {
         config.lease = lease.0;
     }

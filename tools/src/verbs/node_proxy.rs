@@ -45,7 +45,10 @@ pub(crate) async fn node_proxy(context: &Context, args: ProxyArgs) -> CliResult 
         Err(error) => return report_failure(Err(error)),
     };
     // If nobody reads the output, nobody waits for it.
-    let ready = || _ = screen::line(READY);
+    let ready = || {
+        tracing::info!("the proxy is ready");
+        _ = screen::line(READY);
+    };
     let agent_dir = data_dir.agent();
     let run = |shutdown| async move {
         serve(&agent_dir, ready, shutdown).await.map_err(|why| {

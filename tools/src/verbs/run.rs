@@ -1,9 +1,11 @@
 //! `podmesh run`
 
 use podmesh_protocol::ids::JobId;
+use podmesh_protocol::trace::TRACEPARENT;
 use tokio::sync::OnceCell;
 
 use crate::cli::RunArgs;
+use crate::cli::workflow::AfterArgs;
 use crate::connect::{Connection, PATIENCE_SUBMIT};
 use crate::context::Context;
 use crate::error::{CliError, CliResult, EXIT_INTERRUPTED, EXIT_PIPE};
@@ -11,6 +13,7 @@ use crate::follow::exit_code;
 use crate::job;
 use crate::output::screen::say;
 use crate::signals::Interrupts;
+use crate::trace;
 use crate::verbs::submit::{send, show};
 
 /// Runs a job in the foreground.
@@ -19,7 +22,9 @@ use crate::verbs::submit::{send, show};
 /// once. If standard output is closed, the job is cancelled too: a local command would get a
 /// SIGPIPE.
 pub(crate) async fn run(context: &Context, args: RunArgs) -> CliResult {
-    let spec = job::build(args.options, args.command.command, &|name| std::env::var_os(name))?;
+    let lookup = |name: &str| std::env::var_os(name);
+    let mut spec = job::build(args.options, args.command.command, AfterArgs::default(), &lookup)?;
+    trace::join(&mut spec, args.trace.traceparent, std::env::var_os(TRACEPARENT));
     let connection = context.connection(PATIENCE_SUBMIT)?;
     let mut interrupts = Interrupts::new()?;
     let submitted = OnceCell::new();

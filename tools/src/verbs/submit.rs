@@ -8,6 +8,7 @@ use podmesh_calendar::{CalendarError, Zone, moment};
 use podmesh_protocol::client::JobDetail;
 use podmesh_protocol::ids::{JobId, SubmissionId};
 use podmesh_protocol::spec::JobSpec;
+use podmesh_protocol::trace::TRACEPARENT;
 use uuid::Uuid;
 
 use crate::cli::SubmitArgs;
@@ -20,13 +21,16 @@ use crate::output::json::SubmitOutput;
 use crate::output::screen;
 use crate::output::time::local_zone;
 use crate::pace::Pace;
+use crate::trace;
 use crate::values::Span;
 
 /// Submits a job, prints its number, and waits if requested.
 pub(crate) async fn submit(context: &Context, args: SubmitArgs) -> CliResult {
-    let mut spec = job::build(args.options, args.command.command, &|name| std::env::var_os(name))?;
+    let lookup = |name: &str| std::env::var_os(name);
+    let mut spec = job::build(args.options, args.command.command, args.upstream, &lookup)?;
+    trace::join(&mut spec, args.trace.traceparent, std::env::var_os(TRACEPARENT));
     let connection = context.connection(PATIENCE_SUBMIT)?;
-    spec.not_before_ms = not_before(&connection, args.at, args.after, args.tz).await?;
+    spec.not_before_ms = not_before(&connection, args.at, args.pause, args.tz).await?;
     let output = SubmitOutput { job: 0, name: spec.name.to_string(), tasks: spec.array.tasks() };
     let job = send(&connection, spec).await?;
     if context.json() {
@@ -50,7 +54,7 @@ pub(crate) async fn submit(context: &Context, args: SubmitArgs) -> CliResult {
 async fn not_before(
     connection: &Connection,
     at: Option<String>,
-    after: Option<Span>,
+    pause: Option<Span>,
     tz: Option<String>,
 ) -> CliResult<Option<u64>> {
     let wrong =
@@ -59,9 +63,9 @@ async fn not_before(
         let zone = tz.map_or_else(|| Ok(local_zone()), |zone| Zone::new(&zone));
         return moment(&at, &zone.map_err(wrong)?).map(Some).map_err(wrong);
     }
-    let Some(after) = after else { return Ok(None) };
+    let Some(pause) = pause else { return Ok(None) };
     // The clock of this machine may differ.
-    Ok(Some(connection.info().await?.wall_ms.saturating_add(after.ms())))
+    Ok(Some(connection.info().await?.wall_ms.saturating_add(pause.ms())))
 }
 
 /// Submits a job exactly once, with as many retries as needed.

@@ -118,6 +118,8 @@ fn job(number: u64) -> JobView {
         submitted_wall_ms: 0,
         started_wall_ms: None,
         ended_wall_ms: None,
+        unmet: 0,
+        blocked: 0,
     }
 }
 

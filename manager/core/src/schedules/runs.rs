@@ -170,7 +170,7 @@ impl Core {
         let spec = job_spec(&turn.saved.spec, run.instant_ms);
         self.may_insert(&spec)?;
         let by = turn.saved.by.clone();
-        let job = self.insert_job(now, run.submission, Arc::new(spec), by, out);
+        let job = self.insert_own_job(now, run.submission, Arc::new(spec), by, out);
         let (schedule, instant_ms) = (turn.name.clone(), run.instant_ms);
         out.events.push(EventFact::ScheduleRan { schedule, instant_ms, job });
         turn.saved.progress.ran += 1;

@@ -194,7 +194,7 @@ impl Core {
     /// Starts a replica: submits its job.
     fn start_replica(&mut self, now: Now, service: &Service, number: u32, out: &mut Step) {
         let spec = Arc::new(job_spec(service, number));
-        self.insert_job(now, None, spec, service.by.clone(), out);
+        self.insert_own_job(now, None, spec, service.by.clone(), out);
     }
 
     /// Begins to take a replica out. That an unhealthy one must go counts as its end.
@@ -450,7 +450,9 @@ fn job_spec(service: &Service, number: u32) -> JobSpec {
         rules: Default::default(),
         place: Default::default(),
         not_before_ms: None,
+        after: Vec::new(),
         scheduled: None,
+        workflow: None,
         run: RunSpec { replica: Some(Box::new(replica)), ..spec.run.clone() },
     }
 }

@@ -11,10 +11,10 @@ use podmesh_protocol::limits::AVOIDED_NODES_MAX;
 use podmesh_protocol::place::Claims;
 use podmesh_protocol::report::{AttemptState, JobState, OutcomeKind, TaskCounts};
 use podmesh_protocol::service::Health;
-use podmesh_protocol::spec::{JobSpec, OnLost};
+use podmesh_protocol::spec::{ArrayRange, JobSpec, OnLost};
 use serde::{Deserialize, Serialize};
 
-use super::ReplicaStatus;
+use super::{Dependency, Progress, ReplicaStatus, Upstream};
 use crate::step::JobRow;
 
 /// A job that has not ended.
@@ -30,10 +30,10 @@ pub struct Job {
     pub by: Option<Name>,
     /// Why the rest of it was cancelled, if it was since it was last requeued.
     pub closed: Option<Closed>,
-    /// The index of the first task that has had no attempt. The tasks after it have had none
-    /// either.
+    /// The index from which on no task has had an attempt. Those before it have, except the
+    /// [skipped](Upstream::skipped) ones.
     pub next_index: u64,
-    /// Whether these tasks are cancelled, all of them.
+    /// Whether the tasks that have had no attempt are cancelled, all of them.
     pub rest_cancelled: bool,
     /// The time since which these tasks wait.
     pub waits_since_wall_ms: u64,
@@ -47,6 +47,9 @@ pub struct Job {
     pub active: BTreeMap<u32, ActiveAttempt>,
     /// The tasks that wait for a retry, by their index.
     pub retries: BTreeMap<u32, Retry>,
+    /// The jobs that it waits for or has waited for, if there are any.
+    #[serde(default)]
+    pub upstream: Option<Box<Upstream>>,
 }
 
 /// Why the rest of a job was cancelled.
@@ -240,6 +243,7 @@ impl Job {
             started_wall_ms: None,
             active: BTreeMap::new(),
             retries: BTreeMap::new(),
+            upstream: Upstream::of(&spec).map(Box::new),
             spec,
         }
     }
@@ -251,7 +255,37 @@ impl Job {
 
     /// Returns the number of tasks that have had no attempt.
     pub(crate) fn untried(&self) -> u64 {
-        (u64::from(self.spec.array.last) + 1).saturating_sub(self.next_index)
+        let skipped = self.upstream.as_ref().map_or(0, |upstream| upstream.skipped.count());
+        (u64::from(self.spec.array.last) + 1).saturating_sub(self.next_index) + skipped
+    }
+
+    /// Returns whether a task of the array has had an attempt.
+    pub(crate) fn has_tried(&self, index: u32) -> bool {
+        let skipped = |upstream: &Upstream| upstream.skipped.contains(index);
+        u64::from(index) < self.next_index && !self.upstream.as_deref().is_some_and(skipped)
+    }
+
+    /// Returns the jobs that it waits for, with how they must end.
+    pub fn unmet(&self) -> impl Iterator<Item = (JobId, &Dependency)> + Clone {
+        self.upstream.iter().flat_map(|upstream| upstream.unmet())
+    }
+
+    pub(super) fn change_dependency(
+        &mut self,
+        upstream: JobId,
+        progress: Progress,
+        starts_wall_ms: Option<u64>,
+    ) {
+        if let Some(own) = &mut self.upstream {
+            own.change(upstream, progress);
+        }
+        self.waits_since_wall_ms = starts_wall_ms.unwrap_or(self.waits_since_wall_ms);
+    }
+
+    pub(super) fn release_tasks(&mut self, upstream: JobId, tasks: ArrayRange) {
+        if let Some(own) = &mut self.upstream {
+            own.release(upstream, tasks);
+        }
     }
 
     /// Returns whether its tasks are stopped: none gets another attempt.
@@ -358,7 +392,7 @@ impl Job {
         let past = match self.retries.remove(&index) {
             Some(retry) => retry.past,
             None => {
-                self.next_index = u64::from(index) + 1;
+                self.try_first(index);
                 Past::default()
             }
         };
@@ -376,6 +410,20 @@ impl Job {
             claims,
         };
         self.active.insert(index, active);
+    }
+
+    /// Takes a task from those that have had no attempt.
+    fn try_first(&mut self, index: u32) {
+        if let Some(upstream) = &mut self.upstream {
+            if upstream.skipped.remove(index) {
+                return;
+            }
+            if let (Ok(first), Some(last)) = (u32::try_from(self.next_index), index.checked_sub(1))
+            {
+                upstream.skipped.insert(ArrayRange { first, last });
+            }
+        }
+        self.next_index = u64::from(index) + 1;
     }
 
     pub(super) fn advance(&mut self, attempt: AttemptId, state: AttemptState) {

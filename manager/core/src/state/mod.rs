@@ -5,10 +5,12 @@
 //! state, after any history. Everything else in the core (the queue, sessions, leases, timers) is
 //! derived from the state, and is built anew after a start.
 
+mod index_set;
 mod job;
 mod recorded;
 mod schedule;
 mod service;
+mod upstream;
 
 use alloc::collections::BTreeMap;
 use alloc::sync::Arc;
@@ -17,10 +19,12 @@ use podmesh_protocol::access::{PublicKey, TokenId};
 use podmesh_protocol::ids::{ClusterId, Epoch, JobId, Name, Revision};
 use serde::{Deserialize, Serialize};
 
+pub use self::index_set::IndexSet;
 pub use self::job::{ActiveAttempt, Closed, EndedTask, Job, Losses, Past, Retry, Stop, failed};
 pub(crate) use self::recorded::Recorded;
 pub use self::schedule::{Schedule, ScheduleProgress, WaitingRun};
 pub use self::service::{Failures, ReplicaStatus, Service, ServicePhase, Update};
+pub use self::upstream::{Dependency, Progress, Upstream};
 use crate::step::{Change, KeyRow, NodeRow, Step, TokenRow, VolumeRow};
 
 /// The version of the serialized forms of [`State`] and [`Change`].
@@ -123,6 +127,14 @@ impl State {
             Change::TaskRequeued { job, task } => self.change(*job, |job| job.requeue(task)),
             Change::RestRequeued { job, wall_ms } => {
                 self.change(*job, |job| job.requeue_rest(*wall_ms));
+            }
+            Change::DependencyChanged { job, upstream, progress, starts_wall_ms } => {
+                self.change(*job, |job| {
+                    job.change_dependency(*upstream, *progress, *starts_wall_ms)
+                });
+            }
+            Change::TasksReleased { job, upstream, tasks } => {
+                self.change(*job, |job| job.release_tasks(*upstream, *tasks));
             }
             Change::JobUpdated(row) if row.state.is_end() => _ = self.jobs.remove(&row.job),
             // The changes of its tasks have made the job what this row says.

@@ -12,7 +12,12 @@ fn a_submission_becomes_the_next_job() {
     let submission = SubmissionId(Uuid::from_u128(5));
     let input = Input::Command(
         TICKET,
-        Command::Submit { by: name("ann"), submission, spec: Arc::clone(&spec) },
+        Command::Submit {
+            by: name("ann"),
+            submission,
+            spec: Arc::clone(&spec),
+            upstream: BTreeMap::new(),
+        },
     );
     let step = world.give(input.clone());
     let row = JobRow {
@@ -61,8 +66,10 @@ fn the_submission_of_an_ended_job_is_remembered_for_thousands_more() {
     let again = |world: &mut World, key: u128| {
         let submission = SubmissionId(Uuid::from_u128(key));
         let spec = Arc::new(spec());
-        let step = world
-            .give(Input::Command(TICKET, Command::Submit { by: name("ann"), submission, spec }));
+        let step = world.give(Input::Command(
+            TICKET,
+            Command::Submit { by: name("ann"), submission, spec, upstream: BTreeMap::new() },
+        ));
         matches!(replies(&step).as_slice(), [Ok(Answer::Submitted { again: true, .. })])
     };
     world.submit(spec());
@@ -74,7 +81,10 @@ fn the_submission_of_an_ended_job_is_remembered_for_thousands_more() {
     for key in 0..SUBMISSIONS_REMEMBERED as u64 {
         let submission = SubmissionId(Uuid::from_u128(1_000 + u128::from(key)));
         let spec = Arc::new(spec());
-        let submit = Input::Command(TICKET, Command::Submit { by: name("ann"), submission, spec });
+        let submit = Input::Command(
+            TICKET,
+            Command::Submit { by: name("ann"), submission, spec, upstream: BTreeMap::new() },
+        );
         let cancel = Input::Command(TICKET, Command::Cancel { job: JobId(2 + key) });
         for input in [submit, cancel] {
             step.clear();
@@ -237,7 +247,10 @@ fn work_that_does_not_fit_into_a_step_comes_next_in_order() {
         let submission = SubmissionId(Uuid::from_u128(world.last_key));
         let spec = Arc::new(tiny.clone());
         let mut step = Step::default();
-        let input = Input::Command(TICKET, Command::Submit { by: name("ann"), submission, spec });
+        let input = Input::Command(
+            TICKET,
+            Command::Submit { by: name("ann"), submission, spec, upstream: BTreeMap::new() },
+        );
         world.core.step(world.now, input, &mut step);
         world.model.apply(world.now.mono_ms, &step);
     }

@@ -22,6 +22,7 @@ mod retention;
 mod schedules;
 mod services;
 mod sessions;
+mod upstream;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -97,7 +98,9 @@ fn spec() -> JobSpec {
         rules: Default::default(),
         place: Default::default(),
         not_before_ms: None,
+        after: Vec::new(),
         scheduled: None,
+        workflow: None,
         run: RunSpec {
             runtime: RuntimeSpec::Process,
             command: vec!["true".into()],
@@ -200,11 +203,15 @@ impl World {
         assert_eq!(spec.validate(), Ok(()));
         self.last_key += 1;
         let submission = SubmissionId(Uuid::from_u128(self.last_key));
-        let input = Input::Command(
-            TICKET,
-            Command::Submit { by: name("ann"), submission, spec: Arc::new(spec) },
-        );
-        self.give(input)
+        loop {
+            let upstream = self.model.upstream(&spec);
+            let (by, spec) = (name("ann"), Arc::new(spec.clone()));
+            let command = Command::Submit { by, submission, spec, upstream };
+            let step = self.give(Input::Command(TICKET, command));
+            if replies(&step) != [Ok(Answer::ReadAgain)] {
+                return step;
+            }
+        }
     }
 
     fn cancel(&mut self, job: u64) -> Step {

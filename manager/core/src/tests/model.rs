@@ -5,11 +5,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use podmesh_protocol::ids::{AttemptId, JobId, Name, SubmissionId, TaskId};
-use podmesh_protocol::report::{AttemptState, OutcomeKind, TaskCounts};
-use podmesh_protocol::spec::JobSpec;
+use podmesh_protocol::report::{AttemptState, JobState, OutcomeKind, TaskCounts};
+use podmesh_protocol::spec::{ArrayRange, JobSpec};
+use podmesh_protocol::workflow::{Condition, Dependency};
 
 use super::CLUSTER;
-use crate::state::{EndedTask, Job, State, failed};
+use crate::input::UpstreamFact;
+use crate::state::{EndedTask, IndexSet, Job, Progress, State, Upstream, failed};
 use crate::step::{Change, JobRow, KeyRow, Step};
 
 #[derive(Debug)]
@@ -33,6 +35,10 @@ struct ModelJob {
     by: Name,
     waits_since_wall_ms: u64,
     row: Option<JobRow>,
+    /// What it waits for, as it was at its end.
+    upstream: Option<Box<Upstream>>,
+    /// In which ways it has ended.
+    ends: Vec<JobState>,
 }
 
 #[derive(Debug)]
@@ -92,7 +98,15 @@ impl Model {
                     assert!(self.submissions.insert(*submission), "a submission is used once");
                     let (spec, by) = (Arc::clone(spec), by.clone());
                     let (submission, waits_since_wall_ms) = (*submission, *wall_ms);
-                    let new = ModelJob { spec, submission, by, waits_since_wall_ms, row: None };
+                    let new = ModelJob {
+                        spec,
+                        submission,
+                        by,
+                        waits_since_wall_ms,
+                        row: None,
+                        upstream: None,
+                        ends: Vec::new(),
+                    };
                     self.jobs.insert(*job, new);
                 }
                 Change::JobClosed(job, _) => assert!(!state.jobs[job].is_stopping(), "{job}"),
@@ -124,8 +138,28 @@ impl Model {
                     let old = job.row.replace(row.clone());
                     assert!(!old.is_some_and(|old| old.state.is_end()), "an ended job changes");
                     assert_eq!(row.state.is_end(), row.ended_wall_ms.is_some());
+                    if row.state.is_end() {
+                        job.upstream = state.jobs[&row.job].upstream.clone();
+                        job.ends.push(row.state);
+                    }
+                }
+                Change::DependencyChanged { job, upstream, progress, starts_wall_ms } => {
+                    let of = &state.jobs[job].upstream.as_ref().unwrap().dependencies[upstream];
+                    assert!(!of.is_met(), "{job} has waited for {upstream}");
+                    if let Progress::Blocked(ended) = progress {
+                        assert!(!of.when.is_met_by(*ended));
+                    }
+                    if let Some(wall_ms) = starts_wall_ms {
+                        self.jobs.get_mut(job).unwrap().waits_since_wall_ms = *wall_ms;
+                    }
+                }
+                Change::TasksReleased { upstream, tasks, .. } => {
+                    for index in tasks.first..=tasks.last {
+                        self.check_succeeded(TaskId { job: *upstream, index });
+                    }
                 }
                 Change::AttemptInserted { attempt, node, .. } => {
+                    self.check_upstream(attempt.task);
                     assert!(state.nodes.contains_key(node));
                     let attempts = self.tasks.entry(attempt.task).or_default();
                     assert_eq!(attempt.number as usize, attempts.len() + 1, "{attempt}");
@@ -266,7 +300,7 @@ impl Model {
         let job = &self.jobs[&id];
         let row = self.job(id);
         let mut counts = TaskCounts::default();
-        let untried = (u64::from(job.spec.array.last) + 1 - row.next_index) as u32;
+        let untried = (job.spec.array.tasks() - self.of_job(id).count() as u64) as u32;
         if row.rest_cancelled {
             counts.cancelled = untried;
         } else {
@@ -291,6 +325,8 @@ impl Model {
     pub(super) fn ended_tasks(&self, id: JobId) -> (Option<Box<Job>>, Vec<EndedTask>) {
         let Some(job) = self.jobs.get(&id) else { return (None, Vec::new()) };
         let row = self.job(id);
+        let mut upstream = job.upstream.clone();
+        upstream.iter_mut().for_each(|own| own.update(&self.upstream(&job.spec)));
         let ended = row.state.is_end().then(|| {
             Box::new(Job {
                 id,
@@ -306,6 +342,7 @@ impl Model {
                 started_wall_ms: row.started_wall_ms,
                 active: BTreeMap::new(),
                 retries: BTreeMap::new(),
+                upstream,
             })
         });
         let tasks = self.of_job(id).filter_map(|(task, attempts)| {
@@ -320,6 +357,52 @@ impl Model {
             })
         });
         (ended, tasks.collect())
+    }
+
+    /// Returns what the shell reads of the jobs that a job waits for.
+    pub(super) fn upstream(&self, spec: &JobSpec) -> BTreeMap<JobId, UpstreamFact> {
+        let known = spec.after.iter().filter(|own| self.jobs.contains_key(&own.job));
+        let fact = |id: JobId| {
+            let job = &self.jobs[&id];
+            let mut succeeded = IndexSet::default();
+            for (task, attempts) in self.of_job(id) {
+                if attempts.iter().any(|last| last.kind == Some(OutcomeKind::Succeeded)) {
+                    succeeded.insert(ArrayRange { first: task.index, last: task.index });
+                }
+            }
+            UpstreamFact {
+                array: job.spec.array,
+                is_replica: job.spec.run.replica.is_some(),
+                ended: Some(self.job(id).state).filter(|state| state.is_end()),
+                succeeded,
+            }
+        };
+        known.map(|own| (own.job, fact(own.job))).collect()
+    }
+
+    /// Returns the tasks of a job that others can wait for.
+    pub(super) fn may_be_upstream(&self, id: JobId) -> Option<ArrayRange> {
+        let job = self.jobs.get(&id).filter(|job| job.spec.run.replica.is_none())?;
+        Some(job.spec.array)
+    }
+
+    /// Checks that a task may start: the jobs that its job waits for have ended as asked before.
+    fn check_upstream(&self, task: TaskId) {
+        for Dependency { job, when } in &self.jobs[&task.job].spec.after {
+            let Some(upstream) = self.jobs.get(job) else { continue };
+            let is_met = upstream.ends.iter().any(|end| when.is_met_by(*end));
+            if *when == Condition::Each && !is_met {
+                self.check_succeeded(TaskId { job: *job, index: task.index });
+            } else {
+                assert!(is_met, "{task} starts before {job} has {when}");
+            }
+        }
+    }
+
+    fn check_succeeded(&self, task: TaskId) {
+        let attempts = self.tasks.get(&task).into_iter().flatten();
+        let mut kinds = attempts.map(|attempt| attempt.kind);
+        assert!(kinds.any(|kind| kind == Some(OutcomeKind::Succeeded)), "{task} has not succeeded");
     }
 
     fn of_job(&self, job: JobId) -> impl Iterator<Item = (&TaskId, &Vec<ModelAttempt>)> {
@@ -359,6 +442,8 @@ fn attempt_of(change: &Change) -> Option<&AttemptId> {
         | Change::JobReopened(_)
         | Change::TaskRequeued { .. }
         | Change::RestRequeued { .. }
+        | Change::DependencyChanged { .. }
+        | Change::TasksReleased { .. }
         | Change::JobUpdated(_)
         | Change::JobRemoved(_)
         | Change::AgeSaved(_)

@@ -50,7 +50,7 @@ fn higher_priority_goes_first_then_the_order_of_arrival() {
 fn a_node_must_offer_the_runtime_and_have_the_labels() {
     let mut world = World::new();
     let mut docker = spec();
-    docker.run.runtime = RuntimeSpec::Docker(podmesh_protocol::spec::DockerSpec {
+    docker.run.runtime = RuntimeSpec::from(podmesh_protocol::spec::DockerSpec {
         image: "busybox".into(),
         ..Default::default()
     });
@@ -152,7 +152,10 @@ fn jobs_with_the_same_needs_share_one_shape() {
         let submission = SubmissionId(Uuid::from_u128(key));
         let spec = Arc::new(spec());
         step.clear();
-        let input = Input::Command(TICKET, Command::Submit { by: name("ann"), submission, spec });
+        let input = Input::Command(
+            TICKET,
+            Command::Submit { by: name("ann"), submission, spec, upstream: BTreeMap::new() },
+        );
         world.core.step(world.now, input, &mut step);
         world.model.apply(world.now.mono_ms, &step);
     }

@@ -9,17 +9,19 @@ use proptest::sample::Index;
 use super::restore::restart_and_compare;
 use super::*;
 use crate::input::ServiceChange;
+use crate::state::Progress;
 use podmesh_protocol::client::{PrincipalKind, Scheduling};
 use podmesh_protocol::node::DrainSpec;
 use podmesh_protocol::report::OutcomeKind;
 use podmesh_protocol::service::{DependsOn, Health, PortSpec, Project, ServiceSpec, UpdatePolicy};
 use podmesh_protocol::spec::{DockerSpec, JobRules, VolumeMount};
+use podmesh_protocol::workflow::{Condition, Dependency};
 
 const NODES: [&str; 3] = ["a", "b", "c"];
 
 /// A container with the volume `data`.
 pub(super) fn with_volume() -> RuntimeSpec {
-    RuntimeSpec::Docker(DockerSpec {
+    RuntimeSpec::from(DockerSpec {
         image: "busybox".into(),
         volumes: vec![VolumeMount {
             volume: name("data"),
@@ -44,8 +46,11 @@ enum Op {
         timeout: Option<u64>,
         /// At most so many failures, so many active tasks, and so many milliseconds.
         rules: [Option<u32>; 3],
+        /// The jobs that it waits for, with the kind of condition.
+        after: Vec<(Index, u8)>,
     },
     Cancel(Index),
+    CancelDownstream(Index),
     /// Requeues tasks that have ended: one, or all.
     Requeue {
         job: Index,
@@ -150,11 +155,15 @@ fn op() -> impl Strategy<Value = Op> {
     prop_oneof![
         4 => (
             1..30u32, -1..2i32, 1..5u32, 0..3u64, 0..3u32, any::<bool>(), any::<bool>(),
-            prop::option::of(1..200_000u64), rules,
-        ).prop_map(|(tasks, priority, cpu, memory, retries, requeue, gpu, timeout, rules)| {
-            Op::Submit { tasks, priority, cpu, memory, retries, requeue, gpu, timeout, rules }
+            prop::option::of(1..200_000u64),
+            (rules, prop::collection::vec((any::<Index>(), 0..4u8), 0..3)),
+        ).prop_map(|(tasks, priority, cpu, memory, retries, requeue, gpu, timeout, (rules, after))| {
+            Op::Submit {
+                tasks, priority, cpu, memory, retries, requeue, gpu, timeout, rules, after
+            }
         }),
         1 => any::<Index>().prop_map(Op::Cancel),
+        1 => any::<Index>().prop_map(Op::CancelDownstream),
         3 => (any::<Index>(), prop::option::of(1..9u32), any::<bool>())
             .prop_map(|(job, only, rest)| Op::Requeue { job, only, rest }),
         4 => (
@@ -268,8 +277,38 @@ impl Cluster {
         let known = self.world.model.attempts();
         let jobs = self.world.core.state().last_job.0;
         match op {
-            Op::Submit { tasks, priority, cpu, memory, retries, requeue, gpu, timeout, rules } => {
+            Op::Submit {
+                tasks,
+                priority,
+                cpu,
+                memory,
+                retries,
+                requeue,
+                gpu,
+                timeout,
+                rules,
+                after,
+            } => {
                 let mut spec = array(tasks);
+                for (job, kind) in after {
+                    let job = JobId(job.index(jobs as usize + 1) as u64);
+                    let Some(array) = self.world.model.may_be_upstream(job) else { continue };
+                    if spec.after.iter().any(|own| own.job == job) {
+                        continue;
+                    }
+                    let each = spec.after.iter().any(|own| own.when == Condition::Each);
+                    let when = match kind {
+                        0 => Condition::Succeeded,
+                        1 => Condition::Failed,
+                        2 => Condition::Ended,
+                        _ if each && array != spec.array => Condition::Ended,
+                        _ => Condition::Each,
+                    };
+                    if when == Condition::Each {
+                        spec.array = array;
+                    }
+                    spec.after.push(Dependency { job, when });
+                }
                 spec.priority = priority;
                 spec.resources = Resources { cpu_millis: cpu * 500, memory_bytes: memory * GIB };
                 spec.retry.retries = retries;
@@ -285,6 +324,11 @@ impl Cluster {
                     spec.require.insert(name("gpu"), "a100".into());
                 }
                 self.world.submit(spec);
+            }
+            Op::CancelDownstream(job) => {
+                let job = JobId(job.index(jobs as usize + 2) as u64);
+                let command = Command::CancelDownstream { job, done: 0 };
+                self.world.give(Input::Command(TICKET, command));
             }
             Op::Requeue { job, only, rest } => {
                 let job = job.index(jobs as usize + 2) as u64;
@@ -395,7 +439,7 @@ impl Cluster {
                     project: Some(project),
                     depends_on: after.then_some((other, DependsOn::Healthy)).into_iter().collect(),
                     resources,
-                    ports: ports.into_iter().filter(|_| web).collect(),
+                    ports: Arc::new(ports.into_iter().filter(|_| web).collect()),
                     health: None,
                     restart: Default::default(),
                     update: UpdatePolicy { max_surge: surge, min_healthy, ..Default::default() },
@@ -506,6 +550,15 @@ impl Cluster {
                 }
             }
             for step in self.world.drain() {
+                self.obey(&step, &mut held);
+            }
+            // What can never run is cancelled.
+            let jobs = self.world.core.state().jobs.values();
+            let blocked = jobs.filter(|job| {
+                job.unmet().any(|(_, own)| matches!(own.progress, Progress::Blocked(_)))
+            });
+            for job in blocked.map(|job| job.id).collect::<Vec<_>>() {
+                let step = self.world.cancel(job.0);
                 self.obey(&step, &mut held);
             }
             if self.world.model.ended() {

@@ -50,7 +50,7 @@ fn web(replicas: u32) -> ServiceSpec {
         project: None,
         depends_on: BTreeMap::new(),
         resources,
-        ports: [(name("http"), publish)].into(),
+        ports: Arc::new([(name("http"), publish)].into()),
         health: None,
         restart: Default::default(),
         update: Default::default(),
@@ -533,7 +533,8 @@ fn ports_and_names_belong_to_one_service() {
     };
     let error = apply(&mut mesh, ServiceSpec { name: name("other"), ..web(1) });
     assert!(error.message.contains("port 80 is published by service `web`"), "{error}");
-    let error = apply(&mut mesh, ServiceSpec { name: name("WEB"), ports: [].into(), ..web(1) });
+    let error =
+        apply(&mut mesh, ServiceSpec { name: name("WEB"), ports: Arc::default(), ..web(1) });
     assert!(error.message.contains("differs only in case"), "{error}");
 }
 

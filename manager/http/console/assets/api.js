@@ -47,6 +47,14 @@ async function send(path, { method = "GET", body, headers = {}, signal } = {}) {
   throw new Problem({ detail, code: problem.code, status: reply.status });
 }
 
+// Exchanges the one-time code of the address for a token.
+export async function signIn(code) {
+  const reply = await fetch("/sign-in", { method: "POST", headers: { "Podmesh-Code": code }, cache: "no-store" }).catch(() => null);
+  const answer = (await reply?.json().catch(() => null)) ?? { detail: "The server cannot be reached." };
+  if (!reply?.ok) throw new Error(answer.detail);
+  token.set(answer.token);
+}
+
 // Returns the JSON of a reply.
 export async function ask(path, options) {
   const reply = await send(path, options);

@@ -2,12 +2,12 @@
 
 import { render } from "./vendor/preact.mjs";
 import { useEffect, useState } from "./vendor/hooks.mjs";
-import { ask, onRefused, token } from "./api.js";
+import { ask, onRefused, signIn, token } from "./api.js";
 import { Dialogs, help } from "./dialog.js";
 import { listen } from "./keys.js";
 import { follow, useStatus } from "./live.js";
 import { Heading, html, Name, Notice, State } from "./parts.js";
-import { useRoute } from "./route.js";
+import { takeCode, useRoute } from "./route.js";
 import { Login } from "./pages/login.js";
 import { Overview } from "./pages/overview.js";
 import { Jobs } from "./pages/jobs.js";
@@ -16,6 +16,8 @@ import { Task } from "./pages/task.js";
 import { JobOutput, ServiceOutput } from "./pages/merged.js";
 import { Services } from "./pages/services.js";
 import { Service } from "./pages/service.js";
+import { Schedules } from "./pages/schedules.js";
+import { Schedule } from "./pages/schedule.js";
 import { Nodes } from "./pages/nodes.js";
 import { Node } from "./pages/node.js";
 import { Events } from "./pages/events.js";
@@ -26,6 +28,7 @@ const MENU = [
   ["", "Overview"],
   ["jobs", "Jobs"],
   ["services", "Services"],
+  ["schedules", "Schedules"],
   ["nodes", "Nodes"],
   ["volumes", "Volumes"],
   ["events", "Events"],
@@ -41,10 +44,10 @@ function find({ parts }) {
   if (kind === "services" && below === "output" && !index) return [ServiceOutput, `Output of ${name}`];
   if (below !== undefined) return [Missing, "Not found"];
   if (name !== undefined) {
-    const page = { jobs: [Job, `Job ${name}`], services: [Service, name], nodes: [Node, name] };
+    const page = { jobs: [Job, `Job ${name}`], services: [Service, name], schedules: [Schedule, name], nodes: [Node, name] };
     return page[kind] ?? [Missing, "Not found"];
   }
-  const pages = { "": Overview, jobs: Jobs, services: Services, nodes: Nodes, volumes: Volumes, events: Events, access: Access };
+  const pages = { "": Overview, jobs: Jobs, services: Services, schedules: Schedules, nodes: Nodes, volumes: Volumes, events: Events, access: Access };
   const title = MENU.find(([path]) => path === kind)?.[1];
   return title ? [pages[kind], title] : [Missing, "Not found"];
 }
@@ -95,10 +98,12 @@ function Inside({ me, leave }) {
     <${Dialogs} />`;
 }
 
+const code = takeCode();
+
 function App() {
   const [me, setMe] = useState(null);
   const [problem, setProblem] = useState(null);
-  const [ready, setReady] = useState(token.get() === null);
+  const [ready, setReady] = useState(token.get() === null && code === undefined);
   const enter = async () => setMe(await ask("/me"));
   const leave = (why) => {
     token.forget();
@@ -108,7 +113,11 @@ function App() {
   useEffect(() => {
     onRefused((detail) => leave(new Error(detail)));
     listen(help);
-    if (token.get() !== null) enter().catch(setProblem).finally(() => setReady(true));
+    const start = async () => {
+      if (code !== undefined) await signIn(code);
+      if (token.get() !== null) await enter();
+    };
+    start().catch(setProblem).finally(() => setReady(true));
   }, []);
   if (!ready) return html`<p class="quiet" role="status">Loading …</p>`;
   if (me) return html`<${Inside} me=${me} leave=${() => leave(null)} />`;

@@ -11,10 +11,10 @@ export const html = htm.bind(h);
 
 // A sign and a colour for each word. A word that only a later version knows has neither.
 const KINDS = {
-  good: ["✓", "succeeded healthy alive reached open usable live"],
+  good: ["✓", "succeeded healthy alive reached open usable live ran"],
   busy: ["▸", "running active assigned preparing starting updating begun connecting"],
-  wait: ["◌", "queued waiting restarting draining stopping cancelling removing cordoned"],
-  warn: ["!", "suspect degraded rolling_back unreachable interrupted"],
+  wait: ["◌", "queued waiting restarting draining stopping cancelling removing cordoned paused"],
+  warn: ["!", "suspect degraded rolling_back unreachable interrupted skipped missed"],
   bad: ["✗", "failed lost unhealthy timed_out not_started"],
   off: ["–", "cancelled stopped ended used_up expired revoked"],
 };

@@ -16,6 +16,13 @@ function decode(part) {
   }
 }
 
+// Returns the one-time code of `#code=…`, and removes it from the address and the history.
+export function takeCode() {
+  const code = /^#code=(\w+)$/.exec(location.hash)?.[1];
+  if (code !== undefined) history.replaceState(null, "", location.pathname);
+  return code;
+}
+
 // Returns `path?query`, without what is empty. For the address and for the API.
 export function withQuery(path, query = {}) {
   const kept = Object.entries(query).filter(([, value]) => value != null && value !== "" && value !== false);

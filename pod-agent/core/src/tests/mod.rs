@@ -30,7 +30,7 @@ const TIMEOUT_MS: u64 = 30_000;
 /// Returns a job: 1 waits when lost, 2 is requeued, 3 has a timeout, 4 runs in a container.
 fn context(job: u64) -> Arc<JobContext> {
     let runtime =
-        if job == 4 { RuntimeSpec::Docker(DockerSpec::default()) } else { RuntimeSpec::Process };
+        if job == 4 { RuntimeSpec::from(DockerSpec::default()) } else { RuntimeSpec::Process };
     Arc::new(JobContext {
         claims: Default::default(),
         job: JobId(job),

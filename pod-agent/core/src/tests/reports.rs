@@ -208,7 +208,7 @@ fn the_ports_of_an_adopted_replica_are_reported_after_its_start() {
             revision: 1,
             number: 1,
             spread: None,
-            ports: BTreeMap::new(),
+            ports: Arc::default(),
             health: None,
         };
         Some(Arc::new(Replica { spec, address: [10, 0, 0, 1].into(), ports }))

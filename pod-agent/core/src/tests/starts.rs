@@ -130,6 +130,22 @@ fn a_number_that_the_manager_has_forgotten_stands_for_no_second_attempt() {
     assert_eq!(agent.start(&[next]).commands, [started(next)]);
 }
 
+/// What was sent to the manager before its restore must not count for the new attempt either.
+#[test]
+fn reports_that_were_sent_but_not_acknowledged_are_withdrawn_with_their_attempt() {
+    let mut agent = Agent::in_session();
+    let (runs, over, other) = (attempt(1, 1, 1), attempt(1, 2, 1), attempt(1, 3, 1));
+    for attempt in [runs, over, other] {
+        agent.start(&[attempt]);
+        agent.tell(attempt, RuntimeFact::Started);
+    }
+    agent.end(over, Outcome::exited(0));
+    agent.step(Input::SessionClosed);
+    let step = agent.open_session(0, &[runs, over]);
+    assert_eq!(step.commands, [stopped(runs, 0), removed(over)]);
+    assert_eq!(rows(&step), [Report(1, other, ReportFact::Started)]);
+}
+
 #[test]
 fn found_attempts_are_adopted() {
     let mut agent = Agent::new();

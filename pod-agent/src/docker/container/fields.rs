@@ -47,7 +47,7 @@ fn demanding() -> (JobContext, DockerSpec) {
         platform: Some("linux/amd64".into()),
     };
     let run = RunSpec {
-        runtime: RuntimeSpec::Docker(spec.clone()),
+        runtime: RuntimeSpec::from(spec.clone()),
         command: vec!["true".into()],
         env: BTreeMap::from([("A".into(), "b".into())]),
         workdir: Some("/w".into()),

@@ -16,7 +16,7 @@ fn replica(run: &mut RunSpec) {
         revision: 1,
         number: 1,
         spread: None,
-        ports: BTreeMap::new(),
+        ports: Arc::default(),
         health: Some(HealthSpec::new(HealthCheck::Command(vec!["true".into()]))),
     }));
 }

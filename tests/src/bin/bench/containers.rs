@@ -9,7 +9,7 @@ use bollard::query_parameters::{
     WaitContainerOptionsBuilder,
 };
 use futures_util::StreamExt;
-use podmesh_protocol::spec::{DockerSpec, PullPolicy, RuntimeSpec};
+use podmesh_protocol::spec::{DockerSpec, PullPolicy};
 use podmesh_tests::docker::{self, AGENT_LABEL};
 use tokio::task::JoinSet;
 
@@ -36,7 +36,7 @@ pub(crate) fn measure(table: &mut Table) {
             pull: PullPolicy::Never,
             ..DockerSpec::default()
         };
-        job(RuntimeSpec::Docker(docker), &["true"], TASKS)
+        job(docker.into(), &["true"], TASKS)
     };
     let mut ours = Vec::new();
     let mut bare = Vec::new();

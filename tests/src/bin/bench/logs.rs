@@ -75,7 +75,7 @@ fn printer(lines: u64) -> String {
 fn container(image: &str, script: &str) -> JobSpec {
     let docker =
         DockerSpec { image: image.to_owned(), pull: PullPolicy::Never, ..DockerSpec::default() };
-    job(RuntimeSpec::Docker(docker), &["sh", "-c", script], 1)
+    job(docker.into(), &["sh", "-c", script], 1)
 }
 
 fn log_of(rig: &Rig, job: JobId, task: u32) -> PathBuf {
@@ -182,7 +182,7 @@ fn kills(table: &mut Table, image: &str, lines: u64) {
         done += 1;
     }
     rig.mesh.wait_for_node("a", "alive");
-    rig.ask(podmesh_protocol::client::RequestBody::Cancel { job: number });
+    rig.ask(podmesh_protocol::client::RequestBody::Cancel { job: number, downstream: false });
     rig.mesh.wait_for_job(number.0, "cancelled");
     let name = format!("lines missing or duplicated, agent killed {kills} times at full rate");
     table.figure(&name, out_of_order(&log, lines).to_string(), "0");

@@ -21,6 +21,7 @@ mod security;
 mod services;
 mod shapes;
 mod table;
+mod workflows;
 
 use std::path::Path;
 use std::process::ExitCode;
@@ -28,9 +29,10 @@ use std::process::ExitCode;
 /// The name of a measure and its function.
 type Measure = (&'static str, fn(&mut table::Table));
 
-const MEASURES: [Measure; 20] = [
+const MEASURES: [Measure; 21] = [
     ("noop", noop::measure),
     ("shapes", shapes::measure),
+    ("workflows", workflows::measure),
     ("history", history::measure),
     ("processes", processes::measure),
     ("containers", containers::measure),

@@ -33,7 +33,7 @@ pub(crate) fn measure(table: &mut Table) {
         let waiting = rig.submit(waiting);
         let rate = median((0..3).map(|_| rig.rate(job(RuntimeSpec::Noop, &[], 100_000))).collect());
         let resident = rig.mesh.manager().resident_bytes();
-        rig.ask(RequestBody::Cancel { job: waiting });
+        rig.ask(RequestBody::Cancel { job: waiting, downstream: false });
         (rate, resident)
     };
     let (behind_10k, _) = queued(10_000);

@@ -102,7 +102,9 @@ pub(crate) fn job(runtime: RuntimeSpec, command: &[&str], tasks: u32) -> JobSpec
         rules: Default::default(),
         place: Default::default(),
         not_before_ms: None,
+        after: Vec::new(),
         scheduled: None,
+        workflow: None,
         run: RunSpec {
             runtime,
             command: command.iter().map(|&arg| arg.to_owned()).collect(),

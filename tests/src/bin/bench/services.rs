@@ -5,6 +5,7 @@ mod server;
 
 use std::net::{SocketAddr, TcpStream};
 use std::process::ExitCode;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
@@ -78,7 +79,7 @@ fn web(text: &str) -> ServiceSpec {
         project: None,
         depends_on: [].into(),
         resources: Resources { cpu_millis: 100, memory_bytes: 0 },
-        ports: [("http".parse().unwrap(), publish)].into(),
+        ports: Arc::new([("http".parse().unwrap(), publish)].into()),
         health: None,
         restart: Default::default(),
         update: Default::default(),
@@ -218,7 +219,7 @@ fn at_rest(table: &mut Table) {
             let spec = ServiceSpec {
                 name: format!("web-{number}").parse().unwrap(),
                 replicas: 2,
-                ports: [("http".parse().unwrap(), publish)].into(),
+                ports: Arc::new([("http".parse().unwrap(), publish)].into()),
                 run: job(RuntimeSpec::Noop, &[], 1).run,
                 ..web("0")
             };

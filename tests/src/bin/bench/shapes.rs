@@ -105,7 +105,7 @@ fn submissions(table: &mut Table) {
         let submitted = submit(&rig, jobs);
         let took = start.elapsed();
         for job in submitted.into_iter().chain([busy]) {
-            rig.ask(RequestBody::Cancel { job });
+            rig.ask(RequestBody::Cancel { job, downstream: false });
         }
         took
     };

@@ -4,9 +4,7 @@ use std::collections::BTreeMap;
 
 use podmesh_protocol::ids::Name;
 use podmesh_protocol::service::{DependsOn, Project, ServiceSpec};
-use podmesh_protocol::spec::{
-    DockerSpec, NetworkMode, PullPolicy, RunSpec, RuntimeSpec, SpecError, Ulimit,
-};
+use podmesh_protocol::spec::{DockerSpec, NetworkMode, PullPolicy, RunSpec, SpecError, Ulimit};
 
 use super::super::dotenv;
 use super::super::interpolate::Variables;
@@ -181,13 +179,13 @@ pub(super) fn service(
         }),
         depends_on,
         resources: deploy.resources,
-        ports: ports(keys.take("ports"), notes)?,
+        ports: ports(keys.take("ports"), notes)?.into(),
         health: health(keys.take("healthcheck"), notes)?,
         restart: deploy.restart,
         update: deploy.update,
         drain_ms: DRAIN_MS,
         run: RunSpec {
-            runtime: RuntimeSpec::Docker(docker),
+            runtime: docker.into(),
             command: command.unwrap_or_default(),
             env: run_env,
             workdir: text(keys.take("working_dir"))?,

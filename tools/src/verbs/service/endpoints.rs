@@ -52,6 +52,8 @@ fn one_port(detail: &ServiceDetail, args: &ShowArgs) -> CliResult<()> {
 #[cfg(test)]
 #[expect(clippy::unwrap_used, reason = "tests")]
 mod tests {
+    use std::sync::Arc;
+
     use podmesh_protocol::ids::Name;
     use podmesh_protocol::service::ReplicaState;
 
@@ -82,7 +84,7 @@ mod tests {
         let mut detail = updating();
         let lines = haproxy(&detail, &of(&detail, None));
         assert_eq!(lines, "server web.1 10.0.0.1:20001\nserver web.1-r3 [::1]:1\n");
-        for port in detail.spec.ports.values_mut() {
+        for port in Arc::make_mut(&mut detail.spec.ports).values_mut() {
             port.proxy_protocol = true;
         }
         assert!(haproxy(&detail, &of(&detail, None)).contains(":20001 send-proxy-v2\n"));

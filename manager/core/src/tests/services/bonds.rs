@@ -9,7 +9,7 @@ use super::*;
 
 /// A service that is a database with a volume.
 fn db() -> ServiceSpec {
-    let mut spec = ServiceSpec { name: name("db"), ports: [].into(), ..web(1) };
+    let mut spec = ServiceSpec { name: name("db"), ports: Arc::default(), ..web(1) };
     spec.run.runtime = with_volume();
     spec
 }
@@ -27,7 +27,7 @@ fn after(mut spec: ServiceSpec, service: &str, needs: DependsOn) -> ServiceSpec 
 
 /// A service without a port. Its replicas take one core each.
 fn plain(service: &str, replicas: u32) -> ServiceSpec {
-    ServiceSpec { name: name(service), ports: [].into(), ..web(replicas) }
+    ServiceSpec { name: name(service), ports: Arc::default(), ..web(replicas) }
 }
 
 impl Mesh {

@@ -51,6 +51,17 @@ function Failures({ job, failed, concerns }) {
   </section>`;
 }
 
+const AFTER_MAX = 20;
+const HOW = { succeeded: "", failed: " (failed)", ended: " (any end)", each: " (index by index)" };
+
+// Returns the jobs that a job waits for or has waited for.
+function after(all) {
+  const named = all.slice(0, AFTER_MAX).map(({ job, when }, at) =>
+    html`${at > 0 && ", "}<a href=${link("jobs", job)}>${job}</a>${HOW[when] ?? ` (${visible(when)})`}`);
+  const more = all.length - named.length;
+  return all.length > 0 ? html`${named}${more > 0 && ` and ${more.toLocaleString("en")} more`}` : "";
+}
+
 function Facts({ job }) {
   const { spec } = job;
   const runs = [spec.container?.image, ...spec.command].filter(Boolean).map(quote).join(" ");
@@ -59,7 +70,9 @@ function Facts({ job }) {
     ["Each task gets", `${cores(spec.cpu_millis)} cores, ${spec.memory_bytes ? bytes(spec.memory_bytes) : "memory without a limit"}`],
     ["Retries", spec.retries],
     ["Priority", job.priority],
-    ["Run of the schedule", job.schedule ? `${visible(job.schedule)}, for ${time(job.schedule_instant)}` : ""],
+    ["Run of the schedule", job.schedule ? html`<a href=${link("schedules", job.schedule)}><${Name}>${job.schedule}<//></a>, for ${time(job.schedule_instant)}` : ""],
+    ["Workflow", job.workflow ? html`${visible(job.workflow_name)}, from job <a href=${link("jobs", job.workflow)}>${job.workflow}</a> on` : ""],
+    ["After", after(spec.after)],
     ["Not before", time(spec.not_before)],
     ["Submitted", html`${time(job.submitted_at)}${job.submitted_by && html` by <${Name}>${job.submitted_by}<//>`}`],
     ["Started", time(job.started_at)],

@@ -28,7 +28,7 @@ function command({ active, by, service, before }, me) {
   return words.join(" ");
 }
 
-const concerns = ({ event }) => /^(job|attempt|service)/.test(event);
+const concerns = ({ event }) => /^(job|attempt|service|workflow)/.test(event);
 
 export function Jobs({ query, me }) {
   const { active, by, service, before, q } = query;

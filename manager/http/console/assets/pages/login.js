@@ -27,6 +27,8 @@ export function Login({ enter, problem }) {
     <${Heading}>podmesh<//>
     <p>The console needs an API token. Create one on the manager's machine, or on any machine that joined as an admin:</p>
     <${Cli} lines=${["podmesh token create --api --role viewer"]} />
+    <p>Without a token, on any machine that joined: this opens the console with your own role.</p>
+    <${Cli} lines=${["podmesh console"]} />
     <form onSubmit=${submit}>
       <label>API token <input name="token" type="password" autocomplete="off" spellcheck=${false} required autofocus /></label>
       <button disabled=${busy}>Sign in</button>

@@ -1,7 +1,9 @@
 // One task: its attempts, and the output of one of them.
 
+import { post } from "../api.js";
+import { question } from "../dialog.js";
 import { usePath } from "../live.js";
-import { Check, Choice, Cli, Heading, html, nodeLink, Pending, State, Table } from "../parts.js";
+import { Action, Check, Choice, Cli, Heading, html, nodeLink, Pending, State, Table } from "../parts.js";
 import { link, withQuery } from "../route.js";
 import { duration, outcome, quote, time, visible } from "../text.js";
 import { Log, LINES_MAX } from "./log.js";
@@ -18,7 +20,9 @@ const COLUMNS = [
   ["Ended", (attempt) => time(attempt.ended_at)],
 ];
 
-export function Task({ parts: [, job, , index], query }) {
+const ENDED_BADLY = ["failed", "cancelled"];
+
+export function Task({ parts: [, job, , index], query, me }) {
   const path = `/jobs/${encodeURIComponent(job)}/tasks/${encodeURIComponent(index)}`;
   const id = `${job}.${index}`;
   const { value: task, problem } = usePath(path, { concerns: (event) => event.task === id });
@@ -27,10 +31,21 @@ export function Task({ parts: [, job, , index], query }) {
   const stream = query.stream === "stderr" ? "stderr" : "stdout";
   const follow = query.follow !== "false";
   const command = `podmesh logs ${follow ? "-f " : ""}--tail ${LINES_MAX} --stream ${stream} ${quote(number ? `${id}#${number}` : id)}`;
+  const requeue = () => question({
+    title: `Requeue task ${id}?`,
+    text: "It runs again, in the same job. Its retries count anew.",
+    yes: "Requeue",
+    cli: `podmesh requeue ${quote(job)} ${quote(index)}`,
+    act: async () => {
+      const { tasks } = await post(`/jobs/${encodeURIComponent(job)}/requeue`, { tasks: index });
+      return tasks > 0 ? undefined : "The task has succeeded, or has not ended.";
+    },
+  });
   return html`
     <${Heading}>Task ${visible(id)}<//>
     <p><a href=${link("jobs", job)}>Job ${visible(job)}</a> ${task && html`<${State} word=${task.state} />`}</p>
     <${Pending} value=${task} problem=${problem} />
+    ${ENDED_BADLY.includes(task?.state) && html`<p><${Action} me=${me} role="operator" onClick=${requeue}>Requeue the task …<//></p>`}
     ${task && html`<section>
       <h2>Attempts</h2>
       <${Table} label="Attempts" columns=${COLUMNS} rows=${task.attempts} keyOf=${(attempt) => attempt.number} empty="No node has had this task yet." />

@@ -127,5 +127,5 @@ pub(super) fn measure(tasks: u64, table: &mut Table) {
     let talker = rig.submit(talker);
     let of_another = |_| Some(followers(&rig, &["logs", "-f", &talker.to_string()]));
     row(&format!("{FOLLOWERS} `logs -f` of a task with 10 lines/s"), "0.9", &of_another);
-    rig.ask(RequestBody::Cancel { job: talker });
+    rig.ask(RequestBody::Cancel { job: talker, downstream: false });
 }

@@ -26,7 +26,7 @@ pub(crate) fn measure(table: &mut Table) {
     };
     let mut rig = Rig::new(&["a"], &[]);
     let docker = || {
-        RuntimeSpec::Docker(DockerSpec {
+        RuntimeSpec::from(DockerSpec {
             image: image.to_owned(),
             pull: PullPolicy::Never,
             ..DockerSpec::default()

@@ -1,0 +1,132 @@
+//! Jobs that wait for others: their submission, and requests about workflows.
+
+use std::sync::Arc;
+
+use podmesh_manager_core::input::Command;
+use podmesh_manager_core::step::Answer;
+use podmesh_protocol::client::ReplyBody;
+use podmesh_protocol::error::{ErrorCode, ErrorReply};
+use podmesh_protocol::ids::{JobId, Name, SubmissionId};
+use podmesh_protocol::spec::JobSpec;
+use podmesh_protocol::workflow::{
+    PackedWorkflow, Positions, WorkflowError, WorkflowReply, WorkflowRequest, WorkflowSpec,
+};
+
+use super::{Api, Client, unexpected};
+use crate::store::History;
+use crate::threads::stopping;
+
+impl Api {
+    /// Submits a job that waits for others. Continues if the client leaves.
+    pub(super) async fn submit_after(
+        self,
+        by: Name,
+        submission: SubmissionId,
+        spec: Arc<JobSpec>,
+    ) -> Result<ReplyBody, ErrorReply> {
+        let work = async move {
+            loop {
+                // What is read of ended jobs stays true until the core has decided.
+                let _ended_jobs = self.0.ended_jobs.lock().await;
+                let read = Arc::clone(&spec);
+                let known = self.0.reads.run(move |history| {
+                    Ok(match history.submission(submission)? {
+                        Some(job) => Err(job),
+                        None => Ok(history.upstream(&read)?),
+                    })
+                });
+                let upstream = match known.await? {
+                    Ok(upstream) => upstream,
+                    Err(job) => return Ok(ReplyBody::Submitted { job, again: true }),
+                };
+                let (by, spec) = (by.clone(), Arc::clone(&spec));
+                let command = Command::Submit { by, submission, spec, upstream };
+                let room = self.0.core.room().await;
+                match self.0.core.command(command, room).answer().await? {
+                    Answer::Submitted { job, again } => {
+                        return Ok(ReplyBody::Submitted { job, again });
+                    }
+                    Answer::ReadAgain => {}
+                    _ => return Err(unexpected()),
+                }
+            }
+        };
+        tokio::spawn(work).await.map_err(|_| stopping())?
+    }
+
+    pub(super) async fn workflow(
+        &self,
+        client: &Client,
+        request: WorkflowRequest,
+    ) -> Result<WorkflowReply, ErrorReply> {
+        match request {
+            WorkflowRequest::Submit { submission, workflow } => {
+                self.submit_workflow(client, submission, workflow).await
+            }
+            WorkflowRequest::List { before, name, limit } => {
+                let list = move |history: &History| history.workflows(before, name.as_ref(), limit);
+                self.0.reads.run(list).await
+            }
+            WorkflowRequest::Show { workflow, after, limit } => {
+                self.0.reads.run(move |history| history.workflow(workflow, after, limit)).await
+            }
+        }
+    }
+
+    async fn submit_workflow(
+        &self,
+        client: &Client,
+        submission: SubmissionId,
+        packed: PackedWorkflow,
+    ) -> Result<WorkflowReply, ErrorReply> {
+        // Ten thousand jobs keep a processor busy for a while.
+        let unpacked = tokio::task::spawn_blocking(move || unpack(&packed));
+        let (workflow, positions) = unpacked
+            .await
+            .map_err(|_| stopping())?
+            .map_err(|error| ErrorReply::new(ErrorCode::InvalidSpec, error.to_string()))?;
+        for job in &workflow.jobs {
+            self.may_have_priority(client, job.spec.priority)?;
+        }
+        self.may_write()?;
+        let known = self.0.reads.run(move |history| history.submission(submission));
+        if let Some(workflow) = known.await? {
+            return Ok(WorkflowReply::Submitted { workflow, again: true });
+        }
+        let by = client.caller.name.clone();
+        let workflow = Box::new(workflow);
+        let command = Command::SubmitWorkflow { by, submission, workflow, positions };
+        let room = self.0.core.room().await;
+        match self.0.core.command(command, room).answer().await? {
+            Answer::Submitted { job, again } => {
+                Ok(WorkflowReply::Submitted { workflow: job, again })
+            }
+            _ => Err(unexpected()),
+        }
+    }
+
+    /// Cancels what is downstream of a job, and then the job.
+    pub(super) async fn cancel_downstream(self, job: JobId) -> Result<ReplyBody, ErrorReply> {
+        let room = self.0.core.room().await;
+        let command = Command::CancelDownstream { job, done: 0 };
+        let Answer::DownstreamCancelled { jobs } =
+            self.0.core.command(command, room).answer().await?
+        else {
+            return Err(unexpected());
+        };
+        let room = self.0.core.room().await;
+        let pending = self.0.core.command(Command::Cancel { job }, room);
+        match self.cancelled(pending).await? {
+            ReplyBody::Cancelled { state, .. } => {
+                Ok(ReplyBody::Cancelled { state, downstream: jobs })
+            }
+            _ => Err(unexpected()),
+        }
+    }
+}
+
+fn unpack(packed: &PackedWorkflow) -> Result<(WorkflowSpec, Positions), WorkflowError> {
+    let workflow = packed.unpack()?;
+    let positions = workflow.check()?;
+    Ok((workflow, positions))
+}
