@@ -211,7 +211,7 @@ fn what_is_downstream_is_cancelled_with_it() {
     let mut world = World::new();
     let epoch = world.join("a", 1);
     let jobs = 3_000;
-    submit(&mut world, 1, chain(jobs, Condition::Ended));
+    submit(&mut world, u128::MAX, chain(jobs, Condition::Ended));
     world.drain();
     world.submit(spec());
     let command = Command::CancelDownstream { job: JobId(1), done: 0 };
