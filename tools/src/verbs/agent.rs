@@ -1,6 +1,7 @@
 //! `podmesh agent`
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::net::IpAddr;
 use std::num::NonZeroU32;
 use std::path::{Path, PathBuf};
@@ -221,10 +222,10 @@ fn config(
     config.resources =
         file.resources.into_iter().map(|(name, offer)| (name, offer.into())).collect();
     let gpu: Name = GPU.parse().map_err(|why: NameError| wrong("resources").because(why))?;
-    if !config.resources.contains_key(&gpu) {
+    if let Entry::Vacant(vacant) = config.resources.entry(gpu) {
         let ids = detect_gpus(Path::new(NVIDIA_GPUS));
         if !ids.is_empty() {
-            config.resources.insert(gpu, Offer { count: 0, ids });
+            vacant.insert(Offer { count: 0, ids });
         }
     }
     validate_offers(&config.resources).map_err(|why| wrong("resources").because(why))?;

@@ -1,6 +1,5 @@
 //! Which named resources of a node are in use, and which a task gets.
 
-use alloc::boxed::Box;
 use alloc::collections::BTreeMap;
 use alloc::string::String;
 use alloc::vec::Vec;
@@ -21,7 +20,7 @@ struct Taken {
 
 /// What the attempts of a node have of its named resources.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(crate) struct InUse(Option<Box<BTreeMap<Name, Taken>>>);
+pub(crate) struct InUse(BTreeMap<Name, Taken>);
 
 impl InUse {
     /// Returns what a task gets of what a node offers; `None` if there is not enough.
@@ -57,7 +56,7 @@ impl InUse {
         if !offer.suits(millis) {
             return None;
         }
-        let taken = self.0.as_deref().and_then(|all| all.get(name));
+        let taken = self.0.get(name);
         if offer.ids.is_empty() {
             let used = taken.map_or(0, |taken| taken.count);
             let fits = used + u64::from(millis) <= offer.millis();
@@ -79,9 +78,8 @@ impl InUse {
 
     /// Adds what an attempt has.
     pub(crate) fn take(&mut self, claims: &Claims) {
-        let all = self.0.get_or_insert_default();
         for (name, claim) in claims {
-            let taken = all.entry(name.clone()).or_default();
+            let taken = self.0.entry(name.clone()).or_default();
             if claim.ids.is_empty() {
                 taken.count += u64::from(claim.millis);
             }
@@ -93,9 +91,8 @@ impl InUse {
 
     /// Takes back what an attempt had.
     pub(crate) fn give_back(&mut self, claims: &Claims) {
-        let Some(all) = &mut self.0 else { return };
         for (name, claim) in claims {
-            let Some(taken) = all.get_mut(name) else { continue };
+            let Some(taken) = self.0.get_mut(name) else { continue };
             if claim.ids.is_empty() {
                 taken.count = taken.count.saturating_sub(claim.millis.into());
             }
@@ -108,21 +105,17 @@ impl InUse {
                 }
             }
             if *taken == Taken::default() {
-                all.remove(name);
+                self.0.remove(name);
             }
-        }
-        if all.is_empty() {
-            self.0 = None;
         }
     }
 
     /// Returns what is shown of the named resources of a node.
     pub(crate) fn view(&self, offers: &BTreeMap<Name, Offer>) -> BTreeMap<Name, ResourceView> {
-        let taken = self.0.as_deref();
-        let names = offers.keys().chain(taken.into_iter().flat_map(BTreeMap::keys));
+        let names = offers.keys().chain(self.0.keys());
         let view = |name: &Name| {
             let offer = offers.get(name).cloned().unwrap_or_default();
-            let taken = taken.and_then(|all| all.get(name)).cloned().unwrap_or_default();
+            let taken = self.0.get(name).cloned().unwrap_or_default();
             let of_ids: u64 = taken.ids.values().map(|used| u64::from(*used)).sum();
             let gone = taken.ids.into_keys().filter(|id| !offer.ids.contains(id)).collect();
             (name.clone(), ResourceView { offer, used: taken.count + of_ids, gone })
