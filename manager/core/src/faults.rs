@@ -39,10 +39,6 @@ pub enum Fault {
     StopUsesRetry,
     /// What a task gets of named resources is not taken from its node.
     ClaimsNotBooked,
-    /// A restarted manager does not know what attempts have of named resources.
-    ClaimsForgotten,
-    /// Tasks of a node that is drained are not stopped at the deadline.
-    DeadlineIgnored,
     /// A job starts although jobs that it waits for have not ended.
     UpstreamIgnored,
     /// A job whose upstream job failed starts as after a success.

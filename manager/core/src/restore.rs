@@ -9,7 +9,6 @@ use podmesh_protocol::time::Now;
 
 use crate::access::Access;
 use crate::bonds::Bonds;
-use crate::faults::planted;
 use crate::jobs::Submissions;
 use crate::measures::{Counted, Measures};
 use crate::nodes::{Delivery, NodeIx, Nodes};
@@ -93,7 +92,7 @@ impl Core {
             };
             let heard = active.state != AttemptState::Assigned;
             let delivery = Delivery { since_ms: now.mono_ms, sent_ms: None, heard };
-            let claims = active.claims.as_deref().filter(|_| !planted!(self, ClaimsForgotten));
+            let claims = active.claims.as_deref();
             let (spec, node) = (&job.spec, self.nodes.get_mut(ix));
             node.take(attempt.task, spec, &spec.resources, claims, delivery);
         }

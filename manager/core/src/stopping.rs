@@ -11,7 +11,6 @@ use podmesh_protocol::session::StopReason;
 use podmesh_protocol::time::Now;
 
 use crate::Core;
-use crate::faults::planted;
 use crate::nodes::NodeIx;
 use crate::state::Stop;
 use crate::step::{Change, Step};
@@ -66,9 +65,6 @@ impl Core {
         };
         let tasks: Vec<TaskId> = node.attempts.keys().copied().collect();
         for task in tasks {
-            if planted!(self, DeadlineIgnored) {
-                break;
-            }
             if !self.has_room(out) {
                 return; // The timer stays due.
             }

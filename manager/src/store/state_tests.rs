@@ -420,7 +420,7 @@ fn the_core_a_follower_and_the_database_have_the_same_state() {
         for _ in 0..400 {
             let node = NODES[world.rng.usize(0..3)];
             match world.rng.u8(0..45) {
-                0..3 => world.submit(),
+                0..3 | 44 => world.submit(),
                 3 => world.workflow(),
                 35 => {
                     let job = JobId(world.rng.u64(0..30));

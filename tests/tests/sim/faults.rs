@@ -34,9 +34,7 @@ pub(crate) const WITHIN: u64 = 3_000;
 /// All faults.
 pub(crate) const ALL: &[Planted] = &[
     Planted::Manager(ManagerFault::StopUsesRetry),
-    Planted::Manager(ManagerFault::DeadlineIgnored),
     Planted::Manager(ManagerFault::ClaimsNotBooked),
-    Planted::Manager(ManagerFault::ClaimsForgotten),
     Planted::EarlySend,
     Planted::Manager(ManagerFault::AttemptsNotFenced),
     Planted::Manager(ManagerFault::SessionsNotFenced),

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use podmesh_manager_core::state::{self as core_state, EndedTask, Job, State, Stop, Upstream};
-use podmesh_manager_core::step::{Change, JobRow, NodeRow, Step};
+use podmesh_manager_core::step::{Change, JobRow, Step};
 use podmesh_protocol::event::EventFact;
 use podmesh_protocol::ids::{AttemptId, ClusterId, JobId, Name, Revision, SubmissionId, TaskId};
 use podmesh_protocol::place::{Claims, WHOLE};
@@ -13,10 +13,6 @@ use podmesh_protocol::report::{AttemptState, JobState, Outcome, OutcomeKind, Tas
 use podmesh_protocol::spec::{JobSpec, Resources};
 
 use crate::host::Node;
-
-/// How long after the deadline of a drain a manager may need to stop what still runs: it may be dead
-/// then.
-const DRAIN_SLACK_MS: u64 = 60_000;
 
 pub(crate) const CLUSTER: ClusterId = ClusterId(uuid::Uuid::from_u128(77));
 
@@ -33,8 +29,6 @@ pub(crate) struct Store {
     pub(crate) clock_jumped: bool,
     /// The updates of services that have not ended, with their revisions.
     pub(crate) updates: BTreeMap<Name, u32>,
-    /// When the nodes that are drained were told so, with the time until the deadline if there is one.
-    drains: BTreeMap<Name, (u64, Option<u64>)>,
 }
 
 #[derive(Clone, Debug)]
@@ -82,7 +76,6 @@ impl Store {
             tasks: BTreeMap::new(),
             clock_jumped: false,
             updates: BTreeMap::new(),
-            drains: BTreeMap::new(),
         }
     }
 
@@ -190,9 +183,9 @@ impl Store {
                     self.removed.insert(*job);
                 }
                 Change::JobRemoved(job) => panic!("unknown job {job} was removed"),
-                Change::NodeSaved(row) => self.note_drain(now, row),
                 Change::DependencyChanged { starts_wall_ms: None, .. }
                 | Change::TasksReleased { .. }
+                | Change::NodeSaved(_)
                 | Change::AgeSaved(_)
                 | Change::ReplicaChanged { .. }
                 | Change::ServiceSaved { .. }
@@ -231,35 +224,6 @@ impl Store {
         if step.changes.iter().any(|change| matches!(change, Change::AttemptInserted { .. })) {
             self.check_capacity();
             self.check_claims();
-        }
-        self.check_drains(now);
-    }
-
-    fn note_drain(&mut self, now: u64, row: &NodeRow) {
-        let before = self.state.nodes.get(&row.node).and_then(|row| row.drain.as_ref());
-        match &row.drain {
-            None => _ = self.drains.remove(&row.node),
-            Some(drain) if before == Some(drain) => {}
-            Some(drain) => {
-                self.drains.insert(row.node.clone(), (now, drain.spec.stops_after_ms()));
-            }
-        }
-    }
-
-    /// Checks that no task is on a node long after the deadline of its drain without being told to
-    /// stop.
-    fn check_drains(&self, now: u64) {
-        let due = self.drains.iter().filter(|(_, (since, after_ms))| {
-            after_ms.is_some_and(|after_ms| since + after_ms + DRAIN_SLACK_MS < now)
-        });
-        for (node, _) in due.filter(|_| !self.clock_jumped) {
-            let lasts = self.tasks.iter().filter_map(|(task, all)| Some((task, all.last()?)));
-            for (task, last) in lasts.filter(|(_, last)| last.node == *node) {
-                let stays = last.outcome.is_none()
-                    && last.stop.is_none()
-                    && self.state.jobs.get(&task.job).is_some_and(|job| !job.is_stopping());
-                assert!(!stays, "task {task} stays on {node} after the deadline of its drain");
-            }
         }
     }
 
