@@ -557,14 +557,16 @@ impl Cluster {
             let blocked = jobs.filter(|job| {
                 job.unmet().any(|(_, own)| matches!(own.progress, Progress::Blocked(_)))
             });
-            for job in blocked.map(|job| job.id).collect::<Vec<_>>() {
+            let blocked: Vec<JobId> = blocked.map(|job| job.id).collect();
+            for job in &blocked {
                 let step = self.world.cancel(job.0);
                 self.obey(&step, &mut held);
             }
             if self.world.model.ended() {
                 break;
             }
-            if held.iter().all(BTreeSet::is_empty) {
+            // A cancelled job may block others.
+            if blocked.is_empty() && held.iter().all(BTreeSet::is_empty) {
                 let next = self.world.core.next_wakeup().expect("a timer is set");
                 let step = self.world.pass(next - self.world.now.mono_ms);
                 self.obey(&step, &mut held);
