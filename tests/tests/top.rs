@@ -178,7 +178,7 @@ fn it_survives_a_restart_of_the_manager_and_gives_the_terminal_back_at_a_signal(
     top.press("D");
     top.shows("podmesh nodes drain a");
     top.press("y");
-    top.shows("a: draining");
+    top.shows("a: drained");
     mesh.ok(&["nodes", "uncordon", "a"]);
     top.shows("open");
 
