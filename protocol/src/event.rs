@@ -3,9 +3,9 @@
 use serde::{Deserialize, Serialize};
 
 use crate::access::{Role, TokenId};
-use crate::client::Scheduling;
 use crate::facts::facts;
 use crate::ids::{AttemptId, InstanceId, JobId, Name, Revision};
+use crate::node::Scheduling;
 use crate::report::{JobState, ShownOutcome};
 use crate::service::Health;
 use crate::spec::RuntimeKind;

@@ -1,11 +1,100 @@
-//! What an admin asks of a node, and what is shown of it.
+//! What an admin asks of a node, and what is shown of nodes.
+
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
-use crate::ids::{JobId, Name};
+use crate::ids::{Epoch, JobId, Name};
 use crate::limits::{DURATION_MS_MAX, MESSAGE_BYTES_MAX};
 use crate::place::Offer;
-use crate::spec::{SpecError, at_most, within};
+use crate::spec::{Resources, RuntimeKind, SpecError, at_most, within};
+use crate::word::MaybeKnown;
+
+/// Whether a node is available.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum NodeState {
+    /// It has a session, and its heartbeats arrive.
+    Alive,
+    /// Its session ended or its heartbeat is late, and its lease has not ended. It gets no new
+    /// work.
+    Suspect,
+    /// Its lease ended.
+    Lost,
+}
+
+/// What an admin lets a node get.
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,
+)]
+#[serde(rename_all = "snake_case")]
+pub enum Scheduling {
+    /// New work.
+    #[default]
+    Open,
+    /// No new work. What it has stays.
+    Cordoned,
+    /// No new work. Its replicas move to other nodes, and its tasks of jobs end by themselves or at
+    /// a deadline.
+    Draining,
+}
+
+impl Scheduling {
+    /// Returns whether the node may get new work.
+    pub fn is_open(&self) -> bool {
+        *self == Self::Open
+    }
+}
+
+/// A row of `nodes`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NodeView {
+    /// The node's name.
+    pub node: Name,
+    /// Whether it is available.
+    pub state: MaybeKnown<NodeState>,
+    /// The epoch of its current session.
+    pub epoch: Option<Epoch>,
+    /// The version of its agent's program, for display.
+    pub program_version: String,
+    /// All resources that it offers.
+    pub capacity: Resources,
+    /// The resources that are free.
+    pub free: Resources,
+    /// Its labels.
+    pub labels: BTreeMap<Name, String>,
+    /// Those of its labels that an admin has set. The others are its agent's.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub admin_labels: BTreeSet<Name>,
+    /// The runtimes that it can start.
+    pub runtimes: Vec<MaybeKnown<RuntimeKind>>,
+    /// The enabled runtimes that it cannot start at present, and why.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub withdrawn: BTreeMap<MaybeKnown<RuntimeKind>, String>,
+    /// Which limits of a job (`memory`, `cpus`) it does not enforce for commands, and why.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub unenforced: BTreeMap<String, String>,
+    /// The number of attempts that it has.
+    pub attempts: u32,
+    /// Milliseconds since it was last known to be alive, by the manager's monotonic clock. `None`
+    /// if not since the manager started.
+    pub seen_ms_ago: Option<u64>,
+    /// Whether it joined with a key; otherwise its agent is on the manager's machine.
+    #[serde(default)]
+    pub enrolled: bool,
+    /// What an admin lets it get.
+    #[serde(default, skip_serializing_if = "MaybeKnown::is_default")]
+    pub scheduling: MaybeKnown<Scheduling>,
+    /// Its named resources.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub resources: BTreeMap<Name, ResourceView>,
+    /// Its drain, if it is being drained.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub drain: Option<DrainView>,
+    /// The IP address at which other nodes reach the replicas on it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub address: Option<String>,
+}
 
 /// How a node is drained. The default waits for its tasks without an end.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]

@@ -1,7 +1,7 @@
 //! Where tasks may go beyond labels, cores and memory: named resources, preferences, spreading, nodes
 //! for themselves.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
@@ -9,7 +9,26 @@ use crate::ids::Name;
 use crate::limits::{
     LABELS_MAX, RESOURCE_ID_BYTES_MAX, RESOURCE_IDS_MAX, RESOURCE_MILLIS_MAX, RESOURCES_MAX,
 };
+use crate::service::variable;
 use crate::spec::{SpecError, at_most, validate_label_value, within};
+
+/// Variables that tasks have besides those of named resources, without `PODMESH_`.
+const TAKEN: [&str; 12] = [
+    "AGENT",
+    "ATTEMPT",
+    "JOB",
+    "JOB_NAME",
+    "NODE",
+    "REPLICA",
+    "REVISION",
+    "SCHEDULE",
+    "SCHEDULE_TIME",
+    "SERVICE",
+    "TASK",
+    "TASK_INDEX",
+];
+/// What others of them begin with.
+const TAKEN_PREFIXES: [&str; 2] = ["PORT_", "SERVICE_"];
 
 /// Thousandths of one.
 pub const WHOLE: u32 = 1_000;
@@ -44,15 +63,44 @@ impl Offer {
     }
 }
 
+/// Returns the name of the environment variable that says what a task has of a named resource:
+/// `PODMESH_GPU` for `gpu`. The ids are in `PODMESH_GPU_IDS`.
+pub fn resource_variable(name: &Name) -> String {
+    variable("PODMESH_", name)
+}
+
+/// Checks that the variables of named resources are different, and no others of a task.
+fn check_variables<'a>(
+    field: &'static str,
+    names: impl Iterator<Item = &'a Name>,
+) -> Result<(), SpecError> {
+    let mut all = BTreeSet::new();
+    for name in names {
+        let word = variable("", name);
+        let wrong = |why: String| Err(SpecError::Text { field, why });
+        if TAKEN.contains(&&*word) || TAKEN_PREFIXES.iter().any(|begin| word.starts_with(begin)) {
+            return wrong(format!(
+                "`{name}` cannot be the name of a resource: PODMESH_{word} has another meaning"
+            ));
+        }
+        let ids = format!("{word}_IDS");
+        if !all.insert(word) || !all.insert(ids) {
+            return wrong(format!("`{name}` and another name have the same variables"));
+        }
+    }
+    Ok(())
+}
+
 /// Checks what a node offers.
 ///
 /// # Errors
-/// If there is too much of it, or an id is empty, too long, named twice, or has a comma or a control
-/// character.
+/// If there is too much of it; if a name would give a task a variable that has another meaning; if an id
+/// is empty, too long, named twice, or has a comma or a control character.
 pub fn validate_offers(offers: &BTreeMap<Name, Offer>) -> Result<(), SpecError> {
     let field = "resources";
     let wrong = |why: String| Err(SpecError::Text { field, why });
     at_most(field, offers.len(), "names", RESOURCES_MAX, "RESOURCES_MAX")?;
+    check_variables(field, offers.keys())?;
     for (name, offer) in offers {
         let most = i128::from(RESOURCE_MILLIS_MAX / WHOLE);
         within(field, offer.count, 0..=most, Some("RESOURCE_MILLIS_MAX"))?;
@@ -114,6 +162,7 @@ impl PlaceRules {
     pub fn validate(&self) -> Result<(), SpecError> {
         let field = "resource";
         at_most(field, self.resources.len(), "names", RESOURCES_MAX, "RESOURCES_MAX")?;
+        check_variables(field, self.resources.keys())?;
         for (name, millis) in &self.resources {
             if ["cpu", "cpus", "memory"].contains(&name.as_str()) {
                 let why = format!("`{name}` is no named resource; use --cpus or --memory");
@@ -150,3 +199,32 @@ impl Claim {
 
 /// What an attempt has of named resources.
 pub type Claims = BTreeMap<Name, Claim>;
+
+#[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "tests")]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_of_resources_are_names_of_variables_that_are_free() {
+        let offers = |names: &[&str]| {
+            let offer = |name: &&str| (name.parse().unwrap(), Offer { count: 1, ids: vec![] });
+            validate_offers(&names.iter().map(offer).collect()).map_err(|why| why.to_string())
+        };
+        assert_eq!(offers(&["gpu", "license", "node-slots"]), Ok(()));
+        for (names, says) in [
+            (&["job"][..], "PODMESH_JOB has"),
+            (&["task-index"], "PODMESH_TASK_INDEX has"),
+            (&["agent"], "PODMESH_AGENT has"),
+            (&["service-web"], "PODMESH_SERVICE_WEB has"),
+            (&["a-b", "a.b"], "same variables"),
+            (&["gpu", "gpu-ids"], "same variables"),
+        ] {
+            let why = offers(names).unwrap_err();
+            assert!(why.contains(says), "{names:?}: {why}");
+            let resources = names.iter().map(|name| (name.parse().unwrap(), 1_000)).collect();
+            let rules = PlaceRules { resources, ..PlaceRules::default() };
+            assert!(rules.validate().unwrap_err().to_string().contains(says), "{names:?}");
+        }
+    }
+}

@@ -319,7 +319,7 @@ pub fn service_variable(service: &Name) -> String {
     variable("PODMESH_SERVICE_", service)
 }
 
-fn variable(prefix: &str, name: &Name) -> String {
+pub(crate) fn variable(prefix: &str, name: &Name) -> String {
     let word = name
         .as_str()
         .chars()

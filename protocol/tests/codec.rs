@@ -3,12 +3,12 @@
 
 use std::collections::BTreeMap;
 
-use podmesh_protocol::client::{LogSlice, Reply, ReplyBody, Request, RequestBody, Scheduling};
+use podmesh_protocol::client::{LogSlice, Reply, ReplyBody, Request, RequestBody};
 use podmesh_protocol::codec::{DecodeError, EncodeError, decode, encode};
 use podmesh_protocol::event::{EventChunk, EventFact, Published};
 use podmesh_protocol::ids::{AttemptId, Epoch, InstanceId, JobId, Name, Revision};
 use podmesh_protocol::limits::FRAME_BYTES_MAX;
-use podmesh_protocol::node::DrainSpec;
+use podmesh_protocol::node::{DrainSpec, Scheduling};
 use podmesh_protocol::report::{Outcome, OutcomeKind, Report, ReportFact};
 use podmesh_protocol::service::*;
 use podmesh_protocol::session::{Hello, StopReason, ToManager, ToPeer};

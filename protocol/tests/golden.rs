@@ -6,8 +6,8 @@ use std::collections::BTreeMap;
 
 use podmesh_protocol::access::{Caller, PublicKey, Role, TokenId};
 use podmesh_protocol::client::{
-    JobDetail, JobView, LogPosition, LogRead, LogSlice, LogStream, NodeState, NodeView,
-    PrincipalKind, Reply, ReplyBody, Request, RequestBody, Scheduling,
+    JobDetail, JobView, LogPosition, LogRead, LogSlice, LogStream, PrincipalKind, Reply, ReplyBody,
+    Request, RequestBody,
 };
 use podmesh_protocol::codec::{decode, encode};
 use podmesh_protocol::error::{ErrorCode, ErrorReply};
@@ -15,6 +15,7 @@ use podmesh_protocol::event::{EventChunk, EventFact, Published};
 use podmesh_protocol::ids::{
     AgentId, AttemptId, ClusterId, Epoch, InstanceId, JobId, Name, Revision, SubmissionId, TaskId,
 };
+use podmesh_protocol::node::{NodeState, NodeView, Scheduling};
 use podmesh_protocol::report::{
     AttemptState, JobState, Outcome, OutcomeKind, Report, ReportFact, TaskCounts,
 };

@@ -5,11 +5,12 @@ use std::collections::BTreeMap;
 
 use podmesh_protocol::access::{PublicKey, TokenId};
 use podmesh_protocol::client::{
-    AttemptView, JobView, NodeView, Reply, ReplyBody, TaskDetail, TokenView, UserView,
+    AttemptView, JobView, Reply, ReplyBody, TaskDetail, TokenView, UserView,
 };
 use podmesh_protocol::codec::{decode, encode};
 use podmesh_protocol::event::{EventChunk, EventFact};
 use podmesh_protocol::ids::{AttemptId, JobId, Name, Revision, TaskId};
+use podmesh_protocol::node::NodeView;
 use podmesh_protocol::report::{Outcome, ShownOutcome, TaskCounts};
 use podmesh_protocol::service::{
     ReplicaView, ServiceDetail, ServiceReply, ServiceRevision, ServiceSpec, ServiceView,

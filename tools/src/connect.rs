@@ -9,13 +9,13 @@ use std::time::{Duration, Instant};
 
 use podmesh_protocol::again::{FailedTasks, RequeueRequest, Requeued};
 use podmesh_protocol::client::{
-    Info, JobDetail, JobView, LogRead, LogSlice, NodeView, ReplyBody, RequestBody, TaskDetail,
-    TaskView,
+    Info, JobDetail, JobView, LogRead, LogSlice, ReplyBody, RequestBody, TaskDetail, TaskView,
 };
 use podmesh_protocol::error::{ErrorCode, ErrorReply};
 use podmesh_protocol::event::EventChunk;
 use podmesh_protocol::ids::{JobId, Name, Revision, SubmissionId, TaskId};
 use podmesh_protocol::limits::PAGE_ROWS_MAX;
+use podmesh_protocol::node::NodeView;
 use podmesh_protocol::report::{AttemptState, JobState, TaskState};
 use podmesh_protocol::spec::JobSpec;
 use podmesh_protocol::word::MaybeKnown;

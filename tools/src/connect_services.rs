@@ -3,11 +3,11 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use podmesh_protocol::client::{ReplyBody, RequestBody, Scheduling};
+use podmesh_protocol::client::{ReplyBody, RequestBody};
 use podmesh_protocol::error::ErrorCode;
 use podmesh_protocol::ids::{Name, Revision};
 use podmesh_protocol::limits::PAGE_ROWS_MAX;
-use podmesh_protocol::node::DrainSpec;
+use podmesh_protocol::node::{DrainSpec, Scheduling};
 use podmesh_protocol::service::{
     ServiceDetail, ServicePlan, ServiceReply, ServiceRequest, ServiceRevision, ServiceSpec,
     ServiceView,

@@ -8,8 +8,8 @@
 use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::vec::Vec;
 
-use podmesh_protocol::client::{NodeState, Scheduling};
 use podmesh_protocol::ids::{JobId, Name};
+use podmesh_protocol::node::{NodeState, Scheduling};
 use podmesh_protocol::service::{Project, ServiceSpec};
 use podmesh_protocol::spec::JobSpec;
 use podmesh_protocol::wait::Bond;

@@ -3,9 +3,9 @@
 use alloc::vec::Vec;
 
 use podmesh_calendar::Zone;
-use podmesh_protocol::client::{NodeState, Scheduling};
 use podmesh_protocol::ids::JobId;
 use podmesh_protocol::limits::ATTEMPTS_PER_NODE_MAX;
+use podmesh_protocol::node::{NodeState, Scheduling};
 use podmesh_protocol::place::Offer;
 use podmesh_protocol::time::Now;
 use podmesh_protocol::wait::{FreestNode, WaitReason};

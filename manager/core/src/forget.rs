@@ -5,10 +5,10 @@ use alloc::string::String;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 
-use podmesh_protocol::client::NodeState;
 use podmesh_protocol::error::{ErrorCode, ErrorReply};
 use podmesh_protocol::event::EventFact;
 use podmesh_protocol::ids::{Name, TaskId};
+use podmesh_protocol::node::NodeState;
 use podmesh_protocol::report::{Outcome, OutcomeKind};
 use podmesh_protocol::time::Now;
 

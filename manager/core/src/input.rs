@@ -7,9 +7,9 @@ use alloc::sync::Arc;
 use alloc::vec::Vec;
 
 use podmesh_protocol::access::{Caller, PublicKey, Role, TokenId};
-use podmesh_protocol::client::{PrincipalKind, Scheduling};
+use podmesh_protocol::client::PrincipalKind;
 use podmesh_protocol::ids::{Epoch, JobId, Name, SubmissionId};
-use podmesh_protocol::node::DrainSpec;
+use podmesh_protocol::node::{DrainSpec, Scheduling};
 use podmesh_protocol::report::{JobState, Report};
 use podmesh_protocol::schedule::ScheduleSpec;
 use podmesh_protocol::service::ServiceSpec;

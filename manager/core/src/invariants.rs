@@ -2,9 +2,9 @@
 
 use alloc::collections::{BTreeMap, BTreeSet};
 
-use podmesh_protocol::client::{NodeState, Scheduling};
 use podmesh_protocol::ids::TaskId;
 use podmesh_protocol::limits::ATTEMPTS_PER_NODE_MAX;
+use podmesh_protocol::node::{NodeState, Scheduling};
 use podmesh_protocol::report::{AttemptState, JobState};
 use podmesh_protocol::spec::OnLost;
 use podmesh_protocol::time::Millis;

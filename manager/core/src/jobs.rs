@@ -6,7 +6,6 @@ use alloc::format;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 
-use podmesh_protocol::client::NodeState;
 use podmesh_protocol::error::{ErrorCode, ErrorReply};
 use podmesh_protocol::event::EventFact;
 use podmesh_protocol::ids::{AttemptId, Epoch, JobId, Name, SubmissionId, TaskId};
@@ -14,6 +13,7 @@ use podmesh_protocol::limits::{
     BATCH_ROWS_MAX, JOBS_ACTIVE_MAX, NOT_STARTED_BACKOFF_MS, NOT_STARTED_BACKOFF_MS_MAX,
     RETRIES_MAX,
 };
+use podmesh_protocol::node::NodeState;
 use podmesh_protocol::report::{AttemptState, JobState, Outcome, OutcomeKind};
 use podmesh_protocol::session::{StopReason, ToPeer};
 use podmesh_protocol::spec::{JobSpec, OnLost};

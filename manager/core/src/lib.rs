@@ -80,11 +80,11 @@ use alloc::collections::{BTreeMap, BTreeSet, VecDeque};
 use alloc::string::String;
 use alloc::vec::Vec;
 
-use podmesh_protocol::client::NodeView;
 use podmesh_protocol::error::ErrorReply;
 use podmesh_protocol::event::EventFact;
 use podmesh_protocol::ids::{AttemptId, JobId, Name};
 use podmesh_protocol::limits::{BATCH_ROWS_MAX, EVENTS_PER_CHUNK_MAX};
+use podmesh_protocol::node::NodeView;
 use podmesh_protocol::place::Claims;
 use podmesh_protocol::session::ToPeer;
 use podmesh_protocol::time::{Millis, Now};

@@ -6,12 +6,11 @@ use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::ops::Bound;
 
-use podmesh_protocol::client::{NodeState, NodeView, Scheduling};
 use podmesh_protocol::ids::{AgentId, AttemptId, Epoch, JobId, Name, TaskId};
 use podmesh_protocol::limits::{
     ATTEMPTS_PER_NODE_MAX, DRAIN_JOBS_SHOWN, FRAME_BYTES_MAX, PAGE_ROWS_MAX,
 };
-use podmesh_protocol::node::{DrainView, ResourceView};
+use podmesh_protocol::node::{DrainView, NodeState, NodeView, ResourceView, Scheduling};
 use podmesh_protocol::place::{Claims, PlaceRules};
 use podmesh_protocol::report::Outcome;
 use podmesh_protocol::session::StopReason;

@@ -2,10 +2,10 @@
 
 use alloc::string::String;
 use alloc::vec::Vec;
-use podmesh_protocol::client::Scheduling;
 use podmesh_protocol::event::EventFact;
 use podmesh_protocol::ids::{AttemptId, Epoch, TaskId};
 use podmesh_protocol::limits::MESSAGE_BYTES_MAX;
+use podmesh_protocol::node::Scheduling;
 use podmesh_protocol::report::{AttemptState, Outcome, OutcomeKind, Report, ReportFact};
 use podmesh_protocol::session::ToPeer;
 use podmesh_protocol::time::Now;

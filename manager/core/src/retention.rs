@@ -5,9 +5,10 @@
 //! makes sure that no active job is removed, and none that another one waits for.
 
 use alloc::vec::Vec;
-use podmesh_protocol::client::{NodeState, PrincipalKind};
+use podmesh_protocol::client::PrincipalKind;
 use podmesh_protocol::event::EventFact;
 use podmesh_protocol::ids::{JobId, Name};
+use podmesh_protocol::node::NodeState;
 
 use crate::Core;
 use crate::faults::planted;

@@ -6,12 +6,11 @@ use alloc::string::String;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 
-use podmesh_protocol::client::Scheduling;
 use podmesh_protocol::error::{ErrorCode, ErrorReply};
 use podmesh_protocol::event::EventFact;
 use podmesh_protocol::ids::Name;
 use podmesh_protocol::limits::LABELS_MAX;
-use podmesh_protocol::node::DrainSpec;
+use podmesh_protocol::node::{DrainSpec, Scheduling};
 use podmesh_protocol::time::Now;
 
 use crate::Core;
@@ -36,33 +35,30 @@ impl Core {
         let mut notes = Vec::new();
         // A drain without a word leaves the one that there is.
         let repeats = before == scheduling && spec.is_default();
-        let has_changed = before != scheduling || !spec.is_default();
-        let mut drain = was.clone();
-        if scheduling != Scheduling::Draining {
-            drain = None;
-        } else if !repeats {
-            if let Some(was) = &was {
-                notes.push(format!(
+        if let Some(was) = was.filter(|_| scheduling == Scheduling::Draining) {
+            notes.push(match repeats {
+                true => format!("{name} is being drained already, as {} asked", was.by),
+                false => format!(
                     "{name} was being drained already, as {} asked: the deadline, --requeue and the reason of this request are valid from now on; what was told to stop before stops",
                     was.by
-                ));
-            }
-            drain = Some(Arc::new(Drain { by: by.clone(), since_wall_ms: now.wall_ms, spec }));
-        } else if let Some(was) = &was {
-            notes.push(format!("{name} is being drained already, as {} asked", was.by));
+                ),
+            });
         }
         let others = self.nodes.iter().any(|(other, node)| other != ix && node.is_open());
         if scheduling != Scheduling::Open && !others {
             notes.push("no other node takes new work: what is submitted waits".into());
         }
-        if has_changed {
+        if !repeats {
+            let drains = scheduling == Scheduling::Draining;
+            let drain = Drain { by: by.clone(), since_wall_ms: now.wall_ms, spec };
+            let drain = drains.then(|| Arc::new(drain));
             let row = NodeRow { scheduling, drain, ..NodeRow::clone(row) };
             self.save_node(ix, row, out);
             self.set_drain_timer(now, ix);
-            let (node, is_new) = (name.clone(), before != scheduling);
+            let node = name.clone();
             out.events.push(EventFact::NodeScheduled { node, scheduling: scheduling.into(), by });
             let is_empty = self.nodes.get(ix).attempts.is_empty();
-            if is_new && is_empty && scheduling == Scheduling::Draining {
+            if drains && is_empty && before != scheduling {
                 out.events.push(EventFact::NodeDrained { node: name.clone() });
             }
             self.queue.node_changed(ix, &self.nodes);

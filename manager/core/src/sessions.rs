@@ -9,13 +9,13 @@ use alloc::sync::Arc;
 use alloc::vec::Vec;
 
 use podmesh_protocol::access::Caller;
-use podmesh_protocol::client::{NodeState, Scheduling};
 use podmesh_protocol::error::{ErrorCode, ErrorReply};
 use podmesh_protocol::event::EventFact;
 use podmesh_protocol::ids::{AttemptId, Epoch, Name};
 use podmesh_protocol::limits::{
     ATTEMPTS_PER_NODE_MAX, LABELS_MAX, MESSAGE_BYTES_MAX, NAME_BYTES_MAX, NODES_MAX,
 };
+use podmesh_protocol::node::{NodeState, Scheduling};
 use podmesh_protocol::place::validate_offers;
 use podmesh_protocol::report::{AttemptState, Outcome, OutcomeKind};
 use podmesh_protocol::session::{Hello, StopReason, ToPeer, Welcome};

@@ -7,13 +7,12 @@ use alloc::sync::Arc;
 use alloc::vec::Vec;
 
 use podmesh_protocol::access::{PublicKey, Role, TokenId};
-use podmesh_protocol::client::Scheduling;
 use podmesh_protocol::error::ErrorReply;
 use podmesh_protocol::event::EventFact;
 use podmesh_protocol::ids::{
     AgentId, AttemptId, Epoch, InstanceId, JobId, Name, Revision, SubmissionId,
 };
-use podmesh_protocol::node::DrainSpec;
+use podmesh_protocol::node::{DrainSpec, Scheduling};
 use podmesh_protocol::place::{Claims, Offer};
 use podmesh_protocol::report::{AttemptState, JobState, Outcome, TaskCounts};
 use podmesh_protocol::schedule::RunResult;

@@ -19,7 +19,7 @@ use podmesh_protocol::workflow::Condition;
 use crate::faults::planted;
 use crate::input::{Command, Input, Ticket, UpstreamFact};
 use crate::jobs::Dispatch;
-use crate::state::{IndexSet, Job, Progress};
+use crate::state::{Dependency, IndexSet, Job, Progress};
 use crate::step::{Answer, Change, Step};
 use crate::{Core, answer};
 
@@ -194,11 +194,8 @@ impl Core {
         }
         let jobs: Vec<JobId> = self.dependents.of(upstream).collect();
         for id in jobs {
-            let waits = |job: &Job| {
-                let dependency = job.upstream.as_ref()?.dependencies.get(&upstream)?;
-                dependency.holds_tasks().then_some(())
-            };
-            if self.state.jobs.get(&id).and_then(waits).is_none() {
+            let own = self.state.jobs.get(&id).and_then(|job| job.dependency(upstream));
+            if !own.is_some_and(Dependency::holds_tasks) {
                 continue;
             }
             self.state.record(out, Change::TasksReleased { job: id, upstream, tasks });
@@ -243,10 +240,8 @@ impl Core {
                 let Some(job) = self.state.jobs.get(&id).filter(|job| !job.is_over()) else {
                     continue;
                 };
-                let own = job.upstream.as_ref().and_then(|own| own.dependencies.get(&upstream));
-                let Some(dependency) = own.filter(|dependency| !dependency.is_met()) else {
-                    continue;
-                };
+                let unmet = job.dependency(upstream).filter(|own| !own.is_met());
+                let Some(dependency) = unmet else { continue };
                 let mut progress = Progress::after(dependency.when, end);
                 if planted!(self, FailureIsSuccess) {
                     progress = Progress::Met;
@@ -276,8 +271,7 @@ impl Core {
         }
         let Some(job) = self.state.jobs.get(&id) else { return };
         let Some(dispatch) = self.dispatch.get_mut(&id) else { return };
-        let own = job.upstream.as_ref().and_then(|own| own.dependencies.get(&upstream));
-        if own.is_some_and(|dependency| dependency.when == Condition::Each) {
+        if job.dependency(upstream).is_some_and(|own| own.when == Condition::Each) {
             dispatch.refresh_upstream(job);
         } else {
             dispatch.unmet -= 1;
@@ -299,9 +293,8 @@ impl Core {
         }
         let jobs: Vec<JobId> = self.dependents.of(upstream).collect();
         for job in jobs {
-            let own = self.state.jobs.get(&job).and_then(|job| job.upstream.as_ref());
-            let dependency = own.and_then(|own| own.dependencies.get(&upstream));
-            if dependency.is_some_and(|own| matches!(own.progress, Progress::Blocked(_))) {
+            let own = self.state.jobs.get(&job).and_then(|job| job.dependency(upstream));
+            if own.is_some_and(|own| matches!(own.progress, Progress::Blocked(_))) {
                 let (progress, starts_wall_ms) = (Progress::Waiting, None);
                 let change = Change::DependencyChanged { job, upstream, progress, starts_wall_ms };
                 self.state.record(out, change);
@@ -313,9 +306,8 @@ impl Core {
     /// Returns whether a job waits for another one, which may have ended in another way than asked.
     pub(crate) fn is_awaited(&self, upstream: JobId) -> bool {
         self.dependents.of(upstream).any(|id| {
-            let own = self.state.jobs.get(&id).and_then(|job| job.upstream.as_ref());
-            let dependency = own.and_then(|own| own.dependencies.get(&upstream));
-            dependency.is_some_and(|dependency| !dependency.is_met())
+            let own = self.state.jobs.get(&id).and_then(|job| job.dependency(upstream));
+            own.is_some_and(|own| !own.is_met())
         })
     }
 

@@ -93,7 +93,7 @@ fn acceptor(chain: &Path, key: &Path) -> Result<TlsAcceptor, HttpError> {
 
 #[cfg(test)]
 #[expect(clippy::unwrap_used, reason = "tests")]
-mod tests {
+pub(crate) mod tests {
     use rcgen::{CertifiedKey, KeyPair, generate_simple_self_signed};
     use rustls::pki_types::ServerName;
     use rustls::{ClientConfig, RootCertStore};
@@ -101,8 +101,8 @@ mod tests {
 
     use super::*;
 
-    /// Returns whether a client that trusts this certificate alone can connect.
-    async fn shows(certificate: &Certificate, made: &CertifiedKey<KeyPair>) -> bool {
+    /// Returns a client that trusts this certificate alone.
+    pub(crate) fn client_of(made: &CertifiedKey<KeyPair>) -> TlsConnector {
         let mut roots = RootCertStore::empty();
         roots.add(made.cert.der().clone()).unwrap();
         let provider = Arc::new(rustls::crypto::ring::default_provider());
@@ -111,11 +111,15 @@ mod tests {
             .unwrap()
             .with_root_certificates(roots)
             .with_no_client_auth();
+        TlsConnector::from(Arc::new(client))
+    }
+
+    /// Returns whether a client that trusts this certificate alone can connect.
+    async fn shows(certificate: &Certificate, made: &CertifiedKey<KeyPair>) -> bool {
         let (near, far) = tokio::io::duplex(1 << 16);
         let name = ServerName::try_from("localhost").unwrap();
-        let connector = TlsConnector::from(Arc::new(client));
         let (client, _) =
-            tokio::join!(connector.connect(name, near), certificate.acceptor().accept(far));
+            tokio::join!(client_of(made).connect(name, near), certificate.acceptor().accept(far));
         client.is_ok()
     }
 

@@ -104,6 +104,12 @@ async fn find_tasks(
     else {
         return Err(Problem::unexpected());
     };
+    let all = detail.view.counts.total();
+    if all > u64::from(PAGE_ROWS_MAX) {
+        return Err(Problem::bad_request(format!(
+            "job {job} has {all} tasks, and the output of at most {PAGE_ROWS_MAX} comes as one stream: GET /api/v1/jobs/{job}/tasks/INDEX/log has that of one task"
+        )));
+    }
     let request = RequestBody::Tasks { job, from: 0, state: None, limit: PAGE_ROWS_MAX };
     let ReplyBody::Tasks { tasks, .. } = session.ask(request).await? else {
         return Err(Problem::unexpected());

@@ -1,10 +1,10 @@
 //! Nodes.
 
 use axum::response::Response;
-use podmesh_protocol::client::{PrincipalKind, ReplyBody, RequestBody, Scheduling};
+use podmesh_protocol::client::{PrincipalKind, ReplyBody, RequestBody};
 use podmesh_protocol::ids::Name;
 use podmesh_protocol::limits::PAGE_ROWS_MAX;
-use podmesh_protocol::node::DrainSpec;
+use podmesh_protocol::node::{DrainSpec, Scheduling};
 use podmesh_views::http::ForgottenNode;
 use podmesh_views::json::{NodeRow, NodesOutput};
 use podmesh_views::node::{DrainInput, LabelledNode, LabelsInput, ScheduledNode};

@@ -311,7 +311,7 @@ fn job_routes() -> Vec<Route> {
         merged_log(on_get(
             "/jobs/{job}/log",
             "read_job_log",
-            "The output of the last attempts of a job's tasks (at most the first 1000), merged line by line.",
+            "The output of the last attempts of a job's tasks, merged line by line. Only of jobs with at most 1000 tasks.",
             merged::of_job,
         )),
     ]

@@ -301,11 +301,10 @@ pub(crate) mod tests {
     use podmesh_protocol::event::EventChunk;
     use podmesh_protocol::ids::Revision;
     use rustls::pki_types::ServerName;
-    use rustls::{ClientConfig, RootCertStore};
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
-    use tokio_rustls::TlsConnector;
 
     use super::*;
+    use crate::certificate::tests::client_of;
     use crate::door::Asker;
 
     /// A door that lets nobody in, and notes who knocked.
@@ -352,18 +351,9 @@ pub(crate) mod tests {
         let (stop, stopping) = watch::channel(false);
         let running = tokio::spawn(server.run(Arc::<Closed>::clone(&door), stopping));
 
-        let mut roots = RootCertStore::empty();
-        roots.add(made.cert.der().clone()).unwrap();
-        let provider = Arc::new(rustls::crypto::ring::default_provider());
-        let client = ClientConfig::builder_with_provider(provider)
-            .with_safe_default_protocol_versions()
-            .unwrap()
-            .with_root_certificates(roots)
-            .with_no_client_auth();
         let connect = || tokio::net::TcpStream::connect(("127.0.0.1", port));
         let name = ServerName::try_from("localhost").unwrap();
-        let connector = TlsConnector::from(Arc::new(client));
-        let mut secure = connector.connect(name, connect().await.unwrap()).await.unwrap();
+        let mut secure = client_of(&made).connect(name, connect().await.unwrap()).await.unwrap();
         let ask = "GET /api/v1/me HTTP/1.1\r\nHost: localhost\r\nOrigin: https://localhost\r\nAuthorization: Bearer abc\r\nConnection: close\r\n\r\n";
         secure.write_all(ask.as_bytes()).await.unwrap();
         let mut answer = Vec::new();

@@ -105,8 +105,12 @@ impl Api {
         }
     }
 
-    /// Cancels what is downstream of a job, and then the job.
+    /// Cancels what is downstream of a job, and then the job. Continues if the client leaves.
     pub(super) async fn cancel_downstream(self, job: JobId) -> Result<ReplyBody, ErrorReply> {
+        tokio::spawn(self.cancel_all(job)).await.map_err(|_| stopping())?
+    }
+
+    async fn cancel_all(self, job: JobId) -> Result<ReplyBody, ErrorReply> {
         let room = self.0.core.room().await;
         let command = Command::CancelDownstream { job, done: 0 };
         let Answer::DownstreamCancelled { jobs } =

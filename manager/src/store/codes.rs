@@ -2,7 +2,7 @@
 
 use podmesh_manager_core::state::{Closed, Stop};
 use podmesh_protocol::access::Role;
-use podmesh_protocol::client::Scheduling;
+use podmesh_protocol::node::Scheduling;
 use podmesh_protocol::report::{AttemptState, JobState, OutcomeKind, TaskState};
 use podmesh_protocol::schedule::RunResult;
 use podmesh_protocol::service::RevisionState;

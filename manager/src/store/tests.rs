@@ -8,13 +8,13 @@ use podmesh_manager_core::input::{ConnectionId, Ticket};
 use podmesh_manager_core::state::{Closed, Losses, State};
 use podmesh_manager_core::step::{Answer, Change, Effect, JobRow, KeyRow, NodeRow, Step, TokenRow};
 use podmesh_protocol::access::{PublicKey, Role, TokenId};
-use podmesh_protocol::client::Scheduling;
 use podmesh_protocol::client::{ReplyBody, TokenState};
 use podmesh_protocol::event::EventFact;
 use podmesh_protocol::ids::{
     AgentId, AttemptId, Epoch, InstanceId, JobId, Name, Revision, SubmissionId, TaskId,
 };
 use podmesh_protocol::limits::{EVENTS_KEPT, EVENTS_PER_CHUNK_MAX, FRAME_BYTES_MAX};
+use podmesh_protocol::node::Scheduling;
 use podmesh_protocol::report::{
     AttemptState, JobState, Outcome, OutcomeKind, TaskCounts, TaskState,
 };

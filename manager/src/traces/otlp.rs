@@ -15,6 +15,8 @@ use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::TokioExecutor;
 use podmesh_protocol::ids::ClusterId;
+use podmesh_wire::backoff::reconnect_delays;
+use podmesh_wire::chain;
 use serde_json::{Value as Json, json};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep, timeout};
@@ -28,8 +30,6 @@ const PATH: &str = "/v1/traces";
 const ANSWER_LIMIT: Duration = Duration::from_secs(10);
 /// How long the same spans are sent again and again.
 const RETRY_LIMIT: Duration = Duration::from_secs(60);
-/// The longest pause between two attempts.
-const PAUSE_MAX: Duration = Duration::from_secs(5);
 /// OTLP's `SPAN_KIND_INTERNAL`.
 const KIND_INTERNAL: u8 = 1;
 /// OTLP's `STATUS_CODE_ERROR`.
@@ -124,17 +124,18 @@ impl Sender {
     /// Sends spans, again and again if the collector cannot take them now.
     async fn send(&self, spans: &[Span]) -> Result<(), String> {
         let body = Bytes::from(document(self.cluster, spans).to_string());
-        let (since, mut pause) = (Instant::now(), Duration::from_millis(100));
+        let since = Instant::now();
+        let mut delays = reconnect_delays();
         loop {
-            match self.post(body.clone()).await {
+            let why = match self.post(body.clone()).await {
                 Ok(()) => return Ok(()),
                 Err(Refusal::Never(why)) => return Err(why),
-                Err(Refusal::Later(why)) if since.elapsed() + pause > RETRY_LIMIT => {
-                    return Err(why);
-                }
-                Err(Refusal::Later(_)) => sleep(pause).await,
+                Err(Refusal::Later(why)) => why,
+            };
+            match delays.next() {
+                Some(delay) if since.elapsed() + delay <= RETRY_LIMIT => sleep(delay).await,
+                _ => return Err(why),
             }
-            pause = (pause * 2).min(PAUSE_MAX);
         }
     }
 
@@ -145,7 +146,7 @@ impl Sender {
             .map_err(|error| Refusal::Never(error.to_string()))?;
         let reply = match timeout(ANSWER_LIMIT, self.client.request(request)).await {
             Ok(Ok(reply)) => reply,
-            Ok(Err(error)) => return Err(Refusal::Later(reason(&error))),
+            Ok(Err(error)) => return Err(Refusal::Later(chain(&error))),
             Err(_) => return Err(Refusal::Later("it does not answer".into())),
         };
         match reply.status() {
@@ -157,17 +158,6 @@ impl Sender {
             status => Err(Refusal::Never(format!("it answers {status}"))),
         }
     }
-}
-
-/// Returns an error with its causes.
-fn reason(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text = format!("{text}: {error}");
-        cause = error.source();
-    }
-    text
 }
 
 /// Returns the request that exports spans.

@@ -7,7 +7,7 @@ use alloc::sync::Arc;
 use alloc::vec::Vec;
 
 use podmesh_protocol::ids::Name;
-use podmesh_protocol::place::{Claims, Offer, WHOLE};
+use podmesh_protocol::place::{Claims, Offer, WHOLE, resource_variable};
 
 use crate::step::JobContext;
 
@@ -30,7 +30,7 @@ pub(crate) fn with_claims(
     let mut context = context.clone();
     let env = &mut context.run.env;
     for (name, claim) in &claims {
-        let variable = variable(name);
+        let variable = resource_variable(name);
         if claim.ids.is_empty() {
             env.insert(variable, (claim.millis / WHOLE).to_string());
             continue;
@@ -52,10 +52,4 @@ pub(crate) fn with_claims(
     }
     context.claims = claims;
     Ok(Arc::new(context))
-}
-
-/// Returns `PODMESH_GPU` for `gpu`.
-fn variable(name: &Name) -> String {
-    let plain = |c: char| if c.is_ascii_alphanumeric() { c.to_ascii_uppercase() } else { '_' };
-    "PODMESH_".chars().chain(name.as_str().chars().map(plain)).collect()
 }

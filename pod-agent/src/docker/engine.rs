@@ -15,10 +15,11 @@ use bollard::query_parameters as query;
 use bollard::{ClientVersion, Docker};
 use bytes::Bytes;
 use futures_util::{Stream, StreamExt as _};
+use podmesh_wire::chain;
 use tokio::sync::Semaphore;
 use tokio::time::timeout;
 
-use super::error::{CallError, DockerError, chain};
+use super::error::{CallError, DockerError};
 
 /// Deadline for the first answer of an engine.
 const CONNECT_DEADLINE: Duration = Duration::from_secs(10);

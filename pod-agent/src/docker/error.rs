@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use bollard::errors::Error as Bollard;
+use podmesh_wire::chain;
 
 /// Why the Docker runtime cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -84,20 +85,6 @@ impl From<Bollard> for CallError {
             other => Self::NoAnswer(chain(&other)),
         }
     }
-}
-
-/// Formats an error with all its causes. The outermost alone say little ("client error").
-pub(super) fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        let said = error.to_string();
-        if !text.contains(&said) {
-            text = format!("{text}: {said}");
-        }
-        cause = error.source();
-    }
-    text
 }
 
 /// Returns the exit code of `docker run` for a start that the engine refused with `message`.

@@ -131,7 +131,7 @@ words! {
         NotStarted "not_started",
     }
     /// Whether a node is available.
-    NodeState = wire::NodeState {
+    NodeState = podmesh_protocol::node::NodeState {
         /// It has a session, and its heartbeats arrive.
         Alive "alive",
         /// Its session ended or its heartbeat is late; it gets no new work.
@@ -755,8 +755,8 @@ impl From<&spec::Resources> for ResourcesRow {
     }
 }
 
-impl From<&wire::NodeView> for NodeRow {
-    fn from(view: &wire::NodeView) -> Self {
+impl From<&podmesh_protocol::node::NodeView> for NodeRow {
+    fn from(view: &podmesh_protocol::node::NodeView) -> Self {
         Self {
             node: view.node.to_string(),
             state: (&view.state).into(),

@@ -2,7 +2,6 @@
 
 use std::collections::BTreeMap;
 
-use podmesh_protocol::client as wire;
 use podmesh_protocol::ids::Name;
 use podmesh_protocol::service;
 use schemars::JsonSchema;
@@ -23,7 +22,7 @@ words! {
         Unhealthy "unhealthy",
     }
     /// What an admin lets a node get.
-    Scheduling = wire::Scheduling {
+    Scheduling = podmesh_protocol::node::Scheduling {
         /// New work.
         Open "open",
         /// No new work. What it has stays.

@@ -15,6 +15,20 @@ use crate::key::KeyError;
 use crate::route::Route;
 use crate::stream::StreamError;
 
+/// Formats an error with all its causes. The outermost alone say little ("client error").
+pub fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        let said = error.to_string();
+        if !text.contains(&said) {
+            text = format!("{text}: {said}");
+        }
+        cause = error.source();
+    }
+    text
+}
+
 /// An error of the transport.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]

@@ -28,4 +28,4 @@ pub mod watchdog;
 
 pub use tls::Service;
 
-pub use error::WireError;
+pub use error::{WireError, chain};

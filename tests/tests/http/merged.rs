@@ -73,6 +73,15 @@ fn the_output_of_all_tasks_comes_in_one_stream_until_the_job_has_ended() {
 }
 
 #[test]
+fn a_job_of_very_many_tasks_is_refused_and_not_shown_in_part() {
+    let mesh = mesh(&[]);
+    let api = local(&mesh);
+    let many = json!({ "name": "many", "spec": { "command": ["true"], "last_index": 1_001 } });
+    let job = submit(&api, &many);
+    problem(api.get(&format!("/api/v1/jobs/{job}/log?follow=true")), 400, "bad_request");
+}
+
+#[test]
 fn the_output_of_a_service_has_replicas_that_start_later() {
     let mesh = mesh(&["a"]);
     let api = local(&mesh);

@@ -4,10 +4,10 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use podmesh_manager_core::state::{Service, State};
 use podmesh_manager_core::step::{Change, Effect, Step};
-use podmesh_protocol::client::{NodeState, NodeView};
 use podmesh_protocol::event::EventFact;
 use podmesh_protocol::ids::{AgentId, AttemptId, JobId, Name};
 use podmesh_protocol::limits::PROXY_ACK_MS_MAX;
+use podmesh_protocol::node::{NodeState, NodeView};
 use podmesh_protocol::service::{Health, ReplicaState};
 
 use crate::store::Store;

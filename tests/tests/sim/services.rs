@@ -5,9 +5,8 @@ use std::sync::Arc;
 
 use podmesh_manager_core::input::{Command, ServiceChange};
 use podmesh_manager_core::state::{Service, ServicePhase};
-use podmesh_protocol::client::Scheduling;
 use podmesh_protocol::ids::{JobId, Name};
-use podmesh_protocol::node::DrainSpec;
+use podmesh_protocol::node::{DrainSpec, Scheduling};
 use podmesh_protocol::service::{
     Health, PortSpec, ReplicaSpec, RestartPolicy, RestartWhen, ServiceSpec, UpdatePolicy,
 };

@@ -8,9 +8,10 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use comfy_table::{Cell, CellAlignment};
-use podmesh_protocol::client::{LogPosition, LogRead, LogStream, NodeState, TaskDetail};
+use podmesh_protocol::client::{LogPosition, LogRead, LogStream, TaskDetail};
 use podmesh_protocol::ids::{AttemptId, JobId, Revision, TaskId};
 use podmesh_protocol::limits::LOG_READ_BYTES_MAX;
+use podmesh_protocol::node::NodeState;
 use podmesh_protocol::report::JobState;
 use podmesh_protocol::spec::{
     ArrayRange, JobSpec, OnLost, Resources, RetryPolicy, RunSpec, RuntimeSpec,

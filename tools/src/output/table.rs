@@ -2,8 +2,9 @@
 
 use bytesize::ByteSize;
 use comfy_table::{Attribute, Cell, Color, ContentArrangement, Row, Table, presets};
-use podmesh_protocol::client::{self as wire, JobView, NodeView, TaskView, TokenView, UserView};
+use podmesh_protocol::client::{JobView, TaskView, TokenView, UserView};
 use podmesh_protocol::ids::Name;
+use podmesh_protocol::node::NodeView;
 use podmesh_protocol::node::ResourceView;
 use podmesh_protocol::report::JobState as WireJobState;
 
@@ -146,7 +147,7 @@ fn resources(view: &NodeView) -> String {
 
 /// What a node may get; `drained` for one that is drained and empty.
 fn scheduling(view: &NodeView) -> Cell {
-    match (view.scheduling == wire::Scheduling::Draining, view.attempts) {
+    match (view.scheduling == podmesh_protocol::node::Scheduling::Draining, view.attempts) {
         (true, 0) => Cell::new("drained"),
         _ => state(&Scheduling::from(&view.scheduling)),
     }
@@ -257,8 +258,9 @@ mod tests {
     use super::super::json::TaskRow;
     use super::*;
     use podmesh_protocol::access::{Role, TokenId};
-    use podmesh_protocol::client::{AttemptView, NodeState};
+    use podmesh_protocol::client::AttemptView;
     use podmesh_protocol::ids::{JobId, TaskId};
+    use podmesh_protocol::node::NodeState;
     use podmesh_protocol::report::{self, Outcome, ShownOutcome};
     use podmesh_protocol::spec::{Resources, RuntimeKind};
     use podmesh_protocol::word::MaybeKnown;
@@ -319,7 +321,8 @@ mod tests {
             api: id == 2,
             used_wall_ms: None,
         };
-        let rows = [view(1, wire::TokenState::UsedUp), view(2, wire::TokenState::Usable)];
+        use podmesh_protocol::client::TokenState as Wire;
+        let rows = [view(1, Wire::UsedUp), view(2, Wire::Usable)];
         let text = tokens(Screen { width: None, color: false }, &rows);
         let lines: Vec<&str> = text.lines().collect();
         assert!(lines[1].starts_with("1      used_up  join  agent  1 "), "{text}");
@@ -369,7 +372,7 @@ mod tests {
             attempts: 3,
             seen_ms_ago: Some(70_000),
             enrolled: false,
-            scheduling: wire::Scheduling::Draining.into(),
+            scheduling: podmesh_protocol::node::Scheduling::Draining.into(),
             address: Some("10.0.0.1".into()),
         };
         let text = nodes(Screen { width: None, color: false }, &[view]);

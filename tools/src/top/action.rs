@@ -1,7 +1,7 @@
 //! What a user can change, each after a question.
 
-use podmesh_protocol::client::Scheduling;
 use podmesh_protocol::ids::{JobId, Name};
+use podmesh_protocol::node::Scheduling;
 
 /// A change.
 #[derive(Clone, Debug, PartialEq, Eq)]

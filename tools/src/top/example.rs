@@ -1,11 +1,10 @@
 //! Rows for tests.
 #![expect(clippy::unwrap_used, reason = "tests")]
 
-use podmesh_protocol::client::{
-    AttemptView, JobDetail, JobView, NodeState, NodeView, Scheduling, TaskView,
-};
+use podmesh_protocol::client::{AttemptView, JobDetail, JobView, TaskView};
 use podmesh_protocol::event::EventFact;
 use podmesh_protocol::ids::{JobId, Revision, TaskId};
+use podmesh_protocol::node::{NodeState, NodeView, Scheduling};
 use podmesh_protocol::report::{AttemptState, JobState, Outcome, TaskCounts, TaskState};
 use podmesh_protocol::spec::{JobSpec, Resources, RuntimeKind};
 use podmesh_protocol::volume::VolumeView;

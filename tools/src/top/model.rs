@@ -8,9 +8,10 @@ pub(super) mod table;
 #[expect(clippy::unwrap_used, clippy::panic, reason = "tests")]
 mod tests;
 
-use podmesh_protocol::client::{LogStream, Scheduling};
+use podmesh_protocol::client::LogStream;
 use podmesh_protocol::ids::Name;
 use podmesh_protocol::limits::REPLICAS_MAX;
+use podmesh_protocol::node::Scheduling;
 
 use self::page::{Body, Page};
 use super::action::Action;

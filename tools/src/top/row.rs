@@ -1,8 +1,9 @@
 //! The rows of the tables, as their columns show them.
 
-use podmesh_protocol::client::{AttemptView, JobView, NodeView, TaskView};
+use podmesh_protocol::client::{AttemptView, JobView, TaskView};
 use podmesh_protocol::event::EventFact;
 use podmesh_protocol::ids::{JobId, Name, Revision, TaskId};
+use podmesh_protocol::node::NodeView;
 use podmesh_protocol::service::{ReplicaView, ServiceView};
 use podmesh_protocol::volume::VolumeView;
 

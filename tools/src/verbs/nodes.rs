@@ -3,9 +3,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use podmesh_protocol::client::{NodeView, PrincipalKind, Scheduling};
+use podmesh_protocol::client::PrincipalKind;
 use podmesh_protocol::ids::Name;
-use podmesh_protocol::node::{DrainSpec, DrainView};
+use podmesh_protocol::node::{DrainSpec, DrainView, NodeView, Scheduling};
 use tokio::time::{sleep, timeout};
 
 use crate::cli::access::{NodesArgs, NodesVerb};

@@ -11,9 +11,10 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
-use podmesh_protocol::client::{LogSlice, NodeState, NodeView, ReplyBody, RequestBody, Scheduling};
+use podmesh_protocol::client::{LogSlice, ReplyBody, RequestBody};
 use podmesh_protocol::error::{ErrorCode, ErrorReply};
 use podmesh_protocol::ids::{AttemptId, JobId, Revision};
+use podmesh_protocol::node::{NodeState, NodeView, Scheduling};
 use podmesh_protocol::service::{
     ReplicaState, ReplicaView, RevisionState, ServiceDetail, ServicePlan, ServiceReply,
     ServiceRequest, ServiceRevision, ServiceSpec, ServiceState, ServiceView,

@@ -5,9 +5,9 @@ use alloc::collections::BTreeMap;
 use alloc::string::String;
 use alloc::vec::Vec;
 
-use podmesh_protocol::client::NodeState;
 use podmesh_protocol::ids::{Epoch, JobId};
 use podmesh_protocol::limits::{PORTS_CLOSED_MAX, PROXY_ACK_MS_MAX};
+use podmesh_protocol::node::NodeState;
 use podmesh_protocol::time::{Millis, Now};
 
 use super::reconcile::Wake;

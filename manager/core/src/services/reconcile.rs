@@ -7,10 +7,10 @@ use alloc::string::String;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 
-use podmesh_protocol::client::{NodeState, Scheduling};
 use podmesh_protocol::event::EventFact;
 use podmesh_protocol::ids::{AttemptId, JobId, Name};
 use podmesh_protocol::limits::{PRIORITY_MAX, RESTART_RESET_MS};
+use podmesh_protocol::node::{NodeState, Scheduling};
 use podmesh_protocol::report::{Outcome, OutcomeKind};
 use podmesh_protocol::service::{Health, ReplicaSpec, RestartPolicy, RestartWhen, RevisionState};
 use podmesh_protocol::spec::{ArrayRange, JobSpec, OnLost, RetryPolicy, RunSpec};

@@ -265,6 +265,11 @@ impl Job {
         u64::from(index) < self.next_index && !self.upstream.as_deref().is_some_and(skipped)
     }
 
+    /// Returns its dependency on another job.
+    pub(crate) fn dependency(&self, upstream: JobId) -> Option<&Dependency> {
+        self.upstream.as_ref()?.dependencies.get(&upstream)
+    }
+
     /// Returns the jobs that it waits for, with how they must end.
     pub fn unmet(&self) -> impl Iterator<Item = (JobId, &Dependency)> + Clone {
         self.upstream.iter().flat_map(|upstream| upstream.unmet())

@@ -1,8 +1,7 @@
 //! Nodes that are drained, with and without a deadline, and labels that admins give.
 
 use super::*;
-use podmesh_protocol::client::Scheduling;
-use podmesh_protocol::node::DrainSpec;
+use podmesh_protocol::node::{DrainSpec, Scheduling};
 use podmesh_protocol::report::OutcomeKind;
 
 fn until(deadline_ms: Option<u64>, requeue: bool) -> DrainSpec {

@@ -28,13 +28,13 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use podmesh_protocol::access::{Caller, Role};
-use podmesh_protocol::client::{NodeState, NodeView};
 use podmesh_protocol::error::{ErrorCode, ErrorReply};
 use podmesh_protocol::event::EventFact;
 use podmesh_protocol::ids::{
     AgentId, AttemptId, ClusterId, Epoch, InstanceId, JobId, Name, Revision, SubmissionId,
 };
 use podmesh_protocol::limits::{EVENTS_PER_CHUNK_MAX, PROTOCOL_VERSION};
+use podmesh_protocol::node::{NodeState, NodeView};
 use podmesh_protocol::report::{JobState, Outcome, Report, ReportFact, ShownOutcome};
 use podmesh_protocol::session::{Hello, StopReason, ToPeer, Welcome};
 use podmesh_protocol::spec::{

@@ -5,8 +5,7 @@ mod faults;
 
 use std::collections::VecDeque;
 
-use podmesh_protocol::client::Scheduling;
-use podmesh_protocol::node::DrainSpec;
+use podmesh_protocol::node::{DrainSpec, Scheduling};
 use podmesh_protocol::report::OutcomeKind;
 use podmesh_protocol::service::{
     Health, PortSpec, ReplicaState, RestartWhen, ServiceDetail, ServiceEndpoints, ServiceSpec,

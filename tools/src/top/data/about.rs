@@ -3,7 +3,8 @@
 use std::fmt::Write as _;
 use std::time::Duration;
 
-use podmesh_protocol::client::{AttemptView, NodeView, TaskDetail};
+use podmesh_protocol::client::{AttemptView, TaskDetail};
+use podmesh_protocol::node::NodeView;
 use podmesh_protocol::volume::VolumeView;
 
 use crate::connect::{Connection, RequestError};

@@ -1,7 +1,8 @@
 //! A page: a table, or a text.
 
-use podmesh_protocol::client::{JobDetail, NodeView};
+use podmesh_protocol::client::JobDetail;
 use podmesh_protocol::ids::{JobId, Name};
+use podmesh_protocol::node::NodeView;
 use podmesh_protocol::report::TaskState;
 use podmesh_protocol::service::ServiceDetail;
 
@@ -306,7 +307,7 @@ pub(in crate::top) fn node_remarks(view: &NodeView) -> Vec<String> {
 
 fn nodes_note(rows: &[Row]) -> Option<String> {
     use crate::output::table::{cores, size};
-    use podmesh_protocol::client::NodeState;
+    use podmesh_protocol::node::NodeState;
 
     let nodes = || {
         rows.iter().filter_map(|row| match row {

@@ -1,5 +1,6 @@
-use podmesh_protocol::client::{LogStream, Scheduling};
+use podmesh_protocol::client::LogStream;
 use podmesh_protocol::ids::JobId;
+use podmesh_protocol::node::Scheduling;
 use podmesh_protocol::spec::RuntimeKind;
 use podmesh_protocol::word::MaybeKnown;
 use ratatui::Terminal;

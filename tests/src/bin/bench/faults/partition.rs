@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use podmesh_protocol::client::NodeState;
+use podmesh_protocol::node::NodeState;
 use podmesh_tests::mesh::Mesh;
 use podmesh_tests::namespace::{Cut, Namespace};
 

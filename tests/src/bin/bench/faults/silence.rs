@@ -4,9 +4,10 @@
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
-use podmesh_protocol::client::{NodeState, ReplyBody, RequestBody};
+use podmesh_protocol::client::{ReplyBody, RequestBody};
 use podmesh_protocol::event::EventFact;
 use podmesh_protocol::ids::Revision;
+use podmesh_protocol::node::NodeState;
 use podmesh_protocol::report::OutcomeKind;
 use podmesh_protocol::spec::{OnLost, RuntimeSpec};
 use podmesh_tests::mesh::Mesh;
