@@ -1,6 +1,7 @@
 //! The drop-in `podmesh.logrotate` with the real logrotate, while writers write.
 #![expect(clippy::unwrap_used, clippy::expect_used, reason = "tests")]
 
+use std::cell::Cell;
 use std::fs::{self, File};
 use std::io::Read;
 use std::path::{Path, PathBuf};
@@ -8,7 +9,7 @@ use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, JoinHandle};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use podmesh_logrotate::{LogReader, LogWriter, RotationPolicy, wait_for_compression};
 
@@ -37,10 +38,17 @@ fn config(data: &Path) -> String {
 struct Rotator {
     config: PathBuf,
     state: PathBuf,
+    /// When it last rotated, in seconds since 1970.
+    last: Cell<u64>,
 }
 
 impl Rotator {
+    /// Rotates all. Waits for a second without rotation: the names of rotated files have that
+    /// resolution, and logrotate skips a file whose new name exists.
     fn run(&self) {
+        let second = || SystemTime::UNIX_EPOCH.elapsed().unwrap().as_secs();
+        let last = self.last.get();
+        await_that("the last rotation's second is over", || second() > last);
         let binary = ["/usr/sbin/logrotate", "/usr/bin/logrotate", "/sbin/logrotate"];
         let binary = binary.iter().find(|path| Path::new(path).exists()).expect(
             "this test needs the system's logrotate; \
@@ -53,6 +61,7 @@ impl Rotator {
             .unwrap();
         let said = String::from_utf8_lossy(&run.stderr);
         assert!(run.status.success() && !said.contains("error:"), "{said}");
+        self.last.set(second());
     }
 }
 
@@ -133,7 +142,11 @@ fn read(dir: &Path, name: &str) -> Vec<u8> {
 fn system_logrotate_and_a_writer_lose_nothing() {
     let temp = tempfile::tempdir().unwrap();
     let data = temp.path().join("podmesh");
-    let rotator = Rotator { config: temp.path().join("config"), state: temp.path().join("state") };
+    let rotator = Rotator {
+        config: temp.path().join("config"),
+        state: temp.path().join("state"),
+        last: Cell::new(0),
+    };
     fs::create_dir(&data).unwrap();
     fs::write(&rotator.config, config(&data)).unwrap();
 
