@@ -6,7 +6,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use podmesh_manager_core::input::{Command, ConnectionId, Input};
+use podmesh_manager_core::ids::ConnectionId;
+use podmesh_manager_core::input::{Command, Input};
 use podmesh_manager_core::step::Answer;
 use podmesh_protocol::access::{Caller, JoinRequest, PublicKey, Role};
 use podmesh_protocol::error::{ErrorCode, ErrorReply};

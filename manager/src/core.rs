@@ -7,7 +7,8 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, TrySendError, unbounded};
 use podmesh_manager_core::Core;
-use podmesh_manager_core::input::{Command, Input, Ticket};
+use podmesh_manager_core::ids::Ticket;
+use podmesh_manager_core::input::{Command, Input};
 use podmesh_manager_core::step::{Answer, Step};
 use podmesh_protocol::error::ErrorReply;
 use podmesh_protocol::time::Now;

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use podmesh_manager_core::input::ConnectionId;
+use podmesh_manager_core::ids::ConnectionId;
 use podmesh_protocol::client::LogSlice;
 use podmesh_protocol::error::{ErrorCode, ErrorReply};
 use podmesh_protocol::ids::{AttemptId, Epoch, Name};

@@ -1,6 +1,6 @@
 //! Sends messages to connections.
 
-use podmesh_manager_core::input::ConnectionId;
+use podmesh_manager_core::ids::ConnectionId;
 use podmesh_protocol::client::{Reply, ReplyBody};
 use podmesh_protocol::error::{ErrorCode, ErrorReply};
 use podmesh_protocol::session::ToPeer;

@@ -4,7 +4,8 @@ use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use podmesh_manager_core::input::{ConnectionId, Input};
+use podmesh_manager_core::ids::ConnectionId;
+use podmesh_manager_core::input::Input;
 use podmesh_protocol::access::Role;
 use podmesh_protocol::client::{Request, RequestBody, RequestHead};
 use podmesh_protocol::error::{ErrorCode, ErrorReply};

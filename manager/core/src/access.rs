@@ -15,7 +15,8 @@ use podmesh_protocol::time::{Millis, Now};
 
 use crate::Core;
 use crate::state::State;
-use crate::step::{Answer, Change, Effect, KeyRow, Step, TokenRow};
+use crate::state::{Change, KeyRow, TokenRow};
+use crate::step::{Answer, Effect, Step};
 
 /// The least time between two events about refused joins, in milliseconds. Many attempts to join
 /// must not push out other events.

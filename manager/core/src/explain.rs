@@ -12,7 +12,8 @@ use podmesh_protocol::wait::{FreestNode, WaitReason};
 use podmesh_protocol::workflow::Condition;
 
 use crate::Core;
-use crate::nodes::{Node, NodeIx};
+use crate::ids::NodeIx;
+use crate::nodes::Node;
 use crate::placement::{Constraint, Needs, ReservationView};
 use crate::state::{Job, Progress};
 

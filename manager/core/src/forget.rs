@@ -12,9 +12,11 @@ use podmesh_protocol::node::NodeState;
 use podmesh_protocol::report::{Outcome, OutcomeKind};
 use podmesh_protocol::time::Now;
 
-use crate::input::{Command, Input, Ticket};
-use crate::nodes::NodeIx;
-use crate::step::{Answer, Change, Step};
+use crate::ids::NodeIx;
+use crate::ids::Ticket;
+use crate::input::{Command, Input};
+use crate::state::Change;
+use crate::step::{Answer, Step};
 use crate::{Core, answer};
 
 /// The most volumes that a refusal names.

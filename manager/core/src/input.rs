@@ -10,22 +10,15 @@ use podmesh_protocol::access::{Caller, PublicKey, Role, TokenId};
 use podmesh_protocol::client::PrincipalKind;
 use podmesh_protocol::ids::{Epoch, JobId, Name, SubmissionId};
 use podmesh_protocol::node::{DrainSpec, Scheduling};
-use podmesh_protocol::report::{JobState, Report};
+use podmesh_protocol::report::Report;
 use podmesh_protocol::schedule::ScheduleSpec;
 use podmesh_protocol::service::ServiceSpec;
 use podmesh_protocol::session::Hello;
-use podmesh_protocol::spec::{ArrayRange, JobSpec};
+use podmesh_protocol::spec::JobSpec;
 use podmesh_protocol::workflow::{Positions, WorkflowSpec};
 
-use crate::state::{EndedTask, IndexSet, Job};
-
-/// The number that the shell gave a connection. Never used twice.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct ConnectionId(pub u64);
-
-/// The number that the shell gave a command, by which it finds who waits for the answer.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Ticket(pub u64);
+use crate::ids::{ConnectionId, Ticket};
+use crate::state::{EndedTask, Job, UpstreamFact};
 
 /// One fact.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -339,19 +332,6 @@ pub enum Command {
         /// The name to join as.
         name: Name,
     },
-}
-
-/// What the database has of a job that another one waits for.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct UpstreamFact {
-    /// Its tasks.
-    pub array: ArrayRange,
-    /// Whether it is a replica of a service.
-    pub is_replica: bool,
-    /// How it has ended, if it has.
-    pub ended: Option<JobState>,
-    /// The tasks that have succeeded, if its tasks are waited for.
-    pub succeeded: IndexSet,
 }
 
 /// A change of a service that needs no other spec.

@@ -10,8 +10,9 @@ use podmesh_protocol::spec::OnLost;
 use podmesh_protocol::time::Millis;
 
 use crate::Core;
+use crate::ids::NodeIx;
 use crate::jobs::Dispatch;
-use crate::nodes::{Node, NodeIx};
+use crate::nodes::Node;
 use crate::placement::InUse;
 use crate::state::Job;
 use crate::timers::Timer;

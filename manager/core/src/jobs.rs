@@ -20,12 +20,14 @@ use podmesh_protocol::spec::{JobSpec, OnLost};
 use podmesh_protocol::time::{Millis, Now};
 
 use crate::faults::planted;
-use crate::input::{Ticket, UpstreamFact};
+use crate::ids::NodeIx;
+use crate::ids::Ticket;
 use crate::measures::Counted;
-use crate::nodes::NodeIx;
 use crate::placement::{QueueKey, ShapeId};
+use crate::state::Change;
+use crate::state::UpstreamFact;
 use crate::state::{ActiveAttempt, Closed, IndexSet, Job, Stop};
-use crate::step::{Answer, Change, Step};
+use crate::step::{Answer, Step};
 use crate::timers::{Timer, Timers};
 use crate::upstream::Settled;
 use crate::{Core, answer};

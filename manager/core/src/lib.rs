@@ -49,6 +49,7 @@ mod faults;
 #[cfg(feature = "planted-faults")]
 pub mod faults;
 mod forget;
+pub mod ids;
 pub mod input;
 #[cfg(any(test, feature = "invariants"))]
 mod invariants;
@@ -57,6 +58,7 @@ pub mod lease;
 pub mod measures;
 mod nodes;
 mod placement;
+mod recorded;
 mod renewal;
 mod reports;
 mod requeue;
@@ -92,14 +94,17 @@ use podmesh_protocol::version::VersionRange;
 
 use crate::access::{Access, NewToken};
 use crate::bonds::Bonds;
-use crate::input::{Command, Input, Ticket};
+use crate::ids::NodeIx;
+use crate::ids::Ticket;
+use crate::input::{Command, Input};
 use crate::jobs::{Dispatch, Submissions};
 use crate::measures::Measures;
-use crate::nodes::{NodeIx, Nodes};
+use crate::nodes::Nodes;
 use crate::placement::Queue;
+use crate::recorded::Recorded;
 use crate::schedules::Schedules;
 use crate::services::Services;
-use crate::state::{Recorded, State};
+use crate::state::State;
 use crate::step::{Answer, Effect, Step};
 use crate::timers::Timers;
 use crate::upstream::Dependents;

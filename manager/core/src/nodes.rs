@@ -17,14 +17,10 @@ use podmesh_protocol::session::StopReason;
 use podmesh_protocol::spec::{JobSpec, Resources, RuntimeKind};
 use podmesh_protocol::time::{Millis, Now};
 
-use crate::input::ConnectionId;
+use crate::ids::{ConnectionId, NodeIx};
 use crate::placement::InUse;
-use crate::step::{Drain, NodeRow};
+use crate::state::{Drain, NodeRow};
 use crate::timers::{Timer, Timers};
-
-/// The index of a node. Only [`Nodes`] creates one. The index of a removed node is used again.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) struct NodeIx(usize);
 
 /// A node.
 #[derive(Debug)]

@@ -13,7 +13,8 @@ use podmesh_protocol::limits::KEYS_MAX;
 use podmesh_protocol::time::Now;
 
 use crate::Core;
-use crate::step::{Answer, Change, Effect, KeyRow, Step};
+use crate::state::{Change, KeyRow};
+use crate::step::{Answer, Effect, Step};
 
 impl KeyRow {
     /// Returns whether the name of the owner stands for this key: it is valid, and does not still

@@ -12,10 +12,12 @@ use podmesh_protocol::time::Now;
 
 use crate::Core;
 use crate::faults::planted;
-use crate::input::{ConnectionId, Input};
-use crate::nodes::NodeIx;
+use crate::ids::ConnectionId;
+use crate::ids::NodeIx;
+use crate::input::Input;
+use crate::state::Change;
 use crate::state::{ActiveAttempt, ReplicaStatus, Stop};
-use crate::step::{Change, Effect, Step};
+use crate::step::{Effect, Step};
 
 impl Core {
     /// Processes reports in the order of their numbers. Skips reports that were processed before.

@@ -13,8 +13,9 @@ use podmesh_protocol::time::Now;
 
 use crate::Core;
 use crate::faults::planted;
+use crate::state::Change;
 use crate::state::{Closed, EndedTask, Job, failed};
-use crate::step::{Answer, Change, Step};
+use crate::step::{Answer, Step};
 use crate::timers::Timer;
 
 impl Core {

@@ -9,13 +9,15 @@ use podmesh_protocol::time::Now;
 
 use crate::access::Access;
 use crate::bonds::Bonds;
+use crate::ids::NodeIx;
 use crate::jobs::Submissions;
 use crate::measures::{Counted, Measures};
-use crate::nodes::{Delivery, NodeIx, Nodes};
+use crate::nodes::{Delivery, Nodes};
 use crate::placement::Queue;
+use crate::recorded::Recorded;
 use crate::schedules::Schedules;
 use crate::services::Services;
-use crate::state::{Recorded, State};
+use crate::state::State;
 use crate::timers::{Timer, Timers};
 use crate::upstream::Dependents;
 use crate::{Core, CoreConfig};
@@ -24,7 +26,7 @@ impl Core {
     /// Returns the core that continues from a state. No node has a session: each is suspect for
     /// the length of a lease, and then lost.
     ///
-    /// The state must be the result of [`Change`](crate::step::Change)s. An attempt on a node that
+    /// The state must be the result of [`Change`](crate::state::Change)s. An attempt on a node that
     /// is not in the state is left out, with an error in the log.
     pub fn new(now: Now, config: CoreConfig, state: State) -> Self {
         let mut core = Self {

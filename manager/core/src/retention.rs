@@ -12,8 +12,9 @@ use podmesh_protocol::node::NodeState;
 
 use crate::Core;
 use crate::faults::planted;
-use crate::nodes::NodeIx;
-use crate::step::{Answer, Change, KeyRow, NodeRow, Step};
+use crate::ids::NodeIx;
+use crate::state::{Change, KeyRow, NodeRow};
+use crate::step::{Answer, Step};
 
 /// Changes up to which a step takes more nodes and keys.
 const CHANGES_MAX: usize = 2_000;

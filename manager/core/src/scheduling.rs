@@ -14,8 +14,9 @@ use podmesh_protocol::node::{DrainSpec, Scheduling};
 use podmesh_protocol::time::Now;
 
 use crate::Core;
-use crate::nodes::NodeIx;
-use crate::step::{Answer, Drain, NodeRow, Step};
+use crate::ids::NodeIx;
+use crate::state::{Drain, NodeRow};
+use crate::step::{Answer, Step};
 
 impl Core {
     /// Sets what a node may get. Replicas on a node that is drained are replaced by the services. The

@@ -26,10 +26,13 @@ use podmesh_protocol::word::MaybeKnown;
 
 use crate::Core;
 use crate::faults::planted;
-use crate::input::{ConnectionId, HeartbeatChange, Input};
+use crate::ids::ConnectionId;
+use crate::ids::NodeIx;
+use crate::input::{HeartbeatChange, Input};
 use crate::lease::late_after_ms;
-use crate::nodes::{NodeIx, PendingHello};
-use crate::step::{Change, Effect, NodeRow, Step};
+use crate::nodes::PendingHello;
+use crate::state::{Change, NodeRow};
+use crate::step::{Effect, Step};
 use crate::timers::{Timer, seconds};
 
 /// A hello that is accepted.

@@ -11,9 +11,10 @@ use podmesh_protocol::session::StopReason;
 use podmesh_protocol::time::Now;
 
 use crate::Core;
-use crate::nodes::NodeIx;
+use crate::ids::NodeIx;
+use crate::state::Change;
 use crate::state::Stop;
-use crate::step::{Change, Step};
+use crate::step::Step;
 use crate::timers::Timer;
 
 impl Core {

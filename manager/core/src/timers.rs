@@ -16,7 +16,7 @@ use podmesh_protocol::time::{Millis, Now};
 
 use crate::Core;
 use crate::faults::planted;
-use crate::nodes::NodeIx;
+use crate::ids::NodeIx;
 use crate::step::Step;
 
 /// What a timer starts when it is due.

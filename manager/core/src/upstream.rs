@@ -17,10 +17,13 @@ use podmesh_protocol::time::Now;
 use podmesh_protocol::workflow::Condition;
 
 use crate::faults::planted;
-use crate::input::{Command, Input, Ticket, UpstreamFact};
+use crate::ids::Ticket;
+use crate::input::{Command, Input};
 use crate::jobs::Dispatch;
+use crate::state::Change;
+use crate::state::UpstreamFact;
 use crate::state::{Dependency, IndexSet, Job, Progress};
-use crate::step::{Answer, Change, Step};
+use crate::step::{Answer, Step};
 use crate::{Core, answer};
 
 /// The jobs that have not ended, by the jobs that they depend on.

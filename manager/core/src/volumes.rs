@@ -15,10 +15,12 @@ use podmesh_protocol::time::Now;
 use podmesh_protocol::volume::VolumeView;
 
 use crate::Core;
-use crate::input::{ConnectionId, Input};
-use crate::nodes::NodeIx;
+use crate::ids::ConnectionId;
+use crate::ids::NodeIx;
+use crate::input::Input;
 use crate::reports::cut;
-use crate::step::{Answer, Change, Step, VolumeRow};
+use crate::state::{Change, VolumeRow};
+use crate::step::{Answer, Step};
 
 impl Core {
     /// Returns the volumes whose names sort after `after`: at most `limit`, and only as many as fit

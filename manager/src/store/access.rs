@@ -1,6 +1,6 @@
 //! Join tokens and keys in the database.
 
-use podmesh_manager_core::step::{KeyRow, TokenRow};
+use podmesh_manager_core::state::{KeyRow, TokenRow};
 use podmesh_protocol::access::{PublicKey, TokenId};
 use rusqlite::{Connection, params};
 

@@ -5,7 +5,7 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::sync::Arc;
 
-use podmesh_manager_core::step::Change;
+use podmesh_manager_core::state::Change;
 use podmesh_protocol::ids::{AttemptId, JobId, Revision, SubmissionId};
 use podmesh_protocol::report::{AttemptState, JobState, Outcome, OutcomeKind, TaskCounts};
 use rusqlite::types::Value;

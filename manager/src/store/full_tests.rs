@@ -16,7 +16,7 @@ use crate::store::commit::TimedStep;
 fn large_step(job: u64, first_event: u64) -> (TimedStep, u64) {
     let (mut decided, last) = event_step(first_event, 2_000);
     decided.step.changes = vec![
-        podmesh_manager_core::step::Change::JobInserted {
+        podmesh_manager_core::state::Change::JobInserted {
             job: podmesh_protocol::ids::JobId(job),
             submission: podmesh_protocol::ids::SubmissionId(Uuid::from_u128(u128::from(job))),
             spec: std::sync::Arc::new(job_spec(1)),

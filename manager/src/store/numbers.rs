@@ -121,7 +121,8 @@ pub(super) fn last_job(connection: &Connection) -> rusqlite::Result<JobId> {
 mod tests {
     use std::sync::Arc;
 
-    use podmesh_manager_core::step::{Change, Step};
+    use podmesh_manager_core::state::Change;
+    use podmesh_manager_core::step::Step;
     use podmesh_protocol::ids::SubmissionId;
     use podmesh_protocol::report::{JobState, TaskCounts};
     use tempfile::TempDir;

@@ -6,7 +6,7 @@ use std::cell::RefCell;
 use std::path::PathBuf;
 
 use podmesh_manager_core::state::Closed;
-use podmesh_manager_core::step::KeyRow;
+use podmesh_manager_core::state::KeyRow;
 use podmesh_protocol::client::{
     AttemptView, JobDetail, JobView, ReplyBody, TaskDetail, TaskView, TokenView, UserView,
 };

@@ -4,7 +4,8 @@
 use std::fs;
 use std::sync::Arc;
 
-use podmesh_manager_core::step::{Change, Step};
+use podmesh_manager_core::state::Change;
+use podmesh_manager_core::step::Step;
 use podmesh_protocol::error::{ErrorCode, ErrorReply};
 use podmesh_protocol::ids::{AttemptId, JobId, SubmissionId, TaskId};
 use podmesh_protocol::report::{JobState, Outcome, OutcomeKind, TaskCounts};

@@ -3,8 +3,8 @@
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
+use podmesh_manager_core::state::NodeRow;
 use podmesh_manager_core::state::{ActiveAttempt, Job, Past, Retry, State, failed};
-use podmesh_manager_core::step::NodeRow;
 use podmesh_protocol::access::TokenId;
 use podmesh_protocol::ids::{
     AgentId, Epoch, InstanceId, JobId, Name, Revision, SubmissionId, TaskId,

@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use podmesh_manager_core::state::ScheduleRunRow;
 use podmesh_manager_core::state::{Schedule, ScheduleProgress};
-use podmesh_manager_core::step::ScheduleRunRow;
 use podmesh_protocol::ids::{JobId, Name};
 use podmesh_protocol::limits::SCHEDULE_RUNS_KEPT;
 use podmesh_protocol::schedule::{RunResult, ScheduleRunView};

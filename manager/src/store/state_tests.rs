@@ -7,11 +7,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use fastrand::Rng;
-use podmesh_manager_core::input::{
-    Command, ConnectionId, HeartbeatChange, Input, ScheduleChange, ServiceChange, Ticket,
-};
+use podmesh_manager_core::ids::{ConnectionId, Ticket};
+use podmesh_manager_core::input::{Command, HeartbeatChange, Input, ScheduleChange, ServiceChange};
+use podmesh_manager_core::state::Change;
 use podmesh_manager_core::state::{State, Versioned};
-use podmesh_manager_core::step::{Answer, Change, Effect, Step};
+use podmesh_manager_core::step::{Answer, Effect, Step};
 use podmesh_manager_core::{Core, CoreConfig};
 use podmesh_protocol::access::{Caller, PublicKey, Role, TokenId};
 use podmesh_protocol::again::{EndedAs, RequeueRequest};
@@ -90,7 +90,7 @@ impl World {
             let changes: Versioned<Vec<Change>> = rmp_serde::from_slice(&changes).unwrap();
             let changes = changes.into_value().unwrap();
             assert_eq!(changes, step.changes);
-            self.follower.apply_step(&Step { changes, ..step.clone() });
+            Step { changes, ..step.clone() }.apply_to(&mut self.follower);
             let timed = TimedStep { step, wall_ms: self.now.wall_ms, age_ms: 1 };
             self.store.writer.commit(&mut vec![timed]).unwrap();
             if self.core.next_wakeup().is_none_or(|at| at > self.now.mono_ms) {

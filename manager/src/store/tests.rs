@@ -4,9 +4,10 @@ use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
-use podmesh_manager_core::input::{ConnectionId, Ticket};
+use podmesh_manager_core::ids::{ConnectionId, Ticket};
+use podmesh_manager_core::state::{Change, JobRow, KeyRow, NodeRow, TokenRow};
 use podmesh_manager_core::state::{Closed, Losses, State};
-use podmesh_manager_core::step::{Answer, Change, Effect, JobRow, KeyRow, NodeRow, Step, TokenRow};
+use podmesh_manager_core::step::{Answer, Effect, Step};
 use podmesh_protocol::access::{PublicKey, Role, TokenId};
 use podmesh_protocol::client::{ReplyBody, TokenState};
 use podmesh_protocol::event::EventFact;
@@ -185,7 +186,7 @@ fn a_start_restores_what_has_not_ended_and_nothing_else() {
     let mut done = step(changes);
     done.step.events = vec![fact(1), fact(2)];
     done.step.first_revision = Some(Revision(1));
-    state.apply_step(&done.step);
+    done.step.apply_to(&mut state);
     write(&mut store, vec![done]);
     drop(store);
     let restored = open(dir.path()).unwrap().state;

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
-use podmesh_manager_core::input::UpstreamFact;
+use podmesh_manager_core::state::UpstreamFact;
 use podmesh_manager_core::state::{Dependency, IndexSet, Job, Progress, Upstream};
 use podmesh_protocol::ids::{JobId, Name};
 use podmesh_protocol::limits::{DEPENDENCIES_SHOWN, PAGE_ROWS_MAX};

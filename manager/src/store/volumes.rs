@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use podmesh_manager_core::step::VolumeRow;
+use podmesh_manager_core::state::VolumeRow;
 use podmesh_protocol::ids::Name;
 use rusqlite::{Connection, params};
 

@@ -10,7 +10,8 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, RecvTimeoutError};
 use podmesh_manager_core::state::failed;
-use podmesh_manager_core::step::{Change, JobRow, NodeRow, Step};
+use podmesh_manager_core::state::{Change, JobRow, NodeRow};
+use podmesh_manager_core::step::Step;
 use podmesh_protocol::ids::{AttemptId, JobId, Name, Revision};
 use podmesh_protocol::limits::COMMIT_ROWS_MAX;
 use podmesh_protocol::place::Claims;

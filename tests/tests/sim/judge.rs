@@ -2,8 +2,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use podmesh_manager_core::state::Change;
 use podmesh_manager_core::state::{Service, State};
-use podmesh_manager_core::step::{Change, Effect, Step};
+use podmesh_manager_core::step::{Effect, Step};
 use podmesh_protocol::event::EventFact;
 use podmesh_protocol::ids::{AgentId, AttemptId, JobId, Name};
 use podmesh_protocol::limits::PROXY_ACK_MS_MAX;

@@ -3,9 +3,11 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
-use podmesh_manager_core::input::{ConnectionId, Input};
+use podmesh_manager_core::ids::ConnectionId;
+use podmesh_manager_core::input::Input;
 use podmesh_manager_core::lease::LeaseTable;
-use podmesh_manager_core::step::{Answer, Change, Effect, Step};
+use podmesh_manager_core::state::Change;
+use podmesh_manager_core::step::{Answer, Effect, Step};
 use podmesh_manager_core::{Core, CoreConfig};
 use podmesh_protocol::access::{Caller, Role};
 use podmesh_protocol::event::EventFact;

@@ -5,7 +5,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use podmesh_manager_core::state::{self as core_state, EndedTask, Job, State, Stop, Upstream};
-use podmesh_manager_core::step::{Change, JobRow, Step};
+use podmesh_manager_core::state::{Change, JobRow};
+use podmesh_manager_core::step::Step;
 use podmesh_protocol::event::EventFact;
 use podmesh_protocol::ids::{AttemptId, ClusterId, JobId, Name, Revision, SubmissionId, TaskId};
 use podmesh_protocol::place::{Claims, WHOLE};

@@ -3,7 +3,8 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use podmesh_manager_core::input::{Command, Input, UpstreamFact};
+use podmesh_manager_core::input::{Command, Input};
+use podmesh_manager_core::state::UpstreamFact;
 use podmesh_manager_core::state::{IndexSet, Progress};
 use podmesh_protocol::ids::{JobId, TaskId};
 use podmesh_protocol::report::OutcomeKind;
@@ -87,7 +88,7 @@ impl World {
     /// Submits what a user wants, as the shell does. Returns whether that has to wait.
     pub(crate) fn pass_on(
         &mut self,
-        ticket: podmesh_manager_core::input::Ticket,
+        ticket: podmesh_manager_core::ids::Ticket,
         user: usize,
     ) -> bool {
         let by = "user".parse().expect("a name");

@@ -3,7 +3,8 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use podmesh_manager_core::input::{Command, Input, Ticket};
+use podmesh_manager_core::ids::Ticket;
+use podmesh_manager_core::input::{Command, Input};
 use podmesh_manager_core::step::Answer;
 use podmesh_protocol::error::ErrorReply;
 use podmesh_protocol::ids::{JobId, SubmissionId};

@@ -445,7 +445,7 @@ impl World {
     fn waits_for_a_node(
         &self,
         spec: &podmesh_protocol::spec::JobSpec,
-        row: &podmesh_manager_core::step::JobRow,
+        row: &podmesh_manager_core::state::JobRow,
     ) -> bool {
         row.counts.active == 0
             && !self.nodes.iter().filter(|node| !node.is_gone).any(|node| {

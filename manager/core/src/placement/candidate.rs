@@ -3,7 +3,8 @@
 use core::cmp::{Ordering, Reverse};
 
 use super::needs::Needs;
-use crate::nodes::{Node, NodeIx};
+use crate::ids::NodeIx;
+use crate::nodes::Node;
 
 /// How many replicas of the same service are near, or tasks of the same job if it is spread. All zero
 /// for other tasks.

@@ -6,7 +6,7 @@ use alloc::vec::Vec;
 use super::fit_index::FitIndex;
 use super::needs::{QueueKey, Size};
 use super::queue::{Class, ClassId, Facts, Queue, QueuePosition, Shape, ShapeId};
-use crate::nodes::NodeIx;
+use crate::ids::NodeIx;
 
 /// An entry of a [`FitIndex`].
 type Entry = (ShapeId, QueueKey, Size);

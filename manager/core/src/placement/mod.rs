@@ -30,8 +30,10 @@ pub(crate) use self::queue::{Facts, Queue, ShapeId};
 pub(crate) use self::reservation::ReservationView;
 use crate::Core;
 use crate::faults::planted;
-use crate::nodes::{Delivery, NodeIx};
-use crate::step::{Change, Step};
+use crate::ids::NodeIx;
+use crate::nodes::Delivery;
+use crate::state::Change;
+use crate::step::Step;
 
 /// How soon a task that waits for another node looks for room; then after twice as long each time.
 const AVOID_LOOK_MS: Millis = 2_000;

@@ -9,7 +9,7 @@ use podmesh_protocol::place::PlaceRules;
 use podmesh_protocol::service::ServiceSpec;
 use podmesh_protocol::spec::{JobSpec, Resources, RuntimeKind};
 
-use crate::step::NodeRow;
+use crate::state::NodeRow;
 
 /// The position of a job in the queue: higher priority first, then order of arrival.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]

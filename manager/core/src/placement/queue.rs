@@ -12,7 +12,8 @@ use super::candidate::{Candidate, Peers};
 use super::fit_index::FitIndex;
 use super::needs::{Constraint, Needs, QueueKey, ReplicaNeeds, Size};
 use super::reservation::Reservation;
-use crate::nodes::{Node, NodeIx, Nodes};
+use crate::ids::NodeIx;
+use crate::nodes::{Node, Nodes};
 use crate::state::Job;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]

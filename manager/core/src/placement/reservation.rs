@@ -25,7 +25,8 @@ use podmesh_protocol::time::Millis;
 
 use super::needs::{Needs, QueueKey, Size, lasts_ms, least};
 use super::queue::{Facts, Queue, Shape, ShapeId};
-use crate::nodes::{Node, NodeIx};
+use crate::ids::NodeIx;
+use crate::nodes::Node;
 
 /// The reservation lasts for the time that the job has been first, divided by this number, but for
 /// [`RESERVATION_MS_MIN`] at least.

@@ -18,8 +18,9 @@ use super::runs::{Turn, job_spec};
 use super::{Entry, calendar};
 use crate::Core;
 use crate::input::ScheduleChange;
+use crate::state::Change;
 use crate::state::{Schedule, ScheduleProgress, WaitingRun};
-use crate::step::{Answer, Change, Step};
+use crate::step::{Answer, Step};
 
 /// Checks that the rule of a schedule can be read and comes at least once after a time. This may
 /// take a second for a pattern that never comes, so it is not left to a step.

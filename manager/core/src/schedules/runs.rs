@@ -17,8 +17,9 @@ use podmesh_protocol::spec::JobSpec;
 use podmesh_protocol::time::Now;
 
 use crate::Core;
+use crate::state::{Change, ScheduleRunRow};
 use crate::state::{Schedule, WaitingRun};
-use crate::step::{Change, ScheduleRunRow, Step};
+use crate::step::Step;
 
 /// A schedule while it is decided on, with the new rows of its history.
 pub(super) struct Turn {

@@ -14,8 +14,9 @@ use podmesh_protocol::time::Now;
 
 use crate::Core;
 use crate::input::ServiceChange;
+use crate::state::Change;
 use crate::state::{Service, ServicePhase, Update};
-use crate::step::{Answer, Change, Step};
+use crate::step::{Answer, Step};
 
 impl Core {
     /// Creates a service, or brings it to another spec: the next revision, or an earlier one.

@@ -12,7 +12,7 @@ use podmesh_protocol::session::ToPeer;
 
 use super::reconcile::is_reachable;
 use crate::Core;
-use crate::input::ConnectionId;
+use crate::ids::ConnectionId;
 use crate::state::Service;
 use crate::step::{Effect, Step};
 

@@ -14,7 +14,7 @@ use super::reconcile::Wake;
 use super::replica_of;
 use crate::Core;
 use crate::faults::planted;
-use crate::input::ConnectionId;
+use crate::ids::ConnectionId;
 use crate::reports::cut;
 use crate::state::Service;
 use crate::step::Step;

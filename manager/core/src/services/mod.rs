@@ -37,7 +37,7 @@ use self::dependencies::Dependents;
 use self::endpoints::Endpoints;
 use self::leaving::Leaving;
 use crate::Core;
-use crate::nodes::NodeIx;
+use crate::ids::NodeIx;
 use crate::state::Job;
 use crate::step::{Effect, Step};
 

@@ -22,8 +22,9 @@ use super::{label, replica_of};
 use crate::Core;
 use crate::faults::planted;
 use crate::nodes::Node;
+use crate::state::Change;
 use crate::state::{Failures, Job, ReplicaStatus, Service, ServicePhase, Update};
-use crate::step::{Change, Step};
+use crate::step::Step;
 
 impl Core {
     /// Reconciles the services that something has happened to, up to the step's limit.

@@ -15,7 +15,7 @@ use podmesh_protocol::spec::{ArrayRange, JobSpec, OnLost};
 use serde::{Deserialize, Serialize};
 
 use super::{Dependency, Progress, ReplicaStatus, Upstream};
-use crate::step::JobRow;
+use crate::state::JobRow;
 
 /// A job that has not ended.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -5,9 +5,10 @@
 //! state, after any history. Everything else in the core (the queue, sessions, leases, timers) is
 //! derived from the state, and is built anew after a start.
 
+mod change;
 mod index_set;
 mod job;
-mod recorded;
+mod rows;
 mod schedule;
 mod service;
 mod upstream;
@@ -19,13 +20,13 @@ use podmesh_protocol::access::{PublicKey, TokenId};
 use podmesh_protocol::ids::{ClusterId, Epoch, JobId, Name, Revision};
 use serde::{Deserialize, Serialize};
 
+pub use self::change::Change;
 pub use self::index_set::IndexSet;
 pub use self::job::{ActiveAttempt, Closed, EndedTask, Job, Losses, Past, Retry, Stop, failed};
-pub(crate) use self::recorded::Recorded;
+pub use self::rows::{Drain, JobRow, KeyRow, NodeRow, ScheduleRunRow, TokenRow, VolumeRow};
 pub use self::schedule::{Schedule, ScheduleProgress, WaitingRun};
 pub use self::service::{Failures, ReplicaStatus, Service, ServicePhase, Update};
-pub use self::upstream::{Dependency, Progress, Upstream};
-use crate::step::{Change, KeyRow, NodeRow, Step, TokenRow, VolumeRow};
+pub use self::upstream::{Dependency, Progress, Upstream, UpstreamFact};
 
 /// The version of the serialized forms of [`State`] and [`Change`].
 const VERSION: u32 = 1;
@@ -103,14 +104,6 @@ impl State {
             tokens: BTreeMap::new(),
             keys: BTreeMap::new(),
         }
-    }
-
-    /// Applies the changes and the events of a whole step.
-    pub fn apply_step(&mut self, step: &Step) {
-        for change in &step.changes {
-            self.apply(change);
-        }
-        self.last_revision.0 += step.events.len() as u64;
     }
 
     /// Applies one change. A change of something that does not exist has no effect: the core

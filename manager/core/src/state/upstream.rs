@@ -9,7 +9,6 @@ use podmesh_protocol::workflow::Condition;
 use serde::{Deserialize, Serialize};
 
 use super::index_set::IndexSet;
-use crate::input::UpstreamFact;
 
 /// The jobs that a job waits for.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -129,4 +128,17 @@ impl Upstream {
             dependency.released.insert(tasks);
         }
     }
+}
+
+/// What the database has of a job that another one waits for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct UpstreamFact {
+    /// Its tasks.
+    pub array: ArrayRange,
+    /// Whether it is a replica of a service.
+    pub is_replica: bool,
+    /// How it has ended, if it has.
+    pub ended: Option<JobState>,
+    /// The tasks that have succeeded, if its tasks are waited for.
+    pub succeeded: IndexSet,
 }

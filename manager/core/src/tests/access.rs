@@ -3,7 +3,7 @@ use podmesh_protocol::client::{PrincipalKind, TokenState, TokenView, UserView};
 use podmesh_protocol::limits::{TOKEN_USES_MAX, TOKENS_MAX};
 
 use super::*;
-use crate::step::KeyRow;
+use crate::state::KeyRow;
 
 const HOUR_MS: u64 = 3_600_000;
 const HASH: [u8; 32] = [5; 32];

@@ -3,7 +3,7 @@ use podmesh_protocol::report::OutcomeKind;
 use podmesh_protocol::spec::{ArrayRange, JobRules};
 
 use super::*;
-use crate::step::Change;
+use crate::state::Change;
 
 impl World {
     pub(super) fn forget(&mut self, node: &str, force: bool) -> Step {

@@ -1,7 +1,7 @@
 use super::*;
 use crate::jobs::SUBMISSIONS_REMEMBERED;
 use crate::state::Closed;
-use crate::step::{Change, JobRow};
+use crate::state::{Change, JobRow};
 use podmesh_protocol::limits::{BATCH_ROWS_MAX, EVENTS_PER_CHUNK_MAX};
 use podmesh_protocol::report::TaskCounts;
 

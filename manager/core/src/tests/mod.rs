@@ -45,8 +45,10 @@ use podmesh_protocol::version::VersionRange;
 use uuid::Uuid;
 
 use self::model::Model;
-use crate::input::{Command, ConnectionId, HeartbeatChange, Input, Ticket};
-use crate::step::{Answer, Effect, NodeRow, Step};
+use crate::ids::{ConnectionId, Ticket};
+use crate::input::{Command, HeartbeatChange, Input};
+use crate::state::NodeRow;
+use crate::step::{Answer, Effect, Step};
 use crate::{Core, CoreConfig};
 
 const LEASE_MS: u64 = 15_000;

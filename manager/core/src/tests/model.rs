@@ -10,9 +10,10 @@ use podmesh_protocol::spec::{ArrayRange, JobSpec};
 use podmesh_protocol::workflow::{Condition, Dependency};
 
 use super::CLUSTER;
-use crate::input::UpstreamFact;
+use crate::state::UpstreamFact;
+use crate::state::{Change, JobRow, KeyRow};
 use crate::state::{EndedTask, IndexSet, Job, Progress, State, Upstream, failed};
-use crate::step::{Change, JobRow, KeyRow, Step};
+use crate::step::Step;
 
 #[derive(Debug)]
 pub(super) struct Model {
@@ -81,7 +82,7 @@ impl Model {
         self.check(mono_ms, step);
         let changes = rmp_serde::to_vec_named(&step.changes).unwrap();
         let changes = rmp_serde::from_slice(&changes).unwrap();
-        self.state.apply_step(&Step { changes, ..step.clone() });
+        Step { changes, ..step.clone() }.apply_to(&mut self.state);
     }
 
     fn check(&mut self, mono_ms: u64, step: &Step) {

@@ -1,5 +1,5 @@
 use super::*;
-use crate::step::Change;
+use crate::state::Change;
 use podmesh_protocol::limits::{MESSAGE_BYTES_MAX, RETRIES_MAX, START_RESEND_MS};
 use podmesh_protocol::report::{AttemptState, OutcomeKind};
 

@@ -96,7 +96,7 @@ fn a_cancel_continues_after_a_restart() {
     let mut step = Step::default();
     core.step(world.now, Input::Tick, &mut step);
     core.check_invariants();
-    assert_eq!(step.changes[0], crate::step::Change::RetryDropped { attempt: at(1, 2, 1) });
+    assert_eq!(step.changes[0], crate::state::Change::RetryDropped { attempt: at(1, 2, 1) });
     let step = world.connect(Hello { attempts: vec![at(1, 3, 1)], ..hello("a", 2) }, 2);
     assert_eq!(stops(&step), [(at(1, 3, 1), StopReason::Cancelled)]);
 }

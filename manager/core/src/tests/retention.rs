@@ -5,7 +5,7 @@ use podmesh_protocol::client::PrincipalKind;
 
 use super::restore::restart_and_compare;
 use super::*;
-use crate::step::Change;
+use crate::state::Change;
 
 const KEEP_MS: u64 = 1_000_000;
 

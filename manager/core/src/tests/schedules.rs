@@ -5,7 +5,7 @@ use podmesh_protocol::spec::JobRules;
 
 use super::*;
 use crate::input::ScheduleChange;
-use crate::step::{Change, ScheduleRunRow};
+use crate::state::{Change, ScheduleRunRow};
 
 const MINUTE: u64 = 60_000;
 /// 2026-11-26T12:00:00Z.

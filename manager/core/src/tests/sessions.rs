@@ -1,5 +1,5 @@
 use super::*;
-use crate::step::{Change, NodeRow};
+use crate::state::{Change, NodeRow};
 use podmesh_protocol::limits::{ATTEMPTS_PER_NODE_MAX, LABELS_MAX};
 use podmesh_protocol::report::OutcomeKind;
 use podmesh_protocol::word::MaybeKnown;

@@ -4,7 +4,7 @@ use podmesh_protocol::spec::JobRules;
 use podmesh_protocol::workflow::{Condition, Dependency, WorkflowJob, WorkflowSpec};
 
 use super::*;
-use crate::step::Change;
+use crate::state::Change;
 
 fn after(spec: JobSpec, upstream: &[(u64, Condition)]) -> JobSpec {
     let after =

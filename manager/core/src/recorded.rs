@@ -4,8 +4,8 @@ use core::ops::Deref;
 
 use podmesh_protocol::ids::Revision;
 
-use super::State;
-use crate::step::{Change, Step};
+use crate::state::{Change, State};
+use crate::step::Step;
 
 /// A state that can be read freely, and changes only by what a step records.
 #[derive(Debug)]
