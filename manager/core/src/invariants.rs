@@ -11,9 +11,9 @@ use podmesh_protocol::time::Millis;
 
 use crate::Core;
 use crate::ids::NodeIx;
+use crate::in_use::InUse;
 use crate::jobs::Dispatch;
 use crate::nodes::Node;
-use crate::placement::InUse;
 use crate::state::Job;
 use crate::timers::Timer;
 

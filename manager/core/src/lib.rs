@@ -50,6 +50,7 @@ mod faults;
 pub mod faults;
 mod forget;
 pub mod ids;
+mod in_use;
 pub mod input;
 #[cfg(any(test, feature = "invariants"))]
 mod invariants;

@@ -18,7 +18,7 @@ use podmesh_protocol::spec::{JobSpec, Resources, RuntimeKind};
 use podmesh_protocol::time::{Millis, Now};
 
 use crate::ids::{ConnectionId, NodeIx};
-use crate::placement::InUse;
+use crate::in_use::InUse;
 use crate::state::{Drain, NodeRow};
 use crate::timers::{Timer, Timers};
 

@@ -11,9 +11,9 @@ use podmesh_views::access::{TokenOutput, TokensOutput, UsersOutput};
 use podmesh_views::http::{CallerView, HealthView, InfoView, KeyView};
 use podmesh_views::input::{KeyRotateInput, TokenInput};
 
+use crate::app::App;
 use crate::extract::{Json, Path, Session, json, ok};
 use crate::problem::Problem;
-use crate::routes::App;
 
 /// GET /health
 pub(crate) async fn health() -> Response {

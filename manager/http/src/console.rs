@@ -23,9 +23,9 @@ use flate2::write::GzEncoder;
 use rust_embed::RustEmbed;
 use serde::Serialize;
 
+use crate::app::App;
 use crate::extract::{etag, ok};
-use crate::problem::Problem;
-use crate::routes::{App, no_route};
+use crate::problem::{Problem, no_route};
 
 /// Where the files are served.
 const ASSETS: &str = "/assets/";

@@ -27,11 +27,11 @@ use serde::Deserialize;
 use tokio::sync::{Semaphore, watch};
 use tokio::time::{sleep, timeout};
 
+use crate::app::App;
 use crate::budget::{Charged, STREAM_BYTES};
 use crate::door::Door;
 use crate::extract::{Query, Session, ok};
 use crate::problem::Problem;
-use crate::routes::App;
 use crate::sse;
 
 /// What is committed within this time goes out together.

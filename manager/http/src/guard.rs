@@ -11,11 +11,13 @@ use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use podmesh_protocol::error::{ErrorCode, ErrorReply};
 
+use crate::PREFIX;
+use crate::app::App;
 use crate::budget::Charged;
+use crate::console;
 use crate::door::Peer;
 use crate::extract::{BODY_BYTES_MAX, Session, content_length};
 use crate::problem::Problem;
-use crate::routes::{App, is_public};
 
 /// The names by which clients may address the server, in `Host`. Literal addresses are always
 /// allowed: a name that an attacker controls cannot be one.
@@ -170,6 +172,12 @@ fn bearer(headers: &HeaderMap) -> Result<Option<&str>, Problem> {
         )
         .into()),
     }
+}
+
+/// Returns whether a path is for everybody.
+pub(crate) fn is_public(path: &str) -> bool {
+    console::is_page(path)
+        || matches!(path.strip_prefix(PREFIX), Some("/health" | "/ready" | "/openapi.json"))
 }
 
 #[cfg(test)]

@@ -16,11 +16,11 @@ use podmesh_views::http::LogEvent;
 use schemars::JsonSchema;
 use serde::Deserialize;
 
+use crate::app::App;
 use crate::budget::{Charged, STREAM_BYTES};
 use crate::extract::{Path, Query, Session};
 use crate::jobs::task_of;
 use crate::problem::Problem;
-use crate::routes::App;
 use crate::sse;
 
 /// How long one read waits for more output: less than a heartbeat.

@@ -24,11 +24,11 @@ use schemars::JsonSchema;
 use serde::Deserialize;
 use tokio::time::{sleep, timeout};
 
+use crate::app::App;
 use crate::budget::Charged;
 use crate::extract::{Path, Query, Session};
 use crate::logs::{Reader, StreamName, TEXT, WAIT_MS, stdout};
 use crate::problem::Problem;
-use crate::routes::App;
 use crate::sse;
 
 /// Sources that are read at a time. The others wait until one of them has ended.

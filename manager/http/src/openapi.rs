@@ -1,26 +1,25 @@
 //! The OpenAPI document, made from the table of routes and the schemas of the views.
 
-use axum::response::Response;
 use podmesh_protocol::access::Role;
 use podmesh_views::http::Problem;
 use schemars::generate::SchemaSettings;
 use schemars::{Schema, SchemaGenerator};
 use serde_json::{Map, Value, json};
 
-use crate::extract::ok;
-use crate::routes::{PREFIX, Route, routes};
+use crate::PREFIX;
+use crate::route::Route;
 
 /// Returns the document: OpenAPI 3.1.
-pub fn document() -> Value {
+pub(crate) fn document(routes: &[Route]) -> Value {
     let settings = SchemaSettings::draft2020_12().with(|settings| {
         settings.definitions_path = "/components/schemas".into();
         settings.meta_schema = None;
     });
     let mut generator = settings.into_generator();
     let mut paths = Map::new();
-    for route in routes() {
+    for route in routes {
         let path = paths.entry(format!("{PREFIX}{}", route.path)).or_insert_with(|| json!({}));
-        path[route.method] = operation(&route, &mut generator);
+        path[route.method] = operation(route, &mut generator);
     }
     generator.subschema_for::<Problem>();
     let mut document = json!({
@@ -173,11 +172,6 @@ fn query_parameters(query: &Schema) -> Vec<Value> {
     fields.iter().map(parameter).collect()
 }
 
-/// GET /openapi.json
-pub(crate) async fn serve() -> Response {
-    ok(&document())
-}
-
 #[cfg(test)]
 #[expect(clippy::unwrap_used, reason = "tests")]
 mod tests {
@@ -185,6 +179,11 @@ mod tests {
     use std::path::Path;
 
     use super::*;
+    use crate::routes::routes;
+
+    fn document() -> Value {
+        super::document(&routes())
+    }
 
     /// Fails if the API has changed and the file has not. A route or field that is removed, or
     /// changes its meaning, breaks programs that use it.

@@ -1,10 +1,13 @@
 //! Errors as RFC 9457 problem details.
 
 use axum::http::header::{CONTENT_TYPE, RETRY_AFTER, WWW_AUTHENTICATE};
-use axum::http::{HeaderValue, StatusCode};
+use axum::http::{HeaderValue, StatusCode, Uri};
+
 use axum::response::{IntoResponse, Response};
 use podmesh_protocol::error::{ErrorCode, ErrorReply};
 use podmesh_views::http;
+
+use crate::PREFIX;
 
 /// The media type of a problem.
 pub(crate) const PROBLEM_JSON: &str = "application/problem+json";
@@ -118,4 +121,11 @@ impl IntoResponse for Problem {
         }
         response
     }
+}
+
+pub(crate) async fn no_route(uri: Uri) -> Problem {
+    Problem::not_found(format!(
+        "there is no `{}`; all routes are in {PREFIX}/openapi.json",
+        uri.path().escape_debug()
+    ))
 }

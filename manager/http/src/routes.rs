@@ -1,13 +1,7 @@
 //! The table of all routes.
 
-use std::sync::Arc;
-
-use axum::Router;
-use axum::handler::Handler;
-use axum::http::header::CONTENT_TYPE;
-use axum::http::{StatusCode, Uri};
-use axum::response::{IntoResponse, Response};
-use axum::routing::{MethodRouter, delete, get, post, put};
+use axum::response::Response;
+use axum::routing::put;
 use podmesh_protocol::access::Role;
 use podmesh_views::access::{TokenOutput, TokensOutput, UsersOutput};
 use podmesh_views::again::{FailedOutput, RequeueOutput};
@@ -32,162 +26,13 @@ use podmesh_views::service::{
 };
 use podmesh_views::volume::VolumesOutput;
 use podmesh_views::workflow::{WorkflowOutput, WorkflowSubmitOutput, WorkflowsOutput};
-use schemars::{JsonSchema, Schema, SchemaGenerator};
-use tokio::sync::watch;
+use schemars::JsonSchema;
 
-use crate::budget::Budgets;
-use crate::door::Door;
-use crate::events::Feed;
-use crate::extract::Session;
-use crate::guard::{Hosts, guard};
-use crate::problem::Problem;
+use crate::extract::ok;
+use crate::route::{Route, SchemaOf, on_delete, on_get, on_post, schema_of};
 use crate::{
-    access, console, events, jobs, logs, merged, nodes, openapi, schedules, services, volumes,
-    workflows,
+    access, events, jobs, logs, merged, nodes, openapi, schedules, services, volumes, workflows,
 };
-
-/// Where all routes begin.
-pub(crate) const PREFIX: &str = "/api/v1";
-/// Where the metrics are.
-const METRICS: &str = "/metrics";
-
-/// What all requests share.
-#[derive(Clone)]
-pub(crate) struct App {
-    pub(crate) door: Arc<dyn Door>,
-    pub(crate) feed: Arc<Feed>,
-    pub(crate) budgets: Arc<Budgets>,
-    pub(crate) hosts: Arc<Hosts>,
-    /// True once the server is about to stop.
-    pub(crate) stopping: watch::Receiver<bool>,
-}
-
-/// Makes a schema.
-pub(crate) type SchemaOf = fn(&mut SchemaGenerator) -> Schema;
-
-/// A reply.
-pub(crate) struct Reply {
-    pub(crate) status: u16,
-    pub(crate) about: &'static str,
-    /// The media types, and the schema of JSON.
-    pub(crate) content: Vec<(&'static str, Option<SchemaOf>)>,
-}
-
-/// A route: what the router does with it, and what the document says about it.
-pub(crate) struct Route {
-    pub(crate) method: &'static str,
-    /// Below [`PREFIX`].
-    pub(crate) path: &'static str,
-    /// The name of the operation.
-    pub(crate) id: &'static str,
-    pub(crate) about: &'static str,
-    /// The role that it needs; `None` if nobody is asked for a token.
-    pub(crate) role: Option<Role>,
-    pub(crate) query: Option<SchemaOf>,
-    /// Headers of the request that it knows, and what they mean.
-    pub(crate) headers: &'static [(&'static str, &'static str)],
-    /// The schema of the body, and whether it is required.
-    pub(crate) body: Option<(SchemaOf, bool)>,
-    pub(crate) replies: Vec<Reply>,
-    handler: MethodRouter<App>,
-}
-
-fn schema_of<T: JsonSchema>(generator: &mut SchemaGenerator) -> Schema {
-    generator.subschema_for::<T>()
-}
-
-/// A query becomes parameters, not a schema with a name.
-fn query_of<T: JsonSchema>(generator: &mut SchemaGenerator) -> Schema {
-    T::json_schema(generator)
-}
-
-impl Route {
-    fn new(
-        method: &'static str,
-        path: &'static str,
-        id: &'static str,
-        about: &'static str,
-        handler: MethodRouter<App>,
-    ) -> Self {
-        let (role, query, body, replies) = (Some(Role::Viewer), None, None, vec![]);
-        Self { method, path, id, about, role, query, headers: &[], body, replies, handler }
-    }
-
-    fn needs(mut self, role: Role) -> Self {
-        self.role = Some(role);
-        self
-    }
-
-    fn public(mut self) -> Self {
-        self.role = None;
-        self
-    }
-
-    fn query<T: JsonSchema>(mut self) -> Self {
-        self.query = Some(query_of::<T>);
-        self
-    }
-
-    fn header(mut self, headers: &'static [(&'static str, &'static str)]) -> Self {
-        self.headers = headers;
-        self
-    }
-
-    fn body<T: JsonSchema>(mut self) -> Self {
-        self.body = Some((schema_of::<T>, true));
-        self
-    }
-
-    fn optional_body<T: JsonSchema>(mut self) -> Self {
-        self.body = Some((schema_of::<T>, false));
-        self
-    }
-
-    fn reply<T: JsonSchema>(self, status: u16, about: &'static str) -> Self {
-        self.reply_as(status, about, vec![("application/json", Some(schema_of::<T> as SchemaOf))])
-    }
-
-    fn no_content(self, status: u16, about: &'static str) -> Self {
-        self.reply_as(status, about, vec![])
-    }
-
-    fn reply_as(
-        mut self,
-        status: u16,
-        about: &'static str,
-        content: Vec<(&'static str, Option<SchemaOf>)>,
-    ) -> Self {
-        self.replies.push(Reply { status, about, content });
-        self
-    }
-}
-
-fn on_get<H: Handler<T, App>, T: 'static>(
-    path: &'static str,
-    id: &'static str,
-    about: &'static str,
-    handler: H,
-) -> Route {
-    Route::new("get", path, id, about, get(handler))
-}
-
-fn on_post<H: Handler<T, App>, T: 'static>(
-    path: &'static str,
-    id: &'static str,
-    about: &'static str,
-    handler: H,
-) -> Route {
-    Route::new("post", path, id, about, post(handler))
-}
-
-fn on_delete<H: Handler<T, App>, T: 'static>(
-    path: &'static str,
-    id: &'static str,
-    about: &'static str,
-    handler: H,
-) -> Route {
-    Route::new("delete", path, id, about, delete(handler))
-}
 
 const IF_NONE_MATCH: (&str, &str) =
     ("If-None-Match", "The `ETag` of an earlier reply: 304 if nothing has changed since.");
@@ -229,7 +74,7 @@ fn the_manager() -> Vec<Route> {
         on_get("/ready", "ready", "Whether jobs can be submitted.", access::ready)
             .public()
             .reply::<HealthView>(200, "They can."),
-        on_get("/openapi.json", "openapi", "This document.", openapi::serve)
+        on_get("/openapi.json", "openapi", "This document.", document)
             .public()
             .reply::<serde_json::Map<String, serde_json::Value>>(200, "The document."),
         on_get("/info", "info", "The manager.", access::info)
@@ -638,57 +483,7 @@ fn access_routes(admin: Role) -> Vec<Route> {
     ]
 }
 
-/// Returns whether a path is for everybody.
-pub(crate) fn is_public(path: &str) -> bool {
-    console::is_page(path)
-        || matches!(path.strip_prefix(PREFIX), Some("/health" | "/ready" | "/openapi.json"))
-}
-
-/// Returns the router.
-pub(crate) fn router(app: App) -> Router {
-    let mut router = Router::new();
-    for route in routes() {
-        router = router.route(&format!("{PREFIX}{}", route.path), route.handler);
-    }
-    console::add(router)
-        .route(METRICS, get(metrics))
-        .fallback(no_route)
-        .method_not_allowed_fallback(no_method)
-        .layer(axum::middleware::from_fn_with_state(app.clone(), guard))
-        .with_state(app)
-}
-
-/// GET /metrics, where Prometheus looks for them: not a part of the API.
-async fn metrics(session: Session) -> Result<Response, Problem> {
-    let text = session.asker.metrics().await?;
-    Ok(([(CONTENT_TYPE, podmesh_metrics::CONTENT_TYPE)], text).into_response())
-}
-
-pub(crate) async fn no_route(uri: Uri) -> Problem {
-    Problem::not_found(format!(
-        "there is no `{}`; all routes are in {PREFIX}/openapi.json",
-        uri.path().escape_debug()
-    ))
-}
-
-async fn no_method() -> Problem {
-    Problem::new(
-        StatusCode::METHOD_NOT_ALLOWED,
-        "method_not_allowed",
-        "The route has other methods",
-        format!("the route does not have this method; all routes are in {PREFIX}/openapi.json"),
-    )
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_routes_without_a_token_are_those_that_say_so() {
-        for route in routes() {
-            let path = format!("{PREFIX}{}", route.path);
-            assert_eq!(is_public(&path), route.role.is_none(), "{path}");
-        }
-    }
+/// GET /openapi.json
+async fn document() -> Response {
+    ok(&openapi::document(&routes()))
 }

@@ -24,12 +24,14 @@ use tokio_io_timeout::TimeoutStream;
 use tokio_rustls::TlsAcceptor;
 use tower::ServiceExt;
 
+use crate::app::App;
 use crate::budget::Budgets;
 use crate::certificate::{Certificate, LOOK_EVERY};
 use crate::door::{Door, Peer};
+use crate::error::HttpError;
 use crate::events::Feed;
 use crate::guard::{Connection, Hosts};
-use crate::routes::{App, router};
+use crate::router::router;
 
 /// How long a client may take for the handshake of TLS, and then for the headers of a request. So
 /// long a connection may also be idle.
@@ -53,38 +55,6 @@ pub struct Config {
     pub unix: Option<StdUnixListener>,
     /// The names by which clients may address the server.
     pub hosts: Hosts,
-}
-
-/// Why the server cannot start.
-#[derive(Debug, thiserror::Error)]
-pub enum HttpError {
-    /// An address beyond loopback without TLS.
-    #[error(
-        "HTTP on {address} would send tokens in the clear over the network: give a certificate (--http-cert, --http-key), or a loopback address such as 127.0.0.1:{}", address.port()
-    )]
-    Insecure {
-        /// The address.
-        address: SocketAddr,
-    },
-    /// The address cannot be used.
-    #[error("HTTP cannot listen on {address}: {source}; choose another address (--http)")]
-    Listen {
-        /// The address.
-        address: SocketAddr,
-        /// Why.
-        source: io::Error,
-    },
-    /// The certificate or its key cannot be used.
-    #[error("the file {} cannot be used for HTTPS: {why}", path.display())]
-    Certificate {
-        /// The file.
-        path: PathBuf,
-        /// Why.
-        why: String,
-    },
-    /// The unix socket cannot be used.
-    #[error("the unix socket for HTTP cannot be used: {0}")]
-    Unix(io::Error),
 }
 
 /// A server that listens already, and does not answer yet.

@@ -7,7 +7,7 @@ use podmesh_protocol::report::{Outcome, OutcomeKind};
 use podmesh_protocol::spec::{OnLost, RuntimeKind};
 use podmesh_protocol::time::Millis;
 
-use crate::core::CoreConfig;
+use crate::config::CoreConfig;
 use crate::outbox::ReportKey;
 use crate::step::JobContext;
 

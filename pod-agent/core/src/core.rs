@@ -16,6 +16,7 @@ use crate::attempts::{
     AGENT_STOPPED, ActiveAttempt, AttemptEntry, LEASE_ENDED, Phase, Stop, StopCause, Unsent,
 };
 use crate::claims::with_claims;
+use crate::config::CoreConfig;
 use crate::faults::planted;
 use crate::input::{FoundAttempt, Input, RuntimeFact};
 use crate::outbox::Outbox;
@@ -26,17 +27,6 @@ const NOT_HELD: &str = "the agent does not have this attempt";
 /// Message of an attempt whose number another attempt on this agent has used.
 const SPENT: &str =
     "its agent had another attempt with this number, which the manager no longer knows";
-
-/// Settings that stay the same for the life of a core.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct CoreConfig {
-    /// How many milliseconds a shutdown waits for the manager's acknowledgements, once every
-    /// attempt that has to end has ended.
-    pub goodbye_wait_ms: u64,
-    /// Whether processes keep running when the daemon ends, as containers do, because they have a
-    /// supervisor.
-    pub processes_outlive: bool,
-}
 
 /// The agent's decisions: which attempts run, what is reported about them, when they are stopped.
 #[derive(Debug)]

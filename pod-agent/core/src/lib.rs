@@ -9,6 +9,7 @@ extern crate alloc;
 
 mod attempts;
 mod claims;
+mod config;
 mod core;
 #[cfg(not(feature = "planted-faults"))]
 mod faults;
@@ -24,4 +25,5 @@ pub mod step;
 #[cfg(test)]
 mod tests;
 
-pub use crate::core::{Core, CoreConfig};
+pub use crate::config::CoreConfig;
+pub use crate::core::Core;

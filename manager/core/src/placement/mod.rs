@@ -8,7 +8,6 @@
 mod candidate;
 #[cfg(any(test, feature = "invariants"))]
 mod check;
-mod claims;
 mod fit_index;
 mod needs;
 mod queue;
@@ -23,7 +22,6 @@ use podmesh_protocol::ids::JobId;
 use podmesh_protocol::limits::{AVOID_MS_MAX, BATCH_ROWS_MAX};
 use podmesh_protocol::time::{Millis, Now};
 
-pub(crate) use self::claims::InUse;
 pub(crate) use self::needs::{Constraint, Needs, QueueKey};
 use self::queue::QueuePosition;
 pub(crate) use self::queue::{Facts, Queue, ShapeId};

@@ -16,7 +16,7 @@ use crate::budget::Budgets;
 use crate::door::Peer;
 use crate::events::Feed;
 use crate::guard::{Connection, Hosts};
-use crate::routes::router;
+use crate::router::router;
 use crate::server::tests::Closed;
 
 /// Bytes that the page may take over the wire.
