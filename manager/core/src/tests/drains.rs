@@ -173,6 +173,18 @@ fn the_deadline_counts_on_over_a_restart_and_over_jumps_of_the_wall_clock() {
 }
 
 #[test]
+fn a_drain_outlives_sessions_and_restarts() {
+    let (mut world, _) = busy();
+    world.drains("a", until(Some(10_000), true));
+    world.restart();
+    let again = Hello { attempts: vec![at(1, 1, 1)], ..hello("a", 1) };
+    world.connect(again, 2);
+    let drain = world.node("a").drain.unwrap();
+    assert_eq!((drain.spec.reason.as_deref(), drain.stops_in_ms), (Some("new disks"), Some(10_000)));
+    assert_eq!(stops(&world.pass(10_000)).len(), 1);
+}
+
+#[test]
 fn a_second_drain_replaces_the_first() {
     let (mut world, _) = busy();
     world.drains("a", until(Some(1_000), false));
