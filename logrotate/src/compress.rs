@@ -1,12 +1,14 @@
 //! The background thread that compresses rotated files for all writers of the process.
 
 use std::collections::VecDeque;
-use std::sync::{Arc, Condvar, Mutex, OnceLock};
+use std::sync::{Arc, OnceLock};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use parking_lot::{Condvar, Mutex};
+
 use crate::failpoint;
-use crate::stream::{Stream, lock};
+use crate::stream::Stream;
 
 /// The maximum number of waiting streams. If the queue is full, a file stays uncompressed, which is
 /// readable too. It is compressed at the next rotation, at the next open, or by a sweep.
@@ -44,7 +46,7 @@ pub(crate) fn enqueue(stream: &Arc<Stream>) {
         }
         state.queued = true;
     }
-    let mut queue = lock(&this.queue);
+    let mut queue = this.queue.lock();
     if !queue.running {
         queue.running =
             thread::Builder::new().name("podmesh-log-gz".to_owned()).spawn(|| run(this)).is_ok();
@@ -67,32 +69,27 @@ pub(crate) fn enqueue(stream: &Arc<Stream>) {
 pub fn wait_for_compression(timeout: Duration) -> bool {
     let this = compressor();
     let until = Instant::now() + timeout;
-    let mut queue = lock(&this.queue);
+    let mut queue = this.queue.lock();
     while queue.busy || !queue.waiting.is_empty() {
-        let Some(left) = until.checked_duration_since(Instant::now()) else { return false };
-        queue = match this.changed.wait_timeout(queue, left) {
-            Ok((queue, _)) => queue,
-            Err(poisoned) => poisoned.into_inner().0,
-        };
+        if this.changed.wait_until(&mut queue, until).timed_out() {
+            return false;
+        }
     }
     true
 }
 
 fn run(this: &'static Compressor) {
-    let mut queue = lock(&this.queue);
+    let mut queue = this.queue.lock();
     loop {
         let Some(stream) = queue.waiting.pop_front() else {
-            queue = match this.changed.wait(queue) {
-                Ok(queue) => queue,
-                Err(poisoned) => poisoned.into_inner(),
-            };
+            this.changed.wait(&mut queue);
             continue;
         };
         queue.busy = true;
         drop(queue);
         compress_all(&stream);
         drop(stream);
-        queue = lock(&this.queue);
+        queue = this.queue.lock();
         queue.busy = false;
         this.changed.notify_all();
     }

@@ -5,8 +5,10 @@ use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
+use std::sync::{Arc, OnceLock, Weak};
 use std::time::{Duration, UNIX_EPOCH};
+
+use parking_lot::{Mutex, MutexGuard};
 
 use crate::error::Error;
 use crate::failpoint::{self, CrashPoint};
@@ -49,18 +51,12 @@ fn registry() -> &'static Mutex<HashMap<PathBuf, Weak<Stream>>> {
     STREAMS.get_or_init(Mutex::default)
 }
 
-/// Ignores poisoning: a panic elsewhere must not stop the logs, and each change under the lock is
-/// complete on disk.
-pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
 impl Stream {
     /// Returns the single `Stream` of these files in this process. The folder must exist.
     pub(crate) fn attach(names: &Names) -> Result<Arc<Self>, Error> {
         let dir = fs::canonicalize(&names.dir).map_err(Error::io("look up", &names.dir))?;
         let key = dir.join(names.name());
-        let mut streams = lock(registry());
+        let mut streams = registry().lock();
         if let Some(stream) = streams.get(&key).and_then(Weak::upgrade) {
             return Ok(stream);
         }
@@ -71,7 +67,7 @@ impl Stream {
     }
 
     pub(crate) fn lock(&self) -> MutexGuard<'_, StreamState> {
-        lock(&self.state)
+        self.state.lock()
     }
 
     /// Waits for other changes to the numbered files, but never for a compression.
@@ -175,7 +171,7 @@ impl Stream {
 
 impl Drop for Stream {
     fn drop(&mut self) {
-        let mut streams = lock(registry());
+        let mut streams = registry().lock();
         // Another one may exist since the last `Arc` of this one was dropped.
         if streams.get(&self.key).is_some_and(|stream| stream.strong_count() == 0) {
             streams.remove(&self.key);

@@ -1,8 +1,9 @@
 //! API tokens: who may ask over HTTP without being a user of this machine.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 
+use parking_lot::{Mutex, MutexGuard};
 use podmesh_manager_core::input::Input;
 use podmesh_protocol::access::{ApiToken, Caller, Role, TokenId};
 use podmesh_protocol::error::{ErrorCode, ErrorReply};
@@ -70,7 +71,7 @@ impl ApiTokens {
 
     fn lock(&self) -> MutexGuard<'_, Table> {
         // No code that can panic runs while it is held.
-        self.0.table.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.table.lock()
     }
 
     /// Makes a token valid.

@@ -2,10 +2,11 @@
 
 use std::collections::HashMap;
 use std::net::IpAddr;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use parking_lot::{Mutex, MutexGuard};
 use podmesh_manager_core::ids::ConnectionId;
 use podmesh_manager_core::input::{Command, Input};
 use podmesh_manager_core::step::Answer;
@@ -237,7 +238,7 @@ fn user_name(uid: u32) -> Name {
 impl Shared {
     fn lock(&self) -> MutexGuard<'_, Table> {
         // No code that can panic runs while it is held.
-        self.table.lock().unwrap_or_else(PoisonError::into_inner)
+        self.table.lock()
     }
 }
 

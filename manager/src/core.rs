@@ -1,11 +1,12 @@
 //! The core's thread, and the handle through which others reach it.
 
 use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, TrySendError, unbounded};
+use parking_lot::{Mutex, MutexGuard};
 use podmesh_manager_core::Core;
 use podmesh_manager_core::ids::Ticket;
 use podmesh_manager_core::input::{Command, Input};
@@ -68,7 +69,7 @@ pub(crate) struct Pending {
 impl Tickets {
     fn lock(&self) -> MutexGuard<'_, HashMap<Ticket, oneshot::Sender<CommandResult>>> {
         // No code that can panic runs while it is held.
-        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+        self.waiting.lock()
     }
 }
 

@@ -3,9 +3,10 @@
 
 use std::collections::HashMap;
 use std::io;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
+use parking_lot::{Mutex, MutexGuard};
 use podmesh_manager_core::input::{HeartbeatChange, Input};
 use podmesh_manager_core::lease::LeaseTable;
 use podmesh_metrics::{Buckets, Histogram};
@@ -138,7 +139,7 @@ impl Heartbeats {
 impl Shared {
     fn lock(&self) -> MutexGuard<'_, Table> {
         // No code that can panic runs while the lock is held.
-        self.table.lock().unwrap_or_else(PoisonError::into_inner)
+        self.table.lock()
     }
 
     fn tell(&self, epoch: Epoch, change: HeartbeatChange) {

@@ -1,8 +1,8 @@
 //! The live sessions, and the reads of logs that wait for an agent's answer.
 
 use std::collections::HashMap;
-use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use parking_lot::{Mutex, MutexGuard};
 use podmesh_manager_core::ids::ConnectionId;
 use podmesh_protocol::client::LogSlice;
 use podmesh_protocol::error::{ErrorCode, ErrorReply};
@@ -49,7 +49,7 @@ pub(crate) struct LogQuestion<'a> {
 impl LogReads {
     fn lock(&self) -> MutexGuard<'_, State> {
         // No code that can panic runs while the lock is held.
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock()
     }
 
     pub(crate) fn session_opened(&self, epoch: Epoch, node: Name, connection: ConnectionId) {

@@ -1,10 +1,11 @@
 //! PUB: hints of what was committed, and the manager's own beacon. Nobody ever waits for it.
 
 use std::collections::VecDeque;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use podmesh_protocol::event::{PUBLISHED_CHUNK_BYTES_MAX, Published, TOPIC_EVENTS, TOPIC_MANAGER};
 use podmesh_protocol::ids::{InstanceId, Revision};
 use podmesh_wire::publish::Publisher;
@@ -34,7 +35,7 @@ impl Hints {
             return;
         }
         // No code that can panic runs while it is held.
-        let mut queue = self.queue.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut queue = self.queue.lock();
         for CommittedChunk { chunk, bytes } in chunks {
             let since = Revision(chunk.first.0.saturating_sub(1));
             let last = chunk.last();
@@ -57,7 +58,7 @@ impl Hints {
     }
 
     fn take(&self) -> VecDeque<Published> {
-        std::mem::take(&mut *self.queue.lock().unwrap_or_else(PoisonError::into_inner))
+        std::mem::take(&mut *self.queue.lock())
     }
 }
 

@@ -1,8 +1,9 @@
 //! Requests that wait until a commit changes a job or a service.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 
+use parking_lot::{Mutex, MutexGuard};
 use podmesh_protocol::ids::{JobId, Name};
 use tokio::sync::Notify;
 use tokio::sync::futures::OwnedNotified;
@@ -36,7 +37,7 @@ pub(crate) struct Watch<'a> {
 impl Waiters {
     fn lock(&self) -> MutexGuard<'_, HashMap<Subject, Watched>> {
         // No code that can panic runs while it is held.
-        self.watched.lock().unwrap_or_else(PoisonError::into_inner)
+        self.watched.lock()
     }
 
     pub(crate) fn watch(&self, subject: Subject) -> Watch<'_> {

@@ -3,8 +3,9 @@
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, OnceLock};
 
+use parking_lot::{Mutex, MutexGuard};
 use podmesh_protocol::ids::AttemptId;
 use tokio::sync::Notify;
 use tokio::sync::mpsc::UnboundedSender;
@@ -27,7 +28,7 @@ struct Shared {
 impl Shared {
     fn lock(&self) -> MutexGuard<'_, HashMap<AttemptId, Vec<Arc<Signal>>>> {
         // No code that can panic runs under the lock.
-        self.waiters.lock().unwrap_or_else(PoisonError::into_inner)
+        self.waiters.lock()
     }
 
     /// Tells the writers in another process whether anybody listens. Called under the lock, so that

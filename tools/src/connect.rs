@@ -4,9 +4,9 @@
 //! for a state. So requests are retried across restarts of the manager until a deadline.
 
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex as StdMutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use parking_lot::Mutex as StdMutex;
 use podmesh_protocol::again::{FailedTasks, RequeueRequest, Requeued};
 use podmesh_protocol::client::{
     Info, JobDetail, JobView, LogRead, LogSlice, ReplyBody, RequestBody, TaskDetail, TaskView,
@@ -246,7 +246,7 @@ impl Connection {
 
     fn with_seen<R>(&self, f: impl FnOnce(&mut Seen) -> R) -> R {
         // Nothing panics while the lock is held.
-        f(&mut self.seen.lock().unwrap_or_else(PoisonError::into_inner))
+        f(&mut self.seen.lock())
     }
 
     fn tell_gone(&self, why: &str) {

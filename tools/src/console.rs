@@ -4,11 +4,12 @@
 //! the user's own key, so the manager checks the role. Only the browser that has exchanged the
 //! one-time code is let in.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
+use parking_lot::Mutex;
 use podmesh_http::{Asker, Door, Peer};
 use podmesh_protocol::access::Caller;
 use podmesh_protocol::client::{ReplyBody, RequestBody};
@@ -181,7 +182,7 @@ impl Door for MeshDoor {
     }
 
     fn sign_in(&self, code: &str) -> Result<String, ErrorReply> {
-        let mut known = self.code.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut known = self.code.lock();
         match &*known {
             Code::Used => {
                 say(

@@ -21,8 +21,6 @@ pub enum Fault {
     StartsForgotten,
     /// The cores of a task are not subtracted from the free ones of its node.
     RoomNotBooked,
-    /// A report is acknowledged before it has arrived.
-    AckedTooEarly,
     /// A manager that was paused counts the beats that it could not receive as missing.
     StallNotForgiven,
     /// A delayed hello takes effect.

@@ -68,7 +68,6 @@ impl Core {
             self.nodes.get_mut(ix).acked = Some(number);
         }
         if let Some(acked) = self.nodes.get(ix).acked {
-            let acked = acked + u64::from(planted!(self, AckedTooEarly));
             let message = ToPeer::Acked(epoch, acked);
             out.effects.push(Effect::Send { connection, message });
         }

@@ -3,12 +3,13 @@
 
 use std::collections::HashMap;
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Weak};
 use std::task::{Context, Poll};
 
 use axum::body::Body;
 use bytes::Bytes;
 use http_body::{Frame, SizeHint};
+use parking_lot::Mutex;
 use podmesh_protocol::limits::CLIENT_UNREAD_BYTES_MAX;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
@@ -31,7 +32,7 @@ pub(crate) type Charge = OwnedSemaphorePermit;
 impl Budgets {
     pub(crate) fn of(&self, caller: &str) -> Budget {
         // No code that can panic runs while it is held.
-        let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut all = self.0.lock();
         if let Some(budget) = all.get(caller).and_then(Weak::upgrade) {
             return Budget(budget);
         }
@@ -104,10 +105,10 @@ mod tests {
         drop(budgets.of("ann").charge(1).unwrap());
         drop((one, other));
         assert_eq!(
-            budgets.0.lock().unwrap().values().filter(|it| it.strong_count() > 0).count(),
+            budgets.0.lock().values().filter(|it| it.strong_count() > 0).count(),
             0
         );
         budgets.of("carl");
-        assert_eq!(budgets.0.lock().unwrap().len(), 1, "budgets that nobody uses are dropped");
+        assert_eq!(budgets.0.lock().len(), 1, "budgets that nobody uses are dropped");
     }
 }

@@ -7,8 +7,8 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::convert::Infallible;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use axum::body::Body;
@@ -17,6 +17,7 @@ use axum::http::HeaderMap;
 use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
 use futures_util::stream::unfold;
+use parking_lot::{Mutex, MutexGuard};
 use podmesh_protocol::client::{ReplyBody, RequestBody};
 use podmesh_protocol::event::EventChunk;
 use podmesh_protocol::ids::Revision;
@@ -161,12 +162,12 @@ impl Feed {
 
     fn shelf(&self) -> MutexGuard<'_, Shelf> {
         // As above.
-        self.shelf.lock().unwrap_or_else(PoisonError::into_inner)
+        self.shelf.lock()
     }
 
     fn lock(&self) -> MutexGuard<'_, Ring> {
         // No code that can panic runs while it is held.
-        self.ring.lock().unwrap_or_else(PoisonError::into_inner)
+        self.ring.lock()
     }
 
     /// Follows the door's events, as long as there are streams.

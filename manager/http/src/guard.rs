@@ -1,7 +1,7 @@
 //! Checks every request before its handler.
 
 use std::net::IpAddr;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use axum::body::{Body, HttpBody};
 use axum::extract::{Request, State};
@@ -9,6 +9,7 @@ use axum::http::header::{AUTHORIZATION, CACHE_CONTROL, HOST, ORIGIN, X_CONTENT_T
 use axum::http::{HeaderMap, HeaderValue, StatusCode};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
+use parking_lot::Mutex;
 use podmesh_protocol::error::{ErrorCode, ErrorReply};
 
 use crate::PREFIX;
@@ -66,7 +67,7 @@ impl Connection {
     /// Returns who asks.
     fn admit(&self, app: &App, token: Option<&str>) -> Result<Session, ErrorReply> {
         // No code that can panic runs while it is held.
-        let mut admitted = self.admitted.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut admitted = self.admitted.lock();
         if let Some((known, session)) = &*admitted
             && known.as_deref() == token
         {

@@ -154,9 +154,6 @@ impl Core {
         }
         if let Some(epoch) = self.epoch {
             self.outbox.fill(epoch, &mut out.messages);
-            if planted!(self, ForgottenWhenSent) {
-                self.acked(u64::MAX, out);
-            }
         }
         self.leave_if_done(now, out);
     }
@@ -168,9 +165,6 @@ impl Core {
                 self.session_opened(&welcome, hello_sent_mono_ms, out);
             }
             Input::SessionClosed => {
-                if planted!(self, OutboxLost) {
-                    self.acked(u64::MAX, out);
-                }
                 self.leave_session();
             }
             Input::JobSpecReceived { epoch, context } if self.is_current(epoch) => {
@@ -574,7 +568,6 @@ impl Core {
             let endangered: Vec<_> = self
                 .attempts
                 .iter()
-                .filter(|_| !planted!(self, LeaseIgnored))
                 .filter(|(_, entry)| match &entry.phase {
                     Phase::Active(active) => active.on_lost == OnLost::Requeue,
                     Phase::Waiting(context) => context.on_lost == OnLost::Requeue,

@@ -5,18 +5,12 @@
 #[cfg(feature = "planted-faults")]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fault {
-    /// Unacknowledged reports are lost with the session.
-    OutboxLost,
-    /// Attempts keep running when the lease has ended.
-    LeaseIgnored,
     /// A fenced attempt is forgotten and keeps running.
     FencedRunsOn,
     /// An attempt starts while the older one of its task is being killed.
     OlderNotAwaited,
     /// Attempts that still run when the agent starts are not adopted.
     NotAdopted,
-    /// The end of an attempt is forgotten when it is sent, not when it is acknowledged.
-    ForgottenWhenSent,
 }
 
 /// Returns whether a fault is planted; `false` without the feature.

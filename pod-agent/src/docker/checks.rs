@@ -1,11 +1,12 @@
 //! What the health checks of replicas need from their containers.
 
 use std::net::IpAddr;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use bollard::models::{ContainerInspectResponse, HealthStatusEnum as Status};
 use futures_util::StreamExt as _;
+use parking_lot::Mutex;
 use podmesh_protocol::service::Health;
 use rustix::process::{Pid, PidfdFlags, Signal, kill_process_group, pidfd_open, pidfd_send_signal};
 use tokio::time::{Instant, sleep_until, timeout};
@@ -178,10 +179,10 @@ impl ContainerChecks {
 
     fn unfinished(&self) -> Option<String> {
         // No code that can panic runs while the lock is held.
-        self.unfinished.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.unfinished.lock().clone()
     }
 
     fn set_unfinished(&self, exec: Option<String>) {
-        *self.unfinished.lock().unwrap_or_else(PoisonError::into_inner) = exec;
+        *self.unfinished.lock() = exec;
     }
 }

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use bollard::auth::DockerCredentials;
@@ -15,6 +15,7 @@ use bollard::query_parameters as query;
 use bollard::{ClientVersion, Docker};
 use bytes::Bytes;
 use futures_util::{Stream, StreamExt as _};
+use parking_lot::Mutex;
 use podmesh_wire::chain;
 use tokio::sync::Semaphore;
 use tokio::time::timeout;
@@ -142,14 +143,14 @@ impl Engine {
             let answered = call(CONNECT_DEADLINE, self.docker.ping()).await;
             let trouble =
                 answered.err().map(|error| format!("the Docker engine does not answer: {error}"));
-            *self.trouble.lock().unwrap_or_else(PoisonError::into_inner) = trouble;
+            *self.trouble.lock() = trouble;
         }
     }
 
     /// Returns why the last ping failed; `None` if it succeeded.
     pub(super) fn trouble(&self) -> Option<String> {
         // No code that can panic runs while the lock is held.
-        self.trouble.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.trouble.lock().clone()
     }
 
     pub(super) async fn create(

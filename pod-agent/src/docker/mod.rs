@@ -35,8 +35,9 @@ mod volumes;
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 
+use parking_lot::{Mutex, MutexGuard};
 use podmesh_agent_core::input::RuntimeFact;
 use podmesh_agent_core::step::JobContext;
 use podmesh_protocol::ids::{AttemptId, ClusterId, Name};
@@ -323,5 +324,5 @@ impl Shared {
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     // No code that can panic runs under these locks.
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+    mutex.lock()
 }

@@ -2,11 +2,12 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bollard::models::{CreateImageInfo, ProgressDetail};
 use futures_util::{Stream, StreamExt as _};
+use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::watch;
 use tokio::time::timeout;
 
@@ -80,7 +81,7 @@ impl Pulls {
 
     fn lock(&self) -> MutexGuard<'_, HashMap<ImageKey, watch::Sender<State>>> {
         // No code that can panic runs under the lock.
-        self.going.lock().unwrap_or_else(PoisonError::into_inner)
+        self.going.lock()
     }
 
     /// Subscribes to the pull of the image, starting it if necessary.

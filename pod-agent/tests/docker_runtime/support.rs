@@ -7,12 +7,13 @@
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
+use std::sync::{Arc, OnceLock, Weak};
 use std::time::Duration;
 
 use bollard::Docker;
 use bollard::query_parameters as query;
 use futures_util::TryStreamExt as _;
+use parking_lot::Mutex;
 use podmesh_agent::capture::Captures;
 use podmesh_agent::docker::{DockerRuntime, DockerSettings};
 use podmesh_agent::health::HealthChecks;
@@ -103,7 +104,7 @@ pub(crate) struct Image {
 impl Image {
     pub(crate) fn get() -> Arc<Self> {
         static IMAGE: Mutex<Weak<Image>> = Mutex::new(Weak::new());
-        let mut known = IMAGE.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut known = IMAGE.lock();
         known.upgrade().unwrap_or_else(|| {
             let image = Arc::new(Self::make());
             *known = Arc::downgrade(&image);
@@ -223,7 +224,7 @@ impl TestNode {
 
     /// Returns the reported gaps.
     pub(crate) fn gaps(&self) -> Vec<String> {
-        self.gaps.lock().unwrap().clone()
+        self.gaps.lock().clone()
     }
 
     /// Starts a runtime that adopts existing containers.
@@ -367,7 +368,7 @@ pub(crate) fn captures(
     tokio::spawn(async move {
         while let Some((_, fact)) = told.recv().await {
             let RuntimeFact::LogGap(text) = fact else { panic!("{fact:?}") };
-            gaps.lock().unwrap().push(text);
+            gaps.lock().push(text);
         }
     });
     Captures::here(logs_dir, rotation, LogNotify::default(), facts)

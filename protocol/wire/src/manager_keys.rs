@@ -4,8 +4,9 @@
 use std::fs;
 use std::io;
 use std::path::Path;
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::Arc;
 
+use parking_lot::RwLock;
 use podmesh_protocol::access::KeyDigest;
 use rustls::ServerConfig;
 
@@ -109,17 +110,17 @@ impl ShownKeys {
     /// If TLS cannot be set up; then nothing changes.
     pub fn replace(&self, keys: &ManagerKeys) -> Result<(), WireError> {
         // No code that can panic runs under this lock.
-        *self.0.write().unwrap_or_else(PoisonError::into_inner) = CurrentKeys::new(keys)?;
+        *self.0.write() = CurrentKeys::new(keys)?;
         Ok(())
     }
 
     /// Returns the digests of the current and the next key.
     pub fn digests(&self) -> [KeyDigest; 2] {
-        self.0.read().unwrap_or_else(PoisonError::into_inner).digests
+        self.0.read().digests
     }
 
     pub(crate) fn tls(&self) -> Arc<ServerConfig> {
-        Arc::clone(&self.0.read().unwrap_or_else(PoisonError::into_inner).tls)
+        Arc::clone(&self.0.read().tls)
     }
 }
 

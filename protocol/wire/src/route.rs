@@ -3,9 +3,10 @@
 use std::io;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use podmesh_protocol::access::{Admitted, JoinRequest, JoinToken, Joined, KeyDigest};
 use podmesh_protocol::codec::{self, Message};
 use podmesh_protocol::error::ErrorReply;
@@ -92,13 +93,13 @@ impl Credentials {
 
     fn manager(&self) -> Vec<KeyDigest> {
         // No code that can panic runs under this lock.
-        self.manager.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.manager.lock().clone()
     }
 
     /// Records the keys that the manager may have next. The manager itself, identified by a known
     /// key, announced them.
     fn learn(&self, digests: Vec<KeyDigest>) {
-        let mut known = self.manager.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut known = self.manager.lock();
         let usable = !digests.is_empty() && digests.len() <= MANAGER_KEYS_MAX;
         if !usable || *known == digests {
             return;

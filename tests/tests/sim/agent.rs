@@ -185,7 +185,16 @@ impl World {
         }
         if let Some(conn) = session {
             for message in step.messages {
+                let reports = match &message {
+                    ToManager::Reports(epoch, _) => Some(*epoch),
+                    _ => None,
+                };
                 self.send_up(conn, message);
+                if let Some(epoch) = reports
+                    && self.planted == Some(Planted::ForgottenWhenSent)
+                {
+                    self.feed_agent(node, Input::ReportsAcked { epoch, acked: u64::MAX });
+                }
             }
         }
         if step.may_exit {
@@ -277,13 +286,16 @@ impl World {
     fn lose_session(&mut self, node: usize) {
         let Some(agent) = &mut self.nodes[node].agent else { return };
         let (life, conn, stream) = (agent.life, agent.conn.take(), agent.stream.take());
-        let was_open = agent.opened.take().is_some();
+        let was_open = agent.opened.take();
         note!(self, "node {node}: agent {life} has no session any more");
         conn.into_iter().for_each(|conn| self.agent_closes(conn));
         stream.into_iter().for_each(|stream| self.agent_closes_stream(stream));
         let pause = self.rng.short(3_000);
         self.after(pause, Event::Connect(node, life));
-        if was_open {
+        if let Some(epoch) = was_open {
+            if self.planted == Some(Planted::OutboxLost) {
+                self.feed_agent(node, Input::ReportsAcked { epoch, acked: u64::MAX });
+            }
             self.feed_agent(node, Input::SessionClosed);
         }
     }
@@ -360,7 +372,10 @@ impl World {
         self.nodes[node].has_contact(now);
         let stream = self.open_stream(node, life, epoch);
         self.nodes[node].agent.as_mut().expect("it was there").stream = Some(stream);
-        let welcome = Box::new(welcome);
+        let mut welcome = Box::new(welcome);
+        if self.planted == Some(Planted::LeaseIgnored) {
+            welcome.lease_ms *= 1_000;
+        }
         self.feed_agent(node, Input::SessionOpened { welcome, hello_sent_mono_ms });
         if outdated {
             self.drop_session(node);

@@ -24,6 +24,14 @@ pub(crate) enum Planted {
     AckedUnapplied,
     /// The agent takes what its proxy says about an earlier session for an answer in this one.
     OldAckCounts,
+    /// The manager's shell acknowledges a report before it has arrived.
+    AckedTooEarly,
+    /// Reports that are not acknowledged are lost with the session.
+    OutboxLost,
+    /// The end of an attempt is forgotten when it is sent, not when it is acknowledged.
+    ForgottenWhenSent,
+    /// Attempts keep running when the lease has ended.
+    LeaseIgnored,
     /// The supervisor lets processes run when the lease ends without an agent.
     SupervisorIdle,
 }
@@ -45,7 +53,7 @@ pub(crate) const ALL: &[Planted] = &[
     Planted::Manager(ManagerFault::StartsForgotten),
     Planted::EpochNotSaved,
     Planted::Manager(ManagerFault::RoomNotBooked),
-    Planted::Manager(ManagerFault::AckedTooEarly),
+    Planted::AckedTooEarly,
     Planted::Manager(ManagerFault::StallNotForgiven),
     Planted::Manager(ManagerFault::LateHelloCounts),
     Planted::Manager(ManagerFault::NamesNotKept),
@@ -59,12 +67,12 @@ pub(crate) const ALL: &[Planted] = &[
     Planted::Manager(ManagerFault::NotWaitedAgain),
     Planted::DependencyNotStored,
     Planted::SupervisorIdle,
-    Planted::Agent(AgentFault::OutboxLost),
-    Planted::Agent(AgentFault::LeaseIgnored),
+    Planted::OutboxLost,
+    Planted::LeaseIgnored,
     Planted::Agent(AgentFault::FencedRunsOn),
     Planted::Agent(AgentFault::OlderNotAwaited),
     Planted::Agent(AgentFault::NotAdopted),
-    Planted::Agent(AgentFault::ForgottenWhenSent),
+    Planted::ForgottenWhenSent,
     Planted::Manager(ManagerFault::ProxiesNotAwaited),
     Planted::Manager(ManagerFault::DrainNotAwaited),
     Planted::Manager(ManagerFault::SurgeNotLimited),

@@ -390,7 +390,14 @@ impl World {
             let Some(manager) = &mut self.manager else { return };
             let mono_ms = manager.now(self.now).mono_ms;
             match effect {
-                Effect::Send { connection, message } => self.send_to(connection, message),
+                Effect::Send { connection, mut message } => {
+                    if let ToPeer::Acked(_, acked) = &mut message
+                        && self.planted == Some(Planted::AckedTooEarly)
+                    {
+                        *acked += 1;
+                    }
+                    self.send_to(connection, message);
+                }
                 Effect::SessionOpened { epoch, .. } => {
                     manager.leases.open(mono_ms, epoch);
                     manager.watched.insert(epoch, None);

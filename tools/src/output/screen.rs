@@ -2,8 +2,8 @@
 
 use std::fmt::Display;
 use std::io::{self, IsTerminal, Write};
-use std::sync::{Mutex, PoisonError};
 
+use parking_lot::Mutex;
 use serde::Serialize;
 use tokio::sync::mpsc::UnboundedSender;
 
@@ -78,12 +78,12 @@ static READER: Mutex<Option<UnboundedSender<String>>> = Mutex::new(None);
 /// terminal; with `None` to standard error again.
 pub(crate) fn divert(reader: Option<UnboundedSender<String>>) {
     // Nothing panics while the lock is held.
-    *READER.lock().unwrap_or_else(PoisonError::into_inner) = reader;
+    *READER.lock() = reader;
 }
 
 /// Prints a message to standard error, ignoring failures.
 pub(crate) fn say(text: impl Display) {
-    if let Some(reader) = &*READER.lock().unwrap_or_else(PoisonError::into_inner) {
+    if let Some(reader) = &*READER.lock() {
         // Without a reader, nobody watches any more.
         _ = reader.send(text.to_string());
         return;
@@ -102,7 +102,7 @@ pub(crate) fn say_to_watcher(text: impl Display) {
 pub(crate) fn say_error(error: &CliError) {
     let bold = anstyle::Style::new().bold();
     let red = anstyle::AnsiColor::Red.on_default().bold();
-    if READER.lock().unwrap_or_else(PoisonError::into_inner).is_some() {
+    if READER.lock().is_some() {
         return say(error);
     }
     let mut stderr = anstream::stderr();

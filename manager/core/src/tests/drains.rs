@@ -180,7 +180,10 @@ fn a_drain_outlives_sessions_and_restarts() {
     let again = Hello { attempts: vec![at(1, 1, 1)], ..hello("a", 1) };
     world.connect(again, 2);
     let drain = world.node("a").drain.unwrap();
-    assert_eq!((drain.spec.reason.as_deref(), drain.stops_in_ms), (Some("new disks"), Some(10_000)));
+    assert_eq!(
+        (drain.spec.reason.as_deref(), drain.stops_in_ms),
+        (Some("new disks"), Some(10_000))
+    );
     assert_eq!(stops(&world.pass(10_000)).len(), 1);
 }
 

@@ -22,11 +22,12 @@ use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use nix::unistd::{SysconfVar, sysconf};
+use parking_lot::{Mutex, MutexGuard};
 use podmesh_protocol::spec::Resources;
 use uuid::Uuid;
 
@@ -126,7 +127,7 @@ impl Cgroups {
 
     fn pool(&self) -> MutexGuard<'_, Pool> {
         // No code that can panic runs while the lock is held.
-        self.pool.lock().unwrap_or_else(PoisonError::into_inner)
+        self.pool.lock()
     }
 
     /// Returns a cgroup with these limits, and the files by which a process joins it. Returns

@@ -2,8 +2,9 @@
 
 use std::collections::HashMap;
 use std::net::{IpAddr, Ipv6Addr};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 
+use parking_lot::{Mutex, MutexGuard};
 use podmesh_protocol::limits::{HANDSHAKES_MAX, HANDSHAKES_PER_ADDRESS_MAX};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
@@ -102,7 +103,7 @@ impl Slots {
 
     fn lock(&self) -> MutexGuard<'_, HashMap<IpAddr, usize>> {
         // No code that can panic runs under this lock.
-        self.taken.lock().unwrap_or_else(PoisonError::into_inner)
+        self.taken.lock()
     }
 }
 
