@@ -194,6 +194,8 @@ impl Store {
                 | Change::ScheduleSaved { .. }
                 | Change::ScheduleAdvanced { .. }
                 | Change::ScheduleRemoved(_)
+                | Change::QueueSaved { .. }
+                | Change::QueueRemoved(_)
                 | Change::RevisionSaved { .. }
                 | Change::RevisionEnded { .. }
                 | Change::VolumeSaved { .. }
