@@ -14,6 +14,7 @@ use podmesh_protocol::queue::{DEFAULT_QUEUE, QueueCaller, QueueChange, QueueDeta
 use podmesh_protocol::spec::JobSpec;
 
 use crate::Core;
+use crate::faults::planted;
 use crate::input::QueueAction;
 use crate::state::{Change, Job, QueueRow};
 use crate::step::{Answer, Step};
@@ -138,7 +139,8 @@ impl Core {
         out: &mut Step,
     ) {
         row.by = Some(by.clone());
-        self.queue.set_share(&queue, row.clone());
+        let paused = row.paused && !planted!(self, PauseIgnored);
+        self.queue.set_share(&queue, QueueRow { paused, ..row.clone() });
         out.events.push(EventFact::QueueChanged { queue: queue.clone(), message, by });
         self.state.record(out, Change::QueueSaved { queue, row });
     }

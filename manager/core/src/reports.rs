@@ -185,7 +185,7 @@ impl Core {
                 node.attempts.is_empty() && node.row.scheduling == Scheduling::Draining;
             drained = is_drained.then(|| node.row.node.clone());
             self.queue.gain(ix);
-            if let Some(lane) = lane {
+            if let Some(lane) = lane.filter(|_| !planted!(self, QueueEndNotCounted)) {
                 self.queue.on_ended(lane, job.spec.resources.cpu_millis);
             }
         }

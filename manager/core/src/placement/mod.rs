@@ -95,7 +95,7 @@ impl Core {
             }
             self.assign(now, key, best.node, out);
             self.settle_bonds();
-            if !self.queue.keeps_turn(id) {
+            if !self.queue.keeps_turn(id) && !planted!(self, TurnsIgnored) {
                 return;
             }
             let facts = Facts { now_ms: now.mono_ms, nodes: &self.nodes, jobs: &self.state.jobs };
