@@ -178,6 +178,7 @@ impl<'a> Follower<'a> {
                 from,
                 bytes_max: LOG_READ_BYTES_MAX,
                 wait_ms: if self.show.follow { self.turns.wait_ms() } else { 0 },
+                find: None,
             };
             let slice = match self.connection.log(read).await {
                 Ok(slice) => slice,

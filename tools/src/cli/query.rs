@@ -278,6 +278,18 @@ pub(crate) struct EventsArgs {
     /// Show only events of this job
     #[arg(long)]
     pub(crate) job: Option<JobId>,
+    /// Show only events of this kind, such as job_ended: as --output json names it
+    #[arg(long)]
+    pub(crate) kind: Option<String>,
+    /// Show only events that name this node
+    #[arg(long)]
+    pub(crate) node: Option<Name>,
+    /// Show only events of this service and its replicas
+    #[arg(long)]
+    pub(crate) service: Option<Name>,
+    /// Show only what this user did
+    #[arg(long)]
+    pub(crate) user: Option<Name>,
 }
 
 #[cfg(test)]
