@@ -185,7 +185,9 @@ fn check_still(console: &Console) {
 fn filters_of_events_are_in_the_address() {
     let Some(console) = Console::signed_in(&["a"], "viewer") else { return };
     let jobs = [console.run("one", "true"), console.run("two", "true")];
-    jobs.iter().for_each(|job| console.mesh.wait_for_job(*job, "succeeded"));
+    for job in jobs {
+        console.mesh.wait_for_job(job, "succeeded");
+    }
     console.go(&format!("events?kind=job_ended&job={}", jobs[1]));
     let rows = "[...document.querySelectorAll('tbody tr')].map((row) => row.children[2].textContent + row.children[3].textContent)";
     let only = serde_json::json!([format!("job endedjob {}", jobs[1])]);
