@@ -1,4 +1,4 @@
-// How many attempts start and end, and how many tasks wait, over the last minutes. From the events,
+// How many attempts are assigned and end, and how many tasks wait, over the last minutes. From the events,
 // as they come.
 
 import { useEffect, useRef, useState } from "./vendor/hooks.mjs";
@@ -14,7 +14,7 @@ const RECENT = 12;
 const BACK = 4000;
 const HEIGHT = 30;
 
-const COUNTED = { attempt_started: "started", attempt_ended: "ended" };
+const COUNTED = { attempt_assigned: "assigned", attempt_ended: "ended" };
 const stepOf = (ms) => Math.floor(ms / STEP_MS);
 
 // Counts by steps of the manager's clock.
@@ -36,7 +36,7 @@ class Counts {
   }
 
   at(step) {
-    if (!this.steps.has(step)) this.steps.set(step, { started: 0, ended: 0, queued: null });
+    if (!this.steps.has(step)) this.steps.set(step, { assigned: 0, ended: 0, queued: null });
     return this.steps.get(step);
   }
 
@@ -125,9 +125,9 @@ function rate(values) {
   return known.length === 0 ? null : sum / ((known.length * STEP_MS) / 1000);
 }
 
-// Whether it is known that no attempt has started for a minute.
+// Whether it is known that no attempt was assigned for a minute.
 export function standsStill(counts) {
-  return counts.line("started").slice(-RECENT).every((value) => value === 0);
+  return counts.line("assigned").slice(-RECENT).every((value) => value === 0);
 }
 
 const figure = (value) => (value === null ? "–" : value.toLocaleString("en", { maximumFractionDigits: value < 10 ? 1 : 0 }));
@@ -143,12 +143,12 @@ function Line({ values }) {
 
 // The figures with a line each.
 export function Rates({ counts, queued, least }) {
-  const started = counts.line("started");
+  const assigned = counts.line("assigned");
   const ended = counts.line("ended");
   return html`<dl class="figures rates">
-    <div><dt>Starts a second</dt><dd id="starts">${figure(rate(started))}</dd><dd><${Line} values=${started} /></dd></div>
-    <div><dt>Ends a second</dt><dd id="ends">${figure(rate(ended))}</dd><dd><${Line} values=${ended} /></dd></div>
+    <div><dt>Assigned a second</dt><dd id="assigned">${figure(rate(assigned))}</dd><dd><${Line} values=${assigned} /></dd></div>
+    <div><dt>Ended a second</dt><dd id="ends">${figure(rate(ended))}</dd><dd><${Line} values=${ended} /></dd></div>
     <div><dt>Tasks that wait</dt><dd id="queued">${least}${queued.toLocaleString("en")}</dd><dd><${Line} values=${counts.line("queued")} /></dd></div>
   </dl>
-  <p class="quiet">Starts and ends are of the last minute, the lines of the last ${(STEPS * STEP_MS) / 60_000} minutes. The line of what waits begins when the page is opened.</p>`;
+  <p class="quiet">The figures of attempts are of the last minute, the lines of the last ${(STEPS * STEP_MS) / 60_000} minutes. The line of what waits begins when the page is opened.</p>`;
 }

@@ -65,7 +65,7 @@ function* ofServices(services) {
 function* attention({ nodes, services, volumes, waiting, recent }, queued, still) {
   yield* ofNodes(nodes);
   yield* ofServices(services);
-  if (queued > 0 && still) yield html`The queue stands still: ${plural(queued, "task")} ${queued === 1 ? "waits" : "wait"}, and none has started for a minute.`;
+  if (queued > 0 && still) yield html`The queue stands still: ${plural(queued, "task")} ${queued === 1 ? "waits" : "wait"}, and no node has been given one for a minute.`;
   for (const job of waiting) yield html`${jobName(job)} waits: ${visible(job.waits_for.join("; "))}`;
   for (const job of recent.filter((job) => job.state === "failed")) {
     yield html`${jobName(job)} <${State} word="failed" />: ${job.tasks.failed.toLocaleString("en")} of ${plural(job.tasks.total, "task")} failed.`;
