@@ -164,7 +164,7 @@ fn the_overview_says_how_much_is_assigned_and_that_the_queue_stands_still() {
     until_true("ends", || figure("ends").is_some_and(|value| value >= 1.0));
     until_true("nothing waits", || figure("queued") == Some(0.0));
     let lines = "[...document.querySelectorAll('.spark polyline')].map((line) => line.getAttribute('points') !== '')";
-    assert_eq!(console.browser.value(lines), serde_json::json!([true, true, true]));
+    until_true("lines", || console.browser.value(lines) == serde_json::json!([true, true, true]));
     check_still(&console);
     console.check_quiet();
 }
