@@ -170,7 +170,7 @@ pub enum ManagerError {
     Http(#[from] HttpError),
     /// The collector of traces cannot be reached at all.
     #[error(transparent)]
-    Collector(#[from] CollectorError),
+    Collector(#[from] Box<CollectorError>),
     /// The manager's key cannot be used.
     #[error(transparent)]
     Key(#[from] KeyError),

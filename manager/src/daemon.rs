@@ -374,7 +374,8 @@ impl Parts {
             revisions: revisions_receiver,
             data_dir: config.data_dir.clone(),
         };
-        let connections = config.otlp.as_ref().map(traces::connections).transpose()?;
+        let connections = config.otlp.as_ref().map(traces::connections).transpose();
+        let connections = connections.map_err(Box::new)?;
         let collector = config.otlp.clone().zip(connections);
         let exporter = collector.map(|(collector, connections)| Exporter {
             collector,

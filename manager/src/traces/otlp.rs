@@ -81,14 +81,12 @@ pub(crate) type Connections = Client<HttpsConnector<HttpConnector>, Full<Bytes>>
 pub enum CollectorError {
     /// The machine trusts nobody.
     #[error(
-        "the collector {collector} needs HTTPS, but no certificate of an authority was found on this machine{}; install the package ca-certificates, or name a file with SSL_CERT_FILE",
+        "the collector of traces needs HTTPS, but no certificate of an authority was found on this machine{}; install the package ca-certificates, or name a file with SSL_CERT_FILE",
         why.as_ref().map(|why| format!(" ({why})")).unwrap_or_default()
     )]
     NoAuthorities {
-        /// The address.
-        collector: Uri,
         /// Why.
-        why: Option<rustls_native_certs::Error>,
+        why: Option<Box<rustls_native_certs::Error>>,
     },
     /// TLS cannot be used.
     #[error("HTTPS cannot be used: {0}")]
@@ -106,8 +104,8 @@ pub(crate) fn connections(collector: &Collector) -> Result<Connections, Collecto
         let mut found = rustls_native_certs::load_native_certs();
         roots.add_parsable_certificates(found.certs);
         if roots.is_empty() {
-            let (collector, why) = (collector.0.clone(), found.errors.pop());
-            return Err(CollectorError::NoAuthorities { collector, why });
+            let why = found.errors.pop().map(Box::new);
+            return Err(CollectorError::NoAuthorities { why });
         }
     }
     trusting(roots)
