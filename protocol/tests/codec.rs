@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 
+use podmesh_protocol::place::PlaceRules;
 use podmesh_protocol::client::{LogSlice, Reply, ReplyBody, Request, RequestBody};
 use podmesh_protocol::codec::{DecodeError, EncodeError, decode, encode};
 use podmesh_protocol::event::{EventChunk, EventFact, Published};
@@ -140,6 +141,7 @@ fn service_specs() -> impl Strategy<Value = ServiceSpec> {
             ServiceSpec {
                 name,
                 replicas,
+                place: PlaceRules { exclusive: replicas % 2 == 0, prefer: require.clone(), ..PlaceRules::default() },
                 require,
                 spread,
                 project,

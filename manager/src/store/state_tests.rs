@@ -118,10 +118,7 @@ impl World {
                 expires_ms: (self.rng.u8(0..4) == 0).then_some(60_000),
             },
             place: PlaceRules {
-                resources: match self.rng.u8(0..4) {
-                    0 => [(name("gpu"), [500, 1_000, 2_000][self.rng.usize(0..3)])].into(),
-                    _ => BTreeMap::new(),
-                },
+                resources: self.some_resources(),
                 exclusive: self.rng.u8(0..9) == 0,
                 ..PlaceRules::default()
             },
@@ -161,6 +158,13 @@ impl World {
             }
         }
         after
+    }
+
+    fn some_resources(&mut self) -> BTreeMap<Name, u32> {
+        match self.rng.u8(0..4) {
+            0 => [(name("gpu"), [500, 1_000, 2_000][self.rng.usize(0..3)])].into(),
+            _ => BTreeMap::new(),
+        }
     }
 
     /// Returns the tasks of a job that others can wait for.
@@ -287,6 +291,11 @@ impl World {
                     replicas: self.rng.u32(0..4),
                     require: BTreeMap::new(),
                     spread: None,
+                    place: PlaceRules {
+                        resources: self.some_resources(),
+                        exclusive: self.rng.u32(0..9) == 0,
+                        ..PlaceRules::default()
+                    },
                     project: None,
                     depends_on: BTreeMap::new(),
                     resources,
