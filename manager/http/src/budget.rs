@@ -104,10 +104,7 @@ mod tests {
         drop(all);
         drop(budgets.of("ann").charge(1).unwrap());
         drop((one, other));
-        assert_eq!(
-            budgets.0.lock().values().filter(|it| it.strong_count() > 0).count(),
-            0
-        );
+        assert_eq!(budgets.0.lock().values().filter(|it| it.strong_count() > 0).count(), 0);
         budgets.of("carl");
         assert_eq!(budgets.0.lock().len(), 1, "budgets that nobody uses are dropped");
     }

@@ -402,6 +402,32 @@ impl Store {
         room
     }
 
+    /// Returns whether a node can have this much of a named resource while its replicas keep what they
+    /// have.
+    pub(crate) fn has_beside_replicas(&self, node: &Node, name: &Name, millis: u32) -> bool {
+        let row = self.state.nodes.get(&node.name);
+        let offers = row.map_or_else(|| node.offers(0), |row| row.resources.clone());
+        let Some(offer) = offers.get(name).filter(|offer| offer.suits(millis)) else {
+            return false;
+        };
+        let lasts = self.tasks.iter().filter_map(|(task, all)| Some((task, all.last()?)));
+        let replicas = lasts.filter(|(task, last)| {
+            let is_replica = self.jobs[&task.job].spec.run.replica.is_some();
+            is_replica && last.outcome.is_none() && last.node == node.name
+        });
+        let claims = replicas.filter_map(|(_, last)| last.claims.as_ref()?.get(name));
+        let mut used: BTreeMap<&str, u32> = BTreeMap::new();
+        for claim in claims {
+            claim.ids.iter().for_each(|id| *used.entry(id).or_default() += claim.of_each());
+        }
+        let left = offer.ids.iter().map(|id| WHOLE - used.get(&**id).copied().unwrap_or(0));
+        match millis < WHOLE {
+            _ if offer.ids.is_empty() => true,
+            true => left.max().is_some_and(|most| millis <= most),
+            false => left.filter(|left| *left == WHOLE).count() >= (millis / WHOLE) as usize,
+        }
+    }
+
     /// Returns the replicas that have ended and were not removed.
     pub(crate) fn ended_replicas(&self) -> impl Iterator<Item = JobId> {
         let replicas = self.jobs.iter().filter(|(_, job)| job.spec.run.replica.is_some());

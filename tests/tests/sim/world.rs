@@ -453,9 +453,11 @@ impl World {
                 row.is_none_or(|row| row.scheduling.is_open())
                     && spec.resources.fits(&self.store.room_beside_replicas(node))
                     && !(spec.place.exclusive && self.store.has_replicas(&node.name))
-                    && spec.place.resources.iter().all(|(name, millis)| {
-                        node.offers(0).get(name).is_some_and(|offer| offer.suits(*millis))
-                    })
+                    && spec
+                        .place
+                        .resources
+                        .iter()
+                        .all(|(name, millis)| self.store.has_beside_replicas(node, name, *millis))
                     && spec.require.iter().all(|(k, v)| node.labels().get(k) == Some(v))
             })
     }

@@ -129,11 +129,7 @@ fn build(text: &str, file_name: &str, base: &Path, lookup: Lookup<'_>) -> CliRes
         require: file.require,
         spread: file.spread,
         place: PlaceRules {
-            resources: file
-                .resources
-                .into_iter()
-                .map(|(name, amount)| (name, amount.0))
-                .collect(),
+            resources: file.resources.into_iter().map(|(name, amount)| (name, amount.0)).collect(),
             prefer: file.prefer,
             spread: None,
             exclusive: file.exclusive,
