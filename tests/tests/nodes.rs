@@ -187,9 +187,9 @@ fn replicas_have_ids_of_named_resources_and_keep_them() {
     let output = apply(&mesh, &changed, &["--wait", "--timeout", "50s"]);
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     assert_eq!(mesh.json(&["service", "infer"])["existing"], 2);
-    mesh.ok(&["service", "scale", "infer", "1"]);
+    mesh.ok(&["service", "stop", "infer"]);
     mesh.wait_for_job(job, "succeeded");
-    until("one keeps its id", || (used(&mesh) == 1_000).then_some(()));
+    until("all is given back", || (used(&mesh) == 0).then_some(()));
 
     let wrong = apply(&mesh, "resources = { gpu = 1.5 }", &[]);
     let said = String::from_utf8(wrong.stderr).unwrap();

@@ -3,6 +3,8 @@
 
 #![expect(clippy::unwrap_used, reason = "tests")]
 
+mod damage;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
@@ -16,7 +18,7 @@ use podmesh_manager_core::{Core, CoreConfig};
 use podmesh_protocol::access::{Caller, PublicKey, Role, TokenId};
 use podmesh_protocol::again::{EndedAs, RequeueRequest};
 use podmesh_protocol::client::PrincipalKind;
-use podmesh_protocol::ids::{AgentId, AttemptId, Epoch, InstanceId, JobId, SubmissionId};
+use podmesh_protocol::ids::{AgentId, AttemptId, Epoch, InstanceId, JobId, Name, SubmissionId};
 use podmesh_protocol::limits::PROTOCOL_VERSION;
 use podmesh_protocol::node::{DrainSpec, Scheduling};
 use podmesh_protocol::place::{Offer, PlaceRules};
@@ -193,7 +195,7 @@ impl World {
     }
 
     /// Returns what a node offers of a named resource: other ids each time.
-    fn offers(&mut self) -> BTreeMap<podmesh_protocol::ids::Name, Offer> {
+    fn offers(&mut self) -> BTreeMap<Name, Offer> {
         let ids = [["x", "y"], ["y", "z"]][self.rng.usize(0..2)].map(str::to_owned);
         [(name("gpu"), Offer { count: 0, ids: ids.into() })].into()
     }

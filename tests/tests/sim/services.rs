@@ -202,7 +202,7 @@ impl World {
         self.ask_service(Command::ScheduleNode { by: user(), node, scheduling, drain });
     }
 
-    fn ask_service(&mut self, command: Command) {
+    pub(crate) fn ask_service(&mut self, command: Command) {
         self.service_users.asked.push(command);
         self.ask(UserRequest::Service(self.service_users.asked.len() - 1));
     }

@@ -30,6 +30,8 @@ pub(crate) struct Store {
     pub(crate) clock_jumped: bool,
     /// The updates of services that have not ended, with their revisions.
     pub(crate) updates: BTreeMap<Name, u32>,
+    /// The instants of schedules that have run.
+    pub(crate) instants: BTreeMap<Name, BTreeSet<u64>>,
 }
 
 #[derive(Clone, Debug)]
@@ -77,11 +79,13 @@ impl Store {
             tasks: BTreeMap::new(),
             clock_jumped: false,
             updates: BTreeMap::new(),
+            instants: BTreeMap::new(),
         }
     }
 
     /// Commits a step that was decided at `now`, and checks the rules for every step.
     pub(crate) fn apply(&mut self, now: u64, step: &Step) {
+        self.check_runs(step);
         let (mut updated, mut failed) = (BTreeSet::new(), BTreeSet::new());
         for change in &step.changes {
             match change {
@@ -184,6 +188,10 @@ impl Store {
                     self.removed.insert(*job);
                 }
                 Change::JobRemoved(job) => panic!("unknown job {job} was removed"),
+                Change::ScheduleAdvanced { schedule, progress, runs } => {
+                    self.check_instants(schedule, progress, runs);
+                }
+                Change::ScheduleRemoved(schedule) => _ = self.instants.remove(schedule),
                 Change::DependencyChanged { starts_wall_ms: None, .. }
                 | Change::TasksReleased { .. }
                 | Change::NodeSaved(_)
@@ -192,8 +200,6 @@ impl Store {
                 | Change::ServiceSaved { .. }
                 | Change::ServiceRemoved(_)
                 | Change::ScheduleSaved { .. }
-                | Change::ScheduleAdvanced { .. }
-                | Change::ScheduleRemoved(_)
                 | Change::RevisionSaved { .. }
                 | Change::RevisionEnded { .. }
                 | Change::VolumeSaved { .. }
