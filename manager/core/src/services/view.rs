@@ -142,7 +142,7 @@ impl Core {
     /// Returns the replicas whose jobs have not ended.
     fn replica_views(&self, now: Now, service: &Service) -> Vec<ReplicaView> {
         let Some(found) = self.services.by_name.get(&service.spec.name) else { return Vec::new() };
-        let view = |(id, replica): (&JobId, &super::Replica)| {
+        let view = |id: &JobId, replica: &super::Replica| {
             let job = self.state.jobs.get(id)?;
             let active = job.active.first_key_value();
             let node = active
@@ -187,7 +187,7 @@ impl Core {
                 restarts_in_ms: self.queued_for(now, *id),
             })
         };
-        found.jobs.iter().filter_map(view).collect()
+        found.jobs.iter().filter_map(|(id, replica)| view(id, replica)).collect()
     }
 
     /// Returns the milliseconds until the next attempt of a replica that its last node could not
