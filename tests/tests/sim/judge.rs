@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use podmesh_manager_core::state::{ActiveAttempt, Change, Drain, Service, State};
+use podmesh_manager_core::state::{Change, Drain, Service, State};
 use podmesh_manager_core::step::{Effect, Step};
 use podmesh_protocol::event::EventFact;
 use podmesh_protocol::ids::{AgentId, AttemptId, JobId, Name};
@@ -164,9 +164,9 @@ impl World {
                 continue;
             }
             for job in state.jobs.values().filter(|job| job.spec.run.replica.is_none()) {
-                let runs_on =
-                    |active: &ActiveAttempt| active.node == *name && active.stop.is_none();
-                let runs_on = !job.is_stopping() && job.active.values().any(runs_on);
+                let mut active = job.active.values();
+                let runs_on = active.any(|active| active.node == *name && active.stop.is_none());
+                let runs_on = runs_on && !job.is_stopping();
                 assert!(!runs_on, "job {} goes on after the deadline of {name}", job.id);
             }
         }
