@@ -26,12 +26,9 @@ fn every_command_for_those_who_come_from_other_programs_is_understood() {
             Verb::Submit(args) => {
                 job::build(args.options, args.command.command, args.upstream, &|_| None)
             }
-            Verb::Run(args) => job::build(
-                args.options,
-                args.command.command,
-                Default::default(),
-                &|_| None,
-            ),
+            Verb::Run(args) => {
+                job::build(args.options, args.command.command, Default::default(), &|_| None)
+            }
             _ => continue,
         };
         assert!(built.is_ok(), "{command}: {:?}", built.err());
