@@ -213,7 +213,7 @@ fn ten_thousand_jobs_are_one_workflow() {
 #[test]
 fn a_workflow_is_waited_for_and_cancelled_as_a_whole() {
     let mesh = Mesh::with_agents(PODMESH, &["a"]);
-    let file = mesh.shared_folder("flows").join("flow.toml");
+    let file = mesh.shared_folder("waited").join("flow.toml");
     let wait = |text: &str| {
         fs::write(&file, text).unwrap();
         let output = mesh.output(&["workflow", "submit", "--wait", "-f", file.to_str().unwrap()]);
