@@ -25,7 +25,9 @@ use podmesh_views::service::{
     EndpointsOutput, HistoryOutput, ServiceChangedOutput, ServiceOutput, ServicesOutput,
 };
 use podmesh_views::volume::VolumesOutput;
-use podmesh_views::workflow::{WorkflowOutput, WorkflowSubmitOutput, WorkflowsOutput};
+use podmesh_views::workflow::{
+    WorkflowCancelOutput, WorkflowOutput, WorkflowSubmitOutput, WorkflowsOutput,
+};
 use schemars::JsonSchema;
 
 use crate::extract::ok;
@@ -422,6 +424,14 @@ fn workflow_routes(operator: Role) -> Vec<Route> {
         )
         .query::<workflows::WorkflowQuery>()
         .reply::<WorkflowOutput>(200, "The workflow."),
+        on_post(
+            "/workflows/{workflow}/cancel",
+            "cancel_workflow",
+            "Cancels the jobs of a workflow that have not ended.",
+            workflows::cancel,
+        )
+        .needs(operator)
+        .reply::<WorkflowCancelOutput>(200, "How many jobs were cancelled."),
     ]
 }
 

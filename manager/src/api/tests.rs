@@ -279,6 +279,7 @@ fn requests() -> Vec<(&'static str, RequestBody)> {
             submission: SubmissionId(Uuid::from_u128(79)),
             workflow: PackedWorkflow::pack(&flow).unwrap(),
         },
+        WorkflowRequest::Cancel { workflow: job },
     ];
     // A new kind of request must also be added above.
     let kind = |body: &RequestBody| match body {
@@ -322,6 +323,7 @@ fn requests() -> Vec<(&'static str, RequestBody)> {
             WorkflowRequest::Submit { .. } => "workflow submit",
             WorkflowRequest::List { .. } => "workflow list",
             WorkflowRequest::Show { .. } => "workflow show",
+            WorkflowRequest::Cancel { .. } => "workflow cancel",
         },
         RequestBody::Schedule(request) => match request {
             ScheduleRequest::Save { .. } => "schedule save",
@@ -424,7 +426,8 @@ schedule run       -         -         yes       yes
 schedule remove    -         -         yes       yes
 workflow list      -         yes       yes       yes
 workflow show      -         yes       yes       yes
-workflow submit    -         -         yes       yes";
+workflow submit    -         -         yes       yes
+workflow cancel    -         -         yes       yes";
     assert_eq!(table, expected.lines().collect::<Vec<_>>());
 }
 

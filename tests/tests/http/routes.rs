@@ -200,6 +200,8 @@ fn every_route_answers_as_the_document_says() {
     assert_eq!(shown["graph"][1]["after"][0]["state"], "met");
     let listed = ask("GET", "/workflows?name=flow", None, 200);
     assert_eq!(listed["workflows"][0]["workflow"], flow);
+    let cancelled = ask("POST", &format!("/workflows/{flow}/cancel"), None, 200);
+    assert_eq!((&cancelled["workflow"], &cancelled["jobs"]), (&json!(flow), &json!(0)));
     let circle = json!({ "name": "flow", "jobs": [
         { "name": "a", "spec": { "command": ["true"] }, "after": [{ "job": "a", "when": "ended" }] },
     ] });

@@ -449,7 +449,7 @@ fn job_spec(service: &Service, number: u32) -> JobSpec {
         retry: RetryPolicy::default(),
         on_lost: OnLost::Requeue,
         rules: Default::default(),
-        place: Default::default(),
+        place: spec.place.clone(),
         not_before_ms: None,
         after: Vec::new(),
         scheduled: None,
