@@ -9,6 +9,7 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 use crate::ids::{AttemptId, Name};
+use crate::place::PlaceRules;
 use crate::spec::{Resources, RunSpec};
 
 pub use self::exchange::{
@@ -32,6 +33,9 @@ pub struct ServiceSpec {
     /// The label over whose values replicas are spread. They are spread over nodes in any case.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub spread: Option<Name>,
+    /// Where replicas may go, beyond `require` and `resources`. Its own `spread` is `None`.
+    #[serde(default, skip_serializing_if = "PlaceRules::is_default")]
+    pub place: PlaceRules,
     /// The project that it is a part of.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub project: Option<Project>,

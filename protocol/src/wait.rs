@@ -357,7 +357,7 @@ impl fmt::Display for WaitReason {
             ),
             Self::NotEmpty { nodes } => write!(
                 f,
-                "waits for a node for itself (--exclusive): {} something",
+                "waits for a node for itself: {} something",
                 count(*nodes, "node fits and runs", "nodes fit and run")
             ),
             Self::Bound { node, to: Bond::Volume(volume) } => {

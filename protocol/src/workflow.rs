@@ -369,6 +369,11 @@ pub enum WorkflowRequest {
         /// Rows of the page, at most [`PAGE_ROWS_MAX`](crate::limits::PAGE_ROWS_MAX).
         limit: u32,
     },
+    /// Cancels the jobs of a workflow that have not ended. → [`WorkflowReply::Cancelled`]
+    Cancel {
+        /// Its number, or that of one of its jobs.
+        workflow: JobId,
+    },
 }
 
 impl WorkflowRequest {
@@ -376,7 +381,7 @@ impl WorkflowRequest {
     pub fn needs(&self) -> Role {
         match self {
             Self::List { .. } | Self::Show { .. } => Role::Viewer,
-            Self::Submit { .. } => Role::Operator,
+            Self::Submit { .. } | Self::Cancel { .. } => Role::Operator,
         }
     }
 }
@@ -407,6 +412,13 @@ pub enum WorkflowReply {
         jobs: Vec<WorkflowJobView>,
         /// The `after` of the next page, if there is one.
         next: Option<JobId>,
+    },
+    /// To [`WorkflowRequest::Cancel`].
+    Cancelled {
+        /// The number of the workflow.
+        workflow: JobId,
+        /// How many of its jobs were cancelled.
+        jobs: u32,
     },
 }
 

@@ -9,6 +9,7 @@ use podmesh_protocol::event::{EventChunk, EventFact, Published};
 use podmesh_protocol::ids::{AttemptId, Epoch, InstanceId, JobId, Name, Revision};
 use podmesh_protocol::limits::FRAME_BYTES_MAX;
 use podmesh_protocol::node::{DrainSpec, Scheduling};
+use podmesh_protocol::place::PlaceRules;
 use podmesh_protocol::report::{Outcome, OutcomeKind, Report, ReportFact};
 use podmesh_protocol::service::*;
 use podmesh_protocol::session::{Hello, StopReason, ToManager, ToPeer};
@@ -140,6 +141,11 @@ fn service_specs() -> impl Strategy<Value = ServiceSpec> {
             ServiceSpec {
                 name,
                 replicas,
+                place: PlaceRules {
+                    exclusive: replicas % 2 == 0,
+                    prefer: require.clone(),
+                    ..PlaceRules::default()
+                },
                 require,
                 spread,
                 project,

@@ -18,5 +18,6 @@ pub mod ports;
 pub mod process;
 pub mod proxy;
 pub mod silent_fs;
+pub mod small_disk;
 pub mod supervisor;
 pub mod wait;

@@ -40,6 +40,9 @@ impl Console {
         let mut mesh = Mesh::new(PODMESH).manager_flags(&["--http", &address]);
         mesh.start_manager();
         for name in agents {
+            let dir = mesh.agent_dir(name);
+            fs::create_dir_all(&dir).unwrap();
+            fs::write(dir.join("agent.toml"), "resources = { license = 3 }\n").unwrap();
             mesh.start_agent(name, &["--label", "disk=fast"]);
         }
         let origin = format!("http://{address}");

@@ -133,6 +133,69 @@ fn tasks_get_ids_of_named_resources_and_do_not_share_them() {
     }
 }
 
+/// Applies a service of commands that print what they have of `gpu`.
+fn apply(mesh: &Mesh, settings: &str, flags: &[&str]) -> std::process::Output {
+    let file = mesh.folder().join("service.toml");
+    let script = "echo has $PODMESH_GPU $PODMESH_GPU_IDS $CUDA_VISIBLE_DEVICES; exec sleep 600";
+    let text = format!(
+        "name = \"infer\"\ncommand = [\"sh\", \"-c\", '{script}']\ncpus = 0.01\n{settings}\n"
+    );
+    fs::write(&file, text).unwrap();
+    let apply = ["service", "apply", "-f", file.to_str().unwrap()];
+    mesh.output(&[&apply[..], flags].concat())
+}
+
+fn used(mesh: &Mesh) -> Value {
+    node(mesh, "a")["resources"]["gpu"]["used_millis"].clone()
+}
+
+#[test]
+fn replicas_have_ids_of_named_resources_and_keep_them() {
+    let mut mesh = Mesh::with_agents(PODMESH, &[]);
+    start_agent_with(&mut mesh, "a", "resources = { gpu = [\"GPU-x\", \"GPU-y\"] }\n");
+    let settings = "replicas = 3\nresources = { gpu = 1 }";
+    let plan = apply(&mesh, settings, &["--dry-run"]);
+    let said = String::from_utf8([plan.stdout, plan.stderr].concat()).unwrap();
+    assert!(said.contains("a") && said.contains("waits for 1 of `gpu`"), "{said}");
+
+    let settings = "replicas = 2\nresources = { gpu = 1 }";
+    let output = apply(&mesh, settings, &["--wait", "--timeout", "50s"]);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    assert_eq!(used(&mesh), 2_000);
+    let says = |what: &str| mesh.ok(&["logs", "infer"]).contains(what).then_some(());
+    until("the first prints what it has", || says("has 0 GPU-x GPU-x"));
+    until("the second prints what it has", || says("has 1 GPU-y GPU-y"));
+    let shown = mesh.json(&["service", "infer"]);
+    assert_eq!(shown["spec"]["resource_millis"]["gpu"], 1_000);
+    let job = mesh.submit(&["--cpus", "0.01", "--resource", "gpu=0.5", "--", "true"]);
+    mesh.kill_manager();
+    mesh.kill_agent("a");
+    mesh.start_manager();
+    mesh.start_agent("a", &[]);
+    until("the node is back", || (node(&mesh, "a")["state"] == "alive").then_some(()));
+    assert_eq!(used(&mesh), 2_000);
+    let why = mesh.ok(&["job", &job.to_string()]);
+    assert!(why.contains("waits for 0.5 of `gpu`"), "{why}");
+
+    // There is no room for a new replica beside the old ones.
+    let changed = "replicas = 2\nresources = { gpu = 1 }\nenv = { A = \"1\" }\n";
+    assert!(apply(&mesh, changed, &[]).status.success());
+    until("the update says why it waits", || {
+        mesh.ok(&["service", "infer"]).contains("waits for 1 of `gpu`").then_some(())
+    });
+    let changed = format!("{changed}update = {{ max_surge = 0, min_healthy = 1 }}");
+    let output = apply(&mesh, &changed, &["--wait", "--timeout", "50s"]);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    assert_eq!(mesh.json(&["service", "infer"])["existing"], 2);
+    mesh.ok(&["service", "stop", "infer"]);
+    mesh.wait_for_job(job, "succeeded");
+    until("all is given back", || (used(&mesh) == 0).then_some(()));
+
+    let wrong = apply(&mesh, "resources = { gpu = 1.5 }", &[]);
+    let said = String::from_utf8(wrong.stderr).unwrap();
+    assert!(wrong.status.code() == Some(2) && said.contains("whole number"), "{said}");
+}
+
 #[test]
 fn an_exclusive_task_is_alone_on_its_node() {
     let mesh = Mesh::with_agents(PODMESH, &["a"]);

@@ -209,3 +209,41 @@ fn ten_thousand_jobs_are_one_workflow() {
     let shown = mesh.json(&["workflow", "list"]);
     assert_eq!(shown["workflows"][0]["jobs"]["cancelled"], 10_000);
 }
+
+#[test]
+fn a_workflow_is_waited_for_and_cancelled_as_a_whole() {
+    let mesh = Mesh::with_agents(PODMESH, &["a"]);
+    let file = mesh.shared_folder("waited").join("flow.toml");
+    let wait = |text: &str| {
+        fs::write(&file, text).unwrap();
+        let output = mesh.output(&["workflow", "submit", "--wait", "-f", file.to_str().unwrap()]);
+        let said = String::from_utf8(output.stderr).unwrap();
+        (output.status.code().unwrap(), String::from_utf8(output.stdout).unwrap(), said)
+    };
+    let job = |name: &str, script: &str, after: &str| {
+        format!("[[job]]\nname = \"{name}\"\ncommand = [\"sh\", \"-c\", \"{script}\"]\n{after}\n")
+    };
+    let (a, b) = (job("a", "sleep 0.2", ""), job("b", "true", "after = \"a\""));
+    let undo = job("undo", "true", "after_failed = \"b\"");
+    let (code, number, said) = wait(&format!("{a}{b}{undo}"));
+    assert_eq!((code, number.as_str()), (0, "1\n"), "{said}");
+    assert!(said.contains("1 job never run") || said.contains("1 jobs never run"), "{said}");
+
+    let fails = job("b", "exit 7", "after = \"a\"");
+    let last = job("c", "true", "after = \"b\"");
+    let (code, _, said) = wait(&format!("{a}{fails}{last}"));
+    assert_eq!(code, 7, "{said}");
+    assert!(said.contains("(b) has not succeeded") && said.contains("workflow show 4"), "{said}");
+
+    let long = job("long", "sleep 600", "");
+    let flow =
+        submit(&mesh, &format!("name = \"long\"\n{long}{}", job("d", "true", "after = \"long\"")));
+    let said = mesh.ok(&["workflow", "cancel", "long"]);
+    assert_eq!(said, format!("workflow {flow}: 2 jobs cancelled\n"));
+    mesh.wait_for_job(flow, "cancelled");
+    mesh.wait_for_job(flow + 1, "cancelled");
+    // By the number of one of its jobs.
+    let again = mesh.json(&["workflow", "cancel", &(flow + 1).to_string()]);
+    assert_eq!((again["workflow"].as_u64(), again["jobs"].as_u64()), (Some(flow), Some(0)));
+    assert!(refused(&mesh, &["workflow", "cancel", "999"]).1.contains("999"));
+}

@@ -32,6 +32,17 @@ impl Connection {
         }
     }
 
+    /// Cancels the jobs of a workflow that have not ended. Returns its number, and how many there were.
+    pub(crate) async fn cancel_workflow(
+        &self,
+        workflow: JobId,
+    ) -> Result<(JobId, u32), RequestError> {
+        match self.workflow_request(WorkflowRequest::Cancel { workflow }).await? {
+            WorkflowReply::Cancelled { workflow, jobs } => Ok((workflow, jobs)),
+            _ => Err(unexpected()),
+        }
+    }
+
     /// Returns up to `limit` workflows, newest first, and whether there are more.
     pub(crate) async fn workflows(
         &self,

@@ -29,6 +29,7 @@ mod hints;
 mod job;
 mod output;
 mod pace;
+mod progress;
 mod service;
 mod settings;
 mod signals;
@@ -40,6 +41,7 @@ mod turns;
 mod values;
 mod verbs;
 mod workflow;
+mod workflow_wait;
 
 use std::process::ExitCode;
 

@@ -175,6 +175,15 @@ pub enum Command {
         /// How many were cancelled before: 0 from the shell.
         done: u32,
     },
+    /// Cancel the jobs of a workflow that have not ended.
+    CancelWorkflow {
+        /// Its first job.
+        workflow: JobId,
+        /// How many jobs it has.
+        jobs: u32,
+        /// How many were cancelled before: 0 from the shell.
+        done: u32,
+    },
     /// Run ended tasks of a job again.
     ///
     /// The core does not know tasks and jobs that have ended: the shell reads them from the

@@ -293,6 +293,9 @@ impl Core {
             Command::CancelDownstream { job, done } => {
                 return self.on_cancel_downstream(ticket, job, done, out);
             }
+            Command::CancelWorkflow { workflow, jobs, done } => {
+                return self.on_cancel_workflow(ticket, workflow, jobs, done, out);
+            }
             Command::Cancel { job } => return self.on_cancel(ticket, job, out),
             Command::Requeue { by, job, ended, tasks, rest } => {
                 self.requeue(now, by, job, ended, tasks, rest, out)

@@ -131,8 +131,8 @@ pub enum Answer {
         /// Its state.
         state: JobState,
     },
-    /// Jobs that waited for another one were cancelled.
-    DownstreamCancelled {
+    /// Several jobs were cancelled.
+    JobsCancelled {
         /// How many.
         jobs: u32,
     },

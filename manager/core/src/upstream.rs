@@ -331,19 +331,33 @@ impl Core {
         }
         // Those that are furthest away go first, so that the others are found again after a restart,
         // and none starts meanwhile.
-        for id in found.into_iter().skip(1).rev() {
+        if !self.cancel_jobs(found.into_iter().skip(1).rev(), &mut done, out) {
+            let command = Command::CancelDownstream { job: upstream, done };
+            return self.backlog.push_front(Input::Command(ticket, command));
+        }
+        answer(out, ticket, Ok(Answer::JobsCancelled { jobs: done }));
+    }
+
+    /// Cancels those jobs that go on, as many as fit into this step, and counts them. Returns whether
+    /// that were all.
+    pub(crate) fn cancel_jobs(
+        &mut self,
+        jobs: impl Iterator<Item = JobId>,
+        done: &mut u32,
+        out: &mut Step,
+    ) -> bool {
+        for id in jobs {
             if !self.state.jobs.get(&id).is_some_and(|job| !job.is_stopping() && !job.is_over()) {
                 continue;
             }
             if !self.has_room(out) {
-                let command = Command::CancelDownstream { job: upstream, done };
-                return self.backlog.push_front(Input::Command(ticket, command));
+                return false;
             }
             self.cancel_job(id, out);
             self.replica_touched(id);
-            done += 1;
+            *done += 1;
         }
-        answer(out, ticket, Ok(Answer::DownstreamCancelled { jobs: done }));
+        true
     }
 
     #[cfg(any(test, feature = "invariants"))]

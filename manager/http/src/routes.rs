@@ -7,7 +7,7 @@ use podmesh_views::access::{TokenOutput, TokensOutput, UsersOutput};
 use podmesh_views::again::{FailedOutput, RequeueOutput};
 use podmesh_views::http::{
     BatchOutput, CallerView, EventsOutput, ForgottenNode, HealthView, InfoView, KeyView, PlanView,
-    RemovedVolume, TaskOutput,
+    RemovedVolume, SearchOutput, TaskOutput,
 };
 use podmesh_views::input::{
     ForgetInput, JobInput, KeyRotateInput, RequeueInput, RollbackInput, ScaleInput, ScheduleInput,
@@ -28,14 +28,16 @@ use podmesh_views::service::{
     EndpointsOutput, HistoryOutput, ServiceChangedOutput, ServiceOutput, ServicesOutput,
 };
 use podmesh_views::volume::VolumesOutput;
-use podmesh_views::workflow::{WorkflowOutput, WorkflowSubmitOutput, WorkflowsOutput};
+use podmesh_views::workflow::{
+    WorkflowCancelOutput, WorkflowOutput, WorkflowSubmitOutput, WorkflowsOutput,
+};
 use schemars::JsonSchema;
 
 use crate::extract::ok;
 use crate::route::{Route, SchemaOf, on_delete, on_get, on_post, schema_of};
 use crate::{
-    access, events, jobs, logs, merged, nodes, openapi, queues, schedules, services, volumes,
-    workflows,
+    access, events, jobs, logs, merged, nodes, openapi, queues, schedules, search, services,
+    volumes, workflows,
 };
 
 const IF_NONE_MATCH: (&str, &str) =
@@ -158,6 +160,14 @@ fn job_routes() -> Vec<Route> {
         .reply_as(200, "The output.", vec![("text/plain", None), ("text/event-stream", None)])
         .reply_as(206, "The range.", vec![("text/plain", None)])
         .reply_as(416, "There is no output there.", vec![("application/problem+json", None)]),
+        on_get(
+            "/jobs/{job}/tasks/{index}/log/search",
+            "search_log",
+            "Finds the next line of a task's output with a text. A request looks for about 2 s at most; then ask again with `next`.",
+            search::search,
+        )
+        .query::<search::SearchQuery>()
+        .reply::<SearchOutput>(200, "The line, or how far the search has come."),
         merged_log(on_get(
             "/jobs/{job}/log",
             "read_job_log",
@@ -464,6 +474,14 @@ fn workflow_routes(operator: Role) -> Vec<Route> {
         )
         .query::<workflows::WorkflowQuery>()
         .reply::<WorkflowOutput>(200, "The workflow."),
+        on_post(
+            "/workflows/{workflow}/cancel",
+            "cancel_workflow",
+            "Cancels the jobs of a workflow that have not ended.",
+            workflows::cancel,
+        )
+        .needs(operator)
+        .reply::<WorkflowCancelOutput>(200, "How many jobs were cancelled."),
     ]
 }
 

@@ -9,7 +9,8 @@ use podmesh_protocol::limits::PAGE_ROWS_MAX;
 use podmesh_protocol::workflow::{PackedWorkflow, WorkflowReply, WorkflowRequest, WorkflowSpec};
 use podmesh_views::input::WorkflowInput;
 use podmesh_views::workflow::{
-    WorkflowJobRow, WorkflowOutput, WorkflowRow, WorkflowSubmitOutput, WorkflowsOutput,
+    WorkflowCancelOutput, WorkflowJobRow, WorkflowOutput, WorkflowRow, WorkflowSubmitOutput,
+    WorkflowsOutput,
 };
 use schemars::JsonSchema;
 use serde::Deserialize;
@@ -102,6 +103,17 @@ pub(crate) async fn show(
             graph: jobs.iter().map(WorkflowJobRow::from).collect(),
             more: next.is_some(),
         })),
+        _ => Err(Problem::unexpected()),
+    }
+}
+
+/// POST /workflows/{workflow}/cancel
+pub(crate) async fn cancel(session: Session, path: Path) -> Result<Response, Problem> {
+    let workflow: JobId = path.part("workflow")?;
+    match ask(&session, WorkflowRequest::Cancel { workflow }).await? {
+        WorkflowReply::Cancelled { workflow, jobs } => {
+            Ok(ok(&WorkflowCancelOutput { workflow: workflow.0, jobs }))
+        }
         _ => Err(Problem::unexpected()),
     }
 }

@@ -248,7 +248,7 @@ fn reply(answer: Answer) -> Reply {
         Answer::KeyRevoked => ReplyBody::Revoked,
         Answer::EndedBefore { .. }
         | Answer::ReadAgain
-        | Answer::DownstreamCancelled { .. }
+        | Answer::JobsCancelled { .. }
         | Answer::JobsRemoved { .. }
         | Answer::Requeued { .. }
         | Answer::TokenCreated { .. }

@@ -196,6 +196,7 @@ fn requests() -> Vec<(&'static str, RequestBody)> {
         from: LogPosition::Offset(0),
         bytes_max: 1,
         wait_ms: 0,
+        find: None,
     };
     let all = vec![
         RequestBody::Info,
@@ -288,6 +289,7 @@ fn requests() -> Vec<(&'static str, RequestBody)> {
             submission: SubmissionId(Uuid::from_u128(79)),
             workflow: PackedWorkflow::pack(&flow).unwrap(),
         },
+        WorkflowRequest::Cancel { workflow: job },
     ];
     // A new kind of request must also be added above.
     let kind = |body: &RequestBody| match body {
@@ -331,6 +333,7 @@ fn requests() -> Vec<(&'static str, RequestBody)> {
             WorkflowRequest::Submit { .. } => "workflow submit",
             WorkflowRequest::List { .. } => "workflow list",
             WorkflowRequest::Show { .. } => "workflow show",
+            WorkflowRequest::Cancel { .. } => "workflow cancel",
         },
         RequestBody::Schedule(request) => match request {
             ScheduleRequest::Save { .. } => "schedule save",
@@ -442,7 +445,8 @@ schedule run       -         -         yes       yes
 schedule remove    -         -         yes       yes
 workflow list      -         yes       yes       yes
 workflow show      -         yes       yes       yes
-workflow submit    -         -         yes       yes";
+workflow submit    -         -         yes       yes
+workflow cancel    -         -         yes       yes";
     assert_eq!(table, expected.lines().collect::<Vec<_>>());
 }
 

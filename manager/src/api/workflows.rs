@@ -70,6 +70,7 @@ impl Api {
             WorkflowRequest::Show { workflow, after, limit } => {
                 self.0.reads.run(move |history| history.workflow(workflow, after, limit)).await
             }
+            WorkflowRequest::Cancel { workflow } => self.cancel_workflow(workflow).await,
         }
     }
 
@@ -105,6 +106,19 @@ impl Api {
         }
     }
 
+    async fn cancel_workflow(&self, of: JobId) -> Result<WorkflowReply, ErrorReply> {
+        self.may_write()?;
+        let found = self.0.reads.run(move |history| history.workflow(of, None, 1)).await?;
+        let WorkflowReply::Workflow { view, .. } = found else { return Err(unexpected()) };
+        let (workflow, jobs) = (view.workflow, view.jobs);
+        let room = self.0.core.room().await;
+        let command = Command::CancelWorkflow { workflow, jobs, done: 0 };
+        match self.0.core.command(command, room).answer().await? {
+            Answer::JobsCancelled { jobs } => Ok(WorkflowReply::Cancelled { workflow, jobs }),
+            _ => Err(unexpected()),
+        }
+    }
+
     /// Cancels what is downstream of a job, and then the job. Continues if the client leaves.
     pub(super) async fn cancel_downstream(self, job: JobId) -> Result<ReplyBody, ErrorReply> {
         tokio::spawn(self.cancel_all(job)).await.map_err(|_| stopping())?
@@ -113,8 +127,7 @@ impl Api {
     async fn cancel_all(self, job: JobId) -> Result<ReplyBody, ErrorReply> {
         let room = self.0.core.room().await;
         let command = Command::CancelDownstream { job, done: 0 };
-        let Answer::DownstreamCancelled { jobs } =
-            self.0.core.command(command, room).answer().await?
+        let Answer::JobsCancelled { jobs } = self.0.core.command(command, room).answer().await?
         else {
             return Err(unexpected());
         };

@@ -15,8 +15,8 @@ use super::columns::{counts, decoded, name};
 use super::restore::untried;
 use super::seal::{self, FileError, FileState};
 use super::{
-    FILE_NAME, StoreError, open_for_reading, queues, removal, restore, schedules, schema, services,
-    upstream, volumes,
+    FILE_NAME, StoreError, open_for_reading, places, queues, removal, restore, schedules, schema,
+    services, upstream, volumes,
 };
 use crate::data_dir;
 
@@ -145,7 +145,8 @@ fn pages(connection: &Connection, found: &mut CheckReport) -> rusqlite::Result<(
 fn unfinished(connection: &Connection, found: &mut CheckReport) -> rusqlite::Result<()> {
     let restored = restore::read(connection)?;
     found.revision = restored.state.last_revision.0;
-    if let Some(contradiction) = restore::contradiction(&restored) {
+    let contradiction = restore::contradiction(&restored);
+    for contradiction in contradiction.into_iter().chain(places::contradiction(&restored.state)) {
         found.wrong(contradiction);
     }
     Ok(())

@@ -17,6 +17,7 @@ mod full_tests;
 mod log;
 mod measures;
 mod numbers;
+mod places;
 mod queues;
 mod reader;
 mod removal;

@@ -207,7 +207,7 @@ fn attempts(
             let stop = row.get::<_, Option<i64>>(8)?.map(stop).transpose()?;
             let claims = optional(row, 9)?;
             let active = ActiveAttempt { number, node, state, past, replica: None, stop, claims };
-            job.active.insert(index, active);
+            job.active.insert(index, Box::new(active));
         }
     }
     Ok(orphaned)

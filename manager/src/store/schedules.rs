@@ -137,13 +137,39 @@ pub(super) fn history(
 
 /// Returns what is wrong with the schedules, if anything is.
 pub(super) fn contradiction(connection: &Connection) -> rusqlite::Result<Option<String>> {
-    for (schedule, saved) in read(connection)? {
-        let last: Option<i64> = connection
-            .prepare_cached("SELECT max(number) FROM schedule_runs WHERE schedule = ?1")?
-            .query_row([schedule.as_str()], |row| row.get(0))?;
+    let schedules = read(connection)?;
+    for (schedule, saved) in &schedules {
+        let (last, rows): (Option<i64>, i64) = connection
+            .prepare_cached("SELECT max(number), count(*) FROM schedule_runs WHERE schedule = ?1")?
+            .query_row([schedule.as_str()], |row| Ok((row.get(0)?, row.get(1)?)))?;
         let last = last.map_or(0, unsigned);
-        if saved.spec.name != schedule || saved.progress.last_row != last {
+        if saved.spec.name != *schedule
+            || saved.progress.last_row != last
+            || unsigned(rows) != last.min(SCHEDULE_RUNS_KEPT)
+        {
             return Ok(Some(format!("schedule {schedule} disagrees with its history")));
+        }
+        if let Err(why) = saved.spec.validate() {
+            return Ok(Some(format!("schedule {schedule}: {why}")));
+        }
+    }
+    let mut statement = connection.prepare(
+        "SELECT schedule, number, result, job, count, instant_ms, by_hand FROM schedule_runs",
+    )?;
+    let mut rows = statement.query([])?;
+    while let Some(row) = rows.next()? {
+        let (schedule, number): (Name, i64) = (name(row, 0)?, row.get(1)?);
+        let ran = run_result(row.get(2)?)? == RunResult::Ran;
+        let job: Option<i64> = row.get(3)?;
+        let (count, instant_ms): (u32, u64) = (row.get(4)?, unsigned(row.get(5)?));
+        let by_hand: bool = row.get(6)?;
+        let decided = schedules
+            .get(&schedule)
+            .is_some_and(|saved| by_hand || instant_ms <= saved.progress.last_ms);
+        if job.is_some() != ran || count == 0 || !decided {
+            return Ok(Some(format!(
+                "row {number} of the history of schedule {schedule} contradicts it"
+            )));
         }
     }
     Ok(None)

@@ -3,6 +3,8 @@
 
 #![expect(clippy::unwrap_used, reason = "tests")]
 
+mod damage;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
@@ -18,7 +20,7 @@ use podmesh_manager_core::{Core, CoreConfig};
 use podmesh_protocol::access::{Caller, PublicKey, Role, TokenId};
 use podmesh_protocol::again::{EndedAs, RequeueRequest};
 use podmesh_protocol::client::PrincipalKind;
-use podmesh_protocol::ids::{AgentId, AttemptId, Epoch, InstanceId, JobId, SubmissionId};
+use podmesh_protocol::ids::{AgentId, AttemptId, Epoch, InstanceId, JobId, Name, SubmissionId};
 use podmesh_protocol::limits::PROTOCOL_VERSION;
 use podmesh_protocol::node::{DrainSpec, Scheduling};
 use podmesh_protocol::place::{Offer, PlaceRules};
@@ -122,10 +124,7 @@ impl World {
                 queue: (self.rng.u8(0..3) == 0).then(|| name("night")),
             },
             place: PlaceRules {
-                resources: match self.rng.u8(0..4) {
-                    0 => [(name("gpu"), [500, 1_000, 2_000][self.rng.usize(0..3)])].into(),
-                    _ => BTreeMap::new(),
-                },
+                resources: self.some_resources(),
                 exclusive: self.rng.u8(0..9) == 0,
                 ..PlaceRules::default()
             },
@@ -167,6 +166,13 @@ impl World {
         after
     }
 
+    fn some_resources(&mut self) -> BTreeMap<Name, u32> {
+        match self.rng.u8(0..4) {
+            0 => [(name("gpu"), [500, 1_000, 2_000][self.rng.usize(0..3)])].into(),
+            _ => BTreeMap::new(),
+        }
+    }
+
     /// Returns the tasks of a job that others can wait for.
     fn array(&self, job: JobId) -> Option<ArrayRange> {
         let (detail, _) = self.store.history.job(job).ok()?;
@@ -193,7 +199,7 @@ impl World {
     }
 
     /// Returns what a node offers of a named resource: other ids each time.
-    fn offers(&mut self) -> BTreeMap<podmesh_protocol::ids::Name, Offer> {
+    fn offers(&mut self) -> BTreeMap<Name, Offer> {
         let ids = [["x", "y"], ["y", "z"]][self.rng.usize(0..2)].map(str::to_owned);
         [(name("gpu"), Offer { count: 0, ids: ids.into() })].into()
     }
@@ -291,6 +297,11 @@ impl World {
                     replicas: self.rng.u32(0..4),
                     require: BTreeMap::new(),
                     spread: None,
+                    place: PlaceRules {
+                        resources: self.some_resources(),
+                        exclusive: self.rng.u32(0..9) == 0,
+                        ..PlaceRules::default()
+                    },
                     project: None,
                     depends_on: BTreeMap::new(),
                     resources,

@@ -436,6 +436,11 @@ pub(super) fn contradiction(connection: &Connection) -> rusqlite::Result<Option<
     if let Some((job, _)) = one(stray)? {
         return Ok(Some(format!("a dependency belongs to job {job}, which does not exist")));
     }
+    // Jobs wait only for jobs that existed before, or for other ones of their workflow.
+    let itself = "SELECT job, upstream FROM job_dependencies WHERE upstream = job LIMIT 1";
+    if let Some((job, _)) = one(itself)? {
+        return Ok(Some(format!("job {job} waits for itself")));
+    }
     // A dependency waits exactly as long as its upstream job goes on.
     let wrong = "SELECT own.job, own.upstream FROM job_dependencies AS own
              JOIN jobs ON jobs.job = own.job AND jobs.state < 3

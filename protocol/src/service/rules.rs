@@ -22,6 +22,10 @@ impl ServiceSpec {
             validate_label_value("require", value)?;
         }
         self.resources.validate()?;
+        self.place.validate()?;
+        if self.place.spread.is_some() {
+            return text("place", "a service has its `spread` beside `place`, not in it".into());
+        }
         let duration_max = i128::from(DURATION_MS_MAX);
         for (field, value) in [
             ("drain (ms)", self.drain_ms),
@@ -104,6 +108,7 @@ impl ServiceSpec {
         };
         (&self.require, &self.spread, &self.resources, &self.health, &self.run)
             != (&other.require, &other.spread, &other.resources, &other.health, &other.run)
+            || self.place != other.place
             || published(self) != published(other)
     }
 
@@ -218,6 +223,8 @@ mod tests {
             (r#"{"ports": {"a": {"publish": 0}}}"#, "0 is not a port"),
             (r#"{"ports": {"a": {"publish": 1}, "b": {"publish": 1}}}"#, "both publish 1"),
             (r#"{"ports": {"Http": {}, "http": {}}}"#, "PODMESH_PORT_HTTP"),
+            (r#"{"place": {"resources": {"gpu": 1500}}}"#, "must be a whole number"),
+            (r#"{"place": {"spread": "zone"}}"#, "beside `place`"),
             (r#"{"health": {"check": {"tcp": {"port": "x"}}}}"#, "no port `x`"),
             (r#"{"health": {"check": {"http": {"port": "http", "path": "x"}}}}"#, "not a path"),
             (
@@ -250,9 +257,12 @@ mod tests {
         {
             assert!(!spec(same).replaces(&before), "{same}");
         }
-        for other in
-            [r#"{"spread": "zone"}"#, r#"{"ports": {}}"#, r#"{"resources": {"cpu_millis": 5}}"#]
-        {
+        for other in [
+            r#"{"spread": "zone"}"#,
+            r#"{"ports": {}}"#,
+            r#"{"resources": {"cpu_millis": 5}}"#,
+            r#"{"place": {"resources": {"gpu": 500}}}"#,
+        ] {
             assert!(spec(other).replaces(&before), "{other}");
         }
     }

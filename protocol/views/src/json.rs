@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 
 use podmesh_protocol::client as wire;
 use podmesh_protocol::ids::{AttemptId, JobId, TaskId};
+use podmesh_protocol::place::PlaceRules;
 use podmesh_protocol::report;
 use podmesh_protocol::spec;
 use schemars::JsonSchema;
@@ -497,12 +498,7 @@ impl From<&spec::JobSpec> for SpecOutput {
             cpu_millis: spec.resources.cpu_millis,
             memory_bytes: spec.resources.memory_bytes,
             require: labels(&spec.require),
-            resource_millis: spec
-                .place
-                .resources
-                .iter()
-                .map(|(name, millis)| (name.to_string(), *millis))
-                .collect(),
+            resource_millis: resource_millis(&spec.place),
             prefer: labels(&spec.place.prefer),
             spread: spec.place.spread.as_ref().map(ToString::to_string),
             exclusive: spec.place.exclusive,
@@ -580,6 +576,11 @@ pub(crate) fn labels(
     labels: &BTreeMap<podmesh_protocol::ids::Name, String>,
 ) -> BTreeMap<String, String> {
     labels.iter().map(|(name, value)| (name.to_string(), value.clone())).collect()
+}
+
+/// Returns what is needed of named resources, in thousandths.
+pub(crate) fn resource_millis(place: &PlaceRules) -> BTreeMap<String, u32> {
+    place.resources.iter().map(|(name, millis)| (name.to_string(), *millis)).collect()
 }
 
 /// `podmesh tasks N --output json`

@@ -7,7 +7,7 @@ use podmesh_protocol::spec::RuntimeSpec;
 use schemars::JsonSchema;
 use serde::Serialize;
 
-use crate::json::{ContainerOutput, RuntimeKind, Word, labels, words};
+use crate::json::{ContainerOutput, RuntimeKind, Word, labels, resource_millis, words};
 use crate::service::ProjectOutput;
 
 words! {
@@ -56,6 +56,12 @@ pub struct ServiceSpecOutput {
     pub require: BTreeMap<String, String>,
     /// The label over whose values replicas are spread.
     pub spread: Option<String>,
+    /// What each replica needs of named resources, in thousandths.
+    pub resource_millis: BTreeMap<String, u32>,
+    /// Labels of the nodes that are tried first.
+    pub prefer: BTreeMap<String, String>,
+    /// Whether each replica has its node for itself.
+    pub exclusive: bool,
     /// The project that it is a part of.
     pub project: Option<ProjectOutput>,
     /// The services that its first replica waits for, and how far they must have come.
@@ -177,6 +183,9 @@ impl From<&service::ServiceSpec> for ServiceSpecOutput {
             memory_bytes: spec.resources.memory_bytes,
             require: labels(&spec.require),
             spread: spec.spread.as_ref().map(ToString::to_string),
+            resource_millis: resource_millis(&spec.place),
+            prefer: labels(&spec.place.prefer),
+            exclusive: spec.place.exclusive,
             project: spec.project.as_ref().map(Into::into),
             depends_on: spec
                 .depends_on

@@ -56,6 +56,15 @@ pub struct WorkflowSubmitOutput {
     pub jobs: u32,
 }
 
+/// `podmesh workflow cancel NAME --output json`
+#[derive(Debug, Serialize, JsonSchema)]
+pub struct WorkflowCancelOutput {
+    /// The number of the workflow.
+    pub workflow: u64,
+    /// How many of its jobs were cancelled: those that had not ended.
+    pub jobs: u32,
+}
+
 /// `podmesh workflow list --output json`
 #[derive(Debug, Serialize, JsonSchema)]
 pub struct WorkflowsOutput {

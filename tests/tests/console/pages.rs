@@ -61,8 +61,8 @@ fn jobs(console: &Console) -> Vec<Page> {
         .submit(&["--name", "mixed", "--cpus", "0.01", "--array", "1-40", "--", "sh", "-c", mixed]);
     let text = "echo 'the first line'; for n in $(seq 60); do echo \"$n: <b>text</b> $(date -u +%F) and more of it, so that it is long\"; done; sleep 600";
     let talks = console.run("talks", text);
-    let waits =
-        mesh.submit(&["--name", "too-large-for-every-node", "--cpus", "1000", "--", "true"]);
+    let large = ["--name", "too-large-for-every-node", "--cpus", "1000"];
+    let waits = mesh.submit(&[&large[..], &["--resource", "license=2", "--", "true"]].concat());
     mesh.wait_for_job(squares, "succeeded");
     mesh.wait_for_job(mixed, "failed");
     mesh.wait_for_job(talks, "running");
@@ -95,7 +95,7 @@ fn jobs(console: &Console) -> Vec<Page> {
         page(
             "job-waits",
             &format!("jobs/{waits}"),
-            &["queued", "Why it waits", "1000"],
+            &["queued", "Why it waits", "1000", "2 license"],
             &format!("podmesh job {waits}"),
         ),
         page(
@@ -188,7 +188,7 @@ fn every_page_shows_what_there_is_and_can_be_used_by_everybody() {
         page(
             "node",
             "nodes/a",
-            &["What runs", "of web", "What happened", "node connected"],
+            &["3 of 3 license free", "What runs", "of web", "What happened", "node connected"],
             "podmesh nodes drain --wait a",
         ),
         page(

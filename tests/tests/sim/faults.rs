@@ -18,6 +18,12 @@ pub(crate) enum Planted {
     HealthNotStored,
     /// How far a dependency has come is not stored.
     DependencyNotStored,
+    /// The job of a schedule's run is stored without the run.
+    RunNotStored,
+    /// That runs of a schedule were missed is not stored.
+    MissedNotStored,
+    /// A manager that starts does not know the deadlines of drains.
+    DeadlineForgotten,
     /// The update of a service is not stored.
     UpdateForgotten,
     /// The agent acknowledges endpoints before its proxy has applied them.
@@ -84,6 +90,9 @@ pub(crate) const ALL: &[Planted] = &[
     Planted::EndpointsNotSent,
     Planted::HealthNotStored,
     Planted::UpdateForgotten,
+    Planted::RunNotStored,
+    Planted::MissedNotStored,
+    Planted::DeadlineForgotten,
     Planted::AckedUnapplied,
     Planted::OldAckCounts,
 ];

@@ -1,9 +1,9 @@
 //! What must hold for services after every decision, and for every connection.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
-use podmesh_manager_core::state::Change;
-use podmesh_manager_core::state::{Service, State};
+use podmesh_manager_core::state::{Change, Drain, Service, State};
 use podmesh_manager_core::step::{Effect, Step};
 use podmesh_protocol::event::EventFact;
 use podmesh_protocol::ids::{AgentId, AttemptId, JobId, Name};
@@ -29,6 +29,8 @@ pub(crate) struct Judge {
     terminated: BTreeSet<AttemptId>,
     /// When nodes were last lost or unknown, or their names belonged to other machines.
     lost_until: BTreeMap<Name, u64>,
+    /// The drains that have a deadline, and since when they are known.
+    drains: BTreeMap<Name, (Arc<Drain>, u64)>,
 }
 
 /// A decision to stop a replica.
@@ -141,6 +143,31 @@ impl World {
                     }
                 }
                 _ => {}
+            }
+        }
+    }
+
+    /// Checks that at the deadline of a drain every task that the node has is told to stop. A manager
+    /// that was away gives the whole time again at most.
+    pub(crate) fn judge_drains(&mut self) {
+        let Some(manager) = &self.manager else { return };
+        let state = &self.decided.state;
+        self.judge.drains.retain(|node, (drain, _)| {
+            state.nodes.get(node).is_some_and(|row| row.drain.as_ref() == Some(drain))
+        });
+        for (name, row) in &state.nodes {
+            let Some(drain) = &row.drain else { continue };
+            let Some(after_ms) = drain.spec.stops_after_ms() else { continue };
+            let (_, since) =
+                self.judge.drains.entry(name.clone()).or_insert_with(|| (drain.clone(), self.now));
+            if self.now <= (*since).max(manager.started_at) + after_ms {
+                continue;
+            }
+            for job in state.jobs.values().filter(|job| job.spec.run.replica.is_none()) {
+                let mut active = job.active.values();
+                let runs_on = active.any(|active| active.node == *name && active.stop.is_none());
+                let runs_on = runs_on && !job.is_stopping();
+                assert!(!runs_on, "job {} goes on after the deadline of {name}", job.id);
             }
         }
     }

@@ -19,6 +19,7 @@ mod net;
 mod proxy;
 mod replicas;
 mod rng;
+mod schedules;
 mod services;
 mod store;
 mod upstream;

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use podmesh_manager_core::ids::ConnectionId;
 use podmesh_manager_core::input::Input;
 use podmesh_manager_core::lease::LeaseTable;
-use podmesh_manager_core::state::Change;
+use podmesh_manager_core::state::{Change, Drain, State};
 use podmesh_manager_core::step::{Answer, Effect, Step};
 use podmesh_manager_core::{Core, CoreConfig};
 use podmesh_protocol::access::{Caller, Role};
@@ -32,7 +32,7 @@ const WALL_MS: u64 = 1_700_000_000_000;
 /// One run of the manager's process.
 pub(crate) struct Manager {
     pub(crate) life: Life,
-    started_at: u64,
+    pub(crate) started_at: u64,
     core: Core,
     leases: LeaseTable,
     /// The watched sessions, each with its stream.
@@ -107,7 +107,11 @@ impl World {
         };
         self.decided = self.store.clone();
         let now = Now { mono_ms: self.now + mono_offset, wall_ms: WALL_MS + self.now };
-        let mut core = Core::new(now, config, self.store.state.clone());
+        let mut state = self.store.state.clone();
+        if self.planted == Some(Planted::DeadlineForgotten) {
+            forget_deadlines(&mut state);
+        }
+        let mut core = Core::new(now, config, state);
         core.check_invariants();
         let mut leases = LeaseTable::new(self.plan.heartbeat_ms, self.plan.lease_ms);
         if let Some(Planted::Manager(fault)) = self.planted {
@@ -281,6 +285,7 @@ impl World {
         if self.planted == Some(Planted::UpdateForgotten) {
             step.changes.iter_mut().for_each(forget_update);
         }
+        self.forget_runs(&mut step);
         let before = self.judge_before();
         self.decided.apply(self.now, &step);
         self.judge_services(&before, &step);
@@ -457,6 +462,7 @@ impl World {
     }
 
     fn after_core(&mut self) {
+        self.judge_drains();
         let now = self.now;
         let Some(manager) = &mut self.manager else { return };
         let Some(at) = manager.core.next_wakeup() else { return };
@@ -623,6 +629,17 @@ impl World {
         self.streams.get_mut(&id).expect("it was there").manager_open = false;
         if let Some(change) = change {
             self.tell_core(Input::HeartbeatChanged { epoch, change });
+        }
+    }
+}
+
+fn forget_deadlines(state: &mut State) {
+    for row in state.nodes.values_mut() {
+        if let Some(drain) = &row.drain {
+            let mut drain = Drain::clone(drain);
+            drain.spec.deadline_ms = None;
+            drain.spec.requeue = false;
+            Arc::make_mut(row).drain = Some(Arc::new(drain));
         }
     }
 }

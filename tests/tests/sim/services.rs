@@ -7,6 +7,7 @@ use podmesh_manager_core::input::{Command, ServiceChange};
 use podmesh_manager_core::state::{Service, ServicePhase};
 use podmesh_protocol::ids::{JobId, Name};
 use podmesh_protocol::node::{DrainSpec, Scheduling};
+use podmesh_protocol::place::PlaceRules;
 use podmesh_protocol::service::{
     Health, PortSpec, ReplicaSpec, RestartPolicy, RestartWhen, ServiceSpec, UpdatePolicy,
 };
@@ -84,9 +85,15 @@ impl World {
             _ => RestartWhen::Always,
         };
         let replicas = rng.within(0, 4) as u32;
+        let mut place = PlaceRules::default();
+        if rng.percent(30) {
+            // So little that every node can have all replicas of all services.
+            place.resources.insert("gpu".parse().expect("a name"), 30);
+        }
         ServiceSpec {
             name: format!("svc-{service}").parse().expect("a name"),
             replicas,
+            place,
             project: None,
             depends_on: BTreeMap::new(),
             require: BTreeMap::new(),
@@ -195,7 +202,7 @@ impl World {
         self.ask_service(Command::ScheduleNode { by: user(), node, scheduling, drain });
     }
 
-    fn ask_service(&mut self, command: Command) {
+    pub(crate) fn ask_service(&mut self, command: Command) {
         self.service_users.asked.push(command);
         self.ask(UserRequest::Service(self.service_users.asked.len() - 1));
     }

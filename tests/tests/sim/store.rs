@@ -31,6 +31,8 @@ pub(crate) struct Store {
     pub(crate) clock_jumped: bool,
     /// The updates of services that have not ended, with their revisions.
     pub(crate) updates: BTreeMap<Name, u32>,
+    /// The instants of schedules that have run.
+    pub(crate) instants: BTreeMap<Name, BTreeSet<u64>>,
 }
 
 #[derive(Clone, Debug)]
@@ -80,11 +82,13 @@ impl Store {
             tasks: BTreeMap::new(),
             clock_jumped: false,
             updates: BTreeMap::new(),
+            instants: BTreeMap::new(),
         }
     }
 
     /// Commits a step that was decided at `now`, and checks the rules for every step.
     pub(crate) fn apply(&mut self, now: u64, step: &Step) {
+        self.check_runs(step);
         let (mut updated, mut failed) = (BTreeSet::new(), BTreeSet::new());
         for change in &step.changes {
             match change {
@@ -188,6 +192,10 @@ impl Store {
                     self.removed.insert(*job);
                 }
                 Change::JobRemoved(job) => panic!("unknown job {job} was removed"),
+                Change::ScheduleAdvanced { schedule, progress, runs } => {
+                    self.check_instants(schedule, progress, runs);
+                }
+                Change::ScheduleRemoved(schedule) => _ = self.instants.remove(schedule),
                 Change::DependencyChanged { starts_wall_ms: None, .. }
                 | Change::TasksReleased { .. }
                 | Change::NodeSaved(_)
@@ -196,8 +204,6 @@ impl Store {
                 | Change::ServiceSaved { .. }
                 | Change::ServiceRemoved(_)
                 | Change::ScheduleSaved { .. }
-                | Change::ScheduleAdvanced { .. }
-                | Change::ScheduleRemoved(_)
                 | Change::QueueSaved { .. }
                 | Change::QueueRemoved(_)
                 | Change::RevisionSaved { .. }
@@ -406,6 +412,32 @@ impl Store {
             room.memory_bytes -= spec.resources.memory_bytes;
         }
         room
+    }
+
+    /// Returns whether a node can have this much of a named resource while its replicas keep what they
+    /// have.
+    pub(crate) fn has_beside_replicas(&self, node: &Node, name: &Name, millis: u32) -> bool {
+        let row = self.state.nodes.get(&node.name);
+        let offers = row.map_or_else(|| node.offers(0), |row| row.resources.clone());
+        let Some(offer) = offers.get(name).filter(|offer| offer.suits(millis)) else {
+            return false;
+        };
+        let lasts = self.tasks.iter().filter_map(|(task, all)| Some((task, all.last()?)));
+        let replicas = lasts.filter(|(task, last)| {
+            let is_replica = self.jobs[&task.job].spec.run.replica.is_some();
+            is_replica && last.outcome.is_none() && last.node == node.name
+        });
+        let claims = replicas.filter_map(|(_, last)| last.claims.as_ref()?.get(name));
+        let mut used: BTreeMap<&str, u32> = BTreeMap::new();
+        for claim in claims {
+            claim.ids.iter().for_each(|id| *used.entry(id).or_default() += claim.of_each());
+        }
+        let left = offer.ids.iter().map(|id| WHOLE - used.get(&**id).copied().unwrap_or(0));
+        match millis < WHOLE {
+            _ if offer.ids.is_empty() => true,
+            true => left.max().is_some_and(|most| millis <= most),
+            false => left.filter(|left| *left == WHOLE).count() >= (millis / WHOLE) as usize,
+        }
     }
 
     /// Returns the replicas that have ended and were not removed.

@@ -146,7 +146,7 @@ impl World {
         }
     }
 
-    fn make_spec(&mut self) -> JobSpec {
+    pub(crate) fn make_spec(&mut self) -> JobSpec {
         let rng = &mut self.rng;
         let tasks = if rng.percent(50) { 1 } else { rng.within(2, 20) as u32 };
         let mut require = BTreeMap::new();

@@ -15,6 +15,7 @@ use crate::manager::Manager;
 use crate::net::{Conn, ConnId, Direction, Stream, StreamId};
 use crate::proxy::{Status, Update};
 use crate::rng::Rng;
+use crate::schedules::ScheduleUsers;
 use crate::services::ServiceUsers;
 use crate::store::Store;
 use crate::users::{User, UserReply, UserRequest};
@@ -66,6 +67,7 @@ pub(crate) enum Event {
     SupervisorLease(usize, u64),
     HealthTurns(usize, AttemptId, u64, Health),
     ServiceUserActs,
+    ScheduleUserActs,
     ProxyStarts(usize, Life),
     ProxyHears(usize, Life, u64, Box<Update>),
     ProxySays(usize, Life, Status),
@@ -103,6 +105,7 @@ pub(crate) struct World {
     pub(crate) streams: BTreeMap<StreamId, Stream>,
     pub(crate) users: Vec<User>,
     pub(crate) service_users: ServiceUsers,
+    pub(crate) schedule_users: ScheduleUsers,
     pub(crate) judge: Judge,
     /// Attempts that were ended because their node was forgotten.
     pub(crate) forgotten: BTreeSet<AttemptId>,
@@ -171,6 +174,7 @@ impl World {
             streams: BTreeMap::new(),
             users: Vec::new(),
             service_users: ServiceUsers::default(),
+            schedule_users: ScheduleUsers::default(),
             judge: Judge::default(),
             forgotten: BTreeSet::new(),
             last_number: 0,
@@ -197,6 +201,7 @@ impl World {
         world.after(0, Event::ManagerStarts);
         world.make_users();
         world.make_services();
+        world.make_schedules();
         world.after(1_000, Event::Chaos);
         world
     }
@@ -267,6 +272,7 @@ impl World {
                     insisted = self.now;
                     self.users_insist();
                     self.admins_open_queues();
+                    self.users_remove_schedules();
                     self.users_cancel_the_blocked();
                     self.users_forget_the_gone();
                 }
@@ -311,6 +317,7 @@ impl World {
                 self.health_turns(node, attempt, serial, health);
             }
             Event::ServiceUserActs => self.service_user_acts(),
+            Event::ScheduleUserActs => self.schedule_user_acts(),
             Event::ProxyStarts(node, life) => self.proxy_starts(node, life),
             Event::ProxyHears(node, life, process, update) => {
                 self.proxy_hears(node, life, process, *update);
@@ -421,6 +428,9 @@ impl World {
                 return Err(format!("submission {:?} has no answer", user.submission));
             }
         }
+        if let Some(schedule) = self.store.state.schedules.keys().next() {
+            return Err(format!("there is a schedule {schedule}"));
+        }
         for (id, job) in &self.store.jobs {
             let row = self.store.row(*id);
             let is_replica = job.spec.run.replica.is_some();
@@ -454,9 +464,11 @@ impl World {
                 row.is_none_or(|row| row.scheduling.is_open())
                     && spec.resources.fits(&self.store.room_beside_replicas(node))
                     && !(spec.place.exclusive && self.store.has_replicas(&node.name))
-                    && spec.place.resources.iter().all(|(name, millis)| {
-                        node.offers(0).get(name).is_some_and(|offer| offer.suits(*millis))
-                    })
+                    && spec
+                        .place
+                        .resources
+                        .iter()
+                        .all(|(name, millis)| self.store.has_beside_replicas(node, name, *millis))
                     && spec.require.iter().all(|(k, v)| node.labels().get(k) == Some(v))
             })
     }
@@ -472,7 +484,9 @@ impl World {
         }
         let known: Vec<SubmissionId> = self.users.iter().map(|user| user.submission).collect();
         let of_users = |id: &SubmissionId, job: &JobId| {
-            known.contains(id) || *id == SubmissionId::of_job(*job)
+            known.contains(id)
+                || *id == SubmissionId::of_job(*job)
+                || self.schedule_users.have_asked(id)
         };
         assert!(self.store.submissions().iter().all(|(id, job)| of_users(id, job)));
         self.check_truths();

@@ -4,6 +4,8 @@ pub(crate) mod access;
 pub(crate) mod compose;
 pub(crate) mod daemon;
 pub(crate) mod job;
+#[cfg(test)]
+mod pages;
 pub(crate) mod query;
 pub(crate) mod queue;
 pub(crate) mod schedule;

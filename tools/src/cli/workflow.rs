@@ -61,6 +61,12 @@ pub(crate) enum WorkflowVerb {
         #[arg(value_name = "NAME|NUMBER")]
         workflow: String,
     },
+    /// Cancel all jobs of a workflow that have not ended
+    Cancel {
+        /// Its name, which means the newest with that name, or its number
+        #[arg(value_name = "NAME|NUMBER")]
+        workflow: String,
+    },
     /// List workflows, newest first
     List {
         /// Only workflows with this name
@@ -81,4 +87,8 @@ pub(crate) struct SubmitWorkflowArgs {
     /// Name of the workflow, for people; need not be unique [default: that in the file, else of the file]
     #[arg(long)]
     pub(crate) name: Option<Name>,
+    /// Show progress until no job can go on, and exit with 0 if none has failed, otherwise as `run` does
+    /// for the first job that has. Ctrl-C ends only the wait
+    #[arg(long)]
+    pub(crate) wait: bool,
 }

@@ -24,11 +24,13 @@ mod tests {
         ServicesOutput, ServicesRemovedOutput,
     };
     use crate::output::volume::VolumesOutput;
-    use crate::output::workflow::{WorkflowOutput, WorkflowSubmitOutput, WorkflowsOutput};
+    use crate::output::workflow::{
+        WorkflowCancelOutput, WorkflowOutput, WorkflowSubmitOutput, WorkflowsOutput,
+    };
     use crate::verbs::compose::ps::ComposePsOutput;
     use crate::verbs::doctor::DoctorOutput;
 
-    fn schemas() -> [(&'static str, Schema); 36] {
+    fn schemas() -> [(&'static str, Schema); 37] {
         [
             ("cancel", schema_for!(CancelOutput)),
             ("compose_ps", schema_for!(ComposePsOutput)),
@@ -64,6 +66,7 @@ mod tests {
             ("users", schema_for!(UsersOutput)),
             ("volumes", schema_for!(VolumesOutput)),
             ("workflow", schema_for!(WorkflowOutput)),
+            ("workflow_cancel", schema_for!(WorkflowCancelOutput)),
             ("workflow_submit", schema_for!(WorkflowSubmitOutput)),
             ("workflows", schema_for!(WorkflowsOutput)),
         ]

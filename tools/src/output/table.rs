@@ -136,7 +136,7 @@ pub(crate) fn tasks(screen: Screen, tasks: &[TaskView]) -> String {
 }
 
 /// How much of each named resource is free: `gpu 1.5/2`.
-fn resources(view: &NodeView) -> String {
+pub(crate) fn resources(view: &NodeView) -> String {
     let free = |(name, of): (&Name, &ResourceView)| {
         let gone = of.gone.len() as u64 * 1_000;
         let free = of.offer.millis().saturating_sub(of.used.saturating_sub(gone));

@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 
 use super::values::{PortNumber, Replicas};
 use crate::container::{OneOrMany, STOP_GRACE_MS};
-use crate::values::{Cpus, MountText, Size, Span, UlimitText, VolumeText};
+use crate::values::{Amount, Cpus, MountText, Size, Span, UlimitText, VolumeText};
 
 /// A service file. What has its default value is not written.
 #[derive(Debug, Default, Deserialize, Serialize)]
@@ -72,6 +72,8 @@ pub(super) struct ServiceFile {
     pub(super) replicas: Option<Replicas>,
     #[serde(skip_serializing_if = "unset")]
     pub(super) spread: Option<Name>,
+    #[serde(skip_serializing_if = "unset")]
+    pub(super) exclusive: bool,
     pub(super) cpus: Option<Cpus>,
     #[serde(skip_serializing_if = "unset")]
     pub(super) memory: Option<Size>,
@@ -83,6 +85,10 @@ pub(super) struct ServiceFile {
     pub(super) env_file: Option<OneOrMany<PathBuf>>,
     #[serde(skip_serializing_if = "unset")]
     pub(super) require: BTreeMap<Name, String>,
+    #[serde(skip_serializing_if = "unset")]
+    pub(super) prefer: BTreeMap<Name, String>,
+    #[serde(skip_serializing_if = "unset")]
+    pub(super) resources: BTreeMap<Name, Amount>,
     #[serde(skip_serializing_if = "unset")]
     pub(super) env: BTreeMap<String, String>,
     #[serde(skip_serializing_if = "unset")]
@@ -387,12 +393,20 @@ impl From<&ServiceSpec> for ServiceFile {
             platform: docker.platform,
             replicas: Some(Replicas(spec.replicas)),
             spread: spec.spread.clone(),
+            exclusive: spec.place.exclusive,
             cpus: Some(Cpus(spec.resources.cpu_millis)),
             memory: other(spec.resources.memory_bytes, Resources::default().memory_bytes).map(Size),
             stop_grace: other_span(run.stop_grace_ms, STOP_GRACE_MS),
             drain: other_span(spec.drain_ms, super::DRAIN_MS),
             env_file: None,
             require: spec.require.clone(),
+            prefer: spec.place.prefer.clone(),
+            resources: spec
+                .place
+                .resources
+                .iter()
+                .map(|(name, millis)| (name.clone(), Amount(*millis)))
+                .collect(),
             env: run.env.clone(),
             depends_on: spec.depends_on.clone(),
             project: spec.project.clone().map(|Project { name, member, together }| ProjectFile {

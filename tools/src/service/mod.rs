@@ -10,6 +10,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 
+use podmesh_protocol::place::PlaceRules;
 use podmesh_protocol::service::{PortSpec, ServiceSpec};
 use podmesh_protocol::spec::{DockerSpec, Resources, RunSpec, RuntimeSpec, SpecError};
 
@@ -127,6 +128,12 @@ fn build(text: &str, file_name: &str, base: &Path, lookup: Lookup<'_>) -> CliRes
         replicas: file.replicas.map_or(1, |replicas| replicas.0),
         require: file.require,
         spread: file.spread,
+        place: PlaceRules {
+            resources: file.resources.into_iter().map(|(name, amount)| (name, amount.0)).collect(),
+            prefer: file.prefer,
+            spread: None,
+            exclusive: file.exclusive,
+        },
         project: file.project.map(Into::into),
         depends_on: file.depends_on,
         resources: Resources {

@@ -56,7 +56,10 @@ memory = "512MiB"
 stop_grace = "3s"
 replicas = 3
 spread = "zone"
+exclusive = true
 require = { disk = "fast" }
+prefer = { rack = "7" }
+resources = { gpu = 0.5, license = 2 }
 drain = "1m 30s"
 restart = { when = "on_failure", backoff = "2s", backoff_max = "2m" }
 [ports]
@@ -81,6 +84,9 @@ fn every_key_is_in_the_spec() {
     assert_eq!((spec.name.as_str(), spec.replicas, spec.drain_ms), ("web", 3, 90_000));
     assert_eq!((spec.resources.cpu_millis, spec.resources.memory_bytes), (500, 512 << 20));
     assert_eq!(spec.spread.as_ref().map(|name| name.as_str()), Some("zone"));
+    let amounts: Vec<u32> = spec.place.resources.values().copied().collect();
+    assert_eq!((amounts, spec.place.prefer.len()), (vec![500, 2_000], 1));
+    assert!(spec.place.exclusive);
     let RuntimeSpec::Docker(docker) = &spec.run.runtime else { unreachable!("an image is given") };
     assert_eq!((docker.entrypoint.as_deref(), docker.pids), (Some(&[][..]), Some(100)));
     assert_eq!((docker.network, docker.pull), (NetworkMode::Bridge, PullPolicy::Always));

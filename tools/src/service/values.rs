@@ -8,7 +8,7 @@ use podmesh_protocol::limits::REPLICAS_MAX;
 use serde::{Serialize, Serializer};
 
 use crate::values::{
-    Cpus, MountText, Size, Span, UlimitText, ValueError, VolumeText, deserialize_as_text,
+    Amount, Cpus, MountText, Size, Span, UlimitText, ValueError, VolumeText, deserialize_as_text,
 };
 
 /// A port: 1 to 65535.
@@ -71,10 +71,21 @@ impl Serialize for Span {
 
 impl Serialize for Cpus {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        match self.0 % 1000 {
-            0 => serializer.serialize_u32(self.0 / 1000),
-            _ => serializer.serialize_f64(f64::from(self.0) / 1000.0),
-        }
+        serialize_millis(self.0, serializer)
+    }
+}
+
+impl Serialize for Amount {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serialize_millis(self.0, serializer)
+    }
+}
+
+/// Writes thousandths as a number: `2` or `0.5`.
+fn serialize_millis<S: Serializer>(millis: u32, serializer: S) -> Result<S::Ok, S::Error> {
+    match millis % 1000 {
+        0 => serializer.serialize_u32(millis / 1000),
+        _ => serializer.serialize_f64(f64::from(millis) / 1000.0),
     }
 }
 

@@ -1,9 +1,7 @@
 //! `podmesh submit`
 
-use std::io::IsTerminal;
 use std::time::{Duration, Instant};
 
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use podmesh_calendar::{CalendarError, Zone, moment};
 use podmesh_protocol::client::JobDetail;
 use podmesh_protocol::ids::{JobId, SubmissionId};
@@ -21,6 +19,7 @@ use crate::output::json::SubmitOutput;
 use crate::output::screen;
 use crate::output::time::local_zone;
 use crate::pace::Pace;
+use crate::progress;
 use crate::trace;
 use crate::values::Span;
 
@@ -85,15 +84,7 @@ pub(crate) async fn show(connection: &Connection, job: JobId) -> CliResult<JobDe
 
 /// Shows a job's progress on a terminal until its end.
 pub(crate) async fn watch(connection: &Connection, job: JobId) -> CliResult<JobDetail> {
-    let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::hidden());
-    if std::io::stderr().is_terminal() {
-        bar.set_draw_target(ProgressDrawTarget::stderr());
-    }
-    let template = "{prefix} {wide_bar} {human_pos}/{human_len} {msg} {elapsed}";
-    if let Ok(style) = ProgressStyle::with_template(template) {
-        bar.set_style(style);
-    }
-    bar.set_prefix(format!("job {job}"));
+    let bar = progress::bar(format!("job {job}"));
     let mut pace = Pace::default();
     let mut since = None;
     loop {

@@ -8,20 +8,24 @@ use crate::cli::workflow::{SubmitWorkflowArgs, WorkflowArgs, WorkflowVerb};
 use crate::connect::{Connection, PATIENCE_ASK, PATIENCE_SUBMIT};
 use crate::context::Context;
 use crate::error::{CliError, CliResult};
-use crate::output::text::{clip, escape};
-use crate::output::workflow::{WorkflowOutput, WorkflowSubmitOutput, WorkflowsOutput};
+use crate::output::text::{clip, count, escape};
+use crate::output::workflow::{
+    WorkflowCancelOutput, WorkflowOutput, WorkflowSubmitOutput, WorkflowsOutput,
+};
 use crate::output::{screen, workflow_table};
 
 /// Submits or shows workflows.
 pub(crate) async fn workflow(context: &Context, args: WorkflowArgs) -> CliResult {
     match args.verb {
         WorkflowVerb::Submit(args) => submit(context, args).await,
+        WorkflowVerb::Cancel { workflow } => cancel(context, &workflow).await,
         WorkflowVerb::Show { workflow } => show(context, &workflow).await,
         WorkflowVerb::List { name, limit } => list(context, name, limit).await,
     }
 }
 
 async fn submit(context: &Context, args: SubmitWorkflowArgs) -> CliResult {
+    let waits = args.wait;
     let spec = crate::workflow::read(args, &|name| std::env::var_os(name))?;
     let packed = PackedWorkflow::pack(&spec)
         .map_err(|error| CliError::usage("the workflow is too large").because(error))?;
@@ -33,6 +37,25 @@ async fn submit(context: &Context, args: SubmitWorkflowArgs) -> CliResult {
         screen::json(&WorkflowSubmitOutput { workflow: workflow.0, name, jobs })?;
     } else {
         screen::line(workflow)?;
+    }
+    if !waits {
+        return Ok(0);
+    }
+    connection.follow();
+    crate::workflow_wait::wait(&connection, workflow).await
+}
+
+async fn cancel(context: &Context, text: &str) -> CliResult {
+    let connection = context.connection(PATIENCE_ASK)?;
+    let number = number_of(&connection, text).await?;
+    let (workflow, jobs) = connection.cancel_workflow(number).await?;
+    if context.json() {
+        screen::json(&WorkflowCancelOutput { workflow: workflow.0, jobs })?;
+    } else {
+        screen::line(match jobs {
+            0 => format!("workflow {workflow}: all its jobs had ended"),
+            jobs => format!("workflow {workflow}: {} cancelled", count(jobs.into(), "job")),
+        })?;
     }
     Ok(0)
 }

@@ -38,10 +38,9 @@ impl Candidate {
         if !node.has_room(needs) || (all.place.is_picky() && !node.takes(&all.place)) {
             return None;
         }
-        let prefer = all.place.prefer.iter();
         let (free, capacity) = (node.free(), &node.row.capacity);
         Some(Self {
-            preferred: prefer.filter(|(label, value)| node.row.label(label) == Some(value)).count(),
+            preferred: all.preferred(&node.row),
             peers: Reverse(peers),
             cpu: Fraction {
                 part: u64::from(free.cpu_millis - needs.cpu_millis),

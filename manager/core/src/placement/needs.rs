@@ -93,7 +93,7 @@ impl Needs {
             resources: spec.resources,
             lasts_ms: None,
             replica: None,
-            place: PlaceRules::default(),
+            place: spec.place.clone(),
         }
     }
 
@@ -104,6 +104,12 @@ impl Needs {
             && self.place.resources.iter().all(|(name, millis)| {
                 node.resources.get(name).is_some_and(|offer| offer.suits(*millis))
             })
+    }
+
+    /// Returns how many of the preferred labels a node has.
+    pub(crate) fn preferred(&self, node: &NodeRow) -> usize {
+        let prefer = self.place.prefer.iter();
+        prefer.filter(|(label, value)| node.label(label) == Some(value)).count()
     }
 
     /// Returns whether a task needs named resources that one of `other` needs too.

@@ -60,7 +60,8 @@ pub(crate) struct Services {
 /// The replicas of one service whose jobs have not ended.
 #[derive(Debug, Default)]
 struct Replicas {
-    jobs: BTreeMap<JobId, Replica>,
+    /// Boxed, because most services have few: a node of the map has room for eleven values.
+    jobs: BTreeMap<JobId, Box<Replica>>,
     /// When the service is reconciled again. `timers` holds the same time.
     timer: Option<Millis>,
     /// When replicas of the numbers with failures may start again.
@@ -92,7 +93,7 @@ impl Services {
             healthy_ms: None,
             leaving: None,
         };
-        self.by_name.entry(spec.service.clone()).or_default().jobs.insert(id, replica);
+        self.by_name.entry(spec.service.clone()).or_default().jobs.insert(id, Box::new(replica));
         self.dirty.insert(spec.service.clone());
     }
 

@@ -169,7 +169,7 @@ impl Core {
         }
         let spec = self.state.services.get(name).map(|service| &service.spec);
         let bonds = spec.map(|spec| self.bonds_of_service(spec)).unwrap_or_default();
-        let view = |(id, replica): (&JobId, &super::Replica)| {
+        let view = |id: &JobId, replica: &super::Replica| {
             let job = self.state.jobs.get(id)?;
             let active = job.active.values().next();
             let is_away = |node: &Name| bonds.iter().any(|(bound, _)| bound != node);
@@ -189,7 +189,7 @@ impl Core {
                 peers: active.and_then(|active| peers.get(&active.node).copied()).unwrap_or(0),
             })
         };
-        replicas.jobs.iter().filter_map(view).collect()
+        replicas.jobs.iter().filter_map(|(id, replica)| view(id, replica)).collect()
     }
 
     /// Starts a replica: submits its job.
@@ -308,9 +308,9 @@ impl Core {
         let name = &service.spec.name;
         let ended = service.failures.iter().map(|(number, ended)| (*number, &ended.message));
         let waiting = self.services.by_name.get(name).into_iter().flat_map(|found| {
-            let current = |replica: &&super::Replica| replica.revision == service.revision;
-            let all = found.jobs.values().filter(current);
-            all.filter_map(|replica| Some((replica.number, replica.said.as_ref()?)))
+            let all = found.jobs.values();
+            all.filter(|replica| replica.revision == service.revision)
+                .filter_map(|replica| Some((replica.number, replica.said.as_ref()?)))
         });
         if let Some((number, why)) = ended.chain(waiting).next() {
             message += &format!("; {}: {why}", label(name, number));
@@ -449,7 +449,7 @@ fn job_spec(service: &Service, number: u32) -> JobSpec {
         retry: RetryPolicy::default(),
         on_lost: OnLost::Requeue,
         rules: Default::default(),
-        place: Default::default(),
+        place: spec.place.clone(),
         not_before_ms: None,
         after: Vec::new(),
         scheduled: None,

@@ -6,6 +6,7 @@ use alloc::format;
 use alloc::string::{String, ToString as _};
 use alloc::sync::Arc;
 use alloc::vec::Vec;
+use core::cmp::Reverse;
 use core::ops::Bound;
 
 use podmesh_protocol::ids::{AttemptId, JobId, Name, Revision};
@@ -23,6 +24,7 @@ use super::deadline::{Deadline, Span};
 use super::endpoints::address_of;
 use super::reconcile::is_reachable;
 use crate::Core;
+use crate::in_use::InUse;
 use crate::nodes::Node;
 use crate::placement::Needs;
 use crate::state::{Service, ServicePhase};
@@ -140,7 +142,7 @@ impl Core {
     /// Returns the replicas whose jobs have not ended.
     fn replica_views(&self, now: Now, service: &Service) -> Vec<ReplicaView> {
         let Some(found) = self.services.by_name.get(&service.spec.name) else { return Vec::new() };
-        let view = |(id, replica): (&JobId, &super::Replica)| {
+        let view = |id: &JobId, replica: &super::Replica| {
             let job = self.state.jobs.get(id)?;
             let active = job.active.first_key_value();
             let node = active
@@ -185,7 +187,7 @@ impl Core {
                 restarts_in_ms: self.queued_for(now, *id),
             })
         };
-        found.jobs.iter().filter_map(view).collect()
+        found.jobs.iter().filter_map(|(id, replica)| view(id, replica)).collect()
     }
 
     /// Returns the milliseconds until the next attempt of a replica that its last node could not
@@ -258,44 +260,43 @@ impl Core {
         });
         let more = before.map_or(0, |before| before.wanted());
         let new = if replaces { spec.replicas } else { spec.replicas.saturating_sub(more) };
-        let (placements, waiting) = self.try_placing(spec, new);
-        let waits_for = if waiting == 0 { Vec::new() } else { self.unplaceable(spec) };
+        let (placements, waiting, lacks) = self.try_placing(spec, new);
+        let waits_for = if waiting == 0 { Vec::new() } else { self.unplaceable(spec, lacks) };
         let before = before.map(|before| Box::new(ServiceSpec::clone(&before.spec)));
         ServicePlan { before, replaces, placements, waiting, waits_for }
     }
 
-    /// Spreads replicas over the nodes as placement would, and returns how many have no room.
-    fn try_placing(&self, spec: &ServiceSpec, replicas: u32) -> (BTreeMap<Name, u32>, u32) {
+    /// Spreads replicas over the nodes as placement would. Returns how many each node gets, how many
+    /// have no room, and what they lack besides cores and memory.
+    fn try_placing(
+        &self,
+        spec: &ServiceSpec,
+        replicas: u32,
+    ) -> (BTreeMap<Name, u32>, u32, Option<WaitReason>) {
         let needs = self.needs_of_service(spec);
-        let mut rooms: Vec<(&Node, Resources, u32)> = self
-            .nodes
-            .iter()
-            .filter(|(_, node)| needs.suit(&node.row))
-            .filter_map(|(_, node)| Some((node, node.room()?, 0)))
-            .collect();
+        let suited = self.nodes.iter().filter(|(_, node)| needs.suit(&node.row));
+        let mut rooms: Vec<Room<'_>> = suited.filter_map(|(_, node)| Room::of(node)).collect();
         let mut waiting = 0;
         for _ in 0..replicas {
             let mut zones: BTreeMap<Option<&String>, u32> = BTreeMap::new();
-            for (node, _, placed) in &rooms {
-                *zones.entry(zone_of(spec, node)).or_default() += placed;
+            for room in &rooms {
+                *zones.entry(zone_of(spec, room.node)).or_default() += room.placed;
             }
-            let fitting =
-                rooms.iter().enumerate().filter(|(_, (_, room, _))| spec.resources.fits(room));
-            let best = fitting.min_by_key(|(_, (node, room, placed))| {
-                let zone = spec.spread.as_ref().map_or(0, |_| zones[&zone_of(spec, node)]);
-                (zone, *placed, u32::MAX - room.cpu_millis, node.rank)
+            let fitting = rooms.iter_mut().filter(|room| room.fits(spec));
+            let best = fitting.min_by_key(|room| {
+                let zone = spec.spread.as_ref().map_or(0, |_| zones[&zone_of(spec, room.node)]);
+                let preferred = needs.preferred(&room.node.row);
+                let used = u32::MAX - room.free.cpu_millis;
+                (Reverse(preferred), zone, room.placed, used, room.node.rank)
             });
-            let Some((at, _)) = best else {
-                waiting += 1;
-                continue;
-            };
-            let (_, room, placed) = &mut rooms[at];
-            room.cpu_millis -= spec.resources.cpu_millis;
-            room.memory_bytes -= spec.resources.memory_bytes;
-            *placed += 1;
+            match best {
+                Some(room) => room.take(spec),
+                None => waiting += 1,
+            }
         }
-        let placed = rooms.into_iter().filter(|(_, _, placed)| *placed > 0);
-        (placed.map(|(node, _, placed)| (node.row.node.clone(), placed)).collect(), waiting)
+        let lacks = (waiting > 0).then(|| lacking(spec, &rooms)).flatten();
+        let placed = rooms.into_iter().filter(|room| room.placed > 0);
+        (placed.map(|room| (room.node.row.node.clone(), room.placed)).collect(), waiting, lacks)
     }
 
     fn needs_of_service(&self, spec: &ServiceSpec) -> Needs {
@@ -303,13 +304,13 @@ impl Core {
         Needs::of_service(spec, bonds.into_iter().map(|(node, _)| node).collect())
     }
 
-    fn unplaceable(&self, spec: &ServiceSpec) -> Vec<String> {
+    fn unplaceable(&self, spec: &ServiceSpec, lacks: Option<WaitReason>) -> Vec<String> {
         let bonds = self.bonds_of_service(spec).into_iter();
         let bonds = bonds.map(|(node, to)| WaitReason::Bound { node, to }.to_string());
-        bonds.chain([self.unplaceable_there(spec)]).collect()
+        bonds.chain([self.unplaceable_there(spec, lacks)]).collect()
     }
 
-    fn unplaceable_there(&self, spec: &ServiceSpec) -> String {
+    fn unplaceable_there(&self, spec: &ServiceSpec, lacks: Option<WaitReason>) -> String {
         let needs = self.needs_of_service(spec);
         if self.nodes.len() == 0 {
             return "there are no nodes".into();
@@ -317,8 +318,60 @@ impl Core {
         if !self.nodes.iter().any(|(_, node)| needs.suit(&node.row)) {
             return self.explain_unsuited(&needs).to_string();
         }
-        "the nodes that suit have no room for more, or get no new work".into()
+        match lacks {
+            Some(reason) => reason.to_string(),
+            None => "the nodes that suit have no room for more, or get no new work".into(),
+        }
     }
+}
+
+/// What a node has left while replicas are placed by way of trial.
+struct Room<'a> {
+    node: &'a Node,
+    free: Resources,
+    in_use: InUse,
+    placed: u32,
+}
+
+impl<'a> Room<'a> {
+    /// Returns what a node has now; `None` if nothing can be placed there.
+    fn of(node: &'a Node) -> Option<Self> {
+        Some(Self { node, free: node.room()?, in_use: node.in_use.clone(), placed: 0 })
+    }
+
+    /// Returns whether there are the cores and memory of one more replica.
+    fn has_size(&self, spec: &ServiceSpec) -> bool {
+        spec.resources.fits(&self.free)
+    }
+
+    /// Returns whether there is room for one more replica.
+    fn fits(&self, spec: &ServiceSpec) -> bool {
+        let is_empty = self.placed == 0 && self.node.attempts.is_empty();
+        self.has_size(spec)
+            && (!spec.place.exclusive || is_empty)
+            && self.in_use.has_room(&self.node.row.resources, &spec.place)
+    }
+
+    fn take(&mut self, spec: &ServiceSpec) {
+        if let Some(claims) = self.in_use.claims(&self.node.row.resources, &spec.place) {
+            self.in_use.take(&claims);
+        }
+        self.free.cpu_millis -= spec.resources.cpu_millis;
+        self.free.memory_bytes -= spec.resources.memory_bytes;
+        self.placed += 1;
+    }
+}
+
+/// Returns what one more replica lacks on the nodes that have the cores and memory for it.
+fn lacking(spec: &ServiceSpec, rooms: &[Room<'_>]) -> Option<WaitReason> {
+    let with_size: Vec<&Room<'_>> = rooms.iter().filter(|room| room.has_size(spec)).collect();
+    let (first, nodes) = (with_size.first()?, with_size.len());
+    Some(match first.in_use.lacking(&first.node.row.resources, &spec.place) {
+        Some((resource, wanted_millis)) => {
+            WaitReason::InUse { resource: resource.clone(), wanted_millis, nodes }
+        }
+        None => WaitReason::NotEmpty { nodes },
+    })
 }
 
 /// Returns the value of the label over which a service is spread.

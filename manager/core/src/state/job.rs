@@ -43,8 +43,9 @@ pub struct Job {
     pub attempts: u64,
     /// The time at which its first attempt was assigned, for display.
     pub started_wall_ms: Option<u64>,
-    /// The attempts that have not ended, by the index of their task.
-    pub active: BTreeMap<u32, ActiveAttempt>,
+    /// The attempts that have not ended, by the index of their task. Boxed, because most jobs have few: a
+    /// node of the map has room for eleven values.
+    pub active: BTreeMap<u32, Box<ActiveAttempt>>,
     /// The tasks that wait for a retry, by their index.
     pub retries: BTreeMap<u32, Retry>,
     /// The jobs that it waits for or has waited for, if there are any.
@@ -414,7 +415,7 @@ impl Job {
             stop: None,
             claims,
         };
-        self.active.insert(index, active);
+        self.active.insert(index, Box::new(active));
     }
 
     /// Takes a task from those that have had no attempt.

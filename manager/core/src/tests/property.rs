@@ -477,6 +477,7 @@ impl Cluster {
                     replicas,
                     require,
                     spread: web.then(|| name("gpu")),
+                    place: Default::default(),
                     project: Some(project),
                     depends_on: after.then_some((other, DependsOn::Healthy)).into_iter().collect(),
                     resources,

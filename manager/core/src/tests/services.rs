@@ -1,11 +1,13 @@
 //! Services: from what is wanted to what runs.
 
 mod bonds;
+mod claims;
 mod faults;
 
 use std::collections::VecDeque;
 
 use podmesh_protocol::node::{DrainSpec, Scheduling};
+use podmesh_protocol::place::Offer;
 use podmesh_protocol::report::OutcomeKind;
 use podmesh_protocol::service::{
     Health, PortSpec, ReplicaState, RestartWhen, ServiceDetail, ServiceEndpoints, ServiceSpec,
@@ -24,6 +26,9 @@ struct Mesh {
     inbox: VecDeque<(ConnectionId, ToPeer)>,
     /// The health that started replicas report, by revision.
     health: BTreeMap<u32, Health>,
+    /// The labels of nodes that join, and what they offer.
+    labels: BTreeMap<Name, String>,
+    offers: BTreeMap<Name, Offer>,
     /// Whether proxies acknowledge endpoints, and that they are drained.
     acks: (bool, bool),
     events: Vec<EventFact>,
@@ -46,6 +51,7 @@ fn web(replicas: u32) -> ServiceSpec {
         replicas,
         require,
         spread: None,
+        place: Default::default(),
         project: None,
         depends_on: BTreeMap::new(),
         resources,
@@ -72,6 +78,8 @@ impl Mesh {
             agents: BTreeMap::new(),
             inbox: VecDeque::new(),
             health: BTreeMap::new(),
+            labels: BTreeMap::new(),
+            offers: BTreeMap::new(),
             acks: (true, true),
             events: Vec::new(),
         };
@@ -88,7 +96,9 @@ impl Mesh {
         let held = agent.running.clone();
         let address = Some(format!("10.0.0.{number}"));
         let runtimes = vec![RuntimeKind::Process.into(), RuntimeKind::Docker.into()];
-        let hello = Hello { address, attempts: held, runtimes, ..hello(node, number) };
+        let (labels, resources) = (self.labels.clone(), self.offers.clone());
+        let hello =
+            Hello { address, attempts: held, runtimes, labels, resources, ..hello(node, number) };
         self.feed(Input::AgentConnected {
             connection: connection(number),
             caller: local(),

@@ -220,7 +220,7 @@ fn what_is_downstream_is_cancelled_with_it() {
     let steps = world.drain();
     let answers: Vec<_> = steps.iter().flat_map(replies).collect();
     let others = u32::try_from(jobs).unwrap() - 1;
-    assert_eq!(answers, [Ok(Answer::DownstreamCancelled { jobs: others })]);
+    assert_eq!(answers, [Ok(Answer::JobsCancelled { jobs: others })]);
     assert_eq!(world.state(jobs as u64), JobState::Cancelled);
     assert_eq!((world.counts(1)[1], world.counts(3_001)[1]), (1, 1), "not the job itself");
     let step = world.report(1, epoch, vec![exited(1, at(1, 1, 1), 0)]);
@@ -294,4 +294,25 @@ fn a_large_workflow_is_one_step() {
     assert_eq!((inserted.count(), world.core.state().jobs.len()), (10_000, 10_000));
     world.drain();
     assert_eq!(world.counts(1)[1], 1);
+}
+
+#[test]
+fn a_workflow_is_cancelled_as_a_whole_and_nothing_starts_by_that() {
+    let mut world = World::new();
+    world.join("a", 1);
+    let step = submit(&mut world, u128::MAX, chain(1_500, Condition::Failed));
+    assert_eq!(starts_of(&step).len(), 1);
+    // A job of somebody else that comes after one of them goes on.
+    world.submit(after(spec(), &[(1_500, Condition::Ended)]));
+    let command = Command::CancelWorkflow { workflow: JobId(1), jobs: 1_500, done: 0 };
+    let mut steps = vec![world.give(Input::Command(TICKET, command.clone()))];
+    steps.extend(world.drain());
+    let answers: Vec<_> = steps.iter().flat_map(replies).collect();
+    assert_eq!(answers, [Ok(Answer::JobsCancelled { jobs: 1_500 })]);
+    let started: Vec<u64> =
+        steps.iter().flat_map(starts_of).map(|attempt| attempt.task.job.0).collect();
+    assert!(started.iter().all(|job| *job > 1_500), "{started:?}");
+    assert!(world.core.state().jobs.values().all(|job| job.id > JobId(1_500) || job.is_stopping()));
+    let step = world.give(Input::Command(TICKET, command));
+    assert_eq!(replies(&step), [Ok(Answer::JobsCancelled { jobs: 0 })]);
 }

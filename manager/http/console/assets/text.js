@@ -36,6 +36,16 @@ export function cores(millis) {
   return (millis / 1000).toFixed(2).replace(/\.?0+$/, "");
 }
 
+// Thousandths of a named resource.
+export const amount = (millis) => (millis / 1000).toLocaleString("en");
+
+// What a task or a replica needs: cores, memory, named resources.
+export function needs(spec) {
+  const named = Object.entries(spec.resource_millis).map(([name, millis]) => `${amount(millis)} ${visible(name)}`);
+  const memory = spec.memory_bytes ? bytes(spec.memory_bytes) : "memory without a limit";
+  return [`${cores(spec.cpu_millis)} cores`, memory, ...named, ...(spec.exclusive ? ["a node for itself"] : [])].join(", ");
+}
+
 // A moment by the manager's clock, in the zone of the browser. The day, unless it is today.
 export function time(rfc3339) {
   if (!rfc3339) return "";

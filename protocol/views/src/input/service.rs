@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use podmesh_protocol::ids::Name;
+use podmesh_protocol::place::PlaceRules;
 use podmesh_protocol::service::{self, ServiceSpec};
 use podmesh_protocol::spec::{DockerSpec, RuntimeKind as WireRuntimeKind};
 use schemars::{JsonSchema, Schema, SchemaGenerator};
@@ -43,6 +44,14 @@ pub struct ServiceSpecInput {
     /// The label over whose values replicas are spread.
     #[schemars(with = "Option<String>")]
     pub spread: Option<Name>,
+    /// What each replica needs of named resources, in thousandths: 2000 for two, 500 for a half of one.
+    #[schemars(with = "BTreeMap<String, u32>")]
+    pub resource_millis: BTreeMap<Name, u32>,
+    /// Labels of the nodes that are tried first.
+    #[schemars(with = "BTreeMap<String, String>")]
+    pub prefer: BTreeMap<Name, String>,
+    /// Whether each replica has its node for itself.
+    pub exclusive: bool,
     /// The project that it is a part of.
     #[schemars(with = "Option<ProjectOutput>")]
     pub project: Option<service::Project>,
@@ -177,6 +186,12 @@ impl ServiceSpecInput {
             replicas: self.replicas.unwrap_or(1),
             require: self.require,
             spread: self.spread,
+            place: PlaceRules {
+                resources: self.resource_millis,
+                prefer: self.prefer,
+                spread: None,
+                exclusive: self.exclusive,
+            },
             project: self.project,
             depends_on: self.depends_on,
             resources: resources(self.cpu_millis, self.memory_bytes),

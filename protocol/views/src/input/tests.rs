@@ -91,6 +91,12 @@ fn a_service_that_a_reply_shows_can_be_sent_back() {
             replicas: 3,
             require: [("gpu".parse().unwrap(), "x".into())].into(),
             spread: Some("zone".parse().unwrap()),
+            place: PlaceRules {
+                resources: [("gpu".parse().unwrap(), 500)].into(),
+                prefer: [("disk".parse().unwrap(), "fast".into())].into(),
+                spread: None,
+                exclusive: true,
+            },
             project: Some(service::Project {
                 name: "shop".parse().unwrap(),
                 member: "web".parse().unwrap(),

@@ -76,6 +76,7 @@ fn web(text: &str) -> ServiceSpec {
         replicas: REPLICAS,
         require: [].into(),
         spread: None,
+        place: Default::default(),
         project: None,
         depends_on: [].into(),
         resources: Resources { cpu_millis: 100, memory_bytes: 0 },

@@ -172,6 +172,7 @@ pub(super) fn service(
         replicas: deploy.replicas,
         require: deploy.require,
         spread: deploy.spread,
+        place: Default::default(),
         project: Some(Project {
             name: scope.shared.project.clone(),
             member,

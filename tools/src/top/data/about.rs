@@ -14,7 +14,7 @@ use crate::output::json::{AttemptState, NodeState, TaskState, Word};
 use crate::output::screen::Screen;
 use crate::output::service::Scheduling;
 use crate::output::service_table;
-use crate::output::table::{cores, size};
+use crate::output::table::{cores, resources, size};
 use crate::output::text::escape;
 use crate::output::time::{coarse, local};
 use crate::top::model::page::node_remarks;
@@ -71,6 +71,9 @@ fn node(view: &NodeView) -> String {
     lines.add("cpus", format!("{} of {} free", cores(free.cpu_millis), cores(all.cpu_millis)));
     let memory = format!("{} of {} free", size(free.memory_bytes), size(all.memory_bytes));
     lines.add("memory", memory);
+    if !view.resources.is_empty() {
+        lines.add("resources", format!("{} free", resources(view)));
+    }
     lines.add("attempts", view.attempts);
     let runtimes: Vec<String> = view.runtimes.iter().map(ToString::to_string).collect();
     lines.add("runtimes", runtimes.join(","));

@@ -7,7 +7,7 @@ import { Action, Choice, Cli, Heading, html, Name, nodeLink, Pager, Pending, Pro
 import { TaskGrid } from "../grid.js";
 import { Timeline } from "../timeline.js";
 import { link, withQuery } from "../route.js";
-import { bytes, cores, outcome, quote, time, visible } from "../text.js";
+import { needs, outcome, quote, time, visible } from "../text.js";
 
 const ROWS = 100;
 const FAILED_MAX = 1000;
@@ -67,7 +67,7 @@ function Facts({ job }) {
   const runs = [spec.container?.image, ...spec.command].filter(Boolean).map(quote).join(" ");
   const facts = [
     ["Runs", html`<code>${runs}</code>`],
-    ["Each task gets", `${cores(spec.cpu_millis)} cores, ${spec.memory_bytes ? bytes(spec.memory_bytes) : "memory without a limit"}`],
+    ["Each task gets", needs(spec)],
     ["Retries", spec.retries],
     ["Priority", job.priority],
     ["Run of the schedule", job.schedule ? html`<a href=${link("schedules", job.schedule)}><${Name}>${job.schedule}<//></a>, for ${time(job.schedule_instant)}` : ""],

@@ -3,7 +3,7 @@
 import { ask } from "../api.js";
 import { useLive, usePath } from "../live.js";
 import { attemptHref, Cli, Heading, html, Name, Pending, Room, serviceLink, State, Table } from "../parts.js";
-import { quote, visible } from "../text.js";
+import { amount, quote, visible } from "../text.js";
 import { NodeEvents } from "./events.js";
 import { labels, Scheduling } from "./nodes.js";
 
@@ -69,6 +69,11 @@ function Shown({ node, me }) {
     ...why(node.withdrawn, (what) => `It cannot start ${what} at present`),
     ...why(node.unenforced, (what) => `It does not enforce the limit ${what} of commands`),
   ];
+  const resources = Object.entries(node.resources).map(([name, of]) => {
+    const held = of.used_millis - 1000 * of.gone.length;
+    const gone = of.gone.length > 0 ? ` (in use and no longer offered: ${of.gone.map(visible).join(", ")})` : "";
+    return `${amount(Math.max(0, 1000 * of.count - held))} of ${of.count} ${visible(name)} free${gone}`;
+  });
   return html`
     <p><${State} word=${node.state} /> New work: <${State} word=${node.scheduling} /></p>
     ${notes.length > 0 && html`<ul class="attention">${notes}</ul>`}
@@ -76,6 +81,7 @@ function Shown({ node, me }) {
     <${Room} node=${node} />
     <dl class="facts">
       <div><dt>Attempts</dt><dd>${node.attempts}</dd></div>
+      ${resources.length > 0 && html`<div><dt>Named resources</dt><dd>${resources.join(", ")}</dd></div>`}
       <div><dt>Starts</dt><dd>${visible(node.runtimes.join(", "))}</dd></div>
       <div><dt>Labels</dt><dd>${labels(node)}</dd></div>
       <div><dt>Version</dt><dd>${visible(node.version)}</dd></div>
