@@ -281,7 +281,8 @@ impl World {
                     return self.at(soon, Event::RequestArrives(ask));
                 }
                 let (all, rest) = (self.rng.percent(30), self.rng.percent(50));
-                let Some((ended, tasks)) = self.store.ended_tasks(job, all) else { return };
+                let decided = all.then_some(&self.decided.state);
+                let Some((ended, tasks)) = self.store.ended_tasks(job, decided) else { return };
                 let by = "user".parse().expect("a name");
                 let command = Command::Requeue { by, job, ended, tasks, rest };
                 self.feed_manager(Input::Command(ticket, command));
