@@ -15,7 +15,7 @@ use podmesh_wire::address::ManagerAddress;
 use podmesh_wire::key::KeyError;
 
 use crate::StoreError;
-use crate::traces::Collector;
+use crate::traces::{Collector, CollectorError};
 
 /// The configuration of a manager.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -168,6 +168,9 @@ pub enum ManagerError {
     /// The HTTP API cannot be served.
     #[error(transparent)]
     Http(#[from] HttpError),
+    /// The collector of traces cannot be reached at all.
+    #[error(transparent)]
+    Collector(#[from] Box<CollectorError>),
     /// The manager's key cannot be used.
     #[error(transparent)]
     Key(#[from] KeyError),

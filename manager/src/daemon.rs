@@ -42,7 +42,7 @@ use crate::sender::Sender;
 use crate::store::{Closing, Store, StoreError};
 use crate::threads::{ManagerThread, Reads, run_reads, yield_to_others};
 use crate::tokens::Tokens;
-use crate::traces::{Exporter, SpanCounts};
+use crate::traces::{self, Exporter, SpanCounts};
 use crate::turns::Turns;
 use crate::waiters::Waiters;
 use crate::{data_dir, router, store};
@@ -374,8 +374,12 @@ impl Parts {
             revisions: revisions_receiver,
             data_dir: config.data_dir.clone(),
         };
-        let exporter = config.otlp.clone().map(|collector| Exporter {
+        let connections = config.otlp.as_ref().map(traces::connections).transpose();
+        let connections = connections.map_err(Box::new)?;
+        let collector = config.otlp.clone().zip(connections);
+        let exporter = collector.map(|(collector, connections)| Exporter {
             collector,
+            connections,
             cluster: endpoint.cluster,
             reads: reads.clone(),
             turns: Arc::clone(&turns),

@@ -40,4 +40,4 @@ pub use config::{HttpListen, ManagerConfig, ManagerError, Retention};
 pub use daemon::run;
 pub use endpoint::{ENDPOINT_FILE, Endpoint, EndpointError};
 pub use store::{BackupError, BackupSummary, CheckReport, StoreError, backup, check};
-pub use traces::{Collector, ParseCollectorError};
+pub use traces::{Collector, CollectorError, ParseCollectorError};

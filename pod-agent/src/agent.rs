@@ -650,6 +650,7 @@ impl Agent {
             attempts: &attempts,
             proxy: self.proxy.counters(),
             log_bytes,
+            log_written: self.log_notify.bytes(),
             logs_dir: &self.logs_dir,
         })
     }

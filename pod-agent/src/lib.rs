@@ -21,6 +21,7 @@ mod docker_start;
 mod error;
 pub mod health;
 mod heartbeat;
+mod log_find;
 pub mod log_notify;
 mod log_reads;
 mod log_sweep;

@@ -2,7 +2,7 @@
 //! told who listens.
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use parking_lot::{Mutex, MutexGuard};
@@ -23,6 +23,8 @@ struct Shared {
     count: AtomicUsize,
     waiters: Mutex<HashMap<AttemptId, Vec<Arc<Signal>>>>,
     elsewhere: OnceLock<UnboundedSender<(AttemptId, bool)>>,
+    /// Bytes of output that were written.
+    bytes: AtomicU64,
 }
 
 impl Shared {
@@ -65,6 +67,21 @@ impl LogNotify {
     /// written elsewhere, and once when listening begins, for what was written in between.
     pub(crate) fn follow_elsewhere(&self, elsewhere: UnboundedSender<(AttemptId, bool)>) {
         _ = self.shared.elsewhere.set(elsewhere);
+    }
+
+    /// Counts bytes of output that were written to a file.
+    pub(crate) fn count(&self, bytes: u64) {
+        self.shared.bytes.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    /// Replaces the count by that of the process that writes.
+    pub(crate) fn count_is(&self, bytes: u64) {
+        self.shared.bytes.store(bytes, Ordering::Relaxed);
+    }
+
+    /// Returns how many bytes of output were written, since the process that writes has started.
+    pub(crate) fn bytes(&self) -> u64 {
+        self.shared.bytes.load(Ordering::Relaxed)
     }
 
     /// Notifies that new bytes of the attempt are in a file. The writer calls it after the write.

@@ -7,12 +7,15 @@ use std::time::Duration;
 use podmesh_logrotate::{Error, LogReader};
 use podmesh_protocol::client::{LogPosition, LogRead, LogSlice};
 use podmesh_protocol::error::{ErrorCode, ErrorReply};
-use podmesh_protocol::limits::{LOG_READ_BYTES_MAX, LOG_READS_MAX, WAIT_MS_MAX};
+use podmesh_protocol::limits::{
+    LOG_READ_BYTES_MAX, LOG_READS_MAX, LOG_SEARCH_BYTES_MAX, WAIT_MS_MAX,
+};
 use podmesh_protocol::session::ToManager;
 use tokio::sync::{Semaphore, mpsc};
 use tokio::task::spawn_blocking;
 use tokio::time::{Instant, sleep_until};
 
+use crate::log_find::{Found, find, read_kept};
 use crate::log_notify::{LogNotify, LogWaiter};
 use crate::log_sweep::RemovedLogs;
 use crate::paths::attempt_log_dir;
@@ -124,20 +127,22 @@ impl LogReads {
 fn look(dir: PathBuf, read: &LogRead, removed: bool) -> Result<(LogSlice, bool), Error> {
     let removed = removed && !dir.exists();
     let mut reader = LogReader::open(dir, read.stream.file_stem())?;
-    let mut offset = match read.from {
+    let offset = match read.from {
         LogPosition::Offset(offset) => offset,
         LogPosition::TailLines(lines) => reader.tail_offset(lines)?,
     };
     let bytes_max = read.bytes_max.clamp(1, LOG_READ_BYTES_MAX) as usize;
-    let chunk = loop {
-        match reader.read_at(offset, bytes_max) {
-            // Skip the damaged part, like a removed part.
-            Err(Error::Damaged { resume_at, why, path }) if resume_at > offset => {
-                tracing::warn!("{} is damaged: {why}", path.display());
-                offset = resume_at;
+    let nothing = |offset| LogSlice { offset, bytes: Vec::new(), end: false, removed };
+    let chunk = match &read.find {
+        None => read_kept(&mut reader, offset, bytes_max)?,
+        Some(text) => match find(&mut reader, offset, text.as_bytes(), LOG_SEARCH_BYTES_MAX)? {
+            Found::Line(mut chunk) => {
+                chunk.bytes.truncate(bytes_max);
+                chunk
             }
-            result => break result?,
-        }
+            Found::Paused(offset) => return Ok((nothing(offset), false)),
+            Found::End(offset) => return Ok((nothing(offset), true)),
+        },
     };
     let is_all = chunk.bytes.is_empty() || chunk.end() >= reader.end_offset()?;
     Ok((LogSlice { offset: chunk.offset, bytes: chunk.bytes, end: false, removed }, is_all))
@@ -186,6 +191,7 @@ mod tests {
                 from,
                 bytes_max: 5,
                 wait_ms,
+                find: None,
             };
             self.reads.answer(9, read, goes_on, self.sender.clone());
         }
@@ -213,6 +219,23 @@ mod tests {
         assert_eq!(node.slice().await, (5, "56".into(), false));
         node.ask(LogPosition::Offset(7), 0, false);
         assert_eq!(node.slice().await, (7, String::new(), true));
+    }
+
+    #[tokio::test]
+    async fn a_read_skips_to_a_text() {
+        let mut node = Node::new();
+        node.write("one\ntwo\nthree\n");
+        let ask = |node: &Node, from, text: &str| {
+            let from = LogPosition::Offset(from);
+            let find = Some(text.to_owned());
+            let (attempt, stream) = (ATTEMPT, LogStream::Stdout);
+            let read = LogRead { attempt, stream, from, bytes_max: 5, wait_ms: 0, find };
+            node.reads.answer(9, read, false, node.sender.clone());
+        };
+        ask(&node, 0, "w");
+        assert_eq!(node.slice().await, (4, "two\nt".into(), false));
+        ask(&node, 8, "w");
+        assert_eq!(node.slice().await, (14, String::new(), true));
     }
 
     #[tokio::test]

@@ -308,6 +308,14 @@ pub struct LogRead {
     /// [`WAIT_MS_MAX`](crate::limits::WAIT_MS_MAX).
     #[serde(default)]
     pub wait_ms: u32,
+    /// Skip output up to the first line with this text, byte for byte: at most
+    /// [`LOG_FIND_BYTES_MAX`](crate::limits::LOG_FIND_BYTES_MAX) bytes, without a line break. The
+    /// slice begins at that line, or a little before the text if the line is long. An empty slice
+    /// says where the search stopped: after
+    /// [`LOG_SEARCH_BYTES_MAX`](crate::limits::LOG_SEARCH_BYTES_MAX), or at the end of what there
+    /// is. An agent of an older version skips nothing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub find: Option<String>,
 }
 
 /// A stream of output.

@@ -162,6 +162,10 @@ pub const EVENTS_PER_CHUNK_MAX: usize = 4096;
 pub const EVENTS_KEPT: u64 = 1_000_000;
 /// Bytes of log that one read returns.
 pub const LOG_READ_BYTES_MAX: u32 = 256 << 10;
+/// Bytes of a text that is looked for in a log.
+pub const LOG_FIND_BYTES_MAX: usize = 256;
+/// Bytes of log that one read looks through for a text.
+pub const LOG_SEARCH_BYTES_MAX: u64 = 32 << 20;
 /// Milliseconds that a read of a log, or of a job's state, may wait for a change.
 pub const WAIT_MS_MAX: u32 = 30_000;
 /// Log reads under way in one manager.

@@ -155,6 +155,7 @@ fn to_manager() -> Vec<(&'static str, ToManager)> {
         from: LogPosition::TailLines(4),
         bytes_max: 100,
         wait_ms: 5,
+        find: None,
     };
     let submission = SubmissionId(Uuid::from_u128(8));
     let user = PrincipalKind::User;
@@ -273,6 +274,7 @@ fn to_peer() -> Vec<(&'static str, ToPeer)> {
         from: LogPosition::Offset(4),
         bytes_max: 100,
         wait_ms: 5,
+        find: None,
     };
     let chunk = EventChunk { first: Revision(3), wall_ms: 5, facts: facts() };
     let events = ReplyBody::Events { chunks: vec![chunk], last: Revision(27) };

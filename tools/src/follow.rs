@@ -5,6 +5,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use memchr::memmem::Finder;
+use memchr::memrchr;
 use podmesh_protocol::client::{
     AttemptView, JobDetail, LogPosition, LogRead, LogStream, TaskDetail,
 };
@@ -45,6 +47,8 @@ pub(crate) struct ShowOptions {
 pub(crate) struct Follower<'a> {
     connection: &'a Connection,
     show: ShowOptions,
+    /// Show only the lines with this text.
+    grep: Option<String>,
     sink: Sink,
     turns: Arc<Turns>,
 }
@@ -60,7 +64,13 @@ struct AttemptOutput<'a> {
 impl<'a> Follower<'a> {
     /// `headers`: whether the output of more than one task is shown.
     pub(crate) fn new(connection: &'a Connection, show: ShowOptions, headers: bool) -> Self {
-        Self { connection, show, sink: Sink::new(headers), turns: Arc::default() }
+        Self { connection, show, grep: None, sink: Sink::new(headers), turns: Arc::default() }
+    }
+
+    /// Shows only the lines with this text, which their node looks for. Not for output that is
+    /// followed.
+    pub(crate) fn grep(self, grep: Option<String>) -> Self {
+        Self { grep, ..self }
     }
 
     /// For one of several attempts whose output is shown at the same time: they share the turns.
@@ -70,7 +80,7 @@ impl<'a> Follower<'a> {
         sink: Sink,
         turns: Arc<Turns>,
     ) -> Self {
-        Self { connection, show, sink, turns }
+        Self { connection, show, grep: None, sink, turns }
     }
 
     /// Shows all tasks of a job in order of index. Returns the job's final state; when following,
@@ -178,6 +188,7 @@ impl<'a> Follower<'a> {
                 from,
                 bytes_max: LOG_READ_BYTES_MAX,
                 wait_ms: if self.show.follow { self.turns.wait_ms() } else { 0 },
+                find: self.grep.clone(),
             };
             let slice = match self.connection.log(read).await {
                 Ok(slice) => slice,
@@ -204,6 +215,7 @@ impl<'a> Follower<'a> {
             }
             if let LogPosition::Offset(expected) = from
                 && slice.offset > expected
+                && self.grep.is_none()
             {
                 let bytes = slice.offset - expected;
                 let what = stream.file_stem();
@@ -216,11 +228,20 @@ impl<'a> Follower<'a> {
                 ));
             }
             let nothing = slice.bytes.is_empty();
-            from = LogPosition::Offset(slice.offset + slice.bytes.len() as u64);
-            self.sink.write(shown.id, stream, slice.bytes).await?;
+            let (next, lines) = match &self.grep {
+                Some(text) => matching(slice.offset, slice.bytes, text, slice.end),
+                None => (slice.offset + slice.bytes.len() as u64, slice.bytes),
+            };
+            // A search that has come further goes on.
+            let searches = self.grep.is_some() && from != LogPosition::Offset(next);
+            from = LogPosition::Offset(next);
+            self.sink.write(shown.id, stream, lines).await?;
             drop(turn);
-            if slice.end || (nothing && !self.show.follow) {
+            if slice.end || (nothing && !self.show.follow && !searches) {
                 return Ok(());
+            }
+            if searches {
+                continue;
             }
             if nothing {
                 pace.wait(asked).await;
@@ -365,4 +386,33 @@ pub(crate) async fn exit_code(connection: &Connection, detail: &JobDetail) -> Cl
     }
     // Larger codes are truncated, as the system does.
     Ok((outcome.shell_code() & 0xff) as u8)
+}
+
+/// Returns the lines with the text, of the bytes that begin at `offset`, and the offset after what
+/// was looked through. A last line that goes on after the bytes is left, unless there is no other.
+fn matching(offset: u64, mut bytes: Vec<u8>, text: &str, is_last: bool) -> (u64, Vec<u8>) {
+    if !is_last && let Some(end) = memrchr(b'\n', &bytes) {
+        bytes.truncate(end + 1);
+    }
+    let finder = Finder::new(text);
+    let lines = bytes.split_inclusive(|byte| *byte == b'\n');
+    let found = lines.filter(|line| finder.find(line).is_some()).flatten().copied().collect();
+    (offset + bytes.len() as u64, found)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn whole_lines_with_the_text_are_shown() {
+        let found = |bytes: &str, is_last| {
+            let (next, lines) = matching(10, bytes.into(), "b", is_last);
+            (next, String::from_utf8_lossy(&lines).into_owned())
+        };
+        assert_eq!(found("abc\nx\nb", false), (16, "abc\n".into()));
+        assert_eq!(found("abc\nx\nb", true), (17, "abc\nb".into()));
+        assert_eq!(found("xb", false), (12, "xb".into()));
+        assert_eq!(found("", true), (10, String::new()));
+    }
 }

@@ -22,6 +22,7 @@ use podmesh_protocol::client::{ReplyBody, RequestBody};
 use podmesh_protocol::event::EventChunk;
 use podmesh_protocol::ids::Revision;
 use podmesh_views::events::EventOutput;
+use podmesh_views::filter::EventFilter;
 use podmesh_views::http::EventsOutput;
 use schemars::JsonSchema;
 use serde::Deserialize;
@@ -51,6 +52,23 @@ pub(crate) struct EventsQuery {
     /// The revision of the last event that the client has; 0 for none. Default: for a page 0, for a
     /// stream the last event that there is.
     since: Option<u64>,
+    /// Only events of this kind, such as `job_ended`.
+    kind: Option<String>,
+    /// Only events of this job and its tasks.
+    job: Option<u64>,
+    /// Only events that name this node.
+    node: Option<String>,
+    /// Only events of this service and its replicas.
+    service: Option<String>,
+    /// Only what this user did.
+    user: Option<String>,
+}
+
+impl EventsQuery {
+    fn filter(self) -> EventFilter {
+        let Self { since: _, kind, job, node, service, user } = self;
+        EventFilter { kind, job, node, service, user }
+    }
 }
 
 /// The events `first` to `last`, as text.
@@ -227,12 +245,32 @@ fn text_of(chunk: &EventChunk, mut add: impl FnMut(Batch)) {
     }
 }
 
+/// Returns the text of the wanted events. The ID of the last one stays, so that a client that
+/// reconnects does not look through the others again.
+fn wanted(batch: Batch, filter: &EventFilter) -> Bytes {
+    if filter.takes_all() {
+        return batch.text;
+    }
+    // `sse::write` writes the data in one line, and an empty line after it.
+    let text = String::from_utf8_lossy(&batch.text);
+    let mut kept = String::new();
+    for event in text.split_inclusive("\n\n") {
+        let data = event.lines().find_map(|line| line.strip_prefix("data: "));
+        if data.is_some_and(|data| filter.takes_text(data)) {
+            kept += event;
+        }
+    }
+    kept += &format!("id: {}\n\n", batch.last);
+    kept.into()
+}
+
 /// One stream.
 struct Stream {
     app: App,
     session: Session,
     newest: watch::Receiver<u64>,
     since: u64,
+    filter: EventFilter,
     ended: bool,
 }
 
@@ -283,18 +321,14 @@ impl Stream {
     async fn text(&mut self) -> Result<Option<Bytes>, Problem> {
         loop {
             let taken = self.app.feed.lock().take(self.since);
-            match taken {
-                Taken::Text(batch) => {
-                    self.since = batch.last;
-                    return Ok(Some(batch.text));
-                }
-                Taken::Behind => {
-                    if let Some(batch) = self.older().await? {
-                        self.since = batch.last;
-                        return Ok(Some(batch.text));
-                    }
-                }
-                Taken::UpToDate => {}
+            let batch = match taken {
+                Taken::Text(batch) => Some(batch),
+                Taken::Behind => self.older().await?,
+                Taken::UpToDate => None,
+            };
+            if let Some(batch) = batch {
+                self.since = batch.last;
+                return Ok(Some(wanted(batch, &self.filter)));
             }
             let since = self.since;
             let mut stopping = self.app.stopping.clone();
@@ -342,13 +376,16 @@ pub(crate) async fn events(
     headers: HeaderMap,
     Query(query): Query<EventsQuery>,
 ) -> Result<Response, Problem> {
+    let asked = query.since;
+    let filter = query.filter();
     if !sse::wanted(&headers) {
-        let (chunks, last) = read(&session, Revision(query.since.unwrap_or(0))).await?;
-        return Ok(ok(&EventsOutput::new(&chunks, last)));
+        let since = Revision(asked.unwrap_or(0));
+        let (chunks, last) = read(&session, since).await?;
+        return Ok(ok(&EventsOutput::new(since, &chunks, last, &filter)));
     }
     let charge = session.budget.charge(STREAM_BYTES)?;
     let counted = Counted::new(&app.feed);
-    let since = match sse::last_event_id(&headers)?.or(query.since) {
+    let since = match sse::last_event_id(&headers)?.or(asked) {
         Some(since) => {
             // Also checks the role, and whether the events are kept.
             read(&session, Revision(since)).await?;
@@ -365,7 +402,7 @@ pub(crate) async fn events(
     // The ID makes a client that reconnects before the first event resume here.
     let hello = Bytes::from(format!("retry: 1000\nid: {since}\n\n"));
     let newest = app.feed.newest.subscribe();
-    let stream = Stream { app, session, newest, since, ended: false };
+    let stream = Stream { app, session, newest, since, filter, ended: false };
     let texts = unfold((Some(hello), stream, counted), async |(hello, mut stream, counted)| {
         let text = match hello {
             Some(hello) => hello,
@@ -408,6 +445,24 @@ mod tests {
         assert_eq!(taken(&ring, split + 2), None);
         assert_eq!(taken(&ring, 3), Some((0, 0)), "an older event is not in the ring");
         assert_eq!(taken(&ring, 6), Some((0, 0)), "it would repeat events");
+    }
+
+    #[test]
+    fn a_filter_keeps_the_wanted_events_and_the_last_id() {
+        let mut chunk = chunk(5, 3);
+        chunk.facts[1] = EventFact::JobCancelRequested { job: JobId(2) };
+        let text = |filter: EventFilter| {
+            let mut texts = vec![];
+            text_of(&chunk, |batch| texts.extend_from_slice(&wanted(batch, &filter)));
+            String::from_utf8_lossy(&texts).into_owned()
+        };
+        let ids = |text: &str| -> Vec<String> {
+            text.lines().filter_map(|line| Some(line.strip_prefix("id: ")?.to_owned())).collect()
+        };
+        let found = text(EventFilter { job: Some(2), ..EventFilter::default() });
+        assert_eq!(ids(&found), ["6", "7"]);
+        assert_eq!(found.matches("data: ").count(), 1, "{found}");
+        assert_eq!(ids(&text(EventFilter::default())), ["5", "6", "7"]);
     }
 
     #[test]

@@ -26,6 +26,7 @@ mod route;
 mod router;
 mod routes;
 mod schedules;
+mod search;
 mod server;
 mod services;
 mod sse;

@@ -78,23 +78,44 @@ pub(crate) struct Reader {
 }
 
 impl Reader {
-    /// Returns the next part. It is empty if nothing came for a while.
-    pub(crate) async fn next(&mut self, bytes_max: u32) -> Result<LogSlice, Problem> {
+    /// Asks for one part.
+    pub(crate) async fn ask(
+        &self,
+        bytes_max: u32,
+        find: Option<String>,
+    ) -> Result<LogSlice, Problem> {
         let read = LogRead {
             attempt: self.attempt,
             stream: self.stream,
             from: self.from,
             bytes_max,
             wait_ms: if self.follow { WAIT_MS } else { 0 },
+            find,
         };
         match self.session.ask(RequestBody::Log(read)).await? {
-            ReplyBody::Log(slice) => {
-                self.from = LogPosition::Offset(slice.offset + slice.bytes.len() as u64);
-                self.ended = slice.end || (slice.bytes.is_empty() && !self.follow);
-                Ok(slice)
-            }
+            ReplyBody::Log(slice) => Ok(slice),
             _ => Err(Problem::unexpected()),
         }
+    }
+
+    /// Returns the next part. It is empty if nothing came for a while.
+    pub(crate) async fn next(&mut self, bytes_max: u32) -> Result<LogSlice, Problem> {
+        let slice = self.ask(bytes_max, None).await?;
+        self.from = LogPosition::Offset(slice.offset + slice.bytes.len() as u64);
+        self.ended = slice.end || (slice.bytes.is_empty() && !self.follow);
+        Ok(slice)
+    }
+}
+
+/// Returns the wanted attempt of a task; by default the last one.
+pub(crate) async fn attempt_of(
+    session: &Session,
+    task: TaskId,
+    number: Option<u32>,
+) -> Result<AttemptId, Problem> {
+    match number {
+        Some(number) => Ok(AttemptId { task, number }),
+        None => last_attempt(session, task).await,
     }
 }
 
@@ -132,10 +153,7 @@ pub(crate) async fn log(
     Query(query): Query<LogQuery>,
 ) -> Result<Response, Problem> {
     let task = task_of(&path)?;
-    let attempt = match query.attempt {
-        Some(number) => AttemptId { task, number },
-        None => last_attempt(&session, task).await?,
-    };
+    let attempt = attempt_of(&session, task, query.attempt).await?;
     let from = match (query.offset, query.tail) {
         (Some(_), Some(_)) => {
             return Err(Problem::bad_request("`offset` and `tail` exclude each other"));

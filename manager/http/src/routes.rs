@@ -7,7 +7,7 @@ use podmesh_views::access::{TokenOutput, TokensOutput, UsersOutput};
 use podmesh_views::again::{FailedOutput, RequeueOutput};
 use podmesh_views::http::{
     BatchOutput, CallerView, EventsOutput, ForgottenNode, HealthView, InfoView, KeyView, PlanView,
-    RemovedVolume, TaskOutput,
+    RemovedVolume, SearchOutput, TaskOutput,
 };
 use podmesh_views::input::{
     ForgetInput, JobInput, KeyRotateInput, RequeueInput, RollbackInput, ScaleInput, ScheduleInput,
@@ -33,7 +33,8 @@ use schemars::JsonSchema;
 use crate::extract::ok;
 use crate::route::{Route, SchemaOf, on_delete, on_get, on_post, schema_of};
 use crate::{
-    access, events, jobs, logs, merged, nodes, openapi, schedules, services, volumes, workflows,
+    access, events, jobs, logs, merged, nodes, openapi, schedules, search, services, volumes,
+    workflows,
 };
 
 const IF_NONE_MATCH: (&str, &str) =
@@ -155,6 +156,14 @@ fn job_routes() -> Vec<Route> {
         .reply_as(200, "The output.", vec![("text/plain", None), ("text/event-stream", None)])
         .reply_as(206, "The range.", vec![("text/plain", None)])
         .reply_as(416, "There is no output there.", vec![("application/problem+json", None)]),
+        on_get(
+            "/jobs/{job}/tasks/{index}/log/search",
+            "search_log",
+            "Finds the next line of a task's output with a text. A request looks for about 2 s at most; then ask again with `next`.",
+            search::search,
+        )
+        .query::<search::SearchQuery>()
+        .reply::<SearchOutput>(200, "The line, or how far the search has come."),
         merged_log(on_get(
             "/jobs/{job}/log",
             "read_job_log",

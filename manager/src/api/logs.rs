@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use podmesh_protocol::client::{LogRead, LogSlice};
 use podmesh_protocol::error::{ErrorCode, ErrorReply};
-use podmesh_protocol::limits::{LOG_READ_BYTES_MAX, WAIT_MS_MAX};
+use podmesh_protocol::limits::{LOG_FIND_BYTES_MAX, LOG_READ_BYTES_MAX, WAIT_MS_MAX};
 use podmesh_protocol::session::ToPeer;
 use tokio::time::timeout;
 
@@ -19,6 +19,14 @@ impl Api {
     /// Asks the agent that runs or ran the attempt.
     pub(super) async fn log(&self, mut read: LogRead) -> Result<LogSlice, ErrorReply> {
         let attempt = read.attempt;
+        if let Some(text) = &read.find
+            && (text.is_empty() || text.len() > LOG_FIND_BYTES_MAX || text.contains('\n'))
+        {
+            let message = format!(
+                "the text to find in a log must have 1 to {LOG_FIND_BYTES_MAX} bytes and no line break"
+            );
+            return Err(ErrorReply::new(ErrorCode::BadMessage, message));
+        }
         read.bytes_max = read.bytes_max.min(LOG_READ_BYTES_MAX);
         read.wait_ms = read.wait_ms.min(WAIT_MS_MAX);
         let bytes_max = read.bytes_max as usize;

@@ -195,6 +195,7 @@ fn requests() -> Vec<(&'static str, RequestBody)> {
         from: LogPosition::Offset(0),
         bytes_max: 1,
         wait_ms: 0,
+        find: None,
     };
     let all = vec![
         RequestBody::Info,

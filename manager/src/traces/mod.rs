@@ -17,7 +17,8 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::{sleep, timeout};
 
 use self::otlp::Sender;
-pub use self::otlp::{Collector, ParseCollectorError};
+pub use self::otlp::{Collector, CollectorError, ParseCollectorError};
+pub(crate) use self::otlp::{Connections, connections};
 use self::spans::{Span, Tracer};
 use crate::threads::Reads;
 use crate::turns::{ConnectionReads, Turns};
@@ -51,6 +52,7 @@ impl SpanCounts {
 /// Exports spans.
 pub(crate) struct Exporter {
     pub(crate) collector: Collector,
+    pub(crate) connections: Connections,
     pub(crate) cluster: ClusterId,
     pub(crate) reads: Reads,
     pub(crate) turns: Arc<Turns>,
@@ -64,7 +66,8 @@ impl Exporter {
     /// sent, if that is soon done.
     pub(crate) async fn run(self, mut stopping: watch::Receiver<bool>) {
         let (spans, waiting) = mpsc::channel(WAITING_MAX);
-        let sender = Sender::new(self.collector.clone(), self.cluster, Arc::clone(&self.counts));
+        let (collector, counts) = (self.collector.clone(), Arc::clone(&self.counts));
+        let sender = Sender::new(self.connections.clone(), collector, self.cluster, counts);
         let mut sending = std::pin::pin!(sender.run(waiting, BATCH_MAX));
         let reading = async {
             tokio::select! {

@@ -11,12 +11,16 @@ use data_encoding::HEXLOWER;
 use http_body_util::Full;
 use hyper::header::CONTENT_TYPE;
 use hyper::{Request, StatusCode, Uri};
+use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
 use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::TokioExecutor;
 use podmesh_protocol::ids::ClusterId;
 use podmesh_wire::backoff::reconnect_delays;
 use podmesh_wire::chain;
+use rustls::crypto::ring;
+use rustls::version::TLS13;
+use rustls::{ClientConfig, RootCertStore};
 use serde_json::{Value as Json, json};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep, timeout};
@@ -35,7 +39,7 @@ const KIND_INTERNAL: u8 = 1;
 /// OTLP's `STATUS_CODE_ERROR`.
 const STATUS_ERROR: u8 = 2;
 
-/// The address of a collector: `http://HOST:4318`.
+/// The address of a collector: `http://HOST:4318`, or `https://HOST`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Collector(Uri);
 
@@ -45,11 +49,6 @@ pub enum ParseCollectorError {
     /// Not an address.
     #[error("this is not the address of a collector, such as http://127.0.0.1:4318")]
     NotAnAddress,
-    /// HTTPS.
-    #[error(
-        "spans are sent by plain HTTP only: run a collector on this machine, such as http://127.0.0.1:4318, which may pass them on by HTTPS"
-    )]
-    Https,
 }
 
 impl FromStr for Collector {
@@ -58,12 +57,11 @@ impl FromStr for Collector {
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         let uri: Uri = text.parse().map_err(|_| ParseCollectorError::NotAnAddress)?;
         match (uri.scheme_str(), uri.authority(), uri.path()) {
-            (Some("https"), ..) => Err(ParseCollectorError::Https),
-            (Some("http"), Some(authority), "/" | "") => format!("http://{authority}{PATH}")
-                .parse()
-                .map(Self)
-                .map_err(|_| ParseCollectorError::NotAnAddress),
-            (Some("http"), Some(_), _) => Ok(Self(uri)),
+            (Some(scheme @ ("http" | "https")), Some(authority), "/" | "") => {
+                let uri = format!("{scheme}://{authority}{PATH}").parse();
+                uri.map(Self).map_err(|_| ParseCollectorError::NotAnAddress)
+            }
+            (Some("http" | "https"), Some(_), _) => Ok(Self(uri)),
             _ => Err(ParseCollectorError::NotAnAddress),
         }
     }
@@ -75,9 +73,57 @@ impl fmt::Display for Collector {
     }
 }
 
+/// Connects to collectors.
+pub(crate) type Connections = Client<HttpsConnector<HttpConnector>, Full<Bytes>>;
+
+/// Why no connection to a collector can be made.
+#[derive(Debug, thiserror::Error)]
+pub enum CollectorError {
+    /// The machine trusts nobody.
+    #[error(
+        "the collector of traces needs HTTPS, but no certificate of an authority was found on this machine{}; install the package ca-certificates, or name a file with SSL_CERT_FILE",
+        why.as_ref().map(|why| format!(" ({why})")).unwrap_or_default()
+    )]
+    NoAuthorities {
+        /// Why.
+        why: Option<Box<rustls_native_certs::Error>>,
+    },
+    /// TLS cannot be used.
+    #[error("HTTPS cannot be used: {0}")]
+    Tls(#[from] rustls::Error),
+}
+
+/// Returns the means to connect to a collector. By HTTPS, only to one whose certificate is of an
+/// authority that this machine trusts.
+///
+/// # Errors
+/// If the machine trusts none.
+pub(crate) fn connections(collector: &Collector) -> Result<Connections, CollectorError> {
+    let mut roots = RootCertStore::empty();
+    if collector.0.scheme_str() == Some("https") {
+        let mut found = rustls_native_certs::load_native_certs();
+        roots.add_parsable_certificates(found.certs);
+        if roots.is_empty() {
+            let why = found.errors.pop().map(Box::new);
+            return Err(CollectorError::NoAuthorities { why });
+        }
+    }
+    trusting(roots)
+}
+
+fn trusting(roots: RootCertStore) -> Result<Connections, CollectorError> {
+    let tls = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
+        .with_protocol_versions(&[&TLS13])?
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    let connector =
+        HttpsConnectorBuilder::new().with_tls_config(tls).https_or_http().enable_http1().build();
+    Ok(Client::builder(TokioExecutor::new()).build(connector))
+}
+
 /// Sends spans to a collector.
 pub(super) struct Sender {
-    client: Client<HttpConnector, Full<Bytes>>,
+    client: Connections,
     collector: Collector,
     cluster: ClusterId,
     counts: Arc<SpanCounts>,
@@ -92,8 +138,12 @@ enum Refusal {
 }
 
 impl Sender {
-    pub(super) fn new(collector: Collector, cluster: ClusterId, counts: Arc<SpanCounts>) -> Self {
-        let client = Client::builder(TokioExecutor::new()).build_http();
+    pub(super) fn new(
+        client: Connections,
+        collector: Collector,
+        cluster: ClusterId,
+        counts: Arc<SpanCounts>,
+    ) -> Self {
         Self { client, collector, cluster, counts }
     }
 
@@ -205,8 +255,14 @@ fn attribute(key: &str, value: &Value) -> Json {
 }
 
 #[cfg(test)]
-#[expect(clippy::unwrap_used, reason = "tests")]
+#[expect(clippy::unwrap_used, clippy::panic, reason = "tests")]
 mod tests {
+    use rustls::ServerConfig;
+    use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::TcpListener;
+    use tokio_rustls::TlsAcceptor;
+
     use super::*;
 
     #[test]
@@ -215,9 +271,55 @@ mod tests {
         assert_eq!(read("http://10.0.0.5:4318").unwrap(), "http://10.0.0.5:4318/v1/traces");
         assert_eq!(read("http://otel.lan/").unwrap(), "http://otel.lan/v1/traces");
         assert_eq!(read("http://otel.lan:1/in/x").unwrap(), "http://otel.lan:1/in/x");
-        assert_eq!(read("https://otel.lan"), Err(ParseCollectorError::Https));
+        assert_eq!(read("https://otel.lan").unwrap(), "https://otel.lan/v1/traces");
         for bad in ["", "otel.lan:4318", "ftp://otel.lan", "http://", "/v1/traces"] {
             assert_eq!(read(bad), Err(ParseCollectorError::NotAnAddress), "{bad}");
         }
+    }
+
+    /// A collector that answers by HTTPS, and its certificate.
+    async fn collector() -> (Collector, CertificateDer<'static>) {
+        let made = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
+        let certificate = made.cert.der().clone();
+        let key = PrivateKeyDer::try_from(made.signing_key.serialize_der()).unwrap();
+        let config = ServerConfig::builder_with_provider(Arc::new(ring::default_provider()))
+            .with_protocol_versions(&[&TLS13])
+            .unwrap()
+            .with_no_client_auth()
+            .with_single_cert(vec![certificate.clone()], key)
+            .unwrap();
+        let acceptor = TlsAcceptor::from(Arc::new(config));
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        tokio::spawn(async move {
+            loop {
+                let (stream, _) = listener.accept().await.unwrap();
+                // Whoever does not trust it ends the handshake.
+                let Ok(mut stream) = acceptor.accept(stream).await else { continue };
+                let mut request = vec![0; 64 << 10];
+                let read = stream.read(&mut request).await.unwrap();
+                assert!(request[..read].starts_with(b"POST /v1/traces HTTP/1.1"));
+                let reply = b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n";
+                stream.write_all(reply).await.unwrap();
+            }
+        });
+        (format!("https://localhost:{port}").parse().unwrap(), certificate)
+    }
+
+    #[tokio::test]
+    async fn spans_go_by_https_to_a_collector_that_is_trusted_and_to_no_other() {
+        let (collector, certificate) = collector().await;
+        let post = async |roots: RootCertStore| {
+            let client = trusting(roots).unwrap();
+            let counts = Arc::default();
+            let cluster = ClusterId(uuid::Uuid::nil());
+            Sender::new(client, collector.clone(), cluster, counts).post(Bytes::new()).await
+        };
+        let refused = post(RootCertStore::empty()).await;
+        let Err(Refusal::Later(why)) = refused else { panic!("it was trusted") };
+        assert!(why.contains("UnknownIssuer"), "{why}");
+        let mut roots = RootCertStore::empty();
+        roots.add(certificate).unwrap();
+        assert!(post(roots).await.is_ok());
     }
 }

@@ -313,6 +313,7 @@ fn log_read(attempt: AttemptId) -> RequestBody {
         from: LogPosition::Offset(3),
         bytes_max: 100,
         wait_ms: 30_000,
+        find: None,
     })
 }
 

@@ -81,6 +81,8 @@ impl OutputLog {
         loop {
             let rest = block.slice(from..);
             let result = self.with_writer(move |writer| writer.append(&rest)).await;
+            let taken = result.as_ref().err().map_or(block.len() - from, |failure| failure.taken);
+            self.sink.notify.count(taken as u64);
             let Err(failure) = result else {
                 self.sink.notify.written(self.sink.attempt);
                 return;

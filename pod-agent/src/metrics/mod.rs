@@ -55,6 +55,8 @@ pub(crate) struct Shown<'a> {
     pub(crate) proxy: Counters,
     /// Bytes of all output at the last sweep, if there was one.
     pub(crate) log_bytes: Option<u64>,
+    /// Bytes of output that were written.
+    pub(crate) log_written: u64,
     pub(crate) logs_dir: &'a Path,
 }
 
@@ -132,6 +134,11 @@ impl Counts {
         self.add_attempts(&mut page, shown);
         self.add_health(&mut page);
         add_proxy(&mut page, &shown.proxy);
+        page.counter(
+            "podmesh_agent_log_written_bytes",
+            "Bytes of output that were written to files, since the supervisor started.",
+            shown.log_written,
+        );
         if let Some(bytes) = shown.log_bytes {
             let help = "Bytes of all output on this node, at the last sweep.";
             page.gauge("podmesh_agent_log_bytes", help, bytes);
@@ -229,6 +236,7 @@ mod tests {
             attempts: &[RuntimeKind::Process; 2],
             proxy: Counters::default(),
             log_bytes: None,
+            log_written: 12,
             logs_dir: Path::new("/nonexistent"),
         };
         let text = counts.page(&shown).text();
@@ -240,6 +248,7 @@ mod tests {
             r#"podmesh_agent_attempts_started_total{runtime="process"} 3"#,
             r#"podmesh_agent_attempts_ended_total{outcome="failed"} 1"#,
             "podmesh_agent_session 1",
+            "podmesh_agent_log_written_bytes_total 12",
         ] {
             assert!(text.lines().any(|found| found == line), "{line} is not in\n{text}");
         }

@@ -477,6 +477,7 @@ impl Link {
                 }
             }
             ToAgent::Written { attempt } => self.settings.log_notify.written(attempt),
+            ToAgent::LogBytes { written } => self.settings.log_notify.count_is(written),
             ToAgent::Trouble { why } => _ = self.trouble.send_replace(why),
             // These are only sent at the beginning of a connection.
             ToAgent::Welcome { .. }

@@ -25,7 +25,7 @@ use crate::capture::Standing;
 use crate::user::ProcessUser;
 
 /// The newest version that this program supports.
-pub(super) const VERSION: u16 = 5;
+pub(super) const VERSION: u16 = 6;
 /// The first version that captures containers.
 pub(super) const VERSION_CAPTURES: u16 = 2;
 /// The first version in which a supervisor reports that it cannot start anything, and enforces the
@@ -36,6 +36,8 @@ pub(super) const VERSION_USERS: u16 = 4;
 /// The first version that starts replicas, which get ports and health checks, and that writes the
 /// files of a job.
 pub(super) const VERSION_REPLICAS: u16 = 5;
+/// The first version in which a supervisor reports how much output it has written.
+pub(super) const VERSION_LOG_BYTES: u16 = 6;
 /// The oldest version that this program supports.
 pub(super) const VERSION_OLDEST: u16 = 1;
 
@@ -195,6 +197,11 @@ pub(super) enum ToAgent {
     Written {
         /// The attempt.
         attempt: AttemptId,
+    },
+    /// How many bytes of output the supervisor has written since its start. Sent now and then.
+    LogBytes {
+        /// The bytes.
+        written: u64,
     },
     /// Whether the supervisor can start commands. Sent when that changes, and to a new agent if it
     /// cannot.

@@ -20,12 +20,12 @@ use tokio::net::unix::OwnedWriteHalf;
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::{JoinHandle, spawn_blocking};
-use tokio::time::{Instant, sleep, sleep_until, timeout};
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep, sleep_until, timeout};
 use uuid::Uuid;
 
 use super::error::SupervisorError;
 use super::messages::{
-    self, Hello, ToAgent, ToSupervisor, VERSION, VERSION_OLDEST, VERSION_TROUBLE,
+    self, Hello, ToAgent, ToSupervisor, VERSION, VERSION_LOG_BYTES, VERSION_OLDEST, VERSION_TROUBLE,
 };
 use super::table::{End, StopReason, Table};
 use crate::capture::{CaptureFact, Container, Holder, LogPlace};
@@ -41,6 +41,8 @@ const IDLE_LIMIT: Duration = Duration::from_secs(10);
 const GOODBYE_LIMIT: Duration = Duration::from_secs(1);
 /// The pause after an error of the socket.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+/// How often the agent is told how much output was written.
+const LOG_BYTES_EVERY: Duration = Duration::from_secs(5);
 /// Maximum number of unprocessed messages of an agent. Further ones wait in the socket.
 const EVENTS_MAX: usize = 1024;
 /// Maximum number of facts of the runtime processed together.
@@ -116,6 +118,7 @@ async fn supervise_all(
         notify,
         greeting: HashMap::new(),
         connection: None,
+        log_bytes_told: 0,
         is_ending: false,
     };
     server.run(listener, (events_sender, events), facts, captured, stop).await;
@@ -162,6 +165,8 @@ struct Server {
     /// Connections that have not sent a hello yet.
     greeting: HashMap<u64, Out>,
     connection: Option<Connection>,
+    /// The count of written bytes that the agent was told last.
+    log_bytes_told: u64,
     /// Whether the supervisor is ending.
     is_ending: bool,
 }
@@ -180,6 +185,8 @@ impl Server {
         let mut idle_since = None;
         let mut facts_from = Instant::now();
         let mut trouble = self.runtime.trouble();
+        let mut counts = interval(LOG_BYTES_EVERY);
+        counts.set_missed_tick_behavior(MissedTickBehavior::Delay);
         while !(self.is_ending && self.table.live() == 0) {
             let is_idle = self.connection.is_none()
                 && self.greeting.is_empty()
@@ -213,6 +220,7 @@ impl Server {
                     }
                 },
                 () = sleep(wakes_in.unwrap_or_default()), if wakes_in.is_some() => {}
+                _ = counts.tick(), if self.connection.is_some() => self.tell_log_bytes(),
                 Ok(()) = trouble.changed() => self.trouble_changed(&mut trouble),
                 () = sleep_until(idle_until.unwrap_or_else(Instant::now)), if is_idle => {
                     if idle_until.is_some_and(|until| until <= Instant::now()) {
@@ -276,6 +284,16 @@ impl Server {
         let why = trouble.borrow_and_update().clone();
         if self.connection.as_ref().is_some_and(|there| there.version >= VERSION_TROUBLE) {
             self.tell(ToAgent::Trouble { why });
+        }
+    }
+
+    /// Tells how much output was written, if that has changed.
+    fn tell_log_bytes(&mut self) {
+        let written = self.notify.bytes();
+        let knows = |there: &Connection| there.version >= VERSION_LOG_BYTES;
+        if written != self.log_bytes_told && self.connection.as_ref().is_some_and(knows) {
+            self.log_bytes_told = written;
+            self.tell(ToAgent::LogBytes { written });
         }
     }
 
@@ -380,6 +398,8 @@ impl Server {
         for message in [welcome].into_iter().chain(held).chain([ToAgent::Ready]).chain(trouble) {
             _ = out.messages.send(message);
         }
+        // A new agent knows nothing yet.
+        self.log_bytes_told = 0;
         self.connection = Some(Connection {
             number,
             version: common,

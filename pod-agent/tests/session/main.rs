@@ -265,6 +265,7 @@ impl Manager {
             from: LogPosition::Offset(from),
             bytes_max: 1000,
             wait_ms,
+            find: None,
         };
         self.send(ToPeer::LogRead(77, read)).await;
         loop {

@@ -12,6 +12,7 @@ use serde::Serialize;
 
 use crate::access::Role;
 use crate::events::EventOutput;
+use crate::filter::EventFilter;
 use crate::json::{AttemptRow, TaskState};
 use crate::service_spec::ServiceSpecOutput;
 use crate::time::rfc3339;
@@ -123,20 +124,52 @@ impl From<&wire::TaskDetail> for TaskOutput {
     }
 }
 
+/// What a search of an output has come to.
+#[derive(Debug, Serialize, JsonSchema)]
+pub struct SearchOutput {
+    /// The first line with the text; null if there is none before `next`.
+    pub found: Option<FoundLine>,
+    /// The offset where a further search begins.
+    pub next: u64,
+    /// Whether all output that there is at present was searched. If not, and nothing was found, ask
+    /// again with `next`.
+    pub end: bool,
+}
+
+/// A line of an output.
+#[derive(Debug, Serialize, JsonSchema)]
+pub struct FoundLine {
+    /// The offset of its first byte. A long line is shown from a place before the text.
+    pub offset: u64,
+    /// The line, without its break: at most 8192 bytes of it.
+    pub text: String,
+}
+
 /// A page of events.
 #[derive(Debug, Serialize, JsonSchema)]
 pub struct EventsOutput {
-    /// The events in order, without a gap.
+    /// The wanted events in order, without a gap.
     pub events: Vec<EventOutput>,
-    /// The revision of the last event that there is. If it is later than that of the last event
-    /// here, there are more.
+    /// The revision up to which the events were looked through: `since` of the next page.
+    pub next: u64,
+    /// The revision of the last event that there is. If it is later than `next`, there are more.
     pub last: u64,
 }
 
 impl EventsOutput {
-    /// Returns the view of a page.
-    pub fn new(chunks: &[EventChunk], last: Revision) -> Self {
-        Self { events: chunks.iter().flat_map(EventOutput::of_chunk).collect(), last: last.0 }
+    /// Returns the view of a page that begins after `since`.
+    pub fn new(
+        since: Revision,
+        chunks: &[EventChunk],
+        last: Revision,
+        filter: &EventFilter,
+    ) -> Self {
+        let events = chunks.iter().flat_map(EventOutput::of_chunk);
+        Self {
+            events: events.filter(|event| filter.takes(event)).collect(),
+            next: chunks.last().map_or(since, EventChunk::last).0,
+            last: last.0,
+        }
     }
 }
 

@@ -7,6 +7,7 @@ pub mod access;
 pub mod again;
 pub mod endpoints;
 pub mod events;
+pub mod filter;
 pub mod http;
 pub mod input;
 pub mod json;

@@ -147,3 +147,60 @@ fn the_page_is_loaded_again_until_all_its_parts_are_there() {
     block(&[]);
     console.browser.wait("//input[@name='token']");
 }
+
+#[test]
+fn the_overview_says_how_much_is_assigned_and_that_the_queue_stands_still() {
+    let Some(console) = Console::signed_in(&["a"], "viewer") else { return };
+    let figure = |id: &str| {
+        let text = console.browser.value(&format!("document.getElementById('{id}')?.textContent"));
+        text.as_str().and_then(|text| text.parse::<f64>().ok())
+    };
+    console.go("");
+    let array = ["--name", "many", "--cpus", "0.01", "--array", "1-120", "--", "true"];
+    let job = console.mesh.submit(&array);
+    console.mesh.wait_for_job(job, "succeeded");
+    // 120 in a minute.
+    until_true("assigned", || figure("assigned").is_some_and(|value| value >= 1.0));
+    until_true("ends", || figure("ends").is_some_and(|value| value >= 1.0));
+    until_true("nothing waits", || figure("queued") == Some(0.0));
+    let lines = "[...document.querySelectorAll('.spark polyline')].map((line) => line.getAttribute('points') !== '')";
+    until_true("lines", || console.browser.value(lines) == serde_json::json!([true, true, true]));
+    check_still(&console);
+    console.check_quiet();
+}
+
+/// The clock of the page goes on by five minutes: nothing was assigned for a minute.
+fn check_still(console: &Console) {
+    let blocked = ["--name", "blocked", "--cpus", "0.01", "--require", "disk=none", "--", "true"];
+    console.mesh.submit(&blocked);
+    until_true("one waits", || {
+        console.browser.value("document.getElementById('queued')?.textContent") == "1"
+    });
+    assert!(!console.browser.text().contains("stands still"));
+    console.browser.value("(Date.now = ((now) => () => now() + 300_000)(Date.now), 1)");
+    console.browser.wait_for_text("The queue stands still: 1 task waits");
+}
+
+#[test]
+fn filters_of_events_are_in_the_address() {
+    let Some(console) = Console::signed_in(&["a"], "viewer") else { return };
+    let jobs = [console.run("one", "true"), console.run("two", "true")];
+    for job in jobs {
+        console.mesh.wait_for_job(job, "succeeded");
+    }
+    console.go(&format!("events?kind=job_ended&job={}", jobs[1]));
+    let rows = "[...document.querySelectorAll('tbody tr')].map((row) => row.children[2].textContent + row.children[3].textContent)";
+    let only = serde_json::json!([format!("job endedjob {}", jobs[1])]);
+    until_true("only the end of the second", || console.browser.value(rows) == only);
+    console.browser.reload();
+    until_true("after a reload", || console.browser.value(rows) == only);
+    console
+        .browser
+        .wait(&format!("//main//code[.='podmesh events -f --kind job_ended --job {}']", jobs[1]));
+    // A later event that fits comes by itself.
+    console.go("events?kind=job_submitted");
+    until_true("two", || console.browser.value(&format!("{rows}.length")) == 2);
+    console.run("three", "true");
+    until_true("three", || console.browser.value(&format!("{rows}.length")) == 3);
+    console.check_quiet();
+}

@@ -86,6 +86,35 @@ fn a_window_goes_through_a_log_of_any_length() {
 }
 
 #[test]
+fn a_text_is_found_beyond_the_lines_that_are_shown() {
+    let Some(console) = Console::signed_in(&["a"], "viewer") else { return };
+    let job = console.run("counts", "seq -f 'line %.0f' 300000");
+    console.mesh.wait_for_job(job, "succeeded");
+    console.go(&format!("jobs/{job}/tasks/1"));
+    let browser = &console.browser;
+    browser.wait_for_text("line 300000");
+    browser.wait("//label[contains(., 'Find in')]/input").type_text("ne 4200");
+    browser.wait_for_text("0 of 5,000 lines");
+    let marked = "[...document.querySelectorAll('.log .found')].map((line) => line.textContent)";
+    let search = |button: &str, line: &str| {
+        browser.click(&format!("//button[.='{button}']"));
+        until_true(line, || browser.value(marked) == json!([line]));
+    };
+    search("Search all output", "line 4200");
+    // With what is around it.
+    browser.wait_for_text("line 4199");
+    browser.wait_for_text("line 4201");
+    search("Search on", "line 42000");
+    for line in 42001..=42003 {
+        search("Search on", &format!("line {line}"));
+    }
+    browser.wait("//label[contains(., 'Find in')]/input").type_text("x");
+    browser.click("//button[.='Search all output']");
+    browser.wait_for_text("Not in the output.");
+    console.check_quiet();
+}
+
+#[test]
 fn colours_are_shown_and_the_output_can_be_saved() {
     let Some(console) = Console::signed_in(&["a"], "viewer") else { return };
     let job = console.run("paints", "printf 'plain \\033[1;31mred\\033[0m plain\\n\\033[32mgreen\\nstill green\\033[39m\\033[2J\\n'");

@@ -109,6 +109,8 @@ fn every_route_answers_as_the_document_says() {
     ask("GET", &format!("/jobs/{done}/tasks/1"), None, 200);
     let log = ask("GET", &format!("/jobs/{done}/tasks/1/log"), None, 200);
     assert_eq!(log, "out\n");
+    let found = ask("GET", &format!("/jobs/{done}/tasks/1/log/search?text=ut"), None, 200);
+    assert_eq!(found["found"], json!({ "offset": 0, "text": "out" }));
     let log = ask("GET", &format!("/jobs/{done}/log"), None, 200);
     assert_eq!(log, format!("{done}.1: out\n"));
     let failed = ask("GET", "/failed?since_ms=3600000", None, 200);

@@ -170,3 +170,77 @@ fn a_log_that_is_cut_is_not_taken_for_complete() {
     mesh.kill_agent("a");
     assert!(stream.body().is_err(), "the reply has no end");
 }
+
+#[test]
+fn events_are_filtered_as_a_page_and_as_a_stream() {
+    let mesh = mesh(&["a", "b"]);
+    let api = local(&mesh);
+    let jobs = [submit(&api, &script("true")), submit(&api, &script("true"))];
+    jobs.iter().for_each(|job| _ = ended(&api, *job));
+    mesh.ok(&["nodes", "cordon", "b"]);
+    let page = |query: &str| {
+        let page = api.get(&format!("/api/v1/events?{query}")).json();
+        assert_eq!(page["next"], page["last"], "everything was looked through");
+        let events = page["events"].as_array().unwrap().clone();
+        assert!(!events.is_empty(), "{query}");
+        events
+    };
+    let second = format!("job={}", jobs[1]);
+    assert!(page(&second).iter().all(|event| event["job"] == jobs[1]));
+    let ends = page("kind=job_ended");
+    assert_eq!(ends.iter().map(|event| event["job"].as_u64().unwrap()).collect::<Vec<_>>(), jobs);
+    let cordoned = page("node=b&kind=node_scheduled");
+    let by = cordoned[0]["by"].as_str().unwrap();
+    assert_eq!(page(&format!("user={by}&node=b")), cordoned);
+
+    let mut stream =
+        api.events(&format!("/api/v1/events?since=0&kind=job_ended&{second}")).unwrap();
+    let event =
+        until("the wanted event", || stream.event().unwrap().filter(|event| !event.data.is_null()));
+    assert_eq!((&event.data["event"], &event.data["job"]), (&json!("job_ended"), &json!(jobs[1])));
+
+    let printed = mesh.ok(&["events", "--kind", "job_ended", "--output", "json"]);
+    let printed: Vec<serde_json::Value> =
+        printed.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert_eq!(printed, ends);
+    assert_eq!(mesh.ok(&["events", "--service", "web"]), "");
+}
+
+#[test]
+fn a_text_is_found_in_a_long_output_on_the_node() {
+    let mesh = mesh(&["a"]);
+    let api = local(&mesh);
+    // About 80 MB, in several files: more than one read looks through.
+    let text = "yes 0123456789012345678901234567890123456789 | head -n 1000000; echo 'a needle here'; yes 0123456789012345678901234567890123456789 | head -n 1000000; echo 'needle, the last'";
+    let job = submit(&api, &script(text));
+    assert_eq!(ended(&api, job)["state"], "succeeded");
+    let path = format!("/api/v1/jobs/{job}/tasks/1/log/search");
+    let search = |text: &str, from: u64| {
+        let mut from = from;
+        loop {
+            let reply = api.get(&format!("{path}?text={text}&from={from}")).json();
+            if reply["end"] == true || !reply["found"].is_null() {
+                return reply;
+            }
+            assert!(reply["next"].as_u64().unwrap() > from, "{reply}");
+            from = reply["next"].as_u64().unwrap();
+        }
+    };
+    // Older output was removed by rotation: offsets stay.
+    let first = search("needle", 0);
+    assert_eq!(first["found"], json!({ "offset": 41_000_000, "text": "a needle here" }));
+    let second = search("needle", first["next"].as_u64().unwrap());
+    assert_eq!(second["found"]["text"], "needle, the last");
+    let none = search("needle", second["next"].as_u64().unwrap());
+    assert_eq!((&none["found"], &none["end"]), (&json!(null), &json!(true)));
+    assert_eq!(search("Needle", 0)["found"], json!(null));
+
+    let grep = |text: &str| mesh.ok(&["logs", &job.to_string(), "--grep", text]);
+    assert_eq!(grep("needle"), "a needle here\nneedle, the last\n");
+    assert_eq!(grep("Needle"), "");
+
+    for bad in ["", "a%0Ab", &"x".repeat(257)] {
+        let said = problem(api.get(&format!("{path}?text={bad}")), 400, "bad_message");
+        assert!(said.contains("1 to 256 bytes"), "{said}");
+    }
+}

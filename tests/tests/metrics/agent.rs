@@ -22,6 +22,12 @@ fn the_metrics_of_an_agent_follow_its_work() {
         seen(r#"podmesh_agent_attempts_ended_total{outcome="failed"}"#) == 5.0
             && seen(r#"podmesh_agent_attempts{runtime="process"}"#) == 1.0
     });
+    let prints = mesh.submit(&["--cpus", "0.1", "--", "sh", "-c", "head -c 123456 /dev/zero"]);
+    mesh.wait_for_job(prints, "succeeded");
+    until_true("written bytes are counted", || {
+        seen("podmesh_agent_log_written_bytes_total") == 123_456.0
+    });
+    assert_eq!(seen("podmesh_agent_log_gaps_total"), 0.0);
     mesh.ok(&["cancel", &long.to_string()]);
     until_true("nothing runs", || seen(r#"podmesh_agent_attempts{runtime="process"}"#) == 0.0);
 

@@ -55,7 +55,7 @@ pub(crate) struct ManagerArgs {
     /// Private key of the certificate, PEM
     #[arg(long, value_name = "FILE", env = "PODMESH_HTTP_KEY", hide_env_values = true)]
     pub(crate) http_key: Option<PathBuf>,
-    /// Send traces of jobs to this collector, by OTLP over HTTP: such as http://127.0.0.1:4318 [default: off]
+    /// Send traces of jobs to this collector, by OTLP: such as http://127.0.0.1:4318, or https:// with a certificate that this machine trusts [default: off]
     #[arg(long, value_name = "URL", env = "PODMESH_OTLP", hide_env_values = true)]
     pub(crate) otlp: Option<Collector>,
     /// How long a node counts as alive without a heartbeat [default: 15s]

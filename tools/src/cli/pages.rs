@@ -1,5 +1,5 @@
 //! What pages for users say is understood by the command line.
-#![expect(clippy::unwrap_used, reason = "tests")]
+#![expect(clippy::unwrap_used, clippy::panic, reason = "tests")]
 
 use clap::Parser;
 

@@ -99,6 +99,9 @@ pub(crate) struct LogsArgs {
     /// Print only this stream [default: stdout to stdout, stderr to stderr]
     #[arg(long)]
     pub(crate) stream: Option<StreamFlag>,
+    /// Print only lines that contain this text; its node looks for them, so little is sent
+    #[arg(long, value_name = "TEXT", conflicts_with_all = ["follow", "tail"])]
+    pub(crate) grep: Option<String>,
 }
 
 /// The argument of `logs`.
@@ -278,6 +281,18 @@ pub(crate) struct EventsArgs {
     /// Show only events of this job
     #[arg(long)]
     pub(crate) job: Option<JobId>,
+    /// Show only events of this kind, such as job_ended: as --output json names it
+    #[arg(long)]
+    pub(crate) kind: Option<String>,
+    /// Show only events that name this node
+    #[arg(long)]
+    pub(crate) node: Option<Name>,
+    /// Show only events of this service and its replicas
+    #[arg(long)]
+    pub(crate) service: Option<Name>,
+    /// Show only what this user did
+    #[arg(long)]
+    pub(crate) user: Option<Name>,
 }
 
 #[cfg(test)]

@@ -248,6 +248,7 @@ async fn output(connection: &Connection, detail: &TaskDetail) -> CliResult<(Atte
         from: LogPosition::Offset(0),
         bytes_max: LOG_READ_BYTES_MAX,
         wait_ms: 0,
+        find: None,
     };
     Ok((attempt, connection.log(read).await?.bytes))
 }

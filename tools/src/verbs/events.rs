@@ -2,8 +2,9 @@
 
 use podmesh_protocol::error::ErrorCode;
 use podmesh_protocol::event::EventChunk;
-use podmesh_protocol::ids::{JobId, Revision};
+use podmesh_protocol::ids::{Name, Revision};
 use podmesh_protocol::limits::EVENTS_KEPT;
+use podmesh_views::filter::EventFilter;
 
 use crate::cli::query::EventsArgs;
 use crate::connect::{Connection, PATIENCE_ASK, RequestError};
@@ -28,9 +29,17 @@ pub(crate) async fn events(context: &Context, args: EventsArgs) -> CliResult {
         (None, true) => info.revision,
         (None, false) => Revision(info.revision.0.saturating_sub(EVENTS_KEPT)),
     };
+    let text = |name: Option<Name>| name.map(|name| name.to_string());
+    let filter = EventFilter {
+        kind: args.kind,
+        job: args.job.map(|job| job.0),
+        node: text(args.node),
+        service: text(args.service),
+        user: text(args.user),
+    };
     let mut printer = Printer {
         json: context.json(),
-        job: args.job,
+        filter,
         last: since,
         from_the_oldest: args.since.is_none() && !args.follow,
     };
@@ -78,9 +87,8 @@ async fn catch_up(
 /// Prints events once and in order.
 struct Printer {
     json: bool,
-    job: Option<JobId>,
-    /// The revision of the last event that was printed, or skipped because it belongs to another
-    /// job.
+    filter: EventFilter,
+    /// The revision of the last event that was printed, or skipped because it is not wanted.
     last: Revision,
     /// Whether to begin with the oldest kept events, and none has arrived yet.
     from_the_oldest: bool,
@@ -94,11 +102,15 @@ impl Printer {
         let mut text = String::new();
         let clock = local_clock(chunk.wall_ms);
         for (revision, fact) in chunk.iter() {
-            if revision <= self.last || (self.job.is_some() && fact.job() != self.job) {
+            if revision <= self.last {
+                continue;
+            }
+            let view = EventOutput::new(revision, chunk.wall_ms, fact);
+            if !self.filter.takes(&view) {
                 continue;
             }
             if self.json {
-                text += &screen::json_text(&EventOutput::new(revision, chunk.wall_ms, fact))?;
+                text += &screen::json_text(&view)?;
             } else {
                 text += &line(revision, &clock, fact);
             }

@@ -33,14 +33,14 @@ pub(crate) async fn logs(context: &Context, args: LogsArgs) -> CliResult {
                 connection.follow();
             }
             let headers = detail.spec.array.tasks() > 1;
-            Follower::new(&connection, show, headers).job(detail).await?;
+            Follower::new(&connection, show, headers).grep(args.grep).job(detail).await?;
         }
         LogsOf::Task(task) => {
             connection.task(task, None, Duration::ZERO).await?;
             if args.follow {
                 connection.follow();
             }
-            Follower::new(&connection, show, false).task(task).await?;
+            Follower::new(&connection, show, false).grep(args.grep).task(task).await?;
         }
         LogsOf::Attempt(attempt) => {
             let mut view = find(&connection, attempt, None).await?;
@@ -53,8 +53,13 @@ pub(crate) async fn logs(context: &Context, args: LogsArgs) -> CliResult {
                 sleep(PAUSE).await;
             }
             if begun(&view) {
-                Follower::new(&connection, show, false).attempt(attempt, &view.node).await?;
+                let follower = Follower::new(&connection, show, false).grep(args.grep);
+                follower.attempt(attempt, &view.node).await?;
             }
+        }
+        LogsOf::Service(name) if args.grep.is_some() => {
+            return Err(CliError::usage("--grep is for jobs, tasks and attempts".to_owned())
+                .hint(format!("for a service: podmesh logs {name} | grep TEXT")));
         }
         LogsOf::Service(name) => return replicas::logs(context, &connection, name, show).await,
     }

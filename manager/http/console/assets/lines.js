@@ -161,6 +161,14 @@ export class Lines {
     box.scrollTop = line.offsetTop - box.offsetTop - box.clientHeight / 2;
   }
 
+  // Marks the line that begins there, and scrolls to it.
+  mark(offset) {
+    const line = [...this.box.children].find((one) => one.offset === offset && one.textContent !== "");
+    if (line === undefined) return;
+    line.classList.add("found");
+    this.show(line);
+  }
+
   // Where the bytes begin that are not in the window.
   get next() {
     return this.rest.offset;

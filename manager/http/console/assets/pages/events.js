@@ -4,24 +4,25 @@ import { useEffect, useState } from "../vendor/hooks.mjs";
 import { ask } from "../api.js";
 import { subscribe } from "../live.js";
 import { attemptHref, Cli, Field, Heading, html, jobLink, matches, Name, nodeLink, Pending, serviceLink, Table } from "../parts.js";
-import { outcome, time, visible } from "../text.js";
+import { withQuery } from "../route.js";
+import { outcome, quote, time, visible } from "../text.js";
 
 // How many a page keeps.
 const EVENTS_MAX = 500;
 const PAUSE_MS = 300;
 
-// Returns the wanted ones of the last `back` events that there are.
-async function load(back, wanted, signal) {
+// Returns the wanted ones of the last `back` events that there are. `filter` is for the server.
+async function load(back, filter, wanted, signal) {
   const { revision } = await ask("/info", { signal });
   let since = Math.max(0, revision - back);
   const all = [];
   while (since < revision) {
-    const { events } = await ask(`/events?since=${since}`, { signal });
-    if (events.length === 0) break;
-    all.push(...events.filter(wanted));
-    since = events.at(-1).revision;
+    const page = await ask(withQuery("/events", { since, ...filter }), { signal });
+    if (page.next === since) break;
+    all.push(...page.events.filter(wanted));
+    since = page.next;
   }
-  return all;
+  return all.slice(-EVENTS_MAX);
 }
 
 // Adds events, each once, in order.
@@ -33,12 +34,13 @@ function merge(known, more) {
 
 // Returns the last wanted events, and follows them. It looks through the last `back` events. After
 // `null` some may have been missed: then the list is read anew.
-function useEvents(back = EVENTS_MAX, wanted = () => true) {
+function useEvents(back, { filter = {}, wanted = () => true, inputs = [] } = {}) {
   const [events, setEvents] = useState(null);
   const [problem, setProblem] = useState(null);
   useEffect(() => {
     const aborter = new AbortController();
     const { signal } = aborter;
+    setEvents(null);
     let fresh = [];
     let timer = null;
     const draw = () => {
@@ -50,7 +52,7 @@ function useEvents(back = EVENTS_MAX, wanted = () => true) {
     };
     const read = async () => {
       try {
-        const found = await load(back, wanted, signal);
+        const found = await load(back, filter, wanted, signal);
         if (signal.aborted) return;
         setProblem(null);
         setEvents((known) => merge(merge([], found), known ?? []));
@@ -72,7 +74,7 @@ function useEvents(back = EVENTS_MAX, wanted = () => true) {
       clearTimeout(timer);
       aborter.abort();
     };
-  }, []);
+  }, inputs);
   return { events, problem };
 }
 
@@ -113,7 +115,7 @@ const NODE_ROWS = 50;
 
 // What has happened to a node, without the many attempts that it had.
 export function NodeEvents({ name }) {
-  const { events, problem } = useEvents(BACK, ({ node, attempt }) => node === name && !attempt);
+  const { events, problem } = useEvents(BACK, { filter: { node: name }, wanted: ({ node, attempt }) => node === name && !attempt });
   return html`<section>
     <h2>What happened</h2>
     <${Pending} value=${events} problem=${problem} />
@@ -122,18 +124,44 @@ export function NodeEvents({ name }) {
   </section>`;
 }
 
-export function Events({ query: { q } }) {
-  const { events, problem } = useEvents();
+// How far back the page looks if only some events are wanted.
+const FILTERED_BACK = 50_000;
+const FILTERS = ["kind", "job", "node", "service", "user"];
+
+// Returns whether an event fits a filter, as the server sees it.
+function fits({ kind, job, node, service, user }, event) {
+  const inRange = event.first <= Number(job) && Number(job) <= event.last;
+  return (
+    (!kind || event.event === kind) &&
+    (!job || String(event.job) === job || inRange) &&
+    (!node || event.node === node) &&
+    (!service || (event.service ?? event.replica?.replace(/\.\d+$/, "")) === service) &&
+    (!user || event.by === user)
+  );
+}
+
+export function Events({ query: { q, ...query } }) {
+  const given = FILTERS.map((name) => [name, query[name]?.trim()]).filter(([, value]) => value);
+  const filter = Object.fromEntries(given);
+  if (filter.kind) filter.kind = filter.kind.toLowerCase().replaceAll(" ", "_");
+  const back = given.length > 0 ? FILTERED_BACK : EVENTS_MAX;
+  const { events, problem } = useEvents(back, { filter, wanted: (event) => fits(filter, event), inputs: [withQuery("", filter)] });
   const found = (event) => matches(q, event.revision, event.event, event.event.replaceAll("_", " "), event.attempt, event.job && `job ${event.job}`, event.service, details(event));
   const rows = (events ?? []).filter(found).reverse();
-  const job = /^job (\d+)$/.exec(q ?? "")?.[1];
+  const flags = Object.entries(filter).map(([name, value]) => ` --${name} ${quote(value)}`);
+  const about = given.length > 0 ? `of the last ${FILTERED_BACK.toLocaleString("en")}, those that fit: at most ${EVENTS_MAX}` : `the last ${EVENTS_MAX} events`;
   return html`
     <${Heading}>Events<//>
     <form class="filters" role="search" onSubmit=${(event) => event.preventDefault()}>
-      <${Field} label="Filter" name="q" value=${q} find />
+      <${Field} label="Contains" name="q" value=${q} find />
+      <${Field} label="Kind" name="kind" value=${query.kind} />
+      <${Field} label="Job" name="job" value=${query.job} />
+      <${Field} label="Node" name="node" value=${query.node} />
+      <${Field} label="Service" name="service" value=${query.service} />
+      <${Field} label="User" name="user" value=${query.user} />
     </form>
-    <p class="quiet">The newest is first. The page has the last ${EVENTS_MAX} events, before the filter.</p>
-    <${Pending} value=${events} problem=${problem} />
-    ${events && html`<${Table} label="Events" columns=${COLUMNS} rows=${rows} keyOf=${revisionOf} empty=${q ? "No event contains the text." : "Nothing has happened yet."} />`}
-    <${Cli} lines=${[job ? `podmesh events -f --job ${job}` : "podmesh events -f"]} />`;
+    <p class="quiet">The newest is first. The page has ${about}. “Contains” looks through these; the other fields take a whole word, such as job_ended.</p>
+    <${Pending} value=${problem ? null : events} problem=${problem} />
+    ${events && !problem && html`<${Table} label="Events" columns=${COLUMNS} rows=${rows} keyOf=${revisionOf} empty=${q || given.length > 0 ? "No event fits." : "Nothing has happened yet."} />`}
+    <${Cli} lines=${[`podmesh events -f${flags.join("")}`]} />`;
 }

@@ -2,7 +2,7 @@
 // that an output of any length does not fill the browser.
 
 import { useEffect, useRef, useState } from "../vendor/hooks.mjs";
-import { bytesOf, download } from "../api.js";
+import { ask, bytesOf, download } from "../api.js";
 import { Lines, LINES_MAX, split } from "../lines.js";
 import { followOutput } from "../output.js";
 import { html, Notice } from "../parts.js";
@@ -29,12 +29,14 @@ class Reader {
     Object.assign(this, { path, query, follow, say });
     this.lines = new Lines(box, count);
     this.aborter = new AbortController();
+    this.searcher = new AbortController();
     this.stepping = false;
     this.last();
   }
 
   end() {
     this.aborter.abort();
+    this.searcher.abort();
     this.lines.end();
   }
 
@@ -82,7 +84,10 @@ class Reader {
     this.lines.box.scrollTop = 0;
   });
 
-  earlier = () => this.step(async () => {
+  earlier = () => this.step(() => this.prepend());
+
+  // Adds the part before the first line.
+  async prepend() {
     const { first } = this.lines;
     if (first === 0) return;
     const from = Math.max(0, first - STEP_BYTES);
@@ -96,6 +101,34 @@ class Reader {
       this.stop();
       this.say({ state: "held", problem: null });
     }
+  }
+
+  // Looks for a text in the whole output, and shows the line. Returns the offset after it; null if
+  // the text does not come from there on. The server looks through a part at a time.
+  async search(text, from, progress) {
+    this.searcher.abort();
+    this.searcher = new AbortController();
+    const { signal } = this.searcher;
+    for (let next = from; ; ) {
+      const part = await ask(withQuery(`${this.path}/search`, { ...this.query, text, from: next }), { signal });
+      next = part.next;
+      if (part.found !== null) {
+        await this.show(part.found.offset);
+        return next;
+      }
+      if (part.end) return null;
+      progress(next);
+    }
+  }
+
+  // Shows the line that begins there, with what is around it.
+  show = (offset) => this.step(async () => {
+    const signal = this.stop();
+    this.lines.clear();
+    this.lines.find("");
+    await this.append(offset, signal);
+    await this.prepend();
+    this.lines.mark(offset);
   });
 
   later = () => this.step(() => this.append(this.lines.next, this.stop()));
@@ -117,6 +150,8 @@ export function Log({ path, query, follow }) {
   const [{ state, problem }, say] = useState({ state: "reading", problem: null });
   const [wanted, setWanted] = useState("");
   const [saving, setSaving] = useState(null);
+  // Where the search goes on, and what to say of it.
+  const [search, setSearch] = useState({ from: 0, said: "" });
   useEffect(() => {
     reader.current = new Reader(box.current, { path, query, follow, count: setCount, say });
     return () => reader.current.end();
@@ -124,6 +159,19 @@ export function Log({ path, query, follow }) {
   const find = (event) => {
     setWanted(event.target.value);
     reader.current.lines.find(event.target.value);
+    reader.current.searcher.abort();
+    setSearch({ from: 0, said: "" });
+  };
+  const searchOn = async () => {
+    try {
+      const progress = (at) => setSearch({ from: at, said: `Searched ${bytes(at)} …` });
+      setSearch({ ...search, said: "Searching …" });
+      const next = await reader.current.search(wanted, search.from, progress);
+      const none = search.from === 0 ? "Not in the output." : "Not in the rest of the output. The next search begins at the first line.";
+      setSearch(next === null ? { from: 0, said: none } : { from: next, said: "Found: the line is marked." });
+    } catch (failed) {
+      if (failed.name !== "AbortError") setSearch({ ...search, said: failed.message });
+    }
   };
   const scrolled = () => {
     const { scrollTop, scrollHeight, clientHeight } = box.current;
@@ -143,6 +191,10 @@ export function Log({ path, query, follow }) {
   return html`
     <div class="filters">
       <label>Find in these lines <input type="search" data-find="true" value=${wanted} onInput=${find} autocomplete="off" spellcheck=${false} /></label>
+      <span class="buttons">
+        <button onClick=${searchOn} disabled=${wanted === ""}>${search.from === 0 ? "Search all output" : "Search on"}</button>
+        <span role="status">${search.said}</span>
+      </span>
       <span class="buttons">
         <button onClick=${() => reader.current.begin()}>First lines</button>
         <button onClick=${() => reader.current.earlier()} disabled=${count.first === 0}>Earlier</button>

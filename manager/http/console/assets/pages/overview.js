@@ -3,6 +3,7 @@
 import { ask } from "../api.js";
 import { useLive } from "../live.js";
 import { Cli, Heading, html, Name, nodeLink, Pending, Room, serviceLink, State } from "../parts.js";
+import { Rates, standsStill, useRates } from "../rates.js";
 import { link } from "../route.js";
 import { plural, visible } from "../text.js";
 
@@ -61,9 +62,10 @@ function* ofServices(services) {
   }
 }
 
-function* attention({ nodes, services, volumes, waiting, recent }) {
+function* attention({ nodes, services, volumes, waiting, recent }, queued, still) {
   yield* ofNodes(nodes);
   yield* ofServices(services);
+  if (queued > 0 && still) yield html`The queue stands still: ${plural(queued, "task")} ${queued === 1 ? "waits" : "wait"}, and no node has been given one for a minute.`;
   for (const job of waiting) yield html`${jobName(job)} waits: ${visible(job.waits_for.join("; "))}`;
   for (const job of recent.filter((job) => job.state === "failed")) {
     yield html`${jobName(job)} <${State} word="failed" />: ${job.tasks.failed.toLocaleString("en")} of ${plural(job.tasks.total, "task")} failed.`;
@@ -73,11 +75,11 @@ function* attention({ nodes, services, volumes, waiting, recent }) {
   }
 }
 
-const sum = (jobs, state) => jobs.reduce((total, { tasks }) => total + tasks[state], 0).toLocaleString("en");
+const sum = (jobs, state) => jobs.reduce((total, { tasks }) => total + tasks[state], 0);
 
-function Shown({ value }) {
+function Shown({ value, queued, counts }) {
   const { nodes, active } = value;
-  const points = [...attention(value)];
+  const points = [...attention(value, queued, standsStill(counts))];
   const least = active.more ? "at least " : "";
   return html`
     <section>
@@ -89,9 +91,9 @@ function Shown({ value }) {
     </section>
     <section>
       <h2>Queue</h2>
+      <${Rates} counts=${counts} queued=${queued} least=${least} />
       <dl class="figures">
-        <div><dt>Tasks that wait</dt><dd id="queued">${least}${sum(active.jobs, "queued")}</dd></div>
-        <div><dt>Tasks on nodes</dt><dd>${least}${sum(active.jobs, "active")}</dd></div>
+        <div><dt>Tasks on nodes</dt><dd>${least}${sum(active.jobs, "active").toLocaleString("en")}</dd></div>
         <div><dt>Jobs that have not ended</dt><dd><a href="#/jobs?active=true">${least}${active.jobs.length.toLocaleString("en")}</a></dd></div>
         <div><dt>Services</dt><dd><a href="#/services">${value.services.length.toLocaleString("en")}</a></dd></div>
       </dl>
@@ -110,9 +112,11 @@ function Shown({ value }) {
 
 export function Overview() {
   const { value, problem } = useLive(load, [], { pauseMs: PAUSE_MS });
+  const queued = value && sum(value.active.jobs, "queued");
+  const counts = useRates(queued);
   return html`
     <${Heading}>Overview<//>
     <${Pending} value=${value} problem=${problem} />
-    ${value && html`<${Shown} value=${value} />`}
+    ${value && html`<${Shown} value=${value} queued=${queued} counts=${counts} />`}
     <${Cli} lines=${["podmesh top", "podmesh jobs --active", "podmesh nodes"]} />`;
 }
