@@ -10,6 +10,7 @@ use crate::error::ErrorReply;
 use crate::event::EventChunk;
 use crate::ids::{AttemptId, ClusterId, InstanceId, JobId, Name, Revision, SubmissionId, TaskId};
 use crate::node::{DrainSpec, NodeView, Scheduling};
+use crate::queue::{QueueReply, QueueRequest};
 use crate::report::{AttemptState, JobState, ShownOutcome, TaskCounts, TaskState};
 use crate::schedule::{ScheduleReply, ScheduleRequest};
 use crate::service::{ServiceReply, ServiceRequest};
@@ -223,6 +224,8 @@ pub enum RequestBody {
     Volume(VolumeRequest),
     /// A request about schedules. → [`ReplyBody::Schedule`]
     Schedule(ScheduleRequest),
+    /// A request about queues. → [`ReplyBody::Queue`]
+    Queue(QueueRequest),
     /// A request about workflows. → [`ReplyBody::Workflow`]
     Workflow(WorkflowRequest),
     /// Takes a node out of placement, or back in. → [`ReplyBody::NodeScheduling`]
@@ -265,6 +268,7 @@ impl RequestBody {
             Self::Service(request) => Some(request.needs()),
             Self::Volume(request) => Some(request.needs()),
             Self::Schedule(request) => Some(request.needs()),
+            Self::Queue(request) => Some(request.needs()),
             Self::Workflow(request) => Some(request.needs()),
             Self::Submit { .. } | Self::Cancel { .. } | Self::Requeue(_) => Some(Role::Operator),
             Self::Forget { .. }
@@ -473,6 +477,8 @@ pub enum ReplyBody {
     Volume(VolumeReply),
     /// To [`RequestBody::Schedule`].
     Schedule(ScheduleReply),
+    /// To [`RequestBody::Queue`].
+    Queue(QueueReply),
     /// To [`RequestBody::Workflow`].
     Workflow(WorkflowReply),
     /// To [`RequestBody::NodeScheduling`].

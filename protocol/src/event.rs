@@ -384,6 +384,22 @@ facts! {
             /// Who asked.
             by: Name,
         }
+        /// A queue was added, or its settings were changed.
+        QueueChanged = "queue_changed" {
+            /// The queue.
+            queue: Name,
+            /// What it is now, in words.
+            message: String,
+            /// Who asked.
+            by: Name,
+        }
+        /// A queue was removed.
+        QueueRemoved = "queue_removed" {
+            /// The queue.
+            queue: Name,
+            /// Who asked.
+            by: Name,
+        }
         /// A run of a schedule has started: its job was submitted.
         ScheduleRan = "schedule_ran" {
             /// The schedule.
@@ -465,6 +481,8 @@ impl EventFact {
             | Self::ScheduleAdded { .. }
             | Self::ScheduleChanged { .. }
             | Self::ScheduleRemoved { .. }
+            | Self::QueueChanged { .. }
+            | Self::QueueRemoved { .. }
             | Self::ScheduleSkipped { .. }
             | Self::ScheduleMissed { .. }
             | Self::Unknown { .. } => None,

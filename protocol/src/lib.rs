@@ -13,6 +13,7 @@ pub mod ids;
 pub mod limits;
 pub mod node;
 pub mod place;
+pub mod queue;
 pub mod ranges;
 pub mod report;
 pub mod schedule;

@@ -132,6 +132,13 @@ pub const RESTART_RESET_MS: u64 = 600_000;
 /// replica out.
 pub const PROXY_ACK_MS_MAX: u64 = 30_000;
 
+/// Queues in one manager, besides the default one.
+pub const QUEUES_MAX: usize = 256;
+/// The highest weight of a queue.
+pub const QUEUE_WEIGHT_MAX: u32 = 1000;
+/// Callers in the detail of a queue.
+pub const QUEUE_CALLERS_SHOWN: usize = 100;
+
 /// Schedules in one manager.
 pub const SCHEDULES_MAX: usize = 10_000;
 /// Bytes of a cron pattern.

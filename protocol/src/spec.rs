@@ -44,7 +44,7 @@ pub struct JobSpec {
     /// What happens when the node of a running task is lost.
     #[serde(default)]
     pub on_lost: OnLost,
-    /// When the job ends early, and how many of its tasks run at a time.
+    /// When the job ends early, how many of its tasks run at a time, and where it waits.
     #[serde(default, skip_serializing_if = "JobRules::is_default")]
     pub rules: JobRules,
     /// Where its tasks may go, beyond `require` and `resources`.
@@ -259,7 +259,7 @@ impl RetryPolicy {
 /// The highest exit code of a program.
 const EXIT_CODE_MAX: i128 = 255;
 
-/// When a job ends early, and how many of its tasks run at a time.
+/// When a job ends early, how many of its tasks run at a time, and where it waits.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct JobRules {
     /// When so many tasks have failed for good, the rest is cancelled, and the job has failed.
@@ -271,6 +271,9 @@ pub struct JobRules {
     /// Tasks that have had no attempt so many milliseconds after they were queued are cancelled.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub expires_ms: Option<u64>,
+    /// The queue that it waits in; `None`: the [default one](crate::queue::DEFAULT_QUEUE).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub queue: Option<Name>,
 }
 
 impl JobRules {

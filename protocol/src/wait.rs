@@ -54,6 +54,27 @@ pub enum WaitReason {
         /// How many.
         tasks: u32,
     },
+    /// The queue of the job is paused.
+    QueuePaused {
+        /// The queue.
+        queue: String,
+    },
+    /// So many tasks of the queue are active as may be at a time.
+    QueueFull {
+        /// The queue.
+        queue: String,
+        /// How many.
+        tasks: u32,
+    },
+    /// So many tasks of the caller are active in the queue as may be at a time.
+    CallerFull {
+        /// The queue.
+        queue: String,
+        /// How many.
+        tasks: u32,
+    },
+    /// Others wait for room too, and take turns.
+    Turn(Box<TurnView>),
     /// Tasks wait for another node than those where they failed.
     Elsewhere {
         /// How many.
@@ -256,6 +277,21 @@ impl fmt::Display for WaitReason {
                 let tasks = count(*tasks, "task waits", "tasks wait");
                 write!(f, "{tasks} for a retry; the next in {} s", next_ms.div_ceil(1000))
             }
+            Self::QueuePaused { queue } => {
+                write!(
+                    f,
+                    "the queue `{queue}` is paused: an admin resumes it (`podmesh queue resume {queue}`)"
+                )
+            }
+            Self::QueueFull { queue, tasks } => write!(
+                f,
+                "{tasks} tasks of the queue `{queue}` are active, which is its limit (--max-active): the next one starts when one of them has ended"
+            ),
+            Self::CallerFull { queue, tasks } => write!(
+                f,
+                "{tasks} tasks of its caller are active in the queue `{queue}`, which is the limit (--max-active-per-caller): the next one starts when one of them has ended"
+            ),
+            Self::Turn(turn) => turn.fmt(f),
             Self::MaxActive { tasks } => {
                 write!(f, "{tasks} of {tasks} tasks are active (--max-active)")
             }
@@ -422,6 +458,63 @@ fn span(ms: u64) -> String {
         s @ 0..=120 => format!("{s} s"),
         s @ 121..=7200 => format!("{} min", s.div_ceil(60)),
         s => format!("{} h", s.div_ceil(3600)),
+    }
+}
+
+/// Whose turn it is among those who wait for room.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TurnView {
+    /// The queue of the job.
+    pub queue: String,
+    /// Its weight.
+    pub weight: u32,
+    /// The weights of all queues with tasks that wait for room.
+    pub weights: u64,
+    /// The cores of the active tasks of the queue, in thousandths.
+    pub queue_cpu_millis: u64,
+    /// Those of all these queues.
+    pub queues_cpu_millis: u64,
+    /// The caller of the job.
+    pub caller: String,
+    /// The cores of the active tasks of the caller in the queue.
+    pub caller_cpu_millis: u64,
+    /// How many callers in the queue have tasks that wait for room.
+    pub callers: usize,
+    /// How many callers of all queues come before this one.
+    pub before: usize,
+    /// How many jobs of the same caller in the queue come before this one.
+    pub jobs_before: usize,
+}
+
+impl fmt::Display for TurnView {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let percent = |part: u64, whole: u64| (part * 100 + whole / 2) / whole.max(1);
+        let cpus = |millis: u64| cpus(u32::try_from(millis).unwrap_or(u32::MAX));
+        let Self { queue, weight, weights, caller, callers, before, jobs_before, .. } = self;
+        write!(
+            f,
+            "share: the queue `{queue}` has {} of the cpus of the queues that wait ({}), and {} by its weight ({weight} of {weights})",
+            format_args!("{} %", percent(self.queue_cpu_millis, self.queues_cpu_millis)),
+            cpus(self.queue_cpu_millis),
+            format_args!("{} %", percent(u64::from(*weight), *weights)),
+        )?;
+        if *callers > 1 {
+            write!(
+                f,
+                "; `{caller}` has {} of them, and {callers} callers wait in the queue",
+                cpus(self.caller_cpu_millis)
+            )?;
+        }
+        match before {
+            0 => write!(f, "; the next room is theirs")?,
+            1 => write!(f, "; 1 other caller comes first")?,
+            _ => write!(f, "; {before} other callers come first")?,
+        }
+        match jobs_before {
+            0 => Ok(()),
+            1 => write!(f, "; then 1 earlier job of `{caller}`"),
+            _ => write!(f, "; then {jobs_before} earlier jobs of `{caller}`"),
+        }
     }
 }
 

@@ -54,6 +54,7 @@ pub(crate) struct JobFile {
     max_failures: Option<u32>,
     max_active: Option<u32>,
     expires: Option<Span>,
+    queue: Option<Name>,
     priority: Option<i32>,
     on_lost: Option<OnLost>,
     stop_grace: Option<Span>,
@@ -322,6 +323,7 @@ fn assemble(
             max_failures: options.max_failures.or(file.max_failures),
             max_active: options.max_active.or(file.max_active),
             expires_ms: options.expires.or(file.expires).map(Span::ms),
+            queue: options.queue.or(file.queue),
         },
         place,
         not_before_ms: None,
@@ -503,6 +505,8 @@ mod tests {
             "5",
             "--expires",
             "1h",
+            "--queue",
+            "night",
             "--priority",
             "-5",
             "--on-lost",
@@ -565,6 +569,7 @@ mod tests {
         assert_eq!((spec.retry, spec.on_lost), (retry, OnLost::Requeue));
         let rules = (spec.rules.max_failures, spec.rules.max_active, spec.rules.expires_ms);
         assert_eq!(rules, (Some(4), Some(5), Some(3_600_000)));
+        assert_eq!(spec.rules.queue.as_ref().map(Name::as_str), Some("night"));
         assert_eq!(spec.run.workdir.as_deref(), Some("/w"));
         let RuntimeSpec::Docker(docker) = spec.run.runtime else {
             unreachable!("an image is given")

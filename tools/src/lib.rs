@@ -12,6 +12,7 @@ mod cli;
 mod compose;
 mod connect;
 mod connect_access;
+mod connect_queues;
 mod connect_schedules;
 mod connect_services;
 mod connect_volumes;
@@ -92,7 +93,7 @@ fn run(context: &Context, verb: Verb) -> CliResult {
         && let Some(name) = verb.without_json()
     {
         return Err(CliError::usage(format!("`{name}` has no JSON output")).hint(
-            "omit `--output json`; jobs, job, tasks, workflow, schedule, services, service, compose ps, compose config, nodes, events, submit, cancel, forget, token, users and doctor support it",
+            "omit `--output json`; jobs, job, tasks, workflow, schedule, queue, services, service, compose ps, compose config, nodes, events, submit, cancel, forget, token, users and doctor support it",
         ));
     }
     if let Verb::ProcessSupervisor(args) = &verb
@@ -139,6 +140,7 @@ async fn dispatch(context: &Context, verb: Verb) -> CliResult {
         Verb::Failed(args) => verbs::again::failed(context, args).await,
         Verb::Forget(args) => verbs::forget::forget(context, args).await,
         Verb::Workflow(args) => verbs::workflow::workflow(context, args).await,
+        Verb::Queue(args) => verbs::queue::queue(context, args).await,
         Verb::Schedule(args) => verbs::schedule::schedule(context, args).await,
         Verb::Services => verbs::services::services(context).await,
         Verb::Service(args) => verbs::service::service(context, args).await,

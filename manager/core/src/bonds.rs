@@ -207,7 +207,8 @@ impl Core {
         if self.queue.needs(dispatch.shape) == Some(&needs) {
             return;
         }
-        let before = core::mem::replace(&mut dispatch.shape, self.queue.intern(needs, &self.nodes));
+        let shape = self.queue.intern(job, needs, &self.nodes);
+        let before = core::mem::replace(&mut dispatch.shape, shape);
         self.queue.remove(before, job.key());
         self.queue.release(before);
         if dispatch.has_ready(job) {

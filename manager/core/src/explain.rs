@@ -1,5 +1,6 @@
 //! Why the tasks of a job wait.
 
+use alloc::boxed::Box;
 use alloc::vec::Vec;
 
 use podmesh_calendar::Zone;
@@ -8,13 +9,15 @@ use podmesh_protocol::limits::ATTEMPTS_PER_NODE_MAX;
 use podmesh_protocol::node::{NodeState, Scheduling};
 use podmesh_protocol::place::Offer;
 use podmesh_protocol::time::Now;
-use podmesh_protocol::wait::{FreestNode, WaitReason};
+use podmesh_protocol::wait::{FreestNode, TurnView, WaitReason};
 use podmesh_protocol::workflow::Condition;
 
 use crate::Core;
 use crate::ids::NodeIx;
+use crate::jobs::Dispatch;
 use crate::nodes::Node;
-use crate::placement::{Constraint, Needs, ReservationView};
+use crate::placement::{Constraint, Held, Needs, ReservationView};
+use crate::queues::queue_of;
 use crate::state::{Job, Progress};
 
 /// The most nodes, or upstream jobs, to name one by one. Of the others only the number is given.
@@ -78,12 +81,21 @@ impl Core {
             reasons.push(WaitReason::MaxActive { tasks: job.counts.active });
         }
         if dispatch.has_ready(job) {
-            self.explain_placement(job, &mut reasons);
+            let held = self.queue.held(dispatch.shape);
+            let queue = || queue_of(&job.spec).into();
+            reasons.extend(held.map(|held| match held {
+                Held::Paused => WaitReason::QueuePaused { queue: queue() },
+                Held::QueueFull(tasks) => WaitReason::QueueFull { queue: queue(), tasks },
+                Held::CallerFull(tasks) => WaitReason::CallerFull { queue: queue(), tasks },
+            }));
+            if held.is_none() {
+                self.explain_placement(job, dispatch, &mut reasons);
+            }
         }
         reasons
     }
 
-    fn explain_placement(&self, job: &Job, reasons: &mut Vec<WaitReason>) {
+    fn explain_placement(&self, job: &Job, dispatch: &Dispatch, reasons: &mut Vec<WaitReason>) {
         if self.nodes.len() == 0 {
             return reasons.push(WaitReason::NoNodes);
         }
@@ -122,7 +134,13 @@ impl Core {
             return;
         }
         let reservation = self.queue.reservation(&self.facts());
-        reasons.push(self.explain_room(job, &alive, reservation.as_ref()));
+        let lane = dispatch.shape.lane;
+        let earlier = reservation.as_ref().filter(|kept| kept.is_before(lane, job.key()));
+        reasons.push(self.explain_room(job, &alive, earlier));
+        if let Some(turn) = self.queue.turn(dispatch.shape, job.key()) {
+            let queue = queue_of(&job.spec).into();
+            reasons.push(WaitReason::Turn(Box::new(TurnView { queue, ..turn })));
+        }
         if let Some(kept) = reservation.filter(|kept| kept.key == job.key()) {
             reasons.push(WaitReason::FirstInLine {
                 reserved: kept.node.map(|ix| self.nodes.get(ix).row.node.clone()),
@@ -219,7 +237,6 @@ impl Core {
         {
             return reason;
         }
-        let reservation = reservation.filter(|kept| kept.key < job.key());
         match (with_room.as_slice(), reservation) {
             ([(ix, node)], Some(kept)) if kept.node == Some(*ix) => WaitReason::Reserved {
                 node: node.row.node.clone(),

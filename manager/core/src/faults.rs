@@ -33,6 +33,12 @@ pub enum Fault {
     ActiveTaskRequeued,
     /// A job goes on although too many of its tasks have failed.
     FailuresNotLimited,
+    /// A queue that is paused starts tasks.
+    PauseIgnored,
+    /// A job gets tasks until there is no room, whatever the limits of its queue and whose turn it is.
+    TurnsIgnored,
+    /// The end of an attempt is not counted in its queue.
+    QueueEndNotCounted,
     /// A task whose node is drained uses a retry although it should run again.
     StopUsesRetry,
     /// What a task gets of named resources is not taken from its node.

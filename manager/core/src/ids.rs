@@ -11,3 +11,7 @@ pub struct Ticket(pub u64);
 /// The index of a node. Only [`Nodes`](crate::nodes::Nodes) creates one. The index of a removed node is used again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct NodeIx(pub(crate) usize);
+
+/// The number of a lane of the queue: the jobs of one caller in one queue. Never used twice.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct LaneId(pub(crate) u64);

@@ -10,6 +10,7 @@ use podmesh_protocol::access::{Caller, PublicKey, Role, TokenId};
 use podmesh_protocol::client::PrincipalKind;
 use podmesh_protocol::ids::{Epoch, JobId, Name, SubmissionId};
 use podmesh_protocol::node::{DrainSpec, Scheduling};
+use podmesh_protocol::queue::QueueChange;
 use podmesh_protocol::report::Report;
 use podmesh_protocol::schedule::ScheduleSpec;
 use podmesh_protocol::service::ServiceSpec;
@@ -252,6 +253,24 @@ pub enum Command {
         /// The change.
         change: ScheduleChange,
     },
+    /// Add a queue, or change the settings of one. They have been validated.
+    SetQueue {
+        /// The name of the caller.
+        by: Name,
+        /// The queue.
+        queue: Name,
+        /// The settings.
+        change: QueueChange,
+    },
+    /// Pause, resume or remove a queue.
+    ChangeQueue {
+        /// The name of the caller.
+        by: Name,
+        /// The queue.
+        queue: Name,
+        /// What is done.
+        action: QueueAction,
+    },
     /// Let a node get work or not.
     ScheduleNode {
         /// The name of the caller.
@@ -371,6 +390,17 @@ pub enum ScheduleChange {
         submission: SubmissionId,
     },
     /// Remove the schedule.
+    Remove,
+}
+
+/// What is done with a queue.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum QueueAction {
+    /// Start none of its tasks.
+    Pause,
+    /// Start its tasks again.
+    Resume,
+    /// Remove it.
     Remove,
 }
 

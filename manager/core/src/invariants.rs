@@ -54,6 +54,7 @@ impl Core {
         assert_eq!((by_epoch.len(), by_connection.len()), (sessions, sessions), "sessions");
         assert_eq!(self.timers.iter().copied().collect::<BTreeSet<_>>(), timers, "timers");
         self.check_queue();
+        self.check_queues();
         self.check_measures();
         self.check_bonds();
         self.check_services();

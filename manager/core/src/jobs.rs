@@ -330,6 +330,7 @@ impl Core {
             );
             return Err(ErrorReply::new(ErrorCode::Overloaded, message));
         }
+        self.may_wait_in_queue(spec)?;
         self.may_use(spec.run.volumes())
     }
 
@@ -339,7 +340,8 @@ impl Core {
         self.submissions.insert(job.submission, id);
         self.bonds.add_job(id, &job.spec);
         let needs = self.needs_of(&job.spec);
-        let mut dispatch = Dispatch::new(self.queue.intern(needs, &self.nodes), self.now.mono_ms);
+        let shape = self.queue.intern(job, needs, &self.nodes);
+        let mut dispatch = Dispatch::new(shape, self.now.mono_ms);
         dispatch.too_early = self.schedules.add_job(job, self.now.wall_ms);
         dispatch.refresh_upstream(job);
         self.dependents.add_job(job);

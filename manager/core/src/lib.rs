@@ -18,6 +18,7 @@
 //! - `jobs`: submitting, cancelling and retrying
 //! - `requeue`: running ended tasks again, and cancelling the rest of a job by its rules
 //! - `placement`: which task goes to which node
+//! - `queues`: the queues that jobs wait in, and their limits
 //! - `bonds`, `volumes`: tasks that must run where their volume or their project is
 //! - `nodes`, `sessions`: nodes, their sessions, and the attempts that an agent holds when a
 //!   session begins
@@ -59,6 +60,7 @@ pub mod lease;
 pub mod measures;
 mod nodes;
 mod placement;
+mod queues;
 mod recorded;
 mod renewal;
 mod reports;
@@ -311,6 +313,8 @@ impl Core {
             Command::ChangeSchedule { by, schedule, change } => {
                 self.change_schedule(now, by, &schedule, change, out)
             }
+            Command::SetQueue { by, queue, change } => self.set_queue(by, queue, &change, out),
+            Command::ChangeQueue { by, queue, action } => self.change_queue(by, queue, action, out),
             Command::ScheduleNode { by, node, scheduling, drain } => {
                 self.schedule_node(now, by, &node, scheduling, drain, out)
             }

@@ -17,7 +17,7 @@ use podmesh_protocol::session::StopReason;
 use podmesh_protocol::spec::{JobSpec, Resources, RuntimeKind};
 use podmesh_protocol::time::{Millis, Now};
 
-use crate::ids::{ConnectionId, NodeIx};
+use crate::ids::{ConnectionId, LaneId, NodeIx};
 use crate::in_use::InUse;
 use crate::state::{Drain, NodeRow};
 use crate::timers::{Timer, Timers};
@@ -71,6 +71,8 @@ pub(crate) struct Delivery {
     pub(crate) sent_ms: Option<Millis>,
     /// Whether the node has since shown that it holds the attempt.
     pub(crate) heard: bool,
+    /// The lane of its job, which counts it.
+    pub(crate) lane: LaneId,
 }
 
 /// The open session of a node.
@@ -185,8 +187,14 @@ impl Node {
         self.used_memory_bytes += needs.memory_bytes;
     }
 
-    pub(crate) fn give_back(&mut self, task: TaskId, spec: &JobSpec, claims: Option<&Claims>) {
-        self.attempts.remove(&task);
+    /// Removes an attempt. Returns the lane that counts it.
+    pub(crate) fn give_back(
+        &mut self,
+        task: TaskId,
+        spec: &JobSpec,
+        claims: Option<&Claims>,
+    ) -> Option<LaneId> {
+        let lane = self.attempts.remove(&task).map(|delivery| delivery.lane);
         if let Some(claims) = claims {
             self.in_use.give_back(claims);
         }
@@ -202,6 +210,7 @@ impl Node {
         }
         self.used_cpu_millis -= u64::from(spec.resources.cpu_millis);
         self.used_memory_bytes -= spec.resources.memory_bytes;
+        lane
     }
 
     fn drain_view(&self, drain: &Drain, now: Now) -> DrainView {

@@ -180,11 +180,14 @@ impl Core {
         let mut drained = None;
         if let Some(ix) = self.nodes.by_name(&active.node) {
             let node = self.nodes.get_mut(ix);
-            node.give_back(task, &job.spec, active.claims.as_deref());
+            let lane = node.give_back(task, &job.spec, active.claims.as_deref());
             let is_drained =
                 node.attempts.is_empty() && node.row.scheduling == Scheduling::Draining;
             drained = is_drained.then(|| node.row.node.clone());
             self.queue.gain(ix);
+            if let Some(lane) = lane.filter(|_| !planted!(self, QueueEndNotCounted)) {
+                self.queue.on_ended(lane, job.spec.resources.cpu_millis);
+            }
         }
         let is_limited = job.spec.rules.max_active.is_some();
         let (ended, wall_ms, kind) = (outcome.clone(), now.wall_ms, outcome.kind);

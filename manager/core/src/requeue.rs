@@ -68,6 +68,7 @@ impl Core {
                 );
                 return Err(ErrorReply::new(ErrorCode::Overloaded, message));
             }
+            self.may_wait_in_queue(&job.spec)?;
             self.may_use(job.spec.run.volumes())?;
         }
         if let Some(mut job) = ended.filter(|_| !is_active) {

@@ -60,6 +60,9 @@ impl Core {
             core.nodes.set_deadline(&mut core.timers, ix, deadline);
             core.set_drain_timer(now, ix);
         }
+        for (queue, row) in &core.state.queues {
+            core.queue.set_share(queue, row.clone());
+        }
         core.restore_services(now);
         let jobs: Vec<JobId> = core.state.jobs.keys().copied().collect();
         for id in jobs {
@@ -86,6 +89,7 @@ impl Core {
 
     fn restore_tasks(&mut self, now: Now, id: JobId) {
         let Some(job) = self.state.jobs.get(&id) else { return };
+        let Some(lane) = self.dispatch.get(&id).map(|dispatch| dispatch.shape.lane) else { return };
         for (index, active) in &job.active {
             let attempt = job.attempt_id(*index, active.number);
             let Some(ix) = self.nodes.by_name(&active.node) else {
@@ -93,10 +97,11 @@ impl Core {
                 continue;
             };
             let heard = active.state != AttemptState::Assigned;
-            let delivery = Delivery { since_ms: now.mono_ms, sent_ms: None, heard };
+            let delivery = Delivery { since_ms: now.mono_ms, sent_ms: None, heard, lane };
             let claims = active.claims.as_deref();
             let (spec, node) = (&job.spec, self.nodes.get_mut(ix));
             node.take(attempt.task, spec, &spec.resources, claims, delivery);
+            self.queue.on_restored(lane, spec.resources.cpu_millis);
         }
         let retries = job.retries.iter().map(|(index, retry)| {
             let task = job.attempt_id(*index, retry.number).task;

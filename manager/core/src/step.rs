@@ -186,6 +186,18 @@ pub enum Answer {
         /// The job; `None` if it starts when the last run has ended.
         job: Option<JobId>,
     },
+    /// A queue was added or changed, or was as wanted before.
+    QueueSaved {
+        /// Whether there was none with the name.
+        added: bool,
+        /// Whether anything has changed.
+        changed: bool,
+    },
+    /// A queue was paused, resumed or removed, or was as wanted before.
+    QueueChanged {
+        /// Whether anything has changed.
+        changed: bool,
+    },
     /// A node may get what was asked for.
     NodeScheduled {
         /// How many attempts it has.

@@ -42,6 +42,7 @@ impl Core {
             return Err(ErrorReply::new(ErrorCode::Overloaded, message));
         }
         for job in &workflow.jobs {
+            self.may_wait_in_queue(&job.spec)?;
             self.may_use(job.spec.run.volumes())?;
         }
         let first = self.next_job();

@@ -22,6 +22,7 @@ mod merged;
 mod nodes;
 mod openapi;
 mod problem;
+mod queues;
 mod route;
 mod router;
 mod routes;

@@ -17,6 +17,9 @@ use podmesh_views::json::{
     CancelledJob, ForgetOutput, JobOutput, JobsOutput, NodesOutput, SubmitOutput, TasksOutput,
 };
 use podmesh_views::node::{DrainInput, LabelledNode, LabelsInput, ScheduledNode};
+use podmesh_views::queue::{
+    QueueChangedOutput, QueueInput, QueueOutput, QueueSavedOutput, QueuesOutput,
+};
 use podmesh_views::schedule::{
     ScheduleChangedOutput, ScheduleHistoryOutput, ScheduleOutput, ScheduleRanOutput,
     ScheduleSavedOutput, SchedulesOutput,
@@ -33,8 +36,8 @@ use schemars::JsonSchema;
 use crate::extract::ok;
 use crate::route::{Route, SchemaOf, on_delete, on_get, on_post, schema_of};
 use crate::{
-    access, events, jobs, logs, merged, nodes, openapi, schedules, search, services, volumes,
-    workflows,
+    access, events, jobs, logs, merged, nodes, openapi, queues, schedules, search, services,
+    volumes, workflows,
 };
 
 const IF_NONE_MATCH: (&str, &str) =
@@ -61,6 +64,7 @@ pub(crate) fn routes() -> Vec<Route> {
         node_routes(),
         service_routes(operator),
         schedule_routes(operator),
+        queue_routes(),
         workflow_routes(operator),
         volume_routes(operator),
         access_routes(admin),
@@ -398,6 +402,52 @@ fn schedule_routes(operator: Role) -> Vec<Route> {
         )
         .query::<schedules::RunsQuery>()
         .reply::<ScheduleHistoryOutput>(200, "The rows."),
+    ]
+}
+
+fn queue_routes() -> Vec<Route> {
+    let changed = |route: Route| {
+        route.needs(Role::Admin).reply::<QueueChangedOutput>(200, "Whether anything has changed.")
+    };
+    let put_queue = Route::new(
+        "put",
+        "/queues/{queue}",
+        "set_queue",
+        "Adds a queue, or changes its settings; what is not given stays as it is.",
+        put(queues::set),
+    );
+    vec![
+        on_get("/queues", "list_queues", "The queues, by name.", queues::list)
+            .reply::<QueuesOutput>(200, "All queues."),
+        on_get(
+            "/queues/{queue}",
+            "show_queue",
+            "A queue, and what each caller has in it.",
+            queues::show,
+        )
+        .reply::<QueueOutput>(200, "The queue."),
+        put_queue
+            .needs(Role::Admin)
+            .body::<QueueInput>()
+            .reply::<QueueSavedOutput>(200, "What was changed."),
+        changed(on_delete(
+            "/queues/{queue}",
+            "remove_queue",
+            "Removes a queue without jobs that have not ended.",
+            queues::remove,
+        )),
+        changed(on_post(
+            "/queues/{queue}/pause",
+            "pause_queue",
+            "Lets no more tasks of a queue start.",
+            queues::pause,
+        )),
+        changed(on_post(
+            "/queues/{queue}/resume",
+            "resume_queue",
+            "Ends the pause of a queue.",
+            queues::resume,
+        )),
     ]
 }
 

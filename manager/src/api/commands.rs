@@ -103,6 +103,7 @@ impl Api {
             RequestBody::Schedule(request) => {
                 return self.begin_schedule(&client, request, room);
             }
+            RequestBody::Queue(request) => return self.begin_queue(&client, request, room),
             RequestBody::NodeScheduling { node, scheduling, drain } => {
                 let invalid = |why: String| ErrorReply::new(ErrorCode::InvalidSpec, why);
                 if scheduling != Scheduling::Draining && !drain.is_default() {
@@ -255,6 +256,8 @@ fn reply(answer: Answer) -> Reply {
         | Answer::ScheduleSaved { .. }
         | Answer::ScheduleChanged { .. }
         | Answer::ScheduleRan { .. }
+        | Answer::QueueSaved { .. }
+        | Answer::QueueChanged { .. }
         | Answer::NodeScheduled { .. }
         | Answer::Joined { .. } => return Err(unexpected()),
     })

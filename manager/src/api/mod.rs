@@ -11,6 +11,7 @@ mod commands;
 mod jobs;
 mod logs;
 mod metrics;
+mod queues;
 mod schedules;
 mod services;
 #[cfg(test)]
@@ -177,6 +178,7 @@ impl Api {
             RequestBody::Schedule(request) => {
                 Ok(ReplyBody::Schedule(self.schedule(request).await?))
             }
+            RequestBody::Queue(request) => Ok(ReplyBody::Queue(self.queue(request).await?)),
             RequestBody::Workflow(request) => {
                 Ok(ReplyBody::Workflow(self.workflow(&client, request).await?))
             }
@@ -231,6 +233,7 @@ pub(crate) fn is_command(request: &RequestBody) -> bool {
             | RequestBody::KeyRenew { .. }
     ) || matches!(request, RequestBody::Service(request) if services::is_command(request))
         || matches!(request, RequestBody::Schedule(request) if schedules::is_command(request))
+        || matches!(request, RequestBody::Queue(request) if queues::is_command(request))
 }
 
 /// Returns the error for an answer of the core that does not belong to the command.

@@ -13,6 +13,7 @@ use podmesh_protocol::again::RequeueRequest;
 use podmesh_protocol::client::{LogPosition, LogRead, LogStream, PrincipalKind};
 use podmesh_protocol::ids::{AttemptId, JobId, Name, SubmissionId, TaskId};
 use podmesh_protocol::node::{DrainSpec, Scheduling};
+use podmesh_protocol::queue::{QueueChange, QueueRequest};
 use podmesh_protocol::schedule::{ScheduleRequest, ScheduleSpec};
 use podmesh_protocol::service::{ServiceReply, ServiceRequest, ServiceSpec, ServiceState};
 use podmesh_protocol::spec::JobSpec;
@@ -268,6 +269,15 @@ fn requests() -> Vec<(&'static str, RequestBody)> {
         ScheduleRequest::Run { schedule: schedule(), submission },
         ScheduleRequest::Remove { schedule: schedule() },
     ];
+    let queue = || name("night");
+    let queues = [
+        QueueRequest::List { after: None, limit: 1 },
+        QueueRequest::Show { queue: name("default") },
+        QueueRequest::Set { queue: queue(), change: QueueChange::default() },
+        QueueRequest::Pause { queue: queue() },
+        QueueRequest::Resume { queue: queue() },
+        QueueRequest::Remove { queue: queue() },
+    ];
     let flow = WorkflowSpec {
         name: name("flow"),
         jobs: vec![WorkflowJob { spec: *schedule_spec().job, after: Vec::new() }],
@@ -335,6 +345,14 @@ fn requests() -> Vec<(&'static str, RequestBody)> {
             ScheduleRequest::Run { .. } => "schedule run",
             ScheduleRequest::Remove { .. } => "schedule remove",
         },
+        RequestBody::Queue(request) => match request {
+            QueueRequest::List { .. } => "queue list",
+            QueueRequest::Show { .. } => "queue show",
+            QueueRequest::Set { .. } => "queue set",
+            QueueRequest::Pause { .. } => "queue pause",
+            QueueRequest::Resume { .. } => "queue resume",
+            QueueRequest::Remove { .. } => "queue remove",
+        },
         RequestBody::NodeScheduling { .. } => "node_scheduling",
         RequestBody::NodeLabels { .. } => "node_labels",
         RequestBody::Volume(VolumeRequest::List { .. }) => "volume list",
@@ -343,7 +361,8 @@ fn requests() -> Vec<(&'static str, RequestBody)> {
     let services = services.into_iter().map(RequestBody::Service);
     let schedules = schedules.into_iter().map(RequestBody::Schedule);
     let workflows = workflows.into_iter().map(RequestBody::Workflow);
-    let all = all.into_iter().chain(services).chain(schedules).chain(workflows);
+    let queues = queues.into_iter().map(RequestBody::Queue);
+    let all = all.into_iter().chain(services).chain(schedules).chain(workflows).chain(queues);
     all.map(|body| (kind(&body), body)).collect()
 }
 

@@ -15,8 +15,8 @@ use super::columns::{counts, decoded, name};
 use super::restore::untried;
 use super::seal::{self, FileError, FileState};
 use super::{
-    FILE_NAME, StoreError, open_for_reading, places, removal, restore, schedules, schema, services,
-    upstream, volumes,
+    FILE_NAME, StoreError, open_for_reading, places, queues, removal, restore, schedules, schema,
+    services, upstream, volumes,
 };
 use crate::data_dir;
 
@@ -98,7 +98,7 @@ pub(super) fn examine(connection: &Connection, path: &Path) -> Result<CheckRepor
         return Err(StoreError::Older { path: path.into(), found: version, known });
     }
     let mut found = CheckReport { path: path.into(), ..CheckReport::default() };
-    let parts: [fn(&Connection, &mut CheckReport) -> rusqlite::Result<()>; 9] = [
+    let parts: [fn(&Connection, &mut CheckReport) -> rusqlite::Result<()>; 10] = [
         pages,
         unfinished,
         jobs,
@@ -106,6 +106,7 @@ pub(super) fn examine(connection: &Connection, path: &Path) -> Result<CheckRepor
         nodes,
         check_services,
         check_schedules,
+        check_queues,
         check_volumes,
         check_upstream,
     ];
@@ -466,6 +467,13 @@ fn check_volumes(connection: &Connection, found: &mut CheckReport) -> rusqlite::
 
 fn check_schedules(connection: &Connection, found: &mut CheckReport) -> rusqlite::Result<()> {
     if let Some(contradiction) = schedules::contradiction(connection)? {
+        found.wrong(contradiction);
+    }
+    Ok(())
+}
+
+fn check_queues(connection: &Connection, found: &mut CheckReport) -> rusqlite::Result<()> {
+    if let Some(contradiction) = queues::contradiction(connection)? {
         found.wrong(contradiction);
     }
     Ok(())

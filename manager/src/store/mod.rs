@@ -18,6 +18,7 @@ mod log;
 mod measures;
 mod numbers;
 mod places;
+mod queues;
 mod reader;
 mod removal;
 #[cfg(test)]

@@ -15,7 +15,7 @@ use uuid::Uuid;
 
 use super::codes::{attempt_state, closed, outcome_kind, scheduling, standing, stop, unsigned};
 use super::columns::{counts, decoded, name, optional, submitted_by};
-use super::{access, numbers, schedules, schema, services, upstream, volumes};
+use super::{access, numbers, queues, schedules, schema, services, upstream, volumes};
 
 /// What a start has read.
 pub(super) struct Restored {
@@ -60,6 +60,7 @@ pub(super) fn read(connection: &Connection) -> rusqlite::Result<Restored> {
     services::read_replicas(connection, &mut state.jobs)?;
     state.services = services::read(connection)?;
     state.schedules = schedules::read(connection)?;
+    state.queues = queues::read(connection)?;
     state.volumes = volumes::read(connection)?;
     Ok(Restored { state, nodes, orphaned })
 }

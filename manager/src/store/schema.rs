@@ -264,6 +264,11 @@ CREATE TABLE schedule_runs (
 -- An instant is decided on once.
 CREATE UNIQUE INDEX schedule_instants ON schedule_runs (schedule, instant_ms) WHERE NOT by_hand;
 
+CREATE TABLE queues (
+    queue    TEXT PRIMARY KEY,
+    settings BLOB NOT NULL -- MessagePack
+) STRICT, WITHOUT ROWID;
+
 CREATE TABLE job_dependencies (
     job       INTEGER NOT NULL,
     upstream  INTEGER NOT NULL, -- the job that it waits for
@@ -284,7 +289,7 @@ CREATE TABLE workflows (
 /// most a quarter of a second. A database of 143 MiB, with three million tasks, would take 1.2 s.
 const QUICK_CHECK_BYTES_MAX: u64 = 32 << 20;
 /// The tables that a start reads completely.
-const START_TABLES: [&str; 10] = [
+const START_TABLES: [&str; 11] = [
     "meta",
     "nodes",
     "jobs",
@@ -295,6 +300,7 @@ const START_TABLES: [&str; 10] = [
     "volumes",
     "schedules",
     "schedule_specs",
+    "queues",
 ];
 
 /// What kind of file was found.

@@ -10,7 +10,9 @@ use std::sync::Arc;
 
 use fastrand::Rng;
 use podmesh_manager_core::ids::{ConnectionId, Ticket};
-use podmesh_manager_core::input::{Command, HeartbeatChange, Input, ScheduleChange, ServiceChange};
+use podmesh_manager_core::input::{
+    Command, HeartbeatChange, Input, QueueAction, ScheduleChange, ServiceChange,
+};
 use podmesh_manager_core::state::Change;
 use podmesh_manager_core::state::{State, Versioned};
 use podmesh_manager_core::step::{Answer, Effect, Step};
@@ -22,6 +24,7 @@ use podmesh_protocol::ids::{AgentId, AttemptId, Epoch, InstanceId, JobId, Name, 
 use podmesh_protocol::limits::PROTOCOL_VERSION;
 use podmesh_protocol::node::{DrainSpec, Scheduling};
 use podmesh_protocol::place::{Offer, PlaceRules};
+use podmesh_protocol::queue::QueueChange;
 use podmesh_protocol::report::{Outcome, OutcomeKind, Report, ReportFact};
 use podmesh_protocol::schedule::{Overlap, ScheduleSpec, When};
 use podmesh_protocol::service::{Health, PortSpec, RestartPolicy, ServiceSpec, UpdatePolicy};
@@ -118,6 +121,7 @@ impl World {
                 max_failures: (self.rng.u8(0..4) == 0).then_some(2),
                 max_active: (self.rng.u8(0..4) == 0).then_some(2),
                 expires_ms: (self.rng.u8(0..4) == 0).then_some(60_000),
+                queue: (self.rng.u8(0..3) == 0).then(|| name("night")),
             },
             place: PlaceRules {
                 resources: self.some_resources(),
@@ -324,6 +328,24 @@ impl World {
         self.command(command);
     }
 
+    fn queue(&mut self) {
+        let (by, queue) = (name("root"), name(["night", "default"][self.rng.usize(0..2)]));
+        let command = match self.rng.u8(0..6) {
+            0..3 => {
+                let change = QueueChange {
+                    weight: self.rng.bool().then(|| self.rng.u32(1..4)),
+                    max_active: self.rng.bool().then(|| self.rng.u32(0..4)),
+                    max_active_per_caller: self.rng.bool().then(|| self.rng.u32(0..4)),
+                };
+                Command::SetQueue { by, queue, change }
+            }
+            3 => Command::ChangeQueue { by, queue, action: QueueAction::Pause },
+            4 => Command::ChangeQueue { by, queue, action: QueueAction::Resume },
+            _ => Command::ChangeQueue { by, queue, action: QueueAction::Remove },
+        };
+        self.command(command);
+    }
+
     fn schedule(&mut self) {
         let (by, schedule) = (name("ann"), name(["tick", "tock"][self.rng.usize(0..2)]));
         let command = match self.rng.u8(0..8) {
@@ -430,7 +452,7 @@ fn the_core_a_follower_and_the_database_have_the_same_state() {
         let mut world = World::new(seed);
         for _ in 0..400 {
             let node = NODES[world.rng.usize(0..3)];
-            match world.rng.u8(0..45) {
+            match world.rng.u8(0..47) {
                 0..3 | 44 => world.submit(),
                 3 => world.workflow(),
                 35 => {
@@ -462,6 +484,7 @@ fn the_core_a_follower_and_the_database_have_the_same_state() {
                 27..30 => world.access(),
                 30..33 => world.service(),
                 40..42 => world.schedule(),
+                45..47 => world.queue(),
                 42 => {
                     // The clock jumps.
                     world.now.wall_ms = world.now.wall_ms + 20_000 - world.rng.u64(0..40_000);

@@ -32,7 +32,7 @@ use super::measures::StoreMeasures;
 use super::numbers::JobNumbers;
 use super::removal::{self, Leftovers};
 use super::{
-    BUSY_TIMEOUT, StoreError, access, numbers, schedules, seal, services, upstream, volumes,
+    BUSY_TIMEOUT, StoreError, access, numbers, queues, schedules, seal, services, upstream, volumes,
 };
 
 /// The pause between two tries to write to a full disk.
@@ -346,6 +346,8 @@ fn job_of(change: &Change) -> Option<JobId> {
         | Change::ScheduleSaved { .. }
         | Change::ScheduleAdvanced { .. }
         | Change::ScheduleRemoved(_)
+        | Change::QueueSaved { .. }
+        | Change::QueueRemoved(_)
         | Change::VolumeSaved { .. }
         | Change::VolumeRemoved(_)
         | Change::RevisionSaved { .. }
@@ -549,6 +551,8 @@ impl<'a> Rows<'a> {
                 one(schedules::advance(self.connection, schedule, progress, runs)?, schedule)
             }
             Change::ScheduleRemoved(schedule) => Ok(schedules::remove(self.connection, schedule)?),
+            Change::QueueSaved { queue, row } => queues::save(self.connection, queue, row),
+            Change::QueueRemoved(queue) => Ok(queues::remove(self.connection, queue)?),
             Change::VolumeSaved { volume, row } => Ok(volumes::save(self.connection, volume, row)?),
             Change::VolumeRemoved(volume) => Ok(volumes::remove(self.connection, volume)?),
             Change::NodeSaved(row) => self.node_saved(row),

@@ -415,6 +415,22 @@ enum EventBody {
         /// Who asked for it.
         by: String,
     },
+    /// A queue was added, or its settings were changed.
+    QueueChanged {
+        /// The queue.
+        queue: String,
+        /// What it is now, in words.
+        message: String,
+        /// Who asked for it.
+        by: String,
+    },
+    /// A queue was removed.
+    QueueRemoved {
+        /// The queue.
+        queue: String,
+        /// Who asked for it.
+        by: String,
+    },
     /// A run of a schedule has started: its job was submitted.
     ScheduleRan {
         /// The schedule.
@@ -631,6 +647,14 @@ impl From<&EventFact> for EventKind {
             },
             EventFact::ScheduleRemoved { schedule, by } => {
                 EventBody::ScheduleRemoved { schedule: schedule.to_string(), by: by.to_string() }
+            }
+            EventFact::QueueChanged { queue, message, by } => EventBody::QueueChanged {
+                queue: queue.to_string(),
+                message: message.clone(),
+                by: by.to_string(),
+            },
+            EventFact::QueueRemoved { queue, by } => {
+                EventBody::QueueRemoved { queue: queue.to_string(), by: by.to_string() }
             }
             EventFact::ScheduleRan { schedule, instant_ms, job } => EventBody::ScheduleRan {
                 schedule: schedule.to_string(),

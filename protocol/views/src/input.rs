@@ -179,6 +179,9 @@ pub struct JobSpecInput {
     pub max_active: Option<u32>,
     /// Tasks that have had no attempt after this time are cancelled.
     pub expires_ms: Option<u64>,
+    /// The queue that it waits in; default: `default`.
+    #[schemars(with = "Option<String>")]
+    pub queue: Option<Name>,
     /// What happens when the node of a running attempt is lost.
     #[schemars(with = "OnLost")]
     pub on_lost: WireOnLost,
@@ -280,6 +283,7 @@ impl TryFrom<JobInput> for JobSpec {
                 max_failures: spec.max_failures,
                 max_active: spec.max_active,
                 expires_ms: spec.expires_ms,
+                queue: spec.queue,
             },
             place: PlaceRules {
                 resources: spec.resource_millis,

@@ -373,6 +373,8 @@ pub struct SpecOutput {
     pub max_active: Option<u32>,
     /// The time in which a task must have its first attempt.
     pub expires_ms: Option<u64>,
+    /// The queue that it waits in; null: `default`.
+    pub queue: Option<String>,
     /// What happens when the node of a running attempt is lost.
     pub on_lost: OnLost,
     /// No task starts before this time: RFC 3339.
@@ -510,6 +512,7 @@ impl From<&spec::JobSpec> for SpecOutput {
             max_failures: spec.rules.max_failures,
             max_active: spec.rules.max_active,
             expires_ms: spec.rules.expires_ms,
+            queue: spec.rules.queue.as_ref().map(ToString::to_string),
             on_lost: spec.on_lost.into(),
             not_before: spec.not_before_ms.map(rfc3339),
             after: spec.after.iter().map(AfterOutput::from).collect(),

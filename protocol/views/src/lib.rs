@@ -12,6 +12,7 @@ pub mod http;
 pub mod input;
 pub mod json;
 pub mod node;
+pub mod queue;
 pub mod schedule;
 pub mod service;
 pub mod service_spec;

@@ -190,6 +190,17 @@ fn every_route_answers_as_the_document_says() {
     assert_eq!(history["runs"][0]["result"], "ran");
     ask("DELETE", "/schedules/yearly", None, 200);
 
+    assert_eq!(ask("PUT", "/queues/night", Some(json!({ "weight": 3 })), 200)["added"], true);
+    let zero = ask("PUT", "/queues/night", Some(json!({ "weight": 0 })), 422);
+    assert!(zero["detail"].as_str().unwrap().contains("QUEUE_WEIGHT_MAX"), "{zero}");
+    assert_eq!(ask("POST", "/queues/night/pause", None, 200)["changed"], true);
+    let listed = ask("GET", "/queues", None, 200);
+    assert_eq!(listed["queues"][1]["paused"], true, "{listed}");
+    ask("POST", "/queues/night/resume", None, 200);
+    assert_eq!(ask("GET", "/queues/night", None, 200)["weight"], 3);
+    ask("DELETE", "/queues/night", None, 200);
+    ask("GET", "/queues/night", None, 404);
+
     let flow = json!({ "name": "flow", "jobs": [
         { "name": "a", "spec": { "command": ["true"] } },
         { "name": "b", "spec": { "command": ["true"] }, "after": [{ "job": "a" }] },

@@ -14,6 +14,7 @@ use podmesh_protocol::report::{AttemptState, JobState, Outcome, OutcomeKind, Tas
 use podmesh_protocol::spec::{JobSpec, Resources};
 
 use crate::host::Node;
+use crate::users::night;
 
 pub(crate) const CLUSTER: ClusterId = ClusterId(uuid::Uuid::from_u128(77));
 
@@ -71,8 +72,10 @@ impl StoredAttempt {
 
 impl Store {
     pub(crate) fn new() -> Self {
+        let mut state = State::new(CLUSTER);
+        state.queues.insert(night(), Default::default());
         Self {
-            state: State::new(CLUSTER),
+            state,
             jobs: BTreeMap::new(),
             removed: BTreeSet::new(),
             submissions: BTreeMap::new(),
@@ -145,6 +148,7 @@ impl Store {
                 }
                 Change::AttemptInserted { attempt, node, claims, .. } => {
                     self.check_order(attempt.task);
+                    self.state.check_start(attempt.task.job);
                     self.insert_attempt(now, *attempt, node, claims.clone());
                 }
                 Change::AttemptStopping { attempt, stop } => {
@@ -200,6 +204,8 @@ impl Store {
                 | Change::ServiceSaved { .. }
                 | Change::ServiceRemoved(_)
                 | Change::ScheduleSaved { .. }
+                | Change::QueueSaved { .. }
+                | Change::QueueRemoved(_)
                 | Change::RevisionSaved { .. }
                 | Change::RevisionEnded { .. }
                 | Change::VolumeSaved { .. }

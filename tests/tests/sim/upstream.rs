@@ -91,7 +91,7 @@ impl World {
         ticket: podmesh_manager_core::ids::Ticket,
         user: usize,
     ) -> bool {
-        let by = "user".parse().expect("a name");
+        let by = ["user", "other"][user % 2].parse().expect("a name");
         let submission = self.users[user].submission;
         let command = match self.users[user].wants.clone() {
             Submission::Workflow(workflow) => {

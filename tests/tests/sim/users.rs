@@ -4,11 +4,12 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use podmesh_manager_core::ids::Ticket;
-use podmesh_manager_core::input::{Command, Input};
+use podmesh_manager_core::input::{Command, Input, QueueAction};
 use podmesh_manager_core::step::Answer;
 use podmesh_protocol::error::ErrorReply;
-use podmesh_protocol::ids::{JobId, SubmissionId};
+use podmesh_protocol::ids::{JobId, Name, SubmissionId};
 use podmesh_protocol::place::PlaceRules;
+use podmesh_protocol::queue::QueueChange;
 use podmesh_protocol::spec::{
     ArrayRange, DockerSpec, JobRules, JobSpec, OnLost, Resources, RetryPolicy, RunSpec, RuntimeSpec,
 };
@@ -46,6 +47,8 @@ pub(crate) enum UserRequest {
     Forget(usize, bool),
     /// Something about a service: its number.
     Service(usize),
+    /// Set, pause or resume a queue: the number says which, and how.
+    Queue(u64),
 }
 
 /// What a user is told.
@@ -65,6 +68,7 @@ pub(crate) fn request_of(Ticket(ticket): Ticket) -> Option<UserRequest> {
         5 => Some(UserRequest::Service(number as usize)),
         6 => Some(UserRequest::Requeue(JobId(number))),
         7 => Some(UserRequest::CancelDownstream(JobId(number))),
+        8 => Some(UserRequest::Queue(number)),
         _ => None,
     }
 }
@@ -78,11 +82,54 @@ fn ticket_of(ask: UserRequest) -> Ticket {
         UserRequest::Service(number) => (5, number as u64),
         UserRequest::Requeue(job) => (6, job.0),
         UserRequest::CancelDownstream(job) => (7, job.0),
+        UserRequest::Queue(number) => (8, number),
     };
     Ticket(kind << KIND | number)
 }
 
+/// The queue of some jobs. The others are in the default one.
+pub(crate) fn night() -> Name {
+    "night".parse().expect("a name")
+}
+
+/// Returns what an admin does with a queue.
+fn queue_command(number: u64) -> Command {
+    let by = "root".parse().expect("a name");
+    let queue = if number % 4 == 0 { "default".parse().expect("a name") } else { night() };
+    let value = |shift: u32| ((number >> shift) % 4) as u32;
+    match (number >> 2) % 4 {
+        0 => Command::ChangeQueue { by, queue, action: QueueAction::Pause },
+        1 => Command::ChangeQueue { by, queue, action: QueueAction::Resume },
+        _ => {
+            let change = QueueChange {
+                weight: Some(value(4) + 1),
+                max_active: Some(value(6)),
+                max_active_per_caller: Some(value(8)),
+            };
+            Command::SetQueue { by, queue, change }
+        }
+    }
+}
+
 impl World {
+    /// After the faults, admins resume queues, and lift their limits.
+    pub(crate) fn admins_open_queues(&mut self) {
+        let queues = self.decided.state.queues.iter();
+        let rows = queues.map(|(queue, row)| (u64::from(*queue == night()), row));
+        let mut asks = Vec::new();
+        for (number, row) in rows {
+            if row.paused {
+                asks.push(number + (1 << 2));
+            }
+            if row.max_active.is_some() || row.max_active_per_caller.is_some() {
+                asks.push(number + (2 << 2));
+            }
+        }
+        for number in asks {
+            self.ask(UserRequest::Queue(number));
+        }
+    }
+
     pub(crate) fn make_users(&mut self) {
         for user in 0..self.rng.within(3, 14) {
             let submission = SubmissionId(Uuid::from_u128(0xABCD_0000 + u128::from(user)));
@@ -115,6 +162,7 @@ impl World {
             max_failures: rng.percent(15).then(|| rng.within(1, 3) as u32),
             max_active: rng.percent(15).then(|| rng.within(1, 3) as u32),
             expires_ms: rng.percent(15).then(|| rng.within(100, 60_000)),
+            queue: rng.percent(40).then(night),
         };
         let mut place = PlaceRules { exclusive: rng.percent(5), ..PlaceRules::default() };
         if rng.percent(30) {
@@ -180,7 +228,11 @@ impl World {
         match self.rng.below(100) {
             0..25 => self.ask(UserRequest::Cancel(JobId(job))),
             25..30 => self.ask(UserRequest::CancelDownstream(JobId(job))),
-            30..70 => self.ask(UserRequest::Requeue(JobId(job))),
+            30..60 => self.ask(UserRequest::Requeue(JobId(job))),
+            60..80 => {
+                let number = self.rng.below(1 << 16);
+                self.ask(UserRequest::Queue(number));
+            }
             _ => self.retention_due(),
         }
     }
@@ -291,6 +343,9 @@ impl World {
                 let (node, by) = (self.nodes[node].name.clone(), "user".parse().expect("a name"));
                 let command = Command::ForgetNode { by, node, force };
                 self.feed_manager(Input::Command(ticket, command));
+            }
+            UserRequest::Queue(number) => {
+                self.feed_manager(Input::Command(ticket, queue_command(number)));
             }
             UserRequest::Service(number) => {
                 let command = self.service_command(number);

@@ -271,6 +271,7 @@ impl World {
                 if self.now >= insisted + INSIST_EVERY_MS {
                     insisted = self.now;
                     self.users_insist();
+                    self.admins_open_queues();
                     self.users_remove_schedules();
                     self.users_cancel_the_blocked();
                     self.users_forget_the_gone();

@@ -80,6 +80,9 @@ pub(crate) struct JobOptions {
         help_heading = "Where to run"
     )]
     pub(crate) max_active: Option<u32>,
+    /// Wait in this queue [default: `default`]
+    #[arg(long, value_name = "NAME", help_heading = "Where to run")]
+    pub(crate) queue: Option<Name>,
 
     /// Stop an attempt after this time, such as 90s
     #[arg(long, value_name = "TIME", help_heading = "When things go wrong")]

@@ -7,6 +7,7 @@ pub(crate) mod job;
 #[cfg(test)]
 mod pages;
 pub(crate) mod query;
+pub(crate) mod queue;
 pub(crate) mod schedule;
 pub(crate) mod service;
 pub(crate) mod volume;
@@ -29,6 +30,7 @@ use query::{
     CancelArgs, ConsoleArgs, EventsArgs, FailedArgs, ForgetArgs, JobArgs, JobsArgs, LogsArgs,
     RequeueArgs, TasksArgs,
 };
+use queue::QueueArgs;
 use schedule::ScheduleArgs;
 use service::ServiceArgs;
 use volume::VolumeArgs;
@@ -200,6 +202,8 @@ pub(crate) enum Verb {
     Workflow(WorkflowArgs),
     /// Run a job again and again: at the times of a cron pattern, or at an interval
     Schedule(ScheduleArgs),
+    /// List or change queues: named shares of the cluster that jobs wait in
+    Queue(QueueArgs),
     /// List services
     Services,
     /// Show or change a service: something that keeps running
@@ -280,6 +284,7 @@ impl Verb {
             Self::Nodes(NodesArgs { verb: Some(NodesVerb::Revoke { .. }) }) => Some("nodes revoke"),
             Self::Nodes(NodesArgs { verb: Some(NodesVerb::Forget { .. }) }) => Some("nodes forget"),
             Self::Schedule(args) => args.without_json(),
+            Self::Queue(args) => args.without_json(),
             Self::Service(args) => args.without_json(),
             Self::Compose(args) => args.without_json(),
             Self::Volume(_) => Some("volume remove"),

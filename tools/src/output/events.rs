@@ -142,6 +142,10 @@ pub(crate) fn describe(fact: &EventFact) -> String {
         EventFact::ScheduleRemoved { schedule, by } => {
             format!("schedule {schedule} removed by {by}")
         }
+        EventFact::QueueChanged { queue, message, by } => {
+            format!("queue {queue} changed by {by}: {}", escape(message))
+        }
+        EventFact::QueueRemoved { queue, by } => format!("queue {queue} removed by {by}"),
         EventFact::ScheduleRan { schedule, instant_ms, job } => {
             format!("schedule {schedule} ran for {}: job {job}", local(*instant_ms))
         }

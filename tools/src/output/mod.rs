@@ -1,6 +1,7 @@
 //! The output of the verbs: tables and lines for people, JSON for programs.
 
 pub(crate) mod events;
+pub(crate) mod queue_table;
 pub(crate) mod schedule_table;
 #[cfg(test)]
 mod schema;
@@ -13,4 +14,6 @@ pub(crate) mod volume_table;
 pub(crate) mod workflow_table;
 
 // The views are those of the HTTP API as well.
-pub(crate) use podmesh_views::{access, again, json, node, schedule, service, volume, workflow};
+pub(crate) use podmesh_views::{
+    access, again, json, node, queue, schedule, service, volume, workflow,
+};

@@ -14,6 +14,7 @@ mod tests {
         CancelOutput, ForgetOutput, JobOutput, JobsOutput, NodesOutput, SubmitOutput, TasksOutput,
     };
     use crate::output::node::{LabelledNode, NodeSchedulingOutput};
+    use crate::output::queue::{QueueOutput, QueueSavedOutput, QueuesOutput};
     use crate::output::schedule::{
         ScheduleHistoryOutput, ScheduleOutput, ScheduleRanOutput, ScheduleSavedOutput,
         SchedulesOutput,
@@ -29,7 +30,7 @@ mod tests {
     use crate::verbs::compose::ps::ComposePsOutput;
     use crate::verbs::doctor::DoctorOutput;
 
-    fn schemas() -> [(&'static str, Schema); 34] {
+    fn schemas() -> [(&'static str, Schema); 37] {
         [
             ("cancel", schema_for!(CancelOutput)),
             ("compose_ps", schema_for!(ComposePsOutput)),
@@ -42,6 +43,9 @@ mod tests {
             ("node_labels", schema_for!(LabelledNode)),
             ("node_scheduling", schema_for!(NodeSchedulingOutput)),
             ("nodes", schema_for!(NodesOutput)),
+            ("queue", schema_for!(QueueOutput)),
+            ("queue_saved", schema_for!(QueueSavedOutput)),
+            ("queues", schema_for!(QueuesOutput)),
             ("requeue", schema_for!(RequeueOutput)),
             ("schedule", schema_for!(ScheduleOutput)),
             ("schedule_history", schema_for!(ScheduleHistoryOutput)),

@@ -187,6 +187,7 @@ fn describe_spec(lines: &mut Lines, spec: &JobSpec) {
     lines.add_some("retry on", spec.retry.on.as_ref());
     lines.add_some("no retry on", spec.retry.not_on.as_ref());
     lines.add_some("max failures", spec.rules.max_failures);
+    lines.add_some("queue", spec.rules.queue.as_ref());
     lines.add_some("max active", spec.rules.max_active);
     lines.add_some("expires", spec.rules.expires_ms.map(coarse));
     lines.add("on lost", OnLost::from(spec.on_lost).word());

@@ -22,6 +22,7 @@ pub(crate) mod manager;
 pub(crate) mod node_proxy;
 pub(crate) mod nodes;
 pub(crate) mod process_supervisor;
+pub(crate) mod queue;
 pub(crate) mod run;
 pub(crate) mod schedule;
 pub(crate) mod service;

@@ -4,8 +4,8 @@ use alloc::collections::BTreeMap;
 use alloc::vec;
 use alloc::vec::Vec;
 
+use super::lane::ShapeId;
 use super::needs::{QueueKey, Size};
-use super::queue::ShapeId;
 
 /// The least number of leaves.
 const LEAVES_MIN: usize = 8;
@@ -146,6 +146,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::ids::LaneId;
 
     fn size(cpu_millis: u32, memory_bytes: u64, lasts_ms: u64) -> Size {
         Size::lasting(Resources { cpu_millis, memory_bytes }, lasts_ms)
@@ -164,7 +165,7 @@ mod tests {
             let mut index = FitIndex::default();
             let mut all = BTreeMap::new();
             for (number, (id, entry)) in (1..).zip(ops) {
-                let id = ShapeId(id);
+                let id = ShapeId { lane: LaneId(1), number: id };
                 if let Some((priority, cpu, memory, lasts)) = entry {
                     let entry = (QueueKey::new(priority, JobId(number)), size(cpu, memory, lasts));
                     all.insert(id, entry);

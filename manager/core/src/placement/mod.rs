@@ -1,7 +1,8 @@
 //! Which task goes to which node.
 //!
-//! Jobs wait in order of priority and arrival. Jobs with the same [`Needs`] share a
-//! [`Shape`](queue::Shape): if there is no room for one of them, there is none for the others. A
+//! Jobs wait in lanes, one for each caller in each queue, which take turns: see [`share`]. In a lane
+//! they wait in order of priority and arrival. Jobs of a lane with the same [`Needs`] share a
+//! [`Shape`](lane::Shape): if there is no room for one of them, there is none for the others. A
 //! shape without room is tried again when a node gains room for it; [`fit_index`] finds it among
 //! many. A node is reserved for the first job that waits for room: see [`reservation`].
 
@@ -9,9 +10,11 @@ mod candidate;
 #[cfg(any(test, feature = "invariants"))]
 mod check;
 mod fit_index;
+mod lane;
 mod needs;
 mod queue;
 mod reservation;
+mod share;
 
 use alloc::boxed::Box;
 use alloc::vec::Vec;
@@ -22,10 +25,12 @@ use podmesh_protocol::ids::JobId;
 use podmesh_protocol::limits::{AVOID_MS_MAX, BATCH_ROWS_MAX};
 use podmesh_protocol::time::{Millis, Now};
 
+use self::lane::QueuePosition;
+pub(crate) use self::lane::ShapeId;
 pub(crate) use self::needs::{Constraint, Needs, QueueKey};
-use self::queue::QueuePosition;
-pub(crate) use self::queue::{Facts, Queue, ShapeId};
+pub(crate) use self::queue::{Facts, Queue};
 pub(crate) use self::reservation::ReservationView;
+pub(crate) use self::share::Held;
 use crate::Core;
 use crate::faults::planted;
 use crate::ids::NodeIx;
@@ -90,6 +95,9 @@ impl Core {
             }
             self.assign(now, key, best.node, out);
             self.settle_bonds();
+            if !self.queue.keeps_turn(id) && !planted!(self, TurnsIgnored) {
+                return;
+            }
             let facts = Facts { now_ms: now.mono_ms, nodes: &self.nodes, jobs: &self.state.jobs };
             if self.queue.is_head(id, key) && self.queue.spreads_tasks(id) {
                 // Each task changes how many are near the others.
@@ -159,7 +167,8 @@ impl Core {
         };
         let booked = claims.as_deref().filter(|_| !planted!(self, ClaimsNotBooked));
         let sent_ms = Some(now.mono_ms);
-        let delivery = Delivery { since_ms: now.mono_ms, sent_ms, heard: false };
+        let lane = dispatch.shape.lane;
+        let delivery = Delivery { since_ms: now.mono_ms, sent_ms, heard: false, lane };
         node.take(attempt.task, &job.spec, &takes, booked, delivery);
         self.queue.on_assigned(dispatch.shape, key, ix, attempt.task);
         let name = node.row.node.clone();

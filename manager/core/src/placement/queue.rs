@@ -1,4 +1,4 @@
-//! The jobs that have tasks to place, grouped by their needs.
+//! The jobs that have tasks to place, in lanes.
 
 use alloc::collections::{BTreeMap, BTreeSet, BinaryHeap};
 use alloc::string::String;
@@ -9,64 +9,13 @@ use podmesh_protocol::ids::{JobId, Name, TaskId};
 use podmesh_protocol::time::Millis;
 
 use super::candidate::{Candidate, Peers};
-use super::fit_index::FitIndex;
+use super::lane::{Class, ClassId, Lane, QueuePosition, Shape, ShapeId};
 use super::needs::{Constraint, Needs, QueueKey, ReplicaNeeds, Size};
 use super::reservation::Reservation;
-use crate::ids::NodeIx;
+use super::share::{DEFAULT, Held, REPLICAS, ShareId, Shares};
+use crate::ids::{LaneId, NodeIx};
 use crate::nodes::{Node, Nodes};
-use crate::state::Job;
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) struct ShapeId(pub(super) u64);
-
-/// Jobs with the same needs.
-#[derive(Debug)]
-pub(crate) struct Shape {
-    pub(crate) needs: Arc<Needs>,
-    pub(super) class: ClassId,
-    /// The number of jobs with this shape, waiting or not.
-    pub(crate) jobs: usize,
-    /// The jobs that have tasks to place.
-    pub(crate) waiting: BTreeSet<QueueKey>,
-    /// The time since which one of these jobs has been the first that waits for room, without a
-    /// task placed.
-    pub(super) first_ms: Option<Millis>,
-    pub(super) position: QueuePosition,
-}
-
-/// What a shape waits for, with the key of its first job.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum QueuePosition {
-    /// It has no tasks to place.
-    Idle,
-    /// All nodes must be checked for room.
-    Head(QueueKey),
-    /// The open nodes must be checked for room. The others have none.
-    Woken(QueueKey),
-    /// No node has room for it, apart from open ones that have not been checked.
-    NoRoom(QueueKey),
-    /// No node that is alive is suitable.
-    Nowhere(QueueKey),
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) struct ClassId(u64);
-
-/// Shapes with the same constraint. They differ only in size.
-#[derive(Debug)]
-pub(super) struct Class {
-    pub(super) constraint: Arc<Constraint>,
-    /// The number of shapes in the class.
-    shapes: usize,
-    /// The nodes that the constraint admits, alive or not, large enough or not.
-    pub(super) nodes: BTreeSet<NodeIx>,
-    /// The shapes at [`QueuePosition::NoRoom`].
-    pub(super) no_room: FitIndex,
-    /// The same, of shapes for which cores and memory alone do not decide. They are few.
-    pub(super) picky: BTreeSet<(QueueKey, ShapeId)>,
-    /// The shapes at [`QueuePosition::Nowhere`].
-    pub(super) nowhere: FitIndex,
-}
+use crate::state::{Job, QueueRow};
 
 /// The state outside of the queue that placement depends on.
 #[derive(Clone, Copy)]
@@ -76,57 +25,76 @@ pub(crate) struct Facts<'a> {
     pub(crate) jobs: &'a BTreeMap<JobId, Job>,
 }
 
-/// The jobs that have tasks to place, by shape.
+/// The jobs that have tasks to place, by lane.
 #[derive(Debug, Default)]
 pub(crate) struct Queue {
-    pub(super) shapes: BTreeMap<ShapeId, Shape>,
-    by_needs: BTreeMap<Arc<Needs>, ShapeId>,
-    last_shape: u64,
+    pub(super) lanes: BTreeMap<LaneId, Lane>,
+    by_owner: BTreeMap<(ShareId, Option<Name>), LaneId>,
+    last_lane: u64,
+    pub(super) shares: Shares,
+    /// The lanes that wait and are not held back, as they were in line when the queue was last asked
+    /// for the next job.
+    pub(super) turns: Vec<LaneId>,
     pub(super) classes: BTreeMap<ClassId, Class>,
     by_constraint: BTreeMap<Arc<Constraint>, ClassId>,
     last_class: u64,
     /// The classes that admit each node.
     pub(super) classes_of: BTreeMap<NodeIx, BTreeSet<ClassId>>,
-    /// The shapes to check, at [`QueuePosition::Head`] or [`QueuePosition::Woken`].
-    pub(super) heads: BTreeSet<(QueueKey, ShapeId)>,
-    /// The shapes at [`QueuePosition::NoRoom`].
-    pub(super) no_room: BTreeSet<(QueueKey, ShapeId)>,
     /// Nodes that have gained room since they were last checked.
     pub(super) open: BTreeSet<NodeIx>,
     pub(super) reservation: Option<Reservation>,
+    /// Whether the reservation is for a job before the one that was last returned as next.
+    is_reserved: bool,
     /// The time until which a node is not reserved again, after a reservation that did not help.
     pub(super) rests: BTreeMap<NodeIx, Millis>,
 }
 
 impl Queue {
+    /// Adds a queue, or changes its settings.
+    pub(crate) fn set_share(&mut self, queue: &Name, row: QueueRow) {
+        self.shares.set(queue, row);
+    }
+
+    /// Removes a queue without jobs.
+    pub(crate) fn remove_share(&mut self, queue: &Name) {
+        self.shares.remove(queue);
+    }
+
     /// Returns the shape of a job with these needs. [`Queue::release`] gives it back.
-    pub(crate) fn intern(&mut self, needs: Needs, nodes: &Nodes) -> ShapeId {
-        let needs = Arc::new(needs);
-        if let Some(id) = self.by_needs.get(&needs)
-            && let Some(shape) = self.shapes.get_mut(id)
-        {
-            shape.jobs += 1;
-            return *id;
+    pub(crate) fn intern(&mut self, job: &Job, needs: Needs, nodes: &Nodes) -> ShapeId {
+        let owner = self.owner(job);
+        let id = match self.by_owner.get(&owner) {
+            Some(id) => *id,
+            None => {
+                self.last_lane += 1;
+                let id = LaneId(self.last_lane);
+                self.lanes.insert(id, Lane::new(id, owner.0, owner.1.clone()));
+                self.by_owner.insert(owner, id);
+                id
+            }
+        };
+        let used = self.lanes.get_mut(&id).and_then(|lane| lane.use_shape(&needs));
+        if let Some(shape) = used {
+            return shape;
         }
         let class = self.intern_class(&needs.constraint, nodes);
-        self.last_shape += 1;
-        let id = ShapeId(self.last_shape);
-        let shape = Shape {
-            needs: Arc::clone(&needs),
-            class,
-            jobs: 1,
-            waiting: BTreeSet::new(),
-            first_ms: None,
-            position: QueuePosition::Idle,
-        };
-        self.shapes.insert(id, shape);
-        self.by_needs.insert(needs, id);
-        id
+        let lane = self.lanes.entry(id).or_insert_with(|| Lane::new(id, DEFAULT, None));
+        lane.add_shape(needs, class)
+    }
+
+    /// Returns the queue and the caller of a job.
+    fn owner(&self, job: &Job) -> (ShareId, Option<Name>) {
+        if job.spec.run.replica.is_some() {
+            return (REPLICAS, None);
+        }
+        let queue = job.spec.rules.queue.as_ref();
+        let share = queue.and_then(|queue| self.shares.by_name(queue));
+        (share.unwrap_or(DEFAULT), job.by.clone())
     }
 
     /// Returns the needs of the jobs with a shape.
     pub(crate) fn needs(&self, id: ShapeId) -> Option<&Needs> {
-        self.shapes.get(&id).map(|shape| &*shape.needs)
+        self.lanes.get(&id.lane)?.shapes.get(&id).map(|shape| &*shape.needs)
     }
 
     fn intern_class(&mut self, constraint: &Constraint, nodes: &Nodes) -> ClassId {
@@ -144,9 +112,6 @@ impl Queue {
             constraint: Arc::clone(&constraint),
             shapes: 1,
             nodes: admitted.map(|(ix, _)| ix).collect(),
-            no_room: FitIndex::default(),
-            picky: BTreeSet::new(),
-            nowhere: FitIndex::default(),
         };
         for ix in &class.nodes {
             self.classes_of.entry(*ix).or_default().insert(id);
@@ -157,22 +122,21 @@ impl Queue {
     }
 
     pub(crate) fn release(&mut self, id: ShapeId) {
-        let Some(shape) = self.shapes.get_mut(&id) else { return };
-        shape.jobs -= 1;
-        if shape.jobs > 0 {
-            return;
+        let Some(lane) = self.lanes.get_mut(&id.lane) else { return };
+        let Some(class_id) = lane.release(id) else { return };
+        if lane.shapes.is_empty() {
+            self.by_owner.remove(&(lane.share, lane.caller.clone()));
+            self.lanes.remove(&id.lane);
         }
-        let Some(shape) = self.shapes.remove(&id) else { return };
-        self.by_needs.remove(&shape.needs);
-        let Some(class) = self.classes.get_mut(&shape.class) else { return };
+        let Some(class) = self.classes.get_mut(&class_id) else { return };
         class.shapes -= 1;
         if class.shapes == 0
-            && let Some(class) = self.classes.remove(&shape.class)
+            && let Some(class) = self.classes.remove(&class_id)
         {
             self.by_constraint.remove(&class.constraint);
             for ix in &class.nodes {
                 if let Some(classes) = self.classes_of.get_mut(ix) {
-                    classes.remove(&shape.class);
+                    classes.remove(&class_id);
                 }
             }
         }
@@ -180,79 +144,55 @@ impl Queue {
 
     /// Adds a job that has tasks to place.
     pub(crate) fn add(&mut self, id: ShapeId, key: QueueKey) {
-        let Some(shape) = self.shapes.get_mut(&id) else { return };
-        if shape.waiting.insert(key) && shape.waiting.first() == Some(&key) {
-            // An earlier job may use room that was reserved and that later jobs could not use.
-            self.move_to(id, QueuePosition::Head);
+        let Some(lane) = self.lanes.get(&id.lane) else { return };
+        let (share, waited) = (lane.share, lane.waits());
+        let alone =
+            !waited && !self.lanes.values().any(|other| other.share == share && other.waits());
+        let Some(lane) = self.lanes.get_mut(&id.lane) else { return };
+        if !waited {
+            self.shares.begin(lane, alone);
         }
+        lane.add(id, key);
     }
 
     /// Removes a job that has no more tasks to place.
     pub(crate) fn remove(&mut self, id: ShapeId, key: QueueKey) {
-        let Some(shape) = self.shapes.get_mut(&id) else { return };
-        if !shape.waiting.remove(&key) {
-            return;
-        }
-        match shape.position {
-            QueuePosition::Idle => {}
-            QueuePosition::Head(_) => self.move_to(id, QueuePosition::Head),
-            QueuePosition::Woken(_) => self.move_to(id, QueuePosition::Woken),
-            QueuePosition::NoRoom(_) => self.move_to(id, QueuePosition::NoRoom),
-            QueuePosition::Nowhere(_) => self.move_to(id, QueuePosition::Nowhere),
+        if let Some(lane) = self.lanes.get_mut(&id.lane) {
+            lane.remove(id, key);
         }
     }
 
     /// Sets the position of a shape, with the key of its current first job.
     pub(super) fn move_to(&mut self, id: ShapeId, position: fn(QueueKey) -> QueuePosition) {
-        let Some(shape) = self.shapes.get_mut(&id) else { return };
-        let Some(class) = self.classes.get_mut(&shape.class) else { return };
-        let to = shape.waiting.first().map_or(QueuePosition::Idle, |key| position(*key));
-        let from = core::mem::replace(&mut shape.position, to);
-        if from == to {
-            return;
-        }
-        match from {
-            QueuePosition::Idle => {}
-            QueuePosition::Head(key) | QueuePosition::Woken(key) => {
-                self.heads.remove(&(key, id));
-            }
-            QueuePosition::NoRoom(key) => {
-                self.no_room.remove(&(key, id));
-                class.no_room.remove(id);
-                class.picky.remove(&(key, id));
-            }
-            QueuePosition::Nowhere(_) => class.nowhere.remove(id),
-        }
-        match to {
-            QueuePosition::Idle => shape.first_ms = None,
-            QueuePosition::Head(key) | QueuePosition::Woken(key) => {
-                self.heads.insert((key, id));
-            }
-            QueuePosition::NoRoom(key) => {
-                self.no_room.insert((key, id));
-                if shape.needs.place.is_picky() {
-                    class.picky.insert((key, id));
-                } else {
-                    class.no_room.insert(id, key, shape.needs.size());
-                }
-            }
-            QueuePosition::Nowhere(key) => class.nowhere.insert(id, key, shape.needs.size()),
+        if let Some(lane) = self.lanes.get_mut(&id.lane) {
+            lane.move_to(id, position);
         }
     }
 
     /// Returns whether the last step has left shapes or nodes to check.
     pub(crate) fn has_work(&self) -> bool {
-        !self.heads.is_empty() || !self.open.is_empty()
+        !self.open.is_empty()
+            || self.lanes.values().any(|lane| !lane.heads.is_empty() && self.holds(lane).is_none())
+    }
+
+    /// Returns why the jobs of a shape's lane get no more attempts for now.
+    pub(crate) fn held(&self, id: ShapeId) -> Option<Held> {
+        self.holds(self.lanes.get(&id.lane)?)
+    }
+
+    pub(super) fn holds(&self, lane: &Lane) -> Option<Held> {
+        self.shares.get(lane.share)?.holds(lane)
     }
 
     /// Returns how many jobs have tasks to place.
     pub(crate) fn waiting_jobs(&self) -> u64 {
-        self.shapes.values().map(|shape| shape.waiting.len() as u64).sum()
+        let shapes = self.lanes.values().flat_map(|lane| lane.shapes.values());
+        shapes.map(|shape| shape.waiting.len() as u64).sum()
     }
 
     #[cfg(any(test, feature = "invariants"))]
-    pub(crate) fn shapes(&self) -> impl Iterator<Item = (ShapeId, &Shape)> {
-        self.shapes.iter().map(|(id, shape)| (*id, shape))
+    pub(crate) fn shapes(&self) -> impl Iterator<Item = (ShapeId, &super::lane::Shape)> {
+        self.lanes.values().flat_map(|lane| lane.shapes.iter().map(|(id, shape)| (*id, shape)))
     }
 
     /// Records that an attempt on the node has ended or that the node has changed.
@@ -278,10 +218,15 @@ impl Queue {
             }
         }
         let capacity = Size::lasting(row.capacity, u64::MAX);
-        for id in classes.clone() {
-            let first = |queue: &Self| queue.classes.get(&id)?.nowhere.first_fit(&capacity, None);
-            while let Some((_, shape)) = first(self) {
-                self.move_to(shape, QueuePosition::NoRoom);
+        for lane in self.lanes.values_mut() {
+            for id in classes.iter() {
+                let first = |lane: &Lane| lane.indexes.get(id)?.nowhere.first_fit(&capacity, None);
+                while let Some((_, shape)) = first(lane) {
+                    match lane.held {
+                        true => lane.move_to(shape, QueuePosition::Head),
+                        false => lane.move_to(shape, QueuePosition::NoRoom),
+                    }
+                }
             }
         }
         self.gain(ix);
@@ -290,57 +235,79 @@ impl Queue {
 
     /// Returns the first job in line that may find room, and its shape.
     pub(super) fn next(&mut self, facts: &Facts) -> Option<(QueueKey, ShapeId)> {
-        loop {
-            let head = self.heads.first().copied();
-            let limit = head.map(|(key, _)| key);
-            match self.no_room.first().copied() {
-                Some((key, id)) if limit.is_none_or(|limit| key < limit) => {
-                    if !self.renew_reservation(key, id, facts) {
-                        self.move_to(id, QueuePosition::Nowhere);
-                        continue;
-                    }
-                    if let Some((key, id)) = self.first_fit(limit, facts) {
-                        self.move_to(id, QueuePosition::Woken);
-                        return Some((key, id));
-                    }
-                }
-                None if head.is_none() => self.reservation = None,
-                _ => {}
+        self.take_turns();
+        self.is_reserved = false;
+        for at in 0..self.turns.len() {
+            let Some(lane) = self.turns.get(at).copied() else { break };
+            if let Some(found) = self.next_in(lane, facts) {
+                return Some(found);
             }
-            if head.is_none() {
-                self.open.clear();
+        }
+        if !self.is_reserved {
+            self.reservation = None;
+        }
+        self.open.clear();
+        None
+    }
+
+    /// Returns the first job of a lane that may find room, and its shape. Reserves a node for its
+    /// first job that waits for room, if no lane before it has one.
+    fn next_in(&mut self, lane: LaneId, facts: &Facts) -> Option<(QueueKey, ShapeId)> {
+        loop {
+            let of = self.lanes.get(&lane)?;
+            let head = of.heads.first().copied();
+            let limit = head.map(|(key, _)| key);
+            if let Some((key, id)) = of.no_room.first().copied()
+                && limit.is_none_or(|limit| key < limit)
+            {
+                if !self.is_reserved && !self.renew_reservation(key, id, facts) {
+                    self.move_to(id, QueuePosition::Nowhere);
+                    continue;
+                }
+                self.is_reserved = true;
+                if let Some((key, id)) = self.first_fit(lane, limit, facts) {
+                    self.move_to(id, QueuePosition::Woken);
+                    return Some((key, id));
+                }
             }
             return head;
         }
     }
 
-    /// Returns the first waiting job that fits an open node, if its key is less than `limit`.
-    fn first_fit(&mut self, limit: Option<QueueKey>, facts: &Facts) -> Option<(QueueKey, ShapeId)> {
-        let Self { classes, classes_of, open, reservation, shapes, .. } = self;
+    /// Returns the first waiting job of a lane that fits an open node, if its key is less than
+    /// `limit`.
+    fn first_fit(
+        &mut self,
+        lane: LaneId,
+        limit: Option<QueueKey>,
+        facts: &Facts,
+    ) -> Option<(QueueKey, ShapeId)> {
+        let Self { lanes, classes_of, open, reservation, .. } = self;
+        let Lane { indexes, shapes, .. } = lanes.get(&lane)?;
         let mut first = None;
         for ix in open.iter() {
             let node = facts.nodes.get(*ix);
             let Some(free) = node.room() else { continue };
             let Some(admitting) = classes_of.get(ix) else { continue };
             let kept = reservation.as_ref().filter(|kept| kept.node == Some(*ix));
-            let kept = kept.map(|kept| (kept.key, kept.needs()));
+            let kept = kept.map(|kept| (kept.shape.lane, kept.key, kept.needs()));
             let search = |room: &Size, before: Option<QueueKey>| {
                 let mut found = None;
-                for class in admitting.iter().filter_map(|id| classes.get(id)) {
+                for index in admitting.iter().filter_map(|id| indexes.get(id)) {
                     let before = found.map_or(before, |(key, _)| Some(key));
-                    found = class.no_room.first_fit(room, before).or(found);
+                    found = index.no_room.first_fit(room, before).or(found);
                     let before = found.map_or(before, |(key, _)| Some(key));
                     let fits = |(key, id): &&(QueueKey, ShapeId)| {
                         before.is_none_or(|before| *key < before)
                             && shapes.get(id).is_some_and(|shape| {
                                 let needs = &shape.needs;
-                                let is_kept = kept
-                                    .as_ref()
-                                    .is_some_and(|(first, kept)| first < key && kept.shares(needs));
+                                let is_kept = kept.as_ref().is_some_and(|(of, first, kept)| {
+                                    (*of != lane || first < key) && kept.shares(needs)
+                                });
                                 needs.size().fits(room) && node.takes(&needs.place) && !is_kept
                             })
                     };
-                    found = class.picky.iter().find(fits).copied().or(found);
+                    found = index.picky.iter().find(fits).copied().or(found);
                 }
                 found
             };
@@ -348,7 +315,7 @@ impl Queue {
             let mut found = search(&Size::lasting(free, u64::MAX), before);
             if let Some(kept) = reservation
                 && kept.node == Some(*ix)
-                && found.is_some_and(|(key, _)| key > kept.key)
+                && found.is_some_and(|(key, _)| kept.is_before(lane, key))
             {
                 found = None;
                 for room in kept.rooms_for_later(node, facts).into_iter().flatten() {
@@ -363,7 +330,7 @@ impl Queue {
 
     /// Returns the nodes with room for the first job of a shape that [`Queue::next`] has returned.
     pub(super) fn candidates(&mut self, id: ShapeId, facts: &Facts) -> BinaryHeap<Candidate> {
-        let Some(shape) = self.shapes.get(&id) else { return BinaryHeap::new() };
+        let Some(shape) = self.shape(id) else { return BinaryHeap::new() };
         let Some(class) = self.classes.get(&shape.class) else { return BinaryHeap::new() };
         let nodes: Vec<NodeIx> = match shape.position {
             QueuePosition::Woken(_) => self.open.intersection(&class.nodes).copied().collect(),
@@ -382,7 +349,7 @@ impl Queue {
         ix: NodeIx,
         facts: &Facts,
     ) -> Option<Candidate> {
-        let shape = self.shapes.get(&id)?;
+        let shape = self.shape(id)?;
         let (needs, key) = (Arc::clone(&shape.needs), *shape.waiting.first()?);
         let zones = Zones::of(&needs, key.job(), facts.nodes);
         self.candidate_in(id, ix, &zones, facts)
@@ -395,17 +362,18 @@ impl Queue {
         zones: &Zones<'_>,
         facts: &Facts,
     ) -> Option<Candidate> {
-        let Self { shapes, no_room, reservation, .. } = self;
-        let shape = shapes.get(&id)?;
+        let Self { lanes, reservation, is_reserved, .. } = self;
+        let shape = lanes.get(&id.lane)?.shapes.get(&id)?;
         let key = shape.waiting.first()?;
         let node = facts.nodes.get(ix);
         let peers = zones.peers(&shape.needs, key.job(), node);
         let candidate = Candidate::of(ix, node, &shape.needs, peers)?;
         if let Some(kept) = reservation
             && kept.node == Some(ix)
-            && no_room.first().is_some_and(|(first, _)| first < key)
+            && *is_reserved
+            && kept.is_before(id.lane, *key)
         {
-            if kept.keeps(*key, &shape.needs) {
+            if kept.keeps(&shape.needs) {
                 return None;
             }
             let size = shape.needs.size();
@@ -422,17 +390,42 @@ impl Queue {
 
     /// Returns whether the job at `key` is the first of its shape and must be checked.
     pub(super) fn is_head(&self, id: ShapeId, key: QueueKey) -> bool {
-        self.heads.contains(&(key, id))
+        self.lanes.get(&id.lane).is_some_and(|lane| lane.heads.contains(&(key, id)))
     }
 
     /// Records that a task of a job was assigned to a node.
     pub(super) fn on_assigned(&mut self, id: ShapeId, key: QueueKey, ix: NodeIx, task: TaskId) {
-        if let Some(shape) = self.shapes.get_mut(&id) {
+        let Some(lane) = self.lanes.get_mut(&id.lane) else { return };
+        if let Some(shape) = lane.shapes.get_mut(&id) {
             shape.first_ms = None;
+            let cpu_millis = shape.needs.resources.cpu_millis;
+            self.shares.add(lane, cpu_millis);
         }
-        if let Some(kept) = &mut self.reservation {
-            kept.on_assigned(key, ix, task);
+        if let Some(kept) = self.reservation.as_mut().filter(|_| self.is_reserved) {
+            kept.on_assigned(id.lane, key, ix, task);
         }
+    }
+
+    /// Counts an attempt that was assigned before the manager started.
+    pub(crate) fn on_restored(&mut self, id: LaneId, cpu_millis: u32) {
+        if let Some(lane) = self.lanes.get_mut(&id) {
+            self.shares.add(lane, cpu_millis);
+        }
+    }
+
+    /// Records that an attempt of a job in a lane has ended.
+    pub(crate) fn on_ended(&mut self, id: LaneId, cpu_millis: u32) {
+        if let Some(lane) = self.lanes.get_mut(&id) {
+            self.shares.take_back(lane, cpu_millis);
+        }
+    }
+
+    pub(super) fn shape(&self, id: ShapeId) -> Option<&Shape> {
+        self.lanes.get(&id.lane)?.shapes.get(&id)
+    }
+
+    pub(super) fn shape_mut(&mut self, id: ShapeId) -> Option<&mut Shape> {
+        self.lanes.get_mut(&id.lane)?.shapes.get_mut(&id)
     }
 }
 

@@ -23,9 +23,10 @@ use podmesh_protocol::limits::{
 use podmesh_protocol::spec::Resources;
 use podmesh_protocol::time::Millis;
 
+use super::lane::{Shape, ShapeId};
 use super::needs::{Needs, QueueKey, Size, lasts_ms, least};
-use super::queue::{Facts, Queue, Shape, ShapeId};
-use crate::ids::NodeIx;
+use super::queue::{Facts, Queue};
+use crate::ids::{LaneId, NodeIx};
 use crate::nodes::Node;
 
 /// The reservation lasts for the time that the job has been first, divided by this number, but for
@@ -130,8 +131,14 @@ impl Reservation {
 
     /// Returns whether the node is kept from a later task, whatever cores and memory it needs: it
     /// would take named resources that the task waits for.
-    pub(super) fn keeps(&self, key: QueueKey, needs: &Needs) -> bool {
-        self.key < key && self.needs.shares(needs)
+    pub(super) fn keeps(&self, needs: &Needs) -> bool {
+        self.needs.shares(needs)
+    }
+
+    /// Returns whether the job of the reservation comes before another one. If they are of different
+    /// lanes, it does: the reservation is for the first job of all that waits for room.
+    pub(super) fn is_before(&self, lane: LaneId, key: QueueKey) -> bool {
+        self.shape.lane != lane || self.key < key
     }
 
     /// Discards the forecast, because an attempt on the node has ended.
@@ -139,9 +146,9 @@ impl Reservation {
         self.forecast = None;
     }
 
-    /// Records that a task of the job at `key` was assigned to a node.
-    pub(super) fn on_assigned(&mut self, key: QueueKey, node: NodeIx, task: TaskId) {
-        if self.node == Some(node) && self.key < key {
+    /// Records that a task of the job at `key` of a lane was assigned to a node.
+    pub(super) fn on_assigned(&mut self, lane: LaneId, key: QueueKey, node: NodeIx, task: TaskId) {
+        if self.node == Some(node) && self.is_before(lane, key) {
             self.beside.insert(task);
         }
     }
@@ -176,12 +183,20 @@ fn whole_if_exclusive(needs: &Needs, node: &Node) -> Resources {
 #[derive(Debug)]
 pub(crate) struct ReservationView {
     pub(crate) key: QueueKey,
+    lane: LaneId,
     /// The reserved node; `None` if no node is reserved for now.
     pub(crate) node: Option<NodeIx>,
     /// The milliseconds until the reservation ends or the task starts.
     pub(crate) left_ms: u64,
     /// Whether the task is certain to start there by then.
     pub(crate) starts: bool,
+}
+
+impl ReservationView {
+    /// Returns whether the job of the reservation comes before another one.
+    pub(crate) fn is_before(&self, lane: LaneId, key: QueueKey) -> bool {
+        self.lane != lane || self.key < key
+    }
 }
 
 /// The node to reserve for a job.
@@ -198,7 +213,7 @@ impl Queue {
     /// if no node that is alive suits it.
     pub(super) fn renew_reservation(&mut self, key: QueueKey, id: ShapeId, facts: &Facts) -> bool {
         let now_ms = facts.now_ms;
-        let Some(shape) = self.shapes.get_mut(&id) else { return false };
+        let Some(shape) = self.shape_mut(id) else { return false };
         let first_ms = *shape.first_ms.get_or_insert(now_ms);
         let waited_ms = now_ms.saturating_sub(first_ms);
         let mut old = self.reservation.take();
@@ -224,7 +239,7 @@ impl Queue {
                 self.rests.insert(*ix, now_ms.saturating_add(rest_ms));
             }
         }
-        let Some(shape) = self.shapes.get(&id) else { return false };
+        let Some(shape) = self.shape(id) else { return false };
         let needs = Arc::clone(&shape.needs);
         let choice = self.choose_node(shape, first_ms, facts);
         let (node, since_ms, until_ms, extended) = match (choice, old) {
@@ -256,7 +271,7 @@ impl Queue {
     /// Returns whether a node is alive and could take a task of the shape if it were empty.
     fn suits(&self, id: ShapeId, ix: NodeIx, facts: &Facts) -> bool {
         let node = facts.nodes.get(ix);
-        node.is_open() && self.shapes.get(&id).is_some_and(|shape| shape.needs.suit(&node.row))
+        node.is_open() && self.shape(id).is_some_and(|shape| shape.needs.suit(&node.row))
     }
 
     /// Returns the node that is nearest to having room. Nodes whose reservation since `first_ms`
@@ -295,12 +310,13 @@ impl Queue {
     /// Returns the reservation, as shown to people.
     pub(crate) fn reservation(&self, facts: &Facts) -> Option<ReservationView> {
         let mut kept = self.reservation.clone()?;
-        let first_ms = self.shapes.get(&kept.shape)?.first_ms.unwrap_or(facts.now_ms);
+        let first_ms = self.shape(kept.shape)?.first_ms.unwrap_or(facts.now_ms);
         kept.extend(facts.now_ms.saturating_sub(first_ms), facts);
         let starts_by_ms = kept.starts_by_ms(facts).filter(|at| *at <= kept.until_ms);
         let left_ms = starts_by_ms.unwrap_or(kept.until_ms).saturating_sub(facts.now_ms);
         Some(ReservationView {
             key: kept.key,
+            lane: kept.shape.lane,
             node: kept.node,
             left_ms,
             starts: starts_by_ms.is_some(),

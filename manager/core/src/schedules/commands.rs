@@ -51,6 +51,7 @@ impl Core {
             *zone = Zone::new(zone).map_err(|error| invalid(error.to_string()))?.name().into();
         }
         self.may_save(&spec)?;
+        self.may_wait_in_queue(&spec.job)?;
         let before = self.state.schedules.get(&spec.name);
         let same_rule = before.filter(|before| before.spec.when == spec.when);
         let anchor_ms = same_rule.map_or(now.wall_ms, |before| before.anchor_ms);

@@ -14,7 +14,7 @@ use podmesh_protocol::spec::{ArrayRange, JobSpec};
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Closed, EndedTask, Job, JobRow, KeyRow, NodeRow, Progress, ReplicaStatus, Schedule,
+    Closed, EndedTask, Job, JobRow, KeyRow, NodeRow, Progress, QueueRow, ReplicaStatus, Schedule,
     ScheduleProgress, ScheduleRunRow, Service, Stop, TokenRow, VolumeRow,
 };
 
@@ -182,6 +182,15 @@ pub enum Change {
     },
     /// A schedule was removed, with its history.
     ScheduleRemoved(Name),
+    /// A queue, new or changed.
+    QueueSaved {
+        /// The queue.
+        queue: Name,
+        /// Its settings now.
+        row: QueueRow,
+    },
+    /// A queue was removed. No job that has not ended is in it.
+    QueueRemoved(Name),
     /// A named volume, new or changed.
     VolumeSaved {
         /// The volume.

@@ -18,12 +18,16 @@ use alloc::sync::Arc;
 
 use podmesh_protocol::access::{PublicKey, TokenId};
 use podmesh_protocol::ids::{ClusterId, Epoch, JobId, Name, Revision};
+#[cfg(any(test, feature = "invariants"))]
+use podmesh_protocol::queue::DEFAULT_QUEUE;
 use serde::{Deserialize, Serialize};
 
 pub use self::change::Change;
 pub use self::index_set::IndexSet;
 pub use self::job::{ActiveAttempt, Closed, EndedTask, Job, Losses, Past, Retry, Stop, failed};
-pub use self::rows::{Drain, JobRow, KeyRow, NodeRow, ScheduleRunRow, TokenRow, VolumeRow};
+pub use self::rows::{
+    Drain, JobRow, KeyRow, NodeRow, QueueRow, ScheduleRunRow, TokenRow, VolumeRow,
+};
 pub use self::schedule::{Schedule, ScheduleProgress, WaitingRun};
 pub use self::service::{Failures, ReplicaStatus, Service, ServicePhase, Update};
 pub use self::upstream::{Dependency, Progress, Upstream, UpstreamFact};
@@ -75,6 +79,9 @@ pub struct State {
     /// The schedules.
     #[serde(default)]
     pub schedules: BTreeMap<Name, Schedule>,
+    /// The queues whose settings somebody has changed.
+    #[serde(default)]
+    pub queues: BTreeMap<Name, QueueRow>,
     /// The named volumes.
     #[serde(default)]
     pub volumes: BTreeMap<Name, VolumeRow>,
@@ -99,6 +106,7 @@ impl State {
             jobs: BTreeMap::new(),
             services: BTreeMap::new(),
             schedules: BTreeMap::new(),
+            queues: BTreeMap::new(),
             volumes: BTreeMap::new(),
             nodes: BTreeMap::new(),
             tokens: BTreeMap::new(),
@@ -175,6 +183,10 @@ impl State {
                 }
             }
             Change::ScheduleRemoved(schedule) => _ = self.schedules.remove(schedule),
+            Change::QueueSaved { queue, row } => {
+                self.queues.insert(queue.clone(), row.clone());
+            }
+            Change::QueueRemoved(queue) => _ = self.queues.remove(queue),
             Change::VolumeSaved { volume, row } => {
                 self.volumes.insert(volume.clone(), row.clone());
             }
@@ -191,6 +203,29 @@ impl State {
             Change::KeyRemoved(key) => _ = self.keys.remove(key),
             Change::AgeSaved(age_ms) => self.age_ms = *age_ms,
         }
+    }
+
+    /// Panics if no task of a job may start now because of its queue.
+    #[cfg(any(test, feature = "invariants"))]
+    pub fn check_start(&self, id: JobId) {
+        let Some(job) = self.jobs.get(&id).filter(|job| job.spec.run.replica.is_none()) else {
+            return;
+        };
+        let of =
+            |job: &Job| job.spec.rules.queue.as_ref().map_or(DEFAULT_QUEUE, Name::as_str).into();
+        let queue: alloc::string::String = of(job);
+        let Some((_, row)) = self.queues.iter().find(|(name, _)| name.as_str() == queue) else {
+            return;
+        };
+        assert!(!row.paused, "job {id}: a task starts although the queue {queue} is paused");
+        let others = self.jobs.values().filter(|job| job.spec.run.replica.is_none());
+        let others = others.filter(|job| of(job) == queue);
+        let active: u32 = others.clone().map(|job| job.counts.active).sum();
+        assert!(row.max_active.is_none_or(|max| active < max), "job {id}: {queue} is full");
+        let own =
+            others.filter(|other| other.by == job.by).map(|job| job.counts.active).sum::<u32>();
+        let max = row.max_active_per_caller;
+        assert!(max.is_none_or(|max| own < max), "job {id}: its caller has enough of {queue}");
     }
 
     fn change(&mut self, job: JobId, change: impl FnOnce(&mut Job)) {

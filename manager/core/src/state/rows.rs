@@ -9,6 +9,7 @@ use podmesh_protocol::access::{PublicKey, Role, TokenId};
 use podmesh_protocol::ids::{AgentId, Epoch, InstanceId, JobId, Name};
 use podmesh_protocol::node::{DrainSpec, Scheduling};
 use podmesh_protocol::place::Offer;
+use podmesh_protocol::queue::QUEUE_WEIGHT_DEFAULT;
 use podmesh_protocol::report::{JobState, TaskCounts};
 use podmesh_protocol::schedule::RunResult;
 use podmesh_protocol::spec::{Resources, RuntimeKind};
@@ -118,6 +119,33 @@ pub struct ScheduleRunRow {
     pub count: u32,
     /// Why it did not run.
     pub message: Option<String>,
+}
+
+/// The settings of a queue.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct QueueRow {
+    /// What it gets of the cluster, compared with other queues. Not 0.
+    pub weight: u32,
+    /// At most so many of its tasks are active at a time.
+    pub max_active: Option<u32>,
+    /// At most so many tasks of each caller are active in it at a time.
+    pub max_active_per_caller: Option<u32>,
+    /// Whether it is paused.
+    pub paused: bool,
+    /// Who changed it last.
+    pub by: Option<Name>,
+}
+
+impl Default for QueueRow {
+    fn default() -> Self {
+        Self {
+            weight: QUEUE_WEIGHT_DEFAULT,
+            max_active: None,
+            max_active_per_caller: None,
+            paused: false,
+            by: None,
+        }
+    }
 }
 
 /// A stored named volume.

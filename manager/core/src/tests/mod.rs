@@ -13,6 +13,7 @@ mod measures;
 mod model;
 mod placement;
 mod property;
+mod queues;
 mod renewal;
 mod reports;
 mod requeue;
@@ -202,12 +203,16 @@ impl World {
     }
 
     fn submit(&mut self, spec: JobSpec) -> Step {
+        self.submit_as("ann", spec)
+    }
+
+    fn submit_as(&mut self, by: &str, spec: JobSpec) -> Step {
         assert_eq!(spec.validate(), Ok(()));
         self.last_key += 1;
         let submission = SubmissionId(Uuid::from_u128(self.last_key));
         loop {
             let upstream = self.model.upstream(&spec);
-            let (by, spec) = (name("ann"), Arc::new(spec.clone()));
+            let (by, spec) = (name(by), Arc::new(spec.clone()));
             let command = Command::Submit { by, submission, spec, upstream };
             let step = self.give(Input::Command(TICKET, command));
             if replies(&step) != [Ok(Answer::ReadAgain)] {

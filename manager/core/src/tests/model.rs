@@ -161,6 +161,7 @@ impl Model {
                 }
                 Change::AttemptInserted { attempt, node, .. } => {
                     self.check_upstream(attempt.task);
+                    state.check_start(attempt.task.job);
                     assert!(state.nodes.contains_key(node));
                     let attempts = self.tasks.entry(attempt.task).or_default();
                     assert_eq!(attempt.number as usize, attempts.len() + 1, "{attempt}");
@@ -255,11 +256,16 @@ impl Model {
                         assert!(is_new || row.by_hand, "{schedule}: {row:?} was decided before");
                     }
                 }
+                Change::QueueRemoved(queue) => {
+                    let of = |job: &Job| job.spec.rules.queue.as_ref() == Some(queue);
+                    assert!(!state.jobs.values().any(of), "{queue} has jobs");
+                }
                 Change::ScheduleRemoved(schedule) => {
                     self.instants.retain(|(of, _)| of != schedule);
                 }
                 Change::NodeSaved(_)
                 | Change::ScheduleSaved { .. }
+                | Change::QueueSaved { .. }
                 | Change::AgeSaved(_)
                 | Change::ServiceSaved { .. }
                 | Change::VolumeSaved { .. }
@@ -452,6 +458,8 @@ fn attempt_of(change: &Change) -> Option<&AttemptId> {
         | Change::ScheduleSaved { .. }
         | Change::ScheduleAdvanced { .. }
         | Change::ScheduleRemoved(_)
+        | Change::QueueSaved { .. }
+        | Change::QueueRemoved(_)
         | Change::VolumeSaved { .. }
         | Change::VolumeRemoved(_)
         | Change::ServiceRemoved(_)

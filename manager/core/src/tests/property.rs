@@ -8,10 +8,11 @@ use proptest::sample::Index;
 
 use super::restore::restart_and_compare;
 use super::*;
-use crate::input::ServiceChange;
+use crate::input::{QueueAction, ServiceChange};
 use crate::state::Progress;
 use podmesh_protocol::client::PrincipalKind;
 use podmesh_protocol::node::{DrainSpec, Scheduling};
+use podmesh_protocol::queue::QueueChange;
 use podmesh_protocol::report::OutcomeKind;
 use podmesh_protocol::service::{DependsOn, Health, PortSpec, Project, ServiceSpec, UpdatePolicy};
 use podmesh_protocol::spec::{DockerSpec, JobRules, VolumeMount};
@@ -46,8 +47,20 @@ enum Op {
         timeout: Option<u64>,
         /// At most so many failures, so many active tasks, and so many milliseconds.
         rules: [Option<u32>; 3],
+        /// Whether it is in the queue `night`, and whether bob submits it.
+        owner: [bool; 2],
         /// The jobs that it waits for, with the kind of condition.
         after: Vec<(Index, u8)>,
+    },
+    SetQueue {
+        night: bool,
+        weight: Option<u32>,
+        max_active: Option<u32>,
+        max_active_per_caller: Option<u32>,
+    },
+    ChangeQueue {
+        night: bool,
+        action: QueueAction,
     },
     Cancel(Index),
     CancelDownstream(Index),
@@ -147,6 +160,11 @@ fn op() -> impl Strategy<Value = Op> {
         Just(ServiceChange::Start),
         Just(ServiceChange::Remove),
     ];
+    let action = prop_oneof![
+        Just(QueueAction::Pause),
+        Just(QueueAction::Resume),
+        Just(QueueAction::Remove),
+    ];
     let scheduling =
         prop_oneof![Just(Scheduling::Open), Just(Scheduling::Cordoned), Just(Scheduling::Draining)];
     let few = || prop::option::weighted(0.3, 1..6u32);
@@ -156,12 +174,22 @@ fn op() -> impl Strategy<Value = Op> {
         4 => (
             1..30u32, -1..2i32, 1..5u32, 0..3u64, 0..3u32, any::<bool>(), any::<bool>(),
             prop::option::of(1..200_000u64),
-            (rules, prop::collection::vec((any::<Index>(), 0..4u8), 0..3)),
-        ).prop_map(|(tasks, priority, cpu, memory, retries, requeue, gpu, timeout, (rules, after))| {
+            (rules, any::<[bool; 2]>(), prop::collection::vec((any::<Index>(), 0..4u8), 0..3)),
+        ).prop_map(|(
+            tasks, priority, cpu, memory, retries, requeue, gpu, timeout, (rules, owner, after)
+        )| {
             Op::Submit {
-                tasks, priority, cpu, memory, retries, requeue, gpu, timeout, rules, after
+                tasks, priority, cpu, memory, retries, requeue, gpu, timeout, rules, owner, after
             }
         }),
+        2 => (
+            prop::bool::weighted(0.8), prop::option::of(1..4u32), prop::option::of(0..6u32),
+            prop::option::of(0..6u32),
+        ).prop_map(|(night, weight, max_active, max_active_per_caller)| {
+            Op::SetQueue { night, weight, max_active, max_active_per_caller }
+        }),
+        2 => (prop::bool::weighted(0.8), action)
+            .prop_map(|(night, action)| Op::ChangeQueue { night, action }),
         1 => any::<Index>().prop_map(Op::Cancel),
         1 => any::<Index>().prop_map(Op::CancelDownstream),
         3 => (any::<Index>(), prop::option::of(1..9u32), any::<bool>())
@@ -287,6 +315,7 @@ impl Cluster {
                 gpu,
                 timeout,
                 rules,
+                owner: [night, is_bob],
                 after,
             } => {
                 let mut spec = array(tasks);
@@ -314,7 +343,12 @@ impl Cluster {
                 spec.retry.retries = retries;
                 let [max_failures, max_active, expires_ms] = rules;
                 let expires_ms = expires_ms.map(u64::from);
-                spec.rules = JobRules { max_failures, max_active, expires_ms };
+                spec.rules = JobRules {
+                    max_failures,
+                    max_active,
+                    expires_ms,
+                    queue: night.then(|| name("night")),
+                };
                 spec.run.timeout_ms = timeout;
                 if tasks % 7 == 0 && !gpu {
                     spec.run.runtime = with_volume();
@@ -323,7 +357,14 @@ impl Cluster {
                 if gpu {
                     spec.require.insert(name("gpu"), "a100".into());
                 }
-                self.world.submit(spec);
+                self.world.submit_as(if is_bob { "bob" } else { "ann" }, spec);
+            }
+            Op::SetQueue { night, weight, max_active, max_active_per_caller } => {
+                let change = QueueChange { weight, max_active, max_active_per_caller };
+                self.world.set_queue(if night { "night" } else { "default" }, change);
+            }
+            Op::ChangeQueue { night, action } => {
+                self.world.change_queue(if night { "night" } else { "default" }, action);
             }
             Op::CancelDownstream(job) => {
                 let job = JobId(job.index(jobs as usize + 2) as u64);
@@ -524,6 +565,10 @@ impl Cluster {
             for step in self.schedule(node, Scheduling::Open) {
                 self.obey(&step, &mut held);
             }
+        }
+        for queue in ["default", "night"] {
+            let step = self.world.change_queue(queue, QueueAction::Resume);
+            self.obey(&step, &mut held);
         }
         for service in ["web", "db"].map(name) {
             let (by, change) = (name("ann"), ServiceChange::Remove);

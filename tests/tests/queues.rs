@@ -1,0 +1,82 @@
+//! Queues: limits, pauses, shares, and what users see of them.
+#![expect(clippy::unwrap_used, reason = "tests")]
+
+use podmesh_tests::mesh::Mesh;
+
+const PODMESH: &str = env!("CARGO_BIN_EXE_podmesh-under-test");
+
+/// Returns the exit code and the error of a command that must fail.
+fn refused(mesh: &Mesh, args: &[&str]) -> (i32, String) {
+    let output = mesh.output(args);
+    assert!(!output.status.success(), "{args:?}");
+    (output.status.code().unwrap(), String::from_utf8(output.stderr).unwrap())
+}
+
+#[test]
+fn a_queue_limits_and_pauses_its_jobs_and_survives_a_restart() {
+    let mut mesh = Mesh::with_agents(PODMESH, &["a"]);
+    let (code, error) = refused(&mesh, &["submit", "--queue", "night", "--", "true"]);
+    assert_eq!(code, 125, "{error}");
+    assert!(error.contains("the queues are: default"), "{error}");
+    let limit = ["--weight", "3", "--max-active", "1"];
+    assert_eq!(mesh.ok(&[&["queue", "set", "night"], &limit[..]].concat()), "night: added\n");
+    assert_eq!(mesh.ok(&[&["queue", "set", "night"], &limit[..]].concat()), "night: unchanged\n");
+
+    let go = mesh.shared_folder("go").join("go");
+    let script = format!("until test -e {}; do sleep 0.05; done", go.display());
+    let job = mesh
+        .submit(&["--queue", "night", "--array", "3", "--cpus", "0.1", "--", "sh", "-c", &script]);
+    mesh.wait_for_job(job, "running");
+    let shown = mesh.ok(&["job", &job.to_string()]);
+    assert!(
+        shown.contains("1 tasks of the queue `night` are active, which is its limit"),
+        "{shown}"
+    );
+    assert_eq!(mesh.json(&["job", &job.to_string()])["spec"]["queue"], "night");
+    let queue = mesh.json(&["queue", "show", "night"]);
+    assert_eq!((&queue["active"], &queue["queued"]), (&1.into(), &2.into()), "{queue}");
+    assert_eq!(queue["callers"].as_array().unwrap().len(), 1, "{queue}");
+    let (_, error) = refused(&mesh, &["queue", "remove", "night"]);
+    assert!(error.contains("1 jobs in the queue `night` have not ended"), "{error}");
+
+    mesh.ok(&["queue", "pause", "night"]);
+    mesh.ok(&["queue", "set", "night", "--max-active", "none"]);
+    mesh.stop_manager();
+    mesh.start_manager();
+    let shown = mesh.ok(&["job", &job.to_string()]);
+    assert!(shown.contains("the queue `night` is paused"), "{shown}");
+    let other = mesh.submit(&["--cpus", "0.1", "--", "true"]);
+    mesh.wait_for_job(other, "succeeded");
+    assert_eq!(mesh.json(&["queue", "show", "night"])["active"], 1);
+    std::fs::write(&go, "").unwrap();
+    mesh.ok(&["queue", "resume", "night"]);
+    mesh.wait_for_job(job, "succeeded");
+    mesh.ok(&["queue", "remove", "night"]);
+    let all = mesh.json(&["queue", "list"]);
+    assert_eq!(all["queues"].as_array().unwrap().len(), 1, "{all}");
+    let events = mesh.ok(&["events"]);
+    for says in ["queue night changed by", "paused", "queue night removed by"] {
+        assert!(events.contains(says), "{says}: {events}");
+    }
+}
+
+#[test]
+fn bad_settings_of_queues_are_refused() {
+    let mesh = Mesh::with_agents(PODMESH, &[]);
+    for weight in ["0", "-1", "1001", "1.5", "NaN", ""] {
+        let (code, error) = refused(&mesh, &["queue", "set", "night", "--weight", weight]);
+        assert_eq!(code, 2, "{weight}: {error}");
+        assert!(error.contains("--weight"), "{error}");
+    }
+    for limit in ["0", "-1", "NaN"] {
+        let (code, error) = refused(&mesh, &["queue", "set", "night", "--max-active", limit]);
+        assert_eq!(code, 2, "{limit}: {error}");
+        assert!(error.contains("none"), "{error}");
+    }
+    for verb in ["pause", "resume", "remove", "show"] {
+        let (_, error) = refused(&mesh, &["queue", verb, "night"]);
+        assert!(error.contains("there is no queue `night`"), "{error}");
+    }
+    let (_, error) = refused(&mesh, &["queue", "remove", "default"]);
+    assert!(error.contains("cannot be removed"), "{error}");
+}
