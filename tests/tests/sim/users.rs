@@ -95,7 +95,7 @@ pub(crate) fn night() -> Name {
 /// Returns what an admin does with a queue.
 fn queue_command(number: u64) -> Command {
     let by = "root".parse().expect("a name");
-    let queue = if number % 4 == 0 { "default".parse().expect("a name") } else { night() };
+    let queue = if number.is_multiple_of(4) { "default".parse().expect("a name") } else { night() };
     let value = |shift: u32| ((number >> shift) % 4) as u32;
     match (number >> 2) % 4 {
         0 => Command::ChangeQueue { by, queue, action: QueueAction::Pause },

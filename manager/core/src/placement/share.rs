@@ -216,7 +216,7 @@ struct Margin {
 
 impl Queue {
     /// Sorts lanes that wait by their turns.
-    pub(super) fn sort_lanes(&self, lanes: &mut Vec<LaneId>) {
+    pub(super) fn sort_lanes(&self, lanes: &mut [LaneId]) {
         let mut margins = BTreeMap::<ShareId, Margin>::new();
         for lane in lanes.iter().filter_map(|id| self.lanes.get(id)) {
             let next = cost(lane.first_needs().map_or(0, |needs| needs.resources.cpu_millis));
