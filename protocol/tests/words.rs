@@ -69,7 +69,6 @@ fn services() -> Vec<ReplyBody> {
         existing: 1,
         runs: "x".into(),
         published: BTreeMap::new(),
-        place: Default::default(),
         project: None,
     };
     let replica = ReplicaView {

@@ -205,6 +205,12 @@ impl World {
         self.drain_core();
         note!(self, "core < {input:?}");
         let stale = self.is_stale(&input);
+        if stale {
+            // The wall clock may have jumped to the time of a schedule.
+            let step = self.step_core(Input::Tick);
+            self.take_step(step);
+            self.drain_core();
+        }
         let step = self.step_core(input);
         if stale {
             let quiet = step.changes.is_empty() && step.events.is_empty();

@@ -477,11 +477,12 @@ impl Store {
     }
 
     /// Returns what a reader of the database requeues: the job, if it has ended, and its tasks that
-    /// ended without success. With `all`, also those that have not ended.
+    /// ended without success. With a state, also those that have not ended in it: nobody may run them
+    /// again.
     pub(crate) fn ended_tasks(
         &self,
         id: JobId,
-        all: bool,
+        decided: Option<&State>,
     ) -> Option<(Option<Box<Job>>, Vec<EndedTask>)> {
         let job = self
             .jobs
@@ -510,10 +511,17 @@ impl Store {
                 upstream,
             })
         });
+        let going_on = decided.and_then(|state| state.jobs.get(&id));
+        let goes_on = |index: u32| {
+            going_on.is_some_and(|job| {
+                job.active.contains_key(&index) || job.retries.contains_key(&index)
+            })
+        };
         let lasts = self.of_job(id).filter_map(|(task, all)| Some((task, all.last()?)));
         let tasks = lasts.filter_map(|(task, last)| {
             let kind = last.outcome.as_ref().map(|outcome| outcome.kind);
-            let wanted = kind != Some(OutcomeKind::Succeeded) && (last.has_ended() || all);
+            let wanted =
+                kind != Some(OutcomeKind::Succeeded) && (last.has_ended() || goes_on(task.index));
             wanted.then(|| EndedTask {
                 index: task.index,
                 number: last.number,

@@ -95,7 +95,7 @@ pub(crate) fn night() -> Name {
 /// Returns what an admin does with a queue.
 fn queue_command(number: u64) -> Command {
     let by = "root".parse().expect("a name");
-    let queue = if number % 4 == 0 { "default".parse().expect("a name") } else { night() };
+    let queue = if number.is_multiple_of(4) { "default".parse().expect("a name") } else { night() };
     let value = |shift: u32| ((number >> shift) % 4) as u32;
     match (number >> 2) % 4 {
         0 => Command::ChangeQueue { by, queue, action: QueueAction::Pause },
@@ -333,7 +333,8 @@ impl World {
                     return self.at(soon, Event::RequestArrives(ask));
                 }
                 let (all, rest) = (self.rng.percent(30), self.rng.percent(50));
-                let Some((ended, tasks)) = self.store.ended_tasks(job, all) else { return };
+                let decided = all.then_some(&self.decided.state);
+                let Some((ended, tasks)) = self.store.ended_tasks(job, decided) else { return };
                 let by = "user".parse().expect("a name");
                 let command = Command::Requeue { by, job, ended, tasks, rest };
                 self.feed_manager(Input::Command(ticket, command));

@@ -77,6 +77,8 @@ fn change<T: Serialize + DeserializeOwned>(
     assert_eq!(connection.execute(&update, params![bytes]).unwrap(), 1);
 }
 
+type Damage = fn(&Connection);
+
 fn run(connection: &Connection, sql: &str) {
     connection.execute_batch(sql).unwrap();
     assert!(connection.changes() > 0, "{sql}");
@@ -132,7 +134,7 @@ fn check_compares_claims_with_jobs_and_with_each_other() {
 #[test]
 fn check_looks_at_drains_and_labels() {
     let drain = ("nodes", "drain", "name = 'c'");
-    let cases: [(fn(&Connection), &str); 5] = [
+    let cases: [(Damage, &str); 5] = [
         (|c| run(c, "UPDATE nodes SET scheduling = 0 WHERE name = 'c'"), "is not drained"),
         (|c| run(c, "UPDATE nodes SET admin_labels = x'c1' WHERE name = 'c'"), ""),
         (|c| run(c, "UPDATE nodes SET drain = x'c1' WHERE name = 'c'"), ""),
