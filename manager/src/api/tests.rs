@@ -446,7 +446,13 @@ schedule remove    -         -         yes       yes
 workflow list      -         yes       yes       yes
 workflow show      -         yes       yes       yes
 workflow submit    -         -         yes       yes
-workflow cancel    -         -         yes       yes";
+workflow cancel    -         -         yes       yes
+queue list         -         yes       yes       yes
+queue show         -         yes       yes       yes
+queue set          -         -         -         yes
+queue pause        -         -         -         yes
+queue resume       -         -         -         yes
+queue remove       -         -         -         yes";
     assert_eq!(table, expected.lines().collect::<Vec<_>>());
 }
 
