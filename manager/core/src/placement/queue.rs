@@ -49,6 +49,16 @@ pub(crate) struct Queue {
     pub(super) rests: BTreeMap<NodeIx, Millis>,
 }
 
+/// What a lane has for the next turn.
+enum Next {
+    /// A job that may find room, and its shape.
+    Job(QueueKey, ShapeId),
+    /// No job that may find room.
+    NoJob,
+    /// A shape has stopped waiting, which may change whose turn it is.
+    OtherTurns,
+}
+
 impl Queue {
     /// Adds a queue, or changes its settings.
     pub(crate) fn set_share(&mut self, queue: &Name, row: QueueRow) {
@@ -235,43 +245,45 @@ impl Queue {
 
     /// Returns the first job in line that may find room, and its shape.
     pub(super) fn next(&mut self, facts: &Facts) -> Option<(QueueKey, ShapeId)> {
-        self.take_turns();
-        self.is_reserved = false;
-        for at in 0..self.turns.len() {
-            let Some(lane) = self.turns.get(at).copied() else { break };
-            if let Some(found) = self.next_in(lane, facts) {
-                return Some(found);
+        'turns: loop {
+            self.take_turns();
+            self.is_reserved = false;
+            for at in 0..self.turns.len() {
+                let Some(lane) = self.turns.get(at).copied() else { break };
+                match self.next_in(lane, facts) {
+                    Next::Job(key, id) => return Some((key, id)),
+                    Next::NoJob => {}
+                    Next::OtherTurns => continue 'turns,
+                }
             }
+            if !self.is_reserved {
+                self.reservation = None;
+            }
+            self.open.clear();
+            return None;
         }
-        if !self.is_reserved {
-            self.reservation = None;
-        }
-        self.open.clear();
-        None
     }
 
     /// Returns the first job of a lane that may find room, and its shape. Reserves a node for its
     /// first job that waits for room, if no lane before it has one.
-    fn next_in(&mut self, lane: LaneId, facts: &Facts) -> Option<(QueueKey, ShapeId)> {
-        loop {
-            let of = self.lanes.get(&lane)?;
-            let head = of.heads.first().copied();
-            let limit = head.map(|(key, _)| key);
-            if let Some((key, id)) = of.no_room.first().copied()
-                && limit.is_none_or(|limit| key < limit)
-            {
-                if !self.is_reserved && !self.renew_reservation(key, id, facts) {
-                    self.move_to(id, QueuePosition::Nowhere);
-                    continue;
-                }
-                self.is_reserved = true;
-                if let Some((key, id)) = self.first_fit(lane, limit, facts) {
-                    self.move_to(id, QueuePosition::Woken);
-                    return Some((key, id));
-                }
+    fn next_in(&mut self, lane: LaneId, facts: &Facts) -> Next {
+        let Some(of) = self.lanes.get(&lane) else { return Next::NoJob };
+        let head = of.heads.first().copied();
+        let limit = head.map(|(key, _)| key);
+        if let Some((key, id)) = of.no_room.first().copied()
+            && limit.is_none_or(|limit| key < limit)
+        {
+            if !self.is_reserved && !self.renew_reservation(key, id, facts) {
+                self.move_to(id, QueuePosition::Nowhere);
+                return Next::OtherTurns;
             }
-            return head;
+            self.is_reserved = true;
+            if let Some((key, id)) = self.first_fit(lane, limit, facts) {
+                self.move_to(id, QueuePosition::Woken);
+                return Next::Job(key, id);
+            }
         }
+        head.map_or(Next::NoJob, |(key, id)| Next::Job(key, id))
     }
 
     /// Returns the first waiting job of a lane that fits an open node, if its key is less than
