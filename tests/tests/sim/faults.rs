@@ -47,6 +47,9 @@ pub(crate) const WITHIN: u64 = 3_000;
 
 /// All faults.
 pub(crate) const ALL: &[Planted] = &[
+    Planted::Manager(ManagerFault::PauseIgnored),
+    Planted::Manager(ManagerFault::TurnsIgnored),
+    Planted::Manager(ManagerFault::QueueEndNotCounted),
     Planted::Manager(ManagerFault::StopUsesRetry),
     Planted::Manager(ManagerFault::ClaimsNotBooked),
     Planted::EarlySend,
@@ -66,9 +69,6 @@ pub(crate) const ALL: &[Planted] = &[
     Planted::Manager(ManagerFault::ActiveJobRemoved),
     Planted::Manager(ManagerFault::ActiveTaskRequeued),
     Planted::Manager(ManagerFault::FailuresNotLimited),
-    Planted::Manager(ManagerFault::PauseIgnored),
-    Planted::Manager(ManagerFault::TurnsIgnored),
-    Planted::Manager(ManagerFault::QueueEndNotCounted),
     Planted::Manager(ManagerFault::UpstreamIgnored),
     Planted::Manager(ManagerFault::FailureIsSuccess),
     Planted::Manager(ManagerFault::EachIsAny),
