@@ -243,12 +243,20 @@ fn a_manager_that_starts_again_goes_on_with_the_trace() {
 }
 
 #[test]
-fn only_plain_http_is_accepted() {
+fn a_collector_that_cannot_be_used_is_refused_at_the_start() {
     let mesh = Mesh::new(PODMESH);
-    for (url, says) in [("https://otel.lan", "plain HTTP only"), ("otel.lan", "not the address")] {
-        let output = mesh.output(&["manager", "--otlp", url]);
-        let said = String::from_utf8_lossy(&output.stderr).into_owned();
-        assert_eq!(output.status.code(), Some(2), "{said}");
-        assert!(said.contains(says), "{said}");
-    }
+    let output = mesh.output(&["manager", "--otlp", "otel.lan"]);
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(2), "{said}");
+    assert!(said.contains("not the address"), "{said}");
+
+    // A machine that trusts no authority.
+    let trusted = mesh.folder().join("trusted.pem");
+    std::fs::write(&trusted, "").unwrap();
+    let mut command = mesh.podmesh(&["manager", "--otlp", "https://otel.lan"]);
+    command.env("SSL_CERT_FILE", &trusted).env("SSL_CERT_DIR", mesh.folder());
+    let output = command.output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(125), "{said}");
+    assert!(said.contains("install the package ca-certificates"), "{said}");
 }
