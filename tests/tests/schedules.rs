@@ -5,9 +5,15 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 
+use podmesh_protocol::client::{ReplyBody, RequestBody};
+use podmesh_protocol::ids::{JobId, SubmissionId};
+use podmesh_protocol::schedule::{ScheduleReply, ScheduleRequest};
 use podmesh_tests::mesh::Mesh;
 use podmesh_tests::wait::until_true;
+use podmesh_wire::client::Client;
 use serde_json::Value;
+use tokio::runtime::Runtime;
+use uuid::Uuid;
 
 const PODMESH: &str = env!("CARGO_BIN_EXE_podmesh-under-test");
 
@@ -160,4 +166,28 @@ fn wrong_schedules_are_refused_with_the_reason() {
     assert!(said.contains("there is no schedule `none`"), "{said}");
     let said = refused(&mesh, &["submit", "--at", "tomorrow", "--", "true"]);
     assert!(said.contains("2026-12-01T08:00"), "{said}");
+}
+
+#[test]
+fn a_run_that_is_asked_for_again_is_the_same_job_also_when_it_has_ended_before_a_restart() {
+    let mut mesh = Mesh::with_agents(PODMESH, &["a"]);
+    mesh.ok(&["schedule", "add", "tick", "--every", "24h", "--", "true"]);
+    let runtime = Runtime::new().unwrap();
+    let submission = SubmissionId(Uuid::now_v7());
+    let run = |mesh: &Mesh| {
+        let schedule = "tick".parse().unwrap();
+        let body = RequestBody::Schedule(ScheduleRequest::Run { schedule, submission });
+        runtime.block_on(async {
+            let client = Client::connect(&mesh.local()).await.unwrap();
+            client.request(body).await.unwrap()
+        })
+    };
+    let once = ReplyBody::Schedule(ScheduleReply::Ran { job: Some(JobId(1)) });
+    assert_eq!(run(&mesh), once);
+    mesh.wait_for_job(1, "succeeded");
+    mesh.kill_manager();
+    mesh.start_manager();
+    assert_eq!(run(&mesh), once);
+    assert_eq!(mesh.json(&["jobs"])["jobs"].as_array().unwrap().len(), 1);
+    assert_eq!(history(&mesh, "tick").len(), 1);
 }

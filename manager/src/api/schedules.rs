@@ -10,7 +10,7 @@ use podmesh_manager_core::schedules::check_calendar;
 use podmesh_manager_core::step::Answer;
 use podmesh_protocol::client::ReplyBody;
 use podmesh_protocol::error::{ErrorCode, ErrorReply};
-use podmesh_protocol::ids::Name;
+use podmesh_protocol::ids::{Name, SubmissionId};
 use podmesh_protocol::schedule::{ScheduleReply, ScheduleRequest, ScheduleSpec};
 
 use super::{Api, unexpected};
@@ -86,7 +86,7 @@ impl Api {
             ScheduleRequest::Resume { schedule } => (schedule, ScheduleChange::Resume),
             ScheduleRequest::Remove { schedule } => (schedule, ScheduleChange::Remove),
             ScheduleRequest::Run { schedule, submission } => {
-                (schedule, ScheduleChange::Run { submission })
+                return Ok(self.clone().run_schedule(by, schedule, submission, room).boxed());
             }
             _ => return Err(unexpected()),
         };
@@ -96,11 +96,31 @@ impl Api {
                 Answer::ScheduleChanged { changed } => {
                     Ok(ReplyBody::Schedule(ScheduleReply::Changed { changed }))
                 }
-                Answer::ScheduleRan { job } => Ok(ReplyBody::Schedule(ScheduleReply::Ran { job })),
                 _ => Err(unexpected()),
             }
         };
         Ok(answer.boxed())
+    }
+
+    /// Runs a schedule, unless the same request has made a job before. The database is asked, because
+    /// the core does not know the jobs that ended before the manager started.
+    async fn run_schedule(
+        self,
+        by: Name,
+        schedule: Name,
+        submission: SubmissionId,
+        room: Option<Room>,
+    ) -> Result<ReplyBody, ErrorReply> {
+        let known = self.0.reads.run(move |history| history.submission(submission));
+        if let Some(job) = known.await? {
+            return Ok(ReplyBody::Schedule(ScheduleReply::Ran { job: Some(job) }));
+        }
+        let change = ScheduleChange::Run { submission };
+        let command = Command::ChangeSchedule { by, schedule, change };
+        match self.0.core.command(command, room).answer().await? {
+            Answer::ScheduleRan { job } => Ok(ReplyBody::Schedule(ScheduleReply::Ran { job })),
+            _ => Err(unexpected()),
+        }
     }
 
     /// Saves a schedule whose rule comes at least once. To find out that it never does takes a while.

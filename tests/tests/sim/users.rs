@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use podmesh_manager_core::ids::Ticket;
-use podmesh_manager_core::input::{Command, Input, QueueAction};
+use podmesh_manager_core::input::{Command, Input, QueueAction, ScheduleChange};
 use podmesh_manager_core::step::Answer;
 use podmesh_protocol::error::ErrorReply;
 use podmesh_protocol::ids::{JobId, Name, SubmissionId};
@@ -349,6 +349,13 @@ impl World {
             }
             UserRequest::Service(number) => {
                 let command = self.service_command(number);
+                // The reader of the database checks first.
+                if let Command::ChangeSchedule { change, .. } = &command
+                    && let ScheduleChange::Run { submission } = change
+                    && let Some(job) = self.store.of_submission(submission)
+                {
+                    return self.reply_to(ask, Ok(Answer::ScheduleRan { job: Some(job) }));
+                }
                 self.feed_manager(Input::Command(ticket, command));
             }
         }
