@@ -86,6 +86,11 @@ impl Proxy {
         endpoints.collect()
     }
 
+    /// Returns whether messages of the agent are on their way to it.
+    pub(crate) fn is_late(&self, now: u64) -> bool {
+        now < self.last_down
+    }
+
     /// Returns the open connections to endpoints, each with the time at which its endpoint was
     /// removed, if it was.
     pub(crate) fn clients(&self) -> impl Iterator<Item = (AttemptId, Option<u64>)> {
