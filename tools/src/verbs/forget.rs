@@ -5,10 +5,11 @@ use podmesh_protocol::ids::JobId;
 use crate::cli::query::{ForgetArgs, JobRange};
 use crate::connect::{Connection, PATIENCE_ASK, RequestError};
 use crate::context::Context;
-use crate::error::{CliError, CliResult, EXIT_FAILURE};
+use crate::error::{CliError, CliResult};
 use crate::output::json::ForgetOutput;
 use crate::output::screen;
 use crate::output::text::count;
+use crate::verbs::several::Several;
 
 /// Maximum number of active jobs that an error names.
 const NAMED_MAX: usize = 10;
@@ -17,17 +18,10 @@ const NAMED_MAX: usize = 10;
 pub(crate) async fn forget(context: &Context, args: ForgetArgs) -> CliResult {
     let connection = context.connection(PATIENCE_ASK)?;
     let mut output = ForgetOutput { removed: 0, active: Vec::new() };
-    let mut code = 0;
+    let mut several = Several::default();
     for jobs in args.jobs {
-        let (removed, active) = match remove(&connection, jobs).await {
-            Ok(done) => done,
-            Err(error @ RequestError::Refused(_)) => {
-                screen::say_error(&error.into());
-                code = EXIT_FAILURE;
-                continue;
-            }
-            Err(error) => return Err(error.into()),
-        };
+        let done = several.note(remove(&connection, jobs).await)?;
+        let Some((removed, active)) = done else { continue };
         if !context.json() && (removed > 0 || active.is_empty()) {
             screen::line(match (removed, jobs.first == jobs.last) {
                 (0, true) => format!("{jobs}: already removed"),
@@ -36,8 +30,7 @@ pub(crate) async fn forget(context: &Context, args: ForgetArgs) -> CliResult {
             })?;
         }
         if !active.is_empty() {
-            screen::say_error(&not_ended(&active));
-            code = EXIT_FAILURE;
+            several.fail(&not_ended(&active));
         }
         output.removed += removed;
         output.active.extend(active.into_iter().map(|job| job.0));
@@ -45,7 +38,7 @@ pub(crate) async fn forget(context: &Context, args: ForgetArgs) -> CliResult {
     if context.json() {
         screen::json(&output)?;
     }
-    Ok(code)
+    Ok(several.code())
 }
 
 /// Removes the ended jobs of a range, with as many requests as needed. Returns how many were removed,

@@ -27,6 +27,7 @@ pub(crate) mod run;
 pub(crate) mod schedule;
 pub(crate) mod service;
 pub(crate) mod services;
+pub(crate) mod several;
 pub(crate) mod submit;
 pub(crate) mod tasks;
 pub(crate) mod token;

@@ -9,15 +9,16 @@ use podmesh_protocol::node::{DrainSpec, DrainView, NodeView, Scheduling};
 use tokio::time::{sleep, timeout};
 
 use crate::cli::access::{NodesArgs, NodesVerb};
-use crate::connect::{Connection, PATIENCE_ASK, RequestError};
+use crate::connect::{Connection, PATIENCE_ASK};
 use crate::context::Context;
-use crate::error::{CliError, CliResult, EXIT_FAILURE, EXIT_TIMED_OUT};
+use crate::error::{CliError, CliResult, EXIT_TIMED_OUT};
 use crate::output::json::NodesOutput;
 use crate::output::node::{LabelledNode, NodeSchedulingOutput};
 use crate::output::text::{count, escape};
 use crate::output::time::{coarse, local};
 use crate::output::{screen, table};
 use crate::values::{LabelChange, Span};
+use crate::verbs::several::Several;
 use crate::verbs::users::revoke;
 
 /// The time between two looks at nodes that are being drained.
@@ -135,21 +136,16 @@ async fn label(context: &Context, name: Name, changes: Vec<LabelChange>) -> CliR
 /// Forgets nodes. One that cannot be forgotten does not keep the others from it.
 async fn forget(context: &Context, names: Vec<Name>, force: bool) -> CliResult {
     let connection = context.connection(PATIENCE_ASK)?;
-    let mut code = 0;
+    let mut several = Several::default();
     for name in names {
-        match connection.node_forget(name.clone(), force).await {
-            Ok(true) => screen::say(format!(
+        let enrolled = several.note(connection.node_forget(name.clone(), force).await)?;
+        if enrolled == Some(true) {
+            screen::say(format!(
                 "{name} keeps its key, with which its agent can come back; `podmesh nodes revoke {name}` ends that"
-            )),
-            Ok(false) => {}
-            Err(error @ RequestError::Refused(_)) => {
-                screen::say_error(&error.into());
-                code = EXIT_FAILURE;
-            }
-            Err(error) => return Err(error.into()),
+            ));
         }
     }
-    Ok(code)
+    Ok(several.code())
 }
 
 /// Sets what nodes may get. A node for which that fails does not keep the others from it.
@@ -163,30 +159,23 @@ async fn schedule(
     let connection = context.connection(PATIENCE_ASK)?;
     let mut output = NodeSchedulingOutput { nodes: Vec::new() };
     let mut set: Vec<Name> = Vec::new();
-    let mut code = 0;
+    let mut several = Several::default();
     for name in names {
-        match connection.node_scheduling(name.clone(), scheduling, drain.clone()).await {
-            Ok(scheduled) => {
-                if !context.json() {
-                    screen::line(scheduled.line())?;
-                }
-                for note in &scheduled.notes {
-                    screen::say(escape(note));
-                }
-                output.nodes.push(scheduled);
-                set.push(name);
-            }
-            Err(error @ RequestError::Refused(_)) => {
-                screen::say_error(&error.into());
-                code = EXIT_FAILURE;
-            }
-            Err(error) => return Err(error.into()),
+        let done = connection.node_scheduling(name.clone(), scheduling, drain.clone()).await;
+        let Some(scheduled) = several.note(done)? else { continue };
+        if !context.json() {
+            screen::line(scheduled.line())?;
         }
+        for note in &scheduled.notes {
+            screen::say(escape(note));
+        }
+        output.nodes.push(scheduled);
+        set.push(name);
     }
     if context.json() {
         screen::json(&output)?;
     }
-    let Some(wait) = wait else { return Ok(code) };
+    let Some(wait) = wait else { return Ok(several.code()) };
     connection.follow();
     let emptied = empty(&connection, &set);
     match wait.timeout {
@@ -201,7 +190,7 @@ async fn schedule(
             }
         },
     }
-    Ok(code)
+    Ok(several.code())
 }
 
 /// Waits until no node of these has an attempt.

@@ -4,11 +4,12 @@ use podmesh_protocol::ids::Name;
 use podmesh_protocol::queue::{QueueChange, QueueRequest};
 
 use crate::cli::queue::{QueueArgs, QueueVerb, SetArgs};
-use crate::connect::{PATIENCE_ASK, RequestError};
+use crate::connect::PATIENCE_ASK;
 use crate::context::Context;
-use crate::error::{CliResult, EXIT_FAILURE};
+use crate::error::CliResult;
 use crate::output::queue::{QueueOutput, QueueSavedOutput, QueuesOutput};
 use crate::output::{queue_table, screen};
+use crate::verbs::several::Several;
 
 /// Lists or changes queues.
 pub(crate) async fn queue(context: &Context, args: QueueArgs) -> CliResult {
@@ -73,16 +74,9 @@ async fn change(
     request: fn(Name) -> QueueRequest,
 ) -> CliResult {
     let connection = context.connection(PATIENCE_ASK)?;
-    let mut code = 0;
+    let mut several = Several::default();
     for name in names {
-        match connection.change_queue(request(name)).await {
-            Ok(_) => {}
-            Err(error @ RequestError::Refused(_)) => {
-                screen::say_error(&error.into());
-                code = EXIT_FAILURE;
-            }
-            Err(error) => return Err(error.into()),
-        }
+        several.note(connection.change_queue(request(name)).await)?;
     }
-    Ok(code)
+    Ok(several.code())
 }

@@ -5,9 +5,9 @@ use podmesh_protocol::schedule::ScheduleRequest;
 use uuid::Uuid;
 
 use crate::cli::schedule::{AddArgs, ScheduleArgs, ScheduleVerb};
-use crate::connect::{PATIENCE_ASK, PATIENCE_SUBMIT, RequestError};
+use crate::connect::{PATIENCE_ASK, PATIENCE_SUBMIT};
 use crate::context::Context;
-use crate::error::{CliResult, EXIT_FAILURE};
+use crate::error::CliResult;
 use crate::job;
 use crate::output::schedule::{
     ScheduleHistoryOutput, ScheduleOutput, ScheduleRanOutput, ScheduleSavedOutput, SchedulesOutput,
@@ -15,6 +15,7 @@ use crate::output::schedule::{
 };
 use crate::output::time::local;
 use crate::output::{schedule_table, screen};
+use crate::verbs::several::Several;
 
 /// Lists or changes schedules.
 pub(crate) async fn schedule(context: &Context, args: ScheduleArgs) -> CliResult {
@@ -118,16 +119,9 @@ async fn change(
     request: fn(Name) -> ScheduleRequest,
 ) -> CliResult {
     let connection = context.connection(PATIENCE_ASK)?;
-    let mut code = 0;
+    let mut several = Several::default();
     for name in names {
-        match connection.change_schedule(request(name)).await {
-            Ok(_) => {}
-            Err(error @ RequestError::Refused(_)) => {
-                screen::say_error(&error.into());
-                code = EXIT_FAILURE;
-            }
-            Err(error) => return Err(error.into()),
-        }
+        several.note(connection.change_schedule(request(name)).await)?;
     }
-    Ok(code)
+    Ok(several.code())
 }

@@ -6,9 +6,10 @@ use podmesh_protocol::ids::Name;
 use crate::cli::access::{UsersArgs, UsersVerb};
 use crate::connect::PATIENCE_ASK;
 use crate::context::Context;
-use crate::error::{CliResult, EXIT_FAILURE};
+use crate::error::CliResult;
 use crate::output::access::UsersOutput;
 use crate::output::{screen, table};
+use crate::verbs::several::Several;
 
 /// Lists or revokes users.
 pub(crate) async fn users(context: &Context, args: UsersArgs) -> CliResult {
@@ -29,16 +30,9 @@ pub(crate) async fn users(context: &Context, args: UsersArgs) -> CliResult {
 /// Revokes keys. If one key cannot be revoked, the others still are.
 pub(crate) async fn revoke(context: &Context, kind: PrincipalKind, names: Vec<Name>) -> CliResult {
     let connection = context.connection(PATIENCE_ASK)?;
-    let mut code = 0;
+    let mut several = Several::default();
     for name in names {
-        match connection.revoke(kind, name).await {
-            Ok(()) => {}
-            Err(error @ crate::connect::RequestError::Refused(_)) => {
-                screen::say_error(&error.into());
-                code = EXIT_FAILURE;
-            }
-            Err(error) => return Err(error.into()),
-        }
+        several.note(connection.revoke(kind, name).await)?;
     }
-    Ok(code)
+    Ok(several.code())
 }

@@ -1,0 +1,39 @@
+//! Verbs that ask for several things: one that the manager refuses does not keep the others from it.
+
+use crate::connect::RequestError;
+use crate::error::{CliError, CliResult, EXIT_FAILURE};
+use crate::output::screen;
+
+/// How several requests have gone.
+#[derive(Debug, Default)]
+pub(crate) struct Several {
+    code: u8,
+}
+
+impl Several {
+    /// Returns what a request has come to; `None` if it was refused, which is said.
+    ///
+    /// # Errors
+    /// If the manager could not be asked: then the next request would fail too.
+    pub(crate) fn note<T>(&mut self, result: Result<T, RequestError>) -> CliResult<Option<T>> {
+        match result {
+            Ok(done) => Ok(Some(done)),
+            Err(error @ RequestError::Refused(_)) => {
+                self.fail(&error.into());
+                Ok(None)
+            }
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Says why one of them has failed.
+    pub(crate) fn fail(&mut self, error: &CliError) {
+        screen::say_error(error);
+        self.code = EXIT_FAILURE;
+    }
+
+    /// Returns the exit code: that of a failure if one of them has failed.
+    pub(crate) fn code(&self) -> u8 {
+        self.code
+    }
+}
