@@ -285,11 +285,11 @@ impl fmt::Display for WaitReason {
             }
             Self::QueueFull { queue, tasks } => write!(
                 f,
-                "{tasks} tasks of the queue `{queue}` are active, which is its limit (--max-active): the next one starts when one of them has ended"
+                "{tasks} of {tasks} tasks of the queue `{queue}` are active (--max-active): the next one starts when one of them has ended"
             ),
             Self::CallerFull { queue, tasks } => write!(
                 f,
-                "{tasks} tasks of its caller are active in the queue `{queue}`, which is the limit (--max-active-per-caller): the next one starts when one of them has ended"
+                "{tasks} of {tasks} tasks of its caller are active in the queue `{queue}` (--max-active-per-caller): the next one starts when one of them has ended"
             ),
             Self::Turn(turn) => turn.fmt(f),
             Self::MaxActive { tasks } => {

@@ -88,7 +88,7 @@ async fn end(
 ) -> CliResult {
     if stuck > 0 {
         say(format!(
-            "{} never run, because jobs that they wait for have ended in another way: see `podmesh workflow show {workflow}`; `podmesh workflow cancel {workflow}` ends them",
+            "{} can never run, because other jobs have not ended as asked: see `podmesh workflow show {workflow}`; `podmesh workflow cancel {workflow}` ends them",
             count(stuck as u64, "job")
         ));
     }

@@ -1,6 +1,7 @@
 //! Queues: named shares of the cluster that jobs wait in. How they share it is up to
 //! [`placement`](crate::placement).
 
+use alloc::borrow::ToOwned;
 use alloc::collections::BTreeMap;
 use alloc::format;
 use alloc::string::String;
@@ -155,8 +156,12 @@ impl Core {
         let usage = self.usage_of(queue);
         if usage.jobs > 0 {
             let Usage { jobs, queued, active, .. } = usage;
+            let which = match jobs {
+                1 => "a job that has".to_owned(),
+                _ => format!("{jobs} jobs that have"),
+            };
             return refuse(format!(
-                "{jobs} jobs in the queue `{queue}` have not ended ({queued} tasks wait, {active} are active): cancel them or wait until they have ended; `podmesh queue pause {queue}` lets no more of them start"
+                "the queue `{queue}` has {which} not ended (tasks that wait: {queued}, active ones: {active}): cancel what is left or wait for its end; `podmesh queue pause {queue}` lets no more tasks start"
             ));
         }
         let of = |spec: &JobSpec| spec.rules.queue.as_ref() == Some(queue);

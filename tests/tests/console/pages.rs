@@ -61,7 +61,8 @@ fn jobs(console: &Console) -> Vec<Page> {
         .submit(&["--name", "mixed", "--cpus", "0.01", "--array", "1-40", "--", "sh", "-c", mixed]);
     let text = "echo 'the first line'; for n in $(seq 60); do echo \"$n: <b>text</b> $(date -u +%F) and more of it, so that it is long\"; done; sleep 600";
     let talks = console.run("talks", text);
-    let large = ["--name", "too-large-for-every-node", "--cpus", "1000"];
+    mesh.ok(&["queue", "set", "night"]);
+    let large = ["--name", "too-large-for-every-node", "--cpus", "1000", "--queue", "night"];
     let waits = mesh.submit(&[&large[..], &["--resource", "license=2", "--", "true"]].concat());
     mesh.wait_for_job(squares, "succeeded");
     mesh.wait_for_job(mixed, "failed");
@@ -95,7 +96,7 @@ fn jobs(console: &Console) -> Vec<Page> {
         page(
             "job-waits",
             &format!("jobs/{waits}"),
-            &["queued", "Why it waits", "1000", "2 license"],
+            &["queued", "Why it waits", "1000", "2 license", "Queue", "night"],
             &format!("podmesh job {waits}"),
         ),
         page(

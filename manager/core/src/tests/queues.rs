@@ -206,7 +206,7 @@ fn a_queue_and_each_caller_in_it_have_limits() {
     assert_eq!(
         world.explain(1),
         [
-            "2 tasks of its caller are active in the queue `night`, which is the limit (--max-active-per-caller): the next one starts when one of them has ended"
+            "2 of 2 tasks of its caller are active in the queue `night` (--max-active-per-caller): the next one starts when one of them has ended"
         ]
     );
     worker.take(&world.submit_as("bob", queued("night", 10)));
@@ -214,7 +214,7 @@ fn a_queue_and_each_caller_in_it_have_limits() {
     assert_eq!(
         world.explain(2),
         [
-            "3 tasks of the queue `night` are active, which is its limit (--max-active): the next one starts when one of them has ended"
+            "3 of 3 tasks of the queue `night` are active (--max-active): the next one starts when one of them has ended"
         ]
     );
     worker.take(&world.submit_as("ann", array(2)));
@@ -310,7 +310,7 @@ fn what_is_wrong_with_a_queue_is_said() {
     world.submit_as("ann", queued("night", 6));
     assert_eq!(
         says(&world.change_queue("night", QueueAction::Remove)),
-        "1 jobs in the queue `night` have not ended (2 tasks wait, 4 are active): cancel them or wait until they have ended; `podmesh queue pause night` lets no more of them start"
+        "the queue `night` has a job that has not ended (tasks that wait: 2, active ones: 4): cancel what is left or wait for its end; `podmesh queue pause night` lets no more tasks start"
     );
     let detail = world.core.show_queue(&name("night")).unwrap();
     assert_eq!((detail.view.jobs, detail.view.queued, detail.view.active), (1, 2, 4));

@@ -69,6 +69,7 @@ function Facts({ job }) {
     ["Runs", html`<code>${runs}</code>`],
     ["Each task gets", needs(spec)],
     ["Retries", spec.retries],
+    ["Queue", visible(spec.queue ?? "default")],
     ["Priority", job.priority],
     ["Run of the schedule", job.schedule ? html`<a href=${link("schedules", job.schedule)}><${Name}>${job.schedule}<//></a>, for ${time(job.schedule_instant)}` : ""],
     ["Workflow", job.workflow ? html`${visible(job.workflow_name)}, from job <a href=${link("jobs", job.workflow)}>${job.workflow}</a> on` : ""],
