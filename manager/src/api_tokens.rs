@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use parking_lot::{Mutex, MutexGuard};
+use parking_lot::Mutex;
 use podmesh_manager_core::input::Input;
 use podmesh_protocol::access::{ApiToken, Caller, Role, TokenId};
 use podmesh_protocol::error::{ErrorCode, ErrorReply};
@@ -69,23 +69,18 @@ impl ApiTokens {
         Self(Arc::new(Shared { clock, core, table: Mutex::default() }))
     }
 
-    fn lock(&self) -> MutexGuard<'_, Table> {
-        // No code that can panic runs while it is held.
-        self.0.table.lock()
-    }
-
     /// Makes a token valid.
     pub(crate) fn created(&self, id: TokenId, hash: [u8; 32], role: Role, expires_wall_ms: u64) {
         let known =
             Known { id, role, expires_wall_ms, line: CallerLine::default(), saved_ms: None };
-        let mut table = self.lock();
+        let mut table = self.0.table.lock();
         table.hashes.insert(id, hash);
         table.tokens.insert(hash, known);
     }
 
     /// Makes a token invalid.
     pub(crate) fn revoked(&self, id: TokenId) {
-        let mut table = self.lock();
+        let mut table = self.0.table.lock();
         if let Some(hash) = table.hashes.remove(&id) {
             table.tokens.remove(&hash);
         }
@@ -101,7 +96,7 @@ impl ApiTokens {
                 refused(&error.to_string())
             })?;
         let now = self.0.clock.now();
-        let mut table = self.lock();
+        let mut table = self.0.table.lock();
         let known = table.tokens.get_mut(&sha256(&secret.0)).ok_or_else(unknown)?;
         known.check(now.wall_ms)?;
         let due = |saved: u64| now.mono_ms >= saved.saturating_add(SAVE_USE_EVERY_MS);
@@ -119,7 +114,7 @@ impl ApiTokens {
     /// # Errors
     /// If it was revoked or has expired.
     pub(crate) fn check(&self, id: TokenId) -> Result<(), ErrorReply> {
-        let table = self.lock();
+        let table = self.0.table.lock();
         let known = table.hashes.get(&id).and_then(|hash| table.tokens.get(hash));
         known.ok_or_else(unknown)?.check(self.0.clock.now().wall_ms)
     }

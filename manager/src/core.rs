@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, TrySendError, unbounded};
-use parking_lot::{Mutex, MutexGuard};
+use parking_lot::Mutex;
 use podmesh_manager_core::Core;
 use podmesh_manager_core::ids::Ticket;
 use podmesh_manager_core::input::{Command, Input};
@@ -66,13 +66,6 @@ pub(crate) struct Pending {
     answer: oneshot::Receiver<CommandResult>,
 }
 
-impl Tickets {
-    fn lock(&self) -> MutexGuard<'_, HashMap<Ticket, oneshot::Sender<CommandResult>>> {
-        // No code that can panic runs while it is held.
-        self.waiting.lock()
-    }
-}
-
 impl Pending {
     /// Waits for the answer.
     pub(crate) async fn answer(self) -> CommandResult {
@@ -114,7 +107,7 @@ impl CoreHandle {
     pub(crate) fn ticket(&self) -> Pending {
         let ticket = Ticket(self.tickets.last.fetch_add(1, Ordering::Relaxed) + 1);
         let (sender, answer) = oneshot::channel();
-        self.tickets.lock().insert(ticket, sender);
+        self.tickets.waiting.lock().insert(ticket, sender);
         Pending { ticket, answer }
     }
 
@@ -127,7 +120,7 @@ impl CoreHandle {
 
     /// Passes the answer to a command to whoever waits for it.
     pub(crate) fn answered(&self, ticket: Ticket, result: CommandResult) {
-        let waiting = self.tickets.lock().remove(&ticket);
+        let waiting = self.tickets.waiting.lock().remove(&ticket);
         if let Some(waiting) = waiting {
             // The caller may have left.
             _ = waiting.send(result);

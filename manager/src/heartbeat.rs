@@ -6,7 +6,7 @@ use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
-use parking_lot::{Mutex, MutexGuard};
+use parking_lot::Mutex;
 use podmesh_manager_core::input::{HeartbeatChange, Input};
 use podmesh_manager_core::lease::LeaseTable;
 use podmesh_metrics::{Buckets, Histogram};
@@ -72,7 +72,7 @@ impl Heartbeats {
 
     /// Starts watching a session.
     pub(crate) fn open(&self, epoch: Epoch, node: Name) {
-        let mut table = self.shared.lock();
+        let mut table = self.shared.table.lock();
         table.leases.open(self.shared.clock.mono_ms(), epoch);
         table.sessions.insert(epoch, (node, None));
         drop(table);
@@ -81,7 +81,7 @@ impl Heartbeats {
 
     /// Stops watching a session, and closes its stream.
     pub(crate) fn close(&self, epoch: Epoch) {
-        let mut table = self.shared.lock();
+        let mut table = self.shared.table.lock();
         table.leases.close(epoch);
         if let Some((_, Some(stream))) = table.sessions.remove(&epoch) {
             stream.task.abort();
@@ -95,7 +95,7 @@ impl Heartbeats {
 
     /// Tells the thread to end.
     pub(crate) fn stop(&self) {
-        self.shared.lock().stopping = true;
+        self.shared.table.lock().stopping = true;
         self.shared.changed.notify_one();
     }
 
@@ -137,11 +137,6 @@ impl Heartbeats {
 }
 
 impl Shared {
-    fn lock(&self) -> MutexGuard<'_, Table> {
-        // No code that can panic runs while the lock is held.
-        self.table.lock()
-    }
-
     fn tell(&self, epoch: Epoch, change: HeartbeatChange) {
         self.core.tell(Input::HeartbeatChanged { epoch, change });
     }
@@ -151,7 +146,7 @@ impl Shared {
         let mut changes = Vec::new();
         loop {
             let wakeup = {
-                let mut table = self.lock();
+                let mut table = self.table.lock();
                 if table.stopping {
                     return;
                 }
@@ -183,7 +178,7 @@ impl Shared {
         let change;
         let number;
         {
-            let mut table = self.lock();
+            let mut table = self.table.lock();
             let table = &mut *table;
             if !table.leases.watches(epoch) {
                 return None;
@@ -208,7 +203,7 @@ impl Shared {
     /// Handles a further beat. Returns false if the session has another stream or has ended.
     fn beat(&self, epoch: Epoch, number: u64) -> bool {
         let change = {
-            let mut table = self.lock();
+            let mut table = self.table.lock();
             // After the lease has expired, an answer would extend it.
             if !table.is_stream(epoch, number) || !table.leases.watches(epoch) {
                 return false;
@@ -228,7 +223,7 @@ impl Shared {
     /// Handles the end of a stream. It is ignored if another stream has replaced it.
     fn ended(&self, epoch: Epoch, number: u64) {
         let change = {
-            let mut table = self.lock();
+            let mut table = self.table.lock();
             if !table.is_stream(epoch, number) {
                 return;
             }

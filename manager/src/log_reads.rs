@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use parking_lot::{Mutex, MutexGuard};
+use parking_lot::Mutex;
 use podmesh_manager_core::ids::ConnectionId;
 use podmesh_protocol::client::LogSlice;
 use podmesh_protocol::error::{ErrorCode, ErrorReply};
@@ -47,13 +47,8 @@ pub(crate) struct LogQuestion<'a> {
 }
 
 impl LogReads {
-    fn lock(&self) -> MutexGuard<'_, State> {
-        // No code that can panic runs while the lock is held.
-        self.state.lock()
-    }
-
     pub(crate) fn session_opened(&self, epoch: Epoch, node: Name, connection: ConnectionId) {
-        let mut state = self.lock();
+        let mut state = self.state.lock();
         state.nodes.insert(node.clone(), epoch);
         state.connections.insert(connection, epoch);
         state.sessions.insert(epoch, (node, connection));
@@ -61,7 +56,7 @@ impl LogReads {
 
     /// Removes a session, and ends the questions that wait for its answer.
     pub(crate) fn session_closed(&self, epoch: Epoch) {
-        let mut state = self.lock();
+        let mut state = self.state.lock();
         if let Some((node, connection)) = state.sessions.remove(&epoch) {
             // A newer session may have replaced it.
             if state.nodes.get(&node) == Some(&epoch) {
@@ -76,7 +71,7 @@ impl LogReads {
 
     /// Ends the questions on a connection that has ended.
     pub(crate) fn connection_gone(&self, connection: ConnectionId) {
-        let mut state = self.lock();
+        let mut state = self.state.lock();
         if let Some(epoch) = state.connections.get(&connection).copied() {
             state.waiting.retain(|_, waiting| waiting.epoch != epoch);
         }
@@ -88,7 +83,7 @@ impl LogReads {
         node: &Name,
         attempt: AttemptId,
     ) -> Result<LogQuestion<'_>, ErrorReply> {
-        let mut state = self.lock();
+        let mut state = self.state.lock();
         let Some(&epoch) = state.nodes.get(node) else { return Err(unavailable(node, attempt)) };
         let Some((_, connection)) = state.sessions.get(&epoch) else {
             return Err(unavailable(node, attempt));
@@ -114,7 +109,7 @@ impl LogReads {
         number: u64,
         result: LogResult,
     ) -> bool {
-        let mut state = self.lock();
+        let mut state = self.state.lock();
         let asked = state.connections.get(&connection).copied();
         if asked.is_none() || state.waiting.get(&number).map(|waiting| waiting.epoch) != asked {
             return false;
@@ -129,7 +124,7 @@ impl LogReads {
 
 impl Drop for LogQuestion<'_> {
     fn drop(&mut self) {
-        self.reads.lock().waiting.remove(&self.number);
+        self.reads.state.lock().waiting.remove(&self.number);
     }
 }
 
@@ -205,7 +200,7 @@ mod tests {
         let said = reads.ask(&node, ATTEMPT).err().unwrap();
         assert_eq!(said.code, ErrorCode::Overloaded);
         drop(questions);
-        assert!(reads.lock().waiting.is_empty());
+        assert!(reads.state.lock().waiting.is_empty());
         reads.ask(&node, ATTEMPT).unwrap();
     }
 }

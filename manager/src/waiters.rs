@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use parking_lot::{Mutex, MutexGuard};
+use parking_lot::Mutex;
 use podmesh_protocol::ids::{JobId, Name};
 use tokio::sync::Notify;
 use tokio::sync::futures::OwnedNotified;
@@ -35,13 +35,8 @@ pub(crate) struct Watch<'a> {
 }
 
 impl Waiters {
-    fn lock(&self) -> MutexGuard<'_, HashMap<Subject, Watched>> {
-        // No code that can panic runs while it is held.
-        self.watched.lock()
-    }
-
     pub(crate) fn watch(&self, subject: Subject) -> Watch<'_> {
-        let mut all = self.lock();
+        let mut all = self.watched.lock();
         let watched = all.entry(subject.clone()).or_default();
         watched.watches += 1;
         Watch { waiters: self, subject, notify: Arc::clone(&watched.notify) }
@@ -49,7 +44,7 @@ impl Waiters {
 
     /// Wakes the requests that wait for these subjects, whose changes can now be read.
     pub(crate) fn wake(&self, touched: impl IntoIterator<Item = Subject>) {
-        let all = self.lock();
+        let all = self.watched.lock();
         if all.is_empty() {
             return;
         }
@@ -69,7 +64,7 @@ impl Watch<'_> {
 
 impl Drop for Watch<'_> {
     fn drop(&mut self) {
-        let mut all = self.waiters.lock();
+        let mut all = self.waiters.watched.lock();
         if let Some(watched) = all.get_mut(&self.subject) {
             watched.watches -= 1;
             if watched.watches == 0 {
@@ -107,6 +102,6 @@ mod tests {
         waiters.wake([job(1)]);
         next.await;
         drop(second);
-        assert!(waiters.lock().is_empty());
+        assert!(waiters.watched.lock().is_empty());
     }
 }

@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 
-use parking_lot::{Mutex, MutexGuard};
+use parking_lot::Mutex;
 use podmesh_protocol::ids::AttemptId;
 use tokio::sync::Notify;
 use tokio::sync::mpsc::UnboundedSender;
@@ -28,11 +28,6 @@ struct Shared {
 }
 
 impl Shared {
-    fn lock(&self) -> MutexGuard<'_, HashMap<AttemptId, Vec<Arc<Signal>>>> {
-        // No code that can panic runs under the lock.
-        self.waiters.lock()
-    }
-
     /// Tells the writers in another process whether anybody listens. Called under the lock, so that
     /// the last message is always true.
     fn tell_elsewhere(&self, attempt: AttemptId, listens: bool) {
@@ -46,7 +41,7 @@ impl Shared {
         if self.count.load(Ordering::SeqCst) == 0 {
             return;
         }
-        for signal in self.lock().get(&attempt).into_iter().flatten() {
+        for signal in self.waiters.lock().get(&attempt).into_iter().flatten() {
             if ended {
                 signal.ended.store(true, Ordering::SeqCst);
             }
@@ -98,7 +93,7 @@ impl LogNotify {
     /// [`LogWaiter::news`] is called.
     pub(crate) fn listen(&self, attempt: AttemptId) -> LogWaiter {
         let signal = Arc::new(Signal::default());
-        let mut waiters = self.shared.lock();
+        let mut waiters = self.shared.waiters.lock();
         let signals = waiters.entry(attempt).or_default();
         if signals.is_empty() {
             self.shared.tell_elsewhere(attempt, true);
@@ -132,7 +127,7 @@ impl LogWaiter {
 
 impl Drop for LogWaiter {
     fn drop(&mut self) {
-        let mut waiters = self.shared.lock();
+        let mut waiters = self.shared.waiters.lock();
         if let Some(signals) = waiters.get_mut(&self.attempt) {
             signals.retain(|signal| !Arc::ptr_eq(signal, &self.signal));
             if signals.is_empty() {
@@ -188,7 +183,7 @@ mod tests {
         notify.written(attempt(2));
         assert!(waiter.news().now_or_never().is_none());
         drop(waiter);
-        assert!(notify.shared.lock().is_empty());
+        assert!(notify.shared.waiters.lock().is_empty());
         assert_eq!(notify.shared.count.load(Ordering::SeqCst), 0);
     }
 }

@@ -17,7 +17,7 @@ use axum::http::HeaderMap;
 use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
 use futures_util::stream::unfold;
-use parking_lot::{Mutex, MutexGuard};
+use parking_lot::Mutex;
 use podmesh_protocol::client::{ReplyBody, RequestBody};
 use podmesh_protocol::event::EventChunk;
 use podmesh_protocol::ids::Revision;
@@ -178,28 +178,18 @@ impl Feed {
         }
     }
 
-    fn shelf(&self) -> MutexGuard<'_, Shelf> {
-        // As above.
-        self.shelf.lock()
-    }
-
-    fn lock(&self) -> MutexGuard<'_, Ring> {
-        // No code that can panic runs while it is held.
-        self.ring.lock()
-    }
-
     /// Follows the door's events, as long as there are streams.
     pub(crate) async fn run(&self, door: Arc<dyn Door>) {
         let mut revisions = door.revisions();
         loop {
             let newest = revisions.borrow_and_update().0;
             if self.streams.load(Ordering::Relaxed) == 0 {
-                self.lock().reset(newest);
+                self.ring.lock().reset(newest);
             } else if let Err(problem) = self.read_to(&*door, newest).await {
                 tracing::debug!(detail = problem.detail(), "the events cannot be read");
-                self.lock().reset(newest);
+                self.ring.lock().reset(newest);
             }
-            let last = self.lock().last;
+            let last = self.ring.lock().last;
             self.newest.send_replace(last);
             if revisions.changed().await.is_err() {
                 return;
@@ -210,7 +200,7 @@ impl Feed {
 
     async fn read_to(&self, door: &dyn Door, newest: u64) -> Result<(), Problem> {
         loop {
-            let since = self.lock().last;
+            let since = self.ring.lock().last;
             if since >= newest {
                 return Ok(());
             }
@@ -218,7 +208,7 @@ impl Feed {
             if chunks.is_empty() {
                 return Ok(());
             }
-            let mut ring = self.lock();
+            let mut ring = self.ring.lock();
             chunks.iter().for_each(|chunk| text_of(chunk, |batch| ring.push(batch)));
             let last = ring.last;
             drop(ring);
@@ -297,18 +287,18 @@ impl Stream {
 
     /// Returns the next piece, which the ring no longer has.
     async fn older(&self) -> Result<Option<Batch>, Problem> {
-        let known = self.app.feed.shelf().take(self.since);
+        let known = self.app.feed.shelf.lock().take(self.since);
         if known.is_some() {
             return Ok(known);
         }
         // The semaphore is never closed.
         let _turn = self.app.feed.reading.acquire().await;
-        let known = self.app.feed.shelf().take(self.since);
+        let known = self.app.feed.shelf.lock().take(self.since);
         if known.is_some() {
             return Ok(known);
         }
         let (chunks, _) = read(&self.session, Revision(self.since)).await?;
-        let (mut first, mut shelf) = (None, self.app.feed.shelf());
+        let (mut first, mut shelf) = (None, self.app.feed.shelf.lock());
         for chunk in &chunks {
             text_of(chunk, |batch| {
                 first.get_or_insert_with(|| batch.clone());
@@ -320,7 +310,7 @@ impl Stream {
 
     async fn text(&mut self) -> Result<Option<Bytes>, Problem> {
         loop {
-            let taken = self.app.feed.lock().take(self.since);
+            let taken = self.app.feed.ring.lock().take(self.since);
             let batch = match taken {
                 Taken::Text(batch) => Some(batch),
                 Taken::Behind => self.older().await?,

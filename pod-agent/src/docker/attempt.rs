@@ -34,8 +34,14 @@ const START_TRIES: u32 = 6;
 /// Maximum number of tries of a start with other ports.
 const PORT_TRIES: u32 = 5;
 
-/// How long after an exit the engine may still learn of an out-of-memory kill.
+/// How long after an exit the engine may still learn that memory ran out in a container whose main
+/// process was not killed.
 const OOM_WAIT: Duration = Duration::from_millis(50);
+/// The same for a container whose main process was killed. On a busy node it takes longer than
+/// [`OOM_WAIT`], and few containers end like this for another reason.
+const OOM_WAIT_IF_KILLED: Duration = Duration::from_secs(2);
+/// The exit code of a process killed by SIGKILL (128 + 9).
+const KILLED: i64 = 137;
 /// Message of a container that ended while its engine was stopped.
 const ENGINE_STOPPED: &str = "the node's Docker engine was stopped, and its containers with it \
      (with the engine's setting `live-restore` they keep running)";
@@ -403,8 +409,10 @@ impl Attempt {
         started: Option<Instant>,
     ) -> Outcome {
         let end = async {
-            let state = self.exit(container).await;
-            (state, started.map(|started| started.elapsed()))
+            let exit = self.exit(container).await;
+            let ran = started.map(|started| started.elapsed());
+            let Some((found, was_away)) = exit else { return (None, ran) };
+            (Some((self.with_oom(container, found).await, was_away)), ran)
         };
         let captured = async {
             match captured.await {
@@ -439,9 +447,9 @@ impl Attempt {
         }
     }
 
-    /// Waits for the container to exit. Returns its state and whether the engine did not answer
-    /// around the exit; `None` if the container no longer exists.
-    async fn exit(&self, container: &str) -> Option<(ContainerState, bool)> {
+    /// Waits for the container to exit. Returns what the engine says about it and whether it did not
+    /// answer around the exit; `None` if the container no longer exists.
+    async fn exit(&self, container: &str) -> Option<(ContainerInspectResponse, bool)> {
         let engine = &self.shared.engine;
         let mut pause = Pause::new();
         loop {
@@ -453,10 +461,12 @@ impl Attempt {
                 found = engine.inspect_patiently(container).await;
             }
             match found {
-                Ok(mut found) => {
-                    let state = found.state.take().unwrap_or_default();
-                    if state.running != Some(true) && state.restarting != Some(true) {
-                        return Some((self.with_oom(container, found, state).await, was_away));
+                Ok(found) => {
+                    let is = |flag: fn(&ContainerState) -> Option<bool>| {
+                        found.state.as_ref().and_then(flag) == Some(true)
+                    };
+                    if !is(|state| state.running) && !is(|state| state.restarting) {
+                        return Some((found, was_away));
                     }
                 }
                 Err(_) => return None,
@@ -468,23 +478,24 @@ impl Attempt {
         }
     }
 
-    /// Inspects a container with limited memory once more, because the engine learns of its exit
+    /// Inspects a container with limited memory again, because the engine learns of its exit
     /// and of an out-of-memory kill separately and in any order.
-    async fn with_oom(
-        &self,
-        container: &str,
-        found: ContainerInspectResponse,
-        state: ContainerState,
-    ) -> ContainerState {
+    async fn with_oom(&self, container: &str, found: ContainerInspectResponse) -> ContainerState {
+        let state = found.state.unwrap_or_default();
         let is_limited =
             found.host_config.and_then(|host| host.memory).is_some_and(|bytes| bytes > 0);
         if !is_limited || state.oom_killed == Some(true) {
             return state;
         }
-        sleep(OOM_WAIT).await;
-        match self.shared.engine.inspect(container).await {
-            Ok(again) => again.state.unwrap_or(state),
-            Err(_) => state,
+        let killed = state.exit_code == Some(KILLED) && self.stop.borrow().is_none();
+        let until = Instant::now() + if killed { OOM_WAIT_IF_KILLED } else { OOM_WAIT };
+        loop {
+            sleep(OOM_WAIT).await;
+            match self.shared.engine.inspect(container).await.map(|again| again.state) {
+                Ok(Some(again)) if again.oom_killed == Some(true) => return again,
+                Ok(_) if Instant::now() < until => {}
+                _ => return state,
+            }
         }
     }
 

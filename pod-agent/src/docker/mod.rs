@@ -37,7 +37,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use parking_lot::{Mutex, MutexGuard};
+use parking_lot::Mutex;
 use podmesh_agent_core::input::RuntimeFact;
 use podmesh_agent_core::step::JobContext;
 use podmesh_protocol::ids::{AttemptId, ClusterId, Name};
@@ -137,7 +137,7 @@ impl DockerRuntime {
 
     /// Sets the cluster. Call it before the first [`start`](Self::start).
     pub fn set_cluster(&self, cluster: ClusterId) {
-        *lock(&self.shared.cluster) = Some(cluster);
+        *self.shared.cluster.lock() = Some(cluster);
     }
 
     /// Starts an attempt, unless it is already known. Reports [`RuntimeFact::Started`] if it
@@ -153,7 +153,7 @@ impl DockerRuntime {
     /// started will not start. A second call with less grace shortens the first. The end is
     /// reported as usual.
     pub fn stop(&self, id: AttemptId, grace_ms: u64) {
-        if let Some(known) = lock(&self.shared.attempts).get(&id) {
+        if let Some(known) = self.shared.attempts.lock().get(&id) {
             known.stop.send_if_modified(|grace| {
                 let harder = grace.is_none_or(|grace| grace_ms < grace);
                 if harder {
@@ -166,7 +166,7 @@ impl DockerRuntime {
 
     /// Returns access to the container of an attempt for health checks; `None` if it has none.
     pub fn place(&self, id: AttemptId) -> Option<Place> {
-        let container = lock(&self.shared.attempts).get(&id)?.container.clone()?;
+        let container = self.shared.attempts.lock().get(&id)?.container.clone()?;
         let checks = ContainerChecks::new(Arc::clone(&self.shared.engine), container);
         Some(Place(Runs::Container(checks)))
     }
@@ -189,7 +189,7 @@ impl DockerRuntime {
             }
         });
         self.shared.settings.captures.forget(id);
-        if let Some(known) = lock(&self.shared.attempts).remove(&id) {
+        if let Some(known) = self.shared.attempts.lock().remove(&id) {
             known.abort();
         }
     }
@@ -228,7 +228,7 @@ pub struct RemovedVolumes {
 impl Drop for DockerRuntime {
     fn drop(&mut self) {
         self.watching.abort();
-        for (_, known) in lock(&self.shared.attempts).drain() {
+        for (_, known) in self.shared.attempts.lock().drain() {
             known.abort();
         }
     }
@@ -269,7 +269,7 @@ impl KnownAttempt {
 impl Shared {
     /// A new attempt; none if it is known already.
     fn register(self: &Arc<Self>, id: AttemptId, timeout_ms: Option<u64>) -> Option<Attempt> {
-        let mut attempts = lock(&self.attempts);
+        let mut attempts = self.attempts.lock();
         if attempts.contains_key(&id) {
             return None;
         }
@@ -280,21 +280,21 @@ impl Shared {
 
     /// Spawns the task of a registered attempt.
     fn run(&self, id: AttemptId, life: impl Future<Output = ()> + Send + 'static) {
-        let mut attempts = lock(&self.attempts);
+        let mut attempts = self.attempts.lock();
         if let Some(known) = attempts.get_mut(&id) {
             known.task = Some(self.runtime.spawn(life).abort_handle());
         }
     }
 
     fn has_container(&self, id: AttemptId, container: &str) {
-        if let Some(known) = lock(&self.attempts).get_mut(&id) {
+        if let Some(known) = self.attempts.lock().get_mut(&id) {
             known.container = Some(container.to_owned());
         }
     }
 
     /// Removes a container that did not start, so that another one can have its name.
     async fn discard_now(&self, id: AttemptId, container: &str) {
-        if let Some(known) = lock(&self.attempts).get_mut(&id) {
+        if let Some(known) = self.attempts.lock().get_mut(&id) {
             known.container = None;
         }
         self.engine.remove_patiently(container).await;
@@ -309,20 +309,15 @@ impl Shared {
     }
 
     fn take_container(&self, id: AttemptId) -> Option<String> {
-        lock(&self.attempts).get_mut(&id).and_then(|known| known.container.take())
+        self.attempts.lock().get_mut(&id).and_then(|known| known.container.take())
     }
 
     fn cluster(&self) -> Option<ClusterId> {
-        *lock(&self.cluster)
+        *self.cluster.lock()
     }
 
     fn tell(&self, id: AttemptId, fact: RuntimeFact) {
         // Nobody listens when the agent is ending. It finds the container after its restart.
         _ = self.facts.send((id, fact));
     }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    // No code that can panic runs under these locks.
-    mutex.lock()
 }

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use bollard::models::{CreateImageInfo, ProgressDetail};
 use futures_util::{Stream, StreamExt as _};
-use parking_lot::{Mutex, MutexGuard};
+use parking_lot::Mutex;
 use tokio::sync::watch;
 use tokio::time::timeout;
 
@@ -79,14 +79,9 @@ impl Pulls {
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, HashMap<ImageKey, watch::Sender<State>>> {
-        // No code that can panic runs under the lock.
-        self.going.lock()
-    }
-
     /// Subscribes to the pull of the image, starting it if necessary.
     fn join(self: &Arc<Self>, engine: &Arc<Engine>, key: ImageKey) -> watch::Receiver<State> {
-        let mut going = self.lock();
+        let mut going = self.going.lock();
         if let Some(sender) = going.get(&key) {
             return sender.subscribe();
         }
@@ -97,12 +92,12 @@ impl Pulls {
             loop {
                 tokio::select! {
                     result = pulls.run(&engine, &key, &sender) => {
-                        pulls.lock().remove(&key);
+                        pulls.going.lock().remove(&key);
                         sender.send_replace(State::Done(result));
                         return;
                     }
                     () = sender.closed() => {
-                        let mut going = pulls.lock();
+                        let mut going = pulls.going.lock();
                         // If somebody has just subscribed, the pull starts again for them.
                         if sender.is_closed() {
                             going.remove(&key);

@@ -161,11 +161,10 @@ async fn a_missing_image_is_pulled_once_with_progress_reports() {
     if !usable() {
         return;
     }
-    let node = TestNode::new();
+    let mut node = TestNode::new();
     let registry = Registry::start().await;
     // A name without a tag means `latest`, not all tags.
-    let name = format!("{}/test/image", registry.address);
-    let _image = PulledImage(name.clone());
+    let name = node.owned_image(format!("{}/test/image", registry.address));
     let mut agent = node.agent().await;
     for index in 1..=3 {
         agent.start(attempt(index), job(&name, &["sh", "-c", "echo pulled"]));
@@ -196,10 +195,9 @@ async fn a_private_image_is_pulled_with_the_current_credentials_of_docker_login(
     }
     // echo -n me:secret | base64
     let registry = Registry::open_to(Some("Authorization: Basic bWU6c2VjcmV0\r\n")).await;
-    let name = format!("{}/test/image", registry.address);
-    let _image = PulledImage(name.clone());
     let config = tempfile::tempdir().unwrap();
-    let node = TestNode::new();
+    let mut node = TestNode::new();
+    let name = node.owned_image(format!("{}/test/image", registry.address));
     let mut settings = node.settings();
     settings.docker_config = Some(config.path().to_owned());
     let mut agent = Agent::new(settings, node.cluster).await;
@@ -229,13 +227,4 @@ async fn an_image_of_another_platform_is_not_used_instead_of_the_requested_one()
     let mut own = node.job(&["true"]);
     docker_spec(&mut own).platform = Some("linux".into());
     assert_eq!(agent.run(attempt(2), own).await.exit_code, Some(0));
-}
-
-/// A pulled image. Removed when dropped.
-struct PulledImage(String);
-
-impl Drop for PulledImage {
-    fn drop(&mut self) {
-        remove_image(&format!("{}:latest", self.0));
-    }
 }

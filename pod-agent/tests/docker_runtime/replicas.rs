@@ -212,11 +212,11 @@ async fn the_health_check_of_an_image_is_followed_unless_the_spec_has_one() {
     if !usable() {
         return;
     }
-    let node = TestNode::new();
-    let image = image_with_health_check(&node, "test -e /tmp/good && echo is good").await;
+    let mut node = TestNode::new();
+    let image = image_with_health_check(&mut node, "test -e /tmp/good && echo is good").await;
     let mut agent = node.agent().await;
     for (index, health) in [(1, None), (2, Some(quick(HealthCheck::None)))] {
-        let mut job = job(&image.0, &["sh", "-c", "exec sleep 1000"]);
+        let mut job = job(&image, &["sh", "-c", "exec sleep 1000"]);
         job.run.replica = replica(health);
         agent.start(attempt(index), job);
         agent.listening(index).await;
@@ -234,16 +234,8 @@ async fn the_health_check_of_an_image_is_followed_unless_the_spec_has_one() {
     assert!(found.state.unwrap().health.is_none_or(|health| health.log.is_none()));
 }
 
-/// An image that a test has made. Removed when dropped.
-struct OwnImage(String);
-
-impl Drop for OwnImage {
-    fn drop(&mut self) {
-        remove_image(&self.0);
-    }
-}
-
-async fn image_with_health_check(node: &TestNode, script: &str) -> OwnImage {
+/// Makes an image with a health check, which ends with the node. Returns its name.
+async fn image_with_health_check(node: &mut TestNode, script: &str) -> String {
     let docker = engine();
     let body = bollard::models::ContainerCreateBody {
         image: Some(node.image.name.clone()),
@@ -271,7 +263,7 @@ async fn image_with_health_check(node: &TestNode, script: &str) -> OwnImage {
         .tag("1")
         .build();
     docker.commit_container(options, config).await.unwrap();
-    OwnImage(format!("{name}:1"))
+    node.owned_image(format!("{name}:1"))
 }
 
 #[tokio::test]
@@ -294,8 +286,8 @@ async fn a_port_that_is_taken_before_the_start_is_replaced_by_another_one() {
     let _other = publish(&docker, &node, first).await;
     // The port is taken while the image is pulled, which takes a while.
     let registry = Registry::start().await;
-    let image = OwnImage(format!("{}/test/image", registry.address));
-    let mut job = job(&image.0, &["sleep", "1000"]);
+    let image = node.owned_image(format!("{}/test/image", registry.address));
+    let mut job = job(&image, &["sleep", "1000"]);
     job.run.replica = replica(None);
     agent.start(attempt(1), job);
     let is_pulling = |fact: &RuntimeFact| !matches!(fact, RuntimeFact::Started);

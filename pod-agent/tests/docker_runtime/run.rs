@@ -92,11 +92,18 @@ async fn running_out_of_memory_is_reported() {
     }
     let node = TestNode::new();
     let mut agent = node.agent().await;
-    let mut job = node.script("dd if=/dev/zero of=/dev/null bs=200M count=1; echo went on");
-    job.resources.memory_bytes = 16 << 20;
+    let limited = |script: &str| {
+        let mut job = node.script(script);
+        job.resources.memory_bytes = 16 << 20;
+        job
+    };
+    let hungry = "dd if=/dev/zero of=/dev/null bs=200M count=1";
+    let killed = agent.run(attempt(100), limited(&format!("exec {hungry}"))).await;
+    assert!(killed.oom_killed && killed.exit_code == Some(137), "{killed:?}");
+    let job = limited(&format!("{hungry}; echo went on"));
     // A busy engine may notice it after the end of the container: then nobody can know it.
     let mut outcome = agent.run(attempt(1), job.clone()).await;
-    for number in 2..=5 {
+    for number in 2..=20 {
         if !outcome.oom_killed {
             outcome = agent.run(attempt(number), job.clone()).await;
         }

@@ -95,13 +95,14 @@ fn missing() -> Option<String> {
     }
 }
 
-/// An image with busybox. Removed when the last test has dropped it.
+/// An image. Removed when dropped.
 #[derive(Debug)]
 pub(crate) struct Image {
     pub(crate) name: String,
 }
 
 impl Image {
+    /// Returns an image with busybox, which all tests share.
     pub(crate) fn get() -> Arc<Self> {
         static IMAGE: Mutex<Weak<Image>> = Mutex::new(Weak::new());
         let mut known = IMAGE.lock();
@@ -132,14 +133,10 @@ impl Image {
 
 impl Drop for Image {
     fn drop(&mut self) {
-        remove_image(&self.name);
+        let docker = engine();
+        let options = query::RemoveImageOptionsBuilder::default().force(true).build();
+        _ = block_on(async { docker.remove_image(&self.name, Some(options), None).await });
     }
-}
-
-pub(crate) fn remove_image(name: &str) {
-    let docker = engine();
-    let options = query::RemoveImageOptionsBuilder::default().force(true).build();
-    _ = block_on(async move { docker.remove_image(name, Some(options), None).await });
 }
 
 /// Returns a tar archive of a root file system with busybox.
@@ -173,6 +170,9 @@ pub(crate) struct TestNode {
     pub(crate) rotation: RotationPolicy,
     pub(crate) names: Arc<ServiceNames>,
     pub(crate) image: Arc<Image>,
+    /// Further images. They are removed after the containers: an image in use would only lose its
+    /// name.
+    images: Vec<Image>,
     /// The captures. They outlive agents, as a supervisor does. Created for the first agent.
     captures: OnceLock<Captures>,
     gaps: Arc<Mutex<Vec<String>>>,
@@ -194,6 +194,7 @@ impl TestNode {
             },
             names: Arc::new(ServiceNames::new("all".parse().unwrap())),
             image: Image::get(),
+            images: Vec::new(),
             captures: OnceLock::new(),
             gaps: Arc::default(),
             dir: tempfile::tempdir().unwrap(),
@@ -215,6 +216,12 @@ impl TestNode {
         let data_dir = self.data_dir.path().to_owned();
         let names = Arc::clone(&self.names);
         DockerSettings { data_dir, names, ..settings(self.agent, captures, self.policy.clone()) }
+    }
+
+    /// Removes this image with the node. Returns its name.
+    pub(crate) fn owned_image(&mut self, name: String) -> String {
+        self.images.push(Image { name: name.clone() });
+        name
     }
 
     /// Drops the captures, so that the next agent gets new ones.

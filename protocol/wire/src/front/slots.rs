@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::net::{IpAddr, Ipv6Addr};
 use std::sync::Arc;
 
-use parking_lot::{Mutex, MutexGuard};
+use parking_lot::Mutex;
 use podmesh_protocol::limits::{HANDSHAKES_MAX, HANDSHAKES_PER_ADDRESS_MAX};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
@@ -85,7 +85,7 @@ impl Slots {
     /// Takes a slot for a connection from this address, or returns why there is none.
     pub(super) fn take(slots: &Arc<Self>, from: IpAddr) -> Result<Slot, &'static str> {
         let of = network_of(from);
-        let mut taken = slots.lock();
+        let mut taken = slots.taken.lock();
         if taken.values().sum::<usize>() >= slots.max {
             return Err(
                 "too many connections that have not identified themselves (HANDSHAKES_MAX, or a quarter of the open files allowed)",
@@ -100,16 +100,11 @@ impl Slots {
         *own += 1;
         Ok(Slot { slots: Arc::clone(slots), of })
     }
-
-    fn lock(&self) -> MutexGuard<'_, HashMap<IpAddr, usize>> {
-        // No code that can panic runs under this lock.
-        self.taken.lock()
-    }
 }
 
 impl Drop for Slot {
     fn drop(&mut self) {
-        let mut taken = self.slots.lock();
+        let mut taken = self.slots.taken.lock();
         if let Some(own) = taken.get_mut(&self.of) {
             *own -= 1;
             if *own == 0 {
@@ -145,7 +140,7 @@ mod tests {
         assert_eq!(held[0].len(), HANDSHAKES_PER_ADDRESS_MAX);
         assert_eq!(held.iter().map(Vec::len).sum::<usize>(), HANDSHAKES_MAX);
         drop(held);
-        assert!(slots.lock().is_empty());
+        assert!(slots.taken.lock().is_empty());
         assert_eq!(flood(1).len(), HANDSHAKES_PER_ADDRESS_MAX);
         assert_eq!(Slots::new(100).max, 25);
         assert_eq!(Slots::new(0).max, 1);
