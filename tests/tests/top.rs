@@ -229,7 +229,7 @@ fn schedules_workflows_queues_and_volumes_are_shown_and_paused() {
     mesh.ok(&["queue", "pause", "night"]);
     let held = mesh.submit(&["--queue", "night", "--", "true"]);
     let path = mesh.folder().join("flow.toml");
-    let file = "name = \"flow\"\n[[job]]\nname = \"bad\"\ncommand = [\"false\"]\n\
+    let file = "name = \"etl\"\n[[job]]\nname = \"bad\"\ncommand = [\"false\"]\n\
                 [[job]]\nname = \"next\"\ncommand = [\"true\"]\nafter = \"bad\"\n";
     std::fs::write(&path, file).unwrap();
     mesh.ok(&["workflow", "submit", "-f", path.to_str().unwrap()]);
@@ -259,7 +259,7 @@ fn schedules_workflows_queues_and_volumes_are_shown_and_paused() {
     top.shows("catch-up");
 
     top.press("7");
-    top.shows("flow");
+    top.shows("etl");
     top.press("\r");
     top.shows("blocked");
     top.press("j");
@@ -270,9 +270,9 @@ fn schedules_workflows_queues_and_volumes_are_shown_and_paused() {
     top.press("j");
     top.shows("1 task waits until the queue is resumed");
     top.press("d");
-    top.shows("CALLER");
+    top.shows("last changed by");
     top.press("\u{1b}");
-    top.shows("paused");
+    top.hides("last changed by");
     top.press("p");
     top.shows("podmesh queue resume night");
     top.press("y");

@@ -99,7 +99,8 @@ pub(crate) struct LogsArgs {
     /// Print only this stream [default: stdout to stdout, stderr to stderr]
     #[arg(long)]
     pub(crate) stream: Option<StreamFlag>,
-    /// Print only lines that contain this text; its node looks for them, so little is sent
+    /// Print only lines that contain this text; its node looks for them, so little is sent. Exits with
+    /// 1 if there is none, and with more after an error
     #[arg(long, value_name = "TEXT", conflicts_with_all = ["follow", "tail"])]
     pub(crate) grep: Option<String>,
 }
