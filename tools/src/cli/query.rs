@@ -38,6 +38,9 @@ pub(crate) struct JobsArgs {
 pub(crate) struct JobArgs {
     /// The job's number
     pub(crate) job: JobId,
+    /// Print only why it waits, in which queue, and what comes first
+    #[arg(long)]
+    pub(crate) why: bool,
 }
 
 /// `tasks`.

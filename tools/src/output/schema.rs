@@ -24,13 +24,14 @@ mod tests {
         ServicesOutput, ServicesRemovedOutput,
     };
     use crate::output::volume::VolumesOutput;
+    use crate::output::why::JobWhyOutput;
     use crate::output::workflow::{
         WorkflowCancelOutput, WorkflowOutput, WorkflowSubmitOutput, WorkflowsOutput,
     };
     use crate::verbs::compose::ps::ComposePsOutput;
     use crate::verbs::doctor::DoctorOutput;
 
-    fn schemas() -> [(&'static str, Schema); 37] {
+    fn schemas() -> [(&'static str, Schema); 38] {
         [
             ("cancel", schema_for!(CancelOutput)),
             ("compose_ps", schema_for!(ComposePsOutput)),
@@ -39,6 +40,7 @@ mod tests {
             ("failed", schema_for!(FailedOutput)),
             ("forget", schema_for!(ForgetOutput)),
             ("job", schema_for!(JobOutput)),
+            ("job_why", schema_for!(JobWhyOutput)),
             ("jobs", schema_for!(JobsOutput)),
             ("node_labels", schema_for!(LabelledNode)),
             ("node_scheduling", schema_for!(NodeSchedulingOutput)),
