@@ -168,6 +168,11 @@ pub struct Hello {
     /// most [`MESSAGE_BYTES_MAX`](crate::limits::MESSAGE_BYTES_MAX) bytes.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub unenforced: BTreeMap<String, String>,
+    /// Which of its disks are nearly full, `logs` (of the output) or `data` (of its data folder, if
+    /// that is another disk), and how much was free when the agent found that: each at most
+    /// [`MESSAGE_BYTES_MAX`](crate::limits::MESSAGE_BYTES_MAX) bytes.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub low_disks: BTreeMap<String, String>,
     /// The IP address at which other nodes reach the replicas on this node; `None` if it runs no
     /// replicas with ports, and has no proxy.
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -157,6 +157,7 @@ fn nodes_with_large_labels_are_all_listed() {
             runtimes: vec![],
             withdrawn: [].into(),
             unenforced: [].into(),
+            low_disks: [].into(),
             address: None,
             resources: Default::default(),
             attempts: vec![],

@@ -31,6 +31,8 @@ pub(crate) struct Node {
     pub(crate) withdrawn: BTreeMap<RuntimeKind, String>,
     /// The limits that its agent does not enforce for commands, with the reasons from its last hello.
     pub(crate) unenforced: BTreeMap<String, String>,
+    /// The disks that are nearly full, with the reasons from its agent's last hello.
+    pub(crate) low_disks: BTreeMap<String, String>,
     /// Its position in the order of the names.
     pub(crate) rank: usize,
     pub(crate) state: NodeState,
@@ -245,6 +247,7 @@ impl Node {
                 .map(|(runtime, why)| ((*runtime).into(), why.clone()))
                 .collect(),
             unenforced: self.unenforced.clone(),
+            low_disks: self.low_disks.clone(),
             enrolled: false,
             scheduling: row.scheduling.into(),
             resources: self.in_use.view(&row.resources),
@@ -341,6 +344,7 @@ impl Nodes {
             row,
             withdrawn: BTreeMap::new(),
             unenforced: BTreeMap::new(),
+            low_disks: BTreeMap::new(),
             rank: 0,
             state: NodeState::Suspect,
             session: None,
@@ -505,8 +509,8 @@ fn view_bytes(view: &NodeView) -> usize {
     let labels: usize =
         view.labels.iter().map(|(name, value)| name.as_str().len() + value.len() + 8).sum();
     let withdrawn: usize = view.withdrawn.values().map(|why| why.len() + 16).sum();
-    let unenforced: usize =
-        view.unenforced.iter().map(|(what, why)| what.len() + why.len() + 16).sum();
+    let reasons = view.unenforced.iter().chain(&view.low_disks);
+    let unenforced: usize = reasons.map(|(what, why)| what.len() + why.len() + 16).sum();
     let reason = view.drain.as_ref().and_then(|drain| drain.spec.reason.as_ref());
     let drain = reason.map_or(0, |reason| reason.len());
     let ids = |of: &ResourceView| -> usize {

@@ -726,6 +726,9 @@ pub struct NodeRow {
     pub withdrawn: BTreeMap<String, String>,
     /// Which limits of a job (`memory`, `cpus`) it does not enforce for commands, and why.
     pub unenforced: BTreeMap<String, String>,
+    /// Which of its disks are nearly full, `logs` (of the output) or `data` (of its data folder), and
+    /// how much was free when its agent found that.
+    pub low_disks: BTreeMap<String, String>,
     /// The number of attempts that it has.
     pub attempts: u32,
     /// Milliseconds since it was last known to be alive; null if not since the manager started.
@@ -776,6 +779,7 @@ impl From<&podmesh_protocol::node::NodeView> for NodeRow {
                 .map(|(kind, why)| (kind.to_string(), why.clone()))
                 .collect(),
             unenforced: view.unenforced.clone(),
+            low_disks: view.low_disks.clone(),
             attempts: view.attempts,
             seen_ms_ago: view.seen_ms_ago,
             enrolled: view.enrolled,

@@ -18,7 +18,7 @@ fn a_paused_queue_with_jobs_and_jobs_that_can_never_run_need_attention() {
     mesh.ok(&["queue", "set", "night"]);
     mesh.ok(&["queue", "pause", "night"]);
     console.go("");
-    console.browser.wait_for_text("Nothing needs attention");
+    console.browser.wait_for_text("Needs attention");
     let held = mesh.submit(&["--cpus", "0.01", "--queue", "night", "--", "true"]);
     console.browser.wait_for_text("1 task waits until podmesh queue resume night");
     mesh.ok(&["queue", "resume", "night"]);

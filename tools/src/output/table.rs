@@ -375,6 +375,7 @@ mod tests {
             runtimes: vec![RuntimeKind::Process.into(), RuntimeKind::Docker.into()],
             withdrawn: [].into(),
             unenforced: [].into(),
+            low_disks: [].into(),
             attempts: 3,
             seen_ms_ago: Some(70_000),
             enrolled: false,

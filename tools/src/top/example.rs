@@ -86,6 +86,7 @@ pub(super) fn node(name: &str, used_cpus: u32) -> NodeView {
         runtimes: vec![RuntimeKind::Process.into(), RuntimeKind::Docker.into()],
         withdrawn: [].into(),
         unenforced: [].into(),
+        low_disks: [].into(),
         attempts: used_cpus,
         seen_ms_ago: Some(100),
         enrolled: true,

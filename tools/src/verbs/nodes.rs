@@ -69,6 +69,13 @@ pub(crate) async fn nodes(context: &Context, args: NodesArgs) -> CliResult {
                     gone.join(", ")
                 ));
             }
+            for why in view.low_disks.values() {
+                screen::say(format!(
+                    "{} has a disk that is nearly full: {}",
+                    view.node,
+                    escape(why)
+                ));
+            }
             for (what, why) in &view.unenforced {
                 let (node, what, why) = (&view.node, escape(what), escape(why));
                 screen::say(format!("{node} does not enforce --{what} for commands: {why}"));

@@ -387,7 +387,8 @@ pub(in crate::top) fn node_remarks(view: &NodeView) -> Vec<String> {
     let unenforced = view.unenforced.iter().map(|(what, why)| {
         format!("does not enforce --{} for commands: {}", escape(what), escape(why))
     });
-    withdrawn.chain(unenforced).collect()
+    let low = view.low_disks.values().map(|why| format!("a disk is nearly full: {}", escape(why)));
+    withdrawn.chain(low).chain(unenforced).collect()
 }
 
 /// Returns when a schedule runs next.

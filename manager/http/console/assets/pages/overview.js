@@ -70,6 +70,7 @@ function* ofNodes(nodes) {
     for (const [runtime, why] of Object.entries(node.withdrawn)) {
       yield html`${name} cannot start ${runtime} at present: ${visible(why)}`;
     }
+    for (const why of Object.values(node.low_disks)) yield html`${name} has a disk that is nearly full: ${visible(why)}`;
   }
 }
 
