@@ -73,6 +73,6 @@ fn request(job: JobId) -> RequestBody {
 /// Returns how long after its instant the job of a run was submitted.
 fn lateness(rig: &Rig, job: JobId) -> Duration {
     let ReplyBody::Job(detail) = rig.ask(request(job)) else { panic!("no job {job}") };
-    let run = detail.spec.scheduled.expect("the job of a run");
+    let run = detail.spec.scheduled.unwrap();
     Duration::from_millis(detail.view.submitted_wall_ms - run.instant_ms)
 }
