@@ -12,6 +12,7 @@ mod lease;
 mod measures;
 mod model;
 mod placement;
+mod preempt;
 mod property;
 mod queues;
 mod renewal;

@@ -71,6 +71,7 @@ function Facts({ job }) {
     ["Retries", spec.retries],
     ["Queue", visible(spec.queue ?? "default")],
     ["Priority", job.priority],
+    ["Preemptible", spec.preemptible ? "makes room for jobs that are not" : ""],
     ["Run of the schedule", job.schedule ? html`<a href=${link("schedules", job.schedule)}><${Name}>${job.schedule}<//></a>, for ${time(job.schedule_instant)}` : ""],
     ["Workflow", job.workflow ? html`${visible(job.workflow_name)}, from job <a href=${link("jobs", job.workflow)}>${job.workflow}</a> on` : ""],
     ["After", after(spec.after)],
