@@ -400,6 +400,24 @@ facts! {
             /// Who asked.
             by: Name,
         }
+        /// A task has failed for good, and the dead-letter job of its queue was submitted.
+        DeadLetterSubmitted = "dead_letter_submitted" {
+            /// The last attempt of the task.
+            attempt: AttemptId,
+            /// The queue.
+            queue: Name,
+            /// The dead-letter job.
+            dead_letter: JobId,
+        }
+        /// A task has failed for good, and its queue has a dead-letter job that was not submitted.
+        DeadLetterSkipped = "dead_letter_skipped" {
+            /// The last attempt of the task.
+            attempt: AttemptId,
+            /// The queue.
+            queue: Name,
+            /// Why.
+            message: String,
+        }
         /// A run of a schedule has started: its job was submitted.
         ScheduleRan = "schedule_ran" {
             /// The schedule.
@@ -448,6 +466,8 @@ impl EventFact {
             | Self::AttemptStopping { attempt, .. }
             | Self::AttemptEnded { attempt, .. }
             | Self::LogGap { attempt, .. }
+            | Self::DeadLetterSubmitted { attempt, .. }
+            | Self::DeadLetterSkipped { attempt, .. }
             | Self::ReplicaListening { attempt, .. }
             | Self::ReplicaHealth { attempt, .. } => Some(attempt.task.job),
             Self::NodeConnected { .. }

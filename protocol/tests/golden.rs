@@ -69,6 +69,7 @@ fn spec() -> JobSpec {
         not_before_ms: None,
         after: Vec::new(),
         scheduled: None,
+        dead_letter: None,
         workflow: None,
         run: RunSpec {
             runtime: docker.into(),

@@ -44,6 +44,7 @@ extern crate alloc;
 
 mod access;
 mod bonds;
+mod dead_letters;
 mod explain;
 #[cfg(not(feature = "planted-faults"))]
 mod faults;
@@ -165,7 +166,7 @@ pub struct Core {
 const CLAIMS_PER_MESSAGE: usize = 1;
 
 /// The most events that one unit of work adds, not counting a resulting `JobEnded`.
-const EVENTS_PER_UNIT: usize = 5;
+const EVENTS_PER_UNIT: usize = 6;
 
 impl Core {
     /// Activates a deliberate fault, which the simulator must find.

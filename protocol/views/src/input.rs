@@ -294,6 +294,7 @@ impl TryFrom<JobInput> for JobSpec {
             not_before_ms: spec.not_before.as_deref().map(moment).transpose()?,
             after: spec.after.into_iter().map(Dependency::from).collect(),
             scheduled: None,
+            dead_letter: None,
             workflow: None,
             run,
         })

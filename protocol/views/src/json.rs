@@ -314,6 +314,8 @@ pub struct JobOutput {
     pub schedule: Option<String>,
     /// The instant of that run: RFC 3339.
     pub schedule_instant: Option<String>,
+    /// The failed task that it is the dead-letter job of.
+    pub dead_letter_of: Option<String>,
     /// The number of the workflow that it is part of.
     pub workflow: Option<u64>,
     /// The name of that workflow.
@@ -478,6 +480,7 @@ impl From<&wire::JobDetail> for JobOutput {
             ended_early: detail.ended_early.clone(),
             schedule: detail.spec.scheduled.as_ref().map(|run| run.schedule.to_string()),
             schedule_instant: detail.spec.scheduled.as_ref().map(|run| rfc3339(run.instant_ms)),
+            dead_letter_of: detail.spec.dead_letter.as_ref().map(|of| of.attempt.task.to_string()),
             workflow: detail.spec.workflow.as_ref().map(|part| part.workflow.0),
             workflow_name: detail.spec.workflow.as_ref().map(|part| part.name.to_string()),
             spec: (&detail.spec).into(),

@@ -198,6 +198,19 @@ fn every_route_answers_as_the_document_says() {
     assert_eq!(listed["queues"][1]["paused"], true, "{listed}");
     ask("POST", "/queues/night/resume", None, 200);
     assert_eq!(ask("GET", "/queues/night", None, 200)["weight"], 3);
+    let alarm = json!({ "name": "alarm", "priority": 0, "spec": { "command": ["true"] } });
+    let letter = json!({ "dead_letter_job": alarm });
+    assert_eq!(ask("PUT", "/queues/night", Some(letter), 200)["changed"], true);
+    let shown = ask("GET", "/queues/night", None, 200);
+    assert_eq!(shown["dead_letter"], "alarm", "{shown}");
+    // What a reply shows can be sent back, and changes nothing.
+    let same = json!({ "dead_letter_job": shown["dead_letter_job"] });
+    assert_eq!(ask("PUT", "/queues/night", Some(same), 200)["changed"], false);
+    let bad = json!({ "dead_letter_job": { "name": "alarm", "spec": {} } });
+    let bad = ask("PUT", "/queues/night", Some(bad), 422);
+    assert!(bad["detail"].as_str().unwrap().contains("command"), "{bad}");
+    ask("PUT", "/queues/night", Some(json!({ "no_dead_letter": true })), 200);
+    assert_eq!(ask("GET", "/queues/night", None, 200)["dead_letter_job"], json!(null));
     ask("DELETE", "/queues/night", None, 200);
     ask("GET", "/queues/night", None, 404);
 

@@ -12,7 +12,7 @@ use podmesh_protocol::place::Offer;
 use podmesh_protocol::queue::QUEUE_WEIGHT_DEFAULT;
 use podmesh_protocol::report::{JobState, TaskCounts};
 use podmesh_protocol::schedule::RunResult;
-use podmesh_protocol::spec::{Resources, RuntimeKind};
+use podmesh_protocol::spec::{JobSpec, Resources, RuntimeKind};
 use serde::{Deserialize, Serialize};
 
 use super::Closed;
@@ -134,6 +134,9 @@ pub struct QueueRow {
     pub paused: bool,
     /// Who changed it last.
     pub by: Option<Name>,
+    /// The job that is submitted when a task of the queue has failed for good.
+    #[serde(default)]
+    pub dead_letter: Option<Arc<JobSpec>>,
 }
 
 impl Default for QueueRow {
@@ -144,6 +147,7 @@ impl Default for QueueRow {
             max_active_per_caller: None,
             paused: false,
             by: None,
+            dead_letter: None,
         }
     }
 }

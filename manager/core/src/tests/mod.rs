@@ -4,6 +4,7 @@
 
 mod access;
 mod claims;
+mod dead_letters;
 mod drains;
 mod explain;
 mod forget;
@@ -103,6 +104,7 @@ fn spec() -> JobSpec {
         not_before_ms: None,
         after: Vec::new(),
         scheduled: None,
+        dead_letter: None,
         workflow: None,
         run: RunSpec {
             runtime: RuntimeSpec::Process,

@@ -57,6 +57,7 @@ enum Op {
         weight: Option<u32>,
         max_active: Option<u32>,
         max_active_per_caller: Option<u32>,
+        dead_letter: bool,
     },
     ChangeQueue {
         night: bool,
@@ -184,9 +185,9 @@ fn op() -> impl Strategy<Value = Op> {
         }),
         2 => (
             prop::bool::weighted(0.8), prop::option::of(1..4u32), prop::option::of(0..6u32),
-            prop::option::of(0..6u32),
-        ).prop_map(|(night, weight, max_active, max_active_per_caller)| {
-            Op::SetQueue { night, weight, max_active, max_active_per_caller }
+            prop::option::of(0..6u32), any::<bool>(),
+        ).prop_map(|(night, weight, max_active, max_active_per_caller, dead_letter)| {
+            Op::SetQueue { night, weight, max_active, max_active_per_caller, dead_letter }
         }),
         2 => (prop::bool::weighted(0.8), action)
             .prop_map(|(night, action)| Op::ChangeQueue { night, action }),
@@ -359,8 +360,14 @@ impl Cluster {
                 }
                 self.world.submit_as(if is_bob { "bob" } else { "ann" }, spec);
             }
-            Op::SetQueue { night, weight, max_active, max_active_per_caller } => {
-                let change = QueueChange { weight, max_active, max_active_per_caller };
+            Op::SetQueue { night, weight, max_active, max_active_per_caller, dead_letter } => {
+                let change = QueueChange {
+                    weight,
+                    max_active,
+                    max_active_per_caller,
+                    dead_letter: dead_letter.then(|| Box::new(spec())),
+                    no_dead_letter: !dead_letter,
+                };
                 self.world.set_queue(if night { "night" } else { "default" }, change);
             }
             Op::ChangeQueue { night, action } => {
