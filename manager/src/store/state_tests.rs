@@ -354,7 +354,7 @@ impl World {
                     weight: self.rng.bool().then(|| self.rng.u32(1..4)),
                     max_active: self.rng.bool().then(|| self.rng.u32(0..4)),
                     max_active_per_caller: self.rng.bool().then(|| self.rng.u32(0..4)),
-                    dead_letter: self.rng.bool().then(|| Box::new(job_spec(2))),
+                    dead_letter: (self.rng.u8(0..4) > 0).then(|| Box::new(job_spec(2))),
                     no_dead_letter: false,
                 };
                 let no_dead_letter = change.dead_letter.is_none() && self.rng.bool();

@@ -3,7 +3,6 @@
 use podmesh_protocol::event::EventFact;
 use podmesh_protocol::ids::Revision;
 use podmesh_protocol::report;
-use podmesh_protocol::word::MaybeKnown;
 pub(crate) use podmesh_views::events::EventOutput;
 use podmesh_views::events::fields_json;
 
