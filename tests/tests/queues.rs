@@ -100,8 +100,9 @@ fn a_task_that_fails_for_good_starts_the_dead_letter_job_of_its_queue() {
     let job = mesh.submit(&[&fails[..], &script[..]].concat());
     mesh.wait_for_job(job, "failed");
     // The dead-letter job was committed with the end of the task.
-    mesh.stop_manager();
+    mesh.kill_manager();
     mesh.start_manager();
+    mesh.wait_for_node("a", "alive");
     let alarm = mesh.json(&["job", &(job + 1).to_string()]);
     assert_eq!(
         (&alarm["name"], &alarm["dead_letter_of"]),
