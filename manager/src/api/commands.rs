@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Instant;
 
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
@@ -49,6 +50,7 @@ impl Api {
         let command = match request {
             RequestBody::Submit { submission, spec } => {
                 self.may_submit(&client, &spec)?;
+                self.0.submissions.take(&client.caller, Instant::now())?;
                 if !spec.after.is_empty() {
                     return Ok(self.clone().submit_after(by, submission, Arc::from(spec)).boxed());
                 }

@@ -37,6 +37,7 @@ use crate::metrics::EventCounts;
 use crate::publisher::Hints;
 use crate::sender::Sender;
 use crate::store::{self, Store};
+use crate::submission_rate::SubmissionLimit;
 use crate::threads::{ManagerThread, run_reads};
 use crate::turns::CallerLine;
 
@@ -98,6 +99,7 @@ impl World {
             },
             data_dir: dir.path().into(),
             priority_max: 0,
+            submissions: SubmissionLimit::new(None),
             tokens: Tokens::new(&config, listen),
             own_key: OwnKey::new(dir.path().into(), shown, endpoint),
             callers: callers.clone(),
