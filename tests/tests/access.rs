@@ -374,10 +374,13 @@ fn only_the_owner_can_use_the_managers_sockets_unless_a_group_is_set() {
 #[test]
 fn operators_submit_no_more_than_the_rate_of_the_manager() {
     let mut mesh = Mesh::new(PODMESH);
+    std::fs::create_dir_all(mesh.data_dir()).unwrap();
     std::fs::write(mesh.data_dir().join("manager.toml"), "submissions_per_caller = '3/h'").unwrap();
     mesh.start_manager();
     let [ann, bob] = ["ann", "bob"].map(|name| Machine::new(&mesh, name));
-    [&ann, &bob].map(|machine| machine.login("operator"));
+    for (machine, name) in [(&ann, "ann"), (&bob, "bob")] {
+        machine.ok(&["login", &mesh.token("operator"), "--name", name]);
+    }
     let array = ["submit", "--array", "1000", "--", "true"];
     (0..3).for_each(|_| _ = ann.ok(&array));
     // It would have to wait for longer than the command line does.
