@@ -320,6 +320,15 @@ facts! {
             /// The node.
             node: Name,
         }
+        /// Something about the planned maintenance of a node.
+        NodeMaintenance = "node_maintenance" {
+            /// The node.
+            node: Name,
+            /// What there is to say: it is planned, begins, or is over.
+            message: String,
+            /// Who planned it, or has changed it.
+            by: Name,
+        }
         /// An admin has changed labels of a node.
         NodeLabelled = "node_labelled" {
             /// The node.
@@ -495,6 +504,7 @@ impl EventFact {
             | Self::NodeScheduled { .. }
             | Self::NodeDrained { .. }
             | Self::NodeLabelled { .. }
+            | Self::NodeMaintenance { .. }
             | Self::VolumesPlaced { .. }
             | Self::VolumeRemoved { .. }
             | Self::ApiTokenCreated { .. }

@@ -17,7 +17,6 @@ use crate::word::MaybeKnown;
 /// Everything that a peer sends to the manager's ROUTER.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-#[expect(clippy::large_enum_variant, reason = "messages are encoded at once, not kept")]
 pub enum ToManager {
     /// An agent requests a session; the first message on its socket.
     Hello(Hello),

@@ -251,6 +251,7 @@ fn to_peer() -> Vec<(&'static str, ToPeer)> {
         admin_labels: [].into(),
         resources: [].into(),
         drain: None,
+        maintenance: None,
         node: name("a"),
         state: NodeState::Suspect.into(),
         epoch: Some(epoch),

@@ -58,6 +58,7 @@ pub mod input;
 mod invariants;
 mod jobs;
 pub mod lease;
+mod maintenance;
 pub mod measures;
 mod nodes;
 mod placement;
@@ -102,6 +103,7 @@ use crate::ids::NodeIx;
 use crate::ids::Ticket;
 use crate::input::{Command, Input};
 use crate::jobs::{Dispatch, Submissions};
+use crate::maintenance::Windows;
 use crate::measures::Measures;
 use crate::nodes::Nodes;
 use crate::placement::Queue;
@@ -141,6 +143,7 @@ pub struct Core {
     access: Access,
     services: Services,
     schedules: Schedules,
+    windows: Windows,
     /// The jobs that wait for others.
     dependents: Dependents,
     queue: Queue,
@@ -189,6 +192,7 @@ impl Core {
         self.drop_retries(out);
         self.release_jobs(now);
         self.run_schedules(now, out);
+        self.run_windows(now, out);
         if !matches!(input, Input::Tick) {
             self.backlog.push_back(input);
         }
@@ -230,6 +234,7 @@ impl Core {
             || self.queue.has_work()
             || self.services.has_work()
             || self.schedules.has_work(self.now.wall_ms)
+            || self.windows.next_wakeup().is_some_and(|at| at <= self.now.wall_ms)
         {
             return Some(self.now.mono_ms);
         }
@@ -237,10 +242,10 @@ impl Core {
         self.timers.first().into_iter().chain(others).min()
     }
 
-    /// Returns the time of the wall clock at which an [`Input::Tick`] is due: a schedule is due, or a
-    /// job may start. The wall clock may jump, so the shell must compare again and again.
+    /// Returns the time of the wall clock at which an [`Input::Tick`] is due: a schedule is due, a job
+    /// may start, or the maintenance of a node begins or ends. The wall clock may jump, so the shell must compare again and again.
     pub fn next_wakeup_wall(&self) -> Option<u64> {
-        self.schedules.next_wakeup()
+        self.schedules.next_wakeup().into_iter().chain(self.windows.next_wakeup()).min()
     }
 
     fn take(&mut self, now: Now, input: Input, out: &mut Step) {
@@ -318,6 +323,9 @@ impl Core {
             Command::ChangeQueue { by, queue, action } => self.change_queue(by, queue, action, out),
             Command::ScheduleNode { by, node, scheduling, drain } => {
                 self.schedule_node(now, by, &node, scheduling, drain, out)
+            }
+            Command::SetMaintenance { by, node, maintenance } => {
+                self.set_maintenance(now, by, &node, maintenance, out)
             }
             Command::LabelNode { by, node, set, remove } => {
                 self.label_node(by, &node, set, remove, out)

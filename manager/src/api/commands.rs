@@ -134,6 +134,14 @@ impl Api {
                 }
                 Command::LabelNode { by, node, set, remove }
             }
+            RequestBody::NodeMaintenance { node, maintenance } => {
+                if let Some(spec) = &maintenance {
+                    spec.validate().map_err(|error| {
+                        ErrorReply::new(ErrorCode::InvalidSpec, error.to_string())
+                    })?;
+                }
+                Command::SetMaintenance { by, node, maintenance }
+            }
             RequestBody::NodeForget { node, force } => Command::ForgetNode { by, node, force },
             RequestBody::TokenRevoke { id } => Command::RevokeToken { by, id },
             RequestBody::Revoke { kind, name } => Command::RevokeKey { by, kind, name },
@@ -244,6 +252,7 @@ fn reply(answer: Answer) -> Reply {
         Answer::Cancelled { state } => ReplyBody::Cancelled { state: state.into(), downstream: 0 },
         Answer::NodeForgotten { enrolled } => ReplyBody::NodeForgotten { enrolled },
         Answer::VolumeRemoving { node } => ReplyBody::Volume(VolumeReply::Removing { node }),
+        Answer::MaintenanceSet { changed } => ReplyBody::NodeMaintenance { changed },
         Answer::NodeLabelled { labels } => ReplyBody::NodeLabels { labels },
         Answer::TokenRevoked => ReplyBody::TokenRevoked,
         Answer::KeyRenewed => ReplyBody::KeyRenewed,

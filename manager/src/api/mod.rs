@@ -198,6 +198,7 @@ impl Api {
             | RequestBody::Revoke { .. }
             | RequestBody::NodeScheduling { .. }
             | RequestBody::NodeLabels { .. }
+            | RequestBody::NodeMaintenance { .. }
             | RequestBody::Volume(VolumeRequest::Remove { .. })
             | RequestBody::KeyRenew { .. } => Err(unexpected()),
         }
@@ -227,6 +228,7 @@ pub(crate) fn is_command(request: &RequestBody) -> bool {
             | RequestBody::NodeForget { .. }
             | RequestBody::NodeScheduling { .. }
             | RequestBody::NodeLabels { .. }
+            | RequestBody::NodeMaintenance { .. }
             | RequestBody::Volume(VolumeRequest::Remove { .. })
             | RequestBody::TokenCreate { .. }
             | RequestBody::ApiTokenCreate { .. }

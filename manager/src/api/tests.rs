@@ -236,6 +236,7 @@ fn requests() -> Vec<(&'static str, RequestBody)> {
             set: [(name("zone"), "b".into())].into(),
             remove: [].into(),
         },
+        RequestBody::NodeMaintenance { node: name("nobody"), maintenance: None },
         RequestBody::NodeScheduling {
             node: name("nobody"),
             scheduling: Scheduling::Cordoned,
@@ -357,6 +358,7 @@ fn requests() -> Vec<(&'static str, RequestBody)> {
         },
         RequestBody::NodeScheduling { .. } => "node_scheduling",
         RequestBody::NodeLabels { .. } => "node_labels",
+        RequestBody::NodeMaintenance { .. } => "node_maintenance",
         RequestBody::Volume(VolumeRequest::List { .. }) => "volume list",
         RequestBody::Volume(VolumeRequest::Remove { .. }) => "volume remove",
     };
@@ -423,6 +425,7 @@ node_forget        -         -         -         yes
 revoke             -         -         -         yes
 key_rotate         -         -         -         yes
 node_labels        -         -         -         yes
+node_maintenance   -         -         -         yes
 node_scheduling    -         -         -         yes
 volume list        -         yes       yes       yes
 volume remove      -         -         yes       yes

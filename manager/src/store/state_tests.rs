@@ -22,7 +22,7 @@ use podmesh_protocol::again::{EndedAs, RequeueRequest};
 use podmesh_protocol::client::PrincipalKind;
 use podmesh_protocol::ids::{AgentId, AttemptId, Epoch, InstanceId, JobId, Name, SubmissionId};
 use podmesh_protocol::limits::PROTOCOL_VERSION;
-use podmesh_protocol::node::{DrainSpec, Scheduling};
+use podmesh_protocol::node::{DrainSpec, MaintenanceSpec, Scheduling};
 use podmesh_protocol::place::{Offer, PlaceRules};
 use podmesh_protocol::queue::QueueChange;
 use podmesh_protocol::report::{Outcome, OutcomeKind, Report, ReportFact};
@@ -474,7 +474,7 @@ fn the_core_a_follower_and_the_database_have_the_same_state() {
         let mut world = World::new(seed);
         for _ in 0..400 {
             let node = NODES[world.rng.usize(0..3)];
-            match world.rng.u8(0..47) {
+            match world.rng.u8(0..48) {
                 0..3 | 44 => world.submit(),
                 3 => world.workflow(),
                 35 => {
@@ -527,6 +527,16 @@ fn the_core_a_follower_and_the_database_have_the_same_state() {
                         drain.requeue = world.rng.bool();
                     }
                     world.command(Command::ScheduleNode { by, node, scheduling, drain });
+                }
+                47 => {
+                    let (by, node) = (name("root"), name(node));
+                    let from_ms = world.now.wall_ms + world.rng.u64(0..20_000);
+                    let maintenance = world.rng.bool().then(|| MaintenanceSpec {
+                        from_ms,
+                        for_ms: 10_000,
+                        drain: DrainSpec::default(),
+                    });
+                    world.command(Command::SetMaintenance { by, node, maintenance });
                 }
                 43 => {
                     let (by, node, label) = (name("root"), name(node), name("zone"));

@@ -347,6 +347,15 @@ enum EventBody {
         /// The node.
         node: String,
     },
+    /// Something about the planned maintenance of a node.
+    NodeMaintenance {
+        /// The node.
+        node: String,
+        /// What there is to say: it is planned, begins, or is over.
+        message: String,
+        /// Who planned it, or has changed it.
+        by: String,
+    },
     /// An admin has changed labels of a node.
     NodeLabelled {
         /// The node.
@@ -660,6 +669,11 @@ impl From<&EventFact> for EventKind {
                 by: by.to_string(),
             },
             EventFact::NodeDrained { node } => EventBody::NodeDrained { node: node.to_string() },
+            EventFact::NodeMaintenance { node, message, by } => EventBody::NodeMaintenance {
+                node: node.to_string(),
+                message: message.clone(),
+                by: by.to_string(),
+            },
             EventFact::NodeLabelled { node, labels, by } => EventBody::NodeLabelled {
                 node: node.to_string(),
                 labels: labels.clone(),

@@ -11,7 +11,7 @@ use podmesh_protocol::spec;
 use schemars::JsonSchema;
 use serde::Serialize;
 
-use crate::node::{DrainRow, NamedResourceRow};
+use crate::node::{DrainRow, MaintenanceRow, NamedResourceRow};
 use crate::service::Scheduling;
 use crate::time::rfc3339;
 use crate::workflow::AfterOutput;
@@ -741,6 +741,8 @@ pub struct NodeRow {
     pub resources: BTreeMap<String, NamedResourceRow>,
     /// Its drain, if it is being drained.
     pub drain: Option<DrainRow>,
+    /// Its planned maintenance.
+    pub maintenance: Option<MaintenanceRow>,
     /// Those of its labels that an admin has set. The others are its agent's.
     pub admin_labels: Vec<String>,
     /// The IP address at which other nodes reach the replicas on it; null if it has no proxy.
@@ -789,6 +791,7 @@ impl From<&podmesh_protocol::node::NodeView> for NodeRow {
                 .map(|(name, resource)| (name.to_string(), resource.into()))
                 .collect(),
             drain: view.drain.as_ref().map(DrainRow::from),
+            maintenance: view.maintenance.as_ref().map(MaintenanceRow::from),
             admin_labels: view.admin_labels.iter().map(ToString::to_string).collect(),
             address: view.address.clone(),
         }

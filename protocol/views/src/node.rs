@@ -7,8 +7,10 @@ use podmesh_protocol::node as wire;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::input::{InputError, moment};
 use crate::json::Word;
 use crate::service::Scheduling;
+use crate::time::rfc3339;
 
 /// `podmesh nodes cordon --output json`, and `uncordon` and `drain`
 #[derive(Debug, Serialize, JsonSchema)]
@@ -117,6 +119,78 @@ impl From<&wire::DrainView> for DrainRow {
             waits_for: view.waits_for.iter().map(|job| job.0).collect(),
         }
     }
+}
+
+/// The planned maintenance of a node.
+#[derive(Debug, Serialize, JsonSchema)]
+pub struct MaintenanceRow {
+    /// Who planned it.
+    pub by: String,
+    /// When it begins: RFC 3339.
+    pub from: String,
+    /// When it is over: RFC 3339.
+    pub until: String,
+    /// Whether it has begun: the node is drained.
+    pub active: bool,
+    /// Why.
+    pub reason: Option<String>,
+    /// Milliseconds after its begin at which what still runs is stopped; null: it is not, or with
+    /// `requeue` at once.
+    pub deadline_ms: Option<u64>,
+    /// Whether stopped tasks of jobs are queued again.
+    pub requeue: bool,
+}
+
+impl From<&wire::MaintenanceView> for MaintenanceRow {
+    fn from(view: &wire::MaintenanceView) -> Self {
+        let drain = &view.spec.drain;
+        Self {
+            by: view.by.to_string(),
+            from: rfc3339(view.spec.from_ms),
+            until: rfc3339(view.spec.until_ms()),
+            active: view.active,
+            reason: drain.reason.clone(),
+            deadline_ms: drain.deadline_ms,
+            requeue: drain.requeue,
+        }
+    }
+}
+
+/// A maintenance to plan.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct MaintenanceInput {
+    /// When it begins: RFC 3339.
+    pub from: String,
+    /// How many milliseconds it takes.
+    pub for_ms: u64,
+    /// Milliseconds after its begin at which what still runs is stopped, with its grace.
+    pub deadline_ms: Option<u64>,
+    /// Queue stopped tasks of jobs again, without using a retry; without `deadline_ms` they are stopped
+    /// at once.
+    #[serde(default)]
+    pub requeue: bool,
+    /// Why, for people.
+    pub reason: Option<String>,
+}
+
+impl TryFrom<MaintenanceInput> for wire::MaintenanceSpec {
+    type Error = InputError;
+
+    fn try_from(input: MaintenanceInput) -> Result<Self, InputError> {
+        let MaintenanceInput { from, for_ms, deadline_ms, requeue, reason } = input;
+        let from_ms = moment(&from).map_err(|_| InputError::From)?;
+        Ok(Self { from_ms, for_ms, drain: wire::DrainSpec { deadline_ms, requeue, reason } })
+    }
+}
+
+/// `podmesh nodes maintenance --output json`
+#[derive(Debug, Serialize, JsonSchema)]
+pub struct NodeMaintenanceOutput {
+    /// The node.
+    pub node: String,
+    /// Whether anything has changed.
+    pub changed: bool,
 }
 
 /// Labels to set on a node, and to take back.

@@ -190,6 +190,20 @@ fn every_route_answers_as_the_document_says() {
     assert_eq!(history["runs"][0]["result"], "ran");
     ask("DELETE", "/schedules/yearly", None, 200);
 
+    let window = json!({ "from": "2099-01-01T00:00:00Z", "for_ms": 1000 });
+    let far = ask("PUT", "/nodes/a/maintenance", Some(window), 422);
+    assert!(far["detail"].as_str().unwrap().contains("366 days"), "{far}");
+    let window = json!({ "from": "tomorrow", "for_ms": 1000 });
+    let wrong = ask("PUT", "/nodes/a/maintenance", Some(window), 422);
+    assert!(wrong["detail"].as_str().unwrap().contains("RFC 3339"), "{wrong}");
+    let tomorrow = jiff::Timestamp::now() + jiff::SignedDuration::from_hours(24);
+    let window = json!({ "from": tomorrow.to_string(), "for_ms": 7200000, "reason": "disks" });
+    assert_eq!(ask("PUT", "/nodes/a/maintenance", Some(window), 200)["changed"], true);
+    let node = ask("GET", "/nodes", None, 200)["nodes"][0].clone();
+    assert_eq!(node["maintenance"]["reason"], "disks", "{node}");
+    assert_eq!(node["maintenance"]["active"], false, "{node}");
+    assert_eq!(ask("DELETE", "/nodes/a/maintenance", None, 200)["changed"], true);
+
     assert_eq!(ask("PUT", "/queues/night", Some(json!({ "weight": 3 })), 200)["added"], true);
     let zero = ask("PUT", "/queues/night", Some(json!({ "weight": 0 })), 422);
     assert!(zero["detail"].as_str().unwrap().contains("QUEUE_WEIGHT_MAX"), "{zero}");

@@ -121,6 +121,9 @@ pub(crate) fn describe(fact: &EventFact) -> String {
             format!("node {node} was {} by {by}", Scheduling::from(scheduling).word())
         }
         EventFact::NodeDrained { node } => format!("node {node} is drained"),
+        EventFact::NodeMaintenance { node, message, by } => {
+            format!("maintenance of node {node}, planned by {by}: {}", escape(message))
+        }
         EventFact::NodeLabelled { node, labels, by } => {
             format!("node {node} was labelled {} by {by}", escape(&labels.join(" ")))
         }

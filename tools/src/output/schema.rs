@@ -13,7 +13,7 @@ mod tests {
     use crate::output::json::{
         CancelOutput, ForgetOutput, JobOutput, JobsOutput, NodesOutput, SubmitOutput, TasksOutput,
     };
-    use crate::output::node::{LabelledNode, NodeSchedulingOutput};
+    use crate::output::node::{LabelledNode, NodeMaintenanceOutput, NodeSchedulingOutput};
     use crate::output::queue::{QueueOutput, QueueSavedOutput, QueuesOutput};
     use crate::output::schedule::{
         ScheduleHistoryOutput, ScheduleOutput, ScheduleRanOutput, ScheduleSavedOutput,
@@ -30,7 +30,7 @@ mod tests {
     use crate::verbs::compose::ps::ComposePsOutput;
     use crate::verbs::doctor::DoctorOutput;
 
-    fn schemas() -> [(&'static str, Schema); 37] {
+    fn schemas() -> [(&'static str, Schema); 38] {
         [
             ("cancel", schema_for!(CancelOutput)),
             ("compose_ps", schema_for!(ComposePsOutput)),
@@ -41,6 +41,7 @@ mod tests {
             ("job", schema_for!(JobOutput)),
             ("jobs", schema_for!(JobsOutput)),
             ("node_labels", schema_for!(LabelledNode)),
+            ("node_maintenance", schema_for!(NodeMaintenanceOutput)),
             ("node_scheduling", schema_for!(NodeSchedulingOutput)),
             ("nodes", schema_for!(NodesOutput)),
             ("queue", schema_for!(QueueOutput)),

@@ -68,6 +68,7 @@ pub(super) fn node(name: &str, used_cpus: u32) -> NodeView {
         admin_labels: [].into(),
         resources: [].into(),
         drain: None,
+        maintenance: None,
         node: name.parse().unwrap(),
         state: NodeState::Alive.into(),
         epoch: None,

@@ -136,6 +136,7 @@ impl Query {
                 | EventFact::NodeScheduled { .. }
                 | EventFact::NodeDrained { .. }
                 | EventFact::NodeLabelled { .. }
+                | EventFact::NodeMaintenance { .. }
                 | EventFact::RuntimeWithdrawn { .. }
                 | EventFact::RuntimeOffered { .. }
                 | EventFact::KeyRevoked { .. }

@@ -35,25 +35,19 @@ fn world() -> (World, Epoch) {
 
 /// Returns the dead-letter jobs that a step has inserted.
 fn letters(step: &Step) -> Vec<(JobId, &JobSpec, &Name)> {
-    let of = |change: &'_ Change| match change {
-        Change::JobInserted { spec, .. } => spec.dead_letter.is_some(),
-        _ => false,
-    };
-    let found = step.changes.iter().filter(|change| of(change)).map(|change| match change {
-        Change::JobInserted { job, spec, by, .. } => (*job, &**spec, by),
-        other => panic!("{other:?}"),
+    let found = step.changes.iter().filter_map(|change| match change {
+        Change::JobInserted { job, spec, by, .. } if spec.dead_letter.is_some() => {
+            Some((*job, &**spec, by))
+        }
+        _ => None,
     });
     found.collect()
 }
 
 fn skipped(step: &Step) -> Vec<&str> {
-    let of = |event: &'_ EventFact| match event {
-        EventFact::DeadLetterSkipped { .. } => true,
-        _ => false,
-    };
-    let found = step.events.iter().filter(|event| of(event)).map(|event| match event {
-        EventFact::DeadLetterSkipped { message, .. } => message.as_str(),
-        other => panic!("{other:?}"),
+    let found = step.events.iter().filter_map(|event| match event {
+        EventFact::DeadLetterSkipped { message, .. } => Some(message.as_str()),
+        _ => None,
     });
     found.collect()
 }

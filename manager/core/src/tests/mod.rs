@@ -10,6 +10,7 @@ mod explain;
 mod forget;
 mod jobs;
 mod lease;
+mod maintenance;
 mod measures;
 mod model;
 mod placement;

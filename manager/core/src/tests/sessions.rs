@@ -15,6 +15,7 @@ fn a_hello_opens_a_session() {
     let step = world.connect(hello.clone(), 1);
     let row = NodeRow {
         drain: None,
+        maintenance: None,
         admin_labels: BTreeMap::new(),
         resources: BTreeMap::new(),
         node: name("a"),

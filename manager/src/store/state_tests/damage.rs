@@ -1,6 +1,6 @@
 //! `check` finds contradictions between what is stored of places, dependencies, schedules and queues.
 
-use podmesh_manager_core::state::{Drain, QueueRow};
+use podmesh_manager_core::state::{Drain, Maintenance, QueueRow};
 use podmesh_protocol::place::Claims;
 use podmesh_protocol::queue::DeadLetter;
 use rusqlite::{Connection, params};
@@ -48,6 +48,13 @@ fn world() -> World {
     let reason = Some("new disks".into());
     let drain = DrainSpec { deadline_ms: Some(1_000_000), requeue: true, reason };
     world.command(schedule("c", Scheduling::Draining, drain));
+    let spec = MaintenanceSpec {
+        from_ms: world.now.wall_ms + 9_000_000,
+        for_ms: 60_000,
+        drain: DrainSpec::default(),
+    };
+    let maintenance = Some(spec);
+    world.command(Command::SetMaintenance { by: by(), node: name("b"), maintenance });
     let set = [(name("zone"), "b".to_owned())].into();
     let remove = BTreeSet::new();
     world.command(Command::LabelNode { by: by(), node: name("c"), set, remove });
@@ -229,4 +236,16 @@ fn check_looks_at_dead_letter_jobs() {
     };
     let says = found(twice);
     assert!(says.contains("9.1#1 has two dead-letter jobs"), "{says}");
+}
+
+#[test]
+fn check_looks_at_maintenance() {
+    let planned = ("nodes", "maintenance", "name = 'b'");
+    let edit = |edit: fn(&mut Maintenance)| found(|connection| change(connection, planned, edit));
+    let says = edit(|planned| planned.before = Some(Scheduling::Open));
+    assert!(says.contains("the maintenance of node b has begun, and it is not drained"), "{says}");
+    let says = edit(|planned| planned.spec.for_ms = 0);
+    assert!(says.contains("the maintenance of node b: for (ms)"), "{says}");
+    let says = found(|c| run(c, "UPDATE nodes SET maintenance = x'c1' WHERE name = 'b'"));
+    assert!(!says.is_empty());
 }
