@@ -263,7 +263,8 @@ impl RetryPolicy {
 /// The highest exit code of a program.
 const EXIT_CODE_MAX: i128 = 255;
 
-/// When a job ends early, how many of its tasks run at a time, and where it waits.
+/// When a job ends early, how many of its tasks run at a time, where it waits, and for whom it makes
+/// room.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct JobRules {
     /// When so many tasks have failed for good, the rest is cancelled, and the job has failed.
@@ -278,6 +279,10 @@ pub struct JobRules {
     /// The queue that it waits in; `None`: the [default one](crate::queue::DEFAULT_QUEUE).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub queue: Option<Name>,
+    /// Whether its attempts may be stopped to make room for tasks of jobs that are not preemptible.
+    /// Its tasks wait until those have been placed, and a stopped one runs again later.
+    #[serde(default, skip_serializing_if = "core::ops::Not::not")]
+    pub preemptible: bool,
 }
 
 impl JobRules {

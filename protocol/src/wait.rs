@@ -206,6 +206,15 @@ pub enum WaitReason {
         /// Whether the task is certain to start there by then.
         starts: bool,
     },
+    /// The job is the first in line, and preemptible tasks are stopped to make room for it.
+    MakingRoom {
+        /// The node.
+        node: Name,
+        /// How many tasks.
+        tasks: usize,
+    },
+    /// The job is preemptible, and others that are not wait for room.
+    Preemptible,
     /// There is room.
     PlacedNext,
 }
@@ -424,6 +433,15 @@ impl fmt::Display for WaitReason {
                 f,
                 "first in line: node `{node}` is reserved for it for another {}",
                 span(*left_ms)
+            ),
+            Self::MakingRoom { node, tasks } => write!(
+                f,
+                "{} on node `{node}` {} to make room for it",
+                count(*tasks, "preemptible task", "preemptible tasks"),
+                if *tasks == 1 { "is stopped" } else { "are stopped" }
+            ),
+            Self::Preemptible => f.write_str(
+                "preemptible: tasks of jobs that are not preemptible come first, and some wait",
             ),
             Self::PlacedNext => f.write_str("there is room: it is placed next"),
         }

@@ -2,6 +2,7 @@
 #![expect(clippy::unwrap_used, reason = "tests")]
 
 use podmesh_tests::mesh::Mesh;
+use podmesh_tests::wait::until_true;
 
 const PODMESH: &str = env!("CARGO_BIN_EXE_podmesh-under-test");
 
@@ -142,4 +143,42 @@ fn bad_dead_letter_jobs_are_refused() {
     }
     let both = ["queue", "set", "night", "--no-dead-letter", "--dead-letter", &path];
     assert_eq!(refused(&mesh, &both).0, 2);
+}
+
+#[test]
+fn a_preemptible_task_makes_room_for_others_and_runs_again() {
+    let mesh = Mesh::with_agents(PODMESH, &["a"]);
+    let cpus =
+        mesh.json(&["nodes"])["nodes"][0]["capacity"]["cpu_millis"].as_u64().unwrap() / 1_000;
+    let all = cpus.to_string();
+    let go = mesh.shared_folder("go").join("go");
+    let script = format!(
+        "trap 'echo bye; exit 0' TERM; echo up; until test -e {}; do sleep 0.05; done",
+        go.display()
+    );
+    let first = mesh.submit(&[
+        "--preemptible",
+        "--cpus",
+        &all,
+        "--retries",
+        "0",
+        "--",
+        "sh",
+        "-c",
+        &script,
+    ]);
+    mesh.wait_for_job(first, "running");
+    let log = mesh.logs("a", first, 1, 1).join("stdout.log");
+    until_true("it is up", || std::fs::read_to_string(&log).is_ok_and(|text| text == "up\n"));
+    let other = mesh.submit(&["--cpus", "1", "--", "true"]);
+    mesh.wait_for_job(other, "succeeded");
+    assert_eq!(std::fs::read_to_string(&log).unwrap(), "up\nbye\n", "it had its grace");
+    mesh.wait_for_job(first, "running");
+    std::fs::write(&go, "").unwrap();
+    mesh.wait_for_job(first, "succeeded");
+    assert_eq!(mesh.json(&["job", &first.to_string()])["spec"]["preemptible"], true);
+    let tasks = mesh.json(&["tasks", &first.to_string()]);
+    assert_eq!(tasks["tasks"][0]["attempts"], 2, "{tasks}");
+    let events = mesh.ok(&["events"]);
+    assert!(events.contains("which is not preemptible, needs its room"), "{events}");
 }

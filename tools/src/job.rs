@@ -53,6 +53,7 @@ pub(crate) struct JobFile {
     no_retry_on: Option<Ranges>,
     max_failures: Option<u32>,
     max_active: Option<u32>,
+    preemptible: Option<bool>,
     expires: Option<Span>,
     queue: Option<Name>,
     priority: Option<i32>,
@@ -324,6 +325,7 @@ fn assemble(
             max_active: options.max_active.or(file.max_active),
             expires_ms: options.expires.or(file.expires).map(Span::ms),
             queue: options.queue.or(file.queue),
+            preemptible: options.preemptible || file.preemptible == Some(true),
         },
         place,
         not_before_ms: None,
@@ -508,6 +510,7 @@ mod tests {
             "1h",
             "--queue",
             "night",
+            "--preemptible",
             "--priority",
             "-5",
             "--on-lost",
@@ -571,6 +574,7 @@ mod tests {
         let rules = (spec.rules.max_failures, spec.rules.max_active, spec.rules.expires_ms);
         assert_eq!(rules, (Some(4), Some(5), Some(3_600_000)));
         assert_eq!(spec.rules.queue.as_ref().map(Name::as_str), Some("night"));
+        assert!(spec.rules.preemptible);
         assert_eq!(spec.run.workdir.as_deref(), Some("/w"));
         let RuntimeSpec::Docker(docker) = spec.run.runtime else {
             unreachable!("an image is given")

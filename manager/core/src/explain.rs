@@ -4,7 +4,7 @@ use alloc::boxed::Box;
 use alloc::vec::Vec;
 
 use podmesh_calendar::Zone;
-use podmesh_protocol::ids::JobId;
+use podmesh_protocol::ids::{JobId, TaskId};
 use podmesh_protocol::limits::ATTEMPTS_PER_NODE_MAX;
 use podmesh_protocol::node::{NodeState, Scheduling};
 use podmesh_protocol::place::Offer;
@@ -18,7 +18,7 @@ use crate::jobs::Dispatch;
 use crate::nodes::Node;
 use crate::placement::{Constraint, Held, Needs, ReservationView};
 use crate::queues::queue_of;
-use crate::state::{Job, Progress};
+use crate::state::{Job, Progress, Stop};
 
 /// The most nodes, or upstream jobs, to name one by one. Of the others only the number is given.
 const NODES_NAMED: usize = 5;
@@ -141,13 +141,29 @@ impl Core {
             let queue = queue_of(&job.spec).into();
             reasons.push(WaitReason::Turn(Box::new(TurnView { queue, ..turn })));
         }
+        if job.spec.rules.preemptible && self.queue.others_wait() {
+            reasons.push(WaitReason::Preemptible);
+        }
         if let Some(kept) = reservation.filter(|kept| kept.key == job.key()) {
+            let node = kept.node.map(|ix| self.nodes.get(ix));
+            reasons.extend(node.and_then(|node| self.explain_stops(node)));
             reasons.push(WaitReason::FirstInLine {
                 reserved: kept.node.map(|ix| self.nodes.get(ix).row.node.clone()),
                 left_ms: kept.left_ms,
                 starts: kept.starts,
             });
         }
+    }
+
+    /// Returns how many tasks of a node make room, if any do.
+    fn explain_stops(&self, node: &Node) -> Option<WaitReason> {
+        let makes_room = |task: &&TaskId| {
+            let job = self.state.jobs.get(&task.job);
+            let active = job.and_then(|job| job.active.get(&task.index));
+            active.is_some_and(|active| active.stop == Some(Stop::Preempt))
+        };
+        let tasks = node.attempts.keys().filter(makes_room).count();
+        (tasks > 0).then(|| WaitReason::MakingRoom { node: node.row.node.clone(), tasks })
     }
 
     /// Returns why no node suits. There is at least one node.

@@ -39,6 +39,8 @@ pub enum Fault {
     TurnsIgnored,
     /// The end of an attempt is not counted in its queue.
     QueueEndNotCounted,
+    /// Attempts are stopped for a job that waits although they are not preemptible.
+    PreemptsAny,
     /// A task whose node is drained uses a retry although it should run again.
     StopUsesRetry,
     /// What a task gets of named resources is not taken from its node.

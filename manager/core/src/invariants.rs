@@ -13,7 +13,7 @@ use crate::Core;
 use crate::ids::NodeIx;
 use crate::in_use::InUse;
 use crate::jobs::Dispatch;
-use crate::nodes::Node;
+use crate::nodes::{Node, Preemptible};
 use crate::state::Job;
 use crate::timers::Timer;
 
@@ -117,11 +117,18 @@ impl Core {
         let used = (node.used_cpu_millis, node.used_memory_bytes);
         assert_eq!(used, (cpu, memory), "node {name}: used resources");
         let (mut in_use, mut exclusive) = (InUse::default(), 0);
+        let mut preemptible = Preemptible::default();
         for task in node.attempts.keys() {
             let job = &self.state.jobs[&task.job];
             job.active[&task.index].claims.iter().for_each(|claims| in_use.take(claims));
             exclusive += u32::from(job.spec.place.exclusive);
+            if job.spec.rules.preemptible {
+                preemptible.attempts += 1;
+                preemptible.cpu_millis += u64::from(job.spec.resources.cpu_millis);
+                preemptible.memory_bytes += job.spec.resources.memory_bytes;
+            }
         }
+        assert_eq!(node.preemptible, preemptible, "node {name}: what is preemptible");
         assert_eq!((&node.in_use, node.exclusive), (&in_use, exclusive), "node {name}: claims");
         assert!(exclusive == 0 || node.attempts.len() == 1, "node {name}: for itself");
         assert!(node.attempts.len() <= ATTEMPTS_PER_NODE_MAX);

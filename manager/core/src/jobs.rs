@@ -105,6 +105,16 @@ impl Dispatch {
         job.fresh() > 0 && self.open.as_ref().is_none_or(|open| !open.is_empty())
     }
 
+    /// Returns how many tasks may be placed now, if there is room.
+    pub(crate) fn ready_tasks(&self, job: &Job) -> u64 {
+        if !self.has_ready(job) {
+            return 0;
+        }
+        let fresh = self.open.as_ref().map_or(job.fresh(), |open| open.count().min(job.fresh()));
+        let max = job.spec.rules.max_active.unwrap_or(u32::MAX);
+        (self.ready.len() as u64 + fresh).min(max.saturating_sub(job.counts.active).into())
+    }
+
     /// Takes the next task to place: its index, the number of its next attempt, and since when it
     /// may be placed. Retries go first.
     pub(crate) fn pop_ready(&mut self, job: &Job) -> Option<(u32, u32, Millis)> {
@@ -170,7 +180,7 @@ impl Job {
     pub(crate) fn runs_again(&self, attempt: &ActiveAttempt, kind: OutcomeKind) -> bool {
         // The agent may never have had the attempt, and then says that it is lost.
         let never_started = kind == OutcomeKind::Lost && attempt.state == AttemptState::Assigned;
-        attempt.stop == Some(Stop::Requeue)
+        matches!(attempt.stop, Some(Stop::Requeue | Stop::Preempt))
             && !self.is_stopping()
             && (kind == OutcomeKind::Cancelled || never_started)
     }

@@ -49,6 +49,8 @@ pub(crate) struct Node {
     pub(crate) in_use: InUse,
     /// How many of these attempts have the node for themselves.
     pub(crate) exclusive: u32,
+    /// What those of these attempts use that are preemptible.
+    pub(crate) preemptible: Preemptible,
     /// The number of the last report of `row.agent_instance` that was processed. `None` if the next
     /// one may have any number, as after a start of the manager.
     pub(crate) acked: Option<u64>,
@@ -63,6 +65,15 @@ pub(crate) struct Node {
     pub(crate) drain_due_ms: Option<Millis>,
     /// When its planned maintenance begins or ends, by the wall clock. The windows have the same.
     pub(crate) window_ms: Option<u64>,
+}
+
+/// What the preemptible attempts of a node use.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Preemptible {
+    pub(crate) attempts: u32,
+    /// In thousandths of a core.
+    pub(crate) cpu_millis: u64,
+    pub(crate) memory_bytes: u64,
 }
 
 /// How far the start of an attempt has come.
@@ -134,10 +145,20 @@ pub(crate) struct Outgoing {
 impl Node {
     /// Returns the unused resources.
     pub(crate) fn free(&self) -> Resources {
-        let cpu = u64::from(self.row.capacity.cpu_millis).saturating_sub(self.used_cpu_millis);
+        self.unused(self.used_cpu_millis, self.used_memory_bytes)
+    }
+
+    /// Returns the resources that are unused, or would be without the preemptible attempts.
+    pub(crate) fn free_without_preemptible(&self) -> Resources {
+        let Preemptible { cpu_millis, memory_bytes, .. } = self.preemptible;
+        self.unused(self.used_cpu_millis - cpu_millis, self.used_memory_bytes - memory_bytes)
+    }
+
+    fn unused(&self, used_cpu_millis: u64, used_memory_bytes: u64) -> Resources {
+        let cpu = u64::from(self.row.capacity.cpu_millis).saturating_sub(used_cpu_millis);
         Resources {
             cpu_millis: u32::try_from(cpu).unwrap_or(u32::MAX),
-            memory_bytes: self.row.capacity.memory_bytes.saturating_sub(self.used_memory_bytes),
+            memory_bytes: self.row.capacity.memory_bytes.saturating_sub(used_memory_bytes),
         }
     }
 
@@ -189,6 +210,11 @@ impl Node {
         }
         self.used_cpu_millis += u64::from(needs.cpu_millis);
         self.used_memory_bytes += needs.memory_bytes;
+        if spec.rules.preemptible {
+            self.preemptible.attempts += 1;
+            self.preemptible.cpu_millis += u64::from(needs.cpu_millis);
+            self.preemptible.memory_bytes += needs.memory_bytes;
+        }
     }
 
     /// Removes an attempt. Returns the lane that counts it.
@@ -214,6 +240,11 @@ impl Node {
         }
         self.used_cpu_millis -= u64::from(spec.resources.cpu_millis);
         self.used_memory_bytes -= spec.resources.memory_bytes;
+        if spec.rules.preemptible {
+            self.preemptible.attempts -= 1;
+            self.preemptible.cpu_millis -= u64::from(spec.resources.cpu_millis);
+            self.preemptible.memory_bytes -= spec.resources.memory_bytes;
+        }
         lane
     }
 
@@ -359,6 +390,7 @@ impl Nodes {
             used_memory_bytes: 0,
             in_use: InUse::default(),
             exclusive: 0,
+            preemptible: Preemptible::default(),
             acked: None,
             seen_ms: None,
             deadline: None,

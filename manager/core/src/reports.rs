@@ -224,6 +224,7 @@ impl Core {
 fn why_stopped(active: &ActiveAttempt) -> &'static str {
     match active.stop {
         Some(Stop::Requeue) => "stopped so that its task runs elsewhere",
+        Some(Stop::Preempt) => "stopped to make room for a job that is not preemptible",
         Some(Stop::Fail) => "stopped because its node is drained, and the deadline is over",
         None => "its agent stopped it although the job was not cancelled",
     }

@@ -1,4 +1,5 @@
-//! Attempts that are stopped although their jobs go on: those of a node whose drain has a deadline.
+//! Attempts that are stopped although their jobs go on: those of a node whose drain has a deadline, and
+//! those that make room (see [`preempt`](crate::placement)).
 //!
 //! That an attempt is stopped is durable. The agent is told again in each session until it reports the
 //! end, also if the drain is over by then.

@@ -41,7 +41,7 @@ codes!(closed_code, closed, Closed {
     Cancelled = 0, MaxFailures = 1, Expired = 2,
 });
 codes!(stop_code, stop, Stop {
-    Requeue = 0, Fail = 1,
+    Requeue = 0, Fail = 1, Preempt = 2,
 });
 codes!(attempt_code, attempt_state, AttemptState {
     Assigned = 0, Preparing = 1, Running = 2, Ended = 3,

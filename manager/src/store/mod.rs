@@ -217,8 +217,9 @@ fn open_for_reading(path: &Path) -> rusqlite::Result<Connection> {
     let connection = Connection::open_with_flags(path, flags)?;
     // In WAL mode readers wait only for the recovery after a kill.
     connection.busy_timeout(BUSY_TIMEOUT)?;
+    // A small cache: what else is read is in the kernel's.
     connection.execute_batch(
-        "PRAGMA query_only = ON; PRAGMA cell_size_check = ON; PRAGMA cache_size = -2048;",
+        "PRAGMA query_only = ON; PRAGMA cell_size_check = ON; PRAGMA cache_size = -512;",
     )?;
     connection.set_prepared_statement_cache_capacity(32);
     Ok(connection)

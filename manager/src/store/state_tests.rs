@@ -140,6 +140,7 @@ impl World {
                 max_active: (self.rng.u8(0..4) == 0).then_some(2),
                 expires_ms: (self.rng.u8(0..4) == 0).then_some(60_000),
                 queue: (self.rng.u8(0..3) == 0).then(|| name("night")),
+                preemptible: self.rng.u8(0..3) == 0,
             },
             place: PlaceRules {
                 resources: self.some_resources(),

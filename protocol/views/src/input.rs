@@ -185,6 +185,9 @@ pub struct JobSpecInput {
     /// The queue that it waits in; default: `default`.
     #[schemars(with = "Option<String>")]
     pub queue: Option<Name>,
+    /// Its attempts may be stopped to make room for jobs that are not preemptible. The tasks run
+    /// again later.
+    pub preemptible: bool,
     /// What happens when the node of a running attempt is lost.
     #[schemars(with = "OnLost")]
     pub on_lost: WireOnLost,
@@ -287,6 +290,7 @@ impl TryFrom<JobInput> for JobSpec {
                 max_active: spec.max_active,
                 expires_ms: spec.expires_ms,
                 queue: spec.queue,
+                preemptible: spec.preemptible,
             },
             place: PlaceRules {
                 resources: spec.resource_millis,

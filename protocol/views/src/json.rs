@@ -377,6 +377,8 @@ pub struct SpecOutput {
     pub expires_ms: Option<u64>,
     /// The queue that it waits in; null: `default`.
     pub queue: Option<String>,
+    /// Whether its attempts may be stopped to make room for jobs that are not preemptible.
+    pub preemptible: bool,
     /// What happens when the node of a running attempt is lost.
     pub on_lost: OnLost,
     /// No task starts before this time: RFC 3339.
@@ -516,6 +518,7 @@ impl From<&spec::JobSpec> for SpecOutput {
             max_active: spec.rules.max_active,
             expires_ms: spec.rules.expires_ms,
             queue: spec.rules.queue.as_ref().map(ToString::to_string),
+            preemptible: spec.rules.preemptible,
             on_lost: spec.on_lost.into(),
             not_before: spec.not_before_ms.map(rfc3339),
             after: spec.after.iter().map(AfterOutput::from).collect(),

@@ -51,6 +51,7 @@ pub(crate) const ALL: &[Planted] = &[
     Planted::Manager(ManagerFault::TurnsIgnored),
     Planted::Manager(ManagerFault::QueueEndNotCounted),
     Planted::Manager(ManagerFault::StopUsesRetry),
+    Planted::Manager(ManagerFault::PreemptsAny),
     Planted::Manager(ManagerFault::ClaimsNotBooked),
     Planted::EarlySend,
     Planted::Manager(ManagerFault::AttemptsNotFenced),

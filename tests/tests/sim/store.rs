@@ -245,10 +245,14 @@ impl Store {
         let Some(last) = self.attempt(attempt) else { return };
         // A program that fails by itself has an outcome of its own.
         let message = outcome.message.as_deref().unwrap_or_default();
-        let uses_retry = outcome.kind == OutcomeKind::Failed && message.contains("runs elsewhere");
+        let uses_retry = outcome.kind == OutcomeKind::Failed && message.starts_with("stopped ");
         assert!(
-            last.stop != Some(Stop::Requeue) || !uses_retry,
-            "{attempt} was stopped so that its task runs elsewhere, and has failed"
+            !matches!(last.stop, Some(Stop::Requeue | Stop::Preempt)) || !uses_retry,
+            "{attempt} was stopped so that its task runs again, and has failed"
+        );
+        assert!(
+            last.stop != Some(Stop::Preempt) || self.jobs[&attempt.task.job].spec.rules.preemptible,
+            "{attempt} was stopped to make room, and is not preemptible"
         );
     }
 

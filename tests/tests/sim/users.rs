@@ -164,6 +164,7 @@ impl World {
             max_active: rng.percent(15).then(|| rng.within(1, 3) as u32),
             expires_ms: rng.percent(15).then(|| rng.within(100, 60_000)),
             queue: rng.percent(40).then(night),
+            preemptible: rng.percent(25),
         };
         let mut place = PlaceRules { exclusive: rng.percent(5), ..PlaceRules::default() };
         if rng.percent(30) {

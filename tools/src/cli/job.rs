@@ -83,6 +83,9 @@ pub(crate) struct JobOptions {
     /// Wait in this queue [default: `default`]
     #[arg(long, value_name = "NAME", help_heading = "Where to run")]
     pub(crate) queue: Option<Name>,
+    /// Let podmesh stop the tasks to make room for jobs without this option; they run again later
+    #[arg(long, help_heading = "Where to run")]
+    pub(crate) preemptible: bool,
 
     /// Stop an attempt after this time, such as 90s
     #[arg(long, value_name = "TIME", help_heading = "When things go wrong")]

@@ -192,6 +192,9 @@ fn describe_spec(lines: &mut Lines, spec: &JobSpec) {
     lines.add_some("max failures", spec.rules.max_failures);
     lines.add_some("queue", spec.rules.queue.as_ref());
     lines.add_some("max active", spec.rules.max_active);
+    if spec.rules.preemptible {
+        lines.add("preemptible", "makes room for jobs that are not");
+    }
     lines.add_some("expires", spec.rules.expires_ms.map(coarse));
     lines.add("on lost", OnLost::from(spec.on_lost).word());
     lines.add("stop grace", coarse(run.stop_grace_ms));

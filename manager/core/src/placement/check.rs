@@ -10,6 +10,7 @@ use super::fit_index::FitIndex;
 use super::lane::{Class, ClassId, Lane, QueuePosition, Shape, ShapeId};
 use super::needs::{QueueKey, Size};
 use super::queue::{Facts, Queue};
+use super::reservation::Reservation;
 use super::share::ShareId;
 use crate::ids::{LaneId, NodeIx};
 use crate::state::QueueRow;
@@ -69,7 +70,7 @@ impl Queue {
         assert_eq!(self.shares.rows(), all, "the queues");
         let mut used = BTreeMap::<ShareId, (u32, u64)>::new();
         for lane in self.lanes.values() {
-            let share = used.entry(lane.share).or_default();
+            let share = used.entry(lane.owner.share).or_default();
             *share = (share.0 + lane.active, share.1 + lane.cpu_millis);
         }
         for (id, share) in self.shares.iter() {
@@ -149,8 +150,13 @@ impl Queue {
             if !node.has_room(&shape.needs.resources) || !node.takes(&shape.needs.place) {
                 continue;
             }
-            let kept = self.reservation.clone().filter(|kept| kept.node == Some(*ix));
-            let Some(mut kept) = kept.filter(|kept| kept.is_before(id.lane, key)) else {
+            let preemptible = self.is_preemptible(id);
+            let is_kept = |kept: &Reservation| {
+                kept.node == Some(*ix)
+                    && kept.is_before(id.lane, key)
+                    && kept.is_kept_from(preemptible)
+            };
+            let Some(mut kept) = self.reservation.clone().filter(is_kept) else {
                 unreachable!("{shape:?} waits although {ix:?} has room");
             };
             if kept.keeps(&shape.needs) {

@@ -1,4 +1,4 @@
-//! The waiting jobs of one caller in one queue, grouped by their needs.
+//! The waiting jobs of one caller in one queue, preemptible or not, grouped by their needs.
 
 use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::sync::Arc;
@@ -75,15 +75,23 @@ pub(super) struct ClassIndex {
     pub(super) nowhere: FitIndex,
 }
 
-/// The jobs of one caller in one queue.
-#[derive(Debug)]
-pub(super) struct Lane {
-    id: LaneId,
+/// Whose jobs a lane has.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Owner {
     /// The queue.
     pub(super) share: ShareId,
     /// Who submitted the jobs; `None` for replicas, and for jobs that an older version of podmesh
     /// accepted.
     pub(super) caller: Option<Name>,
+    /// Whether the jobs make room for those that are not preemptible.
+    pub(super) preemptible: bool,
+}
+
+/// The jobs of one caller in one queue, preemptible or not.
+#[derive(Debug)]
+pub(super) struct Lane {
+    id: LaneId,
+    pub(super) owner: Owner,
     pub(super) shapes: BTreeMap<ShapeId, Shape>,
     by_needs: BTreeMap<Arc<Needs>, ShapeId>,
     last_shape: u64,
@@ -104,11 +112,10 @@ pub(super) struct Lane {
 }
 
 impl Lane {
-    pub(super) fn new(id: LaneId, share: ShareId, caller: Option<Name>) -> Self {
+    pub(super) fn new(id: LaneId, owner: Owner) -> Self {
         Self {
             id,
-            share,
-            caller,
+            owner,
             shapes: BTreeMap::new(),
             by_needs: BTreeMap::new(),
             last_shape: 0,

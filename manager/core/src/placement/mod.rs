@@ -1,10 +1,11 @@
 //! Which task goes to which node.
 //!
-//! Jobs wait in lanes, one for each caller in each queue, which take turns: see [`share`]. In a lane
+//! Jobs wait in lanes, for each caller in each queue, which take turns: see [`share`]. In a lane
 //! they wait in order of priority and arrival. Jobs of a lane with the same [`Needs`] share a
 //! [`Shape`](lane::Shape): if there is no room for one of them, there is none for the others. A
 //! shape without room is tried again when a node gains room for it; [`fit_index`] finds it among
-//! many. A node is reserved for the first job that waits for room: see [`reservation`].
+//! many. A node is reserved for the first job that waits for room: see [`reservation`]. Tasks that are
+//! preemptible may be stopped there: see [`preempt`].
 
 mod candidate;
 #[cfg(any(test, feature = "invariants"))]
@@ -12,6 +13,7 @@ mod check;
 mod fit_index;
 mod lane;
 mod needs;
+mod preempt;
 mod queue;
 mod reservation;
 mod share;
@@ -53,8 +55,15 @@ impl Core {
         while self.has_room(out) && held < BATCH_ROWS_MAX {
             self.settle_bonds();
             let facts = Facts { now_ms: now.mono_ms, nodes: &self.nodes, jobs: &self.state.jobs };
-            let Some((key, id)) = self.queue.next(&facts) else { return };
-            self.place_job(now, key, id, &mut held, out);
+            let next = self.queue.next(&facts);
+            if next.is_none_or(|(_, id)| self.queue.is_preemptible(id)) {
+                self.preempt(now, out);
+            }
+            match next {
+                Some((key, id)) => self.place_job(now, key, id, &mut held, out),
+                None if self.queue.has_work() => {}
+                None => return,
+            }
         }
     }
 

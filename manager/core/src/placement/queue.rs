@@ -9,10 +9,10 @@ use podmesh_protocol::ids::{JobId, Name, TaskId};
 use podmesh_protocol::time::Millis;
 
 use super::candidate::{Candidate, Peers};
-use super::lane::{Class, ClassId, Lane, QueuePosition, Shape, ShapeId};
+use super::lane::{Class, ClassId, Lane, Owner, QueuePosition, Shape, ShapeId};
 use super::needs::{Constraint, Needs, QueueKey, ReplicaNeeds, Size};
 use super::reservation::Reservation;
-use super::share::{DEFAULT, Held, REPLICAS, ShareId, Shares};
+use super::share::{DEFAULT, Held, REPLICAS, Shares};
 use crate::ids::{LaneId, NodeIx};
 use crate::nodes::{Node, Nodes};
 use crate::state::{Job, QueueRow};
@@ -29,7 +29,7 @@ pub(crate) struct Facts<'a> {
 #[derive(Debug, Default)]
 pub(crate) struct Queue {
     pub(super) lanes: BTreeMap<LaneId, Lane>,
-    by_owner: BTreeMap<(ShareId, Option<Name>), LaneId>,
+    by_owner: BTreeMap<Owner, LaneId>,
     last_lane: u64,
     pub(super) shares: Shares,
     /// The lanes that wait and are not held back, as they were in line when the queue was last asked
@@ -44,7 +44,7 @@ pub(crate) struct Queue {
     pub(super) open: BTreeSet<NodeIx>,
     pub(super) reservation: Option<Reservation>,
     /// Whether the reservation is for a job before the one that was last returned as next.
-    is_reserved: bool,
+    pub(super) is_reserved: bool,
     /// The time until which a node is not reserved again, after a reservation that did not help.
     pub(super) rests: BTreeMap<NodeIx, Millis>,
 }
@@ -78,8 +78,8 @@ impl Queue {
             None => {
                 self.last_lane += 1;
                 let id = LaneId(self.last_lane);
-                self.lanes.insert(id, Lane::new(id, owner.0, owner.1.clone()));
-                self.by_owner.insert(owner, id);
+                self.lanes.insert(id, Lane::new(id, owner.clone()));
+                self.by_owner.insert(owner.clone(), id);
                 id
             }
         };
@@ -88,18 +88,23 @@ impl Queue {
             return shape;
         }
         let class = self.intern_class(&needs.constraint, nodes);
-        let lane = self.lanes.entry(id).or_insert_with(|| Lane::new(id, DEFAULT, None));
+        let lane = self.lanes.entry(id).or_insert_with(|| Lane::new(id, owner));
         lane.add_shape(needs, class)
     }
 
-    /// Returns the queue and the caller of a job.
-    fn owner(&self, job: &Job) -> (ShareId, Option<Name>) {
+    fn owner(&self, job: &Job) -> Owner {
         if job.spec.run.replica.is_some() {
-            return (REPLICAS, None);
+            return Owner { share: REPLICAS, caller: None, preemptible: false };
         }
         let queue = job.spec.rules.queue.as_ref();
-        let share = queue.and_then(|queue| self.shares.by_name(queue));
-        (share.unwrap_or(DEFAULT), job.by.clone())
+        let share = queue.and_then(|queue| self.shares.by_name(queue)).unwrap_or(DEFAULT);
+        let preemptible = job.spec.rules.preemptible;
+        Owner { share, caller: job.by.clone(), preemptible }
+    }
+
+    /// Returns whether the jobs with a shape are preemptible.
+    pub(crate) fn is_preemptible(&self, id: ShapeId) -> bool {
+        self.lanes.get(&id.lane).is_some_and(|lane| lane.owner.preemptible)
     }
 
     /// Returns the needs of the jobs with a shape.
@@ -135,7 +140,7 @@ impl Queue {
         let Some(lane) = self.lanes.get_mut(&id.lane) else { return };
         let Some(class_id) = lane.release(id) else { return };
         if lane.shapes.is_empty() {
-            self.by_owner.remove(&(lane.share, lane.caller.clone()));
+            self.by_owner.remove(&lane.owner);
             self.lanes.remove(&id.lane);
         }
         let Some(class) = self.classes.get_mut(&class_id) else { return };
@@ -155,9 +160,9 @@ impl Queue {
     /// Adds a job that has tasks to place.
     pub(crate) fn add(&mut self, id: ShapeId, key: QueueKey) {
         let Some(lane) = self.lanes.get(&id.lane) else { return };
-        let (share, waited) = (lane.share, lane.waits());
-        let alone =
-            !waited && !self.lanes.values().any(|other| other.share == share && other.waits());
+        let (share, waited) = (lane.owner.share, lane.waits());
+        let alone = !waited
+            && !self.lanes.values().any(|other| other.owner.share == share && other.waits());
         let Some(lane) = self.lanes.get_mut(&id.lane) else { return };
         if !waited {
             self.shares.begin(lane, alone);
@@ -191,7 +196,22 @@ impl Queue {
     }
 
     pub(super) fn holds(&self, lane: &Lane) -> Option<Held> {
-        self.shares.get(lane.share)?.holds(lane)
+        self.shares.get(lane.owner.share)?.holds(|| self.active_of_caller(lane))
+    }
+
+    /// Returns how many more attempts the jobs of a shape's lane may have, as far as its queue limits
+    /// them.
+    pub(super) fn allowance(&self, id: ShapeId) -> u32 {
+        let Some(lane) = self.lanes.get(&id.lane) else { return 0 };
+        let Some(share) = self.shares.get(lane.owner.share) else { return 0 };
+        share.allowance(|| self.active_of_caller(lane))
+    }
+
+    /// Returns how many attempts the caller of a lane has in its queue.
+    fn active_of_caller(&self, lane: &Lane) -> u32 {
+        let other = Owner { preemptible: !lane.owner.preemptible, ..lane.owner.clone() };
+        let other = self.by_owner.get(&other).and_then(|id| self.lanes.get(id));
+        lane.active + other.map_or(0, |other| other.active)
     }
 
     /// Returns how many jobs have tasks to place.
@@ -295,13 +315,15 @@ impl Queue {
         facts: &Facts,
     ) -> Option<(QueueKey, ShapeId)> {
         let Self { lanes, classes_of, open, reservation, .. } = self;
-        let Lane { indexes, shapes, .. } = lanes.get(&lane)?;
+        let Lane { indexes, shapes, owner, .. } = lanes.get(&lane)?;
         let mut first = None;
         for ix in open.iter() {
             let node = facts.nodes.get(*ix);
             let Some(free) = node.room() else { continue };
             let Some(admitting) = classes_of.get(ix) else { continue };
-            let kept = reservation.as_ref().filter(|kept| kept.node == Some(*ix));
+            let is_kept =
+                |kept: &Reservation| kept.node == Some(*ix) && kept.is_kept_from(owner.preemptible);
+            let kept = reservation.as_ref().filter(|kept| is_kept(kept));
             let kept = kept.map(|kept| (kept.shape.lane, kept.key, kept.needs()));
             let search = |room: &Size, before: Option<QueueKey>| {
                 let mut found = None;
@@ -326,7 +348,7 @@ impl Queue {
             let before = first.map_or(limit, |(key, _)| Some(key));
             let mut found = search(&Size::lasting(free, u64::MAX), before);
             if let Some(kept) = reservation
-                && kept.node == Some(*ix)
+                && is_kept(kept)
                 && found.is_some_and(|(key, _)| kept.is_before(lane, key))
             {
                 found = None;
@@ -375,7 +397,8 @@ impl Queue {
         facts: &Facts,
     ) -> Option<Candidate> {
         let Self { lanes, reservation, is_reserved, .. } = self;
-        let shape = lanes.get(&id.lane)?.shapes.get(&id)?;
+        let lane = lanes.get(&id.lane)?;
+        let shape = lane.shapes.get(&id)?;
         let key = shape.waiting.first()?;
         let node = facts.nodes.get(ix);
         let peers = zones.peers(&shape.needs, key.job(), node);
@@ -384,6 +407,7 @@ impl Queue {
             && kept.node == Some(ix)
             && *is_reserved
             && kept.is_before(id.lane, *key)
+            && kept.is_kept_from(lane.owner.preemptible)
         {
             if kept.keeps(&shape.needs) {
                 return None;

@@ -2,7 +2,7 @@
 //!
 //! The first job that waits for room reserves the node that is nearest to having it. Tasks of later
 //! jobs run there only if they do not delay this job: they end before it is certain to start, or
-//! they use room that it does not need.
+//! they use room that it does not need. Preemptible tasks run there until they must make room for it.
 //!
 //! If the timeouts of the running tasks say when the job can start at the latest, and that is not
 //! too far away, the node is reserved until then. Otherwise it is reserved for a minute, or for a
@@ -46,13 +46,19 @@ pub(crate) struct Reservation {
     pub(crate) node: Option<NodeIx>,
     since_ms: Millis,
     /// When the reservation ends, unless the task is known to start soon after that.
-    until_ms: Millis,
+    pub(super) until_ms: Millis,
     /// Whether the reservation was extended to the latest start of the task.
     extended: bool,
     /// Tasks of later jobs that were assigned to the node since then.
     beside: BTreeSet<TaskId>,
     /// The forecast since the last end of an attempt on the node, if one was needed.
     forecast: Option<Forecast>,
+    /// Whether the job is preemptible.
+    pub(super) preemptible: bool,
+    /// Whether all attempts have been stopped that must make room, of those on the node now.
+    pub(super) preempted: bool,
+    /// Whether attempts there are making room.
+    pub(super) clearing: bool,
 }
 
 /// When the task can start on the node that is reserved for it.
@@ -141,15 +147,23 @@ impl Reservation {
         self.shape.lane != lane || self.key < key
     }
 
+    /// Returns whether the node is kept from tasks that come later. From preemptible ones it is not
+    /// before they have to make room for this job.
+    pub(super) fn is_kept_from(&self, preemptible: bool) -> bool {
+        !preemptible || self.preemptible || self.clearing
+    }
+
     /// Discards the forecast, because an attempt on the node has ended.
     pub(super) fn forget_forecast(&mut self) {
         self.forecast = None;
+        self.preempted = false;
     }
 
     /// Records that a task of the job at `key` of a lane was assigned to a node.
     pub(super) fn on_assigned(&mut self, lane: LaneId, key: QueueKey, node: NodeIx, task: TaskId) {
         if self.node == Some(node) && self.is_before(lane, key) {
             self.beside.insert(task);
+            self.preempted = false;
         }
     }
 
@@ -222,6 +236,7 @@ impl Queue {
             && kept.node.is_none_or(|ix| self.suits(id, ix, facts))
         {
             // The next job with the same needs takes it over.
+            kept.preempted &= kept.key == key;
             kept.key = key;
             if now_ms >= kept.until_ms {
                 kept.extend(waited_ms, facts);
@@ -241,7 +256,8 @@ impl Queue {
         }
         let Some(shape) = self.shape(id) else { return false };
         let needs = Arc::clone(&shape.needs);
-        let choice = self.choose_node(shape, first_ms, facts);
+        let preemptible = self.is_preemptible(id);
+        let choice = self.choose_node(id, shape, first_ms, facts);
         let (node, since_ms, until_ms, extended) = match (choice, old) {
             // The same node, now for another job: its time continues.
             (Choice::Node(ix), Some((node, old))) if ix == node => {
@@ -264,6 +280,9 @@ impl Queue {
             extended,
             beside: BTreeSet::new(),
             forecast: None,
+            preemptible,
+            preempted: false,
+            clearing: false,
         });
         true
     }
@@ -276,8 +295,9 @@ impl Queue {
 
     /// Returns the node that is nearest to having room. Nodes whose reservation since `first_ms`
     /// did not help come after all others, the one that was reserved first before the rest.
-    fn choose_node(&self, shape: &Shape, first_ms: Millis, facts: &Facts) -> Choice {
+    fn choose_node(&self, id: ShapeId, shape: &Shape, first_ms: Millis, facts: &Facts) -> Choice {
         let Some(class) = self.classes.get(&shape.class) else { return Choice::Nowhere };
+        let preemptible = self.is_preemptible(id);
         let (mut best, mut next_ms) = (None, None);
         for ix in &class.nodes {
             let node = facts.nodes.get(*ix);
@@ -291,8 +311,9 @@ impl Queue {
                 continue;
             }
             let needs = whole_if_exclusive(&shape.needs, node);
+            let free = if preemptible { node.free() } else { node.free_without_preemptible() };
             let in_vain_ms = if rests_until_ms > first_ms { rests_until_ms } else { 0 };
-            let rank = (Reverse(in_vain_ms), nearness(node, &needs), Reverse(node.rank));
+            let rank = (Reverse(in_vain_ms), nearness(node, free, &needs), Reverse(node.rank));
             best = best.max(Some((rank, *ix)));
         }
         match (best, next_ms) {
@@ -337,12 +358,11 @@ impl Queue {
 const SHARE: u128 = 1 << 32;
 
 /// Returns how near a node is to having room: the smallest share of a needed resource that is free.
-fn nearness(node: &Node, needs: &Resources) -> u128 {
+fn nearness(node: &Node, free: Resources, needs: &Resources) -> u128 {
     let share = |free: u64, need: u64| match need {
         0 => SHARE,
         need => u128::from(free).saturating_mul(SHARE) / u128::from(need),
     };
-    let free = node.free();
     let slots = (ATTEMPTS_PER_NODE_MAX - node.attempts.len().min(ATTEMPTS_PER_NODE_MAX)) as u64;
     share(u64::from(free.cpu_millis), u64::from(needs.cpu_millis))
         .min(share(free.memory_bytes, needs.memory_bytes))

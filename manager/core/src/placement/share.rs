@@ -9,7 +9,8 @@
 //! first whose tasks have taken the least since it began to wait: its `pass` is the lowest, which each
 //! start raises by what the task takes, divided by the weight. So the shares are met over time.
 //!
-//! Replicas of services come before everything, and count for nobody.
+//! Replicas of services come before everything, and count for nobody. Preemptible jobs come after all
+//! others, and share what those leave by the same rules.
 
 use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::string::{String, ToString};
@@ -62,15 +63,25 @@ pub(crate) enum Held {
 }
 
 impl Share {
-    /// Returns what holds a lane of it back, if anything does.
-    pub(super) fn holds(&self, lane: &Lane) -> Option<Held> {
-        let over = |active: u32, max: Option<u32>| max.filter(|max| active >= *max);
+    /// Returns what holds back a caller, who has so many attempts in it, if anything does.
+    pub(super) fn holds(&self, active_of_caller: impl Fn() -> u32) -> Option<Held> {
+        let over = |active: &dyn Fn() -> u32, max: Option<u32>| max.filter(|max| active() >= *max);
         if self.row.paused {
             return Some(Held::Paused);
         }
-        let queue = over(self.active, self.row.max_active).map(Held::QueueFull);
-        let caller = || over(lane.active, self.row.max_active_per_caller).map(Held::CallerFull);
+        let queue = over(&|| self.active, self.row.max_active).map(Held::QueueFull);
+        let max = self.row.max_active_per_caller;
+        let caller = || over(&active_of_caller, max).map(Held::CallerFull);
         queue.or_else(caller)
+    }
+
+    /// Returns how many more attempts a caller, who has so many in it, may have.
+    pub(super) fn allowance(&self, active_of_caller: impl Fn() -> u32) -> u32 {
+        let left = |max: Option<u32>, active: &dyn Fn() -> u32| {
+            max.map_or(u32::MAX, |max| max.saturating_sub(active()))
+        };
+        let queue = left(self.row.max_active, &|| self.active);
+        queue.min(left(self.row.max_active_per_caller, &active_of_caller))
     }
 
     /// Returns a part of the cluster for its weight.
@@ -141,7 +152,7 @@ impl Shares {
 
     /// Records that a lane has begun to wait; `alone` if no other one of its queue waits.
     pub(super) fn begin(&mut self, lane: &mut Lane, alone: bool) {
-        let Some(share) = self.all.get_mut(&lane.share) else { return };
+        let Some(share) = self.all.get_mut(&lane.owner.share) else { return };
         lane.pass = lane.pass.max(share.lanes_pass);
         if alone {
             share.pass = share.pass.max(self.pass);
@@ -153,7 +164,7 @@ impl Shares {
         let cost = cost(cpu_millis);
         lane.active += 1;
         lane.cpu_millis += cost;
-        let Some(share) = self.all.get_mut(&lane.share) else { return };
+        let Some(share) = self.all.get_mut(&lane.owner.share) else { return };
         share.active += 1;
         share.cpu_millis += cost;
         share.lanes_pass = lane.pass;
@@ -167,7 +178,7 @@ impl Shares {
         let cost = cost(cpu_millis);
         lane.active -= 1;
         lane.cpu_millis -= cost;
-        if let Some(share) = self.all.get_mut(&lane.share) {
+        if let Some(share) = self.all.get_mut(&lane.owner.share) {
             share.active -= 1;
             share.cpu_millis -= cost;
         }
@@ -215,14 +226,22 @@ struct Margin {
 }
 
 impl Queue {
-    /// Sorts lanes that wait by their turns.
+    /// Sorts lanes that wait by their turns. Preemptible jobs share what the others leave.
     pub(super) fn sort_lanes(&self, lanes: &mut [LaneId]) {
+        let is_last = |id: &LaneId| self.lanes.get(id).is_some_and(|lane| lane.owner.preemptible);
+        lanes.sort_by_key(is_last);
+        let (first, last) = lanes.split_at_mut(lanes.partition_point(|id| !is_last(id)));
+        self.sort_equal(first);
+        self.sort_equal(last);
+    }
+
+    fn sort_equal(&self, lanes: &mut [LaneId]) {
         let mut margins = BTreeMap::<ShareId, Margin>::new();
         for lane in lanes.iter().filter_map(|id| self.lanes.get(id)) {
             let next = cost(lane.first_needs().map_or(0, |needs| needs.resources.cpu_millis));
             let with_next = lane.cpu_millis + next;
             let margin = Margin { lanes: with_next, next };
-            let least = margins.entry(lane.share).or_insert(margin);
+            let least = margins.entry(lane.owner.share).or_insert(margin);
             least.lanes = least.lanes.min(with_next);
             least.next = least.next.min(next);
         }
@@ -234,12 +253,12 @@ impl Queue {
         let margin = levels.min().unwrap_or(0);
         lanes.sort_by_cached_key(|id| {
             let lane = self.lanes.get(id)?;
-            let share = self.shares.get(lane.share)?;
-            let callers = margins.get(&lane.share).map_or(0, |margin| margin.lanes);
+            let share = self.shares.get(lane.owner.share)?;
+            let callers = margins.get(&lane.owner.share).map_or(0, |margin| margin.lanes);
             Some(Rank {
-                is_user: lane.share != REPLICAS,
+                is_user: lane.owner.share != REPLICAS,
                 queue: Turn::of(share.level(share.cpu_millis), margin, share.pass),
-                share: lane.share,
+                share: lane.owner.share,
                 caller: Turn::of(lane.cpu_millis, callers, lane.pass),
             })
         });
@@ -249,19 +268,17 @@ impl Queue {
     pub(super) fn take_turns(&mut self) {
         let mut turns = core::mem::take(&mut self.turns);
         turns.clear();
-        for (id, lane) in &mut self.lanes {
-            if !lane.waits() {
-                continue;
-            }
-            let is_held =
-                self.shares.get(lane.share).is_some_and(|share| share.holds(lane).is_some());
+        turns.extend(self.lanes.iter().filter(|(_, lane)| lane.waits()).map(|(id, _)| *id));
+        turns.retain(|id| {
+            let is_held = self.lanes.get(id).is_some_and(|lane| self.holds(lane).is_some());
+            let Some(lane) = self.lanes.get_mut(id) else { return false };
             if !is_held {
                 lane.held = false;
-                turns.push(*id);
             } else if !lane.held {
                 lane.hold();
             }
-        }
+            !is_held
+        });
         if turns.len() > 1 {
             self.sort_lanes(&mut turns);
         }
@@ -273,15 +290,16 @@ impl Queue {
         let all = self.lanes.iter().filter(|(_, lane)| lane.waits() && self.holds(lane).is_none());
         let mut turns: Vec<LaneId> = all.map(|(id, _)| *id).collect();
         let lane = self.lanes.get(&id.lane)?;
-        if turns.len() < 2 || !turns.contains(&id.lane) || lane.share == REPLICAS {
+        if turns.len() < 2 || !turns.contains(&id.lane) || lane.owner.share == REPLICAS {
             return None;
         }
         self.sort_lanes(&mut turns);
         let lanes = turns.iter().filter_map(|id| self.lanes.get(id));
-        let users: BTreeSet<ShareId> = lanes.clone().map(|lane| lane.share).collect();
+        let lanes = lanes.filter(|other| other.owner.preemptible == lane.owner.preemptible);
+        let users: BTreeSet<ShareId> = lanes.clone().map(|lane| lane.owner.share).collect();
         let users = users.iter().filter(|id| **id != REPLICAS);
         let shares: Vec<&Share> = users.filter_map(|id| self.shares.get(*id)).collect();
-        let own = self.shares.get(lane.share)?;
+        let own = self.shares.get(lane.owner.share)?;
         let earlier = lane.shapes.values().flat_map(|shape| shape.waiting.range(..key));
         Some(TurnView {
             queue: String::new(),
@@ -289,9 +307,9 @@ impl Queue {
             weights: shares.iter().map(|share| u64::from(share.row.weight)).sum(),
             queue_cpu_millis: own.cpu_millis,
             queues_cpu_millis: shares.iter().map(|share| share.cpu_millis).sum(),
-            caller: lane.caller.as_ref().map_or_else(String::new, ToString::to_string),
+            caller: lane.owner.caller.as_ref().map_or_else(String::new, ToString::to_string),
             caller_cpu_millis: lane.cpu_millis,
-            callers: lanes.filter(|other| other.share == lane.share).count(),
+            callers: lanes.filter(|other| other.owner.share == lane.owner.share).count(),
             before: turns.iter().take_while(|other| **other != id.lane).count(),
             jobs_before: earlier.count(),
         })
@@ -301,7 +319,7 @@ impl Queue {
     /// others.
     pub(super) fn keeps_turn(&self, id: ShapeId) -> bool {
         let Some(lane) = self.lanes.get(&id.lane) else { return false };
-        if self.shares.get(lane.share).is_none_or(|share| share.holds(lane).is_some()) {
+        if self.holds(lane).is_some() {
             return false;
         }
         let Some(at) = self.turns.iter().position(|other| *other == id.lane) else { return false };

@@ -147,6 +147,8 @@ pub struct ActiveAttempt {
 pub enum Stop {
     /// It is queued again, which uses no retry.
     Requeue,
+    /// The same, because a job that is not preemptible needs its room.
+    Preempt,
     /// The attempt has failed.
     Fail,
 }

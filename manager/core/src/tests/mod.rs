@@ -14,6 +14,7 @@ mod maintenance;
 mod measures;
 mod model;
 mod placement;
+mod preempt;
 mod property;
 mod queues;
 mod renewal;

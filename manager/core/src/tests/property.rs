@@ -47,8 +47,8 @@ enum Op {
         timeout: Option<u64>,
         /// At most so many failures, so many active tasks, and so many milliseconds.
         rules: [Option<u32>; 3],
-        /// Whether it is in the queue `night`, and whether bob submits it.
-        owner: [bool; 2],
+        /// Whether it is in the queue `night`, whether bob submits it, and whether it is preemptible.
+        owner: [bool; 3],
         /// The jobs that it waits for, with the kind of condition.
         after: Vec<(Index, u8)>,
     },
@@ -180,7 +180,7 @@ fn op() -> impl Strategy<Value = Op> {
         4 => (
             1..30u32, -1..2i32, 1..5u32, 0..3u64, 0..3u32, any::<bool>(), any::<bool>(),
             prop::option::of(1..200_000u64),
-            (rules, any::<[bool; 2]>(), prop::collection::vec((any::<Index>(), 0..4u8), 0..3)),
+            (rules, any::<[bool; 3]>(), prop::collection::vec((any::<Index>(), 0..4u8), 0..3)),
         ).prop_map(|(
             tasks, priority, cpu, memory, retries, requeue, gpu, timeout, (rules, owner, after)
         )| {
@@ -323,7 +323,7 @@ impl Cluster {
                 gpu,
                 timeout,
                 rules,
-                owner: [night, is_bob],
+                owner: [night, is_bob, preemptible],
                 after,
             } => {
                 let mut spec = array(tasks);
@@ -356,6 +356,7 @@ impl Cluster {
                     max_active,
                     expires_ms,
                     queue: night.then(|| name("night")),
+                    preemptible,
                 };
                 spec.run.timeout_ms = timeout;
                 if tasks % 7 == 0 && !gpu {

@@ -14,7 +14,7 @@ fn with(spec: JobSpec) -> (World, Epoch) {
 }
 
 fn rules(max_failures: Option<u32>, max_active: Option<u32>, expires_ms: Option<u64>) -> JobRules {
-    JobRules { max_failures, max_active, expires_ms, queue: None }
+    JobRules { max_failures, max_active, expires_ms, ..JobRules::default() }
 }
 
 fn retrying(retries: u32) -> RetryPolicy {

@@ -14,6 +14,7 @@ mod http;
 mod latency;
 mod logs;
 mod noop;
+mod plan;
 mod processes;
 mod proxy;
 mod rig;
@@ -32,7 +33,7 @@ type Measure = (&'static str, fn(&mut table::Table));
 const MEASURES: [Measure; 21] = [
     ("noop", noop::measure),
     ("shapes", shapes::measure),
-    ("workflows", workflows::measure),
+    ("plan", plan::measure),
     ("history", history::measure),
     ("processes", processes::measure),
     ("containers", containers::measure),

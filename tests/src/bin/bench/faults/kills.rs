@@ -44,6 +44,12 @@ pub(crate) fn measure(table: &mut Table) {
     table.figure(&name, format!("{} and {}", both.twice, both.undone), "0 and 0");
     let name = format!("jobs that did not succeed, both killed {kills} times");
     table.figure(&name, both.failed.to_string(), "0");
+    for (whose, counts) in [("manager", &manager), ("both", &both)] {
+        let name =
+            format!("instants of a schedule missed or run twice, {whose} killed {kills} times");
+        let [missed, twice] = counts.schedule.wrong;
+        table.figure(&name, format!("{missed} and {twice} of {}", counts.schedule.all), "0 and 0");
+    }
 }
 
 /// The counts after the kills.
@@ -59,7 +65,20 @@ struct Counts {
     undone: usize,
     /// Jobs that did not succeed.
     failed: usize,
+    schedule: Instants,
 }
+
+/// The instants of the schedule.
+#[derive(Debug, Default)]
+struct Instants {
+    all: usize,
+    /// Those of which the history does not tell or whose job never ran, and those whose job ran more
+    /// than once.
+    wrong: [usize; 2],
+}
+
+/// The name of a schedule that is due every second.
+const SCHEDULE: &str = "tick";
 
 fn start() -> (Mesh, PathBuf, Submitter) {
     let mut mesh = Mesh::new(std::env::current_exe().unwrap());
@@ -68,6 +87,9 @@ fn start() -> (Mesh, PathBuf, Submitter) {
         mesh.start_agent(agent, &["--docker", "off"]);
     }
     let marks = mesh.shared_folder("marks");
+    let script = format!("echo >> {}/{SCHEDULE}.$PODMESH_SCHEDULE_TIME", marks.display());
+    let add = ["schedule", "add", SCHEDULE, "--every", "1s", "--overlap", "queue"];
+    mesh.ok(&[&add[..], &["--cpus", "0.1", "--", "sh", "-c", &script]].concat());
     let submitter = Submitter::start(mesh.local(), marks.clone());
     (mesh, marks, submitter)
 }
@@ -181,6 +203,7 @@ async fn submit(
 fn count(mesh: &Mesh, accepted: &BTreeMap<SubmissionId, JobId>, marks: &Path) -> Counts {
     let runtime = Runtime::new().unwrap();
     let client = runtime.block_on(Client::connect(&mesh.local())).unwrap();
+    mesh.ok(&["schedule", "pause", SCHEDULE]);
     let ended = Instant::now() + END_LIMIT;
     let jobs = loop {
         let jobs = runtime.block_on(all_jobs(&client));
@@ -201,7 +224,38 @@ fn count(mesh: &Mesh, accepted: &BTreeMap<SubmissionId, JobId>, marks: &Path) ->
             counts.undone += usize::from(runs == 0 && state == Some(&JobState::Succeeded));
         }
     }
+    counts.schedule = instants(mesh, marks);
     counts
+}
+
+/// Compares the history of the schedule with what its runs have written.
+fn instants(mesh: &Mesh, marks: &Path) -> Instants {
+    let history = mesh.json(&["schedule", "history", SCHEDULE, "--limit", "1000"]);
+    let second = |row: &serde_json::Value| {
+        let instant: jiff::Timestamp = row["instant"].as_str().unwrap().parse().unwrap();
+        instant.as_second()
+    };
+    let rows = history["runs"].as_array().unwrap();
+    // Each row tells of an instant, and of those before it that it has passed over.
+    let told: i64 = rows.iter().map(|row| row["count"].as_i64().unwrap()).sum();
+    let first = rows.last().map_or(0, |row| second(row) - row["count"].as_i64().unwrap() + 1);
+    let all = rows.first().map_or(0, |row| second(row) - first + 1);
+    let runs: Vec<usize> = rows
+        .iter()
+        .filter(|row| row["result"] == "ran")
+        .map(|row| {
+            let time = row["instant"].as_str().unwrap();
+            fs::read(marks.join(format!("{SCHEDULE}.{time}"))).unwrap_or_default().len()
+        })
+        .collect();
+    let silent = usize::try_from((all - told).abs()).unwrap();
+    Instants {
+        all: usize::try_from(all).unwrap(),
+        wrong: [
+            silent + runs.iter().filter(|runs| **runs == 0).count(),
+            runs.iter().filter(|runs| **runs > 1).count(),
+        ],
+    }
 }
 
 async fn all_jobs(client: &Client) -> BTreeMap<JobId, JobState> {
