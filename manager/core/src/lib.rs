@@ -19,6 +19,7 @@
 //! - `requeue`: running ended tasks again, and cancelling the rest of a job by its rules
 //! - `placement`: which task goes to which node
 //! - `queues`: the queues that jobs wait in, and their limits
+//! - `dead_letters`: the jobs that queues submit for tasks that have failed for good
 //! - `bonds`, `volumes`: tasks that must run where their volume or their project is
 //! - `nodes`, `sessions`: nodes, their sessions, and the attempts that an agent holds when a
 //!   session begins
@@ -26,6 +27,7 @@
 //! - `reports`: the reports of agents, and what follows the end of an attempt
 //! - `timers`: what happens as time passes
 //! - `scheduling`: nodes that are cordoned or drained, and their labels
+//! - `maintenance`: nodes that are drained for a planned time
 //! - `stopping`: attempts that are stopped although their jobs go on
 //! - `schedules`: jobs that are submitted again and again, and jobs that start later
 //! - `services`: replicas, kept running and replaced
