@@ -29,6 +29,7 @@ use crate::capture::Captures;
 use crate::clock::Clock;
 use crate::config::{AgentConfig, DockerSwitch};
 use crate::data_dir::{DataDir, boot_id};
+use crate::disks::Disks;
 use crate::docker::{DockerSettings, RemovedVolumes};
 use crate::docker_start::{DockerReady, DockerStart, start_docker};
 use crate::error::AgentError;
@@ -195,6 +196,7 @@ async fn run_all(config: AgentConfig, shutdown: Shutdown<'_>) -> Result<(), Agen
         may_exit: false,
         waits_for_docker: false,
         counts: Counts::new(),
+        disks: Disks::new(&logs_dir, data_dir.path()),
         logs_dir: logs_dir.clone(),
     };
     agent.found(RuntimeKind::Process, process_found);
@@ -340,6 +342,7 @@ struct Agent {
     data_dir: Arc<DataDir>,
     /// Whether the last hello is outdated.
     hello_outdated: bool,
+    disks: Disks,
     /// What happens to running attempts when the agent stops, for people.
     stop_means: &'static str,
     /// The number of attempts that have ended in this run of the agent.
@@ -408,7 +411,8 @@ impl Agent {
                 }
                 _ = beats.tick() => {}
                 _ = looks.tick() => {
-                    if self.runtimes.look() {
+                    let disks_changed = self.disks.look();
+                    if self.runtimes.look() || disks_changed {
                         self.hello_outdated = true;
                         self.drop_session();
                     }
@@ -534,6 +538,7 @@ impl Agent {
             runtimes: self.runtimes.kinds().into_iter().map(Into::into).collect(),
             withdrawn: withdrawn.into_iter().map(|(kind, why)| (kind.into(), why)).collect(),
             unenforced: self.runtimes.unenforced(),
+            low_disks: self.disks.low(),
             address: Some(address.to_string()),
             resources: resources.clone(),
             attempts: self.core.hello_attempts(),

@@ -16,6 +16,7 @@ mod clock;
 pub mod companion;
 mod config;
 mod data_dir;
+mod disks;
 pub mod docker;
 mod docker_start;
 mod error;

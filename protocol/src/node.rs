@@ -74,6 +74,10 @@ pub struct NodeView {
     /// Which limits of a job (`memory`, `cpus`) it does not enforce for commands, and why.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub unenforced: BTreeMap<String, String>,
+    /// Which of its disks are nearly full, `logs` (of the output) or `data` (of its data folder, if
+    /// that is another disk), and how much was free when the agent found that.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub low_disks: BTreeMap<String, String>,
     /// The number of attempts that it has.
     pub attempts: u32,
     /// Milliseconds since it was last known to be alive, by the manager's monotonic clock. `None`

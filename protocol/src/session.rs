@@ -17,6 +17,7 @@ use crate::word::MaybeKnown;
 /// Everything that a peer sends to the manager's ROUTER.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
+#[expect(clippy::large_enum_variant, reason = "messages are encoded at once, not kept")]
 pub enum ToManager {
     /// An agent requests a session; the first message on its socket.
     Hello(Hello),
@@ -167,6 +168,11 @@ pub struct Hello {
     /// most [`MESSAGE_BYTES_MAX`](crate::limits::MESSAGE_BYTES_MAX) bytes.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub unenforced: BTreeMap<String, String>,
+    /// Which of its disks are nearly full, `logs` (of the output) or `data` (of its data folder, if
+    /// that is another disk), and how much was free when the agent found that: each at most
+    /// [`MESSAGE_BYTES_MAX`](crate::limits::MESSAGE_BYTES_MAX) bytes.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub low_disks: BTreeMap<String, String>,
     /// The IP address at which other nodes reach the replicas on this node; `None` if it runs no
     /// replicas with ports, and has no proxy.
     #[serde(default, skip_serializing_if = "Option::is_none")]

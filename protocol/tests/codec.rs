@@ -352,6 +352,7 @@ fn to_manager() -> impl Strategy<Value = ToManager> {
                 runtimes: vec![RuntimeKind::Process.into(), RuntimeKind::Docker.into()],
                 withdrawn: [].into(),
                 unenforced: [].into(),
+                low_disks: [].into(),
                 address: Some("10.0.0.1".into()),
                 resources: Default::default(),
                 attempts,

@@ -105,6 +105,7 @@ fn the_hex_on_the_page_matches_the_code() {
         runtimes: vec![RuntimeKind::Process.into()],
         withdrawn: [].into(),
         unenforced: [].into(),
+        low_disks: [].into(),
         address: None,
         resources: Default::default(),
         attempts: vec![],

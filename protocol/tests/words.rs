@@ -147,6 +147,7 @@ fn replies() -> Vec<ReplyBody> {
         runtimes: vec![RuntimeKind::Docker.into(), new("wasm")],
         withdrawn: BTreeMap::from([(new("vm"), "why".into())]),
         unenforced: BTreeMap::new(),
+        low_disks: BTreeMap::new(),
         attempts: 0,
         seen_ms_ago: None,
         enrolled: true,

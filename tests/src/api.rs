@@ -169,7 +169,19 @@ impl Reply {
     /// # Errors
     /// If the connection ends before, or the reply is not HTTP.
     pub fn read(connection: Box<dyn Connection>) -> io::Result<Self> {
-        let mut stream = BufReader::new(connection);
+        Self::read_from(BufReader::new(connection))
+    }
+
+    /// Reads the headers of the next reply, to another request of those that were sent at once.
+    ///
+    /// # Errors
+    /// If the connection ends before, or the reply is not HTTP.
+    pub fn next(mut self) -> io::Result<Self> {
+        self.body()?;
+        Self::read_from(self.stream)
+    }
+
+    fn read_from(mut stream: BufReader<Box<dyn Connection>>) -> io::Result<Self> {
         let mut first = String::new();
         if stream.read_line(&mut first)? == 0 {
             return Err(io::ErrorKind::UnexpectedEof.into());

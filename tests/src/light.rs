@@ -206,6 +206,7 @@ impl Agent {
             runtimes: vec![RuntimeKind::Noop.into()],
             withdrawn: [].into(),
             unenforced: [].into(),
+            low_disks: [].into(),
             address: Some("127.0.0.1".into()),
             resources: Default::default(),
             attempts,

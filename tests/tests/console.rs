@@ -3,6 +3,7 @@
 
 mod console {
     mod access;
+    mod attention;
     mod axe;
     mod keys;
     mod live;

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use podmesh_tests::mesh::Mesh;
 use podmesh_tests::small_disk::{SmallDisk, may_mount};
-use podmesh_tests::wait::until_true;
+use podmesh_tests::wait::{until, until_true};
 
 const PODMESH: &str = env!("CARGO_BIN_EXE_podmesh-under-test");
 /// Far longer than a refusal takes, and shorter than waiting for the disk would.
@@ -161,6 +161,31 @@ fn a_node_with_a_full_disk_takes_no_work_from_other_nodes() {
     let job = mesh.submit(&["--array", "1-50", "--", "true"]);
     mesh.wait_for_job(job, "succeeded");
     assert!(!mesh.ok(&["tasks", &job.to_string()]).contains("full"));
+    drop(mesh);
+    drop(disk);
+}
+
+#[test]
+fn a_disk_of_a_node_that_is_nearly_full_is_named() {
+    if !may_mount() {
+        return;
+    }
+    let mut mesh = Mesh::new(PODMESH);
+    let logs = mesh.folder().join("logs-of-a");
+    let disk = SmallDisk::mount(&logs);
+    mesh.start_manager();
+    mesh.start_agent("a", &["--docker", "off", "--logs-dir", logs.to_str().unwrap()]);
+    let low = |mesh: &Mesh| mesh.nodes()[0]["low_disks"]["logs"].as_str().map(str::to_owned);
+    assert_eq!(low(&mesh), None);
+    disk.fill(1 << 20);
+    let why = until("the disk is nearly full", || low(&mesh));
+    assert!(why.contains(logs.to_str().unwrap()) && why.contains(" of 64 MiB"), "{why}");
+    let nodes = mesh.output(&["nodes"]);
+    let said = String::from_utf8(nodes.stderr).unwrap();
+    assert!(said.contains("a has a disk that is nearly full: less than 5 %"), "{said}");
+    disk.make_room();
+    until_true("the disk has room", || low(&mesh).is_none());
+    mesh.wait_for_node("a", "alive");
     drop(mesh);
     drop(disk);
 }

@@ -37,8 +37,18 @@ fn lists_match_their_schemas() {
     check("jobs", &mesh.json(&["jobs"]));
     for job in ["1", "2"] {
         check("job", &mesh.json(&["job", job]));
+        check("job_why", &mesh.json(&["job", job, "--why"]));
         check("tasks", &mesh.json(&["tasks", job]));
     }
+    let why = mesh.json(&["job", "2", "--why"]);
+    assert_eq!(
+        (&why["waits"], &why["queued"], &why["queue"]),
+        (&true.into(), &1.into(), &"default".into())
+    );
+    assert_eq!(why["waits_for"], mesh.json(&["job", "2"])["waits_for"]);
+    let text = mesh.ok(&["job", "2", "--why"]);
+    assert!(text.contains("no=where") && !text.contains("busybox"), "{text}");
+    assert_eq!(mesh.ok(&["job", "1", "--why"]), "job 1 (x) does not wait: it has succeeded\n");
     check("nodes", &mesh.json(&["nodes"]));
     check("cancel", &mesh.json(&["cancel", "2"]));
     let events = mesh.ok(&["events", "--output", "json"]);
@@ -147,6 +157,7 @@ fn nodes_with_large_labels_are_all_listed() {
             runtimes: vec![],
             withdrawn: [].into(),
             unenforced: [].into(),
+            low_disks: [].into(),
             address: None,
             resources: Default::default(),
             attempts: vec![],

@@ -270,6 +270,35 @@ fn logs_follow_reads_until_the_task_ends_and_tail_crosses_rotations() {
 }
 
 #[test]
+fn a_search_in_logs_exits_as_grep_does() {
+    let mesh = mesh(&["a"]);
+    let script = "echo all; test $PODMESH_TASK_INDEX = 2 && echo needle";
+    let job = mesh.submit(&["--array", "1-2", "--", "sh", "-c", script]).to_string();
+    mesh.wait_for_job(job.parse().unwrap(), "failed");
+    let search = |of: &str, text: &str| mesh.output(&["logs", of, "--grep", text]);
+    let cases = [
+        (job.clone(), "needle", 0),
+        (job.clone(), "all", 0),
+        (job.clone(), "nowhere", 1),
+        (format!("{job}.1"), "needle", 1),
+        (format!("{job}.2"), "needle", 0),
+        (format!("{job}.1#1"), "needle", 1),
+        (format!("{job}.2#1"), "needle", 0),
+        (format!("{job}.3"), "needle", 125),
+        ("777".into(), "needle", 125),
+        ("web".into(), "needle", 2),
+    ];
+    for (of, wanted, code) in cases {
+        let output = search(&of, wanted);
+        assert_eq!(output.status.code(), Some(code), "{of} {wanted}: {}", text(&output.stderr));
+        assert_eq!(output.stdout.is_empty(), code != 0, "{of} {wanted}");
+    }
+    // Without a search it is enough that the output can be read.
+    let all = mesh.output(&["logs", &format!("{job}.1")]);
+    assert_eq!((all.status.code(), text(&all.stdout).as_str()), (Some(0), "all\n"));
+}
+
+#[test]
 fn placement_respects_labels_and_capacity_and_a_waiting_task_has_a_reason() {
     let mut mesh = Mesh::new(PODMESH);
     mesh.start_manager();

@@ -222,6 +222,70 @@ fn the_replicas_of_a_service_are_shown_with_their_logs_and_scaled() {
 }
 
 #[test]
+fn schedules_workflows_queues_and_volumes_are_shown_and_paused() {
+    let mesh = Mesh::with_agents(PODMESH, &["a"]);
+    mesh.ok(&["schedule", "add", "yearly", "--cron", "0 3 1 1 *", "--", "true"]);
+    mesh.ok(&["queue", "set", "night", "--weight", "3"]);
+    mesh.ok(&["queue", "pause", "night"]);
+    let held = mesh.submit(&["--queue", "night", "--", "true"]);
+    let path = mesh.folder().join("flow.toml");
+    let file = "name = \"etl\"\n[[job]]\nname = \"bad\"\ncommand = [\"false\"]\n\
+                [[job]]\nname = \"next\"\ncommand = [\"true\"]\nafter = \"bad\"\n";
+    std::fs::write(&path, file).unwrap();
+    mesh.ok(&["workflow", "submit", "-f", path.to_str().unwrap()]);
+
+    let mut command = mesh.podmesh(&["top"]);
+    command.env("NO_COLOR", "1");
+    let mut top = Terminal::start(command);
+    top.press("6");
+    top.shows("0 3 1 1 *");
+    top.shows("idle");
+    top.press("p");
+    top.shows("podmesh schedule pause yearly");
+    top.press("n");
+    top.shows("nothing was changed");
+    assert_eq!(mesh.json(&["schedule", "show", "yearly"])["paused"], false);
+    top.press("py");
+    top.shows("schedule yearly: paused");
+    assert_eq!(mesh.json(&["schedule", "show", "yearly"])["paused"], true);
+    // What others do is shown, too.
+    mesh.ok(&["schedule", "resume", "yearly"]);
+    top.shows("idle");
+    top.press("\r");
+    top.shows("it has not run yet");
+    mesh.ok(&["schedule", "run", "yearly"]);
+    top.shows("ran");
+    top.press("d");
+    top.shows("catch-up");
+
+    top.press("7");
+    top.shows("etl");
+    top.press("\r");
+    top.shows("blocked");
+    top.press("j");
+    top.shows("waits: upstream");
+
+    top.press("8");
+    top.shows("night");
+    top.press("j");
+    top.shows("1 task waits until the queue is resumed");
+    top.press("d");
+    top.shows("last changed by");
+    top.press("\u{1b}");
+    top.hides("last changed by");
+    top.press("p");
+    top.shows("podmesh queue resume night");
+    top.press("y");
+    mesh.wait_for_job(held, "succeeded");
+    top.hides("paused");
+
+    top.press("5");
+    top.shows("there are no volumes");
+    top.press("q");
+    assert_eq!(top.ends().code(), Some(0));
+}
+
+#[test]
 fn without_a_terminal_it_says_what_to_use() {
     let mesh = Mesh::new(PODMESH);
     let output = mesh.output(&["top"]);

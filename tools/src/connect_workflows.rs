@@ -43,6 +43,19 @@ impl Connection {
         }
     }
 
+    /// Returns a page of the workflows before one, newest first, and the `before` of the next page.
+    pub(crate) async fn workflows_before(
+        &self,
+        before: Option<JobId>,
+        name: Option<Name>,
+        limit: u32,
+    ) -> Result<(Vec<WorkflowView>, Option<JobId>), RequestError> {
+        match self.workflow_request(WorkflowRequest::List { before, name, limit }).await? {
+            WorkflowReply::List { workflows, next } => Ok((workflows, next)),
+            _ => Err(unexpected()),
+        }
+    }
+
     /// Returns up to `limit` workflows, newest first, and whether there are more.
     pub(crate) async fn workflows(
         &self,
@@ -53,17 +66,12 @@ impl Connection {
         let mut before = None;
         loop {
             let left = limit.saturating_sub(u32::try_from(all.len()).unwrap_or(u32::MAX));
-            let request = WorkflowRequest::List { before, name: name.clone(), limit: left };
-            match self.workflow_request(request).await? {
-                WorkflowReply::List { workflows, next } => {
-                    all.extend(workflows);
-                    if next.is_none() || all.len() >= limit as usize {
-                        return Ok((all, next.is_some()));
-                    }
-                    before = next;
-                }
-                _ => return Err(unexpected()),
+            let (page, next) = self.workflows_before(before, name.clone(), left).await?;
+            all.extend(page);
+            if next.is_none() || all.len() >= limit as usize {
+                return Ok((all, next.is_some()));
             }
+            before = next;
         }
     }
 

@@ -49,6 +49,8 @@ pub(crate) struct Follower<'a> {
     show: ShowOptions,
     /// Show only the lines with this text.
     grep: Option<String>,
+    /// Whether there was such a line.
+    found: AtomicBool,
     sink: Sink,
     turns: Arc<Turns>,
 }
@@ -64,7 +66,7 @@ struct AttemptOutput<'a> {
 impl<'a> Follower<'a> {
     /// `headers`: whether the output of more than one task is shown.
     pub(crate) fn new(connection: &'a Connection, show: ShowOptions, headers: bool) -> Self {
-        Self { connection, show, grep: None, sink: Sink::new(headers), turns: Arc::default() }
+        Self::merged(connection, show, Sink::new(headers), Arc::default())
     }
 
     /// Shows only the lines with this text, which their node looks for. Not for output that is
@@ -80,7 +82,12 @@ impl<'a> Follower<'a> {
         sink: Sink,
         turns: Arc<Turns>,
     ) -> Self {
-        Self { connection, show, grep: None, sink, turns }
+        Self { connection, show, grep: None, found: AtomicBool::new(false), sink, turns }
+    }
+
+    /// Returns whether output was shown that has the text of [`Self::grep`].
+    pub(crate) fn has_found(&self) -> bool {
+        self.found.load(Ordering::Relaxed)
     }
 
     /// Shows all tasks of a job in order of index. Returns the job's final state; when following,
@@ -229,7 +236,11 @@ impl<'a> Follower<'a> {
             }
             let nothing = slice.bytes.is_empty();
             let (next, lines) = match &self.grep {
-                Some(text) => matching(slice.offset, slice.bytes, text, slice.end),
+                Some(text) => {
+                    let (next, lines) = matching(slice.offset, slice.bytes, text, slice.end);
+                    self.found.fetch_or(!lines.is_empty(), Ordering::Relaxed);
+                    (next, lines)
+                }
                 None => (slice.offset + slice.bytes.len() as u64, slice.bytes),
             };
             // A search that has come further goes on.

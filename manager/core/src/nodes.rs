@@ -33,6 +33,8 @@ pub(crate) struct Node {
     pub(crate) withdrawn: BTreeMap<RuntimeKind, String>,
     /// The limits that its agent does not enforce for commands, with the reasons from its last hello.
     pub(crate) unenforced: BTreeMap<String, String>,
+    /// The disks that are nearly full, with the reasons from its agent's last hello.
+    pub(crate) low_disks: BTreeMap<String, String>,
     /// Its position in the order of the names.
     pub(crate) rank: usize,
     pub(crate) state: NodeState,
@@ -280,6 +282,7 @@ impl Node {
                 .map(|(runtime, why)| ((*runtime).into(), why.clone()))
                 .collect(),
             unenforced: self.unenforced.clone(),
+            low_disks: self.low_disks.clone(),
             enrolled: false,
             scheduling: row.scheduling.into(),
             resources: self.in_use.view(&row.resources),
@@ -381,6 +384,7 @@ impl Nodes {
             row,
             withdrawn: BTreeMap::new(),
             unenforced: BTreeMap::new(),
+            low_disks: BTreeMap::new(),
             rank: 0,
             state: NodeState::Suspect,
             session: None,
@@ -547,8 +551,8 @@ fn view_bytes(view: &NodeView) -> usize {
     let labels: usize =
         view.labels.iter().map(|(name, value)| name.as_str().len() + value.len() + 8).sum();
     let withdrawn: usize = view.withdrawn.values().map(|why| why.len() + 16).sum();
-    let unenforced: usize =
-        view.unenforced.iter().map(|(what, why)| what.len() + why.len() + 16).sum();
+    let reasons = view.unenforced.iter().chain(&view.low_disks);
+    let unenforced: usize = reasons.map(|(what, why)| what.len() + why.len() + 16).sum();
     let planned = view.maintenance.as_ref().map(|planned| &planned.spec.drain);
     let drains = view.drain.iter().map(|drain| &drain.spec).chain(planned);
     let drain: usize = drains.filter_map(|drain| drain.reason.as_ref()).map(String::len).sum();

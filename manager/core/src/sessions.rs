@@ -285,6 +285,7 @@ impl Core {
         };
         let node = self.nodes.get_mut(ix);
         (node.withdrawn, node.unenforced) = (withdrawn, hello.unenforced);
+        node.low_disks = hello.low_disks;
         self.nodes.open_session(ix, epoch, connection);
         if is_new_owner {
             // Its first heartbeat makes it alive. A delayed hello of the previous owner must not
@@ -508,10 +509,12 @@ fn validate(hello: &Hello) -> Result<BTreeSet<AttemptId>, String> {
         return Err("a runtime is named twice".into());
     }
     at_most("unenforced limits", hello.unenforced.len(), LABELS_MAX, "LABELS_MAX")?;
-    for what in hello.unenforced.keys() {
+    at_most("low disks", hello.low_disks.len(), LABELS_MAX, "LABELS_MAX")?;
+    for what in hello.unenforced.keys().chain(hello.low_disks.keys()) {
         at_most("bytes of a limit's name", what.len(), NAME_BYTES_MAX, "NAME_BYTES_MAX")?;
     }
-    for why in hello.withdrawn.values().chain(hello.unenforced.values()) {
+    let reasons = hello.withdrawn.values().chain(hello.unenforced.values());
+    for why in reasons.chain(hello.low_disks.values()) {
         at_most("bytes of a reason", why.len(), MESSAGE_BYTES_MAX, "MESSAGE_BYTES_MAX")?;
     }
     if let Some(address) = &hello.address

@@ -7,10 +7,10 @@ use podmesh_protocol::limits::PAGE_ROWS_MAX;
 use podmesh_protocol::node::{DrainSpec, MaintenanceSpec, Scheduling};
 use podmesh_views::http::ForgottenNode;
 use podmesh_views::input::InputError;
-use podmesh_views::json::{NodeRow, NodesOutput};
 use podmesh_views::node::{
     DrainInput, LabelledNode, LabelsInput, MaintenanceInput, NodeMaintenanceOutput, ScheduledNode,
 };
+use podmesh_views::node::{NodeRow, NodesOutput};
 use schemars::JsonSchema;
 use serde::Deserialize;
 

@@ -14,10 +14,11 @@ use podmesh_views::input::{
     ServiceSpecInput, TokenInput, WorkflowInput,
 };
 use podmesh_views::json::{
-    CancelledJob, ForgetOutput, JobOutput, JobsOutput, NodesOutput, SubmitOutput, TasksOutput,
+    CancelledJob, ForgetOutput, JobOutput, JobsOutput, SubmitOutput, TasksOutput,
 };
 use podmesh_views::node::{
-    DrainInput, LabelledNode, LabelsInput, MaintenanceInput, NodeMaintenanceOutput, ScheduledNode,
+    DrainInput, LabelledNode, LabelsInput, MaintenanceInput, NodeMaintenanceOutput, NodesOutput,
+    ScheduledNode,
 };
 use podmesh_views::queue::{
     QueueChangedOutput, QueueInput, QueueOutput, QueueSavedOutput, QueuesOutput,

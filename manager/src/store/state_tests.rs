@@ -245,6 +245,7 @@ impl World {
             runtimes: vec![RuntimeKind::Process.into(), RuntimeKind::Docker.into()],
             withdrawn: BTreeMap::new(),
             unenforced: BTreeMap::new(),
+            low_disks: BTreeMap::new(),
             address: Some("10.0.0.1".into()),
             resources: self.offers(),
             attempts,

@@ -182,6 +182,7 @@ pub(crate) fn hello(node: &str, cpu_millis: u32, attempts: &[AttemptId]) -> Hell
         runtimes: vec![RuntimeKind::Process.into()],
         withdrawn: [].into(),
         unenforced: [].into(),
+        low_disks: [].into(),
         address: None,
         resources: Default::default(),
         attempts: attempts.to_vec(),

@@ -19,4 +19,5 @@ pub mod service_spec;
 pub mod text;
 pub mod time;
 pub mod volume;
+pub mod why;
 pub mod workflow;

@@ -1,9 +1,11 @@
 //! Submission, lists and conditional requests.
 
-use podmesh_tests::api::Api;
+use std::io::Write;
+
+use podmesh_tests::api::{Api, Reply};
 use serde_json::{Value, json};
 
-use crate::{ended, local, mesh, problem, script, submit};
+use crate::{ended, local, mesh, problem, remote, script, submit};
 
 fn submitted(api: &Api, key: &str, status: u16) -> Value {
     let reply = api.with("Idempotency-Key", key).post("/api/v1/jobs", &script("true"));
@@ -32,6 +34,47 @@ fn a_repeated_submission_is_one_job() {
     assert_ne!(submitted(&api, "order 7", 200), other);
     // Without a key each request is a job of its own.
     assert_ne!(submit(&api, &script("true")), submit(&api, &script("true")));
+}
+
+/// Sends submissions with the keys `0`, `1` … at once. Returns the jobs in the order of the replies,
+/// each of which must have this status.
+fn submit_at_once(api: &Api, number: u64, status: u16) -> Vec<u64> {
+    let job = script("true");
+    let requests: String = (0..number)
+        .map(|key| {
+            let api = api.with("Idempotency-Key", &key.to_string());
+            api.request("POST", "/api/v1/jobs", Some(&job))
+        })
+        .collect();
+    let mut connection = api.connect().unwrap();
+    connection.write_all(requests.as_bytes()).unwrap();
+    let mut reply = Reply::read(connection).unwrap();
+    let mut jobs = Vec::new();
+    loop {
+        assert_eq!(reply.status, status);
+        let view: Value = serde_json::from_slice(&reply.body().unwrap()).unwrap();
+        jobs.push(view["job"].as_u64().unwrap());
+        if jobs.len() as u64 == number {
+            // No reply is left over.
+            reply.into_connection();
+            return jobs;
+        }
+        reply = reply.next().unwrap();
+    }
+}
+
+#[test]
+fn requests_that_are_sent_at_once_are_answered_in_order() {
+    const NUMBER: u64 = 100;
+    let mesh = mesh(&[]);
+    let remote = remote(&mesh).bearing(&crate::token(&mesh, "operator"));
+    for (api, first) in [(local(&mesh), 1), (remote, NUMBER + 1)] {
+        let jobs = submit_at_once(&api, NUMBER, 201);
+        assert_eq!(jobs, (first..first + NUMBER).collect::<Vec<_>>());
+        assert_eq!(submit_at_once(&api, NUMBER, 200), jobs);
+    }
+    let all = local(&mesh).get("/api/v1/jobs?limit=1000").json();
+    assert_eq!(all["jobs"].as_array().unwrap().len() as u64, 2 * NUMBER);
 }
 
 #[test]

@@ -235,9 +235,10 @@ fn a_text_is_found_in_a_long_output_on_the_node() {
     assert_eq!((&none["found"], &none["end"]), (&json!(null), &json!(true)));
     assert_eq!(search("Needle", 0)["found"], json!(null));
 
-    let grep = |text: &str| mesh.ok(&["logs", &job.to_string(), "--grep", text]);
-    assert_eq!(grep("needle"), "a needle here\nneedle, the last\n");
-    assert_eq!(grep("Needle"), "");
+    let found = mesh.ok(&["logs", &job.to_string(), "--grep", "needle"]);
+    assert_eq!(found, "a needle here\nneedle, the last\n");
+    let none = mesh.output(&["logs", &job.to_string(), "--grep", "Needle"]);
+    assert_eq!((none.status.code(), none.stdout.as_slice()), (Some(1), b"".as_slice()));
 
     for bad in ["", "a%0Ab", &"x".repeat(257)] {
         let said = problem(api.get(&format!("{path}?text={bad}")), 400, "bad_message");

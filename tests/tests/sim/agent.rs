@@ -250,6 +250,7 @@ impl World {
             runtimes,
             withdrawn: [].into(),
             unenforced: [].into(),
+            low_disks: [].into(),
             address,
             resources,
             attempts: agent.core.hello_attempts(),

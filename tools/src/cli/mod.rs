@@ -49,7 +49,7 @@ Try it:     podmesh demo
 Start here: podmesh dev, then in another terminal: podmesh run -- echo hello
 Exit codes: `run` exits with the task's own code; 2: invalid command line;
             124: a --timeout is over; 125: podmesh itself failed;
-            130: interrupted with Ctrl-C";
+            130: interrupted with Ctrl-C; `logs --grep`: 1 if no line has the text";
 
 const LOGS_HELP: &str = "\
 Examples: podmesh logs 42.7            the output of task 7 of job 42
@@ -227,7 +227,7 @@ pub(crate) enum Verb {
     Nodes(NodesArgs),
     /// List events: every change, with its revision
     Events(EventsArgs),
-    /// Watch nodes, jobs, services, events and volumes in the terminal
+    /// Watch nodes, jobs, services, schedules and all else in the terminal
     ///
     /// The keys are those of k9s and lazydocker: / filters, Enter opens, l shows logs, d describes,
     /// x cancels after a question, ? lists all keys, and q quits.

@@ -38,6 +38,9 @@ pub(crate) struct JobsArgs {
 pub(crate) struct JobArgs {
     /// The job's number
     pub(crate) job: JobId,
+    /// Print only why it waits, in which queue, and what comes first
+    #[arg(long)]
+    pub(crate) why: bool,
 }
 
 /// `tasks`.
@@ -99,7 +102,8 @@ pub(crate) struct LogsArgs {
     /// Print only this stream [default: stdout to stdout, stderr to stderr]
     #[arg(long)]
     pub(crate) stream: Option<StreamFlag>,
-    /// Print only lines that contain this text; its node looks for them, so little is sent
+    /// Print only lines that contain this text; its node looks for them, so little is sent. Exits with
+    /// 1 if there is none, and with more after an error
     #[arg(long, value_name = "TEXT", conflicts_with_all = ["follow", "tail"])]
     pub(crate) grep: Option<String>,
 }

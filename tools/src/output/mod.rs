@@ -15,5 +15,5 @@ pub(crate) mod workflow_table;
 
 // The views are those of the HTTP API as well.
 pub(crate) use podmesh_views::{
-    access, again, json, node, queue, schedule, service, volume, workflow,
+    access, again, json, node, queue, schedule, service, volume, why, workflow,
 };

@@ -59,11 +59,12 @@ pub(crate) fn queue(screen: Screen, detail: &QueueDetail) -> String {
     text
 }
 
-/// `3`, or `3 of 100` with a limit.
-fn of(active: u64, max: Option<u32>) -> String {
+/// Returns `3`, or `3 of 100` with a limit.
+pub(crate) fn of(active: u64, max: Option<u32>) -> String {
     max.map_or_else(|| active.to_string(), |max| format!("{active} of {max}"))
 }
 
-fn cpus(millis: u64) -> String {
+/// Returns cores from thousandths of cores.
+pub(crate) fn cpus(millis: u64) -> String {
     format!("{}", millis as f64 / 1000.0)
 }

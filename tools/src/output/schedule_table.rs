@@ -43,7 +43,7 @@ pub(crate) fn schedules(screen: Screen, schedules: &[ScheduleView]) -> String {
 }
 
 /// Returns the rule of a schedule: `0 3 * * * Europe/Berlin`, `every 15min`.
-fn when(view: &ScheduleView) -> String {
+pub(crate) fn when(view: &ScheduleView) -> String {
     match (&view.cron, &view.zone, view.every_ms) {
         (Some(cron), zone, _) => {
             format!("{} {}", escape(cron), escape(zone.as_deref().unwrap_or("UTC")))

@@ -27,19 +27,25 @@ pub(crate) enum Mood {
 
 pub(crate) fn mood(word: &str) -> Mood {
     match word {
-        "succeeded" | "alive" | "usable" | "healthy" | "reached" => Mood::Good,
-        "failed" | "expired" | "lost" | "unhealthy" | "degraded" => Mood::Bad,
+        "succeeded" | "alive" | "usable" | "healthy" | "reached" | "ran" => Mood::Good,
+        "failed" | "expired" | "lost" | "unhealthy" | "degraded" | "blocked" | "missed" => {
+            Mood::Bad
+        }
         "running" | "active" | "cancelling" | "suspect" | "updating" | "rolling_back"
         | "starting" | "restarting" | "unreachable" | "draining" | "stopping" | "begun"
-        | "removing" | "cordoned" => Mood::Busy,
+        | "removing" | "cordoned" | "paused" | "skipped" => Mood::Busy,
         _ => Mood::Quiet,
     }
 }
 
 pub(crate) fn state(word: &impl Word) -> Cell {
-    let word = word.word();
-    let cell = Cell::new(&word);
-    match mood(&word) {
+    state_cell(&word.word())
+}
+
+/// Returns the cell of a word for a state.
+pub(crate) fn state_cell(word: &str) -> Cell {
+    let cell = Cell::new(word);
+    match mood(word) {
         Mood::Good => cell.fg(Color::Green),
         Mood::Bad => cell.fg(Color::Red),
         Mood::Busy => cell.fg(Color::Yellow),
@@ -53,7 +59,7 @@ fn job_state(view: &JobView) -> Cell {
         (0, 0) => state(&JobState::from(&view.state)),
         _ if view.state != WireJobState::Queued => state(&JobState::from(&view.state)),
         (0, _) => Cell::new("waiting"),
-        _ => Cell::new("blocked").fg(Color::Red),
+        _ => state_cell("blocked"),
     }
 }
 
@@ -370,6 +376,7 @@ mod tests {
             runtimes: vec![RuntimeKind::Process.into(), RuntimeKind::Docker.into()],
             withdrawn: [].into(),
             unenforced: [].into(),
+            low_disks: [].into(),
             attempts: 3,
             seen_ms_ago: Some(70_000),
             enrolled: false,

@@ -2,16 +2,16 @@
 
 use std::collections::BTreeMap;
 
-use comfy_table::{Cell, Color};
+use comfy_table::Cell;
 use podmesh_protocol::ids::{JobId, Name};
 use podmesh_protocol::report::JobState as WireJobState;
 use podmesh_protocol::workflow::{
     Condition, DependencyState, DependencyView, WorkflowJobView, WorkflowView,
 };
 
-use super::json::JobState;
+use super::json::{JobState, Word};
 use super::screen::Screen;
-use super::table::{render, state};
+use super::table::{render, state_cell};
 use super::time::{ago, now_ms};
 
 /// `podmesh workflow list`.
@@ -48,8 +48,28 @@ pub(crate) fn workflows(screen: Screen, workflows: &[WorkflowView]) -> String {
     render(screen, &header, workflows.iter().map(row).collect())
 }
 
-/// `podmesh workflow show`: the jobs, with what they come after, and what of that is still to come.
-pub(crate) fn workflow(screen: Screen, jobs: &[WorkflowJobView]) -> String {
+/// A job of a workflow, in words.
+#[derive(Clone, Debug)]
+pub(crate) struct JobLine {
+    pub(crate) job: JobId,
+    pub(crate) name: Name,
+    /// Its state; of one that waits for others, `waiting` or `blocked`.
+    pub(crate) state: String,
+    /// What it comes after.
+    pub(crate) after: String,
+    /// What of that is still to come.
+    pub(crate) waits_for: String,
+}
+
+impl JobLine {
+    /// Returns whether tasks of the job may wait.
+    pub(crate) fn may_wait(&self) -> bool {
+        matches!(self.state.as_str(), "queued" | "waiting" | "blocked")
+    }
+}
+
+/// Returns the jobs of a workflow in words.
+pub(crate) fn lines(jobs: &[WorkflowJobView]) -> Vec<JobLine> {
     let names: BTreeMap<JobId, &Name> = jobs.iter().map(|view| (view.job, &view.name)).collect();
     let upstream = |own: &DependencyView| {
         let name = names.get(&own.job).map_or_else(|| own.job.to_string(), ToString::to_string);
@@ -67,29 +87,38 @@ pub(crate) fn workflow(screen: Screen, jobs: &[WorkflowJobView]) -> String {
         }
         texts.join(", ")
     };
-    let row = |view: &WorkflowJobView| {
+    let line = |view: &WorkflowJobView| {
         let is_queued = view.state == WireJobState::Queued;
         let has = |wanted| view.after.iter().any(|own| own.state == wanted);
-        let shown = match () {
-            () if is_queued && has(DependencyState::Blocked) => Cell::new("blocked").fg(Color::Red),
-            () if is_queued && has(DependencyState::Waiting) => Cell::new("waiting"),
-            () => state(&JobState::from(&view.state)),
+        let state = match () {
+            () if is_queued && has(DependencyState::Blocked) => "blocked".into(),
+            () if is_queued && has(DependencyState::Waiting) => "waiting".into(),
+            () => JobState::from(&view.state).word().into_owned(),
         };
         let goes_on = view.state.known().is_some_and(|state| !state.is_end());
         let unmet = |own: &DependencyView| own.state != DependencyState::Met;
-        let waits = if goes_on && view.after.iter().any(unmet) {
+        let waits_for = if goes_on && view.after.iter().any(unmet) {
             list(view, |own| own.state != DependencyState::Met)
         } else {
             String::new()
         };
+        let (job, name) = (view.job, view.name.clone());
+        JobLine { job, name, state, after: list(view, |_| true), waits_for }
+    };
+    jobs.iter().map(line).collect()
+}
+
+/// `podmesh workflow show`: the jobs, with what they come after, and what of that is still to come.
+pub(crate) fn workflow(screen: Screen, jobs: &[WorkflowJobView]) -> String {
+    let row = |line: JobLine| {
         vec![
-            Cell::new(view.job),
-            Cell::new(&view.name),
-            shown,
-            Cell::new(list(view, |_| true)),
-            Cell::new(waits),
+            Cell::new(line.job),
+            Cell::new(line.name),
+            state_cell(&line.state),
+            Cell::new(line.after),
+            Cell::new(line.waits_for),
         ]
     };
     let header = ["JOB", "NAME", "STATE", "AFTER", "WAITS FOR"];
-    render(screen, &header, jobs.iter().map(row).collect())
+    render(screen, &header, lines(jobs).into_iter().map(row).collect())
 }

@@ -11,6 +11,12 @@ pub(super) enum Action {
     Restart(Name),
     Rollback(Name),
     Schedule(Name, Scheduling),
+    /// Cancels all jobs of a workflow.
+    CancelWorkflow(JobId),
+    /// Pauses a schedule, or resumes it.
+    PauseSchedule(Name, bool),
+    /// Pauses a queue, or resumes it.
+    PauseQueue(Name, bool),
 }
 
 impl Action {
@@ -32,6 +38,21 @@ impl Action {
             Self::Schedule(node, Scheduling::Draining) => {
                 format!("Drain {node}? It gets no new work, and its replicas move to other nodes.")
             }
+            Self::CancelWorkflow(workflow) => {
+                format!(
+                    "Cancel workflow {workflow}? All its jobs that have not ended are cancelled."
+                )
+            }
+            Self::PauseSchedule(name, true) => {
+                format!("Pause schedule {name}? It starts no more runs. Those that run go on.")
+            }
+            Self::PauseSchedule(name, false) => {
+                format!("Resume schedule {name}? It runs again at its next time.")
+            }
+            Self::PauseQueue(name, true) => {
+                format!("Pause queue {name}? Its tasks no longer start. Those that run go on.")
+            }
+            Self::PauseQueue(name, false) => format!("Resume queue {name}? Its tasks start again."),
         }
     }
 
@@ -52,6 +73,13 @@ impl Action {
                 };
                 format!("podmesh nodes {verb} {node}")
             }
+            Self::CancelWorkflow(workflow) => format!("podmesh workflow cancel {workflow}"),
+            Self::PauseSchedule(name, pause) => format!("podmesh schedule {} {name}", verb(*pause)),
+            Self::PauseQueue(name, pause) => format!("podmesh queue {} {name}", verb(*pause)),
         }
     }
+}
+
+fn verb(pause: bool) -> &'static str {
+    if pause { "pause" } else { "resume" }
 }

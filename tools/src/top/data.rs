@@ -8,18 +8,23 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use podmesh_protocol::event::EventFact;
+use podmesh_protocol::ids::Name;
 use podmesh_protocol::node::DrainSpec;
+use podmesh_protocol::queue::QueueRequest;
+use podmesh_protocol::schedule::ScheduleRequest;
+use podmesh_protocol::service::ServiceRequest;
 use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::{Instant, sleep_until};
 
-use self::window::{Jobs, Tasks, part};
+use self::window::{Jobs, Tasks, Workflows, part};
 use super::action::Action;
 use super::row::Row;
 use super::subject::{Answer, Query};
 use crate::connect::{Connection, RequestError};
 use crate::error::{CliError, CliResult};
 use crate::output::json::{JobState, Word};
-use podmesh_protocol::service::ServiceRequest;
+use crate::output::text::count;
+use crate::output::workflow_table;
 
 /// The least time between two answers to the same query.
 const PAUSE: Duration = Duration::from_millis(300);
@@ -31,6 +36,8 @@ const PAUSE_FACTOR: u32 = 4;
 const PAUSE_MAX: Duration = Duration::from_secs(15);
 /// The time until a failed query is asked again.
 const PAUSE_FAILED: Duration = Duration::from_secs(2);
+/// How many runs of a schedule are shown.
+const RUNS: u32 = 200;
 
 /// The queries whose answers are wanted: for the page, and besides.
 pub(super) struct Asker {
@@ -184,6 +191,27 @@ async fn ask(connection: &Connection, query: &Query) -> Result<Answer, RequestEr
             let volumes = connection.volumes().await?;
             Answer::Rows(volumes.into_iter().map(|view| Row::Volume(Box::new(view))).collect())
         }
+        Query::Schedules => {
+            let schedules = connection.schedules().await?;
+            Answer::Rows(schedules.into_iter().map(|view| Row::Schedule(Box::new(view))).collect())
+        }
+        Query::Workflows { at, filter } => {
+            Answer::Part(part(&Workflows { connection }, *at, filter).await?)
+        }
+        Query::Queues => {
+            let queues = connection.queues().await?;
+            Answer::Rows(queues.into_iter().map(|view| Row::Queue(Box::new(view))).collect())
+        }
+        Query::Runs(schedule) => {
+            let detail = connection.schedule(schedule.clone()).await?;
+            let runs = connection.schedule_history(schedule.clone(), RUNS).await?;
+            Answer::Runs(Box::new(detail), runs)
+        }
+        Query::WorkflowJobs(workflow) => {
+            let (_, jobs) = connection.workflow(*workflow).await?;
+            let lines = workflow_table::lines(&jobs).into_iter();
+            Answer::Rows(lines.map(|line| Row::WorkflowJob(Box::new(line))).collect())
+        }
         Query::Tasks { job, at, state, filter } => {
             Answer::Part(part(&Tasks { connection, job: *job, state: *state }, *at, filter).await?)
         }
@@ -212,6 +240,26 @@ pub(super) async fn act(connection: &Connection, action: &Action) -> CliResult<S
             let set = connection.node_scheduling(node.clone(), *scheduling, DrainSpec::default());
             return Ok(set.await?.line());
         }
+        Action::CancelWorkflow(workflow) => {
+            let (workflow, jobs) = connection.cancel_workflow(*workflow).await?;
+            return Ok(format!("workflow {workflow}: {} cancelled", count(jobs.into(), "job")));
+        }
+        Action::PauseSchedule(name, pause) => {
+            let schedule = name.clone();
+            let changed = connection.change_schedule(match pause {
+                true => ScheduleRequest::Pause { schedule },
+                false => ScheduleRequest::Resume { schedule },
+            });
+            return Ok(paused("schedule", name, *pause, changed.await?));
+        }
+        Action::PauseQueue(name, pause) => {
+            let queue = name.clone();
+            let changed = connection.change_queue(match pause {
+                true => QueueRequest::Pause { queue },
+                false => QueueRequest::Resume { queue },
+            });
+            return Ok(paused("queue", name, *pause, changed.await?));
+        }
         Action::Scale(service, replicas) => {
             ServiceRequest::Scale { service: service.clone(), replicas: *replicas }
         }
@@ -226,4 +274,14 @@ pub(super) async fn act(connection: &Connection, action: &Action) -> CliResult<S
         true => format!("{service}: revision {revision}"),
         false => format!("{service}: nothing to change; it has revision {revision}"),
     })
+}
+
+/// Returns what a pause, or its end, has done.
+fn paused(what: &str, name: &Name, pause: bool, changed: bool) -> String {
+    match (changed, pause) {
+        (true, true) => format!("{what} {name}: paused"),
+        (true, false) => format!("{what} {name}: resumed"),
+        (false, true) => format!("{what} {name}: was paused already"),
+        (false, false) => format!("{what} {name}: was not paused"),
+    }
 }

@@ -60,18 +60,19 @@ impl Key {
 
 /// The list of keys that `?` shows.
 pub(super) const HELP: &[(&str, &str)] = &[
-    ("1-5, Tab", "nodes, jobs, services, events, volumes"),
+    ("1-8, Tab", "nodes, jobs, services, events, volumes, schedules, …"),
     ("j k, arrows", "move; PgUp and PgDn by a page, g and G to the ends"),
-    ("Enter", "open: job, tasks, attempts; service, replicas"),
+    ("Enter", "open: tasks, attempts, replicas, jobs of a workflow, runs, …"),
     ("Esc", "go back"),
     ("/", "filter a table or search a text; n, N: next, previous"),
     ("l", "logs of a job, task, attempt, service or replica"),
-    ("d", "describe: what `podmesh job` and `podmesh service` print"),
+    ("d", "describe: what `podmesh job` and the like print"),
     ("a", "jobs: only active ones, or all"),
     ("o", "tasks: only those in one state, or all"),
-    ("x", "cancel a job"),
+    ("x", "cancel a job or workflow"),
     ("s  r  R", "scale, restart or roll back a service"),
     ("c  u  D", "cordon, uncordon or drain a node"),
+    ("p", "pause or resume a schedule or queue"),
     ("q, Ctrl-C", "quit"),
 ];
 

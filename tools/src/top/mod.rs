@@ -1,4 +1,4 @@
-//! `podmesh top`: nodes, jobs, services, events and volumes in the terminal.
+//! `podmesh top`: nodes, jobs, services and all else in the terminal.
 //!
 //! `model` is the state, and pure: inputs change it. `data` asks what the model wants, `live` receives
 //! what comes by itself, `ui` draws the model, and `terminal` takes the terminal and gives it back.

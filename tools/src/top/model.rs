@@ -1,6 +1,7 @@
 //! What the view shows: pure state. An input changes it and may ask for something to be done; it
 //! never waits, draws or asks by itself.
 
+mod open;
 pub(super) mod page;
 pub(super) mod pager;
 pub(super) mod table;
@@ -11,13 +12,12 @@ mod tests;
 use podmesh_protocol::client::LogStream;
 use podmesh_protocol::ids::Name;
 use podmesh_protocol::limits::REPLICAS_MAX;
-use podmesh_protocol::node::Scheduling;
 
 use self::page::{Body, Page};
 use super::action::Action;
 use super::keys::Key;
 use super::row::Row;
-use super::subject::{About, Answer, Query, Source, Subject};
+use super::subject::{Answer, Query, Source, Subject};
 
 /// The most events that are kept. Older ones are removed.
 const EVENTS_SHOWN: usize = 5_000;
@@ -85,7 +85,7 @@ pub(super) struct Status {
 /// The state of the view.
 #[derive(Debug)]
 pub(super) struct Model {
-    roots: [Page; 5],
+    roots: [Page; TABS.len()],
     /// Which root is shown.
     pub(super) tab: usize,
     /// The pages that were opened from it.
@@ -97,13 +97,15 @@ pub(super) struct Model {
 }
 
 /// The names of the roots.
-pub(super) const TABS: [&str; 5] = ["Nodes", "Jobs", "Services", "Events", "Volumes"];
+pub(super) const TABS: [&str; 8] =
+    ["Nodes", "Jobs", "Services", "Events", "Volumes", "Schedules", "Workflows", "Queues"];
 
 impl Model {
     pub(super) fn new(size: (u16, u16)) -> Self {
-        use Subject::{Events, Jobs, Nodes, Services, Volumes};
+        use Subject::{Events, Jobs, Nodes, Queues, Schedules, Services, Volumes, Workflows};
         Self {
-            roots: [Nodes, Jobs, Services, Events, Volumes].map(Page::new),
+            roots: [Nodes, Jobs, Services, Events, Volumes, Schedules, Workflows, Queues]
+                .map(Page::new),
             tab: 0,
             stack: Vec::new(),
             prompt: None,
@@ -224,7 +226,7 @@ impl Model {
         match key {
             Key::Char('q') => return Some(Command::Quit),
             Key::Char('?') => self.prompt = Some(Prompt::Help),
-            Key::Char(c @ '1'..='5') => self.go_to(c as usize - '1' as usize),
+            Key::Char(c @ '1'..='8') => self.go_to(c as usize - '1' as usize),
             Key::Tab => self.go_to((self.tab + 1) % TABS.len()),
             Key::BackTab => self.go_to((self.tab + TABS.len() - 1) % TABS.len()),
             Key::Escape => self.back(),
@@ -241,7 +243,7 @@ impl Model {
                 let before = self.filter().to_owned();
                 self.prompt = Some(Prompt::Filter { text: before.clone(), before });
             }
-            Key::Char(c @ ('x' | 's' | 'r' | 'R' | 'c' | 'u' | 'D')) => self.ask(c),
+            Key::Char(c @ ('x' | 's' | 'r' | 'R' | 'c' | 'u' | 'D' | 'p')) => self.ask(c),
             _ => self.move_key(key),
         }
         None
@@ -361,107 +363,6 @@ impl Model {
         if let (Subject::Jobs, Body::Table(table)) = (&page.subject, &mut page.body) {
             page.active = !page.active;
             table.restart();
-        }
-    }
-
-    fn open(&mut self) {
-        let Some(row) = self.page().selected() else { return };
-        let subject = match row {
-            Row::Node(view) => Subject::About(About::Node(view.node.clone())),
-            Row::Job(view) => Subject::Tasks(view.job),
-            Row::Service(view) => Subject::Replicas(view.service.clone()),
-            Row::Volume(view) => Subject::About(About::Volume(view.volume.clone())),
-            Row::Task(view) => Subject::Attempts(view.task),
-            Row::Attempt(..) => return self.logs(),
-            Row::Event { fact, .. } => match fact.job() {
-                Some(job) => Subject::Tasks(job),
-                None => return self.say("this event is not about a job", false),
-            },
-            Row::Replica(_, view) => match view.attempt {
-                Some(attempt) => Subject::Attempts(attempt.task),
-                None => return self.say("this replica has not started yet", false),
-            },
-        };
-        self.push(subject);
-    }
-
-    fn logs(&mut self) {
-        let source = match (&self.page().subject, self.page().selected()) {
-            (Subject::Log(_), _) => return,
-            (Subject::About(About::Job(job)), _) => Source::Job(*job),
-            (Subject::About(About::Task(task)), _) => Source::Task(*task),
-            (Subject::About(About::Service(service)), _) => Source::Service(service.clone()),
-            (_, Some(Row::Job(view))) if view.counts.total() == 1 => Source::Job(view.job),
-            (_, Some(Row::Job(view))) => {
-                let job = view.job;
-                self.push(Subject::Tasks(job));
-                return self.say("this job has several tasks: choose one, then press l", false);
-            }
-            (_, Some(Row::Task(view))) => Source::Task(view.task),
-            (_, Some(Row::Attempt(task, view))) => {
-                let id = podmesh_protocol::ids::AttemptId { task: *task, number: view.number };
-                Source::Attempt(id, view.node.clone())
-            }
-            (_, Some(Row::Service(view))) => Source::Service(view.service.clone()),
-            (_, Some(Row::Replica(service, view))) => Source::Replica(service.clone(), view.number),
-            _ => return self.say("there are no logs of this", false),
-        };
-        self.push(Subject::Log(source));
-    }
-
-    fn describe(&mut self) {
-        let about = match (&self.page().subject, self.page().selected()) {
-            (Subject::About(_) | Subject::Log(_), _) => return,
-            (_, Some(Row::Node(view))) => About::Node(view.node.clone()),
-            (_, Some(Row::Job(view))) => About::Job(view.job),
-            (_, Some(Row::Service(view))) => About::Service(view.service.clone()),
-            (_, Some(Row::Volume(view))) => About::Volume(view.volume.clone()),
-            (_, Some(Row::Task(view))) => About::Task(view.task),
-            (_, Some(Row::Attempt(task, _))) => About::Task(*task),
-            (_, Some(Row::Replica(service, _))) => About::Service(service.clone()),
-            (_, Some(Row::Event { fact, .. })) => match fact.job() {
-                Some(job) => About::Job(job),
-                None => return self.say("this event is not about a job", false),
-            },
-            (_, None) => return,
-        };
-        self.push(Subject::About(about));
-    }
-
-    /// Asks before a change.
-    fn ask(&mut self, key: char) {
-        let page = self.page();
-        let action = match key {
-            'x' => page.cancellable().map(Action::Cancel),
-            's' => {
-                if let Some((service, replicas)) = page.chosen_service() {
-                    let digits = replicas.to_string();
-                    self.prompt = Some(Prompt::Scale { service, digits });
-                    return;
-                }
-                None
-            }
-            'r' => page.chosen_service().map(|(service, _)| Action::Restart(service)),
-            'R' => page.chosen_service().map(|(service, _)| Action::Rollback(service)),
-            _ => page.chosen_node().map(|node| {
-                let scheduling = match key {
-                    'c' => Scheduling::Cordoned,
-                    'u' => Scheduling::Open,
-                    _ => Scheduling::Draining,
-                };
-                Action::Schedule(node, scheduling)
-            }),
-        };
-        match action {
-            Some(action) => self.prompt = Some(Prompt::Confirm(action)),
-            None => {
-                let what = match key {
-                    'x' => "a job",
-                    's' | 'r' | 'R' => "a service",
-                    _ => "a node",
-                };
-                self.say(format!("no row with {what} is selected here"), false);
-            }
         }
     }
 }

@@ -4,16 +4,23 @@ use podmesh_protocol::client::{AttemptView, JobView, TaskView};
 use podmesh_protocol::event::EventFact;
 use podmesh_protocol::ids::{JobId, Name, Revision, TaskId};
 use podmesh_protocol::node::NodeView;
+use podmesh_protocol::queue::QueueView;
+use podmesh_protocol::schedule::{ScheduleRunView, ScheduleView};
 use podmesh_protocol::service::{ReplicaView, ServiceView};
 use podmesh_protocol::volume::VolumeView;
+use podmesh_protocol::workflow::WorkflowView;
 
 use crate::output::events::{describe, outcome_text};
 use crate::output::json::{AttemptState, JobState, NodeState, TaskState, Word};
+use crate::output::queue_table;
+use crate::output::schedule::RunResult;
+use crate::output::schedule_table::when;
 use crate::output::service::{ReplicaState, Scheduling, ServiceState};
 use crate::output::service_table::published;
 use crate::output::table::{Mood, cores, mood, size};
 use crate::output::text::escape;
 use crate::output::time::{ago, coarse, local, local_clock};
+use crate::output::workflow_table::JobLine;
 
 /// A row of a table.
 #[derive(Clone, Debug)]
@@ -26,6 +33,11 @@ pub(super) enum Row {
     Task(Box<TaskView>),
     Attempt(TaskId, Box<AttemptView>),
     Replica(Name, Box<ReplicaView>),
+    Schedule(Box<ScheduleView>),
+    Run(Box<ScheduleRunView>),
+    Workflow(Box<WorkflowView>),
+    WorkflowJob(Box<JobLine>),
+    Queue(Box<QueueView>),
 }
 
 /// One column of a row.
@@ -43,18 +55,26 @@ impl Cell {
     }
 
     fn state(word: &impl Word) -> Self {
-        let word = word.word();
-        Self { mood: mood(&word), text: word.into_owned(), bar: None }
+        Self::word(&word.word())
+    }
+
+    fn word(word: &str) -> Self {
+        Self { mood: mood(word), text: word.to_owned(), bar: None }
     }
 
     fn bar(part: u64, of: u64, text: String) -> Self {
         Self { text, mood: Mood::Quiet, bar: Some((part, of)) }
     }
 
-    fn bad(number: u32) -> Self {
-        match number {
+    /// A number that is shown only if it is not 0.
+    fn some(number: u32) -> Self {
+        if number == 0 { Self::plain("") } else { Self::plain(number) }
+    }
+
+    fn bad(number: impl Into<u64>) -> Self {
+        match number.into() {
             0 => Self::plain(""),
-            _ => Self { text: number.to_string(), mood: Mood::Bad, bar: None },
+            number => Self { text: number.to_string(), mood: Mood::Bad, bar: None },
         }
     }
 }
@@ -82,6 +102,11 @@ pub(super) enum Kind {
     Tasks,
     Attempts,
     Replicas,
+    Schedules,
+    Runs,
+    Workflows,
+    WorkflowJobs,
+    Queues,
 }
 
 impl Kind {
@@ -154,6 +179,52 @@ impl Kind {
                 ("FAILURES", Fixed(8), 0),
                 ("MESSAGE", Share(4), 0),
             ],
+            Self::Schedules => &[
+                ("SCHEDULE", Share(2), 0),
+                ("STATE", Fixed(7), 0),
+                ("WHEN", Share(3), 0),
+                ("NEXT", Fixed(19), 0),
+                ("LAST", Fixed(19), 110),
+                ("JOB", Fixed(7), 0),
+                ("RAN", Fixed(6), 110),
+                ("SKIPPED", Fixed(7), 110),
+                ("MISSED", Fixed(6), 0),
+            ],
+            Self::Runs => &[
+                ("FOR", Fixed(19), 0),
+                ("RESULT", Fixed(8), 0),
+                ("TIMES", Fixed(6), 0),
+                ("JOB", Fixed(8), 0),
+                ("WHY", Share(1), 0),
+            ],
+            Self::Workflows => &[
+                ("WORKFLOW", Fixed(8), 0),
+                ("NAME", Share(3), 0),
+                ("DONE", Fixed(19), 0),
+                ("QUEUED", Fixed(6), 0),
+                ("RUNNING", Fixed(7), 0),
+                ("FAILED", Fixed(6), 0),
+                ("SUBMITTED", Fixed(9), 0),
+                ("BY", Share(1), 0),
+            ],
+            Self::WorkflowJobs => &[
+                ("JOB", Fixed(8), 0),
+                ("NAME", Share(2), 0),
+                ("STATE", Fixed(10), 0),
+                ("AFTER", Share(3), 0),
+                ("WAITS FOR", Share(3), 0),
+            ],
+            Self::Queues => &[
+                ("QUEUE", Share(2), 0),
+                ("STATE", Fixed(6), 0),
+                ("WEIGHT", Fixed(6), 0),
+                ("ACTIVE", Fixed(13), 0),
+                ("CPUS", Fixed(8), 0),
+                ("QUEUED", Fixed(9), 0),
+                ("JOBS", Fixed(7), 0),
+                ("PER CALLER", Fixed(10), 0),
+                ("CHANGED BY", Share(1), 110),
+            ],
         }
     }
 }
@@ -171,6 +242,11 @@ impl Row {
             Self::Attempt(_, view) => view.number.to_string(),
             // During an update, replicas of two revisions have the same number.
             Self::Replica(_, view) => format!("{}@{}", view.number, view.revision),
+            Self::Schedule(view) => view.schedule.to_string(),
+            Self::Run(view) => view.number.to_string(),
+            Self::Workflow(view) => view.workflow.to_string(),
+            Self::WorkflowJob(line) => line.job.to_string(),
+            Self::Queue(view) => view.queue.to_string(),
         }
     }
 
@@ -179,6 +255,7 @@ impl Row {
         match self {
             Self::Job(view) => view.job.0,
             Self::Task(view) => u64::from(view.task.index),
+            Self::Workflow(view) => view.workflow.0,
             _ => 0,
         }
     }
@@ -191,7 +268,14 @@ impl Row {
             Self::Task(view) => Some(view.task.job),
             Self::Attempt(task, _) => Some(task.job),
             Self::Replica(_, view) => view.attempt.map(|attempt| attempt.task.job),
-            Self::Node(_) | Self::Service(_) | Self::Volume(_) => None,
+            Self::Run(view) => view.job,
+            Self::WorkflowJob(line) => Some(line.job),
+            Self::Node(_)
+            | Self::Service(_)
+            | Self::Volume(_)
+            | Self::Schedule(_)
+            | Self::Workflow(_)
+            | Self::Queue(_) => None,
         }
     }
 
@@ -257,6 +341,26 @@ impl Row {
                 Cell::plain(view.outcome.as_ref().map(outcome_text).unwrap_or_default()),
             ],
             Self::Replica(service, view) => replica(service, view),
+            Self::Schedule(view) => schedule(view),
+            Self::Run(view) => {
+                let times = if view.count > 1 { view.count.to_string() } else { String::new() };
+                vec![
+                    Cell::plain(local(view.instant_ms)),
+                    Cell::state(&RunResult::from(&view.result)),
+                    Cell::plain(times),
+                    Cell::plain(view.job.map(|job| job.to_string()).unwrap_or_default()),
+                    Cell::plain(view.message.as_deref().map(escape).unwrap_or_default()),
+                ]
+            }
+            Self::Workflow(view) => workflow(view, now),
+            Self::WorkflowJob(line) => vec![
+                Cell::plain(line.job),
+                Cell::plain(&line.name),
+                Cell::word(&line.state),
+                Cell::plain(&line.after),
+                Cell::plain(&line.waits_for),
+            ],
+            Self::Queue(view) => queue(view),
         }
     }
 }
@@ -344,5 +448,56 @@ fn replica(service: &Name, view: &ReplicaView) -> Vec<Cell> {
         Cell::plain(endpoints.join(",")),
         Cell::bad(view.failures),
         Cell::plain(message),
+    ]
+}
+
+fn schedule(view: &ScheduleView) -> Vec<Cell> {
+    let state = match view {
+        ScheduleView { paused: true, .. } => "paused",
+        ScheduleView { active: 1.., .. } => "running",
+        ScheduleView { waiting: true, .. } => "waiting",
+        _ => "idle",
+    };
+    let time = |ms: Option<u64>| Cell::plain(ms.map(local).unwrap_or_default());
+    vec![
+        Cell::plain(&view.schedule),
+        Cell::word(state),
+        Cell::plain(when(view)),
+        time(view.next_wall_ms),
+        time(view.last_wall_ms),
+        Cell::plain(view.last_job.map(|job| job.to_string()).unwrap_or_default()),
+        Cell::plain(view.ran),
+        Cell::plain(view.skipped),
+        Cell::bad(view.missed),
+    ]
+}
+
+fn workflow(view: &WorkflowView, now: u64) -> Vec<Cell> {
+    let counts = &view.counts;
+    let ended = counts.succeeded + counts.failed + counts.cancelled;
+    vec![
+        Cell::plain(view.workflow),
+        Cell::plain(&view.name),
+        Cell::bar(ended.into(), view.jobs.into(), format!("{ended}/{}", view.jobs)),
+        Cell::some(counts.queued),
+        Cell::some(counts.running),
+        Cell::bad(counts.failed),
+        Cell::plain(ago(now, view.submitted_wall_ms)),
+        Cell::plain(&view.submitted_by),
+    ]
+}
+
+fn queue(view: &QueueView) -> Vec<Cell> {
+    let per_caller = view.max_active_per_caller.map(|max| max.to_string());
+    vec![
+        Cell::plain(&view.queue),
+        Cell::word(if view.paused { "paused" } else { "open" }),
+        Cell::plain(view.weight),
+        Cell::plain(queue_table::of(view.active, view.max_active)),
+        Cell::plain(queue_table::cpus(view.active_cpu_millis)),
+        Cell::plain(view.queued),
+        Cell::plain(view.jobs),
+        Cell::plain(per_caller.unwrap_or_default()),
+        Cell::plain(view.by.as_ref().map_or("", Name::as_str)),
     ]
 }

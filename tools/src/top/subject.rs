@@ -4,6 +4,7 @@ use podmesh_protocol::client::JobDetail;
 use podmesh_protocol::event::EventFact;
 use podmesh_protocol::ids::{AttemptId, JobId, Name, TaskId};
 use podmesh_protocol::report::TaskState;
+use podmesh_protocol::schedule::{ScheduleDetail, ScheduleRunView};
 use podmesh_protocol::service::ServiceDetail;
 
 use super::row::Row;
@@ -16,12 +17,19 @@ pub(super) enum Subject {
     Services,
     Events,
     Volumes,
+    Schedules,
+    Workflows,
+    Queues,
     /// The tasks of a job.
     Tasks(JobId),
     /// The attempts of a task.
     Attempts(TaskId),
     /// The replicas of a service.
     Replicas(Name),
+    /// The runs of a schedule.
+    Runs(Name),
+    /// The jobs of a workflow.
+    WorkflowJobs(JobId),
     /// One thing in detail.
     About(About),
     Log(Source),
@@ -35,6 +43,9 @@ pub(super) enum About {
     Task(TaskId),
     Service(Name),
     Volume(Name),
+    Schedule(Name),
+    Workflow(JobId),
+    Queue(Name),
 }
 
 /// Whose output is shown.
@@ -62,7 +73,8 @@ impl Source {
     }
 }
 
-/// Which part of a long list is asked for. A position is a job's number or a task's index.
+/// Which part of a long list is asked for. A position is the number of a job or workflow, or a
+/// task's index.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) enum At {
     /// The begin of the list.
@@ -88,6 +100,13 @@ pub(super) enum Query {
     },
     Services,
     Volumes,
+    Schedules,
+    /// A part of the list of workflows.
+    Workflows {
+        at: At,
+        filter: String,
+    },
+    Queues,
     /// A part of the list of a job's tasks.
     Tasks {
         job: JobId,
@@ -97,6 +116,9 @@ pub(super) enum Query {
     },
     Attempts(TaskId),
     Service(Name),
+    /// A schedule, and its last runs.
+    Runs(Name),
+    WorkflowJobs(JobId),
     Job(JobId),
     About(About),
 }
@@ -109,6 +131,7 @@ pub(super) enum Answer {
     /// A part of a list.
     Part(Part),
     Service(Box<ServiceDetail>),
+    Runs(Box<ScheduleDetail>, Vec<ScheduleRunView>),
     Job(Box<JobDetail>),
     Text(String),
 }
@@ -170,6 +193,17 @@ impl Query {
         );
         let of_volume =
             matches!(fact, EventFact::VolumesPlaced { .. } | EventFact::VolumeRemoved { .. });
+        let of_schedule = matches!(
+            fact,
+            EventFact::ScheduleAdded { .. }
+                | EventFact::ScheduleChanged { .. }
+                | EventFact::ScheduleRemoved { .. }
+                | EventFact::ScheduleRan { .. }
+                | EventFact::ScheduleSkipped { .. }
+                | EventFact::ScheduleMissed { .. }
+        );
+        let of_queue =
+            matches!(fact, EventFact::QueueChanged { .. } | EventFact::QueueRemoved { .. });
         // What a later version reports may concern anything.
         if matches!(fact, EventFact::Unknown { .. }) {
             return true;
@@ -179,12 +213,21 @@ impl Query {
             Self::Jobs { .. } => of_job || of_attempt,
             Self::Tasks { job, .. } => fact.job() == Some(*job),
             Self::Attempts(task) | Self::About(About::Task(task)) => fact.job() == Some(task.job),
-            // Why a job waits depends on the nodes and on all other jobs.
-            Self::Job(_) | Self::About(About::Job(_)) => of_node || of_job || of_attempt,
+            // Why a job waits depends on the nodes, the queues and all other jobs.
+            Self::Job(_) | Self::About(About::Job(_)) => {
+                of_node || of_job || of_attempt || of_queue
+            }
             Self::Services | Self::Service(_) | Self::About(About::Service(_)) => {
                 of_service || of_attempt || of_node
             }
             Self::Volumes | Self::About(About::Volume(_)) => of_volume || of_job || of_service,
+            Self::Schedules | Self::Runs(_) | Self::About(About::Schedule(_)) => {
+                of_schedule || of_job
+            }
+            Self::Workflows { .. } | Self::WorkflowJobs(_) | Self::About(About::Workflow(_)) => {
+                of_job || of_attempt
+            }
+            Self::Queues | Self::About(About::Queue(_)) => of_queue || of_job || of_attempt,
         }
     }
 }
@@ -207,17 +250,30 @@ mod tests {
             state: None,
             filter: String::new(),
         };
-        let queries = [Query::Nodes, jobs, tasks(7), tasks(8), Query::Services, Query::Volumes];
+        let workflows = Query::Workflows { at: At::Start, filter: String::new() };
+        let queries = [
+            Query::Nodes,
+            jobs,
+            tasks(7),
+            tasks(8),
+            Query::Services,
+            Query::Volumes,
+            Query::Schedules,
+            workflows,
+            Query::Queues,
+        ];
         let cases = [
-            (EventFact::JobEnded { job: JobId(7), state: JobState::Failed.into() }, "jt7v"),
-            (EventFact::AttemptAssigned { attempt, node: node.clone() }, "njt7s"),
+            (EventFact::JobEnded { job: JobId(7), state: JobState::Failed.into() }, "jt7vcwq"),
+            (EventFact::AttemptAssigned { attempt, node: node.clone() }, "njt7swq"),
             (EventFact::NodeLost { node: node.clone() }, "ns"),
             (EventFact::ServiceRemoved { service: node.clone() }, "sv"),
+            (EventFact::ScheduleRemoved { schedule: node.clone(), by: node.clone() }, "c"),
+            (EventFact::QueueRemoved { queue: node.clone(), by: node.clone() }, "q"),
             (EventFact::VolumesPlaced { volumes: vec![node.clone()], node: node.clone() }, "v"),
             (EventFact::TokenRevoked { token: podmesh_protocol::access::TokenId(1), by: node }, ""),
         ];
         for (fact, expected) in cases {
-            let changed = queries.iter().zip(["n", "j", "t7", "t8", "s", "v"]);
+            let changed = queries.iter().zip(["n", "j", "t7", "t8", "s", "v", "c", "w", "q"]);
             let changed: String = changed
                 .filter(|(query, _)| query.is_changed_by(&fact))
                 .map(|(_, letters)| letters)

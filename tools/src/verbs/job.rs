@@ -14,19 +14,47 @@ use crate::error::CliResult;
 use crate::output::json::{JobOutput, JobState, NetworkMode, OnLost, PullPolicy, Word};
 use crate::output::screen;
 use crate::output::table::{cores, size};
-use crate::output::text::{command_line, escape};
+use crate::output::text::{command_line, count, escape};
 use crate::output::time::{ago, coarse, local, now_ms};
+use crate::output::why::JobWhyOutput;
 
 /// Shows one job.
 pub(crate) async fn job(context: &Context, args: JobArgs) -> CliResult {
     let connection = context.connection(PATIENCE_ASK)?;
     let detail = connection.job(args.job, None, Duration::ZERO).await?;
-    if context.json() {
-        screen::json(&JobOutput::from(&detail))?;
-    } else {
-        screen::print(&describe(&detail))?;
+    match (context.json(), args.why) {
+        (true, false) => screen::json(&JobOutput::from(&detail))?,
+        (true, true) => screen::json(&JobWhyOutput::from(&detail))?,
+        (false, false) => screen::print(&describe(&detail))?,
+        (false, true) => screen::print(&why(&(&detail).into()))?,
     }
     Ok(0)
+}
+
+/// Says why a job waits, or that it does not.
+fn why(output: &JobWhyOutput) -> String {
+    let JobWhyOutput { job, name, queued, total, .. } = output;
+    let state = output.state.word();
+    if !output.waits {
+        let verb = match output.state {
+            JobState::Succeeded | JobState::Failed | JobState::Expired => "has",
+            JobState::Cancelled => "was",
+            _ => "is",
+        };
+        return format!("job {job} ({name}) does not wait: it {verb} {state}\n");
+    }
+    let mut lines = Lines::default();
+    lines.add("job", format!("{job} ({name})"));
+    lines.add("state", format!("{state}, {queued} of {} queued", count(*total, "task")));
+    lines.add("queue", &output.queue);
+    lines.add("priority", output.priority);
+    for reason in &output.waits_for {
+        lines.add("waits for", escape(reason));
+    }
+    if output.waits_for.is_empty() {
+        lines.add("waits for", "nothing: it starts now");
+    }
+    lines.0
 }
 
 /// How the jobs that a job waits for must end.
@@ -213,5 +241,38 @@ impl Lines {
         if let Some(value) = value {
             self.add(name, value);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn why_a_job_waits_is_one_screen_and_a_job_that_does_not_wait_says_so() {
+        let mut output = JobWhyOutput {
+            job: 42,
+            name: "simulate".into(),
+            state: JobState::Queued,
+            waits: true,
+            queued: 3,
+            total: 10,
+            queue: "night".into(),
+            priority: 5,
+            waits_for: vec!["no node has joined yet".into(), "share: x\u{1b}".into()],
+        };
+        let expected = "\
+job         42 (simulate)
+state       queued, 3 of 10 tasks queued
+queue       night
+priority    5
+waits for   no node has joined yet
+waits for   share: x\\u{1b}
+";
+        assert_eq!(why(&output), expected);
+        output.waits_for.clear();
+        assert!(why(&output).ends_with("waits for   nothing: it starts now\n"));
+        (output.waits, output.state) = (false, JobState::Succeeded);
+        assert_eq!(why(&output), "job 42 (simulate) does not wait: it has succeeded\n");
     }
 }

@@ -21,26 +21,35 @@ const WAIT: Duration = Duration::from_secs(20);
 /// The time between two requests.
 const PAUSE: Duration = Duration::from_millis(100);
 
-/// Prints output. The exit code is 0 if it could be read, however the tasks ended.
+/// The exit code if no line has the text of `--grep`, as that of grep(1).
+const EXIT_NOT_FOUND: u8 = 1;
+
+/// Prints output. The exit code is 0 if it could be read, however the tasks ended; with `--grep`, if a
+/// line has the text.
 pub(crate) async fn logs(context: &Context, args: LogsArgs) -> CliResult {
     let connection = context.connection(PATIENCE_ASK)?;
     let show =
         ShowOptions { follow: args.follow, tail: args.tail, stream: args.stream.map(Into::into) };
-    match args.of {
+    let searches = args.grep.is_some();
+    let found = match args.of {
         LogsOf::Job(job) => {
             let detail = connection.job(job, None, Duration::ZERO).await?;
             if args.follow {
                 connection.follow();
             }
             let headers = detail.spec.array.tasks() > 1;
-            Follower::new(&connection, show, headers).grep(args.grep).job(detail).await?;
+            let follower = Follower::new(&connection, show, headers).grep(args.grep);
+            follower.job(detail).await?;
+            follower.has_found()
         }
         LogsOf::Task(task) => {
             connection.task(task, None, Duration::ZERO).await?;
             if args.follow {
                 connection.follow();
             }
-            Follower::new(&connection, show, false).grep(args.grep).task(task).await?;
+            let follower = Follower::new(&connection, show, false).grep(args.grep);
+            follower.task(task).await?;
+            follower.has_found()
         }
         LogsOf::Attempt(attempt) => {
             let mut view = find(&connection, attempt, None).await?;
@@ -52,18 +61,19 @@ pub(crate) async fn logs(context: &Context, args: LogsArgs) -> CliResult {
                 // If this is not the last attempt, the request does not wait.
                 sleep(PAUSE).await;
             }
+            let follower = Follower::new(&connection, show, false).grep(args.grep);
             if begun(&view) {
-                let follower = Follower::new(&connection, show, false).grep(args.grep);
                 follower.attempt(attempt, &view.node).await?;
             }
+            follower.has_found()
         }
         LogsOf::Service(name) if args.grep.is_some() => {
             return Err(CliError::usage("--grep is for jobs, tasks and attempts".to_owned())
                 .hint(format!("for a service: podmesh logs {name} | grep TEXT")));
         }
         LogsOf::Service(name) => return replicas::logs(context, &connection, name, show).await,
-    }
-    Ok(0)
+    };
+    Ok(if searches && !found { EXIT_NOT_FOUND } else { 0 })
 }
 
 /// Returns an attempt. With a previous state, returns once the state has changed or a while has

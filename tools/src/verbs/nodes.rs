@@ -14,8 +14,7 @@ use crate::cli::access::{NodesArgs, NodesVerb};
 use crate::connect::{Connection, PATIENCE_ASK};
 use crate::context::Context;
 use crate::error::{CliError, CliResult, EXIT_TIMED_OUT};
-use crate::output::json::NodesOutput;
-use crate::output::node::{LabelledNode, NodeMaintenanceOutput, NodeSchedulingOutput};
+use crate::output::node::{LabelledNode, NodeMaintenanceOutput, NodeSchedulingOutput, NodesOutput};
 use crate::output::text::{count, escape};
 use crate::output::time::{coarse, local};
 use crate::output::{screen, table};
@@ -93,6 +92,13 @@ pub(crate) async fn nodes(context: &Context, args: NodesArgs) -> CliResult {
                     "{} offers {name} {} no more; attempts still have it",
                     view.node,
                     gone.join(", ")
+                ));
+            }
+            for why in view.low_disks.values() {
+                screen::say(format!(
+                    "{} has a disk that is nearly full: {}",
+                    view.node,
+                    escape(why)
                 ));
             }
             for (what, why) in &view.unenforced {

@@ -367,6 +367,7 @@ fn node(attempts: u32) -> NodeView {
         runtimes: vec![],
         withdrawn: [].into(),
         unenforced: [].into(),
+        low_disks: [].into(),
         attempts,
         seen_ms_ago: None,
         enrolled: false,

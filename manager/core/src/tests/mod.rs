@@ -141,6 +141,7 @@ fn hello(node: &str, number: u64) -> Hello {
         runtimes: vec![RuntimeKind::Process.into()],
         withdrawn: [].into(),
         unenforced: [].into(),
+        low_disks: [].into(),
         address: None,
         resources: Default::default(),
         attempts: Vec::new(),

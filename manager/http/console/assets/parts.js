@@ -15,7 +15,7 @@ const KINDS = {
   busy: ["▸", "running active assigned preparing starting updating begun connecting"],
   wait: ["◌", "queued waiting restarting draining stopping cancelling removing cordoned paused"],
   warn: ["!", "suspect degraded rolling_back unreachable interrupted skipped missed"],
-  bad: ["✗", "failed lost unhealthy timed_out not_started"],
+  bad: ["✗", "failed lost unhealthy timed_out not_started blocked"],
   off: ["–", "cancelled stopped ended used_up expired revoked"],
 };
 const KIND_OF = new Map(

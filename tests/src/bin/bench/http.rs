@@ -8,10 +8,11 @@ use podmesh_protocol::client::RequestBody;
 use podmesh_protocol::ids::{JobId, SubmissionId};
 use podmesh_protocol::spec::RuntimeSpec;
 use podmesh_tests::api::{Api, Place, Reply};
+use podmesh_tests::mesh::Mesh;
 use serde_json::{Value, json};
 
 use crate::rig::{Rig, job};
-use crate::table::{Table, median, percentile};
+use crate::table::{Table, median, megabytes, percentile};
 
 /// Jobs of one round, and of one batch: as many as ROUTER gets at a time.
 const JOBS: usize = 5_000;
@@ -19,6 +20,8 @@ const BATCH: usize = 500;
 /// Reads of one round.
 const READS: usize = 2_000;
 const READERS: usize = 1_000;
+/// Bytes of the output that is searched.
+const SEARCHED: u64 = 1_000_000_000;
 const FLAGS: [&str; 5] = ["--enable-noop", "--cpus", "1000", "--docker", "off"];
 
 pub(crate) fn measure(table: &mut Table) {
@@ -57,6 +60,86 @@ pub(crate) fn measure(table: &mut Table) {
     let name = "no-op tasks/s beside 1,000 streams of events, against none";
     table.ratio(name, median(beside), median(alone), "/s", "0.8");
     table.figure("memory of each stream", format!("{} KiB", each / 1024), "64 KiB");
+    drop(rig);
+    at_rest(table);
+    search(table);
+}
+
+/// What HTTP takes of a manager that nobody asks, and the size of the program.
+fn at_rest(table: &mut Table) {
+    let memory = |flags: &[&str]| {
+        let program = std::env::current_exe().unwrap();
+        let mut mesh = Mesh::new(program).manager_flags(flags);
+        mesh.start_manager();
+        let api = Api::new(Place::Socket(mesh.http_socket()));
+        if flags.is_empty() {
+            assert_eq!(api.get("/api/v1/nodes").status, 200);
+        } else {
+            mesh.ok(&["nodes"]);
+        }
+        mesh.manager().resident_bytes()
+    };
+    let (mut on, mut off) = (vec![], vec![]);
+    for _ in 0..5 {
+        on.push(memory(&[]));
+        off.push(memory(&["--http", "off"]));
+    }
+    let middle = |mut figures: Vec<u64>| {
+        figures.sort_unstable();
+        figures[figures.len() / 2]
+    };
+    let (on, off) = (middle(on), middle(off));
+    table.figure(
+        "memory of the manager with HTTP minus without, one request answered",
+        format!("{} - {} = {}", megabytes(on), megabytes(off), megabytes(on.saturating_sub(off))),
+        "3 MB",
+    );
+    // This program is larger: it has the benchmarks, too.
+    let program = std::env::current_exe().unwrap().with_file_name("podmesh");
+    let size = std::fs::metadata(program).map_or_else(
+        |_| "not built: cargo build --release -p podmesh-tools".to_owned(),
+        |found| megabytes(found.len()),
+    );
+    table.figure("size of the program `podmesh`", size, "30 MB");
+}
+
+/// Looks for the last line of an output of 1 GB through the manager.
+fn search(table: &mut Table) {
+    let flags = ["--docker", "off", "--log-file-size", "4GiB", "--log-total-size", "16GiB"];
+    let mut rig = Rig::new(&["a"], &flags);
+    let script = format!(
+        "yes 'a line of output that is about as long as lines usually are' | head -c {SEARCHED}; echo; echo needle"
+    );
+    let job = rig.mesh.submit(&["--", "sh", "-c", &script]);
+    rig.mesh.wait_for_job(job, "succeeded");
+    let api = Api::new(Place::Socket(rig.mesh.http_socket()));
+    rig.mesh.manager().forget_peak();
+    rig.mesh.agent("a").forget_peak();
+    let before = (rig.mesh.manager().resident_bytes(), rig.mesh.agent("a").resident_bytes());
+    let began = Instant::now();
+    let mut from = 0;
+    let found = loop {
+        let path = format!("/api/v1/jobs/{job}/tasks/1/log/search?text=needle&from={from}");
+        let reply = api.get(&path).json();
+        if !reply["found"].is_null() {
+            break reply["found"]["offset"].as_u64().unwrap();
+        }
+        assert_eq!(reply["end"], false, "the line is not found");
+        from = reply["next"].as_u64().unwrap();
+    };
+    let took = began.elapsed();
+    assert_eq!(found, SEARCHED + 1);
+    let (manager, agent) = (rig.mesh.manager().peak_bytes(), rig.mesh.agent("a").peak_bytes());
+    table.figure(
+        "search for the last line of an output of 1 GB: time; most memory of manager, agent beyond that before",
+        format!(
+            "{:.1} s; {}, {}",
+            took.as_secs_f64(),
+            megabytes(manager.saturating_sub(before.0)),
+            megabytes(agent.saturating_sub(before.1)),
+        ),
+        "10 s; 32 MB, 32 MB",
+    );
 }
 
 fn submit_by_http(api: &Api) -> f64 {

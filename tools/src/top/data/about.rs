@@ -6,6 +6,7 @@ use std::time::Duration;
 use podmesh_protocol::client::{AttemptView, TaskDetail};
 use podmesh_protocol::node::NodeView;
 use podmesh_protocol::volume::VolumeView;
+use podmesh_protocol::workflow::WorkflowView;
 
 use crate::connect::{Connection, RequestError};
 use crate::error::CliError;
@@ -13,10 +14,10 @@ use crate::output::events::outcome_text;
 use crate::output::json::{AttemptState, NodeState, TaskState, Word};
 use crate::output::screen::Screen;
 use crate::output::service::Scheduling;
-use crate::output::service_table;
 use crate::output::table::{cores, resources, size};
-use crate::output::text::escape;
+use crate::output::text::{count, escape};
 use crate::output::time::{coarse, local};
+use crate::output::{queue_table, schedule_table, service_table, workflow_table};
 use crate::top::model::page::node_remarks;
 use crate::top::row::labels;
 use crate::top::subject::About;
@@ -27,6 +28,7 @@ pub(super) async fn describe(
     connection: &Connection,
     about: &About,
 ) -> Result<String, RequestError> {
+    let screen = Screen { width: None, color: false };
     let gone = |what: String| RequestError::Failed(CliError::failure(what));
     match about {
         About::Job(number) => {
@@ -35,7 +37,6 @@ pub(super) async fn describe(
         About::Service(service) => {
             let detail = connection.service(service.clone(), None, Duration::ZERO).await?;
             let history = connection.service_history(service.clone()).await?;
-            let screen = Screen { width: None, color: false };
             Ok(service_table::service(screen, &detail, &history))
         }
         About::Task(number) => Ok(task(&connection.task(*number, None, Duration::ZERO).await?)),
@@ -48,6 +49,16 @@ pub(super) async fn describe(
             let volumes = connection.volumes().await?;
             let view = volumes.iter().find(|view| view.volume == *name);
             view.map(volume).ok_or_else(|| gone(format!("there is no volume {name} any more")))
+        }
+        About::Schedule(name) => {
+            Ok(schedule_table::schedule(&connection.schedule(name.clone()).await?))
+        }
+        About::Workflow(number) => {
+            let (view, jobs) = connection.workflow(*number).await?;
+            Ok(format!("{}\n{}", workflow(&view), workflow_table::workflow(screen, &jobs)))
+        }
+        About::Queue(name) => {
+            Ok(queue_table::queue(screen, &connection.queue(name.clone()).await?))
         }
     }
 }
@@ -139,6 +150,27 @@ fn volume(view: &VolumeView) -> String {
     }
     for job in &view.jobs {
         lines.add("job", job);
+    }
+    lines.0
+}
+
+fn workflow(view: &WorkflowView) -> String {
+    let mut lines = Lines::default();
+    lines.add("workflow", view.workflow);
+    lines.add("name", &view.name);
+    lines.add("submitted", local(view.submitted_wall_ms));
+    lines.add("by", &view.submitted_by);
+    let counts = &view.counts;
+    for (number, state) in [
+        (counts.queued, "queued"),
+        (counts.running, "running"),
+        (counts.succeeded, "succeeded"),
+        (counts.failed, "failed"),
+        (counts.cancelled, "cancelled"),
+    ] {
+        if number > 0 {
+            lines.add(state, count(number.into(), "job"));
+        }
     }
     lines.0
 }

@@ -4,6 +4,7 @@ use podmesh_protocol::client::{JobView, TaskView};
 use podmesh_protocol::ids::JobId;
 use podmesh_protocol::limits::PAGE_ROWS_MAX;
 use podmesh_protocol::report::TaskState;
+use podmesh_protocol::workflow::WorkflowView;
 
 use crate::connect::{Connection, JobsQuery, RequestError};
 use crate::top::row::Row;
@@ -60,25 +61,60 @@ impl Pages for Jobs<'_> {
         from.saturating_add(rows)
     }
 
-    /// The list can be asked for from the newest job only, so this looks for the oldest one by
-    /// halves.
     async fn end(&self) -> Result<u64, RequestError> {
-        let (newest, _) = self.read(None, 1).await?;
-        let Some(mut oldest) = newest.first().map(Row::position) else { return Ok(0) };
-        let mut none = 0;
-        while oldest - none > 1 {
-            let middle = none + (oldest - none) / 2;
-            match self.read(Some(middle), 1).await?.0.first() {
-                Some(row) => oldest = row.position(),
-                None => none = middle,
-            }
-        }
-        Ok(oldest.saturating_sub(1))
+        below_oldest(self).await
     }
 
     fn is_before(&self, one: u64, other: u64) -> bool {
         one > other
     }
+}
+
+/// The workflows, newest first: positions go down.
+pub(super) struct Workflows<'a> {
+    pub(super) connection: &'a Connection,
+}
+
+impl Pages for Workflows<'_> {
+    async fn read(
+        &self,
+        from: Option<u64>,
+        limit: u32,
+    ) -> Result<(Vec<Row>, Option<u64>), RequestError> {
+        let before = from.map(|from| JobId(from.saturating_add(1)));
+        let (workflows, next) = self.connection.workflows_before(before, None, limit).await?;
+        let row = |view: WorkflowView| Row::Workflow(Box::new(view));
+        let next = next.map(|before| before.0.saturating_sub(1));
+        Ok((workflows.into_iter().map(row).collect(), next))
+    }
+
+    fn back(&self, from: u64, rows: u64) -> u64 {
+        from.saturating_add(rows)
+    }
+
+    async fn end(&self) -> Result<u64, RequestError> {
+        below_oldest(self).await
+    }
+
+    fn is_before(&self, one: u64, other: u64) -> bool {
+        one > other
+    }
+}
+
+/// Returns the position after the last row of a list, newest first. It can be asked for from the
+/// newest row only, so this looks for the oldest one by halves.
+async fn below_oldest(list: &impl Pages) -> Result<u64, RequestError> {
+    let (newest, _) = list.read(None, 1).await?;
+    let Some(mut oldest) = newest.first().map(Row::position) else { return Ok(0) };
+    let mut none = 0;
+    while oldest - none > 1 {
+        let middle = none + (oldest - none) / 2;
+        match list.read(Some(middle), 1).await?.0.first() {
+            Some(row) => oldest = row.position(),
+            None => none = middle,
+        }
+    }
+    Ok(oldest.saturating_sub(1))
 }
 
 /// The tasks of a job in order of index: positions go up.

@@ -1,15 +1,18 @@
 //! A page: a table, or a text.
 
 use podmesh_protocol::client::JobDetail;
-use podmesh_protocol::ids::{JobId, Name};
+use podmesh_protocol::ids::Name;
 use podmesh_protocol::node::NodeView;
 use podmesh_protocol::report::TaskState;
+use podmesh_protocol::schedule::ScheduleDetail;
 use podmesh_protocol::service::ServiceDetail;
 
 use super::pager::Pager;
 use super::table::Table;
 use crate::output::service_table::summary;
-use crate::output::text::escape;
+use crate::output::text::{count, escape};
+use crate::output::time::local;
+use crate::top::action::Action;
 use crate::top::row::{Kind, Row};
 use crate::top::subject::{About, Answer, Query, Source, Subject};
 
@@ -37,6 +40,8 @@ pub(in crate::top) struct Page {
     pub(in crate::top) job: Option<Box<JobDetail>>,
     /// The service of the page.
     pub(in crate::top) service: Option<Box<ServiceDetail>>,
+    /// The schedule of the page.
+    pub(in crate::top) schedule: Option<Box<ScheduleDetail>>,
 }
 
 #[derive(Debug)]
@@ -56,10 +61,24 @@ impl Page {
             Subject::Tasks(_) => Body::Table(Table::new(Kind::Tasks)),
             Subject::Attempts(_) => Body::Table(Table::new(Kind::Attempts)),
             Subject::Replicas(_) => Body::Table(Table::new(Kind::Replicas)),
+            Subject::Schedules => Body::Table(Table::new(Kind::Schedules)),
+            Subject::Workflows => Body::Table(Table::new(Kind::Workflows)),
+            Subject::Queues => Body::Table(Table::new(Kind::Queues)),
+            Subject::Runs(_) => Body::Table(Table::new(Kind::Runs)),
+            Subject::WorkflowJobs(_) => Body::Table(Table::new(Kind::WorkflowJobs)),
             Subject::About(_) => Body::Pager(Pager::default()),
             Subject::Log(_) => Body::Pager(Pager::following()),
         };
-        Self { subject, body, error: None, active: false, state: None, job: None, service: None }
+        Self {
+            subject,
+            body,
+            error: None,
+            active: false,
+            state: None,
+            job: None,
+            service: None,
+            schedule: None,
+        }
     }
 
     /// Returns the selected row of a table.
@@ -84,6 +103,11 @@ impl Page {
             Subject::Tasks(job) => Query::Tasks { job: *job, at, state: self.state, filter },
             Subject::Attempts(task) => Query::Attempts(*task),
             Subject::Replicas(service) => Query::Service(service.clone()),
+            Subject::Schedules => Query::Schedules,
+            Subject::Workflows => Query::Workflows { at, filter },
+            Subject::Queues => Query::Queues,
+            Subject::Runs(schedule) => Query::Runs(schedule.clone()),
+            Subject::WorkflowJobs(workflow) => Query::WorkflowJobs(*workflow),
             Subject::About(about) => Query::About(about.clone()),
             Subject::Events | Subject::Log(_) => return None,
         })
@@ -95,6 +119,10 @@ impl Page {
             Subject::Tasks(job) => Some(Query::Job(*job)),
             Subject::Jobs => match self.selected()? {
                 Row::Job(view) if view.counts.queued > 0 => Some(Query::Job(view.job)),
+                _ => None,
+            },
+            Subject::WorkflowJobs(_) => match self.selected()? {
+                Row::WorkflowJob(line) if line.may_wait() => Some(Query::Job(line.job)),
                 _ => None,
             },
             _ => None,
@@ -113,9 +141,20 @@ impl Page {
                 table.set(detail.replicas.iter().map(row).collect());
                 self.service = Some(detail);
             }
+            (Answer::Runs(detail, runs), Body::Table(table)) => {
+                table.set(runs.into_iter().map(|run| Row::Run(Box::new(run))).collect());
+                self.schedule = Some(detail);
+            }
             (Answer::Job(detail), _) => self.job = Some(detail),
             // Another kind of answer is that of another page.
-            (Answer::Rows(_) | Answer::Part(_) | Answer::Service(_) | Answer::Text(_), _) => {}
+            (
+                Answer::Rows(_)
+                | Answer::Part(_)
+                | Answer::Service(_)
+                | Answer::Runs(..)
+                | Answer::Text(_),
+                _,
+            ) => {}
         }
     }
 
@@ -143,15 +182,21 @@ impl Page {
         table.restart();
     }
 
-    /// Returns the job of the page or of its selected row, if the user can cancel it here.
-    pub(in crate::top) fn cancellable(&self) -> Option<JobId> {
-        match &self.subject {
-            Subject::Tasks(job) => Some(*job),
-            Subject::Attempts(task) => Some(task.job),
-            Subject::About(About::Job(job)) => Some(*job),
-            Subject::Jobs => self.selected()?.job(),
-            _ => None,
-        }
+    /// Returns what `x` would cancel: the job or workflow of the page, or of its selected row.
+    pub(in crate::top) fn cancellable(&self) -> Option<Action> {
+        let job = match &self.subject {
+            Subject::Tasks(job) | Subject::About(About::Job(job)) => *job,
+            Subject::Attempts(task) => task.job,
+            Subject::Jobs | Subject::WorkflowJobs(_) => self.selected()?.job()?,
+            Subject::About(About::Workflow(workflow)) => {
+                return Some(Action::CancelWorkflow(*workflow));
+            }
+            _ => match self.selected()? {
+                Row::Workflow(view) => return Some(Action::CancelWorkflow(view.workflow)),
+                _ => return None,
+            },
+        };
+        Some(Action::Cancel(job))
     }
 
     /// Returns the service of the page or of its selected row, and how many replicas it wants.
@@ -163,6 +208,23 @@ impl Page {
             (Subject::Replicas(service), _) => {
                 let wanted = self.service.as_ref().map_or(1, |detail| detail.view.replicas);
                 Some((service.clone(), wanted))
+            }
+            _ => None,
+        }
+    }
+
+    /// Returns what `p` would do to the schedule or queue of the page, or of its selected row.
+    pub(in crate::top) fn pause(&self) -> Option<Action> {
+        match (&self.subject, self.selected()) {
+            (Subject::Runs(schedule), _) => {
+                let detail = self.schedule.as_ref()?;
+                Some(Action::PauseSchedule(schedule.clone(), !detail.view.paused))
+            }
+            (_, Some(Row::Schedule(view))) => {
+                Some(Action::PauseSchedule(view.schedule.clone(), !view.paused))
+            }
+            (_, Some(Row::Queue(view))) => {
+                Some(Action::PauseQueue(view.queue.clone(), !view.paused))
             }
             _ => None,
         }
@@ -191,12 +253,20 @@ impl Page {
             },
             Subject::Attempts(task) => format!("Task {task}"),
             Subject::Replicas(service) => format!("Service {service}"),
+            Subject::Schedules => "Schedules".into(),
+            Subject::Workflows => "Workflows".into(),
+            Subject::Queues => "Queues".into(),
+            Subject::Runs(schedule) => format!("Schedule {schedule}"),
+            Subject::WorkflowJobs(workflow) => format!("Workflow {workflow}"),
             Subject::About(about) => match about {
                 About::Node(node) => format!("Node {node}"),
                 About::Job(job) => format!("Job {job} in detail"),
                 About::Task(task) => format!("Task {task} in detail"),
                 About::Service(service) => format!("Service {service} in detail"),
                 About::Volume(volume) => format!("Volume {volume}"),
+                About::Schedule(schedule) => format!("Schedule {schedule} in detail"),
+                About::Workflow(workflow) => format!("Workflow {workflow} in detail"),
+                About::Queue(queue) => format!("Queue {queue}"),
             },
             Subject::Log(source) => match source {
                 Source::Job(job) => format!("Logs of job {job}"),
@@ -246,6 +316,9 @@ impl Page {
             Subject::Replicas(_) => {
                 notes.extend(self.service.as_ref().map(|detail| summary(&detail.view)));
             }
+            Subject::Runs(_) => {
+                notes.extend(self.schedule.as_ref().map(|detail| next_run(detail)));
+            }
             _ => {}
         }
         if !table.filter.is_empty() {
@@ -272,6 +345,18 @@ impl Page {
                 Some(detail) if detail.view.job == view.job => waits(&detail.waits_for),
                 _ => Vec::new(),
             },
+            (Subject::WorkflowJobs(_), Some(Row::WorkflowJob(line))) => match &self.job {
+                Some(detail) if detail.view.job == line.job => waits(&detail.waits_for),
+                _ => Vec::new(),
+            },
+            (Subject::Schedules, Some(Row::Schedule(view))) if view.waiting => {
+                vec!["a run starts when the last one has ended".into()]
+            }
+            (Subject::Queues, Some(Row::Queue(view))) if view.paused && view.queued > 0 => {
+                let verb = if view.queued == 1 { "waits" } else { "wait" };
+                let tasks = count(view.queued, "task");
+                vec![format!("{tasks} {verb} until the queue is resumed")]
+            }
             (Subject::Tasks(_), _) => {
                 self.job.as_ref().map(|detail| waits(&detail.waits_for)).unwrap_or_default()
             }
@@ -302,7 +387,17 @@ pub(in crate::top) fn node_remarks(view: &NodeView) -> Vec<String> {
     let unenforced = view.unenforced.iter().map(|(what, why)| {
         format!("does not enforce --{} for commands: {}", escape(what), escape(why))
     });
-    withdrawn.chain(unenforced).collect()
+    let low = view.low_disks.values().map(|why| format!("a disk is nearly full: {}", escape(why)));
+    withdrawn.chain(low).chain(unenforced).collect()
+}
+
+/// Returns when a schedule runs next.
+fn next_run(detail: &ScheduleDetail) -> String {
+    match detail.view.next_wall_ms {
+        _ if detail.view.paused => "paused".into(),
+        Some(ms) => format!("next at {}", local(ms)),
+        None => "never again".into(),
+    }
 }
 
 fn nodes_note(rows: &[Row]) -> Option<String> {

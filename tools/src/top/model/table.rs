@@ -53,7 +53,7 @@ impl Table {
 
     /// Returns whether the list can be long: it is asked for in parts, and filtered where it is read.
     fn is_long(&self) -> bool {
-        matches!(self.kind, Kind::Jobs | Kind::Tasks)
+        matches!(self.kind, Kind::Jobs | Kind::Tasks | Kind::Workflows)
     }
 
     /// Sets all rows.

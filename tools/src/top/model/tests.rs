@@ -3,7 +3,7 @@ use podmesh_protocol::report::{JobState, TaskCounts, TaskState};
 
 use super::*;
 use crate::top::example::{self, NOW};
-use crate::top::subject::{At, Part};
+use crate::top::subject::{About, At, Part};
 use crate::verbs::service::example as service;
 
 fn model() -> Model {
@@ -61,11 +61,19 @@ fn each_page_asks_for_what_it_shows() {
     assert_eq!(model.wanted()[0], Some(Query::Services));
     press(&mut model, "4");
     assert_eq!(model.wanted(), [None, None]);
-    model.update(Input::Key(Key::Tab));
-    model.update(Input::Key(Key::Tab));
+    for _ in 0..5 {
+        model.update(Input::Key(Key::Tab));
+    }
     assert_eq!(model.tab, 0);
     model.update(Input::Key(Key::BackTab));
-    assert_eq!(model.wanted()[0], Some(Query::Volumes));
+    assert_eq!(model.wanted()[0], Some(Query::Queues));
+    model.update(Input::Key(Key::BackTab));
+    let workflows = Query::Workflows { at: At::Start, filter: String::new() };
+    assert_eq!(model.wanted()[0], Some(workflows));
+    press(&mut model, "6");
+    assert_eq!(model.wanted()[0], Some(Query::Schedules));
+    press(&mut model, "9");
+    assert_eq!(model.wanted()[0], Some(Query::Schedules));
 }
 
 #[test]
@@ -130,7 +138,7 @@ fn nothing_is_changed_before_the_user_says_yes() {
     let refused = Status { text: "this needs the role operator".into(), bad: true };
     assert_eq!(model.status, Some(refused));
     // The keys of other things say why nothing happens.
-    for key in ["s", "r", "R", "c", "u", "D"] {
+    for key in ["s", "r", "R", "c", "u", "D", "p"] {
         press(&mut model, key);
         assert_eq!(model.prompt, None);
         assert!(model.status.as_ref().unwrap().text.contains("is selected here"));
@@ -255,4 +263,74 @@ fn a_job_that_waits_shows_why() {
     model.update(Input::Answer(Query::Job(JobId(1)), Ok(Answer::Job(Box::new(detail)))));
     assert_eq!(model.page().remarks(), ["waits: no node has room\\u{1b}"]);
     assert_eq!(model.page().selected().unwrap().cells(NOW)[5].text, "3min ago");
+}
+
+/// Presses a key and says yes. Returns what is to be done.
+fn confirmed(model: &mut Model, key: &str) -> String {
+    press(model, key);
+    match model.update(Input::Key(Key::Char('y'))) {
+        Some(Command::Do(action)) => action.command(),
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn schedules_and_queues_are_paused_and_resumed() {
+    let mut model = model();
+    press(&mut model, "6");
+    let rows = [example::schedule("backup", false), example::schedule("poll", true)];
+    answer(&mut model, Answer::Rows(rows.map(|view| Row::Schedule(Box::new(view))).into()));
+    assert_eq!(confirmed(&mut model, "p"), "podmesh schedule pause backup");
+    press(&mut model, "j");
+    assert_eq!(confirmed(&mut model, "p"), "podmesh schedule resume poll");
+    press(&mut model, "d");
+    assert_eq!(model.wanted()[0], Some(Query::About(About::Schedule("poll".parse().unwrap()))));
+    // On the page of its runs, too, as soon as its state is known.
+    press(&mut model, "\u{1b}\n");
+    assert_eq!(model.wanted()[0], Some(Query::Runs("poll".parse().unwrap())));
+    press(&mut model, "p");
+    assert_eq!(model.prompt, None);
+    let detail = example::schedule_detail(example::schedule("poll", true));
+    answer(&mut model, Answer::Runs(Box::new(detail), example::runs()));
+    assert_eq!(confirmed(&mut model, "p"), "podmesh schedule resume poll");
+    // A run opens its job; one that did not run has none.
+    press(&mut model, "\n");
+    assert_eq!(model.path(), ["Schedules", "Schedule poll", "Job 7"]);
+    press(&mut model, "\u{1b}j\n");
+    assert_eq!(model.path(), ["Schedules", "Schedule poll"]);
+
+    press(&mut model, "8");
+    let rows = [example::queue("default", false), example::queue("night", true)];
+    answer(&mut model, Answer::Rows(rows.map(|view| Row::Queue(Box::new(view))).into()));
+    assert_eq!(confirmed(&mut model, "p"), "podmesh queue pause default");
+    press(&mut model, "j");
+    assert_eq!(confirmed(&mut model, "p"), "podmesh queue resume night");
+    press(&mut model, "\n");
+    assert_eq!(model.wanted()[0], Some(Query::About(About::Queue("night".parse().unwrap()))));
+}
+
+#[test]
+fn a_workflow_opens_its_jobs_and_is_cancelled() {
+    let mut model = model();
+    press(&mut model, "7");
+    let rows = vec![Row::Workflow(Box::new(example::workflow(40)))];
+    answer(&mut model, Answer::Part(Part { rows, at: At::Start, next: None }));
+    assert_eq!(confirmed(&mut model, "x"), "podmesh workflow cancel 40");
+    press(&mut model, "d");
+    assert_eq!(model.wanted()[0], Some(Query::About(About::Workflow(JobId(40)))));
+    assert_eq!(confirmed(&mut model, "x"), "podmesh workflow cancel 40");
+    press(&mut model, "\u{1b}\n");
+    answer(&mut model, Answer::Rows(example::workflow_jobs()));
+    // Only of a job that waits it is asked why.
+    assert_eq!(model.wanted(), [Some(Query::WorkflowJobs(JobId(40))), None]);
+    press(&mut model, "jj");
+    assert_eq!(model.wanted()[1], Some(Query::Job(JobId(42))));
+    assert_eq!(confirmed(&mut model, "x"), "podmesh cancel 42");
+    press(&mut model, "l");
+    assert_eq!(model.source(), Some(&Source::Job(JobId(42))));
+    press(&mut model, "\u{1b}\n");
+    assert_eq!(model.wanted()[0].as_ref().unwrap().clone(), {
+        let filter = String::new();
+        Query::Tasks { job: JobId(42), at: At::Start, state: None, filter }
+    });
 }

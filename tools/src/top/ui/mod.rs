@@ -14,9 +14,12 @@ use ratatui::text::{Line, Span};
 
 use super::model::page::Body;
 use super::model::{Model, Prompt, TABS};
-use super::subject::Subject;
+use super::subject::{About, Subject};
 use crate::output::table::Mood;
 use crate::output::text::escape;
+
+/// The least columns on which the name of the program stands before the tabs.
+const WIDE: u16 = 100;
 
 /// How things look.
 #[derive(Clone, Copy, Debug)]
@@ -58,7 +61,7 @@ pub(super) fn draw(frame: &mut Frame<'_>, model: &Model, theme: Theme, now: u64)
         Constraint::Length(1),
     ]);
     let [header, title, body, status] = lines.areas(frame.area());
-    frame.render_widget(header_line(model, theme), header);
+    draw_header(frame, header, model, theme);
     frame.render_widget(title_line(model, theme), title);
     match &model.page().body {
         Body::Table(table) => table::draw(frame, body, model, table, theme, now),
@@ -68,19 +71,24 @@ pub(super) fn draw(frame: &mut Frame<'_>, model: &Model, theme: Theme, now: u64)
     dialog::draw(frame, body, model, theme);
 }
 
-fn header_line(model: &Model, theme: Theme) -> Line<'static> {
-    let mut spans = vec![Span::styled("podmesh", theme.bold()), Span::raw(" ")];
+fn draw_header(frame: &mut Frame<'_>, area: Rect, model: &Model, theme: Theme) {
+    // Over the last tabs, if the terminal is narrow; the status line says more.
+    let away = if model.gone { "  manager away" } else { "" };
+    let [tabs, notice] =
+        Layout::horizontal([Constraint::Fill(1), Constraint::Length(away.len() as u16)])
+            .areas(area);
+    let mut spans = Vec::new();
+    if area.width >= WIDE {
+        spans.push(Span::styled("podmesh  ", theme.bold()));
+    }
     for (number, name) in TABS.iter().enumerate() {
         let style = if number == model.tab { theme.chosen() } else { Style::new() };
+        spans.push(Span::styled(format!("{} {name}", number + 1), style));
         spans.push(Span::raw(" "));
-        spans.push(Span::styled(format!(" {} {name} ", number + 1), style));
     }
-    if model.gone {
-        // It fits on 80 columns; the status line says more.
-        let away = "  manager away";
-        spans.push(Span::styled(away, theme.mood(Mood::Bad).add_modifier(Modifier::BOLD)));
-    }
-    Line::from(spans)
+    frame.render_widget(Line::from(spans), tabs);
+    let bad = theme.mood(Mood::Bad).add_modifier(Modifier::BOLD);
+    frame.render_widget(Line::styled(away, bad), notice);
 }
 
 fn title_line(model: &Model, theme: Theme) -> Line<'static> {
@@ -154,7 +162,23 @@ fn keys_line(model: &Model, theme: Theme) -> Line<'static> {
             ("R", "rollback"),
             ("Esc", "back"),
         ],
-        Subject::About(_) => &[("l", "logs"), ("Esc", "back")],
+        Subject::Schedules => &[("Enter", "runs"), ("d", "describe"), ("p", "pause, resume")],
+        Subject::Workflows => &[("Enter", "jobs"), ("d", "describe"), ("x", "cancel")],
+        Subject::Queues => &[("Enter", "details"), ("p", "pause, resume")],
+        Subject::Runs(_) => {
+            &[("Enter", "job"), ("l", "logs"), ("p", "pause, resume"), ("Esc", "back")]
+        }
+        Subject::WorkflowJobs(_) => &[
+            ("Enter", "tasks"),
+            ("l", "logs"),
+            ("d", "describe"),
+            ("x", "cancel job"),
+            ("Esc", "back"),
+        ],
+        Subject::About(About::Job(_) | About::Task(_) | About::Service(_)) => {
+            &[("l", "logs"), ("Esc", "back")]
+        }
+        Subject::About(_) => &[("Esc", "back")],
         Subject::Log(_) => &[("G", "follow"), ("n N", "next, previous"), ("Esc", "back")],
     };
     let search = match model.page().body {

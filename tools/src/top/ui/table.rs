@@ -94,6 +94,10 @@ fn empty(model: &Model, table: &Table) -> &'static str {
             Subject::Nodes => "there are no nodes yet; start `podmesh agent` on a machine",
             Subject::Jobs => "there are no jobs; `podmesh submit` submits one",
             Subject::Services => "there are no services; `podmesh service apply` makes one",
+            Subject::Volumes => "there are no volumes; the first task that uses one creates it",
+            Subject::Schedules => "there are no schedules; `podmesh schedule add` adds one",
+            Subject::Workflows => "there are no workflows; `podmesh workflow submit` submits one",
+            Subject::Runs(_) => "it has not run yet",
             _ => "there are none",
         }
     }

@@ -1,12 +1,14 @@
 use podmesh_protocol::client::LogStream;
 use podmesh_protocol::ids::JobId;
 use podmesh_protocol::node::Scheduling;
+use podmesh_protocol::report::{JobState, TaskCounts};
 use podmesh_protocol::spec::RuntimeKind;
 use podmesh_protocol::word::MaybeKnown;
 use ratatui::Terminal;
 use ratatui::backend::TestBackend;
 
 use super::*;
+use crate::output::time::local;
 use crate::top::example::{self, NOW};
 use crate::top::keys::Key;
 use crate::top::model::Input;
@@ -16,6 +18,8 @@ use crate::verbs::service::example as service;
 
 const SMALL: (u16, u16) = (80, 24);
 const LARGE: (u16, u16) = (120, 40);
+const TABS_SHOWN: &str =
+    "1 Nodes 2 Jobs 3 Services 4 Events 5 Volumes 6 Schedules 7 Workflows 8 Queues";
 
 fn terminal(model: &Model, (width, height): (u16, u16), color: bool) -> Terminal<TestBackend> {
     let mut terminal = Terminal::new(TestBackend::new(width, height)).unwrap();
@@ -81,7 +85,7 @@ fn nodes_show_their_room_and_why_they_take_no_work() {
         &model,
         SMALL,
         r"
-podmesh   1 Nodes   2 Jobs   3 Services   4 Events   5 Volumes
+1 Nodes 2 Jobs 3 Services 4 Events 5 Volumes 6 Schedules 7 Workflows 8 Queues
 Nodes  2 of 2 alive · free: 3/8 cpus, 12.0GiB/16.0GiB · 5 attempts
 NODE       STATE   SCHEDULING CPUS USED      MEMORY USED           RUN   LABELS
 node-1     alive   open       [|    ] 1/4    [|    ] 2.0GiB/8.0GiB 1     zone=a
@@ -94,7 +98,7 @@ Enter details  c cordon  u uncordon  D drain  / filter  ? help  q quit
         &nodes(LARGE),
         LARGE,
         r"
-podmesh   1 Nodes   2 Jobs   3 Services   4 Events   5 Volumes
+podmesh  1 Nodes 2 Jobs 3 Services 4 Events 5 Volumes 6 Schedules 7 Workflows 8 Queues
 Nodes  2 of 2 alive · free: 3/8 cpus, 12.0GiB/16.0GiB · 5 attempts
 NODE            STATE   SCHEDULING CPUS USED      MEMORY USED           RUN   RUNTIMES        ADDRESS         LABELS
 node-1          alive   open       [|    ] 1/4    [|    ] 2.0GiB/8.0GiB 1     process,docker  10.0.0.1        zone=a
@@ -110,7 +114,7 @@ fn jobs_show_their_progress_and_why_they_wait() {
         &jobs(SMALL),
         SMALL,
         r"
-podmesh   1 Nodes   2 Jobs   3 Services   4 Events   5 Volumes
+1 Nodes 2 Jobs 3 Services 4 Events 5 Volumes 6 Schedules 7 Workflows 8 Queues
 Jobs
 JOB      NAME        STATE      DONE                FAILED SUBMITTED BY   TOOK
 3        job-3       running    [     ] 0/1                3min ago  anna 100s
@@ -129,7 +133,7 @@ Enter tasks  l logs  d describe  x cancel  a active  / filter  ? help  q quit
         &model,
         LARGE,
         r"
-podmesh   1 Nodes   2 Jobs   3 Services   4 Events   5 Volumes
+podmesh  1 Nodes 2 Jobs 3 Services 4 Events 5 Volumes 6 Schedules 7 Workflows 8 Queues
 Jobs > Job 2 (job-2)  2 failed, 4 active, 40 queued, 54 succeeded
 TASK           STATE     ATTEMPTS NODE                 EXIT  LAST ATTEMPT
 2.1            failed    1        node-1               3     failed, exit code 3
@@ -150,7 +154,7 @@ fn services_show_their_replicas_and_what_went_wrong() {
         &model,
         SMALL,
         r"
-podmesh   1 Nodes   2 Jobs   3 Services   4 Events   5 Volumes
+1 Nodes 2 Jobs 3 Services 4 Events 5 Volumes 6 Schedules 7 Workflows 8 Queues
 Services
 SERVICE          STATE        HEALTHY         REVISION PROJECT  PUBLISHED
 web              degraded     [||   ] 1/2     4                 http=8080
@@ -167,7 +171,7 @@ Enter replicas  l logs  d describe  s scale  r restart  R rollback  / filter  ?
         &model,
         SMALL,
         r"
-podmesh   1 Nodes   2 Jobs   3 Services   4 Events   5 Volumes
+1 Nodes 2 Jobs 3 Services 4 Events 5 Volumes 6 Schedules 7 Workflows 8 Queues
 Services > Service web  1 of 2 healthy
 REPLICA     REV  STATE       NODE        JOB     FAILURES MESSAGE
 web.1       4    healthy     node-1      7
@@ -181,7 +185,7 @@ l logs  d describe  s scale  r restart  R rollback  Esc back  / filter  ? help
         &model,
         SMALL,
         r"
-podmesh   1 Nodes   2 Jobs   3 Services   4 Events   5 Volumes
+1 Nodes 2 Jobs 3 Services 4 Events 5 Volumes 6 Schedules 7 Workflows 8 Queues
 Services > Service web  1 of 2 healthy
 REPLICA     REV  STATE       NODE        JOB     FAILURES MESSAGE
 web.1       4    healthy     node-1      7
@@ -214,6 +218,115 @@ fn volumes_and_events_are_lists() {
 }
 
 #[test]
+fn schedules_show_when_they_run_and_what_became_of_it() {
+    let mut model = Model::new(SMALL);
+    press(&mut model, "6");
+    let rows = [example::schedule("backup", false), example::schedule("poll", true)];
+    answer(&mut model, Answer::Rows(rows.map(|view| Row::Schedule(Box::new(view))).into()));
+    let next = local(NOW + 60_000);
+    assert_screen(
+        &model,
+        SMALL,
+        &format!(
+            r"
+{TABS_SHOWN}
+Schedules
+SCHEDULE       STATE   WHEN                   NEXT                JOB     MISSED
+backup         idle    0 3 * * * UTC          {next} 7       2
+poll           paused  0 3 * * * UTC                              7       2
+Enter runs  d describe  p pause, resume  / filter  ? help  q quit
+"
+        ),
+    );
+    press(&mut model, "p");
+    let lines = screen(&model, SMALL).join("\n");
+    assert!(lines.contains("The same as: podmesh schedule pause backup"), "{lines}");
+    press(&mut model, "n\n");
+    let detail = example::schedule_detail(example::schedule("backup", false));
+    answer(&mut model, Answer::Runs(Box::new(detail), example::runs()));
+    let (first, second) = (local(NOW), local(NOW - 60_000));
+    assert_screen(
+        &model,
+        SMALL,
+        &format!(
+            r"
+{TABS_SHOWN}
+Schedules > Schedule backup  next at {next}
+FOR                 RESULT   TIMES  JOB      WHY
+{first} ran             7
+{second} missed   2               the manager was away
+Enter job  l logs  p pause, resume  Esc back  / filter  ? help  q quit
+"
+        ),
+    );
+}
+
+#[test]
+fn workflows_show_their_jobs_and_which_can_never_run() {
+    let mut model = Model::new(SMALL);
+    press(&mut model, "7");
+    let rows = vec![Row::Workflow(Box::new(example::workflow(40)))];
+    answer(&mut model, Answer::Part(Part { rows, ..Part::default() }));
+    assert_screen(
+        &model,
+        SMALL,
+        r"
+1 Nodes 2 Jobs 3 Services 4 Events 5 Volumes 6 Schedules 7 Workflows 8 Queues
+Workflows
+WORKFLOW NAME           DONE                QUEUED RUNNING FAILED SUBMITTED BY
+40       nightly        [|||  ] 2/3         1              1      3min ago  anna
+Enter jobs  d describe  x cancel  / filter  ? help  q quit
+",
+    );
+    press(&mut model, "\n");
+    answer(&mut model, Answer::Rows(example::workflow_jobs()));
+    press(&mut model, "jj");
+    let counts = TaskCounts { queued: 1, ..TaskCounts::default() };
+    let waits =
+        example::job_detail(example::job_view(42, JobState::Queued, counts), "upstream 41 failed");
+    model.update(Input::Answer(Query::Job(JobId(42)), Ok(Answer::Job(Box::new(waits)))));
+    assert_screen(
+        &model,
+        SMALL,
+        r"
+1 Nodes 2 Jobs 3 Services 4 Events 5 Volumes 6 Schedules 7 Workflows 8 Queues
+Workflows > Workflow 40
+JOB      NAME            STATE      AFTER                 WAITS FOR
+40       build           succeeded
+41       test            failed     build
+42       ship            blocked    build, test           test
+waits: upstream 41 failed
+Enter tasks  l logs  d describe  x cancel job  Esc back  / filter  ? help  q qui
+",
+    );
+}
+
+#[test]
+fn queues_show_their_limits_and_what_a_pause_holds_back() {
+    let mut model = Model::new(SMALL);
+    press(&mut model, "8");
+    let rows = [example::queue("default", false), example::queue("night", true)];
+    answer(&mut model, Answer::Rows(rows.map(|view| Row::Queue(Box::new(view))).into()));
+    press(&mut model, "j");
+    assert_screen(
+        &model,
+        SMALL,
+        r"
+1 Nodes 2 Jobs 3 Services 4 Events 5 Volumes 6 Schedules 7 Workflows 8 Queues
+Queues
+QUEUE          STATE  WEIGHT ACTIVE        CPUS     QUEUED    JOBS    PER CALLER
+default        open   3      2 of 100      1.5      12        4       20
+night          paused 3      2 of 100      1.5      12        4       20
+12 tasks wait until the queue is resumed
+Enter details  p pause, resume  / filter  ? help  q quit
+",
+    );
+    press(&mut model, "p");
+    let lines = screen(&model, SMALL).join("\n");
+    assert!(lines.contains("The same as: podmesh queue resume night"), "{lines}");
+}
+
+#[test]
 fn a_question_shows_the_command_that_does_the_same() {
     let mut model = jobs(SMALL);
     press(&mut model, "x");
@@ -221,7 +334,7 @@ fn a_question_shows_the_command_that_does_the_same() {
         &model,
         SMALL,
         r"
-podmesh   1 Nodes   2 Jobs   3 Services   4 Events   5 Volumes
+1 Nodes 2 Jobs 3 Services 4 Events 5 Volumes 6 Schedules 7 Workflows 8 Queues
 Jobs
 JOB      NAME        STATE      DONE                FAILED SUBMITTED BY   TOOK
 3        job-3       running    [     ] 0/1                3min ago  anna 100s

@@ -67,6 +67,7 @@ function Shown({ node, me }) {
   const why = (limits, text) => Object.entries(limits).map(([what, why]) => html`<li>${text(visible(what))}: ${visible(why)}</li>`);
   const notes = [
     ...why(node.withdrawn, (what) => `It cannot start ${what} at present`),
+    ...Object.values(node.low_disks).map((why) => html`<li>A disk is nearly full: ${visible(why)}</li>`),
     ...why(node.unenforced, (what) => `It does not enforce the limit ${what} of commands`),
   ];
   const resources = Object.entries(node.resources).map(([name, of]) => {

@@ -6,7 +6,8 @@ import { question } from "../dialog.js";
 import { usePath } from "../live.js";
 import { Action, attemptHref, Cli, Heading, html, Name, nodeLink, Pending, State, Table } from "../parts.js";
 import { link } from "../route.js";
-import { plural, quote, time, visible } from "../text.js";
+import { needs, plural, quote, time, visible } from "../text.js";
+import { labels } from "./nodes.js";
 import { published } from "./services.js";
 
 const REPLICAS = [
@@ -79,6 +80,21 @@ function Scale({ name, current, me }) {
   </form>`;
 }
 
+// What the replicas run, and where they may.
+function Facts({ service }) {
+  const { spec } = service;
+  const facts = [
+    ["Runs", html`<code>${visible(service.runs)}</code>`],
+    ["Each replica gets", needs(spec)],
+    ["Only on nodes with", labels({ labels: spec.require })],
+    ["Nodes tried first", labels({ labels: spec.prefer })],
+    ["Spread over", visible(spec.spread ?? "")],
+    ["Published ports", Object.keys(service.published).length > 0 ? `${published(service.published)}, on every node` : ""],
+    ["Project", service.project ? html`<${Name}>${service.project.name}<//>` : ""],
+  ];
+  return html`<dl class="facts">${facts.map(([name, fact]) => fact !== "" && html`<div><dt>${name}</dt><dd>${fact}</dd></div>`)}</dl>`;
+}
+
 function Shown({ service, name, me }) {
   const restart = () => question({
     title: `Restart ${visible(name)}?`,
@@ -93,11 +109,7 @@ function Shown({ service, name, me }) {
     ${service.failed_update && html`<p class="notice">The last update failed: ${visible(service.failed_update)}</p>`}
     ${service.waits_for.length > 0 && html`<section class="waits"><h2>Why replicas wait</h2><ul>${service.waits_for.map((why) => html`<li>${visible(why)}</li>`)}</ul></section>`}
     ${service.closed_ports.length > 0 && html`<section class="waits"><h2>Ports that are not open</h2><ul>${service.closed_ports.map((why) => html`<li>${visible(why)}</li>`)}</ul></section>`}
-    <dl class="facts">
-      <div><dt>Runs</dt><dd><code>${visible(service.runs)}</code></dd></div>
-      ${Object.keys(service.published).length > 0 && html`<div><dt>Published ports</dt><dd>${published(service.published)}, on every node</dd></div>`}
-      ${service.project && html`<div><dt>Project</dt><dd><${Name}>${service.project.name}<//></dd></div>`}
-    </dl>
+    <${Facts} service=${service} />
     <div class="buttons">
       <${Scale} name=${name} current=${service.replicas} me=${me} />
       <${Action} me=${me} role="operator" onClick=${restart}>Restart …<//>
