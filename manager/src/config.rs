@@ -15,6 +15,7 @@ use podmesh_wire::address::ManagerAddress;
 use podmesh_wire::key::KeyError;
 
 use crate::StoreError;
+use crate::submission_rate::SubmissionRate;
 use crate::traces::{Collector, CollectorError};
 
 /// The configuration of a manager.
@@ -42,6 +43,9 @@ pub struct ManagerConfig {
     pub lease_margin: Duration,
     /// The highest priority that operators may give a job. Admins have no such limit.
     pub priority_max: i32,
+    /// How many submissions each caller has in a time. Admins, schedules and dead-letter jobs have no
+    /// such limit.
+    pub submissions_per_caller: Option<SubmissionRate>,
     /// How long the manager keeps what is no longer in use.
     pub retention: Retention,
     /// Where the HTTP API listens, besides its unix socket.
@@ -101,6 +105,7 @@ impl ManagerConfig {
             heartbeat: Duration::from_millis(HEARTBEAT_MS_DEFAULT),
             lease_margin: Duration::from_millis(LEASE_MARGIN_MS),
             priority_max: 0,
+            submissions_per_caller: None,
             retention: Retention::default(),
             http: HttpListen::default(),
             otlp: None,

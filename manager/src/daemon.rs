@@ -40,6 +40,7 @@ use crate::retention::Sweeper;
 use crate::router::RouterParts;
 use crate::sender::Sender;
 use crate::store::{Closing, Store, StoreError};
+use crate::submission_rate::SubmissionLimit;
 use crate::threads::{ManagerThread, Reads, run_reads, yield_to_others};
 use crate::tokens::Tokens;
 use crate::traces::{self, Exporter, SpanCounts};
@@ -308,6 +309,7 @@ impl Parts {
             },
             data_dir: config.data_dir.clone(),
             priority_max: config.priority_max,
+            submissions: SubmissionLimit::new(config.submissions_per_caller),
             tokens: Tokens::new(config, endpoint.address),
             own_key: OwnKey::new(config.data_dir.clone(), shown, endpoint.clone()),
             callers: callers.clone(),

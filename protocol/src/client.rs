@@ -9,7 +9,7 @@ use crate::again::{FailedTasks, RequeueRequest, Requeued};
 use crate::error::ErrorReply;
 use crate::event::EventChunk;
 use crate::ids::{AttemptId, ClusterId, InstanceId, JobId, Name, Revision, SubmissionId, TaskId};
-use crate::node::{DrainSpec, NodeView, Scheduling};
+use crate::node::{DrainSpec, MaintenanceSpec, NodeView, Scheduling};
 use crate::queue::{QueueReply, QueueRequest};
 use crate::report::{AttemptState, JobState, ShownOutcome, TaskCounts, TaskState};
 use crate::schedule::{ScheduleReply, ScheduleRequest};
@@ -250,6 +250,15 @@ pub enum RequestBody {
         #[serde(default)]
         remove: BTreeSet<Name>,
     },
+    /// Plans a maintenance of a node, in place of the one that it has. →
+    /// [`ReplyBody::NodeMaintenance`]
+    NodeMaintenance {
+        /// The node.
+        node: Name,
+        /// What is planned; `None`: nothing any more. What has begun ends.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        maintenance: Option<MaintenanceSpec>,
+    },
 }
 
 impl RequestBody {
@@ -281,6 +290,7 @@ impl RequestBody {
             | Self::NodeForget { .. }
             | Self::NodeScheduling { .. }
             | Self::NodeLabels { .. }
+            | Self::NodeMaintenance { .. }
             | Self::KeyRotate { .. } => Some(Role::Admin),
         }
     }
@@ -495,6 +505,11 @@ pub enum ReplyBody {
     NodeLabels {
         /// The labels.
         labels: BTreeMap<Name, String>,
+    },
+    /// To [`RequestBody::NodeMaintenance`].
+    NodeMaintenance {
+        /// Whether anything has changed.
+        changed: bool,
     },
 }
 
@@ -722,6 +737,7 @@ mod tests {
                 r#"{"node_labels": {"node": "a", "set": {"zone": "b"}}}"#,
                 [false, false, false, true],
             ),
+            (r#"{"node_maintenance": {"node": "a"}}"#, [false, false, false, true]),
             (r#"{"service": {"show": {"service": "a"}}}"#, [false, true, true, true]),
             (r#"{"schedule": {"show": {"schedule": "a"}}}"#, [false, true, true, true]),
             (r#"{"workflow": {"show": {"workflow": 1, "limit": 1}}}"#, [false, true, true, true]),

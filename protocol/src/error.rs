@@ -16,12 +16,15 @@ pub struct ErrorReply {
     /// try again with one of them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub versions: Option<VersionRange>,
+    /// Milliseconds after which the request can succeed, if that is known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub retry_after_ms: Option<u64>,
 }
 
 impl ErrorReply {
     /// Creates an error.
     pub fn new(code: ErrorCode, message: impl Into<String>) -> Self {
-        Self { code, message: message.into(), versions: None }
+        Self { code, message: message.into(), versions: None, retry_after_ms: None }
     }
 }
 

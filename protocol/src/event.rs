@@ -320,6 +320,15 @@ facts! {
             /// The node.
             node: Name,
         }
+        /// Something about the planned maintenance of a node.
+        NodeMaintenance = "node_maintenance" {
+            /// The node.
+            node: Name,
+            /// What there is to say: it is planned, begins, or is over.
+            message: String,
+            /// Who planned it, or has changed it.
+            by: Name,
+        }
         /// An admin has changed labels of a node.
         NodeLabelled = "node_labelled" {
             /// The node.
@@ -400,6 +409,24 @@ facts! {
             /// Who asked.
             by: Name,
         }
+        /// A task has failed for good, and the dead-letter job of its queue was submitted.
+        DeadLetterSubmitted = "dead_letter_submitted" {
+            /// The last attempt of the task.
+            attempt: AttemptId,
+            /// The queue.
+            queue: Name,
+            /// The dead-letter job.
+            dead_letter: JobId,
+        }
+        /// A task has failed for good, and its queue has a dead-letter job that was not submitted.
+        DeadLetterSkipped = "dead_letter_skipped" {
+            /// The last attempt of the task.
+            attempt: AttemptId,
+            /// The queue.
+            queue: Name,
+            /// Why.
+            message: String,
+        }
         /// A run of a schedule has started: its job was submitted.
         ScheduleRan = "schedule_ran" {
             /// The schedule.
@@ -448,6 +475,8 @@ impl EventFact {
             | Self::AttemptStopping { attempt, .. }
             | Self::AttemptEnded { attempt, .. }
             | Self::LogGap { attempt, .. }
+            | Self::DeadLetterSubmitted { attempt, .. }
+            | Self::DeadLetterSkipped { attempt, .. }
             | Self::ReplicaListening { attempt, .. }
             | Self::ReplicaHealth { attempt, .. } => Some(attempt.task.job),
             Self::NodeConnected { .. }
@@ -475,6 +504,7 @@ impl EventFact {
             | Self::NodeScheduled { .. }
             | Self::NodeDrained { .. }
             | Self::NodeLabelled { .. }
+            | Self::NodeMaintenance { .. }
             | Self::VolumesPlaced { .. }
             | Self::VolumeRemoved { .. }
             | Self::ApiTokenCreated { .. }

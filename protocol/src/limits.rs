@@ -138,6 +138,8 @@ pub const QUEUES_MAX: usize = 256;
 pub const QUEUE_WEIGHT_MAX: u32 = 1000;
 /// Callers in the detail of a queue.
 pub const QUEUE_CALLERS_SHOWN: usize = 100;
+/// Tasks of one job that have a dead-letter job: when more have failed, the further ones have none.
+pub const DEAD_LETTERS_PER_JOB: u32 = 10;
 
 /// Schedules in one manager.
 pub const SCHEDULES_MAX: usize = 10_000;

@@ -95,6 +95,9 @@ pub struct NodeView {
     /// Its drain, if it is being drained.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub drain: Option<DrainView>,
+    /// Its planned maintenance.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub maintenance: Option<MaintenanceView>,
     /// The IP address at which other nodes reach the replicas on it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub address: Option<String>,
@@ -143,6 +146,48 @@ impl DrainSpec {
         }
         at_most("reason", reason.len(), "bytes", MESSAGE_BYTES_MAX, "MESSAGE_BYTES_MAX")
     }
+}
+
+/// A planned maintenance of a node: it is drained from a time on, and may get again what it could
+/// before when the time is over.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MaintenanceSpec {
+    /// Its begin: milliseconds since 1970 by the manager's clock.
+    pub from_ms: u64,
+    /// How many milliseconds it takes: 1 to [`DURATION_MS_MAX`].
+    pub for_ms: u64,
+    /// How the node is drained.
+    #[serde(default, skip_serializing_if = "DrainSpec::is_default")]
+    pub drain: DrainSpec,
+}
+
+impl MaintenanceSpec {
+    /// Returns its end.
+    pub fn until_ms(&self) -> u64 {
+        self.from_ms.saturating_add(self.for_ms)
+    }
+
+    /// Checks the limits.
+    ///
+    /// # Errors
+    /// If the time is over a limit, or the drain is as in [`DrainSpec::validate`].
+    pub fn validate(&self) -> Result<(), SpecError> {
+        let times = 1..=i128::from(DURATION_MS_MAX);
+        within("for (ms)", self.for_ms, times, Some("DURATION_MS_MAX"))?;
+        self.drain.validate()
+    }
+}
+
+/// The planned maintenance of a node, as it is shown.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MaintenanceView {
+    /// Who planned it.
+    pub by: Name,
+    /// What is planned.
+    pub spec: MaintenanceSpec,
+    /// Whether it has begun.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub active: bool,
 }
 
 /// A named resource of a node.

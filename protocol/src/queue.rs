@@ -3,9 +3,9 @@
 use serde::{Deserialize, Serialize};
 
 use crate::access::Role;
-use crate::ids::Name;
+use crate::ids::{AttemptId, Name};
 use crate::limits::QUEUE_WEIGHT_MAX;
-use crate::spec::{SpecError, within};
+use crate::spec::{JobSpec, SpecError, within};
 
 /// The queue of jobs that name none. It always exists.
 pub const DEFAULT_QUEUE: &str = "default";
@@ -26,6 +26,12 @@ pub struct QueueChange {
     /// At most so many tasks of each caller are active in it at a time; 0 lifts the limit.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max_active_per_caller: Option<u32>,
+    /// The job that is submitted when a task of the queue has failed for good.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub dead_letter: Option<Box<JobSpec>>,
+    /// Whether the queue no longer has such a job. Not together with `dead_letter`.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub no_dead_letter: bool,
 }
 
 impl QueueChange {
@@ -38,8 +44,28 @@ impl QueueChange {
             let weights = 1..=i128::from(QUEUE_WEIGHT_MAX);
             within("weight", weight, weights, Some("QUEUE_WEIGHT_MAX"))?;
         }
-        Ok(())
+        let Some(job) = &self.dead_letter else { return Ok(()) };
+        let refuse = |why: &str| Err(SpecError::Text { field: "dead_letter", why: why.into() });
+        if self.no_dead_letter {
+            return refuse("is given and removed in one request: send only one of them");
+        }
+        if job.not_before_ms.is_some() {
+            return refuse("has a time to start at: it starts when a task has failed");
+        }
+        if !job.after.is_empty() {
+            return refuse("waits for other jobs: it starts when a task has failed");
+        }
+        job.validate()
     }
+}
+
+/// The failed task for which a dead-letter job was submitted.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DeadLetter {
+    /// The queue of the failed task.
+    pub queue: Name,
+    /// Its last attempt.
+    pub attempt: AttemptId,
 }
 
 /// A request of a client about queues.
@@ -136,6 +162,9 @@ pub struct QueueView {
     /// Who changed it last; `None` for the default queue until somebody does.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub by: Option<Name>,
+    /// The name of its dead-letter job, if it has one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub dead_letter: Option<Name>,
     /// How many of its jobs have not ended.
     pub jobs: u32,
     /// How many of their tasks wait.
@@ -151,6 +180,9 @@ pub struct QueueView {
 pub struct QueueDetail {
     /// Its row.
     pub view: QueueView,
+    /// Its dead-letter job, if it has one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub dead_letter: Option<Box<JobSpec>>,
     /// Those who have jobs in it, by name; at most
     /// [`QUEUE_CALLERS_SHOWN`](crate::limits::QUEUE_CALLERS_SHOWN).
     pub callers: Vec<QueueCaller>,

@@ -116,6 +116,31 @@ impl Outcome {
 }
 
 impl ShownOutcome {
+    /// Describes it for people, without its message and run time: `failed, exit code 3`.
+    pub fn summary(&self) -> String {
+        let mut text = match &self.kind {
+            MaybeKnown::Known(kind) => match kind {
+                OutcomeKind::Succeeded => "succeeded",
+                OutcomeKind::Failed => "failed",
+                OutcomeKind::Cancelled => "was cancelled",
+                OutcomeKind::TimedOut => "timed out",
+                OutcomeKind::Lost => "was lost",
+                OutcomeKind::NotStarted => "was not started",
+            }
+            .to_owned(),
+            MaybeKnown::Unknown(kind) => format!("ended ({kind})"),
+        };
+        match (self.exit_code, self.signal) {
+            (Some(code), _) if code != 0 => text += &format!(", exit code {code}"),
+            (None, Some(signal)) => text += &format!(", signal {signal}"),
+            _ => {}
+        }
+        if self.oom_killed {
+            text += ", out of memory";
+        }
+        text
+    }
+
     /// Returns the exit code of `podmesh run`: the task's own; 128 + signal; 124 for timed out and
     /// 130 for cancelled, if the program left neither; 125 otherwise.
     pub fn shell_code(&self) -> i32 {

@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use crate::ids::{Name, NameError};
 use crate::limits::{self, *};
 use crate::place::PlaceRules;
+use crate::queue::DeadLetter;
 use crate::ranges::Ranges;
 use crate::report::{Outcome, OutcomeKind};
 use crate::schedule::ScheduledRun;
@@ -59,6 +60,9 @@ pub struct JobSpec {
     /// Set by the manager if the job is a run of a schedule.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub scheduled: Option<Box<ScheduledRun>>,
+    /// Set by the manager if the job is the dead-letter job of a failed task.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub dead_letter: Option<Box<DeadLetter>>,
     /// Set by the manager if the job is part of a workflow.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub workflow: Option<Box<WorkflowPart>>,
@@ -449,6 +453,10 @@ impl JobSpec {
             let why = "is the run of a schedule, which only the manager sets".into();
             return Err(SpecError::Text { field: "scheduled", why });
         }
+        if self.dead_letter.is_some() {
+            let why = "is a dead-letter job, which only the manager submits".into();
+            return Err(SpecError::Text { field: "dead_letter", why });
+        }
         if self.workflow.is_some() {
             let why = "is part of a workflow, which only the manager sets".into();
             return Err(SpecError::Text { field: "workflow", why });
@@ -609,6 +617,7 @@ mod tests {
             not_before_ms: None,
             after: Vec::new(),
             scheduled: None,
+            dead_letter: None,
             workflow: None,
             run: RunSpec {
                 runtime: RuntimeSpec::Process,

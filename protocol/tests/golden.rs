@@ -69,6 +69,7 @@ fn spec() -> JobSpec {
         not_before_ms: None,
         after: Vec::new(),
         scheduled: None,
+        dead_letter: None,
         workflow: None,
         run: RunSpec {
             runtime: docker.into(),
@@ -251,6 +252,7 @@ fn to_peer() -> Vec<(&'static str, ToPeer)> {
         admin_labels: [].into(),
         resources: [].into(),
         drain: None,
+        maintenance: None,
         node: name("a"),
         state: NodeState::Suspect.into(),
         epoch: Some(epoch),

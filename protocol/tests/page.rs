@@ -84,6 +84,7 @@ fn the_hex_on_the_page_matches_the_code() {
         not_before_ms: None,
         after: Vec::new(),
         scheduled: None,
+        dead_letter: None,
         workflow: None,
         run: run_spec(),
     });

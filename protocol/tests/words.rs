@@ -136,6 +136,7 @@ fn replies() -> Vec<ReplyBody> {
         admin_labels: [].into(),
         resources: [].into(),
         drain: None,
+        maintenance: None,
         node: name("a"),
         state: new("draining"),
         epoch: None,

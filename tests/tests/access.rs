@@ -370,3 +370,41 @@ fn only_the_owner_can_use_the_managers_sockets_unless_a_group_is_set() {
         }
     }
 }
+
+#[test]
+fn operators_submit_no_more_than_the_rate_of_the_manager() {
+    let mut mesh = Mesh::new(PODMESH);
+    std::fs::create_dir_all(mesh.data_dir()).unwrap();
+    std::fs::write(mesh.data_dir().join("manager.toml"), "submissions_per_caller = '3/h'").unwrap();
+    mesh.start_manager();
+    let [ann, bob] = ["ann", "bob"].map(|name| Machine::new(&mesh, name));
+    for (machine, name) in [(&ann, "ann"), (&bob, "bob")] {
+        machine.ok(&["login", &mesh.token("operator"), "--name", name]);
+    }
+    let array = ["submit", "--array", "1000", "--", "true"];
+    (0..3).for_each(|_| _ = ann.ok(&array));
+    // It would have to wait for longer than the command line does.
+    let says = ["ann has submitted 3 in an hour", "submissions_per_caller", "submit again in"];
+    ann.refused(&array, &says);
+    ann.ok(&["cancel", "1"]);
+    (0..3).for_each(|_| _ = bob.ok(&array));
+    (0..5).for_each(|_| _ = mesh.ok(&array));
+    assert_eq!(mesh.json(&["jobs"])["jobs"].as_array().unwrap().len(), 11);
+}
+
+#[test]
+fn the_command_line_waits_until_it_may_submit() {
+    let mut mesh = Mesh::new(PODMESH).manager_flags(&["--submissions-per-caller", "4/s"]);
+    mesh.start_manager();
+    let ann = Machine::new(&mesh, "ann");
+    ann.login("operator");
+    let started = std::time::Instant::now();
+    (0..10).for_each(|_| _ = ann.ok(&["submit", "--", "true"]));
+    // Four at once, and the others evenly: a bound that no slow machine breaks.
+    assert!(started.elapsed() >= std::time::Duration::from_millis(1_500), "{started:?}");
+    assert_eq!(mesh.json(&["jobs"])["jobs"].as_array().unwrap().len(), 10);
+    let mut wrong = mesh.command(&["manager", "--submissions-per-caller", "4/d"]);
+    let wrong = wrong.output().unwrap();
+    assert_eq!(wrong.status.code(), Some(2));
+    assert!(said(&wrong).contains("100/s, 30/m or 500/h"), "{}", said(&wrong));
+}

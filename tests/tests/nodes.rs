@@ -210,3 +210,67 @@ fn an_exclusive_task_is_alone_on_its_node() {
     mesh.wait_for_job(first, "succeeded");
     mesh.wait_for_job(alone, "succeeded");
 }
+
+#[test]
+fn a_planned_maintenance_drains_a_node_and_gives_it_back() {
+    let mut mesh = Mesh::with_agents(PODMESH, &["a"]);
+    let at = |seconds: i64| {
+        let time = jiff::Timestamp::now() + jiff::SignedDuration::from_secs(seconds);
+        time.strftime("%Y-%m-%dT%H:%M:%S").to_string()
+    };
+    let plan = |mesh: &Mesh, from: i64, length: &str| {
+        let args = ["nodes", "maintenance", "a", "--tz", "UTC", "--reason", "new disks"];
+        mesh.ok(&[&args[..], &["--from", &at(from), "--for", length]].concat())
+    };
+    let is_planned = |mesh: &Mesh| !mesh.nodes()[0]["maintenance"].is_null();
+    let said = plan(&mesh, 3_600, "2h");
+    assert!(said.starts_with("a: maintenance from "), "{said}");
+    let shown = &mesh.nodes()[0];
+    assert_eq!(
+        (&shown["scheduling"], &shown["maintenance"]["active"]),
+        (&"open".into(), &false.into())
+    );
+    let shown = String::from_utf8(mesh.output(&["nodes"]).stderr).unwrap();
+    assert!(shown.contains("a has maintenance from ") && shown.contains("(new disks)"), "{shown}");
+    assert_eq!(mesh.ok(&["run", "--", "echo", "before"]), "before\n");
+
+    // One that has begun. It survives the manager.
+    plan(&mesh, -60, "1h");
+    assert_eq!(mesh.nodes()[0]["scheduling"], "draining");
+    mesh.kill_manager();
+    mesh.start_manager();
+    mesh.wait_for_node("a", "alive");
+    let shown = &mesh.nodes()[0];
+    assert_eq!(
+        (&shown["scheduling"], &shown["maintenance"]["active"]),
+        (&"draining".into(), &true.into())
+    );
+    let job = mesh.submit(&["--", "true"]);
+    assert_eq!(mesh.json(&["job", &job.to_string()])["state"], "queued");
+    assert_eq!(mesh.ok(&["nodes", "maintenance", "a", "--remove"]), "a: no maintenance any more\n");
+    mesh.wait_for_job(job, "succeeded");
+
+    // One that ends by itself, also while the manager is away.
+    plan(&mesh, -60, "70s");
+    let job = mesh.submit(&["--", "true"]);
+    mesh.stop_manager();
+    mesh.start_manager();
+    assert!(is_planned(&mesh));
+    mesh.wait_for_job(job, "succeeded");
+    assert!(!is_planned(&mesh));
+    assert_eq!(mesh.nodes()[0]["scheduling"], "open");
+    let events = mesh.ok(&["events", "--node", "a"]);
+    for says in ["planned from 20", ": begins", ": over"] {
+        assert!(events.contains(says), "{says}: {events}");
+    }
+    for (args, says) in [
+        (&["--from", "yesterday", "--for", "1h"][..], "time"),
+        (&["--from", &at(-7_200), "--for", "1h", "--tz", "UTC"], "over already"),
+        (&["--for", "1h"], "--from"),
+        (&["--remove", "--for", "1h"], "--remove"),
+    ] {
+        let output = mesh.output(&[&["nodes", "maintenance", "a"], args].concat());
+        let error = String::from_utf8(output.stderr).unwrap();
+        assert!(!output.status.success() && error.contains(says), "{args:?}: {error}");
+    }
+}

@@ -80,6 +80,72 @@ fn bad_settings_of_queues_are_refused() {
 }
 
 #[test]
+fn a_task_that_fails_for_good_starts_the_dead_letter_job_of_its_queue() {
+    let mut mesh = Mesh::with_agents(PODMESH, &["a"]);
+    let folder = mesh.shared_folder("told");
+    let file = folder.join("alarm.toml");
+    let script = "echo $PODMESH_FAILED_TASK/$PODMESH_FAILED_ATTEMPT on $PODMESH_FAILED_NODE: $PODMESH_FAILED_REASON";
+    let text = format!("name = 'alarm'\ncpus = 0.1\ncommand = ['sh', '-c', '{script}']\n");
+    std::fs::write(&file, text).unwrap();
+    let file = file.display().to_string();
+    mesh.ok(&["queue", "set", "night", "--dead-letter", &file]);
+    let again = mesh.ok(&["queue", "set", "night", "--dead-letter", &file]);
+    assert_eq!(again, "night: unchanged\n");
+    let shown = mesh.ok(&["queue", "show", "night"]);
+    assert!(shown.contains("for each task that fails for good, job alarm: sh -c"), "{shown}");
+    let shown = mesh.json(&["queue", "show", "night"]);
+    assert_eq!(shown["dead_letter_job"]["spec"]["command"][0], "sh", "{shown}");
+
+    let fails = ["--queue", "night", "--cpus", "0.1", "--array", "2", "--retries", "1"];
+    let script = ["--retry-backoff", "1ms", "--", "sh", "-c", "exit $((PODMESH_TASK_INDEX - 1))"];
+    let job = mesh.submit(&[&fails[..], &script[..]].concat());
+    mesh.wait_for_job(job, "failed");
+    // The dead-letter job was committed with the end of the task.
+    mesh.kill_manager();
+    mesh.start_manager();
+    mesh.wait_for_node("a", "alive");
+    let alarm = mesh.json(&["job", &(job + 1).to_string()]);
+    assert_eq!(
+        (&alarm["name"], &alarm["dead_letter_of"]),
+        (&"alarm".into(), &format!("{job}.2").into())
+    );
+    assert_eq!(alarm["submitted_by"], mesh.json(&["job", &job.to_string()])["submitted_by"]);
+    mesh.wait_for_job(job + 1, "succeeded");
+    let said = mesh.ok(&["logs", &(job + 1).to_string()]);
+    assert_eq!(said, format!("{job}.2/2 on a: failed, exit code 1\n"));
+    let shown = mesh.ok(&["job", &(job + 1).to_string()]);
+    assert!(shown.contains(&format!("of task {job}.2, queue night")), "{shown}");
+    let events = mesh.ok(&["events", "--job", &job.to_string()]);
+    let says = format!("{job}.2#2 has failed for good: dead-letter job {} of queue night", job + 1);
+    assert!(events.contains(&says), "{events}");
+    assert_eq!(mesh.json(&["jobs"])["jobs"].as_array().unwrap().len(), 2);
+
+    mesh.ok(&["queue", "set", "night", "--no-dead-letter"]);
+    let job = mesh.submit(&["--queue", "night", "--cpus", "0.1", "--", "false"]);
+    mesh.wait_for_job(job, "failed");
+    assert_eq!(mesh.json(&["jobs"])["jobs"].as_array().unwrap().len(), 3);
+}
+
+#[test]
+fn bad_dead_letter_jobs_are_refused() {
+    let mesh = Mesh::with_agents(PODMESH, &[]);
+    let file = mesh.shared_folder("bad").join("job.toml");
+    let path = file.display().to_string();
+    for (text, says) in [
+        ("command = ['true']\nafter = 1", "it starts when a task has failed"),
+        ("command = ['true']\nqueue = 'day'", "there is no queue `day`"),
+        ("name = 'alarm'", "there is no command"),
+        ("comand = ['true']", "comand"),
+    ] {
+        std::fs::write(&file, text).unwrap();
+        let (_, error) = refused(&mesh, &["queue", "set", "night", "--dead-letter", &path]);
+        assert!(error.contains(says), "{text}: {error}");
+    }
+    let both = ["queue", "set", "night", "--no-dead-letter", "--dead-letter", &path];
+    assert_eq!(refused(&mesh, &both).0, 2);
+}
+
+#[test]
 fn a_preemptible_task_makes_room_for_others_and_runs_again() {
     let mesh = Mesh::with_agents(PODMESH, &["a"]);
     let cpus =

@@ -150,13 +150,15 @@ impl Connection {
         let mut delays = reconnect_delays();
         let mut failing_since: Option<Instant> = None;
         loop {
+            let mut refused = None;
             let why = match self.once(&body).await {
                 Ok(reply) => {
                     self.tell_back();
                     return Ok(reply);
                 }
                 Err(Miss::Refused(reply)) => match reply.code {
-                    ErrorCode::Stopping | ErrorCode::Overloaded => escape(&reply.message),
+                    ErrorCode::Stopping => escape(&reply.message),
+                    ErrorCode::Overloaded => escape(&refused.insert(reply).message),
                     _ => {
                         self.tell_back();
                         return Err(RequestError::Refused(reply));
@@ -167,6 +169,8 @@ impl Connection {
             };
             let since = *failing_since.get_or_insert_with(Instant::now);
             let delay = delays.next().unwrap_or(PAUSE_MAX);
+            let asked = refused.as_ref().and_then(|reply| reply.retry_after_ms);
+            let delay = delay.max(Duration::from_millis(asked.unwrap_or(0)));
             let patience = match (self.heard(), self.follows.load(Ordering::Relaxed)) {
                 (false, _) => Some(self.first_patience),
                 (true, false) => Some(PATIENCE_BACK),
@@ -174,7 +178,10 @@ impl Connection {
             };
             match patience {
                 Some(patience) if since.elapsed() + delay > patience => {
-                    return Err(RequestError::Failed(self.gone(&why)));
+                    return Err(match refused {
+                        Some(reply) => RequestError::Refused(reply),
+                        None => RequestError::Failed(self.gone(&why)),
+                    });
                 }
                 None if since.elapsed() > SAY_AFTER => self.tell_gone(&why),
                 Some(_) | None => {}

@@ -7,7 +7,7 @@ use podmesh_protocol::client::{ReplyBody, RequestBody};
 use podmesh_protocol::error::ErrorCode;
 use podmesh_protocol::ids::{Name, Revision};
 use podmesh_protocol::limits::PAGE_ROWS_MAX;
-use podmesh_protocol::node::{DrainSpec, Scheduling};
+use podmesh_protocol::node::{DrainSpec, MaintenanceSpec, Scheduling};
 use podmesh_protocol::service::{
     ServiceDetail, ServicePlan, ServiceReply, ServiceRequest, ServiceRevision, ServiceSpec,
     ServiceView,
@@ -137,6 +137,18 @@ impl Connection {
             ReplyBody::NodeScheduling { scheduling, attempts, notes } => {
                 Ok(ScheduledNode { node: name, scheduling: scheduling.into(), attempts, notes })
             }
+            _ => Err(unexpected()),
+        }
+    }
+
+    /// Plans a maintenance of a node, or takes it back. Returns whether anything has changed.
+    pub(crate) async fn node_maintenance(
+        &self,
+        node: Name,
+        maintenance: Option<MaintenanceSpec>,
+    ) -> Result<bool, RequestError> {
+        match self.request(RequestBody::NodeMaintenance { node, maintenance }).await? {
+            ReplyBody::NodeMaintenance { changed } => Ok(changed),
             _ => Err(unexpected()),
         }
     }

@@ -331,6 +331,7 @@ fn assemble(
         not_before_ms: None,
         after,
         scheduled: None,
+        dead_letter: None,
         workflow: None,
         run: RunSpec {
             runtime,

@@ -73,6 +73,7 @@ impl Core {
         Arc::make_mut(&mut self.nodes.get_mut(ix).row).runtimes.clear();
         self.queue.node_changed(ix, &self.nodes);
         self.stop_drain_timer(ix);
+        self.stop_window(ix);
         self.nodes.remove(ix);
     }
 

@@ -9,7 +9,7 @@ use alloc::vec::Vec;
 use podmesh_protocol::access::{Caller, PublicKey, Role, TokenId};
 use podmesh_protocol::client::PrincipalKind;
 use podmesh_protocol::ids::{Epoch, JobId, Name, SubmissionId};
-use podmesh_protocol::node::{DrainSpec, Scheduling};
+use podmesh_protocol::node::{DrainSpec, MaintenanceSpec, Scheduling};
 use podmesh_protocol::queue::QueueChange;
 use podmesh_protocol::report::Report;
 use podmesh_protocol::schedule::ScheduleSpec;
@@ -281,6 +281,15 @@ pub enum Command {
         scheduling: Scheduling,
         /// How it is drained, if it is. It has been validated.
         drain: DrainSpec,
+    },
+    /// Plan a maintenance of a node, or take back what is planned.
+    SetMaintenance {
+        /// The name of the caller.
+        by: Name,
+        /// The node.
+        node: Name,
+        /// What is planned. It has been validated.
+        maintenance: Option<MaintenanceSpec>,
     },
     /// Change the labels that admins have given a node. Their values have been validated.
     LabelNode {

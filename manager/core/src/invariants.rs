@@ -59,6 +59,7 @@ impl Core {
         self.check_bonds();
         self.check_services();
         self.check_schedules();
+        self.check_windows();
         self.check_dependents();
     }
 

@@ -19,6 +19,7 @@
 //! - `requeue`: running ended tasks again, and cancelling the rest of a job by its rules
 //! - `placement`: which task goes to which node
 //! - `queues`: the queues that jobs wait in, and their limits
+//! - `dead_letters`: the jobs that queues submit for tasks that have failed for good
 //! - `bonds`, `volumes`: tasks that must run where their volume or their project is
 //! - `nodes`, `sessions`: nodes, their sessions, and the attempts that an agent holds when a
 //!   session begins
@@ -26,6 +27,7 @@
 //! - `reports`: the reports of agents, and what follows the end of an attempt
 //! - `timers`: what happens as time passes
 //! - `scheduling`: nodes that are cordoned or drained, and their labels
+//! - `maintenance`: nodes that are drained for a planned time
 //! - `stopping`: attempts that are stopped although their jobs go on
 //! - `schedules`: jobs that are submitted again and again, and jobs that start later
 //! - `services`: replicas, kept running and replaced
@@ -44,6 +46,7 @@ extern crate alloc;
 
 mod access;
 mod bonds;
+mod dead_letters;
 mod explain;
 #[cfg(not(feature = "planted-faults"))]
 mod faults;
@@ -57,6 +60,7 @@ pub mod input;
 mod invariants;
 mod jobs;
 pub mod lease;
+mod maintenance;
 pub mod measures;
 mod nodes;
 mod placement;
@@ -101,6 +105,7 @@ use crate::ids::NodeIx;
 use crate::ids::Ticket;
 use crate::input::{Command, Input};
 use crate::jobs::{Dispatch, Submissions};
+use crate::maintenance::Windows;
 use crate::measures::Measures;
 use crate::nodes::Nodes;
 use crate::placement::Queue;
@@ -140,6 +145,7 @@ pub struct Core {
     access: Access,
     services: Services,
     schedules: Schedules,
+    windows: Windows,
     /// The jobs that wait for others.
     dependents: Dependents,
     queue: Queue,
@@ -165,7 +171,7 @@ pub struct Core {
 const CLAIMS_PER_MESSAGE: usize = 1;
 
 /// The most events that one unit of work adds, not counting a resulting `JobEnded`.
-const EVENTS_PER_UNIT: usize = 5;
+const EVENTS_PER_UNIT: usize = 6;
 
 impl Core {
     /// Activates a deliberate fault, which the simulator must find.
@@ -188,6 +194,7 @@ impl Core {
         self.drop_retries(out);
         self.release_jobs(now);
         self.run_schedules(now, out);
+        self.run_windows(now, out);
         if !matches!(input, Input::Tick) {
             self.backlog.push_back(input);
         }
@@ -229,6 +236,7 @@ impl Core {
             || self.queue.has_work()
             || self.services.has_work()
             || self.schedules.has_work(self.now.wall_ms)
+            || self.windows.next_wakeup().is_some_and(|at| at <= self.now.wall_ms)
         {
             return Some(self.now.mono_ms);
         }
@@ -236,10 +244,10 @@ impl Core {
         self.timers.first().into_iter().chain(others).min()
     }
 
-    /// Returns the time of the wall clock at which an [`Input::Tick`] is due: a schedule is due, or a
-    /// job may start. The wall clock may jump, so the shell must compare again and again.
+    /// Returns the time of the wall clock at which an [`Input::Tick`] is due: a schedule is due, a job
+    /// may start, or the maintenance of a node begins or ends. The wall clock may jump, so the shell must compare again and again.
     pub fn next_wakeup_wall(&self) -> Option<u64> {
-        self.schedules.next_wakeup()
+        self.schedules.next_wakeup().into_iter().chain(self.windows.next_wakeup()).min()
     }
 
     fn take(&mut self, now: Now, input: Input, out: &mut Step) {
@@ -317,6 +325,9 @@ impl Core {
             Command::ChangeQueue { by, queue, action } => self.change_queue(by, queue, action, out),
             Command::ScheduleNode { by, node, scheduling, drain } => {
                 self.schedule_node(now, by, &node, scheduling, drain, out)
+            }
+            Command::SetMaintenance { by, node, maintenance } => {
+                self.set_maintenance(now, by, &node, maintenance, out)
             }
             Command::LabelNode { by, node, set, remove } => {
                 self.label_node(by, &node, set, remove, out)

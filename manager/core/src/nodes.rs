@@ -10,7 +10,9 @@ use podmesh_protocol::ids::{AgentId, AttemptId, Epoch, JobId, Name, TaskId};
 use podmesh_protocol::limits::{
     ATTEMPTS_PER_NODE_MAX, DRAIN_JOBS_SHOWN, FRAME_BYTES_MAX, PAGE_ROWS_MAX,
 };
-use podmesh_protocol::node::{DrainView, NodeState, NodeView, ResourceView, Scheduling};
+use podmesh_protocol::node::{
+    DrainView, MaintenanceView, NodeState, NodeView, ResourceView, Scheduling,
+};
 use podmesh_protocol::place::{Claims, PlaceRules};
 use podmesh_protocol::report::Outcome;
 use podmesh_protocol::session::StopReason;
@@ -63,6 +65,8 @@ pub(crate) struct Node {
     /// When what still runs here is stopped because the node is drained. The timers hold the same
     /// time.
     pub(crate) drain_due_ms: Option<Millis>,
+    /// When its planned maintenance begins or ends, by the wall clock. The windows have the same.
+    pub(crate) window_ms: Option<u64>,
 }
 
 /// What the preemptible attempts of a node use.
@@ -283,6 +287,11 @@ impl Node {
             scheduling: row.scheduling.into(),
             resources: self.in_use.view(&row.resources),
             drain: row.drain.as_deref().map(|drain| self.drain_view(drain, now)),
+            maintenance: row.maintenance.as_deref().map(|planned| MaintenanceView {
+                by: planned.by.clone(),
+                spec: planned.spec.clone(),
+                active: planned.before.is_some(),
+            }),
             address: row.address.clone(),
             attempts: u32::try_from(self.attempts.len()).unwrap_or(u32::MAX),
             seen_ms_ago: match self.state {
@@ -391,6 +400,7 @@ impl Nodes {
             deadline: None,
             resend_ms: None,
             drain_due_ms: None,
+            window_ms: None,
         };
         let ix = self.free.pop().unwrap_or(NodeIx(self.list.len()));
         match self.list.get_mut(ix.0) {
@@ -543,8 +553,9 @@ fn view_bytes(view: &NodeView) -> usize {
     let withdrawn: usize = view.withdrawn.values().map(|why| why.len() + 16).sum();
     let reasons = view.unenforced.iter().chain(&view.low_disks);
     let unenforced: usize = reasons.map(|(what, why)| what.len() + why.len() + 16).sum();
-    let reason = view.drain.as_ref().and_then(|drain| drain.spec.reason.as_ref());
-    let drain = reason.map_or(0, |reason| reason.len());
+    let planned = view.maintenance.as_ref().map(|planned| &planned.spec.drain);
+    let drains = view.drain.iter().map(|drain| &drain.spec).chain(planned);
+    let drain: usize = drains.filter_map(|drain| drain.reason.as_ref()).map(String::len).sum();
     let ids = |of: &ResourceView| -> usize {
         of.offer.ids.iter().chain(&of.gone).map(|id| id.len() + 4).sum()
     };

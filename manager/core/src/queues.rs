@@ -2,9 +2,11 @@
 //! [`placement`](crate::placement).
 
 use alloc::borrow::ToOwned;
+use alloc::boxed::Box;
 use alloc::collections::BTreeMap;
 use alloc::format;
 use alloc::string::String;
+use alloc::sync::Arc;
 use alloc::vec::Vec;
 
 use podmesh_protocol::error::{ErrorCode, ErrorReply};
@@ -61,6 +63,9 @@ impl Core {
         if added {
             self.may_add_queue(&queue)?;
         }
+        if let Some(spec) = &change.dead_letter {
+            self.may_be_dead_letter(&queue, spec)?;
+        }
         let before = before.cloned().unwrap_or_default();
         let limit =
             |new: Option<u32>, old: Option<u32>| new.map_or(old, |max| (max > 0).then_some(max));
@@ -71,6 +76,10 @@ impl Core {
                 change.max_active_per_caller,
                 before.max_active_per_caller,
             ),
+            dead_letter: match &change.dead_letter {
+                Some(spec) => Some(Arc::new(JobSpec::clone(spec))),
+                None => before.dead_letter.clone().filter(|_| !change.no_dead_letter),
+            },
             ..before.clone()
         };
         if !added && row == before {
@@ -171,6 +180,13 @@ impl Core {
                 "the schedule `{schedule}` submits jobs to the queue `{queue}`: change or remove the schedule first"
             ));
         }
+        let mut others = self.state.queues.iter().filter(|(other, _)| *other != queue);
+        if let Some((other, _)) = others.find(|(_, row)| row.dead_letter.as_deref().is_some_and(of))
+        {
+            return refuse(format!(
+                "the dead-letter job of the queue `{other}` waits in the queue `{queue}`: change it first (`podmesh queue set {other} --no-dead-letter`)"
+            ));
+        }
         Ok(())
     }
 
@@ -240,6 +256,7 @@ impl Core {
             all.add(job);
             callers.entry(&job.by).or_default().add(job);
         }
+        let row = self.state.queues.get(queue);
         let more_callers = callers.len().saturating_sub(QUEUE_CALLERS_SHOWN);
         let shown = callers.into_iter().take(QUEUE_CALLERS_SHOWN);
         let shown = shown.map(|(caller, usage)| QueueCaller {
@@ -251,6 +268,7 @@ impl Core {
         });
         Ok(QueueDetail {
             view: self.view_queue(queue.clone(), all),
+            dead_letter: row.and_then(|row| row.dead_letter.as_deref().cloned()).map(Box::new),
             callers: shown.collect(),
             more_callers: u32::try_from(more_callers).unwrap_or(u32::MAX),
         })
@@ -265,6 +283,7 @@ impl Core {
             max_active_per_caller: row.max_active_per_caller,
             paused: row.paused,
             by: row.by,
+            dead_letter: row.dead_letter.map(|spec| spec.name.clone()),
             jobs: usage.jobs,
             queued: usage.queued,
             active: usage.active,
@@ -286,6 +305,9 @@ fn describe(row: &QueueRow) -> String {
     }
     if let Some(max) = row.max_active_per_caller {
         text += &format!(", at most {max} active of each caller");
+    }
+    if let Some(spec) = &row.dead_letter {
+        text += &format!(", dead-letter job {}", spec.name);
     }
     text
 }

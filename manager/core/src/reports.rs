@@ -177,6 +177,8 @@ impl Core {
         });
         let retry_after_ms =
             if runs_again { Some(0) } else { job.retry_after_ms(active, &outcome) };
+        let ends = retry_after_ms.is_none();
+        let failure = if ends { self.failure(job, attempt, active, &outcome) } else { None };
         let mut drained = None;
         if let Some(ix) = self.nodes.by_name(&active.node) {
             let node = self.nodes.get_mut(ix);
@@ -196,7 +198,7 @@ impl Core {
         if let Some(after_ms) = retry_after_ms {
             self.queue_retry(now, task, after_ms);
         }
-        self.note_replica_end(now, task.job, &outcome, retry_after_ms.is_none(), out);
+        self.note_replica_end(now, task.job, &outcome, ends, out);
         out.events.push(EventFact::AttemptEnded {
             attempt,
             outcome: outcome.into(),
@@ -209,8 +211,11 @@ impl Core {
         if kind == OutcomeKind::Succeeded {
             self.release_task(task, out);
         }
-        if retry_after_ms.is_none() {
+        if ends {
             self.check_failures(task.job, kind, out);
+        }
+        if let Some(failure) = failure {
+            self.submit_dead_letter(now, failure, out);
         }
         self.mark_dirty(task.job);
     }

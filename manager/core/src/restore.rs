@@ -11,6 +11,7 @@ use crate::access::Access;
 use crate::bonds::Bonds;
 use crate::ids::NodeIx;
 use crate::jobs::Submissions;
+use crate::maintenance::Windows;
 use crate::measures::{Counted, Measures};
 use crate::nodes::{Delivery, Nodes};
 use crate::placement::Queue;
@@ -39,6 +40,7 @@ impl Core {
             nodes: Nodes::default(),
             services: Services::default(),
             schedules: Schedules::default(),
+            windows: Windows::default(),
             dependents: Dependents::default(),
             queue: Queue::default(),
             bonds: Bonds::default(),
@@ -59,6 +61,7 @@ impl Core {
             let deadline = Some((lost_at, Timer::NodeLost(ix)));
             core.nodes.set_deadline(&mut core.timers, ix, deadline);
             core.set_drain_timer(now, ix);
+            core.set_window(ix);
         }
         for (queue, row) in &core.state.queues {
             core.queue.set_share(queue, row.clone());

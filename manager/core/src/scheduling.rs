@@ -53,21 +53,44 @@ impl Core {
             let drains = scheduling == Scheduling::Draining;
             let drain = Drain { by: by.clone(), since_wall_ms: now.wall_ms, spec };
             let drain = drains.then(|| Arc::new(drain));
-            let row = NodeRow { scheduling, drain, ..NodeRow::clone(row) };
-            self.save_node(ix, row, out);
-            self.set_drain_timer(now, ix);
-            let node = name.clone();
-            out.events.push(EventFact::NodeScheduled { node, scheduling: scheduling.into(), by });
-            let is_empty = self.nodes.get(ix).attempts.is_empty();
-            if drains && is_empty && before != scheduling {
-                out.events.push(EventFact::NodeDrained { node: name.clone() });
+            // The admin has the node in hand now.
+            let planned = row.maintenance.clone();
+            let maintenance = planned.clone().filter(|planned| planned.before.is_none());
+            if planned != maintenance {
+                let message = format!("over: {by} has changed what the node may get");
+                self.tell_maintenance(ix, message, by.clone(), out);
             }
-            self.queue.node_changed(ix, &self.nodes);
-            self.nodes.mark_changed(ix);
+            let row = NodeRow::clone(&self.nodes.get(ix).row);
+            let row = NodeRow { scheduling, drain, maintenance, ..row };
+            self.reschedule(now, ix, row, by, out);
         }
         let attempts = self.nodes.get(ix).attempts.len();
         let attempts = u32::try_from(attempts).unwrap_or(u32::MAX);
         Ok(Answer::NodeScheduled { attempts, notes })
+    }
+
+    /// Saves the row of a node that may get something else, or is drained otherwise.
+    pub(crate) fn reschedule(
+        &mut self,
+        now: Now,
+        ix: NodeIx,
+        row: NodeRow,
+        by: Name,
+        out: &mut Step,
+    ) {
+        let before = self.nodes.get(ix).row.scheduling;
+        let (node, scheduling) = (row.node.clone(), row.scheduling);
+        self.save_node(ix, row, out);
+        self.set_drain_timer(now, ix);
+        self.set_window(ix);
+        let is_drained = scheduling == Scheduling::Draining
+            && before != scheduling
+            && self.nodes.get(ix).attempts.is_empty();
+        let drained = is_drained.then(|| EventFact::NodeDrained { node: node.clone() });
+        out.events.push(EventFact::NodeScheduled { node, scheduling: scheduling.into(), by });
+        out.events.extend(drained);
+        self.queue.node_changed(ix, &self.nodes);
+        self.nodes.mark_changed(ix);
     }
 
     /// Changes the labels that admins have given a node. What runs there stays; what waits is placed
@@ -124,7 +147,7 @@ impl Core {
         Ok(Answer::NodeLabelled { labels })
     }
 
-    fn known_node(&self, name: &Name) -> Result<NodeIx, ErrorReply> {
+    pub(crate) fn known_node(&self, name: &Name) -> Result<NodeIx, ErrorReply> {
         self.nodes.by_name(name).ok_or_else(|| {
             let message = format!("there is no node `{name}`; `podmesh nodes` shows all");
             ErrorReply::new(ErrorCode::NotFound, message)

@@ -233,6 +233,7 @@ impl Core {
             lost_age_ms: None,
             scheduling: before.map_or_else(Scheduling::default, |row| row.scheduling),
             drain: before.and_then(|row| row.drain.clone()),
+            maintenance: before.and_then(|row| row.maintenance.clone()),
             admin_labels: before.map_or_else(BTreeMap::new, |row| row.admin_labels.clone()),
             address: hello.address,
             resources: hello.resources,

@@ -205,6 +205,11 @@ pub enum Answer {
         /// What the admin should know, in sentences.
         notes: Vec<String>,
     },
+    /// The maintenance of a node is planned as asked for.
+    MaintenanceSet {
+        /// Whether anything has changed.
+        changed: bool,
+    },
     /// A node has these labels now.
     NodeLabelled {
         /// The labels.

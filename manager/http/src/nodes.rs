@@ -4,10 +4,13 @@ use axum::response::Response;
 use podmesh_protocol::client::{PrincipalKind, ReplyBody, RequestBody};
 use podmesh_protocol::ids::Name;
 use podmesh_protocol::limits::PAGE_ROWS_MAX;
-use podmesh_protocol::node::{DrainSpec, Scheduling};
+use podmesh_protocol::node::{DrainSpec, MaintenanceSpec, Scheduling};
 use podmesh_views::http::ForgottenNode;
-use podmesh_views::json::{NodeRow, NodesOutput};
-use podmesh_views::node::{DrainInput, LabelledNode, LabelsInput, ScheduledNode};
+use podmesh_views::input::InputError;
+use podmesh_views::node::{
+    DrainInput, LabelledNode, LabelsInput, MaintenanceInput, NodeMaintenanceOutput, ScheduledNode,
+};
+use podmesh_views::node::{NodeRow, NodesOutput};
 use schemars::JsonSchema;
 use serde::Deserialize;
 
@@ -90,6 +93,35 @@ pub(crate) async fn label(
         ReplyBody::NodeLabels { labels } => Ok(ok(&LabelledNode::new(&node, &labels))),
         _ => Err(Problem::unexpected()),
     }
+}
+
+async fn plan(
+    session: &Session,
+    path: &Path,
+    maintenance: Option<MaintenanceSpec>,
+) -> Result<Response, Problem> {
+    let node: Name = path.part("node")?;
+    match session.ask(RequestBody::NodeMaintenance { node: node.clone(), maintenance }).await? {
+        ReplyBody::NodeMaintenance { changed } => {
+            Ok(ok(&NodeMaintenanceOutput { node: node.to_string(), changed }))
+        }
+        _ => Err(Problem::unexpected()),
+    }
+}
+
+/// PUT /nodes/{node}/maintenance
+pub(crate) async fn plan_maintenance(
+    session: Session,
+    path: Path,
+    Json(input): Json<MaintenanceInput>,
+) -> Result<Response, Problem> {
+    let spec = input.try_into().map_err(|error: InputError| Problem::invalid(error.to_string()))?;
+    plan(&session, &path, Some(spec)).await
+}
+
+/// DELETE /nodes/{node}/maintenance
+pub(crate) async fn remove_maintenance(session: Session, path: Path) -> Result<Response, Problem> {
+    plan(&session, &path, None).await
 }
 
 /// POST /nodes/{node}/revoke

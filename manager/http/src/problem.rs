@@ -19,6 +19,8 @@ pub(crate) struct Problem {
     code: &'static str,
     title: &'static str,
     detail: String,
+    /// Seconds after which the same request may be answered.
+    retry_after_s: Option<u64>,
 }
 
 impl Problem {
@@ -28,7 +30,7 @@ impl Problem {
         title: &'static str,
         detail: impl Into<String>,
     ) -> Self {
-        Self { status, code, title, detail: detail.into() }
+        Self { status, code, title, detail: detail.into(), retry_after_s: None }
     }
 
     pub(crate) fn bad_request(detail: impl Into<String>) -> Self {
@@ -59,7 +61,7 @@ impl Problem {
 
     /// Returns whether the same request may be answered later.
     pub(crate) fn passes(&self) -> bool {
-        self.status == StatusCode::SERVICE_UNAVAILABLE
+        matches!(self.status, StatusCode::SERVICE_UNAVAILABLE | StatusCode::TOO_MANY_REQUESTS)
     }
 
     pub(crate) fn detail(&self) -> &str {
@@ -100,8 +102,12 @@ impl From<ErrorReply> for Problem {
             ErrorCode::Stopping => (503, "stopping", "The manager is about to stop"),
             ErrorCode::Unknown => (500, "unknown", "Something failed"),
         };
-        let status = StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
-        Self { status, code, title, detail: error.message }
+        let mut status = StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+        let retry_after_s = error.retry_after_ms.map(|ms| ms.div_ceil(1000));
+        if error.code == ErrorCode::Overloaded && retry_after_s.is_some() {
+            status = StatusCode::TOO_MANY_REQUESTS;
+        }
+        Self { status, code, title, detail: error.message, retry_after_s }
     }
 }
 
@@ -118,6 +124,9 @@ impl IntoResponse for Problem {
                 headers.insert(RETRY_AFTER, HeaderValue::from_static("1"));
             }
             _ => {}
+        }
+        if let Some(seconds) = self.retry_after_s {
+            headers.insert(RETRY_AFTER, HeaderValue::from(seconds));
         }
         response
     }

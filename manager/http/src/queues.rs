@@ -5,6 +5,7 @@ use podmesh_protocol::client::{ReplyBody, RequestBody};
 use podmesh_protocol::ids::Name;
 use podmesh_protocol::limits::PAGE_ROWS_MAX;
 use podmesh_protocol::queue::{QueueReply, QueueRequest};
+use podmesh_views::input::InputError;
 use podmesh_views::queue::{
     QueueChangedOutput, QueueInput, QueueOutput, QueueRow, QueueSavedOutput, QueuesOutput,
 };
@@ -65,7 +66,9 @@ pub(crate) async fn set(
     Json(input): Json<QueueInput>,
 ) -> Result<Response, Problem> {
     let queue: Name = path.part("queue")?;
-    let request = QueueRequest::Set { queue: queue.clone(), change: input.into() };
+    let change =
+        input.try_into().map_err(|error: InputError| Problem::invalid(error.to_string()))?;
+    let request = QueueRequest::Set { queue: queue.clone(), change };
     match ask(&session, request).await? {
         QueueReply::Saved { added, changed } => {
             Ok(ok(&QueueSavedOutput { queue: queue.to_string(), added, changed }))

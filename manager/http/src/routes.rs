@@ -14,9 +14,12 @@ use podmesh_views::input::{
     ServiceSpecInput, TokenInput, WorkflowInput,
 };
 use podmesh_views::json::{
-    CancelledJob, ForgetOutput, JobOutput, JobsOutput, NodesOutput, SubmitOutput, TasksOutput,
+    CancelledJob, ForgetOutput, JobOutput, JobsOutput, SubmitOutput, TasksOutput,
 };
-use podmesh_views::node::{DrainInput, LabelledNode, LabelsInput, ScheduledNode};
+use podmesh_views::node::{
+    DrainInput, LabelledNode, LabelsInput, MaintenanceInput, NodeMaintenanceOutput, NodesOutput,
+    ScheduledNode,
+};
 use podmesh_views::queue::{
     QueueChangedOutput, QueueInput, QueueOutput, QueueSavedOutput, QueuesOutput,
 };
@@ -232,6 +235,24 @@ fn node_routes() -> Vec<Route> {
         .needs(admin)
         .body::<LabelsInput>()
         .reply::<LabelledNode>(200, "All labels of the node."),
+        Route::new(
+            "put",
+            "/nodes/{node}/maintenance",
+            "plan_maintenance",
+            "Plans a maintenance of a node: it is drained from a time on, and may get new work again afterwards.",
+            put(nodes::plan_maintenance),
+        )
+        .needs(admin)
+        .body::<MaintenanceInput>()
+        .reply::<NodeMaintenanceOutput>(200, "Whether anything has changed."),
+        on_delete(
+            "/nodes/{node}/maintenance",
+            "remove_maintenance",
+            "Takes back the planned maintenance of a node. If it has begun, it ends.",
+            nodes::remove_maintenance,
+        )
+        .needs(admin)
+        .reply::<NodeMaintenanceOutput>(200, "Whether anything has changed."),
         on_post(
             "/nodes/{node}/revoke",
             "revoke_node",

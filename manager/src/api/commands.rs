@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Instant;
 
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
@@ -49,6 +50,7 @@ impl Api {
         let command = match request {
             RequestBody::Submit { submission, spec } => {
                 self.may_submit(&client, &spec)?;
+                self.0.submissions.take(&client.caller, Instant::now())?;
                 if !spec.after.is_empty() {
                     return Ok(self.clone().submit_after(by, submission, Arc::from(spec)).boxed());
                 }
@@ -131,6 +133,14 @@ impl Api {
                     })?;
                 }
                 Command::LabelNode { by, node, set, remove }
+            }
+            RequestBody::NodeMaintenance { node, maintenance } => {
+                if let Some(spec) = &maintenance {
+                    spec.validate().map_err(|error| {
+                        ErrorReply::new(ErrorCode::InvalidSpec, error.to_string())
+                    })?;
+                }
+                Command::SetMaintenance { by, node, maintenance }
             }
             RequestBody::NodeForget { node, force } => Command::ForgetNode { by, node, force },
             RequestBody::TokenRevoke { id } => Command::RevokeToken { by, id },
@@ -242,6 +252,7 @@ fn reply(answer: Answer) -> Reply {
         Answer::Cancelled { state } => ReplyBody::Cancelled { state: state.into(), downstream: 0 },
         Answer::NodeForgotten { enrolled } => ReplyBody::NodeForgotten { enrolled },
         Answer::VolumeRemoving { node } => ReplyBody::Volume(VolumeReply::Removing { node }),
+        Answer::MaintenanceSet { changed } => ReplyBody::NodeMaintenance { changed },
         Answer::NodeLabelled { labels } => ReplyBody::NodeLabels { labels },
         Answer::TokenRevoked => ReplyBody::TokenRevoked,
         Answer::KeyRenewed => ReplyBody::KeyRenewed,

@@ -40,6 +40,7 @@ use crate::log_reads::LogReads;
 use crate::messages::Messages;
 use crate::own_key::OwnKey;
 use crate::store::{History, JobFilter};
+use crate::submission_rate::SubmissionLimit;
 use crate::threads::Reads;
 use crate::tokens::Tokens;
 use crate::turns::Turns;
@@ -62,6 +63,7 @@ pub(crate) struct Parts {
     pub(crate) data_dir: PathBuf,
     /// The highest priority that a job of an operator may have.
     pub(crate) priority_max: i32,
+    pub(crate) submissions: SubmissionLimit,
     pub(crate) tokens: Tokens,
     pub(crate) own_key: OwnKey,
     pub(crate) callers: Callers,
@@ -196,6 +198,7 @@ impl Api {
             | RequestBody::Revoke { .. }
             | RequestBody::NodeScheduling { .. }
             | RequestBody::NodeLabels { .. }
+            | RequestBody::NodeMaintenance { .. }
             | RequestBody::Volume(VolumeRequest::Remove { .. })
             | RequestBody::KeyRenew { .. } => Err(unexpected()),
         }
@@ -225,6 +228,7 @@ pub(crate) fn is_command(request: &RequestBody) -> bool {
             | RequestBody::NodeForget { .. }
             | RequestBody::NodeScheduling { .. }
             | RequestBody::NodeLabels { .. }
+            | RequestBody::NodeMaintenance { .. }
             | RequestBody::Volume(VolumeRequest::Remove { .. })
             | RequestBody::TokenCreate { .. }
             | RequestBody::ApiTokenCreate { .. }

@@ -1,6 +1,7 @@
 //! Requests about schedules.
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
@@ -86,6 +87,7 @@ impl Api {
             ScheduleRequest::Resume { schedule } => (schedule, ScheduleChange::Resume),
             ScheduleRequest::Remove { schedule } => (schedule, ScheduleChange::Remove),
             ScheduleRequest::Run { schedule, submission } => {
+                self.0.submissions.take(&client.caller, Instant::now())?;
                 return Ok(self.clone().run_schedule(by, schedule, submission, room).boxed());
             }
             _ => return Err(unexpected()),

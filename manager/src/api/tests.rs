@@ -37,6 +37,7 @@ use crate::metrics::EventCounts;
 use crate::publisher::Hints;
 use crate::sender::Sender;
 use crate::store::{self, Store};
+use crate::submission_rate::SubmissionLimit;
 use crate::threads::{ManagerThread, run_reads};
 use crate::turns::CallerLine;
 
@@ -98,6 +99,7 @@ impl World {
             },
             data_dir: dir.path().into(),
             priority_max: 0,
+            submissions: SubmissionLimit::new(None),
             tokens: Tokens::new(&config, listen),
             own_key: OwnKey::new(dir.path().into(), shown, endpoint),
             callers: callers.clone(),
@@ -234,6 +236,7 @@ fn requests() -> Vec<(&'static str, RequestBody)> {
             set: [(name("zone"), "b".into())].into(),
             remove: [].into(),
         },
+        RequestBody::NodeMaintenance { node: name("nobody"), maintenance: None },
         RequestBody::NodeScheduling {
             node: name("nobody"),
             scheduling: Scheduling::Cordoned,
@@ -355,6 +358,7 @@ fn requests() -> Vec<(&'static str, RequestBody)> {
         },
         RequestBody::NodeScheduling { .. } => "node_scheduling",
         RequestBody::NodeLabels { .. } => "node_labels",
+        RequestBody::NodeMaintenance { .. } => "node_maintenance",
         RequestBody::Volume(VolumeRequest::List { .. }) => "volume list",
         RequestBody::Volume(VolumeRequest::Remove { .. }) => "volume remove",
     };
@@ -421,6 +425,7 @@ node_forget        -         -         -         yes
 revoke             -         -         -         yes
 key_rotate         -         -         -         yes
 node_labels        -         -         -         yes
+node_maintenance   -         -         -         yes
 node_scheduling    -         -         -         yes
 volume list        -         yes       yes       yes
 volume remove      -         -         yes       yes

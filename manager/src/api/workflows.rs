@@ -1,6 +1,7 @@
 //! Jobs that wait for others: their submission, and requests about workflows.
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use podmesh_manager_core::input::Command;
 use podmesh_manager_core::step::Answer;
@@ -94,6 +95,7 @@ impl Api {
         if let Some(workflow) = known.await? {
             return Ok(WorkflowReply::Submitted { workflow, again: true });
         }
+        self.0.submissions.take(&client.caller, Instant::now())?;
         let by = client.caller.name.clone();
         let workflow = Box::new(workflow);
         let command = Command::SubmitWorkflow { by, submission, workflow, positions };

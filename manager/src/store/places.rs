@@ -1,4 +1,4 @@
-//! Whether what attempts have of their nodes, the drains of nodes and their labels agree with each
+//! Whether what attempts have of their nodes, the drains, maintenance and labels of nodes agree with each
 //! other.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -20,7 +20,7 @@ struct Used<'a> {
     ids: BTreeMap<(&'a Name, &'a str), u32>,
 }
 
-/// Returns what is wrong with claims, drains and labels, if anything is. A claim may be of an id that
+/// Returns what is wrong with claims, drains, maintenance and labels, if anything is. A claim may be of an id that
 /// the node no longer offers.
 pub(super) fn contradiction(state: &State) -> Option<String> {
     let of_nodes = state.nodes.values().find_map(|row| node(row));
@@ -35,6 +35,17 @@ fn node(row: &NodeRow) -> Option<String> {
         }
         if let Err(why) = drain.spec.validate() {
             return Some(format!("the drain of node {name}: {why}"));
+        }
+    }
+    if let Some(planned) = &row.maintenance {
+        let drains = row.scheduling == Scheduling::Draining;
+        if planned.before.is_some_and(|before| before == Scheduling::Draining || !drains) {
+            return Some(format!(
+                "the maintenance of node {name} has begun, and it is not drained"
+            ));
+        }
+        if let Err(why) = planned.spec.validate() {
+            return Some(format!("the maintenance of node {name}: {why}"));
         }
     }
     let mut labels = row.admin_labels.values();

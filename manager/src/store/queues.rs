@@ -1,6 +1,6 @@
 //! The settings of queues in the database.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use podmesh_manager_core::state::QueueRow;
 use podmesh_protocol::ids::Name;
@@ -35,19 +35,37 @@ pub(super) fn read(connection: &Connection) -> rusqlite::Result<BTreeMap<Name, Q
         .collect()
 }
 
-/// Returns what is wrong with the queues, if anything is: a setting that cannot be, or a job that has
-/// not ended in a queue that is not there.
+/// Returns what is wrong with the queues, if anything is: a setting that cannot be, a job that has not
+/// ended in a queue that is not there, or a failed task with two dead-letter jobs.
 pub(super) fn contradiction(connection: &Connection) -> rusqlite::Result<Option<String>> {
     let queues = read(connection)?;
     if let Some((queue, _)) = queues.iter().find(|(_, row)| row.weight == 0) {
         return Ok(Some(format!("queue {queue} has the weight 0")));
     }
+    for (queue, row) in &queues {
+        let Some(job) = row.dead_letter.as_deref() else { continue };
+        if let Err(why) = job.validate() {
+            return Ok(Some(format!("the dead-letter job of queue {queue}: {why}")));
+        }
+        let of = job.rules.queue.as_ref().filter(|of| of.as_str() != DEFAULT_QUEUE);
+        if let Some(of) = of.filter(|of| !queues.contains_key(*of)) {
+            return Ok(Some(format!(
+                "the dead-letter job of queue {queue} is in queue {of}, which is not in the database"
+            )));
+        }
+    }
+    let mut letters = BTreeSet::new();
     let mut statement = connection.prepare(
         "SELECT job_specs.job, spec FROM jobs JOIN job_specs USING (job) WHERE state < 3",
     )?;
     let mut rows = statement.query([])?;
     while let Some(row) = rows.next()? {
         let spec: podmesh_protocol::spec::JobSpec = decoded(row, 1)?;
+        if let Some(letter) = spec.dead_letter
+            && !letters.insert(letter.attempt)
+        {
+            return Ok(Some(format!("{} has two dead-letter jobs", letter.attempt)));
+        }
         let Some(queue) = spec.rules.queue else { continue };
         if queue.as_str() != DEFAULT_QUEUE && !queues.contains_key(&queue) {
             let job: i64 = row.get(0)?;

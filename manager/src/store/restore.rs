@@ -41,7 +41,7 @@ pub(super) fn read(connection: &Connection) -> rusqlite::Result<Restored> {
     let mut statement = connection.prepare(
         "SELECT node, name, boot_id, agent_instance, program_version, cpu_millis, memory_bytes,
              labels, runtimes, epoch, agent_id, lost_age_ms, scheduling, address,
-             drain, admin_labels, resources
+             drain, admin_labels, resources, maintenance
          FROM nodes WHERE NOT forgotten",
     )?;
     let mut rows = statement.query([])?;
@@ -136,6 +136,7 @@ fn node(row: &Row<'_>) -> rusqlite::Result<NodeRow> {
         scheduling: scheduling(row.get(12)?)?,
         address: row.get(13)?,
         drain: optional(row, 14)?,
+        maintenance: optional(row, 17)?,
         admin_labels: optional(row, 15)?.unwrap_or_default(),
         resources: optional(row, 16)?.unwrap_or_default(),
     })

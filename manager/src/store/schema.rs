@@ -231,6 +231,7 @@ UPDATE attempts SET failed_ms = ended_ms
             AND later.number = attempts.number + 1);
 
 ALTER TABLE nodes ADD COLUMN drain BLOB; -- MessagePack; NULL: it is not drained
+ALTER TABLE nodes ADD COLUMN maintenance BLOB; -- MessagePack; NULL: none is planned
 ALTER TABLE nodes ADD COLUMN admin_labels BLOB; -- as labels; NULL: none
 ALTER TABLE nodes ADD COLUMN resources BLOB; -- MessagePack, as on the wire; NULL: none
 ALTER TABLE attempts ADD COLUMN claims BLOB; -- MessagePack: what it has of these; NULL: nothing

@@ -22,7 +22,7 @@ use podmesh_protocol::again::{EndedAs, RequeueRequest};
 use podmesh_protocol::client::PrincipalKind;
 use podmesh_protocol::ids::{AgentId, AttemptId, Epoch, InstanceId, JobId, Name, SubmissionId};
 use podmesh_protocol::limits::PROTOCOL_VERSION;
-use podmesh_protocol::node::{DrainSpec, Scheduling};
+use podmesh_protocol::node::{DrainSpec, MaintenanceSpec, Scheduling};
 use podmesh_protocol::place::{Offer, PlaceRules};
 use podmesh_protocol::queue::QueueChange;
 use podmesh_protocol::report::{Outcome, OutcomeKind, Report, ReportFact};
@@ -56,6 +56,8 @@ struct World {
     requeued: usize,
     /// How many jobs were submitted that wait for others.
     waiting: usize,
+    /// How many dead-letter jobs were submitted.
+    dead_letters: usize,
     /// The open session of each node, with its connection and the number of its last report.
     sessions: BTreeMap<&'static str, (Epoch, ConnectionId, u64)>,
 }
@@ -68,7 +70,18 @@ impl World {
         let now = Now { mono_ms: 1_000, wall_ms: 1_700_000_000_000 };
         let core = Self::core(now, state.clone());
         let (rng, sessions) = (Rng::with_seed(seed), BTreeMap::new());
-        Self { dir, store, core, follower: state, now, rng, requeued: 0, waiting: 0, sessions }
+        Self {
+            dir,
+            store,
+            core,
+            follower: state,
+            now,
+            rng,
+            requeued: 0,
+            waiting: 0,
+            dead_letters: 0,
+            sessions,
+        }
     }
 
     fn core(now: Now, state: State) -> Core {
@@ -91,6 +104,11 @@ impl World {
             let mut step = Step::default();
             self.core.step(self.now, input.take().unwrap_or(Input::Tick), &mut step);
             effects.extend(step.effects.iter().cloned());
+            let of = |change: &&Change| match change {
+                Change::JobInserted { spec, .. } => spec.dead_letter.is_some(),
+                _ => false,
+            };
+            self.dead_letters += step.changes.iter().filter(of).count();
             let changes = rmp_serde::to_vec_named(&Versioned::new(&step.changes)).unwrap();
             let changes: Versioned<Vec<Change>> = rmp_serde::from_slice(&changes).unwrap();
             let changes = changes.into_value().unwrap();
@@ -338,7 +356,11 @@ impl World {
                     weight: self.rng.bool().then(|| self.rng.u32(1..4)),
                     max_active: self.rng.bool().then(|| self.rng.u32(0..4)),
                     max_active_per_caller: self.rng.bool().then(|| self.rng.u32(0..4)),
+                    dead_letter: (self.rng.u8(0..4) > 0).then(|| Box::new(job_spec(2))),
+                    no_dead_letter: false,
                 };
+                let no_dead_letter = change.dead_letter.is_none() && self.rng.bool();
+                let change = QueueChange { no_dead_letter, ..change };
                 Command::SetQueue { by, queue, change }
             }
             3 => Command::ChangeQueue { by, queue, action: QueueAction::Pause },
@@ -448,13 +470,13 @@ impl World {
 
 #[test]
 fn the_core_a_follower_and_the_database_have_the_same_state() {
-    let (mut requeued, mut waiting) = (0, 0);
+    let (mut requeued, mut waiting, mut dead_letters) = (0, 0, 0);
     for seed in 0..20 {
         println!("seed {seed}");
         let mut world = World::new(seed);
         for _ in 0..400 {
             let node = NODES[world.rng.usize(0..3)];
-            match world.rng.u8(0..47) {
+            match world.rng.u8(0..48) {
                 0..3 | 44 => world.submit(),
                 3 => world.workflow(),
                 35 => {
@@ -508,6 +530,16 @@ fn the_core_a_follower_and_the_database_have_the_same_state() {
                     }
                     world.command(Command::ScheduleNode { by, node, scheduling, drain });
                 }
+                47 => {
+                    let (by, node) = (name("root"), name(node));
+                    let from_ms = world.now.wall_ms + world.rng.u64(0..20_000);
+                    let maintenance = world.rng.bool().then(|| MaintenanceSpec {
+                        from_ms,
+                        for_ms: 10_000,
+                        drain: DrainSpec::default(),
+                    });
+                    world.command(Command::SetMaintenance { by, node, maintenance });
+                }
                 43 => {
                     let (by, node, label) = (name("root"), name(node), name("zone"));
                     let (mut set, mut remove) = (BTreeMap::new(), BTreeSet::new());
@@ -527,6 +559,7 @@ fn the_core_a_follower_and_the_database_have_the_same_state() {
         world.restart();
         requeued += world.requeued;
         waiting += world.waiting;
+        dead_letters += world.dead_letters;
         let path = world.dir.path().join(super::FILE_NAME);
         let checked = super::check::examine(world.store.writer.connection(), &path).unwrap();
         assert!(checked.wrong.is_empty(), "{:?}", checked.wrong);
@@ -537,4 +570,5 @@ fn the_core_a_follower_and_the_database_have_the_same_state() {
     }
     assert!(requeued > 40, "only {requeued} tasks were requeued");
     assert!(waiting > 300, "only {waiting} jobs waited for others");
+    assert!(dead_letters > 15, "only {dead_letters} dead-letter jobs");
 }

@@ -43,6 +43,7 @@ pub(super) fn name(text: &str) -> Name {
 pub(super) fn node(text: &str) -> NodeRow {
     NodeRow {
         drain: None,
+        maintenance: None,
         admin_labels: Default::default(),
         resources: Default::default(),
         node: name(text),

@@ -690,13 +690,13 @@ impl<'a> Rows<'a> {
             .prepare_cached(
                 "INSERT INTO nodes (name, boot_id, agent_instance, program_version, cpu_millis,
                      memory_bytes, labels, runtimes, epoch, agent_id, lost_age_ms, scheduling,
-                     address, drain, admin_labels, resources)
-                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16)
+                     address, drain, admin_labels, resources, maintenance)
+                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17)
                  ON CONFLICT (name) DO UPDATE SET boot_id = ?2, agent_instance = ?3,
                      program_version = ?4, cpu_millis = ?5, memory_bytes = ?6, labels = ?7,
                      runtimes = ?8, epoch = ?9, agent_id = ?10, lost_age_ms = ?11,
                      scheduling = ?12, address = ?13, drain = ?14, admin_labels = ?15, resources = ?16,
-                     forgotten = 0
+                     maintenance = ?17, forgotten = 0
                  RETURNING node",
             )?
             .query_row(
@@ -721,6 +721,7 @@ impl<'a> Rows<'a> {
                     (!row.resources.is_empty())
                         .then(|| rmp_serde::to_vec_named(&row.resources))
                         .transpose()?,
+                    row.maintenance.as_deref().map(rmp_serde::to_vec_named).transpose()?,
                 ],
                 |row| row.get(0),
             )?;

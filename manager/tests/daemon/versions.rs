@@ -71,7 +71,7 @@ async fn an_agent_without_a_common_version_is_told_what_to_upgrade() {
         let dir = tempfile::tempdir().unwrap();
         let manager = manager_of(&dir, manager_speaks).await;
         match answer(&manager, version, version_oldest).await {
-            ToPeer::Refused(ErrorReply { code, message, versions }) => {
+            ToPeer::Refused(ErrorReply { code, message, versions, .. }) => {
                 assert_eq!(code, ErrorCode::UnsupportedVersion);
                 assert_eq!((message.as_str(), versions), (said, Some(manager_speaks)));
             }

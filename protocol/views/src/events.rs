@@ -347,6 +347,15 @@ enum EventBody {
         /// The node.
         node: String,
     },
+    /// Something about the planned maintenance of a node.
+    NodeMaintenance {
+        /// The node.
+        node: String,
+        /// What there is to say: it is planned, begins, or is over.
+        message: String,
+        /// Who planned it, or has changed it.
+        by: String,
+    },
     /// An admin has changed labels of a node.
     NodeLabelled {
         /// The node.
@@ -430,6 +439,32 @@ enum EventBody {
         queue: String,
         /// Who asked for it.
         by: String,
+    },
+    /// A task has failed for good, and the dead-letter job of its queue was submitted.
+    DeadLetterSubmitted {
+        /// The job of the task.
+        job: u64,
+        /// The task.
+        task: String,
+        /// Its last attempt.
+        attempt: String,
+        /// The queue.
+        queue: String,
+        /// The dead-letter job.
+        dead_letter: u64,
+    },
+    /// A task has failed for good, and its queue has a dead-letter job that was not submitted.
+    DeadLetterSkipped {
+        /// The job of the task.
+        job: u64,
+        /// The task.
+        task: String,
+        /// Its last attempt.
+        attempt: String,
+        /// The queue.
+        queue: String,
+        /// Why.
+        message: String,
     },
     /// A run of a schedule has started: its job was submitted.
     ScheduleRan {
@@ -525,6 +560,16 @@ impl From<&EventFact> for EventKind {
             EventFact::LogGap { attempt: id, message } => {
                 let (job, task, attempt) = ids(id);
                 EventBody::LogGap { job, task, attempt, message: message.clone() }
+            }
+            EventFact::DeadLetterSubmitted { attempt: id, queue, dead_letter } => {
+                let ((job, task, attempt), queue) = (ids(id), queue.to_string());
+                let dead_letter = dead_letter.0;
+                EventBody::DeadLetterSubmitted { job, task, attempt, queue, dead_letter }
+            }
+            EventFact::DeadLetterSkipped { attempt: id, queue, message } => {
+                let ((job, task, attempt), queue) = (ids(id), queue.to_string());
+                let message = message.clone();
+                EventBody::DeadLetterSkipped { job, task, attempt, queue, message }
             }
             EventFact::NodeConnected { node, instance } => {
                 EventBody::NodeConnected { node: node.to_string(), instance: instance.to_string() }
@@ -624,6 +669,11 @@ impl From<&EventFact> for EventKind {
                 by: by.to_string(),
             },
             EventFact::NodeDrained { node } => EventBody::NodeDrained { node: node.to_string() },
+            EventFact::NodeMaintenance { node, message, by } => EventBody::NodeMaintenance {
+                node: node.to_string(),
+                message: message.clone(),
+                by: by.to_string(),
+            },
             EventFact::NodeLabelled { node, labels, by } => EventBody::NodeLabelled {
                 node: node.to_string(),
                 labels: labels.clone(),

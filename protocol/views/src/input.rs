@@ -40,6 +40,9 @@ pub enum InputError {
     /// A time is not written as it must be.
     #[error("not_before: not a time in RFC 3339 from 1970 on, such as 2026-12-01T08:00:00Z")]
     Time,
+    /// A time is not written as it must be.
+    #[error("from: not a time in RFC 3339 from 1970 on, such as 2026-12-01T22:00:00Z")]
+    From,
     /// The fields do not say when a schedule is due.
     #[error("a schedule needs either `cron` (with `zone`) or `every_ms`")]
     When,
@@ -298,13 +301,14 @@ impl TryFrom<JobInput> for JobSpec {
             not_before_ms: spec.not_before.as_deref().map(moment).transpose()?,
             after: spec.after.into_iter().map(Dependency::from).collect(),
             scheduled: None,
+            dead_letter: None,
             workflow: None,
             run,
         })
     }
 }
 
-fn moment(text: &str) -> Result<u64, InputError> {
+pub(crate) fn moment(text: &str) -> Result<u64, InputError> {
     let time: Timestamp = text.parse().map_err(|_| InputError::Time)?;
     u64::try_from(time.as_millisecond()).map_err(|_| InputError::Time)
 }

@@ -1,4 +1,4 @@
-//! Jobs, tasks and nodes, as JSON.
+//! Jobs and tasks, as JSON.
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -11,8 +11,6 @@ use podmesh_protocol::spec;
 use schemars::JsonSchema;
 use serde::Serialize;
 
-use crate::node::{DrainRow, NamedResourceRow};
-use crate::service::Scheduling;
 use crate::time::rfc3339;
 use crate::workflow::AfterOutput;
 
@@ -314,6 +312,8 @@ pub struct JobOutput {
     pub schedule: Option<String>,
     /// The instant of that run: RFC 3339.
     pub schedule_instant: Option<String>,
+    /// The failed task that it is the dead-letter job of.
+    pub dead_letter_of: Option<String>,
     /// The number of the workflow that it is part of.
     pub workflow: Option<u64>,
     /// The name of that workflow.
@@ -480,6 +480,7 @@ impl From<&wire::JobDetail> for JobOutput {
             ended_early: detail.ended_early.clone(),
             schedule: detail.spec.scheduled.as_ref().map(|run| run.schedule.to_string()),
             schedule_instant: detail.spec.scheduled.as_ref().map(|run| rfc3339(run.instant_ms)),
+            dead_letter_of: detail.spec.dead_letter.as_ref().map(|of| of.attempt.task.to_string()),
             workflow: detail.spec.workflow.as_ref().map(|part| part.workflow.0),
             workflow_name: detail.spec.workflow.as_ref().map(|part| part.name.to_string()),
             spec: (&detail.spec).into(),
@@ -696,105 +697,5 @@ impl TasksOutput {
     /// Returns the view of a page of tasks.
     pub fn new(job: JobId, tasks: &[wire::TaskView], more: bool) -> Self {
         Self { job: job.0, tasks: tasks.iter().map(Into::into).collect(), more }
-    }
-}
-
-/// `podmesh nodes --output json`
-#[derive(Debug, Serialize, JsonSchema)]
-pub struct NodesOutput {
-    /// The nodes in order of name.
-    pub nodes: Vec<NodeRow>,
-}
-
-/// A node.
-#[derive(Debug, Serialize, JsonSchema)]
-pub struct NodeRow {
-    /// The node's name.
-    pub node: String,
-    /// Whether it is available.
-    pub state: NodeState,
-    /// The epoch of its current session.
-    pub epoch: Option<u64>,
-    /// The version of its agent.
-    pub version: String,
-    /// All resources that it offers.
-    pub capacity: ResourcesRow,
-    /// The resources that are free.
-    pub free: ResourcesRow,
-    /// Its labels.
-    pub labels: BTreeMap<String, String>,
-    /// The runtimes that it can start.
-    pub runtimes: Vec<RuntimeKind>,
-    /// The enabled runtimes that it cannot start at present, and why.
-    pub withdrawn: BTreeMap<String, String>,
-    /// Which limits of a job (`memory`, `cpus`) it does not enforce for commands, and why.
-    pub unenforced: BTreeMap<String, String>,
-    /// Which of its disks are nearly full, `logs` (of the output) or `data` (of its data folder), and
-    /// how much was free when its agent found that.
-    pub low_disks: BTreeMap<String, String>,
-    /// The number of attempts that it has.
-    pub attempts: u32,
-    /// Milliseconds since it was last known to be alive; null if not since the manager started.
-    pub seen_ms_ago: Option<u64>,
-    /// Whether it joined with a key; otherwise its agent is on the manager's machine.
-    pub enrolled: bool,
-    /// What an admin lets it get.
-    pub scheduling: Scheduling,
-    /// Its named resources.
-    pub resources: BTreeMap<String, NamedResourceRow>,
-    /// Its drain, if it is being drained.
-    pub drain: Option<DrainRow>,
-    /// Those of its labels that an admin has set. The others are its agent's.
-    pub admin_labels: Vec<String>,
-    /// The IP address at which other nodes reach the replicas on it; null if it has no proxy.
-    pub address: Option<String>,
-}
-
-/// Cores and memory.
-#[derive(Debug, Serialize, JsonSchema)]
-pub struct ResourcesRow {
-    /// Thousandths of a core.
-    pub cpu_millis: u32,
-    /// Bytes of memory.
-    pub memory_bytes: u64,
-}
-
-impl From<&spec::Resources> for ResourcesRow {
-    fn from(resources: &spec::Resources) -> Self {
-        Self { cpu_millis: resources.cpu_millis, memory_bytes: resources.memory_bytes }
-    }
-}
-
-impl From<&podmesh_protocol::node::NodeView> for NodeRow {
-    fn from(view: &podmesh_protocol::node::NodeView) -> Self {
-        Self {
-            node: view.node.to_string(),
-            state: (&view.state).into(),
-            epoch: view.epoch.map(|epoch| epoch.0),
-            version: view.program_version.clone(),
-            capacity: (&view.capacity).into(),
-            free: (&view.free).into(),
-            labels: labels(&view.labels),
-            runtimes: view.runtimes.iter().map(Into::into).collect(),
-            withdrawn: view
-                .withdrawn
-                .iter()
-                .map(|(kind, why)| (kind.to_string(), why.clone()))
-                .collect(),
-            unenforced: view.unenforced.clone(),
-            low_disks: view.low_disks.clone(),
-            attempts: view.attempts,
-            seen_ms_ago: view.seen_ms_ago,
-            enrolled: view.enrolled,
-            scheduling: (&view.scheduling).into(),
-            resources: view
-                .resources
-                .iter()
-                .map(|(name, resource)| (name.to_string(), resource.into()))
-                .collect(),
-            drain: view.drain.as_ref().map(DrainRow::from),
-            admin_labels: view.admin_labels.iter().map(ToString::to_string).collect(),
-            address: view.address.clone(),
-        }
     }
 }

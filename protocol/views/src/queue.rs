@@ -1,8 +1,12 @@
 //! Queues.
 
 use podmesh_protocol::queue::{QueueCaller, QueueChange, QueueDetail, QueueView};
+use podmesh_protocol::spec::JobSpec;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+
+use crate::input::{InputError, JobInput};
+use crate::json::SpecOutput;
 
 /// `podmesh queue list`
 #[derive(Debug, Serialize, JsonSchema)]
@@ -26,6 +30,9 @@ pub struct QueueRow {
     pub paused: bool,
     /// Who changed it last; null for the default queue until somebody does.
     pub changed_by: Option<String>,
+    /// The name of the job that is submitted when a task of the queue has failed for good; null: there
+    /// is none.
+    pub dead_letter: Option<String>,
     /// How many of its jobs have not ended.
     pub jobs: u32,
     /// How many of their tasks wait.
@@ -42,10 +49,23 @@ pub struct QueueOutput {
     /// Its row.
     #[serde(flatten)]
     pub row: QueueRow,
+    /// The job that is submitted when a task of the queue has failed for good; null: there is none.
+    pub dead_letter_job: Option<DeadLetterJob>,
     /// Those who have jobs in it, by name.
     pub callers: Vec<QueueCallerRow>,
     /// How many more there are.
     pub more_callers: u32,
+}
+
+/// The dead-letter job of a queue.
+#[derive(Debug, Serialize, JsonSchema)]
+pub struct DeadLetterJob {
+    /// Its name.
+    pub name: String,
+    /// Its priority.
+    pub priority: i32,
+    /// What it runs.
+    pub spec: SpecOutput,
 }
 
 /// What one caller has in a queue.
@@ -84,7 +104,7 @@ pub struct QueueChangedOutput {
 }
 
 /// The settings of a queue. What is not given stays as it is.
-#[derive(Clone, Copy, Debug, Default, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct QueueInput {
     /// What it gets of the cluster, compared with other queues that have jobs to run: 1 to 1000;
@@ -94,12 +114,25 @@ pub struct QueueInput {
     pub max_active: Option<u32>,
     /// How many tasks of each caller may be active in it at a time; 0 lifts the limit.
     pub max_active_per_caller: Option<u32>,
+    /// The job that is submitted when a task of the queue has failed for good.
+    pub dead_letter_job: Option<JobInput>,
+    /// Whether the queue no longer has such a job.
+    #[serde(default)]
+    pub no_dead_letter: bool,
 }
 
-impl From<QueueInput> for QueueChange {
-    fn from(input: QueueInput) -> Self {
-        let QueueInput { weight, max_active, max_active_per_caller } = input;
-        Self { weight, max_active, max_active_per_caller }
+impl TryFrom<QueueInput> for QueueChange {
+    type Error = InputError;
+
+    fn try_from(input: QueueInput) -> Result<Self, InputError> {
+        let job = input.dead_letter_job.map(JobSpec::try_from).transpose()?;
+        Ok(Self {
+            weight: input.weight,
+            max_active: input.max_active,
+            max_active_per_caller: input.max_active_per_caller,
+            dead_letter: job.map(Box::new),
+            no_dead_letter: input.no_dead_letter,
+        })
     }
 }
 
@@ -111,6 +144,7 @@ impl From<&QueueView> for QueueRow {
             max_active: view.max_active,
             max_active_per_caller: view.max_active_per_caller,
             paused: view.paused,
+            dead_letter: view.dead_letter.as_ref().map(ToString::to_string),
             changed_by: view.by.as_ref().map(ToString::to_string),
             jobs: view.jobs,
             queued: view.queued,
@@ -136,6 +170,11 @@ impl From<&QueueDetail> for QueueOutput {
     fn from(detail: &QueueDetail) -> Self {
         Self {
             row: QueueRow::from(&detail.view),
+            dead_letter_job: detail.dead_letter.as_deref().map(|job| DeadLetterJob {
+                name: job.name.to_string(),
+                priority: job.priority,
+                spec: job.into(),
+            }),
             callers: detail.callers.iter().map(QueueCallerRow::from).collect(),
             more_callers: detail.more_callers,
         }

@@ -151,3 +151,26 @@ fn a_page_of_another_site_may_not_ask() {
     let foreign = Api::new(Place::Socket(mesh.http_socket())).with("Origin", "http://evil.example");
     problem(foreign.post("/api/v1/jobs", &script("true")), 403, "foreign_origin");
 }
+
+#[test]
+fn a_token_that_submits_too_often_is_told_when_to_come_again() {
+    let flags = ["--http", "127.0.0.1:0", "--submissions-per-caller", "2/h"];
+    let mut mesh = Mesh::new(PODMESH).manager_flags(&flags);
+    mesh.start_manager();
+    let operator = remote(&mesh).bearing(&token(&mesh, "operator"));
+    for _ in 0..2 {
+        assert_eq!(operator.post("/api/v1/jobs", &script("true")).status, 201);
+    }
+    let flow =
+        json!({ "name": "flow", "jobs": [{ "name": "a", "spec": { "command": ["true"] } }] });
+    for (path, body) in [("/api/v1/jobs", script("true")), ("/api/v1/workflows", flow)] {
+        let reply = operator.post(path, &body);
+        let seconds: u64 = reply.header("retry-after").unwrap().parse().unwrap();
+        assert!((1..=1_800).contains(&seconds), "{seconds}");
+        let said = problem(reply, 429, "overloaded");
+        assert!(said.contains("2 in an hour") && said.contains("submissions_per_caller"), "{said}");
+    }
+    for _ in 0..5 {
+        assert_eq!(local(&mesh).post("/api/v1/jobs", &script("true")).status, 201);
+    }
+}

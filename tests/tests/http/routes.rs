@@ -190,6 +190,20 @@ fn every_route_answers_as_the_document_says() {
     assert_eq!(history["runs"][0]["result"], "ran");
     ask("DELETE", "/schedules/yearly", None, 200);
 
+    let window = json!({ "from": "2099-01-01T00:00:00Z", "for_ms": 1000 });
+    let far = ask("PUT", "/nodes/a/maintenance", Some(window), 422);
+    assert!(far["detail"].as_str().unwrap().contains("366 days"), "{far}");
+    let window = json!({ "from": "tomorrow", "for_ms": 1000 });
+    let wrong = ask("PUT", "/nodes/a/maintenance", Some(window), 422);
+    assert!(wrong["detail"].as_str().unwrap().contains("RFC 3339"), "{wrong}");
+    let tomorrow = jiff::Timestamp::now() + jiff::SignedDuration::from_hours(24);
+    let window = json!({ "from": tomorrow.to_string(), "for_ms": 7200000, "reason": "disks" });
+    assert_eq!(ask("PUT", "/nodes/a/maintenance", Some(window), 200)["changed"], true);
+    let node = ask("GET", "/nodes", None, 200)["nodes"][0].clone();
+    assert_eq!(node["maintenance"]["reason"], "disks", "{node}");
+    assert_eq!(node["maintenance"]["active"], false, "{node}");
+    assert_eq!(ask("DELETE", "/nodes/a/maintenance", None, 200)["changed"], true);
+
     assert_eq!(ask("PUT", "/queues/night", Some(json!({ "weight": 3 })), 200)["added"], true);
     let zero = ask("PUT", "/queues/night", Some(json!({ "weight": 0 })), 422);
     assert!(zero["detail"].as_str().unwrap().contains("QUEUE_WEIGHT_MAX"), "{zero}");
@@ -198,6 +212,19 @@ fn every_route_answers_as_the_document_says() {
     assert_eq!(listed["queues"][1]["paused"], true, "{listed}");
     ask("POST", "/queues/night/resume", None, 200);
     assert_eq!(ask("GET", "/queues/night", None, 200)["weight"], 3);
+    let alarm = json!({ "name": "alarm", "priority": 0, "spec": { "command": ["true"] } });
+    let letter = json!({ "dead_letter_job": alarm });
+    assert_eq!(ask("PUT", "/queues/night", Some(letter), 200)["changed"], true);
+    let shown = ask("GET", "/queues/night", None, 200);
+    assert_eq!(shown["dead_letter"], "alarm", "{shown}");
+    // What a reply shows can be sent back, and changes nothing.
+    let same = json!({ "dead_letter_job": shown["dead_letter_job"] });
+    assert_eq!(ask("PUT", "/queues/night", Some(same), 200)["changed"], false);
+    let bad = json!({ "dead_letter_job": { "name": "alarm", "spec": {} } });
+    let bad = ask("PUT", "/queues/night", Some(bad), 422);
+    assert!(bad["detail"].as_str().unwrap().contains("command"), "{bad}");
+    ask("PUT", "/queues/night", Some(json!({ "no_dead_letter": true })), 200);
+    assert_eq!(ask("GET", "/queues/night", None, 200)["dead_letter_job"], json!(null));
     ask("DELETE", "/queues/night", None, 200);
     ask("GET", "/queues/night", None, 404);
 

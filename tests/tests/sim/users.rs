@@ -105,6 +105,7 @@ fn queue_command(number: u64) -> Command {
                 weight: Some(value(4) + 1),
                 max_active: Some(value(6)),
                 max_active_per_caller: Some(value(8)),
+                ..QueueChange::default()
             };
             Command::SetQueue { by, queue, change }
         }
@@ -184,6 +185,7 @@ impl World {
             not_before_ms: None,
             after: Vec::new(),
             scheduled: None,
+            dead_letter: None,
             workflow: None,
             name: "job".parse().expect("a name"),
             array: ArrayRange { first: 1, last: tasks },

@@ -134,6 +134,40 @@ pub(crate) enum NodesVerb {
         #[arg(required = true, value_name = "LABEL=VALUE|LABEL-")]
         changes: Vec<LabelChange>,
     },
+    /// Plan a maintenance of a node: it is drained from a time on, and uncordoned afterwards
+    ///
+    /// A node has one planned maintenance; another one replaces it. What you do with the node meanwhile
+    /// (cordon, uncordon, drain) ends the maintenance, and stays.
+    #[command(
+        after_help = "Example: podmesh nodes maintenance node-3 --from 2026-12-01T22:00 --for 2h --requeue"
+    )]
+    Maintenance {
+        /// Name of the node
+        #[arg(value_name = "NODE")]
+        name: Name,
+        /// When it begins, such as 2026-12-01T22:00
+        #[arg(long, value_name = "TIME", required_unless_present = "remove")]
+        from: Option<String>,
+        /// How long it takes, such as 2h
+        #[arg(long = "for", value_name = "TIME", required_unless_present = "remove")]
+        length: Option<Span>,
+        /// Time zone of --from, such as Europe/Berlin [default: that of this machine]
+        #[arg(long, value_name = "ZONE", requires = "from")]
+        tz: Option<String>,
+        /// Stop what still runs so long after its begin [default: wait for its end]
+        #[arg(long, value_name = "TIME")]
+        deadline: Option<Span>,
+        /// Run stopped tasks of jobs again elsewhere, without using a retry. Without --deadline they
+        /// are stopped at once
+        #[arg(long)]
+        requeue: bool,
+        /// Why; shown in `podmesh nodes`
+        #[arg(long, value_name = "TEXT")]
+        reason: Option<String>,
+        /// Take back what is planned; if it has begun, it ends
+        #[arg(long, conflicts_with_all = ["from", "length", "tz", "deadline", "requeue", "reason"])]
+        remove: bool,
+    },
     /// Empty nodes, for maintenance: give them no new work, and move their replicas to other nodes
     ///
     /// Tasks of jobs run to their end, or until the deadline. A replica stops only when its successor

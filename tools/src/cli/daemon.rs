@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
 use podmesh_agent::policy::IngressAddress;
-use podmesh_manager::Collector;
+use podmesh_manager::{Collector, SubmissionRate};
 use podmesh_protocol::access::JoinToken;
 use podmesh_protocol::ids::Name;
 use podmesh_wire::address::ManagerAddress;
@@ -74,6 +74,15 @@ pub(crate) struct ManagerArgs {
         allow_hyphen_values = true
     )]
     pub(crate) priority_max: Option<i32>,
+    /// How many submissions each caller has in a time, such as 100/s, 30/m or 500/h; admins have no such limit [default: no limit]
+    #[arg(
+        long,
+        value_name = "RATE",
+        env = "PODMESH_SUBMISSIONS_PER_CALLER",
+        hide_env_values = true,
+        allow_hyphen_values = true
+    )]
+    pub(crate) submissions_per_caller: Option<SubmissionRate>,
     /// How long ended jobs are kept [default: 90days]
     #[arg(long, value_name = "TIME", env = "PODMESH_KEEP", hide_env_values = true)]
     pub(crate) keep: Option<Span>,

@@ -1,5 +1,7 @@
 //! The arguments of `queue`.
 
+use std::path::PathBuf;
+
 use clap::{Args, Subcommand};
 use podmesh_protocol::ids::Name;
 use podmesh_protocol::limits::QUEUE_WEIGHT_MAX;
@@ -7,6 +9,7 @@ use podmesh_protocol::limits::QUEUE_WEIGHT_MAX;
 pub(crate) const SET_HELP: &str = "\
 Examples: podmesh queue set night --weight 3 --max-active 100
           podmesh queue set night --max-active none
+          podmesh queue set night --dead-letter alarm.toml
           podmesh submit --queue night -- ./simulate";
 
 /// `queue`.
@@ -70,6 +73,13 @@ pub(crate) struct SetArgs {
     /// Run at most so many tasks of each caller at a time; `none` lifts the limit [default: none]
     #[arg(long, value_name = "NUMBER", value_parser = limit, allow_hyphen_values = true)]
     pub(crate) max_active_per_caller: Option<u32>,
+    /// Submit the job in this file (as of `submit -f`) when a task of the queue has failed for good;
+    /// its variables PODMESH_FAILED_TASK, _NODE, _REASON … say which task, and why
+    #[arg(long, value_name = "FILE")]
+    pub(crate) dead_letter: Option<PathBuf>,
+    /// Submit no job when a task has failed
+    #[arg(long, conflicts_with = "dead_letter")]
+    pub(crate) no_dead_letter: bool,
 }
 
 /// Reads a limit; 0 stands for none.

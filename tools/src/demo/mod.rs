@@ -212,6 +212,7 @@ fn job(name: &str, array: ArrayRange, run: RunSpec) -> CliResult<JobSpec> {
         not_before_ms: None,
         after: Vec::new(),
         scheduled: None,
+        dead_letter: None,
         workflow: None,
         run,
     })

@@ -2,8 +2,7 @@
 
 use podmesh_protocol::event::EventFact;
 use podmesh_protocol::ids::Revision;
-use podmesh_protocol::report::{self, OutcomeKind};
-use podmesh_protocol::word::MaybeKnown;
+use podmesh_protocol::report;
 pub(crate) use podmesh_views::events::EventOutput;
 use podmesh_views::events::fields_json;
 
@@ -122,6 +121,9 @@ pub(crate) fn describe(fact: &EventFact) -> String {
             format!("node {node} was {} by {by}", Scheduling::from(scheduling).word())
         }
         EventFact::NodeDrained { node } => format!("node {node} is drained"),
+        EventFact::NodeMaintenance { node, message, by } => {
+            format!("maintenance of node {node}, planned by {by}: {}", escape(message))
+        }
         EventFact::NodeLabelled { node, labels, by } => {
             format!("node {node} was labelled {} by {by}", escape(&labels.join(" ")))
         }
@@ -146,6 +148,15 @@ pub(crate) fn describe(fact: &EventFact) -> String {
             format!("queue {queue} changed by {by}: {}", escape(message))
         }
         EventFact::QueueRemoved { queue, by } => format!("queue {queue} removed by {by}"),
+        EventFact::DeadLetterSubmitted { attempt, queue, dead_letter } => {
+            format!("{attempt} has failed for good: dead-letter job {dead_letter} of queue {queue}")
+        }
+        EventFact::DeadLetterSkipped { attempt, queue, message } => {
+            let why = escape(message);
+            format!(
+                "{attempt} has failed for good without a dead-letter job of queue {queue}: {why}"
+            )
+        }
         EventFact::ScheduleRan { schedule, instant_ms, job } => {
             format!("schedule {schedule} ran for {}: job {job}", local(*instant_ms))
         }
@@ -162,26 +173,7 @@ pub(crate) fn describe(fact: &EventFact) -> String {
 
 /// Describes how an attempt ended, for people: `failed, exit code 3, after 1.2s: …`.
 pub(crate) fn outcome_text(outcome: &report::ShownOutcome) -> String {
-    let mut text = match &outcome.kind {
-        MaybeKnown::Known(kind) => match kind {
-            OutcomeKind::Succeeded => "succeeded",
-            OutcomeKind::Failed => "failed",
-            OutcomeKind::Cancelled => "was cancelled",
-            OutcomeKind::TimedOut => "timed out",
-            OutcomeKind::Lost => "was lost",
-            OutcomeKind::NotStarted => "was not started",
-        }
-        .to_owned(),
-        MaybeKnown::Unknown(kind) => format!("ended ({})", escape(kind)),
-    };
-    match (outcome.exit_code, outcome.signal) {
-        (Some(code), _) if code != 0 => text += &format!(", exit code {code}"),
-        (None, Some(signal)) => text += &format!(", signal {signal}"),
-        _ => {}
-    }
-    if outcome.oom_killed {
-        text += ", out of memory";
-    }
+    let mut text = escape(&outcome.summary());
     if outcome.ran_ms > 0 {
         text += &format!(", after {}", coarse(outcome.ran_ms));
     }

@@ -5,6 +5,7 @@ use std::fmt::Write as _;
 use comfy_table::Cell;
 use podmesh_protocol::queue::{QueueDetail, QueueView};
 
+use super::schedule_table::runs;
 use super::screen::Screen;
 use super::table::render;
 
@@ -32,6 +33,9 @@ pub(crate) fn queue(screen: Screen, detail: &QueueDetail) -> String {
     let mut text = queues(screen, std::slice::from_ref(view));
     if let Some(by) = &view.by {
         _ = writeln!(text, "last changed by {by}");
+    }
+    if let Some(job) = &detail.dead_letter {
+        _ = writeln!(text, "for each task that fails for good, job {}: {}", job.name, runs(job));
     }
     if detail.callers.is_empty() {
         return text;

@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 use comfy_table::Cell;
 use podmesh_calendar::Zone;
 use podmesh_protocol::schedule::{ScheduleDetail, ScheduleRunView, ScheduleView};
-use podmesh_protocol::spec::RuntimeSpec;
+use podmesh_protocol::spec::{JobSpec, RuntimeSpec};
 
 use super::json::Word;
 use super::schedule::{Overlap, RunResult};
@@ -64,7 +64,7 @@ pub(crate) fn schedule(detail: &ScheduleDetail) -> String {
     line("when", &when(view));
     line("overlap", &Overlap::from(&detail.overlap).word());
     line("catch-up", &coarse(detail.catch_up_ms));
-    line("runs", &runs(detail));
+    line("runs", &runs(&detail.job));
     line("by", view.by.as_str());
     let counts = format!("{} ran, {} skipped, {} missed", view.ran, view.skipped, view.missed);
     line("so far", &counts);
@@ -87,8 +87,9 @@ pub(crate) fn schedule(detail: &ScheduleDetail) -> String {
     text
 }
 
-fn runs(detail: &ScheduleDetail) -> String {
-    let run = &detail.job.run;
+/// Returns what a job runs, in one line.
+pub(crate) fn runs(job: &JobSpec) -> String {
+    let run = &job.run;
     let image = match &run.runtime {
         RuntimeSpec::Docker(docker) => Some(docker.image.as_str()),
         RuntimeSpec::Process | RuntimeSpec::Noop => None,

@@ -11,9 +11,11 @@ mod tests {
     use crate::output::again::{FailedOutput, RequeueOutput};
     use crate::output::events::EventOutput;
     use crate::output::json::{
-        CancelOutput, ForgetOutput, JobOutput, JobsOutput, NodesOutput, SubmitOutput, TasksOutput,
+        CancelOutput, ForgetOutput, JobOutput, JobsOutput, SubmitOutput, TasksOutput,
     };
-    use crate::output::node::{LabelledNode, NodeSchedulingOutput};
+    use crate::output::node::{
+        LabelledNode, NodeMaintenanceOutput, NodeSchedulingOutput, NodesOutput,
+    };
     use crate::output::queue::{QueueOutput, QueueSavedOutput, QueuesOutput};
     use crate::output::schedule::{
         ScheduleHistoryOutput, ScheduleOutput, ScheduleRanOutput, ScheduleSavedOutput,
@@ -31,7 +33,7 @@ mod tests {
     use crate::verbs::compose::ps::ComposePsOutput;
     use crate::verbs::doctor::DoctorOutput;
 
-    fn schemas() -> [(&'static str, Schema); 38] {
+    fn schemas() -> [(&'static str, Schema); 39] {
         [
             ("cancel", schema_for!(CancelOutput)),
             ("compose_ps", schema_for!(ComposePsOutput)),
@@ -43,6 +45,7 @@ mod tests {
             ("job_why", schema_for!(JobWhyOutput)),
             ("jobs", schema_for!(JobsOutput)),
             ("node_labels", schema_for!(LabelledNode)),
+            ("node_maintenance", schema_for!(NodeMaintenanceOutput)),
             ("node_scheduling", schema_for!(NodeSchedulingOutput)),
             ("nodes", schema_for!(NodesOutput)),
             ("queue", schema_for!(QueueOutput)),

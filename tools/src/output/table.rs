@@ -365,6 +365,7 @@ mod tests {
             admin_labels: [].into(),
             resources: [].into(),
             drain: None,
+            maintenance: None,
             node: "node-1".parse().unwrap(),
             state: NodeState::Alive.into(),
             epoch: None,

@@ -159,6 +159,7 @@ impl Query {
                 | EventFact::NodeScheduled { .. }
                 | EventFact::NodeDrained { .. }
                 | EventFact::NodeLabelled { .. }
+                | EventFact::NodeMaintenance { .. }
                 | EventFact::RuntimeWithdrawn { .. }
                 | EventFact::RuntimeOffered { .. }
                 | EventFact::KeyRevoked { .. }

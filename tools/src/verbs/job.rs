@@ -98,6 +98,9 @@ pub(crate) fn describe(detail: &JobDetail) -> String {
     if let Some(run) = &spec.scheduled {
         lines.add("schedule", format!("{} for {}", run.schedule, local(run.instant_ms)));
     }
+    if let Some(of) = &spec.dead_letter {
+        lines.add("dead letter", format!("of task {}, queue {}", of.attempt.task, of.queue));
+    }
     if let Some(part) = &spec.workflow {
         lines.add("workflow", format!("{} ({})", part.workflow, part.name));
     }

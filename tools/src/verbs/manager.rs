@@ -34,6 +34,7 @@ struct ManagerFile {
     lease: Option<Span>,
     heartbeat: Option<Span>,
     priority_max: Option<i32>,
+    submissions_per_caller: Option<String>,
     keep: Option<Span>,
     keep_attempts: Option<u64>,
     keep_nodes: Option<Span>,
@@ -135,6 +136,12 @@ fn config(args: ManagerArgs, file: ManagerFile, data_dir: &DataDir) -> CliResult
     }
     if let Some(priority_max) = args.priority_max.or(file.priority_max) {
         config.priority_max = priority_max;
+    }
+    config.submissions_per_caller = args.submissions_per_caller;
+    if let (None, Some(text)) = (config.submissions_per_caller, file.submissions_per_caller) {
+        config.submissions_per_caller = Some(text.parse().map_err(|why| {
+            CliError::usage("manager.toml: `submissions_per_caller` is not valid").because(why)
+        })?);
     }
     if let Some(keep) = args.keep.or(file.keep) {
         config.retention.age_max = keep.0;

@@ -5,20 +5,22 @@ use std::time::Duration;
 
 use podmesh_protocol::client::PrincipalKind;
 use podmesh_protocol::ids::Name;
-use podmesh_protocol::node::{DrainSpec, DrainView, NodeView, Scheduling};
+use podmesh_protocol::node::{
+    DrainSpec, DrainView, MaintenanceSpec, MaintenanceView, NodeView, Scheduling,
+};
 use tokio::time::{sleep, timeout};
 
 use crate::cli::access::{NodesArgs, NodesVerb};
 use crate::connect::{Connection, PATIENCE_ASK};
 use crate::context::Context;
 use crate::error::{CliError, CliResult, EXIT_TIMED_OUT};
-use crate::output::json::NodesOutput;
-use crate::output::node::{LabelledNode, NodeSchedulingOutput};
+use crate::output::node::{LabelledNode, NodeMaintenanceOutput, NodeSchedulingOutput, NodesOutput};
 use crate::output::text::{count, escape};
 use crate::output::time::{coarse, local};
 use crate::output::{screen, table};
 use crate::values::{LabelChange, Span};
 use crate::verbs::several::Several;
+use crate::verbs::submit::moment_of;
 use crate::verbs::users::revoke;
 
 /// The time between two looks at nodes that are being drained.
@@ -49,6 +51,26 @@ pub(crate) async fn nodes(context: &Context, args: NodesArgs) -> CliResult {
             let wait = wait.then_some(Wait { timeout });
             return schedule(context, names, Scheduling::Draining, drain, wait).await;
         }
+        Some(NodesVerb::Maintenance {
+            name,
+            from,
+            length,
+            tz,
+            deadline,
+            requeue,
+            reason,
+            remove: _,
+        }) => {
+            let drain = DrainSpec { deadline_ms: deadline.map(Span::ms), requeue, reason };
+            let spec = match (from, length) {
+                (Some(from), Some(length)) => {
+                    let from_ms = moment_of(&from, tz)?;
+                    Some(MaintenanceSpec { from_ms, for_ms: length.ms(), drain })
+                }
+                _ => None,
+            };
+            return plan(context, name, spec).await;
+        }
         Some(NodesVerb::Label { name, changes }) => return label(context, name, changes).await,
         None => {}
     }
@@ -60,6 +82,9 @@ pub(crate) async fn nodes(context: &Context, args: NodesArgs) -> CliResult {
         for view in &nodes {
             if let Some(drain) = &view.drain {
                 screen::say(about_drain(view, drain));
+            }
+            if let Some(planned) = &view.maintenance {
+                screen::say(about_maintenance(view, planned));
             }
             for (name, of) in view.resources.iter().filter(|(_, of)| !of.gone.is_empty()) {
                 let gone: Vec<String> = of.gone.iter().map(|id| escape(id)).collect();
@@ -113,6 +138,39 @@ fn about_drain(view: &NodeView, drain: &DrainView) -> String {
         (true, true) => text + ", and runs again elsewhere",
         _ => text,
     }
+}
+
+/// Returns what is known of the planned maintenance of a node.
+fn about_maintenance(view: &NodeView, planned: &MaintenanceView) -> String {
+    let MaintenanceView { by, spec, active } = planned;
+    let (from, until) = (local(spec.from_ms), local(spec.until_ms()));
+    let when =
+        if *active { format!("until {until}") } else { format!("from {from} until {until}") };
+    let mut text = format!("{} has maintenance {when}, planned by {by}", view.node);
+    if let Some(reason) = &spec.drain.reason {
+        text += &format!(" ({})", escape(reason));
+    }
+    text
+}
+
+/// Plans a maintenance of a node, or takes it back.
+async fn plan(context: &Context, name: Name, spec: Option<MaintenanceSpec>) -> CliResult {
+    let planned = spec.as_ref().map(|spec| (local(spec.from_ms), local(spec.until_ms())));
+    if let Some(spec) = &spec {
+        spec.validate().map_err(|error| CliError::usage(error.to_string()))?;
+    }
+    let connection = context.connection(PATIENCE_ASK)?;
+    let changed = connection.node_maintenance(name.clone(), spec).await?;
+    if context.json() {
+        screen::json(&NodeMaintenanceOutput { node: name.to_string(), changed })?;
+        return Ok(0);
+    }
+    screen::line(match (planned, changed) {
+        (Some((from, until)), true) => format!("{name}: maintenance from {from} until {until}"),
+        (None, true) => format!("{name}: no maintenance any more"),
+        (_, false) => format!("{name}: unchanged"),
+    })?;
+    Ok(0)
 }
 
 /// Changes labels of a node.

@@ -3,10 +3,13 @@
 use podmesh_protocol::ids::Name;
 use podmesh_protocol::queue::{QueueChange, QueueRequest};
 
+use crate::cli::job::JobOptions;
 use crate::cli::queue::{QueueArgs, QueueVerb, SetArgs};
+use crate::cli::workflow::AfterArgs;
 use crate::connect::PATIENCE_ASK;
 use crate::context::Context;
-use crate::error::CliResult;
+use crate::error::{CliError, CliResult};
+use crate::job;
 use crate::output::queue::{QueueOutput, QueueSavedOutput, QueuesOutput};
 use crate::output::{queue_table, screen};
 use crate::verbs::several::Several;
@@ -50,8 +53,19 @@ async fn show(context: &Context, name: Name) -> CliResult {
 }
 
 async fn set(context: &Context, args: SetArgs) -> CliResult {
-    let SetArgs { name, weight, max_active, max_active_per_caller } = args;
-    let settings = QueueChange { weight, max_active, max_active_per_caller };
+    let SetArgs { name, weight, max_active, max_active_per_caller, dead_letter, no_dead_letter } =
+        args;
+    let lookup = |name: &str| std::env::var_os(name);
+    let job = |file| {
+        let options = JobOptions { file: Some(file), ..JobOptions::default() };
+        job::build(options, Vec::new(), AfterArgs::default(), &lookup)
+    };
+    let dead_letter = dead_letter.map(job).transpose()?.map(Box::new);
+    let settings =
+        QueueChange { weight, max_active, max_active_per_caller, dead_letter, no_dead_letter };
+    settings
+        .validate()
+        .map_err(|why| CliError::usage("the settings are not valid").because(why))?;
     let connection = context.connection(PATIENCE_ASK)?;
     let (added, changed) = connection.set_queue(name.clone(), settings).await?;
     if context.json() {

@@ -56,15 +56,20 @@ async fn not_before(
     pause: Option<Span>,
     tz: Option<String>,
 ) -> CliResult<Option<u64>> {
-    let wrong =
-        |why: CalendarError| CliError::usage("the time to start at is not valid").because(why);
     if let Some(at) = at {
-        let zone = tz.map_or_else(|| Ok(local_zone()), |zone| Zone::new(&zone));
-        return moment(&at, &zone.map_err(wrong)?).map(Some).map_err(wrong);
+        return moment_of(&at, tz).map(Some);
     }
     let Some(pause) = pause else { return Ok(None) };
     // The clock of this machine may differ.
     Ok(Some(connection.info().await?.wall_ms.saturating_add(pause.ms())))
+}
+
+/// Reads a time to start at, in a time zone or that of this machine.
+pub(crate) fn moment_of(at: &str, tz: Option<String>) -> CliResult<u64> {
+    let wrong =
+        |why: CalendarError| CliError::usage("the time to start at is not valid").because(why);
+    let zone = tz.map_or_else(|| Ok(local_zone()), |zone| Zone::new(&zone));
+    moment(at, &zone.map_err(wrong)?).map_err(wrong)
 }
 
 /// Submits a job exactly once, with as many retries as needed.

@@ -356,6 +356,7 @@ fn node(attempts: u32) -> NodeView {
         admin_labels: [].into(),
         resources: [].into(),
         drain: None,
+        maintenance: None,
         node: "node-3".parse().unwrap(),
         state: NodeState::Alive.into(),
         epoch: None,

@@ -163,7 +163,6 @@ impl Reservation {
     pub(super) fn on_assigned(&mut self, lane: LaneId, key: QueueKey, node: NodeIx, task: TaskId) {
         if self.node == Some(node) && self.is_before(lane, key) {
             self.beside.insert(task);
-            self.preempted = false;
         }
     }
 

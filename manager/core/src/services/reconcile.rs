@@ -453,6 +453,7 @@ fn job_spec(service: &Service, number: u32) -> JobSpec {
         not_before_ms: None,
         after: Vec::new(),
         scheduled: None,
+        dead_letter: None,
         workflow: None,
         run: RunSpec { replica: Some(Box::new(replica)), ..spec.run.clone() },
     }

@@ -26,7 +26,7 @@ pub use self::change::Change;
 pub use self::index_set::IndexSet;
 pub use self::job::{ActiveAttempt, Closed, EndedTask, Job, Losses, Past, Retry, Stop, failed};
 pub use self::rows::{
-    Drain, JobRow, KeyRow, NodeRow, QueueRow, ScheduleRunRow, TokenRow, VolumeRow,
+    Drain, JobRow, KeyRow, Maintenance, NodeRow, QueueRow, ScheduleRunRow, TokenRow, VolumeRow,
 };
 pub use self::schedule::{Schedule, ScheduleProgress, WaitingRun};
 pub use self::service::{Failures, ReplicaStatus, Service, ServicePhase, Update};

@@ -7,12 +7,12 @@ use alloc::vec::Vec;
 
 use podmesh_protocol::access::{PublicKey, Role, TokenId};
 use podmesh_protocol::ids::{AgentId, Epoch, InstanceId, JobId, Name};
-use podmesh_protocol::node::{DrainSpec, Scheduling};
+use podmesh_protocol::node::{DrainSpec, MaintenanceSpec, Scheduling};
 use podmesh_protocol::place::Offer;
 use podmesh_protocol::queue::QUEUE_WEIGHT_DEFAULT;
 use podmesh_protocol::report::{JobState, TaskCounts};
 use podmesh_protocol::schedule::RunResult;
-use podmesh_protocol::spec::{Resources, RuntimeKind};
+use podmesh_protocol::spec::{JobSpec, Resources, RuntimeKind};
 use serde::{Deserialize, Serialize};
 
 use super::Closed;
@@ -74,6 +74,9 @@ pub struct NodeRow {
     /// How it is drained; `None` if it is not, or since an older version of podmesh.
     #[serde(default)]
     pub drain: Option<Arc<Drain>>,
+    /// Its planned maintenance.
+    #[serde(default)]
+    pub maintenance: Option<Arc<Maintenance>>,
     /// The labels that admins have given it. They are over those of its agent.
     #[serde(default)]
     pub admin_labels: BTreeMap<Name, String>,
@@ -98,6 +101,25 @@ pub struct Drain {
     pub since_wall_ms: u64,
     /// How.
     pub spec: DrainSpec,
+}
+
+/// The planned maintenance of a node.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Maintenance {
+    /// Who planned it.
+    pub by: Name,
+    /// What is planned.
+    pub spec: MaintenanceSpec,
+    /// What the node could get before it began; `None` if it has not begun. The node is drained until
+    /// it is over.
+    pub before: Option<Scheduling>,
+}
+
+impl Maintenance {
+    /// Returns when it begins or, if it has begun, ends, by the wall clock.
+    pub fn due_ms(&self) -> u64 {
+        if self.before.is_some() { self.spec.until_ms() } else { self.spec.from_ms }
+    }
 }
 
 /// A row of the history of a schedule.
@@ -134,6 +156,9 @@ pub struct QueueRow {
     pub paused: bool,
     /// Who changed it last.
     pub by: Option<Name>,
+    /// The job that is submitted when a task of the queue has failed for good.
+    #[serde(default)]
+    pub dead_letter: Option<Arc<JobSpec>>,
 }
 
 impl Default for QueueRow {
@@ -144,6 +169,7 @@ impl Default for QueueRow {
             max_active_per_caller: None,
             paused: false,
             by: None,
+            dead_letter: None,
         }
     }
 }

@@ -4,11 +4,13 @@
 
 mod access;
 mod claims;
+mod dead_letters;
 mod drains;
 mod explain;
 mod forget;
 mod jobs;
 mod lease;
+mod maintenance;
 mod measures;
 mod model;
 mod placement;
@@ -104,6 +106,7 @@ fn spec() -> JobSpec {
         not_before_ms: None,
         after: Vec::new(),
         scheduled: None,
+        dead_letter: None,
         workflow: None,
         run: RunSpec {
             runtime: RuntimeSpec::Process,

@@ -4,7 +4,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+use podmesh_protocol::event::EventFact;
 use podmesh_protocol::ids::{AttemptId, JobId, Name, SubmissionId, TaskId};
+use podmesh_protocol::limits::DEAD_LETTERS_PER_JOB;
+use podmesh_protocol::queue::DEFAULT_QUEUE;
 use podmesh_protocol::report::{AttemptState, JobState, OutcomeKind, TaskCounts};
 use podmesh_protocol::spec::{ArrayRange, JobSpec};
 use podmesh_protocol::workflow::{Condition, Dependency};
@@ -27,6 +30,8 @@ pub(super) struct Model {
     removed: Vec<(AttemptId, Name)>,
     /// The instants of schedules that were decided on.
     instants: BTreeSet<(Name, u64)>,
+    /// The attempts that have a dead-letter job.
+    dead_letters: BTreeSet<AttemptId>,
 }
 
 #[derive(Debug)]
@@ -75,6 +80,7 @@ impl Model {
             tasks: BTreeMap::new(),
             removed: Vec::new(),
             instants: BTreeSet::new(),
+            dead_letters: BTreeSet::new(),
         }
     }
 
@@ -88,6 +94,7 @@ impl Model {
     fn check(&mut self, mono_ms: u64, step: &Step) {
         let mut updated = Vec::new();
         let mut state = self.state.clone();
+        let mut due_letters = BTreeSet::new();
         for change in &step.changes {
             if let Some(attempt) = attempt_of(change) {
                 let job = attempt.task.job;
@@ -97,6 +104,10 @@ impl Model {
                 Change::JobInserted { job, submission, spec, by, wall_ms } => {
                     assert_eq!(job.0, state.last_job.0 + 1, "job numbers have no gaps");
                     assert!(self.submissions.insert(*submission), "a submission is used once");
+                    if let Some(letter) = spec.dead_letter.as_deref() {
+                        assert!(due_letters.remove(&letter.attempt), "{letter:?} is not due");
+                        assert!(self.dead_letters.insert(letter.attempt), "{letter:?} twice");
+                    }
                     let (spec, by) = (Arc::clone(spec), by.clone());
                     let (submission, waits_since_wall_ms) = (*submission, *wall_ms);
                     let new = ModelJob {
@@ -188,6 +199,9 @@ impl Model {
                     active.state = *state;
                 }
                 Change::AttemptEnded { attempt, outcome, retry_after_ms, wall_ms } => {
+                    if retry_after_ms.is_none() && may_have_letter(&state, *attempt, outcome.kind) {
+                        due_letters.insert(*attempt);
+                    }
                     let active = self.active(*attempt);
                     active.state = AttemptState::Ended;
                     active.kind = Some(outcome.kind);
@@ -273,6 +287,12 @@ impl Model {
             }
             state.apply(change);
         }
+        for event in &step.events {
+            if let EventFact::DeadLetterSkipped { attempt, .. } = event {
+                due_letters.remove(attempt);
+            }
+        }
+        assert!(due_letters.is_empty(), "without a dead-letter job: {due_letters:?}");
         for job in updated {
             assert_eq!(self.job(job).counts, self.count(job), "job {job}: counts");
             let attempts: usize = self.of_job(job).map(|(_, attempts)| attempts.len()).sum();
@@ -434,6 +454,18 @@ impl Model {
     pub(super) fn ended(&self) -> bool {
         self.jobs.keys().all(|id| self.job(*id).state.is_end())
     }
+}
+
+/// Returns whether a task that ends for good now has a dead-letter job.
+fn may_have_letter(state: &State, attempt: AttemptId, kind: OutcomeKind) -> bool {
+    let job = &state.jobs[&attempt.task.job];
+    let queue = job.spec.rules.queue.as_ref().map_or(DEFAULT_QUEUE, Name::as_str);
+    let row = state.queues.iter().find(|(name, _)| name.as_str() == queue);
+    failed(kind)
+        && job.spec.run.replica.is_none()
+        && job.spec.dead_letter.is_none()
+        && job.counts.failed < DEAD_LETTERS_PER_JOB
+        && row.is_some_and(|(_, row)| row.dead_letter.is_some())
 }
 
 fn attempt_of(change: &Change) -> Option<&AttemptId> {

@@ -93,16 +93,22 @@ fn all_tasks_of_an_array_get_room_at_once_within_their_limits() {
         world.submit(preemptible(4, 1));
         let rules = JobRules { max_active, ..JobRules::default() };
         assert_eq!(stopped(&world.submit(JobSpec { rules, ..taking(3, 1) })).len(), expected);
-        // The limits of a queue hold too.
+    }
+    // One that runs counts in the limit of the job, and of the queue.
+    let limit = Some(2);
+    for (of_job, of_queue) in [(limit, None), (None, limit)] {
         let mut world = World::new();
-        let max_active_per_caller = max_active;
-        world.set_queue("default", QueueChange { max_active_per_caller, ..QueueChange::default() });
         world.join("a", 1);
-        world.submit_as("bob", preemptible(4, 1));
-        let step = world.submit_as("ann", taking(3, 1));
-        let running = if max_active.is_some() { 2 } else { 4 };
-        assert_eq!(world.counts(1)[1], running);
-        assert_eq!(stopped(&step).len(), expected - (4 - running as usize).min(expected));
+        let max_active_per_caller = of_queue;
+        world.set_queue("default", QueueChange { max_active_per_caller, ..QueueChange::default() });
+        for by in ["bob", "eve"] {
+            world.submit_as(by, preemptible(2, 1));
+        }
+        let rules = JobRules { max_active: of_job, ..JobRules::default() };
+        world.join("b", 2);
+        world.submit_as("dan", taking(1, 3));
+        let step = world.submit_as("ann", JobSpec { rules, ..taking(4, 1) });
+        assert_eq!((placed(&step).len(), stopped(&step).len()), (1, 1), "{of_job:?} {of_queue:?}");
     }
 }
 
@@ -132,12 +138,11 @@ fn nothing_is_stopped_where_it_would_not_help_or_for_a_preemptible_job() {
 fn the_node_with_the_most_to_gain_is_chosen() {
     let mut world = World::new();
     world.join("a", 1);
+    let step = world.submit(taking(1, 3));
+    assert_eq!(placed(&step), [(at(1, 1, 1), "a")]);
     world.join("b", 2);
-    world.submit(taking(2, 1));
-    world.submit(preemptible(1, 3));
-    world.submit(taking(1, 3));
-    let on: Vec<String> = ["a", "b"].map(|node| format!("{:?}", world.node(node).free)).into();
-    assert_eq!(on[0], on[1], "both are full");
+    assert_eq!(placed(&world.submit(preemptible(1, 4))), [(at(2, 1, 1), "b")]);
+    // Node a has more that is free, and b more that can be freed.
     assert_eq!(stopped(&world.submit(taking(1, 2))), [at(2, 1, 1)]);
 }
 
@@ -215,6 +220,37 @@ fn preemptible_tasks_use_a_reserved_node_until_they_must_make_room() {
     assert_eq!((placed(&step), stopped(&step)), (vec![], vec![]));
     let step = world.report(1, epoch, vec![cancelled(3, at(4, 2, 1))]);
     assert_eq!(placed(&step), [(at(2, 1, 1), "a")]);
+}
+
+#[test]
+fn the_node_stays_reserved_for_as_long_as_room_is_made() {
+    let mut world = World::new();
+    let epoch = world.join("a", 1);
+    world.join("b", 2);
+    let hour = 3_600_000;
+    for _ in 0..2 {
+        let mut slow = preemptible(1, 4);
+        slow.run.stop_grace_ms = hour;
+        world.submit(slow);
+    }
+    assert_eq!(stopped(&world.submit(taking(1, 4))), [at(1, 1, 1)]);
+    let step = world.pass(hour / 2);
+    assert!(!stopped(&step).contains(&at(2, 1, 1)), "the other node is left alone");
+    let step = world.report(1, epoch, vec![cancelled(1, at(1, 1, 1))]);
+    assert_eq!(placed(&step), [(at(3, 1, 1), "a")]);
+}
+
+#[test]
+fn what_is_left_of_the_room_that_was_made_is_used_again() {
+    let mut world = World::new();
+    let epoch = world.join("a", 1);
+    world.submit(taking(1, 1));
+    world.submit(preemptible(1, 3));
+    assert_eq!(stopped(&world.submit(taking(2, 2))), [at(2, 1, 1)]);
+    world.submit(preemptible(1, 1));
+    // The second task of job 3 still waits, for the end of the others. Job 2 was done just in time.
+    let step = world.report(1, epoch, vec![exited(1, at(2, 1, 1), 0)]);
+    assert_eq!(placed(&step), [(at(3, 1, 1), "a"), (at(4, 1, 1), "a")]);
 }
 
 #[test]

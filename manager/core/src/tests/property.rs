@@ -11,7 +11,7 @@ use super::*;
 use crate::input::{QueueAction, ServiceChange};
 use crate::state::Progress;
 use podmesh_protocol::client::PrincipalKind;
-use podmesh_protocol::node::{DrainSpec, Scheduling};
+use podmesh_protocol::node::{DrainSpec, MaintenanceSpec, Scheduling};
 use podmesh_protocol::queue::QueueChange;
 use podmesh_protocol::report::OutcomeKind;
 use podmesh_protocol::service::{DependsOn, Health, PortSpec, Project, ServiceSpec, UpdatePolicy};
@@ -57,6 +57,7 @@ enum Op {
         weight: Option<u32>,
         max_active: Option<u32>,
         max_active_per_caller: Option<u32>,
+        dead_letter: bool,
     },
     ChangeQueue {
         night: bool,
@@ -129,6 +130,11 @@ enum Op {
         node: usize,
         scheduling: Scheduling,
     },
+    /// A maintenance of a node, so long from now on and so long, in seconds.
+    Plan {
+        node: usize,
+        times: Option<(u64, u64)>,
+    },
     /// What the proxy of a node says.
     Ack {
         node: usize,
@@ -184,9 +190,9 @@ fn op() -> impl Strategy<Value = Op> {
         }),
         2 => (
             prop::bool::weighted(0.8), prop::option::of(1..4u32), prop::option::of(0..6u32),
-            prop::option::of(0..6u32),
-        ).prop_map(|(night, weight, max_active, max_active_per_caller)| {
-            Op::SetQueue { night, weight, max_active, max_active_per_caller }
+            prop::option::of(0..6u32), any::<bool>(),
+        ).prop_map(|(night, weight, max_active, max_active_per_caller, dead_letter)| {
+            Op::SetQueue { night, weight, max_active, max_active_per_caller, dead_letter }
         }),
         2 => (prop::bool::weighted(0.8), action)
             .prop_map(|(night, action)| Op::ChangeQueue { night, action }),
@@ -217,6 +223,8 @@ fn op() -> impl Strategy<Value = Op> {
         2 => (any::<bool>(), change).prop_map(|(web, change)| Op::ChangeService { web, change }),
         1 => (node.clone(), scheduling)
             .prop_map(|(node, scheduling)| Op::Schedule { node, scheduling }),
+        1 => (node.clone(), prop::option::of((0..60u64, 1..60u64)))
+            .prop_map(|(node, times)| Op::Plan { node, times }),
         2 => (node.clone(), 0..40u64, 0..40u64)
             .prop_map(|(node, applied, drained)| Op::Ack { node, applied, drained }),
         1 => node.clone().prop_map(Op::Leave),
@@ -360,8 +368,14 @@ impl Cluster {
                 }
                 self.world.submit_as(if is_bob { "bob" } else { "ann" }, spec);
             }
-            Op::SetQueue { night, weight, max_active, max_active_per_caller } => {
-                let change = QueueChange { weight, max_active, max_active_per_caller };
+            Op::SetQueue { night, weight, max_active, max_active_per_caller, dead_letter } => {
+                let change = QueueChange {
+                    weight,
+                    max_active,
+                    max_active_per_caller,
+                    dead_letter: dead_letter.then(|| Box::new(spec())),
+                    no_dead_letter: !dead_letter,
+                };
                 self.world.set_queue(if night { "night" } else { "default" }, change);
             }
             Op::ChangeQueue { night, action } => {
@@ -501,6 +515,7 @@ impl Cluster {
                 self.world.give(Input::Command(TICKET, command));
             }
             Op::Schedule { node, scheduling } => _ = self.schedule(node, scheduling),
+            Op::Plan { node, times } => _ = self.plan(node, times),
             Op::Ack { node, applied, drained } => {
                 let agent = &self.agents[node];
                 let (connection, epoch) = (agent.connection, agent.epoch.unwrap_or(Epoch(0)));
@@ -518,6 +533,19 @@ impl Cluster {
             Op::Restart => restart_and_compare(&mut self.world),
         }
         self.world.drain();
+    }
+
+    fn plan(&mut self, at: usize, times: Option<(u64, u64)>) -> Vec<Step> {
+        let now_ms = self.world.now.wall_ms;
+        let maintenance = times.map(|(after, takes)| MaintenanceSpec {
+            from_ms: now_ms + after * 1_000,
+            for_ms: takes * 1_000,
+            drain: DrainSpec { requeue: takes % 2 == 0, ..DrainSpec::default() },
+        });
+        let (by, node) = (name("ann"), name(NODES[at]));
+        let command = Command::SetMaintenance { by, node, maintenance };
+        let first = self.world.give(Input::Command(TICKET, command));
+        std::iter::once(first).chain(self.world.drain()).collect()
     }
 
     fn schedule(&mut self, at: usize, scheduling: Scheduling) -> Vec<Step> {
@@ -563,7 +591,8 @@ impl Cluster {
             self.obey(&step, &mut held);
         }
         for node in 0..NODES.len() {
-            for step in self.schedule(node, Scheduling::Open) {
+            let steps = self.plan(node, None).into_iter();
+            for step in steps.chain(self.schedule(node, Scheduling::Open)) {
                 self.obey(&step, &mut held);
             }
         }

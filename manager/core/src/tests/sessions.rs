@@ -15,6 +15,7 @@ fn a_hello_opens_a_session() {
     let step = world.connect(hello.clone(), 1);
     let row = NodeRow {
         drain: None,
+        maintenance: None,
         admin_labels: BTreeMap::new(),
         resources: BTreeMap::new(),
         node: name("a"),
@@ -455,7 +456,7 @@ fn ten_thousand_missing_attempts_end_in_bounded_steps() {
     assert_eq!((welcome(&step).epoch, ends(&step)), (Epoch(2), vec![]));
     let mut steps = vec![world.beat(Epoch(2), HeartbeatChange::Begun)];
     steps.extend(world.drain());
-    assert_eq!(steps.iter().map(|step| ends(step).len()).collect::<Vec<_>>(), [4091, 4091, 1818]);
+    assert_eq!(steps.iter().map(|step| ends(step).len()).collect::<Vec<_>>(), [4090, 4090, 1820]);
     assert_eq!(world.state(1), JobState::Failed);
 }
 

@@ -1,7 +1,8 @@
-//! `check` finds contradictions between what is stored of places, dependencies and schedules.
+//! `check` finds contradictions between what is stored of places, dependencies, schedules and queues.
 
-use podmesh_manager_core::state::Drain;
+use podmesh_manager_core::state::{Drain, Maintenance, QueueRow};
 use podmesh_protocol::place::Claims;
+use podmesh_protocol::queue::DeadLetter;
 use rusqlite::{Connection, params};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -9,7 +10,7 @@ use serde::de::DeserializeOwned;
 use super::super::{FILE_NAME, check};
 use super::*;
 
-/// A history with claims, an exclusive task, a drain, labels, a dependency and a schedule.
+/// A history with claims, an exclusive task, a drain, labels, a dependency, a schedule and a queue.
 fn world() -> World {
     let mut world = World::new(1);
     for node in NODES {
@@ -47,6 +48,13 @@ fn world() -> World {
     let reason = Some("new disks".into());
     let drain = DrainSpec { deadline_ms: Some(1_000_000), requeue: true, reason };
     world.command(schedule("c", Scheduling::Draining, drain));
+    let spec = MaintenanceSpec {
+        from_ms: world.now.wall_ms + 9_000_000,
+        for_ms: 60_000,
+        drain: DrainSpec::default(),
+    };
+    let maintenance = Some(spec);
+    world.command(Command::SetMaintenance { by: by(), node: name("b"), maintenance });
     let set = [(name("zone"), "b".to_owned())].into();
     let remove = BTreeSet::new();
     world.command(Command::LabelNode { by: by(), node: name("c"), set, remove });
@@ -58,6 +66,9 @@ fn world() -> World {
         job: Box::new(job_spec(1)),
     };
     world.command(Command::SaveSchedule { by: by(), spec: Arc::new(spec) });
+    let dead_letter = Some(Box::new(job_spec(1)));
+    let change = QueueChange { dead_letter, ..QueueChange::default() };
+    world.command(Command::SetQueue { by: by(), queue: name("night"), change });
     (0..4).for_each(|_| world.pass(2_000));
     world
 }
@@ -199,4 +210,42 @@ fn check_compares_schedules_with_their_history() {
         let says = found(|connection| run(connection, sql));
         assert!(!says.is_empty(), "{sql}");
     }
+}
+
+#[test]
+fn check_looks_at_dead_letter_jobs() {
+    let settings = ("queues", "settings", "queue = 'night'");
+    let edit = |edit: fn(&mut JobSpec)| {
+        found(|connection| {
+            change(connection, settings, |row: &mut QueueRow| {
+                edit(Arc::make_mut(row.dead_letter.as_mut().unwrap()));
+            });
+        })
+    };
+    let says = edit(|spec| spec.run.command.clear());
+    assert!(says.contains("the dead-letter job of queue night"), "{says}");
+    let says = edit(|spec| spec.rules.queue = Some(name("day")));
+    assert!(says.contains("is in queue day, which is not in the database"), "{says}");
+    let twice = |connection: &Connection| {
+        for job in ["job = 1", "job = 2"] {
+            change(connection, ("job_specs", "spec", job), |spec: &mut JobSpec| {
+                let attempt = AttemptId::new(JobId(9), 1, 1);
+                spec.dead_letter = Some(Box::new(DeadLetter { queue: name("night"), attempt }));
+            });
+        }
+    };
+    let says = found(twice);
+    assert!(says.contains("9.1#1 has two dead-letter jobs"), "{says}");
+}
+
+#[test]
+fn check_looks_at_maintenance() {
+    let planned = ("nodes", "maintenance", "name = 'b'");
+    let edit = |edit: fn(&mut Maintenance)| found(|connection| change(connection, planned, edit));
+    let says = edit(|planned| planned.before = Some(Scheduling::Open));
+    assert!(says.contains("the maintenance of node b has begun, and it is not drained"), "{says}");
+    let says = edit(|planned| planned.spec.for_ms = 0);
+    assert!(says.contains("the maintenance of node b: for (ms)"), "{says}");
+    let says = found(|c| run(c, "UPDATE nodes SET maintenance = x'c1' WHERE name = 'b'"));
+    assert!(!says.is_empty());
 }

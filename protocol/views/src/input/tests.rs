@@ -62,6 +62,7 @@ fn a_job_that_a_reply_shows_can_be_sent_back() {
             not_before_ms: Some(1_700_000_000_123),
             after: vec![Dependency { job: JobId(4), when: WireCondition::Each }],
             scheduled: None,
+            dead_letter: None,
             workflow: None,
             run: run_spec(runtime, Some(8)),
         };

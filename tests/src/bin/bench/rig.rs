@@ -104,6 +104,7 @@ pub(crate) fn job(runtime: RuntimeSpec, command: &[&str], tasks: u32) -> JobSpec
         not_before_ms: None,
         after: Vec::new(),
         scheduled: None,
+        dead_letter: None,
         workflow: None,
         run: RunSpec {
             runtime,

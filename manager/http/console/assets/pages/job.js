@@ -73,6 +73,7 @@ function Facts({ job }) {
     ["Priority", job.priority],
     ["Preemptible", spec.preemptible ? "makes room for jobs that are not" : ""],
     ["Run of the schedule", job.schedule ? html`<a href=${link("schedules", job.schedule)}><${Name}>${job.schedule}<//></a>, for ${time(job.schedule_instant)}` : ""],
+    ["Dead-letter job of the task", job.dead_letter_of ? html`<a href=${link("jobs", job.dead_letter_of.split(".")[0], "tasks", job.dead_letter_of.split(".")[1])}>${job.dead_letter_of}</a>` : ""],
     ["Workflow", job.workflow ? html`${visible(job.workflow_name)}, from job <a href=${link("jobs", job.workflow)}>${job.workflow}</a> on` : ""],
     ["After", after(spec.after)],
     ["Not before", time(spec.not_before)],

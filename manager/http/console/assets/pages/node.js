@@ -3,7 +3,7 @@
 import { ask } from "../api.js";
 import { useLive, usePath } from "../live.js";
 import { attemptHref, Cli, Heading, html, Name, Pending, Room, serviceLink, State, Table } from "../parts.js";
-import { amount, quote, visible } from "../text.js";
+import { amount, quote, time, visible } from "../text.js";
 import { NodeEvents } from "./events.js";
 import { labels, Scheduling } from "./nodes.js";
 
@@ -85,6 +85,7 @@ function Shown({ node, me }) {
       ${resources.length > 0 && html`<div><dt>Named resources</dt><dd>${resources.join(", ")}</dd></div>`}
       <div><dt>Starts</dt><dd>${visible(node.runtimes.join(", "))}</dd></div>
       <div><dt>Labels</dt><dd>${labels(node)}</dd></div>
+      ${node.maintenance && html`<div><dt>Maintenance</dt><dd>${time(node.maintenance.from)} until ${time(node.maintenance.until)}${node.maintenance.reason && `: ${visible(node.maintenance.reason)}`}</dd></div>`}
       <div><dt>Version</dt><dd>${visible(node.version)}</dd></div>
       ${node.address && html`<div><dt>Address for replicas</dt><dd>${visible(node.address)}</dd></div>`}
     </dl>
