@@ -11,6 +11,7 @@
 #![expect(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests")]
 
 mod agent;
+mod dead_letters;
 mod faults;
 mod host;
 mod judge;

@@ -13,6 +13,7 @@ use podmesh_protocol::place::{Claims, WHOLE};
 use podmesh_protocol::report::{AttemptState, JobState, Outcome, OutcomeKind, TaskCounts};
 use podmesh_protocol::spec::{JobSpec, Resources};
 
+use crate::dead_letters::DeadLetters;
 use crate::host::Node;
 use crate::users::night;
 
@@ -90,7 +91,9 @@ impl Store {
     pub(crate) fn apply(&mut self, now: u64, step: &Step) {
         self.check_runs(step);
         let (mut updated, mut failed) = (BTreeSet::new(), BTreeSet::new());
+        let mut dead_letters = DeadLetters::default();
         for change in &step.changes {
+            dead_letters.note(self, change);
             match change {
                 Change::JobInserted { job, submission, spec, by, wall_ms } => {
                     assert_eq!(job.0, self.jobs.len() as u64 + 1, "job numbers have no gap");
@@ -217,6 +220,7 @@ impl Store {
             }
             self.state.apply(change);
         }
+        dead_letters.check(step);
         if !step.events.is_empty() {
             let next = Revision(self.state.last_revision.0 + 1);
             assert_eq!(step.first_revision, Some(next), "revisions of events have a gap");

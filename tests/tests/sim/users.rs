@@ -92,6 +92,37 @@ pub(crate) fn night() -> Name {
     "night".parse().expect("a name")
 }
 
+/// The dead-letter job of a queue.
+fn dead_letter() -> Box<JobSpec> {
+    let run = RunSpec {
+        runtime: RuntimeSpec::Process,
+        command: vec!["true".into()],
+        env: BTreeMap::new(),
+        workdir: None,
+        timeout_ms: None,
+        stop_grace_ms: 0,
+        replica: None,
+        files: [].into(),
+    };
+    Box::new(JobSpec {
+        name: "letter".parse().expect("a name"),
+        array: ArrayRange { first: 1, last: 1 },
+        priority: 0,
+        require: BTreeMap::new(),
+        resources: Resources { cpu_millis: 100, memory_bytes: 0 },
+        retry: RetryPolicy::default(),
+        on_lost: OnLost::Requeue,
+        rules: JobRules { queue: Some(night()), ..JobRules::default() },
+        place: PlaceRules::default(),
+        not_before_ms: None,
+        after: Vec::new(),
+        scheduled: None,
+        dead_letter: None,
+        workflow: None,
+        run,
+    })
+}
+
 /// Returns what an admin does with a queue.
 fn queue_command(number: u64) -> Command {
     let by = "root".parse().expect("a name");
@@ -105,7 +136,8 @@ fn queue_command(number: u64) -> Command {
                 weight: Some(value(4) + 1),
                 max_active: Some(value(6)),
                 max_active_per_caller: Some(value(8)),
-                ..QueueChange::default()
+                dead_letter: (value(10) == 0).then(dead_letter),
+                no_dead_letter: value(10) == 1,
             };
             Command::SetQueue { by, queue, change }
         }
