@@ -118,7 +118,13 @@ pub(crate) fn describe(fact: &EventFact) -> String {
             format!("{id} ({}) is {health}: {}", escape(replica), escape(message))
         }
         EventFact::NodeScheduled { node, scheduling, by } => {
-            format!("node {node} was {} by {by}", Scheduling::from(scheduling).word())
+            let now = match Scheduling::from(scheduling) {
+                Scheduling::Open => "takes work again".into(),
+                Scheduling::Cordoned => "takes no more work".into(),
+                Scheduling::Draining => "is being drained".into(),
+                other @ Scheduling::Unknown(_) => format!("is {}", other.word()),
+            };
+            format!("node {node} {now}, by {by}")
         }
         EventFact::NodeDrained { node } => format!("node {node} is drained"),
         EventFact::NodeMaintenance { node, message, by } => {
