@@ -87,7 +87,7 @@ fn start() -> (Mesh, PathBuf, Submitter) {
         mesh.start_agent(agent, &["--docker", "off"]);
     }
     let marks = mesh.shared_folder("marks");
-    let script = format!("echo >> {}/{SCHEDULE}.$PODMESH_SCHEDULE_TIME", marks.display());
+    let script = format!("echo >> {}/{SCHEDULE}.$PODMESH_JOB", marks.display());
     let add = ["schedule", "add", SCHEDULE, "--every", "1s", "--overlap", "queue"];
     mesh.ok(&[&add[..], &["--cpus", "0.1", "--", "sh", "-c", &script]].concat());
     let submitter = Submitter::start(mesh.local(), marks.clone());
@@ -231,22 +231,21 @@ fn count(mesh: &Mesh, accepted: &BTreeMap<SubmissionId, JobId>, marks: &Path) ->
 /// Compares the history of the schedule with what its runs have written.
 fn instants(mesh: &Mesh, marks: &Path) -> Instants {
     let history = mesh.json(&["schedule", "history", SCHEDULE, "--limit", "1000"]);
-    let second = |row: &serde_json::Value| {
-        let instant: jiff::Timestamp = row["instant"].as_str().unwrap().parse().unwrap();
-        instant.as_second()
-    };
     let rows = history["runs"].as_array().unwrap();
     // Each row tells of an instant, and of those before it that it has passed over.
-    let told: i64 = rows.iter().map(|row| row["count"].as_i64().unwrap()).sum();
-    let first = rows.last().map_or(0, |row| second(row) - row["count"].as_i64().unwrap() + 1);
-    let all = rows.first().map_or(0, |row| second(row) - first + 1);
+    let told = rows.iter().map(|row| {
+        let instant: jiff::Timestamp = row["instant"].as_str().unwrap().parse().unwrap();
+        let (last, count) = (instant.as_second(), row["count"].as_i64().unwrap());
+        last - count..last
+    });
+    let first = told.clone().map(|seconds| seconds.start).min().unwrap_or(0);
+    let all = told.clone().map(|seconds| seconds.end).max().unwrap_or(0) - first;
+    let told: i64 = told.map(|seconds| seconds.end - seconds.start).sum();
     let runs: Vec<usize> = rows
         .iter()
         .filter(|row| row["result"] == "ran")
-        .map(|row| {
-            let time = row["instant"].as_str().unwrap();
-            fs::read(marks.join(format!("{SCHEDULE}.{time}"))).unwrap_or_default().len()
-        })
+        .map(|row| fs::read(marks.join(format!("{SCHEDULE}.{}", row["job"]))))
+        .map(|marks| marks.unwrap_or_default().len())
         .collect();
     let silent = usize::try_from((all - told).abs()).unwrap();
     Instants {
