@@ -179,7 +179,9 @@ fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Problem> {
     let mut track = serde_path_to_error::Track::new();
     let mut json = serde_json::Deserializer::from_slice(bytes);
     let path = serde_path_to_error::Deserializer::new(&mut json, &mut track);
-    let value = serde_ignored::deserialize(path, |key| unknown.push(key.to_string()));
+    // One type of callback for all bodies, so that the code for what they share exists once.
+    let note: &mut dyn FnMut(serde_ignored::Path<'_>) = &mut |key| unknown.push(key.to_string());
+    let value = serde_ignored::deserialize(path, note);
     let value = match value {
         Ok(value) => value,
         Err(error) => {
