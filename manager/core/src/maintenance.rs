@@ -22,6 +22,7 @@ use podmesh_protocol::node::{MaintenanceSpec, Scheduling};
 use podmesh_protocol::time::Now;
 
 use crate::Core;
+use crate::faults::planted;
 use crate::ids::NodeIx;
 use crate::state::{Drain, Maintenance, NodeRow};
 use crate::step::{Answer, Step};
@@ -167,10 +168,10 @@ impl Core {
 
     /// Sets when the window of a node begins or ends, after its row has changed.
     pub(crate) fn set_window(&mut self, ix: NodeIx) {
-        let now = self.now;
+        let (now, ignored) = (self.now, planted!(self, MaintenanceIgnored));
         let node = self.nodes.get_mut(ix);
         let planned = node.row.maintenance.as_deref();
-        let waits = planned.filter(|window| !window.spec.drain.requeue);
+        let waits = planned.filter(|window| !window.spec.drain.requeue && !ignored);
         let closes_ms = waits.map(|window| {
             now.mono_ms.saturating_add(window.spec.from_ms.saturating_sub(now.wall_ms))
         });
