@@ -187,8 +187,6 @@ pub enum WaitReason {
         node: Name,
         /// Milliseconds until then.
         left_ms: u64,
-        /// The longest time that a task can run, including its stop, in milliseconds.
-        lasts_ms: u64,
     },
     /// All nodes that suit are busy.
     Busy {
@@ -401,19 +399,14 @@ impl fmt::Display for WaitReason {
                     (n, m) => write!(f, "{} cordoned or being drained", nodes(&(n + m))),
                 }
             }
-            Self::Maintenance { nodes, node, left_ms, lasts_ms } => {
+            Self::Maintenance { nodes, node, left_ms } => {
                 let left = span(*left_ms);
                 match nodes {
                     1 => write!(f, "maintenance of node `{node}` begins in {left}")?,
-                    n => write!(
-                        f,
-                        "maintenance of {n} nodes begins too soon, of `{node}` in {left}"
-                    )?,
+                    n => write!(f, "maintenance of {n} nodes begins (of `{node}` in {left})")?,
                 }
-                write!(
-                    f,
-                    ", and a task may run for {} (--timeout and --stop-grace): it can start there afterwards",
-                    span(*lasts_ms)
+                f.write_str(
+                    ", before a task must be over (--timeout and --stop-grace): it can start there afterwards",
                 )
             }
             Self::Busy { nodes, freest } => {

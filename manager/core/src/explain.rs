@@ -133,7 +133,7 @@ impl Core {
             .into_iter()
             .filter(|(_, node)| node.is_open())
             .partition(|(_, node)| node.leaves_time(lasts_ms, self.now.mono_ms));
-        reasons.extend(self.explain_maintenance(lasts_ms, &closing));
+        reasons.extend(self.explain_maintenance(&closing));
         if alive.is_empty() {
             return;
         }
@@ -160,17 +160,12 @@ impl Core {
     }
 
     /// Returns which of the nodes whose maintenance begins too soon for a task is the first.
-    fn explain_maintenance(
-        &self,
-        lasts_ms: u64,
-        closing: &[(NodeIx, &Node)],
-    ) -> Option<WaitReason> {
+    fn explain_maintenance(&self, closing: &[(NodeIx, &Node)]) -> Option<WaitReason> {
         let first = closing.iter().min_by_key(|(_, node)| (node.closes_ms, node.rank));
         first.map(|(_, node)| WaitReason::Maintenance {
             nodes: closing.len(),
             node: node.row.node.clone(),
             left_ms: node.closes_ms.unwrap_or(0).saturating_sub(self.now.mono_ms),
-            lasts_ms,
         })
     }
 

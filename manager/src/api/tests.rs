@@ -19,7 +19,8 @@ use podmesh_protocol::service::{ServiceReply, ServiceRequest, ServiceSpec, Servi
 use podmesh_protocol::spec::JobSpec;
 use podmesh_protocol::volume::VolumeRequest;
 use podmesh_protocol::workflow::{
-    Condition, Dependency, PackedWorkflow, WorkflowJob, WorkflowReply, WorkflowRequest, WorkflowSpec,
+    Condition, Dependency, PackedWorkflow, WorkflowJob, WorkflowReply, WorkflowRequest,
+    WorkflowSpec,
 };
 use podmesh_wire::control::ManagerSocket;
 use podmesh_wire::manager_keys::{ManagerKeys, ShownKeys};

@@ -229,7 +229,7 @@ fn a_task_starts_only_if_it_is_over_before_the_maintenance() {
     assert_eq!(
         world.explain(2),
         [
-            "maintenance of node `a` begins in 60 min, and a task may run for 60 min (--timeout and --stop-grace): it can start there afterwards"
+            "maintenance of node `a` begins in 60 min, before a task must be over (--timeout and --stop-grace): it can start there afterwards"
         ]
     );
     assert_eq!(placed(&world.submit(spec())), [(at(3, 1, 1), "a")], "it would wait for ever");
@@ -293,7 +293,7 @@ fn a_node_is_not_reserved_for_a_task_that_could_not_be_over_in_time() {
     assert_eq!(
         world.explain(2),
         [
-            "maintenance of node `a` begins in 30 min, and a task may run for 30 min (--timeout and --stop-grace): it can start there afterwards"
+            "maintenance of node `a` begins in 30 min, before a task must be over (--timeout and --stop-grace): it can start there afterwards"
         ]
     );
 }
