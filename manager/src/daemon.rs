@@ -309,7 +309,7 @@ impl Parts {
             },
             data_dir: config.data_dir.clone(),
             priority_max: config.priority_max,
-            submissions: SubmissionLimit::new(config.submissions_per_caller),
+            submissions: Arc::new(SubmissionLimit::new(config.submissions_per_caller)),
             tokens: Tokens::new(config, endpoint.address),
             own_key: OwnKey::new(config.data_dir.clone(), shown, endpoint.clone()),
             callers: callers.clone(),

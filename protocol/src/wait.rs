@@ -179,6 +179,15 @@ pub enum WaitReason {
         /// How many are being drained.
         draining: usize,
     },
+    /// On nodes that suit, a task could not be over before their planned maintenance.
+    Maintenance {
+        /// How many.
+        nodes: usize,
+        /// The one whose maintenance begins first.
+        node: Name,
+        /// Milliseconds until then.
+        left_ms: u64,
+    },
     /// All nodes that suit are busy.
     Busy {
         /// How many suit.
@@ -389,6 +398,16 @@ impl fmt::Display for WaitReason {
                     (0, n) => write!(f, "{} being drained", nodes(n)),
                     (n, m) => write!(f, "{} cordoned or being drained", nodes(&(n + m))),
                 }
+            }
+            Self::Maintenance { nodes, node, left_ms } => {
+                let left = span(*left_ms);
+                match nodes {
+                    1 => write!(f, "maintenance of node `{node}` begins in {left}")?,
+                    n => write!(f, "maintenance of {n} nodes begins (of `{node}` in {left})")?,
+                }
+                f.write_str(
+                    ", before a task must be over (--timeout and --stop-grace): it can start there afterwards",
+                )
             }
             Self::Busy { nodes, freest } => {
                 match nodes {

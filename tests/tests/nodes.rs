@@ -1,4 +1,4 @@
-//! Nodes as admins use them: drains with a deadline, labels at run time, and named resources.
+//! Nodes as admins use them: drains with a deadline, maintenance, labels at run time, and named resources.
 #![expect(clippy::unwrap_used, reason = "tests")]
 
 use std::fs;
@@ -211,13 +211,15 @@ fn an_exclusive_task_is_alone_on_its_node() {
     mesh.wait_for_job(alone, "succeeded");
 }
 
+/// Returns the time in so many seconds, in UTC.
+fn at(seconds: i64) -> String {
+    let time = jiff::Timestamp::now() + jiff::SignedDuration::from_secs(seconds);
+    time.strftime("%Y-%m-%dT%H:%M:%S").to_string()
+}
+
 #[test]
 fn a_planned_maintenance_drains_a_node_and_gives_it_back() {
     let mut mesh = Mesh::with_agents(PODMESH, &["a"]);
-    let at = |seconds: i64| {
-        let time = jiff::Timestamp::now() + jiff::SignedDuration::from_secs(seconds);
-        time.strftime("%Y-%m-%dT%H:%M:%S").to_string()
-    };
     let plan = |mesh: &Mesh, from: i64, length: &str| {
         let args = ["nodes", "maintenance", "a", "--tz", "UTC", "--reason", "new disks"];
         mesh.ok(&[&args[..], &["--from", &at(from), "--for", length]].concat())
@@ -273,4 +275,22 @@ fn a_planned_maintenance_drains_a_node_and_gives_it_back() {
         let error = String::from_utf8(output.stderr).unwrap();
         assert!(!output.status.success() && error.contains(says), "{args:?}: {error}");
     }
+}
+
+#[test]
+fn a_task_that_would_not_be_over_in_time_starts_after_the_maintenance() {
+    let mesh = Mesh::with_agents(PODMESH, &["a"]);
+    let from = at(3_600);
+    let plan = ["nodes", "maintenance", "a", "--from", &from, "--tz", "UTC", "--for", "2h"];
+    mesh.ok(&plan);
+    let long = mesh.submit(&["--timeout", "2h", "--", "true"]);
+    let why = mesh.ok(&["job", &long.to_string(), "--why"]);
+    let says = "maintenance of node `a` begins in 60 min, before a task must be over";
+    assert!(why.contains(says), "{why}");
+    assert_eq!(mesh.ok(&["run", "--timeout", "5m", "--", "echo", "short"]), "short\n");
+    assert_eq!(mesh.ok(&["run", "--", "echo", "endless"]), "endless\n");
+    assert_eq!(mesh.json(&["job", &long.to_string()])["state"], "queued");
+    // What is stopped by the maintenance would run again.
+    mesh.ok(&[&plan[..], &["--requeue"]].concat());
+    mesh.wait_for_job(long, "succeeded");
 }

@@ -15,6 +15,7 @@ use podmesh_protocol::spec::JobSpec;
 use podmesh_protocol::wait::Bond;
 
 use crate::Core;
+use crate::faults::planted;
 use crate::placement::Needs;
 use crate::services::replica_of;
 
@@ -86,7 +87,11 @@ impl Core {
     /// Returns what a task needs, including the nodes that it is bound to.
     pub(crate) fn needs_of(&self, spec: &JobSpec) -> Needs {
         let bonds = self.bonds_of(spec);
-        Needs::of(spec, bonds.into_iter().map(|(node, _)| node).collect())
+        let mut needs = Needs::of(spec, bonds.into_iter().map(|(node, _)| node).collect());
+        if needs.replica.is_some() && planted!(self, ExclusiveIgnored) {
+            needs.place.exclusive = false;
+        }
+        needs
     }
 
     /// Returns the nodes that a task is bound to, and why. There is more than one only if its

@@ -128,8 +128,12 @@ impl Core {
         if cordoned + draining > 0 {
             reasons.push(WaitReason::NodesClosed { cordoned, draining });
         }
-        let alive: Vec<(NodeIx, &Node)> =
-            suited.into_iter().filter(|(_, node)| node.is_open()).collect();
+        let lasts_ms = needs.lasts_ms.unwrap_or(u64::MAX);
+        let (alive, closing): (Vec<_>, Vec<_>) = suited
+            .into_iter()
+            .filter(|(_, node)| node.is_open())
+            .partition(|(_, node)| node.leaves_time(lasts_ms, self.now.mono_ms));
+        reasons.extend(self.explain_maintenance(&closing));
         if alive.is_empty() {
             return;
         }
@@ -153,6 +157,16 @@ impl Core {
                 starts: kept.starts,
             });
         }
+    }
+
+    /// Returns which of the nodes whose maintenance begins too soon for a task is the first.
+    fn explain_maintenance(&self, closing: &[(NodeIx, &Node)]) -> Option<WaitReason> {
+        let first = closing.iter().min_by_key(|(_, node)| (node.closes_ms, node.rank));
+        first.map(|(_, node)| WaitReason::Maintenance {
+            nodes: closing.len(),
+            node: node.row.node.clone(),
+            left_ms: node.closes_ms.unwrap_or(0).saturating_sub(self.now.mono_ms),
+        })
     }
 
     /// Returns how many tasks of a node make room, if any do.

@@ -45,6 +45,10 @@ pub enum Fault {
     StopUsesRetry,
     /// What a task gets of named resources is not taken from its node.
     ClaimsNotBooked,
+    /// A replica that has its node for itself starts on a node that runs something.
+    ExclusiveIgnored,
+    /// A task starts although a maintenance of its node begins before it must be over.
+    MaintenanceIgnored,
     /// A job starts although jobs that it waits for have not ended.
     UpstreamIgnored,
     /// A job whose upstream job failed starts as after a success.

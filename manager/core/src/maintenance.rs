@@ -1,6 +1,9 @@
 //! Planned maintenance of nodes: a node is drained from a time on, and may get again what it could
 //! before when the time is over.
 //!
+//! A task whose timeout is known starts only if it is over when the window begins, unless the drain says
+//! that tasks run again elsewhere: see [`leaves_time`](crate::nodes::Node::leaves_time).
+//!
 //! That a window has begun is durable, so it begins once, whatever the wall clock does. What an admin
 //! does with the node meanwhile ends the window.
 
@@ -8,6 +11,7 @@ use alloc::collections::BTreeSet;
 use alloc::format;
 use alloc::string::String;
 use alloc::sync::Arc;
+use alloc::vec::Vec;
 
 use podmesh_calendar::Zone;
 use podmesh_protocol::error::{ErrorCode, ErrorReply};
@@ -18,17 +22,26 @@ use podmesh_protocol::node::{MaintenanceSpec, Scheduling};
 use podmesh_protocol::time::Now;
 
 use crate::Core;
+use crate::faults::planted;
 use crate::ids::NodeIx;
 use crate::state::{Drain, Maintenance, NodeRow};
 use crate::step::{Answer, Step};
 
-/// When the windows of nodes begin or end, the earliest first, by the wall clock.
+/// How far the wall clock may jump before what follows from it is worked out again.
+const JUMP_MS: u64 = 1_000;
+
+/// The windows of nodes.
 #[derive(Debug, Default)]
-pub(crate) struct Windows(BTreeSet<(u64, NodeIx)>);
+pub(crate) struct Windows {
+    /// When they begin or end, the earliest first, by the wall clock.
+    due: BTreeSet<(u64, NodeIx)>,
+    /// The wall clock minus the monotonic one, when it was last compared.
+    offset_ms: u64,
+}
 
 impl Windows {
     pub(crate) fn next_wakeup(&self) -> Option<u64> {
-        self.0.first().map(|(at, _)| *at)
+        self.due.first().map(|(at, _)| *at)
     }
 }
 
@@ -76,11 +89,26 @@ impl Core {
 
     /// Begins and ends the windows whose time has come, up to the step's limit. The others stay due.
     pub(crate) fn run_windows(&mut self, now: Now, out: &mut Step) {
-        while let Some((at, ix)) = self.windows.0.first().copied()
+        self.follow_clock(now);
+        while let Some((at, ix)) = self.windows.due.first().copied()
             && at <= now.wall_ms
             && self.has_room(out)
         {
             self.run_window(now, ix, out);
+        }
+    }
+
+    /// Works out again when windows begin after the wall clock has jumped.
+    fn follow_clock(&mut self, now: Now) {
+        let offset_ms = now.wall_ms.wrapping_sub(now.mono_ms);
+        let jump_ms = offset_ms.wrapping_sub(self.windows.offset_ms).cast_signed().unsigned_abs();
+        if self.windows.due.is_empty() || jump_ms < JUMP_MS {
+            return;
+        }
+        self.windows.offset_ms = offset_ms;
+        let all: Vec<NodeIx> = self.windows.due.iter().map(|(_, ix)| *ix).collect();
+        for ix in all {
+            self.set_window(ix);
         }
     }
 
@@ -140,21 +168,31 @@ impl Core {
 
     /// Sets when the window of a node begins or ends, after its row has changed.
     pub(crate) fn set_window(&mut self, ix: NodeIx) {
+        let (now, ignored) = (self.now, planted!(self, MaintenanceIgnored));
         let node = self.nodes.get_mut(ix);
+        let planned = node.row.maintenance.as_deref();
+        let waits = planned.filter(|window| !window.spec.drain.requeue && !ignored);
+        let closes_ms = waits.map(|window| {
+            now.mono_ms.saturating_add(window.spec.from_ms.saturating_sub(now.wall_ms))
+        });
+        let before = core::mem::replace(&mut node.closes_ms, closes_ms);
         let due_ms = node.row.maintenance.as_deref().map(Maintenance::due_ms);
         let old = core::mem::replace(&mut node.window_ms, due_ms);
         if let Some(at) = old {
-            self.windows.0.remove(&(at, ix));
+            self.windows.due.remove(&(at, ix));
         }
         if let Some(at) = due_ms {
-            self.windows.0.insert((at, ix));
+            self.windows.due.insert((at, ix));
+        }
+        if before != closes_ms {
+            self.queue.node_changed(ix, &self.nodes);
         }
     }
 
     /// Forgets the window of a node that is removed.
     pub(crate) fn stop_window(&mut self, ix: NodeIx) {
         if let Some(at) = self.nodes.get_mut(ix).window_ms.take() {
-            self.windows.0.remove(&(at, ix));
+            self.windows.due.remove(&(at, ix));
         }
     }
 
@@ -167,6 +205,6 @@ impl Core {
             let is_draining = node.row.scheduling == Scheduling::Draining;
             assert!(window.before.is_none() || is_draining, "{}: its window", node.row.node);
         }
-        assert_eq!(self.windows.0, due, "windows");
+        assert_eq!(self.windows.due, due, "windows");
     }
 }

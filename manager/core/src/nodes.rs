@@ -8,7 +8,7 @@ use core::ops::Bound;
 
 use podmesh_protocol::ids::{AgentId, AttemptId, Epoch, JobId, Name, TaskId};
 use podmesh_protocol::limits::{
-    ATTEMPTS_PER_NODE_MAX, DRAIN_JOBS_SHOWN, FRAME_BYTES_MAX, PAGE_ROWS_MAX,
+    ATTEMPTS_PER_NODE_MAX, DRAIN_JOBS_SHOWN, END_MARGIN_MS, FRAME_BYTES_MAX, PAGE_ROWS_MAX,
 };
 use podmesh_protocol::node::{
     DrainView, MaintenanceView, NodeState, NodeView, ResourceView, Scheduling,
@@ -67,6 +67,9 @@ pub(crate) struct Node {
     pub(crate) drain_due_ms: Option<Millis>,
     /// When its planned maintenance begins or ends, by the wall clock. The windows have the same.
     pub(crate) window_ms: Option<u64>,
+    /// When its planned maintenance begins, unless its drain says that tasks run again elsewhere. Tasks
+    /// whose end is known must be over by then.
+    pub(crate) closes_ms: Option<Millis>,
 }
 
 /// What the preemptible attempts of a node use.
@@ -174,6 +177,14 @@ impl Node {
     /// Returns whether it may get new attempts.
     pub(crate) fn is_open(&self) -> bool {
         self.state == NodeState::Alive && self.row.scheduling == Scheduling::Open
+    }
+
+    /// Returns whether a task may start here that ends after `lasts_ms` at the latest, because it would be
+    /// over when the planned maintenance begins. One without a known end (`u64::MAX`) may: waiting would
+    /// not help it.
+    pub(crate) fn leaves_time(&self, lasts_ms: u64, now_ms: Millis) -> bool {
+        let end_ms = || now_ms.saturating_add(lasts_ms).saturating_add(END_MARGIN_MS);
+        self.closes_ms.is_none_or(|at| lasts_ms == u64::MAX || end_ms() <= at)
     }
 
     /// Returns whether the name of this node belongs to an agent other than `agent_id`.
@@ -401,6 +412,7 @@ impl Nodes {
             resend_ms: None,
             drain_due_ms: None,
             window_ms: None,
+            closes_ms: None,
         };
         let ix = self.free.pop().unwrap_or(NodeIx(self.list.len()));
         match self.list.get_mut(ix.0) {

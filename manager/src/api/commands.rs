@@ -8,7 +8,7 @@ use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use podmesh_manager_core::input::{Command, Input};
 use podmesh_manager_core::step::Answer;
-use podmesh_protocol::access::{ApiToken, Role};
+use podmesh_protocol::access::{ApiToken, Caller, Role};
 use podmesh_protocol::client::{ReplyBody, RequestBody};
 use podmesh_protocol::error::{ErrorCode, ErrorReply};
 use podmesh_protocol::ids::{JobId, Name, SubmissionId};
@@ -50,11 +50,11 @@ impl Api {
         let command = match request {
             RequestBody::Submit { submission, spec } => {
                 self.may_submit(&client, &spec)?;
-                self.0.submissions.take(&client.caller, Instant::now())?;
                 if !spec.after.is_empty() {
-                    return Ok(self.clone().submit_after(by, submission, Arc::from(spec)).boxed());
+                    let spec = Arc::from(spec);
+                    return Ok(self.clone().submit_after(client.caller, submission, spec).boxed());
                 }
-                let pending = self.submit(by, submission, spec, room);
+                let pending = self.submit(client.caller, submission, spec, room);
                 return Ok(async { reply(pending.answer().await?) }.boxed());
             }
             RequestBody::TokenCreate { role, ttl_ms, uses } => {
@@ -183,26 +183,30 @@ impl Api {
         }
     }
 
-    /// Submits a job, unless the database has the submission already. The core remembers only
-    /// recent ones. The lookups and the core keep the order of arrival.
+    /// Submits a job, unless the database has the submission already: then it does not count for the
+    /// rate of its caller. The core remembers only recent ones. The lookups and the core keep the
+    /// order of arrival.
     fn submit(
         &self,
-        by: Name,
+        caller: Caller,
         submission: SubmissionId,
         spec: Box<JobSpec>,
         room: Option<Room>,
     ) -> Pending {
-        let core = self.0.core.clone();
+        let (core, limit) = (self.0.core.clone(), Arc::clone(&self.0.submissions));
         let pending = core.ticket();
         let ticket = pending.ticket;
         self.0.lookups.post(move |history| {
             let result = match history.note(history.submission(submission)) {
-                Ok(None) => {
-                    let spec = Arc::from(spec);
-                    let upstream = BTreeMap::new();
-                    let command = Command::Submit { by, submission, spec, upstream };
-                    return core.send(Input::Command(ticket, command), room);
-                }
+                Ok(None) => match limit.take(&caller, Instant::now()) {
+                    Ok(()) => {
+                        let (by, spec) = (caller.name, Arc::from(spec));
+                        let upstream = BTreeMap::new();
+                        let command = Command::Submit { by, submission, spec, upstream };
+                        return core.send(Input::Command(ticket, command), room);
+                    }
+                    Err(error) => Err(error),
+                },
                 Ok(Some(job)) => Ok(Answer::Submitted { job, again: true }),
                 Err(error) => Err(error.into()),
             };

@@ -63,7 +63,8 @@ pub(crate) struct Parts {
     pub(crate) data_dir: PathBuf,
     /// The highest priority that a job of an operator may have.
     pub(crate) priority_max: i32,
-    pub(crate) submissions: SubmissionLimit,
+    /// For what a request submits: not again for a repeated one.
+    pub(crate) submissions: Arc<SubmissionLimit>,
     pub(crate) tokens: Tokens,
     pub(crate) own_key: OwnKey,
     pub(crate) callers: Callers,

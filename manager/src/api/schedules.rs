@@ -9,6 +9,7 @@ use podmesh_manager_core::Core;
 use podmesh_manager_core::input::{Command, ScheduleChange};
 use podmesh_manager_core::schedules::check_calendar;
 use podmesh_manager_core::step::Answer;
+use podmesh_protocol::access::Caller;
 use podmesh_protocol::client::ReplyBody;
 use podmesh_protocol::error::{ErrorCode, ErrorReply};
 use podmesh_protocol::ids::{Name, SubmissionId};
@@ -87,8 +88,8 @@ impl Api {
             ScheduleRequest::Resume { schedule } => (schedule, ScheduleChange::Resume),
             ScheduleRequest::Remove { schedule } => (schedule, ScheduleChange::Remove),
             ScheduleRequest::Run { schedule, submission } => {
-                self.0.submissions.take(&client.caller, Instant::now())?;
-                return Ok(self.clone().run_schedule(by, schedule, submission, room).boxed());
+                let caller = client.caller.clone();
+                return Ok(self.clone().run_schedule(caller, schedule, submission, room).boxed());
             }
             _ => return Err(unexpected()),
         };
@@ -108,7 +109,7 @@ impl Api {
     /// the core does not know the jobs that ended before the manager started.
     async fn run_schedule(
         self,
-        by: Name,
+        caller: Caller,
         schedule: Name,
         submission: SubmissionId,
         room: Option<Room>,
@@ -117,7 +118,8 @@ impl Api {
         if let Some(job) = known.await? {
             return Ok(ReplyBody::Schedule(ScheduleReply::Ran { job: Some(job) }));
         }
-        let change = ScheduleChange::Run { submission };
+        self.0.submissions.take(&caller, Instant::now())?;
+        let (by, change) = (caller.name, ScheduleChange::Run { submission });
         let command = Command::ChangeSchedule { by, schedule, change };
         match self.0.core.command(command, room).answer().await? {
             Answer::ScheduleRan { job } => Ok(ReplyBody::Schedule(ScheduleReply::Ran { job })),

@@ -14,11 +14,14 @@ use podmesh_protocol::client::{LogPosition, LogRead, LogStream, PrincipalKind};
 use podmesh_protocol::ids::{AttemptId, JobId, Name, SubmissionId, TaskId};
 use podmesh_protocol::node::{DrainSpec, Scheduling};
 use podmesh_protocol::queue::{QueueChange, QueueRequest};
-use podmesh_protocol::schedule::{ScheduleRequest, ScheduleSpec};
+use podmesh_protocol::schedule::{ScheduleReply, ScheduleRequest, ScheduleSpec};
 use podmesh_protocol::service::{ServiceReply, ServiceRequest, ServiceSpec, ServiceState};
 use podmesh_protocol::spec::JobSpec;
 use podmesh_protocol::volume::VolumeRequest;
-use podmesh_protocol::workflow::{PackedWorkflow, WorkflowJob, WorkflowRequest, WorkflowSpec};
+use podmesh_protocol::workflow::{
+    Condition, Dependency, PackedWorkflow, WorkflowJob, WorkflowReply, WorkflowRequest,
+    WorkflowSpec,
+};
 use podmesh_wire::control::ManagerSocket;
 use podmesh_wire::manager_keys::{ManagerKeys, ShownKeys};
 use podmesh_wire::watchdog::{Pulse, Watchdog};
@@ -37,7 +40,7 @@ use crate::metrics::EventCounts;
 use crate::publisher::Hints;
 use crate::sender::Sender;
 use crate::store::{self, Store};
-use crate::submission_rate::SubmissionLimit;
+use crate::submission_rate::{SubmissionLimit, SubmissionRate};
 use crate::threads::{ManagerThread, run_reads};
 use crate::turns::CallerLine;
 
@@ -56,6 +59,11 @@ struct World {
 impl World {
     /// Starts a manager. If not `writes`, its disk never takes a commit.
     async fn start(writes: bool) -> Self {
+        Self::with_rate(writes, None).await
+    }
+
+    /// The same, with a limit for the submissions of each caller.
+    async fn with_rate(writes: bool, rate: Option<SubmissionRate>) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let listen = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 1);
         let config = ManagerConfig::new(dir.path(), listen);
@@ -99,7 +107,7 @@ impl World {
             },
             data_dir: dir.path().into(),
             priority_max: 0,
-            submissions: SubmissionLimit::new(None),
+            submissions: Arc::new(SubmissionLimit::new(rate)),
             tokens: Tokens::new(&config, listen),
             own_key: OwnKey::new(dir.path().into(), shown, endpoint),
             callers: callers.clone(),
@@ -506,6 +514,47 @@ async fn a_command_is_answered_once_it_is_on_disk() {
         let state = podmesh_protocol::report::JobState::Cancelled.into();
         assert_eq!(cancelled, Ok(ReplyBody::Cancelled { state, downstream: 0 }));
     }
+}
+
+#[tokio::test]
+async fn a_repeated_submission_does_not_count_for_the_rate_again() {
+    let world = World::with_rate(true, Some("4/h".parse().unwrap())).await;
+    let save = ScheduleRequest::Save { spec: Box::new(schedule_spec()) };
+    world.ask(Role::Operator, RequestBody::Schedule(save)).await.unwrap();
+    let submission = |number| SubmissionId(Uuid::from_u128(number));
+    let one_of_each = || {
+        let RequestBody::Submit { submission: second, mut spec } = submit(2) else {
+            unreachable!("it is a submission")
+        };
+        spec.after = vec![Dependency { job: JobId(1), when: Condition::Ended }];
+        let flow = WorkflowSpec {
+            name: name("flow"),
+            jobs: vec![WorkflowJob { spec: *schedule_spec().job, after: Vec::new() }],
+        };
+        let workflow = PackedWorkflow::pack(&flow).unwrap();
+        [
+            submit(1),
+            RequestBody::Submit { submission: second, spec },
+            RequestBody::Workflow(WorkflowRequest::Submit { submission: submission(3), workflow }),
+            RequestBody::Schedule(ScheduleRequest::Run {
+                schedule: name("tick"),
+                submission: submission(4),
+            }),
+        ]
+    };
+    for _ in 0..3 {
+        for (number, request) in (1..).zip(one_of_each()) {
+            let job = match world.ask(Role::Operator, request).await.unwrap() {
+                ReplyBody::Submitted { job, .. } => job,
+                ReplyBody::Workflow(WorkflowReply::Submitted { workflow, .. }) => workflow,
+                ReplyBody::Schedule(ScheduleReply::Ran { job: Some(job) }) => job,
+                other => panic!("{other:?}"),
+            };
+            assert_eq!(job, JobId(number));
+        }
+    }
+    let refused = world.ask(Role::Operator, submit(5)).await.unwrap_err();
+    assert_eq!(refused.code, ErrorCode::Overloaded, "{refused}");
 }
 
 #[tokio::test]

@@ -5,9 +5,10 @@ use std::time::Instant;
 
 use podmesh_manager_core::input::Command;
 use podmesh_manager_core::step::Answer;
+use podmesh_protocol::access::Caller;
 use podmesh_protocol::client::ReplyBody;
 use podmesh_protocol::error::{ErrorCode, ErrorReply};
-use podmesh_protocol::ids::{JobId, Name, SubmissionId};
+use podmesh_protocol::ids::{JobId, SubmissionId};
 use podmesh_protocol::spec::JobSpec;
 use podmesh_protocol::workflow::{
     PackedWorkflow, Positions, WorkflowError, WorkflowReply, WorkflowRequest, WorkflowSpec,
@@ -21,11 +22,12 @@ impl Api {
     /// Submits a job that waits for others. Continues if the client leaves.
     pub(super) async fn submit_after(
         self,
-        by: Name,
+        caller: Caller,
         submission: SubmissionId,
         spec: Arc<JobSpec>,
     ) -> Result<ReplyBody, ErrorReply> {
         let work = async move {
+            let mut counted = false;
             loop {
                 // What is read of ended jobs stays true until the core has decided.
                 let _ended_jobs = self.0.ended_jobs.lock().await;
@@ -40,7 +42,10 @@ impl Api {
                     Ok(upstream) => upstream,
                     Err(job) => return Ok(ReplyBody::Submitted { job, again: true }),
                 };
-                let (by, spec) = (by.clone(), Arc::clone(&spec));
+                if !std::mem::replace(&mut counted, true) {
+                    self.0.submissions.take(&caller, Instant::now())?;
+                }
+                let (by, spec) = (caller.name.clone(), Arc::clone(&spec));
                 let command = Command::Submit { by, submission, spec, upstream };
                 let room = self.0.core.room().await;
                 match self.0.core.command(command, room).answer().await? {

@@ -53,6 +53,8 @@ pub(crate) const ALL: &[Planted] = &[
     Planted::Manager(ManagerFault::StopUsesRetry),
     Planted::Manager(ManagerFault::PreemptsAny),
     Planted::Manager(ManagerFault::ClaimsNotBooked),
+    Planted::Manager(ManagerFault::ExclusiveIgnored),
+    Planted::Manager(ManagerFault::MaintenanceIgnored),
     Planted::EarlySend,
     Planted::Manager(ManagerFault::AttemptsNotFenced),
     Planted::Manager(ManagerFault::SessionsNotFenced),

@@ -57,7 +57,7 @@ pub(crate) struct Manager {
 }
 
 impl Manager {
-    fn now(&self, now: u64) -> Now {
+    pub(crate) fn now(&self, now: u64) -> Now {
         let wall_ms = WALL_MS.saturating_add_signed(self.wall_offset) + now;
         Now { mono_ms: now + self.mono_offset, wall_ms }
     }

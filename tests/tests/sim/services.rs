@@ -6,7 +6,7 @@ use std::sync::Arc;
 use podmesh_manager_core::input::{Command, ServiceChange};
 use podmesh_manager_core::state::{Service, ServicePhase};
 use podmesh_protocol::ids::{JobId, Name};
-use podmesh_protocol::node::{DrainSpec, Scheduling};
+use podmesh_protocol::node::{DrainSpec, MaintenanceSpec, Scheduling};
 use podmesh_protocol::place::PlaceRules;
 use podmesh_protocol::service::{
     Health, PortSpec, ReplicaSpec, RestartPolicy, RestartWhen, ServiceSpec, UpdatePolicy,
@@ -85,7 +85,7 @@ impl World {
             _ => RestartWhen::Always,
         };
         let replicas = rng.within(0, 4) as u32;
-        let mut place = PlaceRules::default();
+        let mut place = PlaceRules { exclusive: rng.percent(15), ..PlaceRules::default() };
         if rng.percent(30) {
             // So little that every node can have all replicas of all services.
             place.resources.insert("gpu".parse().expect("a name"), 30);
@@ -186,8 +186,24 @@ impl World {
         self.ask_service(Command::ApplyService { by: user(), spec, back_to: None });
     }
 
+    /// Lets the replicas of a service run beside others. Those that have their nodes for themselves go
+    /// first, so that there is room.
+    fn apply_beside_others(&mut self, at: usize) {
+        self.service_users.version += 1;
+        let version = self.service_users.version.to_string();
+        let spec = &mut self.service_users.specs[at];
+        spec.place.exclusive = false;
+        (spec.update.max_surge, spec.update.min_healthy) = (0, Some(0));
+        spec.run.env.insert("VERSION".into(), version);
+        spec.run.env.remove(SICK);
+        self.apply(at);
+    }
+
     fn schedule_some_node(&mut self) {
         let at = self.rng.below(self.nodes.len() as u64) as usize;
+        if self.rng.percent(25) {
+            return self.plan_maintenance(at);
+        }
         let scheduling = match self.rng.below(10) {
             0..3 => Scheduling::Draining,
             3 => Scheduling::Cordoned,
@@ -200,6 +216,20 @@ impl World {
             drain.requeue = self.rng.percent(60);
         }
         self.ask_service(Command::ScheduleNode { by: user(), node, scheduling, drain });
+    }
+
+    /// Plans a maintenance of a node soon, or takes it back.
+    fn plan_maintenance(&mut self, at: usize) {
+        let Some(manager) = &self.manager else { return };
+        let from_ms = manager.now(self.now).wall_ms + self.rng.below(25_000);
+        let for_ms = self.rng.within(1_000, 15_000);
+        let deadline_ms = self.rng.percent(40).then(|| self.rng.below(15_000));
+        let requeue = self.rng.percent(30);
+        let drain = DrainSpec { deadline_ms, requeue, reason: None };
+        let maintenance =
+            self.rng.percent(85).then_some(MaintenanceSpec { from_ms, for_ms, drain });
+        let node = self.nodes[at].name.clone();
+        self.ask_service(Command::SetMaintenance { by: user(), node, maintenance });
     }
 
     pub(crate) fn ask_service(&mut self, command: Command) {
@@ -235,6 +265,13 @@ impl World {
         let rows = self.decided.state.nodes.values();
         let others = rows.filter(|row| row.scheduling != wanted(&row.node));
         let others: Vec<_> = others.map(|row| row.node.clone()).collect();
+        let planned = self.decided.state.nodes.values().filter(|row| row.maintenance.is_some());
+        let taken_back = planned.map(|row| Command::SetMaintenance {
+            by: user(),
+            node: row.node.clone(),
+            maintenance: None,
+        });
+        let taken_back: Vec<Command> = taken_back.collect();
         let commands: Vec<_> = others
             .into_iter()
             .map(|node| {
@@ -243,20 +280,29 @@ impl World {
             })
             .collect();
         let services = self.decided.state.services.values();
+        let runs_alone = |service: &Service| {
+            service.spec.place.exclusive && service.phase == ServicePhase::Running
+        };
+        let alone = services.clone().filter(|service| runs_alone(service));
+        let alone: Vec<Name> = alone.map(|service| service.spec.name.clone()).collect();
         let hopeless = services.filter(|service| {
             // A replica that has failed for good counts among those that must be healthy, so that
             // others may have to stay where they should not be.
             let mut failures = service.failures.values();
             let is_stuck = failures.any(|ended| ended.after_ms.is_none() && !ended.succeeded);
             let has_update = self.decided.updates.contains_key(&service.spec.name);
-            (is_sick(&service.spec) || is_stuck) && !has_update
+            (is_sick(&service.spec) || is_stuck) && !has_update && !runs_alone(service)
         });
         let hopeless: Vec<Name> = hopeless.map(|service| service.spec.name.clone()).collect();
         let specs = &self.service_users.specs;
         let at = |name: &Name| specs.iter().position(|spec| spec.name == *name);
         let hopeless: Vec<usize> = hopeless.iter().filter_map(at).collect();
-        for command in commands {
+        let alone: Vec<usize> = alone.iter().filter_map(at).collect();
+        for command in taken_back.into_iter().chain(commands) {
             self.ask_service(command);
+        }
+        for at in alone {
+            self.apply_beside_others(at);
         }
         for at in hopeless {
             self.apply_changed(at, true);

@@ -149,8 +149,9 @@ impl Store {
                     let job = self.jobs.get_mut(job).expect("a job that was inserted");
                     job.waits_since_wall_ms = *wall_ms;
                 }
-                Change::AttemptInserted { attempt, node, claims, .. } => {
+                Change::AttemptInserted { attempt, node, claims, wall_ms } => {
                     self.check_order(attempt.task);
+                    self.check_maintenance(*attempt, node, *wall_ms);
                     self.state.check_start(attempt.task.job);
                     self.insert_attempt(now, *attempt, node, claims.clone());
                 }
@@ -242,6 +243,21 @@ impl Store {
             self.check_capacity();
             self.check_claims();
         }
+    }
+
+    /// Checks that an attempt that has a timeout will be over when the planned maintenance of its node
+    /// begins, unless that lets it run again elsewhere.
+    fn check_maintenance(&self, attempt: AttemptId, node: &Name, wall_ms: u64) {
+        let planned = self.state.nodes.get(node).and_then(|row| row.maintenance.as_deref());
+        let run = &self.jobs[&attempt.task.job].spec.run;
+        let (Some(planned), Some(timeout_ms)) = (planned, run.timeout_ms) else { return };
+        let spec = &planned.spec;
+        // The core lets the wall clock and the monotonic one drift apart by up to a second.
+        let in_time = wall_ms + timeout_ms + run.stop_grace_ms < spec.from_ms + 1_000;
+        assert!(
+            in_time || spec.drain.requeue,
+            "{attempt} starts on {node}, whose maintenance begins before it must be over"
+        );
     }
 
     /// Checks that a task whose attempt was stopped so that it runs again does not end by that.

@@ -138,6 +138,9 @@ pub(crate) enum NodesVerb {
     ///
     /// A node has one planned maintenance; another one replaces it. What you do with the node meanwhile
     /// (cordon, uncordon, drain) ends the maintenance, and stays.
+    ///
+    /// Before a maintenance without --requeue, the node starts tasks that have a timeout only if they
+    /// are over when it begins. Tasks without a timeout, and replicas, start there as always.
     #[command(
         after_help = "Example: podmesh nodes maintenance node-3 --from 2026-12-01T22:00 --for 2h --requeue"
     )]

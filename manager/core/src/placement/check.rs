@@ -119,7 +119,7 @@ impl Queue {
                 QueuePosition::Nowhere(key) => {
                     without_node.push((*id, key, shape.needs.size()));
                     let mut nodes = class.nodes.iter().map(|ix| facts.nodes.get(*ix));
-                    let suits = nodes.any(|node| node.is_open() && shape.needs.suit(&node.row));
+                    let suits = nodes.any(|node| shape.needs.suit_now(node, facts.now_ms));
                     assert!(!suits, "shape {id:?} suits a node that is alive");
                     Some(key)
                 }
@@ -147,7 +147,11 @@ impl Queue {
     ) {
         for ix in class.nodes.difference(&self.open) {
             let node = facts.nodes.get(*ix);
-            if !node.has_room(&shape.needs.resources) || !node.takes(&shape.needs.place) {
+            let size = shape.needs.size();
+            if !node.has_room(&shape.needs.resources)
+                || !node.takes(&shape.needs.place)
+                || !node.leaves_time(size.lasts_ms, facts.now_ms)
+            {
                 continue;
             }
             let preemptible = self.is_preemptible(id);
@@ -162,7 +166,6 @@ impl Queue {
             if kept.keeps(&shape.needs) {
                 continue;
             }
-            let size = shape.needs.size();
             let allowed = kept.rooms_for_later(node, facts).into_iter().flatten();
             assert!(!allowed.clone().any(|room| size.fits(&room)), "{size:?} fits {allowed:?}");
         }

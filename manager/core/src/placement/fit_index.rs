@@ -63,33 +63,43 @@ impl FitIndex {
         }
     }
 
-    /// Returns the first shape in line that fits a room, if its key is less than `before`.
+    /// Returns the first shape in line that fits a room and is `admitted`, if its key is less than
+    /// `before`.
     pub(super) fn first_fit(
         &self,
         room: &Size,
         before: Option<QueueKey>,
+        admitted: impl Fn(&Size) -> bool,
     ) -> Option<(QueueKey, ShapeId)> {
         let mut found = (before.unwrap_or(QueueKey::LAST), None);
         if !self.shapes.is_empty() {
-            self.descend(1, room, &mut found);
+            self.descend(1, room, &admitted, &mut found);
         }
         found.1.map(|id| (found.0, id))
     }
 
-    fn descend(&self, at: usize, room: &Size, found: &mut (QueueKey, Option<ShapeId>)) {
+    fn descend(
+        &self,
+        at: usize,
+        room: &Size,
+        admitted: &impl Fn(&Size) -> bool,
+        found: &mut (QueueKey, Option<ShapeId>),
+    ) {
         let bound = &self.bounds[at];
         if bound.key >= found.0 || !bound.size.fits(room) {
             return;
         }
         if let Some(leaf) = at.checked_sub(self.shapes.len()) {
-            *found = (bound.key, self.shapes[leaf]);
+            if admitted(&bound.size) {
+                *found = (bound.key, self.shapes[leaf]);
+            }
             return;
         }
         let (left, right) = (2 * at, 2 * at + 1);
         let left_first = self.bounds[left].key <= self.bounds[right].key;
         let (first, second) = if left_first { (left, right) } else { (right, left) };
-        self.descend(first, room, found);
-        self.descend(second, room, found);
+        self.descend(first, room, admitted, found);
+        self.descend(second, room, admitted, found);
     }
 
     fn set(&mut self, leaf: usize, bound: Bound) {
@@ -181,10 +191,14 @@ mod tests {
                 let room = size(cpu, memory, lasts);
                 let fitting = all.iter().filter(|(_, (_, size))| size.fits(&room));
                 let first = fitting.map(|(id, (key, _))| (*key, *id)).min();
-                prop_assert_eq!(index.first_fit(&room, None), first);
+                prop_assert_eq!(index.first_fit(&room, None, |_| true), first);
                 let before = QueueKey::new(0, JobId(0));
                 let first = first.filter(|(key, _)| *key < before);
-                prop_assert_eq!(index.first_fit(&room, Some(before)), first);
+                prop_assert_eq!(index.first_fit(&room, Some(before), |_| true), first);
+                let is_odd = |size: &Size| size.lasts_ms % 2 == 1;
+                let odd = all.iter().filter(|(_, (_, size))| size.fits(&room) && is_odd(size));
+                let first = odd.map(|(id, (key, _))| (*key, *id)).min();
+                prop_assert_eq!(index.first_fit(&room, None, is_odd), first);
             }
         }
     }

@@ -136,7 +136,7 @@ impl Core {
         }
         let Some(needs) = self.queue.needs(id) else { return false };
         let others = self.nodes.iter().any(|(_, node)| {
-            node.is_open() && needs.suit(&node.row) && !retry.past.avoid.contains(&node.row.node)
+            needs.suit_now(node, now.mono_ms) && !retry.past.avoid.contains(&node.row.node)
         });
         let since = *dispatch.held.entry(index).or_insert(now.mono_ms);
         let until = since.saturating_add(AVOID_MS_MAX);

@@ -8,7 +8,9 @@ use podmesh_protocol::ids::{JobId, Name};
 use podmesh_protocol::place::PlaceRules;
 use podmesh_protocol::service::ServiceSpec;
 use podmesh_protocol::spec::{JobSpec, Resources, RuntimeKind};
+use podmesh_protocol::time::Millis;
 
+use crate::nodes::Node;
 use crate::state::NodeRow;
 
 /// The position of a job in the queue: higher priority first, then order of arrival.
@@ -104,6 +106,12 @@ impl Needs {
             && self.place.resources.iter().all(|(name, millis)| {
                 node.resources.get(name).is_some_and(|offer| offer.suits(*millis))
             })
+    }
+
+    /// Returns whether a node that gets work could take such a task if it were empty.
+    pub(super) fn suit_now(&self, node: &Node, now_ms: Millis) -> bool {
+        let in_time = node.leaves_time(self.size().lasts_ms, now_ms);
+        node.is_open() && in_time && self.suit(&node.row)
     }
 
     /// Returns how many of the preferred labels a node has.

@@ -250,7 +250,9 @@ impl Queue {
         let capacity = Size::lasting(row.capacity, u64::MAX);
         for lane in self.lanes.values_mut() {
             for id in classes.iter() {
-                let first = |lane: &Lane| lane.indexes.get(id)?.nowhere.first_fit(&capacity, None);
+                let first = |lane: &Lane| {
+                    lane.indexes.get(id)?.nowhere.first_fit(&capacity, None, |_| true)
+                };
                 while let Some((_, shape)) = first(lane) {
                     match lane.held {
                         true => lane.move_to(shape, QueuePosition::Head),
@@ -325,11 +327,12 @@ impl Queue {
                 |kept: &Reservation| kept.node == Some(*ix) && kept.is_kept_from(owner.preemptible);
             let kept = reservation.as_ref().filter(|kept| is_kept(kept));
             let kept = kept.map(|kept| (kept.shape.lane, kept.key, kept.needs()));
+            let in_time = |size: &Size| node.leaves_time(size.lasts_ms, facts.now_ms);
             let search = |room: &Size, before: Option<QueueKey>| {
                 let mut found = None;
                 for index in admitting.iter().filter_map(|id| indexes.get(id)) {
                     let before = found.map_or(before, |(key, _)| Some(key));
-                    found = index.no_room.first_fit(room, before).or(found);
+                    found = index.no_room.first_fit(room, before, in_time).or(found);
                     let before = found.map_or(before, |(key, _)| Some(key));
                     let fits = |(key, id): &&(QueueKey, ShapeId)| {
                         before.is_none_or(|before| *key < before)
@@ -338,7 +341,11 @@ impl Queue {
                                 let is_kept = kept.as_ref().is_some_and(|(of, first, kept)| {
                                     (*of != lane || first < key) && kept.shares(needs)
                                 });
-                                needs.size().fits(room) && node.takes(&needs.place) && !is_kept
+                                let size = needs.size();
+                                size.fits(room)
+                                    && in_time(&size)
+                                    && node.takes(&needs.place)
+                                    && !is_kept
                             })
                     };
                     found = index.picky.iter().find(fits).copied().or(found);
@@ -403,6 +410,9 @@ impl Queue {
         let node = facts.nodes.get(ix);
         let peers = zones.peers(&shape.needs, key.job(), node);
         let candidate = Candidate::of(ix, node, &shape.needs, peers)?;
+        if !node.leaves_time(shape.needs.size().lasts_ms, facts.now_ms) {
+            return None;
+        }
         if let Some(kept) = reservation
             && kept.node == Some(ix)
             && *is_reserved

@@ -286,10 +286,10 @@ impl Queue {
         true
     }
 
-    /// Returns whether a node is alive and could take a task of the shape if it were empty.
+    /// Returns whether a node gets work and could take a task of the shape if it were empty.
     fn suits(&self, id: ShapeId, ix: NodeIx, facts: &Facts) -> bool {
         let node = facts.nodes.get(ix);
-        node.is_open() && self.shape(id).is_some_and(|shape| shape.needs.suit(&node.row))
+        self.shape(id).is_some_and(|shape| shape.needs.suit_now(node, facts.now_ms))
     }
 
     /// Returns the node that is nearest to having room. Nodes whose reservation since `first_ms`
@@ -300,7 +300,7 @@ impl Queue {
         let (mut best, mut next_ms) = (None, None);
         for ix in &class.nodes {
             let node = facts.nodes.get(*ix);
-            if !node.is_open() || !shape.needs.suit(&node.row) {
+            if !shape.needs.suit_now(node, facts.now_ms) {
                 continue;
             }
             let rests_until_ms = self.rests.get(ix).copied().unwrap_or(0);

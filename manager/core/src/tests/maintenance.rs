@@ -1,9 +1,11 @@
 //! The planned maintenance of nodes: it begins and ends once, also with restarts and a clock that jumps.
 
+use podmesh_protocol::limits::END_MARGIN_MS;
 use podmesh_protocol::node::{DrainSpec, MaintenanceSpec, Scheduling};
 use podmesh_protocol::report::OutcomeKind;
 
 use super::*;
+use crate::ids::NodeIx;
 
 const HOUR: u64 = 3_600_000;
 
@@ -200,4 +202,111 @@ fn a_new_session_and_a_forgotten_node() {
     assert_eq!(world.core.next_wakeup_wall(), None);
     world.join("a", 3);
     assert!(!world.is_planned());
+}
+
+/// A task that ends after so long, stop grace and margin included.
+fn lasting(ms: u64) -> JobSpec {
+    let mut spec = spec();
+    spec.run.timeout_ms = Some(ms - spec.run.stop_grace_ms - END_MARGIN_MS);
+    spec
+}
+
+/// A world with the empty node `a`, and a maintenance in an hour.
+fn empty(drain: DrainSpec) -> (World, Epoch) {
+    let mut world = World::new();
+    world.now.wall_ms = 24 * HOUR;
+    let epoch = world.join("a", 1);
+    let from_ms = world.now.wall_ms + HOUR;
+    world.plan(Some(MaintenanceSpec { from_ms, for_ms: HOUR, drain }));
+    (world, epoch)
+}
+
+#[test]
+fn a_task_starts_only_if_it_is_over_before_the_maintenance() {
+    let (mut world, _) = empty(DrainSpec::default());
+    assert_eq!(placed(&world.submit(lasting(HOUR))), [(at(1, 1, 1), "a")]);
+    assert_eq!(placed(&world.submit(lasting(HOUR + 1))), []);
+    assert_eq!(
+        world.explain(2),
+        [
+            "maintenance of node `a` begins in 60 min, before a task must be over (--timeout and --stop-grace): it can start there afterwards"
+        ]
+    );
+    assert_eq!(placed(&world.submit(spec())), [(at(3, 1, 1), "a")], "it would wait for ever");
+    world.pass(HOUR / 2);
+    assert_eq!(placed(&world.submit(lasting(HOUR))), [], "the time has passed");
+    assert_eq!(placed(&world.submit(lasting(HOUR / 2))), [(at(5, 1, 1), "a")]);
+    world.restart();
+    let attempts = vec![at(1, 1, 1), at(3, 1, 1), at(5, 1, 1)];
+    let step = world.connect(Hello { attempts, ..hello("a", 1) }, 2);
+    assert_eq!(placed(&step), []);
+    let epoch = welcome(&step).epoch;
+    let ends = [at(1, 1, 1), at(3, 1, 1), at(5, 1, 1)];
+    world.report(2, epoch, (1..).zip(ends).map(|(n, end)| exited(n, end, 0)).collect());
+    // Another node takes what this one does not.
+    let step = world.connect(Hello { capacity: spec().resources, ..hello("b", 3) }, 3);
+    assert_eq!(placed(&step), [(at(2, 1, 1), "b")]);
+    assert!(world.explain(4)[0].starts_with("maintenance of node `a` begins in 30 min"));
+    assert!(world.explain(4)[1].starts_with("waits for room: 1 node fits, it is busy"));
+    assert_eq!(placed(&world.pass(HOUR / 2)), []);
+    assert_eq!(placed(&world.pass(HOUR)), [(at(4, 1, 1), "a")], "the maintenance is over");
+}
+
+#[test]
+fn a_maintenance_keeps_no_task_away_that_runs_again_elsewhere() {
+    let (mut world, _) = empty(DrainSpec { requeue: true, ..DrainSpec::default() });
+    assert_eq!(placed(&world.submit(lasting(2 * HOUR))), [(at(1, 1, 1), "a")]);
+    let (mut world, _) = empty(DrainSpec { deadline_ms: Some(HOUR), ..DrainSpec::default() });
+    assert_eq!(placed(&world.submit(lasting(2 * HOUR))), []);
+    assert_eq!(placed(&world.plan(None)), [(at(1, 1, 1), "a")], "it is no longer planned");
+}
+
+#[test]
+fn the_time_until_a_maintenance_follows_the_wall_clock() {
+    let (mut world, _) = empty(DrainSpec::default());
+    assert_eq!(placed(&world.submit(lasting(2 * HOUR))), []);
+    let from_ms = world.now.wall_ms + HOUR;
+    // As the clock is corrected, and jumps.
+    world.set_clock(world.now.wall_ms + 20);
+    assert_eq!(world.core.nodes.get(NodeIx(0)).closes_ms, Some(world.now.mono_ms + HOUR));
+    assert_eq!(placed(&world.set_clock(from_ms - 2 * HOUR)), [(at(1, 1, 1), "a")]);
+    world.set_clock(from_ms - HOUR / 2);
+    assert_eq!(placed(&world.submit(lasting(HOUR))), []);
+}
+
+/// A job that needs a whole node.
+fn whole(spec: JobSpec) -> JobSpec {
+    JobSpec { resources: hello("a", 1).capacity, ..spec }
+}
+
+#[test]
+fn a_node_is_not_reserved_for_a_task_that_could_not_be_over_in_time() {
+    let (mut world, epoch) = empty(DrainSpec::default());
+    world.submit(spec());
+    world.report(1, epoch, vec![started(1, at(1, 1, 1))]);
+    world.pass(HOUR / 2 - 10_000);
+    assert_eq!(placed(&world.submit(whole(lasting(HOUR / 2)))), []);
+    assert!(world.explain(2)[1].contains("node `a` is reserved for it"), "{:?}", world.explain(2));
+    assert_eq!(placed(&world.submit(lasting(HOUR / 4))), [], "the node is reserved");
+    let step = world.pass(10_001);
+    assert_eq!(placed(&step), [(at(3, 1, 1), "a")]);
+    assert_eq!(
+        world.explain(2),
+        [
+            "maintenance of node `a` begins in 30 min, before a task must be over (--timeout and --stop-grace): it can start there afterwards"
+        ]
+    );
+}
+
+#[test]
+fn room_that_comes_too_late_before_a_maintenance_is_for_others() {
+    let (mut world, epoch) = empty(DrainSpec::default());
+    world.join("b", 2);
+    world.submit(JobSpec { array: array(2).array, ..whole(spec()) });
+    world.submit(whole(lasting(HOUR / 2)));
+    world.submit(whole(lasting(HOUR / 4)));
+    world.pass(HOUR * 2 / 3);
+    let step = world.report(1, epoch, vec![exited(1, at(1, 1, 1), 0)]);
+    assert_eq!(placed(&step), [(at(3, 1, 1), "a")]);
+    assert_eq!(world.counts(2), [1, 0, 0, 0, 0]);
 }

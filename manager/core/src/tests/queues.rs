@@ -325,3 +325,77 @@ fn what_is_wrong_with_a_queue_is_said() {
     // A task of it cannot run again: its queue is gone.
     assert!(says(&world.requeue(1, true, |_| true)).contains("no queue `night`"));
 }
+
+/// Lets the first caller or queue have the cluster for itself for a while. Returns how many of the next
+/// 60 tasks are those of one that comes later.
+fn share_of_a_newcomer(first: JobSpec, later: JobSpec) -> u32 {
+    let mut world = World::new();
+    world.set_queue("night", weight(1));
+    // Cores that two cannot share evenly: the third is for both by turns.
+    let mut worker = Worker::join(&mut world, 3);
+    worker.take(&world.submit_as("ann", first));
+    for _ in 0..100 {
+        worker.end_one(&mut world);
+    }
+    worker.take(&world.submit_as("bob", later));
+    for _ in 0..3 {
+        worker.end_one(&mut world);
+    }
+    worker.done.clear();
+    for _ in 0..60 {
+        worker.end_one(&mut world);
+    }
+    worker.done[&JobId(2)]
+}
+
+#[test]
+fn nobody_saves_up_while_others_use_the_cluster() {
+    let between_callers = share_of_a_newcomer(array(1_000), array(1_000));
+    let between_queues = share_of_a_newcomer(array(1_000), queued("night", 1_000));
+    for share in [between_callers, between_queues] {
+        assert!(share.abs_diff(30) <= 1, "{share} of 60");
+    }
+}
+
+/// Returns a task that needs so many cores, in the queue `night`.
+fn large(cpu_millis: u32) -> JobSpec {
+    JobSpec { resources: Resources { cpu_millis, memory_bytes: 0 }, ..queued("night", 1) }
+}
+
+#[test]
+fn room_that_comes_while_a_queue_is_paused_is_used_afterwards() {
+    let mut world = World::new();
+    world.set_queue("night", weight(1));
+    let a = world.join("a", 1);
+    world.submit_as("ann", array(3));
+    let elsewhere = JobSpec { require: [(name("zone"), "b".into())].into(), ..large(1_000) };
+    world.submit_as("ann", elsewhere);
+    world.submit_as("ann", large(4_000));
+    assert!(world.explain(3)[0].starts_with("waits for room"), "{:?}", world.explain(3));
+    world.change_queue("night", QueueAction::Pause);
+    let ends = (1..=3).map(|index| exited(u64::from(index), at(1, index, 1), 0)).collect();
+    assert_eq!(placed(&world.report(1, a, ends)), []);
+    let labels = [(name("zone"), "b".to_owned())].into();
+    assert_eq!(placed(&world.connect(Hello { labels, ..hello("b", 2) }, 2)), []);
+    let step = world.change_queue("night", QueueAction::Resume);
+    assert_eq!(placed(&step), [(at(2, 1, 1), "b"), (at(3, 1, 1), "a")]);
+}
+
+#[test]
+fn a_caller_keeps_the_turn_when_the_first_job_has_no_node_any_more() {
+    let mut world = World::new();
+    let labels = [(name("zone"), "a".to_owned())].into();
+    world.connect(Hello { labels, ..hello("a", 1) }, 1);
+    world.join("b", 2);
+    let whole = || JobSpec { resources: hello("a", 1).capacity, ..spec() };
+    world.submit_as("carol", JobSpec { array: array(2).array, ..whole() });
+    let here = JobSpec { require: [(name("zone"), "a".into())].into(), ..whole() };
+    world.submit_as("ann", here);
+    world.submit_as("ann", whole());
+    world.submit_as("bob", whole());
+    assert!(world.explain(2).last().unwrap().contains("node `a` is reserved for it"));
+    let (by, node, drain) = (name("root"), name("a"), Default::default());
+    let scheduling = podmesh_protocol::node::Scheduling::Cordoned;
+    world.give(Input::Command(TICKET, Command::ScheduleNode { by, node, scheduling, drain }));
+    assert!(world.explain(3).last().unwrap().contains("node `b` is reserved for it"));
+}

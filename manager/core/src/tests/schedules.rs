@@ -1,10 +1,11 @@
 //! Schedules, and jobs that must not start before a time.
 
+use podmesh_protocol::queue::QueueChange;
 use podmesh_protocol::schedule::{Overlap, RunResult, ScheduleSpec, When};
 use podmesh_protocol::spec::JobRules;
 
 use super::*;
-use crate::input::ScheduleChange;
+use crate::input::{QueueAction, ScheduleChange};
 use crate::state::{Change, ScheduleRunRow};
 
 const MINUTE: u64 = 60_000;
@@ -61,6 +62,28 @@ impl World {
         steps.extend(self.drain());
         steps
     }
+}
+
+fn in_queue(queue: &str) -> ScheduleSpec {
+    let mut spec = every("tick", MINUTE);
+    spec.job.rules.queue = Some(name(queue));
+    spec
+}
+
+#[test]
+fn a_schedule_names_a_queue_that_exists_and_keeps_it() {
+    let (mut world, _) = world();
+    let error = world.save(in_queue("night")).unwrap_err();
+    assert!(error.message.contains("there is no queue `night`"), "{error}");
+    assert_eq!(world.core.state().schedules, [].into());
+    world.set_queue("night", QueueChange::default());
+    world.save(in_queue("night")).unwrap();
+    let remove =
+        |world: &mut World| replies(&world.change_queue("night", QueueAction::Remove)).remove(0);
+    let error = remove(&mut world).unwrap_err();
+    assert!(error.message.contains("the schedule `tick` submits jobs to the queue"), "{error}");
+    world.save(in_queue("default")).unwrap();
+    assert_eq!(remove(&mut world), Ok(Answer::QueueChanged { changed: true }));
 }
 
 /// The new rows of all histories: instant after noon in seconds, result, job, count.

@@ -286,6 +286,17 @@ fn a_workflow_is_submitted_together_and_once() {
 }
 
 #[test]
+fn a_workflow_that_names_an_unknown_queue_is_refused_as_a_whole() {
+    let mut world = World::new();
+    let mut workflow = workflow(&[("first", &[]), ("last", &[("first", Condition::Ended)])]);
+    workflow.jobs[1].spec.rules.queue = Some(name("night"));
+    let step = submit(&mut world, 1, workflow);
+    let error = replies(&step)[0].clone().unwrap_err();
+    assert!(error.message.contains("there is no queue `night`"), "{error}");
+    assert!(step.changes.is_empty());
+}
+
+#[test]
 fn a_large_workflow_is_one_step() {
     let mut world = World::new();
     world.join("a", 1);
@@ -315,4 +326,22 @@ fn a_workflow_is_cancelled_as_a_whole_and_nothing_starts_by_that() {
     assert!(world.core.state().jobs.values().all(|job| job.id > JobId(1_500) || job.is_stopping()));
     let step = world.give(Input::Command(TICKET, command));
     assert_eq!(replies(&step), [Ok(Answer::JobsCancelled { jobs: 0 })]);
+}
+
+#[test]
+fn nothing_starts_if_the_manager_ends_while_it_cancels_a_workflow() {
+    let mut world = World::new();
+    let mut workflow = chain(3_000, Condition::Failed);
+    // The first job waits as well, so that it ends as soon as it is cancelled.
+    workflow.jobs[0].spec.require = [(name("x"), "y".into())].into();
+    submit(&mut world, u128::MAX, workflow);
+    world.drain();
+    let command = Command::CancelWorkflow { workflow: JobId(1), jobs: 3_000, done: 0 };
+    let step = world.give(Input::Command(TICKET, command));
+    assert!(replies(&step).is_empty(), "it takes several steps");
+    world.restart();
+    let step = world.connect(hello("a", 1), 1);
+    let steps: Vec<Step> = [step].into_iter().chain(world.drain()).collect();
+    assert_eq!(steps.iter().flat_map(starts_of).collect::<Vec<_>>(), []);
+    assert_eq!(world.state(1), JobState::Queued, "what others wait for is cancelled last");
 }
