@@ -68,9 +68,8 @@ fn nodes_and_services_that_need_attention_are_named_with_the_reason() {
     console.mesh.ok(&["nodes", "uncordon", "a"]);
     wait_until_gone(&console, "cordoned");
     console.mesh.kill_agent("a");
-    console.browser.wait_for_text("Node a is suspect");
-    console.browser.wait_for_text("Node a is lost");
-    console.browser.wait_for_text("Service web is degraded: 0 of 1 replica healthy.");
+    console.browser.wait_for_text("Node a is ✗ lost: it has not answered");
+    console.browser.wait_for_text("Service web is ! degraded: 0 of 1 replica healthy.");
     console.check_quiet();
     drop(console);
     drop(disk);
