@@ -41,6 +41,8 @@ struct Collector {
 #[derive(Default)]
 struct Accepted {
     spans: Vec<Span>,
+    /// How many requests it has refused.
+    refused: u64,
     /// The headers and what is said of the process, of the last request.
     headers: BTreeMap<String, String>,
     resource: Vec<KeyValue>,
@@ -106,13 +108,16 @@ fn serve(stream: &TcpStream, into: &Mutex<Accepted>, answer: &Mutex<u16>) {
         }
         let mut request = ExportTraceServiceRequest::decode(&*body).unwrap();
         let status = *answer.lock().unwrap();
+        let mut into = into.lock().unwrap();
         if status == 200 {
             let of = request.resource_spans.remove(0);
-            let mut into = into.lock().unwrap();
             into.resource = of.resource.unwrap().attributes;
             into.headers = headers;
             into.spans.extend(of.scope_spans.into_iter().flat_map(|scope| scope.spans));
+        } else {
+            into.refused += 1;
         }
+        drop(into);
         let reply = format!("HTTP/1.1 {status} x\r\nContent-Length: 0\r\n\r\n");
         if reader.get_mut().write_all(reply.as_bytes()).is_err() {
             return;
@@ -234,6 +239,7 @@ fn a_collector_that_is_away_delays_nothing_and_gets_what_waits() {
     let mesh = mesh(&collector);
     let first = mesh.submit(&["--name", "first", "--cpus", "0.01", "--", "true"]);
     mesh.wait_for_job(first, "succeeded");
+    until_true("it refuses", || collector.accepted.lock().unwrap().refused > 1);
     assert_eq!(counted(&mesh), [0.0, 0.0]);
     collector.answer(200);
     let spans = collector.wait_for(first);
