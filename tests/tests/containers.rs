@@ -41,6 +41,17 @@ fn a_container_runs_with_the_right_output_exit_code_and_variables() {
     until_true("the container is removed", || containers(&mesh).is_empty());
 }
 
+/// What a terminal gets is never taken for something else, even if it looks like the engine's frames.
+#[test]
+fn the_output_of_a_container_with_a_terminal_arrives_as_it_is() {
+    let Some(image) = docker::image() else { return };
+    let mesh = mesh(&[]);
+    let script = "stty -onlcr; printf '\\001\\000\\000\\000\\377\\377\\377\\377'; sleep 0.1; printf '\\000\\001\\002\\377 end'";
+    let output = mesh.output(&["run", "--tty", "--image", image, "--", "sh", "-c", script]);
+    assert_eq!(output.status.code(), Some(0));
+    assert_eq!(output.stdout, b"\x01\0\0\0\xff\xff\xff\xff\0\x01\x02\xff end");
+}
+
 #[test]
 fn a_container_that_cannot_start_fails_with_the_reason() {
     let Some(image) = docker::image() else { return };

@@ -14,12 +14,10 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use bollard::Docker;
-use bollard::container::{AttachContainerResults, LogOutput};
 use bollard::errors::Error;
 use bollard::models::{ContainerState, ContainerStateStatusEnum as Status};
 use bollard::query_parameters as query;
 use bytes::BytesMut;
-use futures_util::{FutureExt as _, Stream, StreamExt as _};
 use podmesh_agent_core::input::RuntimeFact;
 use podmesh_logrotate::RotationPolicy;
 use podmesh_protocol::client::LogStream;
@@ -29,6 +27,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::AbortHandle;
 use tokio::time::sleep;
 
+use super::attach::{Attach, AttachError};
 use super::timeout::Timeout;
 use super::{Life, OutputLog, Sink};
 use crate::log_notify::LogNotify;
@@ -267,7 +266,7 @@ impl Capture {
         let mut pause = Pause::new();
         loop {
             match attach(&mut docker, &self.container).await {
-                Ok(output) => {
+                Ok(attach) => {
                     if !is_first
                         && inspect(&mut docker, &self.container)
                             .await
@@ -280,7 +279,7 @@ impl Capture {
                         is_first = false;
                     }
                     pause = Pause::new();
-                    if let Err(error) = self.copy(output).await {
+                    if let Err(error) = self.copy(attach).await {
                         tracing::warn!(attempt = %self.container.attempt, %error, "the attach was interrupted");
                     }
                 }
@@ -301,57 +300,22 @@ impl Capture {
         }
     }
 
-    async fn copy(
-        &mut self,
-        mut output: impl Stream<Item = Result<LogOutput, Error>> + Unpin,
-    ) -> Result<(), Error> {
-        let mut buffers = [BytesMut::new(), BytesMut::new()];
-        let mut next = output.next().await;
-        while let Some(item) = next.take() {
-            let mut item = Some(item);
-            let mut bytes = 0;
-            let mut failed = None;
-            // Collect what has already arrived into one write.
-            loop {
-                match item {
-                    Some(Ok(printed)) => {
-                        let (stream, printed) = match printed {
-                            LogOutput::StdErr { message } => (1, message),
-                            LogOutput::StdOut { message }
-                            | LogOutput::StdIn { message }
-                            | LogOutput::Console { message } => (0, message),
-                        };
-                        bytes += printed.len();
-                        buffers[stream].extend_from_slice(&printed);
-                    }
-                    Some(Err(error)) => {
-                        failed = Some(error);
-                        break;
-                    }
-                    None => break,
-                }
-                if bytes >= BATCH_BYTES {
-                    break;
-                }
-                match output.next().now_or_never() {
-                    Some(following) => item = following,
-                    None => break,
+    async fn copy(&mut self, mut attach: Attach) -> Result<(), AttachError> {
+        let mut streams = [BytesMut::new(), BytesMut::new()];
+        loop {
+            let bytes = match attach.read(BATCH_BYTES, &mut streams).await {
+                Ok(0) => return Ok(()),
+                read => read,
+            };
+            for (stream, log) in streams.iter_mut().zip(&mut self.logs) {
+                if !stream.is_empty() {
+                    log.write(stream.split().freeze()).await;
                 }
             }
-            for (buffer, log) in buffers.iter_mut().zip(&mut self.logs) {
-                if !buffer.is_empty() {
-                    log.write(buffer.split().freeze()).await;
-                }
-            }
-            if let Some(error) = failed {
-                return Err(error);
-            }
-            if bytes < BATCH_BYTES {
+            if bytes? < BATCH_BYTES {
                 sleep(GATHER).await;
             }
-            next = output.next().await;
         }
-        Ok(())
     }
 
     /// Reports that output may be missing: by an event, and in the files that exist, or in the file
@@ -416,17 +380,7 @@ pub(super) async fn connect<'a>(
     Ok(docker.as_ref().expect("a client"))
 }
 
-async fn attach(
-    docker: &mut Option<Docker>,
-    container: &Container,
-) -> Result<impl Stream<Item = Result<LogOutput, Error>> + Unpin + use<>, Error> {
-    let options = query::AttachContainerOptionsBuilder::default()
-        .stream(true)
-        .stdout(true)
-        .stderr(true)
-        .build();
+async fn attach(docker: &mut Option<Docker>, container: &Container) -> Result<Attach, AttachError> {
     let docker = connect(docker, &container.engine).await?;
-    let attached = docker.attach_container(&container.id, Some(options)).await?;
-    let AttachContainerResults { output, .. } = attached;
-    Ok(output)
+    Attach::open(docker, &container.engine, &container.id).await
 }

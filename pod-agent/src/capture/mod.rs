@@ -4,6 +4,7 @@
 //! the disk is full. Output that cannot be written for another reason is lost, and the log says how
 //! much.
 
+mod attach;
 mod client;
 mod container;
 mod pipe;
