@@ -376,12 +376,10 @@ impl Parts {
             revisions: revisions_receiver,
             data_dir: config.data_dir.clone(),
         };
-        let connections = config.otlp.as_ref().map(traces::connections).transpose();
-        let connections = connections.map_err(Box::new)?;
-        let collector = config.otlp.clone().zip(connections);
-        let exporter = collector.map(|(collector, connections)| Exporter {
-            collector,
-            connections,
+        let to_collector = |of| traces::Sender::new(of, endpoint.cluster, Arc::clone(&spans));
+        let to_collector = config.otlp.as_ref().map(to_collector).transpose().map_err(Box::new)?;
+        let exporter = to_collector.map(|sender| Exporter {
+            sender,
             cluster: endpoint.cluster,
             reads: reads.clone(),
             turns: Arc::clone(&turns),

@@ -37,6 +37,7 @@ pub struct Mesh {
     host: IpAddr,
     port: u16,
     manager_flags: Vec<String>,
+    manager_variables: Vec<(String, String)>,
     manager_open_files: Option<u32>,
     agent_variables: Vec<(String, String)>,
     folder: TempDir,
@@ -62,6 +63,7 @@ impl Mesh {
             host: Ipv4Addr::LOCALHOST.into(),
             port: free_port(),
             manager_flags: Vec::new(),
+            manager_variables: Vec::new(),
             manager_open_files: None,
             agent_variables: Vec::new(),
             folder,
@@ -96,6 +98,13 @@ impl Mesh {
     #[must_use]
     pub fn manager_open_files(mut self, limit: u32) -> Self {
         self.manager_open_files = Some(limit);
+        self
+    }
+
+    /// Sets an environment variable for all later starts of the manager.
+    #[must_use]
+    pub fn manager_variable(mut self, name: &str, value: &str) -> Self {
+        self.manager_variables.push((name.to_owned(), value.to_owned()));
         self
     }
 
@@ -230,6 +239,7 @@ impl Mesh {
         };
         command.args(["manager", "--listen", &listen]).args(self.http_off());
         command.args(&self.manager_flags).arg("--data-dir").arg(data_dir);
+        command.envs(self.manager_variables.iter().cloned());
         let mut manager = Daemon::start(command, &self.folder().join("manager.txt"));
         until_true("the manager answers", || {
             assert!(manager.runs(), "the manager has ended:\n{}", manager.printed());

@@ -176,15 +176,23 @@ fn a_disk_of_a_node_that_is_nearly_full_is_named() {
     mesh.start_manager();
     mesh.start_agent("a", &["--docker", "off", "--logs-dir", logs.to_str().unwrap()]);
     let low = |mesh: &Mesh| mesh.nodes()[0]["low_disks"]["logs"].as_str().map(str::to_owned);
+    let takes_work = |mesh: &Mesh| mesh.nodes()[0]["withdrawn"].as_object().unwrap().is_empty();
+    // It takes no work already before the disk is nearly full, which is then said besides.
+    disk.fill(8 << 20);
+    until_true("it takes no work", || !takes_work(&mesh));
     assert_eq!(low(&mesh), None);
-    disk.fill(1 << 20);
+    let more = logs.join("more");
+    fs::write(&more, vec![0x5a; 6 << 20]).unwrap();
     let why = until("the disk is nearly full", || low(&mesh));
     assert!(why.contains(logs.to_str().unwrap()) && why.contains(" of 64 MiB"), "{why}");
     let nodes = mesh.output(&["nodes"]);
     let said = String::from_utf8(nodes.stderr).unwrap();
     assert!(said.contains("a has a disk that is nearly full: less than 5 %"), "{said}");
-    disk.make_room();
+    fs::remove_file(more).unwrap();
     until_true("the disk has room", || low(&mesh).is_none());
+    assert!(!takes_work(&mesh));
+    disk.make_room();
+    until_true("it takes work", || takes_work(&mesh));
     mesh.wait_for_node("a", "alive");
     drop(mesh);
     drop(disk);

@@ -1,6 +1,6 @@
 //! Traces: jobs and attempts as spans, sent to a collector by OTLP (`--otlp`).
 //!
-//! `spans` makes spans of committed events; `otlp` writes and sends them. A collector that is slow
+//! `spans` makes spans of committed events; `otlp` sends them. A collector that is slow
 //! or away delays nothing: the spans that wait are limited, and those beyond are dropped and counted.
 
 mod otlp;
@@ -10,16 +10,16 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use opentelemetry_sdk::trace::SpanData;
 use podmesh_protocol::client::ReplyBody;
 use podmesh_protocol::error::{ErrorCode, ErrorReply};
 use podmesh_protocol::ids::{ClusterId, Revision};
 use tokio::sync::{mpsc, watch};
 use tokio::time::{sleep, timeout};
 
-use self::otlp::Sender;
+pub(crate) use self::otlp::Sender;
 pub use self::otlp::{Collector, CollectorError, ParseCollectorError};
-pub(crate) use self::otlp::{Connections, connections};
-use self::spans::{Span, Tracer};
+use self::spans::Tracer;
 use crate::threads::Reads;
 use crate::turns::{ConnectionReads, Turns};
 
@@ -51,8 +51,7 @@ impl SpanCounts {
 
 /// Exports spans.
 pub(crate) struct Exporter {
-    pub(crate) collector: Collector,
-    pub(crate) connections: Connections,
+    pub(crate) sender: Sender,
     pub(crate) cluster: ClusterId,
     pub(crate) reads: Reads,
     pub(crate) turns: Arc<Turns>,
@@ -66,9 +65,7 @@ impl Exporter {
     /// sent, if that is soon done.
     pub(crate) async fn run(self, mut stopping: watch::Receiver<bool>) {
         let (spans, waiting) = mpsc::channel(WAITING_MAX);
-        let (collector, counts) = (self.collector.clone(), Arc::clone(&self.counts));
-        let sender = Sender::new(self.connections.clone(), collector, self.cluster, counts);
-        let mut sending = std::pin::pin!(sender.run(waiting, BATCH_MAX));
+        let mut sending = std::pin::pin!(self.sender.run(waiting, BATCH_MAX));
         let reading = async {
             tokio::select! {
                 () = self.read(spans) => {}
@@ -86,7 +83,7 @@ impl Exporter {
     }
 
     /// Reads the events as they come.
-    async fn read(&self, spans: mpsc::Sender<Span>) {
+    async fn read(&self, spans: mpsc::Sender<SpanData>) {
         let mut revisions = self.revisions.clone();
         let mut tracer = Tracer::new(self.cluster);
         let mut since = *revisions.borrow_and_update();
@@ -115,7 +112,7 @@ impl Exporter {
         &self,
         tracer: &mut Tracer,
         since: Revision,
-        spans: &mpsc::Sender<Span>,
+        spans: &mpsc::Sender<SpanData>,
     ) -> Result<Revision, ErrorReply> {
         self.turns.take(&self.line).await;
         let reply = self.reads.run(move |history| history.events(since)).await?;

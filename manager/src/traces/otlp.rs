@@ -1,32 +1,35 @@
-//! Spans as OTLP over HTTP, in JSON: <https://opentelemetry.io/docs/specs/otlp/#otlphttp>
+//! Spans go to a collector by OTLP over HTTP, as protobuf: <https://opentelemetry.io/docs/specs/otlp/#otlphttp>
 
 use std::fmt;
 use std::str::FromStr;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use bytes::Bytes;
-use data_encoding::HEXLOWER;
+use async_trait::async_trait;
 use http_body_util::Full;
-use hyper::header::CONTENT_TYPE;
-use hyper::{Request, StatusCode, Uri};
+use hyper::Uri;
 use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
 use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::TokioExecutor;
+use opentelemetry::KeyValue;
+use opentelemetry_http::{Bytes, HttpClient, HttpError, Request, Response};
+use opentelemetry_otlp::{
+    ExporterBuildError, Protocol, RetryPolicy, SpanExporter, WithExportConfig, WithHttpConfig,
+};
+use opentelemetry_sdk::Resource;
+use opentelemetry_sdk::resource::EnvResourceDetector;
+use opentelemetry_sdk::trace::{SpanData, SpanExporter as _};
 use podmesh_protocol::ids::ClusterId;
-use podmesh_wire::backoff::reconnect_delays;
 use podmesh_wire::chain;
 use rustls::crypto::ring;
 use rustls::version::TLS13;
 use rustls::{ClientConfig, RootCertStore};
-use serde_json::{Value as Json, json};
 use tokio::sync::mpsc;
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::timeout;
 
 use super::SpanCounts;
-use super::spans::{Span, Value};
 
 /// Where a collector takes spans, if its address has no path.
 const PATH: &str = "/v1/traces";
@@ -34,10 +37,8 @@ const PATH: &str = "/v1/traces";
 const ANSWER_LIMIT: Duration = Duration::from_secs(10);
 /// How long the same spans are sent again and again.
 const RETRY_LIMIT: Duration = Duration::from_secs(60);
-/// OTLP's `SPAN_KIND_INTERNAL`.
-const KIND_INTERNAL: u8 = 1;
-/// OTLP's `STATUS_CODE_ERROR`.
-const STATUS_ERROR: u8 = 2;
+/// The longest pause between two of these, if the collector asks for no longer one.
+const RETRY_PAUSE_MAX: Duration = Duration::from_secs(2);
 
 /// The address of a collector: `http://HOST:4318`, or `https://HOST`.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -73,9 +74,6 @@ impl fmt::Display for Collector {
     }
 }
 
-/// Connects to collectors.
-pub(crate) type Connections = Client<HttpsConnector<HttpConnector>, Full<Bytes>>;
-
 /// Why no connection to a collector can be made.
 #[derive(Debug, thiserror::Error)]
 pub enum CollectorError {
@@ -91,171 +89,137 @@ pub enum CollectorError {
     /// TLS cannot be used.
     #[error("HTTPS cannot be used: {0}")]
     Tls(#[from] rustls::Error),
+    /// The exporter refuses its settings.
+    #[error("traces cannot be exported: {0}")]
+    Exporter(#[from] ExporterBuildError),
 }
 
-/// Returns the means to connect to a collector. By HTTPS, only to one whose certificate is of an
-/// authority that this machine trusts.
-///
-/// # Errors
-/// If the machine trusts none.
-pub(crate) fn connections(collector: &Collector) -> Result<Connections, CollectorError> {
-    let mut roots = RootCertStore::empty();
-    if collector.0.scheme_str() == Some("https") {
-        let mut found = rustls_native_certs::load_native_certs();
-        roots.add_parsable_certificates(found.certs);
-        if roots.is_empty() {
-            let why = found.errors.pop().map(Box::new);
-            return Err(CollectorError::NoAuthorities { why });
+/// Connects to a collector. It says in the log when spans do not get there, and why.
+#[derive(Debug)]
+struct Connections {
+    client: Client<HttpsConnector<HttpConnector>, Full<Bytes>>,
+    works: AtomicBool,
+}
+
+impl Connections {
+    /// Returns the means to connect to a collector. By HTTPS, only to one whose certificate is of an
+    /// authority that this machine trusts.
+    ///
+    /// # Errors
+    /// If the machine trusts none.
+    fn new(collector: &Collector) -> Result<Self, CollectorError> {
+        let mut roots = RootCertStore::empty();
+        if collector.0.scheme_str() == Some("https") {
+            let mut found = rustls_native_certs::load_native_certs();
+            roots.add_parsable_certificates(found.certs);
+            if roots.is_empty() {
+                let why = found.errors.pop().map(Box::new);
+                return Err(CollectorError::NoAuthorities { why });
+            }
         }
+        Self::trusting(roots)
     }
-    trusting(roots)
+
+    fn trusting(roots: RootCertStore) -> Result<Self, CollectorError> {
+        let tls = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
+            .with_protocol_versions(&[&TLS13])?
+            .with_root_certificates(roots)
+            .with_no_client_auth();
+        let connector = HttpsConnectorBuilder::new()
+            .with_tls_config(tls)
+            .https_or_http()
+            .enable_http1()
+            .build();
+        let client = Client::builder(TokioExecutor::new()).build(connector);
+        Ok(Self { client, works: AtomicBool::new(true) })
+    }
 }
 
-fn trusting(roots: RootCertStore) -> Result<Connections, CollectorError> {
-    let tls = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
-        .with_protocol_versions(&[&TLS13])?
-        .with_root_certificates(roots)
-        .with_no_client_auth();
-    let connector =
-        HttpsConnectorBuilder::new().with_tls_config(tls).https_or_http().enable_http1().build();
-    Ok(Client::builder(TokioExecutor::new()).build(connector))
+#[async_trait]
+impl HttpClient for Connections {
+    async fn send_bytes(&self, request: Request<Bytes>) -> Result<Response<Bytes>, HttpError> {
+        let collector = request.uri().clone();
+        let reply = match timeout(ANSWER_LIMIT, self.client.request(request.map(Full::new))).await {
+            Ok(reply) => reply.map_err(HttpError::from),
+            Err(_) => Err("it does not answer".into()),
+        };
+        let why = match &reply {
+            Ok(reply) if reply.status().is_success() => None,
+            Ok(reply) => Some(format!("it answers {}", reply.status())),
+            Err(error) => Some(chain(error.as_ref())),
+        };
+        let worked = self.works.swap(why.is_none(), Ordering::Relaxed);
+        match why {
+            Some(why) if worked => tracing::warn!(
+                %collector, why,
+                "spans do not get to the collector; what it refuses, and what waits too long, is dropped"
+            ),
+            None if !worked => tracing::info!(%collector, "the collector takes spans again"),
+            _ => {}
+        }
+        // What else it answers is not read: it may be of any length.
+        Ok(reply?.map(|_| Bytes::new()))
+    }
 }
 
 /// Sends spans to a collector.
-pub(super) struct Sender {
-    client: Connections,
-    collector: Collector,
-    cluster: ClusterId,
+pub(crate) struct Sender {
+    exporter: SpanExporter,
     counts: Arc<SpanCounts>,
 }
 
-/// Why spans did not get to the collector.
-enum Refusal {
-    /// They may later.
-    Later(String),
-    /// They never will.
-    Never(String),
-}
-
 impl Sender {
-    pub(super) fn new(
-        client: Connections,
-        collector: Collector,
+    /// Connects to a collector with the first spans.
+    ///
+    /// # Errors
+    /// If that is a collector with HTTPS, and the machine trusts no authority.
+    pub(crate) fn new(
+        collector: &Collector,
         cluster: ClusterId,
         counts: Arc<SpanCounts>,
-    ) -> Self {
-        Self { client, collector, cluster, counts }
+    ) -> Result<Self, CollectorError> {
+        let retries =
+            RetryPolicy::recommended().with_max_retries(usize::MAX).with_max_delay(RETRY_PAUSE_MAX);
+        // What is set here is not taken from variables such as OTEL_EXPORTER_OTLP_ENDPOINT.
+        let mut exporter = SpanExporter::builder()
+            .with_http()
+            .with_http_client(Connections::new(collector)?)
+            .with_endpoint(collector.to_string())
+            .with_protocol(Protocol::HttpBinary)
+            .with_timeout(RETRY_LIMIT)
+            .with_retry_policy(retries)
+            .build()?;
+        let resource = Resource::builder_empty()
+            .with_detector(Box::new(EnvResourceDetector::new()))
+            .with_service_name("podmesh")
+            .with_attribute(KeyValue::new("service.version", env!("CARGO_PKG_VERSION")))
+            .with_attribute(KeyValue::new("podmesh.cluster.id", cluster.to_string()));
+        exporter.set_resource(&resource.build());
+        Ok(Self { exporter, counts })
     }
 
     /// Sends what comes, at most `batch_max` spans at a time, until nothing comes any more.
-    pub(super) async fn run(self, mut waiting: mpsc::Receiver<Span>, batch_max: usize) {
-        let mut batch = Vec::new();
-        let mut works = true;
-        while waiting.recv_many(&mut batch, batch_max).await > 0 {
-            let result = self.send(&batch).await;
-            let counter = match &result {
-                Ok(()) => &self.counts.exported,
-                Err(_) => &self.counts.dropped,
-            };
-            counter.fetch_add(batch.len() as u64, Ordering::Relaxed);
-            match &result {
-                Err(why) if works => tracing::warn!(
-                    collector = %self.collector, why,
-                    "spans do not get to the collector; those that do not wait any longer are dropped"
-                ),
-                Ok(()) if !works => tracing::info!("the collector takes spans again"),
-                _ => {}
-            }
-            works = result.is_ok();
-            batch.clear();
-        }
-    }
-
-    /// Sends spans, again and again if the collector cannot take them now.
-    async fn send(&self, spans: &[Span]) -> Result<(), String> {
-        let body = Bytes::from(document(self.cluster, spans).to_string());
-        let since = Instant::now();
-        let mut delays = reconnect_delays();
+    pub(super) async fn run(&self, mut waiting: mpsc::Receiver<SpanData>, batch_max: usize) {
         loop {
-            let why = match self.post(body.clone()).await {
-                Ok(()) => return Ok(()),
-                Err(Refusal::Never(why)) => return Err(why),
-                Err(Refusal::Later(why)) => why,
-            };
-            match delays.next() {
-                Some(delay) if since.elapsed() + delay <= RETRY_LIMIT => sleep(delay).await,
-                _ => return Err(why),
+            let mut batch = Vec::new();
+            let spans = waiting.recv_many(&mut batch, batch_max).await;
+            if spans == 0 {
+                return;
             }
+            let counter = match self.exporter.export(batch).await {
+                Ok(()) => &self.counts.exported,
+                Err(error) => {
+                    tracing::debug!(%error, spans, "spans are dropped");
+                    &self.counts.dropped
+                }
+            };
+            counter.fetch_add(spans as u64, Ordering::Relaxed);
         }
     }
-
-    async fn post(&self, body: Bytes) -> Result<(), Refusal> {
-        let request = Request::post(self.collector.0.clone())
-            .header(CONTENT_TYPE, "application/json")
-            .body(Full::new(body))
-            .map_err(|error| Refusal::Never(error.to_string()))?;
-        let reply = match timeout(ANSWER_LIMIT, self.client.request(request)).await {
-            Ok(Ok(reply)) => reply,
-            Ok(Err(error)) => return Err(Refusal::Later(chain(&error))),
-            Err(_) => return Err(Refusal::Later("it does not answer".into())),
-        };
-        match reply.status() {
-            status if status.is_success() => Ok(()),
-            status @ (StatusCode::TOO_MANY_REQUESTS
-            | StatusCode::BAD_GATEWAY
-            | StatusCode::SERVICE_UNAVAILABLE
-            | StatusCode::GATEWAY_TIMEOUT) => Err(Refusal::Later(format!("it answers {status}"))),
-            status => Err(Refusal::Never(format!("it answers {status}"))),
-        }
-    }
-}
-
-/// Returns the request that exports spans.
-fn document(cluster: ClusterId, spans: &[Span]) -> Json {
-    let spans: Vec<Json> = spans.iter().map(span).collect();
-    json!({ "resourceSpans": [{
-        "resource": { "attributes": [
-            attribute("service.name", &Value::Text("podmesh".into())),
-            attribute("service.version", &Value::Text(env!("CARGO_PKG_VERSION").into())),
-            attribute("podmesh.cluster.id", &Value::Text(cluster.to_string())),
-        ] },
-        "scopeSpans": [{ "scope": { "name": "podmesh" }, "spans": spans }],
-    }] })
-}
-
-fn span(span: &Span) -> Json {
-    // 64-bit numbers are text in the JSON of protobuf.
-    let nanos = |ms: u64| ms.saturating_mul(1_000_000).to_string();
-    let attributes: Vec<Json> =
-        span.attributes.iter().map(|(key, value)| attribute(key, value)).collect();
-    let mut json = json!({
-        "traceId": HEXLOWER.encode(&span.trace),
-        "spanId": HEXLOWER.encode(&span.id),
-        "name": span.name,
-        "kind": KIND_INTERNAL,
-        "startTimeUnixNano": nanos(span.start_ms),
-        "endTimeUnixNano": nanos(span.end_ms),
-        "attributes": attributes,
-    });
-    if let Some(parent) = &span.parent {
-        json["parentSpanId"] = HEXLOWER.encode(parent).into();
-    }
-    if let Some(why) = &span.error {
-        json["status"] = json!({ "code": STATUS_ERROR, "message": why });
-    }
-    json
-}
-
-fn attribute(key: &str, value: &Value) -> Json {
-    let value = match value {
-        Value::Text(text) => json!({ "stringValue": text }),
-        Value::Whole(number) => json!({ "intValue": number.to_string() }),
-    };
-    json!({ "key": key, "value": value })
 }
 
 #[cfg(test)]
-#[expect(clippy::unwrap_used, clippy::panic, reason = "tests")]
+#[expect(clippy::unwrap_used, reason = "tests")]
 mod tests {
     use rustls::ServerConfig;
     use rustls::pki_types::{CertificateDer, PrivateKeyDer};
@@ -310,16 +274,13 @@ mod tests {
     async fn spans_go_by_https_to_a_collector_that_is_trusted_and_to_no_other() {
         let (collector, certificate) = collector().await;
         let post = async |roots: RootCertStore| {
-            let client = trusting(roots).unwrap();
-            let counts = Arc::default();
-            let cluster = ClusterId(uuid::Uuid::nil());
-            Sender::new(client, collector.clone(), cluster, counts).post(Bytes::new()).await
+            let request = Request::post(collector.to_string()).body(Bytes::new()).unwrap();
+            Connections::trusting(roots).unwrap().send_bytes(request).await
         };
-        let refused = post(RootCertStore::empty()).await;
-        let Err(Refusal::Later(why)) = refused else { panic!("it was trusted") };
+        let why = chain(post(RootCertStore::empty()).await.unwrap_err().as_ref());
         assert!(why.contains("UnknownIssuer"), "{why}");
         let mut roots = RootCertStore::empty();
         roots.add(certificate).unwrap();
-        assert!(post(roots).await.is_ok());
+        assert!(post(roots).await.unwrap().status().is_success());
     }
 }

@@ -5,8 +5,15 @@
 //! `running`, until its end. The ids follow from the cluster and from what the span is about, so
 //! that a manager that starts again goes on with the same spans.
 
+use std::borrow::Cow;
 use std::collections::HashMap;
+use std::time::{Duration, SystemTime};
 
+use opentelemetry::trace::{
+    SpanContext, SpanId, SpanKind, Status, TraceFlags, TraceId, TraceState,
+};
+use opentelemetry::{InstrumentationScope, KeyValue};
+use opentelemetry_sdk::trace::{SpanData, SpanEvents, SpanLinks};
 use podmesh_metrics::OUTCOMES;
 use podmesh_protocol::client::JobDetail;
 use podmesh_protocol::event::EventFact;
@@ -20,46 +27,26 @@ use crate::metrics::{JOB_ENDS, job_end};
 /// Jobs and attempts that are under way at a time; there are no spans of more.
 const OPEN_MAX: usize = 100_000;
 
-/// A part of a trace. Times are milliseconds since 1970 by the manager's clock.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Span {
-    pub(super) trace: [u8; 16],
-    pub(super) id: [u8; 8],
-    pub(super) parent: Option<[u8; 8]>,
-    pub(super) name: String,
-    pub(super) start_ms: u64,
-    pub(super) end_ms: u64,
-    pub(super) attributes: Vec<(&'static str, Value)>,
-    /// Why it failed.
-    pub(super) error: Option<String>,
-}
-
-/// The value of an attribute.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Value {
-    Text(String),
-    Whole(i64),
-}
-
 /// What one event makes.
-#[derive(Debug, Default, PartialEq, Eq)]
+#[derive(Debug, Default)]
 pub(super) struct Made {
-    pub(super) spans: Vec<Span>,
+    pub(super) spans: Vec<SpanData>,
     /// How many spans are not made, because too much is under way.
     pub(super) dropped: usize,
 }
 
-impl From<Span> for Made {
-    fn from(span: Span) -> Self {
+impl From<SpanData> for Made {
+    fn from(span: SpanData) -> Self {
         Self { spans: vec![span], dropped: 0 }
     }
 }
 
 /// A job that has not ended.
 struct OpenJob {
-    trace: [u8; 16],
-    span: [u8; 8],
-    parent: Option<[u8; 8]>,
+    trace: TraceId,
+    span: SpanId,
+    /// The span of who submitted it; not valid if there is none.
+    parent: SpanId,
     sampled: bool,
     name: String,
     tasks: u64,
@@ -111,10 +98,11 @@ impl Tracer {
         let parent = spec.run.env.get(TRACEPARENT);
         let parent: Option<TraceParent> = parent.and_then(|text| text.parse().ok());
         let own = format!("job {}", view.job);
+        let trace = parent.map_or_else(|| self.hash(&format!("trace of {own}")), |of| of.trace);
         let open = OpenJob {
-            trace: parent.map_or_else(|| self.hash(&format!("trace of {own}")), |of| of.trace),
-            span: self.hash(&own),
-            parent: parent.map(|of| of.span),
+            trace: TraceId::from_bytes(trace),
+            span: SpanId::from_bytes(self.hash(&own)),
+            parent: parent.map_or(SpanId::INVALID, |of| SpanId::from_bytes(of.span)),
             sampled: parent.is_none_or(|of| of.sampled()),
             name: view.name.to_string(),
             tasks: spec.array.tasks(),
@@ -157,7 +145,7 @@ impl Tracer {
 
     /// A job that had ended gets a second span; one that runs goes on.
     fn requeued(&mut self, job: JobId, wall_ms: u64, revision: Revision) {
-        let span = self.hash(&format!("job {job} at {}", revision.0));
+        let span = SpanId::from_bytes(self.hash(&format!("job {job} at {}", revision.0)));
         let Some(open) = self.jobs.get_mut(&job) else { return };
         if open.attempts.is_empty() {
             open.span = span;
@@ -229,7 +217,7 @@ impl Tracer {
     /// Returns a span of an attempt.
     fn part(
         &self,
-        name: &str,
+        name: &'static str,
         attempt: AttemptId,
         node: String,
         (start_ms, end_ms): (u64, u64),
@@ -239,18 +227,18 @@ impl Tracer {
             return Made::default();
         };
         let mut attributes = vec![
-            ("podmesh.job.id", whole(attempt.task.job.0)),
-            ("podmesh.task.id", Value::Text(attempt.task.to_string())),
-            ("podmesh.attempt.number", whole(attempt.number)),
-            ("podmesh.node", Value::Text(node)),
+            KeyValue::new("podmesh.job.id", whole(attempt.task.job.0)),
+            KeyValue::new("podmesh.task.id", attempt.task.to_string()),
+            KeyValue::new("podmesh.attempt.number", whole(attempt.number)),
+            KeyValue::new("podmesh.node", node),
         ];
         let mut error = None;
         if let Some(outcome) = outcome {
             let word = OUTCOMES.iter().find(|(kind, _)| outcome.kind == *kind);
             let word = word.map_or("unknown", |(_, word)| word);
-            attributes.push(("podmesh.outcome", Value::Text(word.into())));
+            attributes.push(KeyValue::new("podmesh.outcome", word));
             if let Some(code) = outcome.exit_code {
-                attributes.push(("process.exit.code", Value::Whole(code.into())));
+                attributes.push(KeyValue::new("process.exit.code", i64::from(code)));
             }
             let good = matches!(
                 outcome.kind.known(),
@@ -258,17 +246,9 @@ impl Tracer {
             );
             error = (!good).then(|| outcome.message.clone().unwrap_or_else(|| word.into()));
         }
-        Span {
-            trace: job.trace,
-            id: self.hash(&format!("{name} {attempt}")),
-            parent: Some(job.span),
-            name: name.to_owned(),
-            start_ms: start_ms.min(end_ms),
-            end_ms,
-            attributes,
-            error,
-        }
-        .into()
+        let id = SpanId::from_bytes(self.hash(&format!("{name} {attempt}")));
+        let span = past((job.trace, id), name, (start_ms, end_ms), error);
+        SpanData { parent_span_id: job.span, attributes, ..span }.into()
     }
 
     fn job_ended(&mut self, id: JobId, state: Option<JobState>, wall_ms: u64) -> Made {
@@ -281,27 +261,51 @@ impl Tracer {
         }
         let state = state.and_then(job_end).map_or("unknown", |at| JOB_ENDS[at]);
         let good = matches!(state, "succeeded" | "cancelled");
-        Span {
-            trace: job.trace,
-            id: job.span,
-            parent: job.parent,
-            name: format!("job {}", job.name),
-            start_ms: job.start_ms.min(wall_ms),
-            end_ms: wall_ms,
+        let error = (!good).then(|| format!("the job has ended as {state}"));
+        let name = format!("job {}", job.name);
+        SpanData {
+            parent_span_id: job.parent,
+            parent_span_is_remote: job.parent != SpanId::INVALID,
             attributes: vec![
-                ("podmesh.job.id", whole(id.0)),
-                ("podmesh.job.name", Value::Text(job.name)),
-                ("podmesh.job.tasks", whole(job.tasks)),
-                ("podmesh.job.state", Value::Text(state.into())),
+                KeyValue::new("podmesh.job.id", whole(id.0)),
+                KeyValue::new("podmesh.job.name", job.name),
+                KeyValue::new("podmesh.job.tasks", whole(job.tasks)),
+                KeyValue::new("podmesh.job.state", state),
             ],
-            error: (!good).then(|| format!("the job has ended as {state}")),
+            ..past((job.trace, job.span), name, (job.start_ms, wall_ms), error)
         }
         .into()
     }
 }
 
-fn whole(number: impl TryInto<i64>) -> Value {
-    Value::Whole(number.try_into().unwrap_or(i64::MAX))
+/// Returns a span without parent and attributes. Times are milliseconds since 1970 by the manager's
+/// clock; a start after the end is moved to the end.
+fn past(
+    (trace, id): (TraceId, SpanId),
+    name: impl Into<Cow<'static, str>>,
+    (start_ms, end_ms): (u64, u64),
+    error: Option<String>,
+) -> SpanData {
+    let time = |ms| SystemTime::UNIX_EPOCH + Duration::from_millis(ms);
+    SpanData {
+        span_context: SpanContext::new(trace, id, TraceFlags::SAMPLED, false, TraceState::NONE),
+        parent_span_id: SpanId::INVALID,
+        parent_span_is_remote: false,
+        span_kind: SpanKind::Internal,
+        name: name.into(),
+        start_time: time(start_ms.min(end_ms)),
+        end_time: time(end_ms),
+        attributes: Vec::new(),
+        dropped_attributes_count: 0,
+        events: SpanEvents::default(),
+        links: SpanLinks::default(),
+        status: error.map_or(Status::Unset, Status::error),
+        instrumentation_scope: InstrumentationScope::builder("podmesh").build(),
+    }
+}
+
+fn whole(number: impl TryInto<i64>) -> i64 {
+    number.try_into().unwrap_or(i64::MAX)
 }
 
 #[cfg(test)]
@@ -335,7 +339,12 @@ mod tests {
     }
 
     /// Observes an event as the exporter does.
-    fn see(tracer: &mut Tracer, detail: &JobDetail, wall_ms: u64, fact: &EventFact) -> Vec<Span> {
+    fn see(
+        tracer: &mut Tracer,
+        detail: &JobDetail,
+        wall_ms: u64,
+        fact: &EventFact,
+    ) -> Vec<SpanData> {
         if tracer.unknown_job(fact).is_some() {
             tracer.open(detail);
         }
@@ -350,6 +359,14 @@ mod tests {
         EventFact::AttemptEnded { attempt, outcome: Outcome::exited(code).into(), retry_after_ms }
     }
 
+    fn ms(time: SystemTime) -> u128 {
+        time.duration_since(SystemTime::UNIX_EPOCH).unwrap().as_millis()
+    }
+
+    fn failed(span: &SpanData) -> bool {
+        matches!(span.status, Status::Error { .. })
+    }
+
     #[test]
     fn a_job_with_a_retry_is_one_trace_without_gaps() {
         let (mut tracer, detail) = (tracer(), detail(7, Some(format!("{PARENT}-01"))));
@@ -362,10 +379,12 @@ mod tests {
             (2_050, ended(second, 0, None)),
             (2_060, EventFact::JobEnded { job: JobId(7), state: JobState::Succeeded.into() }),
         ];
-        let spans: Vec<Span> =
+        let spans: Vec<SpanData> =
             facts.iter().flat_map(|(ms, fact)| see(&mut tracer, &detail, *ms, fact)).collect();
-        let told: Vec<_> =
-            spans.iter().map(|span| (span.name.as_str(), span.start_ms, span.end_ms)).collect();
+        let told: Vec<_> = spans
+            .iter()
+            .map(|span| (&*span.name, ms(span.start_time), ms(span.end_time)))
+            .collect();
         assert_eq!(
             told,
             [
@@ -380,13 +399,17 @@ mod tests {
         );
         let (job, parts) = spans.split_last().unwrap();
         let parent: TraceParent = format!("{PARENT}-01").parse().unwrap();
-        assert_eq!((job.trace, job.parent), (parent.trace, Some(parent.span)));
-        assert!(parts.iter().all(|span| span.trace == job.trace && span.parent == Some(job.id)));
-        let ids: std::collections::HashSet<_> = spans.iter().map(|span| span.id).collect();
+        let of = |span: &SpanData| (span.span_context.trace_id(), span.parent_span_id);
+        assert_eq!(of(job), (TraceId::from_bytes(parent.trace), SpanId::from_bytes(parent.span)));
+        let below = (job.span_context.trace_id(), job.span_context.span_id());
+        assert!(parts.iter().all(|span| of(span) == below && !span.parent_span_is_remote));
+        assert!(job.parent_span_is_remote);
+        let ids: std::collections::HashSet<_> =
+            spans.iter().map(|span| span.span_context.span_id()).collect();
         assert_eq!(ids.len(), spans.len());
-        let failed: Vec<_> = spans.iter().map(|span| span.error.is_some()).collect();
+        let failed: Vec<_> = spans.iter().map(failed).collect();
         assert_eq!(failed, [false, false, true, false, false, false, false]);
-        assert!(spans[2].attributes.contains(&("process.exit.code", Value::Whole(3))));
+        assert!(spans[2].attributes.contains(&KeyValue::new("process.exit.code", 3_i64)));
         assert_eq!((tracer.open, tracer.jobs.len()), (0, 0));
     }
 
@@ -410,10 +433,11 @@ mod tests {
         assert_eq!(see(&mut tracer, &detail, 3_000, &again), []);
         let queued = see(&mut tracer, &detail, 3_100, &assigned(AttemptId::new(JobId(7), 1, 2)));
         let second = see(&mut tracer, &detail, 4_000, &end);
-        assert_eq!((queued[0].start_ms, second[0].start_ms), (3_000, 3_000));
-        assert_eq!((first[0].trace, queued[0].parent), (second[0].trace, Some(second[0].id)));
-        assert_ne!(first[0].id, second[0].id);
-        assert!(first[0].error.is_some() && first[0].parent.is_none());
+        assert_eq!([ms(queued[0].start_time), ms(second[0].start_time)], [3_000, 3_000]);
+        let [one, two] = [&first[0], &second[0]].map(|span| &span.span_context);
+        assert_eq!((one.trace_id(), queued[0].parent_span_id), (two.trace_id(), two.span_id()));
+        assert_ne!(one.span_id(), two.span_id());
+        assert!(failed(&first[0]) && first[0].parent_span_id == SpanId::INVALID);
     }
 
     #[test]

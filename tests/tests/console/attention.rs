@@ -3,6 +3,7 @@
 use std::fs;
 use std::time::{Duration, Instant};
 
+use podmesh_tests::small_disk::{SmallDisk, may_mount};
 use podmesh_tests::wait::until_true;
 
 use crate::Console;
@@ -43,6 +44,35 @@ fn a_paused_queue_with_jobs_and_jobs_that_can_never_run_need_attention() {
     mesh.ok(&["workflow", "cancel", &first.to_string()]);
     wait_until_gone(&console, "of the workflow etl is");
     console.check_quiet();
+}
+
+#[test]
+fn nodes_and_services_that_need_attention_are_named_with_the_reason() {
+    if !may_mount() {
+        return;
+    }
+    let Some(mut console) = Console::signed_in(&[], "viewer") else { return };
+    console.browser.wait_for_text("No node has joined yet");
+    let logs = console.mesh.folder().join("logs-of-a");
+    let disk = SmallDisk::mount(&logs);
+    console.mesh.start_agent("a", &["--logs-dir", logs.to_str().unwrap()]);
+    wait_until_gone(&console, "No node has joined yet");
+    console.apply("web", 1, "one");
+    console.browser.wait_for_text("Nothing needs attention");
+    disk.fill(1 << 20);
+    console.browser.wait_for_text("Node a has a disk that is nearly full: less than 5 %");
+    disk.make_room();
+    wait_until_gone(&console, "nearly full");
+    console.mesh.ok(&["nodes", "cordon", "a"]);
+    console.browser.wait_for_text("Node a is cordoned: it gets no new work.");
+    console.mesh.ok(&["nodes", "uncordon", "a"]);
+    wait_until_gone(&console, "cordoned");
+    console.mesh.kill_agent("a");
+    console.browser.wait_for_text("Node a is ✗ lost: it has not answered");
+    console.browser.wait_for_text("Service web is ! degraded: 0 of 1 replica healthy.");
+    console.check_quiet();
+    drop(console);
+    drop(disk);
 }
 
 #[test]

@@ -1,6 +1,6 @@
 //! Who may ask what.
 
-use podmesh_tests::api::{Api, Place};
+use podmesh_tests::api::{Api, Place, Reply};
 use podmesh_tests::mesh::Mesh;
 use podmesh_tests::wait::until_true;
 use serde_json::{Value, json};
@@ -56,7 +56,7 @@ fn no_token_a_wrong_one_an_expired_one_and_a_revoked_one_are_refused() {
     let mut connection = good.connect().unwrap();
     let ask = good.request("GET", "/api/v1/me", None);
     connection.write_all(ask.as_bytes()).unwrap();
-    let mut reply = podmesh_tests::api::Reply::read(connection).unwrap();
+    let mut reply = Reply::read(connection).unwrap();
     assert_eq!(reply.status, 200);
     reply.body().unwrap();
     let mut connection = reply.into_connection();
@@ -69,7 +69,7 @@ fn no_token_a_wrong_one_an_expired_one_and_a_revoked_one_are_refused() {
     });
     mesh.ok(&["token", "revoke", &mine["id"].to_string()]);
     connection.write_all(ask.as_bytes()).unwrap();
-    let reply = podmesh_tests::api::Reply::read(connection).unwrap();
+    let reply = Reply::read(connection).unwrap();
     assert!(problem(reply, 401, "invalid_token").contains("revoked"));
 
     // Both survive a restart.
@@ -153,6 +153,24 @@ fn a_page_of_another_site_may_not_ask() {
 }
 
 #[test]
+fn each_request_of_a_connection_is_asked_by_its_own_token() {
+    let mesh = mesh(&[]);
+    let api = remote(&mesh);
+    let [viewer, admin] = ["viewer", "admin"].map(|role| api.bearing(&token(&mesh, role)));
+    let asked = [&admin, &viewer, &api, &admin].map(|api| api.request("GET", "/api/v1/me", None));
+    let mut connection = api.connect().unwrap();
+    connection.write_all(asked.concat().as_bytes()).unwrap();
+    let mut reply = Reply::read(connection).unwrap();
+    for role in [Some("admin"), Some("viewer"), None] {
+        assert_eq!(reply.status, if role.is_some() { 200 } else { 401 });
+        let view: Value = serde_json::from_slice(&reply.body().unwrap()).unwrap();
+        assert_eq!(view["role"].as_str(), role);
+        reply = reply.next().unwrap();
+    }
+    assert_eq!(reply.json()["role"], "admin");
+}
+
+#[test]
 fn a_token_that_submits_too_often_is_told_when_to_come_again() {
     let flags = ["--http", "127.0.0.1:0", "--submissions-per-caller", "2/h"];
     let mut mesh = Mesh::new(PODMESH).manager_flags(&flags);
@@ -163,7 +181,12 @@ fn a_token_that_submits_too_often_is_told_when_to_come_again() {
     }
     let flow =
         json!({ "name": "flow", "jobs": [{ "name": "a", "spec": { "command": ["true"] } }] });
-    for (path, body) in [("/api/v1/jobs", script("true")), ("/api/v1/workflows", flow)] {
+    mesh.ok(&["schedule", "add", "yearly", "--cron", "0 3 1 1 *", "--", "true"]);
+    for (path, body) in [
+        ("/api/v1/jobs", script("true")),
+        ("/api/v1/workflows", flow),
+        ("/api/v1/schedules/yearly/run", json!({})),
+    ] {
         let reply = operator.post(path, &body);
         let seconds: u64 = reply.header("retry-after").unwrap().parse().unwrap();
         assert!((1..=1_800).contains(&seconds), "{seconds}");

@@ -1,7 +1,7 @@
 //! What differs between two specs of a service.
 
+use diffy::DiffOptions;
 use podmesh_protocol::service::ServiceSpec;
-use similar::TextDiff;
 
 use super::file::ServiceFile;
 use super::to_toml;
@@ -34,6 +34,10 @@ pub(crate) fn changed_keys(before: &ServiceSpec, after: &ServiceSpec) -> Vec<Str
 pub(crate) fn unified(before: Option<&ServiceSpec>, after: &ServiceSpec) -> CliResult<String> {
     let old = before.map(to_toml).transpose()?.unwrap_or_default();
     let new = to_toml(after)?;
-    let diff = TextDiff::from_lines(&old, &new);
-    Ok(diff.unified_diff().header("now", "new").to_string())
+    if old == new {
+        return Ok(String::new());
+    }
+    let mut options = DiffOptions::new();
+    options.set_original_filename("now").set_modified_filename("new");
+    Ok(options.create_patch(&old, &new).to_string())
 }

@@ -1,6 +1,6 @@
 use super::*;
 use crate::state::{Change, NodeRow};
-use podmesh_protocol::limits::{ATTEMPTS_PER_NODE_MAX, LABELS_MAX};
+use podmesh_protocol::limits::{ATTEMPTS_PER_NODE_MAX, LABELS_MAX, MESSAGE_BYTES_MAX};
 use podmesh_protocol::report::OutcomeKind;
 use podmesh_protocol::word::MaybeKnown;
 
@@ -69,7 +69,10 @@ fn a_refused_agent_is_told_why() {
         (0..=LABELS_MAX).map(|n| (name(&format!("l{n}")), String::new())).collect();
     let many = vec![at(1, 1, 1); ATTEMPTS_PER_NODE_MAX + 1];
     type Case<'a> = (ErrorCode, &'a str, &'a dyn Fn(&mut Hello));
-    let cases: [Case<'_>; 11] = [
+    let full: BTreeMap<String, String> =
+        (0..=LABELS_MAX).map(|n| (format!("disk-{n}"), String::new())).collect();
+    let long = "x".repeat(MESSAGE_BYTES_MAX + 1);
+    let cases: [Case<'_>; 14] = [
         (ErrorCode::UnsupportedVersion, "speaks version 9", &|h| h.version = 9),
         (ErrorCode::WrongCluster, "--data-dir", &|h| {
             h.cluster = Some(ClusterId(Uuid::from_u128(1)));
@@ -87,6 +90,13 @@ fn a_refused_agent_is_told_why() {
             h.runtimes = vec![RuntimeKind::Noop.into(); 2];
         }),
         (ErrorCode::BadMessage, "NAME_BYTES_MAX", &|h| h.boot_id = "x".repeat(129)),
+        (ErrorCode::BadMessage, "low disks", &|h| h.low_disks = full.clone()),
+        (ErrorCode::BadMessage, "NAME_BYTES_MAX", &|h| {
+            h.low_disks.insert("x".repeat(129), String::new());
+        }),
+        (ErrorCode::BadMessage, "MESSAGE_BYTES_MAX", &|h| {
+            h.low_disks.insert("logs".into(), long.clone());
+        }),
     ];
     for (code, text, change) in cases {
         let (found, message) = refused(change, 2);

@@ -237,6 +237,25 @@ mod tests {
     }
 
     #[test]
+    fn when_the_selected_row_goes_the_next_one_is_selected_and_at_the_end_the_last_one() {
+        let mut table = Table::new(Kind::Queues);
+        let queues = |names: &[&str]| {
+            names.iter().map(|name| Row::Queue(Box::new(example::queue(name, false)))).collect()
+        };
+        table.set(queues(&["a", "b", "c", "d"]));
+        table.move_by(1);
+        table.set(queues(&["a", "c", "d"]));
+        assert_eq!(selected(&table), "c");
+        table.end();
+        table.set(queues(&["a", "c"]));
+        assert_eq!(selected(&table), "c");
+        table.set(queues(&[]));
+        assert!(table.selected().is_none());
+        table.set(queues(&["e", "f"]));
+        assert_eq!(selected(&table), "e");
+    }
+
+    #[test]
     fn beyond_the_end_of_a_part_the_next_one_is_wanted_and_back_again() {
         let mut table = Table::new(Kind::Jobs);
         table.set_part(part((91..=100).rev(), At::Start, Some(90)));

@@ -310,6 +310,36 @@ fn schedules_and_queues_are_paused_and_resumed() {
 }
 
 #[test]
+fn a_question_stays_about_the_row_that_was_selected_when_it_was_asked() {
+    let mut model = model();
+    press(&mut model, "8");
+    let queues = |names: &[&str]| {
+        let row = |name: &&str| Row::Queue(Box::new(example::queue(name, false)));
+        Answer::Rows(names.iter().map(row).collect())
+    };
+    answer(&mut model, queues(&["day", "night"]));
+    press(&mut model, "p");
+    assert!(matches!(&model.prompt, Some(Prompt::Confirm(Action::PauseQueue(..)))));
+    // The row goes while the user reads the question.
+    answer(&mut model, queues(&["night"]));
+    let Some(Command::Do(action)) = model.update(Input::Key(Key::Char('y'))) else { panic!("no") };
+    assert_eq!(action.command(), "podmesh queue pause day");
+    assert_eq!(confirmed(&mut model, "p"), "podmesh queue pause night");
+    answer(&mut model, queues(&[]));
+    press(&mut model, "p");
+    assert_eq!(model.prompt, None);
+}
+
+#[test]
+fn a_node_with_a_disk_that_is_nearly_full_says_so() {
+    let mut model = model();
+    let mut view = example::node("node-1", 1);
+    view.low_disks.insert("logs".into(), "less than 5 % is free\u{1b}".into());
+    answer(&mut model, Answer::Rows(vec![Row::Node(Box::new(view))]));
+    assert_eq!(model.page().remarks(), ["a disk is nearly full: less than 5 % is free\\u{1b}"]);
+}
+
+#[test]
 fn a_workflow_opens_its_jobs_and_is_cancelled() {
     let mut model = model();
     press(&mut model, "7");
