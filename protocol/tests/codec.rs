@@ -2,6 +2,7 @@
 #![expect(clippy::unwrap_used, reason = "tests")]
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use podmesh_protocol::client::{LogSlice, Reply, ReplyBody, Request, RequestBody};
 use podmesh_protocol::codec::{DecodeError, EncodeError, decode, encode};
