@@ -111,8 +111,7 @@ mod tests {
 
     fn log(parts: &[&[u8]]) -> (TempDir, LogReader) {
         let dir = tempfile::tempdir().unwrap();
-        let policy = RotationPolicy { file_bytes_max: 1 << 20, ..RotationPolicy::default() };
-        let mut writer = LogWriter::open(dir.path(), "stdout", policy).unwrap();
+        let mut writer = LogWriter::open(dir.path(), "stdout", RotationPolicy::default()).unwrap();
         parts.iter().for_each(|part| writer.append(part).unwrap());
         let reader = LogReader::open(dir.path(), "stdout").unwrap();
         (dir, reader)
