@@ -427,7 +427,7 @@ impl Parts {
         };
         let sender = tokio::spawn(sender.run(committed_receiver, watchdog.pulse("sender")));
         let beacon =
-            Beacon { instance: endpoint.instance, last_revision, interval: config.heartbeat };
+            Beacon { instance: endpoint.instance, last_revision, heartbeat: config.heartbeat };
         let (stop_publisher, mut stopped) = watch::channel(false);
         let publisher = tokio::spawn(publisher::run(publisher, published, beacon, async move {
             _ = stopped.wait_for(|stopped| *stopped).await;

@@ -20,6 +20,10 @@ const GATHER: Duration = Duration::from_millis(20);
 /// Hints that wait at the most; then they become one.
 const HINTS_MAX: usize = 1024;
 
+/// Heartbeat intervals between two beacons. Their answers tell an agent each second that the manager
+/// lives; with as many beacons as answers, idle agents would cost the manager twice as much.
+const INTERVALS: u32 = 5;
+
 /// What is to be published.
 #[derive(Default)]
 pub(crate) struct Hints {
@@ -66,7 +70,8 @@ impl Hints {
 pub(crate) struct Beacon {
     pub(crate) instance: InstanceId,
     pub(crate) last_revision: Arc<AtomicU64>,
-    pub(crate) interval: Duration,
+    /// The interval of heartbeats.
+    pub(crate) heartbeat: Duration,
 }
 
 impl Beacon {
@@ -84,7 +89,7 @@ pub(crate) async fn run(
     stopped: impl Future<Output = ()>,
 ) -> Publisher {
     let mut stopped = std::pin::pin!(stopped);
-    let mut interval = tokio::time::interval(beacon.interval);
+    let mut interval = tokio::time::interval(INTERVALS * beacon.heartbeat);
     interval.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut published = Instant::now();
     loop {

@@ -33,10 +33,11 @@ pub(crate) fn parse<T: DeserializeOwned>(
     };
     let deserializer = toml::Deserializer::parse(text).map_err(bad)?;
     let mut unknown: Option<String> = None;
-    let value = serde_ignored::deserialize(deserializer, |path| {
+    // One type of callback for all files, so that the code for what they share exists once.
+    let note: &mut dyn FnMut(serde_ignored::Path<'_>) = &mut |path| {
         unknown.get_or_insert_with(|| path.to_string());
-    })
-    .map_err(bad)?;
+    };
+    let value = serde_ignored::deserialize(deserializer, note).map_err(bad)?;
     let Some(path) = unknown else { return Ok(value) };
 
     let (table, key) = path.rsplit_once('.').unwrap_or(("", &path));

@@ -11,8 +11,8 @@ use std::sync::LazyLock;
 use axum::Router;
 use axum::extract::{Request, State};
 use axum::http::header::{
-    ACCEPT_ENCODING, CACHE_CONTROL, CONTENT_ENCODING, CONTENT_SECURITY_POLICY, CONTENT_TYPE, ETAG,
-    REFERRER_POLICY, VARY,
+    CACHE_CONTROL, CONTENT_ENCODING, CONTENT_SECURITY_POLICY, CONTENT_TYPE, ETAG, REFERRER_POLICY,
+    VARY,
 };
 use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
@@ -24,7 +24,7 @@ use rust_embed::RustEmbed;
 use serde::Serialize;
 
 use crate::app::App;
-use crate::extract::{etag, ok};
+use crate::extract::{etag, ok, takes_gzip};
 use crate::problem::{Problem, no_route};
 
 /// Where the files are served.
@@ -139,16 +139,6 @@ fn send(file: &File, headers: &HeaderMap) -> Response {
         return (common, kind, [(CONTENT_ENCODING, "gzip")], file.gzip.clone()).into_response();
     }
     (common, kind, file.plain.clone()).into_response()
-}
-
-/// Returns whether the client understands gzip.
-fn takes_gzip(headers: &HeaderMap) -> bool {
-    let accepted = headers.get_all(ACCEPT_ENCODING).iter().filter_map(|value| value.to_str().ok());
-    accepted.flat_map(|value| value.split(',')).any(|coding| {
-        let (coding, weight) = coding.split_once(';').unwrap_or((coding, ""));
-        let weight = weight.trim().strip_prefix("q=").map(str::parse::<f32>);
-        coding.trim().eq_ignore_ascii_case("gzip") && !matches!(weight, Some(Ok(0.0) | Err(_)))
-    })
 }
 
 #[cfg(test)]

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use axum::body::{Body, to_bytes};
 use axum::extract::{FromRequest, FromRequestParts, Path as AxumPath, Request};
-use axum::http::header::{CONTENT_LENGTH, CONTENT_TYPE, IF_NONE_MATCH};
+use axum::http::header::{ACCEPT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, IF_NONE_MATCH};
 use axum::http::request::Parts;
 use axum::http::{HeaderMap, HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
@@ -179,7 +179,9 @@ fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Problem> {
     let mut track = serde_path_to_error::Track::new();
     let mut json = serde_json::Deserializer::from_slice(bytes);
     let path = serde_path_to_error::Deserializer::new(&mut json, &mut track);
-    let value = serde_ignored::deserialize(path, |key| unknown.push(key.to_string()));
+    // One type of callback for all bodies, so that the code for what they share exists once.
+    let note: &mut dyn FnMut(serde_ignored::Path<'_>) = &mut |key| unknown.push(key.to_string());
+    let value = serde_ignored::deserialize(path, note);
     let value = match value {
         Ok(value) => value,
         Err(error) => {
@@ -208,6 +210,16 @@ pub(crate) fn etag(headers: &HeaderMap, version: impl Display) -> (HeaderValue, 
     let known = headers.get_all(IF_NONE_MATCH).iter().filter_map(|value| value.to_str().ok());
     let has = known.flat_map(|value| value.split(',')).any(|known| known.trim() == tag);
     (HeaderValue::from_str(&tag).unwrap_or(HeaderValue::from_static("")), has)
+}
+
+/// Returns whether the client understands gzip.
+pub(crate) fn takes_gzip(headers: &HeaderMap) -> bool {
+    let accepted = headers.get_all(ACCEPT_ENCODING).iter().filter_map(|value| value.to_str().ok());
+    accepted.flat_map(|value| value.split(',')).any(|coding| {
+        let (coding, weight) = coding.split_once(';').unwrap_or((coding, ""));
+        let weight = weight.trim().strip_prefix("q=").map(str::parse::<f32>);
+        coding.trim().eq_ignore_ascii_case("gzip") && !matches!(weight, Some(Ok(0.0) | Err(_)))
+    })
 }
 
 /// Returns a reply.

@@ -3,14 +3,21 @@
 use axum::handler::Handler;
 use axum::routing::{MethodRouter, delete, get, post};
 use podmesh_protocol::access::Role;
-use schemars::{JsonSchema, Schema, SchemaGenerator};
+use schemars::JsonSchema;
+#[cfg(test)]
+use schemars::{Schema, SchemaGenerator};
 
 use crate::app::App;
 
-/// Makes a schema.
-pub(crate) type SchemaOf = fn(&mut SchemaGenerator) -> Schema;
+/// Makes a schema. Only the OpenAPI document needs schemas, and a test makes it.
+#[derive(Clone, Copy)]
+pub(crate) struct SchemaOf {
+    #[cfg(test)]
+    pub(crate) make: fn(&mut SchemaGenerator) -> Schema,
+}
 
 /// A reply.
+#[cfg_attr(not(test), expect(dead_code, reason = "for the document"))]
 pub(crate) struct Reply {
     pub(crate) status: u16,
     pub(crate) about: &'static str,
@@ -19,6 +26,7 @@ pub(crate) struct Reply {
 }
 
 /// A route: what the router does with it, and what the document says about it.
+#[cfg_attr(not(test), expect(dead_code, reason = "for the document"))]
 pub(crate) struct Route {
     pub(crate) method: &'static str,
     /// Below [`PREFIX`].
@@ -37,13 +45,21 @@ pub(crate) struct Route {
     pub(crate) handler: MethodRouter<App>,
 }
 
-pub(crate) fn schema_of<T: JsonSchema>(generator: &mut SchemaGenerator) -> Schema {
-    generator.subschema_for::<T>()
+#[cfg_attr(not(test), expect(clippy::extra_unused_type_parameters, reason = "for the document"))]
+pub(crate) fn schema_of<T: JsonSchema>() -> SchemaOf {
+    SchemaOf {
+        #[cfg(test)]
+        make: |generator| generator.subschema_for::<T>(),
+    }
 }
 
 /// A query becomes parameters, not a schema with a name.
-pub(crate) fn query_of<T: JsonSchema>(generator: &mut SchemaGenerator) -> Schema {
-    T::json_schema(generator)
+#[cfg_attr(not(test), expect(clippy::extra_unused_type_parameters, reason = "for the document"))]
+fn query_of<T: JsonSchema>() -> SchemaOf {
+    SchemaOf {
+        #[cfg(test)]
+        make: |generator| T::json_schema(generator),
+    }
 }
 
 impl Route {
@@ -69,7 +85,7 @@ impl Route {
     }
 
     pub(crate) fn query<T: JsonSchema>(mut self) -> Self {
-        self.query = Some(query_of::<T>);
+        self.query = Some(query_of::<T>());
         self
     }
 
@@ -79,17 +95,17 @@ impl Route {
     }
 
     pub(crate) fn body<T: JsonSchema>(mut self) -> Self {
-        self.body = Some((schema_of::<T>, true));
+        self.body = Some((schema_of::<T>(), true));
         self
     }
 
     pub(crate) fn optional_body<T: JsonSchema>(mut self) -> Self {
-        self.body = Some((schema_of::<T>, false));
+        self.body = Some((schema_of::<T>(), false));
         self
     }
 
     pub(crate) fn reply<T: JsonSchema>(self, status: u16, about: &'static str) -> Self {
-        self.reply_as(status, about, vec![("application/json", Some(schema_of::<T> as SchemaOf))])
+        self.reply_as(status, about, vec![("application/json", Some(schema_of::<T>()))])
     }
 
     pub(crate) fn no_content(self, status: u16, about: &'static str) -> Self {

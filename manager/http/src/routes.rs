@@ -1,6 +1,5 @@
 //! The table of all routes.
 
-use axum::response::Response;
 use axum::routing::put;
 use podmesh_protocol::access::Role;
 use podmesh_views::access::{TokenOutput, TokensOutput, UsersOutput};
@@ -36,8 +35,7 @@ use podmesh_views::workflow::{
 };
 use schemars::JsonSchema;
 
-use crate::extract::ok;
-use crate::route::{Route, SchemaOf, on_delete, on_get, on_post, schema_of};
+use crate::route::{Route, on_delete, on_get, on_post, schema_of};
 use crate::{
     access, events, jobs, logs, merged, nodes, openapi, queues, schedules, search, services,
     volumes, workflows,
@@ -76,7 +74,7 @@ pub(crate) fn routes() -> Vec<Route> {
 }
 
 fn the_manager() -> Vec<Route> {
-    let page: SchemaOf = schema_of::<EventsOutput>;
+    let page = schema_of::<EventsOutput>();
     vec![
         on_get("/health", "health", "Whether the server answers.", access::health)
             .public()
@@ -84,7 +82,7 @@ fn the_manager() -> Vec<Route> {
         on_get("/ready", "ready", "Whether jobs can be submitted.", access::ready)
             .public()
             .reply::<HealthView>(200, "They can."),
-        on_get("/openapi.json", "openapi", "This document.", document)
+        on_get("/openapi.json", "openapi", "This document.", openapi::document)
             .public()
             .reply::<serde_json::Map<String, serde_json::Value>>(200, "The document."),
         on_get("/info", "info", "The manager.", access::info)
@@ -268,7 +266,7 @@ fn service_routes(operator: Role) -> Vec<Route> {
     let changed = |route: Route| {
         route.needs(operator).reply::<ServiceChangedOutput>(200, "Whether it has changed anything.")
     };
-    let endpoints: SchemaOf = schema_of::<EndpointsOrTargets>;
+    let endpoints = schema_of::<EndpointsOrTargets>();
     let put_service = Route::new(
         "put",
         "/services/{service}",
@@ -571,9 +569,4 @@ fn access_routes(admin: Role) -> Vec<Route> {
         .body::<KeyRotateInput>()
         .reply::<KeyView>(200, "The manager's keys."),
     ]
-}
-
-/// GET /openapi.json
-async fn document() -> Response {
-    ok(&openapi::document(&routes()))
 }

@@ -5,7 +5,9 @@ use std::sync::{Arc, Mutex};
 
 use axum::body::Body;
 use axum::http::Method;
-use axum::http::header::{ALLOW, CONTENT_LENGTH, HOST, IF_NONE_MATCH, X_CONTENT_TYPE_OPTIONS};
+use axum::http::header::{
+    ACCEPT_ENCODING, ALLOW, CONTENT_LENGTH, HOST, IF_NONE_MATCH, X_CONTENT_TYPE_OPTIONS,
+};
 use flate2::read::GzDecoder;
 use http_body_util::BodyExt;
 use tokio::sync::watch;
