@@ -111,8 +111,7 @@ mod tests {
 
     fn log(parts: &[&[u8]]) -> (TempDir, LogReader) {
         let dir = tempfile::tempdir().unwrap();
-        let policy = RotationPolicy { file_bytes_max: 1 << 20, ..RotationPolicy::default() };
-        let mut writer = LogWriter::open(dir.path(), "stdout", policy).unwrap();
+        let mut writer = LogWriter::open(dir.path(), "stdout", RotationPolicy::default()).unwrap();
         parts.iter().for_each(|part| writer.append(part).unwrap());
         let reader = LogReader::open(dir.path(), "stdout").unwrap();
         (dir, reader)
@@ -166,5 +165,44 @@ mod tests {
             assert!(before <= LINE_BYTES_MAX, "{before}");
             assert_eq!(&line[before..before + 6], "needle");
         }
+    }
+
+    #[test]
+    fn a_text_is_found_where_a_search_pauses() {
+        let at = CHUNK_BYTES_MAX - 3;
+        let mut long = vec![b'x'; 2 * CHUNK_BYTES_MAX];
+        long[at..at + 6].copy_from_slice(b"needle");
+        let (_dir, mut reader) = log(&[&long]);
+        let Found::Paused(next) = find(&mut reader, 0, b"needle", 100_000).unwrap() else {
+            panic!("the first read does not have all of it");
+        };
+        let (offset, line) = line(find(&mut reader, next, b"needle", u64::MAX).unwrap());
+        let before = at - usize::try_from(offset).unwrap();
+        assert_eq!(&line[before..before + 6], "needle");
+    }
+
+    #[test]
+    fn a_line_is_whole_although_a_read_ends_in_it() {
+        let mut all = vec![b'\n'; CHUNK_BYTES_MAX - 8];
+        all.extend_from_slice(b"the needle, and what follows\nmore\n");
+        let (_dir, mut reader) = log(&[&all]);
+        let found = line(find(&mut reader, 0, b"needle", u64::MAX).unwrap());
+        assert_eq!(found, (CHUNK_BYTES_MAX as u64 - 8, "the needle, and what follows".into()));
+        let found = line(find(&mut reader, 0, b"the", u64::MAX).unwrap());
+        assert_eq!(found, (CHUNK_BYTES_MAX as u64 - 8, "the needle, and what follows".into()));
+    }
+
+    #[test]
+    fn what_was_removed_is_skipped() {
+        let dir = tempfile::tempdir().unwrap();
+        let policy =
+            RotationPolicy { file_bytes_max: 100, files_max: 1, ..RotationPolicy::default() };
+        let mut writer = LogWriter::open(dir.path(), "stdout", policy).unwrap();
+        (0..100)
+            .for_each(|number| writer.append(format!("line {number:04}\n").as_bytes()).unwrap());
+        let mut reader = LogReader::open(dir.path(), "stdout").unwrap();
+        let (offset, line) = line(find(&mut reader, 0, b"line", u64::MAX).unwrap());
+        assert!(offset > 0, "the first lines were removed");
+        assert_eq!(line, format!("line {:04}", offset / 10));
     }
 }

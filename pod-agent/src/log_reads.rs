@@ -239,6 +239,26 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_search_that_pauses_is_not_at_the_end() {
+        let mut node = Node::new();
+        let dir = node.logs.path().join("1/2/3");
+        let (file_bytes_max, total_bytes_max) = (1 << 30, 1 << 31);
+        let policy =
+            RotationPolicy { file_bytes_max, total_bytes_max, ..RotationPolicy::default() };
+        let mut writer = LogWriter::open(dir, "stdout", policy).unwrap();
+        let all = vec![b'\n'; usize::try_from(LOG_SEARCH_BYTES_MAX).unwrap() + 1];
+        writer.append(&all).unwrap();
+        for (from, end) in [(0, false), (LOG_SEARCH_BYTES_MAX, true)] {
+            let (attempt, stream) = (ATTEMPT, LogStream::Stdout);
+            let (from, find) = (LogPosition::Offset(from), Some("gone".to_owned()));
+            let read = LogRead { attempt, stream, from, bytes_max: 5, wait_ms: 0, find };
+            node.reads.answer(9, read, false, node.sender.clone());
+            let next = LOG_SEARCH_BYTES_MAX + u64::from(end);
+            assert_eq!(node.slice().await, (next, String::new(), end));
+        }
+    }
+
+    #[tokio::test]
     async fn a_missing_file_reads_as_empty() {
         let mut node = Node::new();
         node.ask(LogPosition::TailLines(3), 0, false);

@@ -15,6 +15,7 @@ pub mod node;
 pub mod place;
 pub mod queue;
 pub mod ranges;
+pub mod rare;
 pub mod report;
 pub mod schedule;
 pub mod service;

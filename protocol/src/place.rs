@@ -2,6 +2,7 @@
 //! for themselves.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::LazyLock;
 
 use serde::{Deserialize, Serialize};
 
@@ -9,6 +10,7 @@ use crate::ids::Name;
 use crate::limits::{
     LABELS_MAX, RESOURCE_ID_BYTES_MAX, RESOURCE_IDS_MAX, RESOURCE_MILLIS_MAX, RESOURCES_MAX,
 };
+use crate::rare::Usual;
 use crate::service::variable;
 use crate::spec::{SpecError, at_most, validate_label_value, within};
 
@@ -141,6 +143,13 @@ pub struct PlaceRules {
     /// Whether each task has its node for itself.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub exclusive: bool,
+}
+
+impl Usual for PlaceRules {
+    fn usual() -> &'static Self {
+        static USUAL: LazyLock<PlaceRules> = LazyLock::new(PlaceRules::default);
+        &USUAL
+    }
 }
 
 impl PlaceRules {

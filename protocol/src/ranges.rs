@@ -14,7 +14,7 @@ use crate::spec::ArrayRange;
 #[serde(try_from = "String", into = "String")]
 pub struct Ranges(
     /// In order, with a gap between each two.
-    Vec<ArrayRange>,
+    Box<[ArrayRange]>,
 );
 
 /// Why a text is not a set of numbers.
@@ -66,7 +66,7 @@ impl Ranges {
 
 impl From<ArrayRange> for Ranges {
     fn from(range: ArrayRange) -> Self {
-        Self(vec![range])
+        Self([range].into())
     }
 }
 
@@ -105,7 +105,7 @@ impl FromStr for Ranges {
                 _ => joined.push(range),
             }
         }
-        Ok(Self(joined))
+        Ok(Self(joined.into()))
     }
 }
 

@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::ids::{AttemptId, Name};
 use crate::place::PlaceRules;
+use crate::rare::Rare;
 use crate::spec::{Resources, RunSpec};
 
 pub use self::exchange::{
@@ -35,7 +36,7 @@ pub struct ServiceSpec {
     pub spread: Option<Name>,
     /// Where replicas may go, beyond `require` and `resources`. Its own `spread` is `None`.
     #[serde(default, skip_serializing_if = "PlaceRules::is_default")]
-    pub place: PlaceRules,
+    pub place: Rare<PlaceRules>,
     /// The project that it is a part of.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub project: Option<Project>,
@@ -52,7 +53,7 @@ pub struct ServiceSpec {
     /// How a replica shows that it works. Default: the image's own health check; without one, a
     /// connection to its first port; without a port, a replica works as soon as it has started.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub health: Option<HealthSpec>,
+    pub health: Option<Arc<HealthSpec>>,
     /// When a replica that has ended is started again.
     #[serde(default)]
     pub restart: RestartPolicy,
@@ -273,7 +274,7 @@ pub struct ReplicaSpec {
     pub ports: Arc<BTreeMap<Name, PortSpec>>,
     /// How it shows that it works.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub health: Option<HealthSpec>,
+    pub health: Option<Arc<HealthSpec>>,
 }
 
 /// Whether a replica works.

@@ -3,6 +3,7 @@
 mod docker;
 
 use std::collections::BTreeMap;
+use std::sync::LazyLock;
 
 use serde::{Deserialize, Serialize};
 
@@ -11,6 +12,7 @@ use crate::limits::{self, *};
 use crate::place::PlaceRules;
 use crate::queue::DeadLetter;
 use crate::ranges::Ranges;
+use crate::rare::{Rare, Usual};
 use crate::report::{Outcome, OutcomeKind};
 use crate::schedule::ScheduledRun;
 use crate::service::ReplicaSpec;
@@ -47,10 +49,10 @@ pub struct JobSpec {
     pub on_lost: OnLost,
     /// When the job ends early, how many of its tasks run at a time, and where it waits.
     #[serde(default, skip_serializing_if = "JobRules::is_default")]
-    pub rules: JobRules,
+    pub rules: Rare<JobRules>,
     /// Where its tasks may go, beyond `require` and `resources`.
     #[serde(default, skip_serializing_if = "PlaceRules::is_default")]
-    pub place: PlaceRules,
+    pub place: Rare<PlaceRules>,
     /// No task starts before this time: milliseconds since 1970 by the manager's clock.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub not_before_ms: Option<u64>,
@@ -283,6 +285,13 @@ pub struct JobRules {
     /// Its tasks wait until those have been placed, and a stopped one runs again later.
     #[serde(default, skip_serializing_if = "core::ops::Not::not")]
     pub preemptible: bool,
+}
+
+impl Usual for JobRules {
+    fn usual() -> &'static Self {
+        static USUAL: LazyLock<JobRules> = LazyLock::new(JobRules::default);
+        &USUAL
+    }
 }
 
 impl JobRules {

@@ -2,6 +2,7 @@
 #![expect(clippy::unwrap_used, reason = "tests")]
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use podmesh_protocol::client::{LogSlice, Reply, ReplyBody, Request, RequestBody};
 use podmesh_protocol::codec::{DecodeError, EncodeError, decode, encode};
@@ -115,7 +116,14 @@ fn service_specs() -> impl Strategy<Value = ServiceSpec> {
     let spread = || prop::option::of(names());
     let replica = (names(), any::<[u32; 2]>(), spread(), ports(), prop::option::of(checks()))
         .prop_map(|(service, [revision, number], spread, ports, health)| {
-            Box::new(ReplicaSpec { service, revision, number, spread, ports: ports.into(), health })
+            Box::new(ReplicaSpec {
+                service,
+                revision,
+                number,
+                spread,
+                ports: ports.into(),
+                health: health.map(Arc::new),
+            })
         });
     let run = (".{0,20}", any::<bool>(), prop::option::of(replica)).prop_map(
         |(image, container, replica)| RunSpec {
@@ -145,14 +153,15 @@ fn service_specs() -> impl Strategy<Value = ServiceSpec> {
                     exclusive: replicas % 2 == 0,
                     prefer: require.clone(),
                     ..PlaceRules::default()
-                },
+                }
+                .into(),
                 require,
                 spread,
                 project,
                 depends_on,
                 resources,
                 ports: ports.into(),
-                health,
+                health: health.map(Arc::new),
                 restart,
                 update,
                 drain_ms,

@@ -326,8 +326,9 @@ fn assemble(
             expires_ms: options.expires.or(file.expires).map(Span::ms),
             queue: options.queue.or(file.queue),
             preemptible: options.preemptible || file.preemptible == Some(true),
-        },
-        place,
+        }
+        .into(),
+        place: place.into(),
         not_before_ms: None,
         after,
         scheduled: None,

@@ -157,7 +157,7 @@ impl Core {
 
     /// Notes that something has changed which the node of a project may depend on.
     pub(crate) fn mark_project_of(&mut self, id: JobId) {
-        let Some(spec) = self.state.jobs.get(&id).and_then(replica_of) else { return };
+        let Some(spec) = self.state.jobs.get(&id).and_then(|job| replica_of(job)) else { return };
         self.mark_project(&spec.service.clone());
     }
 

@@ -55,8 +55,8 @@ pub(crate) struct Dispatch {
     pub(crate) ready: BTreeMap<u32, Millis>,
     /// When the job came. After a restart of the manager: the time of the restart.
     pub(crate) since_ms: Millis,
-    /// The sessions that the spec was sent to, by node.
-    pub(crate) told: BTreeMap<NodeIx, Epoch>,
+    /// The sessions that the spec was sent to, by node. Most jobs have one task.
+    told: Vec<(NodeIx, Epoch)>,
     /// When the first of `waiting` is due. The timers hold the same time.
     pub(crate) timer: Option<Millis>,
     /// When its tasks without an attempt expire. The timers hold the same time.
@@ -82,7 +82,7 @@ impl Dispatch {
             waiting: BTreeSet::new(),
             ready: BTreeMap::new(),
             since_ms,
-            told: BTreeMap::new(),
+            told: Vec::new(),
             timer: None,
             expires: None,
             held: BTreeMap::new(),
@@ -133,6 +133,20 @@ impl Dispatch {
             None => u32::try_from(job.next_index).ok()?,
         };
         job.spec.array.contains(index).then_some((index, 1, self.since_ms))
+    }
+
+    /// Notes that the session of a node has the spec. Returns whether it must be sent.
+    pub(crate) fn tell(&mut self, ix: NodeIx, epoch: Epoch) -> bool {
+        match self.told.binary_search_by_key(&ix, |(ix, _)| *ix) {
+            Ok(at) => core::mem::replace(&mut self.told[at].1, epoch) != epoch,
+            Err(at) => {
+                if self.told.is_empty() {
+                    self.told.reserve_exact(1);
+                }
+                self.told.insert(at, (ix, epoch));
+                true
+            }
+        }
     }
 
     pub(crate) fn refresh_timer(&mut self, id: JobId, timers: &mut Timers) {
@@ -351,7 +365,7 @@ impl Core {
         self.bonds.add_job(id, &job.spec);
         let needs = self.needs_of(&job.spec);
         let shape = self.queue.intern(job, needs, &self.nodes);
-        let mut dispatch = Dispatch::new(shape, self.now.mono_ms);
+        let mut dispatch = Box::new(Dispatch::new(shape, self.now.mono_ms));
         dispatch.too_early = self.schedules.add_job(job, self.now.wall_ms);
         dispatch.refresh_upstream(job);
         self.dependents.add_job(job);
@@ -381,7 +395,7 @@ impl Core {
         }
         self.cancel_job(id, out);
         self.replica_touched(id);
-        let state = self.state.jobs.get(&id).map_or(JobState::Cancelled, Job::state);
+        let state = self.state.jobs.get(&id).map_or(JobState::Cancelled, |job| job.state());
         answer(out, ticket, Ok(Answer::Cancelled { state }));
     }
 

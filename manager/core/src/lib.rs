@@ -85,6 +85,7 @@ mod upstream;
 mod volumes;
 mod workflows;
 
+use alloc::boxed::Box;
 use alloc::collections::{BTreeMap, BTreeSet, VecDeque};
 use alloc::string::String;
 use alloc::vec::Vec;
@@ -138,8 +139,9 @@ pub struct Core {
     state: Recorded,
     /// The time of the last step.
     now: Now,
-    /// The jobs of the state, as their tasks are handed out.
-    dispatch: BTreeMap<JobId, Dispatch>,
+    /// The jobs of the state, as their tasks are handed out. Boxed, because nodes of the map are half
+    /// empty.
+    dispatch: BTreeMap<JobId, Box<Dispatch>>,
     submissions: Submissions,
     nodes: Nodes,
     access: Access,

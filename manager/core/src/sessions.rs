@@ -350,7 +350,7 @@ impl Core {
                 restarted = true;
             }
             if let Some(dispatch) = self.dispatch.get_mut(&task.job)
-                && dispatch.told.insert(ix, session.epoch) != Some(session.epoch)
+                && dispatch.tell(ix, session.epoch)
             {
                 session.outgoing.specs.push(task.job);
             }

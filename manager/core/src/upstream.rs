@@ -231,7 +231,7 @@ impl Core {
         for at in 0..self.dirty.len() {
             let upstream = self.dirty[at];
             let Some(end) =
-                self.state.jobs.get(&upstream).filter(|job| job.is_over()).map(Job::state)
+                self.state.jobs.get(&upstream).filter(|job| job.is_over()).map(|job| job.state())
             else {
                 continue;
             };

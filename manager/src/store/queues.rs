@@ -66,8 +66,8 @@ pub(super) fn contradiction(connection: &Connection) -> rusqlite::Result<Option<
         {
             return Ok(Some(format!("{} has two dead-letter jobs", letter.attempt)));
         }
-        let Some(queue) = spec.rules.queue else { continue };
-        if queue.as_str() != DEFAULT_QUEUE && !queues.contains_key(&queue) {
+        let Some(queue) = &spec.rules.queue else { continue };
+        if queue.as_str() != DEFAULT_QUEUE && !queues.contains_key(queue) {
             let job: i64 = row.get(0)?;
             return Ok(Some(format!(
                 "job {job} is in queue {queue}, which is not in the database"

@@ -52,7 +52,7 @@ pub(super) fn read(connection: &Connection) -> rusqlite::Result<Restored> {
     }
     state.tokens = access::tokens(connection)?.into_iter().map(|row| (row.id, row)).collect();
     state.keys = access::keys(connection)?.into_iter().map(|row| (row.key, row)).collect();
-    state.jobs = jobs(connection)?.into_iter().map(|job| (job.id, job)).collect();
+    state.jobs = jobs(connection)?.into_iter().map(|job| (job.id, Box::new(job))).collect();
     let orphaned = attempts(connection, &mut state.jobs)?;
     for job in state.jobs.values_mut() {
         upstream::read(connection, job)?;
@@ -178,7 +178,7 @@ pub(super) fn job(row: &Row<'_>) -> rusqlite::Result<Job> {
 /// a job that is not among them but has such an attempt.
 fn attempts(
     connection: &Connection,
-    jobs: &mut BTreeMap<JobId, Job>,
+    jobs: &mut BTreeMap<JobId, Box<Job>>,
 ) -> rusqlite::Result<Option<JobId>> {
     let mut pasts = pasts(connection)?;
     let mut orphaned = None;

@@ -481,7 +481,7 @@ fn connect(path: &Path) -> Result<Connection, StoreError> {
              PRAGMA journal_mode = WAL;
              PRAGMA synchronous = FULL;
              PRAGMA cell_size_check = ON;
-             PRAGMA cache_size = -2048;
+             PRAGMA cache_size = -1024;
              PRAGMA wal_autocheckpoint = 4096;
              PRAGMA journal_size_limit = 67108864;",
         )

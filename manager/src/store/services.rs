@@ -112,7 +112,7 @@ pub(super) fn read(connection: &Connection) -> rusqlite::Result<BTreeMap<Name, A
 /// Adds what is known of replicas to their active attempts.
 pub(super) fn read_replicas(
     connection: &Connection,
-    jobs: &mut BTreeMap<JobId, Job>,
+    jobs: &mut BTreeMap<JobId, Box<Job>>,
 ) -> rusqlite::Result<()> {
     let mut statement = connection.prepare(
         "SELECT job, number, status FROM jobs JOIN replicas USING (job)

@@ -141,12 +141,14 @@ impl World {
                 expires_ms: (self.rng.u8(0..4) == 0).then_some(60_000),
                 queue: (self.rng.u8(0..3) == 0).then(|| name("night")),
                 preemptible: self.rng.u8(0..3) == 0,
-            },
+            }
+            .into(),
             place: PlaceRules {
                 resources: self.some_resources(),
                 exclusive: self.rng.u8(0..9) == 0,
                 ..PlaceRules::default()
-            },
+            }
+            .into(),
             ..job_spec(last)
         };
         assert_eq!(spec.validate(), Ok(()));
@@ -321,7 +323,8 @@ impl World {
                         resources: self.some_resources(),
                         exclusive: self.rng.u32(0..9) == 0,
                         ..PlaceRules::default()
-                    },
+                    }
+                    .into(),
                     project: None,
                     depends_on: BTreeMap::new(),
                     resources,

@@ -121,7 +121,7 @@ async fn check_of(replica: &Replica, place: &Runs) -> Option<(Check, HealthSpec)
         Runs::Container(container) => Some(container.look().await?),
     };
     let spec = match (&replica.spec.health, replica.spec.ports.keys().next()) {
-        (Some(spec), _) => spec.clone(),
+        (Some(spec), _) => HealthSpec::clone(spec),
         (None, _) if looked.as_ref().is_some_and(|looked| looked.has_healthcheck) => {
             return Some((Check::Image, HealthSpec::new(HealthCheck::None)));
         }

@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::future::Future;
+use std::sync::Arc;
 use std::time::Instant;
 
 use podmesh_protocol::ids::JobId;
@@ -54,7 +55,7 @@ fn replica(at: SocketAddr, health: Option<HealthSpec>) -> Arc<Replica> {
         number: 1,
         spread: None,
         ports: BTreeMap::from([("http".parse().unwrap(), PortSpec::default())]).into(),
-        health,
+        health: health.map(Arc::new),
     };
     Arc::new(Replica { spec, address: at.ip(), ports: vec![at.port()] })
 }

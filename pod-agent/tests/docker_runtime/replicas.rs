@@ -29,7 +29,7 @@ fn replica(health: Option<HealthSpec>) -> Option<Box<ReplicaSpec>> {
         number: 3,
         spread: None,
         ports: Arc::new([("http".parse().unwrap(), port)].into()),
-        health,
+        health: health.map(Arc::new),
     }))
 }
 

@@ -19,7 +19,7 @@ fn replica(ports: &[&str], health: Option<HealthSpec>) -> Option<Box<ReplicaSpec
         number: 3,
         spread: None,
         ports: Arc::new(ports.collect()),
-        health,
+        health: health.map(Arc::new),
     }))
 }
 

@@ -92,6 +92,24 @@ mod tests {
         assert_eq!(taken(both), [0, 0, 0]);
         let removed = r#"{"revision":4,"event":"jobs_forgotten","first":2,"last":4,"by":"ann"}"#;
         let of = |job| EventFilter { job: Some(job), ..EventFilter::default() };
-        assert!(of(4).takes_text(removed) && !of(5).takes_text(removed));
+        let kept = [1, 2, 4, 5].map(|job| of(job).takes_text(removed));
+        assert_eq!(kept, [false, true, true, false]);
+    }
+
+    #[test]
+    fn a_replica_is_of_the_service_whose_name_it_begins_with() {
+        let health = r#"{"revision":3,"event":"replica_health","job":5,"replica":"web.eu.3"}"#;
+        let of =
+            |service: &str| EventFilter { service: Some(service.into()), ..EventFilter::default() };
+        let taken = ["web.eu", "web", "web.eu.3"].map(|service| of(service).takes_text(health));
+        assert_eq!(taken, [true, false, false]);
+    }
+
+    #[test]
+    fn what_cannot_be_read_is_not_wanted() {
+        for text in ["", "{", "[]", r#"{"revision":1}"#, r#"{"event":7}"#] {
+            let job = EventFilter { job: Some(1), ..EventFilter::default() };
+            assert!(!job.takes_text(text), "{text}");
+        }
     }
 }

@@ -291,13 +291,15 @@ impl TryFrom<JobInput> for JobSpec {
                 expires_ms: spec.expires_ms,
                 queue: spec.queue,
                 preemptible: spec.preemptible,
-            },
+            }
+            .into(),
             place: PlaceRules {
                 resources: spec.resource_millis,
                 prefer: spec.prefer,
                 spread: spec.spread,
                 exclusive: spec.exclusive,
-            },
+            }
+            .into(),
             not_before_ms: spec.not_before.as_deref().map(moment).transpose()?,
             after: spec.after.into_iter().map(Dependency::from).collect(),
             scheduled: None,

@@ -195,7 +195,7 @@ impl From<&service::ServiceSpec> for ServiceSpecOutput {
             stop_grace_ms: run.stop_grace_ms,
             drain_ms: spec.drain_ms,
             ports: spec.ports.iter().map(|(name, spec)| (name.to_string(), port(spec))).collect(),
-            health: spec.health.as_ref().map(Into::into),
+            health: spec.health.as_deref().map(Into::into),
             restart: RestartOutput {
                 when: spec.restart.when.into(),
                 backoff_ms: spec.restart.backoff_ms,

@@ -62,7 +62,7 @@ impl World {
             array: ArrayRange { first: 1, last: self.rng.within(1, 3) as u32 },
             resources: small,
             require: [].into(),
-            place: PlaceRules::default(),
+            place: PlaceRules::default().into(),
             ..self.make_spec()
         };
         let overlaps = [Overlap::Skip, Overlap::Queue, Overlap::Replace];

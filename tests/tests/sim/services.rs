@@ -93,7 +93,7 @@ impl World {
         ServiceSpec {
             name: format!("svc-{service}").parse().expect("a name"),
             replicas,
-            place,
+            place: place.into(),
             project: None,
             depends_on: BTreeMap::new(),
             require: BTreeMap::new(),

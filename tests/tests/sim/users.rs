@@ -112,8 +112,8 @@ fn dead_letter() -> Box<JobSpec> {
         resources: Resources { cpu_millis: 100, memory_bytes: 0 },
         retry: RetryPolicy::default(),
         on_lost: OnLost::Requeue,
-        rules: JobRules { queue: Some(night()), ..JobRules::default() },
-        place: PlaceRules::default(),
+        rules: JobRules { queue: Some(night()), ..JobRules::default() }.into(),
+        place: PlaceRules::default().into(),
         not_before_ms: None,
         after: Vec::new(),
         scheduled: None,
@@ -213,7 +213,7 @@ impl World {
         }
         let cpu_millis = if rng.percent(3) { 64_000 } else { rng.within(1, 6) as u32 * 500 };
         JobSpec {
-            place,
+            place: place.into(),
             not_before_ms: None,
             after: Vec::new(),
             scheduled: None,
@@ -231,7 +231,7 @@ impl World {
                 ..RetryPolicy::default()
             },
             on_lost: if rng.percent(50) { OnLost::Requeue } else { OnLost::Wait },
-            rules,
+            rules: rules.into(),
             run: RunSpec {
                 runtime,
                 command: vec!["true".into()],

@@ -415,7 +415,7 @@ impl From<&ServiceSpec> for ServiceFile {
                 together,
             }),
             ports: ports.collect(),
-            health: spec.health.as_ref().map(HealthFile::from),
+            health: spec.health.as_deref().map(HealthFile::from),
             restart: other(RestartFile(restart), RestartFile::default()),
             update: other(update, UpdateFile::default()),
         }

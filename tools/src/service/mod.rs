@@ -119,7 +119,7 @@ fn build(text: &str, file_name: &str, base: &Path, lookup: Lookup<'_>) -> CliRes
         (None, None) => RuntimeSpec::Process,
     };
     let health = match file.health.map(HealthFile::spec).transpose() {
-        Ok(health) => health,
+        Ok(health) => health.map(Arc::new),
         Err(why) => return Err(wrong(&["health"], &format!("health: {why}"))),
     };
     let resources = Resources::default();
@@ -133,7 +133,8 @@ fn build(text: &str, file_name: &str, base: &Path, lookup: Lookup<'_>) -> CliRes
             prefer: file.prefer,
             spread: None,
             exclusive: file.exclusive,
-        },
+        }
+        .into(),
         project: file.project.map(Into::into),
         depends_on: file.depends_on,
         resources: Resources {

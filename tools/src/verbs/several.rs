@@ -37,3 +37,28 @@ impl Several {
         self.code
     }
 }
+
+#[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "tests")]
+mod tests {
+    use podmesh_protocol::error::{ErrorCode, ErrorReply};
+
+    use super::*;
+
+    #[test]
+    fn a_refused_request_does_not_keep_the_others_from_being_made_and_fails_in_the_end() {
+        let mut several = Several::default();
+        assert_eq!(several.note(Ok(1)).unwrap(), Some(1));
+        assert_eq!(several.code(), 0);
+        let refused = ErrorReply::new(ErrorCode::NotFound, "there is no node `b`");
+        assert_eq!(several.note::<u8>(Err(RequestError::Refused(refused))).unwrap(), None);
+        assert_eq!(several.note(Ok(3)).unwrap(), Some(3));
+        assert_eq!(several.code(), EXIT_FAILURE);
+    }
+
+    #[test]
+    fn a_manager_that_cannot_be_asked_ends_it() {
+        let failed = RequestError::Failed(CliError::failure("no answer"));
+        assert!(Several::default().note::<u8>(Err(failed)).is_err());
+    }
+}

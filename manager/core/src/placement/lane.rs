@@ -209,6 +209,10 @@ impl Lane {
         if !shape.waiting.remove(&key) {
             return;
         }
+        if shape.waiting.is_empty() {
+            // It would keep a node. Shapes live as long as their jobs, such as replicas.
+            shape.waiting = BTreeSet::new();
+        }
         match shape.position {
             QueuePosition::Idle => {}
             QueuePosition::Head(_) => self.move_to(id, QueuePosition::Head),

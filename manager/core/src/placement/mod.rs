@@ -182,7 +182,7 @@ impl Core {
         self.queue.on_assigned(dispatch.shape, key, ix, attempt.task);
         let name = node.row.node.clone();
         if let Some(session) = &mut node.session {
-            if dispatch.told.insert(ix, session.epoch) != Some(session.epoch) {
+            if dispatch.tell(ix, session.epoch) {
                 session.outgoing.specs.push(id);
             }
             session.outgoing.starts.push(attempt);

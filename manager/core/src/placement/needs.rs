@@ -6,6 +6,7 @@ use core::cmp::Reverse;
 
 use podmesh_protocol::ids::{JobId, Name};
 use podmesh_protocol::place::PlaceRules;
+use podmesh_protocol::rare::Rare;
 use podmesh_protocol::service::ServiceSpec;
 use podmesh_protocol::spec::{JobSpec, Resources, RuntimeKind};
 use podmesh_protocol::time::Millis;
@@ -56,7 +57,7 @@ pub(crate) struct Needs {
     pub(crate) lasts_ms: Option<u64>,
     /// What the task is a replica of, if it is one: replicas are spread.
     pub(crate) replica: Option<ReplicaNeeds>,
-    pub(crate) place: PlaceRules,
+    pub(crate) place: Rare<PlaceRules>,
 }
 
 /// What a replica must be spread over.

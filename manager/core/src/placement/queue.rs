@@ -1,5 +1,6 @@
 //! The jobs that have tasks to place, in lanes.
 
+use alloc::boxed::Box;
 use alloc::collections::{BTreeMap, BTreeSet, BinaryHeap};
 use alloc::string::String;
 use alloc::sync::Arc;
@@ -22,7 +23,7 @@ use crate::state::{Job, QueueRow};
 pub(crate) struct Facts<'a> {
     pub(crate) now_ms: Millis,
     pub(crate) nodes: &'a Nodes,
-    pub(crate) jobs: &'a BTreeMap<JobId, Job>,
+    pub(crate) jobs: &'a BTreeMap<JobId, Box<Job>>,
 }
 
 /// The jobs that have tasks to place, by lane.

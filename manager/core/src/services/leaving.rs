@@ -73,7 +73,7 @@ impl Core {
 
     /// Lets a replica leave, whether there is another one in its place or not.
     pub(crate) fn retire_replica(&mut self, id: JobId) {
-        let Some(spec) = self.state.jobs.get(&id).and_then(replica_of) else { return };
+        let Some(spec) = self.state.jobs.get(&id).and_then(|job| replica_of(job)) else { return };
         let service = spec.service.clone();
         self.mark_project(&service);
         let replicas = self.services.by_name.get_mut(&service);

@@ -220,7 +220,7 @@ impl Core {
 
     /// Notes that something about a job has changed that its service depends on.
     pub(crate) fn replica_touched(&mut self, id: JobId) {
-        if let Some(spec) = self.state.jobs.get(&id).and_then(replica_of) {
+        if let Some(spec) = self.state.jobs.get(&id).and_then(|job| replica_of(job)) {
             self.services.dirty.insert(spec.service.clone());
         }
     }

@@ -87,7 +87,7 @@ impl Core {
     fn forgive(&mut self, now: Now, name: &Name, service: &mut Service, wake: &mut Wake) {
         let Some(replicas) = self.services.by_name.get_mut(name) else { return };
         for (id, replica) in &mut replicas.jobs {
-            let status = self.state.jobs.get(id).and_then(status_of);
+            let status = self.state.jobs.get(id).and_then(|job| status_of(job));
             let is_healthy = status.is_some_and(|status| status.health == Health::Healthy);
             replica.healthy_ms = match replica.healthy_ms {
                 _ if !is_healthy => None,
@@ -200,7 +200,8 @@ impl Core {
 
     /// Begins to take a replica out. That an unhealthy one must go counts as its end.
     fn retire(&mut self, now: Now, id: JobId, service: &mut Service) {
-        let status = self.state.jobs.get(&id).and_then(status_of).cloned().unwrap_or_default();
+        let status =
+            self.state.jobs.get(&id).and_then(|job| status_of(job)).cloned().unwrap_or_default();
         let name = service.spec.name.clone();
         self.mark_project(&name);
         let Some(replicas) = self.services.by_name.get_mut(&name) else { return };

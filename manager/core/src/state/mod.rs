@@ -13,6 +13,7 @@ mod schedule;
 mod service;
 mod upstream;
 
+use alloc::boxed::Box;
 use alloc::collections::BTreeMap;
 use alloc::sync::Arc;
 
@@ -72,8 +73,8 @@ pub struct State {
     pub last_token: TokenId,
     /// The last saved time of the [age clock](crate::input::Input::RetentionDue), in milliseconds.
     pub age_ms: u64,
-    /// The jobs that have not ended.
-    pub jobs: BTreeMap<JobId, Job>,
+    /// The jobs that have not ended. Boxed, because nodes of the map are half empty.
+    pub jobs: BTreeMap<JobId, Box<Job>>,
     /// The services.
     pub services: BTreeMap<Name, Arc<Service>>,
     /// The schedules.
@@ -121,10 +122,10 @@ impl State {
             Change::JobInserted { job, submission, spec, by, wall_ms } => {
                 self.last_job = self.last_job.max(*job);
                 let new = Job::new(*job, *submission, Arc::clone(spec), by.clone(), *wall_ms);
-                self.jobs.insert(*job, new);
+                self.jobs.insert(*job, Box::new(new));
             }
             Change::JobClosed(job, closed) => self.change(*job, |job| job.close(*closed)),
-            Change::JobReopened(job) => _ = self.jobs.insert(job.id, Job::clone(job)),
+            Change::JobReopened(job) => _ = self.jobs.insert(job.id, job.clone()),
             Change::TaskRequeued { job, task } => self.change(*job, |job| job.requeue(task)),
             Change::RestRequeued { job, wall_ms } => {
                 self.change(*job, |job| job.requeue_rest(*wall_ms));

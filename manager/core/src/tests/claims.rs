@@ -16,7 +16,11 @@ fn offering(node: &str, number: u64, ids: &[&str]) -> Hello {
 fn needing(resource: &str, millis: u32) -> JobSpec {
     let resources = [(name(resource), millis)].into();
     let small = Resources { cpu_millis: 100, memory_bytes: 0 };
-    JobSpec { resources: small, place: PlaceRules { resources, ..PlaceRules::default() }, ..spec() }
+    JobSpec {
+        resources: small,
+        place: PlaceRules { resources, ..PlaceRules::default() }.into(),
+        ..spec()
+    }
 }
 
 fn sent(step: &Step) -> Vec<(AttemptId, Claims)> {
@@ -130,7 +134,7 @@ fn small_tasks_do_not_starve_one_that_needs_several() {
 #[test]
 fn an_exclusive_task_has_its_node_for_itself() {
     let alone =
-        || JobSpec { place: PlaceRules { exclusive: true, ..Default::default() }, ..spec() };
+        || JobSpec { place: PlaceRules { exclusive: true, ..Default::default() }.into(), ..spec() };
     let mut world = World::new();
     let epoch = world.join("a", 1);
     world.submit(spec());
@@ -157,7 +161,7 @@ fn a_preference_ranks_nodes_and_keeps_nobody_waiting() {
         world.connect(Hello { labels: zone(node), ..hello(node, number) }, number);
     }
     let place = PlaceRules { prefer: zone("b"), ..PlaceRules::default() };
-    let step = world.submit(JobSpec { place, ..array(6) });
+    let step = world.submit(JobSpec { place: place.into(), ..array(6) });
     let nodes: Vec<&str> = placed(&step).into_iter().map(|(_, node)| node).collect();
     assert_eq!(nodes, ["b", "b", "b", "b", "a", "a"]);
 }
@@ -170,7 +174,7 @@ fn the_tasks_of_a_job_are_spread_over_the_values_of_a_label() {
         world.connect(Hello { labels, ..hello(node, number) }, number);
     }
     let place = PlaceRules { spread: Some(name("zone")), ..PlaceRules::default() };
-    let step = world.submit(JobSpec { place, ..array(6) });
+    let step = world.submit(JobSpec { place: place.into(), ..array(6) });
     let in_b = placed(&step).into_iter().filter(|(_, node)| *node == "b1").count();
     assert_eq!(in_b, 3);
 }

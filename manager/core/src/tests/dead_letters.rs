@@ -12,7 +12,7 @@ use crate::state::Change;
 /// A job that waits in a queue.
 fn queued(queue: &str, spec: JobSpec) -> JobSpec {
     let queue = Some(name(queue));
-    JobSpec { rules: JobRules { queue, ..JobRules::default() }, ..spec }
+    JobSpec { rules: JobRules { queue, ..JobRules::default() }.into(), ..spec }
 }
 
 fn letter(spec: JobSpec) -> QueueChange {

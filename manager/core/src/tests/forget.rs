@@ -70,7 +70,7 @@ fn a_node_is_forgotten_with_attempts_of_a_job_that_then_has_too_many_failures() 
     let epoch = world.join("a", 1);
     let rules = JobRules { max_failures: Some(1), ..JobRules::default() };
     let array = ArrayRange { first: 1, last: 3 };
-    world.submit(JobSpec { array, rules, ..spec() });
+    world.submit(JobSpec { array, rules: rules.into(), ..spec() });
     world.give(Input::AgentLeft { connection: connection(1), epoch });
     world.lose_all();
     let step = world.forget("a", true);

@@ -271,8 +271,8 @@ impl Model {
                     }
                 }
                 Change::QueueRemoved(queue) => {
-                    let of = |job: &Job| job.spec.rules.queue.as_ref() == Some(queue);
-                    assert!(!state.jobs.values().any(of), "{queue} has jobs");
+                    let mut queues = state.jobs.values().map(|job| job.spec.rules.queue.as_ref());
+                    assert!(!queues.any(|of| of == Some(queue)), "{queue} has jobs");
                 }
                 Change::ScheduleRemoved(schedule) => {
                     self.instants.retain(|(of, _)| of != schedule);

@@ -10,7 +10,7 @@ use super::*;
 /// A job whose tasks take so many cores and make room for others.
 fn preemptible(tasks: u32, cores: u32) -> JobSpec {
     let rules = JobRules { preemptible: true, ..JobRules::default() };
-    JobSpec { rules, ..taking(tasks, cores) }
+    JobSpec { rules: rules.into(), ..taking(tasks, cores) }
 }
 
 fn taking(tasks: u32, cores: u32) -> JobSpec {
@@ -92,7 +92,10 @@ fn all_tasks_of_an_array_get_room_at_once_within_their_limits() {
         world.join("a", 1);
         world.submit(preemptible(4, 1));
         let rules = JobRules { max_active, ..JobRules::default() };
-        assert_eq!(stopped(&world.submit(JobSpec { rules, ..taking(3, 1) })).len(), expected);
+        assert_eq!(
+            stopped(&world.submit(JobSpec { rules: rules.into(), ..taking(3, 1) })).len(),
+            expected
+        );
     }
     // One that runs counts in the limit of the job, and of the queue.
     let limit = Some(2);
@@ -107,7 +110,7 @@ fn all_tasks_of_an_array_get_room_at_once_within_their_limits() {
         let rules = JobRules { max_active: of_job, ..JobRules::default() };
         world.join("b", 2);
         world.submit_as("dan", taking(1, 3));
-        let step = world.submit_as("ann", JobSpec { rules, ..taking(4, 1) });
+        let step = world.submit_as("ann", JobSpec { rules: rules.into(), ..taking(4, 1) });
         assert_eq!((placed(&step).len(), stopped(&step).len()), (1, 1), "{of_job:?} {of_queue:?}");
     }
 }
@@ -171,15 +174,18 @@ fn who_has_the_named_resource_is_stopped_however_long_it_runs() {
     let step = world.connect(hello, 1);
     let epoch = welcome(&step).epoch;
     let gpu = || PlaceRules { resources: [(name("gpu"), 1_000)].into(), ..PlaceRules::default() };
-    world.submit(JobSpec { place: gpu(), ..preemptible(1, 1) });
+    world.submit(JobSpec { place: gpu().into(), ..preemptible(1, 1) });
     start(&mut world, epoch, 1, at(1, 1, 1));
     world.submit(preemptible(2, 1));
     start(&mut world, epoch, 2, at(2, 1, 1));
-    assert_eq!(stopped(&world.submit(JobSpec { place: gpu(), ..taking(1, 1) })), [at(1, 1, 1)]);
+    assert_eq!(
+        stopped(&world.submit(JobSpec { place: gpu().into(), ..taking(1, 1) })),
+        [at(1, 1, 1)]
+    );
     // A job that needs the node for itself needs all of it.
     let place = PlaceRules { exclusive: true, ..PlaceRules::default() };
     world.cancel(3);
-    let mut found = stopped(&world.submit(JobSpec { place, ..taking(1, 1) }));
+    let mut found = stopped(&world.submit(JobSpec { place: place.into(), ..taking(1, 1) }));
     found.sort_unstable();
     assert_eq!(found, [at(2, 1, 1), at(2, 2, 1)], "the other one stops already");
 }

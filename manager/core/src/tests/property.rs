@@ -357,7 +357,8 @@ impl Cluster {
                     expires_ms,
                     queue: night.then(|| name("night")),
                     preemptible,
-                };
+                }
+                .into();
                 spec.run.timeout_ms = timeout;
                 if tasks % 7 == 0 && !gpu {
                     spec.run.runtime = with_volume();

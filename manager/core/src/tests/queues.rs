@@ -27,7 +27,7 @@ fn weight(weight: u32) -> QueueChange {
 /// A job of a queue, whose tasks take one core.
 fn queued(queue: &str, tasks: u32) -> JobSpec {
     let queue = Some(name(queue));
-    JobSpec { rules: JobRules { queue, ..JobRules::default() }, ..array(tasks) }
+    JobSpec { rules: JobRules { queue, ..JobRules::default() }.into(), ..array(tasks) }
 }
 
 /// A node that ends its attempts in the order in which they started.

@@ -54,7 +54,7 @@ fn only_the_named_exit_codes_are_retried() {
 
 #[test]
 fn a_job_ends_when_too_many_tasks_have_failed() {
-    let (mut world, epoch) = with(JobSpec { rules: rules(Some(2), None, None), ..array(9) });
+    let (mut world, epoch) = with(JobSpec { rules: rules(Some(2), None, None).into(), ..array(9) });
     assert_eq!(world.counts(1), [5, 4, 0, 0, 0]);
     world.report(1, epoch, vec![exited(1, at(1, 1, 1), 1)]);
     assert_eq!((world.state(1), world.counts(1)), (JobState::Running, [4, 4, 0, 1, 0]));
@@ -71,7 +71,7 @@ fn a_job_ends_when_too_many_tasks_have_failed() {
     world.report(1, epoch, reports.collect());
     assert_eq!((world.state(1), world.counts(1)), (JobState::Failed, [0, 0, 0, 2, 7]));
     // The last task that fails ends the job in any case.
-    let (mut world, epoch) = with(JobSpec { rules: rules(Some(1), None, None), ..spec() });
+    let (mut world, epoch) = with(JobSpec { rules: rules(Some(1), None, None).into(), ..spec() });
     let step = world.report(1, epoch, vec![exited(1, at(1, 1, 1), 1)]);
     assert!(!step.events.iter().any(|event| matches!(event, EventFact::JobEndedEarly { .. })));
     assert_eq!(world.state(1), JobState::Failed);
@@ -79,7 +79,7 @@ fn a_job_ends_when_too_many_tasks_have_failed() {
 
 #[test]
 fn a_job_has_no_more_active_tasks_than_it_may() {
-    let (mut world, epoch) = with(JobSpec { rules: rules(None, Some(2), None), ..array(5) });
+    let (mut world, epoch) = with(JobSpec { rules: rules(None, Some(2), None).into(), ..array(5) });
     world.submit(spec());
     assert_eq!(world.counts(1), [3, 2, 0, 0, 0]);
     assert_eq!(world.counts(2), [0, 1, 0, 0, 0], "the next job has the room");
@@ -94,7 +94,7 @@ fn a_job_has_no_more_active_tasks_than_it_may() {
 
 #[test]
 fn tasks_without_an_attempt_in_time_expire() {
-    let limited = JobSpec { rules: rules(None, Some(1), Some(60_000)), ..array(3) };
+    let limited = JobSpec { rules: rules(None, Some(1), Some(60_000)).into(), ..array(3) };
     let (mut world, epoch) = with(limited);
     world.pass(30_000);
     world.restart();
@@ -121,7 +121,7 @@ fn tasks_without_an_attempt_in_time_expire() {
     assert_eq!(world.counts(1), [0, 1, 1, 0, 1]);
     // One that never had an attempt ends at once.
     let mut world = World::new();
-    world.submit(JobSpec { rules: rules(None, None, Some(5)), ..array(3) });
+    world.submit(JobSpec { rules: rules(None, None, Some(5)).into(), ..array(3) });
     let step = world.pass(5);
     assert_eq!((world.state(1), world.counts(1)), (JobState::Expired, [0, 0, 0, 0, 3]));
     assert!(

@@ -334,7 +334,11 @@ fn the_time_in_which_a_job_expires_begins_when_it_may_start() {
     let mut world = World::new();
     world.now.wall_ms = NOON;
     let rules = JobRules { expires_ms: Some(10 * MINUTE), ..JobRules::default() };
-    world.submit(JobSpec { not_before_ms: Some(NOON + 60 * MINUTE), rules, ..spec() });
+    world.submit(JobSpec {
+        not_before_ms: Some(NOON + 60 * MINUTE),
+        rules: rules.into(),
+        ..spec()
+    });
     // The clock is set back: it starts later.
     world.wait(30 * MINUTE);
     world.jump(NOON - 60 * MINUTE);

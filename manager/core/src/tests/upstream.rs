@@ -245,7 +245,8 @@ fn a_job_that_is_waited_for_is_not_removed() {
 fn a_job_does_not_expire_while_it_waits_for_another() {
     let (mut world, epoch) = with(1);
     let rules = JobRules { expires_ms: Some(10_000), ..JobRules::default() };
-    let limited = JobSpec { rules, require: [(name("x"), "y".into())].into(), ..spec() };
+    let limited =
+        JobSpec { rules: rules.into(), require: [(name("x"), "y".into())].into(), ..spec() };
     world.submit(after(limited, &[(1, Condition::Ended)]));
     world.pass(60_000);
     assert_eq!(world.state(2), JobState::Queued);

@@ -29,7 +29,7 @@ fn world() -> World {
     let with = |resources: &[(&str, u32)], exclusive| {
         let resources = resources.iter().map(|(resource, millis)| (name(resource), *millis));
         let place = PlaceRules { resources: resources.collect(), exclusive, ..Default::default() };
-        JobSpec { place, resources: small, ..job_spec(2) }
+        JobSpec { place: place.into(), resources: small, ..job_spec(2) }
     };
     let mut submission = 0;
     let mut submit = |world: &mut World, spec: JobSpec| {

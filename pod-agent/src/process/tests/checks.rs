@@ -17,7 +17,7 @@ fn replica(run: &mut RunSpec) {
         number: 1,
         spread: None,
         ports: Arc::default(),
-        health: Some(HealthSpec::new(HealthCheck::Command(vec!["true".into()]))),
+        health: Some(Arc::new(HealthSpec::new(HealthCheck::Command(vec!["true".into()])))),
     }));
 }
 

@@ -1,6 +1,7 @@
 //! Services.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use podmesh_protocol::ids::Name;
 use podmesh_protocol::place::PlaceRules;
@@ -191,12 +192,13 @@ impl ServiceSpecInput {
                 prefer: self.prefer,
                 spread: None,
                 exclusive: self.exclusive,
-            },
+            }
+            .into(),
             project: self.project,
             depends_on: self.depends_on,
             resources: resources(self.cpu_millis, self.memory_bytes),
             ports: self.ports.into(),
-            health: self.health.map(TryInto::try_into).transpose()?,
+            health: self.health.map(TryInto::try_into).transpose()?.map(Arc::new),
             restart: service::RestartPolicy {
                 when: self.restart.when,
                 backoff_ms: self.restart.backoff_ms.unwrap_or(restart.backoff_ms),

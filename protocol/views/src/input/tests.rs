@@ -58,7 +58,8 @@ fn a_job_that_a_reply_shows_can_be_sent_back() {
                 prefer: [("disk".parse().unwrap(), "fast".into())].into(),
                 spread: Some("zone".parse().unwrap()),
                 exclusive: true,
-            },
+            }
+            .into(),
             not_before_ms: Some(1_700_000_000_123),
             after: vec![Dependency { job: JobId(4), when: WireCondition::Each }],
             scheduled: None,
@@ -97,7 +98,8 @@ fn a_service_that_a_reply_shows_can_be_sent_back() {
                 prefer: [("disk".parse().unwrap(), "fast".into())].into(),
                 spread: None,
                 exclusive: true,
-            },
+            }
+            .into(),
             project: Some(service::Project {
                 name: "shop".parse().unwrap(),
                 member: "web".parse().unwrap(),
@@ -116,13 +118,16 @@ fn a_service_that_a_reply_shows_can_be_sent_back() {
                 )]
                 .into(),
             ),
-            health: Some(service::HealthSpec {
-                check,
-                interval_ms: 1,
-                timeout_ms: 2,
-                start_period_ms: 3,
-                failures: 4,
-            }),
+            health: Some(
+                service::HealthSpec {
+                    check,
+                    interval_ms: 1,
+                    timeout_ms: 2,
+                    start_period_ms: 3,
+                    failures: 4,
+                }
+                .into(),
+            ),
             restart: service::RestartPolicy {
                 when: service::RestartWhen::OnFailure,
                 backoff_ms: 1,

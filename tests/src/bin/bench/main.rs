@@ -30,7 +30,7 @@ use std::process::ExitCode;
 /// The name of a measure and its function.
 type Measure = (&'static str, fn(&mut table::Table));
 
-const MEASURES: [Measure; 21] = [
+const MEASURES: [Measure; 22] = [
     ("noop", noop::measure),
     ("shapes", shapes::measure),
     ("plan", plan::measure),
@@ -41,6 +41,7 @@ const MEASURES: [Measure; 21] = [
     ("security", security::measure),
     ("proxy", proxy::measure),
     ("services", services::measure),
+    ("rest", services::at_rest),
     ("hostile", hostile::measure),
     ("http", http::measure),
     ("console", console::measure),

@@ -45,7 +45,6 @@ pub(crate) fn measure(table: &mut Table) {
     under_load(updates, false, table);
     under_load(updates, true, table);
     faults(table);
-    at_rest(table);
 }
 
 /// Returns a mesh of two nodes, and where their proxies listen.
@@ -207,7 +206,7 @@ fn faults(table: &mut Table) {
 }
 
 /// Measures the manager with many services at rest.
-fn at_rest(table: &mut Table) {
+pub(crate) fn at_rest(table: &mut Table) {
     let mesh = Mesh::with_agents(std::env::current_exe().unwrap(), &[]);
     let route = mesh.local();
     let agents = LightAgents::start(5, 1_000, move |_| route.clone());

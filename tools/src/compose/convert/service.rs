@@ -1,6 +1,7 @@
 //! One service of a compose file as the spec of a podmesh service.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use podmesh_protocol::ids::Name;
 use podmesh_protocol::service::{DependsOn, Project, ServiceSpec};
@@ -181,7 +182,7 @@ pub(super) fn service(
         depends_on,
         resources: deploy.resources,
         ports: ports(keys.take("ports"), notes)?.into(),
-        health: health(keys.take("healthcheck"), notes)?,
+        health: health(keys.take("healthcheck"), notes)?.map(Arc::new),
         restart: deploy.restart,
         update: deploy.update,
         drain_ms: DRAIN_MS,

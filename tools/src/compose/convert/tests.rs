@@ -274,7 +274,7 @@ fn health_checks_have_the_defaults_of_docker() {
     let health = |keys: &str| web(&format!("healthcheck: {keys}")).unwrap().health;
     let command =
         |words: &[&str]| HealthCheck::Command(words.iter().map(|w| (*w).into()).collect());
-    let check = |keys: &str| health(keys).unwrap().check;
+    let check = |keys: &str| health(keys).unwrap().check.clone();
     assert_eq!(check("{test: curl x}"), command(&["/bin/sh", "-c", "curl x"]));
     assert_eq!(check("{test: [CMD-SHELL, \"a || b\"]}"), command(&["/bin/sh", "-c", "a || b"]));
     assert_eq!(check("{test: [NONE]}"), HealthCheck::None);

@@ -22,7 +22,7 @@ fn needing(spec: ServiceSpec, millis: u32) -> ServiceSpec {
     let small = Resources { cpu_millis: 10, memory_bytes: 0 };
     ServiceSpec {
         resources: small,
-        place: PlaceRules { resources, ..PlaceRules::default() },
+        place: PlaceRules { resources, ..PlaceRules::default() }.into(),
         ..spec
     }
 }
@@ -117,7 +117,7 @@ fn a_plan_says_where_replicas_go_and_what_they_lack() {
     let found = plan(&needing(web(1), 3_000));
     assert!(found.waits_for[0].contains("the most that a node has is 2"), "{:?}", found.waits_for);
     let alone = PlaceRules { exclusive: true, ..PlaceRules::default() };
-    let found = plan(&ServiceSpec { place: alone, ..web(3) });
+    let found = plan(&ServiceSpec { place: alone.into(), ..web(3) });
     assert_eq!((found.placements, found.waiting), (nodes(1, 1), 1));
     assert!(found.waits_for[0].contains("a node for itself"), "{:?}", found.waits_for);
 }
@@ -126,7 +126,7 @@ fn a_plan_says_where_replicas_go_and_what_they_lack() {
 fn an_exclusive_replica_is_alone_and_a_preferred_node_is_tried_first() {
     let mut mesh = mesh(&["a", "b"], &[]);
     let alone = PlaceRules { exclusive: true, ..PlaceRules::default() };
-    mesh.apply(ServiceSpec { place: alone, ..web(1) });
+    mesh.apply(ServiceSpec { place: alone.into(), ..web(1) });
     mesh.play();
     mesh.world.submit(JobSpec { array: array(8).array, ..spec() });
     let shares = |node: &str| mesh.world.node(node).attempts;
@@ -134,7 +134,7 @@ fn an_exclusive_replica_is_alone_and_a_preferred_node_is_tried_first() {
 
     let mut mesh = mesh_with_disks();
     let fast = PlaceRules { prefer: [(name("disk"), "b".into())].into(), ..PlaceRules::default() };
-    let wanted = ServiceSpec { place: fast, ..web(3) };
+    let wanted = ServiceSpec { place: fast.into(), ..web(3) };
     let plan = mesh.world.core.plan_service(&Arc::new(wanted.clone()));
     assert_eq!(plan.placements, [(name("b"), 3)].into());
     mesh.apply(wanted);
