@@ -5,15 +5,17 @@
 //! for frames if it begins with a byte below 3.
 
 use std::io;
+use std::mem;
+use std::net::TcpStream as StdTcpStream;
+use std::os::unix::net::UnixStream as StdUnixStream;
 use std::time::Duration;
 
 use bollard::Docker;
 use bollard::query_parameters::InspectContainerOptions;
-use bytes::{Buf, Bytes, BytesMut};
+use bytes::{Bytes, BytesMut};
 use http_body_util::{BodyExt, Empty, Limited};
 use hyper::client::conn::http1;
 use hyper::header::{CONNECTION, CONTENT_TYPE, HOST, UPGRADE};
-use hyper::upgrade::Upgraded;
 use hyper::{Request, StatusCode};
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite};
@@ -26,8 +28,6 @@ const ANSWER_LIMIT: Duration = Duration::from_secs(120);
 const REASON_BYTES_MAX: usize = 64 << 10;
 /// The media type of framed output, in engines since API 1.42.
 const FRAMED: &str = "application/vnd.docker.multiplexed-stream";
-/// Bytes before each piece of framed output: its stream, three zeros, its length.
-const HEADER_BYTES: usize = 8;
 
 /// Why a container cannot be attached, or no longer is.
 #[derive(Debug, thiserror::Error)]
@@ -62,8 +62,11 @@ pub(super) enum AttachError {
 
 /// An attached container.
 pub(super) struct Attach {
-    connection: TokioIo<Upgraded>,
-    arrived: BytesMut,
+    socket: Option<Socket>,
+    /// What has arrived and is not split yet.
+    arrived: Vec<u8>,
+    /// Whether that came with the engine's answer.
+    is_new: bool,
     frames: Option<Frames>,
 }
 
@@ -71,23 +74,29 @@ impl Attach {
     /// Attaches to what the container prints from now on.
     pub(super) async fn open(docker: &Docker, engine: &str, id: &str) -> Result<Self, AttachError> {
         let version = docker.client_version();
-        let path = format!("/v{version}/containers/{id}/attach?stream=1&stdout=1&stderr=1");
+        let request = format!("/v{version}/containers/{id}/attach?stream=1&stdout=1&stderr=1");
         let tcp = engine.strip_prefix("tcp://").or_else(|| engine.strip_prefix("http://"));
         let upgrade = async {
             match (engine.strip_prefix("unix://"), tcp) {
-                (Some(socket), _) => upgrade(UnixStream::connect(socket).await?, &path).await,
+                (Some(path), _) => {
+                    let unix = UnixStream::connect(path).await?;
+                    upgrade(unix, &request, |unix: UnixStream| Ok(Socket::Unix(unix.into_std()?)))
+                        .await
+                }
                 (_, Some(host)) => {
-                    upgrade(TcpStream::connect(host.trim_end_matches('/')).await?, &path).await
+                    let tcp = TcpStream::connect(host.trim_end_matches('/')).await?;
+                    upgrade(tcp, &request, |tcp: TcpStream| Ok(Socket::Tcp(tcp.into_std()?))).await
                 }
                 _ => Err(AttachError::Address(engine.to_owned())),
             }
         };
         let upgraded = timeout(ANSWER_LIMIT, upgrade).await.map_err(|_| AttachError::Silent)?;
-        let (connection, is_framed) = upgraded?;
+        let (mut attach, is_framed) = upgraded?;
         // Engines that do not name the media type mean both by the other one.
-        let is_framed = is_framed || !has_terminal(docker, id).await?;
-        let frames = is_framed.then(Frames::default);
-        Ok(Self { connection: TokioIo::new(connection), arrived: BytesMut::new(), frames })
+        if !is_framed && has_terminal(docker, id).await? {
+            attach.frames = None;
+        }
+        Ok(attach)
     }
 
     /// Waits for output, and adds it to `streams`: stdout, stderr. What a container with a terminal
@@ -97,24 +106,68 @@ impl Attach {
         limit: usize,
         streams: &mut [BytesMut; 2],
     ) -> Result<usize, AttachError> {
-        self.arrived.reserve(limit);
-        let read = (&mut self.connection).take(limit as u64).read_buf(&mut self.arrived).await?;
+        if !mem::take(&mut self.is_new) && self.receive(limit).await? == 0 {
+            return Ok(0);
+        }
+        let arrived = self.arrived.len();
         match &mut self.frames {
-            Some(frames) => frames.split(&mut self.arrived, streams)?,
+            Some(frames) => {
+                let done = frames.split(&self.arrived, streams)?;
+                self.arrived.drain(..done);
+            }
             None => {
                 streams[0].extend_from_slice(&self.arrived);
                 self.arrived.clear();
             }
         }
+        if arrived < limit / 4 {
+            // A container that prints little needs no buffer while it does not.
+            self.arrived.shrink_to_fit();
+        }
+        Ok(arrived)
+    }
+
+    async fn receive(&mut self, limit: usize) -> Result<usize, AttachError> {
+        self.arrived.reserve_exact(limit);
+        // A read that was given up has dropped it.
+        let socket =
+            self.socket.take().ok_or(io::ErrorKind::NotConnected).map_err(io::Error::from)?;
+        let (socket, read) = socket.read(&mut self.arrived).await?;
+        self.socket = Some(socket);
         Ok(read)
     }
 }
 
-/// Asks for an attach, and returns the connection, and whether the engine says that output is framed.
-async fn upgrade(
-    stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+/// A connection to an engine. It is watched only while somebody waits for output: what arrives between
+/// two reads wakes nobody.
+enum Socket {
+    Unix(StdUnixStream),
+    Tcp(StdTcpStream),
+}
+
+impl Socket {
+    async fn read(self, arrived: &mut Vec<u8>) -> io::Result<(Self, usize)> {
+        match self {
+            Self::Unix(unix) => {
+                let mut unix = UnixStream::from_std(unix)?;
+                let read = unix.read_buf(arrived).await?;
+                Ok((Self::Unix(unix.into_std()?), read))
+            }
+            Self::Tcp(tcp) => {
+                let mut tcp = TcpStream::from_std(tcp)?;
+                let read = tcp.read_buf(arrived).await?;
+                Ok((Self::Tcp(tcp.into_std()?), read))
+            }
+        }
+    }
+}
+
+/// Asks for an attach. Returns it, and whether the engine says that output is framed.
+async fn upgrade<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
+    stream: S,
     path: &str,
-) -> Result<(Upgraded, bool), AttachError> {
+    into_socket: fn(S) -> io::Result<Socket>,
+) -> Result<(Attach, bool), AttachError> {
     let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
     // It ends with the upgrade or the connection; errors come through the sender.
     tokio::spawn(connection.with_upgrades());
@@ -133,7 +186,15 @@ async fn upgrade(
         return Err(AttachError::Refused { status, reason });
     }
     let is_framed = reply.headers().get(CONTENT_TYPE).is_some_and(|kind| kind == FRAMED);
-    Ok((hyper::upgrade::on(reply).await?, is_framed))
+    let upgraded = hyper::upgrade::on(reply).await?.downcast::<TokioIo<S>>();
+    let parts = upgraded.map_err(|_| io::Error::other("another connection was upgraded"))?;
+    let attach = Attach {
+        socket: Some(into_socket(parts.io.into_inner())?),
+        is_new: !parts.read_buf.is_empty(),
+        arrived: parts.read_buf.into(),
+        frames: Some(Frames::default()),
+    };
+    Ok((attach, is_framed))
 }
 
 async fn has_terminal(docker: &Docker, id: &str) -> Result<bool, AttachError> {
@@ -141,7 +202,7 @@ async fn has_terminal(docker: &Docker, id: &str) -> Result<bool, AttachError> {
     Ok(found.config.and_then(|config| config.tty) == Some(true))
 }
 
-/// Splits framed output.
+/// Splits framed output. Before each frame are 8 bytes: its stream, three zeros, its length.
 #[derive(Debug, Default)]
 struct Frames {
     /// The stream of the current frame.
@@ -151,19 +212,16 @@ struct Frames {
 }
 
 impl Frames {
-    /// Moves what has arrived to its streams. Part of a header stays.
-    fn split(
-        &mut self,
-        arrived: &mut BytesMut,
-        streams: &mut [BytesMut; 2],
-    ) -> Result<(), AttachError> {
+    /// Adds what has arrived to its streams. Returns how much of it is done: not part of a header.
+    fn split(&mut self, arrived: &[u8], streams: &mut [BytesMut; 2]) -> Result<usize, AttachError> {
+        let mut rest = arrived;
         loop {
-            let piece = self.left.min(arrived.len());
-            streams[self.stream].extend_from_slice(&arrived[..piece]);
-            arrived.advance(piece);
-            self.left -= piece;
-            let Some(&[stream, _, _, _, a, b, c, d]) = arrived.first_chunk::<HEADER_BYTES>() else {
-                return Ok(());
+            let piece;
+            (piece, rest) = rest.split_at(self.left.min(rest.len()));
+            streams[self.stream].extend_from_slice(piece);
+            self.left -= piece.len();
+            let Some((&[stream, _, _, _, a, b, c, d], after)) = rest.split_first_chunk() else {
+                return Ok(arrived.len() - rest.len());
             };
             self.stream = match stream {
                 // The engine names what it echoes of stdin, which is never attached here, 0.
@@ -172,7 +230,7 @@ impl Frames {
                 unknown => return Err(AttachError::UnknownStream(unknown)),
             };
             self.left = u32::from_be_bytes([a, b, c, d]) as usize;
-            arrived.advance(HEADER_BYTES);
+            rest = after;
         }
     }
 }
@@ -195,12 +253,13 @@ mod tests {
         for first in 0..sent.len() {
             for second in first..sent.len() {
                 let mut frames = Frames::default();
-                let mut arrived = BytesMut::new();
+                let mut arrived = Vec::new();
                 let mut streams = [BytesMut::new(), BytesMut::new()];
                 for piece in [&sent[..first], &sent[first..second], &sent[second..]] {
                     arrived.extend_from_slice(piece);
-                    frames.split(&mut arrived, &mut streams).unwrap();
-                    assert!(arrived.len() < HEADER_BYTES);
+                    let done = frames.split(&arrived, &mut streams).unwrap();
+                    arrived.drain(..done);
+                    assert!(arrived.len() < 8, "only part of a header waits");
                 }
                 assert_eq!(streams, [&b"out\nmore"[..], b"err\n"]);
                 assert!(arrived.is_empty());
@@ -212,16 +271,16 @@ mod tests {
     fn a_frame_of_any_length_needs_no_more_memory_than_what_has_arrived() {
         let mut frames = Frames::default();
         let mut streams = [BytesMut::new(), BytesMut::new()];
-        let mut arrived = BytesMut::from(&[1, 0, 0, 0, 255, 255, 255, 255, b'a'][..]);
-        frames.split(&mut arrived, &mut streams).unwrap();
-        assert_eq!((arrived.len(), &streams[0][..]), (0, &b"a"[..]));
+        let arrived = [1, 0, 0, 0, 255, 255, 255, 255, b'a'];
+        assert_eq!(frames.split(&arrived, &mut streams).unwrap(), arrived.len());
+        assert_eq!(streams, [&b"a"[..], b""]);
     }
 
     #[test]
     fn a_frame_of_an_unknown_stream_is_an_error() {
         let mut frames = Frames::default();
         let mut streams = [BytesMut::new(), BytesMut::new()];
-        let refused = frames.split(&mut BytesMut::from(&frame(3, "?")[..]), &mut streams);
+        let refused = frames.split(&frame(3, "?"), &mut streams);
         assert!(matches!(refused, Err(AttachError::UnknownStream(3))));
     }
 }
