@@ -191,12 +191,13 @@ impl Core {
         debug_assert!(out.is_empty(), "the last step has not been cleared");
         self.now = Now { mono_ms: now.mono_ms.max(self.now.mono_ms), wall_ms: now.wall_ms };
         let now = self.now;
+        // Before the timers: the deadline of a drain that is over stops nothing.
+        self.run_windows(now, out);
         self.run_timers(now, out);
         self.services.run_timers(now);
         self.drop_retries(out);
         self.release_jobs(now);
         self.run_schedules(now, out);
-        self.run_windows(now, out);
         if !matches!(input, Input::Tick) {
             self.backlog.push_back(input);
         }

@@ -103,6 +103,16 @@ fn what_runs_is_stopped_and_runs_again_if_that_was_asked_for() {
 }
 
 #[test]
+fn a_maintenance_that_is_over_stops_nothing_at_the_deadline_of_its_drain() {
+    let drain = DrainSpec { deadline_ms: Some(60_000), requeue: false, reason: None };
+    let (mut world, _) = world(MaintenanceSpec { for_ms: 50_000, drain, ..later() });
+    world.set_clock(HOUR);
+    // The manager is late: both are due.
+    let step = world.pass(70_000);
+    assert_eq!((said(&step), stops(&step)), (vec!["over"], vec![]));
+}
+
+#[test]
 fn a_window_begins_once_whatever_the_clock_does() {
     let (mut world, _) = world(later());
     world.set_clock(HOUR);
