@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use podmesh_manager_core::state::{Change, Drain, Service, State};
+use podmesh_manager_core::state::{Change, Drain, NodeRow, Service, State};
 use podmesh_manager_core::step::{Effect, Step};
 use podmesh_protocol::event::EventFact;
 use podmesh_protocol::ids::{AgentId, AttemptId, JobId, Name};
@@ -205,9 +205,15 @@ impl World {
         let serves = self.serving(name, nodes);
         let served = self.judge.served.insert(name.clone(), serves.clone()).unwrap_or_default();
         // At the deadline of a drain replicas leave without a successor.
+        let stops = |row: &NodeRow| {
+            row.drain.as_ref().is_some_and(|drain| drain.spec.stops_after_ms().is_some())
+        };
+        // The drain may have begun and ended in this step.
         let has_deadline = |node: &Name| {
-            let drain = self.decided.state.nodes.get(node).and_then(|row| row.drain.as_ref());
-            drain.is_some_and(|drain| drain.spec.stops_after_ms().is_some())
+            self.decided.state.nodes.get(node).is_some_and(|row| stops(row))
+                || step.changes.iter().any(|change| {
+                    matches!(change, Change::NodeSaved(row) if row.node == *node && stops(row))
+                })
         };
         let left_freely = served.difference(&serves).filter(|job| {
             let Some(job) = self.decided.state.jobs.get(job) else { return false };
