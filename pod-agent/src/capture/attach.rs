@@ -238,6 +238,10 @@ impl Frames {
 #[cfg(test)]
 #[expect(clippy::unwrap_used, reason = "tests")]
 mod tests {
+    use bollard::API_DEFAULT_VERSION;
+    use tokio::io::AsyncWriteExt;
+    use tokio::net::TcpListener;
+
     use super::*;
 
     fn frame(stream: u8, text: &str) -> Vec<u8> {
@@ -282,5 +286,50 @@ mod tests {
         let mut streams = [BytesMut::new(), BytesMut::new()];
         let refused = frames.split(&frame(3, "?"), &mut streams);
         assert!(matches!(refused, Err(AttachError::UnknownStream(3))));
+    }
+
+    /// An engine that answers one request with this. Returns its address.
+    async fn engine(pieces: &'static [&'static [u8]]) -> String {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = format!("tcp://{}", listener.local_addr().unwrap());
+        tokio::spawn(async move {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            let mut asked = Vec::new();
+            while !asked.ends_with(b"\r\n\r\n") {
+                asked.push(stream.read_u8().await.unwrap());
+            }
+            for piece in pieces {
+                stream.write_all(piece).await.unwrap();
+            }
+        });
+        address
+    }
+
+    async fn open(engine: &str) -> Result<Attach, AttachError> {
+        // Only its version is asked for.
+        let docker =
+            Docker::connect_with_http("tcp://127.0.0.1:1", 1, API_DEFAULT_VERSION).unwrap();
+        Attach::open(&docker, engine, "abc").await
+    }
+
+    #[tokio::test]
+    async fn output_that_comes_with_the_answer_and_after_it_is_read_to_the_end() {
+        let answer = b"HTTP/1.1 101 UPGRADED\r\nConnection: Upgrade\r\nUpgrade: tcp\r\n\
+            Content-Type: application/vnd.docker.multiplexed-stream\r\n\r\n\x01\0\0\0\0\0\0\x03one\x02\0\0";
+        let engine = engine(&[answer, b"\0\0\0\0\x03", b"two"]).await;
+        let mut attach = open(&engine).await.unwrap();
+        let mut streams = [BytesMut::new(), BytesMut::new()];
+        while attach.read(1 << 10, &mut streams).await.unwrap() > 0 {}
+        assert_eq!(streams, [&b"one"[..], b"two"]);
+    }
+
+    #[tokio::test]
+    async fn a_refusal_has_the_reason_of_the_engine() {
+        let engine =
+            engine(&[b"HTTP/1.1 404 Not Found\r\nContent-Length: 5\r\n\r\n", b"where"]).await;
+        let why = open(&engine).await.err().unwrap().to_string();
+        assert_eq!(why, "the Docker engine answered 404 Not Found: where");
+        let why = open("ssh://host").await.err().unwrap().to_string();
+        assert!(why.starts_with("ssh://host is not the address of an engine"), "{why}");
     }
 }
