@@ -314,9 +314,9 @@ mod tests {
 
     #[tokio::test]
     async fn output_that_comes_with_the_answer_and_after_it_is_read_to_the_end() {
-        let answer = b"HTTP/1.1 101 UPGRADED\r\nConnection: Upgrade\r\nUpgrade: tcp\r\n\
+        const ANSWER: &[u8] = b"HTTP/1.1 101 UPGRADED\r\nConnection: Upgrade\r\nUpgrade: tcp\r\n\
             Content-Type: application/vnd.docker.multiplexed-stream\r\n\r\n\x01\0\0\0\0\0\0\x03one\x02\0\0";
-        let engine = engine(&[answer, b"\0\0\0\0\x03", b"two"]).await;
+        let engine = engine(&[ANSWER, b"\0\0\0\0\x03", b"two"]).await;
         let mut attach = open(&engine).await.unwrap();
         let mut streams = [BytesMut::new(), BytesMut::new()];
         while attach.read(1 << 10, &mut streams).await.unwrap() > 0 {}
