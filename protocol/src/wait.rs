@@ -401,13 +401,14 @@ impl fmt::Display for WaitReason {
             }
             Self::Maintenance { nodes, node, left_ms } => {
                 let left = span(*left_ms);
-                match nodes {
-                    1 => write!(f, "maintenance of node `{node}` begins in {left}")?,
-                    n => write!(f, "maintenance of {n} nodes begins (of `{node}` in {left})")?,
-                }
                 f.write_str(
-                    ", before a task must be over (--timeout and --stop-grace): it can start there afterwards",
-                )
+                    "a task might not be over (--timeout, --stop-grace) when the maintenance of ",
+                )?;
+                match nodes {
+                    1 => write!(f, "node `{node}` begins in {left}"),
+                    n => write!(f, "{n} nodes begins, the first of `{node}` in {left}"),
+                }?;
+                f.write_str("; it can start there afterwards")
             }
             Self::Busy { nodes, freest } => {
                 match nodes {

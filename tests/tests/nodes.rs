@@ -285,7 +285,7 @@ fn a_task_that_would_not_be_over_in_time_starts_after_the_maintenance() {
     mesh.ok(&plan);
     let long = mesh.submit(&["--timeout", "2h", "--", "true"]);
     let why = mesh.ok(&["job", &long.to_string(), "--why"]);
-    let says = "maintenance of node `a` begins in 60 min, before a task must be over";
+    let says = "when the maintenance of node `a` begins in 60 min; it can start there afterwards";
     assert!(why.contains(says), "{why}");
     assert_eq!(mesh.ok(&["run", "--timeout", "5m", "--", "echo", "short"]), "short\n");
     assert_eq!(mesh.ok(&["run", "--", "echo", "endless"]), "endless\n");
