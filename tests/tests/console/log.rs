@@ -86,6 +86,28 @@ fn a_window_goes_through_a_log_of_any_length() {
 }
 
 #[test]
+fn a_log_whose_beginning_was_removed_says_so() {
+    let Some(mut console) = Console::signed_in(&[], "viewer") else { return };
+    let sizes = ["--docker", "off", "--log-file-size", "256KiB", "--log-total-size", "1MiB"];
+    console.mesh.start_agent("a", &sizes);
+    let job = console.run("counts", "seq -f 'line %.0f' 300000");
+    console.mesh.wait_for_job(job, "succeeded");
+    console.go(&format!("jobs/{job}/tasks/1"));
+    let browser = &console.browser;
+    browser.wait_for_text("line 300000");
+    browser.wait_for_text(" come before this. The first ");
+    browser.wait_for_text(" of the output were removed (log_total_size).");
+
+    browser.click("//button[.='First lines']");
+    browser.wait("//button[.='Earlier'][@disabled]");
+    let text = browser.text();
+    assert!(!text.contains("come before this"), "{text}");
+    assert!(text.contains(" of the output were removed (log_total_size)."), "{text}");
+    assert!(!text.contains("line 1\n"), "{text}");
+    console.check_quiet();
+}
+
+#[test]
 fn a_text_is_found_beyond_the_lines_that_are_shown() {
     let Some(console) = Console::signed_in(&["a"], "viewer") else { return };
     let job = console.run("counts", "seq -f 'line %.0f' 300000");

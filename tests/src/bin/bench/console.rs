@@ -30,7 +30,7 @@ pub(crate) fn measure(table: &mut Table) {
     let route = mesh.local();
     let agents = LightAgents::start(NODES, 1_000, move |_| route.clone());
     until_true("all nodes are there", || agents.connected() == NODES);
-    mesh.start_agent("prints", &["--docker", "off"]);
+    mesh.start_agent("prints", &["--docker", "off", "--log-total-size", "2GiB"]);
     let rig = Rig::of(mesh);
     let api = Api::new(Place::Socket(rig.mesh.http_socket()));
     submit(&api, json!({ "runtime": "noop" }), JOBS);

@@ -27,7 +27,12 @@ const SAID = {
 class Reader {
   constructor(box, { path, query, follow, count, say }) {
     Object.assign(this, { path, query, follow, say });
-    this.lines = new Lines(box, count);
+    // Where the output begins that is still kept. Null while nobody has asked.
+    this.begins = null;
+    this.lines = new Lines(box, (counted) => {
+      if (counted.first > 0 && this.begins === null) this.look();
+      count({ ...counted, begins: this.begins ?? 0 });
+    });
     this.aborter = new AbortController();
     this.searcher = new AbortController();
     this.stepping = false;
@@ -73,8 +78,18 @@ class Reader {
     this.stepping = false;
   }
 
-  range(from, to, signal) {
-    return bytesOf(withQuery(this.path, this.query), from, to, signal);
+  // Returns the bytes of a range. If rotation has removed its beginning, they begin later.
+  async range(from, to, signal) {
+    const part = await bytesOf(withQuery(this.path, this.query), from, to, signal);
+    if (part !== null && part.offset > from) this.begins = part.offset;
+    return part;
+  }
+
+  // Asks where the output begins that is still kept.
+  look() {
+    this.begins = 0;
+    // What cannot be read is told by what reads the lines.
+    this.range(0, 0, this.aborter.signal).then(() => this.lines.count(), () => {});
   }
 
   begin = () => this.step(async () => {
@@ -89,11 +104,11 @@ class Reader {
   // Adds the part before the first line.
   async prepend() {
     const { first } = this.lines;
-    if (first === 0) return;
+    if (first <= this.begins) return;
     const from = Math.max(0, first - STEP_BYTES);
     const part = await this.range(from, first - 1, this.aborter.signal);
-    // Older output may have been removed.
-    if (part === null || part.offset >= first) return;
+    // It may have been removed since.
+    if (part === null || part.offset >= first) return this.lines.count();
     const { lines } = split(part.bytes, part.offset);
     // The first line of a part is usually the end of one.
     const whole = part.offset === 0 || lines.length < 2 ? lines : lines.slice(1);
@@ -146,7 +161,7 @@ class Reader {
 export function Log({ path, query, follow }) {
   const box = useRef();
   const reader = useRef();
-  const [count, setCount] = useState({ all: 0, found: 0, first: 0 });
+  const [count, setCount] = useState({ all: 0, found: 0, first: 0, begins: 0 });
   const [{ state, problem }, say] = useState({ state: "reading", problem: null });
   const [wanted, setWanted] = useState("");
   const [saving, setSaving] = useState(null);
@@ -197,7 +212,7 @@ export function Log({ path, query, follow }) {
       </span>
       <span class="buttons">
         <button onClick=${() => reader.current.begin()}>First lines</button>
-        <button onClick=${() => reader.current.earlier()} disabled=${count.first === 0}>Earlier</button>
+        <button onClick=${() => reader.current.earlier()} disabled=${count.first <= count.begins}>Earlier</button>
         <button onClick=${() => reader.current.later()} disabled=${state !== "held"}>Later</button>
         <button onClick=${() => reader.current.last()}>Last lines</button>
         <button onClick=${save} disabled=${saving === "Downloading …"}>Download</button>
@@ -206,7 +221,8 @@ export function Log({ path, query, follow }) {
     </div>
     <p class="quiet">
       ${wanted ? `${number(count.found)} of ` : ""}${number(count.all)} lines. ${SAID[state]}
-      ${count.first > 0 ? ` ${bytes(count.first)} come before this.` : ""} At most ${number(LINES_MAX)} lines are shown at a time.
+      ${count.first > count.begins ? ` ${bytes(count.first - count.begins)} come before this.` : ""}
+      ${count.begins > 0 ? ` The first ${bytes(count.begins)} of the output were removed (log_total_size).` : ""} At most ${number(LINES_MAX)} lines are shown at a time.
     </p>
     <${Notice} problem=${problem} />
     <div class="log" ref=${box} tabindex="0" role="log" aria-live="off" aria-label="Output" onScroll=${scrolled}></div>`;
