@@ -1,8 +1,9 @@
 //! Pages change by themselves.
 
 use std::fs;
+use std::time::Instant;
 
-use podmesh_tests::wait::until_true;
+use podmesh_tests::wait::{PATIENCE, until_true};
 use serde_json::json;
 
 use crate::Console;
@@ -46,6 +47,47 @@ fn jobs_that_are_submitted_elsewhere_appear_and_change_without_reload() {
     console.go(&format!("jobs/{third}"));
     console.wait_for_row(&format!("{third}.1"), "succeeded");
     check_mark(&console);
+    console.check_quiet();
+}
+
+#[test]
+fn a_page_that_nobody_sees_has_no_stream_and_catches_up_when_it_is_seen() {
+    let Some(console) = Console::signed_in(&["a"], "viewer") else { return };
+    let browser = &console.browser;
+    console.go("jobs");
+    mark(&console);
+    browser.wait_for_text("There are no such jobs.");
+    let hide = |hidden: bool| {
+        let hide = "Object.defineProperty(document, 'hidden', { value: arguments[0], configurable: true });
+            document.dispatchEvent(new Event('visibilitychange'));";
+        browser.script(hide, &json!([hidden]));
+    };
+    hide(true);
+    console.wait_for_status("interrupted");
+    browser.requests();
+    let job = console.run("first", "true").to_string();
+    console.mesh.wait_for_job(job.parse().unwrap(), "succeeded");
+    assert_eq!(browser.requests(), [""; 0]);
+    hide(false);
+    console.wait_for_status("live");
+    console.wait_for_row(&job, "succeeded");
+    check_mark(&console);
+    console.check_quiet();
+}
+
+#[test]
+fn pages_that_were_left_hold_no_connections() {
+    let Some(console) = Console::signed_in(&["a"], "viewer") else { return };
+    let job = console.run("prints", "echo hello");
+    console.mesh.wait_for_job(job, "succeeded");
+    let start = Instant::now();
+    // More than a browser has connections. A page that gets none would try again after 40 s.
+    for page in 0..10 {
+        console.browser.open(&format!("{}/?{page}#/jobs/{job}", console.origin));
+        console.browser.wait_for_text("hello");
+        console.wait_for_status("live");
+    }
+    assert!(start.elapsed() < PATIENCE, "pages wait for a connection");
     console.check_quiet();
 }
 

@@ -85,12 +85,33 @@ export async function download(path, name) {
   setTimeout(() => URL.revokeObjectURL(address), 60_000);
 }
 
+// Waits until somebody can see the page, or `signal` is aborted.
+function seen(signal) {
+  return new Promise((resolve) => {
+    const look = () => {
+      if (document.hidden && !signal.aborted) return;
+      document.removeEventListener("visibilitychange", look);
+      signal.removeEventListener("abort", look);
+      resolve();
+    };
+    document.addEventListener("visibilitychange", look);
+    signal.addEventListener("abort", look);
+    look();
+  });
+}
+
 // Reads a stream of events until it ends. `EventSource` cannot send the token.
+// A browser has six connections to a server, for all its tabs together, also for pages that one can
+// go back to. So a page that nobody sees has no stream: it is interrupted, and begins when it is seen.
 // Calls `onOpen` once, and `onEvent({ kind, id, data })` for each event.
 export async function stream(path, { lastId, signal, onOpen = () => {}, onEvent }) {
+  await seen(signal);
+  signal.throwIfAborted();
   const aborter = new AbortController();
   const abort = () => aborter.abort();
+  const hide = () => document.hidden && abort();
   signal.addEventListener("abort", abort);
+  document.addEventListener("visibilitychange", hide);
   let watchdog = setTimeout(abort, SILENCE_MS);
   try {
     const headers = { Accept: "text/event-stream" };
@@ -109,6 +130,7 @@ export async function stream(path, { lastId, signal, onOpen = () => {}, onEvent 
   } finally {
     clearTimeout(watchdog);
     signal.removeEventListener("abort", abort);
+    document.removeEventListener("visibilitychange", hide);
   }
 }
 
