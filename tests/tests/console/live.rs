@@ -67,6 +67,8 @@ fn a_page_that_nobody_sees_has_no_stream_and_catches_up_when_it_is_seen() {
     browser.requests();
     let job = console.run("first", "true").to_string();
     console.mesh.wait_for_job(job.parse().unwrap(), "succeeded");
+    // The page would connect again after a second.
+    browser.value("new Promise((resolve) => setTimeout(resolve, 1500))");
     assert_eq!(browser.requests(), [""; 0]);
     hide(false);
     console.wait_for_status("live");

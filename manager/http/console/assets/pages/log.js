@@ -27,11 +27,12 @@ const SAID = {
 class Reader {
   constructor(box, { path, query, follow, count, say }) {
     Object.assign(this, { path, query, follow, say });
-    // Where the output begins that is still kept. Null while nobody has asked.
-    this.begins = null;
+    // Where the output begins that is still kept, as far as is known.
+    this.begins = 0;
+    this.looked = false;
     this.lines = new Lines(box, (counted) => {
-      if (counted.first > 0 && this.begins === null) this.look();
-      count({ ...counted, begins: this.begins ?? 0 });
+      if (counted.first > 0 && !this.looked) this.look();
+      count({ ...counted, begins: this.begins });
     });
     this.aborter = new AbortController();
     this.searcher = new AbortController();
@@ -87,7 +88,7 @@ class Reader {
 
   // Asks where the output begins that is still kept.
   look() {
-    this.begins = 0;
+    this.looked = true;
     // What cannot be read is told by what reads the lines.
     this.range(0, 0, this.aborter.signal).then(() => this.lines.count(), () => {});
   }
