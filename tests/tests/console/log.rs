@@ -96,13 +96,13 @@ fn a_log_whose_beginning_was_removed_says_so() {
     let browser = &console.browser;
     browser.wait_for_text("line 300000");
     browser.wait_for_text(" come before this. The first ");
-    browser.wait_for_text(" of the output were removed (log_total_size).");
+    browser.wait_for_text(" of the output have been removed by rotation.");
 
     browser.click("//button[.='First lines']");
     browser.wait("//button[.='Earlier'][@disabled]");
     let text = browser.text();
     assert!(!text.contains("come before this"), "{text}");
-    assert!(text.contains(" of the output were removed (log_total_size)."), "{text}");
+    assert!(text.contains(" of the output have been removed by rotation."), "{text}");
     assert!(!text.contains("line 1\n"), "{text}");
     console.check_quiet();
 }

@@ -223,7 +223,7 @@ export function Log({ path, query, follow }) {
     <p class="quiet">
       ${wanted ? `${number(count.found)} of ` : ""}${number(count.all)} lines. ${SAID[state]}
       ${count.first > count.begins ? ` ${bytes(count.first - count.begins)} come before this.` : ""}
-      ${count.begins > 0 ? ` The first ${bytes(count.begins)} of the output were removed (log_total_size).` : ""} At most ${number(LINES_MAX)} lines are shown at a time.
+      ${count.begins > 0 ? ` The first ${bytes(count.begins)} of the output have been removed by rotation.` : ""} At most ${number(LINES_MAX)} lines are shown at a time.
     </p>
     <${Notice} problem=${problem} />
     <div class="log" ref=${box} tabindex="0" role="log" aria-live="off" aria-label="Output" onScroll=${scrolled}></div>`;
