@@ -25,7 +25,7 @@ use uuid::Uuid;
 use super::children::{Children, Process};
 use super::command::{existing_files, not_executed, strings};
 use super::mark::Mark;
-use super::spawn::{Credentials, Launch, SpawnError, SpawnStep};
+use super::spawn::{CgroupJoin, Credentials, Launch, SpawnError, SpawnStep};
 use super::{ProcessRuntime, Shared};
 use crate::capture::Life;
 use crate::health::{LastLine, Said};
@@ -149,7 +149,7 @@ impl Shared {
         attempt: AttemptId,
         base: &CheckBase,
         command: &[String],
-        joins: Vec<std::fs::File>,
+        joins: Vec<CgroupJoin>,
         turn: OwnedSemaphorePermit,
     ) -> Result<Checking, String> {
         let message = |outcome: Outcome| outcome.message.unwrap_or_default();

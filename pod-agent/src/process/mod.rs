@@ -12,6 +12,7 @@
 mod cgroup;
 mod checks;
 mod children;
+mod clone;
 mod command;
 mod files;
 mod mark;

@@ -4,12 +4,12 @@
 //! supervisor for each program and halves the rate. Here the child shares the memory of the
 //! supervisor until it executes the program (`CLONE_VM | CLONE_VFORK`, like `posix_spawn`), and
 //! makes the system calls itself: it joins its cgroups, gives up its privileges, and executes. This
-//! is the only unsafe code in the agent.
+//! and `clone.rs` are the only unsafe code in the agent.
 
 use std::cell::{Cell, RefCell};
 use std::ffi::{CString, c_char};
 use std::fs::File;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::ptr;
 
 use nix::errno::Errno;
@@ -21,6 +21,8 @@ use nix::sys::wait::waitpid;
 use nix::unistd::{Pid, pipe2};
 use rustix::process::{Gid, Uid};
 use rustix::thread::{set_no_new_privs, set_thread_groups, set_thread_res_gid, set_thread_res_uid};
+
+use super::clone::clone_into;
 
 /// Bytes of the child's stack until it executes the program.
 const STACK_BYTES: usize = 64 << 10;
@@ -40,8 +42,17 @@ pub(super) struct Launch {
     pub(super) folder: CString,
     /// `None`: the program runs as the user of this process.
     pub(super) user: Option<Credentials>,
-    /// The child writes `0` to each of these files to join its cgroups.
-    pub(super) cgroups: Vec<File>,
+    /// How the child joins its cgroups. It can be created in only one of them.
+    pub(super) cgroups: Vec<CgroupJoin>,
+}
+
+/// How a process joins a cgroup.
+#[derive(Debug)]
+pub(super) enum CgroupJoin {
+    /// It is created in this folder, a cgroup of version 2.
+    Folder(File),
+    /// It writes `0` to this file.
+    Write(File),
 }
 
 /// The user and the groups of a process.
@@ -114,12 +125,16 @@ pub(super) fn spawn(launch: &Launch, null: &File) -> Result<SpawnedProcess, Spaw
     let arguments = pointers(&launch.arguments);
     let environment = pointers(&launch.environment);
     let failure = Cell::new(None);
-    let child = || {
+    let mut child = || {
         let output = [&stdout_writer, &stderr_writer];
         failure.set(Some(become_program(launch, null, output, &arguments, &environment)));
         NOT_EXECUTED
     };
-    let pid = vfork(Box::new(child)).map_err(&failed)?;
+    let folder = launch.cgroups.iter().find_map(|join| match join {
+        CgroupJoin::Folder(folder) => Some(folder.as_fd()),
+        CgroupJoin::Write(_) => None,
+    });
+    let pid = vfork(&mut child, folder).map_err(&failed)?;
     match failure.get() {
         None => Ok(SpawnedProcess { pid, stdout, stderr }),
         Some(error) => {
@@ -136,9 +151,12 @@ fn pointers(strings: &[CString]) -> Vec<*const c_char> {
 }
 
 /// Runs `child` in a new process that shares the memory of this one, and returns when it has
-/// executed a program or ended.
+/// executed a program or ended. The process is created in `cgroup`, or else in that of this process.
 #[expect(unsafe_code, reason = "no safe call starts a process that shares its memory")]
-fn vfork(child: Box<dyn FnMut() -> isize + '_>) -> Result<Pid, Errno> {
+pub(super) fn vfork(
+    child: &mut dyn FnMut() -> isize,
+    cgroup: Option<BorrowedFd<'_>>,
+) -> Result<Pid, Errno> {
     thread_local! {
         static STACK: RefCell<Vec<u8>> = RefCell::new(vec![0; STACK_BYTES]);
     }
@@ -150,7 +168,10 @@ fn vfork(child: Box<dyn FnMut() -> isize + '_>) -> Result<Pid, Errno> {
     // makes system calls, neither allocates nor unwinds, and changes only its `Cell`.
     let pid = STACK.with_borrow_mut(|stack| unsafe {
         let flags = CloneFlags::CLONE_VM | CloneFlags::CLONE_VFORK;
-        clone(child, stack, flags, Some(libc::SIGCHLD))
+        match cgroup {
+            Some(cgroup) => clone_into(child, stack, cgroup),
+            None => clone(Box::new(child), stack, flags, Some(libc::SIGCHLD)),
+        }
     });
     before.thread_set_mask()?;
     pid
@@ -183,8 +204,10 @@ fn prepare(
     rustix::stdio::dup2_stdin(null).map_err(&failed)?;
     rustix::stdio::dup2_stdout(stdout).map_err(&failed)?;
     rustix::stdio::dup2_stderr(stderr).map_err(&failed)?;
-    for cgroup in &launch.cgroups {
-        rustix::io::write(cgroup, b"0").map_err(SpawnError::in_child(SpawnStep::Cgroup))?;
+    for join in &launch.cgroups {
+        if let CgroupJoin::Write(file) = join {
+            rustix::io::write(file, b"0").map_err(SpawnError::in_child(SpawnStep::Cgroup))?;
+        }
     }
     close_others();
     reset_signals().map_err(SpawnError::at(SpawnStep::Fork))?;
@@ -320,7 +343,10 @@ mod tests {
                 Errno::ENOENT,
             ),
             (
-                Launch { cgroups: vec![File::create("/dev/full").unwrap()], ..shell("") },
+                Launch {
+                    cgroups: vec![CgroupJoin::Write(File::create("/dev/full").unwrap())],
+                    ..shell("")
+                },
                 SpawnStep::Cgroup,
                 Errno::ENOSPC,
             ),

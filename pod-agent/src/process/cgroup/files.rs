@@ -104,12 +104,6 @@ pub(super) fn kill_all(dir: &Path) {
     }
 }
 
-/// Allows new processes again after [`kill_all`].
-pub(super) fn allow_processes(dir: &Path) {
-    // The file does not exist in a version 1 tree of another controller.
-    _ = write(dir, "pids.max", "max");
-}
-
 /// Removes a cgroup and the cgroups below it.
 pub(super) fn remove(dir: &Path) -> io::Result<()> {
     for below in cgroups_below(dir) {

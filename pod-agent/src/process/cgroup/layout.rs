@@ -1,11 +1,15 @@
 //! Finds out where cgroups can be created.
 
-use std::fs;
+use std::cell::Cell;
+use std::fs::{self, File};
 use std::io;
+use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 
+use nix::sys::wait::waitpid;
 use nix::unistd::{AccessFlags, access};
 
+use super::super::spawn::vfork;
 use super::files::{self, PROCESSES, write};
 use crate::capacity::group_limit;
 
@@ -25,6 +29,8 @@ pub(super) struct Hierarchy {
     pub(super) base: PathBuf,
     /// Whether it is a version 2 tree.
     pub(super) unified: bool,
+    /// Whether a process can be created in one of its cgroups.
+    pub(super) creates: bool,
     /// Whether it limits memory.
     pub(super) memory: bool,
     /// Whether it limits CPU time.
@@ -124,7 +130,7 @@ impl Layout {
     fn add(&mut self, controller: &str, base: PathBuf) {
         let known = self.hierarchies.iter().position(|one| one.base == base);
         let at = known.unwrap_or_else(|| {
-            let one = Hierarchy { base, unified: false, memory: false, cpu: false };
+            let one = Hierarchy { base, unified: false, creates: false, memory: false, cpu: false };
             self.hierarchies.push(one);
             self.hierarchies.len() - 1
         });
@@ -174,8 +180,33 @@ fn make_unified(mount: &Mount, own: &str, name: &str, cores: u32) -> io::Result<
         write(&base, "memory.max", limit.to_string())?;
     }
     let (memory, cpu) = (no_memory.is_none(), no_cpu.is_none());
-    let hierarchies = vec![Hierarchy { base, unified: true, memory, cpu }];
+    let creates = creates_processes(&base)?;
+    let hierarchies = vec![Hierarchy { base, unified: true, creates, memory, cpu }];
     Ok(Layout { hierarchies, no_memory, no_cpu })
+}
+
+/// Returns whether this process can create processes in new cgroups below `base`.
+///
+/// Kernels before 5.7 cannot, and some container engines forbid it. Kernels since 6.14 kill the new
+/// process if its cgroup and that of this process were not killed (`cgroup.kill`) the same number of
+/// times: they mean to compare two counts of the new one. So a cgroup that was killed must not be
+/// used again, and if the one of this process ever was, no process can be created elsewhere.
+fn creates_processes(base: &Path) -> io::Result<bool> {
+    let dir = base.join("probe");
+    files::make(&dir)?;
+    let folder = File::open(&dir).map_err(|error| files::at(&dir, error))?;
+    let ran = Cell::new(false);
+    let mut child = || {
+        ran.set(true);
+        0
+    };
+    if let Ok(pid) = vfork(&mut child, Some(folder.as_fd())) {
+        // The only possible error is that other code reaped it.
+        _ = waitpid(pid, None);
+    }
+    // If this fails, it is removed with all others at the end.
+    _ = files::remove(&dir);
+    Ok(ran.get())
 }
 
 impl Mount {

@@ -2,14 +2,14 @@
 //!
 //! The supervisor has one cgroup for its agent, `podmesh-<id of the agent>`, in version 2 (one tree
 //! for all controllers) or in version 1 (one tree for each), and one below it for each attempt. A
-//! process joins it before it executes its program (`spawn.rs`), so nothing that it starts is ever
-//! outside. Later attempts reuse a cgroup, because creating one takes longer than starting a
-//! process. A cgroup with a memory limit is not reused, because memory still cached in it would
-//! count.
+//! process is created in it, or joins it before it executes its program (`spawn.rs`), so nothing
+//! that it starts is ever outside. Later attempts reuse a cgroup, because creating one takes longer
+//! than starting a process. One with limits is not reused: memory still cached in it would count. One
+//! whose processes were killed is not reused either, because it may not allow new ones.
 //!
-//! In version 1 a process joins the tree of CPU time only after [`CPU_LIMIT_AFTER`]. The scheduler
-//! has more work with a process in such a cgroup: with short commands, a node would start half as
-//! many.
+//! CPU time is limited only after [`CPU_LIMIT_AFTER`], in version 1 by joining a tree of its own. The
+//! scheduler has more work with a process in that tree: with short commands, a node would start half
+//! as many.
 //!
 //! If cgroups cannot be created, processes run without limits; [`Cgroups::unenforced`] says so.
 
@@ -32,6 +32,7 @@ use podmesh_protocol::spec::Resources;
 use uuid::Uuid;
 
 use self::layout::{Hierarchy, Layout};
+use super::spawn::CgroupJoin;
 
 /// The prefix of the names of agents' cgroups.
 const PREFIX: &str = "podmesh-";
@@ -74,8 +75,10 @@ pub(super) struct Cgroup {
     /// Thousandths of a core; `None` if that is not limited.
     cpu_millis: Option<u32>,
     has_memory_limit: bool,
-    /// Whether its processes were killed, so that it does not allow new ones.
-    is_closed: AtomicBool,
+    /// Whether [`Self::limit_cpu`] was called.
+    has_cpu_limit: AtomicBool,
+    /// Whether its processes were killed, so that it may not allow new ones.
+    was_killed: AtomicBool,
 }
 
 impl Cgroups {
@@ -130,19 +133,20 @@ impl Cgroups {
         self.pool.lock()
     }
 
-    /// Returns a cgroup with these limits, and the files by which a process joins it. Returns
+    /// Returns a cgroup with these limits, and how a process joins it. Returns
     /// `None` if there are no cgroups.
     ///
     /// # Errors
     /// If the kernel refuses it.
-    pub(super) fn take(&self, limits: &Resources) -> io::Result<Option<(Cgroup, Vec<File>)>> {
+    pub(super) fn take(&self, limits: &Resources) -> io::Result<Option<(Cgroup, Vec<CgroupJoin>)>> {
         if self.hierarchies.is_empty() {
             return Ok(None);
         }
         // A limit of all cores is no limit.
         let cpu_millis = Some(limits.cpu_millis).filter(|millis| millis / 1000 < self.cores);
-        let mut cgroup = self.spare(cpu_millis);
-        match cgroup.set_up(limits.memory_bytes, cpu_millis) {
+        let mut cgroup = self.spare();
+        cgroup.cpu_millis = cpu_millis;
+        match cgroup.set_up(limits.memory_bytes) {
             Ok(files) => Ok(Some((cgroup, files))),
             Err(error) => {
                 self.give_back(cgroup);
@@ -151,12 +155,11 @@ impl Cgroups {
         }
     }
 
-    /// Returns a spare cgroup, preferably with the same share of CPU time, or a new one.
-    fn spare(&self, cpu_millis: Option<u32>) -> Cgroup {
+    /// Returns a spare cgroup without limits, or a new one.
+    fn spare(&self) -> Cgroup {
         let mut pool = self.pool();
-        let alike = pool.spares.iter().rposition(|spare| spare.cpu_millis == cpu_millis);
-        if let Some(at) = alike.or_else(|| pool.spares.len().checked_sub(1)) {
-            return pool.spares.swap_remove(at);
+        if let Some(spare) = pool.spares.pop() {
+            return spare;
         }
         pool.last += 1;
         Cgroup {
@@ -164,26 +167,23 @@ impl Cgroups {
             name: pool.last.to_string(),
             cpu_millis: None,
             has_memory_limit: false,
-            is_closed: AtomicBool::new(false),
+            has_cpu_limit: AtomicBool::new(false),
+            was_killed: AtomicBool::new(false),
         }
     }
 
     /// Takes back a cgroup whose processes have ended.
     pub(super) fn give_back(&self, mut cgroup: Cgroup) {
-        let is_reusable = match cgroup.clean() {
-            Ok(()) => !cgroup.has_processes(),
-            Err(error) => {
-                // A process cannot be killed. The cgroup is removed with all others at the end.
-                tracing::warn!("cannot remove the cgroup of an ended attempt: {error}");
-                false
+        if cgroup.is_as_new() && !cgroup.has_processes() {
+            let mut pool = self.pool();
+            if pool.spares.len() < SPARES_MAX {
+                return pool.spares.push(cgroup);
             }
-        };
-        let mut pool = self.pool();
-        if is_reusable && pool.spares.len() < SPARES_MAX {
-            return pool.spares.push(cgroup);
         }
-        drop(pool);
-        _ = cgroup.remove();
+        if let Err(error) = cgroup.remove() {
+            // A process cannot be killed. The cgroup is removed with all others at the end.
+            tracing::warn!("cannot remove the cgroup of an ended attempt: {error}");
+        }
     }
 }
 
@@ -222,10 +222,8 @@ impl Cgroup {
         (self.dir(first), first.unified)
     }
 
-    /// Creates missing cgroups and sets the limits, except the one of [`Self::limit_cpu`]. 0 bytes
-    /// mean no limit.
-    fn set_up(&mut self, memory_bytes: u64, cpu_millis: Option<u32>) -> io::Result<Vec<File>> {
-        let mut joins = Vec::new();
+    /// Creates missing cgroups and limits the memory. 0 bytes mean no limit.
+    fn set_up(&mut self, memory_bytes: u64) -> io::Result<Vec<CgroupJoin>> {
         let hierarchies = Arc::clone(&self.hierarchies);
         for (number, hierarchy) in hierarchies.iter().enumerate() {
             let limits_memory = hierarchy.memory && memory_bytes > 0;
@@ -238,45 +236,43 @@ impl Cgroup {
                 self.has_memory_limit = true;
                 limit_memory(&dir, hierarchy.unified, memory_bytes)?;
             }
-            if hierarchy.unified && hierarchy.cpu && self.cpu_millis != cpu_millis {
-                let quota =
-                    cpu_millis.map_or_else(|| "max".to_owned(), |it| quota_us(it).to_string());
-                files::write(&dir, "cpu.max", format!("{quota} {PERIOD_US}"))?;
-            }
-            joins.push(join(&dir, hierarchy.unified)?);
         }
-        self.cpu_millis = cpu_millis;
-        Ok(joins)
+        self.joins()
     }
 
-    /// Returns the files by which another process joins the attempt.
+    /// Returns how a process joins the attempt.
     ///
     /// # Errors
     /// If the kernel refuses it.
-    pub(super) fn joins(&self) -> io::Result<Vec<File>> {
+    pub(super) fn joins(&self) -> io::Result<Vec<CgroupJoin>> {
         let mut joins = Vec::new();
         for (number, hierarchy) in self.hierarchies.iter().enumerate() {
             let dir = self.dir(hierarchy);
             let limits_memory = hierarchy.memory && self.has_memory_limit;
-            // In version 1 only after `limit_cpu`.
-            let limits_cpu = hierarchy.cpu && self.cpu_millis.is_some() && dir.exists();
+            // In version 1 there is nothing to join before.
+            let limits_cpu = hierarchy.cpu && self.has_cpu_limit.load(Ordering::Relaxed);
             if number > 0 && !limits_memory && !limits_cpu {
                 continue;
             }
-            joins.push(join(&dir, hierarchy.unified)?);
+            joins.push(join(hierarchy, &dir)?);
         }
         Ok(joins)
     }
 
-    /// Limits the CPU time if that was not done at the start, which is the case in version 1.
+    /// Limits the CPU time.
     pub(super) fn limit_cpu(&self) -> io::Result<()> {
         let Some(cpu_millis) = self.cpu_millis else { return Ok(()) };
-        let legacy = self.hierarchies.iter().find(|one| one.cpu && !one.unified);
-        let Some(hierarchy) = legacy else { return Ok(()) };
+        let Some(hierarchy) = self.hierarchies.iter().find(|one| one.cpu) else { return Ok(()) };
         let dir = self.dir(hierarchy);
+        let quota = quota_us(cpu_millis);
+        if hierarchy.unified {
+            self.has_cpu_limit.store(true, Ordering::Relaxed);
+            return files::write(&dir, "cpu.max", format!("{quota} {PERIOD_US}"));
+        }
         files::make(&dir)?;
+        self.has_cpu_limit.store(true, Ordering::Relaxed);
         files::write(&dir, "cpu.cfs_period_us", PERIOD_US.to_string())?;
-        files::write(&dir, "cpu.cfs_quota_us", quota_us(cpu_millis).to_string())?;
+        files::write(&dir, "cpu.cfs_quota_us", quota.to_string())?;
         files::move_all(&self.first().0, &dir)
     }
 
@@ -291,7 +287,7 @@ impl Cgroup {
     pub(super) fn kill(&self) -> bool {
         let lives = self.has_processes();
         if lives {
-            self.is_closed.store(true, Ordering::Relaxed);
+            self.was_killed.store(true, Ordering::Relaxed);
             files::kill_all(&self.first().0);
         }
         lives
@@ -307,21 +303,9 @@ impl Cgroup {
         kills.is_some_and(|kills| kills > 0)
     }
 
-    /// Prepares the cgroup for the next attempt.
-    fn clean(&mut self) -> io::Result<()> {
-        if self.has_memory_limit {
-            for hierarchy in self.hierarchies.iter().filter(|one| one.memory) {
-                files::remove(&self.dir(hierarchy))?;
-                if hierarchy.cpu {
-                    self.cpu_millis = None;
-                }
-            }
-            self.has_memory_limit = false;
-        }
-        if std::mem::take(self.is_closed.get_mut()) {
-            files::allow_processes(&self.first().0);
-        }
-        Ok(())
+    /// Returns whether another attempt can use it: it has no limits, and allows processes.
+    fn is_as_new(&mut self) -> bool {
+        !(self.has_memory_limit || *self.has_cpu_limit.get_mut() || *self.was_killed.get_mut())
     }
 
     fn remove(&self) -> io::Result<()> {
@@ -329,12 +313,16 @@ impl Cgroup {
     }
 }
 
-/// Returns the file by which a process joins a cgroup.
-fn join(dir: &Path, unified: bool) -> io::Result<File> {
+/// Returns how a process joins a cgroup.
+fn join(hierarchy: &Hierarchy, dir: &Path) -> io::Result<CgroupJoin> {
+    if hierarchy.creates {
+        return File::open(dir).map(CgroupJoin::Folder).map_err(|error| files::at(dir, error));
+    }
     // In version 1 a single thread is moved, which is far cheaper than moving a process. A process
     // that moves itself has only one thread.
-    let file = dir.join(if unified { files::PROCESSES } else { "tasks" });
-    OpenOptions::new().write(true).open(&file).map_err(|error| files::at(&file, error))
+    let file = dir.join(if hierarchy.unified { files::PROCESSES } else { "tasks" });
+    let opened = OpenOptions::new().write(true).open(&file);
+    opened.map(CgroupJoin::Write).map_err(|error| files::at(&file, error))
 }
 
 fn limit_memory(dir: &Path, unified: bool, bytes: u64) -> io::Result<()> {

@@ -1,12 +1,15 @@
 //! Tests with real cgroups, as root, including version 2 if the test's kernel provides it.
 #![expect(clippy::unwrap_used, reason = "tests")]
 
+use std::os::fd::{AsFd, AsRawFd};
 use std::process::{Child, Command, Stdio};
 
 use nix::sys::signal::Signal;
+use nix::sys::wait::waitpid;
 use nix::unistd::Pid;
 use tempfile::TempDir;
 
+use super::super::spawn::vfork;
 use super::*;
 
 /// Returns whether cgroups can be created here. Prints if they cannot, which is a failure in CI.
@@ -52,12 +55,14 @@ fn limits(cpu_millis: u32, memory_bytes: u64) -> Resources {
     Resources { cpu_millis, memory_bytes }
 }
 
-/// Starts a program that joins the cgroups, as `spawn.rs` does.
-fn start(joins: Vec<File>, script: &str) -> Child {
+/// Starts a program that joins the cgroups. `spawn.rs` gives it a process group of its own, and other
+/// tests would reap it.
+fn start(joins: Vec<CgroupJoin>, script: &str) -> Child {
     // A shell that moves itself has only one thread.
-    let files = joins.iter().map(|file| {
-        let fd = std::os::fd::AsRawFd::as_raw_fd(file);
-        fs::read_link(format!("/proc/self/fd/{fd}")).unwrap()
+    let path = |file: &File| fs::read_link(format!("/proc/self/fd/{}", file.as_raw_fd())).unwrap();
+    let files = joins.iter().map(|join| match join {
+        CgroupJoin::Folder(folder) => path(folder).join(files::PROCESSES),
+        CgroupJoin::Write(file) => path(file),
     });
     let script = format!("for f in \"$@\"; do echo $$ >$f || exit 99; done; echo ready; {script}");
     let mut child = Command::new("sh")
@@ -100,14 +105,26 @@ fn everything_is_killed(cgroups: &Cgroups) {
         }
         child.wait().unwrap();
         wait_until_empty(&cgroup);
-        let name = cgroup.name.clone();
         cgroups.give_back(cgroup);
-        // It is reused, and allows processes again.
-        let (cgroup, joins) = cgroups.take(&limits(1000, 0)).unwrap().unwrap();
-        assert_eq!(cgroup.name, name);
-        assert!(start(joins, "true & wait").wait().unwrap().success());
-        wait_until_empty(&cgroup);
-        cgroups.give_back(cgroup);
+        // The next one allows processes. It is reused, because it was not killed.
+        let mut name = None;
+        for _ in 0..2 {
+            let (cgroup, joins) = cgroups.take(&limits(1000, 0)).unwrap().unwrap();
+            if let CgroupJoin::Folder(folder) = &joins[0] {
+                let mut ran = false;
+                let mut child = || {
+                    ran = true;
+                    0
+                };
+                waitpid(vfork(&mut child, Some(folder.as_fd())).unwrap(), None).unwrap();
+                assert!(ran, "killed at its start");
+            }
+            assert!(start(joins, "true & wait").wait().unwrap().success());
+            wait_until_empty(&cgroup);
+            let before = name.replace(cgroup.name.clone());
+            assert!(before.is_none_or(|before| before == cgroup.name));
+            cgroups.give_back(cgroup);
+        }
     }
 }
 
